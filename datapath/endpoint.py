@@ -1,0 +1,92 @@
+"""What a reload is about: the endpoint and the node it lives on, as frozen values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from ipaddress import IPv4Address, IPv6Address
+from pathlib import Path
+
+LABEL_HOST = "reserved:host"
+
+HOST_ID, WORLD_ID, HEALTH_ID, REMOTE_NODE_ID = 1, 2, 4, 6
+"""Reserved identities (pkg/identity/numericidentity.go)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """One endpoint, as the loader sees it.
+
+    `mac` is the pod's own MAC, `node_mac` the one of the host side of its veth (aa:bb:cc:dd:ee:ff, lower case).
+    The three booleans are Cilium's EndpointDatapathConfiguration; `with_endpoint_routes` sets them together.
+    `options` are macros for ep_config.h, as (name, value) pairs; they are part of the template's hash.
+    `generation` is substituted like an address: it tells which load handled a packet, and never compiles.
+    """
+
+    id: int
+    ifname: str
+    mac: str
+    node_mac: str
+    ipv4: IPv4Address | None
+    ipv6: IPv6Address | None
+    identity: int
+    labels: frozenset[str] = frozenset()
+    require_egress_prog: bool = False
+    require_endpoint_route: bool = False
+    require_routing: bool = True
+    options: tuple[tuple[str, str], ...] = ()
+    generation: int = 1
+
+    @property
+    def is_host(self) -> bool:
+        return LABEL_HOST in self.labels
+
+    def with_endpoint_routes(self, on: bool) -> Endpoint:
+        """Return this endpoint in the given mode (daemon/cmd/endpoint.go, EnableEndpointRoutes)."""
+        return replace(self, require_egress_prog=on, require_endpoint_route=on, require_routing=not on)
+
+
+@dataclass(frozen=True, slots=True)
+class NodeConfig:
+    """What node_config.h and netdev_config.h say about the node.
+
+    `options` are further macros as (name, value) pairs. `encap_ifindex` is None without a tunnel.
+    """
+
+    router_ipv4: IPv4Address
+    router_ipv6: IPv6Address
+    cilium_host_ifindex: int
+    cilium_host_mac: str
+    cilium_net_ifindex: int
+    cilium_net_mac: str
+    encap_ifindex: int | None
+    encap_mac: str | None
+    mtu: int
+    endpoint_routes: bool = False
+    options: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class DatapathConfig:
+    """Where a node keeps its things, and how its programs are attached.
+
+    `library` holds the C sources, `state` the endpoints' directories and `templates/`, `bpffs` is the mount point of
+    the node's own BPF file system, `netns` the path of its network namespace.
+    `devices` are the native devices (option devices), `egress_devices` whether they get cil_to_netdev as well
+    (AreDevicesRequired), `filter_priority` is option bpf-filter-priority (0 means 1).
+    """
+
+    library: Path
+    state: Path
+    bpffs: Path
+    netns: Path
+    node: NodeConfig
+    devices: tuple[str, ...] = ()
+    egress_devices: bool = True
+    filter_priority: int = 1
+    clang: str | None = None
+    defines: tuple[tuple[str, str], ...] = field(default=())
+
+    @property
+    def globals(self) -> Path:
+        """The directory of the pinned maps (TCGlobalsPath)."""
+        return self.bpffs / "tc" / "globals"

@@ -1,0 +1,28 @@
+"""Checks on names that become paths, interface names or pins."""
+
+from __future__ import annotations
+
+import re
+
+from datapath.errors import InvalidName
+
+IFNAMSIZ = 16
+"""Length of an interface name in the kernel, its final NUL included (include/uapi/linux/if.h)."""
+
+_LAB = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,31}")
+
+
+def check_ifname(name: str) -> str:
+    """Return `name` if the kernel would take it for an interface (net/core/dev.c: dev_valid_name)."""
+    if not 0 < len(name.encode()) < IFNAMSIZ:
+        raise InvalidName("interface name", name, f"it must have 1 to {IFNAMSIZ - 1} bytes")
+    if name in (".", "..") or any(c in "/:" or c.isspace() for c in name):
+        raise InvalidName("interface name", name, "no slash, colon or white space")
+    return name
+
+
+def check_lab_name(name: str) -> str:
+    """Return `name` if it can name a lab: it becomes a directory, and the prefix of a target such as lab/pod-1."""
+    if not _LAB.fullmatch(name):
+        raise InvalidName("lab name", name, "letters, digits, '-' and '_', at most 32, a letter or digit first")
+    return name

@@ -1,0 +1,29 @@
+"""The one way to run an external tool: an argv list, output captured, a deadline, errors that carry the evidence."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+from datapath.errors import ToolError, ToolMissing
+
+PACKAGES = {"clang": "clang", "ip": "iproute2", "tc": "iproute2", "strace": "strace", "bpftool": "bpftool"}
+
+
+def find(tool: str) -> Path:
+    """Return the path of `tool`; ToolMissing names the Debian package to install."""
+    path = shutil.which(tool)
+    if path is None:
+        raise ToolMissing(tool, f"apt-get install {PACKAGES.get(tool, tool)}")
+    return Path(path)
+
+
+def run(argv: Sequence[str], *, timeout: float = 60.0, stdin: str | None = None) -> str:
+    """Run a tool to its end and return its standard output; ToolError if it fails, `timeout` in seconds."""
+    find(argv[0])
+    done = subprocess.run(argv, input=stdin, capture_output=True, text=True, timeout=timeout, check=False)
+    if done.returncode != 0:
+        raise ToolError(argv, done.returncode, done.stderr)
+    return done.stdout

@@ -1,0 +1,1 @@
+"""The emulated node, and everything that watches it."""

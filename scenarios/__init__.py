@@ -1,0 +1,1 @@
+"""What users run: pytest suites on the lab."""
