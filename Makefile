@@ -1,0 +1,21 @@
+# `make run` and `make test` do all the set-up themselves; see README.md. ARGS is handed to reloadlab run or to pytest.
+SHELL := /bin/sh
+ARGS ?=
+
+.PHONY: run test setup lock
+.DEFAULT_GOAL := run
+
+run: setup
+	@tools/as-root .venv/bin/reloadlab run $(ARGS)
+
+test: setup
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+	@tools/as-root .venv/bin/python -m pytest -n auto -p no:cacheprovider $(ARGS)
+
+setup:
+	@tools/setup
+
+lock:
+	@tools/lock
