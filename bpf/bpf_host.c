@@ -1,0 +1,222 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/*
+ * Programs of the host: cilium_host in both directions, cilium_net ingress, and the
+ * native devices. One object, of which every device gets a copy with constants of its
+ * own. The host must stay reachable whatever happens here, so what is not meant for a
+ * pod passes.
+ */
+#include <node_config.h>
+#include <ep_config.h>
+
+#include "lib/delivery.h"
+#include "lib/encap.h"
+#include "lib/hits.h"
+#include "lib/ipcache.h"
+#include "lib/policy.h"
+
+/*
+ * The other end of cilium_host takes only what is addressed to it; the stack has put
+ * the MAC of cilium_host itself there, because the device has no neighbours (NOARP).
+ */
+static __always_inline int host_to_cilium_net(struct __ctx_buff *ctx)
+{
+	const union macaddr cilium_net = CILIUM_NET_MAC;
+	int ret = eth_store_dest(ctx, cilium_net.addr);
+
+	return ret ? ret : pass_packet(ctx, TRACE_TO_STACK);
+}
+
+/* What the stack routed to cilium_host: for pods here, for pods behind the tunnel, or for the host. */
+static __always_inline int host_from_host(struct __ctx_buff *ctx, const enum family family)
+{
+	struct delivery from = { .src_label = cb_load(ctx, CB_SRC_LABEL), .dir = METRIC_INGRESS, .from_host = true };
+	struct remote_endpoint_info *info;
+	struct endpoint_info *ep;
+	struct packet pkt = {};
+	int ret = ip_parse(ctx, &pkt, family);
+
+	if (ret)
+		return ret;
+	if (ip_stays_on_link(&pkt, family))
+		return pass_packet(ctx, TRACE_TO_STACK);
+	ep = lookup_endpoint(&pkt.daddr, family);
+	if (ep && ep->flags & ENDPOINT_F_HOST)
+		return host_to_cilium_net(ctx);
+	from.src_label = resolve_source(from.src_label, &pkt, family);
+	if (ep)
+		return deliver_local(ctx, &pkt, ep, from, family);
+	info = lookup_ipcache(&pkt.daddr, family);
+#ifdef USE_TUNNEL
+	ret = encap_and_redirect(ctx, &pkt, info ? info->tunnel_endpoint : 0, from.src_label, family);
+	if (ret != DROP_NO_TUNNEL_ENDPOINT)
+		return ret;
+#endif /* USE_TUNNEL */
+	/* The stack would route a packet for an unknown pod here again, and again. */
+	if (!info || info->sec_identity == WORLD_ID)
+		return DROP_UNROUTABLE;
+	return host_to_cilium_net(ctx);
+}
+
+/* What a native device received. Without host routing the stack delivers it, seen by its conntrack. */
+static __always_inline int host_from_netdev(struct __ctx_buff *ctx, const enum family family __maybe_unused)
+{
+#ifdef ENABLE_HOST_ROUTING
+	struct delivery from = { .src_label = cb_load(ctx, CB_SRC_LABEL), .dir = METRIC_INGRESS };
+	struct endpoint_info *ep;
+	struct packet pkt = {};
+
+	/* What cannot be parsed here is not for a pod, or the stack's to reassemble or to refuse. */
+	if (ip_parse(ctx, &pkt, family))
+		return pass_packet(ctx, TRACE_TO_STACK);
+	ep = lookup_endpoint(&pkt.daddr, family);
+	if (ep && !(ep->flags & ENDPOINT_F_HOST)) {
+		from.src_label = resolve_source(from.src_label, &pkt, family);
+		return deliver_local(ctx, &pkt, ep, from, family);
+	}
+#endif /* ENABLE_HOST_ROUTING */
+	return pass_packet(ctx, TRACE_TO_STACK);
+}
+
+#ifdef ENABLE_IPV4
+__section_tail(CILIUM_MAP_CALLS, CILIUM_CALL_IPV4_FROM_HOST)
+int tail_handle_ipv4_from_host(struct __ctx_buff *ctx)
+{
+	__u32 src_label = cb_load(ctx, CB_SRC_LABEL);
+	int ret;
+
+	count_hit(PROGRAM_IPV4_FROM_HOST);
+	ret = host_from_host(ctx, FAMILY_IPV4);
+	return ret < 0 ? drop_packet(ctx, src_label, ret, METRIC_INGRESS) : ret;
+}
+
+__section_tail(CILIUM_MAP_CALLS, CILIUM_CALL_IPV4_FROM_NETDEV)
+int tail_handle_ipv4_from_netdev(struct __ctx_buff *ctx)
+{
+	__u32 src_label = cb_load(ctx, CB_SRC_LABEL);
+	int ret;
+
+	count_hit(PROGRAM_IPV4_FROM_NETDEV);
+	ret = host_from_netdev(ctx, FAMILY_IPV4);
+	return ret < 0 ? drop_packet(ctx, src_label, ret, METRIC_INGRESS) : ret;
+}
+#endif /* ENABLE_IPV4 */
+
+#ifdef ENABLE_IPV6
+__section_tail(CILIUM_MAP_CALLS, CILIUM_CALL_IPV6_FROM_HOST)
+int tail_handle_ipv6_from_host(struct __ctx_buff *ctx)
+{
+	__u32 src_label = cb_load(ctx, CB_SRC_LABEL);
+	int ret;
+
+	count_hit(PROGRAM_IPV6_FROM_HOST);
+	ret = host_from_host(ctx, FAMILY_IPV6);
+	return ret < 0 ? drop_packet(ctx, src_label, ret, METRIC_INGRESS) : ret;
+}
+
+__section_tail(CILIUM_MAP_CALLS, CILIUM_CALL_IPV6_FROM_NETDEV)
+int tail_handle_ipv6_from_netdev(struct __ctx_buff *ctx)
+{
+	__u32 src_label = cb_load(ctx, CB_SRC_LABEL);
+	int ret;
+
+	count_hit(PROGRAM_IPV6_FROM_NETDEV);
+	ret = host_from_netdev(ctx, FAMILY_IPV6);
+	return ret < 0 ? drop_packet(ctx, src_label, ret, METRIC_INGRESS) : ret;
+}
+#endif /* ENABLE_IPV6 */
+
+/* The slot for the packet's family, called or missed; everything but IP passes. */
+static __always_inline int host_dispatch(struct __ctx_buff *ctx, __u32 src_label, const __u32 slot4 __maybe_unused,
+					 const __u32 slot6 __maybe_unused)
+{
+	__be16 protocol = eth_protocol(ctx);
+
+	clear_cb(ctx);
+	cb_store(ctx, CB_SRC_LABEL, src_label);
+	switch (protocol) {
+#ifdef ENABLE_IPV6
+	case bpf_htons(ETH_P_IPV6):
+		ep_tail_call(ctx, slot6);
+		return DROP_MISSED_TAIL_CALL;
+#endif /* ENABLE_IPV6 */
+#ifdef ENABLE_IPV4
+	case bpf_htons(ETH_P_IP):
+		ep_tail_call(ctx, slot4);
+		return DROP_MISSED_TAIL_CALL;
+#endif /* ENABLE_IPV4 */
+	default:
+		return pass_packet(ctx, TRACE_TO_STACK);
+	}
+}
+
+/* Egress of cilium_host. A miss is counted as a drop, but the packet passes: the host stays reachable. */
+__section("from-host")
+int cil_from_host(struct __ctx_buff *ctx)
+{
+	__u32 src_label;
+	int ret;
+
+	count_hit(PROGRAM_FROM_HOST);
+	trace_packet(ctx, TRACE_FROM_HOST);
+	src_label = mark_take_identity(ctx);
+	ret = host_dispatch(ctx, src_label, CILIUM_CALL_IPV4_FROM_HOST, CILIUM_CALL_IPV6_FROM_HOST);
+	return ret < 0 ? drop_packet_verdict(ctx, src_label, ret, METRIC_INGRESS, TC_ACT_OK) : ret;
+}
+
+/* Ingress of a native device; a miss as above. */
+__section("from-netdev")
+int cil_from_netdev(struct __ctx_buff *ctx)
+{
+	int ret;
+
+	count_hit(PROGRAM_FROM_NETDEV);
+	trace_packet(ctx, TRACE_FROM_NETWORK);
+	ret = host_dispatch(ctx, WORLD_ID, CILIUM_CALL_IPV4_FROM_NETDEV, CILIUM_CALL_IPV6_FROM_NETDEV);
+	return ret < 0 ? drop_packet_verdict(ctx, WORLD_ID, ret, METRIC_INGRESS, TC_ACT_OK) : ret;
+}
+
+/* Egress of a native device. */
+__section("to-netdev")
+int cil_to_netdev(struct __ctx_buff *ctx)
+{
+	count_hit(PROGRAM_TO_NETDEV);
+	return pass_packet(ctx, TRACE_TO_NETWORK);
+}
+
+/* Ingress of cilium_host and of cilium_net: what reaches the host's own stack. */
+__section("to-host")
+int cil_to_host(struct __ctx_buff *ctx)
+{
+	count_hit(PROGRAM_TO_HOST);
+	return pass_packet(ctx, TRACE_TO_STACK);
+}
+
+#ifdef ENABLE_HOST_FIREWALL
+/*
+ * The host's policy program, in POLICY_CALL_MAP at the host endpoint's id. With
+ * endpoint routes the programs of a pod call it: for what the pod sends to the host,
+ * and for what the host sends to the pod, which goes on to the pod's policy program.
+ */
+static __always_inline int host_lxc_traffic(struct __ctx_buff *ctx)
+{
+	__u32 endpoint_id = cb_load(ctx, CB_DST_ENDPOINT_ID);
+
+	if (!cb_load(ctx, CB_FROM_HOST))
+		return pass_packet(ctx, TRACE_TO_STACK);
+	cb_store(ctx, CB_SRC_LABEL, HOST_ID);
+	policy_tail_call(ctx, endpoint_id);
+	return DROP_MISSED_TAIL_CALL;
+}
+
+__section_tail(CILIUM_MAP_POLICY, TEMPLATE_HOST_EP_ID)
+int handle_lxc_traffic(struct __ctx_buff *ctx)
+{
+	int ret;
+
+	count_hit(PROGRAM_HANDLE_LXC_TRAFFIC);
+	ret = host_lxc_traffic(ctx);
+	return ret < 0 ? drop_packet(ctx, HOST_ID, ret, METRIC_EGRESS) : ret;
+}
+#endif /* ENABLE_HOST_FIREWALL */
+
+char ____license[] __section("license") = "Dual BSD/GPL";

@@ -1,0 +1,78 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+#ifndef RELOADLAB_COMMON_H
+#define RELOADLAB_COMMON_H
+
+#include <linux/if_ether.h>
+#include <bpf/helpers.h>
+#include <bpf/maps.h>
+#include "utils.h"
+#include "config.h"
+
+#define __ctx_buff __sk_buff
+
+/* An address of either family; an IPv4 address is in .ip4 and the rest is zero. */
+union ipaddr {
+	__be32 ip4;
+	__be32 ip6[4];
+	__u8 byte[16];
+};
+
+union macaddr {
+	struct {
+		__u32 p1;
+		__u16 p2;
+	};
+	__u8 addr[ETH_ALEN];
+};
+
+/* How the keys of maps name a family. */
+enum family {
+	FAMILY_IPV4 = 1,
+	FAMILY_IPV6 = 2,
+};
+
+/*
+ * Words of __sk_buff.cb: what one program of a chain leaves for the next one. They
+ * survive tail calls and redirects, so every entry program clears them first.
+ */
+enum cb_word {
+	CB_SRC_LABEL,		/* identity of the source */
+	CB_IFINDEX,		/* device of the destination pod */
+	CB_POLICY,
+	CB_FROM_HOST,		/* not 0: the packet comes from the host */
+	CB_FROM_TUNNEL,		/* not 0: the packet came through the tunnel */
+};
+
+/* What the host's policy program finds there instead: the pod that it is to hand the packet to. */
+#define CB_DST_ENDPOINT_ID CB_SRC_LABEL
+
+/*
+ * In assembly, because a compiler that computes the address of cb once and uses it
+ * twice makes a program that the verifier refuses: the context is only accessible by
+ * the context pointer itself plus a constant.
+ */
+#define CB_OFF(word) (__builtin_offsetof(struct __sk_buff, cb) + (word) * sizeof(__u32))
+
+static __always_inline void cb_store(struct __ctx_buff *ctx, const enum cb_word word, __u32 value)
+{
+	asm volatile("*(u32 *)(%0 + %1) = %2" :: "r"(ctx), "i"(CB_OFF(word)), "r"((__u64)value) : "memory");
+}
+
+static __always_inline __u32 cb_load(const struct __ctx_buff *ctx, const enum cb_word word)
+{
+	__u64 value;
+
+	asm volatile("%0 = *(u32 *)(%1 + %2)" : "=r"(value) : "r"(ctx), "i"(CB_OFF(word)));
+	return (__u32)value;
+}
+
+static __always_inline void clear_cb(struct __ctx_buff *ctx)
+{
+	cb_store(ctx, CB_SRC_LABEL, 0);
+	cb_store(ctx, CB_IFINDEX, 0);
+	cb_store(ctx, CB_POLICY, 0);
+	cb_store(ctx, CB_FROM_HOST, 0);
+	cb_store(ctx, CB_FROM_TUNNEL, 0);
+}
+
+#endif /* RELOADLAB_COMMON_H */

@@ -1,0 +1,161 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+#ifndef RELOADLAB_CONFIG_H
+#define RELOADLAB_CONFIG_H
+
+/*
+ * Every macro that configures the programs, and what it is when nobody defines it.
+ * They come from node_config.h (the node), ep_config.h (pod or host endpoint),
+ * netdev_config.h (overlay) or the command line; this file is included after those.
+ *
+ * Address families
+ *   ENABLE_IPV4, ENABLE_IPV6	handle the family; without it its packets are an unknown L3 protocol
+ *   ENABLE_IPV4_FRAGMENTS	let IPv4 fragments through instead of dropping them (157)
+ *   ENABLE_IPV6_FRAGMENTS	the same for IPv6
+ *   ENABLE_ARP_PASSTHROUGH	leave ARP of a pod to the host's stack; otherwise the programs answer it
+ *
+ * Routing mode
+ *   ENABLE_ROUTING		endpoint routes are off: a pod's program looks up local destinations itself
+ *   USE_BPF_PROG_FOR_INGRESS_POLICY
+ *				endpoint routes are on: what goes to a pod passes the egress program of its device
+ *   ENABLE_HOST_ROUTING	from-netdev delivers to local pods itself instead of leaving it to the stack
+ *   ENABLE_HOST_FIREWALL	the host endpoint has a program in the policy call map
+ *   TUNNEL_MODE		remote pods are reached through ENCAP_IFINDEX
+ *   LOCAL_DELIVERY_METRICS	count a packet as forwarded before it is handed to a local pod's program
+ *
+ * The node
+ *   HOST_IFINDEX, CILIUM_NET_MAC	cilium_net: transmitting there arrives at cilium_host
+ *   HOST_IFINDEX_MAC		MAC of cilium_host, as an initialiser of union macaddr
+ *   ENCAP_IFINDEX		the tunnel device
+ *   IPV4_MASK			the part of an address that names its node, in network order
+ *
+ * The endpoint
+ *   LXC_ID, LXC_IPV4, LXC_IP	id, IPv4 address (network order), IPv6 address (four words LXC_IP_1..4)
+ *   SECLABEL			security identity
+ *   NODE_MAC			MAC of the host side of its device
+ *   GENERATION			number of the load, see hits.h
+ */
+
+#ifndef GENERATION
+# define GENERATION 0
+#endif /* GENERATION */
+
+#ifdef ENCAP_IFINDEX
+# ifdef TUNNEL_MODE
+#  define USE_TUNNEL 1
+# endif /* TUNNEL_MODE */
+#endif /* ENCAP_IFINDEX */
+
+/* Reserved identities; node_config.h defines them as well, with the same numbers. */
+#ifndef HOST_ID
+# define HOST_ID 1
+#endif /* HOST_ID */
+#ifndef WORLD_ID
+# define WORLD_ID 2
+#endif /* WORLD_ID */
+#ifndef REMOTE_NODE_ID
+# define REMOTE_NODE_ID 6
+#endif /* REMOTE_NODE_ID */
+#ifndef KUBE_APISERVER_NODE_ID
+# define KUBE_APISERVER_NODE_ID 7
+#endif /* KUBE_APISERVER_NODE_ID */
+
+/*
+ * Names and sizes of the pinned maps. Names that belong to one endpoint or object
+ * (CALLS_MAP, POLICY_MAP) come from its header only.
+ */
+#ifndef ENDPOINTS_MAP
+# define ENDPOINTS_MAP cilium_lxc
+#endif /* ENDPOINTS_MAP */
+#ifndef ENDPOINTS_MAP_SIZE
+# define ENDPOINTS_MAP_SIZE 65535
+#endif /* ENDPOINTS_MAP_SIZE */
+#ifndef METRICS_MAP
+# define METRICS_MAP cilium_metrics
+#endif /* METRICS_MAP */
+#ifndef METRICS_MAP_SIZE
+# define METRICS_MAP_SIZE 1024
+#endif /* METRICS_MAP_SIZE */
+#ifndef POLICY_CALL_MAP
+# define POLICY_CALL_MAP cilium_call_policy
+#endif /* POLICY_CALL_MAP */
+#ifndef POLICY_PROG_MAP_SIZE
+# define POLICY_PROG_MAP_SIZE 65535
+#endif /* POLICY_PROG_MAP_SIZE */
+#ifndef IPCACHE_MAP
+# define IPCACHE_MAP cilium_ipcache
+#endif /* IPCACHE_MAP */
+#ifndef IPCACHE_MAP_SIZE
+# define IPCACHE_MAP_SIZE 512000
+#endif /* IPCACHE_MAP_SIZE */
+#ifndef TUNNEL_MAP
+# define TUNNEL_MAP cilium_tunnel_map
+#endif /* TUNNEL_MAP */
+#ifndef TUNNEL_ENDPOINT_MAP_SIZE
+# define TUNNEL_ENDPOINT_MAP_SIZE 65535
+#endif /* TUNNEL_ENDPOINT_MAP_SIZE */
+#ifndef POLICY_MAP_SIZE
+# define POLICY_MAP_SIZE 16384
+#endif /* POLICY_MAP_SIZE */
+#ifndef HITS_MAP
+# define HITS_MAP reloadlab_hits
+#endif /* HITS_MAP */
+#ifndef HITS_MAP_SIZE
+# define HITS_MAP_SIZE 16384
+#endif /* HITS_MAP_SIZE */
+
+/*
+ * Variations for scenarios, given with -D. None is on by default.
+ *
+ * A map that differs from the pinned one in exactly one property, for map migration:
+ * the policy map stands for a map of one endpoint, ipcache and tunnel map for shared
+ * ones. Traffic on one node flows on while they are empty. Besides the *_SIZE above:
+ *   POLICY_MAP_TYPE, IPCACHE_MAP_TYPE	BPF_MAP_TYPE_LPM_TRIE; BPF_MAP_TYPE_HASH works as well
+ *   TUNNEL_MAP_TYPE			BPF_MAP_TYPE_HASH; BPF_MAP_TYPE_LRU_HASH needs TUNNEL_MAP_FLAGS=0
+ *   POLICY_MAP_FLAGS, IPCACHE_MAP_FLAGS, TUNNEL_MAP_FLAGS
+ *					BPF_F_NO_PREALLOC; "(BPF_F_NO_PREALLOC | BPF_F_NUMA_NODE)" loads too
+ *   POLICY_KEY_PAD, IPCACHE_KEY_PAD, TUNNEL_KEY_PAD
+ *					words of 32 bits appended to the key
+ *   POLICY_VALUE_PAD, IPCACHE_VALUE_PAD, TUNNEL_VALUE_PAD
+ *					words of 32 bits appended to the value (POLICY_VALUE_PAD: of 64)
+ *
+ * A program that cannot be loaded:
+ *   REJECTED_BY_VERIFIER	add a tail program (slot 8) that reads packet data without a bounds check
+ */
+#ifndef POLICY_MAP_TYPE
+# define POLICY_MAP_TYPE BPF_MAP_TYPE_LPM_TRIE
+#endif /* POLICY_MAP_TYPE */
+#ifndef POLICY_MAP_FLAGS
+# define POLICY_MAP_FLAGS BPF_F_NO_PREALLOC
+#endif /* POLICY_MAP_FLAGS */
+#ifndef POLICY_KEY_PAD
+# define POLICY_KEY_PAD 0
+#endif /* POLICY_KEY_PAD */
+#ifndef POLICY_VALUE_PAD
+# define POLICY_VALUE_PAD 0
+#endif /* POLICY_VALUE_PAD */
+#ifndef IPCACHE_MAP_TYPE
+# define IPCACHE_MAP_TYPE BPF_MAP_TYPE_LPM_TRIE
+#endif /* IPCACHE_MAP_TYPE */
+#ifndef IPCACHE_MAP_FLAGS
+# define IPCACHE_MAP_FLAGS BPF_F_NO_PREALLOC
+#endif /* IPCACHE_MAP_FLAGS */
+#ifndef IPCACHE_KEY_PAD
+# define IPCACHE_KEY_PAD 0
+#endif /* IPCACHE_KEY_PAD */
+#ifndef IPCACHE_VALUE_PAD
+# define IPCACHE_VALUE_PAD 0
+#endif /* IPCACHE_VALUE_PAD */
+#ifndef TUNNEL_MAP_TYPE
+# define TUNNEL_MAP_TYPE BPF_MAP_TYPE_HASH
+#endif /* TUNNEL_MAP_TYPE */
+#ifndef TUNNEL_MAP_FLAGS
+# define TUNNEL_MAP_FLAGS BPF_F_NO_PREALLOC
+#endif /* TUNNEL_MAP_FLAGS */
+#ifndef TUNNEL_KEY_PAD
+# define TUNNEL_KEY_PAD 0
+#endif /* TUNNEL_KEY_PAD */
+#ifndef TUNNEL_VALUE_PAD
+# define TUNNEL_VALUE_PAD 0
+#endif /* TUNNEL_VALUE_PAD */
+
+#endif /* RELOADLAB_CONFIG_H */

@@ -1,0 +1,80 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+#ifndef RELOADLAB_ENCAP_H
+#define RELOADLAB_ENCAP_H
+
+#include "ip.h"
+#include "trace.h"
+
+struct tunnel_key {
+	union ipaddr ip;	/* the part of a pod's address that names its node */
+	__u8 family;
+	__u8 cluster_id;
+	__u16 pad;
+#if TUNNEL_KEY_PAD
+	__u32 variation[TUNNEL_KEY_PAD];
+#endif /* TUNNEL_KEY_PAD */
+};
+
+struct tunnel_value {
+	union ipaddr ip;	/* the node */
+	__u8 family;
+	__u8 key;
+	__u16 node_id;
+#if TUNNEL_VALUE_PAD
+	__u32 variation[TUNNEL_VALUE_PAD];
+#endif /* TUNNEL_VALUE_PAD */
+};
+
+/* The node of every pod network, for pods that ipcache does not know. */
+struct {
+	__uint(type, TUNNEL_MAP_TYPE);
+	__type(key, struct tunnel_key);
+	__type(value, struct tunnel_value);
+	__uint(max_entries, TUNNEL_ENDPOINT_MAP_SIZE);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+	__uint(map_flags, TUNNEL_MAP_FLAGS);
+} TUNNEL_MAP __maps_btf;
+
+#ifdef USE_TUNNEL
+static __always_inline __be32 lookup_tunnel_endpoint(const struct packet *pkt, const enum family family)
+{
+	struct tunnel_key key = { .ip = pkt->daddr, .family = (__u8)family };
+	struct tunnel_value *value;
+
+	if (family == FAMILY_IPV6) {
+		key.ip.ip6[3] = 0;	/* a pod network is a /96 */
+	} else {
+#ifdef IPV4_MASK
+		key.ip.ip4 &= IPV4_MASK;
+#else
+		return 0;
+#endif /* IPV4_MASK */
+	}
+	value = map_lookup_elem(&TUNNEL_MAP, &key);
+	return value ? value->ip.ip4 : 0;
+}
+
+/*
+ * Send the packet through the tunnel, with the identity as its VNI. `endpoint` is what
+ * ipcache says, 0 if nothing; DROP_NO_TUNNEL_ENDPOINT tells the caller to go on.
+ */
+static __always_inline int encap_and_redirect(struct __ctx_buff *ctx, const struct packet *pkt, __be32 endpoint,
+					      __u32 src_label, const enum family family)
+{
+	struct bpf_tunnel_key key = {};
+
+	if (!endpoint)
+		endpoint = lookup_tunnel_endpoint(pkt, family);
+	if (!endpoint)
+		return DROP_NO_TUNNEL_ENDPOINT;
+	/* To another node, this host is a remote node. */
+	key.tunnel_id = src_label == HOST_ID ? REMOTE_NODE_ID : src_label;
+	key.remote_ipv4 = bpf_ntohl(endpoint);
+	if (skb_set_tunnel_key(ctx, &key, sizeof(key), BPF_F_ZERO_CSUM_TX))
+		return DROP_WRITE_ERROR;
+	trace_packet(ctx, TRACE_TO_OVERLAY);
+	return redirect(ENCAP_IFINDEX, 0);
+}
+#endif /* USE_TUNNEL */
+
+#endif /* RELOADLAB_ENCAP_H */

@@ -1,0 +1,83 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+#ifndef RELOADLAB_HITS_H
+#define RELOADLAB_HITS_H
+
+#include "common.h"
+
+/*
+ * Which load of which program handled how many packets. GENERATION is substituted at
+ * every load, so after a reload new entries appear beside the old ones, and a test
+ * reads from them which build a packet met. The kernel's run counters cannot tell:
+ * they leave out programs that are reached by a tail call.
+ *
+ * These numbers stand in lab/layouts.py too; a test compares them.
+ */
+enum program_id {
+	PROGRAM_FROM_CONTAINER = 1,
+	PROGRAM_TO_CONTAINER = 2,
+	PROGRAM_HANDLE_POLICY = 3,
+	PROGRAM_LXC_ARP = 4,
+	PROGRAM_LXC_ICMP6_NS = 5,
+	PROGRAM_IPV4_FROM_LXC = 6,
+	PROGRAM_IPV6_FROM_LXC = 7,
+	PROGRAM_IPV4_POLICY = 8,
+	PROGRAM_IPV6_POLICY = 9,
+	PROGRAM_IPV4_TO_ENDPOINT = 10,
+	PROGRAM_IPV6_TO_ENDPOINT = 11,
+
+	PROGRAM_TO_HOST = 32,
+	PROGRAM_FROM_HOST = 33,
+	PROGRAM_FROM_NETDEV = 34,
+	PROGRAM_TO_NETDEV = 35,
+	PROGRAM_IPV4_FROM_HOST = 36,
+	PROGRAM_IPV6_FROM_HOST = 37,
+	PROGRAM_IPV4_FROM_NETDEV = 38,
+	PROGRAM_IPV6_FROM_NETDEV = 39,
+	PROGRAM_HANDLE_LXC_TRAFFIC = 40,
+
+	PROGRAM_FROM_OVERLAY = 64,
+	PROGRAM_TO_OVERLAY = 65,
+	PROGRAM_IPV4_FROM_OVERLAY = 66,
+	PROGRAM_IPV6_FROM_OVERLAY = 67,
+};
+
+/* Whose program it is: the id of the pod, 0 in the objects of host and overlay. */
+#ifndef HITS_SOURCE
+# define HITS_SOURCE 0
+#endif /* HITS_SOURCE */
+
+struct hits_key {
+	__u32 generation;
+	__u16 source;
+	__u8 program;		/* enum program_id */
+	__u8 pad;
+};
+
+/* LRU: after many reloads the oldest generations make room, the newest always fit. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__type(key, struct hits_key);
+	__type(value, __u64);
+	__uint(max_entries, HITS_MAP_SIZE);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} HITS_MAP __maps_btf;
+
+/* The first statement of every program. */
+static __always_inline void count_hit(enum program_id program)
+{
+	struct hits_key key = {
+		.generation = GENERATION,
+		.source = HITS_SOURCE,
+		.program = (__u8)program,
+	};
+	__u64 one = 1;
+	__u64 *packets = map_lookup_elem(&HITS_MAP, &key);
+
+	/* Another CPU may insert the entry between lookup and update. */
+	if (!packets && map_update_elem(&HITS_MAP, &key, &one, BPF_NOEXIST))
+		packets = map_lookup_elem(&HITS_MAP, &key);
+	if (packets)
+		__sync_fetch_and_add(packets, 1);
+}
+
+#endif /* RELOADLAB_HITS_H */

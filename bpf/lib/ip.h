@@ -1,0 +1,150 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+#ifndef RELOADLAB_IP_H
+#define RELOADLAB_IP_H
+
+#include <linux/ip.h>
+#include <linux/ipv6.h>
+#include "common.h"
+#include "drop.h"
+
+/* What the programs need to know of an IP packet, the same for both families. */
+struct packet {
+	union ipaddr saddr;
+	union ipaddr daddr;
+	__u32 l4_off;		/* from the start of the frame */
+	__u8 family;		/* enum family, a constant in each program */
+	__u8 protocol;		/* of the upper layer */
+	__u8 ttl;
+};
+
+/* Extension headers that are walked over; a packet with more of them is dropped. */
+#define IPV6_MAX_EXTENSIONS 4
+
+static __always_inline int ipv4_parse(const struct __ctx_buff *ctx, struct packet *pkt)
+{
+	struct iphdr ip;
+	__u32 header, total;
+
+	if (skb_load_bytes(ctx, ETH_HLEN, &ip, sizeof(ip)))
+		return DROP_INVALID;
+	header = ip.ihl * 4U;
+	total = bpf_ntohs(ip.tot_len);
+	if (ip.version != 4 || header < sizeof(ip) || total < header || ETH_HLEN + total > ctx->len)
+		return DROP_INVALID;
+#ifndef ENABLE_IPV4_FRAGMENTS
+	if (ip.frag_off & bpf_htons(IP_MF | IP_OFFSET))
+		return DROP_FRAG_NOSUPPORT;
+#endif /* ENABLE_IPV4_FRAGMENTS */
+	pkt->saddr.ip4 = ip.saddr;
+	pkt->daddr.ip4 = ip.daddr;
+	pkt->l4_off = ETH_HLEN + header;
+	pkt->protocol = ip.protocol;
+	pkt->ttl = ip.ttl;
+	return 0;
+}
+
+/* Find the upper layer; of a later fragment, what follows is not its header. */
+static __always_inline int ipv6_skip_extensions(const struct __ctx_buff *ctx, struct packet *pkt)
+{
+	struct ipv6_opt_hdr opt;
+	int i;
+
+#pragma unroll
+	for (i = 0; i < IPV6_MAX_EXTENSIONS; i++) {
+		switch (pkt->protocol) {
+		case NEXTHDR_NONE:
+			return DROP_INVALID_EXTHDR;
+		case NEXTHDR_HOP:
+		case NEXTHDR_ROUTING:
+		case NEXTHDR_DEST:
+		case NEXTHDR_AUTH:
+		case NEXTHDR_FRAGMENT:
+			break;
+		default:
+			return 0;
+		}
+#ifndef ENABLE_IPV6_FRAGMENTS
+		if (pkt->protocol == NEXTHDR_FRAGMENT)
+			return DROP_FRAG_NOSUPPORT;
+#endif /* ENABLE_IPV6_FRAGMENTS */
+		if (skb_load_bytes(ctx, pkt->l4_off, &opt, sizeof(opt)))
+			return DROP_INVALID;
+		if (pkt->protocol == NEXTHDR_FRAGMENT)
+			pkt->l4_off += 8;
+		else if (pkt->protocol == NEXTHDR_AUTH)
+			pkt->l4_off += (opt.hdrlen + 2U) * 4;	/* RFC 4302, 2.2 */
+		else
+			pkt->l4_off += (opt.hdrlen + 1U) * 8;
+		pkt->protocol = opt.nexthdr;
+	}
+	return DROP_INVALID_EXTHDR;
+}
+
+static __always_inline int ipv6_parse(const struct __ctx_buff *ctx, struct packet *pkt)
+{
+	struct ipv6hdr ip;
+
+	if (skb_load_bytes(ctx, ETH_HLEN, &ip, sizeof(ip)))
+		return DROP_INVALID;
+	/* A payload length of 0 is that of a jumbogram (BIG TCP), and is let through. */
+	if (ip.version != 6 || ETH_HLEN + sizeof(ip) + bpf_ntohs(ip.payload_len) > ctx->len)
+		return DROP_INVALID;
+	memcpy(&pkt->saddr, ip.saddr, sizeof(pkt->saddr));
+	memcpy(&pkt->daddr, ip.daddr, sizeof(pkt->daddr));
+	pkt->l4_off = ETH_HLEN + sizeof(ip);
+	pkt->protocol = ip.nexthdr;
+	pkt->ttl = ip.hop_limit;
+	return ipv6_skip_extensions(ctx, pkt);
+}
+
+/* Validate the header and fill `pkt`, which the caller has zeroed: 0, or why it is dropped. */
+static __always_inline int ip_parse(const struct __ctx_buff *ctx, struct packet *pkt, const enum family family)
+{
+	pkt->family = (__u8)family;
+	return family == FAMILY_IPV4 ? ipv4_parse(ctx, pkt) : ipv6_parse(ctx, pkt);
+}
+
+/* fe80::/10, and the unspecified address: good on the link only. */
+static __always_inline bool ipv6_is_link_local(const union ipaddr *addr)
+{
+	return (addr->ip6[0] & bpf_htonl(0xffc00000)) == bpf_htonl(0xfe800000);
+}
+
+static __always_inline bool ipv6_is_unspecified(const union ipaddr *addr)
+{
+	return !(addr->ip6[0] | addr->ip6[1] | addr->ip6[2] | addr->ip6[3]);
+}
+
+/* Broadcast, multicast and link-local destinations: no pod, no node, but the link itself. */
+static __always_inline bool ip_stays_on_link(const struct packet *pkt, const enum family family)
+{
+	if (family == FAMILY_IPV4)
+		return pkt->daddr.byte[0] >= 224;
+	return pkt->daddr.byte[0] == 0xff || ipv6_is_link_local(&pkt->daddr);
+}
+
+/* Without branches, as eth_equal(). */
+static __always_inline bool ip_equal(const union ipaddr *a, const union ipaddr *b)
+{
+	return !((a->ip6[0] ^ b->ip6[0]) | (a->ip6[1] ^ b->ip6[1]) | (a->ip6[2] ^ b->ip6[2]) | (a->ip6[3] ^ b->ip6[3]));
+}
+
+/* One hop less to live; a packet that has none left is dropped. */
+static __always_inline int ip_decrement_ttl(struct __ctx_buff *ctx, const struct packet *pkt, const enum family family)
+{
+	const __u32 ttl_off = ETH_HLEN + __builtin_offsetof(struct iphdr, ttl);
+	const __u32 check_off = ETH_HLEN + __builtin_offsetof(struct iphdr, check);
+	const __u32 hop_off = ETH_HLEN + __builtin_offsetof(struct ipv6hdr, hop_limit);
+	__u8 ttl = (__u8)(pkt->ttl - 1);
+
+	if (pkt->ttl <= 1)
+		return DROP_INVALID;
+	if (family == FAMILY_IPV6)
+		return skb_store_bytes(ctx, hop_off, &ttl, sizeof(ttl), BPF_F_RECOMPUTE_CSUM) ? DROP_WRITE_ERROR : 0;
+	/* Both writes together leave a hardware checksum of the frame as it was: no flag. */
+	if (l3_csum_replace(ctx, check_off, bpf_htons(pkt->ttl << 8), bpf_htons(ttl << 8), sizeof(__u16)))
+		return DROP_CSUM_L3;
+	return skb_store_bytes(ctx, ttl_off, &ttl, sizeof(ttl), 0) ? DROP_WRITE_ERROR : 0;
+}
+
+#endif /* RELOADLAB_IP_H */
