@@ -89,4 +89,4 @@ class DatapathConfig:
     @property
     def globals(self) -> Path:
         """The directory of the pinned maps (TCGlobalsPath)."""
-        return self.bpffs / "tc" / "globals"
+        return self.bpffs / "tc/globals"

@@ -2,13 +2,36 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 
 class ReloadlabError(Exception):
-    """Base of all errors that a user can cause or cure; the command line prints str() and exits with 1."""
+    """Base of all errors that a user can cause or cure; the command line prints str() and exits with 1.
+
+    All of them can be pickled, whatever their constructors take: str() and attributes come out as they went in. An
+    attribute that cannot be pickled becomes its repr().
+    """
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _restore, (type(self), self.args, {name: _portable(value) for name, value in vars(self).items()})
+
+
+def _restore(kind: type[ReloadlabError], args: tuple[Any, ...], attributes: dict[str, Any]) -> ReloadlabError:
+    error = kind.__new__(kind, *args)
+    vars(error).update(attributes)
+    return error
+
+
+def _portable(value: Any) -> Any:
+    try:
+        pickle.loads(pickle.dumps(value))
+    except Exception:  # noqa: BLE001 - whatever a foreign class does when it is pickled
+        return repr(value)
+    return value
 
 
 class ToolMissing(ReloadlabError):
@@ -87,7 +110,7 @@ class MapIncompatible(ReloadlabError):
 
 
 class VerifierError(ReloadlabError):
-    """The kernel refused a program. `log` is the verifier's whole log, str() its short summary."""
+    """The kernel refused a program. `log` is the verifier's whole log, `summary` its last words."""
 
     def __init__(self, program: str, errno: int, instructions: int, log: str) -> None:
         lines = [line for line in log.strip().splitlines() if line.strip()]
@@ -98,6 +121,7 @@ class VerifierError(ReloadlabError):
         self.program = program
         self.errno = errno
         self.instructions = instructions
+        self.summary = summary
         self.log = log
 
 

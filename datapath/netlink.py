@@ -6,11 +6,13 @@ bytes costs what the kernel costs. Its decoder serves everything that is not on 
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -18,12 +20,12 @@ from typing import Any, Self
 from datapath.errors import LinkNotFound, NetlinkError
 from datapath.netns import enter
 
-NLM_F_REQUEST, NLM_F_ACK, NLM_F_DUMP = 0x1, 0x4, 0x300
+NLM_F_REQUEST, NLM_F_ACK, NLM_F_ECHO, NLM_F_DUMP = 0x1, 0x4, 0x8, 0x300
 NLM_F_REPLACE, NLM_F_EXCL, NLM_F_CREATE = 0x100, 0x200, 0x400
 NLMSG_ERROR, NLMSG_DONE = 2, 3
 NLM_F_CAPPED, NLM_F_ACK_TLVS, NLM_F_DUMP_INTR = 0x100, 0x200, 0x10
 RTM_NEWLINK, RTM_GETLINK = 16, 18
-IFLA_IFNAME = 3
+IFLA_ADDRESS, IFLA_IFNAME = 1, 3
 
 _SOL_NETLINK, _NETLINK_CAP_ACK, _NETLINK_EXT_ACK, _NETLINK_GET_STRICT_CHK = 270, 10, 11, 12
 _NLMSGERR_ATTR_MSG = 1
@@ -31,6 +33,8 @@ _HEADER = struct.Struct("=IHHII")  # struct nlmsghdr: length, type, flags, seque
 _ATTRIBUTE = struct.Struct("=HH")  # struct nlattr: length, type
 _NLA_TYPE_MASK = 0x3FFF
 _RECEIVE = 1 << 18
+ANSWER_SECONDS = 30
+"""How long to wait for the kernel, which answers at once unless the lock of its network configuration is held."""
 _BATCH = 1 << 16  # bytes in one send: well below the default socket buffer
 
 
@@ -44,6 +48,15 @@ def encode(kind: type[Any], message_type: int, flags: int, fields: Mapping[str, 
     message["header"]["flags"] = NLM_F_REQUEST | flags
     message.encode()
     return bytes(message.data)
+
+
+@dataclass(frozen=True, slots=True)
+class Interface:
+    """An interface of a namespace; `mac` is None without an Ethernet address."""
+
+    name: str
+    ifindex: int
+    mac: str | None
 
 
 class Template:
@@ -102,6 +115,9 @@ class NetlinkSocket:
         for option in (_NETLINK_CAP_ACK, _NETLINK_EXT_ACK, _NETLINK_GET_STRICT_CHK):
             self._socket.setsockopt(_SOL_NETLINK, option, 1)
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 22)
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("@ll", ANSWER_SECONDS, 0))
+        # One buffer for all answers: socket.recv would allocate, and shrink, as much for each of them.
+        self._buffer = bytearray(_RECEIVE)
         self._sequence = 0
 
     def __enter__(self) -> Self:
@@ -123,10 +139,11 @@ class NetlinkSocket:
         for batch in _batches(messages):
             first = self._sequence + 1
             last = self._send(batch)
-            for sequence, errno, detail in self._acknowledgements(last):
-                if errno and failure is None:
+            for sequence, number, detail in self._acknowledgements(last):
+                # An answer from before `first` is to a request that was interrupted, by Ctrl-C say.
+                if number and failure is None and sequence >= first:
                     which = what if len(messages) == 1 else f"{what} (message {sequence - first + 1})"
-                    failure = NetlinkError(which, errno, detail)
+                    failure = NetlinkError(which, number, detail)
         if failure is not None:
             raise failure
 
@@ -137,8 +154,7 @@ class NetlinkSocket:
             if number != sequence:
                 continue
             if kind == NLMSG_ERROR:
-                errno, detail = _error(body)
-                raise NetlinkError(what, errno, detail)
+                raise NetlinkError(what, *_error(body))
             return body
         raise AssertionError("unreachable: _receive never ends")
 
@@ -155,8 +171,7 @@ class NetlinkSocket:
                 if kind == NLMSG_DONE:
                     break
                 if kind == NLMSG_ERROR:
-                    errno, detail = _error(body)
-                    raise NetlinkError(what, errno, detail)
+                    raise NetlinkError(what, *_error(body))
                 answers.append(body)
             if not interrupted:
                 return answers
@@ -181,6 +196,17 @@ class NetlinkSocket:
             raise LinkNotFound(ifname) from error
         return int(struct.unpack_from("=i", answer, 20)[0])
 
+    def interfaces(self) -> dict[str, Interface]:
+        """Return every interface of the namespace by name."""
+        message = _HEADER.pack(32, RTM_GETLINK, NLM_F_REQUEST, 0, 0) + bytes(16)
+        found = {}
+        for answer in self.dump("list interfaces", message):
+            values = dict(attributes(answer, 32))
+            name, address = text(values[IFLA_IFNAME]), values.get(IFLA_ADDRESS)
+            mac = ":".join(f"{byte:02x}" for byte in address) if address is not None and len(address) == 6 else None
+            found[name] = Interface(name, int(struct.unpack_from("=i", answer, 20)[0]), mac)
+        return found
+
     def _send(self, messages: Sequence[bytes], *, acknowledge: bool = True, flags: int = 0) -> int:
         """Number the messages, send them at once, return the last number. Only the last asks to be acknowledged."""
         out = bytearray()
@@ -198,7 +224,12 @@ class NetlinkSocket:
 
     def _receive(self) -> Iterator[tuple[int, int, bytes]]:
         while True:
-            data = self._socket.recv(_RECEIVE)
+            try:
+                size = self._socket.recv_into(self._buffer)
+            except BlockingIOError as error:
+                detail = f"the kernel gave no answer within {ANSWER_SECONDS} s"
+                raise NetlinkError("netlink", errno.ETIMEDOUT, detail) from error
+            data = bytes(memoryview(self._buffer)[:size])
             offset = 0
             while offset + 16 <= len(data):
                 length, kind, _, sequence, _ = _HEADER.unpack_from(data, offset)
@@ -216,13 +247,13 @@ class NetlinkSocket:
 def _error(message: bytes) -> tuple[int, str]:
     """Return (errno, words) of an NLMSG_ERROR message; the words are the kernel's own where it gave some."""
     flags = _HEADER.unpack_from(message)[2]
-    errno = -int(struct.unpack_from("=i", message, 16)[0])
+    number = -int(struct.unpack_from("=i", message, 16)[0])
     if flags & NLM_F_ACK_TLVS:
         inner = struct.unpack_from("=I", message, 20)[0] if not flags & NLM_F_CAPPED else 16
         for kind, payload in attributes(message, 20 + ((inner + 3) & ~3)):
             if kind == _NLMSGERR_ATTR_MSG:
-                return errno, f"{os.strerror(errno)} ({text(payload)})"
-    return errno, os.strerror(errno)
+                return number, f"{os.strerror(number)} ({text(payload)})"
+    return number, os.strerror(number)
 
 
 def _batches(messages: Sequence[bytes]) -> Iterator[list[bytes]]:

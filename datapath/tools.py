@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,7 +24,10 @@ def find(tool: str) -> Path:
 def run(argv: Sequence[str], *, timeout: float = 60.0, stdin: str | None = None) -> str:
     """Run a tool to its end and return its standard output; ToolError if it fails, `timeout` in seconds."""
     find(argv[0])
-    done = subprocess.run(argv, input=stdin, capture_output=True, text=True, timeout=timeout, check=False)
+    try:
+        done = subprocess.run(argv, input=stdin, capture_output=True, text=True, timeout=timeout, check=False)
+    except subprocess.TimeoutExpired as error:
+        raise ToolError(argv, -signal.SIGKILL, f"killed after {timeout:g} s without a result") from error
     if done.returncode != 0:
         raise ToolError(argv, done.returncode, done.stderr)
     return done.stdout

@@ -1,0 +1,267 @@
+"""A reader of .BTF sections: enough for map definitions (.maps) and for checking C struct layouts against Python.
+
+Format: Documentation/bpf/btf.rst, include/uapi/linux/btf.h. Little endian only, as the objects are.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from enum import IntEnum
+
+MAGIC = 0xEB9F
+_HEADER = struct.Struct("<HBBIIIII")
+_TYPE = struct.Struct("<III")
+_ARRAY = struct.Struct("<III")
+_POINTER_SIZE = 8
+
+
+class Kind(IntEnum):
+    """BTF_KIND_*."""
+
+    VOID = 0
+    INT = 1
+    PTR = 2
+    ARRAY = 3
+    STRUCT = 4
+    UNION = 5
+    ENUM = 6
+    FWD = 7
+    TYPEDEF = 8
+    VOLATILE = 9
+    CONST = 10
+    RESTRICT = 11
+    FUNC = 12
+    FUNC_PROTO = 13
+    VAR = 14
+    DATASEC = 15
+    FLOAT = 16
+    DECL_TAG = 17
+    TYPE_TAG = 18
+    ENUM64 = 19
+
+
+_KINDS = tuple(Kind)
+_MODIFIERS = frozenset((Kind.TYPEDEF, Kind.VOLATILE, Kind.CONST, Kind.RESTRICT, Kind.TYPE_TAG))
+_SIZED = frozenset((Kind.INT, Kind.STRUCT, Kind.UNION, Kind.ENUM, Kind.FLOAT, Kind.ENUM64, Kind.DATASEC))
+# Bytes that follow struct btf_type: once, and per vlen.
+_EXTRA = {
+    Kind.INT: (4, 0),
+    Kind.ARRAY: (12, 0),
+    Kind.STRUCT: (0, 12),
+    Kind.UNION: (0, 12),
+    Kind.ENUM: (0, 8),
+    Kind.FUNC_PROTO: (0, 8),
+    Kind.VAR: (4, 0),
+    Kind.DATASEC: (0, 12),
+    Kind.DECL_TAG: (4, 0),
+    Kind.ENUM64: (0, 12),
+}
+
+
+class BtfError(ValueError):
+    """BTF that cannot be read; the reader of the object turns it into an ObjectError with the path."""
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A member of a struct or union; the offset counts bits from the struct's start, `bits` is 0 if no bit-field."""
+
+    name: str
+    type: int
+    offset: int
+    bits: int
+
+
+@dataclass(frozen=True, slots=True)
+class Type:
+    """struct btf_type: `value` is a size in bytes or a type id, `extra` where its further data begins."""
+
+    name: str
+    kind: Kind
+    vlen: int
+    flag: bool
+    value: int
+    extra: int
+
+
+class Btf:
+    """The types of one .BTF section, by id; id 0 is void."""
+
+    def __init__(self, data: bytes, types: tuple[Type, ...], index: Mapping[tuple[Kind, str], int]) -> None:
+        self._data = data
+        self._index = index
+        self.types = types
+
+    def __getitem__(self, ident: int) -> Type:
+        try:
+            return self.types[ident]
+        except IndexError:
+            raise BtfError(f"no type {ident}") from None
+
+    def find(self, name: str, *kinds: Kind) -> int:
+        """Return the id of the first type of that name and kind; BtfError if there is none."""
+        for kind in kinds:
+            if (kind, name) in self._index:
+                return self._index[kind, name]
+        raise BtfError(f"no {' or '.join(k.name.lower() for k in kinds)} {name}")
+
+    def resolve(self, ident: int) -> int:
+        """Follow typedefs and qualifiers to the type behind them."""
+        for _ in range(len(self.types)):
+            if self[ident].kind not in _MODIFIERS:
+                return ident
+            ident = self[ident].value
+        raise BtfError(f"type {ident} refers to itself")
+
+    def size(self, ident: int) -> int:
+        """Return the size of a type in bytes."""
+        count = 1
+        for _ in range(len(self.types)):
+            item = self[self.resolve(ident)]
+            if item.kind != Kind.ARRAY:
+                break
+            ident, length = self.array(item)
+            count *= length
+        if item.kind == Kind.PTR:
+            return count * _POINTER_SIZE
+        if item.kind in _SIZED:
+            return count * item.value
+        raise BtfError(f"type {ident} ({item.kind.name.lower()} {item.name}) has no size")
+
+    def array(self, item: Type) -> tuple[int, int]:
+        """Return the element's type id and the number of elements."""
+        element, _, length = _ARRAY.unpack_from(self._data, item.extra)
+        return element, length
+
+    def members(self, item: Type) -> Iterator[Member]:
+        """Yield the members of a struct or union, or the variables of a DATASEC (offsets are not relocated there)."""
+        for name, ident, offset in struct.iter_unpack("<III", self._data[item.extra : item.extra + 12 * item.vlen]):
+            bits = offset >> 24 if item.flag else 0
+            yield Member(self.string(name), ident, offset & 0xFFFFFF if item.flag else offset, bits)
+
+    def string(self, offset: int) -> str:
+        """Return the string at an offset of the string section."""
+        return _string(self._data, _strings(self._data), offset)
+
+    def struct_layout(self, name: str) -> dict[str, tuple[int, int]]:
+        """Return {field: (offset, size)} in bytes of a struct (or union, or typedef of one) by its C name.
+
+        Members of anonymous structs and unions appear under their own names. A bit-field counts the bytes it touches.
+        """
+        ident = self.resolve(self.find(name, Kind.STRUCT, Kind.UNION, Kind.TYPEDEF))
+        return dict(self._fields(self[ident], 0))
+
+    def _fields(self, item: Type, base: int) -> Iterator[tuple[str, tuple[int, int]]]:
+        for member in self.members(item):
+            start = base + member.offset
+            inner = self[self.resolve(member.type)]
+            if not member.name and inner.kind in (Kind.STRUCT, Kind.UNION):
+                yield from self._fields(inner, start)
+            elif member.bits:
+                yield member.name, (start // 8, (start % 8 + member.bits + 7) // 8)
+            else:
+                yield member.name, (start // 8, self.size(member.type))
+
+
+@dataclass(frozen=True, slots=True)
+class MapDefinition:
+    """A BTF map definition: the numbers it sets (only those), its inner map, and the type that `values` points to."""
+
+    numbers: Mapping[str, int]
+    inner: MapDefinition | None
+    values_offset: int | None
+
+
+def parse(data: bytes) -> Btf:
+    """Read a .BTF section; BtfError if it is damaged."""
+    try:
+        types = tuple(_types(data))
+    except struct.error as error:
+        raise BtfError(f"truncated: {error}") from error
+    index: dict[tuple[Kind, str], int] = {}
+    for ident, item in enumerate(types):
+        index.setdefault((item.kind, item.name), ident)
+    return Btf(data, types, index)
+
+
+def map_definition(btf: Btf, variable: str) -> MapDefinition:
+    """Return the definition of a map variable of .maps (tools/lib/bpf: parse_btf_map_def)."""
+    item = btf[btf.resolve(btf[btf.find(variable, Kind.VAR)].value)]
+    if item.kind != Kind.STRUCT:
+        raise BtfError(f"map {variable} is not a struct")
+    return _definition(btf, item)
+
+
+def _definition(btf: Btf, item: Type, *, nested: bool = False) -> MapDefinition:
+    numbers: dict[str, int] = {}
+    inner: MapDefinition | None = None
+    values: int | None = None
+    for member in btf.members(item):
+        target = btf[btf.resolve(member.type)]
+        if member.name == "values":
+            if nested:
+                raise BtfError("the maps inside a map of maps cannot hold maps themselves")
+            inner = _inner(btf, target)
+            values = member.offset // 8
+            continue
+        if target.kind != Kind.PTR:
+            raise BtfError(f"map attribute {member.name} is no pointer: define it with __uint or __type")
+        if member.name in ("key", "value"):
+            numbers[f"{member.name}_size"] = btf.size(target.value)
+        else:
+            array = btf[btf.resolve(target.value)]
+            if array.kind != Kind.ARRAY:
+                raise BtfError(f"map attribute {member.name} is no number: define it with __uint")
+            numbers[member.name] = btf.array(array)[1]
+    return MapDefinition(numbers, inner, values)
+
+
+def _inner(btf: Btf, array: Type) -> MapDefinition | None:
+    """Return the inner map that `values` (an array of pointers) points to, None if it points to programs."""
+    if array.kind != Kind.ARRAY:
+        raise BtfError("map attribute values is no array: define it with __array")
+    pointer = btf[btf.resolve(btf.array(array)[0])]
+    if pointer.kind != Kind.PTR:
+        raise BtfError("map attribute values holds no pointers")
+    target = btf[btf.resolve(pointer.value)]
+    return _definition(btf, target, nested=True) if target.kind == Kind.STRUCT else None
+
+
+def _strings(data: bytes) -> int:
+    _, _, _, header, _, _, offset, _ = _HEADER.unpack_from(data)
+    return int(header + offset)
+
+
+def strings_range(data: bytes) -> tuple[int, int]:
+    """Return where the string section begins and ends in a .BTF section."""
+    start = _strings(data)
+    return start, start + int(_HEADER.unpack_from(data)[7])
+
+
+def _string(data: bytes, base: int, offset: int) -> str:
+    end = data.find(b"\0", base + offset)
+    if end < 0:
+        raise BtfError(f"string {offset} does not end")
+    return data[base + offset : end].decode(errors="replace")
+
+
+def _types(data: bytes) -> Iterator[Type]:
+    magic, version, _, header, start, length, _, _ = _HEADER.unpack_from(data)
+    if magic != MAGIC or version != 1:
+        raise BtfError(f"magic {magic:#x}, version {version}: not the BTF that we know")
+    position, end, strings = header + start, header + start + length, _strings(data)
+    if strings_range(data)[1] > len(data) or end > len(data):
+        raise BtfError("truncated")
+    yield Type("", Kind.VOID, 0, False, 0, 0)
+    while position < end:
+        name, info, value = _TYPE.unpack_from(data, position)
+        position += _TYPE.size
+        number, vlen = info >> 24 & 0x1F, info & 0xFFFF
+        if not Kind.VOID < number < len(_KINDS):
+            raise BtfError(f"unknown kind {number}")
+        kind = _KINDS[number]
+        once, each = _EXTRA.get(kind, (0, 0))
+        yield Type(_string(data, strings, name), kind, vlen, bool(info >> 31), value, position)
+        position += once + each * vlen

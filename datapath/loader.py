@@ -1,0 +1,142 @@
+"""The loader of one node: builds plans and applies them, many at a time, with everything kept that can be kept."""
+
+from __future__ import annotations
+
+import os
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from types import TracebackType
+from typing import Self
+
+from datapath.collection import Map, MapCache
+from datapath.endpoint import DatapathConfig, Endpoint
+from datapath.netlink import Interface, NetlinkSocket
+from datapath.outcome import Outcome
+from datapath.plan import Plan
+from datapath.plans import host_plan, overlay_plan, pod_plan
+from datapath.templates import TemplateCache
+from datapath.transaction import Observer, apply
+from datapath.unload import unload
+from datapath.verifiers import Verifiers
+from datapath.workspace import Lock, Workspace
+
+
+class Loader:
+    """Reloads the endpoints of one node; a context manager. Its methods may be called from many threads.
+
+    Kept between reloads: parsed templates, verification times, descriptors of shared pinned maps, netlink sockets, and
+    `verifiers` threads that verify the programs of one collection side by side (1: none, the caller does it alone).
+    """
+
+    def __init__(
+        self,
+        config: DatapathConfig,
+        *,
+        verifiers: int | None = None,
+        on_new_map: Callable[[Map], None] | None = None,
+        on_compile: Callable[..., None] | None = None,
+        templates: TemplateCache | None = None,
+    ) -> None:
+        self.config = config
+        self.templates = templates if templates is not None else TemplateCache(config, on_compile=on_compile)
+        self._on_new_map = on_new_map
+        self._verifiers = verifiers or os.cpu_count() or 1
+        self._stack = ExitStack()
+        self._executor: Verifiers | None = None
+        self._maps = MapCache()
+        self._sockets: queue.SimpleQueue[NetlinkSocket] = queue.SimpleQueue()
+
+    def __enter__(self) -> Self:
+        with ExitStack() as stack:
+            stack.callback(self._maps.close)
+            if self._verifiers > 1:
+                self._executor = stack.enter_context(Verifiers(_cpus(self._verifiers)))
+            stack.callback(self._close_sockets)
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
+        self._stack.close()
+
+    def rest(self) -> None:
+        """End the threads that verify until they are needed again: a process is best forked from a single thread."""
+        if self._executor is not None:
+            self._executor.rest()
+
+    def inherited(self, *, verifiers: int) -> Loader:
+        """Return a loader for a forked process. It knows the templates of this one; everything else is its own."""
+        templates = self.templates.inherited()
+        return Loader(self.config, verifiers=verifiers, on_new_map=self._on_new_map, templates=templates)
+
+    def configure(self, config: DatapathConfig) -> None:
+        """Take another configuration for the reloads that follow; paths and namespace stay."""
+        self.config = config
+        self.templates.update(config)
+
+    def plan(self, endpoint: Endpoint, *, subject: str) -> Plan:
+        """Return the plan of an endpoint's reload; nothing is done. `subject` is what messages call the endpoint."""
+        if endpoint.is_host:
+            return host_plan(self.config, endpoint, self.links(), subject=subject)
+        return pod_plan(self.config, endpoint, subject=subject)
+
+    def plan_overlay(self, generation: int) -> Plan:
+        """Return the plan of the overlay's reload; nothing is done."""
+        return overlay_plan(self.config, generation)
+
+    def apply(self, plan: Plan, *, observer: Observer | None = None, cancel: threading.Event | None = None) -> Outcome:
+        """Apply a plan; entirely, or not at all. Two reloads of the same endpoint wait for each other."""
+        cancel = cancel or threading.Event()
+        with ExitStack() as stack:
+            own = Lock(self.config.state / str(plan.endpoint_id) / "lock", cancel)
+            stack.callback(own.close)
+            own.acquire(exclusive=True)
+            netlink = stack.enter_context(self._socket())
+            work = Workspace(
+                config=self.config,
+                netlink=netlink,
+                executor=self._executor,
+                templates=self.templates,
+                map_cache=self._maps,
+                cancel=cancel,
+                maps_lock=Lock(self.config.state / "maps.lock", cancel),
+                on_new_map=self._on_new_map,
+            )
+            stack.enter_context(work)
+            return apply(plan, work, observer=observer)
+
+    def unload(self, endpoint: Endpoint, *, forget: Callable[[], None]) -> None:
+        """Take a pod out of the datapath; `forget` is where the control plane drops its own entries."""
+        with self._socket() as netlink:
+            unload(self.config, netlink, endpoint, forget)
+
+    def links(self) -> dict[str, Interface]:
+        """Return the interfaces of the node by name."""
+        with self._socket() as netlink:
+            return netlink.interfaces()
+
+    @contextmanager
+    def _socket(self) -> Iterator[NetlinkSocket]:
+        try:
+            netlink = self._sockets.get_nowait()
+        except queue.Empty:
+            netlink = NetlinkSocket(self.config.netns)
+        try:
+            yield netlink
+        except BaseException:
+            # An answer to an interrupted request may still be under way: such a socket is not used again.
+            netlink.close()
+            raise
+        self._sockets.put(netlink)
+
+    def _close_sockets(self) -> None:
+        while not self._sockets.empty():
+            self._sockets.get_nowait().close()
+
+
+def _cpus(count: int) -> list[int]:
+    """Return CPUs to verify on; processes that were forked one after the other get different ones."""
+    cpus = sorted(os.sched_getaffinity(0))
+    first = os.getpid() * count
+    return [cpus[(first + number) % len(cpus)] for number in range(min(count, len(cpus)))]

@@ -1,0 +1,97 @@
+"""Locks on a template: between threads, and between processes, with a way out for a caller that is cancelled."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from datapath.errors import Cancelled, CompileError
+
+_LOCK_POLL = 0.02
+"""Seconds between two looks at a lock, only while the caller can be cancelled."""
+
+
+class DirectoryLock:
+    """flock(2) on a template's directory, which it creates. `waited` is how many seconds another held it."""
+
+    def __init__(self, directory: Path, cancel: threading.Event | None) -> None:
+        self.waited = 0.0
+        self._directory = directory
+        self._cancel = cancel
+        self._fd = -1
+
+    def __enter__(self) -> Self:
+        while True:
+            self._open()
+            try:
+                self._acquire()
+            except BaseException:
+                os.close(self._fd)
+                raise
+            if self.intact():
+                return self
+            # Removed while we waited: the lock is one on nothing.
+            os.close(self._fd)
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
+        # A process that was forked meanwhile may have the descriptor too, and would keep the lock.
+        fcntl.flock(self._fd, fcntl.LOCK_UN)
+        os.close(self._fd)
+
+    def intact(self) -> bool:
+        """Say whether the locked directory is still the one that everybody finds under its name."""
+        try:
+            return os.path.samestat(os.fstat(self._fd), os.stat(self._directory))
+        except FileNotFoundError:
+            return False
+
+    def _open(self) -> None:
+        while True:
+            try:
+                self._directory.mkdir(parents=True, exist_ok=True)
+                self._fd = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                reason = f"error: failed to create template directory: {self._directory}: {error.strerror}"
+                raise CompileError(self._directory.name, (), reason) from error
+            return
+
+    def _acquire(self) -> None:
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            started = time.monotonic()
+        if self._cancel is None:
+            fcntl.flock(self._fd, fcntl.LOCK_EX)
+        else:
+            _wait_for(self._try, self._cancel, str(self._directory))
+        self.waited += time.monotonic() - started
+
+    def _try(self) -> bool:
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
+
+def acquire(lock: threading.Lock, cancel: threading.Event | None) -> None:
+    """Acquire a lock of this process; Cancelled once `cancel` is set."""
+    if cancel is None:
+        lock.acquire()
+    else:
+        _wait_for(lambda: lock.acquire(blocking=False), cancel, "a template")
+
+
+def _wait_for(attempt: Callable[[], bool], cancel: threading.Event, what: str) -> None:
+    while not attempt():
+        if cancel.wait(_LOCK_POLL):
+            raise Cancelled(f"cancelled while waiting for {what}")

@@ -1,0 +1,240 @@
+"""The macros of node_config.h: what the node is, what its maps are called and how large they are.
+
+Names and numbers follow WriteNodeConfig (pkg/datapath/linux/config/config.go) and pkg/maps; every name that the
+programs could ask for is defined, whatever the options, so that switching an option on needs no further macro.
+"""
+
+from __future__ import annotations
+
+import re
+
+from datapath.endpoint import HEALTH_ID, HOST_ID, REMOTE_NODE_ID, WORLD_ID, NodeConfig
+from datapath.errors import InvalidName
+
+_MAC = re.compile(r"[0-9a-fA-F]{2}(:[0-9a-fA-F]{2}){5}")
+
+HOST_ENDPOINT_ID = 1
+"""HOST_EP_ID where the node's options do not say another one. The programs want it at compile time: it is a slot."""
+
+_FEATURES = {
+    "ENABLE_IPV4": "1",
+    "ENABLE_IPV6": "1",
+    "ENABLE_IDENTITY_MARK": "1",
+    # What Cilium's default configuration turns on (pkg/option; 3 is monitor aggregation medium).
+    "DROP_NOTIFY": "1",
+    "TRACE_NOTIFY": "1",
+    "MONITOR_AGGREGATION": "3",
+}
+
+_IDENTITIES = {
+    "HOST_ID": HOST_ID,
+    "WORLD_ID": WORLD_ID,
+    "UNMANAGED_ID": 3,
+    "HEALTH_ID": HEALTH_ID,
+    "INIT_ID": 5,
+    "LOCAL_NODE_ID": REMOTE_NODE_ID,
+    "REMOTE_NODE_ID": REMOTE_NODE_ID,
+    "KUBE_APISERVER_NODE_ID": 7,
+    "CIDR_IDENTITY_RANGE_START": (1 << 24) + 1,
+    "CIDR_IDENTITY_RANGE_END": (1 << 24) + (1 << 16) - 1,
+}
+
+_MAPS = {
+    "ENDPOINTS_MAP": "cilium_lxc",
+    "METRICS_MAP": "cilium_metrics",
+    "IPCACHE_MAP": "cilium_ipcache",
+    "NODE_MAP": "cilium_node_map",
+    "TUNNEL_MAP": "cilium_tunnel_map",
+    "EVENTS_MAP": "cilium_events",
+    "SIGNAL_MAP": "cilium_signals",
+    "POLICY_CALL_MAP": "cilium_call_policy",
+    "POLICY_EGRESSCALL_MAP": "cilium_egresscall_policy",
+    "AUTH_MAP": "cilium_auth_map",
+    "CONFIG_MAP": "cilium_runtime_config",
+    "ENCRYPT_MAP": "cilium_encrypt_state",
+    "VTEP_MAP": "cilium_vtep_map",
+    "THROTTLE_MAP": "cilium_throttle",
+    "EGRESS_POLICY_MAP": "cilium_egress_gw_policy_v4",
+    "IP_MASQ_AGENT_IPV4": "cilium_ipmasq_v4",
+    "IPV4_FRAG_DATAGRAMS_MAP": "cilium_ipv4_frag_datagrams",
+    "CT_TAIL_CALL_BUFFER4": "cilium_tail_call_buffer4",
+    "CT_TAIL_CALL_BUFFER6": "cilium_tail_call_buffer6",
+    "PER_CLUSTER_CT_TCP4": "cilium_per_cluster_ct_tcp4",
+    "PER_CLUSTER_CT_TCP6": "cilium_per_cluster_ct_tcp6",
+    "PER_CLUSTER_CT_ANY4": "cilium_per_cluster_ct_any4",
+    "PER_CLUSTER_CT_ANY6": "cilium_per_cluster_ct_any6",
+    "PER_CLUSTER_SNAT_MAPPING_IPV4": "cilium_per_cluster_snat_v4_external",
+    "PER_CLUSTER_SNAT_MAPPING_IPV6": "cilium_per_cluster_snat_v6_external",
+    "SNAT_MAPPING_IPV4": "cilium_snat_v4_external",
+    "SNAT_MAPPING_IPV6": "cilium_snat_v6_external",
+    "NODEPORT_NEIGH4": "cilium_nodeport_neigh4",
+    "NODEPORT_NEIGH6": "cilium_nodeport_neigh6",
+    "CAPTURE4_RULES": "cilium_capture4_rules",
+    "CAPTURE6_RULES": "cilium_capture6_rules",
+    "SRV6_VRF_MAP4": "cilium_srv6_vrf_v4",
+    "SRV6_VRF_MAP6": "cilium_srv6_vrf_v6",
+    "SRV6_POLICY_MAP4": "cilium_srv6_policy_v4",
+    "SRV6_POLICY_MAP6": "cilium_srv6_policy_v6",
+    "SRV6_SID_MAP": "cilium_srv6_sid",
+    "SRV6_STATE_MAP4": "cilium_srv6_state_v4",
+    "SRV6_STATE_MAP6": "cilium_srv6_state_v6",
+    "LB_AFFINITY_MATCH_MAP": "cilium_lb_affinity_match",
+}
+
+_LB_MAPS = {
+    "REVERSE_NAT_MAP": "reverse_nat",
+    "SERVICES_MAP_V2": "services_v2",
+    "BACKEND_MAP": "backends_v3",
+    "REVERSE_NAT_SK_MAP": "reverse_sk",
+    "AFFINITY_MAP": "affinity",
+    "MAGLEV_MAP_OUTER": "maglev",
+    "SRC_RANGE_MAP": "source_range",
+    "HEALTH_MAP": "health",
+}
+
+_SIZES = {
+    "ENDPOINTS_MAP_SIZE": 65535,
+    "METRICS_MAP_SIZE": 1024,
+    "IPCACHE_MAP_SIZE": 512000,
+    "NODE_MAP_SIZE": 16384,
+    "TUNNEL_ENDPOINT_MAP_SIZE": 65536,
+    "POLICY_MAP_SIZE": 16384,
+    # A template's id, 65535, must not fit.
+    "POLICY_PROG_MAP_SIZE": 65535,
+    "AUTH_MAP_SIZE": 524288,
+    "CONFIG_MAP_SIZE": 256,
+    "VTEP_MAP_SIZE": 8,
+    "THROTTLE_MAP_SIZE": 65536,
+    "EGRESS_POLICY_MAP_SIZE": 16384,
+    "SRV6_VRF_MAP_SIZE": 16384,
+    "SRV6_POLICY_MAP_SIZE": 16384,
+    "SRV6_SID_MAP_SIZE": 16384,
+    "SRV6_STATE_MAP_SIZE": 16384,
+    "SNAT_MAPPING_IPV4_SIZE": 65536,
+    "SNAT_MAPPING_IPV6_SIZE": 65536,
+    "NODEPORT_NEIGH4_SIZE": 65536,
+    "NODEPORT_NEIGH6_SIZE": 65536,
+    "CAPTURE4_SIZE": 16384,
+    "CAPTURE6_SIZE": 16384,
+    "LB4_REVERSE_NAT_SK_MAP_SIZE": 65536,
+    "LB6_REVERSE_NAT_SK_MAP_SIZE": 65536,
+    "LB4_SRC_RANGE_MAP_SIZE": 65536,
+    "LB6_SRC_RANGE_MAP_SIZE": 65536,
+    "LB_MAGLEV_LUT_SIZE": 16381,
+    "CILIUM_IPV4_FRAG_MAP_MAX_ENTRIES": 8192,
+    "CILIUM_LB_SERVICE_MAP_MAX_ENTRIES": 65536,
+    "CILIUM_LB_BACKENDS_MAP_MAX_ENTRIES": 65536,
+    "CILIUM_LB_REV_NAT_MAP_MAX_ENTRIES": 65536,
+    "CILIUM_LB_AFFINITY_MAP_MAX_ENTRIES": 65536,
+    "CILIUM_LB_SOURCE_RANGE_MAP_MAX_ENTRIES": 65536,
+    "CILIUM_LB_MAGLEV_MAP_MAX_ENTRIES": 65536,
+}
+
+_CONNTRACK = {
+    # Seconds.
+    "CT_CONNECTION_LIFETIME_TCP": "21600",
+    "CT_CONNECTION_LIFETIME_NONTCP": "60",
+    "CT_SERVICE_LIFETIME_TCP": "21600",
+    "CT_SERVICE_LIFETIME_NONTCP": "60",
+    "CT_SERVICE_CLOSE_REBALANCE": "30",
+    "CT_SYN_TIMEOUT": "60",
+    "CT_CLOSE_TIMEOUT": "10",
+    "CT_REPORT_INTERVAL": "5",
+    # TCP flags whose change is reported: SYN, RST, FIN.
+    "CT_REPORT_FLAGS": "0x0007",
+}
+
+_NODEPORT = {
+    "NODEPORT_PORT_MIN": "30000",
+    "NODEPORT_PORT_MAX": "32767",
+    "NODEPORT_PORT_MIN_NAT": "32768",
+    "NODEPORT_PORT_MAX_NAT": "65535",
+    "EPHEMERAL_MIN": "32768",
+    "DSR_ENCAP_NONE": "1",
+    "DSR_ENCAP_IPIP": "2",
+    "DSR_ENCAP_GENEVE": "3",
+    "DSR_ENCAP_MODE": "0",
+    "DSR_XLATE_FRONTEND": "1",
+    "DSR_XLATE_BACKEND": "2",
+    "DSR_XLATE_MODE": "0",
+    "DIRECT_ROUTING_DEV_IFINDEX": "0",
+    "IPV4_DIRECT_ROUTING": "0",
+    "IPV6_DIRECT_ROUTING": "{ .addr = { 0x0 } }",
+    "IPV4_RSS_PREFIX": "IPV4_DIRECT_ROUTING",
+    "IPV4_RSS_PREFIX_BITS": "32",
+    "IPV6_RSS_PREFIX": "IPV6_DIRECT_ROUTING",
+    "IPV6_RSS_PREFIX_BITS": "128",
+    "IPV4_SNAT_EXCLUSION_DST_CIDR": "0x0000ffff",
+    "IPV4_SNAT_EXCLUSION_DST_CIDR_LEN": "16",
+    "LB_SELECTION_RANDOM": "1",
+    "LB_SELECTION_MAGLEV": "2",
+    "LB_SELECTION_FIRST": "3",
+    "LB_SELECTION": "1",
+    "NAT_46X64_PREFIX_0": "0",
+    "NAT_46X64_PREFIX_1": "0",
+    "NAT_46X64_PREFIX_2": "0",
+    "NAT_46X64_PREFIX_3": "0",
+    # Seeds of the maglev hash (pkg/maglev, default seed); any pair does for one node.
+    "HASH_INIT4_SEED": "0xcafe",
+    "HASH_INIT6_SEED": "0xeb9f",
+}
+
+GLOBAL_CT_MACROS = {
+    "CT_MAP_TCP4": "cilium_ct4_global",
+    "CT_MAP_ANY4": "cilium_ct_any4_global",
+    "CT_MAP_TCP6": "cilium_ct6_global",
+    "CT_MAP_ANY6": "cilium_ct_any6_global",
+    # These tables are preallocated: Cilium's 524288 and 262144 would cost every lab 200 MB of kernel memory.
+    "CT_MAP_SIZE_TCP": "32768",
+    "CT_MAP_SIZE_ANY": "16384",
+}
+"""The connection tracking maps that all endpoints share (ctmap.WriteBPFMacros)."""
+
+
+def node_macros(node: NodeConfig) -> dict[str, str]:
+    """Return our macros for this node; `node.options` are not in it."""
+    macros = {**_FEATURES, **_MAPS, **_CONNTRACK, **_NODEPORT}
+    macros |= {name: str(number) for table in (_IDENTITIES, _SIZES) for name, number in table.items()}
+    macros |= {f"LB{v}_{name}": f"cilium_lb{v}_{tail}" for v in (4, 6) for name, tail in _LB_MAPS.items()}
+    macros |= {
+        "CLUSTER_ID": "0",
+        "HOST_EP_ID": str(HOST_ENDPOINT_ID),
+        "MTU": str(node.mtu),
+        "TRACE_PAYLOAD_LEN": "128ULL",
+        "KERNEL_HZ": "250",
+        # "To the host" is transmitting on cilium_net: the packet arrives on cilium_host.
+        "HOST_IFINDEX": str(node.cilium_net_ifindex),
+        "HOST_IFINDEX_MAC": _address(node.cilium_host_mac),
+        "CILIUM_IFINDEX": str(node.cilium_host_ifindex),
+        "CILIUM_NET_MAC": _address(node.cilium_net_mac),
+        "NATIVE_DEV_MAC_BY_IFINDEX(IFINDEX)": "{ .addr = { 0x0 } }",
+        "IS_L3_DEV(ifindex)": "false",
+        "VLAN_FILTER(ifindex, vlan_id)": "return false;",
+        "IPV4_GATEWAY": f"{int.from_bytes(node.router_ipv4.packed, 'little'):#x}",
+        "IPV4_LOOPBACK": "0x12afea9",
+        "IPV4_MASK": "0xffffff",
+        "IPV4_ENCRYPT_IFACE": "0",
+        "VTEP_MASK": "0xffffff",
+        "TUNNEL_PORT": "8472",
+    }
+    if node.encap_ifindex is not None:
+        macros |= {"ENCAP_IFINDEX": str(node.encap_ifindex), "TUNNEL_MODE": "1"}
+    if node.endpoint_routes:
+        macros["ENABLE_ENDPOINT_ROUTES"] = "1"
+    return macros
+
+
+def mac_bytes(mac: str) -> bytes:
+    """Return the six bytes of aa:bb:cc:dd:ee:ff; InvalidName if it is none."""
+    if not _MAC.fullmatch(mac):
+        raise InvalidName("MAC address", mac, "six bytes as aa:bb:cc:dd:ee:ff")
+    return bytes.fromhex(mac.replace(":", ""))
+
+
+def c_list(packed: bytes) -> str:
+    """Return the bytes as they stand between the braces of a C array."""
+    return ", ".join(f"{byte:#x}" for byte in packed)
+
+
+def _address(mac: str) -> str:
+    return f"{{ .addr = {{ {c_list(mac_bytes(mac))} }} }}"

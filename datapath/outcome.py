@@ -1,0 +1,61 @@
+"""What a reload did and how long each step took."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """A piece of work of one thread: `tid` as the kernel knows it, times in nanoseconds of CLOCK_MONOTONIC."""
+
+    tid: int
+    start_ns: int
+    end_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """One step of a reload. `helpers` are the pieces that other threads did for it; they overlap with it in time."""
+
+    step: str
+    target: str
+    work: Interval
+    helpers: tuple[Interval, ...] = ()
+
+    @property
+    def duration_ns(self) -> int:
+        return self.work.end_ns - self.work.start_ns
+
+
+@dataclass(frozen=True, slots=True)
+class Attached:
+    """A program that the reload attached; `program_id` is the kernel's."""
+
+    ifname: str
+    direction: str
+    program: str
+    program_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """A reload that came to its end; times in nanoseconds. `migrated` names the maps that were replaced."""
+
+    subject: str
+    endpoint_id: int
+    generation: int
+    attached: tuple[Attached, ...]
+    migrated: tuple[str, ...]
+    warnings: tuple[str, ...]
+    spans: tuple[Span, ...]
+
+    @property
+    def duration_ns(self) -> int:
+        return self.spans[-1].work.end_ns - self.spans[0].work.start_ns if self.spans else 0
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the outcome as JSON values, with durations added."""
+        spans = [asdict(span) | {"duration_ns": span.duration_ns} for span in self.spans]
+        return asdict(self) | {"spans": spans, "duration_ns": self.duration_ns}

@@ -1,0 +1,74 @@
+"""The C sources as one digest: an edited source is another template."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+from copy import copy
+from pathlib import Path
+
+_SUFFIXES = (".c", ".h")
+# A checkout has thousands of lines here that no program of a node includes.
+_SKIPPED = frozenset({"tests", "complexity-tests", "__pycache__"})
+
+_Stamp = tuple[int, int, int, int]
+
+
+class SourceTree:
+    """The *.c and *.h below `library`, read once, and again only when a stat says that something changed."""
+
+    def __init__(self, library: Path) -> None:
+        self.library = library
+        self._lock = threading.Lock()
+        self._stamps: dict[str, _Stamp] = {}
+        self._digest = ""
+
+    def inherited(self) -> SourceTree:
+        """Return a tree for a forked process that knows what this one does, whoever held its lock at the fork."""
+        tree = copy(self)
+        tree._lock = threading.Lock()
+        return tree
+
+    def digest(self) -> str:
+        """Return the SHA-256 over names and contents; a library that is not there has that of nothing."""
+        with self._lock:
+            if not self._stamps or not self._unchanged():
+                self._read()
+            return self._digest
+
+    def _unchanged(self) -> bool:
+        # The directories are among the stamps: a file that appeared or went changed its directory.
+        try:
+            for path, stamp in self._stamps.items():
+                if _stamp(path) != stamp:
+                    return False
+        except OSError:
+            return False
+        return True
+
+    def _read(self) -> None:
+        stamps: dict[str, _Stamp] = {}
+        digest = hashlib.sha256()
+        for directory, subdirectories, names in os.walk(self.library):
+            subdirectories[:] = sorted(name for name in subdirectories if name not in _SKIPPED)
+            stamps[directory] = _stamp(directory)
+            for name in sorted(names):
+                path = os.path.join(directory, name)
+                # A dangling link, such as an editor's lock, is no source.
+                if not name.endswith(_SUFFIXES) or not os.path.isfile(path):
+                    continue
+                # Stamp before contents: an edit in between is seen as a change the next time.
+                stamps[path] = _stamp(path)
+                with open(path, "rb") as file:
+                    contents = file.read()
+                relative = os.path.relpath(path, self.library)
+                digest.update(f"{relative}\0{len(contents)}\0".encode())
+                digest.update(contents)
+        self._stamps, self._digest = stamps, digest.hexdigest()
+
+
+def _stamp(path: str) -> _Stamp:
+    # The change time is in it, for editors and tools that set the modification time back.
+    info = os.stat(path)
+    return info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns

@@ -1,0 +1,437 @@
+"""bpf(2), one function per command, through ctypes: the interpreter lock is free while the kernel works.
+
+Descriptors are plain ints, opened close-on-exec by the kernel; whoever gets one closes it. Every function raises
+BpfError with the errno that the kernel gave. Layouts follow include/uapi/linux/bpf.h (union bpf_attr): an attribute
+ends after the last field that is used, which every kernel that knows the command accepts.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import platform
+import struct
+import sys
+from dataclasses import dataclass
+from enum import IntEnum
+from functools import cache, lru_cache
+from pathlib import Path
+
+from datapath.errors import BpfError
+
+SYS_BPF = {"x86_64": 321, "aarch64": 280, "riscv64": 280, "ppc64le": 361}.get(platform.machine(), 280)
+
+BPF_FS_MAGIC = 0xCAFE4A11
+OBJ_NAME_LEN = 16
+"""Length of a name in the kernel, its final NUL included (BPF_OBJ_NAME_LEN)."""
+
+LOG_LEVEL1, LOG_LEVEL2, LOG_STATS = 1, 2, 4
+BPF_ANY, BPF_NOEXIST, BPF_EXIST = 0, 1, 2
+
+_MAP_IDS = 64  # more than one program of ours uses; a larger answer is asked for again
+
+
+class MapType(IntEnum):
+    """enum bpf_map_type, as far as a tc datapath meets it."""
+
+    HASH = 1
+    ARRAY = 2
+    PROG_ARRAY = 3
+    PERF_EVENT_ARRAY = 4
+    PERCPU_HASH = 5
+    PERCPU_ARRAY = 6
+    STACK_TRACE = 7
+    LRU_HASH = 9
+    LRU_PERCPU_HASH = 10
+    LPM_TRIE = 11
+    ARRAY_OF_MAPS = 12
+    HASH_OF_MAPS = 13
+    DEVMAP = 14
+    SOCKMAP = 15
+    CPUMAP = 16
+    XSKMAP = 17
+    SOCKHASH = 18
+    QUEUE = 22
+    STACK = 23
+    DEVMAP_HASH = 25
+    RINGBUF = 27
+    BLOOM_FILTER = 30
+
+
+PERCPU_TYPES = frozenset((MapType.PERCPU_HASH, MapType.PERCPU_ARRAY, MapType.LRU_PERCPU_HASH))
+
+
+class ProgType(IntEnum):
+    """enum bpf_prog_type, the two that this datapath loads."""
+
+    SCHED_CLS = 3
+    XDP = 6
+
+
+class Cmd(IntEnum):
+    """enum bpf_cmd."""
+
+    MAP_CREATE = 0
+    MAP_LOOKUP_ELEM = 1
+    MAP_UPDATE_ELEM = 2
+    MAP_DELETE_ELEM = 3
+    MAP_GET_NEXT_KEY = 4
+    PROG_LOAD = 5
+    OBJ_PIN = 6
+    OBJ_GET = 7
+    PROG_TEST_RUN = 10
+    PROG_GET_NEXT_ID = 11
+    MAP_GET_NEXT_ID = 12
+    PROG_GET_FD_BY_ID = 13
+    MAP_GET_FD_BY_ID = 14
+    OBJ_GET_INFO_BY_FD = 15
+    BTF_LOAD = 18
+
+
+@dataclass(frozen=True, slots=True)
+class MapInfo:
+    """struct bpf_map_info; sizes in bytes. `type` stays an int, the kernel may know types that we do not."""
+
+    id: int
+    type: int
+    key_size: int
+    value_size: int
+    max_entries: int
+    flags: int
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class ProgInfo:
+    """struct bpf_prog_info; lengths in bytes, `load_time` in nanoseconds since boot, `tag` in hex.
+
+    `verified_insns` is 0 before Linux 5.16; `run_time_ns` and `run_cnt` move only while BPF_ENABLE_STATS is on.
+    """
+
+    id: int
+    type: int
+    tag: str
+    name: str
+    map_ids: tuple[int, ...]
+    jited_len: int
+    xlated_len: int
+    verified_insns: int
+    load_time: int
+    run_time_ns: int
+    run_cnt: int
+
+
+@dataclass(frozen=True, slots=True)
+class TestRun:
+    """What BPF_PROG_TEST_RUN gave: the program's return value, the packet after it, nanoseconds per run."""
+
+    __test__ = False  # not a test class, whatever pytest reads into the name
+
+    retval: int
+    data: bytes
+    duration_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class ProgLoad:
+    """A BPF_PROG_LOAD with everything encoded; `kept` is what the kernel will read or write."""
+
+    attr: bytes
+    kept: tuple[object, ...]
+
+    def __call__(self) -> int:
+        """Make the call: the program's descriptor, or the errno as a negative number."""
+        return _raw(Cmd.PROG_LOAD, self.attr, _PROG_LOAD.size)
+
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_syscall = _libc.syscall
+_syscall.argtypes = (ctypes.c_long, ctypes.c_int, ctypes.c_void_p, ctypes.c_uint)
+_syscall.restype = ctypes.c_long
+_statfs = _libc.statfs
+_statfs.argtypes = (ctypes.c_char_p, ctypes.c_void_p)
+_statfs.restype = ctypes.c_int
+
+# A call into the interpreter itself: several times faster than a cast, and every bpf(2) needs two or three addresses.
+_bytes_as_string = ctypes.pythonapi.PyBytes_AsString
+_bytes_as_string.argtypes = (ctypes.py_object,)
+_bytes_as_string.restype = ctypes.c_void_p
+
+_MAP_CREATE = struct.Struct("=7I16s5IQ")
+_ELEM = struct.Struct("=IxxxxQQQ")
+_PROG_LOAD = struct.Struct("=2IQQ2IQ2I16s2I")
+_OBJ = struct.Struct("=Q2I")
+_ID = struct.Struct("=3I")
+_INFO = struct.Struct("=2IQ")
+_TEST_RUN = struct.Struct("=4I2Q4I2Q2I")
+_BTF_LOAD = struct.Struct("=2Q4I")
+_MAP_INFO = struct.Struct("=6I16s")
+# the head of struct bpf_prog_info, type to name; run_time_ns, run_cnt, recursion_misses and verified_insns follow later
+_PROG_INFO = struct.Struct("=2I8s2I2QQ2IQ16s")
+_PROG_INFO_LEN = 232
+_RUN_STATS = struct.Struct("=3QI")
+_RUN_STATS_OFFSET = 192
+
+
+def _raw(cmd: int, attr: bytes | ctypes.Array[ctypes.c_char], size: int) -> int:
+    """Return what bpf(2) returned, or the errno as a negative number."""
+    result: int = _syscall(SYS_BPF, cmd, attr, size)
+    return result if result >= 0 else -ctypes.get_errno()
+
+
+def _call(cmd: Cmd, attr: bytes | ctypes.Array[ctypes.c_char], detail: str = "") -> int:
+    result = _raw(cmd, attr, len(attr))
+    if result < 0:
+        raise _error(cmd, -result, detail)
+    return result
+
+
+def _error(cmd: Cmd, number: int, detail: str) -> BpfError:
+    return BpfError(f"BPF_{cmd.name}", number, f"{detail}: {os.strerror(number)}" if detail else os.strerror(number))
+
+
+def _address(data: bytes) -> int:
+    """Return where the bytes lie; the caller keeps `data` alive during the call."""
+    address: int = _bytes_as_string(data)
+    return address
+
+
+@lru_cache(maxsize=1024)
+def _name(name: str) -> bytes:
+    """Return `name` as the kernel takes it: at most 15 bytes of letters, digits, '_' and '.' (bpf_obj_name_cpy)."""
+    kept = "".join(c if c.isascii() and (c.isalnum() or c in "_.") else "_" for c in name)
+    return kept[: OBJ_NAME_LEN - 1].encode()
+
+
+def _text(data: bytes) -> str:
+    return data.split(b"\0", 1)[0].decode(errors="replace")
+
+
+@cache
+def possible_cpus() -> int:
+    """Return the number of CPUs that the kernel made room for (per-CPU values, perf event arrays)."""
+    text = Path("/sys/devices/system/cpu/possible").read_text().strip()
+    ranges = [part.split("-") for part in text.split(",")]
+    return sum(int(r[-1]) - int(r[0]) + 1 for r in ranges)
+
+
+def fs_magic(path: str | os.PathLike[str]) -> int:
+    """Return the f_type of the file system at `path` (statfs(2)); OSError if there is nothing."""
+    buffer = ctypes.create_string_buffer(256)
+    name = os.fsencode(path)
+    if _statfs(name, buffer) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), os.fsdecode(name))
+    magic: int = struct.unpack_from("=q", buffer)[0]
+    return magic & 0xFFFFFFFF
+
+
+# --- maps ---
+
+
+def map_create(
+    map_type: int,
+    key_size: int,
+    value_size: int,
+    max_entries: int,
+    *,
+    flags: int = 0,
+    name: str = "",
+    inner_map_fd: int = 0,
+    numa_node: int = 0,
+    map_extra: int = 0,
+) -> int:
+    """Create a map and return its descriptor; sizes in bytes."""
+    attr = _MAP_CREATE.pack(
+        *(map_type, key_size, value_size, max_entries, flags, inner_map_fd, numa_node),
+        *(_name(name), 0, 0, 0, 0, 0, map_extra),
+    )
+    return _call(Cmd.MAP_CREATE, attr, name)
+
+
+def map_lookup(fd: int, key: bytes, value_size: int, *, flags: int = 0) -> bytes | None:
+    """Return the value under `key`, None if there is none. `value_size` is what the kernel writes (all CPUs)."""
+    value = ctypes.create_string_buffer(value_size)
+    result = _raw(Cmd.MAP_LOOKUP_ELEM, _ELEM.pack(fd, _address(key), ctypes.addressof(value), flags), _ELEM.size)
+    if result == -errno.ENOENT:
+        return None
+    if result < 0:
+        raise _error(Cmd.MAP_LOOKUP_ELEM, -result, "")
+    return value.raw
+
+
+def map_update(fd: int, key: bytes, value: bytes, *, flags: int = BPF_ANY) -> None:
+    """Set the value under `key`."""
+    _call(Cmd.MAP_UPDATE_ELEM, _ELEM.pack(fd, _address(key), _address(value), flags))
+
+
+def map_delete(fd: int, key: bytes) -> bool:
+    """Delete `key`; False if it was not there."""
+    result = _raw(Cmd.MAP_DELETE_ELEM, _ELEM.pack(fd, _address(key), 0, 0), _ELEM.size)
+    if result < 0 and result != -errno.ENOENT:
+        raise _error(Cmd.MAP_DELETE_ELEM, -result, "")
+    return result == 0
+
+
+def map_next_key(fd: int, key: bytes | None, key_size: int) -> bytes | None:
+    """Return the key after `key` (the first one for None), None after the last."""
+    following = ctypes.create_string_buffer(key_size)
+    attr = _ELEM.pack(fd, 0 if key is None else _address(key), ctypes.addressof(following), 0)
+    result = _raw(Cmd.MAP_GET_NEXT_KEY, attr, _ELEM.size)
+    if result == -errno.ENOENT:
+        return None
+    if result < 0:
+        raise _error(Cmd.MAP_GET_NEXT_KEY, -result, "")
+    return following.raw
+
+
+def map_info(fd: int) -> MapInfo:
+    """Describe a map (bpf_map_get_info_by_fd)."""
+    info = ctypes.create_string_buffer(_MAP_INFO.size)
+    _call(Cmd.OBJ_GET_INFO_BY_FD, _INFO.pack(fd, _MAP_INFO.size, ctypes.addressof(info)))
+    map_type, ident, key_size, value_size, max_entries, flags, name = _MAP_INFO.unpack(info.raw)
+    return MapInfo(ident, map_type, key_size, value_size, max_entries, flags, _text(name))
+
+
+def map_fd_by_id(ident: int) -> int:
+    """Open a map by id; ENOENT if there is none."""
+    return _call(Cmd.MAP_GET_FD_BY_ID, _ID.pack(ident, 0, 0), f"map {ident}")
+
+
+def map_next_id(ident: int) -> int | None:
+    """Return the next map id after `ident` (0 to begin), None after the last."""
+    return _next_id(Cmd.MAP_GET_NEXT_ID, ident)
+
+
+# --- programs ---
+
+
+def prog_load(
+    prog_type: int,
+    insns: bytes | bytearray,
+    license_: str,
+    *,
+    name: str = "",
+    log_level: int = 0,
+    log: ctypes.Array[ctypes.c_char] | None = None,
+) -> int:
+    """Load a program and return its descriptor, or the errno as a negative number: a refusal is not an exception here.
+
+    The caller needs the errno and the log buffer together to tell a verifier's refusal from anything else.
+    """
+    return prepare_prog_load(prog_type, insns, license_, name=name, log_level=log_level, log=log)()
+
+
+def prepare_prog_load(
+    prog_type: int,
+    insns: bytes | bytearray,
+    license_: str,
+    *,
+    name: str = "",
+    log_level: int = 0,
+    log: ctypes.Array[ctypes.c_char] | None = None,
+) -> ProgLoad:
+    """Return the call that `prog_load` makes, for those who have several to make one after the other."""
+    writable = isinstance(insns, bytearray)
+    address = ctypes.addressof(ctypes.c_char.from_buffer(insns)) if writable else _address(bytes(insns))
+    licence = license_.encode() + b"\0"
+    attr = _PROG_LOAD.pack(
+        *(prog_type, len(insns) // 8, address, _address(licence)),
+        *(log_level, len(log) if log is not None else 0, ctypes.addressof(log) if log is not None else 0),
+        *(0, 0, _name(name), 0, 0),
+    )
+    return ProgLoad(attr, (insns, licence, log))
+
+
+def prog_info(fd: int) -> ProgInfo:
+    """Describe a program (bpf_prog_get_info_by_fd)."""
+    room = _MAP_IDS
+    while True:
+        ids = (ctypes.c_uint32 * room)()
+        info = ctypes.create_string_buffer(_PROG_INFO_LEN)
+        _PROG_INFO.pack_into(info, 0, 0, 0, b"", 0, 0, 0, 0, 0, 0, room, ctypes.addressof(ids), b"")
+        _call(Cmd.OBJ_GET_INFO_BY_FD, _INFO.pack(fd, _PROG_INFO_LEN, ctypes.addressof(info)))
+        fields = _PROG_INFO.unpack_from(info)
+        if fields[9] <= room:
+            break
+        room = fields[9]
+    run_time, run_count, _, verified = _RUN_STATS.unpack_from(info, _RUN_STATS_OFFSET)
+    return ProgInfo(
+        id=fields[1],
+        type=fields[0],
+        tag=fields[2].hex(),
+        name=_text(fields[11]),
+        map_ids=tuple(ids[: fields[9]]),
+        jited_len=fields[3],
+        xlated_len=fields[4],
+        verified_insns=verified,
+        load_time=fields[7],
+        run_time_ns=run_time,
+        run_cnt=run_count,
+    )
+
+
+def prog_id(fd: int) -> int:
+    """Return a program's id: the first words of what `prog_info` asks for."""
+    info = ctypes.create_string_buffer(8)
+    _call(Cmd.OBJ_GET_INFO_BY_FD, _INFO.pack(fd, len(info), ctypes.addressof(info)))
+    return int.from_bytes(info.raw[4:], sys.byteorder)
+
+
+def prog_fd_by_id(ident: int) -> int:
+    """Open a program by id; ENOENT if there is none."""
+    return _call(Cmd.PROG_GET_FD_BY_ID, _ID.pack(ident, 0, 0), f"program {ident}")
+
+
+def prog_next_id(ident: int) -> int | None:
+    """Return the next program id after `ident` (0 to begin), None after the last."""
+    return _next_id(Cmd.PROG_GET_NEXT_ID, ident)
+
+
+def prog_test_run(fd: int, data: bytes, *, repeat: int = 1, context: bytes = b"", room: int = 512) -> TestRun:
+    """Run a program on a packet, in the caller's network namespace; `room` is how many bytes it may add."""
+    out = ctypes.create_string_buffer(len(data) + room)
+    packet = ctypes.create_string_buffer(data, len(data))
+    around = ctypes.create_string_buffer(context, len(context)) if context else None
+    attr = ctypes.create_string_buffer(
+        _TEST_RUN.pack(
+            *(fd, 0, len(data), len(out), ctypes.addressof(packet), ctypes.addressof(out)),
+            *(repeat, 0, len(context), 0, ctypes.addressof(around) if around is not None else 0, 0, 0, 0),
+        ),
+        _TEST_RUN.size,
+    )
+    _call(Cmd.PROG_TEST_RUN, attr)
+    _, retval, _, size, _, _, _, duration, *_ = _TEST_RUN.unpack(attr.raw)
+    return TestRun(retval, out.raw[:size], duration)
+
+
+# --- pins, ids, BTF ---
+
+
+def obj_pin(fd: int, path: str | os.PathLike[str]) -> None:
+    """Pin a map or program; EEXIST if the name is taken."""
+    name = os.fsencode(path) + b"\0"
+    _call(Cmd.OBJ_PIN, _OBJ.pack(_address(name), fd, 0), os.fsdecode(path))
+
+
+def obj_get(path: str | os.PathLike[str]) -> int:
+    """Open a pinned object; ENOENT if nothing is pinned there."""
+    name = os.fsencode(path) + b"\0"
+    return _call(Cmd.OBJ_GET, _OBJ.pack(_address(name), 0, 0), os.fsdecode(path))
+
+
+def btf_load(data: bytes) -> int:
+    """Give BTF to the kernel and return its descriptor."""
+    return _call(Cmd.BTF_LOAD, _BTF_LOAD.pack(_address(data), 0, len(data), 0, 0, 0))
+
+
+def _next_id(cmd: Cmd, ident: int) -> int | None:
+    attr = ctypes.create_string_buffer(_ID.pack(ident, 0, 0), _ID.size)
+    result = _raw(cmd, attr, _ID.size)
+    if result == -errno.ENOENT:
+        return None
+    if result < 0:
+        raise _error(cmd, -result, "")
+    following: int = _ID.unpack(attr.raw)[1]
+    return following
