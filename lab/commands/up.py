@@ -1,0 +1,114 @@
+"""`reloadlab up`: build a node that stays, with its programs loaded."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING
+
+from datapath.errors import ReloadlabError
+from lab.commands.targets import add_datapath_options, check_library, open_agent, plural, require_compiler
+from lab.doctor import require
+from lab.node import Node
+from lab.signals import cancel_on_signals
+from lab.topology import NodeSpec
+
+if TYPE_CHECKING:
+    from argparse import _SubParsersAction
+
+DEFAULT_NAME = "demo"
+WORKERS = 2
+"""Endpoints that are loaded at a time: the first of each kind compiles, the others wait for it."""
+
+
+class NotLoaded(ReloadlabError):
+    """The node came up, but its programs could not be loaded."""
+
+    def __init__(self, error: ReloadlabError, name: str, *, kept: bool) -> None:
+        fate = f"is there without them: reloadlab down {name}" if kept else "is gone again (--keep would keep it)"
+        super().__init__(f"{error}; lab {name} {fate}")
+
+
+def add_parser(subparsers: _SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Declare the command."""
+    parser = subparsers.add_parser(
+        "up",
+        description="Build a node in network namespaces and load the programs of all its endpoints, so that its pods "
+        "can talk. It stays until `reloadlab down`.",
+    )
+    parser.add_argument("--name", default=DEFAULT_NAME, help=f"name of the lab (default {DEFAULT_NAME})")
+    parser.add_argument("--pods", type=int, default=2, metavar="N", help="number of pods (default 2)")
+    parser.add_argument("--endpoint-routes", action="store_true", help="a route per pod instead of one by cilium_host")
+    parser.add_argument("--tunnel", action="store_true", help="VXLAN to other nodes instead of native routing")
+    parser.add_argument("--mtu", type=int, default=1500, metavar="BYTES", help="MTU of all devices (default 1500)")
+    parser.add_argument("--devices", default="", metavar="NAMES", help="native devices that get programs, such as eth0")
+    parser.add_argument("--no-programs", action="store_true", help="leave the node bare: interfaces and routes only")
+    parser.add_argument("--keep", action="store_true", help="keep the node if its programs cannot be loaded")
+    add_datapath_options(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Build the node, load its programs and say how to go on."""
+    spec = NodeSpec(
+        args.name,
+        pods=args.pods,
+        endpoint_routes=args.endpoint_routes,
+        tunnel=args.tunnel,
+        devices=tuple(name for name in args.devices.split(",") if name),
+        mtu=args.mtu,
+    )
+    check_library(args)
+    require("root")
+    if not args.no_programs:
+        require_compiler(args)
+    with _standing(spec, keep=args.keep) as node:
+        programs = 0 if args.no_programs else _load(node, args)
+    _announce(node, programs)
+    return 0
+
+
+@contextmanager
+def _standing(spec: NodeSpec, *, keep: bool) -> Iterator[Node]:
+    """Build a node that stays if the block succeeds, or in any case if it is to be kept."""
+    node = Node.up(spec)
+    with ExitStack() as stack:
+        if not keep:
+            stack.callback(node.down, force=True)
+        try:
+            yield node
+        except ReloadlabError as error:
+            raise NotLoaded(error, node.name, kept=keep) from error
+        stack.pop_all()
+
+
+def _load(node: Node, args: argparse.Namespace) -> int:
+    """Reload everything for the first time; return the number of programs that are attached."""
+    with cancel_on_signals() as cancel, open_agent(node, args) as agent:
+        outcomes = agent.start(workers=WORKERS, cancel=cancel)
+    return sum(len(outcome.attached) for outcome in outcomes)
+
+
+def _announce(node: Node, programs: int) -> None:
+    name, spec, pods = node.name, node.spec, [pod.name for pod in node.pods]
+    attached = f"{programs} programs attached" if programs else "no programs yet"
+    print(f"{name} is up: {plural(len(pods), 'pod')}, {attached}")
+    print(f"  router   {spec.router4}  {spec.router6}")
+    print(f"  outside  {spec.outside4.ip}  {spec.outside6.ip}")
+    for pod in node.pods[:4]:
+        print(f"  {pod.name:<7}  {pod.ipv4}  {pod.ipv6}")
+    if len(pods) > 4:
+        print(f"  ... and {len(pods) - 4} more, to {pods[-1]}")
+    print("next:")
+    for command in _commands(node, bare=not programs):
+        print(f"  reloadlab {command}")
+
+
+def _commands(node: Node, *, bare: bool) -> Iterator[str]:
+    name = node.name
+    yield f"show {name}"
+    if not bare and node.pods:
+        yield f"exec {name}/{node.pods[0].name} -- ping -c 3 {node.pods[-1].ipv4}"
+    yield f"reload {name}"
+    yield f"down {name}"

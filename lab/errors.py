@@ -1,0 +1,88 @@
+"""What can go wrong with a lab, each as one clear line, and the states that a lab can be in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+
+from datapath.errors import ReloadlabError
+
+
+class Status(StrEnum):
+    """How a lab is. Broken: whoever built or removed it was killed on the way, or whoever had it for his own use."""
+
+    UP = "up"
+    STARTING = "starting"
+    STOPPING = "stopping"
+    BROKEN = "broken"
+
+
+class LabError(ReloadlabError):
+    """Something that went wrong with a lab, `name`."""
+
+    def __init__(self, name: str, message: str) -> None:
+        super().__init__(message)
+        self.name = name
+
+
+class LabExists(LabError):
+    """A lab of that name is already there."""
+
+    def __init__(self, name: str, status: Status) -> None:
+        state = "exists already" if status is Status.UP else f"is {status}"
+        super().__init__(name, f"lab {name} {state}; to remove it: reloadlab down {name}")
+        self.status = status
+
+
+class LabNotFound(LabError):
+    """There is no lab of that name; `existing` are those there are."""
+
+    def __init__(self, name: str, existing: tuple[str, ...]) -> None:
+        there = f"there is {', '.join(existing)}" if existing else "there is none; make one with: reloadlab up"
+        super().__init__(name, f"no lab {name}; {there}")
+        self.existing = existing
+
+
+class LabNotReady(LabError):
+    """The lab is there, but not complete."""
+
+    def __init__(self, name: str, status: Status) -> None:
+        remedy = f"; to remove it: reloadlab down {name}" if status is Status.BROKEN else "; try again in a moment"
+        super().__init__(name, f"lab {name} is {status}{remedy}")
+        self.status = status
+
+
+class LabBusy(LabError):
+    """Somebody uses, builds or removes the lab."""
+
+    def __init__(self, name: str, pids: tuple[int, ...]) -> None:
+        who = f"process {', '.join(map(_describe, pids))}" if pids else "another process"
+        super().__init__(name, f"lab {name} is in use by {who}; reloadlab down --force removes it all the same")
+        self.pids = pids
+
+
+class LabSystemError(LabError):
+    """A system call that failed on the way; `errno` is kept."""
+
+    def __init__(self, name: str, error: OSError) -> None:
+        what = f"{error.filename}: " if error.filename else ""
+        super().__init__(name, f"lab {name}: {what}{error.strerror}")
+        self.errno = error.errno
+
+
+@contextmanager
+def system_errors(name: str) -> Iterator[None]:
+    """Turn an OSError inside into a LabSystemError."""
+    try:
+        yield
+    except OSError as error:
+        raise LabSystemError(name, error) from error
+
+
+def _describe(pid: int) -> str:
+    try:
+        return f"{pid} ({Path(f'/proc/{pid}/comm').read_text().strip()})"
+    except OSError:
+        return str(pid)

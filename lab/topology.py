@@ -1,0 +1,294 @@
+"""What a node looks like: `NodeSpec` says what is wanted, `plan_node` derives every name, number and address. Pure.
+
+Addresses of the node with index i: pods 10.244.<16 i>.0/20 and fd00:10:244:<i>::/64, underlay 172.20.<i>.0/24 and
+fd00:172:20:<i>::/64. The first address of the pod range is the router (the node's own, on cilium_host), the second
+the health endpoint, then follow the pods.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from functools import cache
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
+
+from datapath.endpoint import HEALTH_ID
+from datapath.errors import InvalidName, ReloadlabError
+from datapath.names import check_ifname, check_lab_name
+
+VXLAN_PORT = 8472
+VXLAN_OVERHEAD = 50
+"""Bytes: outer IPv4 20, UDP 8, VXLAN 8, inner Ethernet 14."""
+TXQUEUELEN = 1000
+MAX_NODES = 16
+MAX_PODS = 4000
+MIN_MTU, MAX_MTU = 1280, 65520
+"""IPv6 needs the first on every link, tunnel included; the second is Cilium's MaxMTU."""
+
+NODE, HEALTH, OUTSIDE = "node", "health", "outside"
+"""Names of the namespaces that are no pod's."""
+HOST = "host"
+"""Name of the node's own endpoint."""
+UPLINK = "eth0"
+
+HOST_ENDPOINT, HEALTH_ENDPOINT, FIRST_ENDPOINT = 1, 2, 101
+FIRST_IDENTITY = 1001
+_FIRST_IFINDEX = 17
+# Inside a pod the interface has another index than any outside: who mixes them up gets caught.
+PEER_IFINDEX = 9
+
+_POD_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?")
+_RESERVED = frozenset({NODE, HEALTH, OUTSIDE, HOST})
+
+
+class InvalidSpec(ReloadlabError):
+    """A node that cannot be built as asked."""
+
+
+@dataclass(frozen=True, slots=True)
+class PodSpec:
+    """A pod as asked for. `identity` is its numeric security identity; None takes the next one from 1001 on."""
+
+    name: str
+    identity: int | None = None
+    labels: frozenset[str] = frozenset()
+
+    def __post_init__(self) -> None:
+        if not _POD_NAME.fullmatch(self.name) or self.name in _RESERVED:
+            rule = f"lower-case letters, digits and '-', at most 32, and none of {', '.join(sorted(_RESERVED))}"
+            raise InvalidName("pod name", self.name, rule)
+        if self.identity is not None and not 256 <= self.identity < 1 << 24:
+            raise InvalidSpec(f"identity {self.identity} of {self.name}: pods have 256 to {(1 << 24) - 1}")
+
+
+@dataclass(frozen=True, slots=True)
+class NodeSpec:
+    """A node as asked for.
+
+    `pods` is their number (they are then called pod-1, pod-2, ...) or the pods themselves. `tunnel` sends packets for
+    other nodes through VXLAN, otherwise they are routed. `devices` are the native devices that get programs. `mtu` is
+    that of all devices, in bytes. `node_index` chooses the address ranges, so that several nodes share an underlay.
+    """
+
+    name: str
+    pods: int | tuple[PodSpec, ...] = 2
+    endpoint_routes: bool = False
+    tunnel: bool = False
+    devices: tuple[str, ...] = ()
+    mtu: int = 1500
+    node_index: int = 0
+
+    def __post_init__(self) -> None:
+        check_lab_name(self.name)
+        self._check_pods()
+        self._check_links()
+
+    def _check_pods(self) -> None:
+        count = self.pods if isinstance(self.pods, int) else len(self.pods)
+        if not 0 <= count <= MAX_PODS:
+            raise InvalidSpec(f"a node has 0 to {MAX_PODS} pods, not {count}")
+        if isinstance(self.pods, int):
+            # One form from here on, so that a spec read back from a file equals the one that was written.
+            object.__setattr__(self, "pods", tuple(PodSpec(f"pod-{number}") for number in range(1, count + 1)))
+        seen: set[str] = set()
+        for pod in self.pod_specs:
+            if pod.name in seen:
+                raise InvalidSpec(f"two pods are called {pod.name}")
+            seen.add(pod.name)
+
+    def _check_links(self) -> None:
+        least = MIN_MTU + (VXLAN_OVERHEAD if self.tunnel else 0)
+        if not least <= self.mtu <= MAX_MTU:
+            raise InvalidSpec(f"the MTU is {least} to {MAX_MTU} bytes, not {self.mtu}")
+        if not 0 <= self.node_index < MAX_NODES:
+            raise InvalidSpec(f"the index of a node is 0 to {MAX_NODES - 1}, not {self.node_index}")
+        for device in self.devices:
+            if check_ifname(device) != UPLINK:
+                raise InvalidSpec(f"the node has no native device {device}; it has {UPLINK}")
+
+    @property
+    def pod_specs(self) -> tuple[PodSpec, ...]:
+        """The pods asked for, spelled out."""
+        assert not isinstance(self.pods, int)
+        return self.pods
+
+    @property
+    def route_mtu(self) -> int:
+        """The MTU of the pods' default route (RouteMTU): what fits into a packet to another node."""
+        return self.mtu - VXLAN_OVERHEAD if self.tunnel else self.mtu
+
+    @property
+    def pod_cidr4(self) -> IPv4Network:
+        return _pod_cidrs(self.node_index)[0]
+
+    @property
+    def pod_cidr6(self) -> IPv6Network:
+        return _pod_cidrs(self.node_index)[1]
+
+    @property
+    def router4(self) -> IPv4Address:
+        return _routers(self.node_index)[0]
+
+    @property
+    def router6(self) -> IPv6Address:
+        return _routers(self.node_index)[1]
+
+    @property
+    def node4(self) -> IPv4Interface:
+        """The node's address on the underlay."""
+        return IPv4Interface(f"172.20.{self.node_index}.1/24")
+
+    @property
+    def node6(self) -> IPv6Interface:
+        return IPv6Interface(f"fd00:172:20:{self.node_index:x}::1/64")
+
+    @property
+    def outside4(self) -> IPv4Interface:
+        """The address of the world outside, which answers."""
+        return IPv4Interface(f"172.20.{self.node_index}.254/24")
+
+    @property
+    def outside6(self) -> IPv6Interface:
+        return IPv6Interface(f"fd00:172:20:{self.node_index:x}::fe/64")
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceFacts:
+    """An interface of the node. `peer_mac` is that of the other end of a veth."""
+
+    name: str
+    ifindex: int
+    mac: str
+    peer_mac: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PodFacts:
+    """A pod (or the health endpoint) as it was built.
+
+    `ifname`, `ifindex` and `node_mac` are those of the veth's end in the node; `inner_ifname`, PEER_IFINDEX and `mac`
+    those of the end in the pod's namespace.
+    """
+
+    name: str
+    endpoint_id: int
+    identity: int
+    container_id: str
+    ifname: str
+    ifindex: int
+    node_mac: str
+    mac: str
+    ipv4: IPv4Address
+    ipv6: IPv6Address
+    inner_ifname: str = "eth0"
+    labels: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class NodeFacts:
+    """Everything about a node that was chosen when it was built."""
+
+    cilium_host: DeviceFacts
+    cilium_net: DeviceFacts
+    vxlan: DeviceFacts
+    uplink: DeviceFacts
+    health: PodFacts
+    pods: tuple[PodFacts, ...] = field(default=())
+
+
+def lxc_ifname(container_id: str, inner_ifname: str = "eth0") -> str:
+    """Return the name of the node's end of a pod's veth (plugins/cilium-cni: Endpoint2IfName)."""
+    return "lxc" + hashlib.sha256(f"{container_id}:{inner_ifname}".encode()).hexdigest()[:12]
+
+
+def random_mac(random_bytes: Callable[[int], bytes] = os.urandom) -> str:
+    """Return a random unicast MAC from the locally administered range."""
+    value = bytearray(random_bytes(6))
+    value[0] = value[0] & 0xFC | 0x02
+    return value.hex(":")
+
+
+def plan_node(spec: NodeSpec, random_bytes: Callable[[int], bytes] = os.urandom) -> NodeFacts:
+    """Derive all facts of a node; only MACs and container ids are random."""
+    macs = _distinct_macs(random_bytes)
+    host_mac, net_mac = next(macs), next(macs)
+    health = PodFacts(
+        name=HEALTH,
+        endpoint_id=HEALTH_ENDPOINT,
+        identity=HEALTH_ID,
+        container_id="",
+        ifname="lxc_health",
+        ifindex=6,
+        node_mac=next(macs),
+        mac=next(macs),
+        ipv4=spec.pod_cidr4[2],
+        ipv6=spec.pod_cidr6[2],
+        inner_ifname="cilium",
+        labels=frozenset({"reserved:health"}),
+    )
+    return NodeFacts(
+        uplink=DeviceFacts(UPLINK, 2, next(macs), next(macs)),
+        cilium_net=DeviceFacts("cilium_net", 3, net_mac, host_mac),
+        cilium_host=DeviceFacts("cilium_host", 4, host_mac, net_mac),
+        vxlan=DeviceFacts("cilium_vxlan", 5, next(macs)),
+        health=health,
+        pods=tuple(_plan_pod(spec, pod, number, macs, random_bytes) for number, pod in enumerate(spec.pod_specs)),
+    )
+
+
+def plan_pod(spec: NodeSpec, pod: PodSpec, number: int, random_bytes: Callable[[int], bytes] = os.urandom) -> PodFacts:
+    """Derive the facts of one more pod; `number` counts from 0 and decides id, identity, interface index, addresses."""
+    return _plan_pod(spec, pod, number, _distinct_macs(random_bytes), random_bytes)
+
+
+def pod_number(pod: PodFacts) -> int:
+    """Return the number from which `plan_pod` derived a pod."""
+    return pod.endpoint_id - FIRST_ENDPOINT
+
+
+def with_mode(spec: NodeSpec, *, endpoint_routes: bool) -> NodeSpec:
+    """Return the spec of the same node in the other routing mode."""
+    return replace(spec, endpoint_routes=endpoint_routes)
+
+
+# Asked for once per pod, and costly to make.
+@cache
+def _pod_cidrs(index: int) -> tuple[IPv4Network, IPv6Network]:
+    return IPv4Network((f"10.244.{16 * index}.0", 20)), IPv6Network((f"fd00:10:244:{index:x}::", 64))
+
+
+@cache
+def _routers(index: int) -> tuple[IPv4Address, IPv6Address]:
+    cidr4, cidr6 = _pod_cidrs(index)
+    return cidr4[1], cidr6[1]
+
+
+def _plan_pod(
+    spec: NodeSpec, pod: PodSpec, number: int, macs: Iterator[str], random_bytes: Callable[[int], bytes]
+) -> PodFacts:
+    container_id = random_bytes(32).hex()
+    return PodFacts(
+        name=pod.name,
+        endpoint_id=FIRST_ENDPOINT + number,
+        identity=FIRST_IDENTITY + number if pod.identity is None else pod.identity,
+        container_id=container_id,
+        ifname=lxc_ifname(container_id),
+        ifindex=_FIRST_IFINDEX + number,
+        node_mac=next(macs),
+        mac=next(macs),
+        ipv4=spec.pod_cidr4[3 + number],
+        ipv6=spec.pod_cidr6[3 + number],
+        labels=pod.labels,
+    )
+
+
+def _distinct_macs(random_bytes: Callable[[int], bytes]) -> Iterator[str]:
+    seen: set[str] = set()
+    while True:
+        mac = random_mac(random_bytes)
+        if mac not in seen:
+            seen.add(mac)
+            yield mac
