@@ -1,0 +1,82 @@
+"""Maps that became incompatible: each property by itself, on a map of one endpoint and on one that all share."""
+
+from __future__ import annotations
+
+import pytest
+
+from datapath.maps import open_pin
+from datapath.syscall import MapInfo, MapType
+from lab.scenario import Scenario
+from lab.snapshot import take
+
+ENDPOINT_MAP, SHARED_MAP = "cilium_policy_00101", "cilium_ipcache"
+
+CHANGES = {
+    "type": ("MAP_TYPE", "BPF_MAP_TYPE_HASH"),
+    "key_size": ("KEY_PAD", "1"),
+    "value_size": ("VALUE_PAD", "1"),
+    "max_entries": ("MAP_SIZE", "4096"),
+    "flags": ("MAP_FLAGS", "(BPF_F_NO_PREALLOC|BPF_F_NUMA_NODE)"),
+}
+"""What a build is changed by, per property: the ending of the macro (see bpf/lib/config.h) and its value."""
+
+
+def _info(scenario: Scenario, name: str) -> tuple[MapInfo, dict[bytes, bytes]]:
+    with open_pin(scenario.agent.config.globals / name) as pinned:
+        return pinned.info, {key: value[:8] for key, value in pinned.items()}
+
+
+def _wanted(field: str, old: MapInfo) -> int:
+    return {
+        "type": MapType.HASH,
+        "key_size": old.key_size + 4,
+        "value_size": old.value_size + (8 if old.value_size == 24 else 4),
+        "max_entries": 4096,
+        "flags": old.flags | 1 << 2,
+    }[field]
+
+
+@pytest.mark.parametrize("field", CHANGES)
+@pytest.mark.node(pods=2)
+def test_endpoint_map(scenario: Scenario, field: str) -> None:
+    """The policy map of each pod is replaced, filled before the first packet reads it; all other maps stay."""
+    ending, value = CHANGES[field]
+    old, content = _info(scenario, ENDPOINT_MAP)
+    policies = frozenset(name for name in take(scenario.node).pins if name.startswith("cilium_policy_"))
+    scenario.expect(migrated=policies)
+    scenario.agent.configure(defines=((f"POLICY_{ending}", value),))
+    scenario.reload()
+    new, kept = _info(scenario, ENDPOINT_MAP)
+    assert getattr(new, field) == _wanted(field, old)
+    assert len(kept) == len(content)
+    if field in ("max_entries", "flags"):
+        assert kept.keys() == content.keys()
+    again = scenario.reload("pod-1")[0]
+    assert again.migrated == (), "a map that fits was migrated"
+
+
+@pytest.mark.parametrize("field", CHANGES)
+@pytest.mark.node(pods=2)
+def test_shared_map(scenario: Scenario, field: str) -> None:
+    """The first object that needs it replaces the map, the others find it; pods in parallel do not race for it."""
+    ending, value = CHANGES[field]
+    old, content = _info(scenario, SHARED_MAP)
+    scenario.expect(migrated=frozenset({SHARED_MAP}))
+    scenario.agent.configure(defines=((f"IPCACHE_{ending}", value),))
+    outcomes = scenario.reload_parallel(scenario.agent.subjects, workers=4)
+    new, kept = _info(scenario, SHARED_MAP)
+    assert getattr(new, field) == _wanted(field, old)
+    assert len(kept) == len(content)
+    assert [o.migrated for o in outcomes if o.migrated] == [(SHARED_MAP,)], "replaced once, by whoever came first"
+
+
+@pytest.mark.node(pods=2)
+def test_both_ways(scenario: Scenario) -> None:
+    """An upgrade and its downgrade: the map comes back in its old shape, with its content."""
+    scenario.expect(migrated=frozenset({SHARED_MAP}))
+    before, content = _info(scenario, SHARED_MAP)
+    for defines in ((("IPCACHE_MAP_SIZE", "4096"),), ()):
+        scenario.agent.configure(defines=defines)
+        scenario.reload()
+    after, kept = _info(scenario, SHARED_MAP)
+    assert (after.max_entries, kept) == (before.max_entries, content)

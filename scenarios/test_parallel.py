@@ -1,0 +1,22 @@
+"""Many pods reloaded at once, by 1, 2, 4 and 8 workers, while other pods talk to each other."""
+
+from __future__ import annotations
+
+import pytest
+
+from lab.scenario import Scenario
+from lab.snapshot import calls_maps, take
+
+PODS = 50
+
+
+@pytest.mark.parametrize("workers", [1, 2, 4, 8])
+@pytest.mark.node(pods=PODS + 2)
+def test_workers(scenario: Scenario, workers: int) -> None:
+    """Nothing is lost, no two reloads meet at a pin, and every shared map is still one map."""
+    pods = [pod.name for pod in scenario.node.pods[1:-1]]
+    assert len(pods) == PODS
+    outcomes = scenario.reload_parallel(pods, workers=workers)
+    assert len({o.generation for o in outcomes}) == PODS
+    assert not any(o.warnings or o.migrated for o in outcomes)
+    assert len(set(calls_maps(take(scenario.node)).values())) == len(scenario.node.pods) + 3
