@@ -1,0 +1,98 @@
+"""Frames made by hand, byte by byte: what a test says is on the wire does not pass through code that it tests."""
+
+from __future__ import annotations
+
+import struct
+from ipaddress import IPv4Address, IPv6Address
+
+from datapath.nodemacros import mac_bytes
+
+ETH_P_IP, ETH_P_ARP, ETH_P_IPV6 = 0x0800, 0x0806, 0x86DD
+UDP, ICMPV6 = 17, 58
+HOP_BY_HOP, FRAGMENT, NO_NEXT_HEADER, DESTINATION = 0, 44, 59, 60
+BROADCAST = "ff:ff:ff:ff:ff:ff"
+MORE_FRAGMENTS, DONT_FRAGMENT = 0x2000, 0x4000
+
+ETH_LEN, IPV4_LEN, IPV6_LEN = 14, 20, 40
+
+
+def checksum(data: bytes) -> int:
+    """Return the Internet checksum (RFC 1071); 0 over data that contains its own."""
+    total = sum(struct.unpack(f"!{len(data) // 2}H", data)) if len(data) % 2 == 0 else checksum_odd(data)
+    while total >> 16:
+        total = (total & 0xFFFF) + (total >> 16)
+    return ~total & 0xFFFF
+
+
+def checksum_odd(data: bytes) -> int:
+    return sum(struct.unpack(f"!{(len(data) + 1) // 2}H", data + b"\0"))
+
+
+def eth(dst: str, src: str, protocol: int, payload: bytes = b"") -> bytes:
+    return mac_bytes(dst) + mac_bytes(src) + protocol.to_bytes(2, "big") + payload
+
+
+def udp(length: int = 32) -> bytes:
+    return struct.pack("!4H", 40000, 53, 8 + length, 0) + bytes(length)
+
+
+def ipv4(
+    src: IPv4Address,
+    dst: IPv4Address,
+    payload: bytes = b"",
+    *,
+    ttl: int = 64,
+    fragment: int = DONT_FRAGMENT,
+    protocol: int = UDP,
+    first: int = 0x45,
+    total: int | None = None,
+) -> bytes:
+    """Return an IPv4 packet; `first` is version and header length, `total` the length it claims."""
+    length = IPV4_LEN + len(payload) if total is None else total
+    header = struct.pack("!BBHHHBBH4s4s", first, 0, length, 1, fragment, ttl, protocol, 0, src.packed, dst.packed)
+    return header[:10] + checksum(header).to_bytes(2, "big") + header[12:] + payload
+
+
+def ipv6(
+    src: IPv6Address,
+    dst: IPv6Address,
+    payload: bytes = b"",
+    *,
+    next_header: int = UDP,
+    hops: int = 64,
+    version: int = 6,
+    length: int | None = None,
+) -> bytes:
+    claimed = len(payload) if length is None else length
+    return struct.pack("!IHBB", version << 28, claimed, next_header, hops) + src.packed + dst.packed + payload
+
+
+def extension(next_header: int, payload: bytes, *, words: int = 0) -> bytes:
+    """Return an options header of (`words` + 1) * 8 bytes, filled with padding."""
+    return bytes((next_header, words)) + bytes(6 + 8 * words) + payload
+
+
+def icmp6(src: IPv6Address, dst: IPv6Address, message: bytes) -> bytes:
+    """Return the message with its checksum; the bytes 2 and 3 of it are overwritten."""
+    pseudo = src.packed + dst.packed + struct.pack("!II", len(message), ICMPV6)
+    blank = message[:2] + bytes(2) + message[4:]
+    return blank[:2] + checksum(pseudo + blank).to_bytes(2, "big") + blank[4:]
+
+
+def solicitation(
+    src_mac: str, src: IPv6Address, target: IPv6Address, *, options: bytes = b"", hops: int = 255, code: int = 0
+) -> bytes:
+    """Return the frame of a neighbour solicitation to the target's multicast group."""
+    group = IPv6Address(b"\xff\x02" + bytes(9) + b"\x01\xff" + target.packed[-3:])
+    mac = "33:33:" + group.packed[-4:].hex(":")
+    message = icmp6(src, group, bytes((135, code)) + bytes(6) + target.packed + options)
+    return eth(mac, src_mac, ETH_P_IPV6, ipv6(src, group, message, next_header=ICMPV6, hops=hops))
+
+
+def source_option(mac: str) -> bytes:
+    return bytes((1, 1)) + mac_bytes(mac)
+
+
+def arp(operation: int, dst: str, src: str, sender: tuple[str, IPv4Address], target: tuple[str, IPv4Address]) -> bytes:
+    pairs = b"".join(mac_bytes(mac) + address.packed for mac, address in (sender, target))
+    return eth(dst, src, ETH_P_ARP, struct.pack("!HHBBH", 1, ETH_P_IP, 6, 4, operation) + pairs)

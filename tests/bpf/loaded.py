@@ -1,0 +1,195 @@
+"""Our objects as the pipeline makes them: generated headers, one compilation, constants substituted; never pinned."""
+
+from __future__ import annotations
+
+import struct
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cache
+from ipaddress import IPv4Address, IPv6Address
+from pathlib import Path
+
+from datapath.collection import Collection
+from datapath.compile import compile_source, probe_compiler
+from datapath.elf import ObjectImage, read_object
+from datapath.endpoint import HOST_ID, LABEL_HOST, Endpoint, NodeConfig
+from datapath.headers import (
+    netdev_header,
+    node_header,
+    overlay_defines,
+    overlay_substitution,
+    substitution,
+    template_header,
+)
+from datapath.maps import Map
+from datapath.spec import CollectionSpec
+from datapath.syscall import TestRun, prog_test_run
+from lab import layouts
+
+LIBRARY = Path(__file__).parents[2] / "bpf"
+
+ROUTER4, ROUTER6 = IPv4Address("10.1.0.1"), IPv6Address("fd00:1::1")
+GATEWAY4, GATEWAY6 = IPv4Address("10.1.0.254"), IPv6Address("fd00:1::fe")
+PEER4, PEER6 = IPv4Address("10.1.0.9"), IPv6Address("fd00:1::9")
+WORLD4, WORLD6 = IPv4Address("198.51.100.7"), IPv6Address("2001:db8::7")
+
+CILIUM_HOST_MAC, CILIUM_NET_MAC = "02:aa:00:00:00:01", "02:aa:00:00:00:02"
+
+NODE = NodeConfig(
+    router_ipv4=ROUTER4,
+    router_ipv6=ROUTER6,
+    cilium_host_ifindex=2,
+    cilium_host_mac=CILIUM_HOST_MAC,
+    cilium_net_ifindex=3,
+    cilium_net_mac=CILIUM_NET_MAC,
+    encap_ifindex=None,
+    encap_mac=None,
+    mtu=1500,
+)
+POD = Endpoint(
+    id=123,
+    ifname="lxc0123456789ab",
+    mac="02:bb:00:00:00:01",
+    node_mac="02:bb:00:00:00:02",
+    ipv4=IPv4Address("10.1.0.5"),
+    ipv6=IPv6Address("fd00:1::5"),
+    identity=0x0123_4567,
+    generation=77,
+)
+HOST = replace(POD, id=7, labels=frozenset({LABEL_HOST}), identity=HOST_ID)
+
+PASS, DROP, REDIRECT = 0, 2, 7
+"""Verdicts of a direct-action classifier."""
+
+_CONTEXT = struct.Struct("<8xI24xII4x5I")
+
+
+@dataclass(frozen=True, slots=True)
+class Build:
+    """What is compiled: a source, the mode, and -D options."""
+
+    source: str
+    endpoint_routes: bool = False
+    tunnel: bool = False
+    defines: tuple[tuple[str, str], ...] = ()
+
+
+@cache
+def compiled(build: Build) -> ObjectImage:
+    """Compile once per process."""
+    node = replace(NODE, endpoint_routes=build.endpoint_routes)
+    overlay = build.source == "bpf_overlay.c"
+    if build.tunnel or overlay:
+        node = replace(node, encap_ifindex=4, encap_mac="02:aa:00:00:00:03")
+    with tempfile.TemporaryDirectory(prefix="reloadlab-test-") as name:
+        directory = Path(name)
+        (directory / "node_config.h").write_text(node_header(node))
+        (directory / "netdev_config.h").write_text(netdev_header(node))
+        if not overlay:
+            endpoint = (HOST if build.source == "bpf_host.c" else POD).with_endpoint_routes(build.endpoint_routes)
+            (directory / "ep_config.h").write_text(template_header(endpoint))
+        output = compile_source(
+            LIBRARY / build.source,
+            directory / "object.o",
+            includes=(directory, LIBRARY, LIBRARY / "include"),
+            defines={**(overlay_defines(node) if overlay else {}), **dict(build.defines)},
+            compiler=probe_compiler(),
+            werror=True,
+        )
+        return read_object(output)
+
+
+def spec_of(build: Build) -> CollectionSpec:
+    """Return the object as it would be loaded for POD, for HOST, or for the tunnel device."""
+    spec = compiled(build).spec
+    if build.source == "bpf_overlay.c":
+        return spec.substitute(overlay_substitution(POD.generation))
+    if build.source == "bpf_host.c":
+        firewall = any(name == "ENABLE_HOST_FIREWALL" for name, _ in build.defines)
+        return spec.substitute(substitution(HOST, host_firewall=firewall))
+    return spec.substitute(substitution(POD))
+
+
+@dataclass(frozen=True, slots=True)
+class Datapath:
+    """A loaded object with maps of its own: nothing is pinned, nothing attached."""
+
+    collection: Collection
+
+    def run(
+        self, program: str, frame: bytes, *, mark: int = 0, ingress_ifindex: int = 1, cb: tuple[int, ...] = (0,) * 5
+    ) -> TestRun:
+        """Run a program on a frame that came in by a device of that index (0: sent by the host itself)."""
+        context = _CONTEXT.pack(mark, ingress_ifindex, 1, *cb)
+        return prog_test_run(self.collection.programs[program].fd, frame, context=context)
+
+    def map(self, name: str) -> Map:
+        return self.collection.maps[name]
+
+    @property
+    def calls(self) -> Map:
+        return next(m for name, m in self.collection.maps.items() if name.startswith("cilium_calls_"))
+
+    @property
+    def policy(self) -> Map:
+        return self.map(f"cilium_policy_{POD.id:05d}")
+
+    def empty(self, slot: int) -> None:
+        """Empty a slot of the calls map."""
+        assert self.calls.delete(slot.to_bytes(4, "little"))
+
+    def metrics(self) -> Mapping[tuple[int, int], int]:
+        """Return packets by (reason, direction)."""
+        counters = self.map("cilium_metrics")
+        found = {}
+        for key in counters.keys():  # noqa: SIM118 - a map of the kernel, not a dict
+            why = layouts.MetricsKey.unpack(key)
+            values = [layouts.MetricsValue.unpack(value) for value in counters.lookup_percpu(key)]
+            found[why.reason, why.dir] = sum(value.count for value in values)
+        return found
+
+    def drops(self) -> Mapping[tuple[int, int], int]:
+        """Return packets by (reason, direction), drops only."""
+        return {key: count for key, count in self.metrics().items() if key[0] > 127}
+
+    def hits(self) -> Mapping[tuple[int, int, int], int]:
+        """Return packets by (generation, source, program)."""
+        found = {}
+        for key, value in self.map("reloadlab_hits").items():
+            hit = layouts.HitsKey.unpack(key)
+            found[hit.generation, hit.source, hit.program] = int.from_bytes(value, "little")
+        return found
+
+    def add_endpoint(
+        self, address: IPv4Address | IPv6Address, *, lxc_id: int = POD.id, ifindex: int = 1, host: bool = False
+    ) -> None:
+        info = layouts.EndpointInfo(
+            ifindex=ifindex,
+            lxc_id=lxc_id,
+            flags=layouts.ENDPOINT_F_HOST if host else 0,
+            mac=None if host else "02:cc:00:00:00:01",
+            node_mac=None if host else "02:cc:00:00:00:02",
+        )
+        self.map("cilium_lxc").update(layouts.endpoint_key(address), info.pack())
+
+    def add_identity(self, address: IPv4Address | IPv6Address, identity: int, *, node: str = "0.0.0.0") -> None:
+        info = layouts.RemoteEndpointInfo(sec_identity=identity, tunnel_endpoint=IPv4Address(node))
+        self.map("cilium_ipcache").update(layouts.ipcache_key(address, address.max_prefixlen), info.pack())
+
+    def allow(self, identity: int) -> None:
+        self.policy.update(layouts.policy_key_any(egress=False, identity=identity), layouts.POLICY_ENTRY_ALLOW)
+
+    def allowed(self, identity: int) -> int:
+        """Return how many packets the rule for an identity has counted."""
+        value = self.policy.lookup(layouts.policy_key_any(egress=False, identity=identity))
+        assert value is not None
+        return layouts.PolicyEntry.unpack(value).packets
+
+
+@contextmanager
+def loaded(build: Build) -> Iterator[Datapath]:
+    """Load an object, all of its tail calls in place."""
+    with Collection.load(spec_of(build), pin_dir=None) as collection:
+        yield Datapath(collection)

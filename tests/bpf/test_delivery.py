@@ -1,0 +1,194 @@
+"""bpf_lxc.c: where a pod's packet goes, and what happens to one on its way into the pod."""
+
+from __future__ import annotations
+
+import pytest
+
+from lab.layouts import Program
+from tests.bpf import frames
+from tests.bpf.frames import ETH_LEN, ETH_P_IP, ETH_P_IPV6, eth, ipv4, ipv6, udp
+from tests.bpf.loaded import (
+    DROP,
+    PASS,
+    PEER4,
+    PEER6,
+    POD,
+    REDIRECT,
+    ROUTER4,
+    ROUTER6,
+    WORLD4,
+    WORLD6,
+    Build,
+    Datapath,
+    loaded,
+)
+from tests.bpf.pod import (
+    ARP_REQUEST,
+    EGRESS,
+    FORWARDED,
+    INGRESS,
+    OFF,
+    ON,
+    PLAINTEXT,
+    POD4,
+    POD6,
+    STALE_MAC,
+    from_pod,
+    programs,
+    to_peer,
+)
+
+pytestmark = pytest.mark.privileged
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_local_delivery(off: Datapath, version: int) -> None:
+    """The whole chain: entry, slot 7 or 10, the policy program of the destination (here itself), its slot 11 or 12."""
+    off.add_endpoint(PEER4 if version == 4 else PEER6)
+    off.allow(POD.identity)
+    result = off.run("cil_from_container", to_peer(version))
+    assert result.retval == REDIRECT
+    hop = to_peer(version, ttl=63)[ETH_LEN:]
+    assert result.data == eth("02:cc:00:00:00:01", "02:cc:00:00:00:02", ETH_P_IP if version == 4 else ETH_P_IPV6, hop)
+    chain = (
+        (Program.FROM_CONTAINER, Program.IPV4_FROM_LXC, Program.HANDLE_POLICY, Program.IPV4_POLICY)
+        if version == 4
+        else (Program.FROM_CONTAINER, Program.IPV6_FROM_LXC, Program.HANDLE_POLICY, Program.IPV6_POLICY)
+    )
+    assert programs(off) == dict.fromkeys(chain, 1)
+    assert off.metrics() == {(FORWARDED, EGRESS): 1, (FORWARDED, INGRESS): 1}
+    assert off.allowed(POD.identity) == 1
+
+
+def test_counters_count_every_packet(off: Datapath) -> None:
+    for _ in range(3):
+        off.run("cil_from_container", ARP_REQUEST)
+    assert programs(off) == {Program.FROM_CONTAINER: 3, Program.LXC_ARP: 3}
+    assert off.metrics() == {(FORWARDED, INGRESS): 3}
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_local_delivery_without_the_policy_program(off: Datapath, version: int) -> None:
+    off.add_endpoint(PEER4 if version == 4 else PEER6, lxc_id=124)
+    assert off.run("cil_from_container", to_peer(version)).retval == DROP
+    assert off.drops() == {(140, EGRESS): 1}
+
+
+@pytest.mark.parametrize("version", [4, 6])
+@pytest.mark.parametrize("ttl", [0, 1])
+def test_local_delivery_of_an_expired_packet(off: Datapath, version: int, ttl: int) -> None:
+    off.add_endpoint(PEER4 if version == 4 else PEER6)
+    assert off.run("cil_from_container", to_peer(version, ttl=ttl)).retval == DROP
+    assert off.metrics() == {(134, EGRESS): 1}
+
+
+@pytest.mark.parametrize("destination", ["host", "unknown"])
+@pytest.mark.parametrize("version", [4, 6])
+def test_the_rest_goes_to_the_stack(off: Datapath, version: int, destination: str) -> None:
+    """The stack takes only what is addressed to the device, and counts down the time to live itself."""
+    if destination == "host":
+        off.add_endpoint(PEER4 if version == 4 else PEER6, host=True)
+    frame = to_peer(version, ttl=1)
+    stale = bytes.fromhex(STALE_MAC.replace(":", "")) + frame[6:]
+    result = off.run("cil_from_container", stale)
+    assert (result.retval, result.data) == (PASS, frame)
+    assert off.metrics() == {(FORWARDED, EGRESS): 1}
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_with_endpoint_routes_the_stack_routes_to_pods_too(on: Datapath, version: int) -> None:
+    on.add_endpoint(PEER4 if version == 4 else PEER6)
+    result = on.run("cil_from_container", to_peer(version))
+    assert (result.retval, result.data) == (PASS, to_peer(version))
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_tunnel(version: int) -> None:
+    """A destination behind a tunnel is redirected, one without stays; a pod here is not sent there."""
+    with loaded(Build("bpf_lxc.c", tunnel=True)) as datapath:
+        datapath.add_identity(PEER4 if version == 4 else PEER6, 5000, node="192.0.2.7")
+        result = datapath.run("cil_from_container", to_peer(version))
+        assert (result.retval, result.data) == (REDIRECT, to_peer(version))
+        datapath.add_endpoint(PEER4 if version == 4 else PEER6)
+        assert datapath.run("cil_from_container", to_peer(version)).data != to_peer(version)
+        world = ipv4(POD4, WORLD4, udp()) if version == 4 else ipv6(POD6, WORLD6, udp())
+        assert datapath.run("cil_from_container", from_pod(world)).retval == PASS
+
+
+# --- into the pod ---
+
+
+def into_pod(version: int) -> bytes:
+    packet = ipv4(WORLD4, POD4, udp()) if version == 4 else ipv6(WORLD6, POD6, udp())
+    return eth(POD.mac, POD.node_mac, ETH_P_IP if version == 4 else ETH_P_IPV6, packet)
+
+
+IDENTITY = 0x12ABCD
+IDENTITY_MARK = 0xABCD_0F12
+
+
+@pytest.mark.parametrize("version", [4, 6])
+@pytest.mark.parametrize(
+    ("mark", "ingress_ifindex", "known", "identity"),
+    [
+        (IDENTITY_MARK, 1, None, IDENTITY),
+        (IDENTITY_MARK, 1, 600, IDENTITY),
+        (0, 0, 600, 1),
+        (0xC00, 1, 600, 1),
+        (0, 1, 600, 600),
+        (0, 1, 1, 2),
+        (0, 1, None, 2),
+    ],
+    ids=[
+        "mark",
+        "mark before ipcache",
+        "sent by the host",
+        "marked as the host's",
+        "ipcache",
+        "masqueraded",
+        "nobody knows",
+    ],
+)
+def test_to_container_finds_the_source(
+    on: Datapath, version: int, mark: int, ingress_ifindex: int, known: int | None, identity: int
+) -> None:
+    if known is not None:
+        on.add_identity(WORLD4 if version == 4 else WORLD6, known)
+    on.allow(identity)
+    frame = into_pod(version)
+    result = on.run("cil_to_container", frame, mark=mark, ingress_ifindex=ingress_ifindex)
+    assert (result.retval, result.data) == (PASS, frame)
+    assert on.allowed(identity) == 1
+    assert on.metrics() == {(PLAINTEXT, INGRESS): 1, (FORWARDED, INGRESS): 1}
+    tail = Program.IPV4_TO_ENDPOINT if version == 4 else Program.IPV6_TO_ENDPOINT
+    assert programs(on) == {Program.TO_CONTAINER: 1, tail: 1}
+
+
+def test_to_container_lets_arp_pass(on: Datapath) -> None:
+    frame = frames.arp(1, frames.BROADCAST, POD.node_mac, (POD.node_mac, ROUTER4), ("00:00:00:00:00:00", POD4))
+    result = on.run("cil_to_container", frame)
+    assert (result.retval, result.data) == (PASS, frame)
+
+
+def test_to_container_lets_neighbour_discovery_pass(on: Datapath) -> None:
+    frame = frames.solicitation(POD.node_mac, ROUTER6, POD6, options=frames.source_option(POD.node_mac))
+    result = on.run("cil_to_container", frame)
+    assert (result.retval, result.data) == (PASS, frame)
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_the_rule_for_everybody_counts_where_no_rule_names_the_source(on: Datapath, version: int) -> None:
+    on.allow(0)
+    on.run("cil_to_container", into_pod(version), mark=IDENTITY_MARK)
+    assert on.allowed(0) == 1
+
+
+@pytest.mark.parametrize("version", [4, 6])
+@pytest.mark.parametrize(("build", "counted"), [(OFF, 1), (ON, 0)], ids=["off", "on"])
+def test_policy_program_enforces_only_where_no_egress_program_does(build: Build, counted: int, version: int) -> None:
+    """While a node is switched over, senders call the policy program of a pod that has its egress program already."""
+    with loaded(build) as datapath:
+        datapath.allow(IDENTITY)
+        result = datapath.run("handle_policy", into_pod(version), cb=(IDENTITY, 1, 0, 0, 0))
+        assert result.retval == REDIRECT
+        assert datapath.allowed(IDENTITY) == counted

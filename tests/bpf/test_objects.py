@@ -1,0 +1,192 @@
+"""What the three objects contain, that every build of them passes the verifier, and what the variations change."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+from elftools.elf.elffile import ELFFile
+
+from datapath.compile import compile_source, probe_compiler
+from datapath.elf import read_object
+from datapath.spec import MapSpec
+from datapath.syscall import MapType
+from datapath.verify import verify_object
+from tests.bpf.loaded import LIBRARY, Build, compiled, spec_of
+
+SOURCES = ("bpf_lxc.c", "bpf_host.c", "bpf_overlay.c")
+NO_PREALLOC, NUMA_NODE = 1, 4
+EVERYTHING = tuple(
+    (name, "1")
+    for name in ("ENABLE_HOST_FIREWALL", "ENABLE_HOST_ROUTING", "ENABLE_IPV4_FRAGMENTS", "ENABLE_IPV6_FRAGMENTS")
+)
+BUILDS = {
+    "plain": (),
+    "everything": EVERYTHING,
+    "arp passthrough": (("ENABLE_ARP_PASSTHROUGH", "1"),),
+}
+COMPILERS = ("clang-14", "clang-16", "clang-19")
+
+ENTRIES = {
+    "bpf_lxc.c": {"from-container": "cil_from_container", "to-container": "cil_to_container"},
+    "bpf_host.c": {
+        "from-host": "cil_from_host",
+        "to-host": "cil_to_host",
+        "from-netdev": "cil_from_netdev",
+        "to-netdev": "cil_to_netdev",
+    },
+    "bpf_overlay.c": {"from-overlay": "cil_from_overlay", "to-overlay": "cil_to_overlay"},
+}
+SLOTS = {
+    "bpf_lxc.c": {(2, n) for n in (4, 6, 7, 10, 11, 12, 13, 14)} | {(1, 123)},
+    "bpf_host.c": {(2, n) for n in (7, 10, 22, 23)},
+    "bpf_overlay.c": {(2, n) for n in (7, 10)},
+}
+
+
+@pytest.mark.parametrize("source", SOURCES)
+@pytest.mark.parametrize("endpoint_routes", [False, True], ids=["off", "on"])
+def test_entry_programs_and_slots(source: str, endpoint_routes: bool) -> None:
+    programs = spec_of(Build(source, endpoint_routes)).programs.values()
+    assert {p.section: p.name for p in programs if p.slot is None} == ENTRIES[source]
+    assert {p.slot for p in programs if p.slot is not None} == SLOTS[source]
+
+
+def test_host_firewall_adds_the_policy_program_of_the_host() -> None:
+    programs = spec_of(Build("bpf_host.c", defines=EVERYTHING)).programs
+    assert programs["handle_lxc_traffic"].slot == (1, 7)
+
+
+MAPS = {
+    "cilium_lxc": MapSpec("cilium_lxc", MapType.HASH, 20, 48, 65535, NO_PREALLOC, True),
+    "cilium_metrics": MapSpec("cilium_metrics", MapType.PERCPU_HASH, 8, 16, 1024, 0, True),
+    "cilium_ipcache": MapSpec("cilium_ipcache", MapType.LPM_TRIE, 24, 12, 512000, NO_PREALLOC, True),
+    "cilium_call_policy": MapSpec("cilium_call_policy", MapType.PROG_ARRAY, 4, 4, 65535, 0, True, 1),
+    "reloadlab_hits": MapSpec("reloadlab_hits", MapType.LRU_HASH, 8, 8, 16384, 0, True),
+}
+TUNNEL = {"cilium_tunnel_map": MapSpec("cilium_tunnel_map", MapType.HASH, 20, 20, 65536, NO_PREALLOC, True)}
+
+
+def calls(name: str) -> dict[str, MapSpec]:
+    return {name: MapSpec(name, MapType.PROG_ARRAY, 4, 4, 47, 0, True, 2)}
+
+
+def policy(name: str) -> dict[str, MapSpec]:
+    return {name: MapSpec(name, MapType.LPM_TRIE, 12, 24, 16384, NO_PREALLOC, True)}
+
+
+@pytest.mark.parametrize(
+    ("source", "own"),
+    [
+        ("bpf_lxc.c", {**calls("cilium_calls_00123"), **policy("cilium_policy_00123"), **TUNNEL}),
+        ("bpf_host.c", {**calls("cilium_calls_hostns_00007"), **policy("cilium_policy_00007"), **TUNNEL}),
+        ("bpf_overlay.c", calls("cilium_calls_overlay_2")),
+    ],
+    ids=SOURCES,
+)
+def test_maps(source: str, own: dict[str, MapSpec]) -> None:
+    found = {name: replace(item, contents={}) for name, item in spec_of(Build(source)).maps.items()}
+    assert found == {**MAPS, **own}
+
+
+@pytest.mark.parametrize("source", SOURCES)
+@pytest.mark.parametrize("defines", BUILDS.values(), ids=BUILDS)
+def test_constants_are_the_only_data(source: str, defines: tuple[tuple[str, str], ...]) -> None:
+    """No other section of data is loaded from: .data becomes immediates, .rodata would need a map."""
+    elf = ELFFile(BytesIO(compiled(Build(source, tunnel=True, defines=defines)).data))
+    names = [section.name for section in elf.iter_sections() if section.header.sh_flags & 2 and section.data_size]
+    assert not [name for name in names if name.startswith((".rodata", ".text"))]
+
+
+@pytest.mark.privileged
+@pytest.mark.parametrize("source", SOURCES)
+@pytest.mark.parametrize("endpoint_routes", [False, True], ids=["off", "on"])
+@pytest.mark.parametrize("tunnel", [False, True], ids=["native", "tunnel"])
+@pytest.mark.parametrize("defines", BUILDS.values(), ids=BUILDS)
+def test_the_verifier_accepts_every_build(
+    source: str, endpoint_routes: bool, tunnel: bool, defines: tuple[tuple[str, str], ...]
+) -> None:
+    reports = verify_object(spec_of(Build(source, endpoint_routes, tunnel, defines)))
+    assert {report.name: str(report.error) for report in reports if report.error} == {}
+    assert reports
+
+
+@pytest.mark.privileged
+@pytest.mark.parametrize("source", SOURCES)
+@pytest.mark.parametrize("family", ["ENABLE_IPV4", "ENABLE_IPV6"])
+def test_one_address_family_alone(source: str, family: str, tmp_path: Path) -> None:
+    header = (LIBRARY / "node_config.h").read_text()
+    (tmp_path / "node_config.h").write_text(header.replace(f"# define {family} 1", f"# undef {family}"))
+    includes = (tmp_path, LIBRARY, LIBRARY / "include")
+    output = compile_source(LIBRARY / source, tmp_path / "object.o", includes=includes, werror=True)
+    spec = read_object(output).spec
+    assert len(spec.programs) < len(compiled(Build(source)).spec.programs)
+    assert not [report for report in verify_object(spec) if report.error]
+
+
+@pytest.mark.privileged
+@pytest.mark.parametrize("name", COMPILERS)
+@pytest.mark.parametrize("source", SOURCES)
+def test_compiles_alone_with_every_compiler(source: str, name: str, tmp_path: Path) -> None:
+    """With the default headers, which have the template's constants, and without a warning."""
+    if shutil.which(name) is None:
+        pytest.skip(f"needs {name}")
+    includes = (LIBRARY, LIBRARY / "include")
+    output = compile_source(
+        LIBRARY / source,
+        tmp_path / "object.o",
+        includes=includes,
+        defines=EVERYTHING,
+        compiler=probe_compiler(name),
+        werror=True,
+    )
+    assert not [report for report in verify_object(read_object(output)) if report.error]
+
+
+# --- variations ---
+
+
+VARIATIONS: dict[str, tuple[str, dict[str, Any]]] = {
+    "POLICY_MAP_TYPE=BPF_MAP_TYPE_HASH": ("cilium_policy_00123", {"type": MapType.HASH}),
+    "POLICY_MAP_SIZE=8192": ("cilium_policy_00123", {"max_entries": 8192}),
+    "POLICY_MAP_FLAGS=(BPF_F_NO_PREALLOC | BPF_F_NUMA_NODE)": (
+        "cilium_policy_00123",
+        {"flags": NO_PREALLOC | NUMA_NODE},
+    ),
+    "POLICY_KEY_PAD=1": ("cilium_policy_00123", {"key_size": 16}),
+    "POLICY_VALUE_PAD=1": ("cilium_policy_00123", {"value_size": 32}),
+    "IPCACHE_MAP_TYPE=BPF_MAP_TYPE_HASH": ("cilium_ipcache", {"type": MapType.HASH}),
+    "IPCACHE_MAP_SIZE=1000": ("cilium_ipcache", {"max_entries": 1000}),
+    "IPCACHE_MAP_FLAGS=(BPF_F_NO_PREALLOC | BPF_F_NUMA_NODE)": ("cilium_ipcache", {"flags": NO_PREALLOC | NUMA_NODE}),
+    "IPCACHE_KEY_PAD=1": ("cilium_ipcache", {"key_size": 28}),
+    "IPCACHE_VALUE_PAD=1": ("cilium_ipcache", {"value_size": 16}),
+    "TUNNEL_MAP_FLAGS=0": ("cilium_tunnel_map", {"flags": 0}),
+    "TUNNEL_ENDPOINT_MAP_SIZE=1000": ("cilium_tunnel_map", {"max_entries": 1000}),
+    "TUNNEL_KEY_PAD=1": ("cilium_tunnel_map", {"key_size": 24}),
+    "TUNNEL_VALUE_PAD=1": ("cilium_tunnel_map", {"value_size": 24}),
+}
+
+
+@pytest.mark.privileged
+@pytest.mark.parametrize("option", VARIATIONS)
+def test_a_variation_changes_one_property_of_one_map(option: str) -> None:
+    name, _, value = option.partition("=")
+    target, changes = VARIATIONS[option]
+    varied = spec_of(Build("bpf_lxc.c", tunnel=True, defines=((name, value),)))
+    plain = spec_of(Build("bpf_lxc.c", tunnel=True)).maps
+    assert varied.maps == {**plain, target: replace(plain[target], **changes)}
+    assert not [report for report in verify_object(varied) if report.error]
+
+
+@pytest.mark.privileged
+@pytest.mark.parametrize("source", SOURCES)
+def test_rejected_by_verifier_adds_one_program_that_is_refused(source: str) -> None:
+    reports = verify_object(spec_of(Build(source, defines=(("REJECTED_BY_VERIFIER", "1"),))))
+    refused = [report for report in reports if report.error]
+    assert [(report.name, report.section) for report in refused] == [("tail_rejected_by_verifier", "2/8")]
+    assert "invalid access to packet" in str(refused[0].error)
+    assert len(reports) == len(spec_of(Build(source)).programs) + 1

@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from lab import state
+from lab.cli import main
+from lab.errors import Status
+from lab.node import Node
+from tests.lab.labs import cli, mounts_of, removed, start, unique_name
+
+
+@pytest.fixture
+def name() -> Iterator[str]:
+    with removed(unique_name()) as name:
+        yield name
+
+
+@pytest.mark.privileged
+def test_options_reach_the_node(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    options = "--pods 1 --endpoint-routes --tunnel --mtu 1400 --devices eth0"
+    assert main(["up", "--name", name, *options.split()]) == 0
+    spec = Node.open(name).spec
+    assert len(spec.pod_specs) == 1
+    assert (spec.endpoint_routes, spec.tunnel, spec.mtu, spec.devices) == (True, True, 1400, ("eth0",))
+    out = capsys.readouterr().out
+    assert f"{name} is up: 1 pod, " in out
+    assert f"reloadlab exec {name}/pod-1 -- ping" in out
+    assert main(["up", "--name", name]) == 1
+    assert capsys.readouterr().err == (f"reloadlab: lab {name} exists already; to remove it: reloadlab down {name}\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--name", "a/b"], "invalid lab name 'a/b'"),
+        (["--name", ".."], "invalid lab name '..'"),
+        (["--name", "x" * 40], "at most 32"),
+        (["--pods", "-1"], "0 to 4000 pods"),
+        (["--mtu", "60"], "1280 to 65520"),
+        (["--devices", "eth0,a/b"], "invalid interface name 'a/b'"),
+    ],
+    ids=str,
+)
+def test_bad_arguments(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["up", *arguments]) == 1
+    err = capsys.readouterr().err
+    assert words in err
+    assert err.count("\n") == 1
+
+
+@pytest.mark.privileged
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
+def test_interrupted_half_way(name: str, number: signal.Signals) -> None:
+    with start(cli("up", "--name", name, "--pods", "1000")) as process:
+        await_path(state.lab_root(name) / "ns" / "pod-20")
+        process.send_signal(number)
+        _, err = process.communicate(timeout=30)
+    assert (process.returncode, err) == (130, "reloadlab: interrupted\n")
+    assert not state.lab_root(name).exists()
+    assert mounts_of(name) == []
+
+
+@pytest.mark.privileged
+def test_lab_outlives_the_command(name: str) -> None:
+    with start(cli("up", "--name", name, "--pods", "1")) as process:
+        assert process.communicate(timeout=30)[1] == ""
+    assert os.path.ismount(Node.open(name).netns("pod-1"))
+    (lab,) = [lab for lab in state.list_labs() if lab.name == name]
+    assert (lab.status, lab.pids) == (Status.UP, ())
+
+
+@pytest.mark.privileged
+@pytest.mark.parametrize("command", ["up", "ls", "down --all", "show demo", "exec demo/pod-1 -- true"])
+def test_needs_root(command: str) -> None:
+    nobody = ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups"]
+    with start([*nobody, *cli(*command.split())]) as process:
+        _, err = process.communicate(timeout=30)
+    assert process.returncode == 1
+    assert "root" in err
+    assert err.count("\n") == 1
+
+
+def await_path(path: Path) -> None:
+    deadline = time.monotonic() + 20
+    while not os.path.lexists(path):
+        assert time.monotonic() < deadline, f"{path} does not appear"
+        time.sleep(0.001)

@@ -1,0 +1,81 @@
+"""What tests of labs share: names that nobody else uses, `ip -j` inside a namespace, a process to be killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from datapath.tools import run
+from lab import state
+
+UP = (
+    "import sys; from lab.node import Node; from lab.topology import NodeSpec; "
+    "Node.up(NodeSpec(sys.argv[1], pods=int(sys.argv[2])))"
+)
+DOWN = "import sys; from lab import state; state.remove(sys.argv[1])"
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def unique_name(prefix: str = "test") -> str:
+    """Return a lab name that nobody else uses."""
+    return f"{prefix}-{uuid.uuid4().hex[:12]}"
+
+
+@contextmanager
+def removed(name: str) -> Iterator[str]:
+    """Give the name of a lab that is removed at the end if it is there, whatever became of it."""
+    try:
+        yield name
+    finally:
+        if state.lab_root(name).exists():
+            state.remove(name, force=True)
+
+
+def ip(netns: Path, *words: str) -> list[dict[str, Any]]:
+    """Return the answer of `ip -j -d` inside a namespace, without the empty objects that `ip` leaves in its lists."""
+    answer = run(["nsenter", f"--net={netns}", "ip", "-j", "-d", *words])
+    return [item for item in json.loads(answer or "[]") if item]
+
+
+def sysctl(netns: Path, name: str) -> str:
+    """Return a setting inside a namespace; `name` is a path under /proc/sys/net."""
+    return run(["nsenter", f"--net={netns}", "cat", f"/proc/sys/net/{name}"]).strip()
+
+
+def python(code: str, *argv: str) -> subprocess.Popen[str]:
+    """Start a Python process of ours."""
+    return start([sys.executable, "-c", code, *argv])
+
+
+def cli(*argv: str) -> list[str]:
+    """Return the command line of a `reloadlab` command."""
+    return [sys.executable, "-m", "lab.cli", *argv]
+
+
+def start(argv: Sequence[str]) -> subprocess.Popen[str]:
+    """Start a process in the repository, its output captured."""
+    # Compiled modules would be renamed into place, which counts as a system call where the test counts them.
+    environment = os.environ | {"PYTHONDONTWRITEBYTECODE": "1"}
+    return subprocess.Popen(
+        argv,
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        stdin=subprocess.DEVNULL,
+    )
+
+
+def mounts_of(name: str) -> list[str]:
+    """Return the mounts of this mount namespace that belong to a lab."""
+    root = f"{state.lab_root(name)}"
+    targets = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+    return [target for target in targets if target == root or target.startswith(f"{root}/")]

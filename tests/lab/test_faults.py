@@ -1,0 +1,70 @@
+"""Scenarios notice a broken loader: each of the faults is caught by the scenario that is there for it."""
+
+from __future__ import annotations
+
+import pytest
+
+from lab import faults
+from lab.agent import Change
+from lab.metrics import MISSED_TAIL_CALL
+from lab.scenario import InvariantsViolated, Scenario
+from lab.topology import NodeSpec
+from scenarios import test_endpoint_routes, test_hitless, test_rollback
+from tests.lab.labs import unique_name
+
+pytestmark = pytest.mark.privileged
+
+
+def broken(fault: Change, *, endpoint_routes: bool = False) -> Scenario:
+    """Return a scenario whose loader is broken from the first reload of the test on."""
+
+    class Broken(Scenario):
+        def __enter__(self) -> Broken:
+            super().__enter__()
+            self.agent.change = fault
+            return self
+
+    return Broken(NodeSpec(unique_name("fault"), pods=3, endpoint_routes=endpoint_routes))
+
+
+def test_finalize_too_early() -> None:
+    """The calls map of the program that is still attached in the other direction is emptied: missed tail calls."""
+    with broken(faults.finalize_too_early, endpoint_routes=True) as scenario:
+        with pytest.raises(AssertionError, match="answered"):
+            test_hitless.push_between_steps(scenario, "pod-1", dwell=0.15)
+        scenario.agent.change = None
+        with pytest.raises(InvariantsViolated) as caught:
+            scenario.finish()
+    assert {6, 7} <= caught.value.invariants
+    assert f"({MISSED_TAIL_CALL}, " in str(caught.value)
+
+
+def test_skip_revert() -> None:
+    """A refused program leaves the old maps at :pending and fresh ones in their place."""
+    with pytest.raises(InvariantsViolated) as caught, broken(faults.skip_revert) as scenario:
+        test_rollback.refuse(scenario, "pod-1")
+    assert {2, 8} <= caught.value.invariants
+    assert "cilium_calls_00101:pending" in str(caught.value)
+
+
+def test_keep_old_egress() -> None:
+    """Endpoint routes are off and the egress program still enforces policy a second time."""
+    with pytest.raises(InvariantsViolated) as caught, broken(faults.keep_old_egress, endpoint_routes=True) as scenario:
+        test_endpoint_routes.test_switched_off(scenario)
+    assert 1 in caught.value.invariants
+    assert "cil_to_container" in str(caught.value)
+
+
+def test_keep_old_routes() -> None:
+    """Endpoint routes are off and packets still take them."""
+    with pytest.raises(InvariantsViolated) as caught, broken(faults.keep_old_routes, endpoint_routes=True) as scenario:
+        test_endpoint_routes.test_switched_off(scenario)
+    assert 5 in caught.value.invariants
+    assert "direct route to 10.244.0.4 is left over" in str(caught.value)
+
+
+def test_never_finalize() -> None:
+    """Old maps stay pinned."""
+    with pytest.raises(InvariantsViolated) as caught, broken(faults.never_finalize) as scenario:
+        test_endpoint_routes.test_off(scenario)
+    assert 2 in caught.value.invariants

@@ -1,0 +1,106 @@
+"""The documents say what is: the commands and options they show exist, and run.json has the keys they name."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from datapath.outcome import Attached, Interval, Outcome, Span
+from lab.cli import COMMANDS, build_parser
+from lab.invariants import Violation
+from lab.parallel import ParallelReport, Times, WorkerReport
+from lab.report import FORMAT, write_json
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+SHOWN = re.compile(r"^    (?:\.venv/bin/)?reloadlab (?P<rest>.*)$|`reloadlab (?P<inline>[^`]*)`", re.MULTILINE)
+
+
+def shown_commands(text: str) -> list[list[str]]:
+    """Return the words of every `reloadlab ...` that a document shows, without comments."""
+    found = []
+    for match in SHOWN.finditer(text):
+        rest = match["rest"] if match["rest"] is not None else match["inline"]
+        found.append(shlex.split(rest.replace("\n", " "), comments=True))
+    return found
+
+
+def commands() -> list[tuple[str, list[str]]]:
+    return [(path.name, words) for path in DOCUMENTS for words in shown_commands(path.read_text()) if words]
+
+
+def test_every_command_is_in_the_readme() -> None:
+    shown = {words[0] for words in shown_commands((ROOT / "README.md").read_text())}
+    assert set(COMMANDS) - shown == set()
+
+
+@pytest.mark.parametrize(("document", "words"), commands(), ids=lambda value: str(value)[:60])
+def test_shown_commands_are_understood(document: str, words: list[str]) -> None:
+    # A command named in passing, without what it works on, only has to be there.
+    assert words[0] in COMMANDS, document
+    if len(words) > 1:
+        args, unknown = build_parser(words[0]).parse_known_args(words)
+        assert unknown == []
+        assert args.run is not None
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_links_and_paths_exist(document: Path) -> None:
+    text = document.read_text()
+    for link in re.findall(r"\]\(([^)#]+)\)", text):
+        assert (document.parent / link).exists(), link
+    for path in re.findall(r"`((?:lab|datapath|scenarios|docs|bpf|tools)/[\w./-]*)`", text):
+        assert (ROOT / path).exists(), path
+
+
+def test_every_invariant_has_a_line() -> None:
+    text = (ROOT / "docs" / "invariants.md").read_text()
+    assert re.findall(r"^\| (\d+) \|", text, re.MULTILINE) == [str(number) for number in range(1, 11)]
+    assert str(Violation(5, "pod-1: no direct route to 10.244.0.3")) in text
+    checked = (ROOT / "lab" / "invariants.py").read_text()
+    # The eighth is that of Scenario.reload_fails, the seventh the traffic's.
+    assert {int(number) for number in re.findall(r"Violation\((\d+),", checked)} == set(range(1, 11))
+
+
+def test_documented_keys_of_run_json(tmp_path: Path) -> None:
+    document = written(tmp_path / "run.json")
+    text = (ROOT / "docs" / "run-json.md").read_text()
+    assert f"| `format` | {FORMAT};" in text
+    parts = re.split(r"^## ", text, flags=re.MULTILINE)
+    scenario, reload, parallel = document["scenarios"][0], document["reloads"][0], document["parallel"]
+    for part, value in zip(parts, (document, scenario, reload, parallel), strict=True):
+        assert table_keys(part) == set(value)
+    prose = {word for part in parts for word in re.findall(r"`(\w+)`", part)}
+    span, worker = reload["spans"][0], parallel["workers"][0]
+    for value in (document["machine"], reload["attached"][0], span, span["work"], worker, worker["reload"]):
+        assert set(value) - prose == set()
+
+
+def table_keys(text: str) -> set[str]:
+    """Return what stands in the first column of a table."""
+    cells = re.findall(r"^\| (`[^|]*) \|", text, re.MULTILINE)
+    return {key for cell in cells for key in re.findall(r"`(\w+)`", cell)}
+
+
+def written(path: Path) -> dict[str, Any]:
+    """Return a run.json that holds one of everything."""
+    work = Interval(1, 10, 20)
+    spans = (Span("compile", "bpf_lxc.c", work, (work,)),)
+    attached = (Attached("lxc1", "ingress", "cil_from_container", 7),)
+    outcome = Outcome("pod-1", 101, 2, attached, ("cilium_lxc",), ("careful",), spans)
+    record = {
+        **{"name": "a.py::test_b", "outcome": "passed", "seconds": 1.0, "message": "", "violations": []},
+        **{"reloads": [outcome.to_json()], "sent": 3, "lost": 0},
+    }
+    times = Times(1.0, 2.0, 3.0, 0.5)
+    row = WorkerReport(workers=1, reloads=1, reloads_per_second=9.0, reload=times, steps={"compile": times})
+    report = ParallelReport(pods=1, rounds=1, workers=(row,), sent=1, lost=0, problems=(), failures=(), tracing=None)
+    write_json(path, [record], report, 1.0)
+    assert asdict(work) == {"tid": 1, "start_ns": 10, "end_ns": 20}
+    return dict(json.loads(path.read_text()))
