@@ -8,96 +8,119 @@
 #include <node_config.h>
 #include <ep_config.h>
 
+#define EVENT_SOURCE HOST_EP_ID
+#define FILE_ID 1
+
 #include "lib/delivery.h"
 #include "lib/encap.h"
 #include "lib/hits.h"
 #include "lib/ipcache.h"
 #include "lib/policy.h"
 
+#ifdef ENABLE_HOST_FIREWALL
+# include "lib/host_firewall.h"
+#endif /* ENABLE_HOST_FIREWALL */
+
 /*
  * The other end of cilium_host takes only what is addressed to it; the stack has put
  * the MAC of cilium_host itself there, because the device has no neighbours (NOARP).
  */
-static __always_inline int host_to_cilium_net(struct __ctx_buff *ctx)
+static __always_inline int host_to_cilium_net(struct __ctx_buff *ctx, const struct trace *trace)
 {
 	const union macaddr cilium_net = CILIUM_NET_MAC;
 	int ret = eth_store_dest(ctx, cilium_net.addr);
 
-	return ret ? ret : pass_packet(ctx, TRACE_TO_STACK);
+	return ret ? ret : pass_packet(ctx, trace, TRACE_TO_STACK);
 }
 
 /* What the stack routed to cilium_host: for pods here, for pods behind the tunnel, or for the host. */
-static __always_inline int host_from_host(struct __ctx_buff *ctx, const enum family family)
+static __always_inline int host_from_host(struct __ctx_buff *ctx, struct trace *trace, const enum family family)
 {
-	struct delivery from = { .src_label = cb_load(ctx, CB_SRC_LABEL), .dir = METRIC_INGRESS, .from_host = true };
+	struct delivery from = { .dir = METRIC_INGRESS, .from_host = true };
 	struct remote_endpoint_info *info;
 	struct endpoint_info *ep;
 	struct packet pkt = {};
 	int ret = ip_parse(ctx, &pkt, family);
 
+#ifdef ENABLE_HOST_FIREWALL
+	ret = host_policy_egress(ctx, &pkt, ret, trace, trace->src_label == HOST_ID, family);
+#endif /* ENABLE_HOST_FIREWALL */
 	if (ret)
 		return ret;
 	if (ip_stays_on_link(&pkt, family))
-		return pass_packet(ctx, TRACE_TO_STACK);
+		return pass_packet(ctx, trace, TRACE_TO_STACK);
 	ep = lookup_endpoint(&pkt.daddr, family);
 	if (ep && ep->flags & ENDPOINT_F_HOST)
-		return host_to_cilium_net(ctx);
-	from.src_label = resolve_source(from.src_label, &pkt, family);
+		return host_to_cilium_net(ctx, trace);
+	trace->src_label = resolve_source(trace->src_label, &pkt, family);
+	from.src_label = trace->src_label;
 	if (ep)
 		return deliver_local(ctx, &pkt, ep, from, family);
 	info = lookup_ipcache(&pkt.daddr, family);
 #ifdef USE_TUNNEL
-	ret = encap_and_redirect(ctx, &pkt, info ? info->tunnel_endpoint : 0, from.src_label, family);
+	ret = encap_and_redirect(ctx, &pkt, info ? info->tunnel_endpoint : 0, trace, family);
 	if (ret != DROP_NO_TUNNEL_ENDPOINT)
 		return ret;
 #endif /* USE_TUNNEL */
 	/* The stack would route a packet for an unknown pod here again, and again. */
 	if (!info || info->sec_identity == WORLD_ID)
 		return DROP_UNROUTABLE;
-	return host_to_cilium_net(ctx);
+	return host_to_cilium_net(ctx, trace);
 }
 
 /* What a native device received. Without host routing the stack delivers it, seen by its conntrack. */
-static __always_inline int host_from_netdev(struct __ctx_buff *ctx, const enum family family __maybe_unused)
+static __always_inline int host_from_netdev(struct __ctx_buff *ctx, struct trace *trace,
+					    const enum family family __maybe_unused)
 {
-#ifdef ENABLE_HOST_ROUTING
-	struct delivery from = { .src_label = cb_load(ctx, CB_SRC_LABEL), .dir = METRIC_INGRESS };
-	struct endpoint_info *ep;
+#if defined(ENABLE_HOST_ROUTING) || defined(ENABLE_HOST_FIREWALL)
 	struct packet pkt = {};
+	int ret = ip_parse(ctx, &pkt, family);
+#endif /* ENABLE_HOST_ROUTING || ENABLE_HOST_FIREWALL */
 
+#ifdef ENABLE_HOST_FIREWALL
+	{
+		int verdict = host_policy_ingress(ctx, &pkt, ret, trace, family);
+
+		if (verdict)
+			return verdict;
+	}
+#endif /* ENABLE_HOST_FIREWALL */
+#ifdef ENABLE_HOST_ROUTING
 	/* What cannot be parsed here is not for a pod, or the stack's to reassemble or to refuse. */
-	if (ip_parse(ctx, &pkt, family))
-		return pass_packet(ctx, TRACE_TO_STACK);
-	ep = lookup_endpoint(&pkt.daddr, family);
-	if (ep && !(ep->flags & ENDPOINT_F_HOST)) {
-		from.src_label = resolve_source(from.src_label, &pkt, family);
-		return deliver_local(ctx, &pkt, ep, from, family);
+	if (!ret) {
+		struct delivery from = { .src_label = trace->src_label, .dir = METRIC_INGRESS };
+		struct endpoint_info *ep = lookup_endpoint(&pkt.daddr, family);
+
+		if (ep && !(ep->flags & ENDPOINT_F_HOST)) {
+			from.src_label = resolve_source(from.src_label, &pkt, family);
+			return deliver_local(ctx, &pkt, ep, from, family);
+		}
 	}
 #endif /* ENABLE_HOST_ROUTING */
-	return pass_packet(ctx, TRACE_TO_STACK);
+	return pass_packet(ctx, trace, TRACE_TO_STACK);
 }
 
 #ifdef ENABLE_IPV4
 __section_tail(CILIUM_MAP_CALLS, CILIUM_CALL_IPV4_FROM_HOST)
 int tail_handle_ipv4_from_host(struct __ctx_buff *ctx)
 {
-	__u32 src_label = cb_load(ctx, CB_SRC_LABEL);
+	struct trace trace = TRACE_UNTRACKED(cb_load(ctx, CB_SRC_LABEL));
 	int ret;
 
 	count_hit(PROGRAM_IPV4_FROM_HOST);
-	ret = host_from_host(ctx, FAMILY_IPV4);
-	return ret < 0 ? drop_packet(ctx, src_label, ret, METRIC_INGRESS) : ret;
+	ret = host_from_host(ctx, &trace, FAMILY_IPV4);
+	return ret < 0 ? drop_packet(ctx, &trace, ret, METRIC_INGRESS) : ret;
 }
 
 __section_tail(CILIUM_MAP_CALLS, CILIUM_CALL_IPV4_FROM_NETDEV)
 int tail_handle_ipv4_from_netdev(struct __ctx_buff *ctx)
 {
-	__u32 src_label = cb_load(ctx, CB_SRC_LABEL);
+	struct trace trace = TRACE_UNTRACKED(cb_load(ctx, CB_SRC_LABEL));
 	int ret;
 
 	count_hit(PROGRAM_IPV4_FROM_NETDEV);
-	ret = host_from_netdev(ctx, FAMILY_IPV4);
-	return ret < 0 ? drop_packet(ctx, src_label, ret, METRIC_INGRESS) : ret;
+	ret = host_from_netdev(ctx, &trace, FAMILY_IPV4);
+	return ret < 0 ? drop_packet(ctx, &trace, ret, METRIC_INGRESS) : ret;
 }
 #endif /* ENABLE_IPV4 */
 
@@ -105,23 +128,23 @@ int tail_handle_ipv4_from_netdev(struct __ctx_buff *ctx)
 __section_tail(CILIUM_MAP_CALLS, CILIUM_CALL_IPV6_FROM_HOST)
 int tail_handle_ipv6_from_host(struct __ctx_buff *ctx)
 {
-	__u32 src_label = cb_load(ctx, CB_SRC_LABEL);
+	struct trace trace = TRACE_UNTRACKED(cb_load(ctx, CB_SRC_LABEL));
 	int ret;
 
 	count_hit(PROGRAM_IPV6_FROM_HOST);
-	ret = host_from_host(ctx, FAMILY_IPV6);
-	return ret < 0 ? drop_packet(ctx, src_label, ret, METRIC_INGRESS) : ret;
+	ret = host_from_host(ctx, &trace, FAMILY_IPV6);
+	return ret < 0 ? drop_packet(ctx, &trace, ret, METRIC_INGRESS) : ret;
 }
 
 __section_tail(CILIUM_MAP_CALLS, CILIUM_CALL_IPV6_FROM_NETDEV)
 int tail_handle_ipv6_from_netdev(struct __ctx_buff *ctx)
 {
-	__u32 src_label = cb_load(ctx, CB_SRC_LABEL);
+	struct trace trace = TRACE_UNTRACKED(cb_load(ctx, CB_SRC_LABEL));
 	int ret;
 
 	count_hit(PROGRAM_IPV6_FROM_NETDEV);
-	ret = host_from_netdev(ctx, FAMILY_IPV6);
-	return ret < 0 ? drop_packet(ctx, src_label, ret, METRIC_INGRESS) : ret;
+	ret = host_from_netdev(ctx, &trace, FAMILY_IPV6);
+	return ret < 0 ? drop_packet(ctx, &trace, ret, METRIC_INGRESS) : ret;
 }
 #endif /* ENABLE_IPV6 */
 
@@ -145,7 +168,7 @@ static __always_inline int host_dispatch(struct __ctx_buff *ctx, __u32 src_label
 		return DROP_MISSED_TAIL_CALL;
 #endif /* ENABLE_IPV4 */
 	default:
-		return pass_packet(ctx, TRACE_TO_STACK);
+		return pass_from(ctx, src_label, TRACE_TO_STACK);
 	}
 }
 
@@ -153,69 +176,166 @@ static __always_inline int host_dispatch(struct __ctx_buff *ctx, __u32 src_label
 __section("from-host")
 int cil_from_host(struct __ctx_buff *ctx)
 {
-	__u32 src_label;
+	struct trace trace = TRACE_UNTRACKED(0);
 	int ret;
 
 	count_hit(PROGRAM_FROM_HOST);
-	trace_packet(ctx, TRACE_FROM_HOST);
-	src_label = mark_take_identity(ctx);
-	ret = host_dispatch(ctx, src_label, CILIUM_CALL_IPV4_FROM_HOST, CILIUM_CALL_IPV6_FROM_HOST);
-	return ret < 0 ? drop_packet_verdict(ctx, src_label, ret, METRIC_INGRESS, TC_ACT_OK) : ret;
+	trace.src_label = mark_take_identity(ctx);
+	trace_packet(ctx, &trace, TRACE_FROM_HOST);
+	ret = host_dispatch(ctx, trace.src_label, CILIUM_CALL_IPV4_FROM_HOST, CILIUM_CALL_IPV6_FROM_HOST);
+	return ret < 0 ? drop_packet_verdict(ctx, &trace, ret, METRIC_INGRESS, TC_ACT_OK) : ret;
 }
 
 /* Ingress of a native device; a miss as above. */
 __section("from-netdev")
 int cil_from_netdev(struct __ctx_buff *ctx)
 {
+	const struct trace trace = TRACE_UNTRACKED(WORLD_ID);
 	int ret;
 
 	count_hit(PROGRAM_FROM_NETDEV);
-	trace_packet(ctx, TRACE_FROM_NETWORK);
+	trace_packet(ctx, &trace, TRACE_FROM_NETWORK);
 	ret = host_dispatch(ctx, WORLD_ID, CILIUM_CALL_IPV4_FROM_NETDEV, CILIUM_CALL_IPV6_FROM_NETDEV);
-	return ret < 0 ? drop_packet_verdict(ctx, WORLD_ID, ret, METRIC_INGRESS, TC_ACT_OK) : ret;
+	return ret < 0 ? drop_packet_verdict(ctx, &trace, ret, METRIC_INGRESS, TC_ACT_OK) : ret;
 }
+
+#ifdef ENABLE_HOST_FIREWALL
+/* The host's policy for what leaves the node. The mark stays: the stack is not done with it. */
+static __always_inline int host_to_netdev(struct __ctx_buff *ctx, struct trace *trace)
+{
+	__u32 mark = ctx->mark;
+	bool by_host = !mark_has_identity(mark) && (mark_is_host(mark) || !ctx->ingress_ifindex);
+
+	if (mark_has_identity(mark))
+		trace->src_label = mark_get_identity(mark);
+	switch (eth_protocol(ctx)) {
+# ifdef ENABLE_IPV6
+	case bpf_htons(ETH_P_IPV6):
+		return host_egress(ctx, trace, by_host, FAMILY_IPV6);
+# endif /* ENABLE_IPV6 */
+# ifdef ENABLE_IPV4
+	case bpf_htons(ETH_P_IP):
+		return host_egress(ctx, trace, by_host, FAMILY_IPV4);
+# endif /* ENABLE_IPV4 */
+	default:
+		return 0;
+	}
+}
+#endif /* ENABLE_HOST_FIREWALL */
 
 /* Egress of a native device. */
 __section("to-netdev")
 int cil_to_netdev(struct __ctx_buff *ctx)
 {
+	struct trace trace = TRACE_UNTRACKED(0);
+
 	count_hit(PROGRAM_TO_NETDEV);
-	return pass_packet(ctx, TRACE_TO_NETWORK);
+#ifdef ENABLE_HOST_FIREWALL
+	{
+		int ret = host_to_netdev(ctx, &trace);
+
+		if (ret)
+			return drop_packet(ctx, &trace, ret, METRIC_EGRESS);
+	}
+#endif /* ENABLE_HOST_FIREWALL */
+	return pass_packet(ctx, &trace, TRACE_TO_NETWORK);
 }
 
-/* Ingress of cilium_host and of cilium_net: what reaches the host's own stack. */
+#ifdef ENABLE_HOST_FIREWALL
+# ifdef ENABLE_IPV4
+__section_tail(CILIUM_MAP_CALLS, CILIUM_CALL_IPV4_TO_HOST_POLICY_ONLY)
+int tail_ipv4_host_policy_ingress(struct __ctx_buff *ctx)
+{
+	struct trace trace = TRACE_UNTRACKED(0);
+	int ret;
+
+	count_hit(PROGRAM_IPV4_TO_HOST_POLICY);
+	ret = host_ingress(ctx, &trace, FAMILY_IPV4);
+	return ret ? drop_packet(ctx, &trace, ret, METRIC_INGRESS) : pass_packet(ctx, &trace, TRACE_TO_STACK);
+}
+# endif /* ENABLE_IPV4 */
+
+# ifdef ENABLE_IPV6
+__section_tail(CILIUM_MAP_CALLS, CILIUM_CALL_IPV6_TO_HOST_POLICY_ONLY)
+int tail_ipv6_host_policy_ingress(struct __ctx_buff *ctx)
+{
+	struct trace trace = TRACE_UNTRACKED(0);
+	int ret;
+
+	count_hit(PROGRAM_IPV6_TO_HOST_POLICY);
+	ret = host_ingress(ctx, &trace, FAMILY_IPV6);
+	return ret ? drop_packet(ctx, &trace, ret, METRIC_INGRESS) : pass_packet(ctx, &trace, TRACE_TO_STACK);
+}
+# endif /* ENABLE_IPV6 */
+#endif /* ENABLE_HOST_FIREWALL */
+
+/* Ingress of cilium_host and of cilium_net: what reaches the host's own stack. With a policy, a miss is a drop. */
 __section("to-host")
 int cil_to_host(struct __ctx_buff *ctx)
 {
 	count_hit(PROGRAM_TO_HOST);
-	return pass_packet(ctx, TRACE_TO_STACK);
+#ifdef ENABLE_HOST_FIREWALL
+	{
+		int ret = host_dispatch(ctx, 0, CILIUM_CALL_IPV4_TO_HOST_POLICY_ONLY,
+					CILIUM_CALL_IPV6_TO_HOST_POLICY_ONLY);
+
+		return ret < 0 ? drop_from(ctx, 0, ret, METRIC_INGRESS) : ret;
+	}
+#else
+	return pass_from(ctx, 0, TRACE_TO_STACK);
+#endif /* ENABLE_HOST_FIREWALL */
 }
 
 #ifdef ENABLE_HOST_FIREWALL
 /*
- * The host's policy program, in POLICY_CALL_MAP at the host endpoint's id. With
- * endpoint routes the programs of a pod call it: for what the pod sends to the host,
- * and for what the host sends to the pod, which goes on to the pod's policy program.
+ * The host's policy program, in POLICY_CALL_MAP at the host endpoint's id. The programs
+ * of a pod call it: for what the pod sends to the host, and, with endpoint routes, for
+ * what the host sends to the pod, which goes on to the pod's policy program.
  */
-static __always_inline int host_lxc_traffic(struct __ctx_buff *ctx)
+static __always_inline int host_lxc_family(struct __ctx_buff *ctx, struct trace *trace, const enum family family)
 {
 	__u32 endpoint_id = cb_load(ctx, CB_DST_ENDPOINT_ID);
+	int ret;
 
-	if (!cb_load(ctx, CB_FROM_HOST))
-		return pass_packet(ctx, TRACE_TO_STACK);
+	if (!cb_load(ctx, CB_FROM_HOST)) {
+		ret = host_ingress(ctx, trace, family);
+		return ret ? ret : pass_packet(ctx, trace, TRACE_TO_STACK);
+	}
+	ret = host_egress(ctx, trace, true, family);
+	if (ret)
+		return ret;
 	cb_store(ctx, CB_SRC_LABEL, HOST_ID);
+	cb_store(ctx, CB_IFINDEX, 0);	/* the packet is at the pod's device */
 	policy_tail_call(ctx, endpoint_id);
 	return DROP_MISSED_TAIL_CALL;
+}
+
+static __always_inline int host_lxc_traffic(struct __ctx_buff *ctx, struct trace *trace)
+{
+	switch (eth_protocol(ctx)) {
+# ifdef ENABLE_IPV6
+	case bpf_htons(ETH_P_IPV6):
+		return host_lxc_family(ctx, trace, FAMILY_IPV6);
+# endif /* ENABLE_IPV6 */
+# ifdef ENABLE_IPV4
+	case bpf_htons(ETH_P_IP):
+		return host_lxc_family(ctx, trace, FAMILY_IPV4);
+# endif /* ENABLE_IPV4 */
+	default:
+		return DROP_UNKNOWN_L3;
+	}
 }
 
 __section_tail(CILIUM_MAP_POLICY, TEMPLATE_HOST_EP_ID)
 int handle_lxc_traffic(struct __ctx_buff *ctx)
 {
+	enum metric_dir dir = cb_load(ctx, CB_FROM_HOST) ? METRIC_EGRESS : METRIC_INGRESS;
+	struct trace trace = TRACE_UNTRACKED(0);
 	int ret;
 
 	count_hit(PROGRAM_HANDLE_LXC_TRAFFIC);
-	ret = host_lxc_traffic(ctx);
-	return ret < 0 ? drop_packet(ctx, HOST_ID, ret, METRIC_EGRESS) : ret;
+	ret = host_lxc_traffic(ctx, &trace);
+	return ret < 0 ? drop_packet(ctx, &trace, ret, dir) : ret;
 }
 #endif /* ENABLE_HOST_FIREWALL */
 

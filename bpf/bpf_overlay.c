@@ -6,12 +6,14 @@
 #include <node_config.h>
 #include <netdev_config.h>
 
+#define FILE_ID 3
+
 #include "lib/delivery.h"
 #include "lib/hits.h"
 #include "lib/ipcache.h"
 
 /* To the host's stack: transmitting on cilium_net arrives at the ingress of cilium_host. */
-static __always_inline int overlay_to_host(struct __ctx_buff *ctx)
+static __always_inline int overlay_to_host(struct __ctx_buff *ctx, const struct trace *trace)
 {
 	const union macaddr cilium_host = HOST_IFINDEX_MAC;
 	const union macaddr cilium_net = CILIUM_NET_MAC;
@@ -19,7 +21,7 @@ static __always_inline int overlay_to_host(struct __ctx_buff *ctx)
 
 	if (ret)
 		return ret;
-	trace_packet(ctx, TRACE_TO_HOST);
+	trace_packet(ctx, trace, TRACE_TO_HOST);
 	return redirect(HOST_IFINDEX, 0);
 }
 
@@ -45,7 +47,7 @@ static __always_inline int overlay_source(struct __ctx_buff *ctx, const struct p
 	return 0;
 }
 
-static __always_inline int overlay_receive(struct __ctx_buff *ctx, __u32 *identity, const enum family family)
+static __always_inline int overlay_receive(struct __ctx_buff *ctx, struct trace *trace, const enum family family)
 {
 	struct delivery from = { .dir = METRIC_INGRESS, .from_tunnel = true };
 	struct endpoint_info *ep;
@@ -53,13 +55,13 @@ static __always_inline int overlay_receive(struct __ctx_buff *ctx, __u32 *identi
 	int ret = ip_parse(ctx, &pkt, family);
 
 	if (!ret)
-		ret = overlay_source(ctx, &pkt, identity, family);
+		ret = overlay_source(ctx, &pkt, &trace->src_label, family);
 	if (ret)
 		return ret;
 	ep = lookup_endpoint(&pkt.daddr, family);
 	if (!ep || ep->flags & ENDPOINT_F_HOST)
-		return overlay_to_host(ctx);
-	from.src_label = *identity;
+		return overlay_to_host(ctx, trace);
+	from.src_label = trace->src_label;
 	return deliver_local(ctx, &pkt, ep, from, family);
 }
 
@@ -67,12 +69,12 @@ static __always_inline int overlay_receive(struct __ctx_buff *ctx, __u32 *identi
 __section_tail(CILIUM_MAP_CALLS, CILIUM_CALL_IPV4_FROM_OVERLAY)
 int tail_handle_ipv4(struct __ctx_buff *ctx)
 {
-	__u32 identity = 0;
+	struct trace trace = TRACE_UNTRACKED(0);
 	int ret;
 
 	count_hit(PROGRAM_IPV4_FROM_OVERLAY);
-	ret = overlay_receive(ctx, &identity, FAMILY_IPV4);
-	return ret < 0 ? drop_packet(ctx, identity, ret, METRIC_INGRESS) : ret;
+	ret = overlay_receive(ctx, &trace, FAMILY_IPV4);
+	return ret < 0 ? drop_packet(ctx, &trace, ret, METRIC_INGRESS) : ret;
 }
 #endif /* ENABLE_IPV4 */
 
@@ -80,12 +82,12 @@ int tail_handle_ipv4(struct __ctx_buff *ctx)
 __section_tail(CILIUM_MAP_CALLS, CILIUM_CALL_IPV6_FROM_OVERLAY)
 int tail_handle_ipv6(struct __ctx_buff *ctx)
 {
-	__u32 identity = 0;
+	struct trace trace = TRACE_UNTRACKED(0);
 	int ret;
 
 	count_hit(PROGRAM_IPV6_FROM_OVERLAY);
-	ret = overlay_receive(ctx, &identity, FAMILY_IPV6);
-	return ret < 0 ? drop_packet(ctx, identity, ret, METRIC_INGRESS) : ret;
+	ret = overlay_receive(ctx, &trace, FAMILY_IPV6);
+	return ret < 0 ? drop_packet(ctx, &trace, ret, METRIC_INGRESS) : ret;
 }
 #endif /* ENABLE_IPV6 */
 
@@ -108,7 +110,7 @@ static __always_inline int overlay_from_overlay(struct __ctx_buff *ctx)
 		return DROP_UNKNOWN_L3;
 #endif /* ENABLE_IPV4 */
 	default:
-		return pass_packet(ctx, TRACE_TO_STACK);
+		return pass_from(ctx, 0, TRACE_TO_STACK);
 	}
 }
 
@@ -120,9 +122,9 @@ int cil_from_overlay(struct __ctx_buff *ctx)
 
 	count_hit(PROGRAM_FROM_OVERLAY);
 	clear_cb(ctx);
-	trace_packet(ctx, TRACE_FROM_OVERLAY);
+	trace_from(ctx, 0, TRACE_FROM_OVERLAY);
 	ret = overlay_from_overlay(ctx);
-	return ret < 0 ? drop_packet(ctx, 0, ret, METRIC_INGRESS) : ret;
+	return ret < 0 ? drop_from(ctx, 0, ret, METRIC_INGRESS) : ret;
 }
 
 /* Egress of the tunnel device. */
@@ -130,7 +132,7 @@ __section("to-overlay")
 int cil_to_overlay(struct __ctx_buff *ctx)
 {
 	count_hit(PROGRAM_TO_OVERLAY);
-	return pass_packet(ctx, TRACE_TO_OVERLAY);
+	return pass_from(ctx, 0, TRACE_TO_OVERLAY);
 }
 
 char ____license[] __section("license") = "Dual BSD/GPL";

@@ -31,6 +31,41 @@ enum family {
 	FAMILY_IPV6 = 2,
 };
 
+/* What of a datagram a packet is. */
+enum fragment {
+	FRAGMENT_NONE,
+	FRAGMENT_FIRST,		/* has the header of the upper layer */
+	FRAGMENT_LATER,
+};
+
+/* What connection tracking says of a packet; conntrack.h. */
+enum ct_status {
+	CT_NEW,
+	CT_ESTABLISHED,
+	CT_REPLY,
+	CT_RELATED,		/* an ICMP error about a packet of a known connection */
+	CT_REOPENED,		/* a SYN for a connection that is closing */
+	CT_UNTRACKED,
+};
+
+/* What the programs need to know of an IP packet, the same for both families. */
+struct packet {
+	union ipaddr saddr;
+	union ipaddr daddr;
+	__be16 sport;
+	__be16 dport;
+	__be16 rule_port;	/* what a policy rule calls the port: of the destination, or the ICMP type */
+	__u8 family;		/* enum family, a constant in each program */
+	__u8 protocol;		/* of the upper layer */
+	__u32 l4_off;		/* from the start of the frame */
+	__be32 fragment_id;
+	__u8 fragment;		/* enum fragment */
+	__u8 ttl;
+	__u8 tcp_flags;
+	__u8 ct;		/* enum ct_status */
+	__u32 monitor;		/* bytes of the packet that connection tracking wants in a trace, or 0 */
+};
+
 /*
  * Words of __sk_buff.cb: what one program of a chain leaves for the next one. They
  * survive tail calls and redirects, so every entry program clears them first.

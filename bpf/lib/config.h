@@ -9,7 +9,7 @@
  *
  * Address families
  *   ENABLE_IPV4, ENABLE_IPV6	handle the family; without it its packets are an unknown L3 protocol
- *   ENABLE_IPV4_FRAGMENTS	let IPv4 fragments through instead of dropping them (157)
+ *   ENABLE_IPV4_FRAGMENTS	track IPv4 fragments instead of dropping them (157)
  *   ENABLE_IPV6_FRAGMENTS	the same for IPv6
  *   ENABLE_ARP_PASSTHROUGH	leave ARP of a pod to the host's stack; otherwise the programs answer it
  *
@@ -18,11 +18,28 @@
  *   USE_BPF_PROG_FOR_INGRESS_POLICY
  *				endpoint routes are on: what goes to a pod passes the egress program of its device
  *   ENABLE_HOST_ROUTING	from-netdev delivers to local pods itself instead of leaving it to the stack
- *   ENABLE_HOST_FIREWALL	the host endpoint has a program in the policy call map
+ *   ENABLE_HOST_FIREWALL	policy for what reaches or leaves the host itself
  *   TUNNEL_MODE		remote pods are reached through ENCAP_IFINDEX
  *   LOCAL_DELIVERY_METRICS	count a packet as forwarded before it is handed to a local pod's program
  *
+ * Events (cilium_events)
+ *   DROP_NOTIFY, TRACE_NOTIFY, POLICY_VERDICT_NOTIFY
+ *				report dropped packets, forwarded packets, decisions of the policy
+ *   MONITOR_AGGREGATION	which traces are left out, see trace.h
+ *   TRACE_PAYLOAD_LEN		bytes of the packet that go with an event, at most
+ *   POLICY_VERDICT_LOG_FILTER	whose decisions are reported: 1 ingress, 2 egress
+ *
+ * Connection tracking, in seconds
+ *   CT_CONNECTION_LIFETIME_TCP, CT_CONNECTION_LIFETIME_NONTCP
+ *				of a connection without packets
+ *   CT_SYN_TIMEOUT		of one that has had nothing but SYNs
+ *   CT_CLOSE_TIMEOUT		of one that is closed
+ *   CT_REPORT_INTERVAL		how often a connection is traced; at once when it shows new TCP flags of
+ *   CT_REPORT_FLAGS		this set
+ *
  * The node
+ *   MTU			of the pods' devices; the tunnel takes TUNNEL_OVERHEAD less
+ *   HOST_EP_ID			id of the host endpoint
  *   HOST_IFINDEX, CILIUM_NET_MAC	cilium_net: transmitting there arrives at cilium_host
  *   HOST_IFINDEX_MAC		MAC of cilium_host, as an initialiser of union macaddr
  *   ENCAP_IFINDEX		the tunnel device
@@ -44,6 +61,54 @@
 #  define USE_TUNNEL 1
 # endif /* TUNNEL_MODE */
 #endif /* ENCAP_IFINDEX */
+
+/* Outer IPv4, UDP and VXLAN headers, inner Ethernet header. */
+#define TUNNEL_OVERHEAD 50
+#ifndef MTU
+# define MTU 1500
+#endif /* MTU */
+#ifndef HOST_EP_ID
+# define HOST_EP_ID 1
+#endif /* HOST_EP_ID */
+
+/* Which program an event is from: set by the sources. */
+#ifndef EVENT_SOURCE
+# define EVENT_SOURCE 0
+#endif /* EVENT_SOURCE */
+#ifndef FILE_ID
+# define FILE_ID 0
+#endif /* FILE_ID */
+#ifndef MONITOR_AGGREGATION
+# define MONITOR_AGGREGATION 0
+#endif /* MONITOR_AGGREGATION */
+#ifndef TRACE_PAYLOAD_LEN
+# define TRACE_PAYLOAD_LEN 128ULL
+#endif /* TRACE_PAYLOAD_LEN */
+#ifndef POLICY_VERDICT_LOG_FILTER
+# define POLICY_VERDICT_LOG_FILTER 0xffff
+#endif /* POLICY_VERDICT_LOG_FILTER */
+#ifndef __NR_CPUS__
+# define __NR_CPUS__ 0		/* as many as there are */
+#endif /* __NR_CPUS__ */
+
+#ifndef CT_CONNECTION_LIFETIME_TCP
+# define CT_CONNECTION_LIFETIME_TCP 21600
+#endif /* CT_CONNECTION_LIFETIME_TCP */
+#ifndef CT_CONNECTION_LIFETIME_NONTCP
+# define CT_CONNECTION_LIFETIME_NONTCP 60
+#endif /* CT_CONNECTION_LIFETIME_NONTCP */
+#ifndef CT_SYN_TIMEOUT
+# define CT_SYN_TIMEOUT 60
+#endif /* CT_SYN_TIMEOUT */
+#ifndef CT_CLOSE_TIMEOUT
+# define CT_CLOSE_TIMEOUT 10
+#endif /* CT_CLOSE_TIMEOUT */
+#ifndef CT_REPORT_INTERVAL
+# define CT_REPORT_INTERVAL 5
+#endif /* CT_REPORT_INTERVAL */
+#ifndef CT_REPORT_FLAGS
+# define CT_REPORT_FLAGS 0x07	/* FIN, SYN, RST */
+#endif /* CT_REPORT_FLAGS */
 
 /* Reserved identities; node_config.h defines them as well, with the same numbers. */
 #ifndef HOST_ID
@@ -96,6 +161,42 @@
 #ifndef POLICY_MAP_SIZE
 # define POLICY_MAP_SIZE 16384
 #endif /* POLICY_MAP_SIZE */
+#ifndef EVENTS_MAP
+# define EVENTS_MAP cilium_events
+#endif /* EVENTS_MAP */
+#ifndef CT_MAP_TCP4
+# define CT_MAP_TCP4 cilium_ct4_global
+#endif /* CT_MAP_TCP4 */
+#ifndef CT_MAP_ANY4
+# define CT_MAP_ANY4 cilium_ct_any4_global
+#endif /* CT_MAP_ANY4 */
+#ifndef CT_MAP_TCP6
+# define CT_MAP_TCP6 cilium_ct6_global
+#endif /* CT_MAP_TCP6 */
+#ifndef CT_MAP_ANY6
+# define CT_MAP_ANY6 cilium_ct_any6_global
+#endif /* CT_MAP_ANY6 */
+#ifndef CT_MAP_SIZE_TCP
+# define CT_MAP_SIZE_TCP 32768
+#endif /* CT_MAP_SIZE_TCP */
+#ifndef CT_MAP_SIZE_ANY
+# define CT_MAP_SIZE_ANY 16384
+#endif /* CT_MAP_SIZE_ANY */
+#ifndef IPV4_FRAG_DATAGRAMS_MAP
+# define IPV4_FRAG_DATAGRAMS_MAP cilium_ipv4_frag_datagrams
+#endif /* IPV4_FRAG_DATAGRAMS_MAP */
+#ifndef IPV6_FRAG_DATAGRAMS_MAP
+# define IPV6_FRAG_DATAGRAMS_MAP cilium_ipv6_frag_datagrams
+#endif /* IPV6_FRAG_DATAGRAMS_MAP */
+#ifndef CILIUM_IPV4_FRAG_MAP_MAX_ENTRIES
+# define CILIUM_IPV4_FRAG_MAP_MAX_ENTRIES 8192
+#endif /* CILIUM_IPV4_FRAG_MAP_MAX_ENTRIES */
+#ifndef CT_TAIL_CALL_BUFFER4
+# define CT_TAIL_CALL_BUFFER4 cilium_tail_call_buffer4
+#endif /* CT_TAIL_CALL_BUFFER4 */
+#ifndef CT_TAIL_CALL_BUFFER6
+# define CT_TAIL_CALL_BUFFER6 cilium_tail_call_buffer6
+#endif /* CT_TAIL_CALL_BUFFER6 */
 #ifndef HITS_MAP
 # define HITS_MAP reloadlab_hits
 #endif /* HITS_MAP */
@@ -118,9 +219,15 @@
  *   POLICY_VALUE_PAD, IPCACHE_VALUE_PAD, TUNNEL_VALUE_PAD
  *					words of 32 bits appended to the value (POLICY_VALUE_PAD: of 64)
  *
+ * The maps of connections as another type: BPF_MAP_TYPE_HASH, which refuses new entries when it is full
+ *   CT_MAP_TYPE			BPF_MAP_TYPE_LRU_HASH
+ *
  * A program that cannot be loaded:
  *   REJECTED_BY_VERIFIER	add a tail program (slot 8) that reads packet data without a bounds check
  */
+#ifndef CT_MAP_TYPE
+# define CT_MAP_TYPE BPF_MAP_TYPE_LRU_HASH
+#endif /* CT_MAP_TYPE */
 #ifndef POLICY_MAP_TYPE
 # define POLICY_MAP_TYPE BPF_MAP_TYPE_LPM_TRIE
 #endif /* POLICY_MAP_TYPE */

@@ -17,9 +17,9 @@ struct delivery {
 };
 
 /* Out of the host side of a pod's device, into the pod. */
-static __always_inline int redirect_to_lxc(const struct __ctx_buff *ctx, __u32 ifindex)
+static __always_inline int redirect_to_lxc(struct __ctx_buff *ctx, const struct trace *trace, __u32 ifindex)
 {
-	trace_packet(ctx, TRACE_TO_LXC);
+	trace_packet(ctx, trace, TRACE_TO_LXC);
 	return redirect((int)ifindex, 0);
 }
 

@@ -55,11 +55,25 @@ static __always_inline __be32 lookup_tunnel_endpoint(const struct packet *pkt, c
 }
 
 /*
+ * Does the packet not fit into the tunnel? Then the stack gets it, whose route has the
+ * tunnel's MTU: it tells the sender, or makes fragments. Of a packet that stands for
+ * several, each has the headers, and gso_size bytes of the payload.
+ */
+static __always_inline bool encap_is_too_big(const struct __ctx_buff *ctx, const struct packet *pkt)
+{
+	__u32 len = ctx->len - ETH_HLEN;
+
+	if (ctx->gso_size)
+		len = pkt->l4_off - ETH_HLEN + 20 /* of TCP; UDP has less */ + ctx->gso_size;
+	return len > MTU - TUNNEL_OVERHEAD;
+}
+
+/*
  * Send the packet through the tunnel, with the identity as its VNI. `endpoint` is what
  * ipcache says, 0 if nothing; DROP_NO_TUNNEL_ENDPOINT tells the caller to go on.
  */
 static __always_inline int encap_and_redirect(struct __ctx_buff *ctx, const struct packet *pkt, __be32 endpoint,
-					      __u32 src_label, const enum family family)
+					      const struct trace *trace, const enum family family)
 {
 	struct bpf_tunnel_key key = {};
 
@@ -68,11 +82,11 @@ static __always_inline int encap_and_redirect(struct __ctx_buff *ctx, const stru
 	if (!endpoint)
 		return DROP_NO_TUNNEL_ENDPOINT;
 	/* To another node, this host is a remote node. */
-	key.tunnel_id = src_label == HOST_ID ? REMOTE_NODE_ID : src_label;
+	key.tunnel_id = trace->src_label == HOST_ID ? REMOTE_NODE_ID : trace->src_label;
 	key.remote_ipv4 = bpf_ntohl(endpoint);
 	if (skb_set_tunnel_key(ctx, &key, sizeof(key), BPF_F_ZERO_CSUM_TX))
 		return DROP_WRITE_ERROR;
-	trace_packet(ctx, TRACE_TO_OVERLAY);
+	trace_packet(ctx, trace, TRACE_TO_OVERLAY);
 	return redirect(ENCAP_IFINDEX, 0);
 }
 #endif /* USE_TUNNEL */

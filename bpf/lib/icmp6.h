@@ -28,7 +28,8 @@ static __always_inline int icmp6_type(const struct __ctx_buff *ctx, const struct
 {
 	__u8 type;
 
-	if (pkt->protocol != NEXTHDR_ICMP || skb_load_bytes(ctx, pkt->l4_off, &type, sizeof(type)))
+	if (pkt->protocol != NEXTHDR_ICMP || pkt->fragment == FRAGMENT_LATER ||
+	    skb_load_bytes(ctx, pkt->l4_off, &type, sizeof(type)))
 		return -1;
 	return type;
 }
@@ -51,6 +52,18 @@ static __always_inline bool icmp6_is_link_housekeeping(const struct packet *pkt,
 		return false;
 	return type == ICMPV6_NS || type == ICMPV6_NA || type == ICMPV6_RS || type == ICMPV6_MLD_REPORT ||
 	       type == ICMPV6_MLD_DONE || type == ICMPV6_MLD2_REPORT;
+}
+
+/*
+ * Neighbour discovery from this very link, as its hop limit proves: whoever forwards a
+ * packet takes one off. For packets whose ports are known; see rule_port.
+ */
+static __always_inline bool icmp6_is_discovery(const struct packet *pkt, const enum family family)
+{
+	__u16 type = bpf_ntohs(pkt->rule_port);
+
+	return family == FAMILY_IPV6 && pkt->protocol == NEXTHDR_ICMP && pkt->ttl == ND_HOP_LIMIT &&
+	       type >= ICMPV6_RS && type <= ICMPV6_REDIRECT;
 }
 
 static __always_inline __sum16 csum_fold(__u64 sum)

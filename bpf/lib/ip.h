@@ -7,23 +7,26 @@
 #include "common.h"
 #include "drop.h"
 
-/* What the programs need to know of an IP packet, the same for both families. */
-struct packet {
-	union ipaddr saddr;
-	union ipaddr daddr;
-	__u32 l4_off;		/* from the start of the frame */
-	__u8 family;		/* enum family, a constant in each program */
-	__u8 protocol;		/* of the upper layer */
-	__u8 ttl;
-};
-
 /* Extension headers that are walked over; a packet with more of them is dropped. */
 #define IPV6_MAX_EXTENSIONS 4
+
+/* What becomes of a fragment: the addresses are known by then, the rest is for those who track it. */
+#ifdef ENABLE_IPV4_FRAGMENTS
+# define FRAGMENTS4_ERROR	0
+#else
+# define FRAGMENTS4_ERROR	DROP_FRAG_NOSUPPORT
+#endif /* ENABLE_IPV4_FRAGMENTS */
+#ifdef ENABLE_IPV6_FRAGMENTS
+# define FRAGMENTS6_ERROR	0
+#else
+# define FRAGMENTS6_ERROR	DROP_FRAG_NOSUPPORT
+#endif /* ENABLE_IPV6_FRAGMENTS */
 
 static __always_inline int ipv4_parse(const struct __ctx_buff *ctx, struct packet *pkt)
 {
 	struct iphdr ip;
 	__u32 header, total;
+	__u16 fragment;
 
 	if (skb_load_bytes(ctx, ETH_HLEN, &ip, sizeof(ip)))
 		return DROP_INVALID;
@@ -31,15 +34,38 @@ static __always_inline int ipv4_parse(const struct __ctx_buff *ctx, struct packe
 	total = bpf_ntohs(ip.tot_len);
 	if (ip.version != 4 || header < sizeof(ip) || total < header || ETH_HLEN + total > ctx->len)
 		return DROP_INVALID;
-#ifndef ENABLE_IPV4_FRAGMENTS
-	if (ip.frag_off & bpf_htons(IP_MF | IP_OFFSET))
-		return DROP_FRAG_NOSUPPORT;
-#endif /* ENABLE_IPV4_FRAGMENTS */
 	pkt->saddr.ip4 = ip.saddr;
 	pkt->daddr.ip4 = ip.daddr;
 	pkt->l4_off = ETH_HLEN + header;
 	pkt->protocol = ip.protocol;
 	pkt->ttl = ip.ttl;
+	fragment = bpf_ntohs(ip.frag_off) & (IP_MF | IP_OFFSET);
+	if (fragment) {
+		pkt->fragment = fragment & IP_OFFSET ? FRAGMENT_LATER : FRAGMENT_FIRST;
+		pkt->fragment_id = ip.id;
+		return FRAGMENTS4_ERROR;
+	}
+	return 0;
+}
+
+/* A fragment that is a whole datagram (RFC 6946) is treated as one. */
+static __always_inline int ipv6_parse_fragment(const struct __ctx_buff *ctx, struct packet *pkt)
+{
+	struct frag_hdr fragment;
+	__u16 where;
+
+	if (FRAGMENTS6_ERROR)
+		return FRAGMENTS6_ERROR;
+	if (skb_load_bytes(ctx, pkt->l4_off, &fragment, sizeof(fragment)))
+		return DROP_INVALID;
+	where = bpf_ntohs(fragment.frag_off);
+	if (where & IPV6_FRAG_OFFSET)
+		pkt->fragment = FRAGMENT_LATER;
+	else if (where & IPV6_FRAG_MORE)
+		pkt->fragment = FRAGMENT_FIRST;
+	pkt->fragment_id = fragment.identification;
+	pkt->protocol = fragment.nexthdr;
+	pkt->l4_off += sizeof(fragment);
 	return 0;
 }
 
@@ -47,7 +73,7 @@ static __always_inline int ipv4_parse(const struct __ctx_buff *ctx, struct packe
 static __always_inline int ipv6_skip_extensions(const struct __ctx_buff *ctx, struct packet *pkt)
 {
 	struct ipv6_opt_hdr opt;
-	int i;
+	int i, ret;
 
 #pragma unroll
 	for (i = 0; i < IPV6_MAX_EXTENSIONS; i++) {
@@ -58,20 +84,18 @@ static __always_inline int ipv6_skip_extensions(const struct __ctx_buff *ctx, st
 		case NEXTHDR_ROUTING:
 		case NEXTHDR_DEST:
 		case NEXTHDR_AUTH:
-		case NEXTHDR_FRAGMENT:
 			break;
+		case NEXTHDR_FRAGMENT:
+			ret = ipv6_parse_fragment(ctx, pkt);
+			if (ret || pkt->fragment == FRAGMENT_LATER)
+				return ret;
+			continue;
 		default:
 			return 0;
 		}
-#ifndef ENABLE_IPV6_FRAGMENTS
-		if (pkt->protocol == NEXTHDR_FRAGMENT)
-			return DROP_FRAG_NOSUPPORT;
-#endif /* ENABLE_IPV6_FRAGMENTS */
 		if (skb_load_bytes(ctx, pkt->l4_off, &opt, sizeof(opt)))
 			return DROP_INVALID;
-		if (pkt->protocol == NEXTHDR_FRAGMENT)
-			pkt->l4_off += 8;
-		else if (pkt->protocol == NEXTHDR_AUTH)
+		if (pkt->protocol == NEXTHDR_AUTH)
 			pkt->l4_off += (opt.hdrlen + 2U) * 4;	/* RFC 4302, 2.2 */
 		else
 			pkt->l4_off += (opt.hdrlen + 1U) * 8;

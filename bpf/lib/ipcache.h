@@ -50,6 +50,14 @@ static __always_inline struct remote_endpoint_info *lookup_ipcache(const union i
 	return map_lookup_elem(&IPCACHE_MAP, &key);
 }
 
+/* Whoever is not known is outside. */
+static __always_inline __u32 lookup_identity(const union ipaddr *ip, const enum family family)
+{
+	struct remote_endpoint_info *info = lookup_ipcache(ip, family);
+
+	return info && info->sec_identity ? info->sec_identity : WORLD_ID;
+}
+
 /*
  * Correct an identity that says no more than "from outside" by the source address. An
  * address of the host proves nothing here: masquerading gives it to forwarded packets.

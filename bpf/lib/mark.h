@@ -20,6 +20,16 @@ static __always_inline __u32 mark_get_identity(__u32 mark)
 	return (mark & 0xff) << 16 | mark >> 16;
 }
 
+static __always_inline bool mark_has_identity(__u32 mark)
+{
+	return (mark & MARK_MAGIC_HOST_MASK) == MARK_MAGIC_IDENTITY;
+}
+
+static __always_inline bool mark_is_host(__u32 mark)
+{
+	return (mark & MARK_MAGIC_HOST_MASK) == MARK_MAGIC_HOST;
+}
+
 /*
  * The identity of what comes out of the host's stack; the mark is cleared, because it
  * has done its duty and routing rules look at it. A packet that no device received
@@ -30,9 +40,9 @@ static __always_inline __u32 mark_take_identity(struct __ctx_buff *ctx)
 	__u32 mark = ctx->mark;
 
 	ctx->mark = 0;
-	if ((mark & MARK_MAGIC_HOST_MASK) == MARK_MAGIC_IDENTITY)
+	if (mark_has_identity(mark))
 		return mark_get_identity(mark);
-	if ((mark & MARK_MAGIC_HOST_MASK) == MARK_MAGIC_HOST || !ctx->ingress_ifindex)
+	if (mark_is_host(mark) || !ctx->ingress_ifindex)
 		return HOST_ID;
 	return WORLD_ID;
 }

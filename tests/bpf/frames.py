@@ -8,7 +8,8 @@ from ipaddress import IPv4Address, IPv6Address
 from datapath.nodemacros import mac_bytes
 
 ETH_P_IP, ETH_P_ARP, ETH_P_IPV6 = 0x0800, 0x0806, 0x86DD
-UDP, ICMPV6 = 17, 58
+ICMP, TCP, UDP, SCTP, ICMPV6 = 1, 6, 17, 132, 58
+FIN, SYN, RST, ACK = 1, 2, 4, 16
 HOP_BY_HOP, FRAGMENT, NO_NEXT_HEADER, DESTINATION = 0, 44, 59, 60
 BROADCAST = "ff:ff:ff:ff:ff:ff"
 MORE_FRAGMENTS, DONT_FRAGMENT = 0x2000, 0x4000
@@ -32,8 +33,17 @@ def eth(dst: str, src: str, protocol: int, payload: bytes = b"") -> bytes:
     return mac_bytes(dst) + mac_bytes(src) + protocol.to_bytes(2, "big") + payload
 
 
-def udp(length: int = 32) -> bytes:
-    return struct.pack("!4H", 40000, 53, 8 + length, 0) + bytes(length)
+def udp(length: int = 32, *, sport: int = 40000, dport: int = 53) -> bytes:
+    return struct.pack("!4H", sport, dport, 8 + length, 0) + bytes(length)
+
+
+def tcp(sport: int, dport: int, flags: int) -> bytes:
+    return struct.pack("!HHIIBBHHH", sport, dport, 1, 1, 0x50, flags, 65535, 0, 0)
+
+
+def icmp(kind: int, *, ident: int = 0, quoted: bytes = b"") -> bytes:
+    """Return a message of either version: an echo with its id, or an error with the packet that it is about."""
+    return struct.pack("!BBHHH", kind, 0, 0, ident, 0) + quoted
 
 
 def ipv4(

@@ -60,6 +60,9 @@ POD = Endpoint(
 )
 HOST = replace(POD, id=7, labels=frozenset({LABEL_HOST}), identity=HOST_ID)
 
+TABLES = ("cilium_ct", "cilium_ipv4_frag", "cilium_ipv6_frag", "reloadlab_hits")
+"""Beginnings of the names of maps that only grow."""
+
 PASS, DROP, REDIRECT = 0, 2, 7
 """Verdicts of a direct-action classifier."""
 
@@ -68,18 +71,19 @@ _CONTEXT = struct.Struct("<8xI24xII4x5I")
 
 @dataclass(frozen=True, slots=True)
 class Build:
-    """What is compiled: a source, the mode, and -D options."""
+    """What is compiled: a source, the mode, -D options, and options of the node."""
 
     source: str
     endpoint_routes: bool = False
     tunnel: bool = False
     defines: tuple[tuple[str, str], ...] = ()
+    options: tuple[tuple[str, str], ...] = ()
 
 
 @cache
 def compiled(build: Build) -> ObjectImage:
     """Compile once per process."""
-    node = replace(NODE, endpoint_routes=build.endpoint_routes)
+    node = replace(NODE, endpoint_routes=build.endpoint_routes, options=build.options)
     overlay = build.source == "bpf_overlay.c"
     if build.tunnel or overlay:
         node = replace(node, encap_ifindex=4, encap_mac="02:aa:00:00:00:03")
@@ -189,7 +193,19 @@ class Datapath:
 
 
 @contextmanager
-def loaded(build: Build) -> Iterator[Datapath]:
-    """Load an object, all of its tail calls in place."""
-    with Collection.load(spec_of(build), pin_dir=None) as collection:
-        yield Datapath(collection)
+def loaded(build: Build, *, allow: bool = True) -> Iterator[Datapath]:
+    """Load an object, all of its tail calls in place, with a policy that allows everything or nothing."""
+    with Collection.load(_small(spec_of(build)), pin_dir=None) as collection:
+        datapath = Datapath(collection)
+        for name in collection.maps if allow else ():
+            if name.startswith("cilium_policy_"):
+                for egress in (False, True):
+                    key = layouts.policy_key_any(egress=egress)
+                    datapath.map(name).update(key, layouts.POLICY_ENTRY_ALLOW)
+        yield datapath
+
+
+def _small(spec: CollectionSpec) -> CollectionSpec:
+    """Make the tables of connections small: the kernel allocates all of their entries at once."""
+    tables = {n: replace(m, max_entries=min(m.max_entries, 256)) for n, m in spec.maps.items() if n.startswith(TABLES)}
+    return replace(spec, maps={**spec.maps, **tables})

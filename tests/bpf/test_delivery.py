@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lab.layouts import Program
+from lab.layouts import CtEntry, Program
 from tests.bpf import frames
 from tests.bpf.frames import ETH_LEN, ETH_P_IP, ETH_P_IPV6, eth, ipv4, ipv6, udp
 from tests.bpf.loaded import (
@@ -43,19 +43,16 @@ pytestmark = pytest.mark.privileged
 
 @pytest.mark.parametrize("version", [4, 6])
 def test_local_delivery(off: Datapath, version: int) -> None:
-    """The whole chain: entry, slot 7 or 10, the policy program of the destination (here itself), its slot 11 or 12."""
+    """The whole chain: entry, slots 7, 29, 25 or 10, 32, 26; the policy program of the pod, 28, 11 or 31, 12."""
     off.add_endpoint(PEER4 if version == 4 else PEER6)
     off.allow(POD.identity)
     result = off.run("cil_from_container", to_peer(version))
     assert result.retval == REDIRECT
     hop = to_peer(version, ttl=63)[ETH_LEN:]
     assert result.data == eth("02:cc:00:00:00:01", "02:cc:00:00:00:02", ETH_P_IP if version == 4 else ETH_P_IPV6, hop)
-    chain = (
-        (Program.FROM_CONTAINER, Program.IPV4_FROM_LXC, Program.HANDLE_POLICY, Program.IPV4_POLICY)
-        if version == 4
-        else (Program.FROM_CONTAINER, Program.IPV6_FROM_LXC, Program.HANDLE_POLICY, Program.IPV6_POLICY)
-    )
-    assert programs(off) == dict.fromkeys(chain, 1)
+    slots = ("FROM_LXC", "CT_EGRESS", "FROM_LXC_CONT", "CT_INGRESS_POLICY_ONLY", "POLICY")
+    chain = [Program[f"IPV{version}_{name}"] for name in slots]
+    assert programs(off) == dict.fromkeys((Program.FROM_CONTAINER, *chain, Program.HANDLE_POLICY), 1)
     assert off.metrics() == {(FORWARDED, EGRESS): 1, (FORWARDED, INGRESS): 1}
     assert off.allowed(POD.identity) == 1
 
@@ -115,6 +112,18 @@ def test_tunnel(version: int) -> None:
         assert datapath.run("cil_from_container", from_pod(world)).retval == PASS
 
 
+@pytest.mark.parametrize(("excess", "verdict"), [(0, REDIRECT), (1, PASS)], ids=["fits", "too big"])
+@pytest.mark.parametrize("version", [4, 6])
+def test_what_does_not_fit_into_the_tunnel_goes_to_the_stack(version: int, excess: int, verdict: int) -> None:
+    """The stack's route has the tunnel's MTU, 50 bytes less than the device's 1500: it tells the pod."""
+    with loaded(Build("bpf_lxc.c", tunnel=True)) as datapath:
+        datapath.add_identity(PEER4 if version == 4 else PEER6, 5000, node="192.0.2.7")
+        message = udp(1450 - (20 if version == 4 else 40) - 8 + excess)
+        packet = ipv4(POD4, PEER4, message) if version == 4 else ipv6(POD6, PEER6, message)
+        result = datapath.run("cil_from_container", from_pod(packet))
+        assert (result.retval, result.data) == (verdict, from_pod(packet))
+
+
 # --- into the pod ---
 
 
@@ -160,8 +169,8 @@ def test_to_container_finds_the_source(
     assert (result.retval, result.data) == (PASS, frame)
     assert on.allowed(identity) == 1
     assert on.metrics() == {(PLAINTEXT, INGRESS): 1, (FORWARDED, INGRESS): 1}
-    tail = Program.IPV4_TO_ENDPOINT if version == 4 else Program.IPV6_TO_ENDPOINT
-    assert programs(on) == {Program.TO_CONTAINER: 1, tail: 1}
+    tails = (Program[f"IPV{version}_{name}"] for name in ("CT_INGRESS", "TO_ENDPOINT"))
+    assert programs(on) == dict.fromkeys((Program.TO_CONTAINER, *tails), 1)
 
 
 def test_to_container_lets_arp_pass(on: Datapath) -> None:
@@ -192,3 +201,12 @@ def test_policy_program_enforces_only_where_no_egress_program_does(build: Build,
         result = datapath.run("handle_policy", into_pod(version), cb=(IDENTITY, 1, 0, 0, 0))
         assert result.retval == REDIRECT
         assert datapath.allowed(IDENTITY) == counted
+
+
+@pytest.mark.parametrize("from_tunnel", [0, 1])
+@pytest.mark.parametrize("version", [4, 6])
+def test_a_connection_remembers_that_it_came_through_the_tunnel(off: Datapath, version: int, from_tunnel: int) -> None:
+    off.run("handle_policy", into_pod(version), cb=(IDENTITY, 1, 0, 0, from_tunnel))
+    (value,) = (value for _, value in off.map(f"cilium_ct_any{version}_global").items())
+    entry = CtEntry.unpack(value)
+    assert ("from_tunnel" in entry.names, entry.src_sec_id) == (bool(from_tunnel), IDENTITY)

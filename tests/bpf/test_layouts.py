@@ -4,20 +4,37 @@ from __future__ import annotations
 
 import re
 import struct
+import tempfile
+from enum import IntEnum
+from functools import cache
 from io import BytesIO
 from ipaddress import IPv4Address, IPv6Address
+from pathlib import Path
 
 import pytest
 from elftools.elf.elffile import ELFFile
 
 from datapath import btf
 from datapath.btf import Btf
+from datapath.compile import compile_source
 from lab import layouts
-from tests.bpf.loaded import LIBRARY, Build, compiled
+from tests.bpf.loaded import LIBRARY
+
+EVENTS = ("notify_header", "drop_notify", "trace_notify", "policy_verdict_notify")
+"""Messages are made on the stack, of which an object's BTF does not tell: these stand in a source of their own."""
 
 
-def btf_of(source: str) -> Btf:
-    section = ELFFile(BytesIO(compiled(Build(source, tunnel=True)).data)).get_section_by_name(".BTF")
+@cache
+def layout_types() -> Btf:
+    """Return the types of the C headers, all of them."""
+    with tempfile.TemporaryDirectory(prefix="reloadlab-test-") as name:
+        source, directory = Path(name) / "types.c", Path(name)
+        globals_ = "".join(f"struct {struct_} {struct_}_;\n" for struct_ in (*EVENTS, *(set(SIZES) - set(EVENTS))))
+        headers = ("ep_config.h", "node_config.h", "lib/encap.h", "lib/enforce.h", "lib/eps.h", "lib/hits.h")
+        text = "".join(f'#include "{header}"\n' for header in (*headers, "lib/ipcache.h"))
+        source.write_text(f"#define ENABLE_IPV4 1\n#define ENABLE_IPV6 1\n{text}{globals_}")
+        compile_source(source, directory / "types.o", includes=(LIBRARY, LIBRARY / "include"))
+        section = ELFFile(BytesIO((directory / "types.o").read_bytes())).get_section_by_name(".BTF")
     assert section is not None
     return btf.parse(section.data())
 
@@ -34,18 +51,32 @@ SIZES = {
     "metrics_key": (layouts.METRICS_KEY, 8),
     "metrics_value": (layouts.METRICS_VALUE, 16),
     "hits_key": (layouts.HITS_KEY, 8),
+    "ipv4_ct_tuple": (layouts.CT_TUPLE4, 14),
+    "ipv6_ct_tuple": (layouts.CT_TUPLE6, 38),
+    "ct_entry": (layouts.CT_ENTRY, 56),
+    "notify_header": (layouts.NOTIFY_HEADER, 16),
+    "drop_notify": (layouts.DROP_NOTIFY, 36),
+    "trace_notify": (layouts.TRACE_NOTIFY, 48),
+    "policy_verdict_notify": (layouts.POLICY_VERDICT_NOTIFY, 32),
 }
 
 
 @pytest.mark.parametrize("name", SIZES)
 def test_sizes_are_those_of_the_reference(name: str) -> None:
     packed, size = SIZES[name]
-    types = btf_of("bpf_lxc.c")
+    types = layout_types()
     assert packed.size == size
     assert types.size(types.find(name, btf.Kind.STRUCT)) == size
 
 
 ENDPOINT = layouts.EndpointInfo(0x01020304, 0x0506, 0x0708090A, "0b:0c:0d:0e:0f:10", "11:12:13:14:15:16")
+HEADER = layouts.NotifyHeader(1, 133, 0x0203, 0x04050607, 0x08090A0B, 0x0C0D)
+DROPPED = layouts.DropNotify(HEADER, 0x01020304, 0x05060708, 0x090A0B0C, 0x0D0E, 15, -1, 0x11121314)
+TRACED = layouts.TraceNotify(HEADER, 0x01020304, 0x05060708, 0x090A, 3, 0x11121314)
+VERDICT = layouts.PolicyVerdictNotify(HEADER, 0x01020304, -133, 8080, 6, 2, True, 5)
+CONNECTION4 = layouts.CtTuple(IPv4Address("192.0.2.1"), IPv4Address("198.51.100.2"), 0x1234, 80, 6, 1)
+CONNECTION6 = layouts.CtTuple(IPv6Address("2001:db8::1"), IPv6Address("2001:db8::2"), 0x1234, 80, 6, 1)
+ENTRY = layouts.CtEntry(1, 2, 3, 4, 0x01020304, 1 | 16, 5, 6, 0x0708090A, 0x0B0C0D0E, 0x0F101112)
 FIELDS: dict[str, tuple[bytes, dict[str, bytes]]] = {
     "endpoint_key": (
         layouts.endpoint_key(IPv6Address("2001:db8::1")),
@@ -104,6 +135,92 @@ FIELDS: dict[str, tuple[bytes, dict[str, bytes]]] = {
     ),
     "metrics_key": (layouts.MetricsKey(140, 2).pack(), {"reason": bytes((140,)), "dir": b"\2"}),
     "metrics_value": (layouts.METRICS_VALUE.pack(1, 2), {"count": b"\1" + bytes(7), "bytes": b"\2" + bytes(7)}),
+    "ipv4_ct_tuple": (
+        CONNECTION4.pack(),
+        {
+            "daddr": bytes((192, 0, 2, 1)),
+            "saddr": bytes((198, 51, 100, 2)),
+            "dport": b"\0\x50",
+            "sport": b"\x12\x34",
+            "nexthdr": b"\6",
+            "flags": b"\1",
+        },
+    ),
+    "ipv6_ct_tuple": (
+        CONNECTION6.pack(),
+        {
+            "daddr": IPv6Address("2001:db8::1").packed,
+            "saddr": IPv6Address("2001:db8::2").packed,
+            "dport": b"\0\x50",
+            "sport": b"\x12\x34",
+            "nexthdr": b"\6",
+            "flags": b"\1",
+        },
+    ),
+    "ct_entry": (
+        ENTRY.pack(),
+        {
+            "rx_packets": struct.pack("<Q", 1),
+            "rx_bytes": struct.pack("<Q", 2),
+            "tx_packets": struct.pack("<Q", 3),
+            "tx_bytes": struct.pack("<Q", 4),
+            "lifetime": bytes.fromhex("04030201"),
+            "rx_closing": b"\x11",  # the flags share a word
+            "tx_flags_seen": b"\5",
+            "rx_flags_seen": b"\6",
+            "src_sec_id": bytes.fromhex("0a090807"),
+            "last_tx_report": bytes.fromhex("0e0d0c0b"),
+            "last_rx_report": bytes.fromhex("1211100f"),
+        },
+    ),
+    "notify_header": (
+        HEADER.pack(),
+        {
+            "type": b"\1",
+            "subtype": bytes((133,)),
+            "source": bytes.fromhex("0302"),
+            "hash": bytes.fromhex("07060504"),
+            "len_orig": bytes.fromhex("0b0a0908"),
+            "len_cap": bytes.fromhex("0d0c"),
+            "version": b"\1\0",
+        },
+    ),
+    "drop_notify": (
+        DROPPED.pack(),
+        {
+            "header": HEADER.pack(),
+            "src_label": bytes.fromhex("04030201"),
+            "dst_label": bytes.fromhex("08070605"),
+            "dst_id": bytes.fromhex("0c0b0a09"),
+            "line": bytes.fromhex("0e0d"),
+            "file": b"\x0f",
+            "ext_error": b"\xff",
+            "ifindex": bytes.fromhex("14131211"),
+        },
+    ),
+    "trace_notify": (
+        TRACED.pack(),
+        {
+            "header": HEADER.pack(),
+            "src_label": bytes.fromhex("04030201"),
+            "dst_label": bytes.fromhex("08070605"),
+            "dst_id": bytes.fromhex("0a09"),
+            "reason": b"\3",
+            "ifindex": bytes.fromhex("14131211"),
+            "orig_ip": bytes(16),
+        },
+    ),
+    "policy_verdict_notify": (
+        VERDICT.pack(),
+        {
+            "header": HEADER.pack(),
+            "remote_label": bytes.fromhex("04030201"),
+            "verdict": struct.pack("<i", -133),
+            "dst_port": struct.pack("<H", 8080),
+            "proto": b"\6",
+            "dir": bytes((2 | 1 << 2 | 5 << 3,)),  # with the bits that share its byte
+        },
+    ),
     "hits_key": (
         layouts.HitsKey(0x01020304, 0x0506, 7).pack(),
         {"generation": bytes.fromhex("04030201"), "source": bytes.fromhex("0605"), "program": b"\7"},
@@ -114,7 +231,7 @@ FIELDS: dict[str, tuple[bytes, dict[str, bytes]]] = {
 @pytest.mark.parametrize("name", FIELDS)
 def test_every_field_lies_where_the_c_code_reads_it(name: str) -> None:
     packed, fields = FIELDS[name]
-    layout = btf_of("bpf_lxc.c").struct_layout(name)
+    layout = layout_types().struct_layout(name)
     found = {field: packed[layout[field][0] : sum(layout[field])] for field in fields}
     assert found == fields
 
@@ -146,9 +263,29 @@ def test_all_structs_of_the_maps_are_covered() -> None:
             layouts.PolicyEntry.unpack(layouts.PolicyEntry(deny=True, wildcards=False, packets=3, length=4).pack()),
         ),
         (layouts.MetricsKey(140, 1), layouts.MetricsKey.unpack(layouts.MetricsKey(140, 1).pack())),
+        (CONNECTION4, layouts.CtTuple.unpack(CONNECTION4.pack())),
+        (CONNECTION6, layouts.CtTuple.unpack(CONNECTION6.pack())),
+        (ENTRY, layouts.CtEntry.unpack(ENTRY.pack())),
+        (DROPPED, layouts.DropNotify.unpack(DROPPED.pack() + b"the packet")),
+        (TRACED, layouts.TraceNotify.unpack(TRACED.pack() + b"the packet")),
+        (VERDICT, layouts.PolicyVerdictNotify.unpack(VERDICT.pack() + b"the packet")),
         (layouts.HitsKey(1, 2, 3), layouts.HitsKey.unpack(layouts.HitsKey(1, 2, 3).pack())),
     ],
-    ids=["endpoint", "host", "remote, with words appended", "tunnel", "policy", "metrics", "hits"],
+    ids=[
+        "endpoint",
+        "host",
+        "remote, with words appended",
+        "tunnel",
+        "policy",
+        "metrics",
+        "v4",
+        "v6",
+        "connection",
+        "drop",
+        "trace",
+        "verdict",
+        "hits",
+    ],
 )
 def test_unpack_reads_what_pack_wrote(value: object, again: object) -> None:
     assert again == value
@@ -161,6 +298,19 @@ def header(name: str) -> str:
 def test_program_ids_are_those_of_hits_h() -> None:
     found = re.findall(r"^\tPROGRAM_(\w+) = (\d+),$", header("hits.h"), re.MULTILINE)
     assert {name: int(number) for name, number in found} == {p.name: p.value for p in layouts.Program}
+
+
+@pytest.mark.parametrize(
+    ("file", "prefix", "numbers"),
+    [
+        ("common.h", "CT", layouts.ConnState),
+        ("policy.h", "POLICY_MATCH", layouts.PolicyMatch),
+        ("trace.h", "TRACE", layouts.TracePoint),
+    ],
+)
+def test_enumerations_are_those_of_the_headers(file: str, prefix: str, numbers: type[IntEnum]) -> None:
+    found = re.findall(rf"^\t{prefix}_(\w+),", header(file), re.MULTILINE)
+    assert list(enumerate(found)) == [(n.value, n.name) for n in numbers]
 
 
 def test_directions_are_those_of_metrics_h() -> None:

@@ -169,14 +169,6 @@ def test_fragments_are_dropped(off: Datapath, packet: bytes) -> None:
     assert off.metrics() == {(157, EGRESS): 1}
 
 
-@pytest.mark.parametrize("packet", FRAGMENTS.values(), ids=FRAGMENTS)
-def test_fragments_pass_where_they_are_enabled(packet: bytes) -> None:
-    build = Build("bpf_lxc.c", defines=(("ENABLE_IPV4_FRAGMENTS", "1"), ("ENABLE_IPV6_FRAGMENTS", "1")))
-    with loaded(build) as datapath:
-        assert datapath.run("cil_from_container", from_pod(packet)).retval == PASS
-        assert datapath.drops() == {}
-
-
 @pytest.mark.parametrize(
     ("packet", "reason", "program"),
     [
@@ -241,12 +233,20 @@ def test_no_protocol_of_ours(on: Datapath, program: str, direction: int, etherty
         ("cil_from_container", [7], to_peer(4), EGRESS),
         ("cil_from_container", [10], to_peer(6), EGRESS),
         ("cil_from_container", [4], frames.solicitation(POD.mac, POD6, GATEWAY6), EGRESS),
+        ("cil_from_container", [29], to_peer(4), EGRESS),
+        ("cil_from_container", [32], to_peer(6), EGRESS),
+        ("cil_from_container", [25], to_peer(4), EGRESS),
+        ("cil_from_container", [26], to_peer(6), EGRESS),
+        ("cil_to_container", [27], to_peer(4), INGRESS),
+        ("cil_to_container", [30], to_peer(6), INGRESS),
         ("cil_to_container", [13], to_peer(4), INGRESS),
         ("cil_to_container", [14], to_peer(6), INGRESS),
+        ("handle_policy", [28], to_peer(4), INGRESS),
+        ("handle_policy", [31], to_peer(6), INGRESS),
         ("handle_policy", [11], to_peer(4), INGRESS),
         ("handle_policy", [12], to_peer(6), INGRESS),
     ],
-    ids=["arp", "v4", "v6", "ns", "to container v4", "to container v6", "policy v4", "policy v6"],
+    ids=lambda value: str(value[0]) if isinstance(value, list) else None,
 )
 @pytest.mark.parametrize("build", [OFF, ON], ids=["off", "on"])
 def test_missed_tail_call(build: Build, program: str, slots: list[int], frame: bytes, direction: int) -> None:

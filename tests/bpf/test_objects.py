@@ -14,7 +14,7 @@ from elftools.elf.elffile import ELFFile
 from datapath.compile import compile_source, probe_compiler
 from datapath.elf import read_object
 from datapath.spec import MapSpec
-from datapath.syscall import MapType
+from datapath.syscall import MapType, possible_cpus
 from datapath.verify import verify_object
 from tests.bpf.loaded import LIBRARY, Build, compiled, spec_of
 
@@ -42,7 +42,7 @@ ENTRIES = {
     "bpf_overlay.c": {"from-overlay": "cil_from_overlay", "to-overlay": "cil_to_overlay"},
 }
 SLOTS = {
-    "bpf_lxc.c": {(2, n) for n in (4, 6, 7, 10, 11, 12, 13, 14)} | {(1, 123)},
+    "bpf_lxc.c": {(2, n) for n in (4, 6, 7, 10, 11, 12, 13, 14, *range(25, 33))} | {(1, 123)},
     "bpf_host.c": {(2, n) for n in (7, 10, 22, 23)},
     "bpf_overlay.c": {(2, n) for n in (7, 10)},
 }
@@ -56,9 +56,16 @@ def test_entry_programs_and_slots(source: str, endpoint_routes: bool) -> None:
     assert {p.slot for p in programs if p.slot is not None} == SLOTS[source]
 
 
-def test_host_firewall_adds_the_policy_program_of_the_host() -> None:
-    programs = spec_of(Build("bpf_host.c", defines=EVERYTHING)).programs
-    assert programs["handle_lxc_traffic"].slot == (1, 7)
+def test_host_firewall_adds_policy_programs_and_connections() -> None:
+    spec = spec_of(Build("bpf_host.c", defines=EVERYTHING))
+    assert spec.programs["handle_lxc_traffic"].slot == (1, 7)
+    assert {p.slot for p in spec.programs.values() if p.slot} == SLOTS["bpf_host.c"] | {(1, 7), (2, 11), (2, 12)}
+    assert CONNECTIONS.items() <= spec.maps.items()
+
+
+def test_fragments_are_tracked_in_maps_that_exist_only_then() -> None:
+    maps = spec_of(Build("bpf_lxc.c", defines=EVERYTHING)).maps
+    assert FRAGMENTS.items() <= maps.items()
 
 
 MAPS = {
@@ -66,9 +73,29 @@ MAPS = {
     "cilium_metrics": MapSpec("cilium_metrics", MapType.PERCPU_HASH, 8, 16, 1024, 0, True),
     "cilium_ipcache": MapSpec("cilium_ipcache", MapType.LPM_TRIE, 24, 12, 512000, NO_PREALLOC, True),
     "cilium_call_policy": MapSpec("cilium_call_policy", MapType.PROG_ARRAY, 4, 4, 65535, 0, True, 1),
+    "cilium_events": MapSpec("cilium_events", MapType.PERF_EVENT_ARRAY, 4, 4, possible_cpus(), 0, True),
     "reloadlab_hits": MapSpec("reloadlab_hits", MapType.LRU_HASH, 8, 8, 16384, 0, True),
 }
 TUNNEL = {"cilium_tunnel_map": MapSpec("cilium_tunnel_map", MapType.HASH, 20, 20, 65536, NO_PREALLOC, True)}
+
+
+CONNECTIONS = {
+    name: MapSpec(name, MapType.LRU_HASH, key, 56, size, 0, True)
+    for name, key, size in (
+        ("cilium_ct4_global", 14, 32768),
+        ("cilium_ct_any4_global", 14, 16384),
+        ("cilium_ct6_global", 38, 32768),
+        ("cilium_ct_any6_global", 38, 16384),
+    )
+}
+FRAGMENTS = {
+    name: MapSpec(name, MapType.LRU_HASH, 40, 8, 8192, 0, True)
+    for name in ("cilium_ipv4_frag_datagrams", "cilium_ipv6_frag_datagrams")
+}
+BUFFERS = {
+    name: MapSpec(name, MapType.PERCPU_ARRAY, 4, 56, 1, 0, False)
+    for name in ("cilium_tail_call_buffer4", "cilium_tail_call_buffer6")
+}
 
 
 def calls(name: str) -> dict[str, MapSpec]:
@@ -82,7 +109,10 @@ def policy(name: str) -> dict[str, MapSpec]:
 @pytest.mark.parametrize(
     ("source", "own"),
     [
-        ("bpf_lxc.c", {**calls("cilium_calls_00123"), **policy("cilium_policy_00123"), **TUNNEL}),
+        (
+            "bpf_lxc.c",
+            {**calls("cilium_calls_00123"), **policy("cilium_policy_00123"), **TUNNEL, **CONNECTIONS, **BUFFERS},
+        ),
         ("bpf_host.c", {**calls("cilium_calls_hostns_00007"), **policy("cilium_policy_00007"), **TUNNEL}),
         ("bpf_overlay.c", calls("cilium_calls_overlay_2")),
     ],
@@ -157,6 +187,7 @@ VARIATIONS: dict[str, tuple[str, dict[str, Any]]] = {
         "cilium_policy_00123",
         {"flags": NO_PREALLOC | NUMA_NODE},
     ),
+    "CT_MAP_SIZE_TCP=1000": ("cilium_ct4_global", {"max_entries": 1000}),
     "POLICY_KEY_PAD=1": ("cilium_policy_00123", {"key_size": 16}),
     "POLICY_VALUE_PAD=1": ("cilium_policy_00123", {"value_size": 32}),
     "IPCACHE_MAP_TYPE=BPF_MAP_TYPE_HASH": ("cilium_ipcache", {"type": MapType.HASH}),
@@ -176,9 +207,10 @@ VARIATIONS: dict[str, tuple[str, dict[str, Any]]] = {
 def test_a_variation_changes_one_property_of_one_map(option: str) -> None:
     name, _, value = option.partition("=")
     target, changes = VARIATIONS[option]
+    targets = (target, "cilium_ct6_global") if target == "cilium_ct4_global" else (target,)
     varied = spec_of(Build("bpf_lxc.c", tunnel=True, defines=((name, value),)))
     plain = spec_of(Build("bpf_lxc.c", tunnel=True)).maps
-    assert varied.maps == {**plain, target: replace(plain[target], **changes)}
+    assert varied.maps == {**plain, **{name: replace(plain[name], **changes) for name in targets}}
     assert not [report for report in verify_object(varied) if report.error]
 
 

@@ -12,7 +12,9 @@
 #define BPF_MAP_TYPE_HASH		1
 #define BPF_MAP_TYPE_ARRAY		2
 #define BPF_MAP_TYPE_PROG_ARRAY		3
+#define BPF_MAP_TYPE_PERF_EVENT_ARRAY	4
 #define BPF_MAP_TYPE_PERCPU_HASH	5
+#define BPF_MAP_TYPE_PERCPU_ARRAY	6
 #define BPF_MAP_TYPE_LRU_HASH		9
 #define BPF_MAP_TYPE_LPM_TRIE		11
 
@@ -26,6 +28,9 @@
 
 /* Flags of bpf_skb_store_bytes(). */
 #define BPF_F_RECOMPUTE_CSUM		(1ULL << 0)
+
+/* Flags of bpf_perf_event_output(); bits 32 and up say how much of the packet goes with the event. */
+#define BPF_F_CURRENT_CPU		0xffffffffULL
 
 /* Flags of bpf_redirect(); without it the packet goes out of the device. */
 #define BPF_F_INGRESS			(1ULL << 0)
@@ -60,6 +65,21 @@ struct __sk_buff {
 	__u32 tc_classid;
 	__u32 data;
 	__u32 data_end;
+	__u32 napi_id;
+	__u32 family;
+	__u32 remote_ip4;
+	__u32 local_ip4;
+	__u32 remote_ip6[4];
+	__u32 local_ip6[4];
+	__u32 remote_port;
+	__u32 local_port;
+	__u32 data_meta;
+	__u64 flow_keys;		/* pointers, really */
+	__u64 tstamp;
+	__u32 wire_len;
+	__u32 gso_segs;
+	__u64 sk;
+	__u32 gso_size;
 };
 
 struct bpf_tunnel_key {

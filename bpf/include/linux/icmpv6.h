@@ -4,12 +4,19 @@
 
 #include <linux/ipv6.h>
 
+/* Types: errors and echo (RFC 4443). */
+#define ICMPV6_DEST_UNREACH	1
+#define ICMPV6_PARAMPROB	4
+#define ICMPV6_ECHO_REQUEST	128
+#define ICMPV6_ECHO_REPLY	129
+
 /* Types: multicast listener discovery (RFC 2710, 3810), neighbour discovery (RFC 4861). */
 #define ICMPV6_MLD_REPORT	131
 #define ICMPV6_MLD_DONE		132
 #define ICMPV6_RS		133
 #define ICMPV6_NS		135
 #define ICMPV6_NA		136
+#define ICMPV6_REDIRECT		137
 #define ICMPV6_MLD2_REPORT	143
 
 /* Flags of an advertisement, the highest bits of its second word. */

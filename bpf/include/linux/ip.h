@@ -8,6 +8,11 @@
 #define IP_MF		0x2000
 #define IP_OFFSET	0x1fff
 
+#define IPPROTO_ICMP	1
+#define IPPROTO_TCP	6
+#define IPPROTO_UDP	17
+#define IPPROTO_SCTP	132
+
 struct iphdr {
 	__u8 ihl : 4,		/* BPF objects here are little endian */
 	     version : 4;

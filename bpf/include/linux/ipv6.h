@@ -24,6 +24,17 @@ struct ipv6hdr {
 	__be32 daddr[4];
 };
 
+/* frag_off: the offset, and "more fragments" (RFC 8200, 4.5). */
+#define IPV6_FRAG_OFFSET	0xfff8
+#define IPV6_FRAG_MORE		0x0001
+
+struct frag_hdr {
+	__u8 nexthdr;
+	__u8 reserved;
+	__be16 frag_off;
+	__be32 identification;
+};
+
 /* What the extension headers that are walked over have in common. */
 struct ipv6_opt_hdr {
 	__u8 nexthdr;
