@@ -49,7 +49,8 @@ class Endpoint:
 class NodeConfig:
     """What node_config.h and netdev_config.h say about the node.
 
-    `options` are further macros as (name, value) pairs. `encap_ifindex` is None without a tunnel.
+    `options` are further macros as (name, value) pairs. `encap_ifindex` is None without a tunnel. `pod_prefix4` is the
+    length of every node's pod network, by which the tunnel map is asked.
     """
 
     router_ipv4: IPv4Address
@@ -63,6 +64,8 @@ class NodeConfig:
     mtu: int
     endpoint_routes: bool = False
     options: tuple[tuple[str, str], ...] = ()
+    tunnel_port: int = 8472
+    pod_prefix4: int = 24
 
 
 @dataclass(frozen=True, slots=True)

@@ -267,3 +267,12 @@ def _batches(messages: Sequence[bytes]) -> Iterator[list[bytes]]:
         size += len(message) + 3
     if batch:
         yield batch
+
+
+def unless(number: int, socket: NetlinkSocket, what: str, message: bytes) -> None:
+    """Send a request that may find its work done already: this errno is no error."""
+    try:
+        socket.request(what, message)
+    except NetlinkError as error:
+        if error.errno != number:
+            raise

@@ -23,6 +23,7 @@ _FEATURES = {
     # What Cilium's default configuration turns on (pkg/option; 3 is monitor aggregation medium).
     "DROP_NOTIFY": "1",
     "TRACE_NOTIFY": "1",
+    "POLICY_VERDICT_NOTIFY": "1",
     "MONITOR_AGGREGATION": "3",
 }
 
@@ -212,10 +213,10 @@ def node_macros(node: NodeConfig) -> dict[str, str]:
         "VLAN_FILTER(ifindex, vlan_id)": "return false;",
         "IPV4_GATEWAY": f"{int.from_bytes(node.router_ipv4.packed, 'little'):#x}",
         "IPV4_LOOPBACK": "0x12afea9",
-        "IPV4_MASK": "0xffffff",
+        "IPV4_MASK": f"{_network_mask(node.pod_prefix4):#x}",
         "IPV4_ENCRYPT_IFACE": "0",
         "VTEP_MASK": "0xffffff",
-        "TUNNEL_PORT": "8472",
+        "TUNNEL_PORT": str(node.tunnel_port),
     }
     if node.encap_ifindex is not None:
         macros |= {"ENCAP_IFINDEX": str(node.encap_ifindex), "TUNNEL_MODE": "1"}
@@ -234,6 +235,11 @@ def mac_bytes(mac: str) -> bytes:
 def c_list(packed: bytes) -> str:
     """Return the bytes as they stand between the braces of a C array."""
     return ", ".join(f"{byte:#x}" for byte in packed)
+
+
+def _network_mask(prefix: int) -> int:
+    """Return a netmask in network order, read as a little-endian word."""
+    return int.from_bytes((~(0xFFFFFFFF >> prefix) & 0xFFFFFFFF).to_bytes(4, "big"), "little")
 
 
 def _address(mac: str) -> str:

@@ -150,7 +150,8 @@ class MigrateMaps(Step):
         collection = work.collections[self.target]
         replaced = {pin.path.name: pin for pin in work.moved.get(self.target, ())}
         for name in sorted(collection.map_set.created | self._never_filled(work)):
-            if is_calls_map(name):
+            # A map without a pin belongs to this load alone: nobody else could fill it.
+            if is_calls_map(name) or not collection.spec.maps[name].pinned:
                 continue
             new, pin = collection.maps[name], replaced.get(name)
             if not (pin is not None and _carry_over(pin, new, work)) and work.on_new_map is not None:

@@ -8,12 +8,11 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
-from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from datapath.endpoint import HEALTH_ID, HOST_ID, WORLD_ID, Endpoint
+from datapath.endpoint import Endpoint
 from datapath.errors import ReloadlabError
 from datapath.headers import template_endpoint
 from datapath.loader import Loader
@@ -22,16 +21,17 @@ from datapath.outcome import Outcome
 from datapath.plan import Plan
 from datapath.plans import OVERLAY_SUBJECT
 from datapath.transaction import Observer
-from lab import layouts
+from lab import contents, enforcement, layouts
 from lab.errors import system_errors
 from lab.node import Node, UnknownTarget
-from lab.topology import HEALTH, HOST, PodFacts
+from lab.policy import parse
+from lab.topology import HEALTH, HOST, InvalidSpec, PodFacts
 from lab.workers import fork_map
 
 Change = Callable[[Plan], Plan]
 """A loader with a difference: what a plan becomes before it is applied."""
 
-WORLD4, WORLD6 = (IPv4Address(0), 0), (IPv6Address(0), 0)
+_POLICY_MAP = "cilium_policy_"
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +63,7 @@ class Agent:
         self.node = node
         config = node.datapath_config(library=library, clang=clang)
         self.config = replace(config, defines=tuple(defines), filter_priority=filter_priority)
-        self.loader = Loader(self.config, verifiers=verifiers, on_new_map=self._fill, on_compile=on_compile)
+        self.loader = Loader(self.config, verifiers=verifiers, on_new_map=self._on_new_map, on_compile=on_compile)
         self.change: Change | None = None
         self._stack = ExitStack()
 
@@ -108,15 +108,43 @@ class Agent:
         return self.reload_all(workers=workers, cancel=cancel)
 
     def sync(self, *, cancel: threading.Event | None = None) -> None:
-        """Create the maps that the control plane writes, as the host's object defines them, and fill them."""
+        """Bring maps and routes in line with what is declared, of this node and of the others of its cluster.
+
+        Maps that are missing are created as the host's object defines them. What is new is written before what is
+        stale goes, so that no packet finds less than before or after (cilium#10936).
+        """
         spec = self.loader.templates.fetch(self.endpoint(HOST), cancel=cancel).image.spec
-        mine = {name: item for name, item in spec.maps.items() if item.pinned and name in _CONTENTS}
-        maps = load_maps(replace(spec, maps=mine, programs={}), self.config.globals)
-        try:
+        mine = {name: item for name, item in spec.maps.items() if item.pinned and name in contents.NODE_MAPS}
+        with ExitStack() as stack:
+            maps = load_maps(replace(spec, maps=mine, programs={}), self.config.globals)
+            stack.callback(maps.close)
+            policies = enforcement.stored(self.node)
+            update = None
+            if policies is not None:
+                update = stack.enter_context(enforcement.PolicyUpdate(self.node, self.config.globals, policies))
+                update.add()
             for item in maps.maps.values():
-                self._fill(item)
-        finally:
-            maps.close()
+                written = self._fill(item)
+                for key in [key for key in item.keys() if key not in written]:  # noqa: SIM118 - a map of the kernel
+                    item.delete(key)
+            if update is not None:
+                update.remove()
+        self.node.sync_routes()
+
+    def apply_policies(self, document: object) -> None:
+        """Let these policies hold from now on, instead of all others: all of them, or none.
+
+        `document` is what lab.policy.parse takes; an empty list lets everything pass. Raises PolicyError,
+        UnknownTarget, PolicyMapFull.
+        """
+        enforcement.check(self.node, parse(document))
+        before = enforcement.document_of(self.node)
+        enforcement.store(self.node, document)
+        try:
+            self.sync()
+        except BaseException:
+            enforcement.store(self.node, before)
+            raise
 
     def endpoint(self, name: str) -> Endpoint:
         """Return the endpoint as it would be reloaded now."""
@@ -190,14 +218,20 @@ class Agent:
                 self.loader.templates.fetch(template, cancel=cancel)
         self.loader.rest()
 
-    def reload_all(self, *, workers: int = 1, cancel: threading.Event | None = None) -> list[Outcome]:
-        """Reload the host and the overlay, then the endpoints in parallel; the first failure is raised at the end."""
-        first = [self.reload(subject, cancel=cancel) for subject in self.node_subjects]
-        rest = self.reload_many(self.subjects[len(first) :], workers=workers, cancel=cancel)
+    def reload_all(
+        self, *, workers: int = 1, first: Sequence[str] = (), cancel: threading.Event | None = None
+    ) -> list[Outcome]:
+        """Reload the host and the overlay, then the endpoints in parallel; the first failure is raised at the end.
+
+        `first` is what comes even before the host.
+        """
+        order = dict.fromkeys((*first, *self.node_subjects))
+        done = [self.reload(subject, cancel=cancel) for subject in order]
+        rest = self.reload_many([name for name in self.subjects if name not in order], workers=workers, cancel=cancel)
         for result in rest:
             if isinstance(result, Failure):
                 raise result.error
-        return first + [result for result in rest if isinstance(result, Outcome)]
+        return done + [result for result in rest if isinstance(result, Outcome)]
 
     def set_endpoint_routes(
         self, on: bool, *, workers: int = 1, cancel: threading.Event | None = None
@@ -212,6 +246,25 @@ class Agent:
         outcomes = self.reload_all(workers=workers, cancel=cancel)
         self.node.set_endpoint_routes(on)
         return outcomes
+
+    def set_tunnel_port(self, port: int, *, workers: int = 1, cancel: threading.Event | None = None) -> list[Outcome]:
+        """Move the tunnel to another UDP port: a new device, and programs that know its index.
+
+        Until all is reloaded nothing goes through the tunnel: the kernel cannot change the port of a device.
+        """
+        if not self.node.spec.tunnel:
+            raise InvalidSpec(f"{self.node.name} has no tunnel")
+        self.node.set_tunnel_port(port)
+        vxlan = self.node.facts.vxlan
+        self.configure(node=replace(self.config.node, tunnel_port=port, encap_ifindex=vxlan.ifindex))
+        # The new device first: the others' packets arrive there already.
+        return self.reload_all(workers=workers, first=[OVERLAY_SUBJECT], cancel=cancel)
+
+    def set_mtu(self, mtu: int, *, workers: int = 1, cancel: threading.Event | None = None) -> list[Outcome]:
+        """Change the MTU of a live node, in place; open connections go on."""
+        self.node.set_mtu(mtu)
+        self.configure(node=replace(self.config.node, mtu=mtu))
+        return self.reload_all(workers=workers, cancel=cancel)
 
     def add_pod(self, name: str) -> Outcome:
         """Make one more pod, tell the maps about it, and load its programs."""
@@ -249,59 +302,20 @@ class Agent:
             fcntl.flock(file, fcntl.LOCK_UN)
         return number
 
-    def _fill(self, target: Map) -> None:
-        """Write what the control plane knows into a map that is new."""
-        name = target.name.rstrip("0123456789")
-        contents = _CONTENTS.get(name)
-        if contents is None:
-            return
-        for key, value in contents(self.node):
+    def _on_new_map(self, target: Map) -> None:
+        self._fill(target)
+
+    def _fill(self, target: Map) -> frozenset[bytes]:
+        """Write what the control plane knows into a map, which may be new; return the keys."""
+        entries: contents.Entries = ()
+        if target.name.startswith(_POLICY_MAP):
+            entries = contents.policy(self.node, int(target.name.removeprefix(_POLICY_MAP)))
+        elif target.name in contents.NODE_MAPS:
+            entries = contents.NODE_MAPS[target.name](self.node)
+        written = set()
+        for key, value in entries:
             # A build may have appended words to key or value: they are zero.
-            padded = value.ljust(target.info.value_size, b"\0")
-            target.update(key.ljust(target.info.key_size, b"\0"), padded)
-
-
-Entries = Iterable[tuple[bytes, bytes]]
-
-
-def _endpoints(node: Node) -> Entries:
-    """Return cilium_lxc: every local pod, and the addresses of the host."""
-    for pod in (node.facts.health, *node.pods):
-        info = layouts.EndpointInfo(
-            ifindex=pod.ifindex, lxc_id=pod.endpoint_id, flags=0, mac=pod.mac, node_mac=pod.node_mac
-        )
-        for address in (pod.ipv4, pod.ipv6):
-            yield layouts.endpoint_key(address), info.pack()
-    host = layouts.EndpointInfo(ifindex=0, lxc_id=0, flags=layouts.ENDPOINT_F_HOST, mac=None, node_mac=None)
-    for address in _host_addresses(node):
-        yield layouts.endpoint_key(address), host.pack()
-
-
-def _identities(node: Node) -> Entries:
-    """Return cilium_ipcache: who is behind an address; the world is behind all others."""
-    known = [(address, address.max_prefixlen, HOST_ID) for address in _host_addresses(node)]
-    for pod in (node.facts.health, *node.pods):
-        identity = HEALTH_ID if pod.name == HEALTH else pod.identity
-        known += [(address, address.max_prefixlen, identity) for address in (pod.ipv4, pod.ipv6)]
-    known += [(*world, WORLD_ID) for world in (WORLD4, WORLD6)]
-    for address, length, identity in known:
-        info = layouts.RemoteEndpointInfo(sec_identity=identity, tunnel_endpoint=IPv4Address(0))
-        yield layouts.ipcache_key(address, length), info.pack()
-
-
-def _allow_all(_: Node) -> Entries:
-    """Return a policy map that lets everything pass, in both directions."""
-    for egress in (False, True):
-        yield layouts.policy_key_any(egress=egress), layouts.POLICY_ENTRY_ALLOW
-
-
-def _host_addresses(node: Node) -> tuple[IPv4Address | IPv6Address, ...]:
-    spec = node.spec
-    return spec.router4, spec.router6, spec.node4.ip, spec.node6.ip
-
-
-_CONTENTS: dict[str, Callable[[Node], Entries]] = {
-    "cilium_lxc": _endpoints,
-    "cilium_ipcache": _identities,
-    "cilium_policy_": _allow_all,
-}
+            padded = key.ljust(target.info.key_size, b"\0")
+            target.update(padded, value.ljust(target.info.value_size, b"\0"))
+            written.add(padded)
+        return frozenset(written)

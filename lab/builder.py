@@ -7,6 +7,7 @@ would only queue for the kernel's network lock.
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
@@ -16,9 +17,9 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from threading import Event
 
-from datapath.netlink import NetlinkSocket
+from datapath.netlink import NetlinkSocket, unless
 from lab import links
-from lab.netns import enter, new_netns, sysctl
+from lab.netns import bind_mount, enter, new_netns, sysctl
 from lab.state import NAMESPACES
 from lab.topology import HEALTH, NODE, OUTSIDE, NodeFacts, NodeSpec, PodFacts
 
@@ -48,13 +49,17 @@ Job = Callable[[NetlinkSocket], None]
 """Builds one piece; is given a socket of its thread's own in the node's namespace."""
 
 
-def build(spec: NodeSpec, facts: NodeFacts, root: Path) -> None:
+def build(spec: NodeSpec, facts: NodeFacts, root: Path, underlay: Path | None = None) -> None:
     """Make all namespaces of a node below `root`, and everything in them.
+
+    `underlay` is where another node of its cluster knows their common underlay; None makes it.
 
     Raises NetlinkError and OSError; what was made until then is left to the caller, who detaches the whole tree.
     """
     directory = root / NAMESPACES
     node = directory / NODE
+    if spec.cluster:
+        _share_underlay(spec, directory / OUTSIDE, underlay)
 
     def make_node_namespace() -> None:
         with _namespace(node, NODE_SYSCTLS):
@@ -101,16 +106,48 @@ def build_pod(spec: NodeSpec, pod: PodFacts, directory: Path, node: NetlinkSocke
         inside.request(f"configure {pod.name}", *links.pod_inside(spec, pod))
 
 
+def _share_underlay(spec: NodeSpec, path: Path, underlay: Path | None) -> None:
+    """Make the underlay of a cluster, or the one that another node of it has known here as well.
+
+    The kernel counts who knows it: it goes with the last node.
+    """
+
+    def make() -> None:
+        with _namespace(path, OUTSIDE_SYSCTLS) as (_, inside):
+            inside.request("configure the underlay", *links.underlay_inside(spec))
+
+    if underlay is None:
+        _in_threads([make])
+    else:
+        path.touch(mode=0o600, exist_ok=False)
+        bind_mount(str(underlay), path)
+
+
+@contextmanager
+def _joined(path: Path) -> Iterator[tuple[int, NetlinkSocket]]:
+    """Give (a descriptor of a namespace that exists, a socket in it), both for the time of the block."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        with NetlinkSocket(path) as socket:
+            yield descriptor, socket
+    finally:
+        os.close(descriptor)
+
+
 def _build_node(spec: NodeSpec, facts: NodeFacts, directory: Path) -> None:
+    path = directory / OUTSIDE
     with (
-        _namespace(directory / OUTSIDE, OUTSIDE_SYSCTLS) as (outside_fd, outside),
+        _joined(path) if spec.cluster else _namespace(path, OUTSIDE_SYSCTLS) as (outside_fd, outside),
         _namespace(directory / HEALTH, POD_SYSCTLS) as (health_fd, health),
     ):
+        if spec.cluster:
+            # A node of this index that went a moment ago: the kernel frees its links behind us.
+            unless(errno.ENODEV, outside, "remove a stale port", links.delete_link(spec.uplink_peer[1]))
         with enter(directory / NODE), NetlinkSocket() as node:
             node.request("configure the node", *links.node_inside(spec, facts, outside_fd, health_fd))
             sysctl(CILIUM_HOST_SYSCTLS)
         health.request("configure the health endpoint", *links.pod_inside(spec, facts.health))
-        outside.request("configure the outside", *links.outside_inside(spec))
+        outside.request("configure the outside", *(links.underlay_port if spec.cluster else links.outside_inside)(spec))
 
 
 @contextmanager

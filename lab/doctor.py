@@ -89,6 +89,13 @@ REQUIREMENTS: tuple[Requirement, ...] = (
     Requirement("veth", probes.veth, _kernel("CONFIG_VETH"), ("root", "ip", "netns")),
     Requirement("vxlan", probes.vxlan, _kernel("CONFIG_VXLAN"), ("root", "ip", "netns")),
     Requirement(
+        "bridge",
+        probes.bridge,
+        f"{_kernel('CONFIG_BRIDGE')} for more than one node",
+        ("root", "ip", "netns"),
+        optional=True,
+    ),
+    Requirement(
         "clsact", probes.clsact, _kernel("CONFIG_NET_SCH_INGRESS", "CONFIG_NET_CLS_ACT"), ("root", "tc", "netns")
     ),
     Requirement("cls_bpf", probes.cls_bpf, _kernel("CONFIG_NET_CLS_BPF"), ("root", "tc", "netns", "clsact")),

@@ -32,6 +32,7 @@ def draw(view: NodeView) -> str:
 def _headline(spec: NodeSpec) -> str:
     words = [
         f"{spec.name}: {len(spec.pod_specs)} pod{'' if len(spec.pod_specs) == 1 else 's'}",
+        *([f"node {spec.node_index + 1} of {spec.cluster}"] if spec.cluster else []),
         "VXLAN tunnel" if spec.tunnel else "native routing",
         "endpoint routes" if spec.endpoint_routes else "node route by cilium_host",
         f"MTU {spec.mtu}" + (f" (pods' default route {spec.route_mtu})" if spec.route_mtu != spec.mtu else ""),

@@ -30,6 +30,10 @@ class Violation:
     def __str__(self) -> str:
         return f"invariant {self.invariant}: {self.what}"
 
+    def on(self, node: str) -> Violation:
+        """Return the same, found on one of several nodes."""
+        return Violation(self.invariant, f"{node}: {self.what}")
+
 
 @dataclass(frozen=True)
 class Expected:
@@ -76,10 +80,15 @@ def check(
     found += [Violation(5, what) for what in _routes(agent, now)]
     found += [Violation(6, what) for what in _drops(agent, before.counters, expected)]
     if traffic is not None:
-        found += [Violation(7, what) for what in traffic.problems(other_path=expected.other_path)]
+        found += check_traffic(traffic, expected)
     found += [Violation(9, what) for what in _leaks(agent)]
     found += [Violation(10, what) for what in _foreign(before.snapshot, now)]
     return found
+
+
+def check_traffic(traffic: TrafficReport, expected: Expected) -> list[Violation]:
+    """Return what the traffic shows (invariant 7)."""
+    return [Violation(7, what) for what in traffic.problems(other_path=expected.other_path)]
 
 
 def unchanged(before: Snapshot, now: Snapshot) -> list[Violation]:

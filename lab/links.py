@@ -17,7 +17,7 @@ from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
 from pyroute2.netlink.rtnl.rtmsg import rtmsg
 
 from datapath.netlink import NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, RTM_NEWLINK, Template, encode
-from lab.topology import PEER_IFINDEX, TXQUEUELEN, VXLAN_PORT, DeviceFacts, NodeFacts, NodeSpec, PodFacts
+from lab.topology import PEER_IFINDEX, TXQUEUELEN, DeviceFacts, NodeFacts, NodeSpec, PodFacts
 
 RTM_DELLINK, RTM_SETLINK, RTM_NEWADDR, RTM_NEWROUTE, RTM_DELROUTE = 17, 19, 20, 24, 25
 IFF_UP, IFF_NOARP = 0x1, 0x80
@@ -89,6 +89,11 @@ def route(
     return encode(rtmsg, kind, flags, fields, attrs)
 
 
+def set_link_mtu(ifindex: int, mtu: int) -> bytes:
+    """Return the message that changes the MTU of a link, in bytes; its index and addresses stay."""
+    return _encode_link(RTM_SETLINK, 0, {"index": ifindex}, [("IFLA_MTU", mtu)])
+
+
 def node_routes(spec: NodeSpec, cilium_host: int, kind: int = RTM_NEWROUTE) -> list[bytes]:
     """Return the messages that add or remove the local node route: the pods of this node by cilium_host.
 
@@ -97,12 +102,36 @@ def node_routes(spec: NodeSpec, cilium_host: int, kind: int = RTM_NEWROUTE) -> l
     nexthop = route(kind, IPv4Network(spec.router4), cilium_host)
     pods4 = route(kind, spec.pod_cidr4, cilium_host, gateway=spec.router4, source=spec.router4, protocol=RTPROT_KERNEL)
     pods6 = route(kind, spec.pod_cidr6, cilium_host, source=spec.router6, protocol=RTPROT_KERNEL)
-    return [nexthop, pods4, pods6] if kind == RTM_NEWROUTE else [pods6, pods4, nexthop]
+    if kind == RTM_NEWROUTE:
+        return [nexthop, pods4, pods6]
+    # The routes to the pods of other nodes need it as well.
+    return [pods6, pods4] if spec.cluster and spec.tunnel else [pods6, pods4, nexthop]
 
 
-def veth(spec: NodeSpec, device: DeviceFacts, peer_name: str, netns_fd: int) -> bytes:
+def remote_routes(spec: NodeSpec, facts: NodeFacts, peer: NodeSpec, kind: int = RTM_NEWROUTE) -> list[bytes]:
+    """Return the messages that add or remove the routes to the pods of another node.
+
+    With a tunnel by cilium_host, whose program encapsulates, with the MTU that is left for the inner packet; without,
+    by the other node's address on the shared underlay (option auto-direct-node-routes).
+    """
+    if not spec.tunnel:
+        out = facts.uplink.ifindex
+        return [
+            route(kind, peer.pod_cidr4, out, gateway=peer.node4.ip, protocol=RTPROT_KERNEL),
+            route(kind, peer.pod_cidr6, out, gateway=peer.node6.ip, protocol=RTPROT_KERNEL),
+        ]
+    host, mtu = facts.cilium_host.ifindex, spec.route_mtu
+    r4, r6 = spec.router4, spec.router6
+    messages = [
+        route(kind, peer.pod_cidr4, host, gateway=r4, source=r4, protocol=RTPROT_KERNEL, mtu=mtu),
+        route(kind, peer.pod_cidr6, host, source=r6, protocol=RTPROT_KERNEL, mtu=mtu),
+    ]
+    return [route(kind, IPv4Network(r4), host), *messages] if kind == RTM_NEWROUTE else messages
+
+
+def veth(spec: NodeSpec, device: DeviceFacts, peer_name: str, netns_fd: int, peer_ifindex: int = PEER_IFINDEX) -> bytes:
     """Return the message that makes a veth: up at this end, the other one down, in the namespace of `netns_fd`."""
-    return _pod_template(peer_name, spec.mtu, len(device.name)).fill(
+    return _pod_template(peer_name, peer_ifindex, spec.mtu, len(device.name)).fill(
         {
             "ifindex": struct.pack("=i", device.ifindex),
             "ifname": device.name.encode(),
@@ -129,16 +158,23 @@ def pod_inside(spec: NodeSpec, pod: PodFacts) -> list[bytes]:
     ]
 
 
+def pod_mtu(spec: NodeSpec) -> list[bytes]:
+    """Return what changes the MTU inside of a pod's namespace: that of its device and of its default routes."""
+    defaults = _pod_constants(spec.router4, spec.router6, spec.route_mtu)[1][2:]
+    return [set_link_mtu(PEER_IFINDEX, spec.mtu), *defaults]
+
+
 def node_inside(spec: NodeSpec, facts: NodeFacts, outside_fd: int, health_fd: int) -> list[bytes]:
     """Return what makes up the node's namespace, the pods' veths excepted."""
     host = facts.cilium_host.ifindex
     uplink = facts.uplink.ifindex
+    peer_name, peer_ifindex = spec.uplink_peer
     messages = [
         set_link_up(LO_IFINDEX),
-        veth(spec, facts.uplink, "eth0", outside_fd),
+        veth(spec, facts.uplink, peer_name, outside_fd, peer_ifindex),
         _cilium_host(spec, facts),
         set_link_up(facts.cilium_net.ifindex),
-        _vxlan(spec, facts.vxlan),
+        vxlan(spec, facts.vxlan),
         pod_veth(spec, facts.health, health_fd),
         add_address(uplink, spec.node4.ip, spec.node4.network.prefixlen),
         add_address(uplink, spec.node6.ip, spec.node6.network.prefixlen),
@@ -157,6 +193,29 @@ def outside_inside(spec: NodeSpec) -> list[bytes]:
         set_link_up(PEER_IFINDEX),
         add_address(PEER_IFINDEX, spec.outside4.ip, spec.outside4.network.prefixlen),
         add_address(PEER_IFINDEX, spec.outside6.ip, spec.outside6.network.prefixlen),
+        *_routes_to_pods(spec),
+    ]
+
+
+def underlay_inside(spec: NodeSpec) -> list[bytes]:
+    """Return what makes up the underlay of a cluster before its first node: a bridge, the outside's address on it."""
+    # Solicitations go to multicast groups, which a bridge that snoops may hold back.
+    bridge = [("IFLA_IFNAME", "underlay"), _link_info("bridge", [("IFLA_BR_MCAST_SNOOPING", 0)])]
+    return [
+        _encode_link(RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, {"index": PEER_IFINDEX}, bridge),
+        *outside_inside(spec)[:4],
+    ]
+
+
+def underlay_port(spec: NodeSpec) -> list[bytes]:
+    """Return what joins a node's uplink to the underlay: the port of the bridge, the way to the node's pods."""
+    _, port = spec.uplink_peer
+    change = {"index": port, "flags": IFF_UP, "change": IFF_UP}
+    return [_encode_link(RTM_SETLINK, 0, change, [("IFLA_MASTER", PEER_IFINDEX)]), *_routes_to_pods(spec)]
+
+
+def _routes_to_pods(spec: NodeSpec) -> list[bytes]:
+    return [
         route(RTM_NEWROUTE, spec.pod_cidr4, PEER_IFINDEX, gateway=spec.node4.ip),
         route(RTM_NEWROUTE, spec.pod_cidr6, PEER_IFINDEX, gateway=spec.node6.ip),
     ]
@@ -187,14 +246,14 @@ def _cilium_host_template(mtu: int, name: str, ifindex: int, peer_name: str, pee
     return Template(message, {"mac": _mac(_MAC), "peer_mac": _mac(_PEER_MAC)})
 
 
-def _vxlan(spec: NodeSpec, device: DeviceFacts) -> bytes:
-    """cilium_vxlan: one device for all nodes, the tunnel key comes with each packet (FlowBased)."""
-    return _vxlan_template(spec.mtu, device.name, device.ifindex).fill({"mac": _mac(device.mac)})
+def vxlan(spec: NodeSpec, device: DeviceFacts) -> bytes:
+    """Return the message that makes cilium_vxlan: one device for all nodes, the key comes with each packet."""
+    return _vxlan_template(spec.mtu, spec.tunnel_port, device.name, device.ifindex).fill({"mac": _mac(device.mac)})
 
 
 @lru_cache(maxsize=64)
-def _vxlan_template(mtu: int, name: str, ifindex: int) -> Template:
-    options = [("IFLA_VXLAN_COLLECT_METADATA", 1), ("IFLA_VXLAN_LEARNING", 0), ("IFLA_VXLAN_PORT", VXLAN_PORT)]
+def _vxlan_template(mtu: int, port: int, name: str, ifindex: int) -> Template:
+    options = [("IFLA_VXLAN_COLLECT_METADATA", 1), ("IFLA_VXLAN_LEARNING", 0), ("IFLA_VXLAN_PORT", port)]
     message = _encode_link(
         RTM_NEWLINK,
         NLM_F_CREATE | NLM_F_EXCL,
@@ -205,10 +264,10 @@ def _vxlan_template(mtu: int, name: str, ifindex: int) -> Template:
 
 
 @lru_cache(maxsize=64)
-def _pod_template(peer_name: str, mtu: int, name_length: int) -> Template:
+def _pod_template(peer_name: str, peer_ifindex: int, mtu: int, name_length: int) -> Template:
     name = _IFNAME[:name_length]
     peer = {
-        "index": PEER_IFINDEX,
+        "index": peer_ifindex,
         "attrs": [*_link_attrs(peer_name, _PEER_MAC, mtu), ("IFLA_NET_NS_FD", _FD)],
     }
     message = _encode_link(

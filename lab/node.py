@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import errno
 import os
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from datapath.endpoint import HOST_ID, LABEL_HOST, DatapathConfig, Endpoint, NodeConfig
-from datapath.errors import NetlinkError, ReloadlabError
-from datapath.netlink import NetlinkSocket
+from datapath.errors import ReloadlabError
+from datapath.netlink import NetlinkSocket, unless
 from lab import builder, facts, links, netns, state
-from lab.errors import LabNotFound, system_errors
+from lab.errors import LabNotFound, LabNotReady, system_errors
 from lab.processes import kill_inhabitants
 from lab.topology import (
     HEALTH,
     HOST,
     HOST_ENDPOINT,
+    MAX_NODES,
     NODE,
     OUTSIDE,
     InvalidSpec,
@@ -27,6 +28,7 @@ from lab.topology import (
     NodeSpec,
     PodFacts,
     PodSpec,
+    next_tunnel_ifindex,
     plan_node,
     plan_pod,
     pod_number,
@@ -157,6 +159,8 @@ class Node:
                 encap_ifindex=vxlan.ifindex if self.spec.tunnel else None,
                 encap_mac=vxlan.mac if self.spec.tunnel else None,
                 mtu=self.spec.mtu,
+                tunnel_port=self.spec.tunnel_port,
+                pod_prefix4=self.spec.pod_cidr4.prefixlen,
                 endpoint_routes=self.spec.endpoint_routes,
                 options=node_options,
             ),
@@ -206,11 +210,10 @@ class Node:
         kind = links.RTM_NEWROUTE if on else links.RTM_DELROUTE
         with NetlinkSocket(self.netns(NODE)) as socket:
             for message in links.node_routes(self.spec, self.facts.cilium_host.ifindex, kind):
-                try:
-                    socket.request("install the node route" if on else "remove the node route", message)
-                except NetlinkError as error:
-                    if on or error.errno != errno.ESRCH:
-                        raise
+                if on:
+                    socket.request("install the node route", message)
+                else:
+                    unless(errno.ESRCH, socket, "remove the node route", message)
 
     def set_endpoint_routes(self, on: bool) -> None:
         """Switch the routing mode that `endpoint` and `datapath_config` tell, and the node route; programs and
@@ -244,9 +247,65 @@ class Node:
             self._remember(spec, replace(self.facts, pods=rest))
             self._discard(pod)
 
+    @property
+    def peers(self) -> tuple[Node, ...]:
+        """The other nodes of the cluster that stand at this moment, in their order."""
+        if not self.spec.cluster:
+            return ()
+        found = []
+        for name in state.members(self.spec.cluster):
+            with suppress(LabNotFound, LabNotReady):
+                found.append(Node.open(name))
+        return tuple(n for n in found if n.name != self.name and n.spec.cluster == self.spec.cluster)
+
+    def sync_routes(self) -> None:
+        """Install the routes to the pods of the other nodes, and remove those to the pods of nodes that are gone."""
+        if not self.spec.cluster:
+            return
+        peers = {peer.spec.node_index: peer.spec for peer in self.peers}
+        with NetlinkSocket(self.netns(NODE)) as socket:
+            for peer in peers.values():
+                wanted = links.remote_routes(self.spec, self.facts, peer)
+                socket.request(f"install the routes to {peer.name}", *wanted)
+            for index in set(range(MAX_NODES)) - peers.keys() - {self.spec.node_index}:
+                gone = replace(self.spec, node_index=index)
+                for message in links.remote_routes(self.spec, self.facts, gone, links.RTM_DELROUTE):
+                    unless(errno.ESRCH, socket, f"remove the routes to node {index}", message)
+
+    def set_tunnel_port(self, port: int) -> None:
+        """Give the tunnel device another UDP port, which the kernel only takes for a new one: its index changes.
+
+        It comes back without programs, and programs that send to it must learn the new index.
+        """
+        spec = replace(self.spec, tunnel_port=port)
+        vxlan = self.facts.vxlan
+        made = replace(vxlan, ifindex=next_tunnel_ifindex(vxlan.ifindex))
+        with NetlinkSocket(self.netns(NODE)) as socket:
+            unless(errno.ENODEV, socket, "remove cilium_vxlan", links.delete_link(vxlan.ifindex))
+            socket.request("make cilium_vxlan", links.vxlan(spec, made))
+        self._remember(spec, replace(self.facts, vxlan=made))
+
+    def set_mtu(self, mtu: int) -> None:
+        """Change the MTU of all devices, bytes, in place, and with it that of the routes; indices and MACs stay."""
+        spec = replace(self.spec, mtu=mtu)
+        node = self.facts
+        devices = [d.ifindex for d in (node.uplink, node.cilium_net, node.cilium_host, node.vxlan)]
+        devices += [pod.ifindex for pod in (node.health, *node.pods)]
+        with NetlinkSocket(self.netns(OUTSIDE)) as socket:
+            socket.request("change the MTU outside", links.set_link_mtu(spec.uplink_peer[1], mtu))
+        with NetlinkSocket(self.netns(NODE)) as socket:
+            socket.request("change the MTU", *(links.set_link_mtu(index, mtu) for index in devices))
+        for pod in (node.health, *node.pods):
+            with NetlinkSocket(self.netns(pod.name)) as socket:
+                socket.request(f"change the MTU in {pod.name}", *links.pod_mtu(spec))
+        self._remember(spec, node)
+        self.sync_routes()
+
     def _build(self) -> None:
         planned = plan_node(self.spec)
-        builder.build(self.spec, planned, self.root)
+        peers = self.peers
+        underlay = peers[0].netns(OUTSIDE) if peers else None
+        builder.build(self.spec, planned, self.root, underlay)
         self._remember(self.spec, planned)
 
     def _remember(self, spec: NodeSpec, found: NodeFacts) -> None:
@@ -256,11 +315,7 @@ class Node:
     def _discard(self, pod: PodFacts) -> None:
         """Remove what there is of a pod."""
         with NetlinkSocket(self.netns(NODE)) as socket:
-            try:
-                socket.request(f"remove {pod.ifname}", links.delete_link(pod.ifindex))
-            except NetlinkError as error:
-                if error.errno != errno.ENODEV:
-                    raise
+            unless(errno.ENODEV, socket, f"remove {pod.ifname}", links.delete_link(pod.ifindex))
         path = self.root / state.NAMESPACES / pod.name
         if path.exists():
             kill_inhabitants({netns.inode(path)})

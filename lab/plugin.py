@@ -6,6 +6,12 @@
 
 The mark takes the fields of `lab.topology.NodeSpec` and, as `agent=`, options of `lab.agent.Agent`. The node is up,
 loaded and under traffic when the test begins; when it ends, every invariant is checked as part of the test.
+
+    @pytest.mark.cluster(nodes=2, tunnel=True, each={2: {"endpoint_routes": True}})
+    def test_ours(cluster):
+        cluster.reload("2/pod-1")
+
+The same with several nodes on one underlay: `each` has what is special about single nodes, by their number.
 """
 
 from __future__ import annotations
@@ -19,10 +25,11 @@ from typing import Any
 
 import pytest
 
-from lab.scenario import Scenario
+from lab.cluster import cluster_specs
+from lab.scenario import ClusterScenario, Scenario, Watched
 from lab.topology import NodeSpec
 
-_RECORD = pytest.StashKey[Scenario]()
+_RECORD = pytest.StashKey[Watched]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -35,6 +42,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """Declare the marks."""
     config.addinivalue_line("markers", "node(**spec): the node of a scenario, as fields of NodeSpec")
+    config.addinivalue_line("markers", "cluster(nodes, each, **spec): several nodes, as arguments of cluster_specs")
     config.addinivalue_line("markers", "privileged: needs root and the real kernel")
 
 
@@ -43,24 +51,41 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if os.geteuid() == 0:
         return
     for item in items:
-        if item.get_closest_marker("privileged") or "scenario" in getattr(item, "fixturenames", ()):
+        if item.get_closest_marker("privileged") or {"scenario", "cluster"} & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.skip(reason="needs root"))
 
 
 @pytest.fixture
 def scenario(request: pytest.FixtureRequest) -> Iterator[Scenario]:
     """A node that is up, loaded and under traffic; its invariants are checked when the test function returns."""
-    mark = request.node.get_closest_marker("node")
-    options: dict[str, Any] = dict(mark.kwargs) if mark is not None else {}
-    agent = options.pop("agent", {})
-    library = request.config.getoption("--reloadlab-library")
-    if library is not None:
-        agent = {**agent, "library": Path(library).resolve()}
+    options, agent = _options(request, "node")
     with Scenario(NodeSpec(_node_name(request.node.name), **options), **agent) as running:
         request.node.stash[_RECORD] = running
         yield running
         # The checks belong to the test itself, see below; if it has failed, they would only hide why.
         running.abandon()
+
+
+@pytest.fixture
+def cluster(request: pytest.FixtureRequest) -> Iterator[ClusterScenario]:
+    """Nodes on one underlay, loaded and under traffic; their invariants are checked when the test function returns."""
+    options, agent = _options(request, "cluster")
+    specs = cluster_specs(_node_name(request.node.name), **{"nodes": 2, **options})
+    with ClusterScenario(specs, **agent) as running:
+        request.node.stash[_RECORD] = running
+        yield running
+        running.abandon()
+
+
+def _options(request: pytest.FixtureRequest, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return what the mark says about the nodes, and about their agents."""
+    mark = request.node.get_closest_marker(name)
+    options: dict[str, Any] = dict(mark.kwargs) if mark is not None else {}
+    agent: dict[str, Any] = options.pop("agent", {})
+    library = request.config.getoption("--reloadlab-library")
+    if library is not None:
+        agent = {**agent, "library": Path(library).resolve()}
+    return options, agent
 
 
 @pytest.hookimpl(wrapper=True)

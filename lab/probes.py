@@ -118,6 +118,12 @@ def vxlan() -> str:
     return "can be made, external"
 
 
+def bridge() -> str:
+    """A bridge that floods multicast, as the underlay of several nodes."""
+    tools.run(["unshare", "--net", "ip", "link", "add", "doctor0", "type", "bridge", "mcast_snooping", "0"])
+    return "can be made"
+
+
 def clsact() -> str:
     """The queueing discipline that programs hang on."""
     _tc(CLSACT)

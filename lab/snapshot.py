@@ -18,7 +18,10 @@ from datapath.pins import is_calls_map
 from datapath.routes import current
 from lab.node import Node
 
-COUNTERS = ("cilium_metrics", "reloadlab_hits", "cilium_events", "cilium_signals", "cilium_snat", "cilium_ipv4_frag")
+COUNTERS = (
+    *("cilium_metrics", "reloadlab_hits", "cilium_events", "cilium_signals", "cilium_snat"),
+    *("cilium_ipv4_frag", "cilium_ipv6_frag"),
+)
 """Maps whose content moves with every packet."""
 
 CONNECTIONS = "cilium_ct"

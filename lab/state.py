@@ -17,6 +17,7 @@ import errno
 import fcntl
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -34,6 +35,8 @@ RUN_VARIABLE = "RELOADLAB_RUN"
 DEFAULT_RUN = Path("/run/reloadlab")
 
 NAMESPACES, BPFFS, STATE, FACTS = "ns", "bpf", "state", "node.json"
+SHARED_NAMESPACE = "outside"
+"""The one namespace that the nodes of a cluster have in common."""
 _REMOVED_FACTS = "node.json.removed"
 _BORROWED = "borrowed"
 """Marks a lab that goes with the process that made it: without a holder of its lock it is left over."""
@@ -169,6 +172,29 @@ def list_labs() -> tuple[LabStatus, ...]:
         return tuple(_status(run / name) for name in _names())
 
 
+def members(cluster: str) -> tuple[str, ...]:
+    """Return the names of a cluster's nodes, in their order, those included of which too little is left to tell."""
+    run, pattern = run_directory(), re.compile(rf"{re.escape(cluster)}-(\d+)")
+    if not run.exists():
+        return ()
+    with system_errors(str(run)), _run_lock():
+        numbers = {name: int(match[1]) for name in _names() if (match := pattern.fullmatch(name))}
+        return tuple(sorted((n for n in numbers if _cluster(run / n) in (cluster, None)), key=numbers.__getitem__))
+
+
+def labs_of(name: str) -> tuple[str, ...]:
+    """Return the labs that a name stands for: itself, or the nodes of the cluster of that name."""
+    if lab_root(name).exists():
+        return (name,)
+    return members(name) or (name,)
+
+
+def _cluster(root: Path) -> str | None:
+    """Return the cluster of a lab, "" for one by itself; None if it does not say, being incomplete."""
+    facts = next((f for f in (root / FACTS, root / _REMOVED_FACTS) if f.exists()), None)
+    return None if facts is None else str(json.loads(facts.read_text())["spec"].get("cluster", ""))
+
+
 def remove(name: str, *, force: bool = False) -> None:
     """Remove a lab, whatever state it is in: kill what runs in its namespaces, detach its tree.
 
@@ -285,8 +311,15 @@ def _detach(root: Path) -> None:
 
 
 def _namespaces(root: Path) -> frozenset[int]:
-    """Return the inode numbers of a lab's namespaces, never our own; of one not mounted yet, a file's: no process's."""
+    """Return the inode numbers of a lab's namespaces; of one not mounted yet, a file's: no process's.
+
+    Never our own, and not the underlay while another node of the cluster has it.
+    """
     own = {netns.inode(Path("/proc/self/ns/net"))}
+    for other in os.scandir(root.parent):
+        if other.name != root.name:
+            with suppress(FileNotFoundError, NotADirectoryError):
+                own.add(netns.inode(Path(other.path) / NAMESPACES / SHARED_NAMESPACE))
     try:
         found = {netns.inode(Path(entry.path)) for entry in os.scandir(root / NAMESPACES)}
     except FileNotFoundError:

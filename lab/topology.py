@@ -1,8 +1,9 @@
 """What a node looks like: `NodeSpec` says what is wanted, `plan_node` derives every name, number and address. Pure.
 
-Addresses of the node with index i: pods 10.244.<16 i>.0/20 and fd00:10:244:<i>::/64, underlay 172.20.<i>.0/24 and
-fd00:172:20:<i>::/64. The first address of the pod range is the router (the node's own, on cilium_host), the second
-the health endpoint, then follow the pods.
+Addresses of the node with index i: pods 10.244.<16 i>.0/20 and fd00:10:244:<i>::/64, underlay 172.20.<i>.1/24 and
+fd00:172:20:<i>::1/64. The first address of the pod range is the router (the node's own, on cilium_host), the second
+the health endpoint, then follow the pods. Nodes of one cluster share their underlay: it is then one link, with
+172.20.0.0/16 and fd00:172:20::/48.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cache
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
@@ -36,9 +37,15 @@ UPLINK = "eth0"
 
 HOST_ENDPOINT, HEALTH_ENDPOINT, FIRST_ENDPOINT = 1, 2, 101
 FIRST_IDENTITY = 1001
+_IDENTITIES_PER_NODE = 4096
+_FIRST_LABEL_IDENTITY, _END_OF_IDENTITIES = 1 << 16, 1 << 24
 _FIRST_IFINDEX = 17
 # Inside a pod the interface has another index than any outside: who mixes them up gets caught.
 PEER_IFINDEX = 9
+# The ends of the nodes' uplinks in a shared underlay.
+_FIRST_PORT_IFINDEX = 100
+# Where the tunnel device goes from 5 when it is made again: each time on, so that a stale index leads nowhere.
+_TUNNEL_IFINDICES = range(7, 17)
 
 _POD_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?")
 _RESERVED = frozenset({NODE, HEALTH, OUTSIDE, HOST})
@@ -50,7 +57,11 @@ class InvalidSpec(ReloadlabError):
 
 @dataclass(frozen=True, slots=True)
 class PodSpec:
-    """A pod as asked for. `identity` is its numeric security identity; None takes the next one from 1001 on."""
+    """A pod as asked for.
+
+    `identity` is its numeric security identity. With None pods of equal labels have the same one, on all nodes; a pod
+    without labels has one of its own, the next from 1001 on.
+    """
 
     name: str
     identity: int | None = None
@@ -71,6 +82,7 @@ class NodeSpec:
     `pods` is their number (they are then called pod-1, pod-2, ...) or the pods themselves. `tunnel` sends packets for
     other nodes through VXLAN, otherwise they are routed. `devices` are the native devices that get programs. `mtu` is
     that of all devices, in bytes. `node_index` chooses the address ranges, so that several nodes share an underlay.
+    `cluster` is the name of the nodes that do, empty for a node by itself. `tunnel_port` is VXLAN's UDP port.
     """
 
     name: str
@@ -80,9 +92,13 @@ class NodeSpec:
     devices: tuple[str, ...] = ()
     mtu: int = 1500
     node_index: int = 0
+    cluster: str = ""
+    tunnel_port: int = VXLAN_PORT
 
     def __post_init__(self) -> None:
         check_lab_name(self.name)
+        if self.cluster:
+            check_lab_name(self.cluster)
         self._check_pods()
         self._check_links()
 
@@ -105,6 +121,8 @@ class NodeSpec:
             raise InvalidSpec(f"the MTU is {least} to {MAX_MTU} bytes, not {self.mtu}")
         if not 0 <= self.node_index < MAX_NODES:
             raise InvalidSpec(f"the index of a node is 0 to {MAX_NODES - 1}, not {self.node_index}")
+        if not 0 < self.tunnel_port < 1 << 16:
+            raise InvalidSpec(f"the tunnel's port is 1 to 65535, not {self.tunnel_port}")
         for device in self.devices:
             if check_ifname(device) != UPLINK:
                 raise InvalidSpec(f"the node has no native device {device}; it has {UPLINK}")
@@ -139,20 +157,34 @@ class NodeSpec:
     @property
     def node4(self) -> IPv4Interface:
         """The node's address on the underlay."""
-        return IPv4Interface(f"172.20.{self.node_index}.1/24")
+        return IPv4Interface(f"172.20.{self.node_index}.1/{16 if self.cluster else 24}")
 
     @property
     def node6(self) -> IPv6Interface:
-        return IPv6Interface(f"fd00:172:20:{self.node_index:x}::1/64")
+        return IPv6Interface(f"fd00:172:20:{self.node_index:x}::1/{48 if self.cluster else 64}")
 
     @property
     def outside4(self) -> IPv4Interface:
-        """The address of the world outside, which answers."""
-        return IPv4Interface(f"172.20.{self.node_index}.254/24")
+        """The address of the world outside, which answers; one and the same for all nodes of a cluster."""
+        return IPv4Interface("172.20.255.254/16" if self.cluster else f"172.20.{self.node_index}.254/24")
 
     @property
     def outside6(self) -> IPv6Interface:
-        return IPv6Interface(f"fd00:172:20:{self.node_index:x}::fe/64")
+        return IPv6Interface("fd00:172:20:ff::fe/48" if self.cluster else f"fd00:172:20:{self.node_index:x}::fe/64")
+
+    @property
+    def uplink_peer(self) -> tuple[str, int]:
+        """Name and index of the other end of the uplink: by itself outside, or a port of the shared underlay."""
+        return (f"node-{self.node_index}", _FIRST_PORT_IFINDEX + self.node_index) if self.cluster else _ALONE
+
+
+_ALONE = (UPLINK, PEER_IFINDEX)
+
+
+def next_tunnel_ifindex(present: int) -> int:
+    """Return the interface index for a tunnel device that is made again."""
+    later = [index for index in _TUNNEL_IFINDICES if index > present]
+    return later[0] if later else _TUNNEL_IFINDICES[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,6 +276,20 @@ def plan_pod(spec: NodeSpec, pod: PodSpec, number: int, random_bytes: Callable[[
     return _plan_pod(spec, pod, number, _distinct_macs(random_bytes), random_bytes)
 
 
+def label_identity(labels: Iterable[str]) -> int:
+    """Return the identity of all pods with exactly these labels: on every node the same, without asking anybody."""
+    digest = hashlib.sha256("\0".join(sorted(labels)).encode()).digest()
+    return _FIRST_LABEL_IDENTITY + int.from_bytes(digest[:8], "big") % (_END_OF_IDENTITIES - _FIRST_LABEL_IDENTITY)
+
+
+def _identity(spec: NodeSpec, pod: PodSpec, number: int) -> int:
+    if pod.identity is not None:
+        return pod.identity
+    if pod.labels:
+        return label_identity(pod.labels)
+    return FIRST_IDENTITY + _IDENTITIES_PER_NODE * spec.node_index + number
+
+
 def pod_number(pod: PodFacts) -> int:
     """Return the number from which `plan_pod` derived a pod."""
     return pod.endpoint_id - FIRST_ENDPOINT
@@ -273,7 +319,7 @@ def _plan_pod(
     return PodFacts(
         name=pod.name,
         endpoint_id=FIRST_ENDPOINT + number,
-        identity=FIRST_IDENTITY + number if pod.identity is None else pod.identity,
+        identity=_identity(spec, pod, number),
         container_id=container_id,
         ifname=lxc_ifname(container_id),
         ifindex=_FIRST_IFINDEX + number,

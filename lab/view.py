@@ -55,6 +55,9 @@ class NodeView:
             "mtu": spec.mtu,
             "route_mtu": spec.route_mtu,
             "tunnel": spec.tunnel,
+            "tunnel_port": spec.tunnel_port,
+            "cluster": spec.cluster,
+            "peers": [peer.name for peer in self.node.peers],
             "endpoint_routes": spec.endpoint_routes,
             "devices": list(spec.devices),
             "interfaces": [asdict(link) for link in self.links],
@@ -133,6 +136,9 @@ def _route(message: Any, destination: str, names: dict[int, str]) -> str:
         words += ["proto", "kernel"]
     if message["scope"] == RT_SCOPE_LINK:
         words += ["scope", "link"]
+    metrics = message.get_attr("RTA_METRICS")
+    if metrics is not None and metrics.get_attr("RTAX_MTU") is not None:
+        words += ["mtu", str(metrics.get_attr("RTAX_MTU"))]
     return " ".join(words)
 
 

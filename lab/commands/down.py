@@ -24,7 +24,7 @@ class NothingNamed(ReloadlabError):
 def add_parser(subparsers: _SubParsersAction[argparse.ArgumentParser]) -> None:
     """Declare the command."""
     parser = subparsers.add_parser("down", description="Remove labs, broken ones too.")
-    parser.add_argument("labs", nargs="*", metavar="LAB", help="a lab to remove")
+    parser.add_argument("labs", nargs="*", metavar="LAB", help="a lab, or the name of all nodes of a cluster")
     parser.add_argument("--all", action="store_true", help="remove all labs")
     parser.add_argument("--force", action="store_true", help="also labs that somebody uses at this moment")
     parser.set_defaults(run=run)
@@ -37,9 +37,8 @@ def run(args: argparse.Namespace) -> int:
     for name in args.labs:
         check_lab_name(name)
     require("root")
-    removed, failure = (
-        state.remove_all(force=args.force) if args.all else state.remove_each(args.labs, force=args.force)
-    )
+    names = [lab for name in args.labs for lab in state.labs_of(name)]
+    removed, failure = state.remove_all(force=args.force) if args.all else state.remove_each(names, force=args.force)
     for name in removed:
         print(f"{name} is gone")
     if args.all and not removed and failure is None:

@@ -37,12 +37,15 @@ def add_parser(subparsers: _SubParsersAction[argparse.ArgumentParser]) -> None:
     parser.add_argument("lab", metavar="LAB")
     parser.add_argument("endpoint", nargs="*", metavar="ENDPOINT", help="pod-1, health, host, overlay; default: all")
     parser.add_argument("--parallel", type=count, default=1, metavar="N", help="reload N endpoints at a time (1)")
-    parser.add_argument(
+    change = parser.add_mutually_exclusive_group()
+    change.add_argument(
         "--endpoint-routes",
         action=argparse.BooleanOptionalAction,
         default=None,
         help="switch the whole node to this routing mode while reloading it",
     )
+    change.add_argument("--mtu", type=int, metavar="BYTES", help="change the MTU of all devices while reloading")
+    change.add_argument("--tunnel-port", type=int, metavar="PORT", help="make the tunnel device anew on this UDP port")
     parser.add_argument("--steps", action="store_true", help=f"print every step also of more than {FEW} endpoints")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     add_datapath_options(parser)
@@ -51,8 +54,14 @@ def add_parser(subparsers: _SubParsersAction[argparse.ArgumentParser]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Reload and print; 1 if any reload failed."""
-    if args.endpoint and args.endpoint_routes is not None:
-        raise BadOption("--endpoint-routes switches the whole node: name no endpoints")
+    changes = {
+        "--endpoint-routes": args.endpoint_routes,
+        "--mtu": args.mtu,
+        "--tunnel-port": args.tunnel_port,
+    }
+    for option, value in changes.items():
+        if args.endpoint and value is not None:
+            raise BadOption(f"{option} switches the whole node: name no endpoints")
     require("root")
     require_compiler(args)
     started = time.monotonic_ns()
@@ -62,6 +71,10 @@ def run(args: argparse.Namespace) -> int:
         results: Sequence[Outcome | Failure]
         if args.endpoint_routes not in (None, agent.endpoint_routes):
             results = agent.set_endpoint_routes(args.endpoint_routes, workers=args.parallel, cancel=cancel)
+        elif args.mtu is not None:
+            results = agent.set_mtu(args.mtu, workers=args.parallel, cancel=cancel)
+        elif args.tunnel_port is not None:
+            results = agent.set_tunnel_port(args.tunnel_port, workers=args.parallel, cancel=cancel)
         else:
             subjects = args.endpoint or agent.subjects
             results = agent.reload_many(subjects, workers=args.parallel, cancel=cancel)

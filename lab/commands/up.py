@@ -1,13 +1,14 @@
-"""`reloadlab up`: build a node that stays, with its programs loaded."""
+"""`reloadlab up`: build a node that stays, or several, with their programs loaded."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from datapath.errors import ReloadlabError
+from lab.cluster import build, cluster_specs
 from lab.commands.targets import add_datapath_options, check_library, open_agent, plural, require_compiler
 from lab.doctor import require
 from lab.node import Node
@@ -38,7 +39,8 @@ def add_parser(subparsers: _SubParsersAction[argparse.ArgumentParser]) -> None:
         "can talk. It stays until `reloadlab down`.",
     )
     parser.add_argument("--name", default=DEFAULT_NAME, help=f"name of the lab (default {DEFAULT_NAME})")
-    parser.add_argument("--pods", type=int, default=2, metavar="N", help="number of pods (default 2)")
+    parser.add_argument("--nodes", type=int, default=1, metavar="N", help="nodes NAME-1, NAME-2, ... on one underlay")
+    parser.add_argument("--pods", type=int, default=2, metavar="N", help="number of pods of a node (default 2)")
     parser.add_argument("--endpoint-routes", action="store_true", help="a route per pod instead of one by cilium_host")
     parser.add_argument("--tunnel", action="store_true", help="VXLAN to other nodes instead of native routing")
     parser.add_argument("--mtu", type=int, default=1500, metavar="BYTES", help="MTU of all devices (default 1500)")
@@ -50,44 +52,66 @@ def add_parser(subparsers: _SubParsersAction[argparse.ArgumentParser]) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Build the node, load its programs and say how to go on."""
-    spec = NodeSpec(
-        args.name,
-        pods=args.pods,
-        endpoint_routes=args.endpoint_routes,
-        tunnel=args.tunnel,
-        devices=tuple(name for name in args.devices.split(",") if name),
-        mtu=args.mtu,
-    )
+    """Build the nodes, load their programs and say how to go on."""
+    specs = _specs(args)
     check_library(args)
-    require("root")
+    require("root", *(["bridge"] if len(specs) > 1 else []))
     if not args.no_programs:
         require_compiler(args)
-    with _standing(spec, keep=args.keep) as node:
-        programs = 0 if args.no_programs else _load(node, args)
-    _announce(node, programs)
+    with _standing(specs, args.name, keep=args.keep) as nodes:
+        programs = [0] * len(nodes) if args.no_programs else _load(nodes, args)
+    for node, number in zip(nodes, programs, strict=True):
+        _announce(node, number)
+    print("next:")
+    for command in _commands(nodes, args.name, bare=args.no_programs):
+        print(f"  reloadlab {command}")
     return 0
 
 
+def _specs(args: argparse.Namespace) -> tuple[NodeSpec, ...]:
+    options: dict[str, Any] = {
+        "pods": args.pods,
+        "endpoint_routes": args.endpoint_routes,
+        "tunnel": args.tunnel,
+        "devices": tuple(name for name in args.devices.split(",") if name),
+        "mtu": args.mtu,
+    }
+    if args.nodes == 1:
+        return (NodeSpec(args.name, **options),)
+    return cluster_specs(args.name, args.nodes, **options)
+
+
 @contextmanager
-def _standing(spec: NodeSpec, *, keep: bool) -> Iterator[Node]:
-    """Build a node that stays if the block succeeds, or in any case if it is to be kept."""
-    node = Node.up(spec)
+def _standing(specs: Sequence[NodeSpec], name: str, *, keep: bool) -> Iterator[list[Node]]:
+    """Build nodes that stay if the block succeeds, or in any case if they are to be kept."""
+    nodes = build(specs)
     with ExitStack() as stack:
         if not keep:
-            stack.callback(node.down, force=True)
+            for node in nodes:
+                stack.callback(node.down, force=True)
         try:
-            yield node
+            yield nodes
         except ReloadlabError as error:
-            raise NotLoaded(error, node.name, kept=keep) from error
+            raise NotLoaded(error, name, kept=keep) from error
         stack.pop_all()
 
 
-def _load(node: Node, args: argparse.Namespace) -> int:
-    """Reload everything for the first time; return the number of programs that are attached."""
-    with cancel_on_signals() as cancel, open_agent(node, args) as agent:
-        outcomes = agent.start(workers=WORKERS, cancel=cancel)
-    return sum(len(outcome.attached) for outcome in outcomes)
+def _load(nodes: Sequence[Node], args: argparse.Namespace) -> list[int]:
+    """Reload everything for the first time; return the number of programs that are attached on each node.
+
+    The maps of all nodes are there before the first program is: it may send to any of the others at once.
+    """
+    programs = []
+    with cancel_on_signals() as cancel:
+        for node in nodes[1:]:
+            with open_agent(node, args) as agent:
+                agent.sync(cancel=cancel)
+        # One agent at a time: its workers are forked, and inherit nothing of the other nodes.
+        for node in nodes:
+            with open_agent(node, args) as agent:
+                outcomes = agent.start(workers=WORKERS, cancel=cancel)
+            programs.append(sum(len(outcome.attached) for outcome in outcomes))
+    return programs
 
 
 def _announce(node: Node, programs: int) -> None:
@@ -100,15 +124,12 @@ def _announce(node: Node, programs: int) -> None:
         print(f"  {pod.name:<7}  {pod.ipv4}  {pod.ipv6}")
     if len(pods) > 4:
         print(f"  ... and {len(pods) - 4} more, to {pods[-1]}")
-    print("next:")
-    for command in _commands(node, bare=not programs):
-        print(f"  reloadlab {command}")
 
 
-def _commands(node: Node, *, bare: bool) -> Iterator[str]:
-    name = node.name
-    yield f"show {name}"
-    if not bare and node.pods:
-        yield f"exec {name}/{node.pods[0].name} -- ping -c 3 {node.pods[-1].ipv4}"
-    yield f"reload {name}"
+def _commands(nodes: Sequence[Node], name: str, *, bare: bool) -> Iterator[str]:
+    first, last = nodes[0], nodes[-1]
+    yield f"show {first.name}"
+    if not bare and first.pods and last.pods:
+        yield f"exec {first.name}/{first.pods[0].name} -- ping -c 3 {last.pods[-1].ipv4}"
+    yield f"reload {first.name}"
     yield f"down {name}"

@@ -1,0 +1,67 @@
+"""`reloadlab policy`: let policies hold on a lab, or see which do."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lab import enforcement, policy, state
+from lab.cluster import apply_policies
+from lab.commands.columns import columns
+from lab.commands.targets import BadOption, add_datapath_options, open_agent, require_compiler
+from lab.doctor import require
+from lab.node import Node
+
+if TYPE_CHECKING:
+    from argparse import _SubParsersAction
+
+
+def add_parser(subparsers: _SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Declare the command."""
+    parser = subparsers.add_parser(
+        "policy",
+        description="Replace the policies of a lab by those of a JSON file, in the form of CiliumNetworkPolicy: all of "
+        "them, or none. Without a file print those that hold, and what became of them in the policy maps.",
+    )
+    parser.add_argument("lab", metavar="LAB", help="a lab, or the name of all nodes of a cluster")
+    parser.add_argument("file", nargs="?", type=Path, metavar="FILE")
+    parser.add_argument("--clear", action="store_true", help="remove all policies: everything passes")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    add_datapath_options(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Apply and print."""
+    if args.file is not None and args.clear:
+        raise BadOption("policy takes a file or --clear, not both")
+    document: object = None
+    if args.file is not None:
+        document = policy.load(args.file)
+    elif args.clear:
+        document = []
+    require("root")
+    nodes = [Node.open(name) for name in state.labs_of(args.lab)]
+    if document is not None:
+        require_compiler(args)
+        with ExitStack() as stack:
+            apply_policies([stack.enter_context(open_agent(node, args)) for node in nodes], document)
+    for node in nodes:
+        with node.lock_shared():
+            _print(node, as_json=args.json)
+    return 0
+
+
+def _print(node: Node, *, as_json: bool) -> None:
+    from lab import mapview
+
+    rows, document = mapview.policy(node), enforcement.document_of(node)
+    if as_json:
+        print(json.dumps({"lab": node.name, "policies": document or [], "entries": rows}, indent=2))
+        return
+    names = [item.name for item in policy.parse(document)] if document else []
+    print(f"{node.name}: {', '.join(names) or 'no policy: everything passes'}")
+    print("\n".join(columns(rows)) or "nothing is loaded yet: the entries come with the first reload")

@@ -1,0 +1,222 @@
+"""The datapath's maps as rows that one can read, or turn into JSON: read from the pins, as the kernel has them now."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from ipaddress import IPv4Address, IPv6Address, ip_network
+from typing import Any
+
+from datapath.errors import BpfError, ReloadlabError
+from datapath.headers import policy_map
+from datapath.maps import Map, open_pin
+from lab import layouts
+from lab.node import Node
+from lab.policy import PROTOCOLS
+from lab.topology import HEALTH, HOST, HOST_ENDPOINT
+
+Row = dict[str, Any]
+
+_RESERVED = {
+    0: "unknown",
+    1: "host",
+    2: "world",
+    3: "unmanaged",
+    4: "health",
+    5: "init",
+    6: "remote-node",
+    7: "kube-apiserver",
+    8: "ingress",
+}
+_DIRECTIONS = {1: "ingress", 2: "egress", 3: "service"}
+_NO_DROPS = {0: "Forwarded", 3: "Plaintext"}
+_PROTOCOLS = {number: name for name, number in PROTOCOLS.items()}
+
+_CT_MAPS = tuple(f"cilium_ct{name}_global" for name in ("4", "_any4", "6", "_any6"))
+_TUPLE_RELATED = 2
+
+
+class NotLoaded(ReloadlabError):
+    """A map that is not there: nothing that uses it has been loaded."""
+
+    def __init__(self, node: str, name: str) -> None:
+        super().__init__(f"lab {node} has no map {name}; load its programs with: reloadlab reload {node}")
+        self.map = name
+
+
+def lxc(node: Node) -> list[Row]:
+    """Return cilium_lxc: endpoints and the addresses of the host."""
+    names = {pod.endpoint_id: pod.name for pod in (node.facts.health, *node.pods)}
+    with _open(node, "cilium_lxc") as pinned:
+        rows: list[Row] = []
+        for key, value in pinned.items():
+            info = layouts.EndpointInfo.unpack(value)
+            host = bool(info.flags & layouts.ENDPOINT_F_HOST)
+            rows.append(
+                {
+                    "address": str(_address(key[:16], key[16])),
+                    "endpoint": HOST if host else names.get(info.lxc_id, "?"),
+                    "id": info.lxc_id,
+                    "ifindex": info.ifindex,
+                    "mac": info.mac,
+                    "node_mac": info.node_mac,
+                }
+            )
+    return sorted(rows, key=lambda row: (row["id"], row["address"]))
+
+
+def ipcache(node: Node) -> list[Row]:
+    """Return cilium_ipcache: the identity behind every address and network, and the node behind the tunnel."""
+    with _open(node, "cilium_ipcache") as pinned:
+        found = []
+        for key, value in pinned.items():
+            length, _, _, family, packed = layouts.IPCACHE_KEY.unpack_from(key)
+            info = layouts.RemoteEndpointInfo.unpack(value)
+            network = ip_network((_address(packed, family), length - layouts.IPCACHE_STATIC_PREFIX))
+            tunnel = None if info.tunnel_endpoint == layouts.NO_TUNNEL else str(info.tunnel_endpoint)
+            found.append((network, info.sec_identity, tunnel))
+    return [
+        {"network": str(network), "identity": identity, "name": identity_name(node, identity), "tunnel": tunnel}
+        for network, identity, tunnel in sorted(
+            found, key=lambda f: (f[0].version, f[0].network_address, f[0].prefixlen)
+        )
+    ]
+
+
+def tunnel(node: Node) -> list[Row]:
+    """Return cilium_tunnel_map: the node of every pod network."""
+    with _open(node, "cilium_tunnel_map") as pinned:
+        found = [(_address(key[:16], key[16]), layouts.TunnelValue.unpack(value).node) for key, value in pinned.items()]
+    found.sort(key=lambda pair: (pair[0].version, pair[0].packed))
+    return [{"network": str(network), "node": str(other)} for network, other in found]
+
+
+def policy(node: Node, endpoint: str | None = None) -> list[Row]:
+    """Return the policy maps of all endpoints that are loaded, or of one; UnknownTarget if there is no such."""
+    if endpoint is not None:
+        node.endpoint(endpoint)
+    rows: list[Row] = []
+    for name in (HOST, HEALTH, *(pod.name for pod in node.pods)) if endpoint is None else (endpoint,):
+        number = HOST_ENDPOINT if name == HOST else node.pod(name).endpoint_id
+        try:
+            with _open(node, policy_map(number)) as pinned:
+                entries = sorted(
+                    (layouts.PolicyKey.unpack(key), layouts.PolicyEntry.unpack(value)) for key, value in pinned.items()
+                )
+        except NotLoaded:
+            if endpoint is not None:
+                raise
+            continue
+        rows += [_policy_row(node, name, key, entry) for key, entry in entries]
+    return rows
+
+
+def _policy_row(node: Node, endpoint: str, key: layouts.PolicyKey, entry: layouts.PolicyEntry) -> Row:
+    return {
+        "endpoint": endpoint,
+        "direction": "egress" if key.egress else "ingress",
+        "identity": key.identity,
+        "name": identity_name(node, key.identity) if key.identity else "any",
+        "protocol": _PROTOCOLS.get(key.protocol, str(key.protocol)) if key.protocol else "any",
+        "port": key.port or "any",
+        "verdict": "deny" if entry.deny else "allow",
+        "packets": entry.packets,
+        "bytes": entry.length,
+    }
+
+
+def metrics(node: Node) -> list[Row]:
+    """Return cilium_metrics, the CPUs added up."""
+    with _open(node, "cilium_metrics") as pinned:
+        rows: list[Row] = []
+        for key in pinned.keys():  # noqa: SIM118 - a map of the kernel
+            reason = layouts.MetricsKey.unpack(key)
+            values = [layouts.MetricsValue.unpack(value) for value in pinned.lookup_percpu(key)]
+            words = layouts.DROP_REASONS.get(reason.reason) or _NO_DROPS.get(reason.reason, "?")
+            rows.append(
+                {
+                    "reason": reason.reason,
+                    "meaning": words,
+                    "direction": _DIRECTIONS.get(reason.dir, str(reason.dir)),
+                    "packets": sum(value.count for value in values),
+                    "bytes": sum(value.length for value in values),
+                }
+            )
+    return sorted(rows, key=lambda row: (row["reason"], row["direction"]))
+
+
+def conntrack(node: Node) -> list[Row]:
+    """Return the connections of all tables, with their counters; the times are the datapath's seconds."""
+    rows: list[Row] = []
+    loaded = False
+    for name in _CT_MAPS:
+        try:
+            with _open(node, name) as pinned:
+                rows += [connection(key, value) for key, value in pinned.items()]
+                loaded = True
+        except NotLoaded:
+            continue
+    if not loaded:
+        raise NotLoaded(node.name, _CT_MAPS[0])
+    return sorted(rows, key=lambda row: (row["protocol"], row["source"], row["destination"], row["direction"]))
+
+
+def connection(key: bytes, value: bytes) -> Row:
+    """Return one entry of a connection table, of either IP version."""
+    who, entry = layouts.CtTuple.unpack(key), layouts.CtEntry.unpack(value)
+    return {
+        "protocol": _PROTOCOLS.get(who.protocol, str(who.protocol)),
+        "direction": "ingress" if who.flags & layouts.TUPLE_F_IN else "egress",
+        "related": bool(who.flags & _TUPLE_RELATED),
+        "source": _with_port(who.source, who.sport),
+        "destination": _with_port(who.destination, who.dport),
+        "identity": entry.src_sec_id,
+        "expires": entry.lifetime,
+        "state": sorted(entry.names),
+        "rx_packets": entry.rx_packets,
+        "rx_bytes": entry.rx_length,
+        "tx_packets": entry.tx_packets,
+        "tx_bytes": entry.tx_length,
+        "tcp_flags": f"tx {entry.tx_flags_seen:#04x} rx {entry.rx_flags_seen:#04x}",
+    }
+
+
+def _with_port(address: IPv4Address | IPv6Address, port: int) -> str:
+    return f"[{address}]:{port}" if address.version == 6 else f"{address}:{port}"
+
+
+def identity_name(node: Node, identity: int) -> str:
+    """Return who has an identity: its reserved name, the pods that have it, or nothing."""
+    if identity in _RESERVED:
+        return _RESERVED[identity]
+    pods = [pod.name for pod in node.pods if pod.identity == identity]
+    pods += [f"{peer.name}/{pod.name}" for peer in node.peers for pod in peer.pods if pod.identity == identity]
+    return " ".join(pods) or "cidr" * bool(identity >> 24)
+
+
+MAPS: dict[str, Callable[[Node], list[Row]]] = {
+    "ipcache": ipcache,
+    "lxc": lxc,
+    "policy": policy,
+    "ct": conntrack,
+    "metrics": metrics,
+    "tunnel": tunnel,
+}
+"""The readers, by the name that the command line gives them."""
+
+
+def _address(packed: bytes, family: int) -> IPv4Address | IPv6Address:
+    return IPv4Address(packed[:4]) if family == layouts.FAMILY_IPV4 else IPv6Address(packed)
+
+
+@contextmanager
+def _open(node: Node, name: str) -> Iterator[Map]:
+    try:
+        opened = open_pin(node.datapath_config().globals / name)
+    except BpfError as error:
+        if error.errno != errno.ENOENT:
+            raise
+        raise NotLoaded(node.name, name) from error
+    with opened:
+        yield opened
