@@ -352,12 +352,12 @@ class TestBadInput:
         assert list(tmp_path.iterdir()) == []
 
     def test_disk_that_is_full(self, templates: Path) -> None:
-        with support.rig(templates, size="400k", pods=1) as rig:
+        with support.rig(templates, size="900k", pods=1) as rig:
             rig.reload("pod-1")
             rig.reload("pod-1")
             filler = rig.config.state / "filler"
             with suppress(OSError):
-                filler.write_bytes(bytes(1 << 20))
+                filler.write_bytes(bytes(2 << 20))
             before = rig.state()
             with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
                 rig.reload("pod-1")

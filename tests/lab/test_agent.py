@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from ipaddress import IPv4Address
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from datapath.endpoint import HEALTH_ID, HOST_ID, WORLD_ID
 from datapath.errors import CompileError, ToolMissing
 from datapath.maps import open_pin
 from lab import layouts, metrics
-from lab.agent import WORLD4, Agent, Failure
+from lab.agent import Agent, Failure
 from lab.errors import LabSystemError
 from lab.invariants import baseline, check
 from lab.node import Node, UnknownTarget
@@ -65,7 +66,7 @@ def test_shared_maps_say_who_is_where(agent: Agent) -> None:
         (spec.node6.ip, HOST_ID),
     ):
         assert identity(agent, layouts.ipcache_key(address, address.max_prefixlen)) == wanted
-    assert identity(agent, layouts.ipcache_key(*WORLD4)) == WORLD_ID
+    assert identity(agent, layouts.ipcache_key(IPv4Address(0), 0)) == WORLD_ID
 
 
 def test_reload_is_counted_under_its_generation(agent: Agent) -> None:

@@ -88,7 +88,7 @@ def test_probes_leave_nothing_on_the_host() -> None:
         return mounts, [w.split()[1] for w in links.splitlines()], _qdiscs_of_lo()
 
     before = seen()
-    probes.bpffs(), probes.veth(), probes.vxlan(), probes.cls_bpf()
+    probes.bpffs(), probes.veth(), probes.vxlan(), probes.bridge(), probes.cls_bpf()
     assert seen() == before
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from lab import faults
 from lab.agent import Change
+from lab.cluster import cluster_specs
 from lab.metrics import MISSED_TAIL_CALL
-from lab.scenario import InvariantsViolated, Scenario
+from lab.scenario import ClusterScenario, Gate, InvariantsViolated, Scenario
 from lab.topology import NodeSpec
 from scenarios import test_endpoint_routes, test_hitless, test_rollback
 from tests.lab.labs import unique_name
@@ -68,3 +71,29 @@ def test_never_finalize() -> None:
     with pytest.raises(InvariantsViolated) as caught, broken(faults.never_finalize) as scenario:
         test_endpoint_routes.test_off(scenario)
     assert 2 in caught.value.invariants
+
+
+def test_one_of_two_nodes() -> None:
+    """Only one node's loader is broken; packets of the other meet its faults, and the report says where they are."""
+    name = unique_name("fault")[:28]
+    with ClusterScenario(cluster_specs(name, 2, pods=1, tunnel=True)) as scenario:
+        broken = scenario.cluster.agent(2)
+        broken.change = faults.finalize_too_early
+        gate = Gate(lambda *_: dwell(scenario), after="let go of calls")
+        scenario.reload("1/host")
+        assert gate.passed == 0
+        scenario.reload("2/host", gate=gate)
+        assert gate.passed == 1
+        broken.change = None
+        with pytest.raises(InvariantsViolated) as caught:
+            scenario.finish()
+    assert 6 in caught.value.invariants
+    lines = [str(violation) for violation in caught.value.violations if violation.invariant == 6]
+    assert all(f"{name}-2: " in line and f"({MISSED_TAIL_CALL}, " in line for line in lines), lines
+
+
+def dwell(scenario: ClusterScenario) -> None:
+    """Send packets for as long as the kernel may take to empty a calls map."""
+    deadline = time.monotonic() + 0.3
+    while time.monotonic() < deadline:
+        scenario.silence()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -12,7 +13,7 @@ from datapath.errors import ToolMissing
 from datapath.hooks import Direction
 from lab.agent import Agent
 from lab.node import Node
-from lab.snapshot import calls_maps, program_maps, take
+from lab.snapshot import Snapshot, calls_maps, program_maps, take
 from lab.topology import NodeSpec
 from tests.lab.labs import unique_name
 
@@ -57,13 +58,21 @@ def test_two_looks_are_alike_and_leave_nothing_open(agent: Agent) -> None:
 
 
 def test_another_nodes_programs_are_not_counted(agent: Agent) -> None:
-    mine = take(agent.node)
+    mine = settled(agent.node)
     with Node(NodeSpec(unique_name(), pods=1)) as node, Agent(node) as other:
         other.start()
         its = take(node)
         assert its.programs
         assert not its.programs & mine.programs
         assert take(agent.node).programs == mine.programs
+
+
+def settled(node: Node) -> Snapshot:
+    """Return a snapshot after the kernel has freed the programs that the last reload replaced, which takes a moment."""
+    deadline = time.monotonic() + 10
+    while (now := take(node)).programs != now.reachable:
+        assert time.monotonic() < deadline, "replaced programs stay loaded"
+    return now
 
 
 def test_bare_node() -> None:

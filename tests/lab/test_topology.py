@@ -148,3 +148,26 @@ def test_bad_pod_name(name: str) -> None:
 def test_bad_identity(identity: int) -> None:
     with pytest.raises(InvalidSpec, match=str(identity)):
         PodSpec("a", identity=identity)
+
+
+def test_identity_from_labels() -> None:
+    labels = frozenset({"k8s:app=web", "k8s:tier=front"})
+    pods = (PodSpec("a", labels=labels), PodSpec("b", labels=labels), PodSpec("c", labels=frozenset({"k8s:app=web"})))
+    first, second = (plan_node(NodeSpec("demo", pods=pods, node_index=index)).pods for index in (0, 1))
+    a, b, c = (pod.identity for pod in first)
+    assert a == b != c
+    assert 65536 <= a < 1 << 24
+    assert [pod.identity for pod in second] == [a, b, c], "the same labels, the same identity on every node"
+
+
+def test_pods_without_labels_share_no_identity() -> None:
+    nodes = [plan_node(NodeSpec("demo", pods=3, node_index=index)) for index in range(3)]
+    identities = [pod.identity for node in nodes for pod in node.pods]
+    assert identities[0] == 1001
+    assert len(set(identities)) == 9
+
+
+@pytest.mark.parametrize("port", [0, 65536])
+def test_bad_tunnel_port(port: int) -> None:
+    with pytest.raises(InvalidSpec, match="the tunnel's port is 1 to 65535"):
+        NodeSpec("demo", tunnel_port=port)

@@ -295,6 +295,9 @@ def test_source_that_does_not_compile(library: Path) -> None:
     call("reload", LAB, "pod-1", "--library", str(library)).refused(f"pod-1: failed to compile bpf_lxc.o: {place}")
     # The node of a first reload that fails goes, too.
     call("up", "--name", "other", "--pods", "1", "--library", str(library)).refused(place, "lab other is gone again")
+    cluster = ("up", "--name", "several", "--nodes", "2", "--pods", "1", "--library", str(library))
+    call(*cluster).refused(place, "lab several is gone again")
+    assert state.members("several") == ()
 
 
 @pytest.mark.usefixtures("as_before")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
@@ -42,6 +43,7 @@ def test_options_reach_the_node(name: str, capsys: pytest.CaptureFixture[str]) -
         (["--name", ".."], "invalid lab name '..'"),
         (["--name", "x" * 40], "at most 32"),
         (["--pods", "-1"], "0 to 4000 pods"),
+        (["--nodes", "0"], "1 to 16 nodes"),
         (["--mtu", "60"], "1280 to 65520"),
         (["--devices", "eth0,a/b"], "invalid interface name 'a/b'"),
     ],
@@ -91,3 +93,30 @@ def await_path(path: Path) -> None:
     while not os.path.lexists(path):
         assert time.monotonic() < deadline, f"{path} does not appear"
         time.sleep(0.001)
+
+
+@pytest.mark.privileged
+def test_two_nodes(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    name = name[:29]
+    try:
+        assert main(["up", "--name", name, "--nodes", "2", "--pods", "1", "--tunnel"]) == 0
+        out = capsys.readouterr().out
+        for node in (f"{name}-1", f"{name}-2"):
+            assert f"{node} is up: 1 pod, " in out
+        assert f"reloadlab down {name}\n" in out
+        ping = f"exec {name}-1/pod-1 -- ping -c 3 {Node.open(f'{name}-2').pods[0].ipv4}"
+        assert f"reloadlab {ping}\n" in out
+        with start(cli(*ping.replace("-c 3", "-c 1 -W 5").split())) as process:
+            out, _ = process.communicate(timeout=30)
+        assert " 0% packet loss" in out
+        assert main(["show", f"{name}-1", "--json"]) == 0
+        document = json.loads(capsys.readouterr().out)
+        assert (document["cluster"], document["peers"]) == (name, [f"{name}-2"])
+        assert [(pod["name"], pod["ipv4"], pod["ipv6"]) for pod in document["pods"]] == [
+            ("pod-1", "10.244.0.3", "fd00:10:244::3")
+        ]
+    finally:
+        assert main(["down", name]) == 0
+    assert capsys.readouterr().out == f"{name}-1 is gone\n{name}-2 is gone\n"
+    assert state.members(name) == ()
+    assert main(["down", name]) == 1

@@ -1,0 +1,196 @@
+"""Two nodes: pods talk across them while host, overlay and pods of either side are reloaded."""
+
+from __future__ import annotations
+
+import errno
+import socket
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from datapath.endpoint import REMOTE_NODE_ID
+from datapath.maps import open_pin
+from lab import layouts
+from lab.capture import TunnelCapture
+from lab.scenario import ClusterScenario, Gate
+from lab.snapshot import take
+from lab.sockets import Address, bound_socket
+from lab.topology import OUTSIDE, VXLAN_OVERHEAD
+
+IP_MTU_DISCOVER, IP_PMTUDISC_DO = 10, 2
+"""What Python's socket module lacks of uapi's in.h."""
+IP_AND_UDP = 28
+
+ROUNDS = 5
+
+MIXED = {2: {"endpoint_routes": True}}
+"""One node with a route per pod, the other without."""
+
+NETWORKS = [
+    pytest.param("native", marks=pytest.mark.cluster(pods=2)),
+    pytest.param("native-mixed", marks=pytest.mark.cluster(pods=2, each=MIXED)),
+    pytest.param("native-devices", marks=pytest.mark.cluster(pods=2, devices=("eth0",))),
+    pytest.param("tunnel", marks=pytest.mark.cluster(pods=2, tunnel=True)),
+    pytest.param("tunnel-mixed", marks=pytest.mark.cluster(pods=2, tunnel=True, each=MIXED)),
+    pytest.param("tunnel-endpoint-routes", marks=pytest.mark.cluster(pods=2, tunnel=True, endpoint_routes=True)),
+]
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_everything_is_reloaded(cluster: ClusterScenario, network: str) -> None:
+    """Host, overlay, health and pods of one node after the other, again and again."""
+    for _ in range(ROUNDS):
+        cluster.reload()
+    assert len(cluster.outcomes) == ROUNDS * len(cluster.cluster.subjects)
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_both_nodes_at_once(cluster: ClusterScenario, network: str) -> None:
+    """Two agents that know nothing of each other's reloads."""
+    with ThreadPoolExecutor(2, "node") as pool:
+        done = pool.map(lambda agent: [agent.reload_all() for _ in range(ROUNDS)], cluster.cluster.agents)
+        cluster.outcomes += [outcome for rounds in done for outcomes in rounds for outcome in outcomes]
+
+
+@pytest.mark.parametrize("subject", ["1/host", "1/overlay", "1/pod-1", "2/host", "2/overlay", "2/pod-1", "1/health"])
+@pytest.mark.cluster(pods=2, tunnel=True, each=MIXED)
+def test_between_any_two_steps(cluster: ClusterScenario, subject: str) -> None:
+    """A burst over every path between any two steps of a reload."""
+    silent: list[str] = []
+    gate = Gate(lambda step, _: silent.extend(f"{step}: {flow}" for flow in cluster.silence()), before="*", after="*")
+    cluster.reload(subject, gate=gate)
+    assert gate.passed > 0
+    assert not silent
+
+
+@pytest.mark.cluster(pods=2, tunnel=True, each=MIXED)
+def test_identities_in_the_tunnel(cluster: ClusterScenario) -> None:
+    """Every packet carries its pod's identity as VNI; the hosts are remote nodes to each other."""
+    one, two = cluster.cluster.nodes
+    pods = [one.pods[0], two.pods[0], one.facts.health]
+    wanted = {address: {pod.identity} for pod in pods for address in (pod.ipv4, pod.ipv6)}
+    routers = (one.spec.router4, one.spec.router6, two.spec.router4, two.spec.router6)
+    wanted |= {address: {REMOTE_NODE_ID} for address in routers}
+    with TunnelCapture(one.netns(OUTSIDE), one.spec.tunnel_port) as capture:
+        cluster.reload()
+        assert capture.identities(list(wanted)) == wanted
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_identities_arrive(cluster: ClusterScenario, network: str) -> None:
+    """The receiving pod's policy sees the sender by its own identity, and never as the world."""
+    sender, receiver = cluster.cluster.pod("1/pod-1"), cluster.cluster.pod("2/pod-1")
+    name = f"cilium_policy_{receiver.endpoint_id:05d}"
+    keys = {who: layouts.policy_key_any(egress=False, identity=who) for who in (sender.identity, 2)}
+    cluster.expect(changed=frozenset({name}))
+    with open_pin(cluster.cluster.agent(2).config.globals / name) as policy:
+        for key in keys.values():
+            policy.update(key, layouts.POLICY_ENTRY_ALLOW)
+        cluster.reload("1/host", "2/host", "1/pod-1", "2/pod-1")
+        flow = "1/pod-1 -> 2/pod-1 udp v4"
+        before = _packets(policy.lookup(keys[sender.identity]))
+        assert cluster.traffic.burst(flow, 20).complete
+        assert _packets(policy.lookup(keys[sender.identity])) >= before + 20
+        # The outside of this cluster is the world.
+        world = _packets(policy.lookup(keys[2]))
+        assert world > 0
+        assert cluster.traffic.burst("2/outside -> 2/pod-1 udp v6", 20).complete
+        assert _packets(policy.lookup(keys[2])) >= world + 20
+
+
+def _packets(value: bytes | None) -> int:
+    assert value is not None
+    return layouts.PolicyEntry.unpack(value).packets
+
+
+@pytest.mark.parametrize("network", NETWORKS[::3])
+def test_pods_come_and_go(cluster: ClusterScenario, network: str) -> None:
+    """The other node learns of a pod, and forgets it; what it knew of the others never goes for a moment."""
+    cluster.expect(changed=frozenset({"cilium_lxc"}))
+    ipcache = "cilium_ipcache"
+    before = take(cluster.cluster.node(1)).pins[ipcache].content
+    cluster.cluster.add_pod("2/late")
+    late = cluster.cluster.pod("2/late")
+    now = take(cluster.cluster.node(1)).pins[ipcache].content
+    assert before is not None
+    assert now is not None
+    added = {layouts.ipcache_key(a, a.max_prefixlen) for a in (late.ipv4, late.ipv6)}
+    assert now.keys() - before.keys() == added
+    cluster.cluster.remove_pod("2/late")
+    assert take(cluster.cluster.node(1)).pins[ipcache].content == before
+
+
+@pytest.mark.cluster(pods=2, tunnel=True)
+def test_pod_that_ipcache_does_not_know(cluster: ClusterScenario) -> None:
+    """The tunnel map leads to its node all the same."""
+    pod = cluster.cluster.pod("2/pod-1")
+    with open_pin(cluster.cluster.agent(1).config.globals / "cilium_ipcache") as ipcache:
+        for address in (pod.ipv4, pod.ipv6):
+            assert ipcache.delete(layouts.ipcache_key(address, address.max_prefixlen))
+    assert cluster.silence() == []
+    cluster.cluster.sync()
+
+
+@pytest.mark.cluster(pods=2, tunnel=True)
+def test_endpoint_routes_are_switched(cluster: ClusterScenario) -> None:
+    """One node goes over to a route per pod and back, the other does not notice."""
+    cluster.expect(other_path=True)
+    for on in (True, False):
+        cluster.outcomes += cluster.cluster.agent(2).set_endpoint_routes(on, workers=2)
+        cluster.reload("1/pod-1", "2/pod-1")
+
+
+@pytest.mark.cluster(pods=2, tunnel=True, each=MIXED)
+def test_tunnel_port(cluster: ClusterScenario) -> None:
+    """Another port means another device: the tunnel is interrupted, everything else goes on; then all is as before."""
+    nodes = cluster.cluster.nodes
+    before = [node.facts.vxlan.ifindex for node in nodes]
+    cluster.pause()
+    cluster.outcomes += cluster.cluster.set_tunnel_port(8473, workers=2)
+    assert all(node.facts.vxlan.ifindex != old for node, old in zip(nodes, before, strict=True))
+    cluster.resume()
+    wanted = {pod.ipv4: {pod.identity} for pod in (cluster.cluster.pod("1/pod-1"), cluster.cluster.pod("2/pod-1"))}
+    with TunnelCapture(nodes[0].netns(OUTSIDE), 8473) as capture:
+        assert wanted.items() <= capture.identities(list(wanted)).items()
+    cluster.reload()
+
+
+@pytest.mark.parametrize("network", NETWORKS[::3])
+@pytest.mark.parametrize("mtu", [1400, 9000], ids=["smaller", "larger"])
+def test_mtu(cluster: ClusterScenario, network: str, mtu: int) -> None:
+    """In place: no device is made anew, no connection notices."""
+    nodes = cluster.cluster.nodes
+    before = [node.facts for node in nodes]
+    tunnel = VXLAN_OVERHEAD if network == "tunnel" else 0
+    assert _fits(cluster, 1500 - tunnel)
+    assert not _fits(cluster, 1500 - tunnel + 1)
+    cluster.outcomes += cluster.cluster.set_mtu(mtu, workers=2)
+    assert [node.facts for node in nodes] == before
+    assert cluster.silence() == []
+    assert _fits(cluster, mtu - tunnel)
+    assert not _fits(cluster, mtu - tunnel + 1)
+
+
+def _fits(cluster: ClusterScenario, size: int) -> bool:
+    """Tell whether an unfragmented IPv4 packet of `size` bytes goes from a pod to one of the other node."""
+    sender, receiver = cluster.cluster.pod("1/pod-1"), cluster.cluster.pod("2/pod-1")
+    deadline = time.monotonic() + 5
+    source = Address(str(cluster.cluster.node(1).netns("pod-1")), str(sender.ipv4), 0)
+    target = Address(str(cluster.cluster.node(2).netns("pod-1")), str(receiver.ipv4), 7999)
+    with (
+        bound_socket(source, socket.SOCK_DGRAM, deadline) as out,
+        bound_socket(target, socket.SOCK_DGRAM, deadline) as into,
+    ):
+        out.setsockopt(socket.IPPROTO_IP, IP_MTU_DISCOVER, IP_PMTUDISC_DO)
+        into.settimeout(1.0)
+        try:
+            out.sendto(bytes(size - IP_AND_UDP), (target.ip, target.port))
+        except OSError as error:
+            if error.errno != errno.EMSGSIZE:
+                raise
+            return False
+        try:
+            return len(into.recv(1 << 16)) == size - IP_AND_UDP
+        except TimeoutError:
+            return False

@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from lab.cli import main
+from lab.node import Node
+from lab.topology import NodeSpec
+from tests.lab.labs import removed, unique_name
+
+pytestmark = pytest.mark.privileged
+
+CLOSED = {"name": "closed", "endpoint": "pod-1", "ingress": [{}]}
+
+
+@pytest.fixture
+def lab() -> Iterator[str]:
+    with removed(unique_name()) as name:
+        Node.up(NodeSpec(name, pods=1))
+        yield name
+
+
+def test_apply_show_clear(lab: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Before the first load as well as after it: the entries come with the maps."""
+    file = tmp_path / "closed.json"
+    file.write_text(json.dumps(CLOSED))
+    assert main(["policy", lab, str(file)]) == 0
+    assert capsys.readouterr().out.startswith(f"{lab}: closed\nnothing is loaded yet")
+    assert main(["reload", lab, "pod-1"]) == 0
+    capsys.readouterr()
+    assert main(["policy", lab, "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["policies"] == CLOSED
+    assert [(row["direction"], row["name"]) for row in document["entries"]] == [("egress", "any"), ("ingress", "host")]
+    assert main(["maps", lab, "policy", "pod-1"]) == 0
+    assert "pod-1     ingress           1  host  any       any   allow" in capsys.readouterr().out
+    assert main(["policy", lab, "--clear"]) == 0
+    assert capsys.readouterr().out.startswith(f"{lab}: no policy: everything passes\nENDPOINT  DIRECTION")
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        pytest.param({**CLOSED, "endpoint": "pod-9"}, "has no endpoint pod-9", id="endpoint"),
+        pytest.param({**CLOSED, "ingress": [{"fromIdentities": [1 << 25]}]}, "out of range", id="identity"),
+        pytest.param({**CLOSED, "sleep": 1}, "unknown key 'sleep'", id="key"),
+    ],
+)
+def test_bad_policies(
+    lab: str, tmp_path: Path, content: object, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "bad.json"
+    file.write_text(json.dumps(content))
+    assert main(["policy", lab, str(file)]) == 1
+    err = capsys.readouterr().err
+    assert words in err
+    assert err.count("\n") == 1
+    assert main(["policy", lab, str(file), "--clear"]) == 1
+    assert "not both" in capsys.readouterr().err
