@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -87,6 +88,10 @@ def test_underlay_goes_with_the_last_node(name: str) -> None:
     argv = ["nsenter", f"--net={one.netns(OUTSIDE)}", "sleep", "60"]
     with subprocess.Popen(argv) as process:
         try:
+            entered = time.monotonic() + 10
+            while os.stat(f"/proc/{process.pid}/ns/net").st_ino != inode:
+                assert time.monotonic() < entered
+                time.sleep(0.005)
             one.down()
             assert process.poll() is None, "the underlay is still used"
             assert os.stat(two.netns(OUTSIDE)).st_ino == inode
