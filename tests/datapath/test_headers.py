@@ -296,8 +296,6 @@ def compiler() -> Compiler:
 def tree(request: pytest.FixtureRequest) -> Iterator[tuple[Path, NodeConfig]]:
     """A tree of sources and a node for it: our own, and Cilium's where a checkout is named."""
     if request.param == "ours":
-        if not (LIBRARY / "bpf_overlay.c").exists():
-            pytest.skip("no sources yet")
         yield LIBRARY, NODE
         return
     named = os.environ.get(REFERENCE)
