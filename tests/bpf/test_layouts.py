@@ -1,4 +1,4 @@
-"""The layouts that lab/ has of the datapath's structs against the C: sizes and offsets from BTF, numbers from headers."""
+"""The layouts of lab/ against the C: sizes and offsets from the object's BTF, numbers from the headers."""
 
 from __future__ import annotations
 
