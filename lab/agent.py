@@ -22,6 +22,7 @@ from datapath.plan import Plan
 from datapath.plans import OVERLAY_SUBJECT
 from datapath.transaction import Observer
 from lab import contents, enforcement, layouts
+from lab.collector import Collected, collect
 from lab.errors import system_errors
 from lab.node import Node, UnknownTarget
 from lab.policy import parse
@@ -276,7 +277,13 @@ class Agent:
         """Take a pod away: out of the datapath first, then out of the node."""
         pod = self.node.pod(name)
         self.loader.unload(self.endpoint(name), forget=lambda: self._forget(pod))
+        # Whoever gets its addresses next must not inherit its connections: their answers pass every policy.
+        collect(self.config.globals, of={pod.ipv4, pod.ipv6})
         self.node.remove_pod(name)
+
+    def collect_connections(self) -> tuple[Collected, ...]:
+        """Delete the connections whose lifetime is over; what was found in each of the maps that are there."""
+        return collect(self.config.globals)
 
     def _forget(self, pod: PodFacts) -> None:
         for address in (pod.ipv4, pod.ipv6):
