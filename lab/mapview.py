@@ -145,20 +145,25 @@ def metrics(node: Node) -> list[Row]:
     return sorted(rows, key=lambda row: (row["reason"], row["direction"]))
 
 
-def conntrack(node: Node) -> list[Row]:
-    """Return the connections of all tables, with their counters; the times are the datapath's seconds."""
-    rows: list[Row] = []
+def conntrack(node: Node, limit: int | None = None) -> list[Row]:
+    """Return the connections of all tables, or the first `limit`; the times are the datapath's seconds.
+
+    In the order of protocol, who began and its port: of hundreds of thousands only those that are wanted become rows.
+    """
+    found: list[tuple[bytes, bytes]] = []
     loaded = False
     for name in CT_MAPS:
         try:
             with _open(node, name) as pinned:
-                rows += [connection(key, value) for key, value in pinned.items()]
+                found += pinned.items()
                 loaded = True
         except NotLoaded:
             continue
     if not loaded:
         raise NotLoaded(node.name, CT_MAPS[0])
-    return sorted(rows, key=lambda row: (row["protocol"], row["source"], row["destination"], row["direction"]))
+    # The protocol is the last byte but one of either key, the addresses come first.
+    found.sort(key=lambda item: (item[0][-2], len(item[0]), item[0]))
+    return [connection(key, value) for key, value in found[:limit]]
 
 
 def connection(key: bytes, value: bytes) -> Row:

@@ -35,6 +35,10 @@ def test_a_line_or_an_object_per_map(lab: str, capsys: pytest.CaptureFixture[str
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == f"{lab}: {CT_MAPS[0]}: 1,200 of 1,500 connections were over, deleted"
     assert lines[1:] == [f"{lab}: {name}: 0 of 0 connections were over, deleted" for name in CT_MAPS[1:]]
+    assert main(["maps", lab, "ct", "--limit", "2"]) == 0
+    head, *lines = capsys.readouterr().out.splitlines()
+    assert head.startswith("PROTOCOL")
+    assert [line.split()[3] for line in lines] == ["192.0.2.1:1201", "192.0.2.1:1202"]
     assert main(["gc", lab, "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)
     assert rows[0] == {"lab": lab, "map": CT_MAPS[0], "scanned": 300, "deleted": 0, "alive": 300}
