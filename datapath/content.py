@@ -22,12 +22,15 @@ def can_copy(old: Map, new: Map) -> bool:
 
 def copy(old: Map, new: Map) -> int:
     """Copy every entry; returns how many did not fit because `new` has room for fewer."""
-    left_out = 0
-    for key, value in old.items():
-        try:
-            new.update(key, value)
-        except BpfError as error:
-            if error.errno not in (errno.E2BIG, errno.ENOSPC):
-                raise
-            left_out += 1
-    return left_out
+    return sum(not put(new, key, value) for key, value in old.items())
+
+
+def put(target: Map, key: bytes, value: bytes) -> bool:
+    """Write an entry; False if there is no room for it."""
+    try:
+        target.update(key, value)
+    except BpfError as error:
+        if error.errno not in (errno.E2BIG, errno.ENOSPC):
+            raise
+        return False
+    return True

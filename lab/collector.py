@@ -8,15 +8,15 @@ frees is room, which an LRU map would take from the connection that was silent l
 from __future__ import annotations
 
 import errno
-import time
 from collections.abc import Collection
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 
+from datapath.connections import lifetime_of, seconds
 from datapath.errors import BpfError
 from datapath.maps import Map, open_pin
-from lab.conntrack import CT_MAPS, CT_TUPLE4, lifetime_of
+from lab.conntrack import CT_MAPS, CT_TUPLE4
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,7 @@ def collect(pins: Path, *, of: Collection[IPv4Address | IPv6Address] = ()) -> tu
 
 def _collect_map(table: Map, of: frozenset[bytes]) -> Collected:
     scanned = deleted = 0
-    now = _seconds()
+    now = seconds()
     width = 4 if table.info.key_size == CT_TUPLE4.size else 16
     for key, value in table.items():
         scanned += 1
@@ -70,9 +70,4 @@ def _delete_if_over(table: Map, key: bytes) -> bool:
     next packet. bpf(2) has no deletion on a condition; Cilium's collector does not look again at all.
     """
     value = table.lookup(key)
-    return value is not None and lifetime_of(value) < _seconds() and table.delete(key)
-
-
-def _seconds() -> int:
-    """Return the datapath's time: bpf_ktime_get_ns() is CLOCK_MONOTONIC."""
-    return time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1_000_000_000
+    return value is not None and lifetime_of(value) < seconds() and table.delete(key)

@@ -18,7 +18,6 @@ CT_MAPS = ("cilium_ct4_global", "cilium_ct_any4_global", "cilium_ct6_global", "c
 CT_TUPLE4 = struct.Struct("<4s4s2s2sBB")
 CT_TUPLE6 = struct.Struct("<16s16s2s2sBB")
 CT_ENTRY = struct.Struct("<QQQQIHHHBBIII")
-_LIFETIME = struct.Struct("<32xI")
 
 
 class ConnState(IntEnum):
@@ -103,9 +102,3 @@ class CtEntry:
         *counters, lifetime, flags, _, _, tx_seen, rx_seen, identity, tx, rx = CT_ENTRY.unpack_from(data)
         rx_packets, rx_length, tx_packets, tx_length = counters
         return cls(rx_packets, rx_length, tx_packets, tx_length, lifetime, flags, tx_seen, rx_seen, identity, tx, rx)
-
-
-def lifetime_of(value: bytes) -> int:
-    """Return the `lifetime` of a CtEntry as bytes, without the rest: a map may hold hundreds of thousands."""
-    (lifetime,) = _LIFETIME.unpack_from(value)
-    return int(lifetime)

@@ -91,7 +91,7 @@ def test_the_second_in_which_it_ends(agent: Agent, monkeypatch: pytest.MonkeyPat
     name = CT_MAPS[0]
     second = now()
     write(agent, name, {1: second, 2: second - 1})
-    monkeypatch.setattr("lab.collector._seconds", lambda: second)
+    monkeypatch.setattr("lab.collector.seconds", lambda: second)
     agent.collect_connections()
     assert ports(agent, name) == {1}
 
