@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from datapath.errors import ReloadlabError
-from lab.commands.targets import define, make_console
+from lab.commands.datapath import define
+from lab.commands.targets import make_console
 from lab.doctor import require
 
 if TYPE_CHECKING:

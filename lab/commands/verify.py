@@ -15,7 +15,8 @@ from rich.table import Table
 from datapath.compile import compile_source, probe_compiler
 from datapath.elf import read_object
 from datapath.verify import ProgramReport, verify_object
-from lab.commands.targets import define, make_console, plural
+from lab.commands.datapath import define
+from lab.commands.targets import make_console, plural
 from lab.doctor import require
 
 if TYPE_CHECKING:
