@@ -16,9 +16,9 @@ from datapath.errors import BpfError, ReloadlabError
 from datapath.headers import policy_map
 from datapath.maps import Map, open_pin
 from lab import state
-from lab.layouts import PolicyEntry, PolicyKey
 from lab.node import Node, UnknownTarget
 from lab.policy import Labels, Policy, PolicyError, changes, parse, resolve
+from lab.policymap import PolicyEntry, PolicyKey
 from lab.topology import HOST, HOST_ENDPOINT, PodFacts
 
 _FILE = "policies.json"

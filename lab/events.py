@@ -13,9 +13,11 @@ from dataclasses import asdict, dataclass
 from ipaddress import ip_address
 from typing import Any
 
-from lab import layouts
-from lab.layouts import ConnState, DropNotify, PolicyMatch, PolicyVerdictNotify, TraceNotify, TracePoint
+from lab import layouts, notifications
+from lab.conntrack import ConnState
+from lab.notifications import DropNotify, PolicyVerdictNotify, TraceNotify, TracePoint
 from lab.policy import PROTOCOLS
+from lab.policymap import PolicyMatch
 
 _POINTS: dict[int, str] = {
     TracePoint.TO_LXC: "-> endpoint {}",
@@ -43,9 +45,9 @@ _MATCHES: dict[int, str] = {
 }
 _DIRECTIONS = {1: "ingress", 2: "egress"}
 _BODIES: dict[int, type[DropNotify | TraceNotify | PolicyVerdictNotify]] = {
-    layouts.NOTIFY_DROP: DropNotify,
-    layouts.NOTIFY_TRACE: TraceNotify,
-    layouts.NOTIFY_POLICY_VERDICT: PolicyVerdictNotify,
+    notifications.NOTIFY_DROP: DropNotify,
+    notifications.NOTIFY_TRACE: TraceNotify,
+    notifications.NOTIFY_POLICY_VERDICT: PolicyVerdictNotify,
 }
 # In a trace, a bit beside the state: the packet was encrypted.
 _ENCRYPTED = 0x80

@@ -12,8 +12,10 @@ from datapath.errors import BpfError, ReloadlabError
 from datapath.headers import policy_map
 from datapath.maps import Map, open_pin
 from lab import layouts
+from lab.conntrack import TUPLE_F_IN, CtEntry, CtTuple
 from lab.node import Node
 from lab.policy import PROTOCOLS
+from lab.policymap import PolicyEntry, PolicyKey
 from lab.topology import HEALTH, HOST, HOST_ENDPOINT
 
 Row = dict[str, Any]
@@ -101,9 +103,7 @@ def policy(node: Node, endpoint: str | None = None) -> list[Row]:
         number = HOST_ENDPOINT if name == HOST else node.pod(name).endpoint_id
         try:
             with _open(node, policy_map(number)) as pinned:
-                entries = sorted(
-                    (layouts.PolicyKey.unpack(key), layouts.PolicyEntry.unpack(value)) for key, value in pinned.items()
-                )
+                entries = sorted((PolicyKey.unpack(key), PolicyEntry.unpack(value)) for key, value in pinned.items())
         except NotLoaded:
             if endpoint is not None:
                 raise
@@ -112,7 +112,7 @@ def policy(node: Node, endpoint: str | None = None) -> list[Row]:
     return rows
 
 
-def _policy_row(node: Node, endpoint: str, key: layouts.PolicyKey, entry: layouts.PolicyEntry) -> Row:
+def _policy_row(node: Node, endpoint: str, key: PolicyKey, entry: PolicyEntry) -> Row:
     return {
         "endpoint": endpoint,
         "direction": "egress" if key.egress else "ingress",
@@ -164,10 +164,10 @@ def conntrack(node: Node) -> list[Row]:
 
 def connection(key: bytes, value: bytes) -> Row:
     """Return one entry of a connection table, of either IP version."""
-    who, entry = layouts.CtTuple.unpack(key), layouts.CtEntry.unpack(value)
+    who, entry = CtTuple.unpack(key), CtEntry.unpack(value)
     return {
         "protocol": _PROTOCOLS.get(who.protocol, str(who.protocol)),
-        "direction": "ingress" if who.flags & layouts.TUPLE_F_IN else "egress",
+        "direction": "ingress" if who.flags & TUPLE_F_IN else "egress",
         "related": bool(who.flags & _TUPLE_RELATED),
         "source": _with_port(who.source, who.sport),
         "destination": _with_port(who.destination, who.dport),

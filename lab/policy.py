@@ -22,7 +22,7 @@ from typing import Any
 
 from datapath.endpoint import HEALTH_ID, HOST_ID, REMOTE_NODE_ID, WORLD_ID
 from datapath.errors import ReloadlabError
-from lab.layouts import PolicyKey
+from lab.policymap import PolicyKey
 
 Network = IPv4Network | IPv6Network
 Labels = frozenset[str]

@@ -26,7 +26,7 @@ from datapath.headers import (
 from datapath.maps import Map
 from datapath.spec import CollectionSpec
 from datapath.syscall import TestRun, prog_test_run
-from lab import layouts
+from lab import layouts, policymap
 
 LIBRARY = Path(__file__).parents[2] / "bpf"
 
@@ -183,13 +183,13 @@ class Datapath:
         self.map("cilium_ipcache").update(layouts.ipcache_key(address, address.max_prefixlen), info.pack())
 
     def allow(self, identity: int) -> None:
-        self.policy.update(layouts.policy_key_any(egress=False, identity=identity), layouts.POLICY_ENTRY_ALLOW)
+        self.policy.update(policymap.policy_key_any(egress=False, identity=identity), policymap.POLICY_ENTRY_ALLOW)
 
     def allowed(self, identity: int) -> int:
         """Return how many packets the rule for an identity has counted."""
-        value = self.policy.lookup(layouts.policy_key_any(egress=False, identity=identity))
+        value = self.policy.lookup(policymap.policy_key_any(egress=False, identity=identity))
         assert value is not None
-        return layouts.PolicyEntry.unpack(value).packets
+        return policymap.PolicyEntry.unpack(value).packets
 
 
 @contextmanager
@@ -200,8 +200,8 @@ def loaded(build: Build, *, allow: bool = True) -> Iterator[Datapath]:
         for name in collection.maps if allow else ():
             if name.startswith("cilium_policy_"):
                 for egress in (False, True):
-                    key = layouts.policy_key_any(egress=egress)
-                    datapath.map(name).update(key, layouts.POLICY_ENTRY_ALLOW)
+                    key = policymap.policy_key_any(egress=egress)
+                    datapath.map(name).update(key, policymap.POLICY_ENTRY_ALLOW)
         yield datapath
 
 

@@ -12,7 +12,7 @@ from dataclasses import replace
 import pytest
 
 from datapath.endpoint import WORLD_ID
-from lab import layouts
+from lab import conntrack, policymap
 from tests.bpf import frames
 from tests.bpf.flow import PORT, SERVICE, Peer
 from tests.bpf.frames import ACK, FIN, ICMP, RST, SCTP, SYN, TCP, UDP, icmp, tcp, udp
@@ -26,7 +26,7 @@ CLOSE, SYN_TIMEOUT, TCP_LIFETIME, OTHER_LIFETIME = 10, 60, 21600, 60
 
 
 def allow(datapath: Datapath, *, egress: bool) -> None:
-    datapath.policy.update(layouts.policy_key_any(egress=egress), layouts.POLICY_ENTRY_ALLOW)
+    datapath.policy.update(policymap.policy_key_any(egress=egress), policymap.POLICY_ENTRY_ALLOW)
 
 
 @pytest.fixture(params=[4, 6], ids=["v4", "v6"])
@@ -36,7 +36,7 @@ def peer(request: pytest.FixtureRequest) -> Iterator[Peer]:
         yield Peer(datapath, request.param)
 
 
-def lasts(entry: layouts.CtEntry | None) -> int:
+def lasts(entry: conntrack.CtEntry | None) -> int:
     """Return how long an entry holds from now on, in seconds; the clock may be at the end of one."""
     assert entry is not None
     return entry.lifetime - int(time.clock_gettime(time.CLOCK_MONOTONIC))
@@ -144,7 +144,7 @@ def test_a_syn_opens_a_closing_connection_again(peer: Peer, closing: tuple[objec
     assert entry is not None
     assert (set(entry.names), entry.tx_packets, entry.rx_packets) == (set(), 1, 0)
     out(peer, FIN | ACK)
-    peer.datapath.policy.delete(layouts.policy_key_any(egress=True))
+    peer.datapath.policy.delete(policymap.policy_key_any(egress=True))
     assert out(peer, SYN) == DROP
     assert peer.datapath.drops() == {(133, EGRESS): 1}
 
@@ -165,15 +165,15 @@ def test_policy_meets_what_goes_out_once_and_what_comes_in_always(peer: Peer) ->
         peer.into(UDP, udp(sport=SERVICE, dport=PORT))  # answers
         peer.into(UDP, udp(sport=9, dport=9))
     counted = [
-        layouts.PolicyEntry.unpack(value).packets
+        policymap.PolicyEntry.unpack(value).packets
         for egress in (True, False)
-        if (value := peer.datapath.policy.lookup(layouts.policy_key_any(egress=egress))) is not None
+        if (value := peer.datapath.policy.lookup(policymap.policy_key_any(egress=egress))) is not None
     ]
     assert counted == [1, 3]
 
 
 def test_a_connection_into_the_pod_and_its_answer(peer: Peer) -> None:
-    peer.datapath.policy.delete(layouts.policy_key_any(egress=True))
+    peer.datapath.policy.delete(policymap.policy_key_any(egress=True))
     allow(peer.datapath, egress=False)
     assert peer.into(UDP, udp(sport=5, dport=6)).retval == PASS
     assert peer.out(UDP, udp(sport=6, dport=5)).retval == PASS
@@ -230,7 +230,7 @@ def test_an_error_about_the_connection_of_another_pod_does_not_pass(peer: Peer) 
 
 
 def test_the_pod_may_complain_about_what_came_in(peer: Peer) -> None:
-    peer.datapath.policy.delete(layouts.policy_key_any(egress=True))
+    peer.datapath.policy.delete(policymap.policy_key_any(egress=True))
     allow(peer.datapath, egress=False)
     came = peer.packet(UDP, udp(sport=5, dport=6), out=False)
     assert peer.out(peer.icmp, icmp(ERRORS[peer.version][0], quoted=came)).retval == DROP

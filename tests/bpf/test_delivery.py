@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from lab.layouts import CtEntry, Program
+from lab.conntrack import CtEntry
+from lab.layouts import Program
 from tests.bpf import frames
 from tests.bpf.frames import ETH_LEN, ETH_P_IP, ETH_P_IPV6, eth, ipv4, ipv6, udp
 from tests.bpf.loaded import (

@@ -7,8 +7,10 @@ from contextlib import contextmanager
 
 import pytest
 
-from lab import layouts
-from lab.layouts import ConnState, DropNotify, PolicyMatch, PolicyVerdictNotify, TraceNotify, TracePoint
+from lab import notifications, policymap
+from lab.conntrack import ConnState
+from lab.notifications import DropNotify, PolicyVerdictNotify, TraceNotify, TracePoint
+from lab.policymap import PolicyMatch
 from tests.bpf import perf
 from tests.bpf.flow import PORT, SERVICE, Peer
 from tests.bpf.frames import ACK, SYN, TCP, UDP, tcp, udp
@@ -60,7 +62,7 @@ def test_a_long_packet_is_cut() -> None:
     with listening(allow=False) as (peer, events):
         peer.out(UDP, udp(1000))
         (message,) = events.read()
-    header = layouts.NotifyHeader.unpack(message)
+    header = notifications.NotifyHeader.unpack(message)
     assert (header.len_orig, header.len_cap) == (14 + 20 + 8 + 1000, 128)
 
 
@@ -101,7 +103,7 @@ def test_without_aggregation_every_packet_is_traced_in_and_out() -> None:
 def test_verdicts(version: int) -> None:
     """One for what opens a connection, one for each packet that is refused."""
     with listening(verdicts=True, allow=False, version=version) as (peer, events):
-        rule = layouts.PolicyKey(600, True, TCP, SERVICE)
+        rule = policymap.PolicyKey(600, True, TCP, SERVICE)
         peer.datapath.policy.update(rule.pack(), rule.entry(deny=False).pack())
         for port in (SERVICE, SERVICE, 81, 81):
             peer.out(TCP, tcp(PORT, port, SYN))
@@ -117,16 +119,16 @@ def test_verdicts(version: int) -> None:
 @pytest.mark.parametrize(
     ("rule", "match"),
     [
-        (layouts.PolicyKey(0, False, UDP, 53), PolicyMatch.L4_ONLY),
-        (layouts.PolicyKey(600, False, UDP), PolicyMatch.L3_PROTO),
-        (layouts.PolicyKey(0, False, UDP), PolicyMatch.PROTO_ONLY),
-        (layouts.PolicyKey(600, False), PolicyMatch.L3_ONLY),
-        (layouts.PolicyKey(0, False), PolicyMatch.ALL),
+        (policymap.PolicyKey(0, False, UDP, 53), PolicyMatch.L4_ONLY),
+        (policymap.PolicyKey(600, False, UDP), PolicyMatch.L3_PROTO),
+        (policymap.PolicyKey(0, False, UDP), PolicyMatch.PROTO_ONLY),
+        (policymap.PolicyKey(600, False), PolicyMatch.L3_ONLY),
+        (policymap.PolicyKey(0, False), PolicyMatch.ALL),
     ],
     ids=lambda value: value.name if isinstance(value, PolicyMatch) else "",
 )
 @pytest.mark.parametrize("deny", [False, True], ids=["allow", "deny"])
-def test_a_verdict_says_what_the_rule_names(rule: layouts.PolicyKey, match: PolicyMatch, deny: bool) -> None:
+def test_a_verdict_says_what_the_rule_names(rule: policymap.PolicyKey, match: PolicyMatch, deny: bool) -> None:
     with listening(verdicts=True, allow=False) as (peer, events):
         peer.datapath.policy.update(rule.pack(), rule.entry(deny=deny).pack())
         assert peer.into(UDP, udp()).retval == (DROP if deny else PASS)

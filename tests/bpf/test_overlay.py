@@ -19,7 +19,7 @@ from datapath import tools
 from datapath.endpoint import HOST_ID
 from datapath.maps import Map, open_pin
 from datapath.netns import enter
-from lab import layouts, metrics
+from lab import layouts, metrics, policymap
 from lab.agent import Agent
 from lab.node import Node
 from lab.topology import NODE, OUTSIDE, NodeSpec
@@ -54,14 +54,14 @@ class Tunnel:
     def watch(self, identity: int) -> None:
         """Give the first pod a rule for an identity, whose counter starts at zero."""
         with self._policy() as rules:
-            rules.update(layouts.policy_key_any(egress=False, identity=identity), layouts.POLICY_ENTRY_ALLOW)
+            rules.update(policymap.policy_key_any(egress=False, identity=identity), policymap.POLICY_ENTRY_ALLOW)
 
     def seen(self, identity: int) -> int:
         """Return how many packets that rule has met."""
         with self._policy() as rules:
-            value = rules.lookup(layouts.policy_key_any(egress=False, identity=identity))
+            value = rules.lookup(policymap.policy_key_any(egress=False, identity=identity))
         assert value is not None
-        return layouts.PolicyEntry.unpack(value).packets
+        return policymap.PolicyEntry.unpack(value).packets
 
     def _policy(self) -> Map:
         name = f"cilium_policy_{self.node.pods[0].endpoint_id:05d}"

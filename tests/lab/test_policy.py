@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lab import policy
-from lab.layouts import PolicyEntry, PolicyKey
 from lab.policy import PolicyError, changes, parse, resolve
+from lab.policymap import PolicyEntry, PolicyKey
 
 WEB, CLIENT, DB = frozenset({"k8s:app=web"}), frozenset({"k8s:app=client"}), frozenset({"app=db", "tier=back"})
 KNOWN = {2001: [WEB], 2002: [CLIENT], 2003: [DB], 4: [frozenset({"reserved:health"})]}
