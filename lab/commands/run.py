@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +21,7 @@ from lab import doctor, state
 from lab.commands.targets import BadOption, count, make_console, plural
 from lab.parallel import PODS, ROUNDS, ParallelReport, measure
 from lab.report import print_parallel, print_scenarios, short_name, write_json
+from lab.scratch import scratch
 
 if TYPE_CHECKING:
     from argparse import _SubParsersAction
@@ -123,10 +123,10 @@ def _scenarios(console: Console, args: argparse.Namespace) -> list[dict[str, Any
     """Run the suites under pytest and return a record per scenario, in order of name."""
     paths = [str(path) for path in args.paths] or OUR_SUITES
     console.print("\n[bold]scenarios[/]")
-    with tempfile.TemporaryDirectory(prefix="reloadlab-") as directory:
+    with scratch() as directory:
         argv = [sys.executable, "-m", "pytest", "-q", "-n", args.workers, "-p", "no:cacheprovider"]
-        argv += ["--reloadlab-record", directory, *(["-k", args.select] if args.select else []), *paths]
-        output = Path(directory) / "pytest.log"
+        argv += ["--reloadlab-record", str(directory), *(["-k", args.select] if args.select else []), *paths]
+        output = directory / "pytest.log"
         with _running(argv, output) as process:
             seen: set[Path] = set()
             while process.poll() is None:
@@ -136,7 +136,7 @@ def _scenarios(console: Console, args: argparse.Namespace) -> list[dict[str, Any
                 except subprocess.TimeoutExpired:
                     continue
         _progress(console, directory, seen)
-        records = [json.loads(path.read_text()) for path in sorted(Path(directory).glob("*.json"))]
+        records = [json.loads(path.read_text()) for path in sorted(directory.glob("*.json"))]
         if process.returncode not in (0, 1) or not records:
             if process.returncode == NO_TESTS:
                 raise ScenariosBroken(f"no scenario matches {args.select or ' '.join(paths)}")
@@ -160,8 +160,8 @@ def _running(argv: list[str], output: Path) -> Iterator[subprocess.Popen[bytes]]
             raise
 
 
-def _progress(console: Console, directory: str, seen: set[Path]) -> None:
-    for path in sorted(Path(directory).glob("*.json")):
+def _progress(console: Console, directory: Path, seen: set[Path]) -> None:
+    for path in sorted(directory.glob("*.json")):
         if path in seen:
             continue
         seen.add(path)
