@@ -18,6 +18,7 @@ from rich.markup import escape
 
 from datapath.errors import ReloadlabError
 from lab import doctor, state
+from lab.commands.datapath import add_source_options, check_library
 from lab.commands.targets import BadOption, count, make_console, plural
 from lab.parallel import PODS, ROUNDS, ParallelReport, measure
 from lab.report import print_parallel, print_scenarios, short_name, write_json
@@ -57,6 +58,7 @@ def add_parser(subparsers: _SubParsersAction[argparse.ArgumentParser]) -> None:
     parser.add_argument("--out", type=Path, default=Path("out"), metavar="DIR", help="where run.json goes (out)")
     parser.add_argument("--pods", type=count, default=PODS, metavar="N", help=f"pods of the measurement ({PODS})")
     parser.add_argument("--rounds", type=_rounds, default=ROUNDS, metavar="N", help=f"its rounds ({ROUNDS}; 0: none)")
+    add_source_options(parser)
     parser.set_defaults(run=run)
 
 
@@ -65,6 +67,7 @@ def run(args: argparse.Namespace) -> int:
     for path in args.paths:
         if not Path(str(path).partition("::")[0]).exists():
             raise BadOption(f"{path}: no such file or directory")
+    check_library(args.library)
     started = time.monotonic()
     console = make_console()
     if not _examine(console):
@@ -79,6 +82,8 @@ def run(args: argparse.Namespace) -> int:
         report = measure(
             pods=args.pods,
             rounds=args.rounds,
+            library=None if args.library is None else args.library.resolve(),
+            defines=args.defines,
             on_round=lambda n, w, r: console.print(f"  round {n + 1}, {plural(w, 'worker')}: {r:.0f} reloads/s"),
         )
     console.print()
@@ -125,7 +130,10 @@ def _scenarios(console: Console, args: argparse.Namespace) -> list[dict[str, Any
     console.print("\n[bold]scenarios[/]")
     with scratch() as directory:
         argv = [sys.executable, "-m", "pytest", "-q", "-n", args.workers, "-p", "no:cacheprovider"]
-        argv += ["--reloadlab-record", str(directory), *(["-k", args.select] if args.select else []), *paths]
+        argv += ["--reloadlab-record", str(directory), *(["-k", args.select] if args.select else [])]
+        argv += [] if args.library is None else ["--reloadlab-library", str(args.library)]
+        argv += [word for name, value in args.defines for word in ("--reloadlab-define", f"{name}={value}")]
+        argv += paths
         output = directory / "pytest.log"
         with _running(argv, output) as process:
             seen: set[Path] = set()
