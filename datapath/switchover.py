@@ -6,7 +6,7 @@ import errno
 import struct
 from dataclasses import dataclass, field, replace
 
-from datapath import hooks, routes, syscall
+from datapath import connections, hooks, routes, syscall
 from datapath.endpoint import Endpoint
 from datapath.errors import LinkNotFound, NetlinkError
 from datapath.hooks import Direction, Filter, HookTaken
@@ -33,6 +33,7 @@ class InsertPolicy(Step):
 
     def apply(self, work: Workspace) -> None:
         collection = work.collections[self.target]
+        connections.carry_over(work.config.state / str(self.endpoint_id), collection.maps)
         replaced: list[tuple[int, bytes, int | None]] = []
         work.undo[self.key] = replaced
         for spec in work.specs[self.target].maps.values():
@@ -222,9 +223,13 @@ class Commit(Step):
         published: list[ObjectFile] = []
         work.undo[self.key] = published
         for item in self.objects:
+            connections.carry_over(item.path.parent, work.collections[item.name].maps)
+        for item in self.objects:
             item.publish()
             published.append(item)
         work.committed = True
+        for item in self.objects:
+            connections.remember(item.path.parent, work.collections[item.name].maps)
         for item in self.objects:
             for pin in work.moved.pop(item.name, []):
                 pin.finalize()

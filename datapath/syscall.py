@@ -59,6 +59,7 @@ class MapType(IntEnum):
     BLOOM_FILTER = 30
 
 
+HASH_TYPES = frozenset((MapType.HASH, MapType.PERCPU_HASH, MapType.LRU_HASH, MapType.LRU_PERCPU_HASH))
 PERCPU_TYPES = frozenset((MapType.PERCPU_HASH, MapType.PERCPU_ARRAY, MapType.LRU_PERCPU_HASH))
 
 
@@ -87,6 +88,7 @@ class Cmd(IntEnum):
     MAP_GET_FD_BY_ID = 14
     OBJ_GET_INFO_BY_FD = 15
     BTF_LOAD = 18
+    MAP_LOOKUP_BATCH = 24
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +162,7 @@ _bytes_as_string.restype = ctypes.c_void_p
 
 _MAP_CREATE = struct.Struct("=7I16s5IQ")
 _ELEM = struct.Struct("=IxxxxQQQ")
+_BATCH = struct.Struct("=4Q2I2Q")
 _PROG_LOAD = struct.Struct("=2IQQ2IQ2I16s2I")
 _OBJ = struct.Struct("=Q2I")
 _ID = struct.Struct("=3I")
@@ -284,6 +287,43 @@ def map_next_key(fd: int, key: bytes | None, key_size: int) -> bytes | None:
     if result < 0:
         raise _error(Cmd.MAP_GET_NEXT_KEY, -result, "")
     return following.raw
+
+
+def map_lookup_batch(
+    fd: int, cursor: bytes | None, key_size: int, value_size: int, room: int
+) -> tuple[list[tuple[bytes, bytes]], bytes | None]:
+    """Return up to `room` keys and values of a hash, and the cursor of those that follow, None after the last.
+
+    None begins. The kernel (Linux 5.6) reads whole buckets: one with more entries than `room` is ENOSPC.
+    """
+    keys, values = ctypes.create_string_buffer(key_size * room), ctypes.create_string_buffer(value_size * room)
+    following = ctypes.create_string_buffer(4)
+    start = 0 if cursor is None else _address(cursor)
+    buffers = (ctypes.addressof(buffer) for buffer in (following, keys, values))
+    attr = ctypes.create_string_buffer(_BATCH.pack(start, *buffers, room, fd, 0, 0), _BATCH.size)
+    result = _raw(Cmd.MAP_LOOKUP_BATCH, attr, _BATCH.size)
+    if result not in (0, -errno.ENOENT):
+        raise _error(Cmd.MAP_LOOKUP_BATCH, -result, "")
+    count = _BATCH.unpack(attr.raw)[4]
+    names, contents = keys.raw, values.raw
+    ends = zip(range(0, key_size * count, key_size), range(0, value_size * count, value_size), strict=True)
+    found = [(names[k : k + key_size], contents[v : v + value_size]) for k, v in ends]
+    return found, following.raw if result == 0 else None
+
+
+@cache
+def has_lookup_batch() -> bool:
+    """Tell whether the kernel knows BPF_MAP_LOOKUP_BATCH."""
+    fd = map_create(MapType.HASH, 4, 4, 1, name="probe")
+    try:
+        map_lookup_batch(fd, None, 4, 4, 1)
+    except BpfError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        return False
+    finally:
+        os.close(fd)
+    return True
 
 
 def map_info(fd: int) -> MapInfo:

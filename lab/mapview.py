@@ -12,7 +12,7 @@ from datapath.errors import BpfError, ReloadlabError
 from datapath.headers import policy_map
 from datapath.maps import Map, open_pin
 from lab import layouts
-from lab.conntrack import TUPLE_F_IN, CtEntry, CtTuple
+from lab.conntrack import CT_MAPS, TUPLE_F_IN, CtEntry, CtTuple
 from lab.node import Node
 from lab.policy import PROTOCOLS
 from lab.policymap import PolicyEntry, PolicyKey
@@ -35,7 +35,6 @@ _DIRECTIONS = {1: "ingress", 2: "egress", 3: "service"}
 _NO_DROPS = {0: "Forwarded", 3: "Plaintext"}
 _PROTOCOLS = {number: name for name, number in PROTOCOLS.items()}
 
-_CT_MAPS = tuple(f"cilium_ct{name}_global" for name in ("4", "_any4", "6", "_any6"))
 _TUPLE_RELATED = 2
 
 
@@ -146,20 +145,25 @@ def metrics(node: Node) -> list[Row]:
     return sorted(rows, key=lambda row: (row["reason"], row["direction"]))
 
 
-def conntrack(node: Node) -> list[Row]:
-    """Return the connections of all tables, with their counters; the times are the datapath's seconds."""
-    rows: list[Row] = []
+def conntrack(node: Node, limit: int | None = None) -> list[Row]:
+    """Return the connections of all tables, or the first `limit`; the times are the datapath's seconds.
+
+    In the order of protocol, who began and its port: of hundreds of thousands only those that are wanted become rows.
+    """
+    found: list[tuple[bytes, bytes]] = []
     loaded = False
-    for name in _CT_MAPS:
+    for name in CT_MAPS:
         try:
             with _open(node, name) as pinned:
-                rows += [connection(key, value) for key, value in pinned.items()]
+                found += pinned.items()
                 loaded = True
         except NotLoaded:
             continue
     if not loaded:
-        raise NotLoaded(node.name, _CT_MAPS[0])
-    return sorted(rows, key=lambda row: (row["protocol"], row["source"], row["destination"], row["direction"]))
+        raise NotLoaded(node.name, CT_MAPS[0])
+    # The protocol is the last byte but one of either key, the addresses come first.
+    found.sort(key=lambda item: (item[0][-2], len(item[0]), item[0]))
+    return [connection(key, value) for key, value in found[:limit]]
 
 
 def connection(key: bytes, value: bytes) -> Row:
