@@ -18,9 +18,11 @@ from lab.bench_pairs import Build, Pair, one_node, plain, plain_tunnel, two_node
 from lab.bench_programs import follow
 from lab.load import BATCH, TcpLoad, UdpLoad
 
-_BATCHES = 100
-_ROUND_TRIPS = 500
-_STREAM = 64_000_000
+_TRIES = 8
+_BATCHES = 12
+_ROUND_TRIPS = 250
+_STREAM = 16_000_000
+"""What is done at once, in one or two milliseconds: less than a scheduler's slice."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,12 +111,12 @@ class _Load:
         self._tcp = stack.enter_context(TcpLoad(pair.ends(version)))
 
     def way(self, kind: Measure) -> Timed:
-        """Return the load that `kind` counts, of about ten milliseconds."""
+        """Return the load that `kind` counts."""
         if kind is UDP:
-            return Timed(self._name, lambda: self._udp.run(_BATCHES), _BATCHES * BATCH)
+            return Timed(self._name, lambda: self._udp.run(_BATCHES), _BATCHES * BATCH, _TRIES)
         if kind is ROUND_TRIP:
-            return Timed(self._name, lambda: self._tcp.round_trips(_ROUND_TRIPS), _ROUND_TRIPS)
-        return Timed(self._name, lambda: self._tcp.stream(_STREAM), _STREAM)
+            return Timed(self._name, lambda: self._tcp.round_trips(_ROUND_TRIPS), _ROUND_TRIPS, _TRIES)
+        return Timed(self._name, lambda: self._tcp.stream(_STREAM), _STREAM, _TRIES)
 
 
 @contextmanager

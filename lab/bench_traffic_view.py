@@ -33,7 +33,7 @@ def _describe(build: Build) -> str:
 def _table(versions: Sequence[Figures]) -> Table:
     kind, rounds = versions[0].measure, len(versions[0].groups[0][0].seconds)
     columns = [column for figures in versions for column in (f"IPv{figures.version}", "x", "quartiles")]
-    title = f"{kind.name}, {kind.unit}, median of {rounds} rounds in turns; x: the time, in that of the first row"
+    title = f"{kind.name}, {kind.unit}, median of {rounds} rounds; x: time over the first row's"
     filled = table(title, *columns)
     for groups in zip(*(figures.groups for figures in versions), strict=True):
         for rows in zip(*groups, strict=True):

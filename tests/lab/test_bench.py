@@ -54,6 +54,12 @@ def test_all_take_turns_and_each_begins_once() -> None:
     assert [(row.name, row.seconds) for row in rows] == [(name, (4.0, 5.0, 6.0)) for name in "abc"]
 
 
+def test_best_of_several_tries_counts() -> None:
+    naps = iter((0.05, 0.0, 0.05))
+    assert Timed("nap", lambda: time.sleep(next(naps)), tries=3).run() < 0.05
+    assert next(naps, None) is None
+
+
 def test_timed_is_divided_by_what_it_counts() -> None:
     begin = time.perf_counter()
     took = Timed("nap", lambda: time.sleep(0.02), 4).run()
