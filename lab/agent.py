@@ -26,7 +26,7 @@ from lab import contents, enforcement, layouts
 from lab.collector import Collected, collect
 from lab.errors import system_errors
 from lab.node import Node, UnknownTarget
-from lab.policy import parse
+from lab.policyfile import parse
 from lab.topology import HEALTH, HOST, InvalidSpec, PodFacts
 from lab.workers import fork_map
 
@@ -165,7 +165,7 @@ class Agent:
     def apply_policies(self, document: object, *, cancel: threading.Event | None = None) -> None:
         """Let these policies hold from now on, instead of all others: all of them, or none.
 
-        `document` is what lab.policy.parse takes; an empty list lets everything pass. Raises PolicyError,
+        `document` is what lab.policyfile.parse takes; an empty list lets everything pass. Raises PolicyError,
         UnknownTarget, PolicyMapFull.
         """
         enforcement.check(self.node, parse(document))

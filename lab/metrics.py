@@ -43,9 +43,10 @@ def read(node: Node) -> Counters:
                 values = [layouts.MetricsValue.unpack(v) for v in pinned.lookup_percpu(key)]
                 packets[reason.reason, reason.dir] = sum(v.count for v in values)
         with open_pin(directory / "reloadlab_hits") as pinned:
-            for key, value in pinned.items():
+            for key in pinned.keys():  # noqa: SIM118
                 hit = layouts.HitsKey.unpack(key)
-                hits[hit.generation, hit.source, hit.program] = int.from_bytes(value, "little")
+                counts = [int.from_bytes(value, "little") for value in pinned.lookup_percpu(key)]
+                hits[hit.generation, hit.source, hit.program] = sum(counts)
     except BpfError:
         # A real Cilium tree has no map of ours, and before the first load there is none at all.
         pass

@@ -201,7 +201,7 @@
 # define HITS_MAP reloadlab_hits
 #endif /* HITS_MAP */
 #ifndef HITS_MAP_SIZE
-# define HITS_MAP_SIZE 16384
+# define HITS_MAP_SIZE 4096
 #endif /* HITS_MAP_SIZE */
 
 /*

@@ -8,10 +8,11 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lab import enforcement, policy, state
+from lab import enforcement, policyfile, state
 from lab.cluster import apply_policies
 from lab.commands.columns import columns
-from lab.commands.targets import BadOption, add_datapath_options, open_agent, require_compiler
+from lab.commands.datapath import Options, open_agent, require_compiler
+from lab.commands.targets import BadOption
 from lab.doctor import require
 from lab.node import Node
 
@@ -30,7 +31,6 @@ def add_parser(subparsers: _SubParsersAction[argparse.ArgumentParser]) -> None:
     parser.add_argument("file", nargs="?", type=Path, metavar="FILE")
     parser.add_argument("--clear", action="store_true", help="remove all policies: everything passes")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    add_datapath_options(parser)
     parser.set_defaults(run=run)
 
 
@@ -40,15 +40,18 @@ def run(args: argparse.Namespace) -> int:
         raise BadOption("policy takes a file or --clear, not both")
     document: object = None
     if args.file is not None:
-        document = policy.load(args.file)
+        document = policyfile.load(args.file)
     elif args.clear:
         document = []
     require("root")
     nodes = [Node.open(name) for name in state.labs_of(args.lab)]
     if document is not None:
-        require_compiler(args)
+        options = [Options.kept(node) for node in nodes]
+        for each in options:
+            require_compiler(each.clang)
         with ExitStack() as stack:
-            apply_policies([stack.enter_context(open_agent(node, args)) for node in nodes], document)
+            agents = [stack.enter_context(open_agent(*pair)) for pair in zip(nodes, options, strict=True)]
+            apply_policies(agents, document)
     for node in nodes:
         with node.lock_shared():
             _print(node, as_json=args.json)
@@ -62,6 +65,6 @@ def _print(node: Node, *, as_json: bool) -> None:
     if as_json:
         print(json.dumps({"lab": node.name, "policies": document or [], "entries": rows}, indent=2))
         return
-    names = [item.name for item in policy.parse(document)] if document else []
+    names = [item.name for item in policyfile.parse(document)] if document else []
     print(f"{node.name}: {', '.join(names) or 'no policy: everything passes'}")
     print("\n".join(columns(rows)) or "nothing is loaded yet: the entries come with the first reload")

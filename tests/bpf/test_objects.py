@@ -74,7 +74,7 @@ MAPS = {
     "cilium_ipcache": MapSpec("cilium_ipcache", MapType.LPM_TRIE, 24, 12, 512000, NO_PREALLOC, True),
     "cilium_call_policy": MapSpec("cilium_call_policy", MapType.PROG_ARRAY, 4, 4, 65535, 0, True, 1),
     "cilium_events": MapSpec("cilium_events", MapType.PERF_EVENT_ARRAY, 4, 4, possible_cpus(), 0, True),
-    "reloadlab_hits": MapSpec("reloadlab_hits", MapType.LRU_HASH, 8, 8, 16384, 0, True),
+    "reloadlab_hits": MapSpec("reloadlab_hits", MapType.LRU_PERCPU_HASH, 8, 8, 4096, 0, True),
 }
 TUNNEL = {"cilium_tunnel_map": MapSpec("cilium_tunnel_map", MapType.HASH, 20, 20, 65536, NO_PREALLOC, True)}
 
