@@ -97,7 +97,7 @@ ONE_WAY = {"name": "one way", "endpoint": "pod-1", "ingress": [{"fromEntities": 
     [
         ("max_entries", "node"),
         ("max_entries", "endpoint-routes"),
-        ("type", "node"),
+        pytest.param("type", "node", marks=pytest.mark.own_sources),
         ("nothing", "node"),
         ("nothing", "endpoint-routes"),
     ],
