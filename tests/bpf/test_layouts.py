@@ -326,7 +326,7 @@ def test_every_drop_reason_has_its_words() -> None:
 @pytest.mark.parametrize("source", ["bpf_lxc.c", "bpf_host.c", "bpf_overlay.c"])
 def test_every_program_counts_its_hits_under_its_own_number(source: str) -> None:
     text = (LIBRARY / source).read_text()
-    programs = re.findall(r"^__section(?:_tail)?\([^\n]*\)\nint (\w+)", text, re.MULTILINE)
-    counted = re.findall(r"^\tcount_hit\(PROGRAM_(\w+)\);$", text, re.MULTILINE)
+    programs = re.findall(r"^(?:__section(?:_tail)?\([^\n]*\)\nint |TAIL_PROGRAM\()(\w+)", text, re.MULTILINE)
+    counted = re.findall(r"^(?:\tcount_hit\(|TAIL_PROGRAM\(\w+, \w+,\s+)PROGRAM_(\w+)", text, re.MULTILINE)
     assert len(counted) == len(set(counted)) == len(programs)
     assert set(counted) <= {p.name for p in layouts.Program}
