@@ -10,8 +10,6 @@
 
 #define EVENT_SOURCE HOST_EP_ID
 
-#define FILE_ID 1
-
 #include "lib/delivery.h"
 #include "lib/encap.h"
 #include "lib/ipcache.h"

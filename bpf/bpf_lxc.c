@@ -10,8 +10,6 @@
 #define HITS_SOURCE LXC_ID
 #define EVENT_SOURCE LXC_ID
 
-#define FILE_ID 2
-
 #include "lib/arp.h"
 #include "lib/buffer.h"
 #include "lib/delivery.h"

@@ -6,8 +6,6 @@
 #include <node_config.h>
 #include <netdev_config.h>
 
-#define FILE_ID 3
-
 #include "lib/delivery.h"
 #include "lib/ipcache.h"
 #include "lib/program.h"

@@ -319,8 +319,15 @@ def test_directions_are_those_of_metrics_h() -> None:
 
 
 def test_every_drop_reason_has_its_words() -> None:
-    found = re.findall(r"^#define DROP_\w+\s+\(-(\d+)\)", header("drop.h"), re.MULTILINE)
+    found = re.findall(r"^#define DROP_[A-Z]\w+\s+(?:DROP_HERE)?\(-?(\d+)\)", header("drop.h"), re.MULTILINE)
     assert sorted(map(int, found)) == sorted(layouts.DROP_REASONS)
+
+
+def test_source_files_are_those_of_source_file_h() -> None:
+    found = {int(number): name for name, number in re.findall(r'\("([\w.]+)"\) \? (\d+)', header("source_file.h"))}
+    assert found.items() <= notifications.SOURCE_FILES.items()
+    files = {*LIBRARY.glob("*.c"), *LIBRARY.glob("lib/*.h")} - {LIBRARY / "lib/drop.h"}
+    assert {file.name for file in files if re.search(r"\bDROP_(?!NOTIFY)[A-Z]", file.read_text())} == {*found.values()}
 
 
 @pytest.mark.parametrize("source", ["bpf_lxc.c", "bpf_host.c", "bpf_overlay.c"])
