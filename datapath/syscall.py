@@ -124,13 +124,14 @@ class ProgInfo:
 
 @dataclass(frozen=True, slots=True)
 class TestRun:
-    """What BPF_PROG_TEST_RUN gave: the program's return value, the packet after it, nanoseconds per run."""
+    """What BPF_PROG_TEST_RUN gave: the return value, packet and context after it, nanoseconds per run."""
 
     __test__ = False  # not a test class, whatever pytest reads into the name
 
     retval: int
     data: bytes
     duration_ns: int
+    context: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +165,7 @@ _PROG_LOAD = struct.Struct("=2IQQ2IQ2I16s2I")
 _OBJ = struct.Struct("=Q2I")
 _ID = struct.Struct("=3I")
 _INFO = struct.Struct("=2IQ")
+_CONTEXT_ROOM = 256  # bytes; struct __sk_buff has 192, and ENOSPC is the answer if it does not fit
 _TEST_RUN = struct.Struct("=4I2Q4I2Q2I")
 _BTF_LOAD = struct.Struct("=2Q4I")
 _MAP_INFO = struct.Struct("=6I16s")
@@ -390,20 +392,24 @@ def prog_next_id(ident: int) -> int | None:
 
 
 def prog_test_run(fd: int, data: bytes, *, repeat: int = 1, context: bytes = b"", room: int = 512) -> TestRun:
-    """Run a program on a packet, in the caller's network namespace; `room` is how many bytes it may add."""
+    """Run a program on a packet, in the caller's network namespace; `room` is how many bytes it may add.
+
+    `context` is a struct __sk_buff, or the head of one; if there is one, the whole of it comes back.
+    """
     out = ctypes.create_string_buffer(len(data) + room)
     packet = ctypes.create_string_buffer(data, len(data))
-    around = ctypes.create_string_buffer(context, len(context)) if context else None
+    around = ctypes.create_string_buffer(context, max(len(context), _CONTEXT_ROOM))
+    where = ctypes.addressof(around) if context else 0
     attr = ctypes.create_string_buffer(
         _TEST_RUN.pack(
             *(fd, 0, len(data), len(out), ctypes.addressof(packet), ctypes.addressof(out)),
-            *(repeat, 0, len(context), 0, ctypes.addressof(around) if around is not None else 0, 0, 0, 0),
+            *(repeat, 0, len(context), len(around) if context else 0, where, where, 0, 0),
         ),
         _TEST_RUN.size,
     )
     _call(Cmd.PROG_TEST_RUN, attr)
-    _, retval, _, size, _, _, _, duration, *_ = _TEST_RUN.unpack(attr.raw)
-    return TestRun(retval, out.raw[:size], duration)
+    _, retval, _, size, _, _, _, duration, _, context_size, *_ = _TEST_RUN.unpack(attr.raw)
+    return TestRun(retval, out.raw[:size], duration, around.raw[:context_size])
 
 
 # --- pins, ids, BTF ---

@@ -24,6 +24,7 @@ from datapath.headers import (
     template_header,
 )
 from datapath.maps import Map
+from datapath.programs import Program
 from datapath.spec import CollectionSpec
 from datapath.syscall import TestRun, prog_test_run
 from lab import layouts, policymap
@@ -66,7 +67,8 @@ TABLES = ("cilium_ct", "cilium_ipv4_frag", "cilium_ipv6_frag", "reloadlab_hits")
 PASS, DROP, REDIRECT = 0, 2, 7
 """Verdicts of a direct-action classifier."""
 
-_CONTEXT = struct.Struct("<8xI24xII4x5I")
+_CONTEXT = struct.Struct("<8xI24xII4x5I108xI")
+_MARK = slice(8, 12)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,11 +125,19 @@ class Datapath:
     collection: Collection
 
     def run(
-        self, program: str, frame: bytes, *, mark: int = 0, ingress_ifindex: int = 1, cb: tuple[int, ...] = (0,) * 5
+        self,
+        program: str | Program,
+        frame: bytes,
+        *,
+        mark: int = 0,
+        ingress_ifindex: int = 1,
+        cb: tuple[int, ...] = (0,) * 5,
+        gso_size: int = 0,
     ) -> TestRun:
         """Run a program on a frame that came in by a device of that index (0: sent by the host itself)."""
-        context = _CONTEXT.pack(mark, ingress_ifindex, 1, *cb)
-        return prog_test_run(self.collection.programs[program].fd, frame, context=context)
+        loaded = self.collection.programs[program] if isinstance(program, str) else program
+        context = _CONTEXT.pack(mark, ingress_ifindex, 1, *cb, gso_size)
+        return prog_test_run(loaded.fd, frame, context=context)
 
     def map(self, name: str) -> Map:
         return self.collection.maps[name]
@@ -190,6 +200,11 @@ class Datapath:
         value = self.policy.lookup(policymap.policy_key_any(egress=False, identity=identity))
         assert value is not None
         return policymap.PolicyEntry.unpack(value).packets
+
+
+def mark_of(result: TestRun) -> int:
+    """Return the mark that a program left on the packet."""
+    return int.from_bytes(result.context[_MARK], "little")
 
 
 @contextmanager
