@@ -35,6 +35,8 @@ static __always_inline int overlay_source(struct __ctx_buff *ctx, const struct p
 	/* "Host" is this node; another node calls itself a remote node. */
 	if (*identity == HOST_ID)
 		return DROP_INVALID_IDENTITY;
+	/* Which address range, that of this node: the other one's identities for them mean nothing here. */
+	*identity = resolve_source(*identity, pkt, family);
 	/* Which node, and whether it is the API server's, only ipcache knows. */
 	if (*identity == REMOTE_NODE_ID || *identity == KUBE_APISERVER_NODE_ID) {
 		struct remote_endpoint_info *info = lookup_ipcache(&pkt->saddr, family);

@@ -2,6 +2,7 @@
 #ifndef RELOADLAB_ENCAP_H
 #define RELOADLAB_ENCAP_H
 
+#include "identity.h"
 #include "ip.h"
 #include "trace.h"
 
@@ -82,7 +83,7 @@ static __always_inline int encap_and_redirect(struct __ctx_buff *ctx, const stru
 	if (!endpoint)
 		return DROP_NO_TUNNEL_ENDPOINT;
 	/* To another node, this host is a remote node. */
-	key.tunnel_id = trace->src_label == HOST_ID ? REMOTE_NODE_ID : trace->src_label;
+	key.tunnel_id = trace->src_label == HOST_ID ? REMOTE_NODE_ID : identity_to_carry(trace->src_label);
 	key.remote_ipv4 = bpf_ntohl(endpoint);
 	if (skb_set_tunnel_key(ctx, &key, sizeof(key), BPF_F_ZERO_CSUM_TX))
 		return DROP_WRITE_ERROR;

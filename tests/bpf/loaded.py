@@ -56,7 +56,7 @@ POD = Endpoint(
     node_mac="02:bb:00:00:00:02",
     ipv4=IPv4Address("10.1.0.5"),
     ipv6=IPv6Address("fd00:1::5"),
-    identity=0x0123_4567,
+    identity=0x0023_4567,
     generation=77,
 )
 HOST = replace(POD, id=7, labels=frozenset({LABEL_HOST}), identity=HOST_ID)

@@ -22,6 +22,7 @@ from tests.bpf.loaded import (
     Build,
     Datapath,
     loaded,
+    mark_of,
 )
 from tests.bpf.pod import (
     ARP_REQUEST,
@@ -211,3 +212,42 @@ def test_a_connection_remembers_that_it_came_through_the_tunnel(off: Datapath, v
     (value,) = (value for _, value in off.map(f"cilium_ct_any{version}_global").items())
     entry = CtEntry.unpack(value)
     assert ("from_tunnel" in entry.names, entry.src_sec_id) == (bool(from_tunnel), IDENTITY)
+
+
+# --- identities that mean something on one node only ---
+
+
+RANGE = 1 << 24 | 1  # of a CIDR; cut to 24 bits it would be the host's
+
+
+@pytest.mark.parametrize("version", [4, 6])
+@pytest.mark.parametrize("known", [RANGE, 600], ids=["range", "pod"])
+def test_who_is_outside_is_the_same_on_both_sides_of_a_pods_device(on: Datapath, version: int, known: int) -> None:
+    """With endpoint routes a native device's program leaves the identity in the mark, which has room for 24 bits."""
+    address = WORLD4 if version == 4 else WORLD6
+    defines = (("ENABLE_HOST_ROUTING", "1"),)
+    with loaded(Build("bpf_host.c", endpoint_routes=True, defines=defines)) as host:
+        host.add_endpoint(POD4 if version == 4 else POD6)
+        host.add_identity(address, known)
+        arrived = host.run("cil_from_netdev", into_pod(version))
+    assert arrived.retval == REDIRECT
+    on.add_identity(address, known)
+    on.allow(known)
+    on.allow(1)
+    delivered = on.run("cil_to_container", arrived.data, mark=mark_of(arrived))
+    assert (delivered.retval, mark_of(delivered)) == (PASS, 0)
+    assert (on.allowed(known), on.allowed(1)) == (1, 0)
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_a_policy_program_passes_such_an_identity_on_as_the_world(on: Datapath, version: int) -> None:
+    result = on.run("handle_policy", into_pod(version), cb=(RANGE, 1, 0, 0, 0))
+    assert (result.retval, mark_of(result)) == (REDIRECT, 0x0002_0F00)
+    result = on.run("handle_policy", into_pod(version), cb=(IDENTITY, 1, 0, 0, 0))
+    assert mark_of(result) == IDENTITY_MARK
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_what_goes_to_the_stack_has_the_pods_identity(on: Datapath, version: int) -> None:
+    result = on.run("cil_from_container", to_peer(version))
+    assert mark_of(result) == (POD.identity & 0xFFFF) << 16 | POD.identity >> 16 | 0xF00
