@@ -4,6 +4,7 @@
 
 #include "identity.h"
 #include "ip.h"
+#include "l4.h"
 #include "trace.h"
 
 struct tunnel_key {
@@ -65,7 +66,7 @@ static __always_inline bool encap_is_too_big(const struct __ctx_buff *ctx, const
 	__u32 len = ctx->len - ETH_HLEN;
 
 	if (ctx->gso_size)
-		len = pkt->l4_off - ETH_HLEN + 20 /* of TCP; UDP has less */ + ctx->gso_size;
+		len = pkt->l4_off - ETH_HLEN + l4_header_len(ctx, pkt) + ctx->gso_size;
 	return len > MTU - TUNNEL_OVERHEAD;
 }
 

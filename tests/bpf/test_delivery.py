@@ -126,6 +126,47 @@ def test_what_does_not_fit_into_the_tunnel_goes_to_the_stack(version: int, exces
         assert (result.retval, result.data) == (verdict, from_pod(packet))
 
 
+def test_fragments_that_do_not_fit_go_to_the_stack_too() -> None:
+    """Each by its own length, though the later ones are of the same datagram as those that fit."""
+    defines = (("ENABLE_IPV4_FRAGMENTS", "1"),)
+    with loaded(Build("bpf_lxc.c", tunnel=True, defines=defines)) as datapath:
+        datapath.add_identity(PEER4, 5000, node="192.0.2.7")
+        verdicts = [
+            datapath.run("cil_from_container", from_pod(ipv4(POD4, PEER4, payload, fragment=bits))).retval
+            for bits, payload in (
+                (frames.MORE_FRAGMENTS, udp(1448 - 20 - 8)),
+                (frames.MORE_FRAGMENTS | 177, bytes(1456 - 20)),
+                (359, bytes(8)),
+            )
+        ]
+    assert verdicts == [REDIRECT, PASS, REDIRECT]
+
+
+SEGMENTS = {
+    "tcp": (frames.TCP, frames.tcp(40000, 80, frames.ACK), 20),
+    "tcp with options": (frames.TCP, frames.tcp(40000, 80, frames.ACK, options=12), 32),
+    "udp": (frames.UDP, udp(0), 8),
+}
+
+
+@pytest.mark.parametrize(("excess", "verdict"), [(0, REDIRECT), (1, PASS)], ids=["fits", "too big"])
+@pytest.mark.parametrize(("protocol", "header", "length"), SEGMENTS.values(), ids=SEGMENTS)
+@pytest.mark.parametrize("version", [4, 6])
+def test_of_a_packet_that_stands_for_several_each_must_fit(
+    version: int, protocol: int, header: bytes, length: int, excess: int, verdict: int
+) -> None:
+    with loaded(Build("bpf_lxc.c", tunnel=True)) as datapath:
+        datapath.add_identity(PEER4 if version == 4 else PEER6, 5000, node="192.0.2.7")
+        payload = header + bytes(3000)
+        packet = (
+            ipv4(POD4, PEER4, payload, protocol=protocol)
+            if version == 4
+            else ipv6(POD6, PEER6, payload, next_header=protocol)
+        )
+        segment = 1450 - (20 if version == 4 else 40) - length + excess
+        assert datapath.run("cil_from_container", from_pod(packet), gso_size=segment).retval == verdict
+
+
 # --- into the pod ---
 
 
