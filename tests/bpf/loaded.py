@@ -1,4 +1,4 @@
-"""Our objects as the pipeline makes them: generated headers, one compilation, constants substituted; never pinned."""
+"""Our objects as the pipeline makes them: generated headers, one compilation, constants substituted."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from datapath.headers import (
     template_header,
 )
 from datapath.maps import Map
+from datapath.nodemacros import HOST_ENDPOINT_ID
 from datapath.programs import Program
 from datapath.spec import CollectionSpec
 from datapath.syscall import TestRun, prog_test_run
@@ -59,7 +60,7 @@ POD = Endpoint(
     identity=0x0023_4567,
     generation=77,
 )
-HOST = replace(POD, id=7, labels=frozenset({LABEL_HOST}), identity=HOST_ID)
+HOST = replace(POD, id=HOST_ENDPOINT_ID, labels=frozenset({LABEL_HOST}), identity=HOST_ID)
 
 TABLES = ("cilium_ct", "cilium_ipv4_frag", "cilium_ipv6_frag", "reloadlab_hits")
 """Beginnings of the names of maps that only grow."""
@@ -120,7 +121,7 @@ def spec_of(build: Build) -> CollectionSpec:
 
 @dataclass(frozen=True, slots=True)
 class Datapath:
-    """A loaded object with maps of its own: nothing is pinned, nothing attached."""
+    """A loaded object, usually with maps of its own: nothing is pinned then, and nothing attached."""
 
     collection: Collection
 
@@ -208,9 +209,12 @@ def mark_of(result: TestRun) -> int:
 
 
 @contextmanager
-def loaded(build: Build, *, allow: bool = True) -> Iterator[Datapath]:
-    """Load an object, all of its tail calls in place, with a policy that allows everything or nothing."""
-    with Collection.load(_small(spec_of(build)), pin_dir=None) as collection:
+def loaded(build: Build, *, allow: bool = True, pin_dir: Path | None = None) -> Iterator[Datapath]:
+    """Load an object, all of its tail calls in place, with a policy that allows everything or nothing.
+
+    Objects with the same `pin_dir` share their pinned maps, and so reach each other's policy programs.
+    """
+    with Collection.load(_small(spec_of(build)), pin_dir=pin_dir) as collection:
         datapath = Datapath(collection)
         for name in collection.maps if allow else ():
             if name.startswith("cilium_policy_"):

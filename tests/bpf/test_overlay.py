@@ -213,7 +213,9 @@ def test_the_world_out_of_the_tunnel_is_looked_up_here(tunnel: Tunnel, version: 
     with ExitStack() as stack:
         ipcache = stack.enter_context(open_pin(tunnel.node.datapath_config().globals / "cilium_ipcache"))
         key = layouts.ipcache_key(remote, remote.max_prefixlen)
-        stack.callback(ipcache.update, key, ipcache.lookup(key))
+        before = ipcache.lookup(key)
+        assert before is not None
+        stack.callback(ipcache.update, key, before)
         ipcache.update(key, layouts.RemoteEndpointInfo(RANGE, tunnel.node.spec.outside4.ip).pack())
         listener = tunnel.socket(stack, tunnel.node.pods[0].name, address, 5003)
         tunnel.watch(RANGE)
