@@ -24,7 +24,7 @@ from datapath.transaction import Observer
 from lab import contents, enforcement, layouts
 from lab.errors import system_errors
 from lab.node import Node, UnknownTarget
-from lab.policy import parse
+from lab.policyfile import parse
 from lab.topology import HEALTH, HOST, InvalidSpec, PodFacts
 from lab.workers import fork_map
 
@@ -134,7 +134,7 @@ class Agent:
     def apply_policies(self, document: object) -> None:
         """Let these policies hold from now on, instead of all others: all of them, or none.
 
-        `document` is what lab.policy.parse takes; an empty list lets everything pass. Raises PolicyError,
+        `document` is what lab.policyfile.parse takes; an empty list lets everything pass. Raises PolicyError,
         UnknownTarget, PolicyMapFull.
         """
         enforcement.check(self.node, parse(document))

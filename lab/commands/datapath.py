@@ -73,16 +73,21 @@ def add_datapath_options(parser: argparse.ArgumentParser, *, new: bool = False) 
     """Declare which programs are loaded and how; a `new` lab keeps none yet."""
     kept = "The lab keeps those with which all of it was loaded last; what is given here takes their place."
     group = parser.add_argument_group("datapath", None if new else kept)
-    group.add_argument("--library", type=Path, metavar="DIR", help="C sources instead of our own, e.g. Cilium's bpf/")
-    group.add_argument(
-        "-D", dest="defines", type=define, action="append", default=[], metavar="NAME[=VALUE]", help="a macro for the C"
-    )
+    add_source_options(group)
     group.add_argument("--clang", metavar="PATH", help="the compiler (clang-16, clang, or the newest there is)")
     group.add_argument("--filter-priority", type=priority, metavar="N", help="priority of the filters (1)")
     group.add_argument("--verifiers", type=count, metavar="N", help="threads that verify one object (all CPUs)")
     parser.set_defaults(defaults=False)
     if not new:
         group.add_argument("--defaults", action="store_true", help="without what the lab keeps of these options")
+
+
+def add_source_options(group: argparse._ActionsContainer) -> None:
+    """Declare which C is compiled."""
+    group.add_argument("--library", type=Path, metavar="DIR", help="C sources instead of our own, e.g. Cilium's bpf/")
+    group.add_argument(
+        "-D", dest="defines", type=define, action="append", default=[], metavar="NAME[=VALUE]", help="a macro for the C"
+    )
 
 
 def define(text: str) -> tuple[str, str]:

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lab import enforcement, policy, state
+from lab import enforcement, policyfile, state
 from lab.cluster import apply_policies
 from lab.commands.columns import columns
 from lab.commands.datapath import Options, open_agent, require_compiler
@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
         raise BadOption("policy takes a file or --clear, not both")
     document: object = None
     if args.file is not None:
-        document = policy.load(args.file)
+        document = policyfile.load(args.file)
     elif args.clear:
         document = []
     require("root")
@@ -65,6 +65,6 @@ def _print(node: Node, *, as_json: bool) -> None:
     if as_json:
         print(json.dumps({"lab": node.name, "policies": document or [], "entries": rows}, indent=2))
         return
-    names = [item.name for item in policy.parse(document)] if document else []
+    names = [item.name for item in policyfile.parse(document)] if document else []
     print(f"{node.name}: {', '.join(names) or 'no policy: everything passes'}")
     print("\n".join(columns(rows)) or "nothing is loaded yet: the entries come with the first reload")

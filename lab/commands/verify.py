@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +17,7 @@ from datapath.verify import ProgramReport, verify_object
 from lab.commands.datapath import define
 from lab.commands.targets import make_console, plural
 from lab.doctor import require
+from lab.scratch import scratch
 
 if TYPE_CHECKING:
     from argparse import _SubParsersAction
@@ -61,8 +61,8 @@ def run(args: argparse.Namespace) -> int:
 def _verify(source: Path, defines: Sequence[tuple[str, str]], clang: str | None) -> list[ProgramReport]:
     if source.suffix != ".c":
         return verify_object(read_object(source))
-    with tempfile.TemporaryDirectory(prefix="reloadlab-") as scratch:
-        output = Path(scratch, source.stem + ".o")
+    with scratch() as directory:
+        output = directory / f"{source.stem}.o"
         includes = (source.parent, source.parent / "include")
         compile_source(source, output, includes=includes, defines=defines, compiler=probe_compiler(clang))
         return verify_object(read_object(output))

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from bpf import LIBRARY
 from datapath.compile import compile_source, probe_compiler
 from datapath.elf import ObjectImage
 from datapath.endpoint import Endpoint
@@ -18,7 +19,6 @@ from datapath.templates import Kind
 from lab.bench_objects import GivenTemplate, NoEntry, entries
 from lab.bench_reload import Busy, Many, Row, kernel_union
 from lab.cli import main
-from lab.node import LIBRARY
 from lab.tracing import SyscallEvent
 from tests.lab.labs import cli, start
 
