@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from ipaddress import IPv4Address, IPv6Address
+
 import pytest
 
+from lab import layouts
 from lab.conntrack import CtEntry
 from lab.layouts import Program
+from lab.policymap import policy_key_any
 from tests.bpf import frames
 from tests.bpf.frames import ETH_LEN, ETH_P_IP, ETH_P_IPV6, eth, ipv4, ipv6, udp
 from tests.bpf.loaded import (
@@ -41,6 +45,8 @@ from tests.bpf.pod import (
 )
 
 pytestmark = pytest.mark.privileged
+
+NODE4 = IPv4Address("192.0.2.7")
 
 
 @pytest.mark.parametrize("version", [4, 6])
@@ -112,6 +118,37 @@ def test_tunnel(version: int) -> None:
         assert datapath.run("cil_from_container", to_peer(version)).data != to_peer(version)
         world = ipv4(POD4, WORLD4, udp()) if version == 4 else ipv6(POD6, WORLD6, udp())
         assert datapath.run("cil_from_container", from_pod(world)).retval == PASS
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_a_pod_that_ipcache_does_not_know_is_behind_the_tunnel_of_its_network(version: int) -> None:
+    network = IPv4Address("10.2.0.0") if version == 4 else IPv6Address("fd00:2::")
+    with loaded(Build("bpf_lxc.c", tunnel=True)) as datapath:
+        datapath.map("cilium_tunnel_map").update(layouts.tunnel_key(network), layouts.TunnelValue(NODE4).pack())
+        for offset, verdict in ((9, REDIRECT), (1 << (8 if version == 4 else 32), PASS)):
+            packet = (
+                ipv4(POD4, IPv4Address(int(network) + offset), udp())
+                if isinstance(network, IPv4Address)
+                else ipv6(POD6, IPv6Address(int(network) + offset), udp())
+            )
+            assert datapath.run("cil_from_container", from_pod(packet)).retval == verdict
+
+
+GROUPS = {
+    "v4 multicast": from_pod(ipv4(POD4, IPv4Address("224.0.0.251"), udp()), dst="01:00:5e:00:00:fb"),
+    "v4 broadcast": from_pod(ipv4(POD4, IPv4Address("255.255.255.255"), udp()), dst=frames.BROADCAST),
+    "v6 multicast": from_pod(ipv6(POD6, IPv6Address("ff02::fb"), udp()), dst="33:33:00:00:00:fb"),
+    "v6 link-local": from_pod(ipv6(POD6, IPv6Address("fe80::1"), udp()), dst=STALE_MAC),
+}
+
+
+@pytest.mark.parametrize("frame", GROUPS.values(), ids=GROUPS)
+def test_what_is_for_the_link_keeps_its_address(off: Datapath, frame: bytes) -> None:
+    """The stack delivers it, or not; the policy is asked as for anything else."""
+    result = off.run("cil_from_container", frame)
+    assert (result.retval, result.data) == (PASS, frame)
+    off.policy.delete(policy_key_any(egress=True))
+    assert off.run("cil_from_container", frame.replace(udp(), udp(sport=9))).retval == DROP
 
 
 @pytest.mark.parametrize(("excess", "verdict"), [(0, REDIRECT), (1, PASS)], ids=["fits", "too big"])
