@@ -167,21 +167,20 @@ TAIL_PROGRAM(tail_handle_ipv4_cont, CILIUM_CALL_IPV4_FROM_LXC_CONT, PROGRAM_IPV4
 	     SECLABEL, METRIC_EGRESS, lxc_egress(ctx, &trace, FAMILY_IPV4))
 
 /* Answer for every address but the pod's own, which it may probe for duplicates. */
-static __always_inline int lxc_answer_arp(struct __ctx_buff *ctx)
+static __always_inline int lxc_answer_arp(struct __ctx_buff *ctx, const struct trace *trace)
 {
-	const struct trace trace = TRACE_UNTRACKED(SECLABEL);
 	union macaddr mac = NODE_MAC;
 	struct arp_frame frame;
 	int ret;
 
 	if (!arp_load_request(ctx, &frame, &mac) || frame.addrs.tip == LXC_IPV4)
-		return pass_from(ctx, SECLABEL, TRACE_TO_STACK);
+		return pass_packet(ctx, trace, TRACE_TO_STACK);
 	ret = arp_reply(ctx, &frame, &mac);
-	return ret ? ret : redirect_to_lxc(ctx, &trace, ctx->ifindex);
+	return ret ? ret : redirect_to_lxc(ctx, trace, ctx->ifindex);
 }
 
 TAIL_PROGRAM(tail_handle_arp, CILIUM_CALL_ARP, PROGRAM_LXC_ARP,
-	     SECLABEL, METRIC_EGRESS, lxc_answer_arp(ctx))
+	     SECLABEL, METRIC_EGRESS, lxc_answer_arp(ctx, &trace))
 #endif /* ENABLE_IPV4 */
 
 #ifdef ENABLE_IPV6
@@ -221,10 +220,9 @@ TAIL_PROGRAM(tail_handle_ipv6_cont, CILIUM_CALL_IPV6_FROM_LXC_CONT, PROGRAM_IPV6
 	     SECLABEL, METRIC_EGRESS, lxc_egress(ctx, &trace, FAMILY_IPV6))
 
 /* As for ARP: answer for every address but the pod's own. */
-static __always_inline int lxc_answer_solicitation(struct __ctx_buff *ctx)
+static __always_inline int lxc_answer_solicitation(struct __ctx_buff *ctx, const struct trace *trace)
 {
 	const union ipaddr own = { .ip6 = { fetch_ipv6(LXC_IP) } };
-	const struct trace trace = TRACE_UNTRACKED(SECLABEL);
 	union macaddr mac = NODE_MAC;
 	struct ipv6hdr ip;
 	struct nd_msg msg;
@@ -233,13 +231,13 @@ static __always_inline int lxc_answer_solicitation(struct __ctx_buff *ctx)
 	if (ret)
 		return ret;
 	if (ip_equal((const union ipaddr *)msg.target, &own))
-		return pass_from(ctx, SECLABEL, TRACE_TO_STACK);
+		return pass_packet(ctx, trace, TRACE_TO_STACK);
 	ret = nd_write_advert(ctx, &ip, &msg, &mac);
-	return ret ? ret : redirect_to_lxc(ctx, &trace, ctx->ifindex);
+	return ret ? ret : redirect_to_lxc(ctx, trace, ctx->ifindex);
 }
 
 TAIL_PROGRAM(tail_icmp6_handle_ns, CILIUM_CALL_HANDLE_ICMP6_NS, PROGRAM_LXC_ICMP6_NS,
-	     SECLABEL, METRIC_EGRESS, lxc_answer_solicitation(ctx))
+	     SECLABEL, METRIC_EGRESS, lxc_answer_solicitation(ctx, &trace))
 #endif /* ENABLE_IPV6 */
 
 /* The slot that handles what a pod sends, called or missed; or the verdict without one. */
@@ -379,37 +377,29 @@ static __always_inline int lxc_handle_policy(struct __ctx_buff *ctx)
 {
 #ifdef USE_BPF_PROG_FOR_INGRESS_POLICY
 	__u32 ifindex = cb_load(ctx, CB_IFINDEX);
-#endif /* USE_BPF_PROG_FOR_INGRESS_POLICY */
 
+	if (ifindex) {
+		mark_set_identity(ctx, cb_load(ctx, CB_SRC_LABEL));
+		clear_cb(ctx);
+		return redirect((int)ifindex, 0);
+	}
+#endif /* USE_BPF_PROG_FOR_INGRESS_POLICY */
 	switch (eth_protocol(ctx)) {
 	case 0:
 		return DROP_UNSUPPORTED_L2;
 #ifdef ENABLE_IPV6
 	case bpf_htons(ETH_P_IPV6):
-# ifdef USE_BPF_PROG_FOR_INGRESS_POLICY
-		if (ifindex)
-			break;
-# endif /* USE_BPF_PROG_FOR_INGRESS_POLICY */
 		ep_tail_call(ctx, CILIUM_CALL_IPV6_CT_INGRESS_POLICY_ONLY);
 		return DROP_MISSED_TAIL_CALL;
 #endif /* ENABLE_IPV6 */
 #ifdef ENABLE_IPV4
 	case bpf_htons(ETH_P_IP):
-# ifdef USE_BPF_PROG_FOR_INGRESS_POLICY
-		if (ifindex)
-			break;
-# endif /* USE_BPF_PROG_FOR_INGRESS_POLICY */
 		ep_tail_call(ctx, CILIUM_CALL_IPV4_CT_INGRESS_POLICY_ONLY);
 		return DROP_MISSED_TAIL_CALL;
 #endif /* ENABLE_IPV4 */
 	default:
 		return DROP_UNKNOWN_L3;
 	}
-#ifdef USE_BPF_PROG_FOR_INGRESS_POLICY
-	mark_set_identity(ctx, cb_load(ctx, CB_SRC_LABEL));
-	clear_cb(ctx);
-	return redirect((int)ifindex, 0);
-#endif /* USE_BPF_PROG_FOR_INGRESS_POLICY */
 }
 
 /* In POLICY_CALL_MAP at the endpoint's id: local senders call it, with the cb words set. */
