@@ -218,7 +218,8 @@ static __always_inline void ct_account(const struct __ctx_buff *ctx, struct pack
 
 /*
  * Is an ICMP error about a connection that we know? It quotes a packet that went the
- * other way, with the first eight bytes of its upper layer at least.
+ * other way, with the first eight bytes of its upper layer at least; a later
+ * fragment has none, and does not count: what stops it has stopped the first one too.
  */
 static __always_inline bool ct_is_related(const struct __ctx_buff *ctx, const struct packet *pkt,
 					  const enum ct_dir dir, __u32 now, const enum family family)
@@ -226,29 +227,23 @@ static __always_inline bool ct_is_related(const struct __ctx_buff *ctx, const st
 	const __u8 other = dir == CT_EGRESS ? CT_INGRESS : CT_EGRESS;
 	const __u32 off = pkt->l4_off + sizeof(struct icmphdr);
 	struct packet quoted = {};
-	__u32 header;
 
 	if (family == FAMILY_IPV4) {
 		struct iphdr ip;
 
 		if (skb_load_bytes(ctx, off, &ip, sizeof(ip)))
 			return false;
-		header = ip.ihl * 4U;
-		quoted.saddr.ip4 = ip.saddr;
-		quoted.daddr.ip4 = ip.daddr;
-		quoted.protocol = ip.protocol;
+		/* Whatever is said of fragments here: a router makes them of what was sent whole. */
+		ipv4_fill(&quoted, &ip, off);
 	} else {
 		struct ipv6hdr ip;
 
-		if (skb_load_bytes(ctx, off, &ip, sizeof(ip)))
+		if (skb_load_bytes(ctx, off, &ip, sizeof(ip)) || ipv6_fill(ctx, &quoted, &ip, off))
 			return false;
-		header = sizeof(ip);
-		memcpy(&quoted.saddr, ip.saddr, sizeof(quoted.saddr));
-		memcpy(&quoted.daddr, ip.daddr, sizeof(quoted.daddr));
-		quoted.protocol = ip.nexthdr;
 	}
 	/* Only who sent the quoted packet is told about it. */
-	if (!ip_equal(&quoted.saddr, &pkt->daddr) || l4_load(ctx, &quoted, off + header, family))
+	if (quoted.fragment == FRAGMENT_LATER || !ip_equal(&quoted.saddr, &pkt->daddr) ||
+	    l4_load(ctx, &quoted, family))
 		return false;
 	return ct_find(&quoted, other, true, now, family) || ct_find(&quoted, other, false, now, family);
 }

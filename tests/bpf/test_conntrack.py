@@ -216,6 +216,21 @@ def test_errors_about_something_else_do_not_pass(peer: Peer) -> None:
     assert peer.datapath.drops() == {(133, INGRESS): len(quoted)}
 
 
+@pytest.mark.parametrize(("count", "verdict"), [(1, PASS), (3, PASS), (4, DROP)], ids=["one", "most", "too many"])
+def test_errors_about_packets_with_extension_headers(count: int, verdict: int) -> None:
+    question = udp(sport=PORT, dport=SERVICE)
+    payload, following = question[:8], UDP
+    for _ in range(count):
+        payload, following = frames.extension(following, payload), frames.DESTINATION
+    with loaded(ON, allow=False) as datapath:
+        allow(datapath, egress=True)
+        peer = Peer(datapath, 6)
+        quoted = peer.packet(following, payload, out=True)
+        assert peer.into(frames.ICMPV6, icmp(1, quoted=quoted)).retval == DROP
+        peer.out(UDP, question)
+        assert peer.into(frames.ICMPV6, icmp(1, quoted=quoted)).retval == verdict
+
+
 def test_an_error_about_the_connection_of_another_pod_does_not_pass(peer: Peer) -> None:
     """All pods share the tables; only who sent a packet is told what became of it."""
     peer.out(UDP, udp(sport=PORT, dport=SERVICE))
