@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from ipaddress import ip_address
 from typing import Any
 
-from lab import layouts, notifications
+from lab import notifications, reasons
 from lab.conntrack import ConnState
 from lab.notifications import SOURCE_FILES, DropNotify, PolicyVerdictNotify, TraceNotify, TracePoint
 from lab.policy import PROTOCOLS
@@ -76,7 +76,7 @@ class Drop:
     packet: str
 
     def __str__(self) -> str:
-        words = layouts.DROP_REASONS.get(self.reason, f"{self.reason}")
+        words = reasons.describe(self.reason)
         return (
             f"xx drop ({words}) flow {self.hash:#x} to endpoint {self.destination}, ifindex {self.ifindex}, "
             f"file {self.file}:{self.line}, identity {self.source_identity}->{self.destination_identity}: {self.packet}"
@@ -192,7 +192,7 @@ def to_json(event: Event) -> dict[str, Any]:
     fields: Mapping[str, Any] = asdict(event)
     words = {"event": type(event).__name__.lower()}
     if isinstance(event, Drop):
-        words["meaning"] = layouts.DROP_REASONS.get(event.reason, "?")
+        words["meaning"] = reasons.describe(event.reason)
     if isinstance(event, Trace):
         words["where"] = _POINTS.get(event.point, "?").format("").strip()
     return words | dict(fields)

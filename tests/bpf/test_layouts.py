@@ -17,7 +17,7 @@ from elftools.elf.elffile import ELFFile
 from datapath import btf
 from datapath.btf import Btf
 from datapath.compile import compile_source
-from lab import conntrack, layouts, notifications, policymap
+from lab import conntrack, layouts, notifications, policymap, reasons
 from tests.bpf.loaded import LIBRARY
 
 EVENTS = ("notify_header", "drop_notify", "trace_notify", "policy_verdict_notify")
@@ -320,7 +320,7 @@ def test_directions_are_those_of_metrics_h() -> None:
 
 def test_every_drop_reason_has_its_words() -> None:
     found = re.findall(r"^#define DROP_[A-Z]\w+\s+(?:DROP_HERE)?\(-?(\d+)\)", header("drop.h"), re.MULTILINE)
-    assert sorted(map(int, found)) == sorted(layouts.DROP_REASONS)
+    assert set(map(int, found)) <= reasons.WORDS.keys()
 
 
 def test_source_files_are_those_of_source_file_h() -> None:
