@@ -153,16 +153,25 @@ static __always_inline bool ct_is_opening(const struct packet *pkt)
 /* What TCP flags mean for the entry; it dies once both sides have closed, or with a reset. */
 static __always_inline void ct_see_flags(struct ct_entry *entry, __u8 flags, const enum ct_dir dir, __u32 now)
 {
+	__u8 *seen = dir == CT_EGRESS ? &entry->tx_flags_seen : &entry->rx_flags_seen;
 	__u32 lifetime = CT_CONNECTION_LIFETIME_TCP;
 
 	if (!(flags & TCP_FLAG_SYN))
 		entry->seen_non_syn = 1;
-	if (ct_is_dead(entry))
-		return;
-	if (flags & TCP_FLAG_RST || (flags & TCP_FLAG_FIN && dir == CT_EGRESS))
-		entry->tx_closing = 1;
-	if (flags & TCP_FLAG_RST || (flags & TCP_FLAG_FIN && dir == CT_INGRESS))
+	if (flags & TCP_FLAG_RST) {
 		entry->rx_closing = 1;
+		entry->tx_closing = 1;
+	} else if (*seen & TCP_FLAG_RST) {
+		/* Whose reset it was goes on: it was somebody else's, and TCP took no notice of it (RFC 5961, 3). */
+		*seen &= ~TCP_FLAG_RST;
+		entry->rx_closing = !!(entry->rx_flags_seen & TCP_FLAG_FIN);
+		entry->tx_closing = !!(entry->tx_flags_seen & TCP_FLAG_FIN);
+	}
+	if (flags & TCP_FLAG_FIN && dir == CT_EGRESS)
+		entry->tx_closing = 1;
+	if (flags & TCP_FLAG_FIN && dir == CT_INGRESS)
+		entry->rx_closing = 1;
+	/* A dead entry lasts while what was lost at the end is sent again. */
 	if (ct_is_dead(entry))
 		lifetime = CT_CLOSE_TIMEOUT;
 	else if (!entry->seen_non_syn)

@@ -1,0 +1,504 @@
+"""Connection tracking against the kernel's own TCP: opened, half closed, reset, opened again with the same ports.
+
+The server may open no connection and the client may let none in: an answer that is not known as one does not arrive.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+import struct
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+import pytest
+
+from lab.agent import Agent
+from lab.layouts import CtEntry
+from lab.netns import enter
+from lab.sockets import SO_RCVBUFFORCE, retransmits
+from tests.lab.conversations import (
+    CLIENT,
+    CLOSE,
+    DEADLINE,
+    DENIED_IN,
+    DENIED_OUT,
+    SERVER,
+    SYN_TIMEOUT,
+    TCP,
+    TCP_LIFETIME,
+    Conversation,
+    Pods,
+    back,
+    deaf,
+    loaded,
+    receive,
+    reset,
+    segments,
+    transfer,
+    until,
+    vanish,
+)
+
+pytestmark = pytest.mark.privileged
+
+SYN, ACK = 0x02, 0x10
+BULK = bytes(range(256)) * (1 << 13)
+"""Two megabytes: more than any window at the start, so that acknowledgements must get through."""
+
+OPEN, CLOSED = {"seen_non_syn"}, {"seen_non_syn", "rx_closing", "tx_closing"}
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["routes-off", "routes-on"])
+def agent(request: pytest.FixtureRequest) -> Iterator[Agent]:
+    with loaded(endpoint_routes=request.param) as agent:
+        # A port whose last connection the client has closed is free again at once.
+        Pods(agent, 4, ExitStack()).sysctl(CLIENT, tcp_tw_reuse=1, tcp_tw_reuse_delay=1)
+        yield agent
+
+
+@pytest.fixture(params=[4, 6], ids=["v4", "v6"])
+def pods(agent: Agent, request: pytest.FixtureRequest) -> Iterator[Pods]:
+    with ExitStack() as stack:
+        yield Pods(agent, request.param, stack)
+
+
+@pytest.fixture
+def both(agent: Agent) -> Iterator[tuple[Pods, Pods]]:
+    """Both families side by side, for what has to wait for a timer of TCP."""
+    with ExitStack() as stack:
+        yield Pods(agent, 4, stack), Pods(agent, 6, stack)
+
+
+class Capture:
+    """Counts what passes a pod's interface, before the datapath has seen it or after."""
+
+    def __init__(self, pods: Pods, name: str, stack: ExitStack) -> None:
+        with enter(pods.node.netns(name)):
+            self._socket = stack.enter_context(socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3)))
+        self._socket.setblocking(False)
+        self._socket.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 16 * len(BULK))
+        self._ports_at = 14 + (20 if pods.version == 4 else 40)
+
+    def counted(self, ports: set[int]) -> tuple[int, int, int, int]:
+        """Return packets and bytes received and sent, as in struct ct_entry."""
+        counters = [0, 0, 0, 0]
+        head = bytearray(128)
+        while True:
+            try:
+                length, (_, _, kind, *_) = self._socket.recvfrom_into(head, 0, socket.MSG_TRUNC)
+            except BlockingIOError:
+                return counters[0], counters[1], counters[2], counters[3]
+            if set(struct.unpack_from("!HH", head, self._ports_at)) == ports:
+                at = 2 if kind == socket.PACKET_OUTGOING else 0
+                counters[at] += 1
+                counters[at + 1] += length
+
+
+def counters(entry: CtEntry) -> tuple[int, int, int, int]:
+    return entry.rx_packets, entry.rx_length, entry.tx_packets, entry.tx_length
+
+
+# --- opened ---
+
+
+def test_both_sides_know_a_connection(pods: Pods) -> None:
+    with ExitStack() as stack:
+        seen = {out: Capture(pods, name, stack) for out, name in ((True, CLIENT), (False, SERVER))}
+        talk = pods.connect(pods.listen())
+        for out, packets in ((True, (1, 2)), (False, (2, 1))):
+            talk.settled(out=out, names=OPEN, lifetime=TCP_LIFETIME)
+            entry = talk.entry(out=out)
+            assert (entry.rx_packets, entry.tx_packets) == packets
+            assert (entry.tx_flags_seen, entry.rx_flags_seen) == (SYN | ACK, SYN | ACK) if out else (SYN | ACK,) * 2
+            assert entry.src_sec_id == pods.node.pod(CLIENT).identity
+        assert pods.entry(back(talk.flow), out=True) is None, "it has begun nothing itself"
+        transfer(talk.client, talk.server, BULK)
+        transfer(talk.server, talk.client, BULK[::-1])
+        until(lambda: talk.entry(out=True).rx_packets == talk.entry(out=False).tx_packets)
+        ports = {talk.flow.sport, talk.flow.dport}
+        assert counters(talk.entry(out=True)) == seen[True].counted(ports)
+        assert counters(talk.entry(out=False)) == seen[False].counted(ports)
+
+
+def test_as_many_packets_as_tcp_itself_says(pods: Pods) -> None:
+    """Of single segments: those of a transfer are handed over by the dozen."""
+    talk = pods.connect(pods.listen())
+    for _ in range(5):
+        talk.talk()
+    until(lambda: (e := talk.entry(out=True)) and (e.tx_packets, e.rx_packets) == segments(talk.client))
+    assert talk.entry(out=True).tx_packets >= 2 + 5
+
+
+def test_syns_that_nobody_answers(both: tuple[Pods, Pods]) -> None:
+    """Each counts and begins the time anew, but it is no connection before something else has been seen."""
+    with ExitStack() as stack:
+        listeners = [pods.listen() for pods in both]
+        with deaf(*listeners):
+            flows = []
+            for pods, listener in zip(both, listeners, strict=True):
+                client = pods.bound(CLIENT)
+                attempt(client, listener)
+                talk = Conversation(pods, client, client, pods.flow(client, listener))
+                for out in (True, False):
+                    talk.settled(out=out, names=set(), lifetime=SYN_TIMEOUT)
+                pods.age(talk.flow, 30)
+                flows.append(talk)
+            for talk in flows:
+                until(lambda talk=talk: talk.entry(out=False).rx_packets == 2, "the SYN comes again")  # type: ignore[misc]
+                for out in (True, False):
+                    talk.settled(out=out, names=set(), lifetime=SYN_TIMEOUT)
+        for talk, listener in zip(flows, listeners, strict=True):
+            stack.enter_context(listener.accept()[0]).sendall(b"welcome")
+            assert talk.client.recv(64) == b"welcome"
+            talk.settled(out=True, names=OPEN, lifetime=TCP_LIFETIME)
+
+
+def test_only_the_client_may_open(pods: Pods) -> None:
+    """What the others rely on."""
+    listener = pods.bound(CLIENT)
+    listener.listen()
+    for allowed, reason in (({}, DENIED_OUT), ({"server_out": True}, DENIED_IN)):
+        with pods.allowed(**allowed), pods.dropping(reason):
+            sock = pods.bound(SERVER)
+            attempt(sock, listener)
+        assert pods.entry(back(pods.flow(listener, sock)), out=False) is None
+        sock.close()
+
+
+# --- closed ---
+
+
+@pytest.mark.parametrize("first", [CLIENT, SERVER])
+def test_one_half_is_closed(pods: Pods, first: str) -> None:
+    """Who has closed still gets everything; the connection ends when the other has closed as well."""
+    talk = pods.connect(pods.listen())
+    talk.talk()
+    closer, other = (talk.client, talk.server) if first == CLIENT else (talk.server, talk.client)
+    closer.shutdown(socket.SHUT_WR)
+    assert other.recv(64) == b""
+    for out in (True, False):
+        closing = "tx_closing" if (first == CLIENT) == out else "rx_closing"
+        talk.settled(out=out, names=OPEN | {closing}, lifetime=TCP_LIFETIME)
+    transfer(other, closer, BULK)
+    for out in (True, False):
+        assert talk.entry(out=out).names >= OPEN
+        assert not talk.entry(out=out).names >= CLOSED
+    other.close()
+    assert receive(closer) == b""
+    for out in (True, False):
+        talk.settled(out=out, names=CLOSED, lifetime=CLOSE)
+
+
+def test_the_last_end_is_lost_and_sent_again(pods: Pods) -> None:
+    """What is sent again keeps the connection for as long as it needs."""
+    talk = pods.connect(pods.listen())
+    talk.client.shutdown(socket.SHUT_WR)
+    assert receive(talk.server) == b""
+    with deaf(talk.client):
+        talk.server.sendall(b"last words")
+        talk.server.close()
+        for out in (True, False):
+            talk.settled(out=out, names=CLOSED, lifetime=CLOSE)
+        pods.age(talk.flow, CLOSE // 2)
+        sent = talk.entry(out=True).rx_packets
+        until(lambda: talk.entry(out=True).rx_packets > sent, "it is sent again")
+        for out in (True, False):
+            talk.settled(out=out, names=CLOSED, lifetime=CLOSE)
+    assert receive(talk.client) == b"last words"
+
+
+# --- reset ---
+
+
+@pytest.mark.parametrize("who", [CLIENT, SERVER])
+def test_a_reset_ends_it_at_once(pods: Pods, who: str) -> None:
+    talk = pods.connect(pods.listen())
+    talk.talk()
+    sender, other = (talk.client, talk.server) if who == CLIENT else (talk.server, talk.client)
+    reset(sender)
+    with pytest.raises(ConnectionResetError):
+        other.recv(1)
+    for out in (True, False):
+        talk.settled(out=out, names=CLOSED, lifetime=CLOSE)
+
+
+def test_a_port_where_nobody_listens(pods: Pods) -> None:
+    """The reset is an answer, and ends what the SYN has begun."""
+    client, server = pods.bound(CLIENT), pods.bound(SERVER)
+    with pytest.raises(ConnectionRefusedError):
+        client.connect(server.getsockname()[:2])
+    talk = Conversation(pods, client, server, pods.flow(client, server))
+    for out in (True, False):
+        talk.settled(out=out, names=CLOSED, lifetime=CLOSE)
+
+
+def test_a_reset_that_answers_nothing(pods: Pods) -> None:
+    """It is held against the policy, as whatever comes out of the blue, of the sender and of the receiver."""
+    for allowed, reason in (({}, DENIED_OUT), ({"server_out": True}, DENIED_IN)):
+        talk = pods.connect(pods.listen())
+        talk.talk()
+        for out in (True, False):
+            pods.forget(talk.flow, out=out)
+        with pods.allowed(**allowed), pods.dropping(reason):
+            reset(talk.server)
+        assert pods.entry(talk.flow, out=True) is None
+        # Nor has the client heard of it. Now it asks, and the answer to that is known as one.
+        talk.client.sendall(b"?")
+        with pytest.raises(ConnectionResetError):
+            talk.client.recv(1)
+
+
+def test_a_reset_that_nobody_has_sent(pods: Pods) -> None:
+    """TCP ignores one outside of its window: so the connection goes on, and is known on."""
+    talk = pods.connect(pods.listen())
+    talk.talk()
+    forge_reset(talk)
+    for out in (True, False):
+        until(lambda out=out: talk.entry(out=out).names == CLOSED)  # type: ignore[misc]
+    for _ in range(2):
+        talk.server.sendall(b"still here")
+        assert talk.client.recv(64) == b"still here"
+    for out in (True, False):
+        talk.settled(out=out, names=OPEN, lifetime=TCP_LIFETIME)
+
+
+def forge_reset(talk: Conversation) -> None:
+    """Have a reset come out of the server's pod, of a sequence number that is none of the connection's."""
+    pods, flow = talk.pods, talk.flow
+    segment = bytearray(struct.pack("!HHIIBBHHH", flow.dport, flow.sport, 0, 0, 5 << 4, 0x04, 0, 0, 0))
+    with enter(pods.node.netns(SERVER)), socket.socket(talk.server.family, socket.SOCK_RAW, TCP) as raw:
+        raw.bind((str(pods.address(SERVER)), 0))
+        if pods.version == 6:
+            raw.setsockopt(socket.IPPROTO_IPV6, 7, 16)  # IPV6_CHECKSUM: where the kernel writes it
+        raw.sendto(segment, (str(pods.address(CLIENT)), 0))
+
+
+# --- both at once ---
+
+
+def test_simultaneous_open_where_none_may_be_opened_to(pods: Pods) -> None:
+    """The SYN of each makes that of the other an answer: so both have begun, and neither let anybody in."""
+    ends = pods.bound(CLIENT), pods.bound(SERVER)
+    flow = pods.flow(*ends)
+    with pods.allowed(server_in=False, server_out=True):
+        with pods.dropping(DENIED_IN):
+            attempt(ends[0], ends[1])
+        ends[1].connect(ends[0].getsockname()[:2])
+        talk = Conversation(pods, *ends, flow)
+        transfer(talk.client, talk.server, BULK)
+        transfer(talk.server, talk.client, BULK)
+        talk.settled(out=True, names=OPEN, lifetime=TCP_LIFETIME)
+        Conversation(pods, *ends, back(flow)).settled(out=True, names=OPEN, lifetime=TCP_LIFETIME)
+        assert pods.entry(flow, out=False) is pods.entry(back(flow), out=False) is None
+        for end, other in (ends, ends[::-1]):
+            end.shutdown(socket.SHUT_WR)
+            assert other.recv(1) == b""
+        for side in (flow, back(flow)):
+            Conversation(pods, *ends, side).settled(out=True, names=CLOSED, lifetime=CLOSE)
+
+
+def test_simultaneous_open_where_only_one_may_open(pods: Pods) -> None:
+    """The SYN of the one who may not is lost; the other's makes the connection all the same."""
+    ends = pods.bound(CLIENT), pods.bound(SERVER)
+    with pods.dropping(DENIED_OUT):
+        attempt(ends[1], ends[0])
+    ends[0].connect(ends[1].getsockname()[:2])
+    talk = Conversation(pods, *ends, pods.flow(*ends))
+    talk.talk()
+    for out in (True, False):
+        talk.settled(out=out, names=OPEN, lifetime=TCP_LIFETIME)
+        assert pods.entry(back(talk.flow), out=out) is None
+
+
+def attempt(source: socket.socket, target: socket.socket) -> None:
+    """Send a SYN, and do not wait for what becomes of it."""
+    source.setblocking(False)
+    assert source.connect_ex(target.getsockname()[:2]) == errno.EINPROGRESS
+    source.settimeout(DEADLINE)
+
+
+# --- the same ports again ---
+
+
+@pytest.mark.parametrize("first", [CLIENT, SERVER])
+def test_opened_again_with_the_same_ports(pods: Pods, first: str) -> None:
+    """Who has closed first is in TIME_WAIT, and lets the new connection in; of the old one nothing is left."""
+    listener = pods.listen()
+    talk = pods.connect(listener)
+    transfer(talk.client, talk.server, BULK)
+    again = pods.connect(listener, close(talk, first))
+    assert again.flow == talk.flow
+    again.talk()
+    for out in (True, False):
+        again.settled(out=out, names=OPEN, lifetime=TCP_LIFETIME)
+        assert again.entry(out=out).rx_packets + again.entry(out=out).tx_packets < 10
+    reload(pods)
+    again.talk()
+
+
+def close(talk: Conversation, first: str) -> int:
+    """Close a connection from one side and then the other; return the client's port."""
+    ends = (talk.client, talk.server) if first == CLIENT else (talk.server, talk.client)
+    ends[0].shutdown(socket.SHUT_WR)
+    assert ends[1].recv(1) == b""
+    ends[1].close()
+    assert ends[0].recv(1) == b""
+    ends[0].close()
+    for out in (True, False):
+        talk.settled(out=out, names=CLOSED, lifetime=CLOSE)
+    return talk.flow.sport
+
+
+def reload(pods: Pods) -> None:
+    for subject in (CLIENT, SERVER, "host"):
+        pods.agent.reload(subject)
+
+
+@pytest.mark.parametrize("first", [CLIENT, SERVER])
+@pytest.mark.parametrize(
+    ("denied", "reason"), [({"client_out": False}, DENIED_OUT), ({"server_in": False}, DENIED_IN)], ids=["out", "in"]
+)
+def test_not_opened_again_where_it_is_denied_by_then(
+    pods: Pods, first: str, denied: dict[str, bool], reason: tuple[int, int]
+) -> None:
+    """What is left of the old connection opens no new one."""
+    listener = pods.listen()
+    port = close(pods.connect(listener), first)
+    client = pods.bound(CLIENT, port)
+    with pods.allowed(**denied), pods.dropping(reason):
+        attempt(client, listener)
+
+
+def test_half_a_connection_is_opened_again_only_by_the_policy(pods: Pods) -> None:
+    """One side has closed and the other vanished: a SYN on the entry that is left is that of a new connection."""
+    listener = pods.listen()
+    talk = pods.connect(listener)
+    talk.server.shutdown(socket.SHUT_WR)
+    assert talk.client.recv(1) == b""
+    vanish(talk.client)
+    client = pods.bound(CLIENT, talk.flow.sport)
+    with pods.allowed(client_out=False), pods.dropping(DENIED_OUT):
+        attempt(client, listener)
+
+
+def test_the_other_side_opens_none_with_the_same_ports(pods: Pods) -> None:
+    """What the client has opened and closed does not let the server's SYN pass as an answer."""
+    for allowed, reason in (({}, DENIED_OUT), ({"server_out": True}, DENIED_IN)):
+        listener = pods.listen()
+        port = close(pods.connect(listener), CLIENT)
+        talk = pods.bound(CLIENT, port)
+        talk.listen()
+        sport = listener.getsockname()[1]
+        listener.close()
+        with pods.allowed(**allowed), pods.dropping(reason):
+            attempt(pods.bound(SERVER, sport), talk)
+
+
+def test_opened_again_against_what_the_server_still_has(both: tuple[Pods, Pods]) -> None:
+    """It does not know that the old connection is over: says so, is told with a reset, and lets the next SYN in.
+
+    Either it has never got the client's reset, or the client has sent none.
+    """
+    talks = []
+    for pods in both:
+        for loud in (True, False):
+            listener = pods.listen()
+            talk = pods.connect(listener)
+            with deaf(talk.server):
+                (reset if loud else vanish)(talk.client)
+                talk.settled(out=False, names=CLOSED if loud else OPEN, lifetime=CLOSE if loud else TCP_LIFETIME)
+            client = pods.bound(CLIENT, talk.flow.sport)
+            attempt(client, listener)
+            talks.append((talk, client, listener))
+    for talk, client, listener in talks:
+        with pytest.raises(ConnectionResetError):
+            talk.server.recv(1)
+        accept_again(talk, client, listener)
+
+
+def accept_again(talk: Conversation, client: socket.socket, listener: socket.socket) -> None:
+    """Wait until the new connection stands, and see that nothing is left of the old one."""
+    server, _ = listener.accept()
+    with server:
+        server.settimeout(DEADLINE)
+        again = Conversation(talk.pods, client, server, talk.flow)
+        again.talk()
+        for out in (True, False):
+            again.settled(out=out, names=OPEN, lifetime=TCP_LIFETIME)
+
+
+def test_a_vanished_client_comes_back_only_by_the_policy(both: tuple[Pods, Pods]) -> None:
+    """Its first SYN belongs to the connection that is known, but leads to a reset; the next is a new one's."""
+    talks = []
+    for pods in both:
+        listener = pods.listen()
+        talk = pods.connect(listener)
+        vanish(talk.client)
+        talks.append((talk, listener))
+    with both[0].allowed(client_out=False):
+        for talk, listener in talks:
+            with talk.pods.dropping(DENIED_OUT):
+                attempt(talk.pods.bound(CLIENT, talk.flow.sport), listener)
+            with pytest.raises(ConnectionResetError):
+                talk.server.recv(1)
+
+
+def test_time_wait_that_takes_the_syn_for_an_old_one(both: tuple[Pods, Pods]) -> None:
+    """So many bytes were sent that the new sequence number lies behind: the server answers with an ACK, not a SYN."""
+    many = BULK * 16
+    talks = []
+    both[0].sysctl(CLIENT, tcp_timestamps=0)
+    try:
+        for pods in both:
+            listener = pods.listen()
+            talk = pods.connect(listener)
+            transfer(talk.client, talk.server, many)
+            client = pods.bound(CLIENT, close(talk, SERVER))
+            attempt(client, listener)
+            talks.append((talk, client, listener))
+        for talk, client, listener in talks:
+            accept_again(talk, client, listener)
+            assert retransmits(client) > 0, "the first SYN was none to the server"
+    finally:
+        both[0].sysctl(CLIENT, tcp_timestamps=1)
+
+
+# --- while other things change ---
+
+
+def test_reloads_between_all_that_happens(pods: Pods) -> None:
+    with pods.dropping():
+        talk = pods.connect(pods.listen())
+        reload(pods)
+        transfer(talk.client, talk.server, BULK)
+        reload(pods)
+        transfer(talk.server, talk.client, BULK)
+        talk.client.shutdown(socket.SHUT_WR)
+        assert receive(talk.server) == b""
+        reload(pods)
+        transfer(talk.server, talk.client, BULK)
+        for out, names in ((True, OPEN | {"tx_closing"}), (False, OPEN | {"rx_closing"})):
+            talk.settled(out=out, names=names, lifetime=TCP_LIFETIME)
+        reload(pods)
+        talk.server.close()
+        assert receive(talk.client) == b""
+        for out in (True, False):
+            talk.settled(out=out, names=CLOSED, lifetime=CLOSE)
+
+
+def test_permission_to_send_is_asked_for_once(pods: Pods) -> None:
+    """As Cilium: a connection that stands goes out even when the policy would not let it be opened any more."""
+    talk = pods.connect(pods.listen())
+    with pods.allowed(client_out=False), pods.dropping():
+        talk.talk()
+
+
+def test_permission_to_be_sent_to_is_asked_for_with_each_packet(pods: Pods) -> None:
+    """And is back before TCP gives up; until then only what the other side sends arrives, which are answers."""
+    talk = pods.connect(pods.listen())
+    with pods.allowed(server_in=False), pods.dropping(DENIED_IN):
+        talk.client.sendall(b"question")
+        talk.server.sendall(b"answer")
+        assert talk.client.recv(64) == b"answer"
+    assert talk.server.recv(64) == b"question"
