@@ -100,6 +100,26 @@ STEPS = {
     ),
     "reset": ([("out", SYN), ("out", ACK), ("into", RST)], {"seen_non_syn", "rx_closing", "tx_closing"}, CLOSE),
     "refused": ([("out", SYN), ("into", RST | ACK)], {"seen_non_syn", "rx_closing", "tx_closing"}, CLOSE),
+    "reset by somebody else": (
+        [("out", SYN), ("into", RST), ("into", SYN | ACK), ("out", ACK)],
+        {"seen_non_syn"},
+        TCP_LIFETIME,
+    ),
+    "reset by somebody else when half closed": (
+        [("out", SYN), ("out", FIN | ACK), ("into", RST), ("into", ACK)],
+        {"seen_non_syn", "tx_closing"},
+        TCP_LIFETIME,
+    ),
+    "reset by somebody else when half closed by the peer": (
+        [("out", SYN), ("into", FIN | ACK), ("into", RST), ("into", ACK)],
+        {"seen_non_syn", "rx_closing"},
+        TCP_LIFETIME,
+    ),
+    "reset by somebody else, then by us": (
+        [("out", SYN), ("into", RST), ("into", ACK), ("out", RST), ("into", ACK)],
+        {"seen_non_syn", "rx_closing", "tx_closing"},
+        CLOSE,
+    ),
     "picked up": ([("out", ACK)], {"seen_non_syn"}, TCP_LIFETIME),
 }
 
@@ -122,6 +142,18 @@ def test_what_is_no_tcp_lasts_a_minute(peer: Peer) -> None:
 def test_the_answer_to_a_closed_connection_still_passes(peer: Peer) -> None:
     for way, flags in ((out, SYN), (out, FIN | ACK), (into, FIN | ACK), (out, ACK), (into, ACK)):
         assert way(peer, flags) == PASS
+
+
+def test_what_comes_after_the_end_keeps_the_entry(peer: Peer) -> None:
+    """Something was lost at the end, and is sent again."""
+    for way, flags in ((out, SYN), (out, FIN | ACK), (into, FIN | ACK)):
+        way(peer, flags)
+    for way in (out, into):
+        entry = peer.entry(TCP, PORT, SERVICE, out=True)
+        assert entry is not None
+        peer.change(TCP, PORT, SERVICE, replace(entry, lifetime=entry.lifetime - CLOSE // 2), out=True)
+        assert way(peer, ACK) == PASS
+        assert CLOSE - 2 <= lasts(peer.entry(TCP, PORT, SERVICE, out=True)) <= CLOSE
 
 
 def test_an_entry_whose_time_is_over_is_none(peer: Peer) -> None:

@@ -126,6 +126,19 @@ def test_a_port_where_nobody_is(pods: Pods) -> None:
         assert entry.rx_packets + entry.tx_packets == 1, "an error is no packet of the connection"
 
 
+def test_an_answer_that_nobody_waits_for(pods: Pods) -> None:
+    """Who has begun and is gone says so to who answers, whatever the policy has become."""
+    client, server = pods.bound(CLIENT, kind=socket.SOCK_DGRAM), pods.bound(SERVER, kind=socket.SOCK_DGRAM)
+    client.sendto(b"question", server.getsockname()[:2])
+    server.connect(client.getsockname()[:2])
+    assert server.recv(64) == b"question"
+    client.close()
+    with pods.allowed(client_out=False, server_in=False), pods.dropping():
+        server.send(b"answer")
+        with pytest.raises(ConnectionRefusedError):
+            server.recv(1)
+
+
 def test_routers_that_lead_nowhere(pods: Pods) -> None:
     """TCP learns that there is no way, from the world outside and from the node itself."""
     found = dict.fromkeys(NETWORKS, errno.EINPROGRESS)
@@ -204,8 +217,8 @@ def test_a_narrow_link_far_away(pods: Pods, world: World) -> None:
         with pods.dropping():
             client.connect(listener.getsockname()[:2])
             assert mtu(client) == pods.node.spec.mtu
-            server, _ = listener.accept()
-            with server:
+            with listener.accept()[0] as server:
+                server.settimeout(DEADLINE)
                 transfer(client, server, BULK)
         assert mtu(client) == NARROW
         assert remembered(pods.node.netns(CLIENT), address) == NARROW

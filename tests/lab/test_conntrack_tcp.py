@@ -17,6 +17,7 @@ from lab.agent import Agent
 from lab.layouts import CtEntry
 from lab.netns import enter
 from lab.sockets import SO_RCVBUFFORCE, retransmits
+from tests.bpf.frames import checksum
 from tests.lab.conversations import (
     CLIENT,
     CLOSE,
@@ -42,7 +43,7 @@ from tests.lab.conversations import (
 
 pytestmark = pytest.mark.privileged
 
-SYN, ACK = 0x02, 0x10
+SYN, RST, ACK = 0x02, 0x04, 0x10
 BULK = bytes(range(256)) * (1 << 13)
 """Two megabytes: more than any window at the start, so that acknowledgements must get through."""
 
@@ -166,6 +167,19 @@ def test_only_the_client_may_open(pods: Pods) -> None:
         sock.close()
 
 
+def test_silent_for_too_long(pods: Pods) -> None:
+    """Then it is none to the server, who may open no other; the client's next word makes it one again."""
+    talk = pods.connect(pods.listen())
+    talk.talk()
+    pods.age(talk.flow, TCP_LIFETIME + 1)
+    with pods.dropping(DENIED_OUT):
+        talk.server.sendall(b"still there?")
+    talk.client.sendall(b"yes")
+    assert talk.client.recv(64) == b"still there?"
+    for out in (True, False):
+        talk.settled(out=out, names=OPEN, lifetime=TCP_LIFETIME)
+
+
 # --- closed ---
 
 
@@ -250,28 +264,43 @@ def test_a_reset_that_answers_nothing(pods: Pods) -> None:
 
 
 def test_a_reset_that_nobody_has_sent(pods: Pods) -> None:
-    """TCP ignores one outside of its window: so the connection goes on, and is known on."""
+    """TCP ignores one outside of its window: so the connection goes on, and is known on, with what was closed of it."""
     talk = pods.connect(pods.listen())
     talk.talk()
-    forge_reset(talk)
+    for names in (OPEN, OPEN | {"tx_closing"}):
+        for sender in (SERVER, CLIENT):
+            forge(talk, sender, RST)
+            for out in (True, False):
+                talk.settled(out=out, names=CLOSED, lifetime=CLOSE)
+            transfer(talk.server, talk.client, BULK)
+        talk.settled(out=True, names=names, lifetime=TCP_LIFETIME)
+        talk.client.shutdown(socket.SHUT_WR)
+    talk.server.close()
+    assert receive(talk.client) == b""
     for out in (True, False):
-        until(lambda out=out: talk.entry(out=out).names == CLOSED)  # type: ignore[misc]
-    for _ in range(2):
-        talk.server.sendall(b"still here")
-        assert talk.client.recv(64) == b"still here"
-    for out in (True, False):
-        talk.settled(out=out, names=OPEN, lifetime=TCP_LIFETIME)
+        talk.settled(out=out, names=CLOSED, lifetime=CLOSE)
 
 
-def forge_reset(talk: Conversation) -> None:
-    """Have a reset come out of the server's pod, of a sequence number that is none of the connection's."""
-    pods, flow = talk.pods, talk.flow
-    segment = bytearray(struct.pack("!HHIIBBHHH", flow.dport, flow.sport, 0, 0, 5 << 4, 0x04, 0, 0, 0))
-    with enter(pods.node.netns(SERVER)), socket.socket(talk.server.family, socket.SOCK_RAW, TCP) as raw:
-        raw.bind((str(pods.address(SERVER)), 0))
-        if pods.version == 6:
-            raw.setsockopt(socket.IPPROTO_IPV6, 7, 16)  # IPV6_CHECKSUM: where the kernel writes it
-        raw.sendto(segment, (str(pods.address(CLIENT)), 0))
+def test_a_late_copy_of_the_first_answer(pods: Pods) -> None:
+    """It opens nothing, and is an answer still."""
+    talk = pods.connect(pods.listen())
+    close(talk, CLIENT)
+    before = talk.entry(out=True).rx_packets
+    with pods.dropping():
+        forge(talk, SERVER, SYN | ACK)
+        until(lambda: talk.entry(out=True).rx_packets > before)
+
+
+def forge(talk: Conversation, sender: str, flags: int) -> None:
+    """Have a segment come out of a pod whose sequence number is none of the connection's."""
+    pods, flow = talk.pods, talk.flow if sender == CLIENT else back(talk.flow)
+    segment = bytearray(struct.pack("!HHIIBBHHH", flow.sport, flow.dport, 0, 0, 5 << 4, flags, 0, 0, 0))
+    pseudo = flow.source.packed + flow.destination.packed + struct.pack("!HH", TCP, len(segment))
+    segment[16:18] = checksum(pseudo + segment).to_bytes(2, "big")
+    family = socket.AF_INET if pods.version == 4 else socket.AF_INET6
+    with enter(pods.node.netns(sender)), socket.socket(family, socket.SOCK_RAW, TCP) as raw:
+        raw.bind((str(flow.source), 0))
+        raw.sendto(segment, (str(flow.destination), 0))
 
 
 # --- both at once ---
@@ -378,8 +407,10 @@ def test_half_a_connection_is_opened_again_only_by_the_policy(pods: Pods) -> Non
     assert talk.client.recv(1) == b""
     vanish(talk.client)
     client = pods.bound(CLIENT, talk.flow.sport)
+    arrived = talk.entry(out=False).rx_packets
     with pods.allowed(client_out=False), pods.dropping(DENIED_OUT):
         attempt(client, listener)
+    assert talk.entry(out=False).rx_packets == arrived
 
 
 def test_the_other_side_opens_none_with_the_same_ports(pods: Pods) -> None:
