@@ -187,8 +187,19 @@ def test_who_may_not_open_a_connection_may_not_complain_either(pods: Pods) -> No
     assert client.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0
 
 
-def complain(pods: Pods, name: str, client: socket.socket, server: socket.socket) -> None:
-    """Say, in somebody's name, that a packet of the client to the server has found no port."""
+def test_errors_are_for_who_has_sent_the_packet(pods: Pods) -> None:
+    """The connection is known, but none of the server's."""
+    client, server = pods.bound(CLIENT, kind=socket.SOCK_DGRAM), pods.bound(SERVER, kind=socket.SOCK_DGRAM)
+    client.sendto(b"hello", server.getsockname()[:2])
+    assert server.recv(64) == b"hello"
+    with pods.allowed(server_in=False), pods.dropping(DENIED_IN):
+        complain(pods, OUTSIDE, client, server, to=server)
+
+
+def complain(
+    pods: Pods, name: str, client: socket.socket, server: socket.socket, *, to: socket.socket | None = None
+) -> None:
+    """Say, in somebody's name, that a packet of the client to the server has found no port; to the client, or `to`."""
     kind, code = PORT_UNREACHABLE[pods.version]
     sport, dport = client.getsockname()[1], server.getsockname()[1]
     about = frames.udp(sport=sport, dport=dport)
@@ -202,7 +213,7 @@ def complain(pods: Pods, name: str, client: socket.socket, server: socket.socket
     message[2:4] = frames.checksum(bytes(message)).to_bytes(2, "big")
     number = socket.IPPROTO_ICMP if pods.version == 4 else socket.IPPROTO_ICMPV6
     with enter(pods.node.netns(name)), socket.socket(client.family, socket.SOCK_RAW, number) as raw:
-        raw.sendto(message, (source, 0))
+        raw.sendto(message, ((to or client).getsockname()[0], 0))
 
 
 # --- path MTU ---

@@ -80,10 +80,11 @@ class Capture:
         self._socket.setblocking(False)
         self._socket.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 16 * len(BULK))
         self._ports_at = 14 + (20 if pods.version == 4 else 40)
+        self._counters = [0, 0, 0, 0]
 
     def counted(self, ports: set[int]) -> tuple[int, int, int, int]:
-        """Return packets and bytes received and sent, as in struct ct_entry."""
-        counters = [0, 0, 0, 0]
+        """Return packets and bytes received and sent since the beginning, as in struct ct_entry."""
+        counters = self._counters
         head = bytearray(128)
         while True:
             try:
@@ -116,10 +117,9 @@ def test_both_sides_know_a_connection(pods: Pods) -> None:
         assert pods.entry(back(talk.flow), out=True) is None, "it has begun nothing itself"
         transfer(talk.client, talk.server, BULK)
         transfer(talk.server, talk.client, BULK[::-1])
-        until(lambda: talk.entry(out=True).rx_packets == talk.entry(out=False).tx_packets)
         ports = {talk.flow.sport, talk.flow.dport}
-        assert counters(talk.entry(out=True)) == seen[True].counted(ports)
-        assert counters(talk.entry(out=False)) == seen[False].counted(ports)
+        for out in (True, False):
+            until(lambda out=out: counters(talk.entry(out=out)) == seen[out].counted(ports), "all is counted")  # type: ignore[misc]
 
 
 def test_as_many_packets_as_tcp_itself_says(pods: Pods) -> None:
@@ -136,23 +136,31 @@ def test_syns_that_nobody_answers(both: tuple[Pods, Pods]) -> None:
     with ExitStack() as stack:
         listeners = [pods.listen() for pods in both]
         with deaf(*listeners):
-            flows = []
+            talks, ends = [], []
             for pods, listener in zip(both, listeners, strict=True):
                 client = pods.bound(CLIENT)
                 attempt(client, listener)
                 talk = Conversation(pods, client, client, pods.flow(client, listener))
                 for out in (True, False):
                     talk.settled(out=out, names=set(), lifetime=SYN_TIMEOUT)
-                pods.age(talk.flow, 30)
-                flows.append(talk)
-            for talk in flows:
-                until(lambda talk=talk: talk.entry(out=False).rx_packets == 2, "the SYN comes again")  # type: ignore[misc]
+                ends.append(talk.entry(out=False).lifetime)
+                pods.age(talk.flow, SYN_TIMEOUT // 2)
+                talks.append(talk)
+            for talk, end in zip(talks, ends, strict=True):
+                comes_again(talk, out=False)
                 for out in (True, False):
                     talk.settled(out=out, names=set(), lifetime=SYN_TIMEOUT)
-        for talk, listener in zip(flows, listeners, strict=True):
+                    assert talk.entry(out=out).lifetime >= end
+        for talk, listener in zip(talks, listeners, strict=True):
             stack.enter_context(listener.accept()[0]).sendall(b"welcome")
             assert talk.client.recv(64) == b"welcome"
             talk.settled(out=True, names=OPEN, lifetime=TCP_LIFETIME)
+
+
+def comes_again(talk: Conversation, *, out: bool) -> None:
+    """Wait for one more packet to the client (`out`) or to the server."""
+    sent = talk.entry(out=out).rx_packets
+    until(lambda: talk.entry(out=out).rx_packets > sent, "a packet is sent again")
 
 
 def test_only_the_client_may_open(pods: Pods) -> None:
@@ -214,11 +222,12 @@ def test_the_last_end_is_lost_and_sent_again(pods: Pods) -> None:
         talk.server.close()
         for out in (True, False):
             talk.settled(out=out, names=CLOSED, lifetime=CLOSE)
+        end = talk.entry(out=True).lifetime
         pods.age(talk.flow, CLOSE // 2)
-        sent = talk.entry(out=True).rx_packets
-        until(lambda: talk.entry(out=True).rx_packets > sent, "it is sent again")
+        comes_again(talk, out=True)
         for out in (True, False):
             talk.settled(out=out, names=CLOSED, lifetime=CLOSE)
+            assert talk.entry(out=out).lifetime >= end
     assert receive(talk.client) == b"last words"
 
 
