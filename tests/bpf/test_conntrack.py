@@ -165,10 +165,13 @@ def test_an_entry_whose_time_is_over_is_none(peer: Peer) -> None:
     assert peer.datapath.drops() == DENIED
 
 
-@pytest.mark.parametrize("closing", [(out,), (into,), (out, into)], ids=["by us", "by them", "by both"])
-def test_a_syn_opens_a_closing_connection_again(peer: Peer, closing: tuple[object, ...]) -> None:
+@pytest.mark.parametrize(
+    "closing", [(out,), (into,), (out, into), ()], ids=["closed by us", "by them", "by both", "given up"]
+)
+def test_a_syn_opens_a_connection_again(peer: Peer, closing: tuple[object, ...]) -> None:
     """With the same ports: it is held against the policy, and everything begins anew."""
     out(peer, SYN)
+    out(peer, ACK)
     for side in closing:
         (out if side is out else into)(peer, FIN | ACK)
     assert out(peer, SYN) == PASS
@@ -181,8 +184,23 @@ def test_a_syn_opens_a_closing_connection_again(peer: Peer, closing: tuple[objec
     assert peer.datapath.drops() == {(133, EGRESS): 1}
 
 
-def test_a_closed_connection_does_not_let_the_peer_open_one(peer: Peer) -> None:
-    for way, flags in ((out, SYN), (out, FIN | ACK), (into, FIN | ACK)):
+def test_a_syn_that_comes_in_on_an_open_connection_changes_nothing(peer: Peer) -> None:
+    """It may be forged, and the policy is asked about every packet."""
+    allow(peer.datapath, egress=False)
+    for flags in (SYN, ACK):
+        assert into(peer, flags) == PASS
+    assert into(peer, SYN) == PASS
+    entry = peer.entry(TCP, SERVICE, PORT, out=False)
+    assert entry is not None
+    assert (set(entry.names), entry.rx_packets) == ({"seen_non_syn"}, 3)
+    assert lasts(entry) > SYN_TIMEOUT
+    peer.datapath.policy.delete(layouts.policy_key_any(egress=False))
+    assert into(peer, SYN) == DROP
+
+
+@pytest.mark.parametrize("closed", [True, False], ids=["closed", "given up"])
+def test_an_old_connection_does_not_let_the_peer_open_one(peer: Peer, closed: bool) -> None:
+    for way, flags in ((out, SYN), (out, ACK), *(((out, FIN | ACK), (into, FIN | ACK)) if closed else ())):
         way(peer, flags)
     assert into(peer, SYN) == DROP
     allow(peer.datapath, egress=False)

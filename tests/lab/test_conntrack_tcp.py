@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 
 import pytest
@@ -359,6 +359,27 @@ def attempt(source: socket.socket, target: socket.socket) -> None:
 # --- the same ports again ---
 
 
+def close(talk: Conversation, first: str) -> int:
+    """Close a connection from one side and then the other; return the client's port."""
+    ends = (talk.client, talk.server) if first == CLIENT else (talk.server, talk.client)
+    ends[0].shutdown(socket.SHUT_WR)
+    assert ends[1].recv(1) == b""
+    ends[1].close()
+    assert ends[0].recv(1) == b""
+    ends[0].close()
+    for out in (True, False):
+        talk.settled(out=out, names=CLOSED, lifetime=CLOSE)
+    return talk.flow.sport
+
+
+def given_up(talk: Conversation, first: str) -> int:
+    """Let both ends of a connection vanish, the entries stay; return the client's port."""
+    ends = (talk.client, talk.server) if first == CLIENT else (talk.server, talk.client)
+    for end in ends:
+        vanish(end)
+    return talk.flow.sport
+
+
 @pytest.mark.parametrize("first", [CLIENT, SERVER])
 def test_opened_again_with_the_same_ports(pods: Pods, first: str) -> None:
     """Who has closed first is in TIME_WAIT, and lets the new connection in; of the old one nothing is left."""
@@ -373,19 +394,6 @@ def test_opened_again_with_the_same_ports(pods: Pods, first: str) -> None:
         assert again.entry(out=out).rx_packets + again.entry(out=out).tx_packets < 10
     reload(pods)
     again.talk()
-
-
-def close(talk: Conversation, first: str) -> int:
-    """Close a connection from one side and then the other; return the client's port."""
-    ends = (talk.client, talk.server) if first == CLIENT else (talk.server, talk.client)
-    ends[0].shutdown(socket.SHUT_WR)
-    assert ends[1].recv(1) == b""
-    ends[1].close()
-    assert ends[0].recv(1) == b""
-    ends[0].close()
-    for out in (True, False):
-        talk.settled(out=out, names=CLOSED, lifetime=CLOSE)
-    return talk.flow.sport
 
 
 def reload(pods: Pods) -> None:
@@ -408,31 +416,37 @@ def test_not_opened_again_where_it_is_denied_by_then(
         attempt(client, listener)
 
 
-def test_half_a_connection_is_opened_again_only_by_the_policy(pods: Pods) -> None:
-    """One side has closed and the other vanished: a SYN on the entry that is left is that of a new connection."""
+@pytest.mark.parametrize("closed", [False, True], ids=["open", "half closed"])
+def test_a_connection_that_was_given_up_lets_no_other_pass(pods: Pods, closed: bool) -> None:
+    """Both ends have vanished and the entries stay: a SYN on them is that of a new connection."""
     listener = pods.listen()
     talk = pods.connect(listener)
-    talk.server.shutdown(socket.SHUT_WR)
-    assert talk.client.recv(1) == b""
-    vanish(talk.client)
+    talk.talk()
+    if closed:
+        talk.server.shutdown(socket.SHUT_WR)
+        assert talk.client.recv(1) == b""
+    for end in (talk.client, talk.server):
+        vanish(end)
     client = pods.bound(CLIENT, talk.flow.sport)
     arrived = talk.entry(out=False).rx_packets
     with pods.allowed(client_out=False), pods.dropping(DENIED_OUT):
         attempt(client, listener)
     assert talk.entry(out=False).rx_packets == arrived
+    client.close()
+    pods.connect(listener, talk.flow.sport).talk()
 
 
-def test_the_other_side_opens_none_with_the_same_ports(pods: Pods) -> None:
-    """What the client has opened and closed does not let the server's SYN pass as an answer."""
+@pytest.mark.parametrize("end", [close, given_up], ids=["closed", "given up"])
+def test_the_other_side_opens_none_with_the_same_ports(pods: Pods, end: Callable[[Conversation, str], int]) -> None:
+    """What the client has opened does not let the server's SYN pass as an answer."""
     for allowed, reason in (({}, DENIED_OUT), ({"server_out": True}, DENIED_IN)):
         listener = pods.listen()
-        port = close(pods.connect(listener), CLIENT)
-        talk = pods.bound(CLIENT, port)
-        talk.listen()
-        sport = listener.getsockname()[1]
+        target = pods.bound(CLIENT, end(pods.connect(listener), CLIENT))
+        target.listen()
+        port = listener.getsockname()[1]
         listener.close()
         with pods.allowed(**allowed), pods.dropping(reason):
-            attempt(pods.bound(SERVER, sport), talk)
+            attempt(pods.bound(SERVER, port), target)
 
 
 def test_opened_again_against_what_the_server_still_has(both: tuple[Pods, Pods]) -> None:
@@ -466,22 +480,6 @@ def accept_again(talk: Conversation, client: socket.socket, listener: socket.soc
         again.talk()
         for out in (True, False):
             again.settled(out=out, names=OPEN, lifetime=TCP_LIFETIME)
-
-
-def test_a_vanished_client_comes_back_only_by_the_policy(both: tuple[Pods, Pods]) -> None:
-    """Its first SYN belongs to the connection that is known, but leads to a reset; the next is a new one's."""
-    talks = []
-    for pods in both:
-        listener = pods.listen()
-        talk = pods.connect(listener)
-        vanish(talk.client)
-        talks.append((talk, listener))
-    with both[0].allowed(client_out=False):
-        for talk, listener in talks:
-            with talk.pods.dropping(DENIED_OUT):
-                attempt(talk.pods.bound(CLIENT, talk.flow.sport), listener)
-            with pytest.raises(ConnectionResetError):
-                talk.server.recv(1)
 
 
 def test_time_wait_that_takes_the_syn_for_an_old_one(both: tuple[Pods, Pods]) -> None:
