@@ -144,7 +144,7 @@ static __always_inline bool ct_is_dead(const struct ct_entry *entry)
 	return entry->rx_closing && entry->tx_closing;
 }
 
-/* A connection begins anew: a SYN, and not the answer to one. */
+/* A SYN, and not the answer to one. */
 static __always_inline bool ct_is_opening(const struct packet *pkt)
 {
 	return pkt->protocol == IPPROTO_TCP && (pkt->tcp_flags & (TCP_FLAG_SYN | TCP_FLAG_ACK)) == TCP_FLAG_SYN;
@@ -173,7 +173,7 @@ static __always_inline void ct_see_flags(struct ct_entry *entry, __u8 flags, con
 		entry->rx_closing = 1;
 		entry->tx_closing = 1;
 	} else if (*seen & TCP_FLAG_RST) {
-		/* Whose reset it was goes on: it was somebody else's, and TCP took no notice of it (RFC 5961, 3). */
+		/* Who has reset goes on: so it was somebody else, and TCP took no notice of it (RFC 5961, 3). */
 		*seen &= ~TCP_FLAG_RST;
 		entry->rx_closing = !!(entry->rx_flags_seen & TCP_FLAG_FIN);
 		entry->tx_closing = !!(entry->tx_flags_seen & TCP_FLAG_FIN);

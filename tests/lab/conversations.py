@@ -21,7 +21,7 @@ from lab.layouts import TUPLE_F_IN, TUPLE_F_OUT, CtEntry, CtTuple
 from lab.netns import enter, sysctl
 from lab.node import Node
 from lab.sockets import Address, bound_socket
-from lab.topology import NodeSpec, PodSpec
+from lab.topology import HOST, NodeSpec, PodSpec
 from tests.lab.labs import unique_name
 
 CLIENT, SERVER = "client", "server"
@@ -38,6 +38,12 @@ SO_ATTACH_FILTER, SO_DETACH_FILTER = 26, 27
 TCP_REPAIR = 19
 TCPI_SEGS_OUT = 136
 """What Python's socket module lacks of uapi's socket.h and tcp.h; the last is an offset in tcp_info, of two words."""
+
+OPEN, CLOSED = {"seen_non_syn"}, {"seen_non_syn", "rx_closing", "tx_closing"}
+"""Flags of an entry whose connection has been opened, and of one that is over."""
+
+BULK = bytes(range(256)) * (1 << 13)
+"""Two megabytes: more than any window at the start, so that acknowledgements must get through."""
 
 _DROP_ALL = struct.pack("=HBBI", 0x06, 0, 0, 0)
 """A classic BPF program: return 0."""
@@ -264,10 +270,35 @@ class Pods:
         until(counted, f"drops for {reasons} wanted")
         assert found.keys() == set(reasons)
 
+    def reload(self) -> None:
+        """Reload both pods and the host."""
+        for subject in (CLIENT, SERVER, HOST):
+            self.agent.reload(subject)
+
     def sysctl(self, name: str, **values: int) -> None:
         """Set net.ipv4 settings of a pod."""
         with enter(self.node.netns(name)):
             sysctl([(f"ipv4/{key}", str(value)) for key, value in values.items()])
+
+
+def attempt(source: socket.socket, target: socket.socket) -> None:
+    """Send a SYN, and do not wait for what becomes of it."""
+    source.setblocking(False)
+    assert source.connect_ex(target.getsockname()[:2]) == errno.EINPROGRESS
+    source.settimeout(DEADLINE)
+
+
+def close(talk: Conversation, first: str) -> int:
+    """Close a connection from one side and then the other; return the client's port."""
+    ends = (talk.client, talk.server) if first == CLIENT else (talk.server, talk.client)
+    ends[0].shutdown(socket.SHUT_WR)
+    assert ends[1].recv(1) == b""
+    ends[1].close()
+    assert ends[0].recv(1) == b""
+    ends[0].close()
+    for out in (True, False):
+        talk.settled(out=out, names=CLOSED, lifetime=CLOSE)
+    return talk.flow.sport
 
 
 def connected(client: socket.socket, listener: socket.socket) -> bool:

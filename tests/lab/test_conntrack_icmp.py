@@ -25,6 +25,7 @@ from lab.topology import NODE, OUTSIDE, UPLINK, PodSpec
 from tests.bpf import frames
 from tests.lab import labs, wires
 from tests.lab.conversations import (
+    BULK,
     CLIENT,
     DEADLINE,
     DENIED_IN,
@@ -41,7 +42,6 @@ from tests.lab.labs import unique_name
 
 pytestmark = pytest.mark.privileged
 
-BULK = bytes(range(256)) * (1 << 12)
 PORT_UNREACHABLE = {4: (3, 3), 6: (1, 4)}
 """Type and code by IP version (RFC 792, RFC 4443)."""
 
