@@ -100,6 +100,7 @@ STEPS = {
     ),
     "reset": ([("out", SYN), ("out", ACK), ("into", RST)], {"seen_non_syn", "rx_closing", "tx_closing"}, CLOSE),
     "refused": ([("out", SYN), ("into", RST | ACK)], {"seen_non_syn", "rx_closing", "tx_closing"}, CLOSE),
+    "reset by a SYN": ([("out", SYN), ("out", SYN | RST)], {"seen_non_syn", "rx_closing", "tx_closing"}, CLOSE),
     "reset by somebody else": (
         [("out", SYN), ("into", RST), ("into", SYN | ACK), ("out", ACK)],
         {"seen_non_syn"},
