@@ -436,7 +436,10 @@ def prog_next_id(ident: int) -> int | None:
 
 
 def prog_test_run(fd: int, data: bytes, *, repeat: int = 1, context: bytes = b"", room: int = 512) -> TestRun:
-    """Run a program on a packet, in the caller's network namespace; `room` is how many bytes it may add."""
+    """Run a program on a packet, in the caller's network namespace; `room` is how many bytes it may add.
+
+    `context` is a struct __sk_buff, or the head of one; if there is one, the whole of it comes back.
+    """
     out = ctypes.create_string_buffer(len(data) + room)
     packet = ctypes.create_string_buffer(data, len(data))
     around = ctypes.create_string_buffer(context, max(len(context), _CONTEXT_ROOM))

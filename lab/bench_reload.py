@@ -11,7 +11,6 @@ from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from bpf import LIBRARY
 from datapath.hooks import Direction
@@ -27,6 +26,7 @@ from lab.bench_floor import Floor, Hook
 from lab.bench_objects import entries, given, reload_of
 from lab.bench_tc import BPFFS, Tc, compile_for_libbpf
 from lab.node import Node
+from lab.scratch import scratch
 from lab.topology import NODE, NodeSpec
 from lab.tracing import SyscallEvent, SyscallTracer, TracingUnavailable
 
@@ -203,7 +203,7 @@ def _tc(stack: ExitStack, setup: Setup, template: Template) -> tuple[list[Timed]
     refusal = own.refusal()
     ways = [Timed("tc filter replace, same object", own.replace)] if refusal is None else []
     if setup.object is None and (setup.library is None or setup.library.resolve() == LIBRARY):
-        directory = Path(stack.enter_context(TemporaryDirectory(prefix="reloadlab-bench")))
+        directory = stack.enter_context(scratch())
         path = compile_for_libbpf(agent.config, agent.endpoint(pod.name), "bpf_lxc.c", directory)
         grafted = Tc(path, _sections(template.image.spec), spec, node.netns(NODE), pod.ifname, hooks)
         ways.append(Timed("tc -batch: graft, filter replace (built for libbpf)", grafted.graft))

@@ -8,7 +8,6 @@ they go over the wire.
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import IntEnum
 from ipaddress import IPv4Address, IPv6Address
@@ -85,34 +84,6 @@ class Direction(IntEnum):
     INGRESS = 1
     EGRESS = 2
     SERVICE = 3
-
-
-REASON_FORWARDED, REASON_PLAINTEXT = 0, 3
-"""Reasons of cilium_metrics that are no drops."""
-
-DROP_REASONS: Mapping[int, str] = {
-    132: "Invalid source ip",
-    133: "Policy denied",
-    134: "Invalid packet",
-    135: "CT: Truncated or invalid header",
-    137: "CT: Unknown L4 protocol",
-    139: "Unsupported L3 protocol",
-    140: "Missed tail call",
-    141: "Error writing to packet",
-    147: "Error retrieving tunnel key",
-    151: "Stale or unroutable IP",
-    153: "Error while correcting L3 checksum",
-    155: "CT: Map insertion failed",
-    156: "Invalid IPv6 extension header",
-    157: "IP fragmentation not supported",
-    160: "No tunnel/encapsulation endpoint (datapath BUG!)",
-    166: "Unsupported L2 protocol",
-    171: "Invalid identity",
-    175: "First logical datagram fragment not found",
-    181: "Policy denied by denylist",
-    184: "Invalid TC buffer",
-}
-"""Those that our programs can count, in the words of Hubble (pkg/monitor/api/drop.go)."""
 
 
 def family_of(address: IPv4Address | IPv6Address) -> int:

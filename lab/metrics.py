@@ -7,13 +7,9 @@ from dataclasses import dataclass, field
 
 from datapath.errors import BpfError
 from datapath.maps import open_pin
-from lab import layouts
+from lab import layouts, reasons
 from lab.node import Node
 
-FIRST_DROP = 130
-"""Reasons below are no drops (bpf/lib/common.h of Cilium: DROP_MIN)."""
-
-MISSED_TAIL_CALL = 140
 INGRESS, EGRESS = 1, 2
 """Directions of cilium_metrics."""
 
@@ -27,7 +23,11 @@ class Counters:
 
     def drops_since(self, before: Counters) -> dict[tuple[int, int], int]:
         """Return the drops that were added since `before`."""
-        moved = {key: count - before.packets.get(key, 0) for key, count in self.packets.items() if key[0] >= FIRST_DROP}
+        moved = {
+            key: count - before.packets.get(key, 0)
+            for key, count in self.packets.items()
+            if key[0] >= reasons.FIRST_DROP
+        }
         return {key: count for key, count in moved.items() if count}
 
 
@@ -56,4 +56,4 @@ def read(node: Node) -> Counters:
 def describe(reason: int, direction: int) -> str:
     """Return a drop in words."""
     way = {INGRESS: "ingress", EGRESS: "egress"}.get(direction, str(direction))
-    return f"{layouts.DROP_REASONS.get(reason, 'unknown reason')} ({reason}, {way})"
+    return f"{reasons.describe(reason)} ({reason}, {way})"

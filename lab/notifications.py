@@ -6,6 +6,7 @@ Checked against the BTF of our own objects like lab.layouts; all numbers are lit
 from __future__ import annotations
 
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import ClassVar, Self
@@ -14,6 +15,26 @@ NOTIFY_HEADER = struct.Struct("<BBHIIHH")
 DROP_NOTIFY = struct.Struct("<16sIIIHBbI")
 TRACE_NOTIFY = struct.Struct("<16sIIHBBI16s")
 POLICY_VERDICT_NOTIFY = struct.Struct("<16sIiHBB4x")
+
+SOURCE_FILES: Mapping[int, str] = {
+    1: "bpf_host.c",
+    2: "bpf_lxc.c",
+    3: "bpf_overlay.c",
+    4: "bpf_xdp.c",
+    101: "arp.h",
+    102: "drop.h",
+    103: "egress_policies.h",
+    104: "icmp6.h",
+    105: "nodeport.h",
+    106: "encap.h",
+    120: "conntrack.h",
+    121: "delivery.h",
+    122: "eth.h",
+    123: "ip.h",
+    124: "l4.h",
+    125: "policy.h",
+}
+"""How drops name the file of their line: Cilium's (bpf/source_names_to_ids.h), and from 120 on ours."""
 
 
 class TracePoint(IntEnum):

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-PREFIX = "reloadlab-"
+PREFIX = "reloadlab-scratch-"
+"""What begins like this in the temporary directory is ours, and goes when nobody holds its lock."""
 
 
 @contextmanager

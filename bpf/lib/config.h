@@ -75,9 +75,6 @@
 #ifndef EVENT_SOURCE
 # define EVENT_SOURCE 0
 #endif /* EVENT_SOURCE */
-#ifndef FILE_ID
-# define FILE_ID 0
-#endif /* FILE_ID */
 #ifndef MONITOR_AGGREGATION
 # define MONITOR_AGGREGATION 0
 #endif /* MONITOR_AGGREGATION */

@@ -29,8 +29,8 @@ struct drop_notify {
 	__u32 src_label;
 	__u32 dst_label;
 	__u32 dst_id;
-	__u16 line;
-	__u8 file;		/* FILE_ID of the source */
+	__u16 line;		/* where in the source the drop was decided */
+	__u8 file;		/* SOURCE_FILE */
 	__s8 ext_error;
 	__u32 ifindex;
 };

@@ -9,12 +9,12 @@ import pytest
 
 from lab import notifications, policymap
 from lab.conntrack import ConnState
-from lab.notifications import DropNotify, PolicyVerdictNotify, TraceNotify, TracePoint
+from lab.notifications import SOURCE_FILES, DropNotify, PolicyVerdictNotify, TraceNotify, TracePoint
 from lab.policymap import PolicyMatch
 from tests.bpf import perf
 from tests.bpf.flow import PORT, SERVICE, Peer
 from tests.bpf.frames import ACK, SYN, TCP, UDP, tcp, udp
-from tests.bpf.loaded import DROP, PASS, POD, Build, loaded
+from tests.bpf.loaded import DROP, LIBRARY, PASS, POD, Build, loaded
 from tests.bpf.pod import from_pod
 
 pytestmark = pytest.mark.privileged
@@ -53,7 +53,9 @@ def test_a_drop(version: int) -> None:
     drop = DropNotify.unpack(message)
     frame = from_pod(packet)
     assert (drop.header.type, drop.header.subtype, drop.header.source) == (1, 133, POD.id)
-    assert (drop.src_label, drop.dst_label, drop.ifindex, drop.file) == (POD.identity, 600, 1, 2)
+    assert (drop.src_label, drop.dst_label, drop.ifindex) == (POD.identity, 600, 1)
+    assert SOURCE_FILES[drop.file] == "policy.h"
+    assert "DROP_POLICY" in (LIBRARY / "lib/policy.h").read_text().splitlines()[drop.line - 1]
     assert (drop.header.len_orig, drop.header.len_cap) == (len(frame), len(frame))
     assert message[DropNotify.SIZE :][: len(frame)] == frame
 

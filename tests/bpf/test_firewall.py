@@ -150,6 +150,19 @@ def test_what_the_host_forwards_is_not_its_own(host: Host) -> None:
     assert host.datapath.run("cil_to_netdev", frame, mark=IDENTITY_MARK).retval == PASS
 
 
+def test_what_the_host_marks_as_its_own_is_its_own(host: Host) -> None:
+    frame = host.frame(host.own, host.world)
+    for mark, verdict in ((0xC00, DROP), (0, PASS)):
+        assert host.datapath.run("cil_to_netdev", frame, mark=mark).retval == verdict
+
+
+def test_what_is_masqueraded_into_cilium_host_is_not_its_own(host: Host) -> None:
+    """But a connection of it."""
+    assert host.datapath.run("cil_from_host", host.frame(host.own, host.world)).retval == DROP
+    assert host.datapath.drops() == {(151, INGRESS): 1}, "not by the policy"
+    assert host.tracked(host.own, host.world, 0)
+
+
 def test_answers_to_a_masqueraded_pod_pass(host: Host) -> None:
     """It leaves with the host's address and its own identity: not the host's policy, but a connection of it."""
     out = host.frame(host.own, host.world)

@@ -17,7 +17,7 @@ from elftools.elf.elffile import ELFFile
 from datapath import btf
 from datapath.btf import Btf
 from datapath.compile import compile_source
-from lab import conntrack, layouts, notifications, policymap
+from lab import conntrack, layouts, notifications, policymap, reasons
 from tests.bpf.loaded import LIBRARY
 
 EVENTS = ("notify_header", "drop_notify", "trace_notify", "policy_verdict_notify")
@@ -319,14 +319,21 @@ def test_directions_are_those_of_metrics_h() -> None:
 
 
 def test_every_drop_reason_has_its_words() -> None:
-    found = re.findall(r"^#define DROP_\w+\s+\(-(\d+)\)", header("drop.h"), re.MULTILINE)
-    assert sorted(map(int, found)) == sorted(layouts.DROP_REASONS)
+    found = re.findall(r"^#define DROP_[A-Z]\w+\s+(?:DROP_HERE)?\(-?(\d+)\)", header("drop.h"), re.MULTILINE)
+    assert set(map(int, found)) <= reasons.WORDS.keys()
+
+
+def test_source_files_are_those_of_source_file_h() -> None:
+    found = {int(number): name for name, number in re.findall(r'\("([\w.]+)"\) \? (\d+)', header("source_file.h"))}
+    assert found.items() <= notifications.SOURCE_FILES.items()
+    files = {*LIBRARY.glob("*.c"), *LIBRARY.glob("lib/*.h")} - {LIBRARY / "lib/drop.h"}
+    assert {file.name for file in files if re.search(r"\bDROP_(?!NOTIFY)[A-Z]", file.read_text())} == {*found.values()}
 
 
 @pytest.mark.parametrize("source", ["bpf_lxc.c", "bpf_host.c", "bpf_overlay.c"])
 def test_every_program_counts_its_hits_under_its_own_number(source: str) -> None:
     text = (LIBRARY / source).read_text()
-    programs = re.findall(r"^__section(?:_tail)?\([^\n]*\)\nint (\w+)", text, re.MULTILINE)
-    counted = re.findall(r"^\tcount_hit\(PROGRAM_(\w+)\);$", text, re.MULTILINE)
+    programs = re.findall(r"^(?:__section(?:_tail)?\([^\n]*\)\nint |TAIL_PROGRAM\()(\w+)", text, re.MULTILINE)
+    counted = re.findall(r"^(?:\tcount_hit\(|TAIL_PROGRAM\(\w+, \w+,\s+)PROGRAM_(\w+)", text, re.MULTILINE)
     assert len(counted) == len(set(counted)) == len(programs)
     assert set(counted) <= {p.name for p in layouts.Program}

@@ -3,8 +3,9 @@ from __future__ import annotations
 import pytest
 
 from lab import metrics
-from lab.metrics import EGRESS, INGRESS, MISSED_TAIL_CALL, Counters, describe
+from lab.metrics import EGRESS, INGRESS, Counters, describe
 from lab.node import Node
+from lab.reasons import MISSED_TAIL_CALL
 from lab.topology import NodeSpec
 from tests.lab.labs import unique_name
 
