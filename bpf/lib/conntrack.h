@@ -154,25 +154,45 @@ static __always_inline bool ct_is_dead(const struct ct_entry *entry)
 	return entry->rx_closing && entry->tx_closing;
 }
 
-/* A connection begins anew: a SYN, and not the answer to one. */
+/* A SYN, and not the answer to one. */
 static __always_inline bool ct_is_opening(const struct packet *pkt)
 {
 	return pkt->protocol == IPPROTO_TCP && (pkt->tcp_flags & (TCP_FLAG_SYN | TCP_FLAG_ACK)) == TCP_FLAG_SYN;
 }
 
+/*
+ * Is a packet the first of another connection, with the ports of this one? A SYN is, once
+ * this one has got beyond SYNs: who sends it knows nothing of it any more. Where the
+ * policy is asked in any case, only a connection that is closing gives way: the SYN may
+ * be forged.
+ */
+static __always_inline bool ct_begins_anew(const struct packet *pkt, const struct ct_entry *entry, const bool asked)
+{
+	return ct_is_opening(pkt) && (asked ? entry->rx_closing || entry->tx_closing : entry->seen_non_syn);
+}
+
 /* What TCP flags mean for the entry; it dies once both sides have closed, or with a reset. */
 static __always_inline void ct_see_flags(struct ct_entry *entry, __u8 flags, const enum ct_dir dir, __u32 now)
 {
+	__u8 *seen = dir == CT_EGRESS ? &entry->tx_flags_seen : &entry->rx_flags_seen;
 	__u32 lifetime = CT_CONNECTION_LIFETIME_TCP;
 
-	if (!(flags & TCP_FLAG_SYN))
+	if ((flags & (TCP_FLAG_FIN | TCP_FLAG_SYN | TCP_FLAG_RST)) != TCP_FLAG_SYN)
 		entry->seen_non_syn = 1;
-	if (ct_is_dead(entry))
-		return;
-	if (flags & TCP_FLAG_RST || (flags & TCP_FLAG_FIN && dir == CT_EGRESS))
-		entry->tx_closing = 1;
-	if (flags & TCP_FLAG_RST || (flags & TCP_FLAG_FIN && dir == CT_INGRESS))
+	if (flags & TCP_FLAG_RST) {
 		entry->rx_closing = 1;
+		entry->tx_closing = 1;
+	} else if (*seen & TCP_FLAG_RST) {
+		/* Who has reset goes on: so it was somebody else, and TCP took no notice of it (RFC 5961, 3). */
+		*seen &= ~TCP_FLAG_RST;
+		entry->rx_closing = !!(entry->rx_flags_seen & TCP_FLAG_FIN);
+		entry->tx_closing = !!(entry->tx_flags_seen & TCP_FLAG_FIN);
+	}
+	if (flags & TCP_FLAG_FIN && dir == CT_EGRESS)
+		entry->tx_closing = 1;
+	if (flags & TCP_FLAG_FIN && dir == CT_INGRESS)
+		entry->rx_closing = 1;
+	/* A dead entry lasts while what was lost at the end is sent again. */
 	if (ct_is_dead(entry))
 		lifetime = CT_CLOSE_TIMEOUT;
 	else if (!entry->seen_non_syn)
@@ -269,14 +289,13 @@ static __always_inline int ct_lookup(const struct __ctx_buff *ctx, struct packet
 		return 0;
 	}
 	entry = ct_find(pkt, (__u8)dir, true, now, family);
-	/* A closed connection does not answer with a SYN: that is a new one, with the same ports. */
-	if (entry && !(ct_is_opening(pkt) && ct_is_dead(entry))) {
+	if (entry && !ct_begins_anew(pkt, entry, false)) {
 		pkt->ct = CT_REPLY;
 	} else {
 		entry = ct_find(pkt, (__u8)dir, false, now, family);
 		if (!entry)
 			return 0;
-		if (ct_is_opening(pkt) && (entry->rx_closing || entry->tx_closing)) {
+		if (ct_begins_anew(pkt, entry, dir == CT_INGRESS)) {
 			pkt->ct = CT_REOPENED;
 			return 0;
 		}

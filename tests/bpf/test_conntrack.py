@@ -100,6 +100,27 @@ STEPS = {
     ),
     "reset": ([("out", SYN), ("out", ACK), ("into", RST)], {"seen_non_syn", "rx_closing", "tx_closing"}, CLOSE),
     "refused": ([("out", SYN), ("into", RST | ACK)], {"seen_non_syn", "rx_closing", "tx_closing"}, CLOSE),
+    "reset by a SYN": ([("out", SYN), ("out", SYN | RST)], {"seen_non_syn", "rx_closing", "tx_closing"}, CLOSE),
+    "reset by somebody else": (
+        [("out", SYN), ("into", RST), ("into", SYN | ACK), ("out", ACK)],
+        {"seen_non_syn"},
+        TCP_LIFETIME,
+    ),
+    "reset by somebody else when half closed": (
+        [("out", SYN), ("out", FIN | ACK), ("into", RST), ("into", ACK)],
+        {"seen_non_syn", "tx_closing"},
+        TCP_LIFETIME,
+    ),
+    "reset by somebody else when half closed by the peer": (
+        [("out", SYN), ("into", FIN | ACK), ("into", RST), ("into", ACK)],
+        {"seen_non_syn", "rx_closing"},
+        TCP_LIFETIME,
+    ),
+    "reset by somebody else, then by us": (
+        [("out", SYN), ("into", RST), ("into", ACK), ("out", RST), ("into", ACK)],
+        {"seen_non_syn", "rx_closing", "tx_closing"},
+        CLOSE,
+    ),
     "picked up": ([("out", ACK)], {"seen_non_syn"}, TCP_LIFETIME),
 }
 
@@ -124,6 +145,18 @@ def test_the_answer_to_a_closed_connection_still_passes(peer: Peer) -> None:
         assert way(peer, flags) == PASS
 
 
+def test_what_comes_after_the_end_keeps_the_entry(peer: Peer) -> None:
+    """Something was lost at the end, and is sent again."""
+    for way, flags in ((out, SYN), (out, FIN | ACK), (into, FIN | ACK)):
+        way(peer, flags)
+    for way in (out, into):
+        entry = peer.entry(TCP, PORT, SERVICE, out=True)
+        assert entry is not None
+        peer.change(TCP, PORT, SERVICE, replace(entry, lifetime=entry.lifetime - CLOSE // 2), out=True)
+        assert way(peer, ACK) == PASS
+        assert CLOSE - 2 <= lasts(peer.entry(TCP, PORT, SERVICE, out=True)) <= CLOSE
+
+
 def test_an_entry_whose_time_is_over_is_none(peer: Peer) -> None:
     out(peer, SYN)
     entry = peer.entry(TCP, PORT, SERVICE, out=True)
@@ -133,10 +166,13 @@ def test_an_entry_whose_time_is_over_is_none(peer: Peer) -> None:
     assert peer.datapath.drops() == DENIED
 
 
-@pytest.mark.parametrize("closing", [(out,), (into,), (out, into)], ids=["by us", "by them", "by both"])
-def test_a_syn_opens_a_closing_connection_again(peer: Peer, closing: tuple[object, ...]) -> None:
+@pytest.mark.parametrize(
+    "closing", [(out,), (into,), (out, into), ()], ids=["closed by us", "by them", "by both", "given up"]
+)
+def test_a_syn_opens_a_connection_again(peer: Peer, closing: tuple[object, ...]) -> None:
     """With the same ports: it is held against the policy, and everything begins anew."""
     out(peer, SYN)
+    out(peer, ACK)
     for side in closing:
         (out if side is out else into)(peer, FIN | ACK)
     assert out(peer, SYN) == PASS
@@ -149,8 +185,23 @@ def test_a_syn_opens_a_closing_connection_again(peer: Peer, closing: tuple[objec
     assert peer.datapath.drops() == {(133, EGRESS): 1}
 
 
-def test_a_closed_connection_does_not_let_the_peer_open_one(peer: Peer) -> None:
-    for way, flags in ((out, SYN), (out, FIN | ACK), (into, FIN | ACK)):
+def test_a_syn_that_comes_in_on_an_open_connection_changes_nothing(peer: Peer) -> None:
+    """It may be forged, and the policy is asked about every packet."""
+    allow(peer.datapath, egress=False)
+    for flags in (SYN, ACK):
+        assert into(peer, flags) == PASS
+    assert into(peer, SYN) == PASS
+    entry = peer.entry(TCP, SERVICE, PORT, out=False)
+    assert entry is not None
+    assert (set(entry.names), entry.rx_packets) == ({"seen_non_syn"}, 3)
+    assert lasts(entry) > SYN_TIMEOUT
+    peer.datapath.policy.delete(policymap.policy_key_any(egress=False))
+    assert into(peer, SYN) == DROP
+
+
+@pytest.mark.parametrize("closed", [True, False], ids=["closed", "given up"])
+def test_an_old_connection_does_not_let_the_peer_open_one(peer: Peer, closed: bool) -> None:
+    for way, flags in ((out, SYN), (out, ACK), *(((out, FIN | ACK), (into, FIN | ACK)) if closed else ())):
         way(peer, flags)
     assert into(peer, SYN) == DROP
     allow(peer.datapath, egress=False)
