@@ -15,6 +15,7 @@ from datapath.endpoint import LABEL_HOST
 from datapath.errors import BpfError, ReloadlabError
 from datapath.headers import policy_map
 from datapath.maps import Map, open_pin
+from datapath.pins import Pin
 from lab import state
 from lab.layouts import PolicyEntry, PolicyKey
 from lab.node import Node, UnknownTarget
@@ -131,14 +132,17 @@ class PolicyUpdate:
     def __enter__(self) -> Self:
         with ExitStack() as stack:
             for name, labels in endpoints(self._node):
+                target = resolve(self._policies, name, labels, identities_of(self._node))
                 path = self._pins / policy_map(_endpoint_id(self._node, name))
-                try:
-                    opened = stack.enter_context(open_pin(path))
-                except BpfError as error:
-                    if error.errno != errno.ENOENT:
-                        raise
-                    continue  # not loaded yet: its map is filled when it is made
-                self._plan(opened, name, resolve(self._policies, name, labels, identities_of(self._node)))
+                # While the map is migrated programs still use the old one, and again if the reload fails.
+                for pin in (path, *Pin(path).leftovers()):
+                    try:
+                        opened = stack.enter_context(open_pin(pin))
+                    except BpfError as error:
+                        if error.errno != errno.ENOENT:
+                            raise
+                        continue  # not loaded yet: its map is filled when it is made
+                    self._plan(opened, name, target)
             self._stack = stack.pop_all()
         return self
 

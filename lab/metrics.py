@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from datapath.errors import BpfError
 from datapath.headers import policy_map
 from datapath.maps import open_pin
+from datapath.pins import Pin
 from lab import layouts
 from lab.node import Node
 
@@ -58,15 +59,19 @@ def packets(node: Node) -> dict[tuple[int, int], int]:
 def rules(node: Node, *endpoints: str) -> dict[tuple[str, layouts.PolicyKey], tuple[int, int]]:
     """Return how many packets, and bytes with all headers, the entries of endpoints have decided on, by name and key.
 
-    What connection tracking knows is not asked of the entries: answers, and what a pod sends on in a connection.
+    What connection tracking knows is not asked of the entries: answers, and what a pod sends on in a connection. While
+    a map is migrated, the old one counts as well.
     """
     directory = node.datapath_config().globals
     found: dict[tuple[str, layouts.PolicyKey], tuple[int, int]] = {}
     for name in endpoints:
-        with suppress(BpfError), open_pin(directory / policy_map(node.endpoint(name).id)) as pinned:
-            for key, value in pinned.items():
-                entry = layouts.PolicyEntry.unpack(value)
-                found[name, layouts.PolicyKey.unpack(key)] = entry.packets, entry.length
+        path = directory / policy_map(node.endpoint(name).id)
+        for pin in (path, *Pin(path).leftovers()):
+            with suppress(BpfError), open_pin(pin) as pinned:
+                for key, value in pinned.items():
+                    entry, place = layouts.PolicyEntry.unpack(value), (name, layouts.PolicyKey.unpack(key))
+                    counted, length = found.get(place, (0, 0))
+                    found[place] = counted + entry.packets, length + entry.length
     return found
 
 
