@@ -27,6 +27,9 @@ from lab.sockets import Address, allow_fragments, bound_socket, segments_sent
 ETHERNET, IPV4, IPV6, FRAGMENT_HEADER, UDP_OR_ECHO = 14, 20, 40, 8, 8
 """Bytes of the headers."""
 
+DROPPED = "ENOBUFS"
+"""What the kernel says of ICMPv6 that its own interface has dropped, a program at its egress for example."""
+
 _ECHO = struct.Struct("!BBHHH")
 _REQUEST_AND_REPLY = {4: (8, 0), 6: (128, 129)}
 _POLL = 0.001
@@ -108,7 +111,7 @@ def _datagrams(
     allow_fragments(into, probe.fragments)
     message = (out, source.port, target, probe)
     result = Result(error=_send(*message))
-    while not result.error and result.answered < probe.count and time.monotonic() < deadline:
+    while result.error in ("", DROPPED) and result.answered < probe.count and time.monotonic() < deadline:
         done = settled()
         # Asked first, looked into the sockets then: whatever had arrived by the time of the answer is counted.
         for sock in select.select([out, into], [], [], 0 if done else _POLL)[0]:
@@ -129,16 +132,18 @@ def _socket(end: Address, probe: Probe, deadline: float) -> socket.socket:
 
 
 def _send(out: socket.socket, ident: int, target: Address, probe: Probe) -> str:
-    try:
-        for number in range(probe.count):
-            payload = _payload(probe.size, number)
-            if probe.protocol == "icmp":
-                out.sendto(_echo(6 if out.family == socket.AF_INET6 else 4, ident, number, payload), (target.ip, 0))
-            else:
-                out.sendto(payload, (target.ip, target.port))
-    except OSError as error:
-        return errno.errorcode.get(error.errno or 0, str(error))
-    return ""
+    error = ""
+    for number in range(probe.count):
+        payload = _payload(probe.size, number)
+        if probe.protocol == "icmp":
+            payload = _echo(6 if out.family == socket.AF_INET6 else 4, ident, number, payload)
+        try:
+            out.sendto(payload, (target.ip, target.port))
+        except OSError as refusal:
+            error = errno.errorcode.get(refusal.errno or 0, str(refusal))
+            if error != DROPPED:
+                break
+    return error
 
 
 def _receive(

@@ -16,13 +16,14 @@ from typing import Any, Literal
 
 from datapath.endpoint import HOST_ID, REMOTE_NODE_ID, WORLD_ID
 from lab import metrics
-from lab.exchange import IPV4, IPV6, UDP_OR_ECHO, Probe, Result, exchange
+from lab.exchange import DROPPED, IPV4, IPV6, UDP_OR_ECHO, Probe, Result, exchange
 from lab.layouts import PolicyKey
 from lab.metrics import EGRESS, INGRESS, Counters
+from lab.node import Node
 from lab.policy import PROTOCOLS, cidrs, parse
 from lab.scenario import ClusterScenario, End, ends
 from lab.sockets import Address
-from lab.topology import HOST, OUTSIDE, PodSpec
+from lab.topology import HOST, NODE, OUTSIDE, PodSpec
 
 PODS = tuple(
     PodSpec(name, labels=frozenset({f"app={name}"})) for name in ("busy", "client", "server", "stranger", "idle")
@@ -70,8 +71,9 @@ def udp(port: int, size: Size = "small") -> What:
 class Case:
     """One line of a table, for both IP versions.
 
-    `near`: the two are on one node, or on two; None: both. `rule` is the entry that decides, None if there is none;
-    `outcome` ANSWERED, what the sender's kernel says, or why it is dropped.
+    `source` and `target` are pods, the host by its address among the pods, the node by its own, or the outside. `near`:
+    the two are on one node, or on two; None: both. `rule` is the entry that decides, None if there is none; `outcome`
+    ANSWERED, TOO_BIG, or why it is dropped.
     """
 
     source: str
@@ -148,7 +150,7 @@ class Wire:
         self.lenient = lenient
         self._fragments, self._firewall = fragments, firewall
         self._nodes = dict(enumerate(cluster.cluster.nodes, 1))
-        self._ends = {number: ends(node) for number, node in self._nodes.items()}
+        self._ends = {number: {**ends(node), NODE: _underlay(node)} for number, node in self._nodes.items()}
         self._ports = itertools.count(20000)
         self._drops: dict[int, Counter[tuple[int, int]]] = {number: Counter() for number in self._nodes}
         self._to = tuple(to) or tuple(self._nodes)
@@ -213,9 +215,21 @@ class Wire:
         if self.lenient and moved == twice != wanted:
             self.asked_twice += 1
             moved, length = wanted, 2 * length
-        return "; ".join(_differences(fate, result, dropped(), expected, moved, wanted)) or self._bytes(
-            probe, fate, lengths, length
-        )
+        told = self._told(each, case, version, fate)
+        wrong = [] if _as_told(result, fate, told) else [f"{result}, not {fate} {told}"]
+        if (found := dropped()) != expected:
+            wrong.append(f"dropped {found}, not {expected}")
+        if moved != wanted:
+            wrong.append(f"entries moved {moved}, not {wanted}")
+        return "; ".join(wrong) or self._bytes(probe, fate, lengths, length)
+
+    @staticmethod
+    def _told(each: Chapter, case: Case, version: int, fate: str | int) -> str:
+        """Return the error that the sender gets: of what its own interface drops, ICMPv6 alone tells."""
+        if fate == TOO_BIG:
+            return TOO_BIG
+        by_host = isinstance(fate, int) and case.source in (HOST, NODE) and each.egress
+        return DROPPED if by_host and (case.what.protocol, version) == ("icmp", 6) else ""
 
     def _counters(self, number: int) -> Counters:
         return Counters(metrics.packets(self._nodes[number]))
@@ -226,10 +240,15 @@ class Wire:
 
     def _fate(self, each: Chapter, case: Case, here: int, there: int) -> tuple[str | int, tuple[int, int]]:
         """Return what becomes of the packets, and on which node, in which direction, a drop is counted."""
-        by_pod = case.source not in (HOST, OUTSIDE)
         if case.what.size == "fragments" and not self._fragments:
-            return FRAGMENT, (here, EGRESS) if by_pod else (there, INGRESS)
-        return case.outcome, (here, EGRESS) if each.egress else (there, INGRESS)
+            return FRAGMENT, (there, INGRESS) if case.source == OUTSIDE else (here, EGRESS)
+        if not each.egress:
+            return case.outcome, (there, INGRESS)
+        # What the host sends through cilium_host is counted as coming into the datapath.
+        spec = self._nodes[here].spec
+        inwards = each.subject == HOST and case.target != OUTSIDE
+        inwards &= not spec.endpoint_routes if here == there else spec.tunnel
+        return case.outcome, (here, INGRESS if inwards else EGRESS)
 
     def _wanted(
         self, each: Chapter, case: Case, here: int, there: int, version: int, fate: str | int, frames: int
@@ -239,7 +258,8 @@ class Wire:
         if fate in (FRAGMENT, TOO_BIG):
             return wanted
         sides = [(here, case.source, True), (there, case.target, False)]
-        for number, name, egress in sides:
+        for number, end, egress in sides:
+            name = HOST if end == NODE else end
             if name == OUTSIDE or (name == HOST and not self._firewall):
                 continue
             mine = name == each.subject and egress == each.egress
@@ -283,27 +303,16 @@ class Wire:
         return f"bytes {received} instead of {length}"
 
 
+def _underlay(node: Node) -> End:
+    return str(node.netns(NODE)), node.spec.node4.ip, node.spec.node6.ip
+
+
 def _end(end: End, version: int) -> tuple[str, str]:
     address: IPv4Address | IPv6Address = end[1] if version == 4 else end[2]
     return end[0], str(address)
 
 
-def _differences(
-    fate: str | int,
-    result: Result,
-    dropped: Mapping[int, Mapping[tuple[int, int], int]],
-    expected: Mapping[int, Mapping[tuple[int, int], int]],
-    moved: Moved,
-    wanted: Moved,
-) -> Iterator[str]:
-    answered = result.answered > 0 and result.arrived > 0
-    if (
-        answered != (fate == ANSWERED)
-        or (not answered and result.arrived)
-        or result.error != (TOO_BIG if fate == TOO_BIG else "")
-    ):
-        yield f"{result}, not {fate}"
-    if dropped != expected:
-        yield f"dropped {dropped}, not {expected}"
-    if moved != wanted:
-        yield f"entries moved {moved}, not {wanted}"
+def _as_told(result: Result, fate: str | int, error: str) -> bool:
+    if fate == ANSWERED:
+        return result.answered > 0 and result.arrived > 0 and not result.error
+    return (result.answered, result.arrived, result.error) == (0, 0, error)
