@@ -20,9 +20,11 @@ from lab import state
 from lab.layouts import PolicyEntry, PolicyKey
 from lab.node import Node, UnknownTarget
 from lab.policy import Labels, Policy, PolicyError, changes, parse, resolve
+from lab.snapshot import program_maps, take
 from lab.topology import HOST, HOST_ENDPOINT, PodFacts
 
 _FILE = "policies.json"
+_HOST_CALLS = "cilium_calls_hostns_"
 
 
 class PolicyMapFull(ReloadlabError):
@@ -106,6 +108,14 @@ def wanted(node: Node, endpoint_id: int, policies: Sequence[Policy]) -> dict[Pol
 
 def _endpoint_id(node: Node, name: str) -> int:
     return HOST_ENDPOINT if name == HOST else node.pod(name).endpoint_id
+
+
+def host_has_firewall(node: Node) -> bool:
+    """Tell whether the host's programs ask its policy: those that were built with ENABLE_HOST_FIREWALL do."""
+    now = take(node)
+    rules = now.pins.get(policy_map(HOST_ENDPOINT))
+    programs = {p for name, slots in now.slots.items() if name.startswith(_HOST_CALLS) for p in slots.values()}
+    return rules is not None and any(rules.id in program_maps(program) for program in programs)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,16 +13,37 @@ from typing import Any
 
 import pytest
 
+from datapath.endpoint import REMOTE_NODE_ID
+from lab import metrics
 from lab.cluster import Cluster
+from lab.exchange import Probe, Result, exchange
 from lab.flows import Flow
-from lab.scenario import ClusterScenario, Gate, cluster_flows
+from lab.layouts import PolicyKey
+from lab.metrics import Counters
+from lab.scenario import ClusterScenario, Gate, cluster_flows, ends
+from lab.sockets import Address
 from lab.topology import HOST, OUTSIDE
-from scenarios.test_policy_wire import MIXED, TCP, UDP, WEB_AND_DNS, label, ports
+from scenarios.test_policy_wire import MIXED, TCP, TRACKED, UDP, WEB_AND_DNS, label, ports
 from scenarios.test_policy_wire import OUTSIDE as OUTSIDE_CIDR
-from scenarios.wire import ANYTHING, JUMBO_PING, PING, PODS, Case, Chapter, Wire, allowed, chapter, refused, tcp, udp
+from scenarios.wire import (
+    ANYTHING,
+    JUMBO_PING,
+    PING,
+    PODS,
+    POLICY,
+    Case,
+    Chapter,
+    Wire,
+    allowed,
+    chapter,
+    refused,
+    tcp,
+    udp,
+)
 
 WEB, DNS = tcp(80), udp(53)
 USUAL = (PING, WEB, DNS)
+DENIED_BY_DEFAULT = (POLICY, metrics.INGRESS)
 
 
 def host_chapter(name: str, rules: dict[str, Any], *cases: Sequence[Case]) -> Chapter:
@@ -136,9 +157,11 @@ def quiet_host(cluster: Cluster) -> list[Flow]:
     return [flow for flow in cluster_flows(cluster) if "host" not in flow.name]
 
 
+AGENT = {"defines": (("ENABLE_HOST_FIREWALL", "1"),)}
+
+
 def network(name: str, *, fragments: bool = False, **options: Any) -> Any:
-    names = ["ENABLE_HOST_FIREWALL"] + ["ENABLE_IPV4_FRAGMENTS", "ENABLE_IPV6_FRAGMENTS"] * fragments
-    agent = {"defines": tuple((macro, "1") for macro in names)}
+    agent = {"defines": AGENT["defines"] + TRACKED["defines"]} if fragments else AGENT
     mark = pytest.mark.cluster(pods=PODS, mtu=9000, flows=quiet_host, agent=agent, **options)
     return pytest.param("devices" in options, fragments, id=name, marks=mark)
 
@@ -161,16 +184,40 @@ def test_policy_of_the_host(cluster: ClusterScenario, devices: bool, fragments: 
     assert not wrong, "\n".join(wrong)
 
 
-@pytest.mark.parametrize("subject", ["host", "client"])
 @pytest.mark.parametrize(("devices", "fragments"), NETWORKS[1:])
-def test_reloaded(cluster: ClusterScenario, devices: bool, fragments: bool, subject: str) -> None:
+def test_reloaded(cluster: ClusterScenario, devices: bool, fragments: bool) -> None:
     """The policy is another at each gate; the host's programs, or the pod's that call them, are replaced meanwhile."""
     wire = Wire(cluster, to=[2], fragments=fragments, firewall=True)
     chosen = (INGRESS[1], EGRESS[0], INGRESS[2], EGRESS[2])
     chapters = itertools.cycle(chosen if devices else within(chosen))
     wrong: list[str] = []
     gate = Gate(lambda step, _: wrong.extend(f"{step}: {line}" for line in wire.run([next(chapters)])), after="*")
-    cluster.reload(f"2/{subject}", gate=gate)
+    cluster.reload("2/host", "2/client", gate=gate)
     wire.close()
-    assert gate.passed > 10
+    assert gate.passed > 20
     assert not wrong, "\n".join(wrong)
+
+
+TUNNEL_ALLOWED = {"fromEntities": ["remote-node"], "toPorts": ports("8472/UDP")}
+
+
+@pytest.mark.cluster(pods=PODS, tunnel=True, devices=("eth0",), flows=lambda _: [], agent=AGENT)
+def test_the_tunnel_is_traffic_of_the_host(cluster: ClusterScenario) -> None:
+    """What pods send through it passes the policy of the receiving node's host first, as a packet of the other node."""
+    nodes, receiver = cluster.cluster.nodes, cluster.cluster.node(2)
+    probe, rule = Probe("udp", 53, count=5), PolicyKey(REMOTE_NODE_ID, False, UDP, 8472)
+    for source_port, (rules, arrived) in enumerate([([{}], 0), ([TUNNEL_ALLOWED], 5)], 30000):
+        cluster.cluster.apply_policies([{"name": "tunnel", "endpoint": HOST, "ingress": rules}])
+        (here, source, _), (there, target, _) = ends(nodes[0])["client"], ends(receiver)["server"]
+        before = Counters(metrics.packets(receiver))
+        result = exchange(
+            Address(here, str(source), source_port),
+            Address(there, str(target), probe.port),
+            probe,
+            settled=lambda before=before: DENIED_BY_DEFAULT in Counters(metrics.packets(receiver)).drops_since(before),  # type: ignore[misc]
+        )
+        assert result == Result(arrived, arrived)
+        counted = [metrics.rules(node, HOST).get((HOST, rule), (0, 0))[0] for node in nodes]
+        assert counted == [arrived, arrived]
+    cluster.expect_on(2, drops={DENIED_BY_DEFAULT: 5})
+    cluster.cluster.apply_policies([])
