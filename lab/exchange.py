@@ -57,7 +57,9 @@ class Probe:
         return f"{self.protocol}{port} {self.count} x {self.size}{' in fragments' * self.fragments}"
 
     def frames(self, version: int, mtu: int) -> tuple[int, int]:
-        """Return how many frames requests are (not of TCP: the kernel decides), and their bytes with all headers."""
+        """Return how many frames requests are, and their bytes with all headers; a TCP connection begins with one."""
+        if self.protocol == "tcp":
+            return 1, 0
         header = IPV4 if version == 4 else IPV6
         length = UDP_OR_ECHO + self.size
         if header + length <= mtu:
@@ -118,6 +120,10 @@ def _datagrams(
             result = _receive(sock, result, *message)
         if done:
             break
+    # What the kernel has answered may still lie at the target, and nothing may come twice.
+    while ready := select.select([out, into], [], [], 0)[0]:
+        for sock in ready:
+            result = _receive(sock, result, *message)
     return result
 
 

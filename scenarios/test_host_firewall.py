@@ -23,9 +23,7 @@ from lab.metrics import Counters
 from lab.scenario import ClusterScenario, Gate, cluster_flows, ends
 from lab.sockets import Address
 from lab.topology import HOST, OUTSIDE
-from scenarios.test_policy_wire import MIXED, TCP, TRACKED, UDP, WEB_AND_DNS, label, ports
-from scenarios.test_policy_wire import OUTSIDE as OUTSIDE_CIDR
-from scenarios.wire import (
+from scenarios.tables import (
     ANYTHING,
     JUMBO_PING,
     PING,
@@ -33,13 +31,15 @@ from scenarios.wire import (
     POLICY,
     Case,
     Chapter,
-    Wire,
     allowed,
     chapter,
     refused,
     tcp,
     udp,
 )
+from scenarios.test_policy_wire import MIXED, TCP, TRACKED, UDP, WEB_AND_DNS, label, ports
+from scenarios.test_policy_wire import OUTSIDE as OUTSIDE_CIDR
+from scenarios.wire import Wire
 
 WEB, DNS = tcp(80), udp(53)
 USUAL = (PING, WEB, DNS)

@@ -16,8 +16,9 @@ from datapath.maps import open_pin
 from datapath.plan import Step
 from lab.layouts import ipcache_key
 from lab.scenario import ClusterScenario, Gate
+from scenarios.tables import ANYTHING, PING, PODS, allowed, chapter, refused, tcp, udp
 from scenarios.test_policy_wire import MIXED, TCP, UDP, WEB_AND_DNS, label
-from scenarios.wire import ANYTHING, PING, PODS, Wire, allowed, chapter, refused, tcp, udp
+from scenarios.wire import Wire
 
 WEB, DNS = tcp(80), udp(53)
 MAP = "cilium_policy_00103"

@@ -10,20 +10,8 @@ from typing import Any
 import pytest
 
 from lab.scenario import ClusterScenario
-from scenarios.wire import (
-    ANYTHING,
-    JUMBO_PING,
-    PING,
-    PODS,
-    TOO_BIG,
-    Case,
-    Wire,
-    allowed,
-    chapter,
-    refused,
-    tcp,
-    udp,
-)
+from scenarios.tables import ANYTHING, JUMBO_PING, PING, PODS, TOO_BIG, Case, allowed, chapter, refused, tcp, udp
+from scenarios.wire import Wire
 
 TCP, UDP = 6, 17
 WEB, DNS, OTHER = tcp(80), udp(53), udp(54)
