@@ -318,7 +318,11 @@ static __always_inline int lxc_ingress(struct __ctx_buff *ctx, struct trace *tra
 	return ret;
 }
 
-/* For local senders: through the policy, and into the pod, if the packet is not at its device already. */
+/*
+ * For local senders: through the policy, and into the pod, if the packet is not at its device already. While the node
+ * is being switched over, the device may still have (or have already) an egress program: it asks again, and must not
+ * take the packet for somebody else's.
+ */
 static __always_inline int lxc_policy(struct __ctx_buff *ctx, struct trace *trace, const enum family family)
 {
 	__u32 ifindex = cb_load(ctx, CB_IFINDEX);
@@ -327,7 +331,10 @@ static __always_inline int lxc_policy(struct __ctx_buff *ctx, struct trace *trac
 	if (ret)
 		return ret;
 	clear_cb(ctx);
-	return ifindex ? redirect_to_lxc(ctx, trace, ifindex) : pass_packet(ctx, trace, TRACE_TO_LXC);
+	if (!ifindex)
+		return pass_packet(ctx, trace, TRACE_TO_LXC);
+	mark_set_identity(ctx, trace->src_label);
+	return redirect_to_lxc(ctx, trace, ifindex);
 }
 
 /* For what the stack sends into the pod, through the egress program. */

@@ -34,10 +34,11 @@ def pod_plan(config: DatapathConfig, endpoint: Endpoint, *, subject: str) -> Pla
     item = ObjectFile(Kind.LXC, directory / "bpf_lxc.o", endpoint.generation, endpoint)
     programs = ("cil_from_container", "cil_to_container") if endpoint.require_egress_prog else ("cil_from_container",)
     steps: list[Step] = [Compile(item.kind.source, endpoint), *_load(item, programs)]
-    steps.append(InsertPolicy(item.name, endpoint.id))
-    steps.append(_attach(config, ifname, Direction.INGRESS, "cil_from_container", item))
+    # With an egress program the policy program leaves the policy to it: it must be there before.
     if endpoint.require_egress_prog:
         steps.append(_attach(config, ifname, Direction.EGRESS, "cil_to_container", item))
+    steps.append(InsertPolicy(item.name, endpoint.id))
+    steps.append(_attach(config, ifname, Direction.INGRESS, "cil_from_container", item))
     # The route decides whether a packet for the pod meets the egress program: it comes after that program, and
     # goes before it, so that no packet arrives unchecked.
     steps.append(InstallRoutes(ifname, endpoint) if endpoint.require_endpoint_route else RemoveRoutes(ifname, endpoint))

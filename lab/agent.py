@@ -209,8 +209,11 @@ class Agent:
         workers: int,
         cancel: threading.Event | None = None,
         on_worker: Callable[[int], object] | None = None,
+        observer: Observer | None = None,
     ) -> list[Outcome | Failure]:
         """Reload by `workers` processes, or here if that is one; one failure does not keep the others from it.
+
+        `observer` looks on at what is done here.
 
         A worker has its own copy of this agent: what `change` notes in a variable stays there. `on_worker` is called in
         each, with its process id, before it begins.
@@ -218,7 +221,7 @@ class Agent:
         names = list(subjects)
         workers = min(workers, len(names))
         if workers <= 1:
-            return [self._attempt(name, cancel) for name in names]
+            return [self._attempt(name, cancel, observer) for name in names]
         self._prepare(names, cancel)
 
         @contextmanager
@@ -235,9 +238,11 @@ class Agent:
             for name, result in zip(names, results, strict=True)
         ]
 
-    def _attempt(self, subject: str, cancel: threading.Event | None) -> Outcome | Failure:
+    def _attempt(
+        self, subject: str, cancel: threading.Event | None, observer: Observer | None = None
+    ) -> Outcome | Failure:
         try:
-            return self.reload(subject, cancel=cancel)
+            return self.reload(subject, observer=observer, cancel=cancel)
         except ReloadlabError as error:
             return Failure(subject, error)
 
@@ -251,31 +256,46 @@ class Agent:
         self.loader.rest()
 
     def reload_all(
-        self, *, workers: int = 1, first: Sequence[str] = (), cancel: threading.Event | None = None
+        self,
+        *,
+        workers: int = 1,
+        first: Sequence[str] = (),
+        last: Sequence[str] = (),
+        cancel: threading.Event | None = None,
+        observer: Observer | None = None,
     ) -> list[Outcome]:
-        """Reload the host and the overlay, then the endpoints in parallel; the first failure is raised at the end.
+        """Reload the host and the overlay, then the endpoints in parallel; the first failure is raised when they are.
 
-        `first` is what comes even before the host.
+        `first` is what comes even before the host, `last` what waits for the endpoints.
         """
-        order = dict.fromkeys((*first, *self.node_subjects))
-        done = [self.reload(subject, cancel=cancel) for subject in order]
-        rest = self.reload_many([name for name in self.subjects if name not in order], workers=workers, cancel=cancel)
+        order = [name for name in dict.fromkeys((*first, *self.node_subjects)) if name not in last]
+        done = [self.reload(subject, observer=observer, cancel=cancel) for subject in order]
+        endpoints = [name for name in self.subjects if name not in (*order, *last)]
+        rest = self.reload_many(endpoints, workers=workers, cancel=cancel, observer=observer)
         for result in rest:
             if isinstance(result, Failure):
                 raise result.error
-        return done + [result for result in rest if isinstance(result, Outcome)]
+        done += [result for result in rest if isinstance(result, Outcome)]
+        return done + [self.reload(subject, observer=observer, cancel=cancel) for subject in last]
 
     def set_endpoint_routes(
-        self, on: bool, *, workers: int = 1, cancel: threading.Event | None = None
+        self,
+        on: bool,
+        *,
+        workers: int = 1,
+        cancel: threading.Event | None = None,
+        observer: Observer | None = None,
     ) -> list[Outcome]:
         """Switch a live node to the other routing mode, without a moment in which a pod has no route.
 
         The node's route to its pods stays until the last pod has one of its own, and is back before the first loses it.
+        With endpoint routes the tunnel's program leaves the policy to the pods' egress programs: it comes last then.
         """
         if not on:
             self.node.set_node_route(True)
         self.configure(node=replace(self.config.node, endpoint_routes=on))
-        outcomes = self.reload_all(workers=workers, cancel=cancel)
+        last = [name for name in self.node_subjects if name == OVERLAY_SUBJECT and on]
+        outcomes = self.reload_all(workers=workers, last=last, cancel=cancel, observer=observer)
         self.node.set_endpoint_routes(on)
         return outcomes
 

@@ -15,14 +15,17 @@ from datapath.endpoint import LABEL_HOST
 from datapath.errors import BpfError, ReloadlabError
 from datapath.headers import policy_map
 from datapath.maps import Map, open_pin
+from datapath.pins import Pin
 from lab import state
 from lab.node import Node, UnknownTarget
 from lab.policy import Labels, Policy, PolicyError, changes, resolve
 from lab.policyfile import parse
 from lab.policymap import PolicyEntry, PolicyKey
+from lab.snapshot import program_maps, take
 from lab.topology import HOST, HOST_ENDPOINT, PodFacts
 
 _FILE = "policies.json"
+_HOST_CALLS = "cilium_calls_hostns_"
 
 
 class PolicyMapFull(ReloadlabError):
@@ -108,6 +111,14 @@ def _endpoint_id(node: Node, name: str) -> int:
     return HOST_ENDPOINT if name == HOST else node.pod(name).endpoint_id
 
 
+def host_has_firewall(node: Node) -> bool:
+    """Tell whether the host's programs ask its policy: those that were built with ENABLE_HOST_FIREWALL do."""
+    now = take(node)
+    rules = now.pins.get(policy_map(HOST_ENDPOINT))
+    programs = {p for name, slots in now.slots.items() if name.startswith(_HOST_CALLS) for p in slots.values()}
+    return rules is not None and any(rules.id in program_maps(program) for program in programs)
+
+
 @dataclass(frozen=True, slots=True)
 class _Change:
     """What is to be written to one endpoint's map."""
@@ -132,14 +143,17 @@ class PolicyUpdate:
     def __enter__(self) -> Self:
         with ExitStack() as stack:
             for name, labels in endpoints(self._node):
+                target = resolve(self._policies, name, labels, identities_of(self._node))
                 path = self._pins / policy_map(_endpoint_id(self._node, name))
-                try:
-                    opened = stack.enter_context(open_pin(path))
-                except BpfError as error:
-                    if error.errno != errno.ENOENT:
-                        raise
-                    continue  # not loaded yet: its map is filled when it is made
-                self._plan(opened, name, resolve(self._policies, name, labels, identities_of(self._node)))
+                # While the map is migrated programs still use the old one, and again if the reload fails.
+                for pin in (path, *Pin(path).leftovers()):
+                    try:
+                        opened = stack.enter_context(open_pin(pin))
+                    except BpfError as error:
+                        if error.errno != errno.ENOENT:
+                            raise
+                        continue  # not loaded yet: its map is filled when it is made
+                    self._plan(opened, name, target)
             self._stack = stack.pop_all()
         return self
 

@@ -4,8 +4,9 @@
     def test_mine(scenario):
         scenario.reload("pod-1")
 
-The mark takes the fields of `lab.topology.NodeSpec` and, as `agent=`, options of `lab.agent.Agent`. The node is up,
-loaded and under traffic when the test begins; when it ends, every invariant is checked as part of the test.
+The mark takes the fields of `lab.topology.NodeSpec` and, as `agent=`, options of `lab.agent.Agent`; `flows` and `rate`
+are those of `lab.scenario.Scenario`. The node is up, loaded and under traffic when the test begins; when it ends, every
+invariant is checked as part of the test.
 
     @pytest.mark.cluster(nodes=2, tunnel=True, each={2: {"endpoint_routes": True}})
     def test_ours(cluster):
@@ -83,10 +84,11 @@ def cluster(request: pytest.FixtureRequest) -> Iterator[ClusterScenario]:
 
 
 def _options(request: pytest.FixtureRequest, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return what the mark says about the nodes, and about their agents."""
+    """Return what the mark says about the nodes, and about the scenario and its agents."""
     mark = request.node.get_closest_marker(name)
     options: dict[str, Any] = dict(mark.kwargs) if mark is not None else {}
     agent: dict[str, Any] = options.pop("agent", {})
+    agent = {**agent, **{key: options.pop(key) for key in ("flows", "rate") if key in options}}
     library = request.config.getoption("--reloadlab-library")
     if library is not None:
         agent = {**agent, "library": Path(library).resolve()}

@@ -58,4 +58,4 @@ WORDS: Mapping[int, str] = {
 
 def describe(reason: int) -> str:
     """Return a reason in words."""
-    return WORDS.get(reason, f"reason {reason}")
+    return WORDS.get(reason, f"unknown reason {reason}")

@@ -255,7 +255,7 @@ def cluster_flows(cluster: Cluster) -> list[Flow]:
         pod = f"{number}/{node.pods[0].name}"
         pairs += [(f"1/{first}", pod), (pod, f"1/{first}"), ("1/host", pod), (pod, "1/host")]
         pairs += [("1/host", f"{number}/host"), (pod, "1/health"), (f"{number}/outside", pod)]
-    return _flows({f"{n}/{e}": end for n, node in enumerate(cluster.nodes, 1) for e, end in _ends(node).items()}, pairs)
+    return _flows({f"{n}/{e}": end for n, node in enumerate(cluster.nodes, 1) for e, end in ends(node).items()}, pairs)
 
 
 def default_flows(node: Node) -> list[Flow]:
@@ -263,14 +263,14 @@ def default_flows(node: Node) -> list[Flow]:
     pods = node.pods
     pairs = [(pods[0].name, pods[-1].name)] if len(pods) > 1 else []
     pairs += [(pods[0].name, "outside"), ("outside", pods[0].name), ("host", pods[0].name), (pods[0].name, HEALTH)]
-    return _flows(_ends(node), pairs)
+    return _flows(ends(node), pairs)
 
 
-_End = tuple[str, IPv4Address, IPv6Address]
+End = tuple[str, IPv4Address, IPv6Address]
 
 
-def _ends(node: Node) -> dict[str, _End]:
-    """Return where traffic can begin or end on a node: a namespace's path, and its addresses."""
+def ends(node: Node) -> dict[str, End]:
+    """Return where traffic can begin or end on a node, by name: a namespace's path, and its addresses."""
     spec = node.spec
     return {
         "host": (str(node.netns(NODE)), spec.router4, spec.router6),
@@ -279,16 +279,16 @@ def _ends(node: Node) -> dict[str, _End]:
     }
 
 
-def _flows(ends: Mapping[str, _End], pairs: Iterable[tuple[str, str]]) -> list[Flow]:
+def _flows(known: Mapping[str, End], pairs: Iterable[tuple[str, str]]) -> list[Flow]:
     flows = []
     for source, target in pairs:
         for version in (1, 2):
             path = Flow(
                 name=f"{source} -> {target} udp v{'46'[version - 1]}",
-                source_ns=ends[source][0],
-                source_ip=str(ends[source][version]),
-                target_ns=ends[target][0],
-                target_ip=str(ends[target][version]),
+                source_ns=known[source][0],
+                source_ip=str(known[source][version]),
+                target_ns=known[target][0],
+                target_ip=str(known[target][version]),
             )
             flows += [path, replace(path, name=path.name.replace("udp", "tcp"), protocol="tcp", port=7008)]
     return flows

@@ -18,8 +18,10 @@ from datapath.netns import enter
 SO_SNDBUFFORCE, SO_RCVBUFFORCE = 32, 33
 SO_MEMINFO, SK_MEMINFO_DROPS = 55, 8
 IP_RECVTTL, IPV6_RECVHOPLIMIT = 12, 51
-TCP_INFO_TOTAL_RETRANS = 100
-"""What Python's socket module lacks of uapi's socket.h, in.h and in6.h; the last is an offset in tcp.h's tcp_info."""
+IP_MTU_DISCOVER, IPV6_MTU_DISCOVER, IPV6_DONTFRAG = 10, 23, 62
+IP_PMTUDISC_DONT, IP_PMTUDISC_DO = 0, 2
+TCP_INFO_TOTAL_RETRANS, TCP_INFO_SEGS_OUT = 100, 136
+"""What Python's socket module lacks of uapi's socket.h, in.h and in6.h; the last are offsets in tcp.h's tcp_info."""
 
 BUFFER = 4 << 20
 """Bytes of socket buffer: a receiver that sleeps for a second at 2000 packets a second still loses none."""
@@ -40,14 +42,14 @@ class Address:
         return socket.AF_INET6 if ip_address(self.ip).version == 6 else socket.AF_INET
 
 
-def bound_socket(address: Address, kind: socket.SocketKind, deadline: float) -> socket.socket:
+def bound_socket(address: Address, kind: socket.SocketKind, deadline: float, protocol: int = 0) -> socket.socket:
     """Return a socket that lives in the address's namespace and is bound there.
 
     An IPv6 address that is still tentative is waited for until `deadline` (time.monotonic). OSError if the kernel
     refuses, NamespaceNotFound if there is nothing at the path.
     """
     with enter(Path(address.netns)):
-        sock = socket.socket(address.family, kind)
+        sock = socket.socket(address.family, kind, protocol)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, BUFFER)
@@ -90,10 +92,29 @@ def drops(sock: socket.socket) -> int:
     return int(struct.unpack_from("=I", info, 4 * SK_MEMINFO_DROPS)[0])
 
 
+def allow_fragments(sock: socket.socket, on: bool) -> None:
+    """Let the kernel send what is too large in fragments, or refuse it with EMSGSIZE (IPv4: with DF set)."""
+    wanted = IP_PMTUDISC_DONT if on else IP_PMTUDISC_DO
+    if sock.family == socket.AF_INET6:
+        sock.setsockopt(socket.IPPROTO_IPV6, IPV6_MTU_DISCOVER, wanted)
+        sock.setsockopt(socket.IPPROTO_IPV6, IPV6_DONTFRAG, not on)
+    else:
+        sock.setsockopt(socket.IPPROTO_IP, IP_MTU_DISCOVER, wanted)
+
+
 def retransmits(sock: socket.socket) -> int:
     """Return how many segments this TCP socket has sent more than once."""
+    return _tcp_info(sock, TCP_INFO_TOTAL_RETRANS)
+
+
+def segments_sent(sock: socket.socket) -> int:
+    """Return how many segments this TCP socket has sent, SYN, FIN and bare acknowledgements included."""
+    return _tcp_info(sock, TCP_INFO_SEGS_OUT)
+
+
+def _tcp_info(sock: socket.socket, offset: int) -> int:
     info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256)
-    return int(struct.unpack_from("=I", info, TCP_INFO_TOTAL_RETRANS)[0])
+    return int(struct.unpack_from("=I", info, offset)[0])
 
 
 class _TimerSpec(ctypes.Structure):

@@ -15,11 +15,9 @@ from lab import layouts, policymap
 from lab.capture import TunnelCapture
 from lab.scenario import ClusterScenario, Gate
 from lab.snapshot import take
-from lab.sockets import Address, bound_socket
+from lab.sockets import Address, allow_fragments, bound_socket
 from lab.topology import OUTSIDE, VXLAN_OVERHEAD
 
-IP_MTU_DISCOVER, IP_PMTUDISC_DO = 10, 2
-"""What Python's socket module lacks of uapi's in.h."""
 IP_AND_UDP = 28
 
 ROUNDS = 5
@@ -182,7 +180,7 @@ def _fits(cluster: ClusterScenario, size: int) -> bool:
         bound_socket(source, socket.SOCK_DGRAM, deadline) as out,
         bound_socket(target, socket.SOCK_DGRAM, deadline) as into,
     ):
-        out.setsockopt(socket.IPPROTO_IP, IP_MTU_DISCOVER, IP_PMTUDISC_DO)
+        allow_fragments(out, False)
         into.settimeout(1.0)
         try:
             out.sendto(bytes(size - IP_AND_UDP), (target.ip, target.port))

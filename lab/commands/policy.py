@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from datapath.endpoint import LABEL_HOST
 from lab import enforcement, policyfile, state
 from lab.cluster import apply_policies
 from lab.commands.columns import columns
@@ -15,6 +16,7 @@ from lab.commands.datapath import Options, open_agent, require_compiler
 from lab.commands.targets import BadOption
 from lab.doctor import require
 from lab.node import Node
+from lab.topology import HOST
 
 if TYPE_CHECKING:
     from argparse import _SubParsersAction
@@ -65,6 +67,8 @@ def _print(node: Node, *, as_json: bool) -> None:
     if as_json:
         print(json.dumps({"lab": node.name, "policies": document or [], "entries": rows}, indent=2))
         return
-    names = [item.name for item in policyfile.parse(document)] if document else []
-    print(f"{node.name}: {', '.join(names) or 'no policy: everything passes'}")
+    policies = policyfile.parse(document) if document else ()
+    print(f"{node.name}: {', '.join(item.name for item in policies) or 'no policy: everything passes'}")
+    if any(item.is_for(HOST, frozenset({LABEL_HOST})) for item in policies) and not enforcement.host_has_firewall(node):
+        print(f"nobody asks the host's policy: reloadlab reload {node.name} -D ENABLE_HOST_FIREWALL")
     print("\n".join(columns(rows)) or "nothing is loaded yet: the entries come with the first reload")

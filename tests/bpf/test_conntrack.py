@@ -195,7 +195,7 @@ def test_a_syn_that_comes_in_on_an_open_connection_changes_nothing(peer: Peer) -
     assert entry is not None
     assert (set(entry.names), entry.rx_packets) == ({"seen_non_syn"}, 3)
     assert lasts(entry) > SYN_TIMEOUT
-    peer.datapath.policy.delete(layouts.policy_key_any(egress=False))
+    peer.datapath.policy.delete(policymap.policy_key_any(egress=False))
     assert into(peer, SYN) == DROP
 
 

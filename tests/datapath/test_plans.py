@@ -75,9 +75,9 @@ def test_pod_with_endpoint_routes_on() -> None:
     assert keys(plan) == [
         ("compile", "bpf_lxc.c"),
         *load("bpf_lxc.o"),
+        ("attach egress", LXC),
         ("insert policy", "bpf_lxc.o"),
         ("attach ingress", LXC),
-        ("attach egress", LXC),
         ("install routes", LXC),
         ("commit", "pod-1"),
     ]
@@ -94,6 +94,17 @@ def test_what_can_fail_comes_before_what_packets_notice(routes: bool) -> None:
     assert names.count("commit") == 1
     if not routes:
         assert names.index("attach ingress") < names.index("detach egress")
+
+
+@pytest.mark.parametrize("routes", [False, True])
+def test_somebody_enforces_the_policy_at_any_moment(routes: bool) -> None:
+    """With endpoint routes the policy program leaves it to the egress program, and no longer before it does again."""
+    names = [name for name, _ in keys(pod_plan(CONFIG, POD.with_endpoint_routes(routes), subject="pod-1"))]
+    assert ("attach egress" in names) == routes
+    if routes:
+        assert names.index("attach egress") < min(names.index("insert policy"), names.index("install routes"))
+    else:
+        assert max(names.index("insert policy"), names.index("remove routes")) < names.index("detach egress")
 
 
 def test_host_with_devices() -> None:

@@ -17,7 +17,7 @@ from typing import Any
 from datapath.maps import open_pin
 from lab import metrics
 from lab.agent import Agent
-from lab.layouts import TUPLE_F_IN, TUPLE_F_OUT, CtEntry, CtTuple
+from lab.conntrack import TUPLE_F_IN, TUPLE_F_OUT, CtEntry, CtTuple
 from lab.netns import enter, sysctl
 from lab.node import Node
 from lab.sockets import Address, bound_socket

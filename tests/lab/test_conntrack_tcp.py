@@ -11,7 +11,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from lab.layouts import CtEntry
+from lab.conntrack import CtEntry
 from lab.netns import enter
 from lab.sockets import SO_RCVBUFFORCE
 from tests.bpf.frames import checksum

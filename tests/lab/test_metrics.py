@@ -23,7 +23,7 @@ def test_drops_are_what_was_added() -> None:
 
 def test_drops_in_words() -> None:
     assert describe(MISSED_TAIL_CALL, INGRESS).endswith("(140, ingress)")
-    assert describe(250, 7) == "unknown reason (250, 7)"
+    assert describe(250, 7) == "unknown reason 250 (250, 7)"
 
 
 @pytest.mark.privileged

@@ -43,6 +43,20 @@ def test_apply_show_clear(lab: str, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert capsys.readouterr().out.startswith(f"{lab}: no policy: everything passes\nENDPOINT  DIRECTION")
 
 
+def test_policy_of_a_host_that_nobody_asks(lab: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Programs without the host firewall leave the host alone, whatever the entries say."""
+    file = tmp_path / "host.json"
+    file.write_text(json.dumps({**CLOSED, "endpoint": "host"}))
+    hint = f"nobody asks the host's policy: reloadlab reload {lab} -D ENABLE_HOST_FIREWALL"
+    for options, asked in ((["host"], False), (["host", "-D", "ENABLE_HOST_FIREWALL"], True), (["host"], False)):
+        assert main(["reload", lab, *options]) == 0
+        assert main(["policy", lab, str(file)]) == 0
+        assert (hint not in capsys.readouterr().out) == asked
+    file.write_text(json.dumps(CLOSED))
+    assert main(["policy", lab, str(file)]) == 0
+    assert hint not in capsys.readouterr().out
+
+
 SMALL = "POLICY_MAP_SIZE=8"
 FULL = {**CLOSED, "ingress": [{"fromIdentities": list(range(500, 508))}]}
 

@@ -1,0 +1,223 @@
+"""The host's own policy on the wire: what reaches the host, and what it sends, from and to pods, nodes and outside.
+
+Programs are built with ENABLE_HOST_FIREWALL; the policy is that of the endpoint "host". All chapters hold for every
+node of the cluster at once.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from datapath.endpoint import REMOTE_NODE_ID
+from lab import metrics
+from lab.cluster import Cluster
+from lab.exchange import Probe, Result, exchange
+from lab.flows import Flow
+from lab.metrics import Counters
+from lab.policymap import PolicyKey
+from lab.scenario import ClusterScenario, Gate, cluster_flows, ends
+from lab.sockets import Address
+from lab.topology import HOST, OUTSIDE
+from scenarios.tables import (
+    ANYTHING,
+    JUMBO_PING,
+    PING,
+    PODS,
+    POLICY,
+    Case,
+    Chapter,
+    allowed,
+    chapter,
+    refused,
+    tcp,
+    udp,
+)
+from scenarios.test_policy_wire import MIXED, TCP, TRACKED, UDP, WEB_AND_DNS, label, ports
+from scenarios.test_policy_wire import OUTSIDE as OUTSIDE_CIDR
+from scenarios.wire import Wire
+
+WEB, DNS = tcp(80), udp(53)
+USUAL = (PING, WEB, DNS)
+DENIED_BY_DEFAULT = (POLICY, metrics.INGRESS)
+
+
+def host_chapter(name: str, rules: dict[str, Any], *cases: Sequence[Case]) -> Chapter:
+    return chapter(name, rules, *cases, subject=HOST)
+
+
+INGRESS = [
+    host_chapter(
+        "no policy",
+        {},
+        allowed("client", ANYTHING, *USUAL, JUMBO_PING, udp(53, "fragments"), target="host"),
+        allowed("client", ANYTHING, *USUAL, target="node", near=True),
+        allowed("outside", ANYTHING, *USUAL, udp(53, "fragments"), target="node"),
+        allowed("outside", ANYTHING, *USUAL, target="host"),
+        allowed("host", ANYTHING, *USUAL, target="host", near=False),
+    ),
+    host_chapter(
+        "a port for all, all for one",
+        {"ingress": [{"toPorts": ports("80/TCP")}, {"fromEndpoints": label("client")}]},
+        allowed("client", ("client", 0, 0), PING, DNS, target="host"),
+        allowed("client", ("any", TCP, 80), WEB, target="host"),
+        allowed("stranger", ("any", TCP, 80), WEB, target="host"),
+        refused("stranger", PING, DNS, target="host"),
+        refused("stranger", PING, DNS, target="node", near=True),
+        allowed("outside", ("any", TCP, 80), WEB, target="node"),
+        refused("outside", PING, DNS, target="node"),
+        refused("outside", PING, DNS, target="host"),
+        allowed("host", ("any", TCP, 80), WEB, target="host", near=False),
+        refused("host", PING, DNS, target="host", near=False),
+        # What passes the host is not its own; whom it asks may answer.
+        allowed("outside", ANYTHING, *USUAL, target="client"),
+        allowed("client", ANYTHING, *USUAL, target="server"),
+        allowed("host", ANYTHING, *USUAL, target="stranger"),
+        allowed("node", ANYTHING, *USUAL, target="outside"),
+    ),
+    host_chapter(
+        "all but",
+        {
+            "ingress": [{"fromEntities": ["all"]}],
+            "ingressDeny": [{"fromEndpoints": label("stranger")}, {"fromEntities": ["world"]}],
+        },
+        allowed("client", ANYTHING, *USUAL, target="host"),
+        refused("stranger", *USUAL, rule=("stranger", 0, 0), target="host"),
+        refused("outside", *USUAL, rule=("world", 0, 0), target="node"),
+        allowed("host", ANYTHING, *USUAL, target="host", near=False),
+    ),
+    host_chapter(
+        "other nodes",
+        {"ingress": [{"fromEntities": ["remote-node"]}]},
+        allowed("host", ("remote-node", 0, 0), *USUAL, target="host", near=False),
+        refused("client", PING, target="host"),
+        refused("outside", PING, target="node"),
+    ),
+    host_chapter(
+        "cidr",
+        {"ingress": [{"fromCIDR": OUTSIDE_CIDR, "toPorts": WEB_AND_DNS}]},
+        allowed("outside", ("cidr", TCP, 80), WEB, target="node"),
+        allowed("outside", ("cidr", UDP, 53), DNS, target="node"),
+        refused("outside", PING, target="node"),
+    ),
+]
+
+EGRESS = [
+    host_chapter(
+        "to label and port",
+        {"egress": [{"toEndpoints": label("server"), "toPorts": WEB_AND_DNS}]},
+        allowed("host", ("server", TCP, 80), WEB),
+        allowed("host", ("server", UDP, 53), DNS),
+        refused("host", PING, tcp(81)),
+        refused("host", *USUAL, target="stranger"),
+        refused("host", *USUAL, target="outside"),
+        refused("node", PING, target="outside"),
+        refused("host", WEB, target="host", near=False),
+        # Whoever asks is answered; what passes the host is not its own.
+        allowed("client", ANYTHING, *USUAL, target="host"),
+        allowed("outside", ANYTHING, *USUAL, target="node"),
+        allowed("client", ANYTHING, *USUAL, target="outside"),
+    ),
+    host_chapter(
+        "to the world",
+        {"egress": [{"toEntities": ["world"]}]},
+        allowed("host", ("world", 0, 0), *USUAL, target="outside"),
+        allowed("node", ("world", 0, 0), *USUAL, target="outside"),
+        refused("host", *USUAL),
+    ),
+    host_chapter(
+        "to all but",
+        {"egress": [{"toEntities": ["all"]}], "egressDeny": [{"toEndpoints": label("stranger")}]},
+        allowed("host", ANYTHING, *USUAL),
+        refused("host", *USUAL, rule=("stranger", 0, 0), target="stranger"),
+    ),
+    host_chapter(
+        "to other nodes",
+        {"egress": [{"toEntities": ["remote-node"]}]},
+        allowed("host", ("remote-node", 0, 0), *USUAL, target="host", near=False),
+        refused("host", PING),
+    ),
+]
+
+
+def within(chapters: Sequence[Chapter]) -> list[Chapter]:
+    """Return what is left of chapters where no device has programs: nothing comes from outside, or goes there."""
+    return [
+        replace(each, cases=tuple(case for case in each.cases if OUTSIDE not in (case.source, case.target)))
+        for each in chapters
+    ]
+
+
+def quiet_host(cluster: Cluster) -> list[Flow]:
+    """Return the usual flows but those of hosts: the counters of their rules are to be exact."""
+    return [flow for flow in cluster_flows(cluster) if "host" not in flow.name]
+
+
+AGENT = {"defines": (("ENABLE_HOST_FIREWALL", "1"),)}
+
+
+def network(name: str, *, fragments: bool = False, **options: Any) -> Any:
+    agent = {"defines": AGENT["defines"] + TRACKED["defines"]} if fragments else AGENT
+    mark = pytest.mark.cluster(pods=PODS, mtu=9000, flows=quiet_host, agent=agent, **options)
+    return pytest.param("devices" in options, fragments, id=name, marks=mark)
+
+
+NETWORKS = [
+    network("native", devices=("eth0",)),
+    network("native, mixed, fragments tracked", devices=("eth0",), each=MIXED, fragments=True),
+    network("tunnel, mixed", tunnel=True, each=MIXED),
+]
+
+
+@pytest.mark.parametrize(("devices", "fragments"), NETWORKS)
+def test_policy_of_the_host(cluster: ClusterScenario, devices: bool, fragments: bool) -> None:
+    """Ping, TCP, UDP; to the packet."""
+    wire = Wire(cluster, fragments=fragments, firewall=True)
+    chapters = [*INGRESS, *EGRESS]
+    wrong = wire.run(chapters if devices else within(chapters))
+    wire.close()
+    assert wire.asked > 100
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize(("devices", "fragments"), NETWORKS[1:])
+def test_reloaded(cluster: ClusterScenario, devices: bool, fragments: bool) -> None:
+    """The policy is another at each gate; the host's programs, or the pod's that call them, are replaced meanwhile."""
+    wire = Wire(cluster, to=[2], fragments=fragments, firewall=True)
+    chosen = (INGRESS[1], EGRESS[0], INGRESS[2], EGRESS[2])
+    chapters = itertools.cycle(chosen if devices else within(chosen))
+    wrong: list[str] = []
+    gate = Gate(lambda step, _: wrong.extend(f"{step}: {line}" for line in wire.run([next(chapters)])), after="*")
+    cluster.reload("2/host", "2/client", gate=gate)
+    wire.close()
+    assert gate.passed > 20
+    assert not wrong, "\n".join(wrong)
+
+
+TUNNEL_ALLOWED = {"fromEntities": ["remote-node"], "toPorts": ports("8472/UDP")}
+
+
+@pytest.mark.cluster(pods=PODS, tunnel=True, devices=("eth0",), flows=lambda _: [], agent=AGENT)
+def test_the_tunnel_is_traffic_of_the_host(cluster: ClusterScenario) -> None:
+    """What pods send through it passes the policy of the receiving node's host first, as a packet of the other node."""
+    nodes, receiver = cluster.cluster.nodes, cluster.cluster.node(2)
+    probe, rule = Probe("udp", 53, count=5), PolicyKey(REMOTE_NODE_ID, False, UDP, 8472)
+    for source_port, (rules, arrived) in enumerate([([{}], 0), ([TUNNEL_ALLOWED], 5)], 30000):
+        cluster.cluster.apply_policies([{"name": "tunnel", "endpoint": HOST, "ingress": rules}])
+        (here, source, _), (there, target, _) = ends(nodes[0])["client"], ends(receiver)["server"]
+        before = Counters(metrics.packets(receiver))
+        result = exchange(
+            Address(here, str(source), source_port),
+            Address(there, str(target), probe.port),
+            probe,
+            settled=lambda before=before: DENIED_BY_DEFAULT in Counters(metrics.packets(receiver)).drops_since(before),  # type: ignore[misc]
+        )
+        assert result == Result(arrived, arrived)
+        counted = [metrics.rules(node, HOST).get((HOST, rule), (0, 0))[0] for node in nodes]
+        assert counted == [arrived, arrived]
+    cluster.expect_on(2, drops={DENIED_BY_DEFAULT: 5})
+    cluster.cluster.apply_policies([])

@@ -1,0 +1,148 @@
+"""Policies and reloads interleaved: at no point does a packet pass that may not, or is one lost that may.
+
+At each gate, before and after every step, real packets are sent and all counters held to what they must have moved by.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from datapath.errors import ReloadlabError
+from datapath.maps import open_pin
+from datapath.plan import Step
+from lab.layouts import ipcache_key
+from lab.scenario import ClusterScenario, Gate
+from scenarios.tables import ANYTHING, PING, PODS, allowed, chapter, refused, tcp, udp
+from scenarios.test_policy_wire import MIXED, TCP, UDP, WEB_AND_DNS, label
+from scenarios.wire import Wire
+
+WEB, DNS = tcp(80), udp(53)
+MAP = "cilium_policy_00103"
+"""Of the server."""
+
+ONE_BY_ONE = chapter(
+    "one by one",
+    {"ingress": [{"fromEndpoints": label("client"), "toPorts": WEB_AND_DNS}]},
+    allowed("client", ("client", UDP, 53), DNS),
+    allowed("client", ("client", TCP, 80), WEB),
+    refused("client", PING),
+    refused("stranger", DNS),
+    refused("outside", DNS),
+    allowed("host", ("host", 0, 0), DNS, near=True),
+)
+ALL_BUT_ONE = chapter(
+    "all but one",
+    {"ingress": [{"fromEntities": ["all"]}], "ingressDeny": [{"fromEndpoints": label("stranger")}]},
+    allowed("client", ANYTHING, DNS, WEB, PING),
+    refused("stranger", DNS, rule=("stranger", 0, 0)),
+    allowed("outside", ANYTHING, DNS),
+    allowed("host", ("host", 0, 0), DNS, near=True),
+)
+"""Each of the two lets pass what the other does not; all that is sent goes to the second node."""
+
+
+@contextmanager
+def gate_that_asks(cluster: ClusterScenario, ask: Callable[[Wire, Step], list[str]]) -> Iterator[Gate]:
+    """Yield a gate around every step; what went otherwise at any of them fails the test."""
+    wire = Wire(cluster, to=[2])
+    wrong: list[str] = []
+    gate = Gate(lambda step, _: wrong.extend(f"{step.name}: {line}" for line in ask(wire, step)), before="*", after="*")
+    yield gate
+    wrong += wire.run([ONE_BY_ONE, ALL_BUT_ONE])
+    wire.close()
+    assert gate.passed > 0
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize(
+    "mode",
+    [
+        pytest.param("tunnel", marks=pytest.mark.cluster(pods=PODS, tunnel=True)),
+        pytest.param("tunnel, endpoint routes", marks=pytest.mark.cluster(pods=PODS, tunnel=True, each=MIXED)),
+    ],
+)
+def test_another_policy_at_every_gate(cluster: ClusterScenario, mode: str) -> None:
+    """Whoever is reloaded: receiver, sender, host, tunnel."""
+    chapters = itertools.cycle([ONE_BY_ONE, ALL_BUT_ONE])
+    with gate_that_asks(cluster, lambda wire, _: wire.run([next(chapters)])) as gate:
+        cluster.reload("2/server", "2/client", "2/host", "2/overlay", gate=gate)
+
+
+class Refused(ReloadlabError):
+    """A fault that a gate raises."""
+
+
+@pytest.mark.parametrize("fails", [False, True], ids=["done", "rolled back"])
+@pytest.mark.cluster(pods=PODS, tunnel=True)
+def test_another_policy_while_its_map_is_migrated(cluster: ClusterScenario, fails: bool) -> None:
+    """It is written to both maps: programs use the old one until the end, and for good if the reload fails."""
+    agent, chapters = cluster.cluster.agent(2), itertools.cycle([ONE_BY_ONE, ALL_BUT_ONE])
+    agent.configure(defines=(("POLICY_MAP_SIZE", "4096"),))
+
+    def ask(wire: Wire, step: Step) -> list[str]:
+        wrong = wire.run([next(chapters)])
+        if fails and step.name == "commit":
+            raise Refused("by the gate")
+        return wrong
+
+    with gate_that_asks(cluster, ask) as gate:
+        if fails:
+            with pytest.raises(Refused):
+                cluster.reload("2/server", gate=gate)
+            agent.configure(defines=())
+        else:
+            cluster.expect(migrated=frozenset({MAP}))
+            cluster.reload("2/server", gate=gate)
+
+
+SEEN_BY_PACKETS = (
+    *("insert policy", "attach ingress", "attach egress", "detach egress"),
+    *("install routes", "remove routes", "commit"),
+)
+
+
+@pytest.mark.parametrize("on", [True, False], ids=["on", "off"])
+@pytest.mark.parametrize(
+    "network",
+    [
+        pytest.param("tunnel", marks=pytest.mark.cluster(pods=PODS, tunnel=True)),
+        pytest.param("native", marks=pytest.mark.cluster(pods=PODS)),
+    ],
+)
+def test_endpoint_routes_are_switched(cluster: ClusterScenario, network: str, on: bool) -> None:
+    """Sender and receiver are in different modes for a while: each packet is held against the policy all the same.
+
+    Once, but for the moment in which the receiver has a policy program of one mode and an egress program of the other:
+    then both ask, and say the same.
+    """
+    agent = cluster.cluster.agent(2)
+    if not on:
+        agent.set_endpoint_routes(True)
+    cluster.expect(other_path=True)
+    wire, wrong, twice = Wire(cluster, to=[2], lenient=True), [], []
+    wrong += wire.run([ALL_BUT_ONE, ONE_BY_ONE])
+    if network == "tunnel":
+        # Who it is comes with the packet alone, and must not get lost between two programs that ask.
+        client = cluster.cluster.pod("1/client")
+        with open_pin(agent.config.globals / "cilium_ipcache") as ipcache:
+            for address in (client.ipv4, client.ipv6):
+                assert ipcache.delete(ipcache_key(address, address.max_prefixlen))
+
+    def ask(step: Step, _: object) -> None:
+        if step.name not in SEEN_BY_PACKETS:
+            return
+        before = wire.asked_twice
+        wrong.extend(f"{step.name}: {line}" for case in ONE_BY_ONE.cases for line in wire.ask(ONE_BY_ONE, case))
+        if wire.asked_twice > before:
+            twice.append(step.name)
+
+    cluster.outcomes += agent.set_endpoint_routes(on, observer=Gate(ask, after="*"))
+    assert twice == (["attach egress"] if on else ["insert policy", "attach ingress", "remove routes"])
+    wire.lenient = False
+    wrong += wire.run([ALL_BUT_ONE, ONE_BY_ONE])
+    wire.close()
+    assert not wrong, "\n".join(wrong)

@@ -1,0 +1,260 @@
+"""Asks what stands in a table, with real packets, and holds every counter to it.
+
+The rules that decide have moved by exactly the packets that were sent, on the side that they protect, and no other;
+what was dropped is counted on the right node, for the right reason, once.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from datapath.endpoint import HOST_ID, REMOTE_NODE_ID, WORLD_ID
+from lab import metrics
+from lab.exchange import DROPPED, Probe, Result, exchange
+from lab.metrics import EGRESS, INGRESS, Counters
+from lab.node import Node
+from lab.policy import PROTOCOLS, cidrs
+from lab.policyfile import parse
+from lab.policymap import PolicyKey
+from lab.scenario import ClusterScenario, End, ends
+from lab.sockets import Address
+from lab.topology import HOST, NODE, OUTSIDE
+from scenarios.tables import ANSWERED, ANYTHING, FRAGMENT, TOO_BIG, Case, Chapter, Rule
+
+QUIET = (HOST, "client", "server", "stranger")
+"""Whose rules are watched: nothing else is to talk to them meanwhile."""
+ENOUGH = 20
+"""Lines after which no more is asked: what is not answered takes its time."""
+_RESERVED = {"any": 0, "host": HOST_ID, "world": WORLD_ID, "remote-node": REMOTE_NODE_ID}
+
+Moved = dict[tuple[int, str, PolicyKey], int]
+"""Packets (or bytes) that policy entries have decided on, by (node, endpoint, key)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A case between two nodes, with one IP version."""
+
+    chapter: Chapter
+    case: Case
+    here: int
+    there: int
+    version: int
+    nodes: Mapping[int, Node]
+
+    def __str__(self) -> str:
+        ends = f"{self.here}/{self.case.source} -> {self.there}/{self.case.target} IPv{self.version}"
+        return f"{self.chapter.name}: {ends} {self.case.what}"
+
+    @property
+    def mtu(self) -> int:
+        """What fits into a packet on the way, bytes."""
+        spec = self.nodes[self.here].spec
+        return spec.mtu if self.case.source in (HOST, NODE, OUTSIDE) else spec.route_mtu
+
+    def fate(self, *, fragments: bool) -> str | int:
+        """Return the outcome, if the programs track fragments or do not."""
+        return FRAGMENT if self.case.what.size == "fragments" and not fragments else self.case.outcome
+
+    def counted_at(self, fate: str | int) -> tuple[int, int]:
+        """Return the node and the direction in which a drop is counted."""
+        if fate == FRAGMENT:
+            return (self.there, INGRESS) if self.case.source == OUTSIDE else (self.here, EGRESS)
+        if not self.chapter.egress:
+            return self.there, INGRESS
+        # What the host sends through cilium_host is counted as coming into the datapath.
+        spec = self.nodes[self.here].spec
+        inwards = self.chapter.subject == HOST and self.case.target != OUTSIDE
+        inwards &= not spec.endpoint_routes if self.here == self.there else spec.tunnel
+        return self.here, INGRESS if inwards else EGRESS
+
+    def told(self, fate: str | int) -> str:
+        """Return the error that the sender gets: of what its own interface drops, ICMPv6 alone tells."""
+        if fate == TOO_BIG:
+            return TOO_BIG
+        by_host = isinstance(fate, int) and self.case.source in (HOST, NODE) and self.chapter.egress
+        return DROPPED if by_host and (self.case.what.protocol, self.version) == ("icmp", 6) else ""
+
+    def rules(self, fate: str | int, frames: int, *, firewall: bool) -> Moved:
+        """Return how entries move: the sender's once a connection, the receiver's with each packet.
+
+        `firewall`: the host has entries that somebody asks.
+        """
+        moved: Moved = {}
+        for number, end, egress in ((self.here, self.case.source, True), (self.there, self.case.target, False)):
+            name = HOST if end == NODE else end
+            if fate in (FRAGMENT, TOO_BIG) or name == OUTSIDE or (name == HOST and not firewall):
+                continue
+            mine = (name, egress) == (self.chapter.subject, self.chapter.egress)
+            dropped = mine and isinstance(fate, int)
+            rule = self.case.rule if mine else ANYTHING
+            if rule is not None:
+                moved[number, name, self._key(rule, number, egress)] = 1 if egress and not dropped else frames
+            if dropped:
+                break
+        return moved
+
+    def _key(self, rule: Rule, number: int, egress: bool) -> PolicyKey:
+        who, protocol, port = rule
+        if who == "cidr":
+            outside = self.nodes[number].spec.outside4.ip if self.version == 4 else self.nodes[number].spec.outside6.ip
+            identity = next(i for n, i in cidrs(parse(self.chapter.document)).items() if outside in n)
+        else:
+            identity = _RESERVED[who] if who in _RESERVED else self.nodes[number].pod(who).identity
+        if isinstance(protocol, str):
+            protocol = PROTOCOLS["ICMP" if self.version == 4 else "ICMPV6"]
+        return PolicyKey(identity, egress, protocol, port)
+
+
+@dataclass(frozen=True, slots=True)
+class _Counted:
+    """All counters of a node at one moment."""
+
+    drops: Counters
+    rules: Mapping[tuple[str, PolicyKey], tuple[int, int]]
+
+
+class Wire:
+    """Asks every case of a chapter on a cluster, and keeps the account of all drops for the scenario's end."""
+
+    def __init__(
+        self,
+        cluster: ClusterScenario,
+        *,
+        fragments: bool = False,
+        firewall: bool = False,
+        to: Sequence[int] = (),
+        lenient: bool = False,
+    ) -> None:
+        """Ask between all nodes, or only what goes to the nodes `to`.
+
+        `fragments` and `firewall`: the programs track fragments, and have the host's policy. `lenient`: a receiver's
+        rules may count a packet twice, which is noted in `asked_twice`.
+        """
+        self._cluster = cluster
+        self._fragments, self._firewall = fragments, firewall
+        self._nodes = dict(enumerate(cluster.cluster.nodes, 1))
+        self._ends = {number: {**ends(node), NODE: _underlay(node)} for number, node in self._nodes.items()}
+        self._ports = itertools.count(20000)
+        self._drops: dict[int, Counter[tuple[int, int]]] = {number: Counter() for number in self._nodes}
+        self._to = tuple(to) or tuple(self._nodes)
+        self.lenient = lenient
+        self.asked = 0
+        self.asked_twice = 0
+
+    def run(self, chapters: Iterable[Chapter]) -> list[str]:
+        """Apply each chapter's policy, ask its cases; return a line for each that went otherwise, or the first few."""
+        wrong: list[str] = []
+        for each in chapters:
+            self._cluster.cluster.apply_policies(each.document)
+            for case in each.cases:
+                wrong += self.ask(each, case)
+                if len(wrong) > ENOUGH:
+                    return [*wrong, "and so on"]
+        return wrong
+
+    def close(self) -> None:
+        """Let everything pass again, and hold the scenario to the drops that were expected."""
+        self._cluster.cluster.apply_policies([])
+        for number, drops in self._drops.items():
+            self._cluster.expect_on(number, drops=dict(drops))
+
+    def ask(self, each: Chapter, case: Case) -> Iterator[str]:
+        """Send a case's packets between all places, IPv4 and IPv6; yield a line for all that was wrong."""
+        for here, there in itertools.product(self._nodes, self._to):
+            near = here == there
+            if case.near not in (None, near) or (OUTSIDE in (case.source, case.target) and not near):
+                continue
+            for version in (4, 6):
+                question = Question(each, case, here, there, version, self._nodes)
+                wrong = "; ".join(self._answer(question))
+                if wrong:
+                    yield f"{question}: {wrong}"
+
+    def _answer(self, question: Question) -> Iterator[str]:
+        """Send the packets once; yield whatever is not as it must be."""
+        self.asked += 1
+        probe = question.case.what.probe(question.version, question.mtu)
+        frames, length = probe.frames(question.version, question.mtu)
+        fate = question.fate(fragments=self._fragments)
+        expected: dict[int, Counter[tuple[int, int]]] = {number: Counter() for number in self._nodes}
+        if isinstance(fate, int):
+            number, direction = question.counted_at(fate)
+            expected[number][fate, direction] = frames
+            self._drops[number][fate, direction] += frames
+        before = self._count()
+        result = self._exchange(question, probe, before, expected)
+        if probe.protocol == "tcp" and fate == ANSWERED:
+            frames, length = result.segments, 0
+        moved, lengths = self._moved(before)
+        wanted = question.rules(fate, frames, firewall=self._firewall)
+        twice = {place: count if place[2].egress else 2 * count for place, count in wanted.items()}
+        if self.lenient and moved == twice != wanted:
+            self.asked_twice += 1
+            moved, length = wanted, 2 * length
+        told = question.told(fate)
+        if result != _promised(probe, fate, told, result):
+            yield f"{result}, not {fate} {told}"
+        if (dropped := self._dropped(before)) != expected:
+            yield f"dropped {dropped}, not {expected}"
+        if moved != wanted:
+            yield f"entries moved {moved}, not {wanted}"
+        # The headers that TCP chooses are the kernel's affair.
+        elif fate == ANSWERED and length and any(n != length for (*_, key), n in lengths.items() if not key.egress):
+            yield f"entries moved {lengths} bytes, not {length}"
+
+    def _exchange(
+        self,
+        question: Question,
+        probe: Probe,
+        before: Mapping[int, _Counted],
+        expected: Mapping[int, Mapping[tuple[int, int], int]],
+    ) -> Result:
+        case, version = question.case, question.version
+        lost = sum(sum(drops.values()) for drops in expected.values())
+
+        def settled() -> bool:
+            return 0 < lost <= sum(sum(drops.values()) for drops in self._dropped(before).values())
+
+        return exchange(
+            Address(*_end(self._ends[question.here][case.source], version), next(self._ports)),
+            Address(*_end(self._ends[question.there][case.target], version), probe.port),
+            probe,
+            settled=settled,
+        )
+
+    def _count(self) -> dict[int, _Counted]:
+        nodes = self._nodes.items()
+        return {n: _Counted(Counters(metrics.packets(node)), metrics.rules(node, *QUIET)) for n, node in nodes}
+
+    def _dropped(self, before: Mapping[int, _Counted]) -> dict[int, dict[tuple[int, int], int]]:
+        nodes = self._nodes.items()
+        return {n: Counters(metrics.packets(node)).drops_since(before[n].drops) for n, node in nodes}
+
+    def _moved(self, before: Mapping[int, _Counted]) -> tuple[Moved, Moved]:
+        packets, lengths = {}, {}
+        for number, node in self._nodes.items():
+            for (name, key), now in metrics.rules(node, *QUIET).items():
+                was = before[number].rules.get((name, key), (0, 0))
+                if now != was:
+                    packets[number, name, key] = now[0] - was[0]
+                    lengths[number, name, key] = now[1] - was[1]
+        return packets, lengths
+
+
+def _promised(probe: Probe, fate: str | int, told: str, result: Result) -> Result:
+    """Return the result that a fate means; how many segments TCP takes is the kernel's choice."""
+    if fate != ANSWERED:
+        return Result(error=told, segments=result.segments)
+    return Result(1 if probe.protocol == "tcp" else probe.count, probe.count, "", result.segments)
+
+
+def _underlay(node: Node) -> End:
+    return str(node.netns(NODE)), node.spec.node4.ip, node.spec.node6.ip
+
+
+def _end(end: End, version: int) -> tuple[str, str]:
+    return end[0], str(end[1] if version == 4 else end[2])
