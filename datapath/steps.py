@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import struct
 from dataclasses import dataclass
+from pathlib import Path
 
-from datapath import hooks
+from datapath import connections, hooks
 from datapath.collection import Collection, fill_program_arrays, load_maps, load_programs
 from datapath.content import can_copy, copy
 from datapath.endpoint import Endpoint
@@ -190,7 +191,11 @@ class LoadPrograms(Step):
 
 @dataclass(frozen=True)
 class FillArrays(Step):
-    """Fill the new calls map. No attached program uses it yet, so the order of the slots does not matter."""
+    """Fill the new calls map, which no attached program uses yet, so that the order of the slots does not matter; and
+    the maps of connections, with what the endpoint's old programs have noted elsewhere: packets come next.
+    """
+
+    directory: Path
 
     @property
     def name(self) -> str:
@@ -203,6 +208,7 @@ class FillArrays(Step):
         collection = work.collections[self.target]
         skip = {name for name, item in collection.spec.maps.items() if item.id in POLICY_MAP_IDS}
         fill_program_arrays(collection.spec, collection.maps, collection.programs, skip_contents=skip)
+        connections.carry_over(self.directory, collection.maps)
 
 
 def _left_behind(work: Workspace, spec: CollectionSpec) -> list[Pin]:

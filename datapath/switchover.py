@@ -33,7 +33,6 @@ class InsertPolicy(Step):
 
     def apply(self, work: Workspace) -> None:
         collection = work.collections[self.target]
-        connections.carry_over(work.config.state / str(self.endpoint_id), collection.maps)
         replaced: list[tuple[int, bytes, int | None]] = []
         work.undo[self.key] = replaced
         for spec in work.specs[self.target].maps.values():

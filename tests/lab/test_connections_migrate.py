@@ -20,7 +20,7 @@ pytestmark = pytest.mark.privileged
 
 ONE_WAY = {"name": "one way", "endpoint": "pod-2", "ingress": [{}]}
 SMALLER = (("CT_MAP_SIZE_TCP", "4096"), ("CT_MAP_SIZE_ANY", "4096"))
-SWITCHING = ("attach ingress", "attach egress", "routes", "detach egress", "commit")
+SWITCHING = ("attach egress", "insert policy", "attach ingress", "routes", "detach egress", "commit")
 DENIED = (133, metrics.INGRESS)
 
 Begun = list[tuple[str, socket.socket]]
@@ -68,11 +68,12 @@ def test_whenever_they_began(endpoint_routes: bool) -> None:
             gate = Gate(lambda step, _: begin(f"{subject}: {step.name}"), before="*")  # noqa: B023 - called before the next
             migrated += agent.reload(subject, observer=gate).migrated
         assert sorted(migrated) == sorted(CT_MAPS)
-        halfway = f"pod-2: attach {'egress' if endpoint_routes else 'ingress'}"
-        assert [where for one in between.values() for where, _ in one] == [halfway, halfway]
-        assert metrics.read(node).drops_since(before) == {DENIED: 2}
+        halfway = ["pod-2: insert policy"] * endpoint_routes + ["pod-2: attach ingress"]
+        assert [[where for where, _ in each] for each in between.values()] == [halfway, halfway]
+        dropped = {DENIED: 2 * len(halfway)}
+        assert metrics.read(node).drops_since(before) == dropped
         for version, server in servers.items():
             for where, connection in begun[version] + between[version]:
                 server.sendto(b"another", connection.getsockname())
                 assert receives(connection), f"IPv{version} connection that began before {where}"
-        assert metrics.read(node).drops_since(before) == {DENIED: 2}
+        assert metrics.read(node).drops_since(before) == dropped
