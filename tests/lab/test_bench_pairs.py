@@ -27,4 +27,4 @@ def test_without_programs_the_kernel_uses_the_tunnel(version: int) -> None:
             load.run(1)
             before = encapsulated(netns)
             load.run(1)
-            assert encapsulated(netns) - before == BATCH
+            assert encapsulated(netns) - before >= BATCH
