@@ -9,13 +9,12 @@
 #include <ep_config.h>
 
 #define EVENT_SOURCE HOST_EP_ID
-#define FILE_ID 1
 
 #include "lib/delivery.h"
 #include "lib/encap.h"
-#include "lib/hits.h"
 #include "lib/ipcache.h"
 #include "lib/policy.h"
+#include "lib/program.h"
 
 #ifdef ENABLE_HOST_FIREWALL
 # include "lib/host_firewall.h"
@@ -101,51 +100,19 @@ static __always_inline int host_from_netdev(struct __ctx_buff *ctx, struct trace
 }
 
 #ifdef ENABLE_IPV4
-__section_tail(CILIUM_MAP_CALLS, CILIUM_CALL_IPV4_FROM_HOST)
-int tail_handle_ipv4_from_host(struct __ctx_buff *ctx)
-{
-	struct trace trace = TRACE_UNTRACKED(cb_load(ctx, CB_SRC_LABEL));
-	int ret;
+TAIL_PROGRAM(tail_handle_ipv4_from_host, CILIUM_CALL_IPV4_FROM_HOST, PROGRAM_IPV4_FROM_HOST,
+	     cb_load(ctx, CB_SRC_LABEL), METRIC_INGRESS, host_from_host(ctx, &trace, FAMILY_IPV4))
 
-	count_hit(PROGRAM_IPV4_FROM_HOST);
-	ret = host_from_host(ctx, &trace, FAMILY_IPV4);
-	return ret < 0 ? drop_packet(ctx, &trace, ret, METRIC_INGRESS) : ret;
-}
-
-__section_tail(CILIUM_MAP_CALLS, CILIUM_CALL_IPV4_FROM_NETDEV)
-int tail_handle_ipv4_from_netdev(struct __ctx_buff *ctx)
-{
-	struct trace trace = TRACE_UNTRACKED(cb_load(ctx, CB_SRC_LABEL));
-	int ret;
-
-	count_hit(PROGRAM_IPV4_FROM_NETDEV);
-	ret = host_from_netdev(ctx, &trace, FAMILY_IPV4);
-	return ret < 0 ? drop_packet(ctx, &trace, ret, METRIC_INGRESS) : ret;
-}
+TAIL_PROGRAM(tail_handle_ipv4_from_netdev, CILIUM_CALL_IPV4_FROM_NETDEV, PROGRAM_IPV4_FROM_NETDEV,
+	     cb_load(ctx, CB_SRC_LABEL), METRIC_INGRESS, host_from_netdev(ctx, &trace, FAMILY_IPV4))
 #endif /* ENABLE_IPV4 */
 
 #ifdef ENABLE_IPV6
-__section_tail(CILIUM_MAP_CALLS, CILIUM_CALL_IPV6_FROM_HOST)
-int tail_handle_ipv6_from_host(struct __ctx_buff *ctx)
-{
-	struct trace trace = TRACE_UNTRACKED(cb_load(ctx, CB_SRC_LABEL));
-	int ret;
+TAIL_PROGRAM(tail_handle_ipv6_from_host, CILIUM_CALL_IPV6_FROM_HOST, PROGRAM_IPV6_FROM_HOST,
+	     cb_load(ctx, CB_SRC_LABEL), METRIC_INGRESS, host_from_host(ctx, &trace, FAMILY_IPV6))
 
-	count_hit(PROGRAM_IPV6_FROM_HOST);
-	ret = host_from_host(ctx, &trace, FAMILY_IPV6);
-	return ret < 0 ? drop_packet(ctx, &trace, ret, METRIC_INGRESS) : ret;
-}
-
-__section_tail(CILIUM_MAP_CALLS, CILIUM_CALL_IPV6_FROM_NETDEV)
-int tail_handle_ipv6_from_netdev(struct __ctx_buff *ctx)
-{
-	struct trace trace = TRACE_UNTRACKED(cb_load(ctx, CB_SRC_LABEL));
-	int ret;
-
-	count_hit(PROGRAM_IPV6_FROM_NETDEV);
-	ret = host_from_netdev(ctx, &trace, FAMILY_IPV6);
-	return ret < 0 ? drop_packet(ctx, &trace, ret, METRIC_INGRESS) : ret;
-}
+TAIL_PROGRAM(tail_handle_ipv6_from_netdev, CILIUM_CALL_IPV6_FROM_NETDEV, PROGRAM_IPV6_FROM_NETDEV,
+	     cb_load(ctx, CB_SRC_LABEL), METRIC_INGRESS, host_from_netdev(ctx, &trace, FAMILY_IPV6))
 #endif /* ENABLE_IPV6 */
 
 /* The slot for the packet's family, called or missed; everything but IP passes. */
@@ -243,29 +210,13 @@ int cil_to_netdev(struct __ctx_buff *ctx)
 
 #ifdef ENABLE_HOST_FIREWALL
 # ifdef ENABLE_IPV4
-__section_tail(CILIUM_MAP_CALLS, CILIUM_CALL_IPV4_TO_HOST_POLICY_ONLY)
-int tail_ipv4_host_policy_ingress(struct __ctx_buff *ctx)
-{
-	struct trace trace = TRACE_UNTRACKED(0);
-	int ret;
-
-	count_hit(PROGRAM_IPV4_TO_HOST_POLICY);
-	ret = host_ingress(ctx, &trace, FAMILY_IPV4);
-	return ret ? drop_packet(ctx, &trace, ret, METRIC_INGRESS) : pass_packet(ctx, &trace, TRACE_TO_STACK);
-}
+TAIL_PROGRAM(tail_ipv4_host_policy_ingress, CILIUM_CALL_IPV4_TO_HOST_POLICY_ONLY, PROGRAM_IPV4_TO_HOST_POLICY,
+	     0, METRIC_INGRESS, host_ingress(ctx, &trace, FAMILY_IPV4))
 # endif /* ENABLE_IPV4 */
 
 # ifdef ENABLE_IPV6
-__section_tail(CILIUM_MAP_CALLS, CILIUM_CALL_IPV6_TO_HOST_POLICY_ONLY)
-int tail_ipv6_host_policy_ingress(struct __ctx_buff *ctx)
-{
-	struct trace trace = TRACE_UNTRACKED(0);
-	int ret;
-
-	count_hit(PROGRAM_IPV6_TO_HOST_POLICY);
-	ret = host_ingress(ctx, &trace, FAMILY_IPV6);
-	return ret ? drop_packet(ctx, &trace, ret, METRIC_INGRESS) : pass_packet(ctx, &trace, TRACE_TO_STACK);
-}
+TAIL_PROGRAM(tail_ipv6_host_policy_ingress, CILIUM_CALL_IPV6_TO_HOST_POLICY_ONLY, PROGRAM_IPV6_TO_HOST_POLICY,
+	     0, METRIC_INGRESS, host_ingress(ctx, &trace, FAMILY_IPV6))
 # endif /* ENABLE_IPV6 */
 #endif /* ENABLE_HOST_FIREWALL */
 
@@ -297,10 +248,8 @@ static __always_inline int host_lxc_family(struct __ctx_buff *ctx, struct trace 
 	__u32 endpoint_id = cb_load(ctx, CB_DST_ENDPOINT_ID);
 	int ret;
 
-	if (!cb_load(ctx, CB_FROM_HOST)) {
-		ret = host_ingress(ctx, trace, family);
-		return ret ? ret : pass_packet(ctx, trace, TRACE_TO_STACK);
-	}
+	if (!cb_load(ctx, CB_FROM_HOST))
+		return host_ingress(ctx, trace, family);
 	ret = host_egress(ctx, trace, true, family);
 	if (ret)
 		return ret;

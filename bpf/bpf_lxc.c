@@ -9,16 +9,15 @@
 
 #define HITS_SOURCE LXC_ID
 #define EVENT_SOURCE LXC_ID
-#define FILE_ID 2
 
 #include "lib/arp.h"
 #include "lib/buffer.h"
 #include "lib/delivery.h"
 #include "lib/encap.h"
 #include "lib/enforce.h"
-#include "lib/hits.h"
 #include "lib/icmp6.h"
 #include "lib/ipcache.h"
+#include "lib/program.h"
 
 /* The stack takes only what is addressed to the device; the pod may have an old neighbour entry. */
 static __always_inline int lxc_address_stack(struct __ctx_buff *ctx __maybe_unused,
@@ -158,60 +157,30 @@ static __always_inline int lxc_from_container_ipv4(struct __ctx_buff *ctx)
 	return DROP_MISSED_TAIL_CALL;
 }
 
-__section_tail(CILIUM_MAP_CALLS, CILIUM_CALL_IPV4_FROM_LXC)
-int tail_handle_ipv4(struct __ctx_buff *ctx)
-{
-	int ret;
+TAIL_PROGRAM(tail_handle_ipv4, CILIUM_CALL_IPV4_FROM_LXC, PROGRAM_IPV4_FROM_LXC,
+	     SECLABEL, METRIC_EGRESS, lxc_from_container_ipv4(ctx))
 
-	count_hit(PROGRAM_IPV4_FROM_LXC);
-	ret = lxc_from_container_ipv4(ctx);
-	return ret < 0 ? drop_from(ctx, SECLABEL, ret, METRIC_EGRESS) : ret;
-}
+TAIL_PROGRAM(tail_ipv4_ct_egress, CILIUM_CALL_IPV4_CT_EGRESS, PROGRAM_IPV4_CT_EGRESS,
+	     SECLABEL, METRIC_EGRESS, lxc_ct_egress(ctx, CILIUM_CALL_IPV4_FROM_LXC_CONT, FAMILY_IPV4))
 
-__section_tail(CILIUM_MAP_CALLS, CILIUM_CALL_IPV4_CT_EGRESS)
-int tail_ipv4_ct_egress(struct __ctx_buff *ctx)
-{
-	int ret;
-
-	count_hit(PROGRAM_IPV4_CT_EGRESS);
-	ret = lxc_ct_egress(ctx, CILIUM_CALL_IPV4_FROM_LXC_CONT, FAMILY_IPV4);
-	return ret < 0 ? drop_from(ctx, SECLABEL, ret, METRIC_EGRESS) : ret;
-}
-
-__section_tail(CILIUM_MAP_CALLS, CILIUM_CALL_IPV4_FROM_LXC_CONT)
-int tail_handle_ipv4_cont(struct __ctx_buff *ctx)
-{
-	struct trace trace = TRACE_UNTRACKED(SECLABEL);
-	int ret;
-
-	count_hit(PROGRAM_IPV4_FROM_LXC_CONT);
-	ret = lxc_egress(ctx, &trace, FAMILY_IPV4);
-	return ret < 0 ? drop_packet(ctx, &trace, ret, METRIC_EGRESS) : ret;
-}
+TAIL_PROGRAM(tail_handle_ipv4_cont, CILIUM_CALL_IPV4_FROM_LXC_CONT, PROGRAM_IPV4_FROM_LXC_CONT,
+	     SECLABEL, METRIC_EGRESS, lxc_egress(ctx, &trace, FAMILY_IPV4))
 
 /* Answer for every address but the pod's own, which it may probe for duplicates. */
-static __always_inline int lxc_answer_arp(struct __ctx_buff *ctx)
+static __always_inline int lxc_answer_arp(struct __ctx_buff *ctx, const struct trace *trace)
 {
-	const struct trace trace = TRACE_UNTRACKED(SECLABEL);
 	union macaddr mac = NODE_MAC;
 	struct arp_frame frame;
 	int ret;
 
 	if (!arp_load_request(ctx, &frame, &mac) || frame.addrs.tip == LXC_IPV4)
-		return pass_from(ctx, SECLABEL, TRACE_TO_STACK);
+		return pass_packet(ctx, trace, TRACE_TO_STACK);
 	ret = arp_reply(ctx, &frame, &mac);
-	return ret ? ret : redirect_to_lxc(ctx, &trace, ctx->ifindex);
+	return ret ? ret : redirect_to_lxc(ctx, trace, ctx->ifindex);
 }
 
-__section_tail(CILIUM_MAP_CALLS, CILIUM_CALL_ARP)
-int tail_handle_arp(struct __ctx_buff *ctx)
-{
-	int ret;
-
-	count_hit(PROGRAM_LXC_ARP);
-	ret = lxc_answer_arp(ctx);
-	return ret < 0 ? drop_from(ctx, SECLABEL, ret, METRIC_EGRESS) : ret;
-}
+TAIL_PROGRAM(tail_handle_arp, CILIUM_CALL_ARP, PROGRAM_LXC_ARP,
+	     SECLABEL, METRIC_EGRESS, lxc_answer_arp(ctx, &trace))
 #endif /* ENABLE_IPV4 */
 
 #ifdef ENABLE_IPV6
@@ -241,42 +210,19 @@ static __always_inline int lxc_from_container_ipv6(struct __ctx_buff *ctx)
 	return DROP_INVALID_SIP;
 }
 
-__section_tail(CILIUM_MAP_CALLS, CILIUM_CALL_IPV6_FROM_LXC)
-int tail_handle_ipv6(struct __ctx_buff *ctx)
-{
-	int ret;
+TAIL_PROGRAM(tail_handle_ipv6, CILIUM_CALL_IPV6_FROM_LXC, PROGRAM_IPV6_FROM_LXC,
+	     SECLABEL, METRIC_EGRESS, lxc_from_container_ipv6(ctx))
 
-	count_hit(PROGRAM_IPV6_FROM_LXC);
-	ret = lxc_from_container_ipv6(ctx);
-	return ret < 0 ? drop_from(ctx, SECLABEL, ret, METRIC_EGRESS) : ret;
-}
+TAIL_PROGRAM(tail_ipv6_ct_egress, CILIUM_CALL_IPV6_CT_EGRESS, PROGRAM_IPV6_CT_EGRESS,
+	     SECLABEL, METRIC_EGRESS, lxc_ct_egress(ctx, CILIUM_CALL_IPV6_FROM_LXC_CONT, FAMILY_IPV6))
 
-__section_tail(CILIUM_MAP_CALLS, CILIUM_CALL_IPV6_CT_EGRESS)
-int tail_ipv6_ct_egress(struct __ctx_buff *ctx)
-{
-	int ret;
-
-	count_hit(PROGRAM_IPV6_CT_EGRESS);
-	ret = lxc_ct_egress(ctx, CILIUM_CALL_IPV6_FROM_LXC_CONT, FAMILY_IPV6);
-	return ret < 0 ? drop_from(ctx, SECLABEL, ret, METRIC_EGRESS) : ret;
-}
-
-__section_tail(CILIUM_MAP_CALLS, CILIUM_CALL_IPV6_FROM_LXC_CONT)
-int tail_handle_ipv6_cont(struct __ctx_buff *ctx)
-{
-	struct trace trace = TRACE_UNTRACKED(SECLABEL);
-	int ret;
-
-	count_hit(PROGRAM_IPV6_FROM_LXC_CONT);
-	ret = lxc_egress(ctx, &trace, FAMILY_IPV6);
-	return ret < 0 ? drop_packet(ctx, &trace, ret, METRIC_EGRESS) : ret;
-}
+TAIL_PROGRAM(tail_handle_ipv6_cont, CILIUM_CALL_IPV6_FROM_LXC_CONT, PROGRAM_IPV6_FROM_LXC_CONT,
+	     SECLABEL, METRIC_EGRESS, lxc_egress(ctx, &trace, FAMILY_IPV6))
 
 /* As for ARP: answer for every address but the pod's own. */
-static __always_inline int lxc_answer_solicitation(struct __ctx_buff *ctx)
+static __always_inline int lxc_answer_solicitation(struct __ctx_buff *ctx, const struct trace *trace)
 {
 	const union ipaddr own = { .ip6 = { fetch_ipv6(LXC_IP) } };
-	const struct trace trace = TRACE_UNTRACKED(SECLABEL);
 	union macaddr mac = NODE_MAC;
 	struct ipv6hdr ip;
 	struct nd_msg msg;
@@ -285,20 +231,13 @@ static __always_inline int lxc_answer_solicitation(struct __ctx_buff *ctx)
 	if (ret)
 		return ret;
 	if (ip_equal((const union ipaddr *)msg.target, &own))
-		return pass_from(ctx, SECLABEL, TRACE_TO_STACK);
+		return pass_packet(ctx, trace, TRACE_TO_STACK);
 	ret = nd_write_advert(ctx, &ip, &msg, &mac);
-	return ret ? ret : redirect_to_lxc(ctx, &trace, ctx->ifindex);
+	return ret ? ret : redirect_to_lxc(ctx, trace, ctx->ifindex);
 }
 
-__section_tail(CILIUM_MAP_CALLS, CILIUM_CALL_HANDLE_ICMP6_NS)
-int tail_icmp6_handle_ns(struct __ctx_buff *ctx)
-{
-	int ret;
-
-	count_hit(PROGRAM_LXC_ICMP6_NS);
-	ret = lxc_answer_solicitation(ctx);
-	return ret < 0 ? drop_from(ctx, SECLABEL, ret, METRIC_EGRESS) : ret;
-}
+TAIL_PROGRAM(tail_icmp6_handle_ns, CILIUM_CALL_HANDLE_ICMP6_NS, PROGRAM_LXC_ICMP6_NS,
+	     SECLABEL, METRIC_EGRESS, lxc_answer_solicitation(ctx, &trace))
 #endif /* ENABLE_IPV6 */
 
 /* The slot that handles what a pod sends, called or missed; or the verdict without one. */
@@ -407,95 +346,33 @@ static __always_inline int lxc_to_endpoint(struct __ctx_buff *ctx, struct trace 
 }
 
 #ifdef ENABLE_IPV4
-__section_tail(CILIUM_MAP_CALLS, CILIUM_CALL_IPV4_CT_INGRESS_POLICY_ONLY)
-int tail_ipv4_ct_ingress_policy_only(struct __ctx_buff *ctx)
-{
-	__u32 src_label = cb_load(ctx, CB_SRC_LABEL);
-	int ret;
+TAIL_PROGRAM(tail_ipv4_ct_ingress_policy_only, CILIUM_CALL_IPV4_CT_INGRESS_POLICY_ONLY,
+	     PROGRAM_IPV4_CT_INGRESS_POLICY_ONLY, cb_load(ctx, CB_SRC_LABEL), METRIC_INGRESS,
+	     lxc_ct_ingress(ctx, CILIUM_CALL_IPV4_TO_LXC_POLICY_ONLY, FAMILY_IPV4))
 
-	count_hit(PROGRAM_IPV4_CT_INGRESS_POLICY_ONLY);
-	ret = lxc_ct_ingress(ctx, CILIUM_CALL_IPV4_TO_LXC_POLICY_ONLY, FAMILY_IPV4);
-	return ret < 0 ? drop_from(ctx, src_label, ret, METRIC_INGRESS) : ret;
-}
+TAIL_PROGRAM(tail_ipv4_policy, CILIUM_CALL_IPV4_TO_LXC_POLICY_ONLY, PROGRAM_IPV4_POLICY,
+	     0, METRIC_INGRESS, lxc_policy(ctx, &trace, FAMILY_IPV4))
 
-__section_tail(CILIUM_MAP_CALLS, CILIUM_CALL_IPV4_TO_LXC_POLICY_ONLY)
-int tail_ipv4_policy(struct __ctx_buff *ctx)
-{
-	struct trace trace = TRACE_UNTRACKED(0);
-	int ret;
+TAIL_PROGRAM(tail_ipv4_ct_ingress, CILIUM_CALL_IPV4_CT_INGRESS, PROGRAM_IPV4_CT_INGRESS,
+	     cb_load(ctx, CB_SRC_LABEL), METRIC_INGRESS, lxc_ct_ingress(ctx, CILIUM_CALL_IPV4_TO_ENDPOINT, FAMILY_IPV4))
 
-	count_hit(PROGRAM_IPV4_POLICY);
-	ret = lxc_policy(ctx, &trace, FAMILY_IPV4);
-	return ret < 0 ? drop_packet(ctx, &trace, ret, METRIC_INGRESS) : ret;
-}
-
-__section_tail(CILIUM_MAP_CALLS, CILIUM_CALL_IPV4_CT_INGRESS)
-int tail_ipv4_ct_ingress(struct __ctx_buff *ctx)
-{
-	__u32 src_label = cb_load(ctx, CB_SRC_LABEL);
-	int ret;
-
-	count_hit(PROGRAM_IPV4_CT_INGRESS);
-	ret = lxc_ct_ingress(ctx, CILIUM_CALL_IPV4_TO_ENDPOINT, FAMILY_IPV4);
-	return ret < 0 ? drop_from(ctx, src_label, ret, METRIC_INGRESS) : ret;
-}
-
-__section_tail(CILIUM_MAP_CALLS, CILIUM_CALL_IPV4_TO_ENDPOINT)
-int tail_ipv4_to_endpoint(struct __ctx_buff *ctx)
-{
-	struct trace trace = TRACE_UNTRACKED(0);
-	int ret;
-
-	count_hit(PROGRAM_IPV4_TO_ENDPOINT);
-	ret = lxc_to_endpoint(ctx, &trace, FAMILY_IPV4);
-	return ret < 0 ? drop_packet(ctx, &trace, ret, METRIC_INGRESS) : ret;
-}
+TAIL_PROGRAM(tail_ipv4_to_endpoint, CILIUM_CALL_IPV4_TO_ENDPOINT, PROGRAM_IPV4_TO_ENDPOINT,
+	     0, METRIC_INGRESS, lxc_to_endpoint(ctx, &trace, FAMILY_IPV4))
 #endif /* ENABLE_IPV4 */
 
 #ifdef ENABLE_IPV6
-__section_tail(CILIUM_MAP_CALLS, CILIUM_CALL_IPV6_CT_INGRESS_POLICY_ONLY)
-int tail_ipv6_ct_ingress_policy_only(struct __ctx_buff *ctx)
-{
-	__u32 src_label = cb_load(ctx, CB_SRC_LABEL);
-	int ret;
+TAIL_PROGRAM(tail_ipv6_ct_ingress_policy_only, CILIUM_CALL_IPV6_CT_INGRESS_POLICY_ONLY,
+	     PROGRAM_IPV6_CT_INGRESS_POLICY_ONLY, cb_load(ctx, CB_SRC_LABEL), METRIC_INGRESS,
+	     lxc_ct_ingress(ctx, CILIUM_CALL_IPV6_TO_LXC_POLICY_ONLY, FAMILY_IPV6))
 
-	count_hit(PROGRAM_IPV6_CT_INGRESS_POLICY_ONLY);
-	ret = lxc_ct_ingress(ctx, CILIUM_CALL_IPV6_TO_LXC_POLICY_ONLY, FAMILY_IPV6);
-	return ret < 0 ? drop_from(ctx, src_label, ret, METRIC_INGRESS) : ret;
-}
+TAIL_PROGRAM(tail_ipv6_policy, CILIUM_CALL_IPV6_TO_LXC_POLICY_ONLY, PROGRAM_IPV6_POLICY,
+	     0, METRIC_INGRESS, lxc_policy(ctx, &trace, FAMILY_IPV6))
 
-__section_tail(CILIUM_MAP_CALLS, CILIUM_CALL_IPV6_TO_LXC_POLICY_ONLY)
-int tail_ipv6_policy(struct __ctx_buff *ctx)
-{
-	struct trace trace = TRACE_UNTRACKED(0);
-	int ret;
+TAIL_PROGRAM(tail_ipv6_ct_ingress, CILIUM_CALL_IPV6_CT_INGRESS, PROGRAM_IPV6_CT_INGRESS,
+	     cb_load(ctx, CB_SRC_LABEL), METRIC_INGRESS, lxc_ct_ingress(ctx, CILIUM_CALL_IPV6_TO_ENDPOINT, FAMILY_IPV6))
 
-	count_hit(PROGRAM_IPV6_POLICY);
-	ret = lxc_policy(ctx, &trace, FAMILY_IPV6);
-	return ret < 0 ? drop_packet(ctx, &trace, ret, METRIC_INGRESS) : ret;
-}
-
-__section_tail(CILIUM_MAP_CALLS, CILIUM_CALL_IPV6_CT_INGRESS)
-int tail_ipv6_ct_ingress(struct __ctx_buff *ctx)
-{
-	__u32 src_label = cb_load(ctx, CB_SRC_LABEL);
-	int ret;
-
-	count_hit(PROGRAM_IPV6_CT_INGRESS);
-	ret = lxc_ct_ingress(ctx, CILIUM_CALL_IPV6_TO_ENDPOINT, FAMILY_IPV6);
-	return ret < 0 ? drop_from(ctx, src_label, ret, METRIC_INGRESS) : ret;
-}
-
-__section_tail(CILIUM_MAP_CALLS, CILIUM_CALL_IPV6_TO_ENDPOINT)
-int tail_ipv6_to_endpoint(struct __ctx_buff *ctx)
-{
-	struct trace trace = TRACE_UNTRACKED(0);
-	int ret;
-
-	count_hit(PROGRAM_IPV6_TO_ENDPOINT);
-	ret = lxc_to_endpoint(ctx, &trace, FAMILY_IPV6);
-	return ret < 0 ? drop_packet(ctx, &trace, ret, METRIC_INGRESS) : ret;
-}
+TAIL_PROGRAM(tail_ipv6_to_endpoint, CILIUM_CALL_IPV6_TO_ENDPOINT, PROGRAM_IPV6_TO_ENDPOINT,
+	     0, METRIC_INGRESS, lxc_to_endpoint(ctx, &trace, FAMILY_IPV6))
 #endif /* ENABLE_IPV6 */
 
 /*
@@ -507,37 +384,29 @@ static __always_inline int lxc_handle_policy(struct __ctx_buff *ctx)
 {
 #ifdef USE_BPF_PROG_FOR_INGRESS_POLICY
 	__u32 ifindex = cb_load(ctx, CB_IFINDEX);
-#endif /* USE_BPF_PROG_FOR_INGRESS_POLICY */
 
+	if (ifindex) {
+		mark_set_identity(ctx, cb_load(ctx, CB_SRC_LABEL));
+		clear_cb(ctx);
+		return redirect((int)ifindex, 0);
+	}
+#endif /* USE_BPF_PROG_FOR_INGRESS_POLICY */
 	switch (eth_protocol(ctx)) {
 	case 0:
 		return DROP_UNSUPPORTED_L2;
 #ifdef ENABLE_IPV6
 	case bpf_htons(ETH_P_IPV6):
-# ifdef USE_BPF_PROG_FOR_INGRESS_POLICY
-		if (ifindex)
-			break;
-# endif /* USE_BPF_PROG_FOR_INGRESS_POLICY */
 		ep_tail_call(ctx, CILIUM_CALL_IPV6_CT_INGRESS_POLICY_ONLY);
 		return DROP_MISSED_TAIL_CALL;
 #endif /* ENABLE_IPV6 */
 #ifdef ENABLE_IPV4
 	case bpf_htons(ETH_P_IP):
-# ifdef USE_BPF_PROG_FOR_INGRESS_POLICY
-		if (ifindex)
-			break;
-# endif /* USE_BPF_PROG_FOR_INGRESS_POLICY */
 		ep_tail_call(ctx, CILIUM_CALL_IPV4_CT_INGRESS_POLICY_ONLY);
 		return DROP_MISSED_TAIL_CALL;
 #endif /* ENABLE_IPV4 */
 	default:
 		return DROP_UNKNOWN_L3;
 	}
-#ifdef USE_BPF_PROG_FOR_INGRESS_POLICY
-	mark_set_identity(ctx, cb_load(ctx, CB_SRC_LABEL));
-	clear_cb(ctx);
-	return redirect((int)ifindex, 0);
-#endif /* USE_BPF_PROG_FOR_INGRESS_POLICY */
 }
 
 /* In POLICY_CALL_MAP at the endpoint's id: local senders call it, with the cb words set. */

@@ -6,11 +6,9 @@
 #include <node_config.h>
 #include <netdev_config.h>
 
-#define FILE_ID 3
-
 #include "lib/delivery.h"
-#include "lib/hits.h"
 #include "lib/ipcache.h"
+#include "lib/program.h"
 
 /* To the host's stack: transmitting on cilium_net arrives at the ingress of cilium_host. */
 static __always_inline int overlay_to_host(struct __ctx_buff *ctx, const struct trace *trace)
@@ -37,6 +35,8 @@ static __always_inline int overlay_source(struct __ctx_buff *ctx, const struct p
 	/* "Host" is this node; another node calls itself a remote node. */
 	if (*identity == HOST_ID)
 		return DROP_INVALID_IDENTITY;
+	/* Which address range, that of this node: the other one's identities for them mean nothing here. */
+	*identity = resolve_source(*identity, pkt, family);
 	/* Which node, and whether it is the API server's, only ipcache knows. */
 	if (*identity == REMOTE_NODE_ID || *identity == KUBE_APISERVER_NODE_ID) {
 		struct remote_endpoint_info *info = lookup_ipcache(&pkt->saddr, family);
@@ -66,29 +66,13 @@ static __always_inline int overlay_receive(struct __ctx_buff *ctx, struct trace 
 }
 
 #ifdef ENABLE_IPV4
-__section_tail(CILIUM_MAP_CALLS, CILIUM_CALL_IPV4_FROM_OVERLAY)
-int tail_handle_ipv4(struct __ctx_buff *ctx)
-{
-	struct trace trace = TRACE_UNTRACKED(0);
-	int ret;
-
-	count_hit(PROGRAM_IPV4_FROM_OVERLAY);
-	ret = overlay_receive(ctx, &trace, FAMILY_IPV4);
-	return ret < 0 ? drop_packet(ctx, &trace, ret, METRIC_INGRESS) : ret;
-}
+TAIL_PROGRAM(tail_handle_ipv4, CILIUM_CALL_IPV4_FROM_OVERLAY, PROGRAM_IPV4_FROM_OVERLAY,
+	     0, METRIC_INGRESS, overlay_receive(ctx, &trace, FAMILY_IPV4))
 #endif /* ENABLE_IPV4 */
 
 #ifdef ENABLE_IPV6
-__section_tail(CILIUM_MAP_CALLS, CILIUM_CALL_IPV6_FROM_OVERLAY)
-int tail_handle_ipv6(struct __ctx_buff *ctx)
-{
-	struct trace trace = TRACE_UNTRACKED(0);
-	int ret;
-
-	count_hit(PROGRAM_IPV6_FROM_OVERLAY);
-	ret = overlay_receive(ctx, &trace, FAMILY_IPV6);
-	return ret < 0 ? drop_packet(ctx, &trace, ret, METRIC_INGRESS) : ret;
-}
+TAIL_PROGRAM(tail_handle_ipv6, CILIUM_CALL_IPV6_FROM_OVERLAY, PROGRAM_IPV6_FROM_OVERLAY,
+	     0, METRIC_INGRESS, overlay_receive(ctx, &trace, FAMILY_IPV6))
 #endif /* ENABLE_IPV6 */
 
 /* The slot for the packet's family, called or missed; what is not IP goes to the stack. */

@@ -12,6 +12,7 @@ from typing import Self
 
 from datapath.collection import Map, MapCache
 from datapath.endpoint import DatapathConfig, Endpoint
+from datapath.locks import Lock
 from datapath.netlink import Interface, NetlinkSocket
 from datapath.outcome import Outcome
 from datapath.plan import Plan
@@ -20,7 +21,7 @@ from datapath.templates import TemplateCache
 from datapath.transaction import Observer, apply
 from datapath.unload import unload
 from datapath.verifiers import Verifiers
-from datapath.workspace import Lock, Workspace
+from datapath.workspace import Workspace
 
 
 class Loader:
@@ -100,7 +101,7 @@ class Loader:
                 templates=self.templates,
                 map_cache=self._maps,
                 cancel=cancel,
-                maps_lock=Lock(self.config.state / "maps.lock", cancel),
+                maps_lock=self._maps_lock(cancel),
                 on_new_map=self._on_new_map,
             )
             stack.enter_context(work)
@@ -110,6 +111,19 @@ class Loader:
         """Take a pod out of the datapath; `forget` is where the control plane drops its own entries."""
         with self._socket() as netlink:
             unload(self.config, netlink, endpoint, forget)
+
+    @contextmanager
+    def lock_maps(self, *, cancel: threading.Event | None = None) -> Iterator[None]:
+        """Have the node's maps alone: reloads, in whatever process, have ended or wait. Not from within a reload."""
+        lock = self._maps_lock(cancel or threading.Event())
+        try:
+            lock.acquire(exclusive=True)
+            yield
+        finally:
+            lock.close()
+
+    def _maps_lock(self, cancel: threading.Event) -> Lock:
+        return Lock(self.config.state / "maps.lock", cancel)
 
     def links(self) -> dict[str, Interface]:
         """Return the interfaces of the node by name."""

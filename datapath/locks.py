@@ -1,4 +1,4 @@
-"""Locks on a template: between threads, and between processes, with a way out for a caller that is cancelled."""
+"""Locks on files and templates: between threads and processes, with a way out for a caller that is cancelled."""
 
 from __future__ import annotations
 
@@ -13,8 +13,45 @@ from typing import Self
 
 from datapath.errors import Cancelled, CompileError
 
-_LOCK_POLL = 0.02
-"""Seconds between two looks at a lock, only while the caller can be cancelled."""
+_LOCK_POLL = 0.005
+"""Seconds between two looks at a lock that another holds, while the caller can be cancelled."""
+
+
+class Lock:
+    """An advisory lock on a file (flock(2)): between threads and processes alike, gone with its holder."""
+
+    def __init__(self, path: Path, cancel: threading.Event) -> None:
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
+        try:
+            self._fd = os.open(path, flags, 0o600)
+        except FileNotFoundError:
+            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self._fd = os.open(path, flags, 0o600)
+        self._path = path
+        self._cancel = cancel
+        self.exclusive = False
+
+    def acquire(self, *, exclusive: bool) -> None:
+        """Wait for the lock. Turning a shared lock into an exclusive one lets go of it in between; one that is held
+        exclusively stays so until it is closed.
+        """
+        if self.exclusive:
+            return
+        operation = fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH
+        while True:
+            try:
+                fcntl.flock(self._fd, operation | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if self._cancel.wait(_LOCK_POLL):
+                    raise Cancelled(f"cancelled while waiting for {self._path}") from None
+            else:
+                self.exclusive = exclusive
+                return
+
+    def close(self) -> None:
+        # A process that was forked meanwhile may have the descriptor too, and would keep the lock.
+        fcntl.flock(self._fd, fcntl.LOCK_UN)
+        os.close(self._fd)
 
 
 class DirectoryLock:

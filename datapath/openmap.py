@@ -14,7 +14,10 @@ from typing import Self
 
 from datapath import syscall
 from datapath.errors import BpfError
-from datapath.syscall import MapInfo, MapType
+from datapath.syscall import HASH_TYPES, MapInfo, MapType
+
+_BATCH = 4096
+"""Entries that one system call reads."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,11 +62,34 @@ class Map:
             key = syscall.map_next_key(self.fd, key, self.info.key_size)
 
     def items(self) -> Iterator[tuple[bytes, bytes]]:
-        """Yield keys and values; a program array's values are program ids."""
+        """Yield keys and values; a program array's values are program ids.
+
+        What comes or goes meanwhile may or may not be among them; nothing that stays is left out of a hash.
+        """
+        if self.info.type in HASH_TYPES and syscall.has_lookup_batch():
+            yield from self._batches()
+            return
         for key in self.keys():
             value = self.lookup(key)
             if value is not None:
                 yield key, value
+
+    def _batches(self) -> Iterator[tuple[bytes, bytes]]:
+        """Yield the content of a hash bucket by bucket: several times faster than by key, and without starting over
+        when a key vanishes on the way.
+        """
+        cursor, room = None, min(_BATCH, self.info.max_entries)
+        while True:
+            try:
+                found, cursor = syscall.map_lookup_batch(self.fd, cursor, self.info.key_size, self.value_bytes, room)
+            except BpfError as error:
+                if error.errno != errno.ENOSPC:
+                    raise
+                room *= 2
+                continue
+            yield from found
+            if cursor is None:
+                return
 
     def pin(self, path: Path) -> None:
         syscall.obj_pin(self.fd, path)

@@ -8,6 +8,7 @@ before the commit, so that every step that can fail can still be undone; each ob
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from datapath.endpoint import DatapathConfig, Endpoint
 from datapath.errors import LinkNotFound
@@ -36,7 +37,8 @@ def pod_plan(config: DatapathConfig, endpoint: Endpoint, *, subject: str) -> Pla
     steps: list[Step] = [Compile(item.kind.source, endpoint), *_load(item, programs)]
     # With an egress program the policy program leaves the policy to it: it must be there before.
     if endpoint.require_egress_prog:
-        steps.append(_attach(config, ifname, Direction.EGRESS, "cil_to_container", item))
+        first = _attach(config, ifname, Direction.EGRESS, "cil_to_container", item)
+        steps.append(replace(first, connections=directory))
     steps.append(InsertPolicy(item.name, endpoint.id))
     steps.append(_attach(config, ifname, Direction.INGRESS, "cil_from_container", item))
     # The route decides whether a packet for the pod meets the egress program: it comes after that program, and

@@ -5,8 +5,9 @@ from __future__ import annotations
 import errno
 import struct
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
-from datapath import hooks, routes, syscall
+from datapath import connections, hooks, routes, syscall
 from datapath.endpoint import Endpoint
 from datapath.errors import LinkNotFound, NetlinkError
 from datapath.hooks import Direction, Filter, HookTaken
@@ -33,6 +34,7 @@ class InsertPolicy(Step):
 
     def apply(self, work: Workspace) -> None:
         collection = work.collections[self.target]
+        connections.carry_over(work.config.state / str(self.endpoint_id), collection.maps)
         replaced: list[tuple[int, bytes, int | None]] = []
         work.undo[self.key] = replaced
         for spec in work.specs[self.target].maps.values():
@@ -66,12 +68,17 @@ class _Replaced:
 
 @dataclass(frozen=True)
 class Attach(Step):
-    """Replace the filter of an interface in one direction, then remove our filters at other priorities and handles."""
+    """Replace the filter of an interface in one direction, then remove our filters at other priorities and handles.
+
+    `connections` is the directory of an endpoint whose connections the program is to know: of the first of its programs
+    that packets meet.
+    """
 
     direction: Direction
     program: str
     object: str
     priority: int
+    connections: Path | None = None
 
     @property
     def name(self) -> str:
@@ -94,6 +101,8 @@ class Attach(Step):
         work.undo[self.key] = replaced
         if not present:
             replaced.made_clsact = hooks.ensure_clsact(netlink, ifindex)
+        if self.connections is not None:
+            connections.carry_over(self.connections, work.collections[self.object].maps)
         name, program_id = hooks.filter_name(self.program, self.target), program.id
         hooks.attach(netlink, ifindex, self.direction, program_fd=program.fd, name=name, priority=self.priority)
         replaced.attached = Filter(
@@ -222,9 +231,13 @@ class Commit(Step):
         published: list[ObjectFile] = []
         work.undo[self.key] = published
         for item in self.objects:
+            connections.carry_over(item.path.parent, work.collections[item.name].maps)
+        for item in self.objects:
             item.publish()
             published.append(item)
         work.committed = True
+        for item in self.objects:
+            connections.remember(item.path.parent, work.collections[item.name].maps)
         for item in self.objects:
             for pin in work.moved.pop(item.name, []):
                 pin.finalize()

@@ -59,6 +59,7 @@ class MapType(IntEnum):
     BLOOM_FILTER = 30
 
 
+HASH_TYPES = frozenset((MapType.HASH, MapType.PERCPU_HASH, MapType.LRU_HASH, MapType.LRU_PERCPU_HASH))
 PERCPU_TYPES = frozenset((MapType.PERCPU_HASH, MapType.PERCPU_ARRAY, MapType.LRU_PERCPU_HASH))
 
 
@@ -87,6 +88,7 @@ class Cmd(IntEnum):
     MAP_GET_FD_BY_ID = 14
     OBJ_GET_INFO_BY_FD = 15
     BTF_LOAD = 18
+    MAP_LOOKUP_BATCH = 24
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,13 +126,17 @@ class ProgInfo:
 
 @dataclass(frozen=True, slots=True)
 class TestRun:
-    """What BPF_PROG_TEST_RUN gave: the program's return value, the packet after it, nanoseconds per run."""
+    """What BPF_PROG_TEST_RUN gave: the program's return value, the packet after it, nanoseconds per run.
+
+    `context` is struct __sk_buff after it.
+    """
 
     __test__ = False  # not a test class, whatever pytest reads into the name
 
     retval: int
     data: bytes
     duration_ns: int
+    context: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,11 +166,14 @@ _bytes_as_string.restype = ctypes.c_void_p
 
 _MAP_CREATE = struct.Struct("=7I16s5IQ")
 _ELEM = struct.Struct("=IxxxxQQQ")
+_BATCH = struct.Struct("=4Q2I2Q")
 _PROG_LOAD = struct.Struct("=2IQQ2IQ2I16s2I")
 _OBJ = struct.Struct("=Q2I")
 _ID = struct.Struct("=3I")
 _INFO = struct.Struct("=2IQ")
 _TEST_RUN = struct.Struct("=4I2Q4I2Q2I")
+_CONTEXT_ROOM = 1024
+"""Bytes that hold struct __sk_buff (192 in Linux 6.18): the kernel refuses to write a part of it."""
 _BTF_LOAD = struct.Struct("=2Q4I")
 _MAP_INFO = struct.Struct("=6I16s")
 # the head of struct bpf_prog_info, type to name; run_time_ns, run_cnt, recursion_misses and verified_insns follow later
@@ -286,6 +295,43 @@ def map_next_key(fd: int, key: bytes | None, key_size: int) -> bytes | None:
     return following.raw
 
 
+def map_lookup_batch(
+    fd: int, cursor: bytes | None, key_size: int, value_size: int, room: int
+) -> tuple[list[tuple[bytes, bytes]], bytes | None]:
+    """Return up to `room` keys and values of a hash, and the cursor of those that follow, None after the last.
+
+    None begins. The kernel (Linux 5.6) reads whole buckets: one with more entries than `room` is ENOSPC.
+    """
+    keys, values = ctypes.create_string_buffer(key_size * room), ctypes.create_string_buffer(value_size * room)
+    following = ctypes.create_string_buffer(4)
+    start = 0 if cursor is None else _address(cursor)
+    buffers = (ctypes.addressof(buffer) for buffer in (following, keys, values))
+    attr = ctypes.create_string_buffer(_BATCH.pack(start, *buffers, room, fd, 0, 0), _BATCH.size)
+    result = _raw(Cmd.MAP_LOOKUP_BATCH, attr, _BATCH.size)
+    if result not in (0, -errno.ENOENT):
+        raise _error(Cmd.MAP_LOOKUP_BATCH, -result, "")
+    count = _BATCH.unpack(attr.raw)[4]
+    names, contents = keys.raw, values.raw
+    ends = zip(range(0, key_size * count, key_size), range(0, value_size * count, value_size), strict=True)
+    found = [(names[k : k + key_size], contents[v : v + value_size]) for k, v in ends]
+    return found, following.raw if result == 0 else None
+
+
+@cache
+def has_lookup_batch() -> bool:
+    """Tell whether the kernel knows BPF_MAP_LOOKUP_BATCH."""
+    fd = map_create(MapType.HASH, 4, 4, 1, name="probe")
+    try:
+        map_lookup_batch(fd, None, 4, 4, 1)
+    except BpfError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        return False
+    finally:
+        os.close(fd)
+    return True
+
+
 def map_info(fd: int) -> MapInfo:
     """Describe a map (bpf_map_get_info_by_fd)."""
     info = ctypes.create_string_buffer(_MAP_INFO.size)
@@ -390,20 +436,24 @@ def prog_next_id(ident: int) -> int | None:
 
 
 def prog_test_run(fd: int, data: bytes, *, repeat: int = 1, context: bytes = b"", room: int = 512) -> TestRun:
-    """Run a program on a packet, in the caller's network namespace; `room` is how many bytes it may add."""
+    """Run a program on a packet, in the caller's network namespace; `room` is how many bytes it may add.
+
+    `context` is a struct __sk_buff, or the head of one; if there is one, the whole of it comes back.
+    """
     out = ctypes.create_string_buffer(len(data) + room)
     packet = ctypes.create_string_buffer(data, len(data))
-    around = ctypes.create_string_buffer(context, len(context)) if context else None
+    around = ctypes.create_string_buffer(context, max(len(context), _CONTEXT_ROOM))
+    where = ctypes.addressof(around)
     attr = ctypes.create_string_buffer(
         _TEST_RUN.pack(
             *(fd, 0, len(data), len(out), ctypes.addressof(packet), ctypes.addressof(out)),
-            *(repeat, 0, len(context), 0, ctypes.addressof(around) if around is not None else 0, 0, 0, 0),
+            *(repeat, 0, len(context), len(around), where if context else 0, where, 0, 0),
         ),
         _TEST_RUN.size,
     )
     _call(Cmd.PROG_TEST_RUN, attr)
-    _, retval, _, size, _, _, _, duration, *_ = _TEST_RUN.unpack(attr.raw)
-    return TestRun(retval, out.raw[:size], duration)
+    _, retval, _, size, _, _, _, duration, _, context_size, *_ = _TEST_RUN.unpack(attr.raw)
+    return TestRun(retval, out.raw[:size], duration, around.raw[:context_size])
 
 
 # --- pins, ids, BTF ---

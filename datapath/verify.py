@@ -22,7 +22,8 @@ class ProgramReport:
     """The verifier's statistics of one program, or its refusal.
 
     `verified_instructions` counts an instruction once per path on which it was looked at; `time_us` is the verifier's
-    own time in microseconds, `stack` and `jited_size` are bytes. None where the kernel did not say.
+    own time in microseconds, the least of all loads; `stack` and `jited_size` are bytes. None where the kernel did not
+    say.
     """
 
     name: str
@@ -35,8 +36,8 @@ class ProgramReport:
     error: VerifierError | None
 
 
-def verify_object(source: ObjectImage | CollectionSpec) -> list[ProgramReport]:
-    """Load every program of an object, with maps of its own that are never pinned, and report on each.
+def verify_object(source: ObjectImage | CollectionSpec, *, loads: int = 1) -> list[ProgramReport]:
+    """Load every program of an object so many times, with maps of its own that are never pinned, and report on each.
 
     Nothing is attached, and nothing is left when it returns. An error other than the verifier's refusal is raised.
     """
@@ -44,7 +45,10 @@ def verify_object(source: ObjectImage | CollectionSpec) -> list[ProgramReport]:
     maps = load_maps(spec, None)
     try:
         words = data_words(spec.data)
-        return [_verify(p, bind(p, words, maps.maps), spec.license) for p in spec.programs.values()]
+        reports = [
+            [_verify(p, bind(p, words, maps.maps), spec.license) for p in spec.programs.values()] for _ in range(loads)
+        ]
+        return [min(same, key=lambda report: report.time_us or 0) for same in zip(*reports, strict=True)]
     finally:
         maps.close()
 

@@ -2,66 +2,24 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import Executor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from datapath import syscall
 from datapath.collection import Collection, Map, MapCache
 from datapath.endpoint import DatapathConfig
-from datapath.errors import Cancelled
+from datapath.locks import Lock
 from datapath.netlink import NetlinkSocket
 from datapath.outcome import Attached, Interval
 from datapath.pins import Pin
 from datapath.spec import CollectionSpec
 from datapath.templates import Kind, Template, TemplateCache
-
-LOCK_POLL = 0.005
-"""Seconds between two tries to get a lock that another reload holds."""
-
-
-class Lock:
-    """An advisory lock on a file (flock(2)): between threads and processes alike, gone with its holder."""
-
-    def __init__(self, path: Path, cancel: threading.Event) -> None:
-        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
-        try:
-            self._fd = os.open(path, flags, 0o600)
-        except FileNotFoundError:
-            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            self._fd = os.open(path, flags, 0o600)
-        self._path = path
-        self._cancel = cancel
-        self.exclusive = False
-
-    def acquire(self, *, exclusive: bool) -> None:
-        """Wait for the lock. Turning a shared lock into an exclusive one lets go of it in between; one that is held
-        exclusively stays so until it is closed.
-        """
-        if self.exclusive:
-            return
-        operation = fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH
-        while True:
-            try:
-                fcntl.flock(self._fd, operation | fcntl.LOCK_NB)
-            except BlockingIOError:
-                if self._cancel.wait(LOCK_POLL):
-                    raise Cancelled(f"cancelled while waiting for {self._path}") from None
-            else:
-                self.exclusive = exclusive
-                return
-
-    def close(self) -> None:
-        # A process that was forked meanwhile may have the descriptor too, and would keep the lock.
-        fcntl.flock(self._fd, fcntl.LOCK_UN)
-        os.close(self._fd)
 
 
 @dataclass

@@ -20,11 +20,13 @@ from datapath.maps import Map, load_maps, open_pin
 from datapath.outcome import Outcome
 from datapath.plan import Plan
 from datapath.plans import OVERLAY_SUBJECT
+from datapath.spec import CollectionSpec
 from datapath.transaction import Observer
 from lab import contents, enforcement, layouts
+from lab.collector import Collected, collect
 from lab.errors import system_errors
 from lab.node import Node, UnknownTarget
-from lab.policy import parse
+from lab.policyfile import parse
 from lab.topology import HEALTH, HOST, InvalidSpec, PodFacts
 from lab.workers import fork_map
 
@@ -66,6 +68,7 @@ class Agent:
         self.loader = Loader(self.config, verifiers=verifiers, on_new_map=self._on_new_map, on_compile=on_compile)
         self.change: Change | None = None
         self._stack = ExitStack()
+        self._maps_held = 0
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
@@ -107,13 +110,41 @@ class Agent:
         self.sync(cancel=cancel)
         return self.reload_all(workers=workers, cancel=cancel)
 
+    @contextmanager
+    def updating(self, *, cancel: threading.Event | None = None) -> Iterator[None]:
+        """Keep all others away who would change this node's maps, in whatever process: updates and reloads.
+
+        It may be nested; within a reload of this agent, at a gate say, the maps are held already.
+        """
+        with ExitStack() as stack:
+            if not self._maps_held:
+                # Nobody waits for the compiler but us.
+                self._host_spec(cancel)
+                stack.enter_context(self.loader.lock_maps(cancel=cancel))
+            stack.enter_context(self._holding_maps())
+            yield
+
+    @contextmanager
+    def _holding_maps(self) -> Iterator[None]:
+        self._maps_held += 1
+        try:
+            yield
+        finally:
+            self._maps_held -= 1
+
+    def _host_spec(self, cancel: threading.Event | None) -> CollectionSpec:
+        return self.loader.templates.fetch(self.endpoint(HOST), cancel=cancel).image.spec
+
     def sync(self, *, cancel: threading.Event | None = None) -> None:
         """Bring maps and routes in line with what is declared, of this node and of the others of its cluster.
 
         Maps that are missing are created as the host's object defines them. What is new is written before what is
         stale goes, so that no packet finds less than before or after (cilium#10936).
         """
-        spec = self.loader.templates.fetch(self.endpoint(HOST), cancel=cancel).image.spec
+        with self.updating(cancel=cancel):
+            self._sync(self._host_spec(cancel))
+
+    def _sync(self, spec: CollectionSpec) -> None:
         mine = {name: item for name, item in spec.maps.items() if item.pinned and name in contents.NODE_MAPS}
         with ExitStack() as stack:
             maps = load_maps(replace(spec, maps=mine, programs={}), self.config.globals)
@@ -131,20 +162,21 @@ class Agent:
                 update.remove()
         self.node.sync_routes()
 
-    def apply_policies(self, document: object) -> None:
+    def apply_policies(self, document: object, *, cancel: threading.Event | None = None) -> None:
         """Let these policies hold from now on, instead of all others: all of them, or none.
 
-        `document` is what lab.policy.parse takes; an empty list lets everything pass. Raises PolicyError,
+        `document` is what lab.policyfile.parse takes; an empty list lets everything pass. Raises PolicyError,
         UnknownTarget, PolicyMapFull.
         """
         enforcement.check(self.node, parse(document))
-        before = enforcement.document_of(self.node)
-        enforcement.store(self.node, document)
-        try:
-            self.sync()
-        except BaseException:
-            enforcement.store(self.node, before)
-            raise
+        with self.updating(cancel=cancel):
+            before = enforcement.document_of(self.node)
+            enforcement.store(self.node, document)
+            try:
+                self.sync(cancel=cancel)
+            except BaseException:
+                enforcement.store(self.node, before)
+                raise
 
     def endpoint(self, name: str) -> Endpoint:
         """Return the endpoint as it would be reloaded now."""
@@ -167,7 +199,7 @@ class Agent:
         """Reload one endpoint, the host or the overlay, under a generation number of its own."""
         plan = self.plan(subject, generation=self.next_generation())
         plan = self.change(plan) if self.change is not None else plan
-        with system_errors(self.node.name):
+        with system_errors(self.node.name), self._holding_maps():
             return self.loader.apply(plan, observer=observer, cancel=cancel)
 
     def reload_many(
@@ -295,8 +327,15 @@ class Agent:
     def remove_pod(self, name: str) -> None:
         """Take a pod away: out of the datapath first, then out of the node."""
         pod = self.node.pod(name)
-        self.loader.unload(self.endpoint(name), forget=lambda: self._forget(pod))
-        self.node.remove_pod(name)
+        with self.updating():
+            self.loader.unload(self.endpoint(name), forget=lambda: self._forget(pod))
+            # Whoever gets its addresses next must not inherit its connections: their answers pass every policy.
+            collect(self.config.globals, of={pod.ipv4, pod.ipv6})
+            self.node.remove_pod(name)
+
+    def collect_connections(self) -> tuple[Collected, ...]:
+        """Delete the connections whose lifetime is over; what was found in each of the maps that are there."""
+        return collect(self.config.globals)
 
     def _forget(self, pod: PodFacts) -> None:
         for address in (pod.ipv4, pod.ipv6):

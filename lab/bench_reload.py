@@ -5,15 +5,12 @@ All of it happens in scratch labs, in a mount namespace of their own. What is co
 
 from __future__ import annotations
 
-import os
 import statistics
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Protocol
 
 from bpf import LIBRARY
 from datapath.hooks import Direction
@@ -24,17 +21,14 @@ from datapath.steps import WriteObject
 from datapath.templates import Template
 from lab import netns
 from lab.agent import Agent, Failure
+from lab.bench import Busy, Progress, Row, Timed, take_turns
 from lab.bench_floor import Floor, Hook
 from lab.bench_objects import entries, given, reload_of
 from lab.bench_tc import BPFFS, Tc, compile_for_libbpf
 from lab.node import Node
+from lab.scratch import scratch
 from lab.topology import NODE, NodeSpec
 from lab.tracing import SyscallEvent, SyscallTracer, TracingUnavailable
-
-WARM_UP = 3
-"""Reloads of each kind before the first that counts."""
-
-Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,29 +43,6 @@ class Setup:
     pods: int = 20
     workers: tuple[int, ...] = (1, 2, 4)
     verifiers: int = 2
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One way of doing it: seconds of every round; or, in somebody's own words, why it cannot be done."""
-
-    name: str
-    seconds: tuple[float, ...] = ()
-    refusal: str = ""
-
-    @property
-    def median(self) -> float:
-        return statistics.median(self.seconds)
-
-    @property
-    def best(self) -> float:
-        return min(self.seconds)
-
-    def ratio(self, other: Row) -> tuple[float, float, float]:
-        """Return median and quartiles of the rounds' ratios to another row."""
-        pairs = sorted(mine / theirs for mine, theirs in zip(self.seconds, other.seconds, strict=True))
-        low, middle, high = statistics.quantiles(pairs, n=4) if len(pairs) > 1 else pairs * 3
-        return middle, low, high
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,21 +98,6 @@ class Report:
     others: float = 0.0
 
 
-class Way(Protocol):
-    """One way of reloading the object once. `name` is what the table calls it."""
-
-    @property
-    def name(self) -> str: ...
-
-    def run(self) -> object: ...
-
-
-@dataclass(slots=True)
-class _Do:
-    name: str
-    run: Callable[[], object]
-
-
 @dataclass(slots=True)
 class _Pipeline:
     """Our pipeline, on one pod of a node."""
@@ -159,26 +115,6 @@ class _Pipeline:
         outcome = self.agent.loader.apply(self.plan())
         self.outcomes.append(outcome)
         return outcome
-
-
-class Busy:
-    """How busy others keep the CPUs, from its creation on: who measures beside them measures them as well."""
-
-    def __init__(self) -> None:
-        self._total, self._idle, self._own = self._now()
-
-    def others(self) -> float:
-        """Return the share of all CPUs' time (0 to 1) that neither this process and its children had nor nobody."""
-        total, idle, own = self._now()
-        passed = max(total - self._total, 1e-9)
-        return min(max(1 - (idle - self._idle + own - self._own) / passed, 0.0), 1.0)
-
-    @staticmethod
-    def _now() -> tuple[float, float, float]:
-        ticks = [int(word) for word in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]
-        second, times = os.sysconf("SC_CLK_TCK"), os.times()
-        own = times.user + times.system + times.children_user + times.children_system
-        return sum(ticks) / second, (ticks[3] + ticks[4]) / second, own
 
 
 def measure(setup: Setup, progress: Progress) -> Report:
@@ -200,7 +136,7 @@ def measure(setup: Setup, progress: Progress) -> Report:
         floor = _floor(stack, setup, template)
         tc, refusal = _tc(stack, setup, template)
         busy = Busy()
-        rows = _take_turns([floor, *pipelines, *tc], setup.rounds, progress)
+        rows = take_turns([floor, *(Timed(p.name, p.run) for p in pipelines), *tc], setup.rounds, progress)
         report.others = busy.others()
         report.rows = rows + ([Row("tc filter replace, same object", (), refusal)] if refusal else [])
         report.steps = _steps(pipelines[0].outcomes[-setup.rounds :])
@@ -246,16 +182,16 @@ def _hooks(setup: Setup, template: Template) -> dict[Direction, str]:
     return found if setup.endpoint_routes else {d: p for d, p in found.items() if d is Direction.INGRESS}
 
 
-def _floor(stack: ExitStack, setup: Setup, template: Template) -> _Do:
+def _floor(stack: ExitStack, setup: Setup, template: Template) -> Timed:
     agent, plan = _loaded(stack, setup, "floor", template)
     node = agent.node
     hooks = tuple(Hook(program, direction) for direction, program in _hooks(setup, template).items())
     spec = _own_spec(template, plan)
     floor = Floor(spec, agent.config.globals, node.netns(NODE), node.pods[0].ifname, hooks)
-    return _Do("floor: the bare system calls", stack.enter_context(floor).run)
+    return Timed("floor: the bare system calls", stack.enter_context(floor).run)
 
 
-def _tc(stack: ExitStack, setup: Setup, template: Template) -> tuple[list[_Do], str]:
+def _tc(stack: ExitStack, setup: Setup, template: Template) -> tuple[list[Timed], str]:
     """Return the ways in which tc can do the work, and its words where it cannot."""
     agent, plan = _loaded(stack, setup, "tc", template)
     node, spec = agent.node, _own_spec(template, plan)
@@ -265,31 +201,17 @@ def _tc(stack: ExitStack, setup: Setup, template: Template) -> tuple[list[_Do], 
     write = next(step for step in plan.steps if isinstance(step, WriteObject))
     own = Tc(write.object.path, _sections(spec), spec, node.netns(NODE), pod.ifname, hooks)
     refusal = own.refusal()
-    ways = [_Do("tc filter replace, same object", own.replace)] if refusal is None else []
+    ways = [Timed("tc filter replace, same object", own.replace)] if refusal is None else []
     if setup.object is None and (setup.library is None or setup.library.resolve() == LIBRARY):
-        directory = Path(stack.enter_context(TemporaryDirectory(prefix="reloadlab-bench")))
+        directory = stack.enter_context(scratch())
         path = compile_for_libbpf(agent.config, agent.endpoint(pod.name), "bpf_lxc.c", directory)
         grafted = Tc(path, _sections(template.image.spec), spec, node.netns(NODE), pod.ifname, hooks)
-        ways.append(_Do("tc -batch: graft, filter replace (built for libbpf)", grafted.graft))
+        ways.append(Timed("tc -batch: graft, filter replace (built for libbpf)", grafted.graft))
     return ways, refusal or ""
 
 
 def _sections(spec: CollectionSpec) -> dict[str, str]:
     return {name: program.section for name, program in spec.programs.items()}
-
-
-def _take_turns(ways: Sequence[Way], rounds: int, progress: Progress) -> list[Row]:
-    """Run all ways in turns; who begins changes from round to round."""
-    seconds: dict[str, list[float]] = {way.name: [] for way in ways}
-    for number in range(-WARM_UP, rounds):
-        progress(f"round {max(number, 0) + 1} of {rounds}")
-        first = number % len(ways)
-        for way in (*ways[first:], *ways[:first]):
-            begin = time.monotonic()
-            way.run()
-            if number >= 0:
-                seconds[way.name].append(time.monotonic() - begin)
-    return [Row(name, tuple(values)) for name, values in seconds.items()]
 
 
 def _steps(outcomes: Iterable[Outcome]) -> dict[str, float]:

@@ -18,7 +18,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from datapath import tools
 from datapath.errors import LinkNotFound, ReloadlabError
@@ -26,6 +25,7 @@ from datapath.netlink import NetlinkSocket
 from lab import links, netns
 from lab.builder import CILIUM_HOST_SYSCTLS, NODE_SYSCTLS
 from lab.node import Node
+from lab.scratch import scratch
 from lab.topology import (
     HEALTH,
     NODE,
@@ -139,8 +139,8 @@ def _lab(pods: int) -> Times:
 
 def _script(pods: int) -> Times:
     spec = NodeSpec(_PREFIX, pods=pods)
-    with TemporaryDirectory(prefix=_PREFIX) as directory:
-        up, down = write_script(spec, plan_node(spec), Path(directory))
+    with scratch() as directory:
+        up, down = write_script(spec, plan_node(spec), directory)
         begin = time.monotonic()
         tools.run(["sh", str(up)], timeout=600)
         middle = time.monotonic()
@@ -243,8 +243,8 @@ def _settle() -> None:
     It destroys them in the order in which they were left: one more is left behind them, with the far end of a veth
     inside, and when the near end vanishes all others are gone.
     """
-    with TemporaryDirectory(prefix=_PREFIX) as directory, _in_thread_namespace(Path(directory) / "near") as near:
-        with _in_thread_namespace(Path(directory) / "far") as far:
+    with scratch() as directory, _in_thread_namespace(directory / "near") as near:
+        with _in_thread_namespace(directory / "far") as far:
             link = DeviceFacts("barrier", 2, random_mac(), random_mac())
             descriptor = os.open(far, os.O_RDONLY | os.O_CLOEXEC)
             try:

@@ -9,10 +9,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from lab.bench_reload import Report, Row
-
-NOISY = 0.25
-"""Share of the CPUs from which on others spoil the figures; the kernel's threads, cleaning up behind us, are in it."""
+from lab.bench import Row
+from lab.bench_reload import Report
+from lab.bench_tables import put, table, warn
 
 
 def show(console: Console, report: Report) -> None:
@@ -20,10 +19,8 @@ def show(console: Console, report: Report) -> None:
     name = escape(Path(report.object).name)
     hooks = ", ".join(report.hooks)
     console.print(f"{name}: {report.programs} programs, {report.instructions:,} instructions; {hooks}", highlight=False)
-    _print(console, _one(report))
-    if report.others > NOISY:
-        share = f"{report.others:.0%}"
-        console.print(f"warning: other processes had {share} of the CPUs meanwhile: measure again", highlight=False)
+    put(console, _one(report))
+    warn(console, report.others)
     for row in report.rows:
         if row.refusal:
             console.print(f"{escape(row.name)}: not possible: {escape(row.refusal)}", highlight=False)
@@ -32,16 +29,16 @@ def show(console: Console, report: Report) -> None:
     if report.no_shares:
         console.print(f"time inside system calls: not measured: {escape(report.no_shares)}\n", highlight=False)
     else:
-        _print(console, _shares(report))
-    _print(console, _many(report))
+        put(console, _shares(report))
+    put(console, _many(report))
 
 
 def _one(report: Report) -> Table:
     rounds = len(report.rows[0].seconds)
-    table = _table(f"one reload, {rounds} rounds in turns", "best ms", "median ms", "x floor", "quartiles")
+    rows = table(f"one reload, {rounds} rounds in turns", "best ms", "median ms", "x floor", "quartiles")
     for row in report.rows:
-        table.add_row(escape(row.name), *_figures(row, report.rows[0]))
-    return table
+        rows.add_row(escape(row.name), *_figures(row, report.rows[0]))
+    return rows
 
 
 def _figures(row: Row, floor: Row) -> tuple[str, ...]:
@@ -53,32 +50,19 @@ def _figures(row: Row, floor: Row) -> tuple[str, ...]:
 
 def _shares(report: Report) -> Table:
     columns = ("wall ms", "in bpf(2), netlink ms", "of all threads ms", "ratio", "rest ms")
-    table = _table("where its time goes (traced)", *columns)
+    rows = table("where its time goes (traced)", *columns)
     for share in report.shares:
         times = (f"{seconds * 1e3:.2f}" for seconds in (share.wall, share.kernel, share.summed))
-        table.add_row(escape(share.name), *times, f"{share.wall / share.kernel:.2f}", f"{share.userland * 1e3:.2f}")
-    return table
+        rows.add_row(escape(share.name), *times, f"{share.wall / share.kernel:.2f}", f"{share.userland * 1e3:.2f}")
+    return rows
 
 
 def _many(report: Report) -> Table:
-    table = _table("many pods, one after the other and in parallel", "reloads/s", "p50 ms", "p95 ms", "p99 ms")
+    rows = table("many pods, one after the other and in parallel", "reloads/s", "p50 ms", "p95 ms", "p99 ms")
     for many in report.many:
         percentiles = (f"{many.percentile(percent) * 1e3:.2f}" for percent in (50, 95, 99))
-        table.add_row(f"{many.pods} pods, {many.workers} at a time", f"{many.per_second:.1f}", *percentiles)
-    return table
-
-
-def _table(title: str, *columns: str) -> Table:
-    table = Table(title=title, title_justify="left")
-    table.add_column("")
-    for column in columns:
-        table.add_column(column, justify="right")
-    return table
-
-
-def _print(console: Console, table: Table) -> None:
-    console.print(table)
-    console.print()
+        rows.add_row(f"{many.pods} pods, {many.workers} at a time", f"{many.per_second:.1f}", *percentiles)
+    return rows
 
 
 def to_json(report: Report) -> dict[str, Any]:

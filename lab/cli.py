@@ -23,6 +23,7 @@ COMMANDS = {
     "exec": "run a command inside a pod",
     "policy": "let policies hold, or show those that do",
     "maps": "print a map of the datapath",
+    "gc": "delete the connections whose lifetime is over",
     "monitor": "follow drops, traces and policy verdicts",
     "plan": "print the steps of a reload without doing them",
     "reload": "reload endpoints and print the time of every step",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from types import TracebackType
@@ -72,15 +73,15 @@ class Cluster:
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
         self._stack.close()
 
-    def start(self, *, workers: int = 1) -> list[Outcome]:
+    def start(self, *, workers: int = 1, cancel: threading.Event | None = None) -> list[Outcome]:
         """Fill the maps of all nodes, then load everything; the first failure is raised."""
-        self.sync()
-        return self._all(lambda agent: agent.reload_all(workers=workers))
+        self.sync(cancel=cancel)
+        return self._all(lambda agent: agent.reload_all(workers=workers, cancel=cancel))
 
-    def sync(self) -> None:
+    def sync(self, *, cancel: threading.Event | None = None) -> None:
         """Tell every node about all others: pods, their identities, the nodes' addresses, the routes to them."""
         for agent in self.agents:
-            agent.sync()
+            agent.sync(cancel=cancel)
 
     def agent(self, number: int) -> Agent:
         """Return the agent of a node, by its number, from 1 on."""
@@ -128,28 +129,31 @@ class Cluster:
         agent.remove_pod(own)
         self.sync()
 
-    def apply_policies(self, document: object) -> None:
+    def apply_policies(self, document: object, *, cancel: threading.Event | None = None) -> None:
         """Let these policies hold on all nodes, or on none; see Agent.apply_policies."""
-        apply_policies(self.agents, document)
+        apply_policies(self.agents, document, cancel=cancel)
 
-    def set_tunnel_port(self, port: int, *, workers: int = 1) -> list[Outcome]:
+    def set_tunnel_port(self, port: int, *, workers: int = 1, cancel: threading.Event | None = None) -> list[Outcome]:
         """Move the tunnel of all nodes to another UDP port; between the first and the last they do not meet."""
-        return self._all(lambda agent: agent.set_tunnel_port(port, workers=workers))
+        return self._all(lambda agent: agent.set_tunnel_port(port, workers=workers, cancel=cancel))
 
-    def set_mtu(self, mtu: int, *, workers: int = 1) -> list[Outcome]:
+    def set_mtu(self, mtu: int, *, workers: int = 1, cancel: threading.Event | None = None) -> list[Outcome]:
         """Change the MTU of all nodes in place, bytes."""
-        return self._all(lambda agent: agent.set_mtu(mtu, workers=workers))
+        return self._all(lambda agent: agent.set_mtu(mtu, workers=workers, cancel=cancel))
 
     def _all(self, do: Callable[[Agent], Iterable[Outcome]]) -> list[Outcome]:
         return [outcome for agent in self.agents for outcome in do(agent)]
 
 
-def apply_policies(agents: Iterable[Agent], document: object) -> None:
+def apply_policies(agents: Sequence[Agent], document: object, *, cancel: threading.Event | None = None) -> None:
     """Let these policies hold on several nodes; if one refuses, all go back to what they had."""
-    with ExitStack() as undo:
+    with ExitStack() as locks, ExitStack() as undo:
+        # In the same order by all who do it, so that none waits for another that waits for him.
+        for agent in sorted(agents, key=lambda agent: agent.node.name):
+            locks.enter_context(agent.updating(cancel=cancel))
         for agent in agents:
             before = enforcement.document_of(agent.node)
-            agent.apply_policies(document)
+            agent.apply_policies(document, cancel=cancel)
             undo.callback(agent.apply_policies, [] if before is None else before)
         undo.pop_all()
 

@@ -17,9 +17,10 @@ from datapath.headers import policy_map
 from datapath.maps import Map, open_pin
 from datapath.pins import Pin
 from lab import state
-from lab.layouts import PolicyEntry, PolicyKey
 from lab.node import Node, UnknownTarget
-from lab.policy import Labels, Policy, PolicyError, changes, parse, resolve
+from lab.policy import Labels, Policy, PolicyError, changes, resolve
+from lab.policyfile import parse
+from lab.policymap import PolicyEntry, PolicyKey
 from lab.snapshot import program_maps, take
 from lab.topology import HOST, HOST_ENDPOINT, PodFacts
 

@@ -13,9 +13,11 @@ from dataclasses import asdict, dataclass
 from ipaddress import ip_address
 from typing import Any
 
-from lab import layouts
-from lab.layouts import ConnState, DropNotify, PolicyMatch, PolicyVerdictNotify, TraceNotify, TracePoint
+from lab import notifications, reasons
+from lab.conntrack import ConnState
+from lab.notifications import SOURCE_FILES, DropNotify, PolicyVerdictNotify, TraceNotify, TracePoint
 from lab.policy import PROTOCOLS
+from lab.policymap import PolicyMatch
 
 _POINTS: dict[int, str] = {
     TracePoint.TO_LXC: "-> endpoint {}",
@@ -43,9 +45,9 @@ _MATCHES: dict[int, str] = {
 }
 _DIRECTIONS = {1: "ingress", 2: "egress"}
 _BODIES: dict[int, type[DropNotify | TraceNotify | PolicyVerdictNotify]] = {
-    layouts.NOTIFY_DROP: DropNotify,
-    layouts.NOTIFY_TRACE: TraceNotify,
-    layouts.NOTIFY_POLICY_VERDICT: PolicyVerdictNotify,
+    notifications.NOTIFY_DROP: DropNotify,
+    notifications.NOTIFY_TRACE: TraceNotify,
+    notifications.NOTIFY_POLICY_VERDICT: PolicyVerdictNotify,
 }
 # In a trace, a bit beside the state: the packet was encrypted.
 _ENCRYPTED = 0x80
@@ -56,7 +58,10 @@ _ETHERNET = 14
 
 @dataclass(frozen=True, slots=True)
 class Drop:
-    """A packet that was dropped; `endpoint` is whose program did it, `destination` the endpoint here, 0 if unknown."""
+    """A packet that was dropped; `endpoint` is whose program did it, `destination` the endpoint here, 0 if unknown.
+
+    `file` and `line` are where: with our programs the place of the decision, with Cilium's that of the notification.
+    """
 
     reason: int
     endpoint: int
@@ -66,14 +71,15 @@ class Drop:
     destination_identity: int
     destination: int
     ifindex: int
+    file: str
     line: int
     packet: str
 
     def __str__(self) -> str:
-        words = layouts.DROP_REASONS.get(self.reason, f"{self.reason}")
+        words = reasons.describe(self.reason)
         return (
             f"xx drop ({words}) flow {self.hash:#x} to endpoint {self.destination}, ifindex {self.ifindex}, "
-            f"identity {self.source_identity}->{self.destination_identity}: {self.packet}"
+            f"file {self.file}:{self.line}, identity {self.source_identity}->{self.destination_identity}: {self.packet}"
         )
 
 
@@ -160,7 +166,8 @@ def decode(data: bytes) -> Event:
     packet = summary(data[kind.SIZE : kind.SIZE + head.len_cap])
     if isinstance(found, DropNotify):
         labels = found.src_label, found.dst_label, found.dst_id
-        return Drop(head.subtype, head.source, head.hash, head.len_orig, *labels, found.ifindex, found.line, packet)
+        place = SOURCE_FILES.get(found.file, f"unknown({found.file})"), found.line
+        return Drop(head.subtype, head.source, head.hash, head.len_orig, *labels, found.ifindex, *place, packet)
     if isinstance(found, TraceNotify):
         labels = found.src_label, found.dst_label, found.dst_id
         state = _STATES.get(found.reason & ~_ENCRYPTED, "unknown")
@@ -185,7 +192,7 @@ def to_json(event: Event) -> dict[str, Any]:
     fields: Mapping[str, Any] = asdict(event)
     words = {"event": type(event).__name__.lower()}
     if isinstance(event, Drop):
-        words["meaning"] = layouts.DROP_REASONS.get(event.reason, "?")
+        words["meaning"] = reasons.describe(event.reason)
     if isinstance(event, Trace):
         words["where"] = _POINTS.get(event.point, "?").format("").strip()
     return words | dict(fields)

@@ -6,13 +6,14 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
+from datapath.connections import CONNECTIONS
 from datapath.hooks import HANDLE, Direction, filter_name
 from datapath.pins import PENDING, STALE, is_calls_map
 from datapath.plans import CILIUM_HOST, CILIUM_NET, CILIUM_VXLAN
 from lab import metrics
 from lab.agent import Agent
 from lab.metrics import Counters
-from lab.snapshot import CONNECTIONS, Snapshot, calls_maps, program_maps, take
+from lab.snapshot import Snapshot, calls_maps, program_maps, take
 from lab.topology import HEALTH
 from lab.traffic import TrafficReport
 

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from ipaddress import IPv4Address, IPv6Address, ip_network
 from typing import Any
 
+from datapath.connections import seconds
 from datapath.errors import BpfError, ReloadlabError
 from datapath.headers import policy_map
 from datapath.maps import Map, open_pin
-from lab import layouts
+from lab import enforcement, layouts, reasons
+from lab.conntrack import CT_MAPS, TUPLE_F_IN, CtEntry, CtTuple
 from lab.node import Node
-from lab.policy import PROTOCOLS
+from lab.policy import PROTOCOLS, cidrs
+from lab.policymap import PolicyEntry, PolicyKey
 from lab.topology import HEALTH, HOST, HOST_ENDPOINT
 
 Row = dict[str, Any]
@@ -30,10 +33,9 @@ _RESERVED = {
     8: "ingress",
 }
 _DIRECTIONS = {1: "ingress", 2: "egress", 3: "service"}
-_NO_DROPS = {0: "Forwarded", 3: "Plaintext"}
 _PROTOCOLS = {number: name for name, number in PROTOCOLS.items()}
 
-_CT_MAPS = tuple(f"cilium_ct{name}_global" for name in ("4", "_any4", "6", "_any6"))
+_TCP_FLAGS = ("FIN", "SYN", "RST", "PSH", "ACK", "URG", "ECE", "CWR")
 _TUPLE_RELATED = 2
 
 
@@ -76,8 +78,9 @@ def ipcache(node: Node) -> list[Row]:
             network = ip_network((_address(packed, family), length - layouts.IPCACHE_STATIC_PREFIX))
             tunnel = None if info.tunnel_endpoint == layouts.NO_TUNNEL else str(info.tunnel_endpoint)
             found.append((network, info.sec_identity, tunnel))
+    names = identity_names(node)
     return [
-        {"network": str(network), "identity": identity, "name": identity_name(node, identity), "tunnel": tunnel}
+        {"network": str(network), "identity": identity, "name": names.get(identity, ""), "tunnel": tunnel}
         for network, identity, tunnel in sorted(
             found, key=lambda f: (f[0].version, f[0].network_address, f[0].prefixlen)
         )
@@ -97,27 +100,26 @@ def policy(node: Node, endpoint: str | None = None) -> list[Row]:
     if endpoint is not None:
         node.endpoint(endpoint)
     rows: list[Row] = []
+    names = identity_names(node)
     for name in (HOST, HEALTH, *(pod.name for pod in node.pods)) if endpoint is None else (endpoint,):
         number = HOST_ENDPOINT if name == HOST else node.pod(name).endpoint_id
         try:
             with _open(node, policy_map(number)) as pinned:
-                entries = sorted(
-                    (layouts.PolicyKey.unpack(key), layouts.PolicyEntry.unpack(value)) for key, value in pinned.items()
-                )
+                entries = sorted((PolicyKey.unpack(key), PolicyEntry.unpack(value)) for key, value in pinned.items())
         except NotLoaded:
             if endpoint is not None:
                 raise
             continue
-        rows += [_policy_row(node, name, key, entry) for key, entry in entries]
+        rows += [_policy_row(names, name, key, entry) for key, entry in entries]
     return rows
 
 
-def _policy_row(node: Node, endpoint: str, key: layouts.PolicyKey, entry: layouts.PolicyEntry) -> Row:
+def _policy_row(names: Mapping[int, str], endpoint: str, key: PolicyKey, entry: PolicyEntry) -> Row:
     return {
         "endpoint": endpoint,
         "direction": "egress" if key.egress else "ingress",
         "identity": key.identity,
-        "name": identity_name(node, key.identity) if key.identity else "any",
+        "name": names.get(key.identity, "") if key.identity else "any",
         "protocol": _PROTOCOLS.get(key.protocol, str(key.protocol)) if key.protocol else "any",
         "port": key.port or "any",
         "verdict": "deny" if entry.deny else "allow",
@@ -133,11 +135,10 @@ def metrics(node: Node) -> list[Row]:
         for key in pinned.keys():  # noqa: SIM118 - a map of the kernel
             reason = layouts.MetricsKey.unpack(key)
             values = [layouts.MetricsValue.unpack(value) for value in pinned.lookup_percpu(key)]
-            words = layouts.DROP_REASONS.get(reason.reason) or _NO_DROPS.get(reason.reason, "?")
             rows.append(
                 {
                     "reason": reason.reason,
-                    "meaning": words,
+                    "meaning": reasons.describe(reason.reason),
                     "direction": _DIRECTIONS.get(reason.dir, str(reason.dir)),
                     "packets": sum(value.count for value in values),
                     "bytes": sum(value.length for value in values),
@@ -146,53 +147,66 @@ def metrics(node: Node) -> list[Row]:
     return sorted(rows, key=lambda row: (row["reason"], row["direction"]))
 
 
-def conntrack(node: Node) -> list[Row]:
-    """Return the connections of all tables, with their counters; the times are the datapath's seconds."""
-    rows: list[Row] = []
+def conntrack(node: Node, limit: int | None = None) -> list[Row]:
+    """Return the connections of all tables, or the first `limit`; `expires_in` are seconds, below 0 if it is over.
+
+    In the order of protocol, who began and its port: of hundreds of thousands only those that are wanted become rows.
+    """
+    found: list[tuple[bytes, bytes]] = []
     loaded = False
-    for name in _CT_MAPS:
+    for name in CT_MAPS:
         try:
             with _open(node, name) as pinned:
-                rows += [connection(key, value) for key, value in pinned.items()]
+                found += pinned.items()
                 loaded = True
         except NotLoaded:
             continue
     if not loaded:
-        raise NotLoaded(node.name, _CT_MAPS[0])
-    return sorted(rows, key=lambda row: (row["protocol"], row["source"], row["destination"], row["direction"]))
+        raise NotLoaded(node.name, CT_MAPS[0])
+    # The protocol is the last byte but one of either key, the addresses come first.
+    found.sort(key=lambda item: (item[0][-2], len(item[0]), item[0]))
+    now = seconds()
+    return [connection(key, value, now) for key, value in found[:limit]]
 
 
-def connection(key: bytes, value: bytes) -> Row:
-    """Return one entry of a connection table, of either IP version."""
-    who, entry = layouts.CtTuple.unpack(key), layouts.CtEntry.unpack(value)
+def connection(key: bytes, value: bytes, now: int) -> Row:
+    """Return one entry of a connection table, of either IP version; `now` are seconds of the datapath's clock."""
+    who, entry = CtTuple.unpack(key), CtEntry.unpack(value)
     return {
         "protocol": _PROTOCOLS.get(who.protocol, str(who.protocol)),
-        "direction": "ingress" if who.flags & layouts.TUPLE_F_IN else "egress",
+        "direction": "ingress" if who.flags & TUPLE_F_IN else "egress",
         "related": bool(who.flags & _TUPLE_RELATED),
         "source": _with_port(who.source, who.sport),
         "destination": _with_port(who.destination, who.dport),
         "identity": entry.src_sec_id,
-        "expires": entry.lifetime,
+        "expires_in": entry.lifetime - now,
         "state": sorted(entry.names),
         "rx_packets": entry.rx_packets,
         "rx_bytes": entry.rx_length,
         "tx_packets": entry.tx_packets,
         "tx_bytes": entry.tx_length,
-        "tcp_flags": f"tx {entry.tx_flags_seen:#04x} rx {entry.rx_flags_seen:#04x}",
+        "tx_flags": _tcp_flags(entry.tx_flags_seen),
+        "rx_flags": _tcp_flags(entry.rx_flags_seen),
     }
+
+
+def _tcp_flags(flags: int) -> list[str]:
+    return [name for bit, name in enumerate(_TCP_FLAGS) if flags & 1 << bit]
 
 
 def _with_port(address: IPv4Address | IPv6Address, port: int) -> str:
     return f"[{address}]:{port}" if address.version == 6 else f"{address}:{port}"
 
 
-def identity_name(node: Node, identity: int) -> str:
-    """Return who has an identity: its reserved name, the pods that have it, or nothing."""
-    if identity in _RESERVED:
-        return _RESERVED[identity]
-    pods = [pod.name for pod in node.pods if pod.identity == identity]
-    pods += [f"{peer.name}/{pod.name}" for peer in node.peers for pod in peer.pods if pod.identity == identity]
-    return " ".join(pods) or "cidr" * bool(identity >> 24)
+def identity_names(node: Node) -> dict[int, str]:
+    """Return who has which identity: a reserved name, the pods that have it, or the CIDR that it stands for."""
+    names = {identity: str(network) for network, identity in cidrs(enforcement.stored(node) or ()).items()}
+    for pod in node.pods:
+        names[pod.identity] = f"{names.get(pod.identity, '')} {pod.name}".strip()
+    for peer in node.peers:
+        for pod in peer.pods:
+            names[pod.identity] = f"{names.get(pod.identity, '')} {peer.name}/{pod.name}".strip()
+    return names | _RESERVED
 
 
 MAPS: dict[str, Callable[[Node], list[Row]]] = {

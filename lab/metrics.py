@@ -10,13 +10,10 @@ from datapath.errors import BpfError
 from datapath.headers import policy_map
 from datapath.maps import open_pin
 from datapath.pins import Pin
-from lab import layouts
+from lab import layouts, reasons
 from lab.node import Node
+from lab.policymap import PolicyEntry, PolicyKey
 
-FIRST_DROP = 130
-"""Reasons below are no drops (bpf/lib/common.h of Cilium: DROP_MIN)."""
-
-MISSED_TAIL_CALL = 140
 INGRESS, EGRESS = 1, 2
 """Directions of cilium_metrics."""
 
@@ -30,7 +27,11 @@ class Counters:
 
     def drops_since(self, before: Counters) -> dict[tuple[int, int], int]:
         """Return the drops that were added since `before`."""
-        moved = {key: count - before.packets.get(key, 0) for key, count in self.packets.items() if key[0] >= FIRST_DROP}
+        moved = {
+            key: count - before.packets.get(key, 0)
+            for key, count in self.packets.items()
+            if key[0] >= reasons.FIRST_DROP
+        }
         return {key: count for key, count in moved.items() if count}
 
 
@@ -39,9 +40,10 @@ def read(node: Node) -> Counters:
     hits: dict[tuple[int, int, int], int] = {}
     # A real Cilium tree has no map of ours, and before the first load there is none at all.
     with suppress(BpfError), open_pin(node.datapath_config().globals / "reloadlab_hits") as pinned:
-        for key, value in pinned.items():
+        for key in pinned.keys():  # noqa: SIM118 - a map of the kernel, not a dict
             hit = layouts.HitsKey.unpack(key)
-            hits[hit.generation, hit.source, hit.program] = int.from_bytes(value, "little")
+            counts = [int.from_bytes(value, "little") for value in pinned.lookup_percpu(key)]
+            hits[hit.generation, hit.source, hit.program] = sum(counts)
     return Counters(packets(node), hits)
 
 
@@ -49,27 +51,27 @@ def packets(node: Node) -> dict[tuple[int, int], int]:
     """Return cilium_metrics: packets by (reason, direction), all CPUs together."""
     found: dict[tuple[int, int], int] = {}
     with suppress(BpfError), open_pin(node.datapath_config().globals / "cilium_metrics") as pinned:
-        for key in pinned.keys():  # noqa: SIM118 - a map of the kernel, not a dict
+        for key in pinned.keys():  # noqa: SIM118
             reason = layouts.MetricsKey.unpack(key)
             values = [layouts.MetricsValue.unpack(v) for v in pinned.lookup_percpu(key)]
             found[reason.reason, reason.dir] = sum(v.count for v in values)
     return found
 
 
-def rules(node: Node, *endpoints: str) -> dict[tuple[str, layouts.PolicyKey], tuple[int, int]]:
+def rules(node: Node, *endpoints: str) -> dict[tuple[str, PolicyKey], tuple[int, int]]:
     """Return how many packets, and bytes with all headers, the entries of endpoints have decided on, by name and key.
 
     What connection tracking knows is not asked of the entries: answers, and what a pod sends on in a connection. While
     a map is migrated, the old one counts as well.
     """
     directory = node.datapath_config().globals
-    found: dict[tuple[str, layouts.PolicyKey], tuple[int, int]] = {}
+    found: dict[tuple[str, PolicyKey], tuple[int, int]] = {}
     for name in endpoints:
         path = directory / policy_map(node.endpoint(name).id)
         for pin in (path, *Pin(path).leftovers()):
             with suppress(BpfError), open_pin(pin) as pinned:
                 for key, value in pinned.items():
-                    entry, place = layouts.PolicyEntry.unpack(value), (name, layouts.PolicyKey.unpack(key))
+                    entry, place = PolicyEntry.unpack(value), (name, PolicyKey.unpack(key))
                     counted, length = found.get(place, (0, 0))
                     found[place] = counted + entry.packets, length + entry.length
     return found
@@ -78,4 +80,4 @@ def rules(node: Node, *endpoints: str) -> dict[tuple[str, layouts.PolicyKey], tu
 def describe(reason: int, direction: int) -> str:
     """Return a drop in words."""
     way = {INGRESS: "ingress", EGRESS: "egress"}.get(direction, str(direction))
-    return f"{layouts.DROP_REASONS.get(reason, 'unknown reason')} ({reason}, {way})"
+    return f"{reasons.describe(reason)} ({reason}, {way})"

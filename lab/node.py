@@ -10,6 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from bpf import LIBRARY
 from datapath.endpoint import HOST_ID, LABEL_HOST, DatapathConfig, Endpoint, NodeConfig
 from datapath.errors import ReloadlabError
 from datapath.netlink import NetlinkSocket, unless
@@ -33,8 +34,6 @@ from lab.topology import (
     plan_pod,
     pod_number,
 )
-
-LIBRARY = Path(__file__).resolve().parent.parent / "bpf"
 
 
 class UnknownTarget(ReloadlabError):

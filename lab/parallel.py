@@ -73,19 +73,20 @@ def measure(
     workers: Sequence[int] = WORKERS,
     rounds: int = ROUNDS,
     on_round: Callable[[int, int, float], None] | None = None,
+    **options: Any,
 ) -> ParallelReport:
     """Reload `pods` pods with each number of workers, `rounds` times in turn, while two other pods talk.
 
     `on_round` hears (round, workers, reloads per second). The rounds interleave the worker counts, so that what else
     the machine does meets all of them alike. One worker is this process, which verifies the programs of an object in
-    threads side by side; several leave the CPUs to each other.
+    threads side by side; several leave the CPUs to each other. `options` go to the Agent.
     """
     outcomes: dict[int, list[Outcome]] = defaultdict(list)
     rates: dict[int, list[float]] = defaultdict(list)
     failures: list[str] = []
     with ExitStack() as stack:
         node = stack.enter_context(Node(NodeSpec(f"parallel-{os.getpid()}", pods=pods + 2)))
-        agent = stack.enter_context(Agent(node))
+        agent = stack.enter_context(Agent(node, **options))
         agent.start(workers=2)
         tracer, reason = _tracer(stack)
         follow = tracer.follow if tracer is not None else None

@@ -38,22 +38,27 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("reloadlab")
     group.addoption("--reloadlab-record", metavar="DIR", help="write a JSON file per scenario into this directory")
     group.addoption("--reloadlab-library", metavar="DIR", help="C sources instead of our own, e.g. Cilium's bpf/")
+    group.addoption(
+        "--reloadlab-define", action="append", default=[], metavar="NAME=VALUE", help="a macro for the C of every node"
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Declare the marks."""
     config.addinivalue_line("markers", "node(**spec): the node of a scenario, as fields of NodeSpec")
     config.addinivalue_line("markers", "cluster(nodes, each, **spec): several nodes, as arguments of cluster_specs")
+    config.addinivalue_line("markers", "own_sources: needs macros that only our own C knows (bpf/lib/config.h)")
     config.addinivalue_line("markers", "privileged: needs root and the real kernel")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what needs root where there is none; everything that makes a node does."""
-    if os.geteuid() == 0:
-        return
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Skip what needs root where there is none (everything that makes a node does), or our own C where it is not."""
     for item in items:
-        if item.get_closest_marker("privileged") or {"scenario", "cluster"} & set(getattr(item, "fixturenames", ())):
+        makes_node = {"scenario", "cluster"} & set(getattr(item, "fixturenames", ()))
+        if os.geteuid() != 0 and (makes_node or item.get_closest_marker("privileged")):
             item.add_marker(pytest.mark.skip(reason="needs root"))
+        if config.getoption("--reloadlab-library") is not None and item.get_closest_marker("own_sources"):
+            item.add_marker(pytest.mark.skip(reason="needs macros that only our own C knows"))
 
 
 @pytest.fixture
@@ -87,7 +92,8 @@ def _options(request: pytest.FixtureRequest, name: str) -> tuple[dict[str, Any],
     library = request.config.getoption("--reloadlab-library")
     if library is not None:
         agent = {**agent, "library": Path(library).resolve()}
-    return options, agent
+    defines = [tuple(text.partition("=")[::2]) for text in request.config.getoption("--reloadlab-define")]
+    return options, {**agent, "defines": (*defines, *agent.get("defines", ()))}
 
 
 @pytest.hookimpl(wrapper=True)

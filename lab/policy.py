@@ -1,34 +1,21 @@
-"""Policies in the form of CiliumNetworkPolicy, and what they become in the policy maps. Pure.
-
-    [{"name": "web",
-      "endpointSelector": {"matchLabels": {"app": "web"}},
-      "ingress": [{"fromEndpoints": [{"matchLabels": {"app": "client"}}],
-                   "toPorts": [{"ports": [{"port": "80", "protocol": "TCP"}]}]}],
-      "egressDeny": [{"toCIDR": ["172.20.0.0/16"]}]}]
-
-The keys are those of Cilium (pkg/policy/api), as far as they are known here; an unknown one is an error. Ours are
-`endpoint`, which names one endpoint of a node instead of selecting by labels, and `fromIdentities`, `toIdentities`.
-"""
+"""Policies, and what they become in the policy maps. Pure; how they are written down is lab.policyfile's."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from ipaddress import IPv4Network, IPv6Network, ip_network
-from pathlib import Path
-from typing import Any
+from enum import StrEnum
+from ipaddress import IPv4Network, IPv6Network
 
 from datapath.endpoint import HEALTH_ID, HOST_ID, REMOTE_NODE_ID, WORLD_ID
 from datapath.errors import ReloadlabError
-from lab.layouts import PolicyKey
+from lab.policymap import PolicyKey
 
 Network = IPv4Network | IPv6Network
 Labels = frozenset[str]
 
 PROTOCOLS = {"ICMP": 1, "TCP": 6, "UDP": 17, "ICMPV6": 58, "SCTP": 132}
-_WITH_PORTS = ("TCP", "UDP", "SCTP")
 ANY = 0
 
 LOCAL_IDENTITY = 1 << 24
@@ -36,7 +23,7 @@ LOCAL_IDENTITY = 1 << 24
 _LOCAL_IDENTITIES = (1 << 16) - 1
 
 WORLD, CLUSTER, ALL = "world", "cluster", "all"
-_ENTITIES = {
+ENTITIES = {
     "host": HOST_ID,
     "unmanaged": 3,
     "health": HEALTH_ID,
@@ -57,27 +44,58 @@ class PolicyError(ReloadlabError):
         self.where = where
 
 
+class Operator(StrEnum):
+    """What is asked of a label (metav1.LabelSelectorOperator)."""
+
+    IN = "In"
+    NOT_IN = "NotIn"
+    EXISTS = "Exists"
+    DOES_NOT_EXIST = "DoesNotExist"
+
+
+@dataclass(frozen=True, slots=True)
+class Requirement:
+    """What is asked of one label; the source is "" for any. A label that is not there has none of the values."""
+
+    source: str
+    key: str
+    operator: Operator
+    values: frozenset[str] = frozenset()
+
+    def holds(self, labels: Iterable[tuple[str, str, str]]) -> bool:
+        """Tell whether labels, each (source, key, value), are as this asks."""
+        found = [value for source, key, value in labels if key == self.key and self.source in ("", source)]
+        match self.operator:
+            case Operator.EXISTS:
+                return bool(found)
+            case Operator.DOES_NOT_EXIST:
+                return not found
+            case Operator.IN:
+                return not self.values.isdisjoint(found)
+            case Operator.NOT_IN:
+                return self.values.isdisjoint(found)
+
+
 @dataclass(frozen=True, slots=True)
 class Selector:
-    """Endpoints with all of these labels, each (source, key, value); the source is "" for any."""
+    """Endpoints that are as all of these ask."""
 
-    labels: tuple[tuple[str, str, str], ...] = ()
+    requirements: tuple[Requirement, ...] = ()
 
     def selects(self, labels: Labels) -> bool:
-        have = {_split(label) for label in labels}
-        if all(source == RESERVED[:-1] for source, _, _ in have) and have and not self.labels:
+        """Tell whether it selects an endpoint; one with reserved labels only if it names one of them."""
+        have = [split_label(label) for label in labels]
+        named = any(r.operator in (Operator.IN, Operator.EXISTS) for r in self.requirements)
+        if have and not named and all(source == RESERVED[:-1] for source, _, _ in have):
             return False
-        return all(
-            any((source in ("", s)) and key == k and value == v for s, k, v in have)
-            for source, key, value in self.labels
-        )
+        return all(requirement.holds(have) for requirement in self.requirements)
 
 
 @dataclass(frozen=True, slots=True)
 class Rule:
     """One rule. Whoever is not restricted (`peers` None, `ports` empty) is anybody, on any port.
 
-    `ports` are (protocol, port), the port 0 for any.
+    `ports` are (protocol, port), the port 0 for any; of ICMP it is the type of the message.
     """
 
     egress: bool
@@ -207,153 +225,13 @@ def _identities(peers: Peers, known: Mapping[int, Sequence[Labels]], networks: M
         elif entity == WORLD:
             yield from (WORLD_ID, *networks.values())
         elif entity == CLUSTER:
-            yield from (*_ENTITIES.values(), *known)
+            yield from (*ENTITIES.values(), *known)
         else:
-            yield _ENTITIES[entity]
+            yield ENTITIES[entity]
 
 
-def load(path: Path) -> object:
-    """Return the document of a JSON file, which `parse` takes; PolicyError if it cannot be read or is wrong."""
-    try:
-        document: object = json.loads(path.read_text())
-    except (ValueError, OSError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise PolicyError(str(path), f"cannot be read: {reason}") from error
-    parse(document)
-    return document
-
-
-def parse(document: object) -> tuple[Policy, ...]:
-    """Return the policies of a document, one or a list of them."""
-    items = document if isinstance(document, list) else [document]
-    policies = tuple(_policy(item, number) for number, item in enumerate(items, 1))
-    names = [policy.name for policy in policies]
-    for name in names:
-        if names.count(name) > 1:
-            raise PolicyError(name, "the name is taken twice")
-    return policies
-
-
-def _policy(item: object, number: int) -> Policy:
-    place = f"policy {number}"
-    keys = {"name", "description", "endpoint", "endpointSelector", *_SECTIONS}
-    fields = _object(item, place, keys)
-    name = _text(fields.get("name", place), place)
-    if ("endpoint" in fields) == ("endpointSelector" in fields):
-        raise PolicyError(name, "needs endpointSelector or endpoint, one of them")
-    selector = (
-        _selector(fields["endpointSelector"], f"{name}: endpointSelector") if "endpointSelector" in fields else None
-    )
-    rules: list[Rule] = []
-    directions = set()
-    for section, (egress, deny) in _SECTIONS.items():
-        for index, rule in enumerate(_list(fields.get(section, []), f"{name}: {section}"), 1):
-            directions.add(egress)
-            rules += _rule(rule, f"{name}: {section} {index}", egress=egress, deny=deny)
-    endpoint = _text(fields["endpoint"], name) if "endpoint" in fields else None
-    return Policy(name, selector, endpoint, frozenset(directions), tuple(rules))
-
-
-_SECTIONS = {
-    "ingress": (False, False),
-    "ingressDeny": (False, True),
-    "egress": (True, False),
-    "egressDeny": (True, True),
-}
-
-
-def _rule(item: object, place: str, *, egress: bool, deny: bool) -> list[Rule]:
-    side = "to" if egress else "from"
-    fields = _object(
-        item, place, {f"{side}{kind}" for kind in ("Endpoints", "CIDR", "Entities", "Identities")} | {"toPorts"}
-    )
-    if not fields:
-        # As with Cilium: it allows nothing, but from now on what is not allowed is denied.
-        return []
-    peers = None
-    if set(fields) - {"toPorts"}:
-        peers = Peers(
-            selectors=tuple(_selector(s, place) for s in _list(fields.get(f"{side}Endpoints", []), place)),
-            cidrs=tuple(_cidr(c, place) for c in _list(fields.get(f"{side}CIDR", []), place)),
-            entities=tuple(_entity(e, place) for e in _list(fields.get(f"{side}Entities", []), place)),
-            identities=tuple(_numeric(i, place) for i in _list(fields.get(f"{side}Identities", []), place)),
-        )
-    ports: list[tuple[int, int]] = []
-    for group in _list(fields.get("toPorts", []), place):
-        for port in _list(_object(group, f"{place}: toPorts", {"ports"}).get("ports", []), place):
-            ports += _port(port, place)
-    if "toPorts" in fields and not ports:
-        raise PolicyError(place, "toPorts without a port")
-    return [Rule(egress, deny, peers, () if (ANY, ANY) in ports else tuple(ports))]
-
-
-def _port(item: object, place: str) -> list[tuple[int, int]]:
-    fields = _object(item, f"{place}: port", {"port", "protocol"})
-    try:
-        number = int(fields.get("port", ANY))
-    except (TypeError, ValueError):
-        number = -1
-    if not 0 <= number < 1 << 16:
-        raise PolicyError(place, f"port {fields.get('port')!r} is no number from 0 to 65535")
-    protocol = str(fields.get("protocol", "ANY")).upper()
-    if protocol == "ANY":
-        return [(PROTOCOLS[name], number) for name in _WITH_PORTS] if number else [(ANY, ANY)]
-    if protocol not in PROTOCOLS:
-        raise PolicyError(place, f"protocol {protocol!r} is none of {', '.join(('ANY', *PROTOCOLS))}")
-    if number and protocol not in _WITH_PORTS:
-        raise PolicyError(place, f"{protocol} has no ports")
-    return [(PROTOCOLS[protocol], number)]
-
-
-def _selector(item: object, place: str) -> Selector:
-    fields = _object(item, place, {"matchLabels"})
-    labels = _object(fields.get("matchLabels", {}), f"{place}: matchLabels", None)
-    return Selector(tuple(_split(f"{key}={_text(value, place)}") for key, value in labels.items()))
-
-
-def _split(label: str) -> tuple[str, str, str]:
+def split_label(label: str) -> tuple[str, str, str]:
     """Return (source, key, value) of k8s:app=web; without a source it is ""."""
     key, _, value = label.partition("=")
     source, separator, rest = key.partition(":")
     return (source, rest, value) if separator else ("", key, value)
-
-
-def _cidr(item: object, place: str) -> Network:
-    try:
-        return ip_network(_text(item, place))
-    except ValueError as error:
-        raise PolicyError(place, str(error)) from error
-
-
-def _entity(item: object, place: str) -> str:
-    known = (ALL, CLUSTER, WORLD, *_ENTITIES)
-    if item not in known:
-        raise PolicyError(place, f"entity {item!r} is none of {', '.join(known)}")
-    return str(item)
-
-
-def _numeric(item: object, place: str) -> int:
-    if not isinstance(item, int) or isinstance(item, bool) or not 0 < item < 2 * LOCAL_IDENTITY:
-        raise PolicyError(place, f"identity {item!r} is out of range: 1 to {2 * LOCAL_IDENTITY - 1}")
-    return item
-
-
-def _object(item: object, place: str, keys: set[str] | None) -> Mapping[str, Any]:
-    if not isinstance(item, dict):
-        raise PolicyError(place, f"an object is wanted, not {item!r}")
-    for key in item:
-        if keys is not None and key not in keys:
-            raise PolicyError(place, f"unknown key {key!r}; known are {', '.join(sorted(keys))}")
-    return item
-
-
-def _list(item: object, place: str) -> list[Any]:
-    if not isinstance(item, list):
-        raise PolicyError(place, f"a list is wanted, not {item!r}")
-    return item
-
-
-def _text(item: object, place: str) -> str:
-    if not isinstance(item, str):
-        raise PolicyError(place, f"a text is wanted, not {item!r}")
-    return item

@@ -154,6 +154,10 @@ class Scenario(Watched):
             self._watch(stack, [self.agent], self._flows(self.node))
         return self
 
+    def define(self, **macros: str) -> None:
+        """Have the next reloads build with these macros too, besides those that it began with; none: as it began."""
+        self.agent.configure(defines=(*self._options.get("defines", ()), *macros.items()))
+
     def reload(self, *subjects: str, gate: Gate | None = None, cancel: threading.Event | None = None) -> list[Outcome]:
         """Reload these endpoints, one after the other; all if none is named."""
         done = [self.agent.reload(subject, observer=gate, cancel=cancel) for subject in subjects or self.agent.subjects]

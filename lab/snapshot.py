@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from datapath import hooks, syscall
+from datapath.connections import CONNECTIONS
 from datapath.errors import BpfError
 from datapath.hooks import Direction, Filter
 from datapath.inventory import reach, read_slots
@@ -23,10 +24,6 @@ COUNTERS = (
     *("cilium_ipv4_frag", "cilium_ipv6_frag"),
 )
 """Maps whose content moves with every packet."""
-
-CONNECTIONS = "cilium_ct"
-"""Maps of connections: traffic changes the values and adds keys; only a key that vanishes tells of a reload."""
-
 
 POLICY_VERDICT = 8
 """Bytes of struct policy_entry before its counters."""
@@ -123,7 +120,7 @@ def program_maps(program_id: int) -> tuple[int, ...]:
 
 
 def _steady(name: str, value: bytes) -> bytes:
-    """Return the part of a value that packets do not change."""
+    """Return the part of a value that packets do not change: of a connection, nothing but its key."""
     if name.startswith(CONNECTIONS):
         return b""
     return value[:POLICY_VERDICT] if name.startswith("cilium_policy_") else value

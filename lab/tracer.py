@@ -11,12 +11,12 @@ import ctypes
 import os
 import select
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from datapath.syscall import map_info
 from lab.child import Control
+from lab.scratch import scratch
 from lab.tracing import RECORD, Headers, find_headers, has_kheaders
 
 CLONE_NEWNS = 0x00020000
@@ -163,8 +163,8 @@ def load_program(syscalls: list[str]) -> Any:
         "BUFFER_PAGES": str(BUFFER_PAGES),
     }
     # bcc unpacks the kernel's own headers into the temporary directory, and leaves them there.
-    with tempfile.TemporaryDirectory(prefix="reloadlab-") as scratch:
-        os.environ["TMPDIR"] = scratch
+    with scratch() as directory:
+        os.environ["TMPDIR"] = str(directory)
         return BPF(text=program_text(syscalls), cflags=[f"-D{name}={value}" for name, value in flags.items()])
 
 

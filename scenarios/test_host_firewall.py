@@ -18,8 +18,8 @@ from lab import metrics
 from lab.cluster import Cluster
 from lab.exchange import Probe, Result, exchange
 from lab.flows import Flow
-from lab.layouts import PolicyKey
 from lab.metrics import Counters
+from lab.policymap import PolicyKey
 from lab.scenario import ClusterScenario, Gate, cluster_flows, ends
 from lab.sockets import Address
 from lab.topology import HOST, OUTSIDE

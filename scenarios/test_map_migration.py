@@ -6,6 +6,7 @@ import pytest
 
 from datapath.maps import open_pin
 from datapath.syscall import MapInfo, MapType
+from lab.conntrack import CT_MAPS
 from lab.scenario import Scenario
 from lab.snapshot import take
 
@@ -80,3 +81,36 @@ def test_both_ways(scenario: Scenario) -> None:
         scenario.reload()
     after, kept = _info(scenario, SHARED_MAP)
     assert (after.max_entries, kept) == (before.max_entries, content)
+
+
+CONNECTIONS = {
+    "max_entries": (("CT_MAP_SIZE_TCP", "4096"), ("CT_MAP_SIZE_ANY", "4096")),
+    "type": (("CT_MAP_TYPE", "BPF_MAP_TYPE_HASH"),),
+    "nothing": (),
+}
+ONE_WAY = {"name": "one way", "endpoint": "pod-1", "ingress": [{"fromEntities": ["host", "world"]}]}
+"""Answers of other pods and of health reach pod-1 because it has asked, and only then."""
+
+
+@pytest.mark.parametrize(
+    ("change", "network"),
+    [
+        ("max_entries", "node"),
+        ("max_entries", "endpoint-routes"),
+        ("type", "node"),
+        ("nothing", "node"),
+        ("nothing", "endpoint-routes"),
+    ],
+)
+@pytest.mark.node(pods=2)
+def test_connections(scenario: Scenario, change: str, network: str) -> None:
+    """Open connections go on although the answers depend on tables that are replaced, there and back, or just stay."""
+    if network == "endpoint-routes":
+        scenario.set_endpoint_routes(True)
+    defines = CONNECTIONS[change]
+    scenario.agent.apply_policies(ONE_WAY)
+    scenario.expect(changed=frozenset({ENDPOINT_MAP}), migrated=frozenset(CT_MAPS if defines else ()))
+    for wanted in (defines, ()):
+        scenario.agent.configure(defines=wanted)
+        migrated = [name for outcome in scenario.reload() for name in outcome.migrated]
+        assert sorted(migrated) == (sorted(CT_MAPS) if defines else [])

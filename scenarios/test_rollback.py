@@ -23,6 +23,7 @@ class Injected(ReloadlabError):
 
 
 @pytest.mark.parametrize("subject", ["pod-1", "host"])
+@pytest.mark.own_sources
 @pytest.mark.node(pods=2)
 def test_refused_by_the_verifier(scenario: Scenario, subject: str) -> None:
     """A program that reads packet data without a bounds check: the error carries the verifier's log."""
@@ -32,19 +33,20 @@ def test_refused_by_the_verifier(scenario: Scenario, subject: str) -> None:
 
 def refuse(scenario: Scenario, subject: str) -> None:
     """Reload with a program that the verifier refuses."""
-    scenario.agent.configure(defines=(("REJECTED_BY_VERIFIER", "1"),))
+    scenario.define(REJECTED_BY_VERIFIER="1")
     error = scenario.reload_fails(subject, VerifierError)
     assert isinstance(error, VerifierError)
     assert "invalid access to packet" in error.log
-    scenario.agent.configure(defines=())
+    scenario.define()
 
 
+@pytest.mark.own_sources
 @pytest.mark.node(pods=2)
 def test_refused_after_maps_were_moved(scenario: Scenario) -> None:
     """The reference returns here without putting the maps back, and the old programs read empty maps."""
-    scenario.agent.configure(defines=(("REJECTED_BY_VERIFIER", "1"), ("POLICY_MAP_SIZE", "4096")))
+    scenario.define(REJECTED_BY_VERIFIER="1", POLICY_MAP_SIZE="4096")
     scenario.reload_fails("pod-1", VerifierError)
-    scenario.agent.configure(defines=())
+    scenario.define()
 
 
 @pytest.mark.node(pods=2, endpoint_routes=True)

@@ -11,7 +11,7 @@ import pytest
 
 from datapath.endpoint import REMOTE_NODE_ID
 from datapath.maps import open_pin
-from lab import layouts
+from lab import layouts, policymap
 from lab.capture import TunnelCapture
 from lab.scenario import ClusterScenario, Gate
 from lab.snapshot import take
@@ -80,11 +80,11 @@ def test_identities_arrive(cluster: ClusterScenario, network: str) -> None:
     """The receiving pod's policy sees the sender by its own identity, and never as the world."""
     sender, receiver = cluster.cluster.pod("1/pod-1"), cluster.cluster.pod("2/pod-1")
     name = f"cilium_policy_{receiver.endpoint_id:05d}"
-    keys = {who: layouts.policy_key_any(egress=False, identity=who) for who in (sender.identity, 2)}
+    keys = {who: policymap.policy_key_any(egress=False, identity=who) for who in (sender.identity, 2)}
     cluster.expect(changed=frozenset({name}))
     with open_pin(cluster.cluster.agent(2).config.globals / name) as policy:
         for key in keys.values():
-            policy.update(key, layouts.POLICY_ENTRY_ALLOW)
+            policy.update(key, policymap.POLICY_ENTRY_ALLOW)
         cluster.reload("1/host", "2/host", "1/pod-1", "2/pod-1")
         flow = "1/pod-1 -> 2/pod-1 udp v4"
         before = _packets(policy.lookup(keys[sender.identity]))
@@ -99,7 +99,7 @@ def test_identities_arrive(cluster: ClusterScenario, network: str) -> None:
 
 def _packets(value: bytes | None) -> int:
     assert value is not None
-    return layouts.PolicyEntry.unpack(value).packets
+    return policymap.PolicyEntry.unpack(value).packets
 
 
 @pytest.mark.parametrize("network", NETWORKS[::3])

@@ -14,10 +14,11 @@ from dataclasses import dataclass
 from datapath.endpoint import HOST_ID, REMOTE_NODE_ID, WORLD_ID
 from lab import metrics
 from lab.exchange import DROPPED, Probe, Result, exchange
-from lab.layouts import PolicyKey
 from lab.metrics import EGRESS, INGRESS, Counters
 from lab.node import Node
-from lab.policy import PROTOCOLS, cidrs, parse
+from lab.policy import PROTOCOLS, cidrs
+from lab.policyfile import parse
+from lab.policymap import PolicyKey
 from lab.scenario import ClusterScenario, End, ends
 from lab.sockets import Address
 from lab.topology import HOST, NODE, OUTSIDE

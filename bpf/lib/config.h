@@ -75,9 +75,6 @@
 #ifndef EVENT_SOURCE
 # define EVENT_SOURCE 0
 #endif /* EVENT_SOURCE */
-#ifndef FILE_ID
-# define FILE_ID 0
-#endif /* FILE_ID */
 #ifndef MONITOR_AGGREGATION
 # define MONITOR_AGGREGATION 0
 #endif /* MONITOR_AGGREGATION */
@@ -201,7 +198,7 @@
 # define HITS_MAP reloadlab_hits
 #endif /* HITS_MAP */
 #ifndef HITS_MAP_SIZE
-# define HITS_MAP_SIZE 16384
+# define HITS_MAP_SIZE 4096
 #endif /* HITS_MAP_SIZE */
 
 /*

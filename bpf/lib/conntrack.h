@@ -100,9 +100,10 @@ static __always_inline void *ct_map(__u8 protocol, const enum family family)
 	return NULL;
 }
 
+/* Of a clock that a tick of the kernel moves on: it costs a tenth of the exact one, and seconds will do. */
 static __always_inline __u32 ct_now(void)
 {
-	return (__u32)(ktime_get_ns() / 1000000000);
+	return (__u32)(ktime_get_coarse_ns() / 1000000000);
 }
 
 /* The tuple of the connection that a packet began, or, with `reply`, of the one that it answers. */
@@ -135,7 +136,16 @@ static __always_inline struct ct_entry *ct_find(const struct packet *pkt, __u8 d
 	struct ct_entry *entry;
 
 	ct_tuple_of(&tuple, pkt, dir, reply, family);
-	entry = map_lookup_elem(ct_map(pkt->protocol, family), &tuple);
+	/*
+	 * A call for each map, kept apart by the asm: of one call with either of them the
+	 * kernel makes an indirect one.
+	 */
+	if (pkt->protocol == IPPROTO_TCP) {
+		entry = map_lookup_elem(ct_map(IPPROTO_TCP, family), &tuple);
+		asm volatile("" : "+r"(entry));
+	} else {
+		entry = map_lookup_elem(ct_map(pkt->protocol, family), &tuple);
+	}
 	return entry && entry->lifetime >= now ? entry : NULL;
 }
 
@@ -144,25 +154,45 @@ static __always_inline bool ct_is_dead(const struct ct_entry *entry)
 	return entry->rx_closing && entry->tx_closing;
 }
 
-/* A connection begins anew: a SYN, and not the answer to one. */
+/* A SYN, and not the answer to one. */
 static __always_inline bool ct_is_opening(const struct packet *pkt)
 {
 	return pkt->protocol == IPPROTO_TCP && (pkt->tcp_flags & (TCP_FLAG_SYN | TCP_FLAG_ACK)) == TCP_FLAG_SYN;
 }
 
+/*
+ * Is a packet the first of another connection, with the ports of this one? A SYN is, once
+ * this one has got beyond SYNs: who sends it knows nothing of it any more. Where the
+ * policy is asked in any case, only a connection that is closing gives way: the SYN may
+ * be forged.
+ */
+static __always_inline bool ct_begins_anew(const struct packet *pkt, const struct ct_entry *entry, const bool asked)
+{
+	return ct_is_opening(pkt) && (asked ? entry->rx_closing || entry->tx_closing : entry->seen_non_syn);
+}
+
 /* What TCP flags mean for the entry; it dies once both sides have closed, or with a reset. */
 static __always_inline void ct_see_flags(struct ct_entry *entry, __u8 flags, const enum ct_dir dir, __u32 now)
 {
+	__u8 *seen = dir == CT_EGRESS ? &entry->tx_flags_seen : &entry->rx_flags_seen;
 	__u32 lifetime = CT_CONNECTION_LIFETIME_TCP;
 
-	if (!(flags & TCP_FLAG_SYN))
+	if ((flags & (TCP_FLAG_FIN | TCP_FLAG_SYN | TCP_FLAG_RST)) != TCP_FLAG_SYN)
 		entry->seen_non_syn = 1;
-	if (ct_is_dead(entry))
-		return;
-	if (flags & TCP_FLAG_RST || (flags & TCP_FLAG_FIN && dir == CT_EGRESS))
-		entry->tx_closing = 1;
-	if (flags & TCP_FLAG_RST || (flags & TCP_FLAG_FIN && dir == CT_INGRESS))
+	if (flags & TCP_FLAG_RST) {
 		entry->rx_closing = 1;
+		entry->tx_closing = 1;
+	} else if (*seen & TCP_FLAG_RST) {
+		/* Who has reset goes on: so it was somebody else, and TCP took no notice of it (RFC 5961, 3). */
+		*seen &= ~TCP_FLAG_RST;
+		entry->rx_closing = !!(entry->rx_flags_seen & TCP_FLAG_FIN);
+		entry->tx_closing = !!(entry->tx_flags_seen & TCP_FLAG_FIN);
+	}
+	if (flags & TCP_FLAG_FIN && dir == CT_EGRESS)
+		entry->tx_closing = 1;
+	if (flags & TCP_FLAG_FIN && dir == CT_INGRESS)
+		entry->rx_closing = 1;
+	/* A dead entry lasts while what was lost at the end is sent again. */
 	if (ct_is_dead(entry))
 		lifetime = CT_CLOSE_TIMEOUT;
 	else if (!entry->seen_non_syn)
@@ -208,7 +238,8 @@ static __always_inline void ct_account(const struct __ctx_buff *ctx, struct pack
 
 /*
  * Is an ICMP error about a connection that we know? It quotes a packet that went the
- * other way, with the first eight bytes of its upper layer at least.
+ * other way, with the first eight bytes of its upper layer at least; a later
+ * fragment has none, and does not count: what stops it has stopped the first one too.
  */
 static __always_inline bool ct_is_related(const struct __ctx_buff *ctx, const struct packet *pkt,
 					  const enum ct_dir dir, __u32 now, const enum family family)
@@ -216,29 +247,23 @@ static __always_inline bool ct_is_related(const struct __ctx_buff *ctx, const st
 	const __u8 other = dir == CT_EGRESS ? CT_INGRESS : CT_EGRESS;
 	const __u32 off = pkt->l4_off + sizeof(struct icmphdr);
 	struct packet quoted = {};
-	__u32 header;
 
 	if (family == FAMILY_IPV4) {
 		struct iphdr ip;
 
 		if (skb_load_bytes(ctx, off, &ip, sizeof(ip)))
 			return false;
-		header = ip.ihl * 4U;
-		quoted.saddr.ip4 = ip.saddr;
-		quoted.daddr.ip4 = ip.daddr;
-		quoted.protocol = ip.protocol;
+		/* Whatever is said of fragments here: a router makes them of what was sent whole. */
+		ipv4_fill(&quoted, &ip, off);
 	} else {
 		struct ipv6hdr ip;
 
-		if (skb_load_bytes(ctx, off, &ip, sizeof(ip)))
+		if (skb_load_bytes(ctx, off, &ip, sizeof(ip)) || ipv6_fill(ctx, &quoted, &ip, off))
 			return false;
-		header = sizeof(ip);
-		memcpy(&quoted.saddr, ip.saddr, sizeof(quoted.saddr));
-		memcpy(&quoted.daddr, ip.daddr, sizeof(quoted.daddr));
-		quoted.protocol = ip.nexthdr;
 	}
 	/* Only who sent the quoted packet is told about it. */
-	if (!ip_equal(&quoted.saddr, &pkt->daddr) || l4_load(ctx, &quoted, off + header, family))
+	if (quoted.fragment == FRAGMENT_LATER || !ip_equal(&quoted.saddr, &pkt->daddr) ||
+	    l4_load(ctx, &quoted, family))
 		return false;
 	return ct_find(&quoted, other, true, now, family) || ct_find(&quoted, other, false, now, family);
 }
@@ -264,20 +289,18 @@ static __always_inline int ct_lookup(const struct __ctx_buff *ctx, struct packet
 		return 0;
 	}
 	entry = ct_find(pkt, (__u8)dir, true, now, family);
-	/* A closed connection does not answer with a SYN: that is a new one, with the same ports. */
-	if (entry && !(ct_is_opening(pkt) && ct_is_dead(entry))) {
+	if (entry && !ct_begins_anew(pkt, entry, false)) {
 		pkt->ct = CT_REPLY;
-		ct_account(ctx, pkt, entry, dir, now);
-		return 0;
+	} else {
+		entry = ct_find(pkt, (__u8)dir, false, now, family);
+		if (!entry)
+			return 0;
+		if (ct_begins_anew(pkt, entry, dir == CT_INGRESS)) {
+			pkt->ct = CT_REOPENED;
+			return 0;
+		}
+		pkt->ct = CT_ESTABLISHED;
 	}
-	entry = ct_find(pkt, (__u8)dir, false, now, family);
-	if (!entry)
-		return 0;
-	if (ct_is_opening(pkt) && (entry->rx_closing || entry->tx_closing)) {
-		pkt->ct = CT_REOPENED;
-		return 0;
-	}
-	pkt->ct = CT_ESTABLISHED;
 	ct_account(ctx, pkt, entry, dir, now);
 	return 0;
 }

@@ -2,7 +2,9 @@
 #ifndef RELOADLAB_ENCAP_H
 #define RELOADLAB_ENCAP_H
 
+#include "identity.h"
 #include "ip.h"
+#include "l4.h"
 #include "trace.h"
 
 struct tunnel_key {
@@ -64,7 +66,7 @@ static __always_inline bool encap_is_too_big(const struct __ctx_buff *ctx, const
 	__u32 len = ctx->len - ETH_HLEN;
 
 	if (ctx->gso_size)
-		len = pkt->l4_off - ETH_HLEN + 20 /* of TCP; UDP has less */ + ctx->gso_size;
+		len = pkt->l4_off - ETH_HLEN + l4_header_len(ctx, pkt) + ctx->gso_size;
 	return len > MTU - TUNNEL_OVERHEAD;
 }
 
@@ -82,7 +84,7 @@ static __always_inline int encap_and_redirect(struct __ctx_buff *ctx, const stru
 	if (!endpoint)
 		return DROP_NO_TUNNEL_ENDPOINT;
 	/* To another node, this host is a remote node. */
-	key.tunnel_id = trace->src_label == HOST_ID ? REMOTE_NODE_ID : trace->src_label;
+	key.tunnel_id = trace->src_label == HOST_ID ? REMOTE_NODE_ID : identity_to_carry(trace->src_label);
 	key.remote_ipv4 = bpf_ntohl(endpoint);
 	if (skb_set_tunnel_key(ctx, &key, sizeof(key), BPF_F_ZERO_CSUM_TX))
 		return DROP_WRITE_ERROR;

@@ -4,7 +4,7 @@
 
 #include "common.h"
 
-/* Types of messages; the numbers stand in lab/layouts.py too. */
+/* Types of messages; the numbers stand in lab/notifications.py too. */
 enum notify_type {
 	NOTIFY_DROP = 1,
 	NOTIFY_TRACE = 4,
@@ -29,8 +29,8 @@ struct drop_notify {
 	__u32 src_label;
 	__u32 dst_label;
 	__u32 dst_id;
-	__u16 line;
-	__u8 file;		/* FILE_ID of the source */
+	__u16 line;		/* where in the source the drop was decided */
+	__u8 file;		/* SOURCE_FILE */
 	__s8 ext_error;
 	__u32 ifindex;
 };

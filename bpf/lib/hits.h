@@ -63,9 +63,12 @@ struct hits_key {
 	__u8 pad;
 };
 
-/* LRU: after many reloads the oldest generations make room, the newest always fit. */
+/*
+ * LRU: after many reloads the oldest generations make room, the newest always fit. Per
+ * CPU, because every program of every packet counts here; a reader adds them up.
+ */
 struct {
-	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(type, BPF_MAP_TYPE_LRU_PERCPU_HASH);
 	__type(key, struct hits_key);
 	__type(value, __u64);
 	__uint(max_entries, HITS_MAP_SIZE);
@@ -83,11 +86,11 @@ static __always_inline void count_hit(enum program_id program)
 	__u64 one = 1;
 	__u64 *packets = map_lookup_elem(&HITS_MAP, &key);
 
-	/* Another CPU may insert the entry between lookup and update. */
-	if (!packets && map_update_elem(&HITS_MAP, &key, &one, BPF_NOEXIST))
-		packets = map_lookup_elem(&HITS_MAP, &key);
+	/* Not atomic: this CPU's copy, and bottom halves are off. */
 	if (packets)
-		__sync_fetch_and_add(packets, 1);
+		(*packets)++;
+	else
+		map_update_elem(&HITS_MAP, &key, &one, BPF_ANY);
 }
 
 #endif /* RELOADLAB_HITS_H */

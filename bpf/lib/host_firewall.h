@@ -63,14 +63,17 @@ static __always_inline int host_policy_egress(struct __ctx_buff *ctx, struct pac
 	return ret;
 }
 
+/* Into the host's own stack. */
 static __always_inline int host_ingress(struct __ctx_buff *ctx, struct trace *trace, const enum family family)
 {
 	struct packet pkt = {};
 	int parsed = ip_parse(ctx, &pkt, family);
+	int ret = host_policy_ingress(ctx, &pkt, parsed, trace, family);
 
-	return host_policy_ingress(ctx, &pkt, parsed, trace, family);
+	return ret ? ret : pass_packet(ctx, trace, TRACE_TO_STACK);
 }
 
+/* Out of it: 0, or why the packet is dropped. */
 static __always_inline int host_egress(struct __ctx_buff *ctx, struct trace *trace, bool by_host,
 				       const enum family family)
 {

@@ -22,11 +22,27 @@
 # define FRAGMENTS6_ERROR	DROP_FRAG_NOSUPPORT
 #endif /* ENABLE_IPV6_FRAGMENTS */
 
+/* Fill `pkt` from a header that stands at `off`: the packet's own, or one quoted in an error. */
+static __always_inline int ipv4_fill(struct packet *pkt, const struct iphdr *ip, __u32 off)
+{
+	__u16 fragment = bpf_ntohs(ip->frag_off) & (IP_MF | IP_OFFSET);
+
+	pkt->saddr.ip4 = ip->saddr;
+	pkt->daddr.ip4 = ip->daddr;
+	pkt->l4_off = off + ip->ihl * 4U;
+	pkt->protocol = ip->protocol;
+	pkt->ttl = ip->ttl;
+	if (!fragment)
+		return 0;
+	pkt->fragment = fragment & IP_OFFSET ? FRAGMENT_LATER : FRAGMENT_FIRST;
+	pkt->fragment_id = ip->id;
+	return FRAGMENTS4_ERROR;
+}
+
 static __always_inline int ipv4_parse(const struct __ctx_buff *ctx, struct packet *pkt)
 {
 	struct iphdr ip;
 	__u32 header, total;
-	__u16 fragment;
 
 	if (skb_load_bytes(ctx, ETH_HLEN, &ip, sizeof(ip)))
 		return DROP_INVALID;
@@ -34,18 +50,7 @@ static __always_inline int ipv4_parse(const struct __ctx_buff *ctx, struct packe
 	total = bpf_ntohs(ip.tot_len);
 	if (ip.version != 4 || header < sizeof(ip) || total < header || ETH_HLEN + total > ctx->len)
 		return DROP_INVALID;
-	pkt->saddr.ip4 = ip.saddr;
-	pkt->daddr.ip4 = ip.daddr;
-	pkt->l4_off = ETH_HLEN + header;
-	pkt->protocol = ip.protocol;
-	pkt->ttl = ip.ttl;
-	fragment = bpf_ntohs(ip.frag_off) & (IP_MF | IP_OFFSET);
-	if (fragment) {
-		pkt->fragment = fragment & IP_OFFSET ? FRAGMENT_LATER : FRAGMENT_FIRST;
-		pkt->fragment_id = ip.id;
-		return FRAGMENTS4_ERROR;
-	}
-	return 0;
+	return ipv4_fill(pkt, &ip, ETH_HLEN);
 }
 
 /* A fragment that is a whole datagram (RFC 6946) is treated as one. */
@@ -104,6 +109,17 @@ static __always_inline int ipv6_skip_extensions(const struct __ctx_buff *ctx, st
 	return DROP_INVALID_EXTHDR;
 }
 
+static __always_inline int ipv6_fill(const struct __ctx_buff *ctx, struct packet *pkt, const struct ipv6hdr *ip,
+				     __u32 off)
+{
+	memcpy(&pkt->saddr, ip->saddr, sizeof(pkt->saddr));
+	memcpy(&pkt->daddr, ip->daddr, sizeof(pkt->daddr));
+	pkt->l4_off = off + sizeof(*ip);
+	pkt->protocol = ip->nexthdr;
+	pkt->ttl = ip->hop_limit;
+	return ipv6_skip_extensions(ctx, pkt);
+}
+
 static __always_inline int ipv6_parse(const struct __ctx_buff *ctx, struct packet *pkt)
 {
 	struct ipv6hdr ip;
@@ -113,12 +129,7 @@ static __always_inline int ipv6_parse(const struct __ctx_buff *ctx, struct packe
 	/* A payload length of 0 is that of a jumbogram (BIG TCP), and is let through. */
 	if (ip.version != 6 || ETH_HLEN + sizeof(ip) + bpf_ntohs(ip.payload_len) > ctx->len)
 		return DROP_INVALID;
-	memcpy(&pkt->saddr, ip.saddr, sizeof(pkt->saddr));
-	memcpy(&pkt->daddr, ip.daddr, sizeof(pkt->daddr));
-	pkt->l4_off = ETH_HLEN + sizeof(ip);
-	pkt->protocol = ip.nexthdr;
-	pkt->ttl = ip.hop_limit;
-	return ipv6_skip_extensions(ctx, pkt);
+	return ipv6_fill(ctx, pkt, &ip, ETH_HLEN);
 }
 
 /* Validate the header and fill `pkt`, which the caller has zeroed: 0, or why it is dropped. */

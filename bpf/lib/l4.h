@@ -11,7 +11,8 @@
 #define TCP_FLAG_RST	0x04
 #define TCP_FLAG_ACK	0x10
 
-/* Where the flags stand in a TCP header. */
+/* Where the length (in words, in the upper half) and the flags stand in a TCP header. */
+#define TCP_DOFF_OFF	12
 #define TCP_FLAGS_OFF	13
 
 static __always_inline bool icmp_is_error(const struct packet *pkt, const enum family family)
@@ -24,12 +25,21 @@ static __always_inline bool icmp_is_error(const struct packet *pkt, const enum f
 	       (type == ICMP_DEST_UNREACH || type == ICMP_TIME_EXCEEDED || type == ICMP_PARAMETERPROB);
 }
 
+/* Of TCP or UDP, in bytes: what else there is, is never cut into segments. */
+static __always_inline __u32 l4_header_len(const struct __ctx_buff *ctx, const struct packet *pkt)
+{
+	__u8 doff = 0;
+
+	if (pkt->protocol != IPPROTO_TCP || skb_load_bytes(ctx, pkt->l4_off + TCP_DOFF_OFF, &doff, sizeof(doff)))
+		return 8;
+	return (doff >> 4) * 4U;
+}
+
 /*
- * Fill the ports from the upper layer's header at `off`. Of an echo the id is the port
+ * Fill the ports from the upper layer's header. Of an echo the id is the port
  * of who asks, so that request and reply are one connection; other messages have none.
  */
-static __always_inline int l4_load(const struct __ctx_buff *ctx, struct packet *pkt, __u32 off,
-				   const enum family family)
+static __always_inline int l4_load(const struct __ctx_buff *ctx, struct packet *pkt, const enum family family)
 {
 	struct icmphdr icmp;
 	__be16 ports[2];
@@ -38,7 +48,7 @@ static __always_inline int l4_load(const struct __ctx_buff *ctx, struct packet *
 	case IPPROTO_TCP:
 	case IPPROTO_UDP:
 	case IPPROTO_SCTP:
-		if (skb_load_bytes(ctx, off, ports, sizeof(ports)))
+		if (skb_load_bytes(ctx, pkt->l4_off, ports, sizeof(ports)))
 			return DROP_CT_INVALID_HDR;
 		pkt->sport = ports[0];
 		pkt->dport = ports[1];
@@ -48,7 +58,7 @@ static __always_inline int l4_load(const struct __ctx_buff *ctx, struct packet *
 	case NEXTHDR_ICMP:
 		if ((pkt->protocol == IPPROTO_ICMP) != (family == FAMILY_IPV4))
 			return DROP_CT_UNKNOWN_PROTO;
-		if (skb_load_bytes(ctx, off, &icmp, sizeof(icmp)))
+		if (skb_load_bytes(ctx, pkt->l4_off, &icmp, sizeof(icmp)))
 			return DROP_CT_INVALID_HDR;
 		pkt->rule_port = bpf_htons(icmp.type);
 		if (icmp.type == (family == FAMILY_IPV4 ? ICMP_ECHO : ICMPV6_ECHO_REQUEST))
@@ -60,9 +70,6 @@ static __always_inline int l4_load(const struct __ctx_buff *ctx, struct packet *
 		return DROP_CT_UNKNOWN_PROTO;
 	}
 }
-
-#if defined(ENABLE_IPV4_FRAGMENTS) || defined(ENABLE_IPV6_FRAGMENTS)
-# define TRACK_FRAGMENTS 1
 
 /* Which datagram: identifications are counted per protocol in IPv4 (RFC 791), but not in IPv6. */
 struct fragment_key {
@@ -82,7 +89,7 @@ struct fragment_ports {
 	__u8 pad;
 };
 
-# define FRAGMENTS_MAP(name) \
+#define FRAGMENTS_MAP(name) \
 	struct { \
 		__uint(type, BPF_MAP_TYPE_LRU_HASH); \
 		__type(key, struct fragment_key); \
@@ -91,16 +98,26 @@ struct fragment_ports {
 		__uint(pinning, LIBBPF_PIN_BY_NAME); \
 	} name __maps_btf
 
-# ifdef ENABLE_IPV4_FRAGMENTS
+#ifdef ENABLE_IPV4_FRAGMENTS
 FRAGMENTS_MAP(IPV4_FRAG_DATAGRAMS_MAP);
-# else
-#  define IPV4_FRAG_DATAGRAMS_MAP IPV6_FRAG_DATAGRAMS_MAP	/* never reached: dropped before */
-# endif /* ENABLE_IPV4_FRAGMENTS */
-# ifdef ENABLE_IPV6_FRAGMENTS
+#endif /* ENABLE_IPV4_FRAGMENTS */
+#ifdef ENABLE_IPV6_FRAGMENTS
 FRAGMENTS_MAP(IPV6_FRAG_DATAGRAMS_MAP);
-# else
-#  define IPV6_FRAG_DATAGRAMS_MAP IPV4_FRAG_DATAGRAMS_MAP
-# endif /* ENABLE_IPV6_FRAGMENTS */
+#endif /* ENABLE_IPV6_FRAGMENTS */
+
+/* NULL for a family whose fragments are dropped. */
+static __always_inline void *fragments_map(const enum family family __maybe_unused)
+{
+#ifdef ENABLE_IPV4_FRAGMENTS
+	if (family == FAMILY_IPV4)
+		return &IPV4_FRAG_DATAGRAMS_MAP;
+#endif /* ENABLE_IPV4_FRAGMENTS */
+#ifdef ENABLE_IPV6_FRAGMENTS
+	if (family == FAMILY_IPV6)
+		return &IPV6_FRAG_DATAGRAMS_MAP;
+#endif /* ENABLE_IPV6_FRAGMENTS */
+	return NULL;
+}
 
 static __always_inline void fragment_key_of(struct fragment_key *key, const struct packet *pkt,
 					    const enum family family)
@@ -122,8 +139,7 @@ static __always_inline void fragment_remember(const struct packet *pkt, const en
 	struct fragment_key key = {};
 
 	fragment_key_of(&key, pkt, family);
-	map_update_elem(family == FAMILY_IPV4 ? (void *)&IPV4_FRAG_DATAGRAMS_MAP : (void *)&IPV6_FRAG_DATAGRAMS_MAP,
-			&key, &ports, BPF_ANY);
+	map_update_elem(fragments_map(family), &key, &ports, BPF_ANY);
 }
 
 static __always_inline int fragment_recall(struct packet *pkt, const enum family family)
@@ -132,8 +148,7 @@ static __always_inline int fragment_recall(struct packet *pkt, const enum family
 	struct fragment_ports *ports;
 
 	fragment_key_of(&key, pkt, family);
-	ports = map_lookup_elem(family == FAMILY_IPV4 ? (void *)&IPV4_FRAG_DATAGRAMS_MAP :
-							(void *)&IPV6_FRAG_DATAGRAMS_MAP, &key);
+	ports = map_lookup_elem(fragments_map(family), &key);
 	if (!ports)
 		return DROP_FRAG_NOT_FOUND;
 	pkt->sport = ports->sport;
@@ -142,27 +157,22 @@ static __always_inline int fragment_recall(struct packet *pkt, const enum family
 	pkt->protocol = ports->protocol;
 	return 0;
 }
-#endif /* ENABLE_IPV4_FRAGMENTS || ENABLE_IPV6_FRAGMENTS */
 
 /* Ports and TCP flags of a packet that ip_parse() has filled: 0, or why it is dropped. */
 static __always_inline int l4_parse(const struct __ctx_buff *ctx, struct packet *pkt, const enum family family)
 {
 	int ret;
 
-#ifdef TRACK_FRAGMENTS
-	if (pkt->fragment == FRAGMENT_LATER)
+	if (fragments_map(family) && pkt->fragment == FRAGMENT_LATER)
 		return fragment_recall(pkt, family);
-#endif /* TRACK_FRAGMENTS */
-	ret = l4_load(ctx, pkt, pkt->l4_off, family);
+	ret = l4_load(ctx, pkt, family);
 	if (ret)
 		return ret;
 	if (pkt->protocol == IPPROTO_TCP &&
 	    skb_load_bytes(ctx, pkt->l4_off + TCP_FLAGS_OFF, &pkt->tcp_flags, sizeof(pkt->tcp_flags)))
 		return DROP_CT_INVALID_HDR;
-#ifdef TRACK_FRAGMENTS
-	if (pkt->fragment == FRAGMENT_FIRST)
+	if (fragments_map(family) && pkt->fragment == FRAGMENT_FIRST)
 		fragment_remember(pkt, family);
-#endif /* TRACK_FRAGMENTS */
 	return 0;
 }
 

@@ -2,7 +2,7 @@
 #ifndef RELOADLAB_MARK_H
 #define RELOADLAB_MARK_H
 
-#include "common.h"
+#include "identity.h"
 
 /* Bits 8-11 of skb->mark say what the other bits carry. */
 #define MARK_MAGIC_HOST_MASK	0x0F00
@@ -12,7 +12,9 @@
 /* Leave the source identity in the mark, where it survives the way through the stack. */
 static __always_inline void mark_set_identity(struct __ctx_buff *ctx, __u32 identity)
 {
-	ctx->mark = identity << 16 | (identity >> 16 & 0xff) | MARK_MAGIC_IDENTITY;
+	__u32 carried = identity_to_carry(identity);
+
+	ctx->mark = carried << 16 | carried >> 16 | MARK_MAGIC_IDENTITY;
 }
 
 static __always_inline __u32 mark_get_identity(__u32 mark)

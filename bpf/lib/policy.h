@@ -127,7 +127,7 @@ static __always_inline void notify_verdict(struct __ctx_buff *ctx, const struct 
 	const __u8 dir = egress ? METRIC_EGRESS : METRIC_INGRESS;
 	struct policy_verdict_notify message = {
 		.remote_label = remote_label,
-		.verdict = verdict,
+		.verdict = -(__s32)drop_reason(verdict),
 		.dst_port = bpf_ntohs(pkt->rule_port),
 		.proto = pkt->protocol,
 		.dir = dir,

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from datapath.errors import ReloadlabError
-from lab.commands.targets import define, make_console
+from lab.commands.datapath import define
+from lab.commands.targets import make_console
 from lab.doctor import require
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ def add_parser(subparsers: _SubParsersAction[argparse.ArgumentParser]) -> None:
     benches = parser.add_subparsers(dest="bench", required=True, metavar="WHAT")
     _add_topology(benches)
     _add_reload(benches)
+    _add_traffic(benches)
     # A further measurement is one more `_add_...` here, with a function that runs it.
 
 
@@ -67,6 +69,51 @@ def _add_reload(benches: _SubParsersAction[argparse.ArgumentParser]) -> None:
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object, with the times of every round")
     parser.set_defaults(run=run_reload)
+
+
+def _add_traffic(benches: _SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = benches.add_parser(
+        "traffic",
+        help="packets between pods, with the programs on their way and without",
+        description="What packets between two pods cost: UDP, TCP round trips, a TCP stream; without programs and with "
+        "them, in either routing mode, with many rules, between two nodes, in turns; and the programs alone. One CPU "
+        "does it all. --library or -D take a second build into the same rounds.",
+    )
+    parser.add_argument("--library", type=Path, metavar="DIR", help="next to our C sources these, e.g. Cilium's bpf/")
+    parser.add_argument(
+        "-D",
+        dest="defines",
+        type=define,
+        action="append",
+        default=[],
+        metavar="NAME[=VALUE]",
+        help="macros of the second build, of --library or else of our own sources",
+    )
+    parser.add_argument("--rounds", type=int, default=20, metavar="N", help="rounds in which all take turns (20)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object, with the figures of every round")
+    parser.set_defaults(run=run_traffic)
+
+
+def run_traffic(args: argparse.Namespace) -> int:
+    """Measure traffic between pods and print rates and ratios."""
+    from lab.bench_pairs import Build
+    from lab.bench_topology import leave_mount_namespace
+    from lab.bench_traffic import Setup, measure
+    from lab.bench_traffic_view import show, to_json
+
+    if args.rounds < 1:
+        raise WrongNumber("--rounds takes numbers from 1 on")
+    require("root", "clang", "ip")
+    library = args.library.resolve() if args.library is not None else None
+    other = Build("second", library, tuple(args.defines)) if library is not None or args.defines else None
+    leave_mount_namespace()
+    report = measure(Setup(other, args.rounds), _progress)
+    _progress("")
+    if args.json:
+        print(json.dumps(to_json(report), indent=2))
+    else:
+        show(make_console(), report)
+    return 0
 
 
 def run_reload(args: argparse.Namespace) -> int:

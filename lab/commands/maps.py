@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from datapath.names import check_lab_name
 from lab.commands.columns import columns
-from lab.commands.targets import BadOption
+from lab.commands.targets import BadOption, count
 from lab.doctor import require
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ def add_parser(subparsers: _SubParsersAction[argparse.ArgumentParser]) -> None:
     parser.add_argument("lab", metavar="LAB")
     parser.add_argument("map", choices=NAMES, metavar="|".join(NAMES))
     parser.add_argument("endpoint", nargs="?", metavar="ENDPOINT", help="only the policy of pod-1, health, host")
+    parser.add_argument("--limit", type=count, metavar="N", help="print the first N entries of ct, which can be long")
     parser.add_argument("--json", action="store_true", help="print a JSON list")
     parser.set_defaults(run=run)
 
@@ -39,10 +40,17 @@ def run(args: argparse.Namespace) -> int:
     check_lab_name(args.lab)
     if args.endpoint is not None and args.map != "policy":
         raise BadOption(f"{args.map} is one map for all endpoints; only policy takes the name of one")
+    if args.limit is not None and args.map != "ct":
+        raise BadOption("--limit is for ct, whose tables can be long")
     require("root")
     node = Node.open(args.lab)
     with node.lock_shared():
-        rows = mapview.policy(node, args.endpoint) if args.map == "policy" else mapview.MAPS[args.map](node)
+        if args.map == "policy":
+            rows = mapview.policy(node, args.endpoint)
+        elif args.map == "ct":
+            rows = mapview.conntrack(node, args.limit)
+        else:
+            rows = mapview.MAPS[args.map](node)
     if args.json:
         print(json.dumps(rows, indent=2))
     else:

@@ -8,7 +8,8 @@ import sys
 from typing import TYPE_CHECKING
 
 from datapath.plan import Plan
-from lab.commands.targets import add_datapath_options, make_console, open_agent, parse_target
+from lab.commands.datapath import Options, add_datapath_options, open_agent
+from lab.commands.targets import make_console, parse_target
 from lab.doctor import require
 from lab.node import Node
 
@@ -32,7 +33,8 @@ def run(args: argparse.Namespace) -> int:
     """Print the plan."""
     lab, endpoint = parse_target(args.target)
     require("root")
-    with open_agent(Node.open(lab), args) as agent:
+    node = Node.open(lab)
+    with open_agent(node, Options.kept(node).replaced_by(args)) as agent:
         agent.check(endpoint)
         plan = agent.plan(endpoint)
     if args.json:

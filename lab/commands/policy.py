@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from datapath.endpoint import LABEL_HOST
-from lab import enforcement, policy, state
+from lab import enforcement, policyfile, state
 from lab.cluster import apply_policies
 from lab.commands.columns import columns
-from lab.commands.targets import BadOption, add_datapath_options, open_agent, require_compiler
+from lab.commands.datapath import Options, open_agent, require_compiler
+from lab.commands.targets import BadOption
 from lab.doctor import require
 from lab.node import Node
 from lab.topology import HOST
@@ -32,7 +33,6 @@ def add_parser(subparsers: _SubParsersAction[argparse.ArgumentParser]) -> None:
     parser.add_argument("file", nargs="?", type=Path, metavar="FILE")
     parser.add_argument("--clear", action="store_true", help="remove all policies: everything passes")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    add_datapath_options(parser)
     parser.set_defaults(run=run)
 
 
@@ -42,15 +42,18 @@ def run(args: argparse.Namespace) -> int:
         raise BadOption("policy takes a file or --clear, not both")
     document: object = None
     if args.file is not None:
-        document = policy.load(args.file)
+        document = policyfile.load(args.file)
     elif args.clear:
         document = []
     require("root")
     nodes = [Node.open(name) for name in state.labs_of(args.lab)]
     if document is not None:
-        require_compiler(args)
+        options = [Options.kept(node) for node in nodes]
+        for each in options:
+            require_compiler(each.clang)
         with ExitStack() as stack:
-            apply_policies([stack.enter_context(open_agent(node, args)) for node in nodes], document)
+            agents = [stack.enter_context(open_agent(*pair)) for pair in zip(nodes, options, strict=True)]
+            apply_policies(agents, document)
     for node in nodes:
         with node.lock_shared():
             _print(node, as_json=args.json)
@@ -64,7 +67,7 @@ def _print(node: Node, *, as_json: bool) -> None:
     if as_json:
         print(json.dumps({"lab": node.name, "policies": document or [], "entries": rows}, indent=2))
         return
-    policies = policy.parse(document) if document else ()
+    policies = policyfile.parse(document) if document else ()
     print(f"{node.name}: {', '.join(item.name for item in policies) or 'no policy: everything passes'}")
     if any(item.is_for(HOST, frozenset({LABEL_HOST})) for item in policies) and not enforcement.host_has_firewall(node):
         print(f"nobody asks the host's policy: reloadlab reload {node.name} -D ENABLE_HOST_FIREWALL")

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 
 from datapath.outcome import Outcome
 from lab.agent import Failure
-from lab.commands.targets import BadOption, add_datapath_options, count, make_console, open_agent, require_compiler
+from lab.commands.datapath import Options, add_datapath_options, open_agent, require_compiler
+from lab.commands.targets import BadOption, count, make_console
 from lab.doctor import require
 from lab.node import Node
 from lab.signals import cancel_on_signals
@@ -63,9 +64,11 @@ def run(args: argparse.Namespace) -> int:
         if args.endpoint and value is not None:
             raise BadOption(f"{option} switches the whole node: name no endpoints")
     require("root")
-    require_compiler(args)
+    node = Node.open(args.lab)
+    options = Options.kept(node).replaced_by(args)
+    require_compiler(options.clang)
     started = time.monotonic_ns()
-    with cancel_on_signals() as cancel, open_agent(Node.open(args.lab), args) as agent:
+    with cancel_on_signals() as cancel, open_agent(node, options, verifiers=args.verifiers) as agent:
         agent.check(*args.endpoint)
         agent.sync(cancel=cancel)
         results: Sequence[Outcome | Failure]
@@ -80,6 +83,8 @@ def run(args: argparse.Namespace) -> int:
             results = agent.reload_many(subjects, workers=args.parallel, cancel=cancel)
     elapsed_ns = time.monotonic_ns() - started
     failures = [result for result in results if isinstance(result, Failure)]
+    if not failures and not args.endpoint:
+        options.keep(node)
     if args.json:
         print(json.dumps(_document(results, elapsed_ns), indent=2))
     else:

@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,9 +18,11 @@ from rich.markup import escape
 
 from datapath.errors import ReloadlabError
 from lab import doctor, state
+from lab.commands.datapath import add_source_options, check_library
 from lab.commands.targets import BadOption, count, make_console, plural
 from lab.parallel import PODS, ROUNDS, ParallelReport, measure
 from lab.report import print_parallel, print_scenarios, short_name, write_json
+from lab.scratch import scratch
 
 if TYPE_CHECKING:
     from argparse import _SubParsersAction
@@ -57,6 +58,7 @@ def add_parser(subparsers: _SubParsersAction[argparse.ArgumentParser]) -> None:
     parser.add_argument("--out", type=Path, default=Path("out"), metavar="DIR", help="where run.json goes (out)")
     parser.add_argument("--pods", type=count, default=PODS, metavar="N", help=f"pods of the measurement ({PODS})")
     parser.add_argument("--rounds", type=_rounds, default=ROUNDS, metavar="N", help=f"its rounds ({ROUNDS}; 0: none)")
+    add_source_options(parser)
     parser.set_defaults(run=run)
 
 
@@ -65,6 +67,7 @@ def run(args: argparse.Namespace) -> int:
     for path in args.paths:
         if not Path(str(path).partition("::")[0]).exists():
             raise BadOption(f"{path}: no such file or directory")
+    check_library(args.library)
     started = time.monotonic()
     console = make_console()
     if not _examine(console):
@@ -79,6 +82,8 @@ def run(args: argparse.Namespace) -> int:
         report = measure(
             pods=args.pods,
             rounds=args.rounds,
+            library=None if args.library is None else args.library.resolve(),
+            defines=args.defines,
             on_round=lambda n, w, r: console.print(f"  round {n + 1}, {plural(w, 'worker')}: {r:.0f} reloads/s"),
         )
     console.print()
@@ -123,10 +128,13 @@ def _scenarios(console: Console, args: argparse.Namespace) -> list[dict[str, Any
     """Run the suites under pytest and return a record per scenario, in order of name."""
     paths = [str(path) for path in args.paths] or OUR_SUITES
     console.print("\n[bold]scenarios[/]")
-    with tempfile.TemporaryDirectory(prefix="reloadlab-") as directory:
+    with scratch() as directory:
         argv = [sys.executable, "-m", "pytest", "-q", "-n", args.workers, "-p", "no:cacheprovider"]
-        argv += ["--reloadlab-record", directory, *(["-k", args.select] if args.select else []), *paths]
-        output = Path(directory) / "pytest.log"
+        argv += ["--reloadlab-record", str(directory), *(["-k", args.select] if args.select else [])]
+        argv += [] if args.library is None else ["--reloadlab-library", str(args.library)]
+        argv += [word for name, value in args.defines for word in ("--reloadlab-define", f"{name}={value}")]
+        argv += paths
+        output = directory / "pytest.log"
         with _running(argv, output) as process:
             seen: set[Path] = set()
             while process.poll() is None:
@@ -136,7 +144,7 @@ def _scenarios(console: Console, args: argparse.Namespace) -> list[dict[str, Any
                 except subprocess.TimeoutExpired:
                     continue
         _progress(console, directory, seen)
-        records = [json.loads(path.read_text()) for path in sorted(Path(directory).glob("*.json"))]
+        records = [json.loads(path.read_text()) for path in sorted(directory.glob("*.json"))]
         if process.returncode not in (0, 1) or not records:
             if process.returncode == NO_TESTS:
                 raise ScenariosBroken(f"no scenario matches {args.select or ' '.join(paths)}")
@@ -160,8 +168,8 @@ def _running(argv: list[str], output: Path) -> Iterator[subprocess.Popen[bytes]]
             raise
 
 
-def _progress(console: Console, directory: str, seen: set[Path]) -> None:
-    for path in sorted(Path(directory).glob("*.json")):
+def _progress(console: Console, directory: Path, seen: set[Path]) -> None:
+    for path in sorted(directory.glob("*.json")):
         if path in seen:
             continue
         seen.add(path)

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from datapath.errors import ReloadlabError
 from lab.cluster import build, cluster_specs
-from lab.commands.targets import add_datapath_options, check_library, open_agent, plural, require_compiler
+from lab.commands.datapath import Options, add_datapath_options, check_library, open_agent, require_compiler
+from lab.commands.targets import plural
 from lab.doctor import require
 from lab.node import Node
 from lab.signals import cancel_on_signals
@@ -47,19 +48,22 @@ def add_parser(subparsers: _SubParsersAction[argparse.ArgumentParser]) -> None:
     parser.add_argument("--devices", default="", metavar="NAMES", help="native devices that get programs, such as eth0")
     parser.add_argument("--no-programs", action="store_true", help="leave the node bare: interfaces and routes only")
     parser.add_argument("--keep", action="store_true", help="keep the node if its programs cannot be loaded")
-    add_datapath_options(parser)
+    add_datapath_options(parser, new=True)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Build the nodes, load their programs and say how to go on."""
     specs = _specs(args)
-    check_library(args)
+    check_library(args.library)
     require("root", *(["bridge"] if len(specs) > 1 else []))
     if not args.no_programs:
-        require_compiler(args)
+        require_compiler(args.clang)
     with _standing(specs, args.name, keep=args.keep) as nodes:
-        programs = [0] * len(nodes) if args.no_programs else _load(nodes, args)
+        options = Options().replaced_by(args)
+        for node in nodes:
+            options.keep(node)
+        programs = [0] * len(nodes) if args.no_programs else _load(nodes, options, args.verifiers)
     for node, number in zip(nodes, programs, strict=True):
         _announce(node, number)
     print("next:")
@@ -96,7 +100,7 @@ def _standing(specs: Sequence[NodeSpec], name: str, *, keep: bool) -> Iterator[l
         stack.pop_all()
 
 
-def _load(nodes: Sequence[Node], args: argparse.Namespace) -> list[int]:
+def _load(nodes: Sequence[Node], options: Options, verifiers: int | None) -> list[int]:
     """Reload everything for the first time; return the number of programs that are attached on each node.
 
     The maps of all nodes are there before the first program is: it may send to any of the others at once.
@@ -104,11 +108,11 @@ def _load(nodes: Sequence[Node], args: argparse.Namespace) -> list[int]:
     programs = []
     with cancel_on_signals() as cancel:
         for node in nodes[1:]:
-            with open_agent(node, args) as agent:
+            with open_agent(node, options, verifiers=verifiers) as agent:
                 agent.sync(cancel=cancel)
         # One agent at a time: its workers are forked, and inherit nothing of the other nodes.
         for node in nodes:
-            with open_agent(node, args) as agent:
+            with open_agent(node, options, verifiers=verifiers) as agent:
                 outcomes = agent.start(workers=WORKERS, cancel=cancel)
             programs.append(sum(len(outcome.attached) for outcome in outcomes))
     return programs

@@ -7,8 +7,8 @@ from ipaddress import IPv4Address, IPv6Address
 
 from datapath.maps import Map
 from datapath.syscall import TestRun
-from lab import layouts
-from lab.layouts import CtEntry, CtTuple
+from lab import conntrack
+from lab.conntrack import CtEntry, CtTuple
 from tests.bpf.frames import ETH_P_IP, ETH_P_IPV6, ICMP, ICMPV6, TCP, eth, ipv4, ipv6
 from tests.bpf.loaded import POD, WORLD4, WORLD6, Datapath
 from tests.bpf.pod import POD4, POD6, from_pod
@@ -59,7 +59,7 @@ class Peer:
         """Return the key of a connection that the pod (`out`) or the peer began."""
         pod = POD4 if self.version == 4 else POD6
         ends = (pod, self.address) if out else (self.address, pod)
-        flags = layouts.TUPLE_F_OUT if out else layouts.TUPLE_F_IN
+        flags = conntrack.TUPLE_F_OUT if out else conntrack.TUPLE_F_IN
         return CtTuple(*ends, sport, dport, protocol, flags).pack()
 
     def entry(self, protocol: int, sport: int, dport: int, *, out: bool) -> CtEntry | None:

@@ -37,8 +37,9 @@ def udp(length: int = 32, *, sport: int = 40000, dport: int = 53) -> bytes:
     return struct.pack("!4H", sport, dport, 8 + length, 0) + bytes(length)
 
 
-def tcp(sport: int, dport: int, flags: int) -> bytes:
-    return struct.pack("!HHIIBBHHH", sport, dport, 1, 1, 0x50, flags, 65535, 0, 0)
+def tcp(sport: int, dport: int, flags: int, *, options: int = 0) -> bytes:
+    """Return a segment without data; `options` are the bytes of padding in its header."""
+    return struct.pack("!HHIIBBHHH", sport, dport, 1, 1, 0x50 + options // 4 * 16, flags, 65535, 0, 0) + bytes(options)
 
 
 def icmp(kind: int, *, ident: int = 0, quoted: bytes = b"") -> bytes:

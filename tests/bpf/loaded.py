@@ -1,4 +1,4 @@
-"""Our objects as the pipeline makes them: generated headers, one compilation, constants substituted; never pinned."""
+"""Our objects as the pipeline makes them: generated headers, one compilation, constants substituted."""
 
 from __future__ import annotations
 
@@ -24,9 +24,11 @@ from datapath.headers import (
     template_header,
 )
 from datapath.maps import Map
+from datapath.nodemacros import HOST_ENDPOINT_ID
+from datapath.programs import Program
 from datapath.spec import CollectionSpec
 from datapath.syscall import TestRun, prog_test_run
-from lab import layouts
+from lab import layouts, policymap
 
 LIBRARY = Path(__file__).parents[2] / "bpf"
 
@@ -55,10 +57,10 @@ POD = Endpoint(
     node_mac="02:bb:00:00:00:02",
     ipv4=IPv4Address("10.1.0.5"),
     ipv6=IPv6Address("fd00:1::5"),
-    identity=0x0123_4567,
+    identity=0x0023_4567,
     generation=77,
 )
-HOST = replace(POD, id=7, labels=frozenset({LABEL_HOST}), identity=HOST_ID)
+HOST = replace(POD, id=HOST_ENDPOINT_ID, labels=frozenset({LABEL_HOST}), identity=HOST_ID)
 
 TABLES = ("cilium_ct", "cilium_ipv4_frag", "cilium_ipv6_frag", "reloadlab_hits")
 """Beginnings of the names of maps that only grow."""
@@ -66,7 +68,8 @@ TABLES = ("cilium_ct", "cilium_ipv4_frag", "cilium_ipv6_frag", "reloadlab_hits")
 PASS, DROP, REDIRECT = 0, 2, 7
 """Verdicts of a direct-action classifier."""
 
-_CONTEXT = struct.Struct("<8xI24xII4x5I")
+_CONTEXT = struct.Struct("<8xI24xII4x5I108xI")
+_MARK = slice(8, 12)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,16 +121,24 @@ def spec_of(build: Build) -> CollectionSpec:
 
 @dataclass(frozen=True, slots=True)
 class Datapath:
-    """A loaded object with maps of its own: nothing is pinned, nothing attached."""
+    """A loaded object, usually with maps of its own: nothing is pinned then, and nothing attached."""
 
     collection: Collection
 
     def run(
-        self, program: str, frame: bytes, *, mark: int = 0, ingress_ifindex: int = 1, cb: tuple[int, ...] = (0,) * 5
+        self,
+        program: str | Program,
+        frame: bytes,
+        *,
+        mark: int = 0,
+        ingress_ifindex: int = 1,
+        cb: tuple[int, ...] = (0,) * 5,
+        gso_size: int = 0,
     ) -> TestRun:
         """Run a program on a frame that came in by a device of that index (0: sent by the host itself)."""
-        context = _CONTEXT.pack(mark, ingress_ifindex, 1, *cb)
-        return prog_test_run(self.collection.programs[program].fd, frame, context=context)
+        loaded = self.collection.programs[program] if isinstance(program, str) else program
+        context = _CONTEXT.pack(mark, ingress_ifindex, 1, *cb, gso_size)
+        return prog_test_run(loaded.fd, frame, context=context)
 
     def map(self, name: str) -> Map:
         return self.collection.maps[name]
@@ -160,10 +171,12 @@ class Datapath:
 
     def hits(self) -> Mapping[tuple[int, int, int], int]:
         """Return packets by (generation, source, program)."""
+        counters = self.map("reloadlab_hits")
         found = {}
-        for key, value in self.map("reloadlab_hits").items():
+        for key in counters.keys():  # noqa: SIM118 - a map of the kernel, not a dict
             hit = layouts.HitsKey.unpack(key)
-            found[hit.generation, hit.source, hit.program] = int.from_bytes(value, "little")
+            counts = [int.from_bytes(value, "little") for value in counters.lookup_percpu(key)]
+            found[hit.generation, hit.source, hit.program] = sum(counts)
         return found
 
     def add_endpoint(
@@ -183,25 +196,33 @@ class Datapath:
         self.map("cilium_ipcache").update(layouts.ipcache_key(address, address.max_prefixlen), info.pack())
 
     def allow(self, identity: int) -> None:
-        self.policy.update(layouts.policy_key_any(egress=False, identity=identity), layouts.POLICY_ENTRY_ALLOW)
+        self.policy.update(policymap.policy_key_any(egress=False, identity=identity), policymap.POLICY_ENTRY_ALLOW)
 
     def allowed(self, identity: int) -> int:
         """Return how many packets the rule for an identity has counted."""
-        value = self.policy.lookup(layouts.policy_key_any(egress=False, identity=identity))
+        value = self.policy.lookup(policymap.policy_key_any(egress=False, identity=identity))
         assert value is not None
-        return layouts.PolicyEntry.unpack(value).packets
+        return policymap.PolicyEntry.unpack(value).packets
+
+
+def mark_of(result: TestRun) -> int:
+    """Return the mark that a program left on the packet."""
+    return int.from_bytes(result.context[_MARK], "little")
 
 
 @contextmanager
-def loaded(build: Build, *, allow: bool = True) -> Iterator[Datapath]:
-    """Load an object, all of its tail calls in place, with a policy that allows everything or nothing."""
-    with Collection.load(_small(spec_of(build)), pin_dir=None) as collection:
+def loaded(build: Build, *, allow: bool = True, pin_dir: Path | None = None) -> Iterator[Datapath]:
+    """Load an object, all of its tail calls in place, with a policy that allows everything or nothing.
+
+    Objects with the same `pin_dir` share their pinned maps, and so reach each other's policy programs.
+    """
+    with Collection.load(_small(spec_of(build)), pin_dir=pin_dir) as collection:
         datapath = Datapath(collection)
         for name in collection.maps if allow else ():
             if name.startswith("cilium_policy_"):
                 for egress in (False, True):
-                    key = layouts.policy_key_any(egress=egress)
-                    datapath.map(name).update(key, layouts.POLICY_ENTRY_ALLOW)
+                    key = policymap.policy_key_any(egress=egress)
+                    datapath.map(name).update(key, policymap.POLICY_ENTRY_ALLOW)
         yield datapath
 
 

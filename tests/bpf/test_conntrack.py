@@ -12,7 +12,7 @@ from dataclasses import replace
 import pytest
 
 from datapath.endpoint import WORLD_ID
-from lab import layouts
+from lab import conntrack, policymap
 from tests.bpf import frames
 from tests.bpf.flow import PORT, SERVICE, Peer
 from tests.bpf.frames import ACK, FIN, ICMP, RST, SCTP, SYN, TCP, UDP, icmp, tcp, udp
@@ -26,7 +26,7 @@ CLOSE, SYN_TIMEOUT, TCP_LIFETIME, OTHER_LIFETIME = 10, 60, 21600, 60
 
 
 def allow(datapath: Datapath, *, egress: bool) -> None:
-    datapath.policy.update(layouts.policy_key_any(egress=egress), layouts.POLICY_ENTRY_ALLOW)
+    datapath.policy.update(policymap.policy_key_any(egress=egress), policymap.POLICY_ENTRY_ALLOW)
 
 
 @pytest.fixture(params=[4, 6], ids=["v4", "v6"])
@@ -36,7 +36,7 @@ def peer(request: pytest.FixtureRequest) -> Iterator[Peer]:
         yield Peer(datapath, request.param)
 
 
-def lasts(entry: layouts.CtEntry | None) -> int:
+def lasts(entry: conntrack.CtEntry | None) -> int:
     """Return how long an entry holds from now on, in seconds; the clock may be at the end of one."""
     assert entry is not None
     return entry.lifetime - int(time.clock_gettime(time.CLOCK_MONOTONIC))
@@ -100,6 +100,27 @@ STEPS = {
     ),
     "reset": ([("out", SYN), ("out", ACK), ("into", RST)], {"seen_non_syn", "rx_closing", "tx_closing"}, CLOSE),
     "refused": ([("out", SYN), ("into", RST | ACK)], {"seen_non_syn", "rx_closing", "tx_closing"}, CLOSE),
+    "reset by a SYN": ([("out", SYN), ("out", SYN | RST)], {"seen_non_syn", "rx_closing", "tx_closing"}, CLOSE),
+    "reset by somebody else": (
+        [("out", SYN), ("into", RST), ("into", SYN | ACK), ("out", ACK)],
+        {"seen_non_syn"},
+        TCP_LIFETIME,
+    ),
+    "reset by somebody else when half closed": (
+        [("out", SYN), ("out", FIN | ACK), ("into", RST), ("into", ACK)],
+        {"seen_non_syn", "tx_closing"},
+        TCP_LIFETIME,
+    ),
+    "reset by somebody else when half closed by the peer": (
+        [("out", SYN), ("into", FIN | ACK), ("into", RST), ("into", ACK)],
+        {"seen_non_syn", "rx_closing"},
+        TCP_LIFETIME,
+    ),
+    "reset by somebody else, then by us": (
+        [("out", SYN), ("into", RST), ("into", ACK), ("out", RST), ("into", ACK)],
+        {"seen_non_syn", "rx_closing", "tx_closing"},
+        CLOSE,
+    ),
     "picked up": ([("out", ACK)], {"seen_non_syn"}, TCP_LIFETIME),
 }
 
@@ -124,6 +145,18 @@ def test_the_answer_to_a_closed_connection_still_passes(peer: Peer) -> None:
         assert way(peer, flags) == PASS
 
 
+def test_what_comes_after_the_end_keeps_the_entry(peer: Peer) -> None:
+    """Something was lost at the end, and is sent again."""
+    for way, flags in ((out, SYN), (out, FIN | ACK), (into, FIN | ACK)):
+        way(peer, flags)
+    for way in (out, into):
+        entry = peer.entry(TCP, PORT, SERVICE, out=True)
+        assert entry is not None
+        peer.change(TCP, PORT, SERVICE, replace(entry, lifetime=entry.lifetime - CLOSE // 2), out=True)
+        assert way(peer, ACK) == PASS
+        assert CLOSE - 2 <= lasts(peer.entry(TCP, PORT, SERVICE, out=True)) <= CLOSE
+
+
 def test_an_entry_whose_time_is_over_is_none(peer: Peer) -> None:
     out(peer, SYN)
     entry = peer.entry(TCP, PORT, SERVICE, out=True)
@@ -133,10 +166,13 @@ def test_an_entry_whose_time_is_over_is_none(peer: Peer) -> None:
     assert peer.datapath.drops() == DENIED
 
 
-@pytest.mark.parametrize("closing", [(out,), (into,), (out, into)], ids=["by us", "by them", "by both"])
-def test_a_syn_opens_a_closing_connection_again(peer: Peer, closing: tuple[object, ...]) -> None:
+@pytest.mark.parametrize(
+    "closing", [(out,), (into,), (out, into), ()], ids=["closed by us", "by them", "by both", "given up"]
+)
+def test_a_syn_opens_a_connection_again(peer: Peer, closing: tuple[object, ...]) -> None:
     """With the same ports: it is held against the policy, and everything begins anew."""
     out(peer, SYN)
+    out(peer, ACK)
     for side in closing:
         (out if side is out else into)(peer, FIN | ACK)
     assert out(peer, SYN) == PASS
@@ -144,13 +180,28 @@ def test_a_syn_opens_a_closing_connection_again(peer: Peer, closing: tuple[objec
     assert entry is not None
     assert (set(entry.names), entry.tx_packets, entry.rx_packets) == (set(), 1, 0)
     out(peer, FIN | ACK)
-    peer.datapath.policy.delete(layouts.policy_key_any(egress=True))
+    peer.datapath.policy.delete(policymap.policy_key_any(egress=True))
     assert out(peer, SYN) == DROP
     assert peer.datapath.drops() == {(133, EGRESS): 1}
 
 
-def test_a_closed_connection_does_not_let_the_peer_open_one(peer: Peer) -> None:
-    for way, flags in ((out, SYN), (out, FIN | ACK), (into, FIN | ACK)):
+def test_a_syn_that_comes_in_on_an_open_connection_changes_nothing(peer: Peer) -> None:
+    """It may be forged, and the policy is asked about every packet."""
+    allow(peer.datapath, egress=False)
+    for flags in (SYN, ACK):
+        assert into(peer, flags) == PASS
+    assert into(peer, SYN) == PASS
+    entry = peer.entry(TCP, SERVICE, PORT, out=False)
+    assert entry is not None
+    assert (set(entry.names), entry.rx_packets) == ({"seen_non_syn"}, 3)
+    assert lasts(entry) > SYN_TIMEOUT
+    peer.datapath.policy.delete(policymap.policy_key_any(egress=False))
+    assert into(peer, SYN) == DROP
+
+
+@pytest.mark.parametrize("closed", [True, False], ids=["closed", "given up"])
+def test_an_old_connection_does_not_let_the_peer_open_one(peer: Peer, closed: bool) -> None:
+    for way, flags in ((out, SYN), (out, ACK), *(((out, FIN | ACK), (into, FIN | ACK)) if closed else ())):
         way(peer, flags)
     assert into(peer, SYN) == DROP
     allow(peer.datapath, egress=False)
@@ -165,15 +216,15 @@ def test_policy_meets_what_goes_out_once_and_what_comes_in_always(peer: Peer) ->
         peer.into(UDP, udp(sport=SERVICE, dport=PORT))  # answers
         peer.into(UDP, udp(sport=9, dport=9))
     counted = [
-        layouts.PolicyEntry.unpack(value).packets
+        policymap.PolicyEntry.unpack(value).packets
         for egress in (True, False)
-        if (value := peer.datapath.policy.lookup(layouts.policy_key_any(egress=egress))) is not None
+        if (value := peer.datapath.policy.lookup(policymap.policy_key_any(egress=egress))) is not None
     ]
     assert counted == [1, 3]
 
 
 def test_a_connection_into_the_pod_and_its_answer(peer: Peer) -> None:
-    peer.datapath.policy.delete(layouts.policy_key_any(egress=True))
+    peer.datapath.policy.delete(policymap.policy_key_any(egress=True))
     allow(peer.datapath, egress=False)
     assert peer.into(UDP, udp(sport=5, dport=6)).retval == PASS
     assert peer.out(UDP, udp(sport=6, dport=5)).retval == PASS
@@ -216,6 +267,21 @@ def test_errors_about_something_else_do_not_pass(peer: Peer) -> None:
     assert peer.datapath.drops() == {(133, INGRESS): len(quoted)}
 
 
+@pytest.mark.parametrize(("count", "verdict"), [(1, PASS), (3, PASS), (4, DROP)], ids=["one", "most", "too many"])
+def test_errors_about_packets_with_extension_headers(count: int, verdict: int) -> None:
+    question = udp(sport=PORT, dport=SERVICE)
+    payload, following = question[:8], UDP
+    for _ in range(count):
+        payload, following = frames.extension(following, payload), frames.DESTINATION
+    with loaded(ON, allow=False) as datapath:
+        allow(datapath, egress=True)
+        peer = Peer(datapath, 6)
+        quoted = peer.packet(following, payload, out=True)
+        assert peer.into(frames.ICMPV6, icmp(1, quoted=quoted)).retval == DROP
+        peer.out(UDP, question)
+        assert peer.into(frames.ICMPV6, icmp(1, quoted=quoted)).retval == verdict
+
+
 def test_an_error_about_the_connection_of_another_pod_does_not_pass(peer: Peer) -> None:
     """All pods share the tables; only who sent a packet is told what became of it."""
     peer.out(UDP, udp(sport=PORT, dport=SERVICE))
@@ -230,7 +296,7 @@ def test_an_error_about_the_connection_of_another_pod_does_not_pass(peer: Peer) 
 
 
 def test_the_pod_may_complain_about_what_came_in(peer: Peer) -> None:
-    peer.datapath.policy.delete(layouts.policy_key_any(egress=True))
+    peer.datapath.policy.delete(policymap.policy_key_any(egress=True))
     allow(peer.datapath, egress=False)
     came = peer.packet(UDP, udp(sport=5, dport=6), out=False)
     assert peer.out(peer.icmp, icmp(ERRORS[peer.version][0], quoted=came)).retval == DROP

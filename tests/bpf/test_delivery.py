@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from ipaddress import IPv4Address, IPv6Address
+
 import pytest
 
-from lab.layouts import CtEntry, Program
+from lab import layouts
+from lab.conntrack import CtEntry
+from lab.layouts import Program
+from lab.policymap import policy_key_any
 from tests.bpf import frames
 from tests.bpf.frames import ETH_LEN, ETH_P_IP, ETH_P_IPV6, eth, ipv4, ipv6, udp
 from tests.bpf.loaded import (
@@ -21,6 +26,7 @@ from tests.bpf.loaded import (
     Build,
     Datapath,
     loaded,
+    mark_of,
 )
 from tests.bpf.pod import (
     ARP_REQUEST,
@@ -39,6 +45,8 @@ from tests.bpf.pod import (
 )
 
 pytestmark = pytest.mark.privileged
+
+NODE4 = IPv4Address("192.0.2.7")
 
 
 @pytest.mark.parametrize("version", [4, 6])
@@ -112,6 +120,37 @@ def test_tunnel(version: int) -> None:
         assert datapath.run("cil_from_container", from_pod(world)).retval == PASS
 
 
+@pytest.mark.parametrize("version", [4, 6])
+def test_a_pod_that_ipcache_does_not_know_is_behind_the_tunnel_of_its_network(version: int) -> None:
+    network = IPv4Address("10.2.0.0") if version == 4 else IPv6Address("fd00:2::")
+    with loaded(Build("bpf_lxc.c", tunnel=True)) as datapath:
+        datapath.map("cilium_tunnel_map").update(layouts.tunnel_key(network), layouts.TunnelValue(NODE4).pack())
+        for offset, verdict in ((9, REDIRECT), (1 << (8 if version == 4 else 32), PASS)):
+            packet = (
+                ipv4(POD4, IPv4Address(int(network) + offset), udp())
+                if isinstance(network, IPv4Address)
+                else ipv6(POD6, IPv6Address(int(network) + offset), udp())
+            )
+            assert datapath.run("cil_from_container", from_pod(packet)).retval == verdict
+
+
+GROUPS = {
+    "v4 multicast": from_pod(ipv4(POD4, IPv4Address("224.0.0.251"), udp()), dst="01:00:5e:00:00:fb"),
+    "v4 broadcast": from_pod(ipv4(POD4, IPv4Address("255.255.255.255"), udp()), dst=frames.BROADCAST),
+    "v6 multicast": from_pod(ipv6(POD6, IPv6Address("ff02::fb"), udp()), dst="33:33:00:00:00:fb"),
+    "v6 link-local": from_pod(ipv6(POD6, IPv6Address("fe80::1"), udp()), dst=STALE_MAC),
+}
+
+
+@pytest.mark.parametrize("frame", GROUPS.values(), ids=GROUPS)
+def test_what_is_for_the_link_keeps_its_address(off: Datapath, frame: bytes) -> None:
+    """The stack delivers it, or not; the policy is asked as for anything else."""
+    result = off.run("cil_from_container", frame)
+    assert (result.retval, result.data) == (PASS, frame)
+    off.policy.delete(policy_key_any(egress=True))
+    assert off.run("cil_from_container", frame.replace(udp(), udp(sport=9))).retval == DROP
+
+
 @pytest.mark.parametrize(("excess", "verdict"), [(0, REDIRECT), (1, PASS)], ids=["fits", "too big"])
 @pytest.mark.parametrize("version", [4, 6])
 def test_what_does_not_fit_into_the_tunnel_goes_to_the_stack(version: int, excess: int, verdict: int) -> None:
@@ -122,6 +161,47 @@ def test_what_does_not_fit_into_the_tunnel_goes_to_the_stack(version: int, exces
         packet = ipv4(POD4, PEER4, message) if version == 4 else ipv6(POD6, PEER6, message)
         result = datapath.run("cil_from_container", from_pod(packet))
         assert (result.retval, result.data) == (verdict, from_pod(packet))
+
+
+def test_fragments_that_do_not_fit_go_to_the_stack_too() -> None:
+    """Each by its own length, though the later ones are of the same datagram as those that fit."""
+    defines = (("ENABLE_IPV4_FRAGMENTS", "1"),)
+    with loaded(Build("bpf_lxc.c", tunnel=True, defines=defines)) as datapath:
+        datapath.add_identity(PEER4, 5000, node="192.0.2.7")
+        verdicts = [
+            datapath.run("cil_from_container", from_pod(ipv4(POD4, PEER4, payload, fragment=bits))).retval
+            for bits, payload in (
+                (frames.MORE_FRAGMENTS, udp(1448 - 20 - 8)),
+                (frames.MORE_FRAGMENTS | 177, bytes(1456 - 20)),
+                (359, bytes(8)),
+            )
+        ]
+    assert verdicts == [REDIRECT, PASS, REDIRECT]
+
+
+SEGMENTS = {
+    "tcp": (frames.TCP, frames.tcp(40000, 80, frames.ACK), 20),
+    "tcp with options": (frames.TCP, frames.tcp(40000, 80, frames.ACK, options=12), 32),
+    "udp": (frames.UDP, udp(0), 8),
+}
+
+
+@pytest.mark.parametrize(("excess", "verdict"), [(0, REDIRECT), (1, PASS)], ids=["fits", "too big"])
+@pytest.mark.parametrize(("protocol", "header", "length"), SEGMENTS.values(), ids=SEGMENTS)
+@pytest.mark.parametrize("version", [4, 6])
+def test_of_a_packet_that_stands_for_several_each_must_fit(
+    version: int, protocol: int, header: bytes, length: int, excess: int, verdict: int
+) -> None:
+    with loaded(Build("bpf_lxc.c", tunnel=True)) as datapath:
+        datapath.add_identity(PEER4 if version == 4 else PEER6, 5000, node="192.0.2.7")
+        payload = header + bytes(3000)
+        packet = (
+            ipv4(POD4, PEER4, payload, protocol=protocol)
+            if version == 4
+            else ipv6(POD6, PEER6, payload, next_header=protocol)
+        )
+        segment = 1450 - (20 if version == 4 else 40) - length + excess
+        assert datapath.run("cil_from_container", from_pod(packet), gso_size=segment).retval == verdict
 
 
 # --- into the pod ---
@@ -210,3 +290,42 @@ def test_a_connection_remembers_that_it_came_through_the_tunnel(off: Datapath, v
     (value,) = (value for _, value in off.map(f"cilium_ct_any{version}_global").items())
     entry = CtEntry.unpack(value)
     assert ("from_tunnel" in entry.names, entry.src_sec_id) == (bool(from_tunnel), IDENTITY)
+
+
+# --- identities that mean something on one node only ---
+
+
+RANGE = 1 << 24 | 1  # of a CIDR; cut to 24 bits it would be the host's
+
+
+@pytest.mark.parametrize("version", [4, 6])
+@pytest.mark.parametrize("known", [RANGE, 600], ids=["range", "pod"])
+def test_who_is_outside_is_the_same_on_both_sides_of_a_pods_device(on: Datapath, version: int, known: int) -> None:
+    """With endpoint routes a native device's program leaves the identity in the mark, which has room for 24 bits."""
+    address = WORLD4 if version == 4 else WORLD6
+    defines = (("ENABLE_HOST_ROUTING", "1"),)
+    with loaded(Build("bpf_host.c", endpoint_routes=True, defines=defines)) as host:
+        host.add_endpoint(POD4 if version == 4 else POD6)
+        host.add_identity(address, known)
+        arrived = host.run("cil_from_netdev", into_pod(version))
+    assert arrived.retval == REDIRECT
+    on.add_identity(address, known)
+    on.allow(known)
+    on.allow(1)
+    delivered = on.run("cil_to_container", arrived.data, mark=mark_of(arrived))
+    assert (delivered.retval, mark_of(delivered)) == (PASS, 0)
+    assert (on.allowed(known), on.allowed(1)) == (1, 0)
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_a_policy_program_passes_such_an_identity_on_as_the_world(on: Datapath, version: int) -> None:
+    result = on.run("handle_policy", into_pod(version), cb=(RANGE, 1, 0, 0, 0))
+    assert (result.retval, mark_of(result)) == (REDIRECT, 0x0002_0F00)
+    result = on.run("handle_policy", into_pod(version), cb=(IDENTITY, 1, 0, 0, 0))
+    assert mark_of(result) == IDENTITY_MARK
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_what_goes_to_the_stack_has_the_pods_identity(on: Datapath, version: int) -> None:
+    result = on.run("cil_from_container", to_peer(version))
+    assert mark_of(result) == (POD.identity & 0xFFFF) << 16 | POD.identity >> 16 | 0xF00

@@ -7,12 +7,14 @@ from contextlib import contextmanager
 
 import pytest
 
-from lab import layouts
-from lab.layouts import ConnState, DropNotify, PolicyMatch, PolicyVerdictNotify, TraceNotify, TracePoint
+from lab import notifications, policymap
+from lab.conntrack import ConnState
+from lab.notifications import SOURCE_FILES, DropNotify, PolicyVerdictNotify, TraceNotify, TracePoint
+from lab.policymap import PolicyMatch
 from tests.bpf import perf
 from tests.bpf.flow import PORT, SERVICE, Peer
 from tests.bpf.frames import ACK, SYN, TCP, UDP, tcp, udp
-from tests.bpf.loaded import DROP, PASS, POD, Build, loaded
+from tests.bpf.loaded import DROP, LIBRARY, PASS, POD, Build, loaded
 from tests.bpf.pod import from_pod
 
 pytestmark = pytest.mark.privileged
@@ -51,7 +53,9 @@ def test_a_drop(version: int) -> None:
     drop = DropNotify.unpack(message)
     frame = from_pod(packet)
     assert (drop.header.type, drop.header.subtype, drop.header.source) == (1, 133, POD.id)
-    assert (drop.src_label, drop.dst_label, drop.ifindex, drop.file) == (POD.identity, 600, 1, 2)
+    assert (drop.src_label, drop.dst_label, drop.ifindex) == (POD.identity, 600, 1)
+    assert SOURCE_FILES[drop.file] == "policy.h"
+    assert "DROP_POLICY" in (LIBRARY / "lib/policy.h").read_text().splitlines()[drop.line - 1]
     assert (drop.header.len_orig, drop.header.len_cap) == (len(frame), len(frame))
     assert message[DropNotify.SIZE :][: len(frame)] == frame
 
@@ -60,7 +64,7 @@ def test_a_long_packet_is_cut() -> None:
     with listening(allow=False) as (peer, events):
         peer.out(UDP, udp(1000))
         (message,) = events.read()
-    header = layouts.NotifyHeader.unpack(message)
+    header = notifications.NotifyHeader.unpack(message)
     assert (header.len_orig, header.len_cap) == (14 + 20 + 8 + 1000, 128)
 
 
@@ -101,7 +105,7 @@ def test_without_aggregation_every_packet_is_traced_in_and_out() -> None:
 def test_verdicts(version: int) -> None:
     """One for what opens a connection, one for each packet that is refused."""
     with listening(verdicts=True, allow=False, version=version) as (peer, events):
-        rule = layouts.PolicyKey(600, True, TCP, SERVICE)
+        rule = policymap.PolicyKey(600, True, TCP, SERVICE)
         peer.datapath.policy.update(rule.pack(), rule.entry(deny=False).pack())
         for port in (SERVICE, SERVICE, 81, 81):
             peer.out(TCP, tcp(PORT, port, SYN))
@@ -117,16 +121,16 @@ def test_verdicts(version: int) -> None:
 @pytest.mark.parametrize(
     ("rule", "match"),
     [
-        (layouts.PolicyKey(0, False, UDP, 53), PolicyMatch.L4_ONLY),
-        (layouts.PolicyKey(600, False, UDP), PolicyMatch.L3_PROTO),
-        (layouts.PolicyKey(0, False, UDP), PolicyMatch.PROTO_ONLY),
-        (layouts.PolicyKey(600, False), PolicyMatch.L3_ONLY),
-        (layouts.PolicyKey(0, False), PolicyMatch.ALL),
+        (policymap.PolicyKey(0, False, UDP, 53), PolicyMatch.L4_ONLY),
+        (policymap.PolicyKey(600, False, UDP), PolicyMatch.L3_PROTO),
+        (policymap.PolicyKey(0, False, UDP), PolicyMatch.PROTO_ONLY),
+        (policymap.PolicyKey(600, False), PolicyMatch.L3_ONLY),
+        (policymap.PolicyKey(0, False), PolicyMatch.ALL),
     ],
     ids=lambda value: value.name if isinstance(value, PolicyMatch) else "",
 )
 @pytest.mark.parametrize("deny", [False, True], ids=["allow", "deny"])
-def test_a_verdict_says_what_the_rule_names(rule: layouts.PolicyKey, match: PolicyMatch, deny: bool) -> None:
+def test_a_verdict_says_what_the_rule_names(rule: policymap.PolicyKey, match: PolicyMatch, deny: bool) -> None:
     with listening(verdicts=True, allow=False) as (peer, events):
         peer.datapath.policy.update(rule.pack(), rule.entry(deny=deny).pack())
         assert peer.into(UDP, udp()).retval == (DROP if deny else PASS)

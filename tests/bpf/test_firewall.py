@@ -8,7 +8,8 @@ from ipaddress import IPv4Address, IPv6Address
 
 import pytest
 
-from lab.layouts import POLICY_ENTRY_ALLOW, CtTuple, PolicyEntry, PolicyKey
+from lab.conntrack import CtTuple
+from lab.policymap import POLICY_ENTRY_ALLOW, PolicyEntry, PolicyKey
 from tests.bpf.frames import ETH_P_IP, ETH_P_IPV6, ICMPV6, MORE_FRAGMENTS, UDP, eth, icmp6, ipv4, ipv6, udp
 from tests.bpf.loaded import (
     CILIUM_HOST_MAC,
@@ -147,6 +148,19 @@ def test_from_the_host_to_a_pod(host: Host) -> None:
 def test_what_the_host_forwards_is_not_its_own(host: Host) -> None:
     frame = host.frame(host.peer, host.world)
     assert host.datapath.run("cil_to_netdev", frame, mark=IDENTITY_MARK).retval == PASS
+
+
+def test_what_the_host_marks_as_its_own_is_its_own(host: Host) -> None:
+    frame = host.frame(host.own, host.world)
+    for mark, verdict in ((0xC00, DROP), (0, PASS)):
+        assert host.datapath.run("cil_to_netdev", frame, mark=mark).retval == verdict
+
+
+def test_what_is_masqueraded_into_cilium_host_is_not_its_own(host: Host) -> None:
+    """But a connection of it."""
+    assert host.datapath.run("cil_from_host", host.frame(host.own, host.world)).retval == DROP
+    assert host.datapath.drops() == {(151, INGRESS): 1}, "not by the policy"
+    assert host.tracked(host.own, host.world, 0)
 
 
 def test_answers_to_a_masqueraded_pod_pass(host: Host) -> None:

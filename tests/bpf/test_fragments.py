@@ -7,9 +7,10 @@ from collections.abc import Iterator
 
 import pytest
 
+from lab.policymap import policy_key_any
 from tests.bpf import frames
 from tests.bpf.flow import Peer
-from tests.bpf.frames import UDP, ipv4, ipv6, udp
+from tests.bpf.frames import UDP, icmp, ipv4, ipv6, udp
 from tests.bpf.loaded import DROP, PASS, WORLD4, WORLD6, Build, loaded
 from tests.bpf.pod import EGRESS, POD4, POD6, from_pod
 
@@ -60,6 +61,31 @@ def test_a_first_fragment_without_a_header(peer: Peer) -> None:
     assert sent(peer, FIRST, bytes(3)) == DROP
     assert sent(peer, LATER, bytes(24)) == DROP
     assert peer.datapath.drops() == {(135, EGRESS): 1, (175, EGRESS): 1}
+
+
+def test_errors_about_fragments(peer: Peer) -> None:
+    """Of which only the first tells the connection, whatever the later ones look like."""
+    kind = 3 if peer.version == 4 else 1
+    peer.datapath.policy.delete(policy_key_any(egress=False))
+    peer.out(UDP, udp(16))
+    for what, verdict in ((FIRST, PASS), (LATER, DROP)):
+        quoted = fragment(peer.version, what, udp(16))[frames.ETH_LEN :]
+        assert peer.into(peer.icmp, icmp(kind, quoted=quoted)).retval == verdict, what
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_of_one_family_alone(version: int) -> None:
+    """Routers make fragments of what an IPv4 pod sent whole: errors about them count also where it may send none."""
+    with loaded(Build("bpf_lxc.c", endpoint_routes=True, defines=(DEFINES[version == 6],)), allow=True) as datapath:
+        tracked, other = Peer(datapath, version), Peer(datapath, 10 - version)
+        assert sent(tracked, FIRST, udp(16)) == PASS
+        assert sent(other, FIRST, udp(16)) == DROP
+        assert datapath.drops() == {(157, EGRESS): 1}
+        datapath.policy.delete(policy_key_any(egress=False))
+        for peer, verdict in ((tracked, PASS), (other, PASS if other.version == 4 else DROP)):
+            peer.out(UDP, udp(16))
+            quoted = fragment(peer.version, FIRST, udp(16))[frames.ETH_LEN :]
+            assert peer.into(peer.icmp, icmp(3 if peer.version == 4 else 1, quoted=quoted)).retval == verdict
 
 
 def test_a_fragment_that_is_a_whole_datagram(peer: Peer) -> None:

@@ -27,6 +27,7 @@ from tests.bpf.loaded import (
     Build,
     Datapath,
     loaded,
+    mark_of,
 )
 
 pytestmark = pytest.mark.privileged
@@ -73,6 +74,31 @@ def test_from_host_delivers_to_a_pod(peer: IPv4Address | IPv6Address, endpoint_r
         v4 = isinstance(peer, IPv4Address)
         tail = Program.IPV4_FROM_HOST if v4 else Program.IPV6_FROM_HOST
         assert host.hits() == {(HOST.generation, 0, Program.FROM_HOST): 1, (HOST.generation, 0, tail): 1}
+
+
+@BOTH
+@pytest.mark.parametrize(
+    ("mark", "ingress_ifindex", "known", "identity"),
+    [
+        (0, 0, None, 1),
+        (0xC00, 1, None, 1),
+        (0xABCD_0F12, 1, 600, 0x12ABCD),
+        (0, 1, 600, 600),
+        (0, 1, 1, 2),
+        (0, 1, None, 2),
+    ],
+    ids=["the host", "marked as the host's", "mark", "ipcache", "masqueraded", "nobody knows"],
+)
+def test_from_host_passes_on_who_sent_it(
+    peer: IPv4Address | IPv6Address, mark: int, ingress_ifindex: int, known: int | None, identity: int
+) -> None:
+    with loaded(Build("bpf_host.c", endpoint_routes=True)) as host:
+        host.add_endpoint(peer, lxc_id=124)
+        if known is not None:
+            host.add_identity(ROUTER4 if isinstance(peer, IPv4Address) else ROUTER6, known)
+        result = host.run("cil_from_host", frame_to(peer), mark=mark, ingress_ifindex=ingress_ifindex)
+        assert result.retval == REDIRECT
+        assert mark_of(result) == (identity & 0xFFFF) << 16 | identity >> 16 | 0xF00
 
 
 @BOTH

@@ -1,4 +1,4 @@
-"""lab/layouts.py against the C: sizes and offsets from the object's BTF, numbers from the headers."""
+"""The layouts of lab/ against the C: sizes and offsets from the object's BTF, numbers from the headers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from elftools.elf.elffile import ELFFile
 from datapath import btf
 from datapath.btf import Btf
 from datapath.compile import compile_source
-from lab import layouts
+from lab import conntrack, layouts, notifications, policymap, reasons
 from tests.bpf.loaded import LIBRARY
 
 EVENTS = ("notify_header", "drop_notify", "trace_notify", "policy_verdict_notify")
@@ -46,18 +46,18 @@ SIZES = {
     "remote_endpoint_info": (layouts.REMOTE_ENDPOINT_INFO, 12),
     "tunnel_key": (layouts.TUNNEL_KEY, 20),
     "tunnel_value": (layouts.TUNNEL_VALUE, 20),
-    "policy_key": (layouts.POLICY_KEY, 12),
-    "policy_entry": (layouts.POLICY_ENTRY, 24),
+    "policy_key": (policymap.POLICY_KEY, 12),
+    "policy_entry": (policymap.POLICY_ENTRY, 24),
     "metrics_key": (layouts.METRICS_KEY, 8),
     "metrics_value": (layouts.METRICS_VALUE, 16),
     "hits_key": (layouts.HITS_KEY, 8),
-    "ipv4_ct_tuple": (layouts.CT_TUPLE4, 14),
-    "ipv6_ct_tuple": (layouts.CT_TUPLE6, 38),
-    "ct_entry": (layouts.CT_ENTRY, 56),
-    "notify_header": (layouts.NOTIFY_HEADER, 16),
-    "drop_notify": (layouts.DROP_NOTIFY, 36),
-    "trace_notify": (layouts.TRACE_NOTIFY, 48),
-    "policy_verdict_notify": (layouts.POLICY_VERDICT_NOTIFY, 32),
+    "ipv4_ct_tuple": (conntrack.CT_TUPLE4, 14),
+    "ipv6_ct_tuple": (conntrack.CT_TUPLE6, 38),
+    "ct_entry": (conntrack.CT_ENTRY, 56),
+    "notify_header": (notifications.NOTIFY_HEADER, 16),
+    "drop_notify": (notifications.DROP_NOTIFY, 36),
+    "trace_notify": (notifications.TRACE_NOTIFY, 48),
+    "policy_verdict_notify": (notifications.POLICY_VERDICT_NOTIFY, 32),
 }
 
 
@@ -70,13 +70,13 @@ def test_sizes_are_those_of_the_reference(name: str) -> None:
 
 
 ENDPOINT = layouts.EndpointInfo(0x01020304, 0x0506, 0x0708090A, "0b:0c:0d:0e:0f:10", "11:12:13:14:15:16")
-HEADER = layouts.NotifyHeader(1, 133, 0x0203, 0x04050607, 0x08090A0B, 0x0C0D)
-DROPPED = layouts.DropNotify(HEADER, 0x01020304, 0x05060708, 0x090A0B0C, 0x0D0E, 15, -1, 0x11121314)
-TRACED = layouts.TraceNotify(HEADER, 0x01020304, 0x05060708, 0x090A, 3, 0x11121314)
-VERDICT = layouts.PolicyVerdictNotify(HEADER, 0x01020304, -133, 8080, 6, 2, True, 5)
-CONNECTION4 = layouts.CtTuple(IPv4Address("192.0.2.1"), IPv4Address("198.51.100.2"), 0x1234, 80, 6, 1)
-CONNECTION6 = layouts.CtTuple(IPv6Address("2001:db8::1"), IPv6Address("2001:db8::2"), 0x1234, 80, 6, 1)
-ENTRY = layouts.CtEntry(1, 2, 3, 4, 0x01020304, 1 | 16, 5, 6, 0x0708090A, 0x0B0C0D0E, 0x0F101112)
+HEADER = notifications.NotifyHeader(1, 133, 0x0203, 0x04050607, 0x08090A0B, 0x0C0D)
+DROPPED = notifications.DropNotify(HEADER, 0x01020304, 0x05060708, 0x090A0B0C, 0x0D0E, 15, -1, 0x11121314)
+TRACED = notifications.TraceNotify(HEADER, 0x01020304, 0x05060708, 0x090A, 3, 0x11121314)
+VERDICT = notifications.PolicyVerdictNotify(HEADER, 0x01020304, -133, 8080, 6, 2, True, 5)
+CONNECTION4 = conntrack.CtTuple(IPv4Address("192.0.2.1"), IPv4Address("198.51.100.2"), 0x1234, 80, 6, 1)
+CONNECTION6 = conntrack.CtTuple(IPv6Address("2001:db8::1"), IPv6Address("2001:db8::2"), 0x1234, 80, 6, 1)
+ENTRY = conntrack.CtEntry(1, 2, 3, 4, 0x01020304, 1 | 16, 5, 6, 0x0708090A, 0x0B0C0D0E, 0x0F101112)
 FIELDS: dict[str, tuple[bytes, dict[str, bytes]]] = {
     "endpoint_key": (
         layouts.endpoint_key(IPv6Address("2001:db8::1")),
@@ -114,7 +114,7 @@ FIELDS: dict[str, tuple[bytes, dict[str, bytes]]] = {
         {"ip": bytes((192, 0, 2, 1)) + bytes(12), "family": b"\1", "key": b"\3", "node_id": bytes.fromhex("0504")},
     ),
     "policy_key": (
-        layouts.policy_key_any(egress=True, identity=0x01020304),
+        policymap.policy_key_any(egress=True, identity=0x01020304),
         {
             "prefixlen": struct.pack("<I", 40),
             "sec_label": bytes.fromhex("04030201"),
@@ -124,7 +124,7 @@ FIELDS: dict[str, tuple[bytes, dict[str, bytes]]] = {
         },
     ),
     "policy_entry": (
-        layouts.PolicyEntry(deny=True, proxy_port=0x0102, auth_type=3, packets=4, length=5).pack(),
+        policymap.PolicyEntry(deny=True, proxy_port=0x0102, auth_type=3, packets=4, length=5).pack(),
         {
             "proxy_port": b"\1\2",
             "deny": b"\7",  # the three flags share a byte
@@ -259,16 +259,16 @@ def test_all_structs_of_the_maps_are_covered() -> None:
             layouts.TunnelValue.unpack(layouts.TunnelValue(IPv4Address("192.0.2.9"), 1, 2).pack()),
         ),
         (
-            layouts.PolicyEntry(deny=True, wildcards=False, packets=3, length=4),
-            layouts.PolicyEntry.unpack(layouts.PolicyEntry(deny=True, wildcards=False, packets=3, length=4).pack()),
+            policymap.PolicyEntry(deny=True, wildcards=False, packets=3, length=4),
+            policymap.PolicyEntry.unpack(policymap.PolicyEntry(deny=True, wildcards=False, packets=3, length=4).pack()),
         ),
         (layouts.MetricsKey(140, 1), layouts.MetricsKey.unpack(layouts.MetricsKey(140, 1).pack())),
-        (CONNECTION4, layouts.CtTuple.unpack(CONNECTION4.pack())),
-        (CONNECTION6, layouts.CtTuple.unpack(CONNECTION6.pack())),
-        (ENTRY, layouts.CtEntry.unpack(ENTRY.pack())),
-        (DROPPED, layouts.DropNotify.unpack(DROPPED.pack() + b"the packet")),
-        (TRACED, layouts.TraceNotify.unpack(TRACED.pack() + b"the packet")),
-        (VERDICT, layouts.PolicyVerdictNotify.unpack(VERDICT.pack() + b"the packet")),
+        (CONNECTION4, conntrack.CtTuple.unpack(CONNECTION4.pack())),
+        (CONNECTION6, conntrack.CtTuple.unpack(CONNECTION6.pack())),
+        (ENTRY, conntrack.CtEntry.unpack(ENTRY.pack())),
+        (DROPPED, notifications.DropNotify.unpack(DROPPED.pack() + b"the packet")),
+        (TRACED, notifications.TraceNotify.unpack(TRACED.pack() + b"the packet")),
+        (VERDICT, notifications.PolicyVerdictNotify.unpack(VERDICT.pack() + b"the packet")),
         (layouts.HitsKey(1, 2, 3), layouts.HitsKey.unpack(layouts.HitsKey(1, 2, 3).pack())),
     ],
     ids=[
@@ -303,9 +303,9 @@ def test_program_ids_are_those_of_hits_h() -> None:
 @pytest.mark.parametrize(
     ("file", "prefix", "numbers"),
     [
-        ("common.h", "CT", layouts.ConnState),
-        ("policy.h", "POLICY_MATCH", layouts.PolicyMatch),
-        ("trace.h", "TRACE", layouts.TracePoint),
+        ("common.h", "CT", conntrack.ConnState),
+        ("policy.h", "POLICY_MATCH", policymap.PolicyMatch),
+        ("trace.h", "TRACE", notifications.TracePoint),
     ],
 )
 def test_enumerations_are_those_of_the_headers(file: str, prefix: str, numbers: type[IntEnum]) -> None:
@@ -319,14 +319,21 @@ def test_directions_are_those_of_metrics_h() -> None:
 
 
 def test_every_drop_reason_has_its_words() -> None:
-    found = re.findall(r"^#define DROP_\w+\s+\(-(\d+)\)", header("drop.h"), re.MULTILINE)
-    assert sorted(map(int, found)) == sorted(layouts.DROP_REASONS)
+    found = re.findall(r"^#define DROP_[A-Z]\w+\s+(?:DROP_HERE)?\(-?(\d+)\)", header("drop.h"), re.MULTILINE)
+    assert set(map(int, found)) <= reasons.WORDS.keys()
+
+
+def test_source_files_are_those_of_source_file_h() -> None:
+    found = {int(number): name for name, number in re.findall(r'\("([\w.]+)"\) \? (\d+)', header("source_file.h"))}
+    assert found.items() <= notifications.SOURCE_FILES.items()
+    files = {*LIBRARY.glob("*.c"), *LIBRARY.glob("lib/*.h")} - {LIBRARY / "lib/drop.h"}
+    assert {file.name for file in files if re.search(r"\bDROP_(?!NOTIFY)[A-Z]", file.read_text())} == {*found.values()}
 
 
 @pytest.mark.parametrize("source", ["bpf_lxc.c", "bpf_host.c", "bpf_overlay.c"])
 def test_every_program_counts_its_hits_under_its_own_number(source: str) -> None:
     text = (LIBRARY / source).read_text()
-    programs = re.findall(r"^__section(?:_tail)?\([^\n]*\)\nint (\w+)", text, re.MULTILINE)
-    counted = re.findall(r"^\tcount_hit\(PROGRAM_(\w+)\);$", text, re.MULTILINE)
+    programs = re.findall(r"^(?:__section(?:_tail)?\([^\n]*\)\nint |TAIL_PROGRAM\()(\w+)", text, re.MULTILINE)
+    counted = re.findall(r"^(?:\tcount_hit\(|TAIL_PROGRAM\(\w+, \w+,\s+)PROGRAM_(\w+)", text, re.MULTILINE)
     assert len(counted) == len(set(counted)) == len(programs)
     assert set(counted) <= {p.name for p in layouts.Program}

@@ -74,6 +74,13 @@ def test_other_arp_goes_to_the_stack_untouched(off: Datapath, frame: bytes) -> N
     assert off.metrics() == {(FORWARDED, EGRESS): 1}
 
 
+def test_arp_passthrough() -> None:
+    with loaded(Build("bpf_lxc.c", defines=(("ENABLE_ARP_PASSTHROUGH", "1"),))) as datapath:
+        result = datapath.run("cil_from_container", ARP_REQUEST)
+        assert (result.retval, result.data) == (PASS, ARP_REQUEST)
+        assert programs(datapath) == {Program.FROM_CONTAINER: 1}
+
+
 # --- neighbour discovery ---
 
 

@@ -16,7 +16,7 @@ from datapath.elf import read_object
 from datapath.spec import MapSpec
 from datapath.syscall import MapType, possible_cpus
 from datapath.verify import verify_object
-from tests.bpf.loaded import LIBRARY, Build, compiled, spec_of
+from tests.bpf.loaded import HOST, LIBRARY, Build, compiled, spec_of
 
 SOURCES = ("bpf_lxc.c", "bpf_host.c", "bpf_overlay.c")
 NO_PREALLOC, NUMA_NODE = 1, 4
@@ -58,8 +58,8 @@ def test_entry_programs_and_slots(source: str, endpoint_routes: bool) -> None:
 
 def test_host_firewall_adds_policy_programs_and_connections() -> None:
     spec = spec_of(Build("bpf_host.c", defines=EVERYTHING))
-    assert spec.programs["handle_lxc_traffic"].slot == (1, 7)
-    assert {p.slot for p in spec.programs.values() if p.slot} == SLOTS["bpf_host.c"] | {(1, 7), (2, 11), (2, 12)}
+    assert spec.programs["handle_lxc_traffic"].slot == (1, HOST.id)
+    assert {p.slot for p in spec.programs.values() if p.slot} == SLOTS["bpf_host.c"] | {(1, HOST.id), (2, 11), (2, 12)}
     assert CONNECTIONS.items() <= spec.maps.items()
 
 
@@ -74,7 +74,7 @@ MAPS = {
     "cilium_ipcache": MapSpec("cilium_ipcache", MapType.LPM_TRIE, 24, 12, 512000, NO_PREALLOC, True),
     "cilium_call_policy": MapSpec("cilium_call_policy", MapType.PROG_ARRAY, 4, 4, 65535, 0, True, 1),
     "cilium_events": MapSpec("cilium_events", MapType.PERF_EVENT_ARRAY, 4, 4, possible_cpus(), 0, True),
-    "reloadlab_hits": MapSpec("reloadlab_hits", MapType.LRU_HASH, 8, 8, 16384, 0, True),
+    "reloadlab_hits": MapSpec("reloadlab_hits", MapType.LRU_PERCPU_HASH, 8, 8, 4096, 0, True),
 }
 TUNNEL = {"cilium_tunnel_map": MapSpec("cilium_tunnel_map", MapType.HASH, 20, 20, 65536, NO_PREALLOC, True)}
 
@@ -113,7 +113,7 @@ def policy(name: str) -> dict[str, MapSpec]:
             "bpf_lxc.c",
             {**calls("cilium_calls_00123"), **policy("cilium_policy_00123"), **TUNNEL, **CONNECTIONS, **BUFFERS},
         ),
-        ("bpf_host.c", {**calls("cilium_calls_hostns_00007"), **policy("cilium_policy_00007"), **TUNNEL}),
+        ("bpf_host.c", {**calls("cilium_calls_hostns_00001"), **policy("cilium_policy_00001"), **TUNNEL}),
         ("bpf_overlay.c", calls("cilium_calls_overlay_2")),
     ],
     ids=SOURCES,

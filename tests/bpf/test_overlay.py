@@ -19,7 +19,7 @@ from datapath import tools
 from datapath.endpoint import HOST_ID
 from datapath.maps import Map, open_pin
 from datapath.netns import enter
-from lab import layouts, metrics
+from lab import layouts, metrics, policymap
 from lab.agent import Agent
 from lab.node import Node
 from lab.topology import NODE, OUTSIDE, NodeSpec
@@ -54,14 +54,14 @@ class Tunnel:
     def watch(self, identity: int) -> None:
         """Give the first pod a rule for an identity, whose counter starts at zero."""
         with self._policy() as rules:
-            rules.update(layouts.policy_key_any(egress=False, identity=identity), layouts.POLICY_ENTRY_ALLOW)
+            rules.update(policymap.policy_key_any(egress=False, identity=identity), policymap.POLICY_ENTRY_ALLOW)
 
     def seen(self, identity: int) -> int:
         """Return how many packets that rule has met."""
         with self._policy() as rules:
-            value = rules.lookup(layouts.policy_key_any(egress=False, identity=identity))
+            value = rules.lookup(policymap.policy_key_any(egress=False, identity=identity))
         assert value is not None
-        return layouts.PolicyEntry.unpack(value).packets
+        return policymap.PolicyEntry.unpack(value).packets
 
     def _policy(self) -> Map:
         name = f"cilium_policy_{self.node.pods[0].endpoint_id:05d}"
@@ -180,3 +180,45 @@ def test_into_the_tunnel(tunnel: Tunnel, version: int, sender: str) -> None:
     assert struct.unpack("!II", outer[:8]) == (VXLAN_VALID_VNI, identity << 8)
     assert outer.endswith(b"out we go")
     assert source.packed + REMOTE[version].packed in outer
+
+
+RANGE = 1 << 24 | 1  # of a CIDR, and of one node only; cut to the 24 bits of a VNI it would be the host's
+
+
+@VERSIONS
+def test_an_address_range_is_the_world_to_the_other_node(tunnel: Tunnel, version: int) -> None:
+    """What comes in from outside and goes out through the tunnel."""
+    spec = tunnel.node.spec
+    source, gateway = (spec.outside4.ip, spec.node4.ip) if version == 4 else (spec.outside6.ip, spec.node6.ip)
+    with ExitStack() as stack:
+        ipcache = stack.enter_context(open_pin(tunnel.node.datapath_config().globals / "cilium_ipcache"))
+        key = layouts.ipcache_key(source, source.max_prefixlen)
+        ipcache.update(key, layouts.RemoteEndpointInfo(RANGE).pack())
+        stack.callback(ipcache.delete, key)
+        route = [str(REMOTE[version]), "via", str(gateway)]
+        outside = ["nsenter", f"--net={tunnel.node.netns(OUTSIDE)}", "ip", "route"]
+        tools.run([*outside, "add", *route])
+        stack.callback(tools.run, [*outside, "del", *route])
+        other_node = tunnel.socket(stack, OUTSIDE, spec.outside4.ip, VXLAN_PORT)
+        tunnel.socket(stack, OUTSIDE, source).sendto(b"from far away", (str(REMOTE[version]), 6000))
+        outer = other_node.recv(1000)
+    assert struct.unpack("!II", outer[:8]) == (VXLAN_VALID_VNI, 2 << 8)
+    assert outer.endswith(b"from far away")
+
+
+@VERSIONS
+def test_the_world_out_of_the_tunnel_is_looked_up_here(tunnel: Tunnel, version: int) -> None:
+    """In both modes: by the overlay's program, or by the egress program of the device."""
+    address, remote = tunnel.address(version), REMOTE[version]
+    with ExitStack() as stack:
+        ipcache = stack.enter_context(open_pin(tunnel.node.datapath_config().globals / "cilium_ipcache"))
+        key = layouts.ipcache_key(remote, remote.max_prefixlen)
+        before = ipcache.lookup(key)
+        assert before is not None
+        stack.callback(ipcache.update, key, before)
+        ipcache.update(key, layouts.RemoteEndpointInfo(RANGE, tunnel.node.spec.outside4.ip).pack())
+        listener = tunnel.socket(stack, tunnel.node.pods[0].name, address, 5003)
+        tunnel.watch(RANGE)
+        tunnel.send_encapsulated(2, address, 5003, b"hello")
+        assert listener.recv(100) == b"hello"
+    assert tunnel.seen(RANGE) == 1

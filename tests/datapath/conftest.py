@@ -1,4 +1,4 @@
-"""Small C programs compiled for a test, and a BPF file system of its own."""
+"""Small C programs compiled for a test, and what it leaves open."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from datapath import tools
 from datapath.compile import Compiler, compile_source, probe_compiler
 from datapath.errors import ToolMissing
 
@@ -57,16 +56,6 @@ def compile_c(compiler: Compiler, tmp_path_factory: pytest.TempPathFactory) -> C
         return done[key]
 
     return compile_c
-
-
-@pytest.fixture
-def bpffs(tmp_path: Path) -> Iterator[Path]:
-    """Mount a BPF file system of the test's own."""
-    mount = tmp_path / "bpffs"
-    mount.mkdir()
-    tools.run(["mount", "-t", "bpf", "bpf", str(mount)])
-    yield mount
-    tools.run(["umount", str(mount)])
 
 
 @pytest.fixture

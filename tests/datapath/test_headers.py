@@ -360,13 +360,12 @@ class TestCompiled:
         assert "cilium_calls_overlay_2" in spec.maps
         assert spec.substitute(headers.overlay_substitution(3)) != spec
 
+    @pytest.mark.parametrize("tree", ["reference"], indirect=True)
     def test_overlay_with_nodeport_tracks_connections(
         self, tree: tuple[Path, NodeConfig], tmp_path: Path, compiler: Compiler
     ) -> None:
         """It includes no ep_config.h, so the names of these maps have to come from the node's headers."""
         library, node = tree
-        if library == LIBRARY:
-            pytest.skip("our sources have no NodePort")
         node = replace(node, options=(*node.options, ("ENABLE_NODEPORT", "1")))
         without = self.build(tree, "bpf_overlay.c", None, tmp_path, compiler)
         with_nodeport = self.build((library, node), "bpf_overlay.c", None, tmp_path, compiler)

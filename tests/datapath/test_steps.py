@@ -15,12 +15,13 @@ import pytest
 from datapath import syscall
 from datapath.errors import CompileError, PinPathError, ProgramNotFound, ReloadlabError, VerifierError
 from datapath.hooks import Direction
+from datapath.locks import Lock
 from datapath.maps import open_pin
 from datapath.outcome import Outcome
 from datapath.pins import PENDING, map_id
 from datapath.plan import Step
 from datapath.syscall import MapType
-from datapath.workspace import Lock, Workspace
+from datapath.workspace import Workspace
 from lab.scenario import Gate
 from lab.snapshot import program_maps
 from tests.datapath import support

@@ -326,7 +326,7 @@ class TestCommit:
         assert there["write object"] == (False, True)
         assert there["detach egress"] == (False, True)
         assert there["commit"] == (True, False)
-        assert sorted(p.name for p in path.parent.iterdir()) == ["bpf_lxc.o", "lock"]
+        assert sorted(p.name for p in path.parent.iterdir()) == ["bpf_lxc.o", "connections", "lock"]
 
     @pytest.mark.parametrize("first", [True, False], ids=["first load", "reload"])
     def test_second_of_several_objects_cannot_be_published(self, rig: Rig, first: bool) -> None:

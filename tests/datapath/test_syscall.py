@@ -83,6 +83,9 @@ def test_program_info_and_run(program: int) -> None:
     assert info.xlated_len == len(RETURN_7)
     run = syscall.prog_test_run(program, bytes(range(64)), repeat=3)
     assert (run.retval, run.data) == (7, bytes(range(64)))
+    marked = syscall.prog_test_run(program, bytes(range(64)), context=struct.pack("=8xI", 0xABCD))
+    # mark as given; ifindex, which was left out, is that of lo
+    assert struct.unpack_from("=8xI28xI", marked.context) == (0xABCD, 1)
 
 
 def test_program_info_lists_many_maps() -> None:

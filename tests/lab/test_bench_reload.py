@@ -1,11 +1,11 @@
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 
 import pytest
 
+from bpf import LIBRARY
 from datapath.compile import compile_source, probe_compiler
 from datapath.elf import ObjectImage
 from datapath.endpoint import Endpoint
@@ -16,9 +16,8 @@ from datapath.programs import VerifyTimes
 from datapath.spec import CollectionSpec, MapSpec, ProgramSpec
 from datapath.templates import Kind
 from lab.bench_objects import GivenTemplate, NoEntry, entries
-from lab.bench_reload import Busy, Many, Row, kernel_union
+from lab.bench_reload import Many, kernel_union
 from lab.cli import main
-from lab.node import LIBRARY
 from lab.tracing import SyscallEvent
 from tests.lab.labs import cli, start
 
@@ -46,18 +45,6 @@ def event(tid: int, start: int, duration: int) -> SyscallEvent:
 def outcome(*helpers: Interval) -> Outcome:
     span = Span("load programs", "bpf_lxc.o", Interval(1, 100, 200), helpers)
     return Outcome("pod-1", 7, 2, (), (), (), (span,))
-
-
-def test_ratio_is_that_of_the_rounds() -> None:
-    """Rounds in which the machine was slow are slow for both: what counts is the quotient of each pair."""
-    floor, mine = Row("floor", (1.0, 10.0, 2.0)), Row("mine", (2.0, 20.0, 8.0))
-    middle, low, high = mine.ratio(floor)
-    assert (middle, low, high) == (2.0, 2.0, 4.0)
-    assert mine.median == 8.0
-
-
-def test_one_round_has_no_quartiles() -> None:
-    assert Row("mine", (3.0,)).ratio(Row("floor", (2.0,))) == (1.5, 1.5, 1.5)
 
 
 def test_many() -> None:
@@ -116,20 +103,6 @@ def test_given_object_gets_the_id_of_the_endpoint(name: str, renamed: str | None
     names = dict(template.substitution(Endpoint(123, "lxc1", mac, mac, None, None, 1000)).names)
     assert names.pop("1/0xffff") == "1/0x007b"
     assert names == ({name: renamed} if renamed else {})
-
-
-def test_others_are_told_from_ourselves() -> None:
-    """Our own work is not that of others, however much it is."""
-    busy = Busy()
-    others = 1.0
-    deadline = time.monotonic() + 20
-    while others > 0.9:  # what else runs here may have the CPUs for a while
-        assert time.monotonic() < deadline
-        end = time.thread_time() + 0.1
-        while time.thread_time() < end:
-            pass
-        others = busy.others()
-    assert 0 <= others <= 0.9
 
 
 @pytest.mark.parametrize("arguments", ["--rounds 0", "--pods 0"])

@@ -2,15 +2,19 @@ from __future__ import annotations
 
 import os
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 
 import pytest
 
+from datapath.errors import Cancelled
 from lab import state
 from lab.cluster import BadName, Cluster, NoSuchNode, build, cluster_specs
 from lab.errors import LabExists
 from lab.node import Node
+from lab.snapshot import take
 from lab.topology import NODE, OUTSIDE, InvalidSpec, NodeSpec
 from tests.lab.labs import ip, unique_name
 
@@ -176,3 +180,17 @@ def test_mtu_changes_in_place(name: str) -> None:
     assert default["metrics"] == [{"mtu": 1350}]
     with pytest.raises(InvalidSpec, match="the MTU is 1330"):
         node.set_mtu(1300)
+
+
+@pytest.mark.privileged
+def test_cancelled(name: str) -> None:
+    """What reloads a cluster gives up when told to, before the first step that it would take."""
+    with Cluster(cluster_specs(name, 2, pods=1, tunnel=True)) as cluster:
+        cluster.start(workers=2)
+        before = [take(node).datapath() for node in cluster.nodes]
+        cancel = threading.Event()
+        cancel.set()
+        for change in (cluster.start, partial(cluster.set_mtu, 1500)):
+            with pytest.raises(Cancelled):
+                change(cancel=cancel)
+            assert [take(node).datapath() for node in cluster.nodes] == before

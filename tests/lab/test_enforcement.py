@@ -14,9 +14,10 @@ from lab import enforcement, layouts, mapview
 from lab.agent import Agent
 from lab.cluster import Cluster, cluster_specs
 from lab.enforcement import PolicyMapFull, PolicyUpdate
-from lab.layouts import PolicyEntry, PolicyKey
 from lab.node import Node, UnknownTarget
-from lab.policy import PolicyError, cidrs, parse
+from lab.policy import PolicyError, cidrs
+from lab.policyfile import parse
+from lab.policymap import PolicyEntry, PolicyKey
 from lab.topology import NodeSpec, PodSpec
 from tests.lab.labs import unique_name
 

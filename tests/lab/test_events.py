@@ -37,7 +37,7 @@ VERDICT = header(5, 0, len(TCP)) + struct.pack("<IiHBBI", 1001, -181, 80, 6, 1 |
     [
         pytest.param(
             DROP,
-            "xx drop (Policy denied) flow 0xabcd to endpoint 102, ifindex 17, identity 1001->1002: "
+            "xx drop (Policy denied) flow 0xabcd to endpoint 102, ifindex 17, file bpf_host.c:7, identity 1001->1002: "
             "10.0.0.1:40000 -> 10.0.0.2:80 tcp SYN, ACK",
             id="drop",
         ),
@@ -60,6 +60,10 @@ VERDICT = header(5, 0, len(TCP)) + struct.pack("<IiHBBI", 1001, -181, 80, 6, 1 |
 )
 def test_lines(data: bytes, line: str) -> None:
     assert str(decode(data)) == line
+
+
+def test_a_file_without_a_name() -> None:
+    assert "file unknown(99):7," in str(decode(DROP[:30] + bytes((99,)) + DROP[31:]))
 
 
 def test_padding_is_not_part_of_the_packet() -> None:
@@ -107,7 +111,7 @@ def test_packets_that_are_cut_off(length: int) -> None:
 def test_json() -> None:
     found = [to_json(decode(data)) for data in (DROP, TRACE, VERDICT)] + [to_json(Lost(3, 1)), to_json(Unknown(2, 4))]
     assert [item["event"] for item in json.loads(json.dumps(found))] == ["drop", "trace", "verdict", "lost", "unknown"]
-    assert found[0]["meaning"] == "Policy denied"
+    assert (found[0]["meaning"], found[0]["file"], found[0]["line"]) == ("Policy denied", "bpf_host.c", 7)
     assert str(Lost(3, 1)) == "CPU 1: Lost 3 events"
     assert isinstance(decode(DROP), Drop)
     assert isinstance(decode(TRACE), Trace)

@@ -9,7 +9,7 @@ import pytest
 from lab import faults
 from lab.agent import Change
 from lab.cluster import cluster_specs
-from lab.metrics import MISSED_TAIL_CALL
+from lab.reasons import MISSED_TAIL_CALL
 from lab.scenario import ClusterScenario, Gate, InvariantsViolated, Scenario
 from lab.topology import NodeSpec
 from scenarios import test_endpoint_routes, test_hitless, test_rollback

@@ -68,6 +68,17 @@ def test_policy(cluster: Cluster) -> None:
         mapview.policy(node, "nope")
 
 
+def test_address_ranges_have_their_own_name(cluster: Cluster) -> None:
+    node, agent = cluster.node(1), cluster.agent(1)
+    rule = {"fromCIDR": ["192.0.2.0/24"]}
+    agent.apply_policies({"name": "range", "endpoint": "pod-1", "ingress": [rule]})
+    try:
+        assert {row["network"]: row["name"] for row in mapview.ipcache(node)}["192.0.2.0/24"] == "192.0.2.0/24"
+        assert "192.0.2.0/24" in {row["name"] for row in mapview.policy(node, "pod-1")}
+    finally:
+        agent.apply_policies([])
+
+
 def test_metrics(cluster: Cluster) -> None:
     for row in mapview.metrics(cluster.node(1)):
         assert row["packets"] > 0
@@ -79,10 +90,11 @@ def test_connection_as_bytes() -> None:
     key = bytes((10, 0, 0, 1, 10, 0, 0, 2)) + (80).to_bytes(2, "big") + (40000).to_bytes(2, "big") + bytes((6, 0))
     value = b"".join(n.to_bytes(8, "little") for n in (3, 300, 4, 400)) + (99).to_bytes(4, "little")
     value += (0b10010).to_bytes(2, "little") + bytes(4) + bytes((2, 18)) + bytes(2) + (1001).to_bytes(4, "little")
-    row = mapview.connection(key, value.ljust(56, b"\0"))
+    row = mapview.connection(key, value.ljust(56, b"\0"), now=90)
     assert (row["source"], row["destination"]) == ("10.0.0.1:40000", "10.0.0.2:80")
-    assert (row["protocol"], row["direction"], row["expires"]) == ("TCP", "egress", 99)
+    assert (row["protocol"], row["direction"], row["expires_in"]) == ("TCP", "egress", 9)
     assert (row["rx_packets"], row["rx_bytes"], row["tx_packets"], row["tx_bytes"]) == (3, 300, 4, 400)
+    assert (row["tx_flags"], row["rx_flags"]) == (["SYN"], ["SYN", "ACK"])
     assert row["state"] == ["seen_non_syn", "tx_closing"]
 
 

@@ -3,8 +3,9 @@ from __future__ import annotations
 import pytest
 
 from lab import metrics
-from lab.metrics import EGRESS, INGRESS, MISSED_TAIL_CALL, Counters, describe
+from lab.metrics import EGRESS, INGRESS, Counters, describe
 from lab.node import Node
+from lab.reasons import MISSED_TAIL_CALL
 from lab.topology import NodeSpec
 from tests.lab.labs import unique_name
 
@@ -22,7 +23,7 @@ def test_drops_are_what_was_added() -> None:
 
 def test_drops_in_words() -> None:
     assert describe(MISSED_TAIL_CALL, INGRESS).endswith("(140, ingress)")
-    assert describe(250, 7) == "unknown reason (250, 7)"
+    assert describe(250, 7) == "unknown reason 250 (250, 7)"
 
 
 @pytest.mark.privileged

@@ -101,7 +101,8 @@ def test_every_event_with_its_packet(node: Node, send: Send) -> None:
                 assert more, f"{len(found)} of 150"
                 found += more
             assert {str(event) for event in found} == {
-                "xx drop (Policy denied) flow 0x7 to endpoint 102, ifindex 17, identity 1001->1002: arp"
+                "xx drop (Policy denied) flow 0x7 to endpoint 102, ifindex 17, file bpf_host.c:7, "
+                "identity 1001->1002: arp"
             }
         assert list(monitor.read(0.0)) == []
 

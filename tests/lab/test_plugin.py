@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from bpf import LIBRARY
 from lab import state
 
 pytest_plugins = ["pytester"]
@@ -87,4 +89,35 @@ def read(path: Path) -> dict[str, Any]:
 
 def test_marks_are_declared(pytester: pytest.Pytester) -> None:
     result = pytester.runpytest_subprocess("--markers", "-p", "no:cacheprovider")
-    result.stdout.fnmatch_lines(["@pytest.mark.node(*", "@pytest.mark.privileged: *"])
+    result.stdout.fnmatch_lines(["@pytest.mark.node(*", "@pytest.mark.own_sources: *", "@pytest.mark.privileged: *"])
+
+
+OTHER_SOURCES = """
+import pytest
+from pathlib import Path
+
+@pytest.mark.node(pods=1, agent={"defines": (("POLICY_MAP_SIZE", "128"),)})
+def test_built_from_them(scenario):
+    config = scenario.agent.config
+    assert config.library == Path("LIBRARY")
+    assert config.defines == (("CT_MAP_SIZE_TCP", "256"), ("POLICY_MAP_SIZE", "128"))
+    scenario.define(POLICY_MAP_SIZE="64")
+    assert scenario.agent.config.defines == (*config.defines, ("POLICY_MAP_SIZE", "64"))
+    scenario.define()
+    assert scenario.agent.config.defines == config.defines
+
+@pytest.mark.own_sources
+@pytest.mark.node(pods=1)
+def test_ours(scenario):
+    pass
+"""
+
+
+@pytest.mark.privileged
+def test_other_sources(pytester: pytest.Pytester, tmp_path: Path) -> None:
+    """A copy of ours stands for those of somebody else."""
+    library = shutil.copytree(LIBRARY, tmp_path / "bpf")
+    pytester.makepyfile(test_theirs=OTHER_SOURCES.replace("LIBRARY", str(library)))
+    options = ("--reloadlab-library", str(library), "--reloadlab-define", "CT_MAP_SIZE_TCP=256")
+    result = pytester.runpytest_subprocess("-p", "no:cacheprovider", *options, timeout=60)
+    result.assert_outcomes(passed=1, skipped=1)

@@ -1,10 +1,8 @@
-"""Policies as values: what is refused, what they become, and the order in which a map goes from one to another."""
+"""Policies as values: what they become, and the order in which a map goes from one to another."""
 
 from __future__ import annotations
 
-import json
 from ipaddress import ip_network
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lab import policy
-from lab.layouts import PolicyEntry, PolicyKey
-from lab.policy import PolicyError, changes, parse, resolve
+from lab.policy import changes, resolve
+from lab.policyfile import parse
+from lab.policymap import PolicyEntry, PolicyKey
 
 WEB, CLIENT, DB = frozenset({"k8s:app=web"}), frozenset({"k8s:app=client"}), frozenset({"app=db", "tier=back"})
 KNOWN = {2001: [WEB], 2002: [CLIENT], 2003: [DB], 4: [frozenset({"reserved:health"})]}
@@ -99,45 +98,6 @@ def test_many_cidrs_do_not_meet() -> None:
     """5000 of 65535 identities: some would be the same by their hash alone."""
     many = web(egress=[{"toCIDR": [f"10.{n >> 8}.{n & 255}.0/24" for n in range(5000)]}])
     assert len(set(policy.cidrs(parse(many)).values())) == 5000
-
-
-@pytest.mark.parametrize(
-    ("document", "words"),
-    [
-        pytest.param(web(ingres=[]), "policy 1: unknown key 'ingres'", id="unknown section"),
-        pytest.param(web(ingress=[{"toEndpoints": []}]), "web: ingress 1: unknown key 'toEndpoints'", id="wrong side"),
-        pytest.param(web(ingress=[{"toPorts": ports({"portt": "1"})}]), "unknown key 'portt'", id="deep down"),
-        pytest.param({"name": "x"}, "needs endpointSelector or endpoint", id="for nobody"),
-        pytest.param(web(endpoint="pod-1"), "one of them", id="twice for somebody"),
-        pytest.param([web(), web()], "web: the name is taken twice", id="names"),
-        pytest.param(web(ingress=[{"fromIdentities": [0]}]), "identity 0 is out of range", id="identity 0"),
-        pytest.param(web(ingress=[{"fromIdentities": [1 << 25]}]), "out of range: 1 to 33554431", id="identity"),
-        pytest.param(web(ingress=[{"toPorts": ports({"port": "65536"})}]), "port '65536' is no number", id="port"),
-        pytest.param(web(ingress=[{"toPorts": ports({"port": "1", "protocol": "ICMP"})}]), "no ports", id="ICMP port"),
-        pytest.param(web(ingress=[{"toPorts": ports({"protocol": "IGMP"})}]), "'IGMP' is none of ANY", id="protocol"),
-        pytest.param(web(ingress=[{"toPorts": []}]), "toPorts without a port", id="no port"),
-        pytest.param(web(ingress=[{"fromCIDR": ["10.0.0.1/8"]}]), "has host bits set", id="CIDR"),
-        pytest.param(web(ingress=[{"fromEntities": ["moon"]}]), "entity 'moon' is none of all", id="entity"),
-        pytest.param(web(ingress={}), "a list is wanted", id="no list"),
-        pytest.param("x", "an object is wanted, not 'x'", id="no object"),
-        pytest.param(web(endpointSelector={"matchLabels": {"a": 1}}), "a text is wanted, not 1", id="no text"),
-    ],
-)
-def test_wrong_documents(document: object, words: str) -> None:
-    with pytest.raises(PolicyError) as error:
-        parse(document)
-    assert words in str(error.value)
-
-
-def test_files(tmp_path: Path) -> None:
-    path = tmp_path / "web.json"
-    path.write_text(json.dumps(web(ingress=[{}])))
-    assert policy.load(path) == web(ingress=[{}])
-    path.write_text("{")
-    with pytest.raises(PolicyError, match="cannot be read"):
-        policy.load(path)
-    with pytest.raises(PolicyError, match="No such file"):
-        policy.load(tmp_path / "nope.json")
 
 
 def test_keys_as_the_kernel_has_them() -> None:

@@ -51,6 +51,7 @@ def test_columns_and_json_say_the_same(lab: str, name: str, capsys: pytest.Captu
     ("arguments", "code", "words"),
     [
         (["policy", "nope"], 1, "has no endpoint nope"),
+        (["lxc", "--limit", "3"], 1, "--limit is for ct"),
         (["lxc", "pod-1"], 1, "lxc is one map for all endpoints"),
         (["policy", "pod-1"], 1, "has no map cilium_policy_00101"),
     ],

@@ -3,11 +3,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from lab.cli import main
 from lab.node import Node
+from lab.snapshot import take
 from lab.topology import NodeSpec
 from tests.lab.labs import removed, unique_name
 
@@ -55,22 +57,54 @@ def test_policy_of_a_host_that_nobody_asks(lab: str, tmp_path: Path, capsys: pyt
     assert hint not in capsys.readouterr().out
 
 
+SMALL = "POLICY_MAP_SIZE=8"
+FULL = {**CLOSED, "ingress": [{"fromIdentities": list(range(500, 508))}]}
+
+
 @pytest.mark.parametrize(
     ("content", "words"),
     [
         pytest.param({**CLOSED, "endpoint": "pod-9"}, "has no endpoint pod-9", id="endpoint"),
         pytest.param({**CLOSED, "ingress": [{"fromIdentities": [1 << 25]}]}, "out of range", id="identity"),
         pytest.param({**CLOSED, "sleep": 1}, "unknown key 'sleep'", id="key"),
+        pytest.param(
+            [{**CLOSED, "name": "b", "endpoint": "health"}, FULL], "policy map of pod-1 is too small", id="full map"
+        ),
     ],
 )
 def test_bad_policies(
-    lab: str, tmp_path: Path, content: object, words: str, capsys: pytest.CaptureFixture[str]
+    loaded: str, tmp_path: Path, content: object, words: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """One line, and everything as it was: what is stored, and every entry of every map."""
+    before = take(Node.open(loaded)).datapath(), document(loaded, capsys)
+    assert before[1]["policies"] == CLOSED
     file = tmp_path / "bad.json"
     file.write_text(json.dumps(content))
-    assert main(["policy", lab, str(file)]) == 1
+    assert main(["policy", loaded, str(file), "-D", SMALL]) == 1
     err = capsys.readouterr().err
     assert words in err
     assert err.count("\n") == 1
-    assert main(["policy", lab, str(file), "--clear"]) == 1
+    assert (take(Node.open(loaded)).datapath(), document(loaded, capsys)) == before
+
+
+def test_bad_call(loaded: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["policy", loaded, str(tmp_path / "any.json"), "--clear"]) == 1
     assert "not both" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def loaded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A lab with a policy, whose maps hold few entries."""
+    file = tmp_path_factory.mktemp("policy") / "closed.json"
+    file.write_text(json.dumps(CLOSED))
+    with removed(unique_name()) as name:
+        Node.up(NodeSpec(name, pods=1))
+        assert main(["reload", name, "pod-1", "health", "-D", SMALL]) == 0
+        assert main(["policy", name, str(file), "-D", SMALL]) == 0
+        yield name
+
+
+def document(lab: str, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    capsys.readouterr()
+    assert main(["policy", lab, "--json"]) == 0
+    return dict(json.loads(capsys.readouterr().out))

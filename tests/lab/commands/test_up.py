@@ -120,3 +120,42 @@ def test_two_nodes(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == f"{name}-1 is gone\n{name}-2 is gone\n"
     assert state.members(name) == ()
     assert main(["down", name]) == 1
+
+
+TWO = ["--nodes", "2", "--pods", "40", "--tunnel"]
+IN_FIRST, IN_SECOND, AT_SYNC = (1, "ns/pod-5"), (2, "ns/pod-5"), (2, "state/templates")
+AT_RELOAD, AT_SECOND_RELOAD = (1, "state/generation"), (2, "state/generation")
+
+
+@pytest.mark.privileged
+@pytest.mark.parametrize(
+    ("number", "moment"),
+    [
+        pytest.param(signal.SIGINT, IN_FIRST, id="Ctrl-C-first node"),
+        pytest.param(signal.SIGINT, IN_SECOND, id="Ctrl-C-second node"),
+        pytest.param(signal.SIGINT, AT_SYNC, id="Ctrl-C-first sync"),
+        pytest.param(signal.SIGINT, AT_RELOAD, id="Ctrl-C-first reload"),
+        pytest.param(signal.SIGINT, AT_SECOND_RELOAD, id="Ctrl-C-reload of the second"),
+        pytest.param(signal.SIGKILL, IN_SECOND, id="killed-second node"),
+        pytest.param(signal.SIGKILL, AT_RELOAD, id="killed-first reload"),
+    ],
+)
+def test_two_nodes_interrupted(name: str, number: signal.Signals, moment: tuple[int, str]) -> None:
+    """Ctrl-C leaves no node, whichever was in the making; what a killed process leaves goes by the cluster's name."""
+    name = name[:29]
+    try:
+        with start(cli("up", "--name", name, *TWO)) as process:
+            await_path(state.lab_root(f"{name}-{moment[0]}") / moment[1])
+            process.send_signal(number)
+            _, err = process.communicate(timeout=30)
+        if number is signal.SIGINT:
+            assert (process.returncode, err) == (130, "reloadlab: interrupted\n")
+            assert state.members(name) == ()
+        else:
+            assert main(["down", name]) == 0
+        for member in (f"{name}-1", f"{name}-2"):
+            assert not state.lab_root(member).exists()
+            assert mounts_of(member) == []
+    finally:
+        for member in state.members(name):
+            state.remove(member, force=True)

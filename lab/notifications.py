@@ -1,0 +1,157 @@
+"""Messages of the datapath's cilium_events: the structs of bpf/lib/events.h as Python values.
+
+Checked against the BTF of our own objects like lab.layouts; all numbers are little endian.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import ClassVar, Self
+
+NOTIFY_HEADER = struct.Struct("<BBHIIHH")
+DROP_NOTIFY = struct.Struct("<16sIIIHBbI")
+TRACE_NOTIFY = struct.Struct("<16sIIHBBI16s")
+POLICY_VERDICT_NOTIFY = struct.Struct("<16sIiHBB4x")
+
+SOURCE_FILES: Mapping[int, str] = {
+    1: "bpf_host.c",
+    2: "bpf_lxc.c",
+    3: "bpf_overlay.c",
+    4: "bpf_xdp.c",
+    101: "arp.h",
+    102: "drop.h",
+    103: "egress_policies.h",
+    104: "icmp6.h",
+    105: "nodeport.h",
+    106: "encap.h",
+    120: "conntrack.h",
+    121: "delivery.h",
+    122: "eth.h",
+    123: "ip.h",
+    124: "l4.h",
+    125: "policy.h",
+}
+"""How drops name the file of their line: Cilium's (bpf/source_names_to_ids.h), and from 120 on ours."""
+
+
+class TracePoint(IntEnum):
+    """Where a packet was seen (bpf/lib/trace.h, enum trace_point)."""
+
+    TO_LXC = 0
+    TO_PROXY = 1
+    TO_HOST = 2
+    TO_STACK = 3
+    TO_OVERLAY = 4
+    FROM_LXC = 5
+    FROM_PROXY = 6
+    FROM_HOST = 7
+    FROM_STACK = 8
+    FROM_OVERLAY = 9
+    FROM_NETWORK = 10
+    TO_NETWORK = 11
+
+
+NOTIFY_DROP, NOTIFY_TRACE, NOTIFY_POLICY_VERDICT = 1, 4, 5
+"""Types of messages in cilium_events (bpf/lib/events.h, enum notify_type)."""
+
+
+@dataclass(frozen=True, slots=True)
+class NotifyHeader:
+    """What every message of cilium_events begins with; `len_cap` bytes of the packet follow the message."""
+
+    SIZE: ClassVar[int] = NOTIFY_HEADER.size
+
+    type: int
+    subtype: int
+    source: int
+    hash: int
+    len_orig: int
+    len_cap: int
+    version: int = 1
+
+    def pack(self) -> bytes:
+        return NOTIFY_HEADER.pack(
+            self.type, self.subtype, self.source, self.hash, self.len_orig, self.len_cap, self.version
+        )
+
+    @classmethod
+    def unpack(cls, data: bytes) -> Self:
+        return cls(*NOTIFY_HEADER.unpack_from(data))
+
+
+@dataclass(frozen=True, slots=True)
+class DropNotify:
+    """A packet that was dropped; the header's subtype is the reason."""
+
+    SIZE: ClassVar[int] = DROP_NOTIFY.size
+
+    header: NotifyHeader
+    src_label: int
+    dst_label: int
+    dst_id: int
+    line: int
+    file: int
+    ext_error: int
+    ifindex: int
+
+    def pack(self) -> bytes:
+        labels = self.src_label, self.dst_label, self.dst_id
+        return DROP_NOTIFY.pack(self.header.pack(), *labels, self.line, self.file, self.ext_error, self.ifindex)
+
+    @classmethod
+    def unpack(cls, data: bytes) -> Self:
+        header, *rest = DROP_NOTIFY.unpack_from(data)
+        return cls(NotifyHeader.unpack(header), *rest)
+
+
+@dataclass(frozen=True, slots=True)
+class TraceNotify:
+    """A packet that was seen; the header's subtype is the TracePoint, `reason` the ConnState."""
+
+    SIZE: ClassVar[int] = TRACE_NOTIFY.size
+
+    header: NotifyHeader
+    src_label: int
+    dst_label: int
+    dst_id: int
+    reason: int
+    ifindex: int
+
+    def pack(self) -> bytes:
+        labels = self.src_label, self.dst_label, self.dst_id
+        return TRACE_NOTIFY.pack(self.header.pack(), *labels, self.reason, 0, self.ifindex, bytes(16))
+
+    @classmethod
+    def unpack(cls, data: bytes) -> Self:
+        header, src_label, dst_label, dst_id, reason, _, ifindex, _ = TRACE_NOTIFY.unpack_from(data)
+        return cls(NotifyHeader.unpack(header), src_label, dst_label, dst_id, reason, ifindex)
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyVerdictNotify:
+    """What the policy said to a packet: `verdict` 0, or the reason of the drop, negative."""
+
+    SIZE: ClassVar[int] = POLICY_VERDICT_NOTIFY.size
+
+    header: NotifyHeader
+    remote_label: int
+    verdict: int
+    dst_port: int
+    protocol: int
+    dir: int
+    ipv6: bool
+    match_type: int
+
+    def pack(self) -> bytes:
+        bits = self.dir | self.ipv6 << 2 | self.match_type << 3
+        head = self.header.pack()
+        return POLICY_VERDICT_NOTIFY.pack(head, self.remote_label, self.verdict, self.dst_port, self.protocol, bits)
+
+    @classmethod
+    def unpack(cls, data: bytes) -> Self:
+        header, remote, verdict, port, protocol, bits = POLICY_VERDICT_NOTIFY.unpack_from(data)
+        head = NotifyHeader.unpack(header)
+        return cls(head, remote, verdict, port, protocol, bits & 3, bool(bits >> 2 & 1), bits >> 3 & 7)

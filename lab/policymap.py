@@ -1,0 +1,117 @@
+"""Rules as a policy map has them: its key and value (bpf/lib/policy.h).
+
+Checked against the BTF of our own objects like lab.layouts; the port lies as it goes over the wire.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import ClassVar, Self
+
+POLICY_STATIC_PREFIX, POLICY_FULL_PREFIX = 40, 64
+"""Prefix lengths of a policy_key that ends behind the direction (any protocol and port), and of a whole one."""
+
+POLICY_KEY = struct.Struct("<IIBB2s")
+POLICY_ENTRY = struct.Struct("<2sBB4xQQ")
+_EGRESS, _WILDCARDS, _WILDCARD_PORT = 1, 0b110, 0b100
+
+
+class PolicyMatch(IntEnum):
+    """What the key of the rule names that decided (bpf/lib/policy.h, enum policy_match)."""
+
+    NONE = 0
+    L3_ONLY = 1
+    L3_L4 = 2
+    L4_ONLY = 3
+    ALL = 4
+    L3_PROTO = 5
+    PROTO_ONLY = 6
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class PolicyKey:
+    """Key of a policy map: who, which way, what; 0 stands for any identity, protocol, port."""
+
+    SIZE: ClassVar[int] = POLICY_KEY.size
+
+    identity: int
+    egress: bool
+    protocol: int = 0
+    port: int = 0
+
+    def pack(self) -> bytes:
+        # What is not said is not part of the prefix; a port without a protocol there is not.
+        length = POLICY_FULL_PREFIX if self.port else POLICY_STATIC_PREFIX + (8 if self.protocol else 0)
+        port = self.port.to_bytes(2, "big")
+        return POLICY_KEY.pack(length, self.identity, _EGRESS if self.egress else 0, self.protocol, port)
+
+    @classmethod
+    def unpack(cls, data: bytes) -> Self:
+        _, identity, flags, protocol, port = POLICY_KEY.unpack_from(data)
+        return cls(identity, bool(flags & _EGRESS), protocol, int.from_bytes(port, "big"))
+
+    def covers(self, other: PolicyKey) -> bool:
+        """Tell whether all packets that `other` matches are matched by this."""
+        return self.egress == other.egress and all(mine in (0, theirs) for mine, theirs in self._parts(other))
+
+    def meet(self, other: PolicyKey) -> PolicyKey | None:
+        """Return the key that matches what both match; None if there is no such packet."""
+        parts = self._parts(other)
+        if self.egress != other.egress or any(mine and theirs and mine != theirs for mine, theirs in parts):
+            return None
+        identity, protocol, port = (mine or theirs for mine, theirs in parts)
+        return PolicyKey(identity, self.egress, protocol, port)
+
+    def _parts(self, other: PolicyKey) -> tuple[tuple[int, int], ...]:
+        return (self.identity, other.identity), (self.protocol, other.protocol), (self.port, other.port)
+
+    def entry(self, *, deny: bool) -> PolicyEntry:
+        """Return the value that belongs to this key, with the wildcards that it has and counters at zero."""
+        return PolicyEntry(deny=deny, wildcards=not self.protocol, any_port=bool(self.protocol) and not self.port)
+
+
+def policy_key_any(*, egress: bool, identity: int = 0) -> bytes:
+    """Return the key of the rule for every protocol and port of an identity, 0 for every identity."""
+    return PolicyKey(identity, egress).pack()
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyEntry:
+    """Value of a policy map. `wildcards`: the rule holds for any protocol and port, `any_port`: for any port of its
+    protocol; `length` counts bytes.
+    """
+
+    SIZE: ClassVar[int] = POLICY_ENTRY.size
+
+    deny: bool = False
+    wildcards: bool = True
+    proxy_port: int = 0
+    auth_type: int = 0
+    packets: int = 0
+    length: int = 0
+    any_port: bool = False
+
+    def pack(self) -> bytes:
+        flags = self.deny | (_WILDCARDS if self.wildcards else 0) | (_WILDCARD_PORT if self.any_port else 0)
+        port = self.proxy_port.to_bytes(2, "big")
+        return POLICY_ENTRY.pack(port, flags, self.auth_type, self.packets, self.length)
+
+    @classmethod
+    def unpack(cls, data: bytes) -> Self:
+        port, flags, auth_type, packets, length = POLICY_ENTRY.unpack_from(data)
+        wildcards = flags & _WILDCARDS
+        return cls(
+            deny=bool(flags & 1),
+            wildcards=wildcards == _WILDCARDS,
+            proxy_port=int.from_bytes(port, "big"),
+            auth_type=auth_type,
+            packets=packets,
+            length=length,
+            any_port=wildcards == _WILDCARD_PORT,
+        )
+
+
+POLICY_ENTRY_ALLOW = PolicyEntry().pack()
+"""Lets everything pass that its key matches; counters at zero."""

@@ -1,0 +1,59 @@
+"""Temporary directories of which a killed process leaves nothing for long: the next one that needs one removes them."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+PREFIX = "reloadlab-scratch-"
+"""What begins like this in the temporary directory is ours, and goes when nobody holds its lock."""
+
+
+@contextmanager
+def scratch() -> Iterator[Path]:
+    """Give a directory of one's own, which is removed at the end; its lock says that somebody still uses it."""
+    _sweep()
+    while True:
+        directory = Path(tempfile.mkdtemp(prefix=PREFIX))
+        descriptor = _lock(directory)
+        if descriptor is not None:
+            break
+    try:
+        yield directory
+    finally:
+        shutil.rmtree(directory)
+        os.close(descriptor)
+
+
+def _sweep() -> None:
+    """Remove directories of ours that nobody holds any more."""
+    for left in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
+        # Another user's, or something else of this name, is none of our business.
+        with suppress(OSError):
+            if left.is_symlink() or left.stat().st_uid != os.geteuid():
+                continue
+            descriptor = _lock(left)
+            if descriptor is not None:
+                shutil.rmtree(left)
+                os.close(descriptor)
+
+
+def _lock(directory: Path) -> int | None:
+    """Return a descriptor that holds a directory; None if somebody else does, or has removed it."""
+    try:
+        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if directory.stat().st_ino == os.fstat(descriptor).st_ino:
+            return descriptor
+    except (BlockingIOError, FileNotFoundError):
+        pass
+    os.close(descriptor)
+    return None

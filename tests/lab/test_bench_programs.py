@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+import pytest
+
+from lab import metrics
+from lab.agent import Agent
+from lab.bench_pairs import Pair
+from lab.bench_programs import REPEAT, RUNS, TC_ACT_OK, TC_ACT_REDIRECT, NoCost, follow
+from lab.layouts import Program
+from lab.node import Node
+from lab.topology import NodeSpec
+from tests.lab.labs import unique_name
+
+pytestmark = pytest.mark.privileged
+
+FORWARDED_IN = (0, metrics.INGRESS)
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["off", "on"])
+def agent(request: pytest.FixtureRequest) -> Iterator[Agent]:
+    spec = NodeSpec(unique_name("traffic"), pods=2, endpoint_routes=request.param)
+    with Node(spec) as node, Agent(node) as found:
+        found.start()
+        yield found
+
+
+def test_hits_of_all_cpus_are_added_up(agent: Agent) -> None:
+    node = agent.node
+    allowed = os.sched_getaffinity(0)
+    with ExitStack() as stack:
+        stack.callback(os.sched_setaffinity, 0, allowed)
+        ways = follow(stack, Pair("", node, node), 4)
+        before = entered(agent)
+        for cpu in allowed:
+            os.sched_setaffinity(0, {cpu})
+            ways.run()
+        assert entered(agent) - before == RUNS * REPEAT * len(allowed)
+
+
+def entered(agent: Agent) -> int:
+    """Return how many packets the sender's first program has handled."""
+    pod = agent.node.pods[0].endpoint_id
+    hits = metrics.read(agent.node).hits
+    return sum(n for (_, source, program), n in hits.items() if (source, program) == (pod, Program.FROM_CONTAINER))
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_programs_of_the_whole_way_are_run(agent: Agent, version: int) -> None:
+    """Each run is counted once as forwarded to the pod, as every packet is that gets there."""
+    node = agent.node
+    with ExitStack() as stack:
+        ways = follow(stack, Pair("", node, node), version)
+        if node.spec.endpoint_routes:
+            assert [step.verdict for step in ways.steps] == [TC_ACT_OK, TC_ACT_OK]
+            mark = int.from_bytes(ways.steps[1].context[8:12], "little")
+            assert (mark & 0xF00, mark >> 16) == (0xF00, node.pods[0].identity & 0xFFFF)
+        else:
+            assert [step.verdict for step in ways.steps] == [TC_ACT_REDIRECT]
+        before = metrics.read(node).packets[FORWARDED_IN]
+        assert ways.run() > 0
+        assert metrics.read(node).packets[FORWARDED_IN] - before == RUNS * REPEAT
+        assert not metrics.read(node).drops_since(metrics.Counters())
+
+
+def test_dropped_packets_have_no_cost(agent: Agent) -> None:
+    node = agent.node
+    with ExitStack() as stack:
+        ways = follow(stack, Pair("this way", node, node), 4)
+        deny = {"name": "deny", "endpoint": node.pods[1].name, "ingressDeny": [{"fromEntities": ["all"]}]}
+        agent.apply_policies(deny)
+        stack.callback(agent.apply_policies, [])
+        with pytest.raises(NoCost, match=r"this way: .* verdict is 2 instead of "):
+            ways.run()
