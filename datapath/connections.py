@@ -24,6 +24,7 @@ CONNECTIONS = "cilium_ct"
 """What the names of the maps of connections begin with."""
 
 _FILE = "connections"
+_CLOCK_MONOTONIC_COARSE = 6  # linux/time.h; Python's time module does not name it
 _LIFETIME = struct.Struct("<32xI")
 
 
@@ -34,8 +35,8 @@ def lifetime_of(value: bytes) -> int:
 
 
 def seconds() -> int:
-    """Return the datapath's time: bpf_ktime_get_ns() is CLOCK_MONOTONIC."""
-    return time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1_000_000_000
+    """Return the time of bpf_ktime_get_coarse_ns(): the datapath's, or Cilium's own by a tick at most behind it."""
+    return time.clock_gettime_ns(_CLOCK_MONOTONIC_COARSE) // 1_000_000_000
 
 
 def remember(directory: Path, maps: Mapping[str, Map]) -> None:

@@ -29,7 +29,7 @@ COMMANDS = {
     "reload": "reload endpoints and print the time of every step",
     "inspect": "print the programs, maps and constants of an object file",
     "verify": "have the verifier judge every program of an object or a C file",
-    "bench": "measure reloads and nodes, next to other ways of doing the same",
+    "bench": "measure reloads, nodes and traffic, next to other ways of doing the same",
     "run": "doctor, all scenarios with traffic, parallel reload times; the main job",
 }
 """The commands, each a module of lab.commands, with the line that `--help` prints for it."""

@@ -10,9 +10,8 @@ from datapath.errors import BpfError
 from datapath.headers import policy_map
 from datapath.maps import open_pin
 from datapath.pins import Pin
-from lab import layouts, reasons
+from lab import layouts, policymap, reasons
 from lab.node import Node
-from lab.policymap import PolicyEntry, PolicyKey
 
 INGRESS, EGRESS = 1, 2
 """Directions of cilium_metrics."""
@@ -58,20 +57,20 @@ def packets(node: Node) -> dict[tuple[int, int], int]:
     return found
 
 
-def rules(node: Node, *endpoints: str) -> dict[tuple[str, PolicyKey], tuple[int, int]]:
+def rules(node: Node, *endpoints: str) -> dict[tuple[str, policymap.PolicyKey], tuple[int, int]]:
     """Return how many packets, and bytes with all headers, the entries of endpoints have decided on, by name and key.
 
     What connection tracking knows is not asked of the entries: answers, and what a pod sends on in a connection. While
     a map is migrated, the old one counts as well.
     """
     directory = node.datapath_config().globals
-    found: dict[tuple[str, PolicyKey], tuple[int, int]] = {}
+    found: dict[tuple[str, policymap.PolicyKey], tuple[int, int]] = {}
     for name in endpoints:
         path = directory / policy_map(node.endpoint(name).id)
         for pin in (path, *Pin(path).leftovers()):
             with suppress(BpfError), open_pin(pin) as pinned:
                 for key, value in pinned.items():
-                    entry, place = PolicyEntry.unpack(value), (name, PolicyKey.unpack(key))
+                    entry, place = policymap.PolicyEntry.unpack(value), (name, policymap.PolicyKey.unpack(key))
                     counted, length = found.get(place, (0, 0))
                     found[place] = counted + entry.packets, length + entry.length
     return found

@@ -15,7 +15,7 @@ HEAVY = ("pyroute2", "rich", "elftools", "lab.node", "lab.agent")
 
 def test_every_command_has_a_module() -> None:
     modules = {module.name for module in pkgutil.iter_modules(lab.commands.__path__)}
-    assert modules - set(COMMANDS) == {"columns", "targets"}
+    assert modules - set(COMMANDS) == {"columns", "datapath", "targets"}
     assert set(COMMANDS) <= modules
 
 

@@ -19,6 +19,7 @@ from lab import metrics
 from lab.agent import Agent
 from lab.collector import Collected, collect
 from lab.conntrack import CT_MAPS, CtEntry, CtTuple
+from lab.invariants import Expected, baseline, check
 from lab.node import Node
 from lab.scenario import Scenario
 from lab.sockets import Address, bound_socket
@@ -134,6 +135,17 @@ def test_only_of_some_addresses(agent: Agent) -> None:
 
 def test_nothing_is_loaded(tmp_path: Path) -> None:
     assert collect(tmp_path) == ()
+
+
+def test_a_scenario_says_what_it_collects(agent: Agent) -> None:
+    """A connection that vanishes is a violation, unless it is said that its map may change."""
+    name = CT_MAPS[2]
+    write(agent, name, {1: 1})
+    before = baseline(agent)
+    agent.collect_connections()
+    (found,) = check(agent, before)
+    assert str(found) == f"invariant 3: map {name}: 1 of 1 connections are gone"
+    assert check(agent, before, expected=Expected(changed=frozenset({name}))) == []
 
 
 @pytest.mark.parametrize(

@@ -80,7 +80,7 @@ def test_bad_policies(
     assert before[1]["policies"] == CLOSED
     file = tmp_path / "bad.json"
     file.write_text(json.dumps(content))
-    assert main(["policy", loaded, str(file), "-D", SMALL]) == 1
+    assert main(["policy", loaded, str(file)]) == 1
     err = capsys.readouterr().err
     assert words in err
     assert err.count("\n") == 1
@@ -99,8 +99,8 @@ def loaded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     file.write_text(json.dumps(CLOSED))
     with removed(unique_name()) as name:
         Node.up(NodeSpec(name, pods=1))
-        assert main(["reload", name, "pod-1", "health", "-D", SMALL]) == 0
-        assert main(["policy", name, str(file), "-D", SMALL]) == 0
+        assert main(["reload", name, "-D", SMALL]) == 0
+        assert main(["policy", name, str(file)]) == 0
         yield name
 
 
