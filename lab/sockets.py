@@ -51,7 +51,9 @@ def bound_socket(address: Address, kind: socket.SocketKind, deadline: float, pro
     with enter(Path(address.netns)):
         sock = socket.socket(address.family, kind, protocol)
     try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if address.port:
+            # A port of the kernel's choice must be nobody else's.
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, BUFFER)
         sock.setsockopt(socket.SOL_SOCKET, SO_SNDBUFFORCE, BUFFER)
         _bind(sock, address, deadline)
