@@ -20,6 +20,10 @@ CHANGES = {
     "flags": ("MAP_FLAGS", "(BPF_F_NO_PREALLOC|BPF_F_NUMA_NODE)"),
 }
 """What a build is changed by, per property: the ending of the macro (see bpf/lib/config.h) and its value."""
+FIELDS = [
+    field if field == "max_entries" else pytest.param(field, marks=pytest.mark.own_sources, id=field)
+    for field in CHANGES
+]
 
 
 def _info(scenario: Scenario, name: str) -> tuple[MapInfo, dict[bytes, bytes]]:
@@ -37,7 +41,7 @@ def _wanted(field: str, old: MapInfo) -> int:
     }[field]
 
 
-@pytest.mark.parametrize("field", CHANGES)
+@pytest.mark.parametrize("field", FIELDS)
 @pytest.mark.node(pods=2)
 def test_endpoint_map(scenario: Scenario, field: str) -> None:
     """The policy map of each pod is replaced, filled before the first packet reads it; all other maps stay."""
@@ -45,7 +49,7 @@ def test_endpoint_map(scenario: Scenario, field: str) -> None:
     old, content = _info(scenario, ENDPOINT_MAP)
     policies = frozenset(name for name in take(scenario.node).pins if name.startswith("cilium_policy_"))
     scenario.expect(migrated=policies)
-    scenario.agent.configure(defines=((f"POLICY_{ending}", value),))
+    scenario.define(**{f"POLICY_{ending}": value})
     scenario.reload()
     new, kept = _info(scenario, ENDPOINT_MAP)
     assert getattr(new, field) == _wanted(field, old)
@@ -56,14 +60,14 @@ def test_endpoint_map(scenario: Scenario, field: str) -> None:
     assert again.migrated == (), "a map that fits was migrated"
 
 
-@pytest.mark.parametrize("field", CHANGES)
+@pytest.mark.parametrize("field", FIELDS)
 @pytest.mark.node(pods=2)
 def test_shared_map(scenario: Scenario, field: str) -> None:
     """The first object that needs it replaces the map, the others find it; pods in parallel do not race for it."""
     ending, value = CHANGES[field]
     old, content = _info(scenario, SHARED_MAP)
     scenario.expect(migrated=frozenset({SHARED_MAP}))
-    scenario.agent.configure(defines=((f"IPCACHE_{ending}", value),))
+    scenario.define(**{f"IPCACHE_{ending}": value})
     outcomes = scenario.reload_parallel(scenario.agent.subjects, workers=4)
     new, kept = _info(scenario, SHARED_MAP)
     assert getattr(new, field) == _wanted(field, old)
@@ -76,17 +80,17 @@ def test_both_ways(scenario: Scenario) -> None:
     """An upgrade and its downgrade: the map comes back in its old shape, with its content."""
     scenario.expect(migrated=frozenset({SHARED_MAP}))
     before, content = _info(scenario, SHARED_MAP)
-    for defines in ((("IPCACHE_MAP_SIZE", "4096"),), ()):
-        scenario.agent.configure(defines=defines)
+    for macros in ({"IPCACHE_MAP_SIZE": "4096"}, {}):
+        scenario.define(**macros)
         scenario.reload()
     after, kept = _info(scenario, SHARED_MAP)
     assert (after.max_entries, kept) == (before.max_entries, content)
 
 
-CONNECTIONS = {
-    "max_entries": (("CT_MAP_SIZE_TCP", "4096"), ("CT_MAP_SIZE_ANY", "4096")),
-    "type": (("CT_MAP_TYPE", "BPF_MAP_TYPE_HASH"),),
-    "nothing": (),
+CONNECTIONS: dict[str, dict[str, str]] = {
+    "max_entries": {"CT_MAP_SIZE_TCP": "4096", "CT_MAP_SIZE_ANY": "4096"},
+    "type": {"CT_MAP_TYPE": "BPF_MAP_TYPE_HASH"},
+    "nothing": {},
 }
 ONE_WAY = {"name": "one way", "endpoint": "pod-1", "ingress": [{"fromEntities": ["host", "world"]}]}
 """Answers of other pods and of health reach pod-1 because it has asked, and only then."""
@@ -107,10 +111,10 @@ def test_connections(scenario: Scenario, change: str, network: str) -> None:
     """Open connections go on although the answers depend on tables that are replaced, there and back, or just stay."""
     if network == "endpoint-routes":
         scenario.set_endpoint_routes(True)
-    defines = CONNECTIONS[change]
+    macros = CONNECTIONS[change]
     scenario.agent.apply_policies(ONE_WAY)
-    scenario.expect(changed=frozenset({ENDPOINT_MAP}), migrated=frozenset(CT_MAPS if defines else ()))
-    for wanted in (defines, ()):
-        scenario.agent.configure(defines=wanted)
+    scenario.expect(changed=frozenset({ENDPOINT_MAP}), migrated=frozenset(CT_MAPS if macros else ()))
+    for wanted in (macros, {}):
+        scenario.define(**wanted)
         migrated = [name for outcome in scenario.reload() for name in outcome.migrated]
-        assert sorted(migrated) == (sorted(CT_MAPS) if defines else [])
+        assert sorted(migrated) == (sorted(CT_MAPS) if macros else [])
