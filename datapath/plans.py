@@ -106,7 +106,7 @@ def _load(item: ObjectFile, programs: tuple[str, ...]) -> list[Step]:
         OpenMaps(name),
         MigrateMaps(name),
         LoadPrograms(name, item.kind),
-        FillArrays(name, item.path.parent),
+        FillArrays(name, item),
     ]
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import struct
 from dataclasses import dataclass
-from pathlib import Path
 
 from datapath import connections, hooks
 from datapath.collection import Collection, fill_program_arrays, load_maps, load_programs
@@ -155,7 +154,7 @@ class MigrateMaps(Step):
             if is_calls_map(name) or not collection.spec.maps[name].pinned:
                 continue
             new, pin = collection.maps[name], replaced.get(name)
-            if not (pin is not None and _carry_over(pin, new, work)) and work.on_new_map is not None:
+            if not (pin is not None and _copy_content(pin, new, work)) and work.on_new_map is not None:
                 work.on_new_map(new)
 
     def _never_filled(self, work: Workspace) -> set[str]:
@@ -195,7 +194,7 @@ class FillArrays(Step):
     the maps of connections, with what the endpoint's old programs have noted elsewhere: packets come next.
     """
 
-    directory: Path
+    object: ObjectFile
 
     @property
     def name(self) -> str:
@@ -208,7 +207,7 @@ class FillArrays(Step):
         collection = work.collections[self.target]
         skip = {name for name, item in collection.spec.maps.items() if item.id in POLICY_MAP_IDS}
         fill_program_arrays(collection.spec, collection.maps, collection.programs, skip_contents=skip)
-        connections.carry_over(self.directory, collection.maps)
+        carry_connections_over(self.object, work)
 
 
 def _left_behind(work: Workspace, spec: CollectionSpec) -> list[Pin]:
@@ -231,7 +230,14 @@ def _recover(work: Workspace, spec: CollectionSpec, left: list[Pin]) -> None:
             work.warnings.append(done)
 
 
-def _carry_over(pin: Pin, new: Map, work: Workspace) -> bool:
+def carry_connections_over(item: ObjectFile, work: Workspace) -> None:
+    """Let the new programs know the connections of an endpoint that its old ones know."""
+    maps, owns = work.collections[item.name].maps, connections.owner(work.config.node, item.endpoint)
+    for name, left_out in connections.carry_over(item.path.parent, maps, owns).items():
+        work.warnings.append(f"map {name}: {left_out} connections do not fit into {maps[name].info.max_entries}")
+
+
+def _copy_content(pin: Pin, new: Map, work: Workspace) -> bool:
     """Copy the content of the map that was moved aside; False if its layout is another one."""
     with open_pin(pin.pending) as old:
         if not can_copy(old, new):

@@ -14,7 +14,7 @@ from datapath.objects import ObjectFile
 from datapath.outcome import Attached
 from datapath.plan import Step
 from datapath.routes import Installed, Route
-from datapath.steps import POLICY_MAP_IDS
+from datapath.steps import POLICY_MAP_IDS, carry_connections_over
 from datapath.workspace import Workspace
 
 
@@ -222,17 +222,17 @@ class Commit(Step):
         published: list[ObjectFile] = []
         work.undo[self.key] = published
         for item in self.objects:
-            connections.carry_over(item.path.parent, work.collections[item.name].maps)
+            carry_connections_over(item, work)
         for item in self.objects:
             item.publish()
             published.append(item)
         work.committed = True
         for item in self.objects:
-            connections.remember(item.path.parent, work.collections[item.name].maps)
-        for item in self.objects:
             for pin in work.moved.pop(item.name, []):
                 pin.finalize()
             item.settle()
+        for item in self.objects:
+            connections.remember(item.path.parent, work.collections[item.name].maps)
 
     def undo(self, work: Workspace) -> None:
         for item in reversed(work.undo.pop(self.key, [])):

@@ -443,11 +443,11 @@ def prog_test_run(fd: int, data: bytes, *, repeat: int = 1, context: bytes = b""
     out = ctypes.create_string_buffer(len(data) + room)
     packet = ctypes.create_string_buffer(data, len(data))
     around = ctypes.create_string_buffer(context, max(len(context), _CONTEXT_ROOM))
-    where = ctypes.addressof(around)
+    where, size_out = (ctypes.addressof(around), len(around)) if context else (0, 0)
     attr = ctypes.create_string_buffer(
         _TEST_RUN.pack(
             *(fd, 0, len(data), len(out), ctypes.addressof(packet), ctypes.addressof(out)),
-            *(repeat, 0, len(context), len(around), where if context else 0, where, 0, 0),
+            *(repeat, 0, len(context), size_out, where, where, 0, 0),
         ),
         _TEST_RUN.size,
     )

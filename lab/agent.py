@@ -68,7 +68,7 @@ class Agent:
         self.loader = Loader(self.config, verifiers=verifiers, on_new_map=self._on_new_map, on_compile=on_compile)
         self.change: Change | None = None
         self._stack = ExitStack()
-        self._maps_held = 0
+        self._maps_holders: list[int] = []
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
@@ -114,10 +114,10 @@ class Agent:
     def updating(self, *, cancel: threading.Event | None = None) -> Iterator[None]:
         """Keep all others away who would change this node's maps, in whatever process: updates and reloads.
 
-        It may be nested; within a reload of this agent, at a gate say, the maps are held already.
+        It may be nested. In a thread that is reloading, at a gate say, it takes no lock: it would wait for itself.
         """
         with ExitStack() as stack:
-            if not self._maps_held:
+            if threading.get_ident() not in self._maps_holders:
                 # Nobody waits for the compiler but us.
                 self._host_spec(cancel)
                 stack.enter_context(self.loader.lock_maps(cancel=cancel))
@@ -126,11 +126,11 @@ class Agent:
 
     @contextmanager
     def _holding_maps(self) -> Iterator[None]:
-        self._maps_held += 1
+        self._maps_holders.append(threading.get_ident())
         try:
             yield
         finally:
-            self._maps_held -= 1
+            self._maps_holders.remove(threading.get_ident())
 
     def _host_spec(self, cancel: threading.Event | None) -> CollectionSpec:
         return self.loader.templates.fetch(self.endpoint(HOST), cancel=cancel).image.spec
@@ -329,13 +329,16 @@ class Agent:
         pod = self.node.pod(name)
         with self.updating():
             self.loader.unload(self.endpoint(name), forget=lambda: self._forget(pod))
-            # Whoever gets its addresses next must not inherit its connections: their answers pass every policy.
-            collect(self.config.globals, of={pod.ipv4, pod.ipv6})
+            self.forget_connections(pod)
             self.node.remove_pod(name)
 
     def collect_connections(self) -> tuple[Collected, ...]:
         """Delete the connections whose lifetime is over; what was found in each of the maps that are there."""
         return collect(self.config.globals)
+
+    def forget_connections(self, pod: PodFacts) -> None:
+        """Delete a pod's connections: whoever gets its addresses next would inherit them, whose answers always pass."""
+        collect(self.config.globals, of={pod.ipv4, pod.ipv6})
 
     def _forget(self, pod: PodFacts) -> None:
         for address in (pod.ipv4, pod.ipv6):

@@ -34,7 +34,7 @@ class NoCost(ReloadlabError):
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class Hop:
     """A program at a hook, and a packet with its context as they get there; `verdict` is what it did with it."""
 
     fd: int
@@ -49,17 +49,17 @@ class Programs:
 
     name: str
     netns: Path
-    steps: tuple[Step, ...]
+    hops: tuple[Hop, ...]
 
     def run(self) -> float:
         """Return the seconds that they take: the best of some thousand runs each."""
         with enter(self.netns):
-            return sum(min(self._run(step) for _ in range(REPEAT)) for step in self.steps) / 1e9
+            return sum(min(self._run(hop) for _ in range(REPEAT)) for hop in self.hops) / 1e9
 
-    def _run(self, step: Step) -> int:
-        run = prog_test_run(step.fd, step.frame, repeat=RUNS, context=step.context)
-        if run.retval != step.verdict:
-            raise NoCost(f"{self.name}: after {RUNS} runs the verdict is {run.retval} instead of {step.verdict}")
+    def _run(self, hop: Hop) -> int:
+        run = prog_test_run(hop.fd, hop.frame, repeat=RUNS, context=hop.context)
+        if run.retval != hop.verdict:
+            raise NoCost(f"{self.name}: after {RUNS} runs the verdict is {run.retval} instead of {hop.verdict}")
         return run.duration_ns
 
 
@@ -68,7 +68,7 @@ def follow(stack: ExitStack, pair: Pair, version: int) -> Programs:
     netns = pair.here.netns(NODE)
     with UdpLoad(pair.ends(version)) as load:
         frame = load.capture(netns, pair.source.ifname)
-    mark, steps = 0, []
+    mark, hops = 0, []
     hooks = ((pair.source.ifindex, Direction.INGRESS), (pair.target.ifindex, Direction.EGRESS))
     with enter(netns), NetlinkSocket() as netlink:
         for ifindex, direction in hooks:
@@ -78,6 +78,6 @@ def follow(stack: ExitStack, pair: Pair, version: int) -> Programs:
                 run = prog_test_run(fd, frame, context=context)
                 if run.retval not in (TC_ACT_OK, TC_ACT_REDIRECT):
                     raise NoCost(f"{pair.name}: {found.name} does not let a packet pass that it let pass before")
-                steps.append(Step(fd, frame, context, run.retval))
+                hops.append(Hop(fd, frame, context, run.retval))
                 frame, (mark, *_) = run.data, _CONTEXT.unpack_from(run.context)
-    return Programs(pair.name, netns, tuple(steps))
+    return Programs(pair.name, netns, tuple(hops))

@@ -124,10 +124,13 @@ class Cluster:
         return agent.reload(own)
 
     def remove_pod(self, name: str) -> None:
-        """Take a pod away, on its own node first; then the others forget it."""
+        """Take a pod away, on its own node first; then the others forget it, and its connections."""
         agent, own = self.find(name)
+        pod = agent.node.pod(own)
         agent.remove_pod(own)
         self.sync()
+        for each in self.agents:
+            each.forget_connections(pod)
 
     def apply_policies(self, document: object, *, cancel: threading.Event | None = None) -> None:
         """Let these policies hold on all nodes, or on none; see Agent.apply_policies."""
@@ -154,8 +157,14 @@ def apply_policies(agents: Sequence[Agent], document: object, *, cancel: threadi
         for agent in agents:
             before = enforcement.document_of(agent.node)
             agent.apply_policies(document, cancel=cancel)
-            undo.callback(agent.apply_policies, [] if before is None else before)
+            undo.callback(_restore, agent, before)
         undo.pop_all()
+
+
+def _restore(agent: Agent, document: object) -> None:
+    """Let those policies hold again; None: none was ever given."""
+    agent.apply_policies([] if document is None else document)
+    enforcement.store(agent.node, document)
 
 
 class NoSuchNode(ReloadlabError):

@@ -144,11 +144,14 @@ class TcpLoad:
             except OSError as error:
                 raise LoadStopped(self._ends, error.strerror) from error
             self._client = client.dup()
-        for end in (self._client, self._server):
-            end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            # Others take a round trip that was a little longer for a queue, and stay seven times slower for good.
-            end.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, b"reno")
-            end.setblocking(False)
+        with ExitStack() as undo:
+            for end in (self._client, self._server):
+                undo.callback(end.close)
+                end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                # Others take a round trip that was a little longer for a queue, and stay seven times slower for good.
+                end.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, b"reno")
+                end.setblocking(False)
+            undo.pop_all()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:

@@ -27,6 +27,7 @@ from typing import Any
 import pytest
 
 from lab.cluster import cluster_specs
+from lab.commands.datapath import define
 from lab.scenario import ClusterScenario, Scenario, Watched
 from lab.topology import NodeSpec
 
@@ -39,7 +40,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--reloadlab-record", metavar="DIR", help="write a JSON file per scenario into this directory")
     group.addoption("--reloadlab-library", metavar="DIR", help="C sources instead of our own, e.g. Cilium's bpf/")
     group.addoption(
-        "--reloadlab-define", action="append", default=[], metavar="NAME=VALUE", help="a macro for the C of every node"
+        "--reloadlab-define",
+        type=define,
+        action="append",
+        default=[],
+        metavar="NAME[=VALUE]",
+        help="a macro for the C of every node",
     )
 
 
@@ -92,7 +98,7 @@ def _options(request: pytest.FixtureRequest, name: str) -> tuple[dict[str, Any],
     library = request.config.getoption("--reloadlab-library")
     if library is not None:
         agent = {**agent, "library": Path(library).resolve()}
-    defines = [tuple(text.partition("=")[::2]) for text in request.config.getoption("--reloadlab-define")]
+    defines = request.config.getoption("--reloadlab-define")
     return options, {**agent, "defines": (*defines, *agent.get("defines", ()))}
 
 

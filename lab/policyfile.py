@@ -137,10 +137,8 @@ def _all_ports(fields: Mapping[str, Any], place: str) -> tuple[tuple[int, int], 
 
 def _port(item: object, place: str) -> list[tuple[int, int]]:
     fields = _object(item, f"{place}: port", {"port", "protocol"})
-    try:
-        number = int(fields.get("port", ANY))
-    except (TypeError, ValueError):
-        number = -1
+    given = str(fields.get("port", ANY))
+    number = int(given) if given.isascii() and given.isdecimal() else -1
     if not 0 <= number < 1 << 16:
         raise PolicyError(place, f"port {fields.get('port')!r} is no number from 0 to 65535")
     protocol = str(fields.get("protocol", "ANY")).upper()
@@ -156,7 +154,7 @@ def _port(item: object, place: str) -> list[tuple[int, int]]:
 def _icmp(item: object, place: str) -> tuple[int, int]:
     fields = _object(item, f"{place}: icmps", {"family", "type"})
     family, number = fields.get("family", "IPv4"), fields.get("type")
-    if family not in _ICMP:
+    if family not in list(_ICMP):
         raise PolicyError(place, f"family {family!r} is none of {', '.join(_ICMP)}")
     # The port 0 of a key stands for any; who has asked gets his echo reply (type 0) in any case.
     if not isinstance(number, int) or isinstance(number, bool) or not 0 < number < 256:

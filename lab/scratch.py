@@ -26,8 +26,10 @@ def scratch() -> Iterator[Path]:
     try:
         yield directory
     finally:
-        shutil.rmtree(directory)
-        os.close(descriptor)
+        try:
+            shutil.rmtree(directory)
+        finally:
+            os.close(descriptor)
 
 
 def _sweep() -> None:
@@ -39,8 +41,10 @@ def _sweep() -> None:
                 continue
             descriptor = _lock(left)
             if descriptor is not None:
-                shutil.rmtree(left)
-                os.close(descriptor)
+                try:
+                    shutil.rmtree(left)
+                finally:
+                    os.close(descriptor)
 
 
 def _lock(directory: Path) -> int | None:

@@ -6,13 +6,15 @@ import errno
 import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
+from ipaddress import IPv4Address
 
 import pytest
 
 from datapath.endpoint import REMOTE_NODE_ID
 from datapath.maps import open_pin
-from lab import layouts, policymap
+from lab import layouts, mapview, policymap
 from lab.capture import TunnelCapture
+from lab.exchange import Probe, exchange
 from lab.scenario import ClusterScenario, Gate
 from lab.snapshot import take
 from lab.sockets import Address, allow_fragments, bound_socket
@@ -115,8 +117,20 @@ def test_pods_come_and_go(cluster: ClusterScenario, network: str) -> None:
     assert now is not None
     added = {layouts.ipcache_key(a, a.max_prefixlen) for a in (late.ipv4, late.ipv6)}
     assert now.keys() - before.keys() == added
+    sender, port = cluster.cluster.pod("1/pod-1"), 7021
+    here = Address(str(cluster.cluster.node(1).netns("pod-1")), str(sender.ipv4), port)
+    there = Address(str(cluster.cluster.node(2).netns("late")), str(late.ipv4), port)
+    assert exchange(here, there, Probe("udp", port)).answered
+    assert _connections(cluster, late.ipv4) == {1, 2}
     cluster.cluster.remove_pod("2/late")
     assert take(cluster.cluster.node(1)).pins[ipcache].content == before
+    assert _connections(cluster, late.ipv4) == set()
+
+
+def _connections(cluster: ClusterScenario, address: IPv4Address) -> set[int]:
+    """Return the nodes that know a connection with a pod."""
+    nodes = enumerate(cluster.cluster.nodes, 1)
+    return {n for n, node in nodes if any(f"{address}:" in row["destination"] for row in mapview.conntrack(node))}
 
 
 @pytest.mark.cluster(pods=2, tunnel=True)

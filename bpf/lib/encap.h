@@ -4,7 +4,6 @@
 
 #include "identity.h"
 #include "ip.h"
-#include "l4.h"
 #include "trace.h"
 
 struct tunnel_key {
@@ -54,6 +53,19 @@ static __always_inline __be32 lookup_tunnel_endpoint(const struct packet *pkt, c
 	}
 	value = map_lookup_elem(&TUNNEL_MAP, &key);
 	return value ? value->ip.ip4 : 0;
+}
+
+/* Where the length stands in a TCP header: in words, in the upper half. */
+#define TCP_DOFF_OFF	12
+
+/* Of TCP or UDP, in bytes: what else there is, is never cut into segments. */
+static __always_inline __u32 l4_header_len(const struct __ctx_buff *ctx, const struct packet *pkt)
+{
+	__u8 doff = 0;
+
+	if (pkt->protocol != IPPROTO_TCP || skb_load_bytes(ctx, pkt->l4_off + TCP_DOFF_OFF, &doff, sizeof(doff)))
+		return 8;
+	return (doff >> 4) * 4U;
 }
 
 /*

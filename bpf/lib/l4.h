@@ -11,8 +11,7 @@
 #define TCP_FLAG_RST	0x04
 #define TCP_FLAG_ACK	0x10
 
-/* Where the length (in words, in the upper half) and the flags stand in a TCP header. */
-#define TCP_DOFF_OFF	12
+/* Where the flags stand in a TCP header. */
 #define TCP_FLAGS_OFF	13
 
 static __always_inline bool icmp_is_error(const struct packet *pkt, const enum family family)
@@ -23,16 +22,6 @@ static __always_inline bool icmp_is_error(const struct packet *pkt, const enum f
 		return pkt->protocol == NEXTHDR_ICMP && type >= ICMPV6_DEST_UNREACH && type <= ICMPV6_PARAMPROB;
 	return pkt->protocol == IPPROTO_ICMP &&
 	       (type == ICMP_DEST_UNREACH || type == ICMP_TIME_EXCEEDED || type == ICMP_PARAMETERPROB);
-}
-
-/* Of TCP or UDP, in bytes: what else there is, is never cut into segments. */
-static __always_inline __u32 l4_header_len(const struct __ctx_buff *ctx, const struct packet *pkt)
-{
-	__u8 doff = 0;
-
-	if (pkt->protocol != IPPROTO_TCP || skb_load_bytes(ctx, pkt->l4_off + TCP_DOFF_OFF, &doff, sizeof(doff)))
-		return 8;
-	return (doff >> 4) * 4U;
 }
 
 /*

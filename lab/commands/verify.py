@@ -59,6 +59,8 @@ def run(args: argparse.Namespace) -> int:
     """Print a report per program; 1 if the verifier refused one."""
     if args.loads < 1:
         raise BadOption("--loads takes numbers from 1 on")
+    if args.compare is not None and args.json:
+        raise BadOption("--compare is for the table: two outputs of --json have all that it compares")
     before = _read(args.compare) if args.compare is not None else {}
     require("bpf")
     reports = _verify(args.source, args.defines, args.clang, args.loads)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import uuid
@@ -79,3 +80,12 @@ def mounts_of(name: str) -> list[str]:
     root = f"{state.lab_root(name)}"
     targets = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
     return [target for target in targets if target == root or target.startswith(f"{root}/")]
+
+
+def receives(sock: socket.socket, *, within: float = 2.0) -> bool:
+    """Tell whether something arrives, within so many seconds."""
+    sock.settimeout(within)
+    try:
+        return bool(sock.recv(64))
+    except TimeoutError:
+        return False

@@ -60,11 +60,11 @@ def test_programs_of_the_whole_way_are_run(agent: Agent, version: int) -> None:
     with ExitStack() as stack:
         ways = follow(stack, Pair("", node, node), version)
         if node.spec.endpoint_routes:
-            assert [step.verdict for step in ways.steps] == [TC_ACT_OK, TC_ACT_OK]
-            mark = int.from_bytes(ways.steps[1].context[8:12], "little")
+            assert [hop.verdict for hop in ways.hops] == [TC_ACT_OK, TC_ACT_OK]
+            mark = int.from_bytes(ways.hops[1].context[8:12], "little")
             assert (mark & 0xF00, mark >> 16) == (0xF00, node.pods[0].identity & 0xFFFF)
         else:
-            assert [step.verdict for step in ways.steps] == [TC_ACT_REDIRECT]
+            assert [hop.verdict for hop in ways.hops] == [TC_ACT_REDIRECT]
         last = LAST[version, node.spec.endpoint_routes]
         before = handled(agent, node.pods[1], last)
         assert ways.run() > 0

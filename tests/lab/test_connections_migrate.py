@@ -13,7 +13,7 @@ from lab.conntrack import CT_MAPS
 from lab.node import Node
 from lab.scenario import Gate
 from lab.topology import NodeSpec
-from tests.lab.labs import unique_name
+from tests.lab.labs import receives, unique_name
 from tests.lab.test_collector import udp
 
 pytestmark = pytest.mark.privileged
@@ -24,14 +24,6 @@ SWITCHING = ("attach egress", "insert policy", "attach ingress", "routes", "deta
 DENIED = (133, metrics.INGRESS)
 
 Begun = list[tuple[str, socket.socket]]
-
-
-def receives(sock: socket.socket, *, within: float = 2.0) -> bool:
-    sock.settimeout(within)
-    try:
-        return bool(sock.recv(64))
-    except TimeoutError:
-        return False
 
 
 @pytest.mark.parametrize("endpoint_routes", [False, True], ids=["routes-off", "routes-on"])

@@ -14,7 +14,7 @@ from lab.agent import Agent
 from lab.conntrack import CT_MAPS, CtEntry
 from lab.node import Node
 from lab.topology import NodeSpec
-from tests.lab.labs import unique_name
+from tests.lab.labs import receives, unique_name
 from tests.lab.test_collector import pin, udp
 
 pytestmark = [pytest.mark.privileged, pytest.mark.parametrize("version", [4, 6])]
@@ -38,14 +38,18 @@ class Wire:
         made.sendto(b"question", self.server.getsockname())
         return made
 
-    def arrives(self) -> bool:
+    def arrives(self, *, within: float = 2.0) -> bool:
         """Tell whether the server gets what was sent last."""
-        return receives(self.server)
+        return receives(self.server, within=within)
 
-    def answered(self, connection: socket.socket) -> bool:
+    def answered(self, connection: socket.socket, *, within: float = 2.0) -> bool:
         """Tell whether an answer of the server comes through."""
         self.server.sendto(b"answer", connection.getsockname())
-        return receives(connection)
+        return receives(connection, within=within)
+
+    def silent(self, connection: socket.socket) -> bool:
+        """Tell whether an answer of the server does not come through."""
+        return not self.answered(connection, within=0.1)
 
     def used(self) -> int:
         with pin(self.agent, self.table) as table:
@@ -59,14 +63,6 @@ class Wire:
 
     def drops_since(self, before: metrics.Counters) -> dict[tuple[int, int], int]:
         return metrics.read(self.agent.node).drops_since(before)
-
-
-def receives(sock: socket.socket) -> bool:
-    sock.settimeout(0.1)
-    try:
-        return bool(sock.recv(64))
-    except TimeoutError:
-        return False
 
 
 @contextmanager
@@ -96,7 +92,7 @@ def test_the_silent_make_room(version: int) -> None:
             assert lab.answered(newest)
             assert lab.used() <= SIZE
         assert lab.drops_since(before) == {}
-        assert not lab.answered(oldest)
+        assert lab.silent(oldest)
         assert lab.drops_since(before) == {DENIED: 1}
         # It begins anew, like any other.
         oldest.sendto(b"question", lab.server.getsockname())
@@ -115,16 +111,16 @@ def test_a_full_table_refuses(version: int) -> None:
         assert lab.used() == SIZE
         assert lab.drops_since(before) == {}
         refused = lab.begin()
-        assert not lab.arrives()
+        assert not lab.arrives(within=0.1)
         assert lab.drops_since(before) == {NOT_CREATED: 1}
         # What would be an answer is a new connection of the server's side.
-        assert not lab.answered(refused)
+        assert lab.silent(refused)
         assert lab.drops_since(before) == {NOT_CREATED: 2}
         assert all(lab.answered(each) for each in begun)
         assert without_counters(mapview.policy(lab.agent.node)) == rules
         lab.end_all()
         refused.sendto(b"question", lab.server.getsockname())
-        assert not lab.arrives()
+        assert not lab.arrives(within=0.1)
         assert lab.drops_since(before) == {NOT_CREATED: 3}, (
             "entries whose time is over take room until they are collected"
         )

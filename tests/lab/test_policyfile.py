@@ -95,6 +95,9 @@ def test_icmp_types_are_ports() -> None:
         pytest.param(web(ingress=[{"fromEntities": ["moon"]}]), "entity 'moon' is none of all", id="entity"),
         pytest.param(web(ingress=[{"icmps": [{"fields": [{"type": 0}]}]}]), "ICMP type 0 is no number", id="ICMP type"),
         pytest.param(web(ingress=[{"icmps": [{"fields": [{"family": "v4"}]}]}]), "'v4' is none of IPv4", id="family"),
+        pytest.param(web(ingress=[{"icmps": [{"fields": [{"family": []}]}]}]), "[] is none of IPv4", id="family list"),
+        pytest.param(web(ingress=[{"toPorts": [{"ports": [{"port": 80.9}]}]}]), "80.9 is no number", id="fraction"),
+        pytest.param(web(ingress=[{"toPorts": [{"ports": [{"port": 1e999}]}]}]), "inf is no number", id="infinity"),
         pytest.param(web(ingress=[{"icmps": []}]), "icmps without a field", id="no ICMP"),
         pytest.param(web(ingress=[{"icmps": [], "toPorts": []}]), "make it two rules", id="ports and ICMP"),
         pytest.param(
