@@ -148,7 +148,7 @@ def metrics(node: Node) -> list[Row]:
 
 
 def conntrack(node: Node, limit: int | None = None) -> list[Row]:
-    """Return the connections of all tables, or the first `limit`; `expires_in` are seconds, below 0 if it is over.
+    """Return the connections of all tables, or the first `limit`; `seconds_left` is below 0 if it is over.
 
     In the order of protocol, who began and its port: of hundreds of thousands only those that are wanted become rows.
     """
@@ -179,7 +179,7 @@ def connection(key: bytes, value: bytes, now: int) -> Row:
         "source": _with_port(who.source, who.sport),
         "destination": _with_port(who.destination, who.dport),
         "identity": entry.src_sec_id,
-        "expires_in": entry.lifetime - now,
+        "seconds_left": entry.lifetime - now,
         "state": sorted(entry.names),
         "rx_packets": entry.rx_packets,
         "rx_bytes": entry.rx_length,

@@ -51,12 +51,12 @@ def bound_socket(address: Address, kind: socket.SocketKind, deadline: float, pro
     with enter(Path(address.netns)):
         sock = socket.socket(address.family, kind, protocol)
     try:
-        if address.port:
-            # A port of the kernel's choice must be nobody else's.
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        # A port of the kernel's choice must be nobody else's; once this one is closed others may have it.
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, bool(address.port))
         sock.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, BUFFER)
         sock.setsockopt(socket.SOL_SOCKET, SO_SNDBUFFORCE, BUFFER)
         _bind(sock, address, deadline)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     except OSError:
         sock.close()
         raise

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from datapath.errors import ReloadlabError
-from lab.commands.datapath import define
+from lab.commands.datapath import check_library, define
 from lab.commands.targets import make_console
 from lab.doctor import require
 
@@ -103,6 +103,7 @@ def run_traffic(args: argparse.Namespace) -> int:
 
     if args.rounds < 1:
         raise WrongNumber("--rounds takes numbers from 1 on")
+    check_library(args.library)
     require("root", "clang", "ip")
     library = args.library.resolve() if args.library is not None else None
     other = Build("second", library, tuple(args.defines)) if library is not None or args.defines else None
@@ -124,6 +125,7 @@ def run_reload(args: argparse.Namespace) -> int:
 
     if args.rounds < 1 or args.pods < 1:
         raise WrongNumber("--rounds and --pods take numbers from 1 on")
+    check_library(args.library)
     require("root", "clang")
     setup = Setup(
         library=args.library.resolve() if args.library is not None else None,

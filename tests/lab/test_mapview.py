@@ -92,7 +92,7 @@ def test_connection_as_bytes() -> None:
     value += (0b10010).to_bytes(2, "little") + bytes(4) + bytes((2, 18)) + bytes(2) + (1001).to_bytes(4, "little")
     row = mapview.connection(key, value.ljust(56, b"\0"), now=90)
     assert (row["source"], row["destination"]) == ("10.0.0.1:40000", "10.0.0.2:80")
-    assert (row["protocol"], row["direction"], row["expires_in"]) == ("TCP", "egress", 9)
+    assert (row["protocol"], row["direction"], row["seconds_left"]) == ("TCP", "egress", 9)
     assert (row["rx_packets"], row["rx_bytes"], row["tx_packets"], row["tx_bytes"]) == (3, 300, 4, 400)
     assert (row["tx_flags"], row["rx_flags"]) == (["SYN"], ["SYN", "ACK"])
     assert row["state"] == ["seen_non_syn", "tx_closing"]
