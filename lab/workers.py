@@ -167,11 +167,11 @@ class _Pool(Generic[T, R]):
     def _wait(self, queue: IO[bytes]) -> None:
         """Wait until all processes have ended; stop them if the caller is cancelled or one of them raised."""
         while self._processes:
-            watching = self._cancel is not None and not self._stopped
             poll = select.poll()
             for pidfd in self._processes:
                 poll.register(pidfd, select.POLLIN)
-            for pidfd, _ in poll.poll(POLL_MS if watching else None):
+            # Never for good: a signal right before the system call would not end it.
+            for pidfd, _ in poll.poll(POLL_MS):
                 self._end(self._processes[pidfd], queue)
             cancelled = self._cancel is not None and self._cancel.is_set()
             if not self._stopped and (cancelled or self._raised is not None):
