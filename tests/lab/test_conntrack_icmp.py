@@ -225,12 +225,11 @@ def test_a_narrow_link_far_away(pods: Pods, world: World) -> None:
     client = pods.bound(CLIENT)
     with bound_socket(Address(world.far, address, 0), socket.SOCK_STREAM, time.monotonic() + 5) as listener:
         listener.listen()
-        with pods.dropping():
-            client.connect(listener.getsockname()[:2])
-            assert mtu(client) == pods.node.spec.mtu
-            with listener.accept()[0] as server:
-                server.settimeout(DEADLINE)
-                transfer(client, server, BULK)
+        client.connect(listener.getsockname()[:2])
+        assert mtu(client) == pods.node.spec.mtu
+        with listener.accept()[0] as server:
+            server.settimeout(DEADLINE)
+            transfer(client, server, BULK)
         assert mtu(client) == NARROW
         assert remembered(pods.node.netns(CLIENT), address) == NARROW
 
