@@ -10,18 +10,18 @@ from contextlib import ExitStack, contextmanager
 from types import TracebackType
 from typing import Self
 
-from datapath.collection import Map, MapCache
+from datapath.build.templates import TemplateCache
 from datapath.endpoint import DatapathConfig, Endpoint
+from datapath.kernel.netlink import Interface, NetlinkSocket
+from datapath.load.collection import Map, MapCache
+from datapath.load.threads import Verifiers
 from datapath.locks import Lock
-from datapath.netlink import Interface, NetlinkSocket
-from datapath.outcome import Outcome
-from datapath.plan import Plan
-from datapath.plans import host_plan, overlay_plan, pod_plan
-from datapath.templates import TemplateCache
-from datapath.transaction import Observer, apply
-from datapath.unload import unload
-from datapath.verifiers import Verifiers
-from datapath.workspace import Workspace
+from datapath.reload.outcome import Outcome
+from datapath.reload.plans import host_plan, overlay_plan, pod_plan
+from datapath.reload.step import Plan
+from datapath.reload.transaction import Observer, apply
+from datapath.reload.unload import unload
+from datapath.reload.workspace import Workspace
 
 
 class Loader:

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from lab.exchange import IPV4, IPV6, UDP_OR_ECHO, Probe
-from lab.topology import HOST, PodSpec
+from lab.node.topology import HOST, PodSpec
+from lab.traffic.exchange import IPV4, IPV6, UDP_OR_ECHO, Probe
 
 PODS = tuple(
     PodSpec(name, labels=frozenset({f"app={name}"})) for name in ("busy", "client", "server", "stranger", "idle")

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from datapath.errors import LinkNotFound
-from datapath.hooks import Direction
-from datapath.plans import host_plan
-from lab.scenario import Scenario
-from lab.snapshot import take
+from datapath.kernel.hooks import Direction
+from datapath.reload.plans import host_plan
+from lab.scenario.scenario import Scenario
+from lab.watch.snapshot import take
 
 ROUNDS = 30
 

@@ -14,15 +14,15 @@ from typing import Any
 import pytest
 
 from datapath.endpoint import REMOTE_NODE_ID
-from lab import metrics
-from lab.cluster import Cluster
-from lab.exchange import Probe, Result, exchange
-from lab.flows import Flow
-from lab.metrics import Counters
-from lab.policymap import PolicyKey
-from lab.scenario import ClusterScenario, Gate, cluster_flows, ends
-from lab.sockets import Address
-from lab.topology import HOST, OUTSIDE
+from lab.abi.policymap import PolicyKey
+from lab.agent.cluster import Cluster
+from lab.node.topology import HOST, OUTSIDE
+from lab.scenario.scenario import ClusterScenario, Gate, cluster_flows, ends
+from lab.system.sockets import Address
+from lab.traffic.exchange import Probe, Result, exchange
+from lab.traffic.flows import Flow
+from lab.watch import metrics
+from lab.watch.metrics import Counters
 from scenarios.tables import (
     ANYTHING,
     JUMBO_PING,

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from datapath.maps import open_pin
-from datapath.syscall import MapInfo, MapType
-from lab.conntrack import CT_MAPS
-from lab.scenario import Scenario
-from lab.snapshot import take
+from datapath.kernel.bpf import MapInfo, MapType
+from datapath.load.maps import open_pin
+from lab.abi.conntrack import CT_MAPS
+from lab.scenario.scenario import Scenario
+from lab.watch.snapshot import take
 
 ENDPOINT_MAP, SHARED_MAP = "cilium_policy_00101", "cilium_ipcache"
 

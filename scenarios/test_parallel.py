@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from lab.scenario import Scenario
-from lab.snapshot import calls_maps, take
+from lab.scenario.scenario import Scenario
+from lab.watch.snapshot import calls_maps, take
 
 PODS = 50
 

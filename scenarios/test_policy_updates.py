@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from lab.cluster import Cluster
-from lab.flows import Flow
-from lab.scenario import ClusterScenario, Scenario
-from lab.traffic import Traffic
+from lab.agent.cluster import Cluster
+from lab.scenario.scenario import ClusterScenario, Scenario
+from lab.traffic.flows import Flow
+from lab.traffic.traffic import Traffic
 from scenarios.test_two_nodes import NETWORKS
 
 ROUNDS = 20

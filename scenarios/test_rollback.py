@@ -8,12 +8,12 @@ import threading
 import pytest
 
 from datapath.errors import Cancelled, LinkNotFound, ReloadlabError, VerifierError
-from datapath.hooks import Direction, HookTaken, attach, detach, filters
-from datapath.netlink import NLM_F_REQUEST, NetlinkSocket
-from datapath.plan import Step
-from datapath.workspace import Workspace
-from lab.scenario import Gate, Scenario
-from lab.snapshot import take
+from datapath.kernel.hooks import Direction, HookTaken, attach, detach, filters
+from datapath.kernel.netlink import NLM_F_REQUEST, NetlinkSocket
+from datapath.reload.step import Step
+from datapath.reload.workspace import Workspace
+from lab.scenario.scenario import Gate, Scenario
+from lab.watch.snapshot import take
 
 RTM_DELLINK = 17
 

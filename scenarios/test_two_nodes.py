@@ -11,14 +11,15 @@ from ipaddress import IPv4Address
 import pytest
 
 from datapath.endpoint import REMOTE_NODE_ID
-from datapath.maps import open_pin
-from lab import layouts, mapview, policymap
-from lab.capture import TunnelCapture
-from lab.exchange import Probe, exchange
-from lab.scenario import ClusterScenario, Gate
-from lab.snapshot import take
-from lab.sockets import Address, allow_fragments, bound_socket
-from lab.topology import OUTSIDE, VXLAN_OVERHEAD
+from datapath.load.maps import open_pin
+from lab.abi import layouts, policymap
+from lab.node.topology import OUTSIDE, VXLAN_OVERHEAD
+from lab.scenario.scenario import ClusterScenario, Gate
+from lab.system.sockets import Address, allow_fragments, bound_socket
+from lab.traffic.exchange import Probe, exchange
+from lab.watch import mapview
+from lab.watch.capture import TunnelCapture
+from lab.watch.snapshot import take
 
 IP_AND_UDP = 28
 

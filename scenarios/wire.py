@@ -12,16 +12,16 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from datapath.endpoint import HOST_ID, REMOTE_NODE_ID, WORLD_ID
-from lab import metrics
-from lab.exchange import DROPPED, Probe, Result, exchange
-from lab.metrics import EGRESS, INGRESS, Counters
-from lab.node import Node
-from lab.policy import PROTOCOLS, cidrs
-from lab.policyfile import parse
-from lab.policymap import PolicyKey
-from lab.scenario import ClusterScenario, End, ends
-from lab.sockets import Address
-from lab.topology import HOST, NODE, OUTSIDE
+from lab.abi.policymap import PolicyKey
+from lab.agent.policy import PROTOCOLS, cidrs
+from lab.agent.policyfile import parse
+from lab.node.node import Node
+from lab.node.topology import HOST, NODE, OUTSIDE
+from lab.scenario.scenario import ClusterScenario, End, ends
+from lab.system.sockets import Address
+from lab.traffic.exchange import DROPPED, Probe, Result, exchange
+from lab.watch import metrics
+from lab.watch.metrics import EGRESS, INGRESS, Counters
 from scenarios.tables import ANSWERED, ANYTHING, FRAGMENT, TOO_BIG, Case, Chapter, Rule
 
 QUIET = (HOST, "client", "server", "stranger")

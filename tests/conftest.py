@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from datapath import tools
+from lab.system import tools
 
 
 def pytest_configure(config: pytest.Config) -> None:

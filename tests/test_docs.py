@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from datapath.outcome import Attached, Interval, Outcome, Span
-from lab.cli import COMMANDS, build_parser
-from lab.invariants import Violation
-from lab.parallel import ParallelReport, Times, WorkerReport
-from lab.report import FORMAT, write_json
+from datapath.reload.outcome import Attached, Interval, Outcome, Span
+from lab.bench.parallel import ParallelReport, Times, WorkerReport
+from lab.cli.main import COMMANDS, build_parser
+from lab.cli.report import FORMAT, write_json
+from lab.watch.invariants import Violation
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

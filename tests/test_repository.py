@@ -48,7 +48,8 @@ def repository_files() -> list[Path]:
 def unpacked_files() -> Iterator[Path]:
     """The same for a tree without git: what no tool of ours makes."""
     for directory, names, files in os.walk(ROOT):
-        made = [n for n in names if n in ("out", "build", "__pycache__") or n.endswith(".egg-info") or n[0] == "."]
+        built = ("out", "build") if directory == str(ROOT) else ()
+        made = [n for n in names if n in (*built, "__pycache__") or n.endswith(".egg-info") or n[0] == "."]
         names[:] = [name for name in names if name not in made or name == ".ci"]
         yield from (Path(directory) / name for name in files)
 

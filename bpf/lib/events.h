@@ -4,7 +4,7 @@
 
 #include "common.h"
 
-/* Types of messages; the numbers stand in lab/notifications.py too. */
+/* Types of messages; the numbers stand in lab/abi/notifications.py too. */
 enum notify_type {
 	NOTIFY_DROP = 1,
 	NOTIFY_TRACE = 4,

@@ -10,7 +10,7 @@
  * reads from them which build a packet met. The kernel's run counters cannot tell:
  * they leave out programs that are reached by a tail call.
  *
- * These numbers stand in lab/layouts.py too; a test compares them.
+ * These numbers stand in lab/abi/layouts.py too; a test compares them.
  */
 enum program_id {
 	PROGRAM_FROM_CONTAINER = 1,

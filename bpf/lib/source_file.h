@@ -6,7 +6,7 @@
 
 /*
  * The file in which this word stands, as a number; 0 if it has none. Up to 106 they are
- * Cilium's, and ours from 120 on, 127 being the last; lab/notifications.py has them too.
+ * Cilium's, and ours from 120 on, 127 being the last; lab/abi/notifications.py has them too.
  */
 #define SOURCE_FILE \
 	(SOURCE_IS("bpf_host.c") ? 1 : \

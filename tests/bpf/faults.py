@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from dataclasses import replace
 from enum import IntEnum
 
-from datapath.programs import load_programs
-from datapath.spec import INSN_SIZE, ProgramSpec
+from datapath.load.programs import load_programs
+from datapath.object.spec import INSN_SIZE, ProgramSpec
 from tests.bpf.loaded import Datapath
 
 _INSN = struct.Struct("<BBhi")

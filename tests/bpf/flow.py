@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 
-from datapath.maps import Map
-from datapath.syscall import TestRun
-from lab import conntrack
-from lab.conntrack import CtEntry, CtTuple
+from datapath.kernel.bpf import TestRun
+from datapath.load.maps import Map
+from lab.abi import conntrack
+from lab.abi.conntrack import CtEntry, CtTuple
 from tests.bpf.frames import ETH_P_IP, ETH_P_IPV6, ICMP, ICMPV6, TCP, eth, ipv4, ipv6
 from tests.bpf.loaded import POD, WORLD4, WORLD6, Datapath
 from tests.bpf.pod import POD4, POD6, from_pod

@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 from ipaddress import IPv4Address, IPv6Address
 
-from datapath.nodemacros import mac_bytes
+from datapath.build.nodemacros import mac_bytes
 
 ETH_P_IP, ETH_P_ARP, ETH_P_IPV6 = 0x0800, 0x0806, 0x86DD
 ICMP, TCP, UDP, SCTP, ICMPV6 = 1, 6, 17, 132, 58

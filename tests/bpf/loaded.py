@@ -11,11 +11,8 @@ from functools import cache
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 
-from datapath.collection import Collection
-from datapath.compile import compile_source, probe_compiler
-from datapath.elf import ObjectImage, read_object
-from datapath.endpoint import HOST_ID, LABEL_HOST, Endpoint, NodeConfig
-from datapath.headers import (
+from datapath.build.compile import compile_source, probe_compiler
+from datapath.build.headers import (
     netdev_header,
     node_header,
     overlay_defines,
@@ -23,12 +20,15 @@ from datapath.headers import (
     substitution,
     template_header,
 )
-from datapath.maps import Map
-from datapath.nodemacros import HOST_ENDPOINT_ID
-from datapath.programs import Program
-from datapath.spec import CollectionSpec
-from datapath.syscall import TestRun, prog_test_run
-from lab import layouts, policymap
+from datapath.build.nodemacros import HOST_ENDPOINT_ID
+from datapath.endpoint import HOST_ID, LABEL_HOST, Endpoint, NodeConfig
+from datapath.kernel.bpf import TestRun, prog_test_run
+from datapath.load.collection import Collection
+from datapath.load.maps import Map
+from datapath.load.programs import Program
+from datapath.object.reader import ObjectImage, read_object
+from datapath.object.spec import CollectionSpec
+from lab.abi import layouts, policymap
 
 LIBRARY = Path(__file__).parents[2] / "bpf"
 

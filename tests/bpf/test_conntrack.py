@@ -12,7 +12,7 @@ from dataclasses import replace
 import pytest
 
 from datapath.endpoint import WORLD_ID
-from lab import conntrack, policymap
+from lab.abi import conntrack, policymap
 from tests.bpf import frames
 from tests.bpf.flow import PORT, SERVICE, Peer
 from tests.bpf.frames import ACK, FIN, ICMP, RST, SCTP, SYN, TCP, UDP, icmp, tcp, udp

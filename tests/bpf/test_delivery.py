@@ -6,10 +6,10 @@ from ipaddress import IPv4Address, IPv6Address
 
 import pytest
 
-from lab import layouts
-from lab.conntrack import CtEntry
-from lab.layouts import Program
-from lab.policymap import policy_key_any
+from lab.abi import layouts
+from lab.abi.conntrack import CtEntry
+from lab.abi.layouts import Program
+from lab.abi.policymap import policy_key_any
 from tests.bpf import frames
 from tests.bpf.frames import ETH_LEN, ETH_P_IP, ETH_P_IPV6, eth, ipv4, ipv6, udp
 from tests.bpf.loaded import (

@@ -10,9 +10,9 @@ from ipaddress import IPv4Address, IPv6Address
 
 import pytest
 
-from datapath.syscall import TestRun
-from lab.notifications import NOTIFY_DROP, SOURCE_FILES, DropNotify
-from lab.policymap import PolicyKey
+from datapath.kernel.bpf import TestRun
+from lab.abi.notifications import NOTIFY_DROP, SOURCE_FILES, DropNotify
+from lab.abi.policymap import PolicyKey
 from tests.bpf import frames, perf
 from tests.bpf.faults import Helper, failing, missing
 from tests.bpf.frames import ETH_P_IP, ETH_P_IPV6, ICMP, ICMPV6, TCP, UDP, eth, icmp, ipv4, ipv6, tcp, udp

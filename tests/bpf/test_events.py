@@ -7,10 +7,10 @@ from contextlib import contextmanager
 
 import pytest
 
-from lab import notifications, policymap
-from lab.conntrack import ConnState
-from lab.notifications import SOURCE_FILES, DropNotify, PolicyVerdictNotify, TraceNotify, TracePoint
-from lab.policymap import PolicyMatch
+from lab.abi import notifications, policymap
+from lab.abi.conntrack import ConnState
+from lab.abi.notifications import SOURCE_FILES, DropNotify, PolicyVerdictNotify, TraceNotify, TracePoint
+from lab.abi.policymap import PolicyMatch
 from tests.bpf import perf
 from tests.bpf.flow import PORT, SERVICE, Peer
 from tests.bpf.frames import ACK, SYN, TCP, UDP, tcp, udp

@@ -8,8 +8,8 @@ from ipaddress import IPv4Address, IPv6Address
 
 import pytest
 
-from lab.conntrack import CtTuple
-from lab.policymap import POLICY_ENTRY_ALLOW, PolicyEntry, PolicyKey
+from lab.abi.conntrack import CtTuple
+from lab.abi.policymap import POLICY_ENTRY_ALLOW, PolicyEntry, PolicyKey
 from tests.bpf.frames import ETH_P_IP, ETH_P_IPV6, ICMPV6, MORE_FRAGMENTS, UDP, eth, icmp6, ipv4, ipv6, udp
 from tests.bpf.loaded import (
     CILIUM_HOST_MAC,

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from lab.policymap import policy_key_any
+from lab.abi.policymap import policy_key_any
 from tests.bpf import frames
 from tests.bpf.flow import Peer
 from tests.bpf.frames import UDP, icmp, ipv4, ipv6, udp

@@ -7,7 +7,7 @@ from ipaddress import IPv4Address, IPv6Address
 
 import pytest
 
-from lab.layouts import Program
+from lab.abi.layouts import Program
 from tests.bpf import frames
 from tests.bpf.frames import ETH_P_IP, ETH_P_IPV6, eth, ipv4, ipv6, udp
 from tests.bpf.loaded import (

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from datapath.maps import Map
-from datapath.syscall import TestRun
-from lab.layouts import Program
-from lab.policymap import POLICY_ENTRY_ALLOW, PolicyEntry, PolicyKey
+from datapath.kernel.bpf import TestRun
+from datapath.load.maps import Map
+from lab.abi.layouts import Program
+from lab.abi.policymap import POLICY_ENTRY_ALLOW, PolicyEntry, PolicyKey
 from tests.bpf.frames import ETH_P_IP, ETH_P_IPV6, eth, ipv4, ipv6, udp
 from tests.bpf.loaded import (
     CILIUM_HOST_MAC,

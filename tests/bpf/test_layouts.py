@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 from elftools.elf.elffile import ELFFile
 
-from datapath import btf
-from datapath.btf import Btf
-from datapath.compile import compile_source
-from lab import conntrack, layouts, notifications, policymap, reasons
+from datapath.build.compile import compile_source
+from datapath.object import btf
+from datapath.object.btf import Btf
+from lab.abi import conntrack, layouts, notifications, policymap, reasons
 from tests.bpf.loaded import LIBRARY
 
 EVENTS = ("notify_header", "drop_notify", "trace_notify", "policy_verdict_notify")

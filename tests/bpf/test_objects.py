@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 from elftools.elf.elffile import ELFFile
 
-from datapath.compile import compile_source, probe_compiler
-from datapath.elf import read_object
-from datapath.spec import MapSpec
-from datapath.syscall import MapType, possible_cpus
-from datapath.verify import verify_object
+from datapath.build.compile import compile_source, probe_compiler
+from datapath.kernel.bpf import MapType, possible_cpus
+from datapath.load.verify import verify_object
+from datapath.object.reader import read_object
+from datapath.object.spec import MapSpec
 from tests.bpf.loaded import HOST, LIBRARY, Build, compiled, spec_of
 
 SOURCES = ("bpf_lxc.c", "bpf_host.c", "bpf_overlay.c")

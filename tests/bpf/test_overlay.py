@@ -15,14 +15,15 @@ from ipaddress import IPv4Address, IPv6Address
 
 import pytest
 
-from datapath import tools
 from datapath.endpoint import HOST_ID
-from datapath.maps import Map, open_pin
-from datapath.netns import enter
-from lab import layouts, metrics, policymap
-from lab.agent import Agent
-from lab.node import Node
-from lab.topology import NODE, OUTSIDE, NodeSpec
+from datapath.kernel.netns import enter
+from datapath.load.maps import Map, open_pin
+from lab.abi import layouts, policymap
+from lab.agent.agent import Agent
+from lab.node.node import Node
+from lab.node.topology import NODE, OUTSIDE, NodeSpec
+from lab.system import tools
+from lab.watch import metrics
 from tests.bpf import frames
 
 pytestmark = pytest.mark.privileged

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from datapath.collection import Collection
-from datapath.programs import Program
-from datapath.spec import CollectionSpec, MapSpec, ProgramSpec
-from datapath.syscall import MapType, ProgType, TestRun
+from datapath.kernel.bpf import MapType, ProgType, TestRun
+from datapath.load.collection import Collection
+from datapath.load.programs import Program
+from datapath.object.spec import CollectionSpec, MapSpec, ProgramSpec
 from tests.bpf.loaded import Datapath
 
 _NEXT = "cilium_calls_tunnel"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from datapath.compile import Compiler, compile_source, probe_compiler
+from datapath.build.compile import Compiler, compile_source, probe_compiler
 from datapath.errors import ToolMissing
 
 PREAMBLE = r"""

@@ -15,27 +15,27 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from datapath import hooks, syscall
+from datapath.build.templates import TEMPLATES_DIR
 from datapath.endpoint import DatapathConfig, Endpoint
 from datapath.errors import ReloadlabError
-from datapath.hooks import Direction, Filter
-from datapath.inventory import slots
+from datapath.kernel import bpf, hooks
+from datapath.kernel.bpf import MapType
+from datapath.kernel.hooks import Direction, Filter
+from datapath.kernel.inventory import slots
+from datapath.kernel.netlink import NetlinkSocket, attributes, text
+from datapath.load.maps import Map
 from datapath.loader import Loader
-from datapath.maps import Map
-from datapath.netlink import NetlinkSocket, attributes, text
-from datapath.outcome import Outcome
-from datapath.plan import Plan, Step
-from datapath.plans import OVERLAY_SUBJECT
-from datapath.syscall import MapType
-from datapath.templates import TEMPLATES_DIR
-from datapath.tools import run
-from datapath.transaction import Observer
-from datapath.workspace import Workspace
-from lab import state
-from lab.invariants import unchanged
-from lab.node import Node
-from lab.snapshot import Snapshot, program_maps, take
-from lab.topology import NodeSpec
+from datapath.reload.outcome import Outcome
+from datapath.reload.plans import OVERLAY_SUBJECT
+from datapath.reload.step import Plan, Step
+from datapath.reload.transaction import Observer
+from datapath.reload.workspace import Workspace
+from lab.node import registry
+from lab.node.node import Node
+from lab.node.topology import NodeSpec
+from lab.system.tools import run
+from lab.watch.invariants import unchanged
+from lab.watch.snapshot import Snapshot, program_maps, take
 
 TC_ACT_OK = 0
 _LD_IMM64, _MOV_R0, _EXIT, _PSEUDO_MAP_FD = 0x18, 0xB7, 0x95, 1
@@ -54,7 +54,7 @@ def load_using(map_fd: int) -> int:
 
 def _load(insns: bytes, value: int) -> int:
     insns += struct.pack("=BBhi", _MOV_R0, 0, 0, value) + struct.pack("=BBhi", _EXIT, 0, 0, 0)
-    fd = syscall.prog_load(syscall.ProgType.SCHED_CLS, insns, "GPL", name="tiny")
+    fd = bpf.prog_load(bpf.ProgType.SCHED_CLS, insns, "GPL", name="tiny")
     assert fd >= 0, os.strerror(-fd)
     return fd
 
@@ -70,7 +70,7 @@ def program(value: int = TC_ACT_OK) -> Iterator[int]:
 
 
 def program_id(fd: int) -> int:
-    return syscall.prog_info(fd).id
+    return bpf.prog_info(fd).id
 
 
 def until(condition: Callable[[], bool], what: str, *, seconds: float = 5.0) -> None:
@@ -282,7 +282,7 @@ def calls_of(rig: Rig, ifname: str) -> set[int]:
 
 @contextmanager
 def rig(
-    templates: Path, *, changes: dict[str, Any] | None = None, size: str = state.DEFAULT_SIZE, **spec: Any
+    templates: Path, *, changes: dict[str, Any] | None = None, size: str = registry.DEFAULT_SIZE, **spec: Any
 ) -> Iterator[Rig]:
     """Make a node with a loader; `spec` are fields of NodeSpec, `changes` fields of DatapathConfig."""
     name = f"rig-{uuid.uuid4().hex[:8]}"

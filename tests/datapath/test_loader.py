@@ -14,17 +14,17 @@ from pathlib import Path
 import pytest
 
 from datapath.errors import Cancelled, LinkNotFound
-from datapath.hooks import Direction
-from datapath.inventory import slots
+from datapath.kernel.hooks import Direction
+from datapath.kernel.inventory import slots
+from datapath.kernel.pins import map_id
+from datapath.load.maps import open_pin
 from datapath.loader import Loader
-from datapath.maps import open_pin
-from datapath.pins import map_id
-from datapath.plan import Step
-from datapath.workspace import Workspace
-from lab.scenario import Gate
-from lab.snapshot import program_maps, take
+from datapath.reload.step import Step
+from datapath.reload.workspace import Workspace
+from lab.scenario.scenario import Gate
+from lab.watch.snapshot import program_maps, take
 from tests.datapath import support
-from tests.datapath.crasher import Request, crasher
+from tests.datapath.reload.crasher import Request, crasher
 from tests.datapath.support import Rig
 from tests.lab.wires import ip
 

@@ -7,7 +7,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from lab.agent import Agent
+from lab.agent.agent import Agent
 from tests.lab.conversations import CLIENT, Pods, loaded
 
 

@@ -14,14 +14,14 @@ from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from typing import Any
 
-from datapath.maps import open_pin
-from lab import metrics
-from lab.agent import Agent
-from lab.conntrack import TUPLE_F_IN, TUPLE_F_OUT, CtEntry, CtTuple
-from lab.netns import enter, sysctl
-from lab.node import Node
-from lab.sockets import Address, bound_socket
-from lab.topology import HOST, NodeSpec, PodSpec
+from datapath.load.maps import open_pin
+from lab.abi.conntrack import TUPLE_F_IN, TUPLE_F_OUT, CtEntry, CtTuple
+from lab.agent.agent import Agent
+from lab.node.node import Node
+from lab.node.topology import HOST, NodeSpec, PodSpec
+from lab.system.netns import enter, sysctl
+from lab.system.sockets import Address, bound_socket
+from lab.watch import metrics
 from tests.lab.labs import unique_name
 
 CLIENT, SERVER = "client", "server"

@@ -13,14 +13,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from datapath.tools import run
-from lab import state
+from lab.node import registry
+from lab.system.tools import run
 
 UP = (
-    "import sys; from lab.node import Node; from lab.topology import NodeSpec; "
+    "import sys; from lab.node.node import Node; from lab.node.topology import NodeSpec; "
     "Node.up(NodeSpec(sys.argv[1], pods=int(sys.argv[2])))"
 )
-DOWN = "import sys; from lab import state; state.remove(sys.argv[1])"
+DOWN = "import sys; from lab.node import registry; registry.remove(sys.argv[1])"
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -35,8 +35,8 @@ def removed(name: str) -> Iterator[str]:
     try:
         yield name
     finally:
-        if state.lab_root(name).exists():
-            state.remove(name, force=True)
+        if registry.lab_root(name).exists():
+            registry.remove(name, force=True)
 
 
 def ip(netns: Path, *words: str) -> list[dict[str, Any]]:
@@ -57,7 +57,7 @@ def python(code: str, *argv: str) -> subprocess.Popen[str]:
 
 def cli(*argv: str) -> list[str]:
     """Return the command line of a `reloadlab` command."""
-    return [sys.executable, "-m", "lab.cli", *argv]
+    return [sys.executable, "-m", "lab.cli.main", *argv]
 
 
 def start(argv: Sequence[str]) -> subprocess.Popen[str]:
@@ -77,7 +77,7 @@ def start(argv: Sequence[str]) -> subprocess.Popen[str]:
 
 def mounts_of(name: str) -> list[str]:
     """Return the mounts of this mount namespace that belong to a lab."""
-    root = f"{state.lab_root(name)}"
+    root = f"{registry.lab_root(name)}"
     targets = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
     return [target for target in targets if target == root or target.startswith(f"{root}/")]
 

@@ -14,8 +14,8 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from datapath.tools import run
-from lab.netns import CLONE_NEWNET, enter
+from lab.system.netns import CLONE_NEWNET, enter
+from lab.system.tools import run
 
 TUNSETIFF = 0x400454CA
 IFF_TUN, IFF_NO_PI = 0x1, 0x1000

@@ -1,0 +1,96 @@
+"""The object files of an endpoint: which template each is made from, and what is substituted in it."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from datapath.build.headers import overlay_substitution
+from datapath.build.templates import Kind, Template
+from datapath.endpoint import Endpoint
+from datapath.kernel.netlink import Interface
+from datapath.object.spec import Substitution
+
+
+@dataclass(frozen=True)
+class ObjectFile:
+    """One object of a reload, written to `path`. `device` is set for the copies of the host's object.
+
+    `endpoint` is None for the overlay, which belongs to no endpoint.
+    """
+
+    kind: Kind
+    path: Path
+    generation: int
+    endpoint: Endpoint | None = None
+    device: Interface | None = None
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @property
+    def upcoming(self) -> Path:
+        """Where the copy lies until the reload commits: a failed reload must not replace the object that runs."""
+        return Path(f"{self.path}.new")
+
+    @property
+    def _former(self) -> Path:
+        return Path(f"{self.path}.old")
+
+    def substitution(self, template: Template) -> Substitution:
+        """Return what makes the template's object this one."""
+        if self.endpoint is None:
+            return overlay_substitution(self.generation)
+        if self.device is None:
+            return template.substitution(self.endpoint)
+        return template.device_substitution(self.endpoint, self.device.name, self.device.ifindex, self.device.mac)
+
+    def write(self, *pieces: bytes | memoryview) -> None:
+        """Write the copy, piece by piece; OSError (a full disk, say) leaves nothing behind."""
+        try:
+            with os.fdopen(self._create(), "wb") as file:
+                file.writelines(pieces)
+        except OSError as error:
+            self.discard()
+            # write(2) does not say which file it was.
+            raise OSError(error.errno, error.strerror, str(self.upcoming)) from error
+
+    def _create(self) -> int:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+        try:
+            return os.open(self.upcoming, flags, 0o600)
+        except FileNotFoundError:
+            self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            return os.open(self.upcoming, flags, 0o600)
+
+    def publish(self) -> None:
+        """Put the copy in its place. The former one is kept until `settle`, for `retract`."""
+        with suppress(FileNotFoundError):
+            try:
+                os.link(self.path, self._former)
+            except FileExistsError:
+                os.unlink(self._former)  # left by a reload that was killed
+                os.link(self.path, self._former)
+        try:
+            os.rename(self.upcoming, self.path)
+        except OSError:
+            self.settle()
+            raise
+
+    def retract(self) -> None:
+        """Take `publish` back."""
+        self.path.rename(self.upcoming)
+        with suppress(FileNotFoundError):
+            self._former.rename(self.path)
+
+    def settle(self) -> None:
+        """Make `publish` final."""
+        with suppress(FileNotFoundError):
+            self._former.unlink()
+
+    def discard(self) -> None:
+        with suppress(FileNotFoundError):
+            self.upcoming.unlink()

@@ -1,0 +1,359 @@
+"""Templates: one compilation for all endpoints whose programs differ in constants and names only.
+
+The cache follows pkg/datapath/loader/cache.go and hash.go: the hash covers everything that the compiler sees and
+nothing that is substituted afterwards; N callers of one hash make one clang, between threads and between processes.
+"""
+
+from __future__ import annotations
+
+import enum
+import hashlib
+import shutil
+import threading
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from copy import copy
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from bpf import LIBRARY
+from datapath.build import headers
+from datapath.build.compile import DEFAULT_TIMEOUT, Compiler, compile_source, probe_compiler, scratch_prefix
+from datapath.build.sources import SourceTree
+from datapath.endpoint import DatapathConfig, Endpoint, NodeConfig
+from datapath.errors import CompileError, ObjectError
+from datapath.load.programs import VerifyTimes
+from datapath.locks import DirectoryLock, acquire
+from datapath.object.reader import ObjectImage, read_object
+from datapath.object.spec import Substitution
+
+TEMPLATES_DIR = "templates"
+
+_ATTEMPTS = 3
+"""How often a template's directory may vanish under a compilation before that is an error."""
+
+
+class Kind(enum.Enum):
+    """The three programs that are compiled; the value is the source's name without suffix."""
+
+    LXC = "bpf_lxc"
+    HOST = "bpf_host"
+    OVERLAY = "bpf_overlay"
+
+    @property
+    def source(self) -> str:
+        return f"{self.value}.c"
+
+    @property
+    def object(self) -> str:
+        return f"{self.value}.o"
+
+
+class Outcome(enum.Enum):
+    """How a template was come by."""
+
+    COMPILED = "compiled"
+    WAITED = "waited"
+    """Somebody else compiled it (or read it) while this caller waited."""
+    HIT = "hit"
+
+
+@dataclass(frozen=True, slots=True)
+class Template:
+    """A compiled and parsed template. `verify_times` remembers how long the kernel took for its programs."""
+
+    hash: str
+    kind: Kind
+    path: Path
+    image: ObjectImage
+    verify_times: VerifyTimes = field(compare=False)
+
+    def substitution(self, endpoint: Endpoint) -> Substitution:
+        """Return what makes this template's object the endpoint's, with the policy programs that it really has."""
+        return headers.fitting(headers.substitution(endpoint, host_firewall=True, l7=True), self.image.spec)
+
+    def device_substitution(
+        self, endpoint: Endpoint, ifname: str, ifindex: int, mac: str | None, *, secctx_from_ipcache: bool = True
+    ) -> Substitution:
+        """Return what makes the host's template the object of one device (headers.device_substitution)."""
+        sub = headers.device_substitution(
+            endpoint, ifname, ifindex, mac, host_firewall=True, secctx_from_ipcache=secctx_from_ipcache
+        )
+        return headers.fitting(sub, self.image.spec)
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """A template and the price of it, in seconds (spans bpfCompilation and bpfWaitForELF, and the parsing)."""
+
+    template: Template
+    outcome: Outcome
+    compile_seconds: float = 0.0
+    wait_seconds: float = 0.0
+    parse_seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Base:
+    """What the requests of one node configuration have in common (objectCache.baseHash)."""
+
+    node: NodeConfig
+    compiler: Compiler
+    files: Mapping[str, str]
+    digest: hashlib._Hash
+
+
+@dataclass(frozen=True, slots=True)
+class _Request:
+    """Everything that one compilation depends on; `files` are the generated headers by name."""
+
+    kind: Kind
+    hash: str
+    library: Path
+    directory: Path
+    files: Mapping[str, str]
+    defines: tuple[tuple[str, str], ...]
+    compiler: Compiler
+    werror: bool
+
+    @property
+    def path(self) -> Path:
+        return self.directory / self.kind.object
+
+
+@dataclass(slots=True)
+class _Slot:
+    """What this process knows about one hash. All but `lock` is read and written under `lock`."""
+
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    template: Template | None = None
+    stamp: tuple[int, ...] = ()
+    failures: int = 0
+    failure: CompileError | None = None
+
+
+class TemplateCache:
+    """Fetches templates, compiling what is missing. Safe for many threads and for many processes on one directory.
+
+    `werror` makes warnings errors; by default that is so for our own sources only. `on_compile` is called, in the
+    compiling thread, before each clang.
+    """
+
+    def __init__(
+        self,
+        config: DatapathConfig,
+        *,
+        compiler: Compiler | None = None,
+        werror: bool | None = None,
+        timeout: float = DEFAULT_TIMEOUT,
+        on_compile: Callable[[Kind, str], None] | None = None,
+    ) -> None:
+        self._config = config
+        self._compiler = compiler
+        self._werror = config.library == LIBRARY if werror is None else werror
+        self._timeout = timeout
+        self._on_compile = on_compile
+        self._sources = SourceTree(config.library)
+        self._lock = threading.Lock()
+        self._slots: dict[str, _Slot] = {}
+        self._base: _Base | None = None
+        self._requests: dict[tuple[Endpoint, str], _Request] = {}
+
+    @property
+    def directory(self) -> Path:
+        return self._config.state / TEMPLATES_DIR
+
+    def update(self, config: DatapathConfig) -> None:
+        """Take another configuration: from now on hashes are those of its node and its defines (objectCache.Update)."""
+        # In this order: a request that is made meanwhile must not be remembered for the new configuration.
+        self._config = config
+        self._requests = {}
+
+    def inherited(self) -> TemplateCache:
+        """Return a cache for a forked process that knows these templates, whoever held their locks at the fork."""
+        cache = copy(self)
+        cache._lock = threading.Lock()
+        cache._sources = self._sources.inherited()
+        cache._slots = {
+            name: _Slot(template=slot.template, stamp=slot.stamp) for name, slot in list(self._slots.items())
+        }
+        return cache
+
+    def clear(self) -> None:
+        """Remove all templates, as an agent does when it starts (RestoreTemplates). No reload may be under way."""
+        with self._lock:
+            self._slots.clear()
+        with suppress(FileNotFoundError):
+            shutil.rmtree(self.directory)
+
+    def hash(self, endpoint: Endpoint) -> str:
+        """Return the hash of the template that `endpoint` needs; nothing is compiled."""
+        return self._request(endpoint).hash
+
+    def overlay_hash(self) -> str:
+        return self._overlay_request().hash
+
+    def fetch(self, endpoint: Endpoint, *, cancel: threading.Event | None = None) -> Template:
+        """Return the template of `endpoint`, compiled if it is not there.
+
+        Raises CompileError, Cancelled (once `cancel` is set, while waiting too), ToolMissing, ObjectError. A caller
+        that waited for a compilation that failed gets the same error and does not compile again.
+        """
+        return self.fetch_timed(endpoint, cancel=cancel).template
+
+    def fetch_overlay(self, *, cancel: threading.Event | None = None) -> Template:
+        """Return the object of the tunnel device: compiled like a template, its calls map named at compile time."""
+        return self.fetch_overlay_timed(cancel=cancel).template
+
+    def fetch_timed(self, endpoint: Endpoint, *, cancel: threading.Event | None = None) -> Fetched:
+        """Fetch, and say whether that meant compiling, waiting for another's compilation, or neither."""
+        return self._fetch(self._request(endpoint), cancel)
+
+    def fetch_overlay_timed(self, *, cancel: threading.Event | None = None) -> Fetched:
+        """Fetch the tunnel device's object, and say what that meant."""
+        return self._fetch(self._overlay_request(), cancel)
+
+    def _request(self, endpoint: Endpoint) -> _Request:
+        """Return the request for an endpoint's template; those of a node's endpoints are few, and are remembered."""
+        known = self._requests
+        sources = self._sources.digest()
+        key = headers.template_endpoint(endpoint), sources
+        request = known.get(key)
+        if request is None:
+            kind = Kind.HOST if endpoint.is_host else Kind.LXC
+            files = {"ep_config.h": headers.template_header(endpoint)}
+            request = known[key] = self._make_request(kind, sources, files, {})
+        return request
+
+    def _overlay_request(self) -> _Request:
+        return self._make_request(Kind.OVERLAY, self._sources.digest(), {}, headers.overlay_defines(self._config.node))
+
+    def _make_request(self, kind: Kind, sources: str, files: Mapping[str, str], defines: Mapping[str, str]) -> _Request:
+        base, library = self._node_base(), self._config.library
+        options = tuple(sorted({**dict(self._config.defines), **defines}.items()))
+        digest = base.digest.copy()
+        for word in (
+            kind.value,
+            repr(options),
+            sources,
+            *(part for item in files.items() for part in item),
+        ):
+            _add(digest, word)
+        name = digest.hexdigest()
+        return _Request(
+            kind=kind,
+            hash=name,
+            library=library,
+            directory=self.directory.absolute() / name,
+            files={**base.files, **files},
+            defines=options,
+            compiler=base.compiler,
+            werror=self._werror,
+        )
+
+    def _node_base(self) -> _Base:
+        """Return the part of all requests that changes with the node only: a fetch is to cost less than a step."""
+        node, base = self._config.node, self._base
+        if base is not None and base.node is node:
+            return base
+        compiler = self._probe()
+        files = {"node_config.h": headers.node_header(node), "netdev_config.h": headers.netdev_header(node)}
+        digest = hashlib.sha256()
+        for word in (compiler.version, *compiler.flags(werror=self._werror), *files.values()):
+            _add(digest, word)
+        self._base = _Base(node, compiler, files, digest)
+        return self._base
+
+    def _probe(self) -> Compiler:
+        with self._lock:
+            if self._compiler is None:
+                self._compiler = probe_compiler(self._config.clang)
+            return self._compiler
+
+    def _fetch(self, request: _Request, cancel: threading.Event | None) -> Fetched:
+        with self._lock:
+            slot = self._slots.setdefault(request.hash, _Slot())
+        failures, started = slot.failures, time.monotonic()
+        waited = not slot.lock.acquire(blocking=False)
+        if waited:
+            acquire(slot.lock, cancel)
+        try:
+            wait = time.monotonic() - started if waited else 0.0
+            if slot.template is not None and slot.stamp == _stamp(request.path):
+                return Fetched(slot.template, Outcome.WAITED if waited else Outcome.HIT, wait_seconds=wait)
+            if slot.failure is not None and slot.failures != failures:
+                raise CompileError(slot.failure.output, slot.failure.argv, slot.failure.stderr) from slot.failure
+            slot.failure = slot.template = None
+            try:
+                fetched = self._produce(request, slot, cancel)
+            except CompileError as error:
+                slot.failure, slot.failures = error, slot.failures + 1
+                raise
+            return replace(fetched, wait_seconds=fetched.wait_seconds + wait)
+        finally:
+            slot.lock.release()
+
+    def _produce(self, request: _Request, slot: _Slot, cancel: threading.Event | None) -> Fetched:
+        """Find or compile the object and parse it; the caller holds the slot's lock."""
+        for attempts_left in reversed(range(_ATTEMPTS)):
+            with DirectoryLock(request.directory, cancel) as lock:
+                found = request.path.is_file()
+                try:
+                    compiled = 0.0 if found else self._compile(request, cancel)
+                    stamp, started = _stamp(request.path), time.monotonic()
+                    image = read_object(request.path)
+                except (CompileError, ObjectError):
+                    # No verdict on the source: an object from the disk was damaged, or the directory went under us.
+                    if not attempts_left or (not found and lock.intact()):
+                        raise
+                    request.path.unlink(missing_ok=True)
+                    continue
+            parsed = time.monotonic() - started
+            outcome = Outcome.WAITED if lock.waited else Outcome.HIT
+            slot.template = Template(request.hash, request.kind, request.path, image, VerifyTimes())
+            slot.stamp = stamp
+            return Fetched(slot.template, outcome if found else Outcome.COMPILED, compiled, lock.waited, parsed)
+        raise CompileError(request.kind.object, (), f"error: {request.directory} is removed again and again")
+
+    def _compile(self, request: _Request, cancel: threading.Event | None) -> float:
+        """Compile under the directory's lock and return the seconds that it took."""
+        if self._on_compile is not None:
+            self._on_compile(request.kind, request.hash)
+        started = time.monotonic()
+        try:
+            # What a killed process left; nobody else works here while we hold the lock.
+            for scratch in request.directory.glob(f"{scratch_prefix(request.path)}*"):
+                shutil.rmtree(scratch, ignore_errors=True)
+            for name, text in request.files.items():
+                (request.directory / name).write_text(text)
+        except OSError as error:
+            reason = f"error: failed to write template header: {error.filename or request.directory}: {error.strerror}"
+            raise CompileError(request.kind.object, (), reason) from error
+        compile_source(
+            request.library / request.kind.source,
+            request.path,
+            # The node's headers lie beside ep_config.h, not in one place for all: another process may compile another
+            # configuration of the same node at this moment.
+            includes=(request.directory, request.library, request.library / "include"),
+            defines=request.defines,
+            compiler=request.compiler,
+            werror=request.werror,
+            timeout=self._timeout,
+            cancel=cancel,
+        )
+        return time.monotonic() - started
+
+
+def _add(digest: hashlib._Hash, word: str) -> None:
+    """Add a word with its length, so that no two lists of words look alike."""
+    digest.update(f"{len(word)}\0{word}".encode())
+
+
+def _stamp(path: Path) -> tuple[int, ...]:
+    """Return what tells one file from another of the same name; () if there is none."""
+    try:
+        info = path.stat()
+    except OSError:
+        return ()
+    return info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns

@@ -1,0 +1,89 @@
+"""What the kernel runs: the programs and maps that can be reached from an attached program, through its tail calls."""
+
+from __future__ import annotations
+
+import errno
+import os
+import struct
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from datapath.errors import BpfError
+from datapath.kernel import bpf
+
+LARGEST_CALLS_MAP = 256
+"""Program arrays beyond this size belong to the whole node (cilium_call_policy), not to one object: not followed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reach:
+    """Ids of programs and maps, the starting programs included. `calls` are those of `maps` that are calls maps."""
+
+    programs: frozenset[int]
+    maps: frozenset[int]
+    calls: frozenset[int]
+
+
+@contextmanager
+def program_by_id(ident: int) -> Iterator[int]:
+    """Open a program for the time of a block."""
+    fd = bpf.prog_fd_by_id(ident)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def reach(program_ids: Iterable[int]) -> Reach:
+    """Follow the calls maps of the given programs; programs that are gone are passed over."""
+    programs: set[int] = set()
+    maps: set[int] = set()
+    calls: set[int] = set()
+    todo = list(program_ids)
+    while todo:
+        ident = todo.pop()
+        if ident in programs:
+            continue
+        try:
+            with program_by_id(ident) as fd:
+                used = bpf.prog_info(fd).map_ids
+        except BpfError as error:
+            if error.errno == errno.ENOENT:
+                continue
+            raise
+        programs.add(ident)
+        for map_id in set(used) - maps:
+            maps.add(map_id)
+            filled = slots(map_id)
+            if filled is not None:
+                calls.add(map_id)
+                todo += filled.values()
+    return Reach(frozenset(programs), frozenset(maps), frozenset(calls))
+
+
+def slots(map_id: int) -> dict[int, int] | None:
+    """Return slot -> program id of a calls map; None for any other map, or one that is gone."""
+    try:
+        fd = bpf.map_fd_by_id(map_id)
+    except BpfError as error:
+        if error.errno == errno.ENOENT:
+            return None
+        raise
+    try:
+        return read_slots(fd)
+    finally:
+        os.close(fd)
+
+
+def read_slots(fd: int) -> dict[int, int] | None:
+    """Return slot -> program id of an open calls map; None for any other map."""
+    info = bpf.map_info(fd)
+    if info.type != bpf.MapType.PROG_ARRAY or info.max_entries > LARGEST_CALLS_MAP:
+        return None
+    filled = {}
+    for slot in range(info.max_entries):
+        value = bpf.map_lookup(fd, struct.pack("=I", slot), 4)
+        if value is not None:
+            filled[slot] = struct.unpack("=I", value)[0]
+    return filled

@@ -1,0 +1,128 @@
+"""The migration protocol on a bpffs: a map that cannot be reused is moved aside until nothing needs it any more.
+
+For a pin P (pkg/bpf/bpffs_migrate.go): `repin` renames P to P:pending, the load then creates a new map at P;
+`finalize` removes P:pending, `revert` renames it back over the new one. The kernel empties a program array when its
+last pin or descriptor goes, even though attached programs still use it, so `finalize` must wait for the last attach.
+
+Unlike the reference, which removes whatever it finds at P:pending, `recover` looks at what a killed reload left behind
+and keeps the maps that attached programs use: see there.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from datapath.kernel import bpf
+
+PENDING, STALE = ":pending", ":stale"
+
+
+def is_calls_map(name: str) -> bool:
+    """Tell whether the map belongs to one object and is always migrated (cilium_calls_xdp_ is shared by objects)."""
+    return name.startswith("cilium_calls_") and not name.startswith("cilium_calls_xdp")
+
+
+@dataclass(frozen=True, slots=True)
+class Pin:
+    """One pinned map; `path` is where programs expect it."""
+
+    path: Path
+
+    @property
+    def pending(self) -> Path:
+        return Path(f"{self.path}{PENDING}")
+
+    @property
+    def stale(self) -> Path:
+        return Path(f"{self.path}{STALE}")
+
+    def leftovers(self) -> list[Path]:
+        """Return what is pinned beside the map: `pending`, then what earlier reloads had to keep, the newest first."""
+        directory, name = os.path.split(self.path)
+        try:
+            found = [other for other in os.listdir(directory) if other.startswith(f"{name}:")]
+        except FileNotFoundError:
+            return []
+        found.sort(key=lambda other: (other != name + PENDING, -len(other)))
+        return [Path(directory, other) for other in found]
+
+    def repin(self) -> bool:
+        """Move the map aside; False if nothing is pinned. A `pending` that is still needed moves to `stale`."""
+        if self.pending.exists():
+            # Two reloads may have been killed one after the other: there can be a stale one already.
+            kept = self.stale
+            while kept.exists():
+                kept = kept.with_name(kept.name + STALE)
+            self.pending.rename(kept)
+        try:
+            self.path.rename(self.pending)
+        except FileNotFoundError:
+            return False
+        return True
+
+    def finalize(self) -> None:
+        """Let go of the old maps. Only when no attached program uses them."""
+        for path in self.leftovers():
+            path.unlink(missing_ok=True)
+
+    def revert(self) -> None:
+        """Put the old map back over whatever was pinned in its place."""
+        self.pending.rename(self.path)
+        for kept in self.leftovers()[:1]:
+            kept.rename(self.pending)
+
+    def recover(self, in_use: Callable[[int], bool]) -> str | None:
+        """Finish what killed reloads began; `in_use` tells whether a program that packets meet uses a map id.
+
+        Killed before its first attach: the old map goes back. Killed after its last: the old one is let go. Killed in
+        between, old and new programs are attached side by side: the kernel would empty a program array that loses its
+        pin, so each keeps its own until the reload that follows has replaced both; other maps need no pin to live on.
+        Returns what was done, None if there was nothing to do.
+        """
+        left = self.leftovers()
+        if not left:
+            return None
+        there = self.path.exists()
+        needed = [path for path in left if in_use(map_id(path))]
+        if not there or (needed and not in_use(map_id(self.path))):
+            # Without a user the newest is as good as any, and better than none: it has its content.
+            back = (needed or left)[0]
+            back.rename(self.path)
+            self._let_go(path for path in left if path is not back and path not in needed)
+            return f"restored {self.path.name} from {back.name}, left by a reload that did not end"
+        kept = [path for path in needed if _is_program_array(path)]
+        self._let_go(path for path in left if path not in kept)
+        if kept:
+            return f"kept {', '.join(path.name for path in kept)}: a reload died between two attaches"
+        return f"removed {', '.join(path.name for path in left)}, left by a reload that did not end"
+
+    def _let_go(self, paths: Iterable[Path]) -> None:
+        for path in paths:
+            path.unlink(missing_ok=True)
+
+
+def left_behind(directory: Path) -> frozenset[str]:
+    """Return the names of the maps beside which there are pins of reloads that did not end, or are under way."""
+    if not directory.is_dir():
+        return frozenset()
+    return frozenset(name.partition(":")[0] for name in os.listdir(directory) if ":" in name)
+
+
+def map_id(path: Path) -> int:
+    """Return the id of the map that is pinned at `path`."""
+    return _info(path).id
+
+
+def _is_program_array(path: Path) -> bool:
+    return _info(path).type == bpf.MapType.PROG_ARRAY
+
+
+def _info(path: Path) -> bpf.MapInfo:
+    fd = bpf.obj_get(path)
+    try:
+        return bpf.map_info(fd)
+    finally:
+        os.close(fd)

@@ -1,0 +1,36 @@
+"""Carrying the content of a map over into the one that replaces it, where the layout allows it."""
+
+from __future__ import annotations
+
+import errno
+
+from datapath.errors import BpfError
+from datapath.kernel.bpf import HASH_TYPES, PERCPU_TYPES, MapType
+from datapath.load.maps import Map
+
+_ARRAYS = frozenset((MapType.ARRAY, MapType.PERCPU_ARRAY))
+
+
+def can_copy(old: Map, new: Map) -> bool:
+    """Tell whether an entry of `old` means the same in `new`: same sizes, and keys of the same kind."""
+    kinds = (HASH_TYPES, _ARRAYS, frozenset((MapType.LPM_TRIE,)))
+    same_kind = any(old.info.type in kind and new.info.type in kind for kind in kinds)
+    same_value = (old.info.type in PERCPU_TYPES) == (new.info.type in PERCPU_TYPES)
+    sizes = (old.info.key_size, old.info.value_size) == (new.info.key_size, new.info.value_size)
+    return same_kind and same_value and sizes
+
+
+def copy(old: Map, new: Map) -> int:
+    """Copy every entry; returns how many did not fit because `new` has room for fewer."""
+    return sum(not put(new, key, value) for key, value in old.items())
+
+
+def put(target: Map, key: bytes, value: bytes) -> bool:
+    """Write an entry; False if there is no room for it."""
+    try:
+        target.update(key, value)
+    except BpfError as error:
+        if error.errno not in (errno.E2BIG, errno.ENOSPC):
+            raise
+        return False
+    return True

@@ -1,0 +1,222 @@
+"""Maps in the kernel: opened by their pins, compared with what the object asks for, or created and pinned."""
+
+from __future__ import annotations
+
+import errno
+import os
+import struct
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from datapath.errors import BpfError, MapDifference, MapIncompatible, ObjectError, PinPathError
+from datapath.kernel import bpf
+from datapath.kernel.bpf import MapInfo, MapType
+from datapath.kernel.map import CacheEntry, CreatedPin, Map, MapCache, open_pin, round_up
+from datapath.object.spec import CollectionSpec, MapSpec
+
+__all__ = ["CreatedPin", "Map", "MapCache", "MapSet", "differences", "ensure_pin_dir", "load_maps", "open_pin"]
+
+BPF_F_NO_COMMON_LRU = 1 << 1
+BPF_F_RDONLY_PROG = 1 << 7
+
+_PIN_TRIES = (
+    8  # a pin that comes and goes between two calls is tried again; more often than this nobody is that unlucky
+)
+_OF_MAPS = frozenset((MapType.ARRAY_OF_MAPS, MapType.HASH_OF_MAPS))
+_DEVMAPS = frozenset((MapType.DEVMAP, MapType.DEVMAP_HASH))
+_SLOT = struct.Struct("=I")
+
+
+@dataclass(slots=True)
+class MapSet:
+    """The open maps of one load, by name. Closing it leaves the pins; `discard` takes back those it made as well."""
+
+    maps: dict[str, Map] = field(default_factory=dict)
+    created_pins: list[CreatedPin] = field(default_factory=list)
+    created: set[str] = field(default_factory=set)
+    _cache: MapCache | None = None
+    _borrowed: list[CacheEntry] = field(default_factory=list)
+    _owned: list[Map] = field(default_factory=list)
+
+    def close(self) -> None:
+        """Close the descriptors that this set owns; a second call does nothing."""
+        while self._owned:
+            self._owned.pop().close()
+        while self._borrowed and self._cache is not None:
+            self._cache.release(self._borrowed.pop())
+
+    def remove_pins(self) -> None:
+        """Remove the pins that this load made, as far as they still lead to its maps."""
+        while self.created_pins:
+            self.created_pins.pop().remove()
+
+    def discard(self) -> None:
+        with ExitStack() as stack:
+            stack.callback(self.close)
+            self.remove_pins()
+
+
+def load_maps(spec: CollectionSpec, pin_dir: Path | None, *, cache: MapCache | None = None) -> MapSet:
+    """Open or create every map of an object.
+
+    Maps pinned by name are opened if `pin_dir` holds them, otherwise created and pinned there; without `pin_dir` all
+    are created and none is pinned. MapIncompatible, with every difference of every map, comes before anything is
+    created. Two loaders that create the same map at once end with the same one: whoever pins second opens the first
+    one's. On failure nothing is left: no descriptor, no pin of ours.
+    """
+    result = MapSet(_cache=cache)
+    with ExitStack() as undo:
+        undo.callback(result.discard)
+        if pin_dir is not None and any(m.pinned for m in spec.maps.values()):
+            ensure_pin_dir(pin_dir)
+            _open_pinned(spec, pin_dir, result)
+        for item in spec.maps.values():
+            if item.name not in result.maps:
+                _create(item, pin_dir if item.pinned else None, result)
+        for item in spec.maps.values():
+            if item.contents and item.type in _OF_MAPS and item.name in result.created:
+                _fill_outer(spec.path, item, result.maps)
+        undo.pop_all()
+    return result
+
+
+def ensure_pin_dir(pin_dir: Path) -> None:
+    """Make the directory of the pins; PinPathError if it does not lie on a bpffs (pkg/bpf: MkdirBPF)."""
+    existing = pin_dir
+    while True:
+        try:
+            magic = bpf.fs_magic(existing)
+            break
+        except FileNotFoundError:
+            existing = existing.parent
+    if magic != bpf.BPF_FS_MAGIC:
+        raise PinPathError(pin_dir)
+    if existing is not pin_dir:
+        pin_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+
+
+def differences(spec: MapSpec, info: MapInfo) -> list[MapDifference]:
+    """Return in what a map differs from its definition, after what the kernel changes by itself is allowed for."""
+    flags = info.flags
+    if info.type in _DEVMAPS:
+        # dev_map_init_map() sets it on every device map.
+        flags = flags & ~BPF_F_RDONLY_PROG | spec.flags & BPF_F_RDONLY_PROG
+    have = (info.type, info.key_size, info.value_size, info.max_entries, flags)
+    want = (spec.type, spec.key_size, spec.value_size, max_entries(spec), spec.flags)
+    if have == want:
+        return []
+    names = ("type", "key_size", "value_size", "max_entries", "flags")
+    return [MapDifference(spec.name, *row) for row in zip(names, have, want, strict=True) if row[1] != row[2]]
+
+
+def max_entries(spec: MapSpec) -> int:
+    """Return the size that the kernel will report for a map of this definition.
+
+    A perf event array has at most one entry per possible CPU, 0 means that many. An LRU with a list per CPU is rounded
+    to a multiple of their number (htab_map_alloc).
+    """
+    cpus = bpf.possible_cpus()
+    if spec.type == MapType.PERF_EVENT_ARRAY:
+        return spec.max_entries if 0 < spec.max_entries <= cpus else cpus
+    if spec.type in (MapType.LRU_HASH, MapType.LRU_PERCPU_HASH) and spec.flags & BPF_F_NO_COMMON_LRU:
+        return round_up(spec.max_entries, cpus)
+    return spec.max_entries
+
+
+def _open_pinned(spec: CollectionSpec, pin_dir: Path, result: MapSet) -> None:
+    found: list[MapDifference] = []
+    for item in spec.maps.values():
+        if item.pinned:
+            pinned = _open_one(item.name, pin_dir, result)
+            if pinned is not None:
+                found += differences(item, pinned.info)
+    if found:
+        raise MapIncompatible(found)
+
+
+def _open_one(name: str, pin_dir: Path, result: MapSet) -> Map | None:
+    """Open the map pinned under `name` and add it to `result`; None if there is none."""
+    path = f"{pin_dir}/{name}"
+    entry: CacheEntry | None = None
+    try:
+        if result._cache is not None:
+            opened, entry = result._cache.acquire(path)
+        else:
+            opened = open_pin(Path(path), name)
+    except FileNotFoundError:
+        return None
+    except BpfError as error:
+        if error.errno != errno.ENOENT:
+            raise
+        return None
+    if entry is None:
+        result._owned.append(opened)
+    else:
+        result._borrowed.append(entry)
+    result.maps[name] = opened
+    return opened
+
+
+def _create(item: MapSpec, pin_dir: Path | None, result: MapSet) -> None:
+    """Create a map and pin it; or open the one that somebody else has pinned in the meantime."""
+    created = _new_map(item)
+    result._owned.append(created)
+    for _ in range(_PIN_TRIES):
+        if pin_dir is None:
+            break
+        path = pin_dir / item.name
+        try:
+            created.pin(path)
+        except BpfError as error:
+            if error.errno != errno.EEXIST:
+                raise
+        else:
+            result.created_pins.append(CreatedPin(path, created.info.id))
+            break
+        winner = _open_one(item.name, pin_dir, result)
+        if winner is None:
+            continue  # it is gone again
+        result._owned.remove(created)
+        created.close()
+        found = differences(item, winner.info)
+        if found:
+            raise MapIncompatible(found)
+        return
+    else:
+        raise BpfError("BPF_OBJ_PIN", errno.EEXIST, f"{item.name}: its pin comes and goes")
+    result.maps[item.name] = created
+    result.created.add(item.name)
+
+
+def _new_map(item: MapSpec) -> Map:
+    with ExitStack() as stack:
+        inner_fd = 0
+        if item.inner is not None:
+            # Only a pattern: the kernel copies its properties and needs it no more.
+            inner_fd = stack.enter_context(_new_map(item.inner)).fd
+        fd = bpf.map_create(
+            item.type,
+            item.key_size,
+            item.value_size,
+            max_entries(item),
+            flags=item.flags,
+            name=item.name,
+            inner_map_fd=inner_fd,
+            numa_node=item.numa_node,
+            map_extra=item.map_extra,
+        )
+    try:
+        return Map(fd, item.name, bpf.map_info(fd))
+    except BpfError:
+        os.close(fd)
+        raise
+
+
+def _fill_outer(path: str, item: MapSpec, maps: Mapping[str, Map]) -> None:
+    for slot, name in item.contents.items():
+        if name not in maps:
+            raise ObjectError(path, f"map {item.name}: its slot {slot} names {name}, which is no map")
+        key = slot.to_bytes(item.key_size, "little")
+        bpf.map_update(maps[item.name].fd, key, _SLOT.pack(maps[name].fd))

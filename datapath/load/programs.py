@@ -1,0 +1,229 @@
+"""Programs in the kernel: bound to maps and constants, verified in parallel, longest first."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Executor, Future, wait
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Self
+
+from datapath.errors import BpfError, VerifierError
+from datapath.kernel import bpf
+from datapath.kernel.bpf import ProgInfo, ProgLoad
+from datapath.load.maps import Map
+from datapath.object.spec import CollectionSpec, ProgramSpec
+from datapath.reload.outcome import Interval
+
+EAGAIN_TRIES = 5
+"""The verifier gives EAGAIN when a signal is pending (libbpf tries as often)."""
+
+LOG_START, LOG_GROWTH, LOG_MAX = 1 << 24, 8, 1 << 27
+"""Bytes of the verifier's log: first buffer, growth from try to try, and where we give up on the detailed log."""
+
+_GUESS = 5e-6  # seconds per instruction, for a program that was never loaded: only the order depends on it
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """A program by its open descriptor; `name` is its function's symbol."""
+
+    fd: int
+    name: str
+
+    def info(self) -> ProgInfo:
+        """Ask the kernel about it: a system call each time."""
+        return bpf.prog_info(self.fd)
+
+    @property
+    def id(self) -> int:
+        """The kernel's id, asked for each time."""
+        return bpf.prog_id(self.fd)
+
+    def close(self) -> None:
+        os.close(self.fd)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+
+@dataclass(slots=True)
+class VerifyTimes:
+    """How long each program of an object took to load, in seconds, the last time. Threads share it."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def order(self, programs: Iterable[ProgramSpec]) -> list[ProgramSpec]:
+        """Return the programs, longest first; those never loaded stand where their number of instructions puts them."""
+        known = self.seconds
+        return sorted(programs, key=lambda p: known.get(p.name, len(p.insns) // 8 * _GUESS), reverse=True)
+
+
+def bind(program: ProgramSpec, data: memoryview, maps: Mapping[str, Map]) -> bytearray:
+    """Return the instructions with descriptors and constants written in; `data` holds .data as 32-bit words."""
+    insns = bytearray(program.insns)
+    words = memoryview(insns).cast("I")
+    for index, name in program.map_refs:
+        words[2 * index + 1] = maps[name].fd
+    for index, offset in program.constant_refs:
+        words[2 * index + 1] = data[offset >> 2]
+    return insns
+
+
+def data_words(data: bytes) -> memoryview:
+    """Return .data as 32-bit words, the last one filled up with zeros (a 16-bit constant may stand there)."""
+    return memoryview(data + bytes(-len(data) % 4)).cast("I")
+
+
+def load_program(program: ProgramSpec, data: memoryview, maps: Mapping[str, Map], license_: str) -> Program:
+    """Load one program; VerifierError with the whole log if the verifier refuses it, BpfError if the kernel fails.
+
+    The first try asks for no log, which is what makes it fast; only a refused program is loaded again to hear why.
+    """
+    return _Bound.make(program, data, maps, license_).load()
+
+
+@dataclass(frozen=True, slots=True)
+class _Bound:
+    """A program that is ready to be loaded."""
+
+    program: ProgramSpec
+    insns: bytearray
+    license: str
+    call: ProgLoad
+
+    @classmethod
+    def make(cls, program: ProgramSpec, data: memoryview, maps: Mapping[str, Map], license_: str) -> Self:
+        insns = bind(program, data, maps)
+        call = bpf.prepare_prog_load(program.type, insns, license_, name=program.name)
+        return cls(program, insns, license_, call)
+
+    def load(self) -> Program:
+        """See load_program."""
+        for _ in range(EAGAIN_TRIES):
+            result = self.call()
+            if result != -errno.EAGAIN:
+                break
+        if result < 0:
+            level = bpf.LOG_LEVEL1 | bpf.LOG_LEVEL2
+            result, log = load_with_log(self.program, self.insns, self.license, level=level)
+            if result < 0:
+                raise refusal(self.program, -result, log)
+        return Program(result, self.program.name)
+
+
+def load_with_log(program: ProgramSpec, insns: bytearray, license_: str, *, level: int) -> tuple[int, str]:
+    """Load a program with a log that is large enough; returns the descriptor or a negative errno, and the log.
+
+    A log that would pass LOG_MAX is asked for again without the states of every branch (level 2).
+    """
+    size = LOG_START
+    tries = EAGAIN_TRIES
+    while True:
+        log = ctypes.create_string_buffer(size)
+        flags = level | bpf.LOG_STATS
+        result = bpf.prog_load(program.type, insns, license_, name=program.name, log_level=flags, log=log)
+        if result == -errno.EAGAIN and tries:
+            tries -= 1
+        elif result == -errno.ENOSPC and size < LOG_MAX:
+            size = min(size * LOG_GROWTH, LOG_MAX)
+        elif result == -errno.ENOSPC and level & bpf.LOG_LEVEL2:
+            level &= ~bpf.LOG_LEVEL2
+        else:
+            return result, log.value.decode(errors="replace")
+
+
+def refusal(program: ProgramSpec, number: int, log: str) -> VerifierError | BpfError:
+    """Return the error for a load that failed: without a word from the verifier it was not the verifier's doing."""
+    if log.strip():
+        return VerifierError(program.name, number, program.instructions, log)
+    return BpfError("BPF_PROG_LOAD", number, f"program {program.name}: {os.strerror(number)}")
+
+
+class _Work:
+    """The programs still to load, taken by several threads, and what became of the others."""
+
+    def __init__(self, spec: CollectionSpec, maps: Mapping[str, Map], order: VerifyTimes) -> None:
+        self.loaded: dict[str, Program] = {}
+        self.failed: dict[str, BpfError | VerifierError] = {}
+        self._stop = threading.Event()
+        data = data_words(spec.data)
+        # All are made ready before the first is loaded: after each the caches are full of the verifier's data.
+        self._queue = deque(_Bound.make(p, data, maps, spec.license) for p in order.order(spec.programs.values()))
+        self._seconds = order.seconds
+
+    def drain(self) -> Interval:
+        """Load programs until none is left or one has failed; returns when this thread did it."""
+        start = time.monotonic_ns()
+        while not self._stop.is_set():
+            try:
+                bound = self._queue.popleft()
+            except IndexError:
+                break
+            name = bound.program.name
+            began = time.monotonic()
+            try:
+                self.loaded[name] = bound.load()
+            except (BpfError, VerifierError) as error:
+                self.failed[name] = error
+                self._stop.set()
+            else:
+                self._seconds[name] = time.monotonic() - began
+        return Interval(threading.get_native_id(), start, time.monotonic_ns())
+
+    def stop(self) -> None:
+        self._stop.set()
+
+
+def load_programs(
+    spec: CollectionSpec,
+    maps: Mapping[str, Map],
+    *,
+    executor: Executor | None = None,
+    order: VerifyTimes | None = None,
+    threads: int | None = None,
+    on_interval: Callable[[Interval], None] | None = None,
+) -> dict[str, Program]:
+    """Load all programs of an object, in this thread and up to `threads` - 1 more of `executor`, longest first.
+
+    The calling thread works too: an executor that is busy, or runs the caller, delays nothing and blocks nobody.
+    `threads` counts the CPUs if not given; `on_interval` hears what the other threads did. If a program is refused, no
+    further one is begun, all are closed, and the error of the first refused one (in the object's order) is raised.
+    """
+    work = _Work(spec, maps, order if order is not None else VerifyTimes())
+    wanted = min(threads or len(os.sched_getaffinity(0)), len(spec.programs)) - 1 if executor is not None else 0
+    helpers: list[Future[Interval]] = []
+    try:
+        if executor is not None:
+            helpers = [executor.submit(work.drain) for _ in range(wanted)]
+        work.drain()
+        _join(helpers, on_interval)
+        for name in spec.programs:
+            if name in work.failed:
+                raise work.failed[name]
+    except BaseException:
+        work.stop()
+        wait([helper for helper in helpers if not helper.cancel()])
+        for program in work.loaded.values():
+            program.close()
+        raise
+    return {name: work.loaded[name] for name in spec.programs}
+
+
+def _join(helpers: list[Future[Interval]], on_interval: Callable[[Interval], None] | None) -> None:
+    """Wait for the helpers that have begun; one that has not has nothing left to do."""
+    for helper in helpers:
+        if helper.cancel():
+            continue
+        interval = helper.result()
+        if on_interval is not None:
+            on_interval(interval)

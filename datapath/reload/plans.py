@@ -1,0 +1,124 @@
+"""Which steps make up the reload of a pod, of the host and of the overlay (reloadDatapath, reloadHostDatapath).
+
+Where the order differs from the reference, packets are the reason: filters are removed only after the new program is
+attached (at the reference commit before it is loaded, so a refused program leaves the endpoint bare); routes change
+before the commit, so that every step that can fail can still be undone; each object is loaded once for all its hooks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from datapath.build.objectfile import ObjectFile
+from datapath.build.templates import Kind
+from datapath.endpoint import DatapathConfig, Endpoint
+from datapath.errors import LinkNotFound
+from datapath.kernel.hooks import Direction
+from datapath.kernel.netlink import Interface
+from datapath.names import check_ifname
+from datapath.reload.prepare import Compile, FillArrays, LoadPrograms, MigrateMaps, OpenMaps, RepinMaps, WriteObject
+from datapath.reload.step import Plan, Step
+from datapath.reload.switchover import Attach, Commit, Detach, InsertPolicy, InstallRoutes, RemoveRoutes
+
+CILIUM_HOST, CILIUM_NET, CILIUM_VXLAN, CILIUM_WG = "cilium_host", "cilium_net", "cilium_vxlan", "cilium_wg0"
+EXCLUDED_PREFIXES = ("cilium_", "lo", "lxc", "cni", "docker")
+"""Interfaces that never lose netdev programs as obsolete devices (removeObsoleteNetdevPrograms)."""
+
+OVERLAY_SUBJECT = "overlay"
+
+
+def pod_plan(config: DatapathConfig, endpoint: Endpoint, *, subject: str) -> Plan:
+    """Return the reload of one pod."""
+    ifname = check_ifname(endpoint.ifname)
+    directory = config.state / str(endpoint.id)
+    item = ObjectFile(Kind.LXC, directory / "bpf_lxc.o", endpoint.generation, endpoint)
+    programs = ("cil_from_container", "cil_to_container") if endpoint.require_egress_prog else ("cil_from_container",)
+    steps: list[Step] = [Compile(item.kind.source, endpoint), *_load(item, programs)]
+    # With an egress program the policy program leaves the policy to it: it must be there before.
+    if endpoint.require_egress_prog:
+        steps.append(_attach(config, ifname, Direction.EGRESS, "cil_to_container", item))
+    steps.append(InsertPolicy(item.name, endpoint.id))
+    steps.append(_attach(config, ifname, Direction.INGRESS, "cil_from_container", item))
+    # The route decides whether a packet for the pod meets the egress program: it comes after that program, and
+    # goes before it, so that no packet arrives unchecked.
+    steps.append(InstallRoutes(ifname, endpoint) if endpoint.require_endpoint_route else RemoveRoutes(ifname, endpoint))
+    if not endpoint.require_egress_prog:
+        steps.append(Detach(ifname, Direction.EGRESS))
+    steps.append(Commit(subject, (item,)))
+    return Plan(subject, endpoint.id, endpoint.generation, tuple(steps))
+
+
+def host_plan(config: DatapathConfig, endpoint: Endpoint, links: Mapping[str, Interface], *, subject: str) -> Plan:
+    """Return the reload of the host endpoint; `links` are the interfaces of the node.
+
+    LinkNotFound without cilium_host or cilium_net; a configured device that is not there is left out with a warning.
+    """
+    for needed in (CILIUM_HOST, CILIUM_NET):
+        if needed not in links:
+            raise LinkNotFound(needed)
+    directory = config.state / str(endpoint.id)
+
+    def item(name: str, device: Interface | None) -> ObjectFile:
+        return ObjectFile(Kind.HOST, directory / name, endpoint.generation, endpoint, device)
+
+    host = item("bpf_host.o", None)
+    net = item("bpf_host_cilium_net.o", links[CILIUM_NET])
+    there = [check_ifname(name) for name in config.devices if name in links]
+    missing = tuple(f"device {name} does not exist: left out" for name in config.devices if name not in links)
+    devices = {name: item(f"bpf_netdev_{name}.o", links[name]) for name in there}
+    egress = {name for name in there if config.egress_devices and name != CILIUM_WG}
+
+    steps: list[Step] = [Compile(Kind.HOST.source, endpoint)]
+    steps += _load(host, ("cil_to_host", "cil_from_host"))
+    steps += _load(net, ("cil_to_host",))
+    for name, netdev in devices.items():
+        steps += _load(netdev, ("cil_from_netdev", "cil_to_netdev") if name in egress else ("cil_from_netdev",))
+    steps.append(InsertPolicy(host.name, endpoint.id))
+    steps.append(_attach(config, CILIUM_HOST, Direction.INGRESS, "cil_to_host", host))
+    steps.append(_attach(config, CILIUM_HOST, Direction.EGRESS, "cil_from_host", host))
+    steps.append(_attach(config, CILIUM_NET, Direction.INGRESS, "cil_to_host", net))
+    for name, netdev in devices.items():
+        steps.append(_attach(config, name, Direction.INGRESS, "cil_from_netdev", netdev))
+        if name in egress:
+            steps.append(_attach(config, name, Direction.EGRESS, "cil_to_netdev", netdev))
+        else:
+            steps.append(Detach(name, Direction.EGRESS))
+    steps += _obsolete(links, there)
+    steps.append(Commit(subject, (host, net, *devices.values())))
+    return Plan(subject, endpoint.id, endpoint.generation, tuple(steps), missing)
+
+
+def overlay_plan(config: DatapathConfig, generation: int) -> Plan:
+    """Return the reload of the tunnel device's programs."""
+    item = ObjectFile(Kind.OVERLAY, config.state / "bpf_overlay.o", generation)
+    steps: list[Step] = [Compile(item.kind.source, None), *_load(item, ("cil_from_overlay", "cil_to_overlay"))]
+    steps.append(_attach(config, CILIUM_VXLAN, Direction.INGRESS, "cil_from_overlay", item))
+    steps.append(_attach(config, CILIUM_VXLAN, Direction.EGRESS, "cil_to_overlay", item))
+    steps.append(Commit(OVERLAY_SUBJECT, (item,)))
+    return Plan(OVERLAY_SUBJECT, 0, generation, tuple(steps))
+
+
+def _load(item: ObjectFile, programs: tuple[str, ...]) -> list[Step]:
+    name = item.name
+    return [
+        WriteObject(name, item, programs),
+        RepinMaps(name),
+        OpenMaps(name),
+        MigrateMaps(name),
+        LoadPrograms(name, item.kind),
+        FillArrays(name, item),
+    ]
+
+
+def _attach(config: DatapathConfig, ifname: str, direction: Direction, program: str, item: ObjectFile) -> Attach:
+    return Attach(ifname, direction, program, item.name, config.filter_priority or 1)
+
+
+def _obsolete(links: Mapping[str, Interface], devices: Sequence[str]) -> list[Step]:
+    """Return the removal of netdev programs from interfaces that are no devices (any more)."""
+    gone = [name for name in links if name not in devices and not name.startswith(EXCLUDED_PREFIXES)]
+    return [
+        Detach(name, direction, prefix, required=False)
+        for name in gone
+        for direction, prefix in ((Direction.INGRESS, "cil_from_netdev"), (Direction.EGRESS, "cil_to_netdev"))
+    ]

@@ -1,0 +1,295 @@
+"""The steps of a reload that prepare it: objects and maps. Nothing here changes what a packet meets."""
+
+from __future__ import annotations
+
+import os
+import struct
+from dataclasses import dataclass
+
+from datapath.build.objectfile import ObjectFile
+from datapath.build.templates import Kind
+from datapath.endpoint import Endpoint
+from datapath.errors import ProgramNotFound
+from datapath.kernel import hooks
+from datapath.kernel.inventory import reach
+from datapath.kernel.netlink import NetlinkSocket
+from datapath.kernel.pins import Pin, is_calls_map, left_behind
+from datapath.load.collection import Collection, fill_program_arrays, load_maps, load_programs
+from datapath.load.content import can_copy, copy
+from datapath.load.maps import Map, differences, open_pin
+from datapath.object.spec import CollectionSpec
+from datapath.reload import connections
+from datapath.reload.step import Step
+from datapath.reload.workspace import Workspace
+
+POLICY_MAP_IDS = frozenset((1, 4))
+"""Legacy ids of cilium_call_policy and cilium_egresscall_policy: their slots belong to endpoints, not to objects."""
+
+
+@dataclass(frozen=True)
+class Compile(Step):
+    """Get the template: compiled once per hash, parsed once per process."""
+
+    endpoint: Endpoint | None  # None: the overlay, which belongs to no endpoint
+
+    @property
+    def name(self) -> str:
+        return "compile"
+
+    def describe(self) -> str:
+        return f"compile {self.target}, or take the template with the same hash"
+
+    def apply(self, work: Workspace) -> None:
+        if self.endpoint is None:
+            template = work.templates.fetch_overlay(cancel=work.cancel)
+        else:
+            template = work.templates.fetch(self.endpoint, cancel=work.cancel)
+        work.template[template.kind] = template
+
+
+@dataclass(frozen=True)
+class WriteObject(Step):
+    """Substitute constants and names, and write the endpoint's own object."""
+
+    object: ObjectFile
+    programs: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        return "write object"
+
+    def describe(self) -> str:
+        return f"substitute constants and names, write {self.object.path}"
+
+    def apply(self, work: Workspace) -> None:
+        template = work.template[self.object.kind]
+        image, substitution = template.image, self.object.substitution(template)
+        for program in self.programs:
+            if program not in image.spec.programs:
+                raise ProgramNotFound(self.object.name, program, sorted(image.spec.programs))
+        self.object.write(*image.pieces(substitution, strict=False))
+        work.specs[self.object.name] = image.spec.substitute(substitution, strict=False)
+        work.own_maps[self.object.name] = frozenset(substitution.names.values())
+
+    def undo(self, work: Workspace) -> None:
+        self.object.discard()
+
+
+@dataclass(frozen=True)
+class RepinMaps(Step):
+    """Move aside the pins that the object cannot reuse: its calls map always, others if they became incompatible."""
+
+    @property
+    def name(self) -> str:
+        return "repin maps"
+
+    def describe(self) -> str:
+        return f"move the calls map of {self.target} and every incompatible map to :pending"
+
+    def apply(self, work: Workspace) -> None:
+        spec = work.specs[self.target]
+        work.maps_lock.acquire(exclusive=False)
+        left, (names, missing) = _left_behind(work, spec), _survey(work, spec)
+        touched = (*names, *(pin.path.name for pin in left), *(set(missing) - work.own_maps[self.target]))
+        if not all(map(is_calls_map, touched)):
+            # Others share the map: nobody may open it while it is being replaced, nor one that goes again if this
+            # reload fails. Another reload may have done it while we waited, so everything is asked again.
+            work.maps_lock.acquire(exclusive=True)
+            left = _left_behind(work, spec)
+        _recover(work, spec, left)
+        if left or work.maps_lock.exclusive:
+            names, _ = _survey(work, spec)
+        moved = work.moved.setdefault(self.target, [])
+        for name in names:
+            pin = Pin(work.config.globals / name)
+            if pin.repin():
+                moved.append(pin)
+                if not is_calls_map(name):
+                    work.migrated.append(name)
+
+    def undo(self, work: Workspace) -> None:
+        for pin in reversed(work.moved.pop(self.target, [])):
+            pin.revert()
+
+
+@dataclass(frozen=True)
+class OpenMaps(Step):
+    """Open the pinned maps that can be reused, create and pin the others."""
+
+    @property
+    def name(self) -> str:
+        return "open maps"
+
+    def describe(self) -> str:
+        return f"open the pinned maps of {self.target}, create and pin those that are missing"
+
+    def apply(self, work: Workspace) -> None:
+        spec = work.specs[self.target]
+        maps = load_maps(spec, work.config.globals, cache=work.map_cache)
+        work.keep_collection(self.target, Collection(spec, maps, {}))
+
+    def undo(self, work: Workspace) -> None:
+        collection = work.collections.pop(self.target, None)
+        if collection is not None:
+            collection.remove_pins()
+
+
+@dataclass(frozen=True)
+class MigrateMaps(Step):
+    """Fill the maps that are new, before any program reads them: from those they replace, or by the control plane."""
+
+    @property
+    def name(self) -> str:
+        return "migrate maps"
+
+    def describe(self) -> str:
+        return (
+            f"fill the new maps of {self.target}: from those they replace if sizes agree, by the control plane if not"
+        )
+
+    def apply(self, work: Workspace) -> None:
+        collection = work.collections[self.target]
+        replaced = {pin.path.name: pin for pin in work.moved.get(self.target, ())}
+        for name in sorted(collection.map_set.created | self._never_filled(work)):
+            # A map without a pin belongs to this load alone: nobody else could fill it.
+            if is_calls_map(name) or not collection.spec.maps[name].pinned:
+                continue
+            new, pin = collection.maps[name], replaced.get(name)
+            if not (pin is not None and _copy_content(pin, new, work)) and work.on_new_map is not None:
+                work.on_new_map(new)
+
+    def _never_filled(self, work: Workspace) -> set[str]:
+        """Return the endpoint's own maps that are empty: a reload may have been killed before it filled them."""
+        maps = work.collections[self.target].maps
+        own = (name for name in work.own_maps[self.target] if name in maps and not is_calls_map(name))
+        return {name for name in own if next(maps[name].keys(), None) is None}
+
+
+@dataclass(frozen=True)
+class LoadPrograms(Step):
+    """Verify the programs, in parallel, the longest first."""
+
+    kind: Kind
+
+    @property
+    def name(self) -> str:
+        return "load programs"
+
+    def describe(self) -> str:
+        return f"load every program of {self.target}; the verifier may refuse"
+
+    def apply(self, work: Workspace) -> None:
+        collection = work.collections[self.target]
+        collection.programs = load_programs(
+            collection.spec,
+            collection.maps,
+            executor=work.executor,
+            order=work.template[self.kind].verify_times,
+            on_interval=work.note_interval,
+        )
+
+
+@dataclass(frozen=True)
+class FillArrays(Step):
+    """Fill the new calls map, which no attached program uses yet, so that the order of the slots does not matter; and
+    the maps of connections, with what the endpoint's old programs have noted elsewhere: packets come next.
+    """
+
+    object: ObjectFile
+
+    @property
+    def name(self) -> str:
+        return "fill arrays"
+
+    def describe(self) -> str:
+        return f"put the tail calls of {self.target} into its calls map"
+
+    def apply(self, work: Workspace) -> None:
+        collection = work.collections[self.target]
+        skip = {name for name, item in collection.spec.maps.items() if item.id in POLICY_MAP_IDS}
+        fill_program_arrays(collection.spec, collection.maps, collection.programs, skip_contents=skip)
+        carry_connections_over(self.object, work)
+
+
+def _left_behind(work: Workspace, spec: CollectionSpec) -> list[Pin]:
+    """Return the pins that another reload has moved aside and did not live to put right."""
+    left = left_behind(work.config.globals)
+    if not left:
+        return []
+    ours = {pin.path for pins in work.moved.values() for pin in pins}
+    pins = [Pin(work.config.globals / name) for name, wanted in spec.maps.items() if wanted.pinned and name in left]
+    return [pin for pin in pins if pin.path not in ours]
+
+
+def _recover(work: Workspace, spec: CollectionSpec, left: list[Pin]) -> None:
+    if not left:
+        return
+    used = reach(_attached_programs(work.netlink) | _policy_programs(work, spec)).maps
+    for pin in left:
+        done = pin.recover(used.__contains__)
+        if done is not None:
+            work.warnings.append(done)
+
+
+def carry_connections_over(item: ObjectFile, work: Workspace) -> None:
+    """Let the new programs know the connections of an endpoint that its old ones know."""
+    maps, owns = work.collections[item.name].maps, connections.owner(work.config.node, item.endpoint)
+    for name, left_out in connections.carry_over(item.path.parent, maps, owns).items():
+        work.warnings.append(f"map {name}: {left_out} connections do not fit into {maps[name].info.max_entries}")
+
+
+def _copy_content(pin: Pin, new: Map, work: Workspace) -> bool:
+    """Copy the content of the map that was moved aside; False if its layout is another one."""
+    with open_pin(pin.pending) as old:
+        if not can_copy(old, new):
+            return False
+        left_out = copy(old, new)
+    if left_out:
+        work.warnings.append(f"map {new.name}: {left_out} entries do not fit into {new.info.max_entries}")
+    return True
+
+
+def _survey(work: Workspace, spec: CollectionSpec) -> tuple[list[str], list[str]]:
+    """Return the pinned maps that the object cannot open, its calls map and those that differ; and those not there."""
+    directory = str(work.config.globals)
+    to_move: list[str] = []
+    missing: list[str] = []
+    for name, wanted in spec.maps.items():
+        if not wanted.pinned:
+            continue
+        path = f"{directory}/{name}"
+        if is_calls_map(name):
+            (to_move if os.access(path, os.F_OK) else missing).append(name)
+            continue
+        info = work.map_cache.info(path)
+        if info is None:
+            missing.append(name)
+        elif differences(wanted, info):
+            to_move.append(name)
+    return to_move, missing
+
+
+def _attached_programs(netlink: NetlinkSocket) -> set[int]:
+    """Return the ids of all programs at the clsact hooks of the node."""
+    return {
+        found.program_id
+        for link in netlink.interfaces().values()
+        for direction in hooks.Direction
+        for found in hooks.filters(netlink, link.ifindex, direction)
+        if found.program_id
+    }
+
+
+def _policy_programs(work: Workspace, spec: CollectionSpec) -> set[int]:
+    """Return the ids of the object's policy programs: packets for the endpoint meet them through other endpoints'."""
+    found = set()
+    for wanted in spec.maps.values():
+        pin = Pin(work.config.globals / wanted.name)
+        if wanted.id not in POLICY_MAP_IDS or not wanted.contents or not wanted.pinned:
+            continue
+        for path in (pin.path, *pin.leftovers()):
+            if path.exists():
+                with open_pin(path) as pinned:
+                    values = (pinned.lookup(struct.pack("=I", slot)) for slot in wanted.contents)
+                    found |= {int(struct.unpack("=I", value)[0]) for value in values if value is not None}
+    return found

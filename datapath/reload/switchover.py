@@ -1,0 +1,316 @@
+"""The steps of a reload that packets notice: policy slots, filters, routes, and the commit."""
+
+from __future__ import annotations
+
+import errno
+import struct
+from dataclasses import dataclass, field, replace
+
+from datapath.build.objectfile import ObjectFile
+from datapath.endpoint import Endpoint
+from datapath.errors import LinkNotFound, NetlinkError
+from datapath.kernel import bpf, hooks, routes
+from datapath.kernel.hooks import Direction, Filter, HookTaken
+from datapath.kernel.routes import Installed, Route
+from datapath.reload import connections
+from datapath.reload.outcome import Attached
+from datapath.reload.prepare import POLICY_MAP_IDS, carry_connections_over
+from datapath.reload.step import Step
+from datapath.reload.workspace import Workspace
+
+
+@dataclass(frozen=True)
+class InsertPolicy(Step):
+    """Put the policy program into the endpoint's slot of cilium_call_policy, before anything is attached."""
+
+    endpoint_id: int
+
+    @property
+    def name(self) -> str:
+        return "insert policy"
+
+    def describe(self) -> str:
+        return f"put the policy program of {self.target} into slot {self.endpoint_id} of cilium_call_policy"
+
+    def apply(self, work: Workspace) -> None:
+        collection = work.collections[self.target]
+        replaced: list[tuple[int, bytes, int | None]] = []
+        work.undo[self.key] = replaced
+        for spec in work.specs[self.target].maps.values():
+            if spec.id not in POLICY_MAP_IDS:
+                continue
+            fd = collection.maps[spec.name].fd
+            for slot, program in spec.contents.items():
+                key = struct.pack("=I", slot)
+                old = bpf.map_lookup(fd, key, 4)
+                kept = None if old is None else work.keep_program(struct.unpack("=I", old)[0])
+                replaced.append((fd, key, kept))
+                bpf.map_update(fd, key, struct.pack("=I", collection.programs[program].fd))
+
+    def undo(self, work: Workspace) -> None:
+        for fd, key, old in reversed(work.undo.pop(self.key, [])):
+            if old is None:
+                bpf.map_delete(fd, key)
+            else:
+                bpf.map_update(fd, key, struct.pack("=I", old))
+
+
+@dataclass
+class _Replaced:
+    """What an attach or a detach took away: filters with an open descriptor of their programs."""
+
+    ifindex: int
+    made_clsact: bool = False
+    attached: Filter | None = None
+    filters: list[tuple[Filter, int]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Attach(Step):
+    """Replace the filter of an interface in one direction, then remove our filters at other priorities and handles."""
+
+    direction: Direction
+    program: str
+    object: str
+    priority: int
+
+    @property
+    def name(self) -> str:
+        return f"attach {self.direction}"
+
+    def describe(self) -> str:
+        return f"attach {self.program} of {self.object} to {self.target} {self.direction}, priority {self.priority}"
+
+    def apply(self, work: Workspace) -> None:
+        netlink = work.netlink
+        program = work.collections[self.object].programs[self.program]
+        ifindex = netlink.ifindex(self.target)
+        present = hooks.filters(netlink, ifindex, self.direction)
+        here = [f for f in present if (f.priority, f.handle) == (self.priority, hooks.HANDLE)]
+        for found in present:
+            if not found.is_ours and hooks.collides(found, self.priority):
+                raise HookTaken(self.target, found)
+        ours = [f for f in present if f.is_ours]
+        replaced = _Replaced(ifindex, filters=[(f, work.keep_program(f.program_id)) for f in ours])
+        work.undo[self.key] = replaced
+        if not present:
+            replaced.made_clsact = hooks.ensure_clsact(netlink, ifindex)
+        name, program_id = hooks.filter_name(self.program, self.target), program.id
+        hooks.attach(netlink, ifindex, self.direction, program_fd=program.fd, name=name, priority=self.priority)
+        replaced.attached = Filter(
+            ifindex, self.direction, self.priority, hooks.ETH_P_ALL, hooks.HANDLE, "bpf", name, program_id
+        )
+        for stale in ours:
+            if stale not in here:
+                hooks.detach(netlink, stale)
+        work.attached[self.key] = Attached(self.target, str(self.direction), self.program, program_id)
+
+    def undo(self, work: Workspace) -> None:
+        replaced = work.undo.pop(self.key, None)
+        work.attached.pop(self.key, None)
+        if replaced is not None:
+            _put_back(work, replaced)
+
+
+@dataclass(frozen=True)
+class Detach(Step):
+    """Remove our filters from an interface in one direction; those of others stay."""
+
+    direction: Direction
+    prefix: str = hooks.OURS
+    required: bool = True  # False: no interface, nothing to remove
+
+    @property
+    def name(self) -> str:
+        return f"detach {self.direction}"
+
+    def describe(self) -> str:
+        return f"remove filters {self.prefix}* from {self.target} {self.direction}"
+
+    def apply(self, work: Workspace) -> None:
+        try:
+            ifindex = work.netlink.ifindex(self.target)
+        except LinkNotFound:
+            if self.required:
+                raise
+            return
+        replaced = _Replaced(ifindex)
+        work.undo[self.key] = replaced
+        for found in hooks.filters(work.netlink, ifindex, self.direction):
+            if found.is_ours and found.name.startswith(self.prefix):
+                replaced.filters.append((found, work.keep_program(found.program_id)))
+                hooks.detach(work.netlink, found)
+
+    def undo(self, work: Workspace) -> None:
+        replaced = work.undo.pop(self.key, None)
+        if replaced is not None:
+            _put_back(work, replaced)
+
+
+@dataclass(frozen=True)
+class InstallRoutes(Step):
+    """Install the endpoint's own routes (endpoint routes on)."""
+
+    endpoint: Endpoint
+
+    @property
+    def name(self) -> str:
+        return "install routes"
+
+    def describe(self) -> str:
+        return f"route {_addresses(self.endpoint)} directly to {self.target}"
+
+    def apply(self, work: Workspace) -> None:
+        installed: list[tuple[Route, Installed | None]] = []
+        work.undo[self.key] = installed
+        for route in routes.endpoint_routes(self.endpoint, work.netlink.ifindex(self.target)):
+            before = routes.current(work.netlink, route.address)
+            if before is not None and before.ifindex == route.ifindex:
+                continue
+            installed.append((route, before))
+            routes.upsert(work.netlink, route)
+
+    def undo(self, work: Workspace) -> None:
+        for route, before in reversed(work.undo.pop(self.key, [])):
+            if before is not None:
+                _restore(work, before)
+            # A route of another metric does not take the place of ours; where it does, there is nothing to remove.
+            routes.remove(work.netlink, route)
+
+
+@dataclass(frozen=True)
+class RemoveRoutes(Step):
+    """Remove the endpoint's own routes (endpoint routes off); at the reference commit this is nobody's job."""
+
+    endpoint: Endpoint
+
+    @property
+    def name(self) -> str:
+        return "remove routes"
+
+    def describe(self) -> str:
+        return f"remove direct routes of {_addresses(self.endpoint)} to {self.target}"
+
+    def apply(self, work: Workspace) -> None:
+        removed: list[Installed] = []
+        work.undo[self.key] = removed
+        for route in routes.endpoint_routes(self.endpoint, work.netlink.ifindex(self.target)):
+            before = routes.current(work.netlink, route.address)
+            if before is None or before.ifindex != route.ifindex:
+                continue
+            removed.append(before)
+            routes.remove(work.netlink, route)
+
+    def undo(self, work: Workspace) -> None:
+        for before in reversed(work.undo.pop(self.key, [])):
+            _restore(work, before)
+
+
+@dataclass(frozen=True)
+class Commit(Step):
+    """Let go of what was replaced. Every program of every object is attached by now."""
+
+    objects: tuple[ObjectFile, ...]
+
+    @property
+    def name(self) -> str:
+        return "commit"
+
+    def describe(self) -> str:
+        return f"remove the :pending pins and publish {', '.join(o.name for o in self.objects)}"
+
+    def apply(self, work: Workspace) -> None:
+        published: list[ObjectFile] = []
+        work.undo[self.key] = published
+        for item in self.objects:
+            carry_connections_over(item, work)
+        for item in self.objects:
+            item.publish()
+            published.append(item)
+        work.committed = True
+        for item in self.objects:
+            for pin in work.moved.pop(item.name, []):
+                pin.finalize()
+            item.settle()
+        for item in self.objects:
+            connections.remember(item.path.parent, work.collections[item.name].maps)
+
+    def undo(self, work: Workspace) -> None:
+        for item in reversed(work.undo.pop(self.key, [])):
+            item.retract()
+
+
+def _put_back(work: Workspace, replaced: _Replaced) -> None:
+    """Make the hook what it was. An interface that is gone took its filters with it: nothing to do."""
+    try:
+        by_priority: dict[int, list[tuple[Filter, int]]] = {}
+        for old, fd in replaced.filters:
+            by_priority.setdefault(old.priority, []).append((old, fd))
+        for several in by_priority.values():
+            if len(several) == 1:
+                _attach_again(work, *several[0])
+            else:
+                _put_back_in_order(work, several)
+        new = replaced.attached
+        if new is not None and (new.priority, new.handle) not in {(f.priority, f.handle) for f, _ in replaced.filters}:
+            hooks.detach(work.netlink, new)
+        if replaced.made_clsact and not _in_use(work, replaced.ifindex):
+            hooks.remove_clsact(work.netlink, replaced.ifindex)
+    except NetlinkError as error:
+        if error.errno not in (errno.ENODEV, errno.EINVAL) or _exists(work, replaced.ifindex):
+            raise
+
+
+def _put_back_in_order(work: Workspace, several: list[tuple[Filter, int]]) -> None:
+    """Put back filters of one hook and priority, in their order: the first alone is run.
+
+    The kernel puts a new filter before those of its priority. Until all are where they were, each runs the program of
+    the first, so that no packet meets another one.
+    """
+    first, program = several[0]
+    present = hooks.filters(work.netlink, first.ifindex, first.direction)
+    here = [f for f in present if f.priority == first.priority]
+    guard = replace(first, handle=1 + max(f.handle for f in (*here, *(f for f, _ in several))))
+    _attach_again(work, guard, program)
+    handles = {f.handle for f, _ in several}
+    for found in here:
+        if found.handle in handles:
+            hooks.detach(work.netlink, found)
+    for old, _ in reversed(several):
+        _attach_again(work, old, program)
+    for old, fd in several:
+        _attach_again(work, old, fd)
+    hooks.detach(work.netlink, guard)
+
+
+def _attach_again(work: Workspace, old: Filter, fd: int) -> None:
+    hooks.attach(
+        work.netlink,
+        old.ifindex,
+        old.direction,
+        program_fd=fd,
+        name=old.name,
+        priority=old.priority,
+        handle=old.handle,
+    )
+
+
+def _restore(work: Workspace, before: Installed) -> None:
+    """Put a route back. An interface that is gone took its routes with it: nothing to do."""
+    try:
+        routes.restore(work.netlink, before)
+    except NetlinkError:
+        if _exists(work, before.ifindex):
+            raise
+
+
+def _in_use(work: Workspace, ifindex: int) -> bool:
+    return any(hooks.filters(work.netlink, ifindex, direction) for direction in Direction)
+
+
+def _exists(work: Workspace, ifindex: int) -> bool:
+    return any(link.ifindex == ifindex for link in work.netlink.interfaces().values())
+
+
+def _addresses(endpoint: Endpoint) -> str:
+    return " and ".join(str(a) for a in (endpoint.ipv4, endpoint.ipv6) if a is not None)

@@ -1,0 +1,50 @@
+"""Taking an endpoint out of the datapath, in the order in which no live packet meets half of it.
+
+Routes first, then the filters; the control plane then drops its map entries (`forget` below), and only after that the
+policy slot and the pins go. In the other order a caller finds the endpoint, and its slot empty (cilium issue 32167).
+"""
+
+from __future__ import annotations
+
+import shutil
+import struct
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+from datapath.endpoint import DatapathConfig, Endpoint
+from datapath.errors import LinkNotFound
+from datapath.kernel import hooks, routes
+from datapath.kernel.hooks import Direction
+from datapath.kernel.netlink import NetlinkSocket
+from datapath.kernel.pins import Pin
+from datapath.load.maps import open_pin
+
+POLICY_CALL_MAPS = ("cilium_call_policy", "cilium_egresscall_policy")
+ENDPOINT_MAPS = ("cilium_calls_{:05d}", "cilium_calls_custom_{:05d}", "cilium_policy_{:05d}")
+
+
+def unload(config: DatapathConfig, netlink: NetlinkSocket, endpoint: Endpoint, forget: Callable[[], None]) -> None:
+    """Remove everything that reloads of a pod have made; what is gone already (its interface, say) is no error."""
+    with suppress(LinkNotFound):
+        ifindex = netlink.ifindex(endpoint.ifname)
+        for route in routes.endpoint_routes(endpoint, ifindex):
+            routes.remove(netlink, route)
+        for direction in Direction:
+            for found in hooks.filters(netlink, ifindex, direction):
+                if found.is_ours:
+                    hooks.detach(netlink, found)
+    forget()
+    for name in POLICY_CALL_MAPS:
+        _clear_slot(config.globals / name, endpoint.id)
+    for name in ENDPOINT_MAPS:
+        pin = Pin(config.globals / name.format(endpoint.id))
+        pin.finalize()
+        pin.path.unlink(missing_ok=True)
+    shutil.rmtree(config.state / str(endpoint.id), ignore_errors=True)
+
+
+def _clear_slot(path: Path, slot: int) -> None:
+    if path.exists():
+        with open_pin(path) as pinned:
+            pinned.delete(struct.pack("=I", slot))

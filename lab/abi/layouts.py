@@ -1,0 +1,217 @@
+"""Keys and values of the datapath's maps: the C structs of bpf/lib as Python values, and the numbers that go into them.
+
+Sizes and offsets are compared with the BTF of our own objects by tests/bpf/test_layouts.py; they are those of Cilium's
+reference commit (bpf/lib/common.h, bpf/lib/maps.h). Everything is little endian but addresses and ports, which lie as
+they go over the wire.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from enum import IntEnum
+from ipaddress import IPv4Address, IPv6Address
+from typing import ClassVar, Self
+
+from datapath.build.nodemacros import mac_bytes
+
+FAMILY_IPV4, FAMILY_IPV6 = 1, 2
+"""How a key names the family of its address (bpf/lib/common.h, enum family)."""
+
+ENDPOINT_F_HOST = 1
+"""The endpoint stands for the host (bpf/lib/eps.h)."""
+
+IPCACHE_STATIC_PREFIX = 32
+"""Bits of an ipcache_key between prefixlen and the address; they count as part of every prefix."""
+
+NO_TUNNEL = IPv4Address(0)
+"""A tunnel endpoint that is none: the address is reached without a tunnel."""
+
+ENDPOINT_KEY = struct.Struct("<16sBBBx")
+ENDPOINT_INFO = struct.Struct("<I2xHI4x6s2x6s2x16x")
+IPCACHE_KEY = struct.Struct("<IHBB16s")
+REMOTE_ENDPOINT_INFO = struct.Struct("<I4sHBx")
+TUNNEL_KEY = struct.Struct("<16sBB2x")
+TUNNEL_VALUE = struct.Struct("<16sBBH")
+METRICS_KEY = struct.Struct("<BB6x")
+METRICS_VALUE = struct.Struct("<QQ")
+HITS_KEY = struct.Struct("<IHBx")
+HITS_VALUE = struct.Struct("<Q")
+
+
+class Program(IntEnum):
+    """Who counts in reloadlab_hits (bpf/lib/hits.h, enum program_id)."""
+
+    FROM_CONTAINER = 1
+    TO_CONTAINER = 2
+    HANDLE_POLICY = 3
+    LXC_ARP = 4
+    LXC_ICMP6_NS = 5
+    IPV4_FROM_LXC = 6
+    IPV6_FROM_LXC = 7
+    IPV4_POLICY = 8
+    IPV6_POLICY = 9
+    IPV4_TO_ENDPOINT = 10
+    IPV6_TO_ENDPOINT = 11
+    IPV4_CT_EGRESS = 12
+    IPV6_CT_EGRESS = 13
+    IPV4_FROM_LXC_CONT = 14
+    IPV6_FROM_LXC_CONT = 15
+    IPV4_CT_INGRESS = 16
+    IPV6_CT_INGRESS = 17
+    IPV4_CT_INGRESS_POLICY_ONLY = 18
+    IPV6_CT_INGRESS_POLICY_ONLY = 19
+    TO_HOST = 32
+    FROM_HOST = 33
+    FROM_NETDEV = 34
+    TO_NETDEV = 35
+    IPV4_FROM_HOST = 36
+    IPV6_FROM_HOST = 37
+    IPV4_FROM_NETDEV = 38
+    IPV6_FROM_NETDEV = 39
+    HANDLE_LXC_TRAFFIC = 40
+    IPV4_TO_HOST_POLICY = 41
+    IPV6_TO_HOST_POLICY = 42
+    FROM_OVERLAY = 64
+    TO_OVERLAY = 65
+    IPV4_FROM_OVERLAY = 66
+    IPV6_FROM_OVERLAY = 67
+
+
+class Direction(IntEnum):
+    """Directions of cilium_metrics (bpf/lib/metrics.h, enum metric_dir)."""
+
+    INGRESS = 1
+    EGRESS = 2
+    SERVICE = 3
+
+
+def family_of(address: IPv4Address | IPv6Address) -> int:
+    """Return how keys name the family of an address."""
+    return FAMILY_IPV4 if address.version == 4 else FAMILY_IPV6
+
+
+def endpoint_key(address: IPv4Address | IPv6Address) -> bytes:
+    """Return the key of an address in cilium_lxc."""
+    return ENDPOINT_KEY.pack(address.packed, family_of(address), 0, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointInfo:
+    """Value of cilium_lxc. `mac` is the pod's, `node_mac` the host side's; None (for the host) is all zero."""
+
+    SIZE: ClassVar[int] = ENDPOINT_INFO.size
+
+    ifindex: int
+    lxc_id: int
+    flags: int
+    mac: str | None
+    node_mac: str | None
+
+    def pack(self) -> bytes:
+        macs = (mac_bytes(mac) if mac is not None else bytes(6) for mac in (self.mac, self.node_mac))
+        return ENDPOINT_INFO.pack(self.ifindex, self.lxc_id, self.flags, *macs)
+
+    @classmethod
+    def unpack(cls, data: bytes) -> Self:
+        ifindex, lxc_id, flags, *macs = ENDPOINT_INFO.unpack_from(data)
+        return cls(ifindex, lxc_id, flags, *(mac.hex(":") if any(mac) else None for mac in macs))
+
+
+def ipcache_key(address: IPv4Address | IPv6Address, length: int) -> bytes:
+    """Return the key of a network of `length` bits in cilium_ipcache."""
+    return IPCACHE_KEY.pack(IPCACHE_STATIC_PREFIX + length, 0, 0, family_of(address), address.packed)
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteEndpointInfo:
+    """Value of cilium_ipcache. `tunnel_endpoint` is the node behind the tunnel, 0.0.0.0 for none."""
+
+    SIZE: ClassVar[int] = REMOTE_ENDPOINT_INFO.size
+
+    sec_identity: int
+    tunnel_endpoint: IPv4Address = NO_TUNNEL
+    node_id: int = 0
+    key: int = 0
+
+    def pack(self) -> bytes:
+        return REMOTE_ENDPOINT_INFO.pack(self.sec_identity, self.tunnel_endpoint.packed, self.node_id, self.key)
+
+    @classmethod
+    def unpack(cls, data: bytes) -> Self:
+        identity, endpoint, node_id, key = REMOTE_ENDPOINT_INFO.unpack_from(data)
+        return cls(identity, IPv4Address(endpoint), node_id, key)
+
+
+def tunnel_key(network: IPv4Address | IPv6Address) -> bytes:
+    """Return the key of a pod network in cilium_tunnel_map, by its first address."""
+    return TUNNEL_KEY.pack(network.packed, family_of(network), 0)
+
+
+@dataclass(frozen=True, slots=True)
+class TunnelValue:
+    """Value of cilium_tunnel_map: the node that has the pod network."""
+
+    SIZE: ClassVar[int] = TUNNEL_VALUE.size
+
+    node: IPv4Address
+    key: int = 0
+    node_id: int = 0
+
+    def pack(self) -> bytes:
+        return TUNNEL_VALUE.pack(self.node.packed, FAMILY_IPV4, self.key, self.node_id)
+
+    @classmethod
+    def unpack(cls, data: bytes) -> Self:
+        node, _, key, node_id = TUNNEL_VALUE.unpack_from(data)
+        return cls(IPv4Address(node[:4]), key, node_id)
+
+
+@dataclass(frozen=True, slots=True)
+class MetricsKey:
+    """Key of cilium_metrics: why, and in which direction."""
+
+    SIZE: ClassVar[int] = METRICS_KEY.size
+
+    reason: int
+    dir: int
+
+    def pack(self) -> bytes:
+        return METRICS_KEY.pack(self.reason, self.dir)
+
+    @classmethod
+    def unpack(cls, data: bytes) -> Self:
+        reason, direction = METRICS_KEY.unpack_from(data)
+        return cls(reason, direction & 3)
+
+
+@dataclass(frozen=True, slots=True)
+class MetricsValue:
+    """Value of cilium_metrics on one CPU: packets, and their length in bytes."""
+
+    SIZE: ClassVar[int] = METRICS_VALUE.size
+
+    count: int
+    length: int
+
+    @classmethod
+    def unpack(cls, data: bytes) -> Self:
+        return cls(*METRICS_VALUE.unpack_from(data))
+
+
+@dataclass(frozen=True, slots=True)
+class HitsKey:
+    """Key of reloadlab_hits: which load of which program. `source` is the pod's id, 0 for host and overlay."""
+
+    SIZE: ClassVar[int] = HITS_KEY.size
+
+    generation: int
+    source: int
+    program: int
+
+    def pack(self) -> bytes:
+        return HITS_KEY.pack(self.generation, self.source, self.program)
+
+    @classmethod
+    def unpack(cls, data: bytes) -> Self:
+        return cls(*HITS_KEY.unpack_from(data))

@@ -1,0 +1,99 @@
+"""What the control plane knows, as keys and values of the datapath's maps: this node, and the others of its cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from ipaddress import IPv4Address, IPv6Address
+
+from datapath.endpoint import HOST_ID, REMOTE_NODE_ID, WORLD_ID
+from lab.abi import layouts
+from lab.agent import enforcement
+from lab.agent.policy import Network, cidrs
+from lab.node.node import Node
+
+Entries = Iterable[tuple[bytes, bytes]]
+
+_WORLD = ((IPv4Address(0), 0), (IPv6Address(0), 0))
+
+
+def endpoints(node: Node) -> Entries:
+    """Return cilium_lxc: every local pod, and the addresses of the host."""
+    for pod in (node.facts.health, *node.pods):
+        info = layouts.EndpointInfo(
+            ifindex=pod.ifindex, lxc_id=pod.endpoint_id, flags=0, mac=pod.mac, node_mac=pod.node_mac
+        )
+        for address in (pod.ipv4, pod.ipv6):
+            yield layouts.endpoint_key(address), info.pack()
+    host = layouts.EndpointInfo(ifindex=0, lxc_id=0, flags=layouts.ENDPOINT_F_HOST, mac=None, node_mac=None)
+    for address in (*_routers(node), *_underlay(node)):
+        yield layouts.endpoint_key(address), host.pack()
+
+
+def identities(node: Node) -> Entries:
+    """Return cilium_ipcache: who is behind an address, and behind which node; the world is behind all others."""
+    yield from _identities(node, HOST_ID, layouts.NO_TUNNEL)
+    for peer in node.peers:
+        yield from _identities(peer, REMOTE_NODE_ID, peer.spec.node4.ip if node.spec.tunnel else layouts.NO_TUNNEL)
+    for address, length in _WORLD:
+        yield _identity(address, length, WORLD_ID, layouts.NO_TUNNEL)
+    for network, identity in cidrs(enforcement.stored(node) or ()).items():
+        # A single address may be a pod's or a host's, who have identities of their own.
+        if network.prefixlen < network.max_prefixlen or not _is_known(node, network):
+            yield _identity(network.network_address, network.prefixlen, identity, layouts.NO_TUNNEL)
+
+
+def tunnels(node: Node) -> Entries:
+    """Return cilium_tunnel_map: the node of each pod network, for pods that ipcache does not know (yet)."""
+    for peer in node.peers if node.spec.tunnel else ():
+        value = layouts.TunnelValue(peer.spec.node4.ip).pack()
+        for network in (peer.spec.pod_cidr4, peer.spec.pod_cidr6):
+            yield layouts.tunnel_key(network.network_address), value
+
+
+def policy(node: Node, endpoint_id: int) -> Entries:
+    """Return the policy map of an endpoint; without policies it lets everything pass, in both directions."""
+    for key, deny in enforcement.wanted(node, endpoint_id, enforcement.stored(node) or ()).items():
+        yield key.pack(), key.entry(deny=deny).pack()
+
+
+NODE_MAPS: dict[str, Callable[[Node], Entries]] = {
+    "cilium_lxc": endpoints,
+    "cilium_ipcache": identities,
+    "cilium_tunnel_map": tunnels,
+}
+"""The maps of a node that the control plane writes, by name."""
+
+
+def _is_known(node: Node, network: Network) -> bool:
+    nodes = (node, *node.peers)
+    addresses = {a for n in nodes for a in (*_routers(n), *_underlay(n))}
+    addresses |= {a for n in nodes for pod in (n.facts.health, *n.pods) for a in (pod.ipv4, pod.ipv6)}
+    return network.network_address in addresses
+
+
+def _identities(node: Node, host: int, tunnel: IPv4Address) -> Iterator[tuple[bytes, bytes]]:
+    """Return a node's addresses, its host's identity being `host`. Its pods and router are behind the tunnel.
+
+    The node's address on the underlay is not: that is where the tunnel itself leads.
+    """
+    known = [(address, host, tunnel) for address in _routers(node)]
+    known += [(address, host, layouts.NO_TUNNEL) for address in _underlay(node)]
+    for pod in (node.facts.health, *node.pods):
+        known += [(address, pod.identity, tunnel) for address in (pod.ipv4, pod.ipv6)]
+    for address, identity, endpoint in known:
+        yield _identity(address, address.max_prefixlen, identity, endpoint)
+
+
+def _identity(
+    address: IPv4Address | IPv6Address, length: int, identity: int, tunnel: IPv4Address
+) -> tuple[bytes, bytes]:
+    info = layouts.RemoteEndpointInfo(sec_identity=identity, tunnel_endpoint=tunnel)
+    return layouts.ipcache_key(address, length), info.pack()
+
+
+def _routers(node: Node) -> tuple[IPv4Address | IPv6Address, ...]:
+    return node.spec.router4, node.spec.router6
+
+
+def _underlay(node: Node) -> tuple[IPv4Address | IPv6Address, ...]:
+    return node.spec.node4.ip, node.spec.node6.ip

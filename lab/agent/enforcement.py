@@ -1,0 +1,201 @@
+"""Policies on a node: where they are kept, and how the policy maps follow them without a packet noticing."""
+
+from __future__ import annotations
+
+import errno
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from datapath.build.headers import policy_map
+from datapath.endpoint import LABEL_HOST
+from datapath.errors import BpfError, ReloadlabError
+from datapath.kernel.pins import Pin
+from datapath.load.maps import Map, open_pin
+from lab.abi.policymap import PolicyEntry, PolicyKey
+from lab.agent.policy import Labels, Policy, PolicyError, changes, resolve
+from lab.agent.policyfile import parse
+from lab.node import registry
+from lab.node.node import Node, UnknownTarget
+from lab.node.topology import HOST, HOST_ENDPOINT, PodFacts
+from lab.watch.snapshot import program_maps, take
+
+_FILE = "policies.json"
+_HOST_CALLS = "cilium_calls_hostns_"
+
+
+class PolicyMapFull(ReloadlabError):
+    """A policy map that cannot hold what the policies need; nothing was changed."""
+
+    def __init__(self, endpoint: str, needed: int, size: int) -> None:
+        super().__init__(f"policy map of {endpoint} is too small: {needed} entries needed, it holds {size}")
+        self.endpoint = endpoint
+        self.needed = needed
+        self.size = size
+
+
+def stored(node: Node) -> tuple[Policy, ...] | None:
+    """Return the policies that hold for a node, None if it was never given any."""
+    document = document_of(node)
+    return None if document is None else parse(document)
+
+
+def document_of(node: Node) -> object:
+    """Return the document that `store` was given, None if there is none."""
+    try:
+        found: object = json.loads(_path(node).read_text())
+    except FileNotFoundError:
+        return None
+    return found
+
+
+def store(node: Node, document: object) -> None:
+    """Keep a document of policies, whole or not at all; None forgets what there is."""
+    path = _path(node)
+    if document is None:
+        path.unlink(missing_ok=True)
+        return
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    unfinished = path.with_suffix(".new")
+    unfinished.write_text(json.dumps(document))
+    unfinished.replace(path)
+
+
+def _path(node: Node) -> Path:
+    return node.root / registry.STATE / _FILE
+
+
+def check(node: Node, policies: Sequence[Policy]) -> None:
+    """Refuse a policy for an endpoint that there is not: UnknownTarget for a name, PolicyError for labels."""
+    here = [name for name, _ in endpoints(node)]
+    everywhere = [*endpoints(node), *(end for peer in node.peers for end in endpoints(peer))]
+    for policy in policies:
+        if not any(policy.is_for(name, labels) for name, labels in everywhere):
+            if policy.endpoint is not None:
+                raise UnknownTarget(node.name, f"endpoint {policy.endpoint}", tuple(here))
+            raise PolicyError(policy.name, "endpointSelector selects no endpoint")
+
+
+def endpoints(node: Node) -> Iterator[tuple[str, Labels]]:
+    """Yield the name and the labels of every endpoint of a node."""
+    yield HOST, frozenset({LABEL_HOST})
+    for pod in (node.facts.health, *node.pods):
+        yield pod.name, labels_of(pod)
+
+
+def labels_of(pod: PodFacts) -> Labels:
+    """Return a pod's labels. One without any has its name for a label: its identity is its own as well."""
+    return pod.labels or frozenset({f"name={pod.name}"})
+
+
+def identities_of(node: Node) -> dict[int, list[Labels]]:
+    """Return which identities pods have in the whole cluster, and the labels for which each of them stands."""
+    known: dict[int, list[Labels]] = {}
+    for each in (node, *node.peers):
+        for pod in (each.facts.health, *each.pods):
+            known.setdefault(pod.identity, []).append(labels_of(pod))
+    return known
+
+
+def wanted(node: Node, endpoint_id: int, policies: Sequence[Policy]) -> dict[PolicyKey, bool]:
+    """Return the policy map of one endpoint: for every key whether it denies."""
+    name, labels = next(end for end in endpoints(node) if _endpoint_id(node, end[0]) == endpoint_id)
+    return resolve(policies, name, labels, identities_of(node))
+
+
+def _endpoint_id(node: Node, name: str) -> int:
+    return HOST_ENDPOINT if name == HOST else node.pod(name).endpoint_id
+
+
+def host_has_firewall(node: Node) -> bool:
+    """Tell whether the host's programs ask its policy: those that were built with ENABLE_HOST_FIREWALL do."""
+    now = take(node)
+    rules = now.pins.get(policy_map(HOST_ENDPOINT))
+    programs = {p for name, slots in now.slots.items() if name.startswith(_HOST_CALLS) for p in slots.values()}
+    return rules is not None and any(rules.id in program_maps(program) for program in programs)
+
+
+@dataclass(frozen=True, slots=True)
+class _Change:
+    """What is to be written to one endpoint's map."""
+
+    map: Map
+    writes: tuple[tuple[PolicyKey, bool | None], ...]
+
+
+class PolicyUpdate:
+    """Policy maps on their way to other policies: a context manager, that undoes everything if its block fails.
+
+    Entering reads the maps and raises PolicyMapFull before anything is written. `add` and then `remove` are two
+    steps, because what the identities are that the entries speak of changes in between.
+    """
+
+    def __init__(self, node: Node, pins: Path, policies: Sequence[Policy]) -> None:
+        self._node, self._pins, self._policies = node, pins, policies
+        self._stack = ExitStack()
+        self._undo = ExitStack()
+        self._changes: list[_Change] = []
+
+    def __enter__(self) -> Self:
+        with ExitStack() as stack:
+            for name, labels in endpoints(self._node):
+                target = resolve(self._policies, name, labels, identities_of(self._node))
+                path = self._pins / policy_map(_endpoint_id(self._node, name))
+                # While the map is migrated programs still use the old one, and again if the reload fails.
+                for pin in (path, *Pin(path).leftovers()):
+                    try:
+                        opened = stack.enter_context(open_pin(pin))
+                    except BpfError as error:
+                        if error.errno != errno.ENOENT:
+                            raise
+                        continue  # not loaded yet: its map is filled when it is made
+                    self._plan(opened, name, target)
+            self._stack = stack.pop_all()
+        return self
+
+    def _plan(self, opened: Map, name: str, target: dict[PolicyKey, bool]) -> None:
+        present = {PolicyKey.unpack(key): PolicyEntry.unpack(value).deny for key, value in opened.items()}
+        both = len(present.keys() | target.keys())
+        if both > opened.info.max_entries:
+            raise PolicyMapFull(name, both, opened.info.max_entries)
+        self._changes.append(_Change(opened, tuple(changes(present, target))))
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
+        if kind is None:
+            self._undo.pop_all()
+        with self._stack:
+            self._undo.close()
+
+    def add(self) -> None:
+        """Write what is new, in all maps, before anything goes."""
+        self._write(deleting=False)
+
+    def remove(self) -> None:
+        """Delete what is not wanted any more."""
+        self._write(deleting=True)
+
+    def _write(self, *, deleting: bool) -> None:
+        for change in self._changes:
+            for key, deny in change.writes:
+                if (deny is None) == deleting:
+                    self._set(change.map, key, deny)
+
+    def _set(self, target: Map, key: PolicyKey, deny: bool | None) -> None:
+        packed = key.pack().ljust(target.info.key_size, b"\0")
+        before = target.lookup(packed)
+        if deny is None:
+            target.delete(packed)
+        else:
+            target.update(packed, key.entry(deny=deny).pack().ljust(target.info.value_size, b"\0"))
+        self._undo.callback(_restore, target, packed, before)
+
+
+def _restore(target: Map, key: bytes, value: bytes | None) -> None:
+    if value is None:
+        target.delete(key)
+    else:
+        target.update(key, value)

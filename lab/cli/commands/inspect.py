@@ -1,0 +1,141 @@
+"""`reloadlab inspect`: what an object file asks for, without asking any kernel."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.markup import escape
+from rich.table import Table
+
+from datapath.kernel.bpf import MapType, ProgType
+from datapath.object.reader import read_object
+from datapath.object.spec import CollectionSpec, MapSpec, ProgramSpec
+from lab.cli.targets import make_console
+
+if TYPE_CHECKING:
+    from argparse import _SubParsersAction
+
+
+def add_parser(subparsers: _SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Declare the command."""
+    parser = subparsers.add_parser(
+        "inspect",
+        description="Read a BPF object file and print its programs, maps, constants and license. Needs no privilege.",
+    )
+    parser.add_argument("object", type=Path, metavar="OBJECT", help="the object file")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the object; an unreadable one is an ObjectError."""
+    spec = read_object(args.object).spec
+    if args.json:
+        print(json.dumps(document(spec), indent=2))
+        return 0
+    console = make_console()
+    console.print(f"{escape(spec.path)}: license {escape(spec.license) or 'none'}", soft_wrap=True)
+    console.print(_programs(spec))
+    console.print(_maps(spec))
+    if spec.constants:
+        console.print(_constants(spec))
+    return 0
+
+
+def document(spec: CollectionSpec) -> dict[str, Any]:
+    """Return the object as JSON values: lists `programs`, `maps`, `constants`; `path`, `license`."""
+    return {
+        "path": spec.path,
+        "license": spec.license,
+        "programs": [_program_document(p) for p in spec.programs.values()],
+        "maps": [_map_document(m) for m in spec.maps.values()],
+        "constants": [asdict(c) | {"value": _value(spec, c.offset, c.size)} for c in spec.constants.values()],
+    }
+
+
+def _program_document(program: ProgramSpec) -> dict[str, Any]:
+    return {
+        "name": program.name,
+        "section": program.section,
+        "type": ProgType(program.type).name.lower(),
+        "instructions": program.instructions,
+        "map_id": program.slot[0] if program.slot else None,
+        "slot": program.slot[1] if program.slot else None,
+        "maps": list(program.maps),
+    }
+
+
+def _map_document(item: MapSpec) -> dict[str, Any]:
+    values = asdict(item)
+    values["type"] = map_type_name(item.type)
+    values["inner"] = None if item.inner is None else _map_document(item.inner)
+    values["contents"] = {str(slot): name for slot, name in sorted(item.contents.items())}
+    return values
+
+
+def map_type_name(number: int) -> str:
+    """Return the kernel's name of a map type in lower case, or the number if we do not know it."""
+    try:
+        return MapType(number).name.lower()
+    except ValueError:
+        return str(number)
+
+
+def _value(spec: CollectionSpec, offset: int, size: int) -> int:
+    return int.from_bytes(spec.data[offset : offset + size], "little")
+
+
+def _programs(spec: CollectionSpec) -> Table:
+    total = sum(p.instructions for p in spec.programs.values())
+    table = Table(title=f"{len(spec.programs)} programs, {total:,} instructions", title_justify="left")
+    for name, justify in (("program", "left"), ("section", "left"), ("slot", "right"), ("instructions", "right")):
+        table.add_column(name, justify=justify, no_wrap=True)  # type: ignore[arg-type]
+    table.add_column("maps")
+    by_id = {m.id: m.name for m in spec.maps.values() if m.id}
+    for p in spec.programs.values():
+        slot = f"{by_id[p.slot[0]]}[{p.slot[1]}]" if p.slot else ""
+        row = (p.name, p.section, slot, f"{p.instructions:,}", ", ".join(p.maps))
+        table.add_row(*map(escape, row))
+    return table
+
+
+def _maps(spec: CollectionSpec) -> Table:
+    table = Table(title=f"{len(spec.maps)} maps", title_justify="left")
+    for name in ("map", "type"):
+        table.add_column(name, no_wrap=True)
+    for name in ("key", "value", "entries", "flags", "id"):
+        table.add_column(name, justify="right")
+    for name in ("pinned", "inner", "slots"):
+        table.add_column(name)
+    for m in spec.maps.values():
+        inner = f"{map_type_name(m.inner.type)} {m.inner.key_size}/{m.inner.value_size}" if m.inner else ""
+        numbers = (m.key_size, m.value_size, f"{m.max_entries:,}", f"{m.flags:#x}", m.id or "")
+        slots = _ranges(sorted(m.contents))
+        row = (m.name, map_type_name(m.type), *map(str, numbers), "by name" if m.pinned else "", inner, slots)
+        table.add_row(*map(escape, row))
+    return table
+
+
+def _constants(spec: CollectionSpec) -> Table:
+    table = Table(title=f"{len(spec.constants)} constants", title_justify="left")
+    table.add_column("constant")
+    for name in ("offset", "size", "value"):
+        table.add_column(name, justify="right")
+    for c in sorted(spec.constants.values(), key=lambda c: c.offset):
+        table.add_row(escape(c.name), str(c.offset), str(c.size), f"{_value(spec, c.offset, c.size):#x}")
+    return table
+
+
+def _ranges(numbers: list[int]) -> str:
+    """Return 1, 4-7, 10 for [1, 4, 5, 6, 7, 10]."""
+    spans: list[list[int]] = []
+    for number in numbers:
+        if spans and spans[-1][1] == number - 1:
+            spans[-1][1] = number
+        else:
+            spans.append([number, number])
+    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in spans)

@@ -1,0 +1,139 @@
+"""`reloadlab up`: build a node that stays, or several, with their programs loaded."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any
+
+from datapath.errors import ReloadlabError
+from lab.agent.cluster import build, cluster_specs
+from lab.cli.datapath import Options, add_datapath_options, check_library, open_agent, require_compiler
+from lab.cli.targets import plural
+from lab.doctor.doctor import require
+from lab.node.node import Node
+from lab.node.topology import NodeSpec
+from lab.system.signals import cancel_on_signals
+
+if TYPE_CHECKING:
+    from argparse import _SubParsersAction
+
+DEFAULT_NAME = "demo"
+WORKERS = 2
+"""Endpoints that are loaded at a time: the first of each kind compiles, the others wait for it."""
+
+
+class NotLoaded(ReloadlabError):
+    """The node came up, but its programs could not be loaded."""
+
+    def __init__(self, error: ReloadlabError, name: str, *, kept: bool) -> None:
+        fate = f"is there without them: reloadlab down {name}" if kept else "is gone again (--keep would keep it)"
+        super().__init__(f"{error}; lab {name} {fate}")
+
+
+def add_parser(subparsers: _SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Declare the command."""
+    parser = subparsers.add_parser(
+        "up",
+        description="Build a node in network namespaces and load the programs of all its endpoints, so that its pods "
+        "can talk. It stays until `reloadlab down`.",
+    )
+    parser.add_argument("--name", default=DEFAULT_NAME, help=f"name of the lab (default {DEFAULT_NAME})")
+    parser.add_argument("--nodes", type=int, default=1, metavar="N", help="nodes NAME-1, NAME-2, ... on one underlay")
+    parser.add_argument("--pods", type=int, default=2, metavar="N", help="number of pods of a node (default 2)")
+    parser.add_argument("--endpoint-routes", action="store_true", help="a route per pod instead of one by cilium_host")
+    parser.add_argument("--tunnel", action="store_true", help="VXLAN to other nodes instead of native routing")
+    parser.add_argument("--mtu", type=int, default=1500, metavar="BYTES", help="MTU of all devices (default 1500)")
+    parser.add_argument("--devices", default="", metavar="NAMES", help="native devices that get programs, such as eth0")
+    parser.add_argument("--no-programs", action="store_true", help="leave the node bare: interfaces and routes only")
+    parser.add_argument("--keep", action="store_true", help="keep the node if its programs cannot be loaded")
+    add_datapath_options(parser, new=True)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Build the nodes, load their programs and say how to go on."""
+    specs = _specs(args)
+    check_library(args.library)
+    require("root", *(["bridge"] if len(specs) > 1 else []))
+    if not args.no_programs:
+        require_compiler(args.clang)
+    with _standing(specs, args.name, keep=args.keep) as nodes:
+        options = Options().replaced_by(args)
+        for node in nodes:
+            options.keep(node)
+        programs = [0] * len(nodes) if args.no_programs else _load(nodes, options, args.verifiers)
+    for node, number in zip(nodes, programs, strict=True):
+        _announce(node, number)
+    print("next:")
+    for command in _commands(nodes, args.name, bare=args.no_programs):
+        print(f"  reloadlab {command}")
+    return 0
+
+
+def _specs(args: argparse.Namespace) -> tuple[NodeSpec, ...]:
+    options: dict[str, Any] = {
+        "pods": args.pods,
+        "endpoint_routes": args.endpoint_routes,
+        "tunnel": args.tunnel,
+        "devices": tuple(name for name in args.devices.split(",") if name),
+        "mtu": args.mtu,
+    }
+    if args.nodes == 1:
+        return (NodeSpec(args.name, **options),)
+    return cluster_specs(args.name, args.nodes, **options)
+
+
+@contextmanager
+def _standing(specs: Sequence[NodeSpec], name: str, *, keep: bool) -> Iterator[list[Node]]:
+    """Build nodes that stay if the block succeeds, or in any case if they are to be kept."""
+    nodes = build(specs)
+    with ExitStack() as stack:
+        if not keep:
+            for node in nodes:
+                stack.callback(node.down, force=True)
+        try:
+            yield nodes
+        except ReloadlabError as error:
+            raise NotLoaded(error, name, kept=keep) from error
+        stack.pop_all()
+
+
+def _load(nodes: Sequence[Node], options: Options, verifiers: int | None) -> list[int]:
+    """Reload everything for the first time; return the number of programs that are attached on each node.
+
+    The maps of all nodes are there before the first program is: it may send to any of the others at once.
+    """
+    programs = []
+    with cancel_on_signals() as cancel:
+        for node in nodes[1:]:
+            with open_agent(node, options, verifiers=verifiers) as agent:
+                agent.sync(cancel=cancel)
+        # One agent at a time: its workers are forked, and inherit nothing of the other nodes.
+        for node in nodes:
+            with open_agent(node, options, verifiers=verifiers) as agent:
+                outcomes = agent.start(workers=WORKERS, cancel=cancel)
+            programs.append(sum(len(outcome.attached) for outcome in outcomes))
+    return programs
+
+
+def _announce(node: Node, programs: int) -> None:
+    name, spec, pods = node.name, node.spec, [pod.name for pod in node.pods]
+    attached = f"{programs} programs attached" if programs else "no programs yet"
+    print(f"{name} is up: {plural(len(pods), 'pod')}, {attached}")
+    print(f"  router   {spec.router4}  {spec.router6}")
+    print(f"  outside  {spec.outside4.ip}  {spec.outside6.ip}")
+    for pod in node.pods[:4]:
+        print(f"  {pod.name:<7}  {pod.ipv4}  {pod.ipv6}")
+    if len(pods) > 4:
+        print(f"  ... and {len(pods) - 4} more, to {pods[-1]}")
+
+
+def _commands(nodes: Sequence[Node], name: str, *, bare: bool) -> Iterator[str]:
+    first, last = nodes[0], nodes[-1]
+    yield f"show {first.name}"
+    if not bare and first.pods and last.pods:
+        yield f"exec {first.name}/{first.pods[0].name} -- ping -c 3 {last.pods[-1].ipv4}"
+    yield f"reload {first.name}"
+    yield f"down {name}"

@@ -1,0 +1,167 @@
+"""`reloadlab verify`: let the running kernel's verifier judge every program of an object or of a C source."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.markup import escape
+from rich.table import Table
+
+from datapath.build.compile import compile_source, probe_compiler
+from datapath.load.verify import ProgramReport, verify_object
+from datapath.object.reader import read_object
+from lab.cli.datapath import define
+from lab.cli.targets import BadOption, make_console, plural
+from lab.doctor.doctor import require
+from lab.system.scratch import scratch
+
+NUMBERS = {
+    "instructions": "instructions",
+    "verified_instructions": "verified",
+    "time_us": "time µs",
+    "stack": "stack B",
+    "jited_size": "jited B",
+}
+"""What is counted, as JSON and the fields of ProgramReport call it, and as the table does."""
+
+if TYPE_CHECKING:
+    from argparse import _SubParsersAction
+
+    from rich.console import Console
+
+
+def add_parser(subparsers: _SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Declare the command."""
+    parser = subparsers.add_parser(
+        "verify",
+        description="Load every program, with unpinned maps of its own, and print what the verifier counted. "
+        "A C file is compiled first. Nothing is attached, nothing is left. Exit code 1 if a program is refused.",
+    )
+    parser.add_argument(
+        "source", type=Path, metavar="OBJECT_OR_C_FILE", help="an object file, or a source ending in .c"
+    )
+    parser.add_argument(
+        "-D", dest="defines", type=define, action="append", default=[], metavar="NAME[=VALUE]", help="for a C file"
+    )
+    parser.add_argument("--clang", metavar="PATH", help="the compiler for a C file")
+    parser.add_argument("--log", type=Path, metavar="FILE", help="write the whole log of every refused program to FILE")
+    parser.add_argument("--loads", type=int, default=3, metavar="N", help="take the best time of so many loads (3)")
+    parser.add_argument("--compare", type=Path, metavar="FILE", help="say what changed since this output of --json")
+    parser.add_argument("--json", action="store_true", help="print one JSON object, with the whole logs")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print a report per program; 1 if the verifier refused one."""
+    if args.loads < 1:
+        raise BadOption("--loads takes numbers from 1 on")
+    if args.compare is not None and args.json:
+        raise BadOption("--compare is for the table: two outputs of --json have all that it compares")
+    before = _read(args.compare) if args.compare is not None else {}
+    require("bpf")
+    reports = _verify(args.source, args.defines, args.clang, args.loads)
+    refused = [r for r in reports if r.error is not None]
+    if args.log is not None:
+        args.log.write_text("".join(f"=== {r.name} (section {r.section})\n{r.error.log}\n" for r in refused if r.error))
+    if args.json:
+        print(json.dumps(_document(args.source, reports), indent=2))
+    else:
+        _print(make_console(), args.source, reports, before)
+    return 1 if refused else 0
+
+
+def _read(path: Path) -> dict[str, dict[str, int | None]]:
+    """Return the numbers of each program of an earlier output."""
+    try:
+        document = json.loads(path.read_text())
+        return {program["name"]: {name: program[name] for name in NUMBERS} for program in document["programs"]}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "no output of reloadlab verify --json"
+        raise BadOption(f"--compare {path}: {reason}") from error
+
+
+def _verify(source: Path, defines: Sequence[tuple[str, str]], clang: str | None, loads: int) -> list[ProgramReport]:
+    if source.suffix != ".c":
+        return verify_object(read_object(source), loads=loads)
+    with scratch() as directory:
+        output = directory / f"{source.stem}.o"
+        includes = (source.parent, source.parent / "include")
+        compile_source(source, output, includes=includes, defines=defines, compiler=probe_compiler(clang))
+        return verify_object(read_object(output), loads=loads)
+
+
+def _document(source: Path, reports: Sequence[ProgramReport]) -> dict[str, Any]:
+    return {
+        "path": str(source),
+        "ok": all(r.error is None for r in reports),
+        "programs": [_report_document(r) for r in reports],
+    }
+
+
+def _report_document(report: ProgramReport) -> dict[str, Any]:
+    error = report.error
+    return {
+        "name": report.name,
+        "section": report.section,
+        **_numbers(report),
+        "accepted": error is None,
+        "errno": None if error is None else error.errno,
+        "summary": None if error is None else error.summary,
+        "log": None if error is None else error.log,
+    }
+
+
+def _numbers(report: ProgramReport) -> dict[str, int | None]:
+    return {name: getattr(report, name) for name in NUMBERS}
+
+
+Before = Mapping[str, Mapping[str, int | None]]
+"""The numbers of each program, by its name."""
+
+
+def _print(console: Console, source: Path, reports: Sequence[ProgramReport], before: Before) -> None:
+    refused = [r for r in reports if r.error is not None]
+    total = sum(r.instructions for r in reports)
+    verdict = f"{len(refused)} refused" if refused else "all accepted"
+    table = Table(title=f"{escape(source.name)}: {plural(len(reports), 'program')}, {total:,} instructions, {verdict}")
+    table.title_justify = "left"
+    table.add_column("program", no_wrap=True)
+    table.add_column("section", no_wrap=True)
+    for heading in NUMBERS.values():
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("verdict")
+    now = {r.name: _numbers(r) for r in reports}
+    for r in reports:
+        cells = _cells(now[r.name], before.get(r.name, {}))
+        verdict = "accepted" if r.error is None else f"refused: {r.error.summary}"
+        verdict = f"new, {verdict}" if before and r.name not in before else verdict
+        table.add_row(escape(r.name), escape(r.section), *cells, escape(verdict))
+    table.add_section()
+    table.add_row("all", "", *_cells(_sum(now), _sum(before) if before else {}), "")
+    console.print(table)
+    if gone := [name for name in before if name not in now]:
+        console.print(f"gone: {', '.join(map(escape, gone))}", highlight=False)
+    if refused:
+        console.print("--log FILE writes the whole verifier log of what was refused", highlight=False)
+
+
+def _sum(programs: Before) -> dict[str, int | None]:
+    """Return what all programs have together; each has a stack of its own, of which the largest counts."""
+    columns = {name: [numbers[name] or 0 for numbers in programs.values()] for name in NUMBERS}
+    return {name: max(column, default=0) if name == "stack" else sum(column) for name, column in columns.items()}
+
+
+def _cells(now: Mapping[str, int | None], before: Mapping[str, int | None]) -> Iterator[str]:
+    """Yield a number for each column, and what it is more or less than before."""
+    for name, value in now.items():
+        was = before.get(name)
+        if value is None:
+            yield "-"
+        elif was is None or was == value:
+            yield f"{value:,}"
+        else:
+            yield f"{value:,} ({value - was:+,})"

@@ -1,0 +1,177 @@
+"""The probes behind the doctor's lines: each returns a word on what it found, or raises the reason (ReloadlabError)."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import importlib.util
+import os
+import shutil
+import struct
+from pathlib import Path
+
+from datapath.build.compile import probe_compiler
+from datapath.errors import ReloadlabError, ToolMissing
+from datapath.kernel import bpf as kernel
+from lab.system import tools
+from lab.watch import tracing as system_calls
+
+STATUS = Path("/proc/self/status")
+JIT_ENABLE = Path("/proc/sys/net/core/bpf_jit_enable")
+KERNEL_BTF = Path("/sys/kernel/btf/vmlinux")
+RUN = Path("/run")
+
+# include/uapi/linux/capability.h
+CAPABILITIES = {"CAP_NET_ADMIN": 12, "CAP_SYS_ADMIN": 21}
+
+# include/uapi/linux/bpf.h
+BPF_PROG_QUERY = 16
+BPF_TCX_INGRESS = 46
+
+LOOPBACK_IFINDEX = 1
+"""Of `lo`, in every network namespace (include/net/net_namespace.h)."""
+
+# cBPF "return 0": enough to ask for cls_bpf without a compiler. The form is tc-bpf(8)'s: length, then instructions.
+BYTECODE = "'1,6 0 0 0'"
+CLSACT = "qdisc add dev lo clsact\n"
+FILTER = f"filter add dev lo ingress protocol all prio 1 handle 1 bpf bytecode {BYTECODE}\n"
+
+
+class Unmet(ReloadlabError):
+    """A requirement that is not met, in a few words."""
+
+
+def root() -> str:
+    """User 0 with the capabilities that namespaces, mounts and bpf(2) take."""
+    uid = os.geteuid()
+    if uid != 0:
+        raise Unmet(f"user {uid} is not root")
+    lines = dict(line.split(":\t", 1) for line in STATUS.read_text().splitlines())
+    effective = int(lines["CapEff"], 16)
+    lacking = [name for name, bit in CAPABILITIES.items() if not effective & 1 << bit]
+    if lacking:
+        raise Unmet(f"user 0 without {', '.join(lacking)}")
+    return ", ".join(CAPABILITIES)
+
+
+def run_directory() -> str:
+    """/run, where a lab keeps its state."""
+    if not os.access(RUN, os.W_OK | os.X_OK):
+        raise Unmet(f"{RUN} is not writable")
+    return f"{RUN} is writable"
+
+
+def bpf() -> str:
+    """bpf(2) itself: the smallest map that there is."""
+    os.close(kernel.map_create(kernel.MapType.ARRAY, 4, 4, 1, name="doctor"))
+    return "bpf(2) makes maps"
+
+
+def bpffs() -> str:
+    """A BPF file system, mounted where only the child sees it."""
+    tools.run(["unshare", "--mount", "mount", "-t", "bpf", "bpf", "/tmp"])
+    return "can be mounted"
+
+
+def jit() -> str:
+    """The JIT compiler. Without it everything works and no time means anything."""
+    if not JIT_ENABLE.exists():
+        raise Unmet("this kernel has no JIT compiler for BPF")
+    if JIT_ENABLE.read_text().strip() == "0":
+        raise Unmet("programs are interpreted, so times are not those of a node")
+    return "programs are compiled"
+
+
+def btf() -> str:
+    """The kernel's own type information."""
+    if not KERNEL_BTF.exists():
+        raise Unmet(f"no {KERNEL_BTF}")
+    return str(KERNEL_BTF)
+
+
+def tool(name: str) -> str:
+    """A program in PATH."""
+    try:
+        return str(tools.find(name))
+    except ToolMissing as error:
+        # Debian keeps the administrator's tools out of other users' PATH: installing it again would not help.
+        hidden = shutil.which(name, path="/usr/sbin:/sbin")
+        if hidden is None:
+            raise
+        raise ToolMissing(name, f"it is {hidden}: add that directory to PATH") from error
+
+
+def netns() -> str:
+    """A network namespace."""
+    tools.run(["unshare", "--net", "true"])
+    return "can be made"
+
+
+def veth() -> str:
+    """A pair of virtual Ethernet devices, in a network namespace that ends with its process."""
+    tools.run(["unshare", "--net", "ip", "link", "add", "doctor0", "type", "veth", "peer", "name", "doctor1"])
+    return "can be made"
+
+
+def vxlan() -> str:
+    """A VXLAN device that takes its tunnel's key from the program (collect_md), as cilium_vxlan does."""
+    tools.run(["unshare", "--net", "ip", "link", "add", "doctor0", "type", "vxlan", "external", "dstport", "8472"])
+    return "can be made, external"
+
+
+def bridge() -> str:
+    """A bridge that floods multicast, as the underlay of several nodes."""
+    tools.run(["unshare", "--net", "ip", "link", "add", "doctor0", "type", "bridge", "mcast_snooping", "0"])
+    return "can be made"
+
+
+def clsact() -> str:
+    """The queueing discipline that programs hang on."""
+    _tc(CLSACT)
+    return "can be added"
+
+
+def cls_bpf() -> str:
+    """A filter that is a program, on clsact."""
+    _tc(CLSACT + FILTER)
+    return "can be added"
+
+
+def _tc(batch: str) -> None:
+    # Both lines must meet the same namespace, so one tc reads them.
+    tools.run(["unshare", "--net", "tc", "-batch", "-"], stdin=batch)
+
+
+def tcx() -> str:
+    """Links on a device's ingress: asks what is attached to `lo` there, which changes nothing."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    attr = struct.pack("=4IQ2I", LOOPBACK_IFINDEX, BPF_TCX_INGRESS, 0, 0, 0, 0, 0).ljust(64, b"\0")
+    if libc.syscall(kernel.SYS_BPF, BPF_PROG_QUERY, attr, len(attr)) != 0:
+        number = ctypes.get_errno()
+        raise Unmet("the kernel does not know it" if number == errno.EINVAL else os.strerror(number))
+    return "known to the kernel"
+
+
+def clang() -> str:
+    """A clang that has the BPF target; it compiles an empty file to be sure."""
+    compiler = probe_compiler()
+    return f"{compiler.path} (version {compiler.major}, -mcpu={compiler.mcpu})"
+
+
+def bcc() -> str:
+    """The BPF Compiler Collection's Python module, and not the package of that name on the Python index."""
+    spec = importlib.util.find_spec("bcc")
+    if spec is None or spec.origin is None:
+        raise Unmet("no Python module bcc")
+    directory = Path(spec.origin).parent
+    if not (directory / "libbcc.py").exists():
+        raise Unmet(f"{directory} is not the BPF Compiler Collection")
+    return str(directory)
+
+
+def tracing() -> str:
+    """The system-call tracepoints, through bcc."""
+    reason = system_calls.probe()
+    if reason is not None:
+        raise Unmet(reason)
+    return "system calls can be timed"

@@ -1,0 +1,325 @@
+"""The emulated node: `Node` builds it, finds it again, describes it to the pipeline and takes it away."""
+
+from __future__ import annotations
+
+import errno
+import os
+from contextlib import AbstractContextManager, suppress
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from bpf import LIBRARY
+from datapath.endpoint import HOST_ID, LABEL_HOST, DatapathConfig, Endpoint, NodeConfig
+from datapath.errors import ReloadlabError
+from datapath.kernel.netlink import NetlinkSocket, unless
+from lab.errors import LabNotFound, LabNotReady, system_errors
+from lab.node import builder, facts, links, registry
+from lab.node.topology import (
+    HEALTH,
+    HOST,
+    HOST_ENDPOINT,
+    MAX_NODES,
+    NODE,
+    OUTSIDE,
+    InvalidSpec,
+    NodeFacts,
+    NodeSpec,
+    PodFacts,
+    PodSpec,
+    next_tunnel_ifindex,
+    plan_node,
+    plan_pod,
+    pod_number,
+)
+from lab.system import netns
+from lab.system.inhabitants import kill_inhabitants
+
+
+class UnknownTarget(ReloadlabError):
+    """A pod, endpoint or namespace that the node does not have; `existing` are those it has."""
+
+    def __init__(self, node: str, target: str, existing: tuple[str, ...]) -> None:
+        shown = ", ".join(existing if len(existing) <= 12 else (*existing[:6], "...", existing[-1]))
+        super().__init__(f"lab {node} has no {target}; it has {shown}")
+        self.target = target
+        self.existing = existing
+
+
+class Node:
+    """A node in network namespaces.
+
+    `with Node(spec) as node` builds it and takes it away at the end; meanwhile nobody else can remove it. `Node.up`
+    builds one that stays, `Node.open` finds it again, from any process. All constructors are cheap and hold nothing
+    open; building raises LabExists, LabSystemError and NetlinkError, and leaves nothing behind then.
+    """
+
+    def __init__(self, spec: NodeSpec, *, size: str = registry.DEFAULT_SIZE) -> None:
+        self.spec = spec
+        self.root = registry.lab_root(spec.name)
+        self._size = size
+        self._facts: NodeFacts | None = None
+        self._held: int | None = None
+
+    @classmethod
+    def up(cls, spec: NodeSpec, *, size: str = registry.DEFAULT_SIZE) -> Self:
+        """Build a node that stays when the process ends."""
+        node = cls(spec, size=size)
+        with registry.claim(spec.name, size) as claim:
+            node._build()
+            claim.keep()
+        return node
+
+    @classmethod
+    def open(cls, name: str) -> Self:
+        """Find a node that stands. Raises LabNotFound, LabNotReady."""
+        spec, found = facts.decode(registry.read_facts(name))
+        node = cls(spec)
+        node._facts = found
+        return node
+
+    def __enter__(self) -> Self:
+        with registry.claim(self.name, self._size) as claim:
+            self._build()
+            self._held = claim.keep_locked()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
+        self.down()
+
+    def down(self, *, force: bool = False) -> None:
+        """Take the node away, with everything that runs in its namespaces; LabBusy if others use it."""
+        if self._held is not None:
+            os.close(self._held)
+            self._held = None
+        registry.remove(self.name, force=force)
+
+    @property
+    def name(self) -> str:
+        return self.spec.name
+
+    @property
+    def facts(self) -> NodeFacts:
+        """Everything that was chosen when the node was built."""
+        if self._facts is None:
+            raise LabNotFound(self.name, ())
+        return self._facts
+
+    @property
+    def pods(self) -> tuple[PodFacts, ...]:
+        return self.facts.pods
+
+    @property
+    def namespaces(self) -> tuple[str, ...]:
+        """The names that `netns` takes."""
+        return (NODE, HEALTH, OUTSIDE, *(pod.name for pod in self.pods))
+
+    def netns(self, name: str) -> Path:
+        """Return the path of a namespace: node, health, outside or a pod's name; UnknownTarget if there is none."""
+        if name not in self.namespaces:
+            raise UnknownTarget(self.name, name, self.namespaces)
+        return self.root / registry.NAMESPACES / name
+
+    def pod(self, name: str) -> PodFacts:
+        """Return a pod, or the health endpoint, by name."""
+        for pod in (*self.pods, self.facts.health):
+            if pod.name == name:
+                return pod
+        raise UnknownTarget(self.name, name, (*(pod.name for pod in self.pods), HEALTH))
+
+    def lock_shared(self) -> AbstractContextManager[None]:
+        """Hold the node against removal while it is used."""
+        return registry.lock_shared(self.name)
+
+    def datapath_config(
+        self,
+        library: Path | None = None,
+        *,
+        clang: str | None = None,
+        filter_priority: int = 1,
+        egress_devices: bool = True,
+        defines: tuple[tuple[str, str], ...] = (),
+        node_options: tuple[tuple[str, str], ...] = (),
+    ) -> DatapathConfig:
+        """Return what the pipeline must know about this node; `library` defaults to our own C sources."""
+        host, net, vxlan = self.facts.cilium_host, self.facts.cilium_net, self.facts.vxlan
+        return DatapathConfig(
+            library=library or LIBRARY,
+            state=self.root / registry.STATE,
+            bpffs=self.root / registry.BPFFS,
+            netns=self.netns(NODE),
+            node=NodeConfig(
+                router_ipv4=self.spec.router4,
+                router_ipv6=self.spec.router6,
+                cilium_host_ifindex=host.ifindex,
+                cilium_host_mac=host.mac,
+                cilium_net_ifindex=net.ifindex,
+                cilium_net_mac=net.mac,
+                encap_ifindex=vxlan.ifindex if self.spec.tunnel else None,
+                encap_mac=vxlan.mac if self.spec.tunnel else None,
+                mtu=self.spec.mtu,
+                tunnel_port=self.spec.tunnel_port,
+                pod_prefix4=self.spec.pod_cidr4.prefixlen,
+                endpoint_routes=self.spec.endpoint_routes,
+                options=node_options,
+            ),
+            devices=self.spec.devices,
+            egress_devices=egress_devices,
+            filter_priority=filter_priority,
+            clang=clang,
+            defines=defines,
+        )
+
+    def endpoint(self, name: str) -> Endpoint:
+        """Return an endpoint by name: a pod's, `health` or `host`, in the node's present routing mode."""
+        if name == HOST:
+            host = self.facts.cilium_host
+            return Endpoint(
+                id=HOST_ENDPOINT,
+                ifname=host.name,
+                mac=host.mac,
+                node_mac=host.mac,
+                ipv4=self.spec.router4,
+                ipv6=self.spec.router6,
+                identity=HOST_ID,
+                labels=frozenset({LABEL_HOST}),
+            )
+        try:
+            pod = self.pod(name)
+        except UnknownTarget as error:
+            raise UnknownTarget(self.name, f"endpoint {name}", (*error.existing, HOST)) from None
+        endpoint = Endpoint(
+            id=pod.endpoint_id,
+            ifname=pod.ifname,
+            mac=pod.mac,
+            node_mac=pod.node_mac,
+            ipv4=pod.ipv4,
+            ipv6=pod.ipv6,
+            identity=pod.identity,
+            labels=pod.labels,
+        )
+        return endpoint.with_endpoint_routes(self.spec.endpoint_routes)
+
+    def endpoints(self) -> tuple[Endpoint, ...]:
+        """Return all endpoints: the host, health, the pods."""
+        return tuple(self.endpoint(name) for name in (HOST, HEALTH, *(pod.name for pod in self.pods)))
+
+    def set_node_route(self, on: bool) -> None:
+        """Install or remove the local node route (pods by cilium_host); twice the same is no error."""
+        kind = links.RTM_NEWROUTE if on else links.RTM_DELROUTE
+        with NetlinkSocket(self.netns(NODE)) as socket:
+            for message in links.node_routes(self.spec, self.facts.cilium_host.ifindex, kind):
+                if on:
+                    socket.request("install the node route", message)
+                else:
+                    unless(errno.ESRCH, socket, "remove the node route", message)
+
+    def set_endpoint_routes(self, on: bool) -> None:
+        """Switch the routing mode that `endpoint` and `datapath_config` tell, and the node route; programs and
+        endpoint routes follow with the next reload."""
+        self.set_node_route(not on)
+        self._remember(replace(self.spec, endpoint_routes=on), self.facts)
+
+    def add_pod(self, pod: PodSpec | str) -> PodFacts:
+        """Make one more pod."""
+        wanted = PodSpec(pod) if isinstance(pod, str) else pod
+        spec = replace(self.spec, pods=(*self.spec.pod_specs, wanted))
+        number = 1 + max((pod_number(p) for p in self.pods), default=-1)
+        made = plan_pod(spec, wanted, number)
+        with system_errors(self.name):
+            try:
+                builder.add_pod(spec, made, self.root)
+                self._remember(spec, replace(self.facts, pods=(*self.pods, made)))
+            except BaseException:
+                self._discard(made)
+                raise
+        return made
+
+    def remove_pod(self, name: str) -> None:
+        """Take a pod away: its veth, its namespace and what runs in it. Its pins and programs are the pipeline's."""
+        pod = self.pod(name)
+        if pod is self.facts.health:
+            raise InvalidSpec("the health endpoint belongs to every node")
+        rest = tuple(p for p in self.pods if p.name != name)
+        spec = replace(self.spec, pods=tuple(p for p in self.spec.pod_specs if p.name != name))
+        with system_errors(self.name):
+            self._remember(spec, replace(self.facts, pods=rest))
+            self._discard(pod)
+
+    @property
+    def peers(self) -> tuple[Node, ...]:
+        """The other nodes of the cluster that stand at this moment, in their order."""
+        if not self.spec.cluster:
+            return ()
+        found = []
+        for name in registry.members(self.spec.cluster):
+            with suppress(LabNotFound, LabNotReady):
+                found.append(Node.open(name))
+        return tuple(n for n in found if n.name != self.name and n.spec.cluster == self.spec.cluster)
+
+    def sync_routes(self) -> None:
+        """Install the routes to the pods of the other nodes, and remove those to the pods of nodes that are gone."""
+        if not self.spec.cluster:
+            return
+        peers = {peer.spec.node_index: peer.spec for peer in self.peers}
+        with NetlinkSocket(self.netns(NODE)) as socket:
+            for peer in peers.values():
+                wanted = links.remote_routes(self.spec, self.facts, peer)
+                socket.request(f"install the routes to {peer.name}", *wanted)
+            for index in set(range(MAX_NODES)) - peers.keys() - {self.spec.node_index}:
+                gone = replace(self.spec, node_index=index)
+                for message in links.remote_routes(self.spec, self.facts, gone, links.RTM_DELROUTE):
+                    unless(errno.ESRCH, socket, f"remove the routes to node {index}", message)
+
+    def set_tunnel_port(self, port: int) -> None:
+        """Give the tunnel device another UDP port, which the kernel only takes for a new one: its index changes.
+
+        It comes back without programs, and programs that send to it must learn the new index.
+        """
+        spec = replace(self.spec, tunnel_port=port)
+        vxlan = self.facts.vxlan
+        made = replace(vxlan, ifindex=next_tunnel_ifindex(vxlan.ifindex))
+        with NetlinkSocket(self.netns(NODE)) as socket:
+            unless(errno.ENODEV, socket, "remove cilium_vxlan", links.delete_link(vxlan.ifindex))
+            socket.request("make cilium_vxlan", links.vxlan(spec, made))
+        self._remember(spec, replace(self.facts, vxlan=made))
+
+    def set_mtu(self, mtu: int) -> None:
+        """Change the MTU of all devices, bytes, in place, and with it that of the routes; indices and MACs stay."""
+        spec = replace(self.spec, mtu=mtu)
+        node = self.facts
+        devices = [d.ifindex for d in (node.uplink, node.cilium_net, node.cilium_host, node.vxlan)]
+        devices += [pod.ifindex for pod in (node.health, *node.pods)]
+        with NetlinkSocket(self.netns(OUTSIDE)) as socket:
+            socket.request("change the MTU outside", links.set_link_mtu(spec.uplink_peer[1], mtu))
+        with NetlinkSocket(self.netns(NODE)) as socket:
+            socket.request("change the MTU", *(links.set_link_mtu(index, mtu) for index in devices))
+        for pod in (node.health, *node.pods):
+            with NetlinkSocket(self.netns(pod.name)) as socket:
+                socket.request(f"change the MTU in {pod.name}", *links.pod_mtu(spec))
+        self._remember(spec, node)
+        self.sync_routes()
+
+    def _build(self) -> None:
+        planned = plan_node(self.spec)
+        peers = self.peers
+        underlay = peers[0].netns(OUTSIDE) if peers else None
+        builder.build(self.spec, planned, self.root, underlay)
+        self._remember(self.spec, planned)
+
+    def _remember(self, spec: NodeSpec, found: NodeFacts) -> None:
+        registry.write_facts(self.root, facts.encode(spec, found))
+        self.spec, self._facts = spec, found
+
+    def _discard(self, pod: PodFacts) -> None:
+        """Remove what there is of a pod."""
+        with NetlinkSocket(self.netns(NODE)) as socket:
+            unless(errno.ENODEV, socket, f"remove {pod.ifname}", links.delete_link(pod.ifindex))
+        path = self.root / registry.NAMESPACES / pod.name
+        if path.exists():
+            kill_inhabitants({netns.inode(path)})
+        # Path.is_mount() sees directories only, and this is a file.
+        if os.path.ismount(path):
+            netns.umount(path)
+        path.unlink(missing_ok=True)

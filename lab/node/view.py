@@ -1,0 +1,146 @@
+"""What a node looks like at this moment, as the kernel tells it: links, addresses, programs per hook, routes."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import asdict, dataclass, replace
+from ipaddress import ip_address
+from typing import Any
+
+from pyroute2.netlink.rtnl.ifaddrmsg import ifaddrmsg
+from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
+from pyroute2.netlink.rtnl.rtmsg import rtmsg
+
+from datapath.kernel.hooks import Direction, filters
+from datapath.kernel.netlink import NLM_F_DUMP, RTM_GETLINK, NetlinkSocket, encode
+from lab.node.facts import pod_json
+from lab.node.links import AF_INET, AF_INET6, IFF_NOARP, IFF_UP, RT_SCOPE_LINK, RT_TABLE_MAIN, RTPROT_KERNEL
+from lab.node.node import Node
+from lab.node.topology import NODE, OUTSIDE
+
+RTM_GETADDR, RTM_GETROUTE = 22, 26
+_RTM_F_CLONED = 0x200
+
+
+@dataclass(frozen=True, slots=True)
+class LinkView:
+    """An interface; `ingress` and `egress` are the filters at its hooks, in the order in which they run."""
+
+    name: str
+    ifindex: int
+    kind: str
+    mac: str
+    mtu: int
+    up: bool
+    noarp: bool
+    addresses: tuple[str, ...]
+    ingress: tuple[str, ...] = ()
+    egress: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class NodeView:
+    """A node at one moment: its links and routes, and the links of the world outside."""
+
+    node: Node
+    links: tuple[LinkView, ...]
+    routes: tuple[str, ...]
+    outside: tuple[LinkView, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the view as a JSON object."""
+        spec = self.node.spec
+        return {
+            "name": spec.name,
+            "mtu": spec.mtu,
+            "route_mtu": spec.route_mtu,
+            "tunnel": spec.tunnel,
+            "tunnel_port": spec.tunnel_port,
+            "cluster": spec.cluster,
+            "peers": [peer.name for peer in self.node.peers],
+            "endpoint_routes": spec.endpoint_routes,
+            "devices": list(spec.devices),
+            "interfaces": [asdict(link) for link in self.links],
+            "routes": list(self.routes),
+            "health": pod_json(self.node.facts.health),
+            "pods": [pod_json(pod) for pod in self.node.pods],
+            "outside": [asdict(link) for link in self.outside],
+        }
+
+
+def look(node: Node) -> NodeView:
+    """Ask the kernel what there is of a node."""
+    with NetlinkSocket(node.netns(OUTSIDE)) as socket:
+        outside = _links(socket)
+    with NetlinkSocket(node.netns(NODE)) as socket:
+        links = tuple(
+            replace(
+                link,
+                ingress=_programs(socket, link, Direction.INGRESS),
+                egress=_programs(socket, link, Direction.EGRESS),
+            )
+            for link in _links(socket)
+        )
+        return NodeView(node, links, _routes(socket, {link.ifindex: link.name for link in links}), outside)
+
+
+def _programs(socket: NetlinkSocket, link: LinkView, direction: Direction) -> tuple[str, ...]:
+    return tuple(found.name or found.kind for found in filters(socket, link.ifindex, direction))
+
+
+def _links(socket: NetlinkSocket) -> tuple[LinkView, ...]:
+    addresses: defaultdict[int, list[str]] = defaultdict(list)
+    for message in _dump(socket, "list addresses", ifaddrmsg, RTM_GETADDR):
+        address = ip_address(message.get_attr("IFA_LOCAL") or message.get_attr("IFA_ADDRESS"))
+        if not address.is_link_local:
+            addresses[message["index"]].append(f"{address}/{message['prefixlen']}")
+    found = []
+    for message in _dump(socket, "list links", ifinfmsg, RTM_GETLINK):
+        info = message.get_attr("IFLA_LINKINFO")
+        link = LinkView(
+            name=message.get_attr("IFLA_IFNAME"),
+            ifindex=message["index"],
+            kind=info.get_attr("IFLA_INFO_KIND") if info else "loopback",
+            mac=message.get_attr("IFLA_ADDRESS"),
+            mtu=message.get_attr("IFLA_MTU"),
+            up=bool(message["flags"] & IFF_UP),
+            noarp=bool(message["flags"] & IFF_NOARP),
+            addresses=tuple(addresses[message["index"]]),
+        )
+        if link.kind != "loopback":
+            found.append(link)
+    return tuple(sorted(found, key=lambda link: link.ifindex))
+
+
+def _routes(socket: NetlinkSocket, names: dict[int, str]) -> tuple[str, ...]:
+    """Return the routes of the main table in the words of `ip route`, those to link-local addresses left out."""
+    lines = []
+    messages = [m for family in (AF_INET, AF_INET6) for m in _dump(socket, "list routes", rtmsg, RTM_GETROUTE, family)]
+    for message in messages:
+        destination = message.get_attr("RTA_DST") or "default"
+        local = destination.startswith(("fe80:", "ff00:"))
+        if message["table"] != RT_TABLE_MAIN or message["flags"] & _RTM_F_CLONED or local:
+            continue
+        lines.append(_route(message, destination, names))
+    return tuple(lines)
+
+
+def _route(message: Any, destination: str, names: dict[int, str]) -> str:
+    full = message["dst_len"] == (32 if message["family"] == AF_INET else 128)
+    words = [destination if destination == "default" or full else f"{destination}/{message['dst_len']}"]
+    for word, attribute in (("via", "RTA_GATEWAY"), ("dev", "RTA_OIF"), ("src", "RTA_PREFSRC")):
+        value = message.get_attr(attribute)
+        if value is not None:
+            words += [word, names.get(value, str(value)) if word == "dev" else value]
+    if message["proto"] == RTPROT_KERNEL:
+        words += ["proto", "kernel"]
+    if message["scope"] == RT_SCOPE_LINK:
+        words += ["scope", "link"]
+    metrics = message.get_attr("RTA_METRICS")
+    if metrics is not None and metrics.get_attr("RTAX_MTU") is not None:
+        words += ["mtu", str(metrics.get_attr("RTAX_MTU"))]
+    return " ".join(words)
+
+
+def _dump(socket: NetlinkSocket, what: str, kind: type[Any], number: int, family: int = 0) -> list[Any]:
+    return socket.decode(kind, socket.dump(what, encode(kind, number, NLM_F_DUMP, {"family": family}, ())))

@@ -1,0 +1,66 @@
+"""Faulty loaders: functions from plan to plan, each a bug that a loader has really had. Scenarios must catch them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from datapath.kernel.pins import is_calls_map
+from datapath.reload.prepare import RepinMaps
+from datapath.reload.step import Plan, Step
+from datapath.reload.switchover import Attach, Commit, Detach, RemoveRoutes
+from datapath.reload.workspace import Workspace
+
+
+@dataclass(frozen=True)
+class LetGoOfCalls(Step):
+    """Drop the old calls maps now, whoever still uses them."""
+
+    @property
+    def name(self) -> str:
+        return "let go of calls"
+
+    def describe(self) -> str:
+        return "remove the :pending calls maps too early"
+
+    def apply(self, work: Workspace) -> None:
+        for pins in work.moved.values():
+            for pin in pins:
+                if is_calls_map(pin.path.name):
+                    pin.finalize()
+
+
+@dataclass(frozen=True)
+class RepinForEver(RepinMaps):
+    """Moves maps aside and never back."""
+
+    def undo(self, work: Workspace) -> None:
+        work.moved.pop(self.target, None)
+
+
+def finalize_too_early(plan: Plan) -> Plan:
+    """Let go of the old calls map after the first attach (cilium issues 16561 and 17744).
+
+    The program in the other direction is still the old one; the kernel empties its calls map under it.
+    """
+    first = next(i for i, step in enumerate(plan.steps) if isinstance(step, Attach))
+    return replace(plan, steps=(*plan.steps[: first + 1], LetGoOfCalls(plan.subject), *plan.steps[first + 1 :]))
+
+
+def skip_revert(plan: Plan) -> Plan:
+    """Leave moved maps where they are when the load fails (the reference commit does, replaceDatapath)."""
+    return plan.change(lambda step: RepinForEver(step.target) if type(step) is RepinMaps else step)
+
+
+def keep_old_egress(plan: Plan) -> Plan:
+    """Leave the egress program when endpoint routes are switched off (cilium issue 13773)."""
+    return plan.change(lambda step: None if isinstance(step, Detach) else step)
+
+
+def keep_old_routes(plan: Plan) -> Plan:
+    """Leave the endpoint's routes when endpoint routes are switched off, as at the reference commit."""
+    return plan.change(lambda step: None if isinstance(step, RemoveRoutes) else step)
+
+
+def never_finalize(plan: Plan) -> Plan:
+    """Leave the old maps pinned for ever."""
+    return plan.change(lambda step: None if isinstance(step, Commit) else step)

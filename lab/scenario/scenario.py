@@ -1,0 +1,294 @@
+"""A scenario: nodes of its own, loaded once, traffic running, and all invariants checked when it ends."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv6Address
+from types import TracebackType
+from typing import Any, Self
+
+from datapath.errors import ReloadlabError
+from datapath.reload.outcome import Outcome
+from datapath.reload.step import Step
+from datapath.reload.workspace import Workspace
+from lab.agent.agent import Agent, Failure
+from lab.agent.cluster import Cluster
+from lab.node.node import Node
+from lab.node.topology import HEALTH, NODE, OUTSIDE, NodeSpec
+from lab.traffic.flows import Flow
+from lab.traffic.traffic import Traffic, TrafficReport
+from lab.watch.invariants import Baseline, Expected, Violation, baseline, check, check_traffic, unchanged
+from lab.watch.snapshot import take
+
+RATE = 2000.0
+"""Packets a second over all flows: one every 0.5 ms, a few for each of the slower steps of a reload."""
+
+
+class InvariantsViolated(ReloadlabError):
+    """A scenario after which something does not hold; `violations` lists all of it."""
+
+    def __init__(self, violations: Sequence[Violation]) -> None:
+        super().__init__("\n".join(["invariants violated:", *(f"  {v}" for v in violations)]))
+        self.violations = tuple(violations)
+
+    @property
+    def invariants(self) -> frozenset[int]:
+        return frozenset(violation.invariant for violation in self.violations)
+
+
+class Gate:
+    """Stops a reload before or after a step, and does something there: `Gate(do, before="commit")`.
+
+    `do` gets the step and the reload's workspace; what it raises makes the reload fail. "*" stands for every step;
+    `target` narrows the gate to one interface or object, `nth` to one of the times that it is passed, from 0 on.
+    """
+
+    def __init__(
+        self,
+        do: Callable[[Step, Workspace], object],
+        *,
+        before: str | None = None,
+        after: str | None = None,
+        target: str | None = None,
+        nth: int | None = None,
+    ) -> None:
+        self.passed = 0
+        self._do = do
+        self._before, self._after, self._target, self._nth = before, after, target, nth
+
+    def before(self, step: Step, work: Workspace) -> None:
+        self._pass(self._before, step, work)
+
+    def after(self, step: Step, work: Workspace) -> None:
+        self._pass(self._after, step, work)
+
+    def _pass(self, name: str | None, step: Step, work: Workspace) -> None:
+        if name in (step.name, "*") and self._target in (None, step.target):
+            self.passed += 1
+            if self._nth in (None, self.passed - 1):
+                self._do(step, work)
+
+
+class Watched:
+    """What is common to a scenario on one node and on several: traffic over them, and the checks at the end.
+
+    A context manager. Leaving it without an exception checks every invariant on every node and raises
+    InvariantsViolated. `outcomes` are the reloads after the first of everything.
+    """
+
+    def __init__(self, rate: float) -> None:
+        self._rate = rate
+        self._stack = ExitStack()
+        self._expected = Expected()
+        self._expected_on: dict[str, Expected] = {}
+        self._abandoned = False
+        self.outcomes: list[Outcome] = []
+        self.violations: list[Violation] = []
+        self.report: TrafficReport | None = None
+        self.traffic: Traffic
+        self._before: tuple[tuple[Agent, Baseline], ...]
+
+    def _watch(self, stack: ExitStack, agents: Sequence[Agent], flows: Sequence[Flow]) -> None:
+        """Start the traffic, remember how everything is, and keep what `stack` holds until the scenario ends."""
+        self.traffic = stack.enter_context(Traffic(flows, rate=self._rate))
+        self.traffic.start()
+        self._before = tuple((agent, baseline(agent)) for agent in agents)
+        self._stack = stack.pop_all()
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
+        with self._stack:
+            if kind is None and not self._abandoned:
+                self.finish()
+
+    def finish(self) -> None:
+        """Stop the traffic and check everything; once. Called when the block ends."""
+        if self.report is not None:
+            return
+        self.report = self.traffic.stop()
+        for agent, before in self._before:
+            found = check(agent, before, expected=self._expected_on.get(agent.node.name, self._expected))
+            self.violations += found if len(self._before) == 1 else [v.on(agent.node.name) for v in found]
+        self.violations += check_traffic(self.report, self._expected)
+        if self.violations:
+            raise InvariantsViolated(self.violations)
+
+    def abandon(self) -> None:
+        """Check nothing when the block ends: the scenario has failed already, by itself."""
+        self._abandoned = True
+
+    def expect(self, **changes: Any) -> None:
+        """Say what this scenario does on purpose: fields of invariants.Expected; on every node."""
+        self._expected = replace(self._expected, **changes)
+
+
+class Scenario(Watched):
+    """A scenario on one node.
+
+    `flows` run all the time; by default between the pods, the host, the health endpoint and the outside, UDP and TCP,
+    IPv4 and IPv6. `options` go to the Agent.
+    """
+
+    def __init__(
+        self,
+        spec: NodeSpec,
+        *,
+        flows: Callable[[Node], Sequence[Flow]] | None = None,
+        rate: float = RATE,
+        **options: Any,
+    ) -> None:
+        super().__init__(rate)
+        self._spec = spec
+        self._flows = flows or default_flows
+        self._options = options
+        self.node: Node
+        self.agent: Agent
+
+    def __enter__(self) -> Self:
+        with ExitStack() as stack:
+            self.node = stack.enter_context(Node(self._spec))
+            self.agent = stack.enter_context(Agent(self.node, **self._options))
+            self.agent.start(workers=2)
+            self._watch(stack, [self.agent], self._flows(self.node))
+        return self
+
+    def define(self, **macros: str) -> None:
+        """Have the next reloads build with these macros too, besides those that it began with; none: as it began."""
+        self.agent.configure(defines=(*self._options.get("defines", ()), *macros.items()))
+
+    def reload(self, *subjects: str, gate: Gate | None = None, cancel: threading.Event | None = None) -> list[Outcome]:
+        """Reload these endpoints, one after the other; all if none is named."""
+        done = [self.agent.reload(subject, observer=gate, cancel=cancel) for subject in subjects or self.agent.subjects]
+        self.outcomes += done
+        return done
+
+    def reload_parallel(self, subjects: Iterable[str], *, workers: int) -> list[Outcome]:
+        """Reload in parallel; the first failure is raised when all are done."""
+        results = self.agent.reload_many(subjects, workers=workers)
+        done = [result for result in results if isinstance(result, Outcome)]
+        self.outcomes += done
+        for result in results:
+            if isinstance(result, Failure):
+                raise result.error
+        return done
+
+    def set_endpoint_routes(self, on: bool) -> None:
+        """Switch the whole node to the other routing mode while traffic runs."""
+        self.expect(other_path=True)
+        self.outcomes += self.agent.set_endpoint_routes(on, workers=2)
+
+    def reload_fails(
+        self,
+        subject: str,
+        error: type[ReloadlabError],
+        *,
+        gate: Gate | None = None,
+        cancel: threading.Event | None = None,
+    ) -> ReloadlabError:
+        """Reload, expecting this error, and hold the reload to it: the node must be as before. Returns the error."""
+        before = take(self.node)
+        try:
+            self.agent.reload(subject, observer=gate, cancel=cancel)
+        except error as raised:
+            self.violations += unchanged(before, take(self.node))
+            return raised
+        raise AssertionError(f"reload of {subject} succeeded, {error.__name__} expected")
+
+
+class ClusterScenario(Watched):
+    """A scenario on several nodes: `cluster` has them; what lives on one is named such as 2/pod-1.
+
+    By default traffic runs across the nodes, between all kinds of endpoints, both ways. `options` go to every Agent.
+    """
+
+    def __init__(
+        self,
+        specs: Sequence[NodeSpec],
+        *,
+        flows: Callable[[Cluster], Sequence[Flow]] | None = None,
+        rate: float = RATE,
+        **options: Any,
+    ) -> None:
+        super().__init__(rate)
+        self._flows = flows or cluster_flows
+        self.cluster = Cluster(specs, **options)
+
+    def __enter__(self) -> Self:
+        with ExitStack() as stack:
+            stack.enter_context(self.cluster)
+            self.cluster.start(workers=2)
+            self._watch(stack, self.cluster.agents, self._flows(self.cluster))
+        return self
+
+    def expect_on(self, number: int, **changes: Any) -> None:
+        """Say what this scenario does on purpose on one node, beside what holds for all until now."""
+        name = self.cluster.node(number).name
+        self._expected_on[name] = replace(self._expected_on.get(name, self._expected), **changes)
+
+    def reload(self, *names: str, gate: Gate | None = None) -> list[Outcome]:
+        """Reload these, such as 2/pod-1, one after the other; everything on all nodes if none is named."""
+        done = [self.cluster.reload(name, observer=gate) for name in names or self.cluster.subjects]
+        self.outcomes += done
+        return done
+
+    def silence(self, *, count: int = 3, flows: Sequence[str] | None = None) -> list[str]:
+        """Send a burst over all flows, or these; return those in which not every packet is answered."""
+        return [str(burst) for burst in self.traffic.burst_all(count, flows) if not burst.complete]
+
+    def pause(self) -> None:
+        """Stop the traffic before something that interrupts it; what has gone wrong until then is remembered."""
+        self.violations += check_traffic(self.traffic.stop(), self._expected)
+
+    def resume(self) -> None:
+        """Start the traffic anew, with new connections."""
+        self.traffic = self._stack.enter_context(Traffic(self.traffic.flows, rate=self._rate))
+        self.traffic.start()
+
+
+def cluster_flows(cluster: Cluster) -> list[Flow]:
+    """Return UDP both ways and TCP, IPv4 and IPv6, between the first node and each of the others, and within it."""
+    first, last = cluster.node(1).pods[0].name, cluster.node(1).pods[-1].name
+    pairs = [(f"1/{first}", f"1/{last}")] if first != last else []
+    for number, node in enumerate(cluster.nodes[1:], 2):
+        pod = f"{number}/{node.pods[0].name}"
+        pairs += [(f"1/{first}", pod), (pod, f"1/{first}"), ("1/host", pod), (pod, "1/host")]
+        pairs += [("1/host", f"{number}/host"), (pod, "1/health"), (f"{number}/outside", pod)]
+    return _flows({f"{n}/{e}": end for n, node in enumerate(cluster.nodes, 1) for e, end in ends(node).items()}, pairs)
+
+
+def default_flows(node: Node) -> list[Flow]:
+    """Return UDP both ways and TCP, IPv4 and IPv6, between all kinds of endpoints of a node."""
+    pods = node.pods
+    pairs = [(pods[0].name, pods[-1].name)] if len(pods) > 1 else []
+    pairs += [(pods[0].name, "outside"), ("outside", pods[0].name), ("host", pods[0].name), (pods[0].name, HEALTH)]
+    return _flows(ends(node), pairs)
+
+
+End = tuple[str, IPv4Address, IPv6Address]
+
+
+def ends(node: Node) -> dict[str, End]:
+    """Return where traffic can begin or end on a node, by name: a namespace's path, and its addresses."""
+    spec = node.spec
+    return {
+        "host": (str(node.netns(NODE)), spec.router4, spec.router6),
+        "outside": (str(node.netns(OUTSIDE)), spec.outside4.ip, spec.outside6.ip),
+        **{p.name: (str(node.netns(p.name)), p.ipv4, p.ipv6) for p in (node.facts.health, *node.pods)},
+    }
+
+
+def _flows(known: Mapping[str, End], pairs: Iterable[tuple[str, str]]) -> list[Flow]:
+    flows = []
+    for source, target in pairs:
+        for version in (1, 2):
+            path = Flow(
+                name=f"{source} -> {target} udp v{'46'[version - 1]}",
+                source_ns=known[source][0],
+                source_ip=str(known[source][version]),
+                target_ns=known[target][0],
+                target_ip=str(known[target][version]),
+            )
+            flows += [path, replace(path, name=path.name.replace("udp", "tcp"), protocol="tcp", port=7008)]
+    return flows

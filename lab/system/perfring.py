@@ -1,0 +1,150 @@
+"""Perf rings: one for each CPU, into which programs write with bpf_perf_event_output(2), and which we empty.
+
+perf_event_open(2) and its mapped page as in include/uapi/linux/perf_event.h.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import mmap
+import os
+import platform
+import select
+import struct
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+from datapath.errors import BpfError
+from datapath.kernel import bpf
+from datapath.kernel.map import Map
+
+_SYSCALL = {"x86_64": 298, "aarch64": 241}
+_TYPE_SOFTWARE, _COUNT_SW_BPF_OUTPUT, _SAMPLE_RAW = 1, 10, 1 << 10
+_FLAG_FD_CLOEXEC = 1 << 3
+_IOC_ENABLE = 0x2400
+_RECORD_LOST, _RECORD_SAMPLE = 2, 9
+_HEAD, _TAIL = 1024, 1032
+_RECORD = struct.Struct("<IHH")
+_ATTR_SIZE = 112
+
+PAGES = 64
+"""Pages of a ring, a power of two: 256 KiB, about 1,500 messages with their packets."""
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """What a program wrote, with up to seven bytes of padding at its end; empty with `lost` messages instead."""
+
+    cpu: int
+    data: bytes
+    lost: int = 0
+
+
+class _Ring:
+    def __init__(self, cpu: int, pages: int) -> None:
+        self.cpu = cpu
+        self.fd = _open(cpu)
+        try:
+            self._map = mmap.mmap(self.fd, (1 + pages) * mmap.PAGESIZE)
+        except OSError:
+            os.close(self.fd)
+            raise
+        self._size = pages * mmap.PAGESIZE
+
+    def enable(self) -> None:
+        fcntl.ioctl(self.fd, _IOC_ENABLE, 0)
+
+    def read(self) -> Iterator[Sample]:
+        """Yield what is there; room is given back record by record."""
+        (head,) = struct.unpack_from("<Q", self._map, _HEAD)
+        (tail,) = struct.unpack_from("<Q", self._map, _TAIL)
+        while tail < head:
+            kind, _, size = _RECORD.unpack(self._at(tail, _RECORD.size))
+            record = self._at(tail + _RECORD.size, size - _RECORD.size)
+            tail += size
+            struct.pack_into("<Q", self._map, _TAIL, tail)
+            if kind == _RECORD_SAMPLE:
+                (length,) = struct.unpack_from("<I", record)
+                yield Sample(self.cpu, record[4 : 4 + length])
+            elif kind == _RECORD_LOST:
+                yield Sample(self.cpu, b"", struct.unpack_from("<QQ", record)[1])
+
+    def _at(self, position: int, length: int) -> bytes:
+        """Return bytes of the ring, which may go on at its beginning."""
+        start = position % self._size
+        first = min(length, self._size - start)
+        begin = mmap.PAGESIZE + start
+        return self._map[begin : begin + first] + self._map[mmap.PAGESIZE : mmap.PAGESIZE + length - first]
+
+    def close(self) -> None:
+        self._map.close()
+        os.close(self.fd)
+
+
+class PerfReader:
+    """The rings of a perf event array, for the time of a block.
+
+    The kernel takes them out of the map again when the descriptor of `target` is closed, which must therefore stay
+    open that long. Whoever listened to the same map before hears nothing any more.
+    """
+
+    def __init__(self, target: Map, *, pages: int = PAGES) -> None:
+        self._target = target
+        self._pages = pages
+        self._stack = ExitStack()
+        self._rings: dict[int, _Ring] = {}
+        self._poll = select.poll()
+
+    def __enter__(self) -> Self:
+        with ExitStack() as stack:
+            for cpu in sorted(os_cpus()):
+                if cpu >= self._target.info.max_entries:
+                    break
+                ring = _Ring(cpu, self._pages)
+                stack.callback(ring.close)
+                self._target.update(cpu.to_bytes(4, "little"), ring.fd.to_bytes(4, "little"))
+                stack.callback(self._target.delete, cpu.to_bytes(4, "little"))
+                ring.enable()
+                self._rings[ring.fd] = ring
+                self._poll.register(ring.fd, select.POLLIN)
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
+        self._stack.close()
+
+    def read(self, timeout: float) -> list[Sample]:
+        """Return what has been written; waits at most `timeout` seconds for the first of it."""
+        ready = self._poll.poll(round(timeout * 1000))
+        return [sample for fd, _ in ready for sample in self._rings[fd].read()]
+
+
+def os_cpus() -> set[int]:
+    """Return the CPUs that are online."""
+    found: set[int] = set()
+    with open("/sys/devices/system/cpu/online") as file:
+        for part in file.read().strip().split(","):
+            first, _, last = part.partition("-")
+            found.update(range(int(first), int(last or first) + 1))
+    return found & set(range(bpf.possible_cpus()))
+
+
+def _open(cpu: int) -> int:
+    number = _SYSCALL.get(platform.machine())
+    if number is None:
+        raise BpfError("perf_event_open", 0, f"its number on {platform.machine()} is not known here")
+    attributes = struct.pack("<IIQQQ", _TYPE_SOFTWARE, _ATTR_SIZE, _COUNT_SW_BPF_OUTPUT, 1, _SAMPLE_RAW)
+    # From here to wakeup_events: read_format, flags; then one message wakes the reader up.
+    attributes += struct.pack("<QQI", 0, 0, 1)
+    buffer = ctypes.create_string_buffer(attributes, _ATTR_SIZE)
+    fd = int(_libc.syscall(number, buffer, -1, cpu, -1, ctypes.c_ulong(_FLAG_FD_CLOEXEC)))
+    if fd < 0:
+        code = ctypes.get_errno()
+        raise BpfError("perf_event_open", code, f"CPU {cpu}: {os.strerror(code)}")
+    return fd

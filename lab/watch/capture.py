@@ -1,0 +1,94 @@
+"""What goes through the tunnel, seen from the underlay: which identity each packet carries as its VNI."""
+
+from __future__ import annotations
+
+import socket
+import struct
+import time
+from collections import defaultdict
+from collections.abc import Collection
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from datapath.kernel.netns import enter
+from lab.system.sockets import BUFFER, SO_RCVBUFFORCE
+
+_ETH_P_ALL, _ETH_P_IP, _ETH_P_IPV6 = 0x0003, 0x0800, 0x86DD
+_IPPROTO_UDP = 17
+_ETHERNET, _UDP, _VXLAN = 14, 8, 8
+
+
+@dataclass(frozen=True, slots=True)
+class Encapsulated:
+    """A packet in the tunnel: the identity of its VNI, and the inner packet's source and destination."""
+
+    identity: int
+    source: IPv4Address | IPv6Address
+    destination: IPv4Address | IPv6Address
+
+
+def decode(frame: bytes, port: int) -> Encapsulated | None:
+    """Return what a frame of the underlay carries; None for all that is not VXLAN on this port with IP inside."""
+    outer = _ETHERNET + (frame[_ETHERNET] & 0xF) * 4
+    inner = outer + _UDP + _VXLAN
+    if len(frame) < inner + _ETHERNET or frame[12:14] != _ETH_P_IP.to_bytes(2, "big"):
+        return None
+    if frame[_ETHERNET + 9] != _IPPROTO_UDP or frame[outer + 2 : outer + 4] != port.to_bytes(2, "big"):
+        return None
+    identity = int.from_bytes(frame[inner - 4 : inner - 1], "big")
+    kind, packet = int.from_bytes(frame[inner + 12 : inner + 14], "big"), frame[inner + _ETHERNET :]
+    if kind == _ETH_P_IP and len(packet) >= 20:
+        return Encapsulated(identity, IPv4Address(packet[12:16]), IPv4Address(packet[16:20]))
+    if kind == _ETH_P_IPV6 and len(packet) >= 40:
+        return Encapsulated(identity, IPv6Address(packet[8:24]), IPv6Address(packet[24:40]))
+    return None
+
+
+class TunnelCapture:
+    """Listens on all links of the underlay's namespace, from construction of the context on; a context manager."""
+
+    def __init__(self, underlay: Path, port: int) -> None:
+        self._underlay = underlay
+        self._port = port
+        self._socket: socket.socket
+        self._seen: defaultdict[IPv4Address | IPv6Address, set[int]] = defaultdict(set)
+
+    def __enter__(self) -> Self:
+        with enter(self._underlay):
+            self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(_ETH_P_ALL))
+        self._socket.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, BUFFER)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
+        self._socket.close()
+
+    def identities(
+        self, sources: Collection[IPv4Address | IPv6Address], *, timeout: float = 5.0
+    ) -> dict[IPv4Address | IPv6Address, set[int]]:
+        """Return the identities seen until now by inner source address.
+
+        Waits until every one of `sources` was seen at least once, at most `timeout` seconds.
+        """
+        deadline = time.monotonic() + timeout
+        missing = set(sources)
+        while True:
+            self._socket.settimeout(max(deadline - time.monotonic(), 0.001) if missing else 0.001)
+            try:
+                frame = self._socket.recv(1 << 16)
+            except TimeoutError:
+                return dict(self._seen)
+            found = decode(frame, self._port)
+            if found is not None:
+                self._seen[found.source].add(found.identity)
+                missing.discard(found.source)
+
+
+def vxlan_frame(inner: bytes, identity: int, port: int) -> bytes:
+    """Return an inner frame as the underlay would carry it: for those who have to write one."""
+    header = struct.pack("!II", 0x08000000, identity << 8)
+    udp = struct.pack("!HHHH", port, port, _UDP + _VXLAN + len(inner), 0)
+    ip = bytes((0x45,)) + bytes(8) + bytes((_IPPROTO_UDP,)) + bytes(10)
+    return bytes(12) + _ETH_P_IP.to_bytes(2, "big") + ip + udp + header + inner

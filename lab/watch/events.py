@@ -1,0 +1,232 @@
+"""The messages of cilium_events: from the bytes that a program sends to a line in the words of `cilium monitor`. Pure.
+
+Layouts are those of the reference commit (bpf/lib/common.h, drop.h, trace.h, policy_log.h), words those of
+pkg/monitor. The bytes of the packet that follow a message are read as far as there are any.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from ipaddress import ip_address
+from typing import Any
+
+from lab.abi import notifications, reasons
+from lab.abi.conntrack import ConnState
+from lab.abi.notifications import SOURCE_FILES, DropNotify, PolicyVerdictNotify, TraceNotify, TracePoint
+from lab.abi.policymap import PolicyMatch
+from lab.agent.policy import PROTOCOLS
+
+_POINTS: dict[int, str] = {
+    TracePoint.TO_LXC: "-> endpoint {}",
+    TracePoint.TO_PROXY: "-> proxy",
+    TracePoint.TO_HOST: "-> host from",
+    TracePoint.TO_STACK: "-> stack",
+    TracePoint.TO_OVERLAY: "-> overlay",
+    TracePoint.FROM_LXC: "<- endpoint {}",
+    TracePoint.FROM_PROXY: "<- proxy",
+    TracePoint.FROM_HOST: "<- host",
+    TracePoint.FROM_STACK: "<- stack",
+    TracePoint.FROM_OVERLAY: "<- overlay",
+    TracePoint.FROM_NETWORK: "<- network",
+    TracePoint.TO_NETWORK: "-> network",
+}
+_STATES: dict[int, str] = {state: state.name.lower() for state in ConnState if state != ConnState.UNTRACKED}
+_MATCHES: dict[int, str] = {
+    PolicyMatch.NONE: "none",
+    PolicyMatch.L3_ONLY: "L3-Only",
+    PolicyMatch.L3_L4: "L3-L4",
+    PolicyMatch.L4_ONLY: "L4-Only",
+    PolicyMatch.ALL: "all",
+    PolicyMatch.L3_PROTO: "L3-Proto",
+    PolicyMatch.PROTO_ONLY: "Proto-Only",
+}
+_DIRECTIONS = {1: "ingress", 2: "egress"}
+_BODIES: dict[int, type[DropNotify | TraceNotify | PolicyVerdictNotify]] = {
+    notifications.NOTIFY_DROP: DropNotify,
+    notifications.NOTIFY_TRACE: TraceNotify,
+    notifications.NOTIFY_POLICY_VERDICT: PolicyVerdictNotify,
+}
+# In a trace, a bit beside the state: the packet was encrypted.
+_ENCRYPTED = 0x80
+_NAMES = {number: name.lower() for name, number in PROTOCOLS.items()}
+_TCP_FLAGS = ("FIN", "SYN", "RST", "PSH", "ACK", "URG")
+_ETHERNET = 14
+
+
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """A packet that was dropped; `endpoint` is whose program did it, `destination` the endpoint here, 0 if unknown.
+
+    `file` and `line` are where: with our programs the place of the decision, with Cilium's that of the notification.
+    """
+
+    reason: int
+    endpoint: int
+    hash: int
+    length: int
+    source_identity: int
+    destination_identity: int
+    destination: int
+    ifindex: int
+    file: str
+    line: int
+    packet: str
+
+    def __str__(self) -> str:
+        words = reasons.describe(self.reason)
+        return (
+            f"xx drop ({words}) flow {self.hash:#x} to endpoint {self.destination}, ifindex {self.ifindex}, "
+            f"file {self.file}:{self.line}, identity {self.source_identity}->{self.destination_identity}: {self.packet}"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """A packet that was seen; `point` is where, `state` what connection tracking knows of it."""
+
+    point: int
+    endpoint: int
+    hash: int
+    length: int
+    source_identity: int
+    destination_identity: int
+    destination: int
+    state: str
+    ifindex: int
+    packet: str
+
+    def __str__(self) -> str:
+        point = _POINTS.get(self.point, f"-> {self.point}")
+        endpoint = self.destination if self.point == TracePoint.TO_LXC else self.endpoint
+        return (
+            f"{point.format(endpoint)} flow {self.hash:#x}, "
+            f"identity {self.source_identity}->{self.destination_identity} state {self.state} "
+            f"ifindex {self.ifindex}: {self.packet}"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What the policy of an endpoint says of a packet; `reason` is that of the drop, 0 if it may pass."""
+
+    endpoint: int
+    hash: int
+    length: int
+    remote_identity: int
+    reason: int
+    direction: str
+    protocol: int
+    port: int
+    match: str
+    packet: str
+
+    def __str__(self) -> str:
+        return (
+            f"Policy verdict log: flow {self.hash:#x} local EP ID {self.endpoint}, remote ID {self.remote_identity}, "
+            f"proto {self.protocol}, {self.direction}, action {'deny' if self.reason else 'allow'}, "
+            f"match {self.match}, {self.packet}"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """Messages for which there was no room: the listener was too slow."""
+
+    count: int
+    cpu: int
+
+    def __str__(self) -> str:
+        return f"CPU {self.cpu}: Lost {self.count} events"
+
+
+@dataclass(frozen=True, slots=True)
+class Unknown:
+    """A message of another type, or one that is cut off."""
+
+    type: int
+    length: int
+
+    def __str__(self) -> str:
+        return f"unknown event {self.type}, {self.length} bytes"
+
+
+Event = Drop | Trace | Verdict | Lost | Unknown
+
+
+def decode(data: bytes) -> Event:
+    """Return the event of a message with what follows it."""
+    kind = _BODIES.get(data[0] if data else 0)
+    if kind is None or len(data) < kind.SIZE:
+        return Unknown(data[0] if data else 0, len(data))
+    found = kind.unpack(data)
+    head = found.header
+    packet = summary(data[kind.SIZE : kind.SIZE + head.len_cap])
+    if isinstance(found, DropNotify):
+        labels = found.src_label, found.dst_label, found.dst_id
+        place = SOURCE_FILES.get(found.file, f"unknown({found.file})"), found.line
+        return Drop(head.subtype, head.source, head.hash, head.len_orig, *labels, found.ifindex, *place, packet)
+    if isinstance(found, TraceNotify):
+        labels = found.src_label, found.dst_label, found.dst_id
+        state = _STATES.get(found.reason & ~_ENCRYPTED, "unknown")
+        return Trace(head.subtype, head.source, head.hash, head.len_orig, *labels, state, found.ifindex, packet)
+    return Verdict(
+        head.source,
+        head.hash,
+        head.len_orig,
+        remote_identity=found.remote_label,
+        # Above zero it is the port of a proxy.
+        reason=max(-found.verdict, 0),
+        direction=_DIRECTIONS.get(found.dir, "?"),
+        protocol=found.protocol,
+        port=found.dst_port,
+        match=_MATCHES.get(found.match_type, "?"),
+        packet=packet,
+    )
+
+
+def to_json(event: Event) -> dict[str, Any]:
+    """Return an event as a JSON object, its type by name."""
+    fields: Mapping[str, Any] = asdict(event)
+    words = {"event": type(event).__name__.lower()}
+    if isinstance(event, Drop):
+        words["meaning"] = reasons.describe(event.reason)
+    if isinstance(event, Trace):
+        words["where"] = _POINTS.get(event.point, "?").format("").strip()
+    return words | dict(fields)
+
+
+def summary(frame: bytes) -> str:
+    """Return who sends what to whom, such as `10.0.0.1:80 -> 10.0.0.2:40000 tcp SYN, ACK`."""
+    kind = int.from_bytes(frame[12:14], "big") if len(frame) >= _ETHERNET else 0
+    if kind == 0x0800 and len(frame) >= _ETHERNET + 20:
+        offset = _ETHERNET + (frame[_ETHERNET] & 0xF) * 4
+        # Ports are in the first fragment only.
+        first = not int.from_bytes(frame[_ETHERNET + 6 : _ETHERNET + 8], "big") & 0x1FFF
+        source, target = (socket.inet_ntop(socket.AF_INET, frame[at : at + 4]) for at in (26, 30))
+        return _upper(source, target, frame[_ETHERNET + 9], frame[offset:] if first else b"")
+    if kind == 0x86DD and len(frame) >= _ETHERNET + 40:
+        source, target = (socket.inet_ntop(socket.AF_INET6, frame[at : at + 16]) for at in (22, 38))
+        return _upper(source, target, frame[_ETHERNET + 6], frame[_ETHERNET + 40 :])
+    if kind == 0x0806:
+        return "arp"
+    return f"{len(frame)} bytes, protocol {kind:#06x}"
+
+
+def _upper(source: str, target: str, protocol: int, data: bytes) -> str:
+    name = _NAMES.get(protocol, f"protocol {protocol}")
+    if protocol in (6, 17, 132) and len(data) >= 4:
+        ports = struct.unpack_from("!HH", data)
+        source, target = (_with_port(host, port) for host, port in zip((source, target), ports, strict=True))
+    if protocol == 6 and len(data) >= 14:
+        flags = ", ".join(flag for bit, flag in enumerate(_TCP_FLAGS) if data[13] >> bit & 1)
+        return f"{source} -> {target} {name} {flags}".rstrip()
+    if protocol in (1, 58) and len(data) >= 2:
+        return f"{source} -> {target} {name} type {data[0]} code {data[1]}"
+    return f"{source} -> {target} {name}"
+
+
+def _with_port(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ip_address(host).version == 6 else f"{host}:{port}"

@@ -1,0 +1,224 @@
+"""What must hold for a node after every scenario. One function checks all of it and names what does not hold."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+from datapath.kernel.hooks import HANDLE, Direction, filter_name
+from datapath.kernel.pins import PENDING, STALE, is_calls_map
+from datapath.reload.connections import CONNECTIONS
+from datapath.reload.plans import CILIUM_HOST, CILIUM_NET, CILIUM_VXLAN
+from lab.agent.agent import Agent
+from lab.node.topology import HEALTH
+from lab.traffic.traffic import TrafficReport
+from lab.watch import metrics
+from lab.watch.metrics import Counters
+from lab.watch.snapshot import Snapshot, calls_maps, program_maps, take
+
+UNLOAD_SECONDS = 5.0
+"""How long the kernel may take to free the programs that a reload replaced."""
+
+
+@dataclass(frozen=True, slots=True)
+class Violation:
+    """An invariant that does not hold: its number in docs/invariants.md and what was found."""
+
+    invariant: int
+    what: str
+
+    def __str__(self) -> str:
+        return f"invariant {self.invariant}: {self.what}"
+
+    def on(self, node: str) -> Violation:
+        """Return the same, found on one of several nodes."""
+        return Violation(self.invariant, f"{node}: {self.what}")
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What a scenario says about itself.
+
+    `drops` maps (reason, direction) to the exact number of packets; all others must not move. `migrated` names maps
+    that may have been replaced, `changed` maps whose content may differ; `other_path` says that packets were sent
+    another way.
+    """
+
+    drops: Mapping[tuple[int, int], int] = field(default_factory=dict)
+    migrated: frozenset[str] = frozenset()
+    changed: frozenset[str] = frozenset()
+    other_path: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Baseline:
+    """A node before a scenario."""
+
+    snapshot: Snapshot
+    counters: Counters
+
+
+def baseline(agent: Agent) -> Baseline:
+    """Read a node before a scenario."""
+    return Baseline(take(agent.node), metrics.read(agent.node))
+
+
+def check(
+    agent: Agent,
+    before: Baseline,
+    *,
+    expected: Expected | None = None,
+    traffic: TrafficReport | None = None,
+) -> list[Violation]:
+    """Return everything that does not hold for the node now."""
+    expected = expected or Expected()
+    now = take(agent.node)
+    found = [Violation(1, what) for what in _hooks(agent, now)]
+    found += [Violation(2, what) for what in _pins(now)]
+    found += [Violation(3, what) for what in _shared(before.snapshot, now, expected)]
+    found += [Violation(4, what) for what in _generations(now)]
+    found += [Violation(5, what) for what in _routes(agent, now)]
+    found += [Violation(6, what) for what in _drops(agent, before.counters, expected)]
+    if traffic is not None:
+        found += check_traffic(traffic, expected)
+    found += [Violation(9, what) for what in _leaks(agent)]
+    found += [Violation(10, what) for what in _foreign(before.snapshot, now)]
+    return found
+
+
+def check_traffic(traffic: TrafficReport, expected: Expected) -> list[Violation]:
+    """Return what the traffic shows (invariant 7)."""
+    return [Violation(7, what) for what in traffic.problems(other_path=expected.other_path)]
+
+
+def unchanged(before: Snapshot, now: Snapshot) -> list[Violation]:
+    """Return what a reload that failed did not put back (invariant 8)."""
+    names = ("filters", "pins", "contents", "slots", "policy slots", "routes")
+    pairs = zip(names, before.datapath(), now.datapath(), strict=True)
+    return [Violation(8, f"{name} differ: {_difference(old, new)}") for name, old, new in pairs if old != new]
+
+
+def wanted_programs(agent: Agent) -> dict[tuple[str, Direction], str]:
+    """Return which program belongs at which hook in the node's present mode."""
+    node, config = agent.node, agent.config
+    wanted = {
+        (CILIUM_HOST, Direction.INGRESS): "cil_to_host",
+        (CILIUM_HOST, Direction.EGRESS): "cil_from_host",
+        (CILIUM_NET, Direction.INGRESS): "cil_to_host",
+    }
+    if node.spec.tunnel:
+        wanted[CILIUM_VXLAN, Direction.INGRESS] = "cil_from_overlay"
+        wanted[CILIUM_VXLAN, Direction.EGRESS] = "cil_to_overlay"
+    for device in config.devices:
+        wanted[device, Direction.INGRESS] = "cil_from_netdev"
+        if config.egress_devices:
+            wanted[device, Direction.EGRESS] = "cil_to_netdev"
+    for name in (HEALTH, *(pod.name for pod in node.pods)):
+        wanted[node.pod(name).ifname, Direction.INGRESS] = "cil_from_container"
+        if agent.endpoint_routes:
+            wanted[node.pod(name).ifname, Direction.EGRESS] = "cil_to_container"
+    return wanted
+
+
+def _hooks(agent: Agent, now: Snapshot) -> Iterator[str]:
+    wanted = wanted_programs(agent)
+    priority = agent.config.filter_priority
+    for place in sorted(wanted.keys() | now.filters.keys(), key=lambda p: (p[0], str(p[1]))):
+        where = f"{place[0]} {place[1]}"
+        ours = [f for f in now.filters.get(place, ()) if f.is_ours]
+        program = wanted.get(place)
+        if program is None:
+            yield from (f"{where}: {f.name} is left over" for f in ours)
+        elif len(ours) != 1:
+            yield f"{where}: {len(ours)} programs instead of {program}: {', '.join(f.name for f in ours) or 'none'}"
+        elif (ours[0].name, ours[0].priority, ours[0].handle) != (filter_name(program, place[0]), priority, HANDLE):
+            yield f"{where}: {ours[0].name} priority {ours[0].priority} handle {ours[0].handle:#x} instead of {program}"
+
+
+def _pins(now: Snapshot) -> Iterator[str]:
+    yield from (f"pin {name} is left over" for name in now.pins if name.endswith((PENDING, STALE)))
+    pinned = set(calls_maps(now).values())
+    for (ifname, direction), found in now.filters.items():
+        for item in found:
+            if item.is_ours:
+                own = now.calls.intersection(program_maps(item.program_id))
+                if not pinned.issuperset(own):
+                    yield f"{ifname} {direction}: {item.name} uses a calls map that is not pinned"
+
+
+def _shared(before: Snapshot, now: Snapshot, expected: Expected) -> Iterator[str]:
+    for name, old in before.pins.items():
+        if is_calls_map(name) or name in expected.migrated or name.endswith((PENDING, STALE)):
+            continue
+        new = now.pins.get(name)
+        if new is None:
+            yield f"map {name} is not pinned any more"
+        elif new.id != old.id:
+            yield f"map {name} was replaced (id {old.id} -> {new.id})"
+        elif name.startswith(CONNECTIONS) and old.content is not None and new.content is not None:
+            lost = old.content.keys() - new.content.keys()
+            if lost and name not in expected.changed:
+                yield f"map {name}: {len(lost)} of {len(old.content)} connections are gone"
+        elif old.content != new.content and name not in expected.changed:
+            yield f"map {name}: content differs: {_difference(old.content, new.content)}"
+
+
+def _generations(now: Snapshot) -> Iterator[str]:
+    ids = calls_maps(now)
+    for name, filled in now.slots.items():
+        if not is_calls_map(name):
+            continue
+        for slot, program in filled.items():
+            others = [m for m in program_maps(program) if m in now.calls and m != ids[name]]
+            if others:
+                yield f"{name} slot {slot}: program {program} belongs to another load"
+
+
+def _routes(agent: Agent, now: Snapshot) -> Iterator[str]:
+    node = agent.node
+    for name in (HEALTH, *(pod.name for pod in node.pods)):
+        pod = node.pod(name)
+        for address in (pod.ipv4, pod.ipv6):
+            found = now.routes.get(str(address))
+            if agent.endpoint_routes and found != pod.ifindex:
+                yield f"{name}: no direct route to {address}"
+            elif not agent.endpoint_routes and found is not None:
+                yield f"{name}: direct route to {address} is left over"
+
+
+def _drops(agent: Agent, before: Counters, expected: Expected) -> Iterator[str]:
+    moved = metrics.read(agent.node).drops_since(before)
+    for key in sorted(moved.keys() | expected.drops.keys()):
+        have, want = moved.get(key, 0), expected.drops.get(key, 0)
+        if have != want:
+            yield f"{have} packets dropped as {metrics.describe(*key)} instead of {want}"
+
+
+def _leaks(agent: Agent) -> Iterator[str]:
+    """The kernel empties a calls map and frees its programs some time after the last reference went: wait for it."""
+    deadline = time.monotonic() + UNLOAD_SECONDS
+    while extra := (now := take(agent.node)).programs - now.reachable:
+        if time.monotonic() > deadline:
+            break
+        time.sleep(0.02)
+    if extra:
+        yield f"{len(extra)} programs are loaded that nothing reaches: {_some(extra)}"
+
+
+def _foreign(before: Snapshot, now: Snapshot) -> Iterator[str]:
+    for (ifname, direction), found in before.filters.items():
+        for item in found:
+            if not item.is_ours and item not in now.filters.get((ifname, direction), ()):
+                yield f"{ifname} {direction}: foreign filter {item.name or item.kind} is gone"
+
+
+def _difference(old: object, new: object) -> str:
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        keys = [k for k in (*old, *(k for k in new if k not in old)) if old.get(k) != new.get(k)]
+        return "; ".join(f"{k}: {old.get(k)} -> {new.get(k)}" for k in keys[:3]) + (" ..." if len(keys) > 3 else "")
+    return f"{old} -> {new}"
+
+
+def _some(ids: Iterable[int]) -> str:
+    return ", ".join(str(i) for i in sorted(ids)[:5])

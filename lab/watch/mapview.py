@@ -1,0 +1,237 @@
+"""The datapath's maps as rows that one can read, or turn into JSON: read from the pins, as the kernel has them now."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from ipaddress import IPv4Address, IPv6Address, ip_network
+from typing import Any
+
+from datapath.build.headers import policy_map
+from datapath.errors import BpfError, ReloadlabError
+from datapath.load.maps import Map, open_pin
+from datapath.reload.connections import seconds
+from lab.abi import layouts, reasons
+from lab.abi.conntrack import CT_MAPS, TUPLE_F_IN, CtEntry, CtTuple
+from lab.abi.policymap import PolicyEntry, PolicyKey
+from lab.agent import enforcement
+from lab.agent.policy import PROTOCOLS, cidrs
+from lab.node.node import Node
+from lab.node.topology import HEALTH, HOST, HOST_ENDPOINT
+
+Row = dict[str, Any]
+
+_RESERVED = {
+    0: "unknown",
+    1: "host",
+    2: "world",
+    3: "unmanaged",
+    4: "health",
+    5: "init",
+    6: "remote-node",
+    7: "kube-apiserver",
+    8: "ingress",
+}
+_DIRECTIONS = {1: "ingress", 2: "egress", 3: "service"}
+_PROTOCOLS = {number: name for name, number in PROTOCOLS.items()}
+
+_TCP_FLAGS = ("FIN", "SYN", "RST", "PSH", "ACK", "URG", "ECE", "CWR")
+_TUPLE_RELATED = 2
+
+
+class NotLoaded(ReloadlabError):
+    """A map that is not there: nothing that uses it has been loaded."""
+
+    def __init__(self, node: str, name: str) -> None:
+        super().__init__(f"lab {node} has no map {name}; load its programs with: reloadlab reload {node}")
+        self.map = name
+
+
+def lxc(node: Node) -> list[Row]:
+    """Return cilium_lxc: endpoints and the addresses of the host."""
+    names = {pod.endpoint_id: pod.name for pod in (node.facts.health, *node.pods)}
+    with _open(node, "cilium_lxc") as pinned:
+        rows: list[Row] = []
+        for key, value in pinned.items():
+            info = layouts.EndpointInfo.unpack(value)
+            host = bool(info.flags & layouts.ENDPOINT_F_HOST)
+            rows.append(
+                {
+                    "address": str(_address(key[:16], key[16])),
+                    "endpoint": HOST if host else names.get(info.lxc_id, "?"),
+                    "id": info.lxc_id,
+                    "ifindex": info.ifindex,
+                    "mac": info.mac,
+                    "node_mac": info.node_mac,
+                }
+            )
+    return sorted(rows, key=lambda row: (row["id"], row["address"]))
+
+
+def ipcache(node: Node) -> list[Row]:
+    """Return cilium_ipcache: the identity behind every address and network, and the node behind the tunnel."""
+    with _open(node, "cilium_ipcache") as pinned:
+        found = []
+        for key, value in pinned.items():
+            length, _, _, family, packed = layouts.IPCACHE_KEY.unpack_from(key)
+            info = layouts.RemoteEndpointInfo.unpack(value)
+            network = ip_network((_address(packed, family), length - layouts.IPCACHE_STATIC_PREFIX))
+            tunnel = None if info.tunnel_endpoint == layouts.NO_TUNNEL else str(info.tunnel_endpoint)
+            found.append((network, info.sec_identity, tunnel))
+    names = identity_names(node)
+    return [
+        {"network": str(network), "identity": identity, "name": names.get(identity, ""), "tunnel": tunnel}
+        for network, identity, tunnel in sorted(
+            found, key=lambda f: (f[0].version, f[0].network_address, f[0].prefixlen)
+        )
+    ]
+
+
+def tunnel(node: Node) -> list[Row]:
+    """Return cilium_tunnel_map: the node of every pod network."""
+    with _open(node, "cilium_tunnel_map") as pinned:
+        found = [(_address(key[:16], key[16]), layouts.TunnelValue.unpack(value).node) for key, value in pinned.items()]
+    found.sort(key=lambda pair: (pair[0].version, pair[0].packed))
+    return [{"network": str(network), "node": str(other)} for network, other in found]
+
+
+def policy(node: Node, endpoint: str | None = None) -> list[Row]:
+    """Return the policy maps of all endpoints that are loaded, or of one; UnknownTarget if there is no such."""
+    if endpoint is not None:
+        node.endpoint(endpoint)
+    rows: list[Row] = []
+    names = identity_names(node)
+    for name in (HOST, HEALTH, *(pod.name for pod in node.pods)) if endpoint is None else (endpoint,):
+        number = HOST_ENDPOINT if name == HOST else node.pod(name).endpoint_id
+        try:
+            with _open(node, policy_map(number)) as pinned:
+                entries = sorted((PolicyKey.unpack(key), PolicyEntry.unpack(value)) for key, value in pinned.items())
+        except NotLoaded:
+            if endpoint is not None:
+                raise
+            continue
+        rows += [_policy_row(names, name, key, entry) for key, entry in entries]
+    return rows
+
+
+def _policy_row(names: Mapping[int, str], endpoint: str, key: PolicyKey, entry: PolicyEntry) -> Row:
+    return {
+        "endpoint": endpoint,
+        "direction": "egress" if key.egress else "ingress",
+        "identity": key.identity,
+        "name": names.get(key.identity, "") if key.identity else "any",
+        "protocol": _PROTOCOLS.get(key.protocol, str(key.protocol)) if key.protocol else "any",
+        "port": key.port or "any",
+        "verdict": "deny" if entry.deny else "allow",
+        "packets": entry.packets,
+        "bytes": entry.length,
+    }
+
+
+def metrics(node: Node) -> list[Row]:
+    """Return cilium_metrics, the CPUs added up."""
+    with _open(node, "cilium_metrics") as pinned:
+        rows: list[Row] = []
+        for key in pinned.keys():  # noqa: SIM118 - a map of the kernel
+            reason = layouts.MetricsKey.unpack(key)
+            values = [layouts.MetricsValue.unpack(value) for value in pinned.lookup_percpu(key)]
+            rows.append(
+                {
+                    "reason": reason.reason,
+                    "meaning": reasons.describe(reason.reason),
+                    "direction": _DIRECTIONS.get(reason.dir, str(reason.dir)),
+                    "packets": sum(value.count for value in values),
+                    "bytes": sum(value.length for value in values),
+                }
+            )
+    return sorted(rows, key=lambda row: (row["reason"], row["direction"]))
+
+
+def conntrack(node: Node, limit: int | None = None) -> list[Row]:
+    """Return the connections of all tables, or the first `limit`; `seconds_left` is below 0 if it is over.
+
+    In the order of protocol, who began and its port: of hundreds of thousands only those that are wanted become rows.
+    """
+    found: list[tuple[bytes, bytes]] = []
+    loaded = False
+    for name in CT_MAPS:
+        try:
+            with _open(node, name) as pinned:
+                found += pinned.items()
+                loaded = True
+        except NotLoaded:
+            continue
+    if not loaded:
+        raise NotLoaded(node.name, CT_MAPS[0])
+    # The protocol is the last byte but one of either key, the addresses come first.
+    found.sort(key=lambda item: (item[0][-2], len(item[0]), item[0]))
+    now = seconds()
+    return [connection(key, value, now) for key, value in found[:limit]]
+
+
+def connection(key: bytes, value: bytes, now: int) -> Row:
+    """Return one entry of a connection table, of either IP version; `now` are seconds of the datapath's clock."""
+    who, entry = CtTuple.unpack(key), CtEntry.unpack(value)
+    return {
+        "protocol": _PROTOCOLS.get(who.protocol, str(who.protocol)),
+        "direction": "ingress" if who.flags & TUPLE_F_IN else "egress",
+        "related": bool(who.flags & _TUPLE_RELATED),
+        "source": _with_port(who.source, who.sport),
+        "destination": _with_port(who.destination, who.dport),
+        "identity": entry.src_sec_id,
+        "seconds_left": entry.lifetime - now,
+        "state": sorted(entry.names),
+        "rx_packets": entry.rx_packets,
+        "rx_bytes": entry.rx_length,
+        "tx_packets": entry.tx_packets,
+        "tx_bytes": entry.tx_length,
+        "tx_flags": _tcp_flags(entry.tx_flags_seen),
+        "rx_flags": _tcp_flags(entry.rx_flags_seen),
+    }
+
+
+def _tcp_flags(flags: int) -> list[str]:
+    return [name for bit, name in enumerate(_TCP_FLAGS) if flags & 1 << bit]
+
+
+def _with_port(address: IPv4Address | IPv6Address, port: int) -> str:
+    return f"[{address}]:{port}" if address.version == 6 else f"{address}:{port}"
+
+
+def identity_names(node: Node) -> dict[int, str]:
+    """Return who has which identity: a reserved name, the pods that have it, or the CIDR that it stands for."""
+    names = {identity: str(network) for network, identity in cidrs(enforcement.stored(node) or ()).items()}
+    for pod in node.pods:
+        names[pod.identity] = f"{names.get(pod.identity, '')} {pod.name}".strip()
+    for peer in node.peers:
+        for pod in peer.pods:
+            names[pod.identity] = f"{names.get(pod.identity, '')} {peer.name}/{pod.name}".strip()
+    return names | _RESERVED
+
+
+MAPS: dict[str, Callable[[Node], list[Row]]] = {
+    "ipcache": ipcache,
+    "lxc": lxc,
+    "policy": policy,
+    "ct": conntrack,
+    "metrics": metrics,
+    "tunnel": tunnel,
+}
+"""The readers, by the name that the command line gives them."""
+
+
+def _address(packed: bytes, family: int) -> IPv4Address | IPv6Address:
+    return IPv4Address(packed[:4]) if family == layouts.FAMILY_IPV4 else IPv6Address(packed)
+
+
+@contextmanager
+def _open(node: Node, name: str) -> Iterator[Map]:
+    try:
+        opened = open_pin(node.datapath_config().globals / name)
+    except BpfError as error:
+        if error.errno != errno.ENOENT:
+            raise
+        raise NotLoaded(node.name, name) from error
+    with opened:
+        yield opened

@@ -1,0 +1,83 @@
+"""Follows cilium_events of a node: one listener at a time, across reloads and migrations of the map."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack
+from types import TracebackType
+from typing import Self
+
+from datapath.errors import BpfError, ReloadlabError
+from datapath.load.maps import open_pin
+from lab.node import registry
+from lab.node.node import Node
+from lab.system.perfring import PerfReader
+from lab.watch.events import Event, Lost, decode
+from lab.watch.mapview import NotLoaded
+
+EVENTS_MAP = "cilium_events"
+
+
+class MonitorBusy(ReloadlabError):
+    """Somebody else follows the events: a ring has one reader."""
+
+    def __init__(self, node: str) -> None:
+        super().__init__(f"the events of lab {node} are followed by another process already")
+
+
+class Monitor:
+    """A context manager: `read` gives the events since it was entered. NotLoaded, MonitorBusy."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+        self._path = node.datapath_config().globals / EVENTS_MAP
+        self._stack = ExitStack()
+        self._listening = ExitStack()
+        self._inode = (0, 0)
+        self._reader: PerfReader
+
+    def __enter__(self) -> Self:
+        with ExitStack() as stack:
+            lock = os.open(
+                self._node.root / registry.STATE / "monitor.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600
+            )
+            stack.callback(os.close, lock)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise MonitorBusy(self._node.name) from error
+            stack.callback(lambda: self._listening.close())
+            self._listen()
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
+        self._stack.close()
+
+    def _listen(self) -> None:
+        """Put our rings into the map that is pinned now."""
+        with ExitStack() as stack:
+            try:
+                opened = stack.enter_context(open_pin(self._path))
+            except BpfError as error:
+                if error.errno != errno.ENOENT:
+                    raise
+                raise NotLoaded(self._node.name, EVENTS_MAP) from error
+            self._inode = self._pinned()
+            self._reader = stack.enter_context(PerfReader(opened))
+            self._listening = stack.pop_all()
+
+    def _pinned(self) -> tuple[int, int]:
+        found = self._path.stat()
+        return found.st_dev, found.st_ino
+
+    def read(self, timeout: float) -> Iterator[Event]:
+        """Yield the events that have come, after waiting at most `timeout` seconds for the first."""
+        for sample in self._reader.read(timeout):
+            yield Lost(sample.lost, sample.cpu) if sample.lost else decode(sample.data)
+        if self._path.exists() and self._pinned() != self._inode:
+            self._listening.close()
+            self._listen()

@@ -1,0 +1,153 @@
+"""What the kernel holds for one node, read at one moment: filters, pins, maps, programs, routes."""
+
+from __future__ import annotations
+
+import errno
+import os
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from datapath.errors import BpfError
+from datapath.kernel import bpf, hooks
+from datapath.kernel.hooks import Direction, Filter
+from datapath.kernel.inventory import reach, read_slots
+from datapath.kernel.netlink import NetlinkSocket
+from datapath.kernel.pins import is_calls_map
+from datapath.kernel.routes import current
+from datapath.load.maps import open_pin
+from datapath.reload.connections import CONNECTIONS
+from lab.node.node import Node
+
+COUNTERS = (
+    *("cilium_metrics", "reloadlab_hits", "cilium_events", "cilium_signals", "cilium_snat"),
+    *("cilium_ipv4_frag", "cilium_ipv6_frag"),
+)
+"""Maps whose content moves with every packet."""
+
+POLICY_VERDICT = 8
+"""Bytes of struct policy_entry before its counters."""
+
+
+@dataclass(frozen=True, slots=True)
+class PinnedMap:
+    """A pinned map: its id, and its content unless it counts packets (None then)."""
+
+    id: int
+    type: int
+    content: Mapping[bytes, bytes] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """One moment of a node.
+
+    `filters` by (interface, direction), `pins` by name, `slots` slot -> program id by calls map, `policy` endpoint
+    id -> program id, `routes` address -> interface index of the endpoints' own routes.
+    `programs` are all loaded programs that use a map of this node, `reachable` those that are attached or lie in a
+    slot of a pinned calls map, and what these lead to; `calls` are the calls maps that those use, pinned or not.
+    """
+
+    filters: Mapping[tuple[str, Direction], tuple[Filter, ...]]
+    pins: Mapping[str, PinnedMap]
+    slots: Mapping[str, Mapping[int, int]]
+    policy: Mapping[int, int]
+    routes: Mapping[str, int]
+    programs: frozenset[int]
+    reachable: frozenset[int]
+    calls: frozenset[int]
+
+    def datapath(self) -> tuple[object, ...]:
+        """Return all that a reload that failed must leave as it was."""
+        pins = {name: pin.id for name, pin in self.pins.items()}
+        contents = {name: pin.content for name, pin in self.pins.items()}
+        return self.filters, pins, contents, self.slots, self.policy, self.routes
+
+
+def take(node: Node) -> Snapshot:
+    """Read a node. No descriptor stays open: one of a calls map would keep it filled that the kernel has to empty."""
+    pins: dict[str, PinnedMap] = {}
+    slots: dict[str, dict[int, int]] = {}
+    policy: dict[int, int] = {}
+    directory = node.datapath_config().globals
+    ids = [e.id for e in node.endpoints()]
+    for path in sorted(directory.iterdir()) if directory.is_dir() else ():
+        with open_pin(path) as pinned:
+            info = pinned.info
+            content: dict[bytes, bytes] | None = None
+            if info.type == bpf.MapType.PROG_ARRAY:
+                filled = read_slots(pinned.fd)
+                if filled is not None:
+                    slots[path.name] = filled
+                elif path.name == "cilium_call_policy":
+                    policy |= _policy(pinned.fd, ids)
+            elif not path.name.startswith(COUNTERS):
+                content = {key: _steady(path.name, value) for key, value in pinned.items()}
+            pins[path.name] = PinnedMap(info.id, info.type, content)
+    with NetlinkSocket(node.netns("node")) as netlink:
+        links = netlink.interfaces()
+        filters = {
+            (link.name, direction): found
+            for link in links.values()
+            for direction in Direction
+            if (found := hooks.filters(netlink, link.ifindex, direction))
+        }
+        routes = {}
+        for endpoint in node.endpoints():
+            for address in (endpoint.ipv4, endpoint.ipv6):
+                route = None if address is None else current(netlink, address)
+                if route is not None and not endpoint.is_host:
+                    routes[str(address)] = route.ifindex
+    attached = {f.program_id for found in filters.values() for f in found if f.program_id}
+    in_slots = {program for filled in slots.values() for program in filled.values()}
+    held = reach(attached | set(policy.values()) | in_slots)
+    ours = held.maps | {pin.id for pin in pins.values()}
+    return Snapshot(filters, pins, slots, policy, routes, programs_using(ours), held.programs, held.calls)
+
+
+def calls_maps(snapshot: Snapshot) -> dict[str, int]:
+    """Return name -> id of the pinned calls maps."""
+    return {name: pin.id for name, pin in snapshot.pins.items() if is_calls_map(name)}
+
+
+def program_maps(program_id: int) -> tuple[int, ...]:
+    """Return the ids of the maps that a program uses."""
+    fd = bpf.prog_fd_by_id(program_id)
+    try:
+        return bpf.prog_info(fd).map_ids
+    finally:
+        os.close(fd)
+
+
+def _steady(name: str, value: bytes) -> bytes:
+    """Return the part of a value that packets do not change: of a connection, nothing but its key."""
+    if name.startswith(CONNECTIONS):
+        return b""
+    return value[:POLICY_VERDICT] if name.startswith("cilium_policy_") else value
+
+
+def _policy(fd: int, ids: list[int]) -> dict[int, int]:
+    found = {}
+    for ident in ids:
+        value = bpf.map_lookup(fd, struct.pack("=I", ident), 4)
+        if value is not None:
+            found[ident] = int(struct.unpack("=I", value)[0])
+    return found
+
+
+def programs_using(maps: frozenset[int]) -> frozenset[int]:
+    """Return the ids of all loaded programs that use one of `maps`.
+
+    Programs of other nodes use other maps, so several nodes side by side do not count each other's.
+    """
+    programs = set()
+    ident = bpf.prog_next_id(0)
+    while ident is not None:
+        try:
+            if maps.intersection(program_maps(ident)):
+                programs.add(ident)
+        except BpfError as error:
+            if error.errno != errno.ENOENT:  # unloaded between the two calls
+                raise
+        ident = bpf.prog_next_id(ident)
+    return frozenset(programs)

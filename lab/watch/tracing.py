@@ -1,0 +1,238 @@
+"""How much of a step is the kernel's: the system calls of a process, with their times, seen by a bcc program.
+
+bcc runs in a process of its own (lab.watch.tracer) that has its own mount namespace: there it mounts tracefs and shows
+bcc kernel headers where it looks for them. Nothing of that is seen outside. Times are CLOCK_MONOTONIC, as
+time.monotonic_ns() and the spans of a reload have them.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import struct
+import time
+from bisect import bisect_left
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import NamedTuple
+
+from datapath.errors import BpfError, ReloadlabError
+from datapath.kernel import bpf
+from lab.system.companion import Child, ChildError
+
+SYSCALLS = ("bpf", "sendto", "sendmsg", "recvmsg", "recvfrom")
+"""What a reload waits for: bpf(2), and netlink."""
+
+RECORD = struct.Struct("=QQqIHH")
+"""struct event of lab.watch.tracer: start, duration, result, thread, call (index in the traced names), command."""
+
+_TRACING = Path("/sys/kernel/tracing")
+_START_TIMEOUT = 60.0
+_STOP_TIMEOUT = 30.0
+
+
+class TracingUnavailable(ReloadlabError):
+    """System calls cannot be traced here; str() says why and what to do about it."""
+
+
+class SyscallEvent(NamedTuple):
+    """One finished system call. A tuple that sorts by thread and start, as there may be a hundred thousand of them.
+
+    `command` is the first argument of bpf(2) (BPF_PROG_LOAD is 5), -1 for other calls. `result` is what the kernel
+    returned: a negative errno after a failure.
+    """
+
+    tid: int
+    start_ns: int
+    duration_ns: int
+    call: str
+    command: int
+    result: int
+
+
+def kernel_time(
+    events: Sequence[SyscallEvent], tid: int, start_ns: int, end_ns: int, *, calls: Collection[str] = SYSCALLS
+) -> int:
+    """Return the nanoseconds of [start_ns, end_ns] that a thread spent in the given system calls.
+
+    `events` are sorted, as SyscallTracer.events are. A call that reaches over an end counts with its part inside.
+    A receive that had to wait counts with its wait.
+    """
+    first = bisect_left(events, (tid, start_ns))
+    # A thread makes one call at a time: only the one before can reach into the interval.
+    if first > 0 and events[first - 1].tid == tid:
+        first -= 1
+    total = 0
+    for index in range(first, len(events)):
+        event = events[index]
+        if event.tid != tid or event.start_ns >= end_ns:
+            break
+        if event.call in calls:
+            inside = min(event.start_ns + event.duration_ns, end_ns) - max(event.start_ns, start_ns)
+            total += max(inside, 0)
+    return total
+
+
+@dataclass(frozen=True, slots=True)
+class Headers:
+    """Kernel headers for bcc: the `build` tree and, where the distribution splits them, the `source` tree.
+
+    `borrowed` if they are another kernel's: tracepoint programs use nothing of them that differs between versions.
+    """
+
+    build: Path
+    source: Path | None
+    borrowed: bool
+
+
+def find_headers(modules: Path, release: str) -> Headers | None:
+    """Return the headers of `release` below `modules` (/lib/modules), else those of the newest kernel that has some."""
+
+    def version(directory: Path) -> list[int]:
+        return [int(part) for part in re.findall(r"\d+", directory.name)]
+
+    others = sorted((d for d in modules.glob("*") if d.name != release), key=version, reverse=True)
+    for directory in (modules / release, *others):
+        build, source = directory / "build", directory / "source"
+        found = [tree.resolve() for tree in (build, source) if (tree / "include/linux/kconfig.h").is_file()]
+        if found and build.is_dir():
+            return Headers(build.resolve(), source.resolve() if source.is_dir() else None, directory.name != release)
+    return None
+
+
+def has_kheaders() -> bool:
+    """Tell whether the kernel carries its own headers (CONFIG_IKHEADERS), which bcc unpacks by itself."""
+    return Path("/sys/kernel/kheaders.tar.xz").exists()
+
+
+def explain(
+    *, root: bool, bcc: Path | None, filesystems: str, headers: Headers | None, kheaders: bool, release: str
+) -> str | None:
+    """Return the reason why tracing is impossible on a machine like this, or None; probe() asks about this one.
+
+    `bcc` is the directory of the Python package of that name, `filesystems` the content of /proc/filesystems.
+    """
+    if not root:
+        return "tracing needs root"
+    if bcc is None:
+        return "the Python bindings of BCC are missing: apt-get install python3-bpfcc"
+    if not (bcc / "libbcc.py").is_file():
+        return f"{bcc} is not the BPF Compiler Collection: remove it, and apt-get install python3-bpfcc"
+    if "tracefs" not in filesystems.split():
+        return "the kernel has no tracefs: CONFIG_FTRACE_SYSCALLS is not set"
+    if headers is None and not kheaders:
+        return f"no kernel headers for BCC: apt-get install linux-headers-{release} (or linux-headers-amd64)"
+    return None
+
+
+def probe() -> str | None:
+    """Return why system calls cannot be traced on this machine, with the remedy, or None if nothing speaks against it.
+
+    Mounts, loads and compiles nothing.
+    """
+    spec = importlib.util.find_spec("bcc")
+    release = os.uname().release
+    reason = explain(
+        root=os.geteuid() == 0,
+        bcc=Path(spec.origin).parent if spec is not None and spec.origin is not None else None,
+        filesystems=Path("/proc/filesystems").read_text(),
+        headers=find_headers(Path("/lib/modules"), release),
+        kheaders=has_kheaders(),
+        release=release,
+    )
+    events = _TRACING / "events"
+    if reason is None and events.is_dir() and not (events / "syscalls" / "sys_enter_bpf").is_dir():
+        return "the kernel has no system call tracepoints: CONFIG_FTRACE_SYSCALLS is not set"
+    return reason
+
+
+class SyscallTracer:
+    """Records the system calls of processes (all their threads) from start() to stop(). A context manager.
+
+    `events` are there after stop(), sorted by thread and start; `lost` counts those that did not fit the buffer, and
+    `startup_ns` is what starting took (bcc compiles a program each time).
+    """
+
+    def __init__(self, pid: int | None = None, *, syscalls: Sequence[str] = SYSCALLS) -> None:
+        """Describe what to trace: the process `pid`, by default this one; see follow(). Nothing is started yet."""
+        self._pid = pid
+        self._syscalls = tuple(syscalls)
+        self._child = Child("lab.watch.tracer")
+        self._running = False
+        self._followed = -1
+        self.events: list[SyscallEvent] = []
+        self.lost = 0
+        self.startup_ns = 0
+
+    @property
+    def pid(self) -> int:
+        """The tracing process's id; 0 while it does not run."""
+        return self._child.pid
+
+    def start(self) -> None:
+        """Start tracing; calls that begin after this returns are recorded. TracingUnavailable says why not."""
+        reason = probe()
+        if reason is not None:
+            raise TracingUnavailable(reason)
+        begun = time.monotonic_ns()
+        self._child.start()
+        try:
+            answer, _ = self._child.request({"syscalls": self._syscalls}, timeout=_START_TIMEOUT)
+        except ChildError as error:
+            self._child.close()
+            raise TracingUnavailable(f"BCC failed: {error}") from error
+        except BaseException:
+            self._child.close()
+            raise
+        if "error" in answer:
+            self._child.close()
+            raise TracingUnavailable(answer["error"])
+        try:
+            self._followed = bpf.map_fd_by_id(answer["followed"])
+        except BpfError as error:
+            self._child.close()
+            raise TracingUnavailable(str(error)) from error
+        self._running = True
+        self.follow(os.getpid() if self._pid is None else self._pid)
+        self.startup_ns = time.monotonic_ns() - begun
+
+    def follow(self, pid: int) -> None:
+        """Trace another process, too: its calls that begin after this. Also a forked process may call it, for itself.
+
+        Does nothing while the tracer does not run.
+        """
+        if self._running:
+            bpf.map_update(self._followed, struct.pack("=I", pid), b"\1")
+
+    def stop(self) -> None:
+        """Stop tracing and fetch the events; a second call does nothing."""
+        if not self._running:
+            return
+        self._running = False
+        os.close(self._followed)
+        try:
+            answer, blob = self._child.request({"do": "stop"}, timeout=_STOP_TIMEOUT)
+        finally:
+            self._child.close()
+        names = self._syscalls
+        self.lost = int(answer["lost"])
+        self.events = sorted(
+            SyscallEvent(tid, start, duration, names[call], command if names[call] == "bpf" else -1, result)
+            for start, duration, result, tid, call, command in RECORD.iter_unpack(blob)
+        )
+
+    def kernel_time(self, tid: int, start_ns: int, end_ns: int) -> int:
+        """Return the nanoseconds of [start_ns, end_ns] that a thread (threading.get_native_id) spent in the kernel."""
+        return kernel_time(self.events, tid, start_ns, end_ns, calls=self._syscalls)
+
+    def __enter__(self) -> SyscallTracer:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()

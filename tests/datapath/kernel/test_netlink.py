@@ -1,0 +1,197 @@
+from __future__ import annotations
+
+import errno
+import os
+import struct
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
+
+from datapath.errors import LinkNotFound, NetlinkError
+from datapath.kernel.netlink import (
+    NLM_F_CREATE,
+    NLM_F_EXCL,
+    NLM_F_REQUEST,
+    RTM_GETLINK,
+    RTM_NEWLINK,
+    Interface,
+    NetlinkSocket,
+    Template,
+    attributes,
+    encode,
+    text,
+)
+from datapath.kernel.netns import NamespaceNotFound, enter
+from tests.datapath import support
+from tests.lab.wires import ip, namespace
+
+RTM_DELLINK = 17
+
+
+@pytest.fixture
+def netns() -> Iterator[Path]:
+    with namespace() as path:
+        yield Path(path)
+
+
+def bridge(name: str) -> bytes:
+    return encode(
+        ifinfmsg,
+        RTM_NEWLINK,
+        NLM_F_CREATE | NLM_F_EXCL,
+        {},
+        [("IFLA_IFNAME", name), ("IFLA_LINKINFO", {"attrs": [("IFLA_INFO_KIND", "bridge")]})],
+    )
+
+
+def test_template_fills_its_holes() -> None:
+    template = Template(b"aaXXXXbbYY", {"x": b"XXXX", "y": b"YY"})
+    assert template.fill({"x": b"1234", "y": b"56"}) == b"aa1234bb56"
+    assert template.fill({"y": b"56"}) == b"aaXXXXbb56"
+    assert template.fill({}) == b"aaXXXXbbYY", "a filled copy changed the template"
+
+
+def test_template_refuses_another_length() -> None:
+    with pytest.raises(ValueError, match="x takes 4 bytes, not 3"):
+        Template(b"aaXXXX", {"x": b"XXXX"}).fill({"x": b"123"})
+
+
+@pytest.mark.parametrize(("message", "times"), [(b"XXaXX", 2), (b"a", 0)])
+def test_template_refuses_a_marker_that_is_not_unique(message: bytes, times: int) -> None:
+    with pytest.raises(ValueError, match=f"marker of x occurs {times} times"):
+        Template(message, {"x": b"XX"})
+
+
+def test_attributes_stop_at_a_broken_length() -> None:
+    good = struct.pack("=HH", 6, 0x8001) + b"ab\0\0"
+    assert [(kind, bytes(value)) for kind, value in attributes(good + struct.pack("=HH", 2, 3))] == [(1, b"ab")]
+    assert list(attributes(b"\1")) == []
+
+
+def test_text_ends_at_the_first_nul() -> None:
+    assert text(memoryview(b"lo\0rest")) == "lo"
+
+
+@pytest.mark.privileged
+class TestInNamespace:
+    def test_socket_stays_in_the_namespace_it_was_opened_in(self, netns: Path) -> None:
+        with NetlinkSocket(netns) as netlink, NetlinkSocket() as outside:
+            netlink.request("add a bridge", bridge("br-inside"))
+            assert netlink.ifindex("br-inside") == support.ip(netns, "link", "show", "br-inside")[0]["ifindex"]
+            with pytest.raises(LinkNotFound):
+                outside.ifindex("br-inside")
+
+    def test_interfaces_lists_names_indices_and_macs(self, netns: Path) -> None:
+        with NetlinkSocket(netns) as netlink:
+            netlink.request("add bridges", *(bridge(f"br{i}") for i in range(40)))
+            found = netlink.interfaces()
+            wanted = {
+                item["ifname"]: Interface(item["ifname"], item["ifindex"], item.get("address"))
+                for item in support.ip(netns, "link", "show")
+            }
+            assert found == wanted
+            assert len(found) >= 41
+
+    def test_interface_without_an_ethernet_address(self, netns: Path) -> None:
+        """A device such as a tun has no MAC: None, not six bytes of something else."""
+        with namespace() as path:
+            ip(path, "tuntap", "add", "dev", "tun0", "mode", "tun")
+            with NetlinkSocket(Path(path)) as netlink:
+                assert netlink.interfaces()["tun0"].mac is None
+
+    def test_missing_interface_is_link_not_found(self, netns: Path) -> None:
+        with NetlinkSocket(netns) as netlink, pytest.raises(LinkNotFound, match="nope does not exist") as info:
+            netlink.ifindex("nope")
+        assert info.value.ifname == "nope"
+
+    def test_a_batch_goes_on_behind_a_failure_and_tells_the_first(self, netns: Path) -> None:
+        with NetlinkSocket(netns) as netlink:
+            messages = [bridge("a0"), bridge("a0"), bridge("a1"), bridge("a1"), bridge("a2")]
+            with pytest.raises(NetlinkError, match=r"add \(message 2\)") as info:
+                netlink.request("add", *messages)
+            assert info.value.errno == errno.EEXIST
+            assert {"a0", "a1", "a2"} <= netlink.interfaces().keys()
+            assert netlink.ifindex("a2"), "the socket does not work after a failure"
+
+    def test_the_kernels_own_words_are_in_the_error(self, netns: Path) -> None:
+        message = encode(
+            ifinfmsg,
+            RTM_NEWLINK,
+            NLM_F_CREATE | NLM_F_EXCL,
+            {},
+            [("IFLA_IFNAME", "x0"), ("IFLA_LINKINFO", {"attrs": [("IFLA_INFO_KIND", "nosuchkind")]})],
+        )
+        with NetlinkSocket(netns) as netlink, pytest.raises(NetlinkError, match="Unknown device type") as info:
+            netlink.request("add x0", message)
+        assert info.value.errno == errno.EOPNOTSUPP
+        assert info.value.request == "add x0"
+
+    def test_many_messages_in_several_batches(self, netns: Path) -> None:
+        """More than one send holds: each batch asks for one acknowledgement only."""
+        with NetlinkSocket(netns) as netlink:
+            netlink.request("add lots", *(bridge(f"b{i}") for i in range(3)))
+            ifindex = {name: item.ifindex for name, item in netlink.interfaces().items() if name.startswith("b")}
+            # Setting an alias is cheap: 1500 messages are more than 64 KiB.
+            aliases = [
+                encode(ifinfmsg, RTM_NEWLINK, 0, {"index": ifindex[f"b{i % 3}"]}, [("IFLA_IFALIAS", f"number {i}")])
+                for i in range(1500)
+            ]
+            netlink.request("name them", *aliases)
+            found = {item["ifname"]: item.get("ifalias") for item in support.ip(netns, "link", "show")}
+            assert [found[f"b{i}"] for i in range(3)] == ["number 1497", "number 1498", "number 1499"]
+
+    def test_an_answer_that_nobody_waited_for_is_passed_over(self, netns: Path) -> None:
+        """As after an interrupted request: its answer is still in the socket when the next one is made."""
+        with NetlinkSocket(netns) as netlink:
+            netlink._send([struct.pack("=IHHII", 32, RTM_GETLINK, NLM_F_REQUEST, 0, 0) + bytes(16)], acknowledge=False)
+            assert "lo" in netlink.interfaces()
+            netlink._send([bridge("late")])
+            netlink._send([bridge("late")])  # answered with EEXIST
+            netlink.request("add another", bridge("other"))
+            assert {"late", "other"} <= netlink.interfaces().keys()
+
+    def test_missing_namespace(self, tmp_path: Path) -> None:
+        with pytest.raises(NamespaceNotFound, match="does not exist") as info:
+            NetlinkSocket(tmp_path / "nope")
+        assert info.value.path == tmp_path / "nope"
+
+    def test_enter_comes_back_after_an_exception(self, netns: Path) -> None:
+        before = os.stat("/proc/thread-self/ns/net").st_ino
+
+        def fail_inside() -> None:
+            with enter(netns):
+                assert os.stat("/proc/thread-self/ns/net").st_ino == os.stat(netns).st_ino != before
+                raise KeyError
+
+        with pytest.raises(KeyError):
+            fail_inside()
+        assert os.stat("/proc/thread-self/ns/net").st_ino == before
+
+    def test_enter_moves_the_calling_thread_only(self, netns: Path) -> None:
+        here, inside, go = os.stat("/proc/thread-self/ns/net").st_ino, threading.Event(), threading.Event()
+
+        def stay() -> int:
+            with enter(netns):
+                inside.set()
+                assert go.wait(10)
+            return os.stat("/proc/thread-self/ns/net").st_ino
+
+        with ThreadPoolExecutor(1) as pool:
+            other = pool.submit(stay)
+            assert inside.wait(10)
+            assert os.stat("/proc/thread-self/ns/net").st_ino == here
+            go.set()
+            assert other.result() == here
+
+    def test_nothing_stays_open(self, netns: Path, tmp_path: Path) -> None:
+        before = support.descriptors()
+        with NetlinkSocket(netns) as netlink:
+            netlink.interfaces()
+        for _ in range(3):
+            with pytest.raises(NamespaceNotFound):
+                NetlinkSocket(tmp_path / "nope")
+        assert support.descriptors() == before

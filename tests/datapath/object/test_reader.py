@@ -1,0 +1,317 @@
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from datapath.build.compile import Compiler, compile_source
+from datapath.errors import ObjectError
+from datapath.kernel.bpf import MapType, ProgType
+from datapath.object.elffile import read
+from datapath.object.reader import IN_MEMORY, ObjectImage, read_object
+from datapath.object.spec import Constant, MapSpec, Substitution
+
+if TYPE_CHECKING:
+    from tests.datapath.conftest import Compile
+
+OBJECT = r"""
+volatile __u16 LXC_ID = 0xffff;
+volatile __u32 LXC_IPV4 = 0xc0000203;
+volatile __u32 NOTHING = 0;
+struct bpf_elf_map __section("maps") cilium_calls_65535 = { 3, 4, 4, 47, 0, 2, 2 };
+struct bpf_elf_map __section("maps") cilium_call_policy = { 3, 4, 4, 65535, 0, 1, 2 };
+struct { __uint(type, 9); __type(key, __u64); __uint(value_size, 12); __uint(max_entries, 512);
+         __uint(pinning, 1); } cilium_ct_65535 __section(".maps");
+struct inner { __uint(type, 2); __type(key, __u32); __type(value, __u64); __uint(max_entries, 8); };
+struct inner first __section(".maps");
+struct { __uint(type, 12); __uint(max_entries, 4); __array(values, struct inner); }
+  outer __section(".maps") = { .values = { [2] = &first } };
+__section("from-container") int cil_from_container(struct __sk_buff *skb) {
+    __u64 key = __fetch(LXC_IPV4);
+    if (map_lookup_elem(&cilium_ct_65535, &key) || map_lookup_elem(&outer, &key)) return (__u16)__fetch(LXC_ID);
+    tail_call(skb, &cilium_calls_65535, 7);
+    return __fetch(NOTHING);
+}
+__section("2/7") int tail_seven(struct __sk_buff *skb) { return __fetch(LXC_IPV4); }
+__section("1/0xffff") int handle_policy(struct __sk_buff *skb) {
+    tail_call(skb, &cilium_call_policy, 3);
+    tail_call(skb, &cilium_calls_65535, 7);
+    return 2;
+}
+__section("xdp") int cil_xdp_entry(void *ctx) { return 2; }
+"""
+
+PATCH = Substitution(
+    constants={"LXC_ID": 123, "LXC_IPV4": 0x9502F40A},
+    names={
+        "cilium_calls_65535": "cilium_calls_00123",
+        "cilium_ct_65535": "cilium_ct_00123",
+        "1/0xffff": "1/0x007b",
+    },
+)
+
+CILIUM = os.environ.get("RELOADLAB_CILIUM_BPF")
+CILIUM_DEFINES = {
+    **dict.fromkeys(("ENABLE_IPV4", "ENABLE_IPV6", "ENABLE_ROUTING", "ENABLE_IDENTITY_MARK"), "1"),
+    **dict.fromkeys(("ENABLE_HOST_FIREWALL", "ENABLE_IPV4_FRAGMENTS", "ENABLE_HOST_ROUTING"), "1"),
+    **dict.fromkeys(("ENCAP_IFINDEX", "TUNNEL_MODE", "SKIP_DEBUG"), "1"),
+    "MONITOR_AGGREGATION": "3",
+    "CT_REPORT_FLAGS": "0x0002",
+}
+
+
+@pytest.fixture(scope="module")
+def image(compile_c: Compile) -> ObjectImage:
+    return read_object(compile_c(OBJECT))
+
+
+def test_programs_with_sections_slots_and_types(image: ObjectImage) -> None:
+    programs = image.spec.programs
+    assert {p.name: (p.section, p.slot) for p in programs.values()} == {
+        "cil_from_container": ("from-container", None),
+        "tail_seven": ("2/7", (2, 7)),
+        "handle_policy": ("1/0xffff", (1, 65535)),
+        "cil_xdp_entry": ("xdp", None),
+    }
+    assert programs["cil_xdp_entry"].type == ProgType.XDP
+    assert programs["tail_seven"].type == ProgType.SCHED_CLS
+    assert programs["cil_xdp_entry"].instructions == 2
+    assert image.spec.license == "GPL"
+
+
+def test_maps_of_both_kinds(image: ObjectImage) -> None:
+    array = MapType.ARRAY
+    assert image.spec.maps == {
+        "cilium_calls_65535": MapSpec(
+            "cilium_calls_65535", MapType.PROG_ARRAY, 4, 4, 47, pinned=True, id=2, contents={7: "tail_seven"}
+        ),
+        "cilium_call_policy": MapSpec(
+            "cilium_call_policy", MapType.PROG_ARRAY, 4, 4, 65535, pinned=True, id=1, contents={65535: "handle_policy"}
+        ),
+        "cilium_ct_65535": MapSpec("cilium_ct_65535", MapType.LRU_HASH, 8, 12, 512, pinned=True),
+        "first": MapSpec("first", array, 4, 8, 8),
+        "outer": MapSpec(
+            "outer", MapType.ARRAY_OF_MAPS, 4, 4, 4, inner=MapSpec("", array, 4, 8, 8), contents={2: "first"}
+        ),
+    }
+
+
+def test_references_are_at_their_instructions(image: ObjectImage) -> None:
+    spec = image.spec
+    entry = spec.programs["cil_from_container"]
+    assert entry.maps == ("cilium_ct_65535", "outer", "cilium_calls_65535")
+    for index, _ in entry.map_refs:
+        load = entry.insns[8 * index : 8 * index + 16]
+        assert load[0] == 0x18
+        assert load[1] >> 4 == 1  # BPF_PSEUDO_MAP_FD
+        assert load[4:8] == load[12:16] == bytes(4)
+    # NOTHING lies in .bss: no reference, the immediate stays 0
+    offsets = [spec.constants["LXC_IPV4"].offset, spec.constants["LXC_ID"].offset]
+    assert [offset for _, offset in entry.constant_refs] == offsets
+
+
+def test_constants_have_their_offset_size_and_word(image: ObjectImage) -> None:
+    assert image.spec.constants == {"LXC_ID": Constant("LXC_ID", 0, 2), "LXC_IPV4": Constant("LXC_IPV4", 4, 4)}
+    assert image.spec.data == b"\xff\xff\0\0\x03\x02\0\xc0"
+
+
+def test_patched_file_reads_as_the_substituted_spec(image: ObjectImage) -> None:
+    patched = image.patched(PATCH)
+    again = read_object(patched)
+    assert again.spec == image.spec.substitute(PATCH)
+    assert again.spec != image.spec
+    assert again.spec.path == IN_MEMORY
+    assert len(patched) == len(image.data)
+    elf = read(IN_MEMORY, patched)
+    for name in (".strtab", ".BTF"):
+        section = elf.section(name)
+        assert section is not None
+        for old, new in PATCH.names.items():
+            # whole strings only: .BTF also quotes source lines, which stay as they were written
+            assert old.encode() + b"\0" not in elf.content(section)
+            assert new.encode() + b"\0" in elf.content(section)
+    changed = sum(a != b for a, b in zip(patched, image.data, strict=True))
+    assert changed < 6 + 3 * sum(len(name) for name in PATCH.names)
+
+
+def test_patching_back_gives_the_first_bytes(image: ObjectImage) -> None:
+    back = Substitution({"LXC_ID": 0xFFFF, "LXC_IPV4": 0xC0000203}, {new: old for old, new in PATCH.names.items()})
+    assert read_object(image.patched(PATCH)).patched(back) == image.data
+    assert image.patched(Substitution()) == image.data
+
+
+def test_patching_refuses_what_the_spec_refuses(image: ObjectImage) -> None:
+    for sub in (Substitution({"MISSING": 1}), Substitution(names={"cilium_ct_65535": "short"})):
+        with pytest.raises(ObjectError):
+            image.patched(sub)
+    assert image.patched(Substitution({"MISSING": 1}), strict=False) == image.data
+
+
+def test_a_name_that_another_name_ends_with_is_not_patched(compile_c: Compile) -> None:
+    image = read_object(
+        compile_c(r"""
+        struct bpf_elf_map __section("maps") other_calls = { 3, 4, 4, 1, 0, 1, 2 };
+        struct bpf_elf_map __section("maps") calls = { 3, 4, 4, 1, 0, 2, 2 };
+        __section("tc") int cil_a(void *c) { tail_call(c, &calls, 0); tail_call(c, &other_calls, 0); return 0; }
+        """)
+    )
+    with pytest.raises(ObjectError, match="calls shares its spelling with another name"):
+        image.patched(Substitution(names={"calls": "CALLS"}))
+
+
+REFUSED = {
+    "no programs": ("int nothing;", "the object has no programs"),
+    "unknown map id": (
+        '__section("2/7") int tail(void *c) { return 0; }',
+        r"program tail \(section 2/7\): no map has the id 2",
+    ),
+    "slot twice": (
+        'struct bpf_elf_map __section("maps") calls = { 3, 4, 4, 9, 0, 2, 2 };'
+        '__section("2/7") int one(void *c) { return 0; } __section("2/0x7") int two(void *c) { return 0; }',
+        r"program two \(section 2/0x7\): slot 7 of calls already holds one",
+    ),
+    "map id twice": (
+        'struct bpf_elf_map __section("maps") a = { 3, 4, 4, 9, 0, 2, 2 };'
+        'struct bpf_elf_map __section("maps") b = { 3, 4, 4, 9, 0, 2, 2 };'
+        '__section("tc") int one(void *c) { return 0; }',
+        "maps [ab] and [ab] have the same id 2",
+    ),
+    "bpf-to-bpf call": (
+        "__attribute__((noinline)) int helper(void *c) { return ktime_get_ns(); }"
+        '__section("tc") int cil_one(void *c) { return helper(c); }',
+        r"program cil_one \(section tc\) calls another BPF function",
+    ),
+    "call in the same section": (
+        '__section("tc") __attribute__((noinline)) static int helper(void *c) { return ktime_get_ns(); }'
+        '__section("tc") int cil_one(void *c) { return helper(c); }',
+        r"program cil_one \(section tc\) calls another BPF function",
+    ),
+    "CO-RE": (
+        "struct task { int pid; int tgid; } __attribute__((preserve_access_index));"
+        '__section("tc") int cil_core(struct task *t) { return t->tgid; }',
+        r"program cil_core \(section tc\) has CO-RE relocations",
+    ),
+    "function pointer": (
+        "int called(void *c) { return 1; }"
+        '__section("tc") int cil_one(void *c) { return ((long (*)(void *, void *, long))164)(c, called, 0); }',
+        r"program cil_one \(section tc\) takes the address of function called",
+    ),
+    "constant in .rodata": (
+        'volatile const __u32 ANSWER = 42; __section("tc") int cil_one(void *c) { return __fetch(ANSWER); }',
+        r"program cil_one \(section tc\) refers to ANSWER in \.rodata: only \.data and \.bss can be inlined",
+    ),
+    "constant not aligned": (
+        "volatile __u16 A = 1; volatile __u16 B = 2;"
+        '__section("tc") int cil_one(void *c) { return __fetch(A) + __fetch(B); }',
+        r"refers to B at byte 2 of \.data",
+    ),
+    "undefined symbol": (
+        'extern volatile __u32 missing; __section("tc") int cil_one(void *c) { return __fetch(missing); }',
+        r"program cil_one \(section tc\) refers to missing, which the object does not define",
+    ),
+    "legacy map of another size": (
+        'struct old { __u32 words[7]; }; struct old __section("maps") short_map = { { 3, 4, 4, 1, 0, 2, 2 } };'
+        '__section("tc") int cil_one(void *c) { return 0; }',
+        "section maps has 28 bytes for 1 maps: a legacy definition has 36",
+    ),
+    "map attribute": (
+        'struct { __uint(type, 1); __uint(colour, 3); } odd __section(".maps");'
+        '__section("tc") int cil_one(void *c) { return map_lookup_elem(&odd, c) != 0; }',
+        "map odd: unknown attribute colour",
+    ),
+    "pinning": (
+        'struct { __uint(type, 1); __uint(pinning, 2); } odd __section(".maps");'
+        '__section("tc") int cil_one(void *c) { return map_lookup_elem(&odd, c) != 0; }',
+        "map odd: pinning 2 is not supported",
+    ),
+}
+
+
+@pytest.mark.parametrize(("source", "message"), REFUSED.values(), ids=REFUSED)
+def test_unsupported_objects_say_where(compile_c: Compile, source: str, message: str) -> None:
+    path = compile_c(source)
+    with pytest.raises(ObjectError, match=message) as caught:
+        read_object(path)
+    assert str(caught.value).startswith(f"{path}: ")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda d: b"", "not an ELF file"),
+        (lambda d: b"#include <stdio.h>\n", "not an ELF file"),
+        (lambda d: d[:40], "truncated: 40 bytes"),
+        (lambda d: d[:-1], "truncated: the section table ends at byte"),
+        (lambda d: d[:5] + b"\2" + d[6:], "big-endian object"),
+        (lambda d: d[:18] + b"\x3e\0" + d[20:], r"object of another architecture \(ELF machine 62, BPF is 247\)"),
+        (lambda d: d[:4] + b"\1" + d[5:], "object of another architecture"),
+        (lambda d: d[:16] + b"\2\0" + d[18:], "not a relocatable object"),
+        (lambda d: d[:60] + b"\0\0" + d[62:], "no section table"),
+    ],
+    ids=["empty", "text", "header", "cut", "big endian", "x86", "32 bit", "executable", "no sections"],
+)
+def test_foreign_files(image: ObjectImage, change: object, message: str) -> None:
+    assert callable(change)
+    with pytest.raises(ObjectError, match=message):
+        read_object(change(image.data))
+
+
+def test_a_native_object_and_a_missing_file(tmp_path: Path, compiler: Compiler) -> None:
+    source = tmp_path / "native.c"
+    source.write_text("int main(void) { return 0; }")
+    native = tmp_path / "native.o"
+    subprocess.run([compiler.path, "-c", source, "-o", native], check=True)
+    with pytest.raises(ObjectError, match="another architecture"):
+        read_object(native)
+    with pytest.raises(ObjectError, match="No such file or directory"):
+        read_object(tmp_path / "missing.o")
+
+
+def test_every_truncation_is_an_object_error(image: ObjectImage) -> None:
+    for length in range(0, len(image.data), 7):
+        with pytest.raises(ObjectError):
+            read_object(image.data[:length])
+
+
+def test_damaged_bytes_give_an_object_or_an_object_error(image: ObjectImage) -> None:
+    chance = random.Random(4093531)
+    refused = 0
+    for _ in range(400):
+        data = bytearray(image.data)
+        for _ in range(chance.randint(1, 4)):
+            data[chance.randrange(len(data))] = chance.randrange(256)
+        try:
+            read_object(bytes(data))
+        except ObjectError:
+            refused += 1
+    # Section and symbol tables are damaged often enough for this to mean something.
+    assert refused > 10
+
+
+@pytest.mark.skipif(CILIUM is None, reason="RELOADLAB_CILIUM_BPF does not name the bpf/ of a Cilium checkout")
+@pytest.mark.parametrize(
+    ("name", "programs", "instructions"), [("lxc", 21, 14074), ("host", 18, 16321), ("overlay", 6, 861)]
+)
+def test_cilium_objects(name: str, programs: int, instructions: int, tmp_path: Path, compiler: Compiler) -> None:
+    library = Path(str(CILIUM))
+    output = compile_source(
+        library / f"bpf_{name}.c",
+        tmp_path / "object.o",
+        includes=(library, library / "include"),
+        defines=CILIUM_DEFINES,
+        compiler=compiler,
+    )
+    image = read_object(output)
+    assert len(image.spec.programs) == programs
+    if compiler.major == 16:  # another compiler, another number
+        assert sum(p.instructions for p in image.spec.programs.values()) == instructions
+    constants = {key: 77 for key in ("LXC_ID", "LXC_IPV4", "NODE_MAC_1") if key in image.spec.constants}
+    sections = {p.section for p in image.spec.programs.values()}
+    names = {"1/0xffff": "1/0x007b"} if "1/0xffff" in sections else {}
+    calls = next(m.name for m in image.spec.maps.values() if m.id == 2)
+    sub = Substitution(constants, {**names, calls: calls.replace("65535", "00123")})
+    assert read_object(image.patched(sub)).spec == image.spec.substitute(sub)

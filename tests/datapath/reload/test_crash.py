@@ -1,0 +1,266 @@
+"""Processes killed in the middle of a reload, and system calls that fail: what runs goes on, and the next reload heals.
+
+A kill takes all descriptors with it: whatever kept a program array filled only by being open is seen to be missing.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shutil
+import signal
+import struct
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from datapath.kernel import bpf
+from datapath.kernel.bpf import MapType
+from datapath.kernel.inventory import slots
+from datapath.load.maps import open_pin
+from lab.scenario.scenario import Gate
+from tests.datapath import support
+from tests.datapath.reload.crasher import Crasher, Request, crasher
+from tests.datapath.support import Injected, Rig
+
+pytestmark = pytest.mark.privileged
+
+SIGKILLED = -signal.SIGKILL
+
+
+@pytest.fixture(scope="module")
+def killer() -> Iterator[Crasher]:
+    with crasher() as made:
+        yield made
+
+
+@pytest.fixture
+def rig(templates: Path) -> Iterator[Rig]:
+    with support.rig(templates, pods=1, tunnel=True, devices=("eth0",)) as made:
+        yield made
+
+
+def request(rig: Rig, templates: Path, subject: str, routes: bool, **more: object) -> Request:
+    return Request(rig.node.name, str(templates), subject, routes, **more)  # type: ignore[arg-type]
+
+
+def emptied() -> None:
+    """Wait until the kernel has emptied the program arrays that lost their last pin or descriptor before now.
+
+    It does so from a work queue: an array of ours that is let go now is emptied after them.
+    """
+    with ExitStack() as stack:
+        fd = bpf.map_create(MapType.PROG_ARRAY, 4, 4, 1, name="canary")
+        ident = bpf.map_info(fd).id
+        user = support.load_using(fd)
+        stack.callback(os.close, user)
+        bpf.map_update(fd, struct.pack("=I", 0), struct.pack("=I", user))
+        os.close(fd)
+        support.until(lambda: slots(ident) == {}, "the canary emptied")
+
+
+def problems(rig: Rig) -> list[str]:
+    emptied()
+    return rig.dead_calls()
+
+
+def heals(rig: Rig, subject: str, routes: bool) -> list[str]:
+    """Reload, first in vain and then for good; return what is wrong meanwhile and afterwards."""
+    with pytest.raises(Injected):
+        rig.reload(subject, routes=routes, observer=Gate(support.inject, before="load programs"))
+    wrong = [f"after a reload that failed: {what}" for what in problems(rig)]
+    plan = rig.plan(subject, routes=routes)
+    outcome = rig.loader.apply(plan)
+    wrong += [f"after the next reload: {what}" for what in problems(rig)]
+    wrong += [f"after the next reload: pin {name}" for name in rig.leftovers()]
+    wrong += [f"left: {path}" for path in rig.config.state.rglob("*.o.*")]
+    if outcome.generation != plan.generation or not outcome.attached:
+        wrong.append(f"not reloaded: {outcome}")
+    for path in rig.config.globals.glob("cilium_policy_*"):
+        with open_pin(path) as pinned:
+            if not list(pinned.keys()):
+                wrong.append(f"{path.name} was never filled")
+    return wrong
+
+
+SUBJECTS = [("pod-1", False), ("pod-1", True), ("host", False), ("overlay", False)]
+NAMES = ["pod", "pod with endpoint routes", "host", "overlay"]
+
+
+def killed(rig: Rig, templates: Path, killer: Crasher, subject: str, routes: bool, number: int) -> list[str]:
+    """Kill a reload before its step of this number, or after the last one; return what is wrong then, and later."""
+    steps = rig.plan(subject, routes=routes).steps
+    last = number == len(steps)
+    where = "after the last step" if last else f"before {number} ({steps[number].name} {steps[number].target})"
+    doomed = request(rig, templates, subject, routes, nth=number - last, after=last)
+    assert killer.run(doomed) == SIGKILLED
+    wrong = [f"killed {where}: {what}" for what in problems(rig)]
+    return wrong + [f"killed {where}, {what}" for what in heals(rig, subject, routes)]
+
+
+@pytest.mark.parametrize(("subject", "routes"), SUBJECTS, ids=NAMES)
+def test_killed_at_each_step(rig: Rig, templates: Path, killer: Crasher, subject: str, routes: bool) -> None:
+    """The programs that are attached keep their tail calls all the time."""
+    rig.reload(subject, routes=routes)
+    wrong = []
+    for number in range(len(rig.plan(subject, routes=routes).steps) + 1):
+        wrong += killed(rig, templates, killer, subject, routes, number)
+    assert wrong == []
+
+
+@pytest.mark.parametrize("number", range(2, 12))
+def test_killed_at_each_step_of_a_first_load(templates: Path, killer: Crasher, number: int) -> None:
+    """Nothing was there before; what there is afterwards is complete, maps of the control plane's included."""
+    with support.rig(templates, pods=1) as rig:
+        assert killed(rig, templates, killer, "pod-1", True, number) == []
+
+
+@pytest.mark.parametrize(("old", "new"), [(False, True), (True, False)], ids=["from off to on", "from on to off"])
+def test_killed_at_each_step_of_a_toggle(rig: Rig, templates: Path, killer: Crasher, old: bool, new: bool) -> None:
+    wrong = []
+    for number in range(7, len(rig.plan("pod-1", routes=new).steps)):
+        rig.reload("pod-1", routes=old)
+        assert killer.run(request(rig, templates, "pod-1", new, nth=number)) == SIGKILLED
+        wrong += [f"killed before {number}: {what}" for what in problems(rig)]
+        wrong += [f"killed before {number}, {what}" for what in heals(rig, "pod-1", new)]
+    assert wrong == []
+
+
+HURTING = ["attach ingress", "attach egress", "commit"]
+
+
+@pytest.mark.parametrize(("subject", "routes"), [("pod-1", True), ("host", False)], ids=["pod", "host"])
+def test_killed_again_and_again(rig: Rig, templates: Path, killer: Crasher, subject: str, routes: bool) -> None:
+    """Each kill between two attaches adds a program array that is in use: none of them may be let go.
+
+    Up to three at once: that of the ingress program, of the egress program, and of the policy program.
+    """
+    names = [step.name for step in rig.plan(subject, routes=routes).steps]
+    wrong = []
+    rig.reload(subject, routes=routes)
+    most = 0
+    for several in (*itertools.product(HURTING, HURTING), ("attach egress", "attach ingress", "attach ingress")):
+        for name in several:
+            nth = names.index(name)
+            assert killer.run(request(rig, templates, subject, routes, nth=nth)) == SIGKILLED
+            wrong += [f"killed before {several}: {what}" for what in problems(rig)]
+        most = max(most, len(rig.leftovers()))
+        wrong += [f"killed before {several}, {what}" for what in heals(rig, subject, routes)]
+    assert wrong == []
+    assert most >= 2, "there was no state with three arrays in use: this test shows nothing"
+
+
+@pytest.mark.parametrize("name", ["IPCACHE_MAP_SIZE", "POLICY_MAP_SIZE", "IPCACHE_VALUE_PAD"])
+def test_killed_during_a_migration(rig: Rig, templates: Path, killer: Crasher, name: str) -> None:
+    """The next reload, of the old build or the new, finds every map pinned once, with its content."""
+    rig.reload("pod-1", routes=True)
+    define = (name, "1" if "PAD" in name else "4096")
+    steps = rig.plan("pod-1", routes=True).steps
+    wrong = []
+    for number, defines in itertools.product(range(3, len(steps), 2), ((), (define,))):
+        rig.configure(defines=())
+        rig.reload("pod-1", routes=True)
+        killed = request(rig, templates, "pod-1", True, nth=number, defines=[define])
+        assert killer.run(killed) == SIGKILLED
+        where = f"killed before {steps[number].name}, then {'new' if defines else 'old'}"
+        wrong += [f"{where}: {what}" for what in problems(rig)]
+        rig.configure(defines=defines)
+        wrong += [f"{where}: {what}" for what in heals(rig, "pod-1", True)]
+        with open_pin(rig.pin("cilium_ipcache")) as pinned:
+            if len(list(pinned.keys())) != 1:
+                wrong.append(f"{where}: the shared map lost its content")
+    assert wrong == []
+
+
+SMALL = [("POLICY_MAP_SIZE", "4096"), ("IPCACHE_MAP_SIZE", "4096")]
+LARGE = [("POLICY_MAP_SIZE", "8192"), ("IPCACHE_MAP_SIZE", "8192")]
+
+
+class Traced:
+    """Reloads of pod-1 under strace. Each replaces maps: one of the endpoint, and one that is shared."""
+
+    def __init__(self, rig: Rig, templates: Path, killer: Crasher, directory: Path) -> None:
+        if shutil.which("strace") is None:
+            pytest.skip("needs strace: apt-get install strace")
+        self.trace, self.errors = directory / "trace", directory / "errors"
+        self.wanted = SMALL
+        self._rig, self._templates, self._killer = rig, templates, killer
+        for defines in (SMALL, LARGE):
+            rig.configure(defines=tuple(defines))
+            rig.reload("pod-1", routes=True)  # compiled now: later on the loader alone makes system calls
+
+    def run(self, *injection: str) -> int:
+        """Reload, with what strace shall make of some system calls; return the exit code."""
+        options = ["-e", "trace=bpf,link,rename,unlink", *injection]
+        return self._killer.run(
+            Request(
+                self._rig.node.name,
+                str(self._templates),
+                "pod-1",
+                routes=True,
+                defines=self.wanted,
+                strace=options,
+                output=str(self.trace),
+                errors=str(self.errors),
+            )
+        )
+
+    def succeeded(self) -> None:
+        """Want the other maps from now on."""
+        self.wanted = LARGE if self.wanted is SMALL else SMALL
+
+    def count(self, name: str) -> int:
+        """Return how often the last reload made a system call."""
+        return sum(line.startswith(f"{name}(") for line in self.trace.read_text().splitlines())
+
+
+@pytest.fixture
+def traced(rig: Rig, templates: Path, killer: Crasher, tmp_path: Path) -> Traced:
+    return Traced(rig, templates, killer, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["link", "rename", "unlink", "bpf"])
+def test_killed_between_system_calls(rig: Rig, traced: Traced, name: str) -> None:
+    """Inside the steps: before each change of the file system, and here and there in between."""
+    assert traced.run() == 0
+    total = traced.count(name)
+    assert total >= 1
+    wrong = []
+    for number in range(1, total + 1, 1 + total // 10):
+        traced.succeeded()
+        assert traced.run("-e", f"inject={name}:signal=SIGKILL:when={number}") == SIGKILLED
+        wrong += [f"killed before {name} {number}: {what}" for what in problems(rig)]
+        rig.configure(defines=tuple(traced.wanted))
+        wrong += [f"killed before {name} {number}, {what}" for what in heals(rig, "pod-1", True)]
+    assert wrong == []
+
+
+def test_system_call_that_fails(rig: Rig, traced: Traced) -> None:
+    """A bpf(2) without memory, here and there: one clear line and the old state, or (where it is tried again) the new.
+
+    The reload replaces maps, so that there is something to take back.
+    """
+    assert traced.run() == 0
+    total = traced.count("bpf")
+    assert total > 50
+    traced.succeeded()
+    wrong, failed = [], 0
+    for number in range(1, total + 1, total // 20):
+        before = rig.state()
+        code = traced.run("-e", f"inject=bpf:error=ENOMEM:when={number}")
+        assert "INJECTED" in traced.trace.read_text(), f"there was no call {number}"
+        wrong += [f"call {number}: {what}" for what in problems(rig)]
+        wrong += [f"call {number}: pin {name}" for name in rig.leftovers()]
+        if code == 0:
+            traced.succeeded()
+            continue
+        failed += 1
+        assert code == 1
+        message = traced.errors.read_text()
+        if "Cannot allocate memory" not in message or "\n" in message:
+            wrong.append(f"call {number}: {message}")
+        wrong += [f"call {number}: {what}" for what in before.differences(rig.state())]
+    assert wrong == []
+    assert failed >= 10

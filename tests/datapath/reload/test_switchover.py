@@ -1,0 +1,366 @@
+"""switchover.py: what packets notice. Filters, policy slots, routes and the commit, on a node."""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from datapath.errors import InvalidName, ReloadlabError
+from datapath.kernel import hooks
+from datapath.kernel.hooks import Direction, HookBlocked, HookTaken
+from datapath.kernel.inventory import slots
+from datapath.load.maps import open_pin
+from datapath.reload.step import Step
+from datapath.reload.workspace import Workspace
+from lab.scenario.scenario import Gate
+from lab.system.tools import run
+from tests.datapath import support
+from tests.datapath.support import Injected, Rig
+from tests.lab.wires import ip
+
+pytestmark = pytest.mark.privileged
+
+INGRESS, EGRESS = Direction.INGRESS, Direction.EGRESS
+
+
+@pytest.fixture
+def rig(templates: Path) -> Iterator[Rig]:
+    with support.rig(templates, pods=1, devices=("eth0",)) as made:
+        yield made
+
+
+@pytest.fixture
+def lxc(rig: Rig) -> str:
+    return rig.node.pod("pod-1").ifname
+
+
+def put(rig: Rig, ifname: str, name: str, *, priority: int, handle: int = 1, direction: Direction = INGRESS) -> int:
+    """Attach a filter by hand; returns the id of its program."""
+    ifindex = rig.netlink.ifindex(ifname)
+    hooks.ensure_clsact(rig.netlink, ifindex)
+    with support.program() as fd:
+        hooks.attach(rig.netlink, ifindex, direction, program_fd=fd, name=name, priority=priority, handle=handle)
+        return support.program_id(fd)
+
+
+def fails_unchanged(rig: Rig, error: type[ReloadlabError], *, routes: bool = False, gate: Gate | None = None) -> str:
+    """Reload pod-1, which must fail and change nothing; return the message."""
+    before = rig.state()
+    with pytest.raises(error) as info:
+        rig.reload("pod-1", routes=routes, observer=gate)
+    assert before.differences(rig.state()) == []
+    return str(info.value)
+
+
+class TestAttach:
+    def test_as_tc_shows_it(self, rig: Rig, lxc: str) -> None:
+        outcome = rig.reload("pod-1", routes=True)
+        for direction, program in (("ingress", "cil_from_container"), ("egress", "cil_to_container")):
+            shown = support.tc(rig.config.netns, "filter", "show", "dev", lxc, direction)
+            (found,) = (item for item in shown if "options" in item)
+            assert (found["protocol"], found["pref"], found["kind"], found["chain"]) == ("all", 1, "bpf", 0)
+            assert found["options"]["handle"] == "0x1"
+            assert found["options"]["bpf_name"] == f"{program}-{lxc}"
+            assert found["options"]["direct-action"] is True
+            (attached,) = (item for item in outcome.attached if item.direction == direction)
+            assert (attached.ifname, attached.program) == (lxc, program)
+            assert attached.program_id == found["options"]["prog"]["id"]
+
+    @pytest.mark.parametrize("priority", [0, 1, 50])
+    def test_priority_from_the_configuration(self, rig: Rig, lxc: str, priority: int) -> None:
+        rig.configure(filter_priority=priority)
+        rig.reload("pod-1")
+        assert [(f.priority, f.handle) for f in rig.attached(lxc, INGRESS)] == [(priority or 1, 1)]
+
+    def test_another_priority_replaces_the_old_one(self, rig: Rig, lxc: str) -> None:
+        """Upgrade with a changed option: the reference at this commit leaves two programs (cilium issue 36172)."""
+        rig.reload("pod-1")
+        rig.configure(filter_priority=5)
+        rig.reload("pod-1")
+        assert [(f.priority, f.handle) for f in rig.attached(lxc, INGRESS)] == [(5, 1)]
+        rig.configure(filter_priority=1)
+        rig.reload("pod-1")
+        assert [(f.priority, f.handle) for f in rig.attached(lxc, INGRESS)] == [(1, 1)]
+
+    @pytest.mark.parametrize("direction", Direction, ids=str)
+    def test_taken_place(self, rig: Rig, lxc: str, direction: Direction) -> None:
+        """A foreign filter where ours would go is not overwritten (cilium issue 21345)."""
+        put(rig, lxc, "acme", priority=1, direction=direction)
+        message = fails_unchanged(rig, HookTaken, routes=True)
+        wanted = f"{lxc} {direction}: priority 1 handle 0x1 is taken by acme: choose another filter priority"
+        assert message == wanted
+        rig.configure(filter_priority=2)
+        rig.reload("pod-1", routes=True)
+        assert rig.attached(lxc, direction)[0].name == "acme"
+
+    @pytest.mark.parametrize("protocol", ["ip", "all"])
+    def test_filter_of_another_kind_at_our_priority(self, rig: Rig, lxc: str, protocol: str) -> None:
+        """One priority holds filters of one kind and protocol: the message says who sits there."""
+        hooks.ensure_clsact(rig.netlink, rig.netlink.ifindex(lxc))
+        words = ["prio", "1", "protocol", protocol, "u32", "match", "u32", "0", "0"]
+        support.tc(rig.config.netns, "filter", "add", "dev", lxc, "ingress", *words)
+        message = fails_unchanged(rig, HookTaken)
+        assert f"{lxc} ingress: priority 1 handle 0x8000" in message
+        assert "is taken by a u32 filter: choose another filter priority" in message
+
+    def test_foreign_filters_elsewhere_survive(self, rig: Rig, lxc: str) -> None:
+        """At another priority, and at ours with another handle; through reloads, failures, and both modes."""
+        places = [(2, 1, INGRESS), (1, 7, INGRESS), (3, 1, EGRESS), (1, 7, EGRESS)]
+        mine = {
+            put(rig, lxc, f"acme-{number}", priority=priority, handle=handle, direction=direction)
+            for number, (priority, handle, direction) in enumerate(places)
+        }
+
+        def foreign() -> set[int]:
+            found = (*rig.attached(lxc, INGRESS), *rig.attached(lxc, EGRESS))
+            return {f.program_id for f in found if f.name.startswith("acme")}
+
+        for routes in (False, True, False):
+            rig.reload("pod-1", routes=routes)
+            assert foreign() == mine
+            fails_unchanged(rig, Injected, routes=not routes, gate=Gate(support.inject, before="commit"))
+            assert foreign() == mine
+            assert sum(f.is_ours for f in rig.attached(lxc, EGRESS)) == routes
+
+    @pytest.mark.parametrize(("priority", "handle"), [(1, 2), (5, 1), (5, 3)])
+    @pytest.mark.parametrize("ours_first", [True, False], ids=["ours before it", "ours after it"])
+    def test_stale_filter_of_ours(self, rig: Rig, lxc: str, priority: int, handle: int, ours_first: bool) -> None:
+        """Removed by the reload; put back by one that fails, at its place in the order in which the kernel runs them.
+
+        Of one priority, the filter attached last runs first, and it alone: put back in front of the right one, a stale
+        program would take over (cilium issue 36172).
+        """
+        name = hooks.filter_name("cil_from_container", lxc)
+        if ours_first:
+            rig.reload("pod-1")
+            put(rig, lxc, name, priority=priority, handle=handle)
+        else:
+            put(rig, lxc, name, priority=priority, handle=handle)
+            fd = support.load_returning(0)
+            hooks.attach(rig.netlink, rig.netlink.ifindex(lxc), INGRESS, program_fd=fd, name=name, priority=1)
+            os.close(fd)
+        assert len(rig.attached(lxc, INGRESS)) == 2
+        fails_unchanged(rig, Injected, gate=Gate(support.inject, after="attach ingress"))
+        assert len(rig.attached(lxc, INGRESS)) == 2
+        outcome = rig.reload("pod-1")
+        (left,) = rig.attached(lxc, INGRESS)
+        assert (left.priority, left.handle, left.program_id) == (1, 1, outcome.attached[0].program_id)
+
+    def test_many_stale_filters_come_back_in_order(self, rig: Rig, lxc: str) -> None:
+        for handle in (4, 2, 1, 9, 3):
+            put(rig, lxc, f"cil_stale_{handle}", priority=1, handle=handle)
+        put(rig, lxc, "cil_other", priority=2)
+        assert [f.handle for f in rig.attached(lxc, INGRESS)] == [3, 9, 1, 2, 4, 1]
+        fails_unchanged(rig, Injected, gate=Gate(support.inject, before="commit"))
+
+    def test_hook_is_never_empty(self, rig: Rig, lxc: str) -> None:
+        """Looked at between all steps, of reloads that succeed and that fail: one program of ours, always."""
+        rig.reload("pod-1")
+        seen: set[int] = set()
+
+        def look(step: Step, work: Workspace) -> None:
+            seen.add(len(rig.attached(lxc, INGRESS)))
+
+        rig.reload("pod-1", observer=Gate(look, after="*"))
+        assert seen == {1}
+
+    def test_legacy_ingress_qdisc(self, rig: Rig, lxc: str) -> None:
+        support.tc(rig.config.netns, "qdisc", "add", "dev", lxc, "ingress")
+        assert "has the qdisc ingress instead of clsact" in fails_unchanged(rig, HookBlocked, routes=True)
+
+
+class TestClsact:
+    def test_made_by_the_first_load_and_taken_back(self, rig: Rig, lxc: str) -> None:
+        assert support.qdiscs(rig.netlink) == set()
+        fails_unchanged(rig, Injected, gate=Gate(support.inject, before="commit"))
+        rig.reload("pod-1")
+        assert (rig.netlink.ifindex(lxc), "clsact") in support.qdiscs(rig.netlink)
+
+    def test_kept_if_it_was_there(self, rig: Rig, lxc: str) -> None:
+        hooks.ensure_clsact(rig.netlink, rig.netlink.ifindex(lxc))
+        fails_unchanged(rig, Injected, gate=Gate(support.inject, before="commit"))
+        assert (rig.netlink.ifindex(lxc), "clsact") in support.qdiscs(rig.netlink)
+
+    @pytest.mark.parametrize("direction", Direction, ids=str)
+    def test_kept_if_somebody_uses_it_by_now(self, rig: Rig, lxc: str, direction: Direction) -> None:
+        def squat(step: Step, work: Workspace) -> None:
+            put(rig, lxc, "acme", priority=9, direction=direction)
+            support.inject(step, work)
+
+        with pytest.raises(Injected):
+            rig.reload("pod-1", observer=Gate(squat, before="commit"))
+        assert [f.name for f in rig.attached(lxc, direction)] == ["acme"]
+        assert (rig.netlink.ifindex(lxc), "clsact") in support.qdiscs(rig.netlink)
+
+
+class TestDetach:
+    def test_only_ours(self, rig: Rig, lxc: str) -> None:
+        rig.reload("pod-1", routes=True)
+        put(rig, lxc, "acme", priority=2, direction=EGRESS)
+        put(rig, lxc, "cil_to_container-old", priority=3, direction=EGRESS)
+        rig.reload("pod-1", routes=False)
+        assert [f.name for f in rig.attached(lxc, EGRESS)] == ["acme"]
+
+    def test_ours_come_back(self, rig: Rig, lxc: str) -> None:
+        rig.reload("pod-1", routes=True)
+        rig.reload("pod-1", routes=True)
+        for handle in (3, 2):
+            put(rig, lxc, "cil_to_container-old", priority=1, handle=handle, direction=EGRESS)
+        fails_unchanged(rig, Injected, gate=Gate(support.inject, after="detach egress"))
+
+    def test_netdev_programs_leave_an_interface_that_is_no_device_any_more(self, rig: Rig) -> None:
+        ip(str(rig.config.netns), "link", "add", "old0", "type", "bridge")
+        for name in ("cil_from_netdev-old0", "cil_other-old0", "acme"):
+            put(rig, "old0", name, priority=1 + len(name), direction=INGRESS)
+        put(rig, "old0", "cil_to_netdev-old0", priority=1, direction=EGRESS)
+        rig.reload("host")
+        assert {f.name for f in rig.attached("old0", INGRESS)} == {"acme", "cil_other-old0"}
+        assert rig.attached("old0", EGRESS) == ()
+
+    def test_device_without_egress_programs(self, rig: Rig) -> None:
+        rig.reload("host")
+        assert [f.name for f in rig.attached("eth0", EGRESS)] == ["cil_to_netdev-eth0"]
+        rig.configure(egress_devices=False)
+        rig.reload("host")
+        assert rig.attached("eth0", EGRESS) == ()
+        assert [f.name for f in rig.attached("eth0", INGRESS)] == ["cil_from_netdev-eth0"]
+
+
+class TestRoutes:
+    def show(self, rig: Rig, version: int) -> list[dict[str, Any]]:
+        pod = rig.node.pod("pod-1")
+        address = pod.ipv4 if version == 4 else pod.ipv6
+        return support.ip(rig.config.netns, f"-{version}", "route", "show", "table", "main", "exact", str(address))
+
+    def test_come_and_go_with_the_mode(self, rig: Rig, lxc: str) -> None:
+        for routes in (True, True, False, False):
+            rig.reload("pod-1", routes=routes)
+            for version in (4, 6):
+                assert [found["dev"] for found in self.show(rig, version)] == [lxc] * routes
+
+    @pytest.mark.parametrize("words", [[], ["metric", "77"], ["metric", "4000"]], ids=["same", "lower", "higher"])
+    def test_foreign_route_comes_back(self, rig: Rig, words: list[str]) -> None:
+        """Whatever its metric: ours may take its place, or lie beside it."""
+        pod = rig.node.pod("pod-1")
+        for address in (pod.ipv4, pod.ipv6):
+            target = f"{address}/{address.max_prefixlen}"
+            ip(str(rig.config.netns), f"-{address.version}", "route", "add", target, "dev", "eth0", *words)
+        before = [self.show(rig, version) for version in (4, 6)]
+        assert all(before)
+        fails_unchanged(rig, Injected, routes=True, gate=Gate(support.inject, after="install routes"))
+        assert [self.show(rig, version) for version in (4, 6)] == before
+
+    def test_foreign_route_is_not_removed(self, rig: Rig) -> None:
+        """Endpoint routes off: what leads elsewhere is somebody else's."""
+        pod = rig.node.pod("pod-1")
+        ip(str(rig.config.netns), "route", "add", f"{pod.ipv4}/32", "dev", "eth0")
+        rig.reload("pod-1", routes=False)
+        assert [found["dev"] for found in self.show(rig, 4)] == ["eth0"]
+
+    def test_second_route_refused(self, rig: Rig, lxc: str) -> None:
+        """IPv6 is off on the pod's interface: the IPv4 route that is there by then goes again."""
+        setting = f"/proc/sys/net/ipv6/conf/{lxc}/disable_ipv6"
+        run(["nsenter", f"--net={rig.config.netns}", "sh", "-c", f"echo 1 >{setting}"])
+        message = fails_unchanged(rig, ReloadlabError, routes=True)
+        assert f"install route {rig.node.pod('pod-1').ipv6}/128" in message
+
+    def test_endpoint_with_one_address(self, rig: Rig) -> None:
+        endpoint = replace(rig.endpoint("pod-1", routes=True), ipv6=None)
+        rig.loader.apply(rig.loader.plan(endpoint, subject="pod-1"))
+        assert len(self.show(rig, 4)) == 1
+        assert self.show(rig, 6) == []
+
+
+class TestPolicy:
+    def slot(self, rig: Rig, number: int) -> int | None:
+        with open_pin(rig.pin("cilium_call_policy")) as pinned:
+            value = pinned.lookup(struct.pack("=I", number))
+        return None if value is None else int(struct.unpack("=I", value)[0])
+
+    def test_slot_of_the_endpoint_only(self, rig: Rig) -> None:
+        rig.reload("pod-1")
+        rig.reload("host")
+        number = rig.node.pod("pod-1").endpoint_id
+        assert self.slot(rig, number) is not None
+        assert self.slot(rig, 0xFFFF - 1) is None
+        with open_pin(rig.pin("cilium_call_policy")) as pinned:
+            assert {struct.unpack("=I", key)[0] for key, _ in pinned.items()} <= {number, 1}
+
+    def test_filled_before_the_first_attach(self, rig: Rig) -> None:
+        """Otherwise a caller finds the endpoint and an empty slot (cilium pull request 30248)."""
+        number = rig.node.pod("pod-1").endpoint_id
+        seen: list[int | None] = []
+        for _ in range(2):
+            rig.reload(
+                "pod-1",
+                observer=Gate(lambda _, __: seen.append(self.slot(rig, number)), before="attach ingress"),
+            )
+            seen.append(self.slot(rig, number))
+        assert None not in seen
+        assert seen[0] == seen[1] != seen[2] == seen[3]
+
+    def test_old_program_comes_back(self, rig: Rig) -> None:
+        number = rig.node.pod("pod-1").endpoint_id
+        rig.reload("pod-1")
+        rig.reload("pod-1")
+        before = self.slot(rig, number)
+        fails_unchanged(rig, Injected, gate=Gate(support.inject, before="commit"))
+        assert self.slot(rig, number) == before
+
+
+class TestCommit:
+    def test_objects_are_published_last(self, rig: Rig) -> None:
+        path = rig.config.state / str(rig.node.pod("pod-1").endpoint_id) / "bpf_lxc.o"
+        there: dict[str, tuple[bool, bool]] = {}
+
+        def look(step: Step, work: Workspace) -> None:
+            there[step.name] = (path.exists(), path.with_name("bpf_lxc.o.new").exists())
+
+        rig.reload("pod-1", observer=Gate(look, after="*"))
+        assert there["write object"] == (False, True)
+        assert there["detach egress"] == (False, True)
+        assert there["commit"] == (True, False)
+        assert sorted(p.name for p in path.parent.iterdir()) == ["bpf_lxc.o", "connections", "lock"]
+
+    @pytest.mark.parametrize("first", [True, False], ids=["first load", "reload"])
+    def test_second_of_several_objects_cannot_be_published(self, rig: Rig, first: bool) -> None:
+        """The first one is taken back; nothing was let go by then."""
+        if not first:
+            rig.reload("host")
+            rig.reload("host")
+        before = rig.state()
+
+        def vandal(step: Step, work: Workspace) -> None:
+            (rig.config.state / "1" / "bpf_netdev_eth0.o.new").unlink()
+
+        with pytest.raises(FileNotFoundError):
+            rig.reload("host", observer=Gate(vandal, before="commit"))
+        assert before.differences(rig.state()) == []
+        rig.reload("host")
+        assert rig.dead_calls() == []
+        files = sorted(path.name for path in (rig.config.state / "1").iterdir())
+        assert files == ["bpf_host.o", "bpf_host_cilium_net.o", "bpf_netdev_eth0.o", "lock"]
+
+    def test_old_calls_maps_are_emptied_and_new_ones_used(self, rig: Rig) -> None:
+        """Nothing of the reload keeps an old array alive: not a descriptor, not a pin."""
+        rig.reload("pod-1")
+        old = support.calls_of(rig, rig.node.pod("pod-1").ifname)
+        rig.reload("pod-1")
+        new = support.calls_of(rig, rig.node.pod("pod-1").ifname)
+        assert old != new
+        support.until(lambda: not any(slots(ident) for ident in old), "the old calls map emptied or gone")
+        assert rig.dead_calls() == []
+        assert rig.leftovers() == []
+
+
+@pytest.mark.parametrize("name", ["a/b", "../lxc"])
+def test_interface_name_with_a_slash(rig: Rig, name: str) -> None:
+    endpoint = replace(rig.endpoint("pod-1"), ifname=name)
+    with pytest.raises(InvalidName, match="no slash"):
+        rig.loader.plan(endpoint, subject="pod-1")

@@ -1,0 +1,136 @@
+"""The control plane: what it writes into maps, what it refuses, and pods that come and go."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from ipaddress import IPv4Address
+from pathlib import Path
+
+import pytest
+
+from datapath.build.compile import probe_compiler
+from datapath.endpoint import HEALTH_ID, HOST_ID, WORLD_ID
+from datapath.errors import CompileError, ToolMissing
+from datapath.load.maps import open_pin
+from lab.abi import layouts
+from lab.agent.agent import Agent, Failure
+from lab.errors import LabSystemError
+from lab.node.node import Node, UnknownTarget
+from lab.node.topology import NodeSpec
+from lab.watch import metrics
+from lab.watch.invariants import baseline, check
+from lab.watch.snapshot import take
+from tests.lab.labs import ROOT, unique_name
+
+pytestmark = pytest.mark.privileged
+
+
+@pytest.fixture(scope="module")
+def agent() -> Iterator[Agent]:
+    """The agent of a node that is up and loaded; every test leaves it so."""
+    try:
+        probe_compiler()
+    except ToolMissing as error:
+        pytest.skip(str(error))
+    with Node(NodeSpec(unique_name(), pods=2)) as node, Agent(node) as agent:
+        agent.start(workers=2)
+        yield agent
+
+
+def content(agent: Agent, name: str) -> dict[bytes, bytes]:
+    with open_pin(agent.config.globals / name) as pinned:
+        return dict(pinned.items())
+
+
+def identity(agent: Agent, key: bytes) -> int:
+    return layouts.RemoteEndpointInfo.unpack(content(agent, "cilium_ipcache")[key]).sec_identity
+
+
+def test_shared_maps_say_who_is_where(agent: Agent) -> None:
+    pod = agent.node.pods[0]
+    info = layouts.EndpointInfo.unpack(content(agent, "cilium_lxc")[layouts.endpoint_key(pod.ipv4)])
+    assert (info.ifindex, info.lxc_id, info.mac, info.node_mac) == (
+        pod.ifindex,
+        pod.endpoint_id,
+        pod.mac,
+        pod.node_mac,
+    )
+    spec = agent.node.spec
+    for address, wanted in (
+        (pod.ipv4, pod.identity),
+        (pod.ipv6, pod.identity),
+        (agent.node.facts.health.ipv4, HEALTH_ID),
+        (spec.router4, HOST_ID),
+        (spec.node6.ip, HOST_ID),
+    ):
+        assert identity(agent, layouts.ipcache_key(address, address.max_prefixlen)) == wanted
+    assert identity(agent, layouts.ipcache_key(IPv4Address(0), 0)) == WORLD_ID
+
+
+def test_reload_is_counted_under_its_generation(agent: Agent) -> None:
+    first, second = agent.reload("pod-1"), agent.reload("pod-2")
+    assert second.generation == first.generation + 1
+    command = "import sys; from lab.agent.agent import Agent; from lab.node.node import Node; "
+    command += "print(Agent(Node.open(sys.argv[1])).next_generation())"
+    done = subprocess.run(
+        [sys.executable, "-c", command, agent.node.name], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    # Other processes count on.
+    assert int(done.stdout) == second.generation + 1
+
+
+def test_unknown_subjects(agent: Agent) -> None:
+    agent.check(*agent.subjects)
+    with pytest.raises(UnknownTarget, match="has no endpoint pod-9; it has host, health, pod-1, pod-2") as unknown:
+        agent.check("pod-1", "pod-9")
+    assert unknown.value.existing == ("host", "health", "pod-1", "pod-2")
+    for subject in ("pod-9", "overlay"):
+        with pytest.raises(UnknownTarget):
+            agent.check(subject)
+
+
+def test_one_failure_does_not_spare_the_others(agent: Agent) -> None:
+    good, bad, last = agent.reload_many(["pod-1", "pod-9", "pod-2"], workers=1)
+    assert isinstance(bad, Failure)
+    assert (bad.subject, type(bad.error)) == ("pod-9", UnknownTarget)
+    assert not isinstance(good, Failure)
+    assert not isinstance(last, Failure)
+
+
+def test_system_error_names_the_lab(agent: Agent, tmp_path: Path) -> None:
+    file = tmp_path / "state"
+    file.touch()
+    before = take(agent.node)
+    config = agent.config
+    try:
+        agent.loader.configure(replace(config, state=file))
+        with pytest.raises((LabSystemError, CompileError), match="Not a directory"):
+            agent.reload("pod-1")
+    finally:
+        agent.loader.configure(config)
+    assert take(agent.node).datapath() == before.datapath()
+
+
+def test_pod_comes_and_goes(agent: Agent) -> None:
+    before = baseline(agent)
+    outcome = agent.add_pod("late")
+    assert [item.program for item in outcome.attached] == ["cil_from_container"]
+    pod = agent.node.pod("late")
+    assert layouts.endpoint_key(pod.ipv4) in content(agent, "cilium_lxc")
+    assert "late" in agent.subjects
+    agent.remove_pod("late")
+    assert layouts.endpoint_key(pod.ipv4) not in content(agent, "cilium_lxc")
+    assert check(agent, before) == []
+    # Its pins went with it, and so did its slot.
+    assert take(agent.node).pins.keys() == before.snapshot.pins.keys()
+    assert pod.endpoint_id not in take(agent.node).policy
+
+
+def test_counters_of_a_node(agent: Agent) -> None:
+    """Packets of the pod's neighbour discovery and so on may be counted; a drop is none of them."""
+    now = metrics.read(agent.node)
+    assert now.drops_since(metrics.Counters()) == {}
+    assert all(generation > 0 for generation, _, _ in now.hits)

@@ -1,0 +1,154 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from bpf import LIBRARY
+from datapath.build.compile import compile_source, probe_compiler
+from datapath.build.templates import Kind
+from datapath.endpoint import Endpoint
+from datapath.errors import ToolMissing
+from datapath.kernel.hooks import Direction
+from datapath.load.programs import VerifyTimes
+from datapath.object.reader import ObjectImage
+from datapath.object.spec import CollectionSpec, MapSpec, ProgramSpec
+from datapath.reload.outcome import Interval, Outcome, Span
+from lab.bench.objects import GivenTemplate, NoEntry, entries
+from lab.bench.reload import Many, kernel_union
+from lab.cli.main import main
+from lab.watch.tracing import SyscallEvent
+from tests.lab.labs import cli, start
+
+
+def image(*programs: ProgramSpec, maps: tuple[str, ...] = ()) -> ObjectImage:
+    spec = CollectionSpec(
+        path="some.o",
+        maps={name: MapSpec(name, 3, 4, 4, 1) for name in maps},
+        programs={program.name: program for program in programs},
+        constants={},
+        data=b"",
+        license="GPL",
+    )
+    return ObjectImage(b"", spec, {}, 0)
+
+
+def program(name: str, section: str = "") -> ProgramSpec:
+    return ProgramSpec(name, section or name, 3, b"")
+
+
+def event(tid: int, start: int, duration: int) -> SyscallEvent:
+    return SyscallEvent(tid, start, duration, "bpf", 5, 3)
+
+
+def outcome(*helpers: Interval) -> Outcome:
+    span = Span("load programs", "bpf_lxc.o", Interval(1, 100, 200), helpers)
+    return Outcome("pod-1", 7, 2, (), (), (), (span,))
+
+
+def test_many() -> None:
+    many = Many(2, 10, (2.0, 1.0, 4.0), tuple(float(n) for n in range(1, 102)))
+    assert many.per_second == 5.0
+    assert (many.percentile(50), many.percentile(99)) == (51.0, 100.0)
+    assert Many(1, 1, (1.0,), (0.5,)).percentile(99) == 0.5
+
+
+def test_time_inside_system_calls_counts_once_for_two_threads() -> None:
+    events = sorted([event(1, 110, 40), event(2, 130, 40), event(1, 90, 15), event(3, 100, 100)])
+    union, summed = kernel_union(events, 100, 200, outcome(Interval(2, 120, 160)))
+    # thread 1: 100 to 105 and 110 to 150, thread 2: 130 to 160; thread 3 is not of this reload
+    assert (union, summed) == (55, 75)
+
+
+def test_nothing_traced() -> None:
+    assert kernel_union([], 100, 200, outcome()) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (("cil_from_container",), {Direction.INGRESS: "cil_from_container"}),
+        (
+            ("handle_policy", "cil_to_host", "cil_from_host"),
+            {Direction.INGRESS: "cil_to_host", Direction.EGRESS: "cil_from_host"},
+        ),
+    ],
+)
+def test_entries(names: tuple[str, ...], expected: dict[Direction, str]) -> None:
+    assert entries(image(*map(program, names))) == expected
+
+
+def test_object_without_entry() -> None:
+    with pytest.raises(NoEntry, match=r"some.o: the object has none of cil_from_container"):
+        entries(image(program("tail_handle_ipv4", "2/7")))
+
+
+@pytest.mark.parametrize(
+    ("name", "renamed"),
+    [
+        ("cilium_calls_65535", "cilium_calls_00123"),
+        ("cilium_calls_04711", "cilium_calls_00123"),
+        ("cilium_calls_hostns_65535", "cilium_calls_hostns_00123"),
+        ("test_cilium_policy_65535", "test_cilium_policy_00123"),
+        ("cilium_calls_overlay_2", None),
+        ("cilium_lxc", None),
+    ],
+)
+def test_given_object_gets_the_id_of_the_endpoint(name: str, renamed: str | None) -> None:
+    template = GivenTemplate(
+        "given", Kind.LXC, Path("some.o"), image(program("p", "1/0xffff"), maps=(name,)), VerifyTimes()
+    )
+    mac = "02:00:00:00:00:01"
+    names = dict(template.substitution(Endpoint(123, "lxc1", mac, mac, None, None, 1000)).names)
+    assert names.pop("1/0xffff") == "1/0x007b"
+    assert names == ({name: renamed} if renamed else {})
+
+
+@pytest.mark.parametrize("arguments", ["--rounds 0", "--pods 0"])
+def test_bad_numbers(arguments: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "reload", *arguments.split()]) == 1
+    assert "from 1 on" in capsys.readouterr().err
+
+
+@pytest.mark.privileged
+def test_no_object_file(capsys: pytest.CaptureFixture[str]) -> None:
+    with start(cli("bench", "reload", "--object", "/etc/passwd")) as process:
+        _, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (1, "reloadlab: /etc/passwd: not an ELF file\n")
+
+
+@pytest.mark.privileged
+@pytest.mark.parametrize("source", ["ours", "object"])
+def test_whole_measurement_leaves_nothing(source: str, tmp_path: Path) -> None:
+    """Every row has a time for every round; what tc cannot load is said in its own words."""
+    arguments = ["--rounds", "2", "--pods", "2", "--json"]
+    if source == "object":
+        arguments += ["--object", str(compile_lxc(tmp_path)), "--no-endpoint-routes"]
+    with start(cli("bench", "reload", *arguments)) as process:
+        out, err = process.communicate(timeout=120)
+    assert (process.returncode, err) == (0, "")
+    report = json.loads(out)
+    rows = {row["name"]: row for row in report["one"]}
+    measured = [name for name, row in rows.items() if "refusal" not in row]
+    assert measured[0] == "floor: the bare system calls"
+    assert len(measured) == (4 if source == "ours" else 3)
+    assert all(len(rows[name]["rounds_ms"]) == 2 and rows[name]["median_ms"] > 0 for name in measured)
+    assert rows[measured[0]]["ratio_to_floor"] == 1.0
+    assert 0 <= report["other_processes"] <= 1
+    for row in rows.values():
+        assert row.get("refusal") is None or "maps" in row["refusal"]
+    assert {"load programs", "attach ingress", "commit"} <= report["steps_ms"].keys()
+    assert [many["workers"] for many in report["many"]] == [1, 2, 4]
+    for share in report["system_calls"]:
+        assert 0 < share["inside_ms"] < share["wall_ms"]
+    assert not Path("/run/reloadlab/bench-ours").exists()
+
+
+def compile_lxc(directory: Path) -> Path:
+    try:
+        compiler = probe_compiler()
+    except ToolMissing as error:
+        pytest.skip(str(error))
+    includes = (LIBRARY, LIBRARY / "include")
+    return compile_source(LIBRARY / "bpf_lxc.c", directory / "bpf_lxc.o", includes=includes, compiler=compiler)

@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+import pytest
+
+from lab.bench.rounds import WARM_UP, Busy, Row, Timed, take_turns
+
+
+def test_ratio_is_that_of_the_rounds() -> None:
+    """Rounds in which the machine was slow are slow for both: what counts is the quotient of each pair."""
+    floor, mine = Row("floor", (1.0, 10.0, 2.0)), Row("mine", (2.0, 20.0, 8.0))
+    middle, low, high = mine.ratio(floor)
+    assert (middle, low, high) == (2.0, 2.0, 4.0)
+    assert mine.median == 8.0
+
+
+def test_one_round_has_no_quartiles() -> None:
+    assert Row("mine", (3.0,)).ratio(Row("floor", (2.0,))) == (1.5, 1.5, 1.5)
+
+
+def test_others_are_told_from_ourselves() -> None:
+    """Our own work is not that of others, however much it is."""
+    busy = Busy()
+    others = 1.0
+    deadline = time.monotonic() + 20
+    while others > 0.9:  # what else runs here may have the CPUs for a while
+        assert time.monotonic() < deadline
+        end = time.thread_time() + 0.1
+        while time.thread_time() < end:
+            pass
+        others = busy.others()
+    assert 0 <= others <= 0.9
+
+
+@dataclass
+class Way:
+    """Notes when it is called, and takes as many seconds as it was called times."""
+
+    name: str
+    log: list[str]
+    calls: list[int] = field(default_factory=list)
+
+    def run(self) -> float:
+        self.log.append(self.name)
+        self.calls.append(len(self.calls) + 1)
+        return float(self.calls[-1])
+
+
+def test_all_take_turns_and_each_begins_once() -> None:
+    log: list[str] = []
+    rows = take_turns([Way(name, log) for name in "abc"], 3, lambda text: None)
+    turns = ["".join(log[at : at + 3]) for at in range(0, len(log), 3)]
+    assert turns[WARM_UP:] == ["abc", "bca", "cab"]
+    assert [(row.name, row.seconds) for row in rows] == [(name, (4.0, 5.0, 6.0)) for name in "abc"]
+
+
+def test_best_of_several_tries_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter((0.0, 5.0, 10.0, 12.0, 20.0, 23.0))
+    monkeypatch.setattr(time, "perf_counter", lambda: next(clock))
+    assert Timed("work", lambda: None, tries=3).run() == 2.0
+    assert next(clock, None) is None
+
+
+def test_timed_is_divided_by_what_it_counts() -> None:
+    begin = time.perf_counter()
+    took = Timed("nap", lambda: time.sleep(0.02), 4).run()
+    assert 0.02 / 4 <= took <= (time.perf_counter() - begin) / 4

@@ -1,0 +1,469 @@
+"""Bad input and interruptions, by the real command: one clear line, the right exit code, nothing left, old state alive.
+
+All labs of this file live in a run directory of their own, so that what is left there is what a command left.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+
+from datapath.build.compile import probe_compiler
+from datapath.errors import PinPathError, ToolMissing
+from datapath.loader import Loader
+from lab.agent.agent import Agent
+from lab.node import registry
+from lab.node.node import Node
+from lab.system.netns import umount
+from lab.system.tools import run
+from lab.watch.invariants import Baseline, baseline, check, unchanged
+from lab.watch.snapshot import take
+from tests.lab.labs import ROOT, cli
+
+pytestmark = pytest.mark.privileged
+
+LAB = "box"
+NOBODY = ("setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups")
+INTERRUPTED = (130, "reloadlab: interrupted\n")
+
+
+@dataclass(frozen=True)
+class Result:
+    code: int
+    out: str
+    err: str
+
+    def refused(self, *words: str, code: int = 1) -> None:
+        """Hold the command to one line of error that has these words."""
+        assert self.code == code, self.err
+        assert self.err.startswith("reloadlab: ")
+        assert self.err.count("\n") == 1, self.err
+        for word in words:
+            assert word in self.err
+
+
+@pytest.fixture(scope="module")
+def run_directory() -> Iterator[Path]:
+    path = Path(f"/run/reloadlab-test-{uuid.uuid4().hex[:12]}")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(registry.RUN_VARIABLE, str(path))
+        yield path
+        registry.remove_all(force=True)
+        assert not path.exists()
+
+
+@pytest.fixture(scope="module")
+def node(run_directory: Path) -> Node:
+    """A node that is up and loaded; every test leaves it in order."""
+    try:
+        probe_compiler()
+    except ToolMissing as error:
+        pytest.skip(str(error))
+    result = call("up", "--name", LAB, "--pods", "3")
+    assert (result.code, result.err) == (0, "")
+    return Node.open(LAB)
+
+
+@pytest.fixture(autouse=True)
+def only_the_node(run_directory: Path, node: Node) -> Iterator[None]:
+    """No test leaves another lab, a mount or a process."""
+    yield
+    assert [path.name for path in run_directory.iterdir()] == [LAB]
+    mounts = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+    left = [path for path in mounts if path.startswith(f"{run_directory}/") and Path(path).parts[3] != LAB]
+    assert left == []
+
+
+@pytest.fixture
+def as_before(node: Node) -> Iterator[None]:
+    """The reload changes nothing of the node."""
+    before = take(node)
+    yield
+    assert unchanged(before, take(node)) == []
+
+
+@pytest.fixture
+def in_order(node: Node) -> Iterator[None]:
+    """What was reloaded is entirely new, the rest entirely old, and all invariants hold."""
+    agent = Agent(node)
+    before: Baseline = baseline(agent)
+    yield
+    assert check(agent, before) == []
+
+
+@contextmanager
+def started(*argv: str, env: dict[str, str] | None = None) -> Iterator[subprocess.Popen[str]]:
+    """Run a command as a shell does, in a process group of its own; at the end nothing of its session may live."""
+    process = subprocess.Popen(
+        argv,
+        cwd=ROOT,
+        env=os.environ | {"PYTHONFAULTHANDLER": "1"} | (env or {}),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        yield process
+        assert session_members(process.pid) == []
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def session_members(session: int) -> list[str]:
+    """Return the command lines of the processes of a session; a killed child may still be about to end."""
+    deadline = time.monotonic() + 2
+    while True:
+        found = []
+        for path in Path("/proc").glob("[0-9]*/stat"):
+            with suppress(OSError):
+                fields = path.read_text().rpartition(")")[2].split()
+                if int(fields[3]) == session and fields[0] != "Z":
+                    found.append(path.with_name("cmdline").read_text().replace("\0", " "))
+        if not found or time.monotonic() > deadline:
+            return found
+        time.sleep(0.01)
+
+
+def call(*argv: str, prefix: tuple[str, ...] = (), env: dict[str, str] | None = None) -> Result:
+    with started(*prefix, *cli(*argv), env=env) as process:
+        out, err = process.communicate(timeout=60)
+    return Result(process.returncode, out, err)
+
+
+def await_true(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+
+
+def interrupted(number: signal.Signals, condition: Callable[[int], bool], *argv: str) -> tuple[int, str]:
+    """Start a command, send the signal once the condition holds for its id, and return (exit code, what it said)."""
+    with started(*cli(*argv)) as process:
+        await_true(lambda: process.poll() is not None or condition(process.pid))
+        assert process.poll() is None, process.communicate()
+        # Ctrl-C goes to everything that runs in the terminal, kill(1) to one process.
+        if number == signal.SIGINT:
+            os.killpg(process.pid, number)
+        else:
+            process.send_signal(number)
+        try:
+            _, err = process.communicate(timeout=15)
+        except subprocess.TimeoutExpired:
+            # Where it hangs: the traceback of every thread.
+            process.send_signal(signal.SIGABRT)
+            _, err = process.communicate(timeout=5)
+    return process.returncode, err
+
+
+def generation(node: Node) -> int:
+    return int((node.root / registry.STATE / "generation").read_text() or "0")
+
+
+def reloading(node: Node, loads: int = 5) -> Callable[[int], bool]:
+    """Return a condition: so many more reloads have begun than now."""
+    wanted = generation(node) + loads
+    return lambda _: generation(node) >= wanted
+
+
+def many(node: Node) -> list[str]:
+    """Return the pods again and again: about a second of reloads."""
+    return [pod.name for pod in node.pods] * 150
+
+
+def compiling(node: Node) -> bool:
+    """Tell whether clang is at work."""
+    return any(path.is_dir() for path in (node.root / registry.STATE / "templates").glob("*/.*"))
+
+
+# What the user got wrong
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ("upp", "no command upp; did you mean up?; see: reloadlab --help"),
+        ("--bogus", "unknown --bogus; see: reloadlab --help"),
+        ("up --bogus", "unknown --bogus; see: reloadlab up --help"),
+        ("reload", "required: LAB"),
+        ("reload box --parallel 0", "--parallel: '0' is no number from 1 on"),
+        ("reload box --parallel two", "--parallel: 'two' is no number from 1 on"),
+        ("reload box --verifiers -1", "--verifiers"),
+        ("reload box --filter-priority 65536", "'65536' is no number from 1 to 65535"),
+        ("reload box -D a-b=1", "'a-b' is no macro name"),
+        ("up --pods many", "--pods: invalid int value: 'many'"),
+        ("bench", "required: WHAT"),
+        ("run -n none", "-n: 'none' is no number from 1 on"),
+        ("run --rounds -1", "--rounds"),
+    ],
+)
+def test_wrong_call(arguments: str, words: str) -> None:
+    call(*arguments.split()).refused(words, code=2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ("reload box pod-9", "lab box has no endpoint pod-9; it has host, health, pod-1, pod-2, pod-3"),
+        ("reload box overlay", "lab box has no endpoint overlay; it has host, health"),
+        ("plan box/pod-9", "lab box has no endpoint pod-9; it has host, health, pod-1, pod-2, pod-3"),
+        ("plan box", "invalid target 'box'"),
+        ("reload a/b", "invalid lab name 'a/b'"),
+        ("reload no-such", "no lab no-such; there is box"),
+        ("plan no-such/pod-1", "no lab no-such; there is box"),
+        ("reload box pod-1 --endpoint-routes", "name no endpoints"),
+        ("reload box --library /tmp", "/tmp holds no bpf_lxc.c"),
+        ("reload box --clang no-such-clang", "no-such-clang not found"),
+        ("up --name box", "lab box exists already; to remove it: reloadlab down box"),
+        ("up --name other --library /tmp", "/tmp holds no bpf_lxc.c"),
+        ("run --library /tmp", "/tmp holds no bpf_lxc.c"),
+        ("bench reload --library /tmp", "/tmp holds no bpf_lxc.c"),
+        ("bench traffic --library /tmp", "/tmp holds no bpf_lxc.c"),
+        ("up --name other --devices eth0,a/b", "invalid interface name 'a/b'"),
+        ("bench reload --rounds 0", "numbers from 1 on"),
+        ("verify no-such.c", "no such source file: "),
+        ("run no-such-suite", "no-such-suite: no such file or directory"),
+    ],
+)
+@pytest.mark.usefixtures("as_before")
+def test_what_is_not_there(arguments: str, words: str) -> None:
+    call(*arguments.split()).refused(words)
+
+
+def test_no_command_prints_the_help() -> None:
+    result = call()
+    assert result.code == 0
+    assert "usage: reloadlab" in result.out
+    assert call("--version").out == "reloadlab 0.1.0\n"
+
+
+@pytest.mark.parametrize("arguments", ["plan box/pod-1", "reload box", "verify bpf/bpf_lxc.c", "bench topology"])
+def test_not_root(arguments: str) -> None:
+    call(*arguments.split(), prefix=NOBODY).refused("missing root: user 65534 is not root; run it as root")
+
+
+def test_doctor_and_run_name_what_is_missing() -> None:
+    for command in ("doctor", "run"):
+        result = call(command, prefix=NOBODY)
+        assert result.code == 1
+        assert "missing root: user 65534 is not root" in " ".join(result.out.split())
+        assert result.err == ""
+
+
+@pytest.mark.parametrize("arguments", ["reload box", "up --name other", "bench reload"])
+@pytest.mark.usefixtures("as_before")
+def test_no_clang(arguments: str) -> None:
+    env = {"PATH": "/nowhere", "RELOADLAB_CLANG": ""}
+    call(*arguments.split(), env=env).refused("missing clang: clang not found; apt-get install clang-16")
+
+
+# What the compiler, the reader of objects and the verifier refuse
+
+
+@pytest.fixture
+def library(tmp_path: Path) -> Path:
+    """A copy of our C sources, to be spoilt."""
+    return Path(shutil.copytree(ROOT / "bpf", tmp_path / "bpf"))
+
+
+@pytest.mark.usefixtures("as_before")
+def test_macro_that_breaks_the_source() -> None:
+    result = call("reload", LAB, "-D", "ETH_P_IP=(")
+    result.refused("failed to compile bpf_host.o: ")
+    assert re.search(r"/if_ether\.h:\d+:\d+: error: ", result.err)
+
+
+@pytest.mark.usefixtures("as_before")
+def test_source_that_does_not_compile(library: Path) -> None:
+    source = library / "bpf_lxc.c"
+    source.write_text(source.read_text() + "int broken(void) { return nothing; }\n")
+    number = len(source.read_text().splitlines())
+    place = f"{source}:{number}:27: error: use of undeclared identifier 'nothing'"
+    call("reload", LAB, "pod-1", "--library", str(library)).refused(f"pod-1: failed to compile bpf_lxc.o: {place}")
+    # The node of a first reload that fails goes, too.
+    call("up", "--name", "other", "--pods", "1", "--library", str(library)).refused(place, "lab other is gone again")
+    cluster = ("up", "--name", "several", "--nodes", "2", "--pods", "1", "--library", str(library))
+    call(*cluster).refused(place, "lab several is gone again")
+    assert registry.members("several") == ()
+
+
+@pytest.mark.usefixtures("as_before")
+def test_library_without_the_wanted_program(library: Path) -> None:
+    source = library / "bpf_lxc.c"
+    source.write_text(source.read_text().replace("cil_from_container", "cil_something"))
+    result = call("reload", LAB, "pod-1", "--library", str(library))
+    result.refused("pod-1: bpf_lxc.o: no program cil_from_container found; it has cil_something, ")
+
+
+@pytest.mark.usefixtures("as_before")
+def test_program_that_the_verifier_refuses() -> None:
+    result = call("reload", LAB, "pod-1", "-D", "REJECTED_BY_VERIFIER=1")
+    result.refused("pod-1: program tail_rejected_by_verifier", "refused by the verifier: invalid access to packet")
+
+
+@pytest.mark.usefixtures("as_before")
+def test_verifier_refusal_of_several_is_a_line_each() -> None:
+    result = call("reload", LAB, "--parallel", "2", "-D", "REJECTED_BY_VERIFIER=1")
+    assert result.code == 1
+    lines = result.err.splitlines()
+    assert [line.split(": ")[1] for line in lines] == ["host", "health", "pod-1", "pod-2", "pod-3"]
+    assert all("refused by the verifier" in line for line in lines)
+
+
+@pytest.mark.parametrize("command", ["inspect", "verify"])
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("no ELF", "not an ELF file"),
+        ("truncated", "truncated"),
+        ("other architecture", "object of another architecture (ELF machine "),
+        ("missing", "No such file or directory"),
+        ("directory", "Is a directory"),
+        ("empty", "not an ELF file"),
+    ],
+)
+def test_object_that_is_none(command: str, kind: str, words: str, node: Node, tmp_path: Path) -> None:
+    path = tmp_path / "bad.o"
+    if kind == "no ELF":
+        path.write_text("no object")
+    elif kind == "truncated":
+        whole = node.root / registry.STATE / str(node.pods[0].endpoint_id) / "bpf_lxc.o"
+        path.write_bytes(whole.read_bytes()[:2000])
+    elif kind == "other architecture":
+        shutil.copy(sys.executable, path)
+    elif kind == "directory":
+        path.mkdir()
+    elif kind == "empty":
+        path.touch()
+    call(command, str(path)).refused(f"{path}: ", words)
+
+
+# What the machine does not give
+
+
+@pytest.mark.usefixtures("as_before")
+def test_pins_that_would_not_lie_on_a_bpffs(node: Node, tmp_path: Path) -> None:
+    config = replace(node.datapath_config(), bpffs=tmp_path)
+    with Loader(config) as loader, pytest.raises(PinPathError, match="is not on a BPF file system"):
+        loader.apply(loader.plan(node.endpoint("pod-1"), subject="pod-1"))
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+def test_lab_whose_bpffs_is_gone() -> None:
+    assert call("up", "--name", "bare", "--pods", "1", "--no-programs").code == 0
+    umount(registry.lab_root("bare") / registry.BPFFS)
+    call("reload", "bare", "pod-1").refused("is not on a BPF file system: mount one with")
+    assert call("down", "bare").code == 0
+
+
+@pytest.mark.usefixtures("as_before")
+def test_full_disk(node: Node) -> None:
+    fresh = ("reload", LAB, "pod-1", "-D", f"X{uuid.uuid4().hex}")
+    with full(node.root):
+        call("reload", LAB, "pod-1").refused("pod-1: lab box: ", "bpf_lxc.o.new: No space left on device")
+        call(*fresh).refused("failed to compile bpf_host.o", "No space left on device")
+    assert list(node.root.rglob("*.new")) == []
+
+
+@contextmanager
+def full(root: Path) -> Iterator[None]:
+    """Shrink a lab's file system to what it holds."""
+    usage = shutil.disk_usage(root)
+    run(["mount", "-o", f"remount,size={usage.used // 1024}k", str(root)])
+    try:
+        yield
+    finally:
+        run(["mount", "-o", f"remount,size={usage.total // 1024}k", str(root)])
+
+
+def test_output_that_cannot_be_written(node: Node) -> None:
+    source = str(node.root / registry.STATE / str(node.pods[0].endpoint_id) / "bpf_lxc.o")
+    for command in (["ls"], ["inspect", source], ["plan", f"{LAB}/pod-1"]):
+        with open("/dev/full", "w") as out:
+            done = subprocess.run(cli(*command), cwd=ROOT, stdout=out, stderr=subprocess.PIPE, text=True, check=False)
+        assert (done.returncode, done.stderr) == (1, "reloadlab: No space left on device\n")
+
+
+def test_reader_that_leaves(node: Node) -> None:
+    source = str(node.root / registry.STATE / str(node.pods[0].endpoint_id) / "bpf_lxc.o")
+    for command in (["ls"], ["inspect", source], ["show", LAB]):
+        reader, writer = os.pipe()
+        os.close(reader)
+        done = subprocess.run(cli(*command), cwd=ROOT, stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
+        os.close(writer)
+        assert (done.returncode, done.stderr) == (1, "")
+
+
+# Interruptions
+
+SIGNALS = pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
+
+
+@SIGNALS
+def test_up_interrupted_at_its_first_reload(number: signal.Signals, run_directory: Path) -> None:
+    first = run_directory / "other" / registry.STATE / "templates"
+    assert interrupted(number, lambda _: first.exists(), "up", "--name", "other", "--pods", "20") == INTERRUPTED
+
+
+@SIGNALS
+@pytest.mark.usefixtures("as_before")
+def test_reload_interrupted_while_compiling(number: signal.Signals, node: Node) -> None:
+    fresh = f"X{uuid.uuid4().hex}"
+    assert interrupted(number, lambda _: compiling(node), "reload", LAB, "-D", fresh) == INTERRUPTED
+    assert not compiling(node)
+
+
+@SIGNALS
+@pytest.mark.parametrize("workers", [1, 4])
+@pytest.mark.usefixtures("in_order")
+def test_reload_interrupted(number: signal.Signals, workers: int, node: Node) -> None:
+    command = ("reload", LAB, *many(node), "--parallel", str(workers))
+    assert interrupted(number, reloading(node), *command) == INTERRUPTED
+
+
+@pytest.mark.parametrize("workers", [1, 4])
+@pytest.mark.usefixtures("in_order")
+def test_reload_after_one_that_was_killed(workers: int, node: Node) -> None:
+    command = ("reload", LAB, *many(node), "--parallel", str(workers))
+    assert interrupted(signal.SIGKILL, reloading(node), *command)[0] == -signal.SIGKILL
+    assert call("reload", LAB).code == 0
+
+
+def test_run_interrupted(run_directory: Path, tmp_path: Path) -> None:
+    suite = tmp_path / "test_waits.py"
+    suite.write_text("import time\n\n\ndef test_waits(scenario):\n    time.sleep(60)\n")
+    command = ("run", str(suite), "-n", "1", "--rounds", "0", "--out", str(tmp_path / "out"))
+
+    def loaded(_: int) -> bool:
+        return any(path.parent.parent.name != LAB for path in run_directory.glob("*/state/generation"))
+
+    assert interrupted(signal.SIGINT, loaded, *command) == INTERRUPTED
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.mark.parametrize(("what", "number"), [("reload", signal.SIGTERM), ("topology", signal.SIGINT)])
+def test_bench_interrupted(what: str, number: signal.Signals, run_directory: Path) -> None:
+    def there(pid: int) -> bool:
+        # A benchmark has a mount namespace of its own.
+        own = Path(f"/proc/{pid}/root{run_directory}")
+        return os.readlink(f"/proc/{pid}/ns/mnt") != os.readlink("/proc/self/ns/mnt") and any(
+            path.name != LAB for path in own.glob("*")
+        )
+
+    assert interrupted(number, there, "bench", what, "--pods", "10", "--rounds", "500") == INTERRUPTED

@@ -1,0 +1,28 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from lab.cli.main import main
+from lab.node.node import Node
+from lab.node.topology import NodeSpec
+from tests.lab.labs import unique_name
+
+pytestmark = pytest.mark.privileged
+
+
+def test_drawing_and_json(capsys: pytest.CaptureFixture[str]) -> None:
+    with Node(NodeSpec(unique_name(), pods=1)) as node:
+        assert main(["show", node.name]) == 0
+        assert node.pods[0].ifname in capsys.readouterr().out
+        assert main(["show", node.name, "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["name"] == node.name
+
+
+@pytest.mark.parametrize(("name", "words"), [("a/b", "invalid lab name 'a/b'"), ("no-such-lab", "no lab no-such-lab;")])
+def test_bad_arguments(name: str, words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["show", name]) == 1
+    err = capsys.readouterr().err
+    assert words in err
+    assert err.count("\n") == 1

@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import pytest
+
+from datapath.build.compile import probe_compiler
+from datapath.errors import CompileError, ObjectError, ToolMissing
+from lab.cli.commands import verify
+from lab.cli.targets import BadOption
+
+pytestmark = pytest.mark.privileged
+
+SOURCE = r"""
+#include <answer.h>
+#define __section(NAME) __attribute__((section(NAME), used))
+__section("from-container") int cil_from_container(void *ctx) { return ANSWER; }
+#ifdef BAD
+__section("2nd") int cil_bad(void *ctx) { return *(int *)(long)BAD; }
+#endif
+"""
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    try:
+        probe_compiler()
+    except ToolMissing as error:
+        pytest.skip(str(error))
+    (tmp_path / "include").mkdir()
+    (tmp_path / "include" / "answer.h").write_text("")
+    path = tmp_path / "one.c"
+    path.write_text(SOURCE)
+    return path
+
+
+def call(*argv: str) -> int:
+    parser = argparse.ArgumentParser()
+    verify.add_parser(parser.add_subparsers())
+    args = parser.parse_args(["verify", *argv])
+    return int(args.run(args))
+
+
+def test_accepted_source(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(str(source), "-D", "ANSWER=42") == 0
+    out = capsys.readouterr().out
+    assert "1 program, 2 instructions, all accepted" in out
+    assert "cil_from_container" in out
+    assert [p.name for p in source.parent.iterdir() if p.suffix == ".o"] == []
+
+
+def test_refused_program_is_reported_beside_the_others(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log = tmp_path / "verifier.log"
+    assert call(str(source), "-DANSWER", "-DBAD=8", "--json", "--log", str(log)) == 1
+    document = json.loads(capsys.readouterr().out)
+    programs = {p["name"]: p for p in document["programs"]}
+    assert not document["ok"]
+    assert programs["cil_from_container"]["accepted"]
+    assert programs["cil_from_container"]["log"] is None
+    bad = programs["cil_bad"]
+    assert not bad["accepted"]
+    assert "invalid mem access 'scalar'" in bad["summary"]
+    assert "processed " in bad["log"]
+    assert log.read_text() == f"=== cil_bad (section 2nd)\n{bad['log']}\n"
+
+
+def test_refusal_is_in_the_table(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(str(source), "-DANSWER=1", "-DBAD=8") == 1
+    out = " ".join(capsys.readouterr().out.split())
+    assert "1 refused" in out
+    assert "refused: " in out
+    assert "--log FILE" in out
+
+
+def test_compared_with_an_earlier_output(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(str(source), "-DANSWER=1", "--json") == 0
+    before = json.loads(capsys.readouterr().out)
+    before["programs"].append({**before["programs"][0], "name": "cil_of_old"})
+    earlier = tmp_path / "earlier.json"
+    earlier.write_text(json.dumps(before))
+    more = '__section("%s") int cil_more%s(void *ctx) { volatile long a[%d] = {}; return a[0]; }'
+    source.write_text(SOURCE + more % ("3rd", "", 1) + more % ("4th", "_stack", 2))
+    assert call(str(source), "-DANSWER=1", "--compare", str(earlier)) == 0
+    rows = {row[0]: row[1:] for row in table(capsys.readouterr().out)}
+    assert rows["cil_from_container"][1:3] == ["2", "2"]
+    assert rows["cil_more"][-1] == "new, accepted"
+    assert [rows[name][4] for name in ("cil_from_container", "cil_more", "cil_more_stack")] == ["0", "8", "16"]
+    assert rows["all"][4] == "16 (+16)"
+    assert rows["gone: cil_of_old"] == []
+
+
+def test_differences_are_signed(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(str(source), "-DANSWER=1", "--json") == 0
+    before = json.loads(capsys.readouterr().out)
+    before["programs"][0] |= {"instructions": 1, "verified_instructions": 1002, "stack": None}
+    earlier = tmp_path / "earlier.json"
+    earlier.write_text(json.dumps(before))
+    assert call(str(source), "-DANSWER=1", "--compare", str(earlier)) == 0
+    rows = {row[0]: row[1:] for row in table(capsys.readouterr().out)}
+    assert rows["cil_from_container"][1:3] == rows["all"][1:3] == ["2 (+1)", "2 (-1,000)"]
+    assert rows["cil_from_container"][4] == "0"
+
+
+@pytest.mark.parametrize("text", ["nothing of the kind", "{}", '{"programs": [{"name": "cil_from_container"}]}'])
+def test_no_earlier_output(text: str, source: Path, tmp_path: Path) -> None:
+    earlier = tmp_path / "earlier.json"
+    earlier.write_text(text)
+    with pytest.raises(BadOption, match=r"earlier\.json: no output of reloadlab verify --json"):
+        call(str(source), "-DANSWER=1", "--compare", str(earlier))
+
+
+def test_no_loads(source: Path) -> None:
+    with pytest.raises(BadOption, match="from 1 on"):
+        call(str(source), "-DANSWER=1", "--loads", "0")
+
+
+def table(out: str) -> list[list[str]]:
+    """Return the cells of all rows, and other lines as rows of one cell."""
+    lines = [line.strip("│ \n") for line in out.splitlines()]
+    return [[cell.strip() for cell in line.split("│")] for line in lines if line and line[0] not in "┏┡└├"]
+
+
+def test_source_that_does_not_compile(source: Path) -> None:
+    with pytest.raises(CompileError, match=r"one\.c:4:\d+: error: use of undeclared identifier 'ANSWER'"):
+        call(str(source))
+
+
+def test_object_that_is_none(tmp_path: Path) -> None:
+    with pytest.raises(ObjectError, match="No such file"):
+        call(str(tmp_path / "missing.o"))

@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from datapath.build.headers import policy_map
+from datapath.load.maps import open_pin
+from lab.cli.datapath import Options
+from lab.cli.main import main
+from lab.node.node import Node
+from lab.node.registry import BPFFS
+from tests.lab.labs import removed, unique_name
+
+pytestmark = pytest.mark.privileged
+
+DEFAULT_SIZE = 16384
+"""Entries of a policy map, if no macro says otherwise."""
+
+
+@pytest.fixture
+def lab() -> Iterator[str]:
+    with removed(unique_name()) as name:
+        assert main(["up", "--name", name, "--pods", "1", "-D", "POLICY_MAP_SIZE=256"]) == 0
+        yield name
+
+
+def _policy_map_size(lab: str) -> int:
+    node = Node.open(lab)
+    with open_pin(node.root / BPFFS / "tc/globals" / policy_map(node.pods[0].endpoint_id)) as found:
+        return found.info.max_entries
+
+
+def test_options_are_kept(lab: str) -> None:
+    """A reload without options is one with those of the lab, until others take their place or none are wanted."""
+    for options, size in (([], 256), (["-D", "POLICY_MAP_SIZE=512"], 512), ([], 512), (["--defaults"], DEFAULT_SIZE)):
+        assert main(["reload", lab, *options]) == 0
+        assert _policy_map_size(lab) == size
+    assert Options.kept(Node.open(lab)) == Options()
+
+
+def test_options_of_some_endpoints_or_of_a_failure_are_not(lab: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["reload", lab, "pod-1", "-D", "POLICY_MAP_SIZE=512"]) == 0
+    assert main(["reload", lab, "-D", "METRICS_MAP=("]) == 1
+    assert main(["plan", f"{lab}/pod-1", "-D", "POLICY_MAP_SIZE=128"]) == 0
+    assert Options.kept(Node.open(lab)).defines == (("POLICY_MAP_SIZE", "256"),)
+    capsys.readouterr()
+
+
+def test_policies_are_applied_with_them(lab: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Entries are written as the lab's own build has them, whoever applies the policy."""
+    Options(defines=(("METRICS_MAP", "("),)).keep(Node.open(lab))
+    file = tmp_path / "closed.json"
+    file.write_text(json.dumps({"name": "closed", "endpoint": "pod-1", "ingress": [{}]}))
+    assert main(["policy", lab, str(file)]) == 1
+    assert "failed to compile bpf_host.o" in capsys.readouterr().err
+
+
+def test_wrong_library(lab: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Also one that was right when the lab was made."""
+    words = f"reloadlab: {tmp_path} holds no bpf_lxc.c: name a directory such as Cilium's bpf/\n"
+    capsys.readouterr()
+    assert main(["reload", lab, "--library", str(tmp_path)]) == 1
+    assert capsys.readouterr().err == words
+    Options(library=str(tmp_path)).keep(Node.open(lab))
+    assert main(["reload", lab]) == 1
+    assert capsys.readouterr().err == words

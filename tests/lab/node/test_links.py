@@ -1,0 +1,108 @@
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from pathlib import Path
+
+import pytest
+
+from datapath.errors import NetlinkError
+from datapath.kernel.netlink import NetlinkSocket
+from lab.node import links
+from lab.node.topology import PEER_IFINDEX, DeviceFacts, NodeSpec, PodFacts, plan_node
+from tests.lab import wires
+from tests.lab.labs import ip
+
+SPEC = NodeSpec("demo", pods=3, mtu=1400, tunnel=True)
+
+
+def test_messages_of_two_pods_differ_only_in_the_holes() -> None:
+    first, second, _ = plan_node(SPEC).pods
+    assert len(links.pod_veth(SPEC, first, 5)) == len(links.pod_veth(SPEC, second, 5))
+    messages = list(zip(links.pod_inside(SPEC, first), links.pod_inside(SPEC, second), strict=True))
+    assert sum(a != b for a, b in messages) == 2
+
+
+@pytest.fixture
+def node() -> Iterator[Path]:
+    with wires.namespace() as path:
+        yield Path(path)
+
+
+@pytest.fixture
+def pod() -> Iterator[Path]:
+    with wires.namespace() as path:
+        yield Path(path)
+
+
+@pytest.mark.privileged
+def test_pod_veth(node: Path, pod: Path) -> None:
+    facts = plan_node(SPEC).pods[1]
+    connect(node, pod, facts)
+    (outer,) = ip(node, "link", "show", "dev", facts.ifname)
+    (inner,) = ip(pod, "link", "show", "dev", "eth0")
+    assert (outer["ifindex"], outer["address"], outer["mtu"], outer["txqlen"]) == (
+        facts.ifindex,
+        facts.node_mac,
+        1400,
+        1000,
+    )
+    assert (inner["ifindex"], inner["address"], inner["mtu"], inner["txqlen"]) == (PEER_IFINDEX, facts.mac, 1400, 1000)
+    assert "UP" in outer["flags"]
+    assert "UP" not in inner["flags"]
+    with pytest.raises(NetlinkError) as twice:
+        connect(node, pod, facts)
+    assert twice.value.errno == errno.EEXIST
+
+
+@pytest.mark.privileged
+def test_link_goes_and_takes_its_peer_along(node: Path, pod: Path) -> None:
+    facts = plan_node(SPEC).pods[0]
+    connect(node, pod, facts)
+    with NetlinkSocket(node) as socket:
+        socket.request("remove", links.delete_link(facts.ifindex))
+    assert [link["ifname"] for link in ip(node, "link")] == ["lo"]
+    assert [link["ifname"] for link in ip(pod, "link")] == ["lo"]
+
+
+@pytest.mark.privileged
+def test_routes_are_replaced_and_removed(node: Path, pod: Path) -> None:
+    facts = plan_node(SPEC).pods[0]
+    connect(node, pod, facts)
+    net4, net6 = IPv4Network("10.1.0.0/16"), IPv6Network("fd01::/48")
+    with NetlinkSocket(pod) as socket:
+        socket.request("configure", *links.pod_inside(SPEC, facts))
+        for mtu in (1300, 1299):
+            message = links.route(links.RTM_NEWROUTE, net4, PEER_IFINDEX, gateway=SPEC.router4, mtu=mtu)
+            socket.request("add", message, links.route(links.RTM_NEWROUTE, net6, PEER_IFINDEX))
+        (found,) = ip(pod, "route", "show", str(net4))
+        assert found["metrics"] == [{"mtu": 1299}]
+        assert (found["gateway"], found["scope"], found["protocol"]) == ("10.244.0.1", "global", "boot")
+        assert len(ip(pod, "-6", "route", "show", str(net6))) == 1
+        socket.request("remove", links.route(links.RTM_DELROUTE, net4, PEER_IFINDEX, gateway=SPEC.router4))
+        socket.request("remove", links.route(links.RTM_DELROUTE, net6, PEER_IFINDEX))
+    assert ip(pod, "route", "show", str(net4)) == []
+    assert ip(pod, "-6", "route", "show", str(net6)) == []
+
+
+@pytest.mark.privileged
+@pytest.mark.parametrize(
+    ("address", "length"), [(IPv4Address("10.9.9.9"), 24), (IPv6Address("fd09::9"), 64)], ids=["IPv4", "IPv6"]
+)
+def test_address_is_usable_at_once(node: Path, address: IPv4Address | IPv6Address, length: int) -> None:
+    with NetlinkSocket(node) as socket:
+        socket.request("add", links.add_address(links.LO_IFINDEX, address, length))
+    found = [a for a in ip(node, "addr", "show", "dev", "lo")[0]["addr_info"] if a["local"] == str(address)]
+    assert [(a["prefixlen"], a["scope"], a.get("tentative")) for a in found] == [(length, "global", None)]
+
+
+def connect(node: Path, pod: Path, facts: PodFacts) -> None:
+    device = DeviceFacts(facts.ifname, facts.ifindex, facts.node_mac, facts.mac)
+    descriptor = os.open(pod, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        with NetlinkSocket(node) as socket:
+            socket.request("create", links.veth(SPEC, device, "eth0", descriptor))
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,259 @@
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import sys
+import uuid
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from lab.errors import LabBusy, LabExists, LabNotFound, LabNotReady, LabSystemError, Status
+from lab.node import registry
+from lab.node.node import Node
+from lab.node.topology import NodeSpec
+from lab.system import netns
+from lab.system.tools import find
+from tests.lab.labs import DOWN, UP, mounts_of, python, removed, start, unique_name
+
+pytestmark = pytest.mark.privileged
+
+SLEEPER = "import time; print(flush=True); time.sleep(20)"
+
+
+@pytest.fixture
+def name() -> Iterator[str]:
+    with removed(unique_name()) as name:
+        yield name
+
+
+@pytest.fixture
+def empty_run(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A directory of labs that nobody else uses; it must be gone in the end."""
+    run = Path(f"/run/reloadlab-test-{uuid.uuid4().hex[:12]}")
+    monkeypatch.setenv(registry.RUN_VARIABLE, str(run))
+    yield run
+    registry.remove_all(force=True)
+    assert not run.exists()
+
+
+def status(name: str) -> registry.LabStatus:
+    """Return the line of one lab in the list."""
+    (found,) = [lab for lab in registry.list_labs() if lab.name == name]
+    return found
+
+
+def test_life_of_a_lab(name: str) -> None:
+    with registry.claim(name) as claim:
+        assert status(name).status is Status.STARTING
+        assert status(name).pids == (os.getpid(),)
+        with pytest.raises(LabNotReady, match=f"lab {name} is starting; try again"), registry.lock_shared(name):
+            pass
+        with pytest.raises(LabNotReady):
+            registry.read_facts(name)
+        registry.write_facts(claim.root, {"spec": {"pods": [1, 2, 3], "endpoint_routes": True, "tunnel": False}})
+        claim.keep()
+    assert status(name) == registry.LabStatus(name, Status.UP, 3, True, False)
+    registry.remove(name)
+    assert name not in {lab.name for lab in registry.list_labs()}
+    assert mounts_of(name) == []
+
+
+def test_claim_that_is_not_kept_leaves_nothing(name: str) -> None:
+    with pytest.raises(KeyError), registry.claim(name):
+        raise KeyError
+    assert not registry.lab_root(name).exists()
+    assert mounts_of(name) == []
+
+
+def test_files_are_roots_alone(name: str) -> None:
+    with registry.claim(name) as claim:
+        for path in (claim.root.parent, claim.root, *(claim.root / part for part in ("ns", "bpf", "state"))):
+            assert path.stat().st_mode & 0o777 == 0o700
+            assert path.stat().st_uid == 0
+
+
+def test_mounts_are_private(name: str) -> None:
+    with Node(NodeSpec(name, pods=1)):
+        for line in Path("/proc/self/mountinfo").read_text().splitlines():
+            if line.split()[4].startswith(str(registry.lab_root(name))):
+                assert "shared:" not in line
+                assert "master:" not in line
+
+
+def test_name_that_is_taken(name: str) -> None:
+    with registry.claim(name), pytest.raises(LabExists, match=f"lab {name} is starting"), registry.claim(name):
+        pass
+    with Node(NodeSpec(name, pods=0)) as node:
+        with pytest.raises(LabExists, match=f"lab {name} exists already; to remove it: reloadlab down {name}"):
+            Node.up(NodeSpec(name))
+        assert node.netns("node").exists()
+
+
+def test_lab_in_use_is_not_removed(name: str) -> None:
+    Node.up(NodeSpec(name, pods=0))
+    with registry.lock_shared(name):
+        with pytest.raises(LabBusy, match=rf"in use by process {os.getpid()} \(") as busy:
+            registry.remove(name)
+        assert busy.value.pids == (os.getpid(),)
+        assert status(name).status is Status.UP
+        with registry.lock_shared(name):
+            pass
+        registry.remove(name, force=True)
+    assert mounts_of(name) == []
+
+
+def test_removing_lab_looks_at_no_other(name: str) -> None:
+    """Who still has the root of a removed lab open must not take the next lab of that name away."""
+    with ExitStack() as stack:
+        claim = stack.enter_context(registry.claim(name))
+        registry.remove(name, force=True)
+        Node.up(NodeSpec(name, pods=0))
+        assert claim.root.is_mount()
+        stack.close()
+        assert status(name).status is Status.UP
+
+
+def test_unknown_lab(empty_run: Path) -> None:
+    with pytest.raises(LabNotFound, match="no lab nope; there is none"):
+        registry.remove("nope")
+    Node.up(NodeSpec("there", pods=0))
+    for attempt in (registry.remove, registry.read_facts):
+        with pytest.raises(LabNotFound, match="no lab nope; there is there"):
+            attempt("nope")
+    with pytest.raises(LabNotFound), registry.lock_shared("nope"):
+        pass
+
+
+def test_remove_all(empty_run: Path) -> None:
+    assert registry.remove_all() == ((), None)
+    for name in ("one", "two", "three"):
+        Node.up(NodeSpec(name, pods=0))
+    (empty_run / "bare").mkdir()
+    with registry.lock_shared("two"):
+        gone, failure = registry.remove_all()
+        assert gone == ("bare", "one", "three")
+        assert isinstance(failure, LabBusy)
+    assert [lab.name for lab in registry.list_labs()] == ["two"]
+    assert registry.remove_all() == (("two",), None)
+    assert not empty_run.exists()
+
+
+def test_full_disk(name: str) -> None:
+    with pytest.raises(LabSystemError, match=f"lab {name}: .*No space left on device") as full:
+        Node.up(NodeSpec(name, pods=50), size="4k")
+    assert full.value.errno == errno.ENOSPC
+    assert not registry.lab_root(name).exists()
+    assert mounts_of(name) == []
+
+
+def test_directory_of_somebody_else(empty_run: Path) -> None:
+    stranger = empty_run / "stranger"
+    stranger.mkdir(parents=True)
+    (stranger / "letter").write_text("precious")
+    assert status("stranger").status is Status.BROKEN
+    with pytest.raises(LabSystemError, match="Directory not empty"):
+        registry.remove("stranger")
+    assert (stranger / "letter").read_text() == "precious"
+    (stranger / "letter").unlink()
+
+
+def test_removal_ends_what_runs_inside(name: str) -> None:
+    node = Node.up(NodeSpec(name, pods=1))
+    inside = start(["nsenter", f"--net={node.netns('pod-1')}", sys.executable, "-c", SLEEPER])
+    outside = start([sys.executable, "-c", SLEEPER])
+    with inside, outside:
+        assert inside.stdout is not None
+        assert outside.stdout is not None
+        assert (inside.stdout.readline(), outside.stdout.readline()) == ("\n", "\n")
+        registry.remove(name)
+        assert inside.wait(timeout=1) == -9
+        assert outside.poll() is None
+        outside.kill()
+
+
+def test_copy_in_another_mount_namespace_goes_too(name: str) -> None:
+    Node.up(NodeSpec(name, pods=1))
+    with start(["unshare", "--mount", sys.executable, "-c", SLEEPER]) as copy:
+        assert copy.stdout is not None
+        copy.stdout.readline()
+        there = Path(f"/proc/{copy.pid}/mountinfo")
+        assert f"/{name}/" in there.read_text()
+        registry.remove(name)
+        assert f"/{name}" not in there.read_text()
+        copy.kill()
+
+
+KILLS_UP = {
+    "before the mount": "mount:signal=SIGKILL:when=1",
+    "before it is private": "mount:signal=SIGKILL:when=2",
+    "before the bpffs": "mount:signal=SIGKILL:when=3",
+    "between pods": "mount:signal=SIGKILL:when=5",
+    "before the facts": "rename:signal=SIGKILL:when=1",
+}
+KILLS_DOWN = {
+    "before the tree goes": ("umount2:signal=SIGKILL:when=1", True),
+    # The first rmdir(2) finds out that the run directory is still in use.
+    "before its directory goes": ("rmdir:signal=SIGKILL:when=2", False),
+}
+
+
+@pytest.mark.parametrize("fault", KILLS_UP.values(), ids=KILLS_UP)
+def test_killed_while_it_comes_up(name: str, fault: str) -> None:
+    assert killed(fault, [sys.executable, "-c", UP, name, "9"])
+    assert status(name).status is Status.BROKEN
+    with pytest.raises(LabNotReady, match=f"lab {name} is broken; to remove it: reloadlab down {name}"):
+        Node.open(name)
+    with pytest.raises(LabExists, match="is broken"):
+        Node.up(NodeSpec(name))
+    registry.remove(name)
+    assert not registry.lab_root(name).exists()
+    assert mounts_of(name) == []
+    with Node(NodeSpec(name, pods=1)):
+        assert status(name).status is Status.UP
+
+
+@pytest.mark.parametrize(("fault", "mounted"), KILLS_DOWN.values(), ids=KILLS_DOWN)
+def test_killed_while_it_goes_down(name: str, fault: str, mounted: bool) -> None:
+    Node.up(NodeSpec(name, pods=2))
+    assert killed(fault, [sys.executable, "-c", DOWN, name])
+    assert bool(mounts_of(name)) is mounted
+    assert status(name).status is Status.BROKEN
+    registry.remove(name)
+    assert not registry.lab_root(name).exists()
+    assert mounts_of(name) == []
+
+
+def killed(fault: str, argv: list[str]) -> bool:
+    """Run a process in which the kernel kills it at a system call; True if it came to that."""
+    call = fault.partition(":")[0]
+    strace = [str(find("strace")), "-f", "-qq", "-o", os.devnull, "-e", f"trace={call}", "-e", f"inject={fault}"]
+    with start([*strace, *argv]) as process:
+        _, stderr = process.communicate(timeout=60)
+    # strace ends as its child did.
+    assert stderr == ""
+    return process.returncode == -9
+
+
+def test_stopping_is_told_from_starting(name: str) -> None:
+    Node.up(NodeSpec(name, pods=4))
+    root = registry.lab_root(name)
+    (root / registry.FACTS).rename(root / "node.json.removed")
+    assert status(name) == registry.LabStatus(name, Status.BROKEN, 4, False, False)
+    descriptor = os.open(root, os.O_RDONLY)
+    with ExitStack() as stack:
+        stack.callback(os.close, descriptor)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        assert status(name) == registry.LabStatus(name, Status.STOPPING, 4, False, False, (os.getpid(),))
+
+
+def test_two_processes_want_the_same_name(name: str) -> None:
+    with python(UP, name, "5") as one, python(UP, name, "5") as two:
+        errors = [one.communicate(timeout=60)[1], two.communicate(timeout=60)[1]]
+        assert sorted((one.returncode, two.returncode)) == [0, 1]
+    assert sum("LabExists" in error for error in errors) == 1
+    assert status(name).status is Status.UP
+    assert netns.inode(registry.lab_root(name) / "ns" / "pod-5")

@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from datapath.kernel.netlink import NetlinkSocket
+from lab.cli.drawing import draw
+from lab.node.links import delete_link
+from lab.node.node import Node
+from lab.node.topology import NodeSpec
+from lab.node.view import look
+from lab.system.tools import run
+from tests.lab.labs import ip, unique_name
+
+pytestmark = pytest.mark.privileged
+
+
+def test_view_and_drawing() -> None:
+    with Node(NodeSpec(unique_name(), pods=2, tunnel=True)) as node:
+        view = look(node)
+        spec, facts = node.spec, node.facts
+        document = json.loads(json.dumps(view.to_json()))
+        drawing = draw(view)
+        assert [link["name"] for link in document["interfaces"]] == [
+            link["ifname"] for link in ip(node.netns("node"), "link") if link["ifname"] != "lo"
+        ]
+    by_name = {link["name"]: link for link in document["interfaces"]}
+    assert by_name["cilium_host"]["addresses"] == [f"{spec.router4}/32", f"{spec.router6}/128"]
+    assert (by_name["cilium_host"]["noarp"], by_name["cilium_vxlan"]["kind"]) == (True, "vxlan")
+    assert f"{spec.pod_cidr4} via {spec.router4} dev cilium_host src {spec.router4} proto kernel" in document["routes"]
+    assert f"{spec.pod_cidr6} dev cilium_host src {spec.router6} proto kernel" in document["routes"]
+    assert [pod["name"] for pod in document["pods"]] == ["pod-1", "pod-2"]
+    assert document["outside"][0]["addresses"] == [str(spec.outside4), str(spec.outside6)]
+    for words in (
+        f"{node.name}: 2 pods, VXLAN tunnel, node route by cilium_host, MTU 1500 (pods' default route 1450)",
+        f"default via {spec.outside4.ip} dev eth0",
+        f"{facts.cilium_host.mac}  NOARP",
+        f"     {spec.router4}/32  {spec.router6}/128",
+        f"{facts.pods[1].ifname} ── eth0   pod-2   id {facts.pods[1].endpoint_id}  {facts.pods[1].ipv4} ",
+    ):
+        assert words in drawing
+    # The lines of a box are equally long.
+    assert len({len(line) for line in drawing.splitlines() if line.startswith("│")}) == 2
+    assert max(map(len, drawing.splitlines()[1:])) <= 80
+
+
+def test_programs_at_the_hooks_are_shown() -> None:
+    with Node(NodeSpec(unique_name(), pods=1)) as node:
+        pod = node.pods[0]
+        tc = ["nsenter", f"--net={node.netns('node')}", "tc"]
+        run([*tc, "qdisc", "add", "dev", pod.ifname, "clsact"])
+        run([*tc, "filter", "add", "dev", pod.ifname, "ingress", "u32", "match", "u32", "0", "0"])
+        view = look(node)
+    (link,) = [link for link in view.links if link.name == pod.ifname]
+    assert set(link.ingress) == {"u32"}
+    assert link.egress == ()
+    lines = draw(view).splitlines()
+    (line,) = [number for number, line in enumerate(lines) if pod.ifname in line]
+    assert lines[line + 1].strip() == f"ingress {' '.join(link.ingress)}  egress -  identity {pod.identity}"
+
+
+def test_interface_that_went_away_is_not_drawn() -> None:
+    with Node(NodeSpec(unique_name(), pods=2)) as node:
+        gone, stays = node.pods
+        with NetlinkSocket(node.netns("node")) as socket:
+            socket.request("remove", delete_link(gone.ifindex))
+        drawing = draw(look(node))
+        assert gone.ifname not in drawing
+        assert f"└─{stays.ifindex:>4} {stays.ifname}" in drawing

@@ -1,0 +1,374 @@
+"""Traffic on real wires: what is lost, doubled, swapped, reset or stalled on purpose is in the account, exactly."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from lab.system.companion import ChildError
+from lab.traffic.flows import TcpReport, UdpReport
+from lab.traffic.traffic import Flow, Traffic, TrafficError, TrafficReport
+from lab.traffic.udp import HEADER
+from tests.lab.wires import TCP, UDP, Pair, Wire, address, ip, namespace, payload, reset_of, veth_pair, wire
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+@pytest.fixture
+def pair() -> Iterator[Pair]:
+    with veth_pair() as made:
+        yield made
+
+
+@pytest.fixture
+def tapped() -> Iterator[Wire]:
+    with wire() as made:
+        yield made
+
+
+def flows(pair: Pair, protocol: str = "udp") -> list[Flow]:
+    v4 = Flow("four", pair.a, "10.9.0.1", pair.b, "10.9.0.2", "tcp" if protocol == "tcp" else "udp")
+    return [v4, replace(v4, name="six", source_ip="fd09::1", target_ip="fd09::2")]
+
+
+def udp(report: TrafficReport, name: str = "four") -> UdpReport:
+    found = report.flow(name)
+    assert isinstance(found, UdpReport)
+    return found
+
+
+def tcp(report: TrafficReport, name: str = "four") -> TcpReport:
+    found = report.flow(name)
+    assert isinstance(found, TcpReport)
+    return found
+
+
+def number_of(packet: bytes) -> int:
+    """The number of a UDP probe packet; -1 if it is none."""
+    data = payload(packet, UDP)
+    return HEADER.unpack_from(data)[2] if len(data) >= HEADER.size else -1
+
+
+# On the wire
+
+
+@pytest.mark.privileged
+def test_quiet_link_loses_nothing(pair: Pair) -> None:
+    wanted = [*flows(pair), *(replace(flow, name=f"{flow.name}-tcp") for flow in flows(pair, "tcp"))]
+    with Traffic(wanted, rate=2000, size=300) as traffic:
+        for burst in traffic.burst_all(50):
+            assert (burst.sent, burst.answered, burst.complete) == (50, 50, True)
+        running = traffic.snapshot()
+        deadline = time.monotonic() + 10
+        while traffic.snapshot().sent < running.sent + 100:
+            assert time.monotonic() < deadline, "nothing is sent between bursts"
+            time.sleep(0.02)
+        report = traffic.stop()
+        assert traffic.stop() is report
+    assert report.problems() == []
+    assert running.sent >= 200
+    assert report.sent == report.received
+    for flow in report.udp:
+        assert flow.delivered == flow.sent
+    for stream in report.tcp:
+        assert stream.bytes_sent == stream.bytes_received == stream.sent * 300
+    assert report.started_ns < report.stopped_ns <= time.monotonic_ns()
+
+
+@pytest.mark.privileged
+def test_link_down_loses_exactly_what_was_sent(pair: Pair) -> None:
+    with Traffic(flows(pair)[:1], rate=0) as traffic:
+        assert traffic.burst("four", 10).complete
+        ip(pair.b, "link", "set", "eth0", "down")
+        start = time.monotonic_ns()
+        assert traffic.burst("four", 20, timeout=0.1).answered == 0
+        end = time.monotonic_ns()
+        ip(pair.b, "link", "set", "eth0", "up")
+        assert traffic.burst("four", 10, timeout=5).complete
+        report = traffic.stop()
+    lost = udp(report).lost
+    assert [(packet.number, packet.direction) for packet in lost] == [(n, "request") for n in range(10, 30)]
+    assert report.lost_between(start, end) == [("four", packet) for packet in lost]
+    assert (udp(report).sent, udp(report).received, udp(report).delivered) == (40, 20, 20)
+
+
+@pytest.mark.privileged
+def test_packets_that_the_kernel_refuses_are_lost_with_the_reason(pair: Pair) -> None:
+    with Traffic(flows(pair)[:1], rate=0) as traffic:
+        ip(pair.a, "link", "set", "eth0", "down")
+        assert traffic.burst("four", 3, timeout=0.1).answered == 0
+        report = traffic.stop(drain=0)
+    assert [(packet.number, packet.error) for packet in udp(report).lost] == [(n, "ENETUNREACH") for n in range(3)]
+
+
+@pytest.mark.privileged
+def test_lost_request_and_lost_reply_are_told_apart(tapped: Wire) -> None:
+    def judge(packet: bytes, to_b: bool) -> Sequence[bytes]:
+        return [] if number_of(packet) == (4 if to_b else 7) else [packet]
+
+    with Traffic(flows(tapped.pair)[:1], rate=0) as traffic:
+        tapped.judge = judge
+        assert traffic.burst("four", 10, timeout=0.2).answered == 8
+        report = udp(traffic.stop(drain=0.1))
+    assert [(packet.number, packet.direction) for packet in report.lost] == [(4, "request"), (7, "reply")]
+    assert (report.sent, report.delivered, report.received, report.duplicates) == (10, 9, 8, 0)
+
+
+@pytest.mark.privileged
+def test_duplicates_in_both_directions(tapped: Wire) -> None:
+    def judge(packet: bytes, to_b: bool) -> Sequence[bytes]:
+        return [packet] * (3 if number_of(packet) == (2 if to_b else 5) else 1)
+
+    with Traffic(flows(tapped.pair)[:1], rate=0) as traffic:
+        tapped.judge = judge
+        assert traffic.burst("four", 10).complete
+        assert traffic.burst("four", 10).complete
+        report = udp(traffic.stop())
+    assert report.duplicates == 4
+    assert report.problems() == ["four: 4 duplicates"]
+    assert (report.sent, report.received, report.lost) == (20, 20, ())
+
+
+@pytest.mark.privileged
+def test_packets_out_of_order(tapped: Wire) -> None:
+    held: list[bytes] = []
+
+    def judge(packet: bytes, to_b: bool) -> Sequence[bytes]:
+        # Numbers 3 and 4 arrive after 5.
+        if to_b and number_of(packet) in (3, 4):
+            held.append(packet)
+            return []
+        if to_b and number_of(packet) == 5:
+            return [packet, *held]
+        return [packet]
+
+    with Traffic(flows(tapped.pair)[:1], rate=0) as traffic:
+        tapped.judge = judge
+        assert traffic.burst("four", 10).complete
+        report = udp(traffic.stop())
+    # Two requests late, and the replies to them as well: they are answered in the order of their arrival.
+    assert report.problems() == ["four: 4 reordered"]
+
+
+@pytest.mark.privileged
+def test_a_changed_path_shows_as_detour(tapped: Wire) -> None:
+    def judge(packet: bytes, to_b: bool) -> Sequence[bytes]:
+        if packet[0] >> 4 == 6 and to_b:
+            # One router more: the hop limit is not covered by a checksum.
+            return [packet[:7] + bytes([packet[7] - 1]) + packet[8:]]
+        return [packet]
+
+    with Traffic(flows(tapped.pair), rate=0) as traffic:
+        assert traffic.burst("six", 5).complete
+        tapped.judge = judge
+        assert traffic.burst("six", 5).complete
+        assert traffic.burst("four", 5).complete
+        report = traffic.stop()
+    assert report.problems() == ["six: 5 detours"]
+
+
+@pytest.mark.privileged
+def test_icmp_refusals_cost_no_packet(tapped: Wire) -> None:
+    refused: list[bytes] = []
+
+    def judge(packet: bytes, to_b: bool) -> Sequence[bytes]:
+        # Another port's packet: b refuses it, and the refusal quotes the original port again.
+        if to_b and number_of(packet) == 2 and not refused:
+            refused.append(packet)
+            return [packet[:22] + (9).to_bytes(2, "big") + packet[24:26] + bytes(2) + packet[28:]]
+        if not to_b and packet[9] == 1:
+            quoted = bytearray(packet)
+            quoted[50:52] = (7007).to_bytes(2, "big")
+            # 9 has become 7007 in a quoted header: the ICMP checksum follows (RFC 1624).
+            old = int.from_bytes(packet[22:24], "big")
+            total = (~old & 0xFFFF) + (~9 & 0xFFFF) + 7007
+            total = (total & 0xFFFF) + (total >> 16)
+            total = (total & 0xFFFF) + (total >> 16)
+            quoted[22:24] = (~total & 0xFFFF).to_bytes(2, "big")
+            return [bytes(quoted)]
+        return [packet]
+
+    with Traffic(flows(tapped.pair)[:1], rate=0) as traffic:
+        tapped.judge = judge
+        assert traffic.burst("four", 5, timeout=0.3).answered == 4
+        assert traffic.burst("four", 5).complete
+        report = udp(traffic.stop(drain=0.1))
+    assert report.icmp_errors == 1
+    assert [packet.number for packet in report.lost] == [2]
+
+
+@pytest.mark.privileged
+def test_tcp_reset_is_one_broken_connection(tapped: Wire) -> None:
+    def judge(packet: bytes, to_b: bool) -> Sequence[bytes]:
+        return [reset_of(packet)] if to_b and payload(packet, TCP) else [packet]
+
+    with Traffic(flows(tapped.pair, "tcp"), rate=0) as traffic:
+        assert traffic.burst("four", 5).complete
+        before = time.monotonic_ns()
+        tapped.judge = judge
+        burst = traffic.burst("four", 5, timeout=0.2)
+        assert (burst.sent, burst.answered) == (5, 0)
+        assert traffic.burst("six", 5).complete
+        report = traffic.stop()
+    broken = tcp(report).broken
+    assert broken is not None
+    assert (broken.error, broken.side) == ("ECONNRESET", "target")
+    assert before < broken.at_ns < report.stopped_ns
+    assert report.problems() == ["four: connection broken: ECONNRESET at the target"]
+
+
+@pytest.mark.privileged
+def test_tcp_stall_is_seen_while_it_lasts_and_after(tapped: Wire) -> None:
+    def deaf(packet: bytes, to_b: bool) -> Sequence[bytes]:
+        return []
+
+    with Traffic(flows(tapped.pair, "tcp")[:1], rate=0, stall_after=0.5) as traffic:
+        assert traffic.burst("four", 5).complete
+        tapped.judge = deaf
+        assert traffic.burst("four", 5, timeout=0.8).answered == 0
+        (lasting,) = tcp(traffic.snapshot()).stalls
+        assert lasting.end_ns is None
+        tapped.judge = lambda packet, to_b: [packet]
+        assert traffic.burst("four", 5, timeout=10).complete
+        report = tcp(traffic.stop())
+    (stall,) = report.stalls
+    assert stall.start_ns == lasting.start_ns
+    assert stall.end_ns is not None
+    assert stall.end_ns - stall.start_ns == report.longest_ns > 500_000_000
+    assert report.retransmits > 0
+    assert (report.sent, report.received, report.in_flight, report.broken) == (15, 15, 0, None)
+
+
+@pytest.mark.privileged
+def test_tcp_echo_that_differs(tapped: Wire) -> None:
+    # The last byte of the padding goes bad on the way back; the checksum is made to fit by the byte two before it.
+    def judge(packet: bytes, to_b: bool) -> Sequence[bytes]:
+        if to_b or len(payload(packet, TCP)) != 64:
+            return [packet]
+        return [packet[:-4] + packet[-2:] + packet[-4:-2]]
+
+    with Traffic(flows(tapped.pair, "tcp")[:1], rate=0) as traffic:
+        tapped.judge = judge
+        traffic.burst("four", 1)
+        report = tcp(traffic.stop())
+    assert report.problems() == ["four: 1 echoes differ from their record"]
+
+
+# Starting and ending
+
+
+@pytest.mark.privileged
+def test_a_flow_that_nobody_answers_is_named() -> None:
+    with namespace() as a, namespace() as b:
+        ip(a, "link", "add", "eth0", "type", "veth", "peer", "name", "eth0", "netns", b)
+        address(a, "eth0", "10.9.0.1/24")
+        address(b, "eth0", "10.9.0.2/24")
+        address(a, "lo", "10.8.0.1/32")
+        silent = Flow("silent", a, "10.8.0.1", b, "10.9.0.2")
+        traffic = Traffic([silent], start_timeout=0.4)
+        with pytest.raises(TrafficError, match=r"flow silent: 10\.9\.0\.2 does not answer"):
+            traffic.start()
+        assert traffic.pid == 0
+        with Traffic([silent], rate=0, warm_up=False) as unheard:
+            assert unheard.burst("silent", 3, timeout=0.1).answered == 0
+
+
+@pytest.mark.privileged
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        pytest.param({"source_ip": "10.9.0.7"}, "flow four: Cannot assign requested address", id="address"),
+        pytest.param({"target_ns": "/nowhere"}, "flow four: network namespace /nowhere does not exist", id="namespace"),
+        pytest.param({"target_ns": "/dev/null"}, "flow four: Invalid argument", id="no namespace"),
+    ],
+)
+def test_ends_that_are_not_there(pair: Pair, change: dict[str, str], words: str) -> None:
+    flow = replace(flows(pair)[0], **change)  # type: ignore[arg-type]
+    with pytest.raises(TrafficError, match=words):
+        Traffic([flow]).start()
+
+
+@pytest.mark.privileged
+def test_unknown_flows_and_too_large_bursts_are_refused(pair: Pair) -> None:
+    with Traffic(flows(pair)[:1], rate=0) as traffic:
+        with pytest.raises(TrafficError, match="no flow seven: there are four"):
+            traffic.burst("seven", 1)
+        with pytest.raises(TrafficError, match="a burst has 1 to 4000 packets"):
+            traffic.burst("four", 4001)
+        assert traffic.burst("four", 1).complete
+
+
+@pytest.mark.privileged
+def test_leaving_ends_the_engine_and_closes_everything(pair: Pair) -> None:
+    before = set(os.listdir("/proc/self/fd"))
+    with Traffic(flows(pair), rate=100) as traffic:
+        pid = traffic.pid
+        assert Path(f"/proc/{pid}").exists()
+    assert not Path(f"/proc/{pid}").exists()
+    assert set(os.listdir("/proc/self/fd")) == before
+    with pytest.raises(ChildError, match="not running"):
+        traffic.stop()
+
+
+@pytest.mark.privileged
+def test_an_engine_that_dies_is_an_error_with_its_status(pair: Pair) -> None:
+    with Traffic(flows(pair), rate=0) as traffic:
+        os.kill(traffic.pid, signal.SIGKILL)
+        with pytest.raises(ChildError, match=r"lab\.engine: died with status -9"):
+            traffic.stop()
+
+
+PARENT = """
+import sys, threading
+from lab.traffic.traffic import Flow, Traffic
+traffic = Traffic([Flow("f", *sys.argv[1:5])], rate=100)
+thread = threading.Thread(target=traffic.start)
+thread.start()
+thread.join()
+assert traffic.burst("f", 1).complete
+print(traffic.pid, flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.privileged
+def test_the_engine_dies_with_its_parent_not_with_the_thread_that_started_it(pair: Pair) -> None:
+    argv = [sys.executable, "-c", PARENT, pair.a, "10.9.0.1", pair.b, "10.9.0.2"]
+    with subprocess.Popen(argv, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        engine = os.pidfd_open(int(parent.stdout.readline()))
+        try:
+            parent.kill()
+            assert select.select([engine], [], [], 5)[0], "the engine has outlived its parent by five seconds"
+        finally:
+            os.close(engine)
+
+
+@pytest.mark.privileged
+def test_a_stop_that_comes_with_the_timer_is_served(pair: Pair) -> None:
+    with Traffic(flows(pair)[:1], rate=10) as traffic:
+        # Both wait for the engine when it goes on, the request before the timer.
+        os.kill(traffic.pid, signal.SIGSTOP)
+        resume = threading.Timer(0.15, os.kill, (traffic.pid, signal.SIGCONT))
+        resume.start()
+        report = traffic.stop()
+        resume.join()
+    assert report.problems() == []
+
+
+def test_flows_that_make_no_sense_start_nothing() -> None:
+    flow = Flow("a", "/n1", "10.0.0.1", "/n2", "10.0.0.2")
+    traffic = Traffic([flow, flow])
+    with pytest.raises(TrafficError, match="flow a: the name is taken twice"):
+        traffic.start()
+    assert traffic.pid == 0

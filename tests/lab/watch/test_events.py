@@ -1,0 +1,117 @@
+from __future__ import annotations
+
+import json
+import struct
+
+import pytest
+
+from lab.watch.events import Drop, Lost, Trace, Unknown, Verdict, decode, summary, to_json
+
+MACS = bytes(12)
+
+
+def header(kind: int, subtype: int, captured: int) -> bytes:
+    return struct.pack("<BBHIIHH", kind, subtype, 101, 0xABCD, 1500, captured, 1)
+
+
+def ipv4(protocol: int, rest: bytes, offset: int = 0) -> bytes:
+    ip = bytes((0x45, 0, 0, 0, 0, 0)) + offset.to_bytes(2, "big") + bytes((64, protocol, 0, 0))
+    return MACS + b"\x08\x00" + ip + bytes((10, 0, 0, 1)) + bytes((10, 0, 0, 2)) + rest
+
+
+def ipv6(protocol: int, rest: bytes) -> bytes:
+    address = b"\xfd" + bytes(14)
+    return MACS + b"\x86\xdd" + bytes((0x60, 0, 0, 0, 0, 0, protocol, 64)) + address + b"\1" + address + b"\2" + rest
+
+
+PORTS = struct.pack("!HH", 40000, 80)
+TCP = ipv4(6, PORTS + bytes(9) + bytes((0x12,)) + bytes(6))
+
+DROP = header(1, 133, len(TCP)) + struct.pack("<IIIHBbI", 1001, 1002, 102, 7, 1, 0, 17) + TCP
+TRACE = header(4, 0, len(TCP)) + struct.pack("<IIHBBI16s", 1001, 1002, 102, 2, 0, 17, bytes(16)) + TCP
+VERDICT = header(5, 0, len(TCP)) + struct.pack("<IiHBBI", 1001, -181, 80, 6, 1 | 2 << 3, 0) + TCP
+
+
+@pytest.mark.parametrize(
+    ("data", "line"),
+    [
+        pytest.param(
+            DROP,
+            "xx drop (Policy denied) flow 0xabcd to endpoint 102, ifindex 17, file bpf_host.c:7, identity 1001->1002: "
+            "10.0.0.1:40000 -> 10.0.0.2:80 tcp SYN, ACK",
+            id="drop",
+        ),
+        pytest.param(
+            TRACE,
+            "-> endpoint 102 flow 0xabcd, identity 1001->1002 state reply ifindex 17: "
+            "10.0.0.1:40000 -> 10.0.0.2:80 tcp SYN, ACK",
+            id="trace",
+        ),
+        pytest.param(
+            VERDICT,
+            "Policy verdict log: flow 0xabcd local EP ID 101, remote ID 1001, proto 6, ingress, action deny, "
+            "match L3-L4, 10.0.0.1:40000 -> 10.0.0.2:80 tcp SYN, ACK",
+            id="verdict",
+        ),
+        pytest.param(b"\x02" + bytes(20), "unknown event 2, 21 bytes", id="debug"),
+        pytest.param(DROP[:30], "unknown event 1, 30 bytes", id="cut off"),
+        pytest.param(b"", "unknown event 0, 0 bytes", id="nothing"),
+    ],
+)
+def test_lines(data: bytes, line: str) -> None:
+    assert str(decode(data)) == line
+
+
+def test_a_file_without_a_name() -> None:
+    assert "file unknown(99):7," in str(decode(DROP[:30] + bytes((99,)) + DROP[31:]))
+
+
+def test_padding_is_not_part_of_the_packet() -> None:
+    assert decode(DROP + bytes(7)) == decode(DROP)
+
+
+@pytest.mark.parametrize(
+    ("point", "words"), [(3, "-> stack"), (5, "<- endpoint 101"), (9, "<- overlay"), (99, "-> 99")]
+)
+def test_points(point: int, words: str) -> None:
+    assert str(decode(TRACE[:1] + bytes((point,)) + TRACE[2:])).startswith(f"{words} flow 0xabcd, ")
+
+
+def test_allowed_by_a_proxy_or_not_at_all() -> None:
+    for verdict, action in ((0, "allow"), (10001, "allow"), (-133, "deny")):
+        event = decode(header(5, 0, 0) + struct.pack("<IiHBBI", 1, verdict, 0, 0, 2, 0))
+        assert isinstance(event, Verdict)
+        assert (event.direction, event.match) == ("egress", "none")
+        assert f"action {action}" in str(event)
+
+
+@pytest.mark.parametrize(
+    ("frame", "words"),
+    [
+        pytest.param(ipv4(17, PORTS), "10.0.0.1:40000 -> 10.0.0.2:80 udp", id="UDP"),
+        pytest.param(ipv4(17, PORTS, offset=5), "10.0.0.1 -> 10.0.0.2 udp", id="later fragment"),
+        pytest.param(ipv4(1, b"\x03\x04"), "10.0.0.1 -> 10.0.0.2 icmp type 3 code 4", id="ICMP"),
+        pytest.param(ipv4(47, b""), "10.0.0.1 -> 10.0.0.2 protocol 47", id="GRE"),
+        pytest.param(ipv6(17, PORTS), "[fd00::1]:40000 -> [fd00::2]:80 udp", id="IPv6"),
+        pytest.param(ipv6(58, b"\x87\0"), "fd00::1 -> fd00::2 icmpv6 type 135 code 0", id="ICMPv6"),
+        pytest.param(MACS + b"\x08\x06" + bytes(28), "arp", id="ARP"),
+        pytest.param(MACS + b"\x88\xcc", "14 bytes, protocol 0x88cc", id="LLDP"),
+        pytest.param(b"", "0 bytes, protocol 0x0000", id="nothing"),
+    ],
+)
+def test_packets(frame: bytes, words: str) -> None:
+    assert summary(frame) == words
+
+
+@pytest.mark.parametrize("length", range(len(TCP)))
+def test_packets_that_are_cut_off(length: int) -> None:
+    assert summary(TCP[:length])
+
+
+def test_json() -> None:
+    found = [to_json(decode(data)) for data in (DROP, TRACE, VERDICT)] + [to_json(Lost(3, 1)), to_json(Unknown(2, 4))]
+    assert [item["event"] for item in json.loads(json.dumps(found))] == ["drop", "trace", "verdict", "lost", "unknown"]
+    assert (found[0]["meaning"], found[0]["file"], found[0]["line"]) == ("Policy denied", "bpf_host.c", 7)
+    assert str(Lost(3, 1)) == "CPU 1: Lost 3 events"
+    assert isinstance(decode(DROP), Drop)
+    assert isinstance(decode(TRACE), Trace)

@@ -1,0 +1,32 @@
+from __future__ import annotations
+
+import pytest
+
+from lab.abi.reasons import MISSED_TAIL_CALL
+from lab.node.node import Node
+from lab.node.topology import NodeSpec
+from lab.watch import metrics
+from lab.watch.metrics import EGRESS, INGRESS, Counters, describe
+from tests.lab.labs import unique_name
+
+FORWARDED = 0
+INVALID_SOURCE = 132
+
+
+def test_drops_are_what_was_added() -> None:
+    before = Counters(packets={(FORWARDED, INGRESS): 5, (INVALID_SOURCE, EGRESS): 2, (MISSED_TAIL_CALL, INGRESS): 1})
+    now = Counters(packets={(FORWARDED, INGRESS): 9, (INVALID_SOURCE, EGRESS): 5, (MISSED_TAIL_CALL, INGRESS): 1})
+    assert now.drops_since(before) == {(INVALID_SOURCE, EGRESS): 3}
+    assert now.drops_since(Counters()) == {(INVALID_SOURCE, EGRESS): 5, (MISSED_TAIL_CALL, INGRESS): 1}
+    assert before.drops_since(before) == {}
+
+
+def test_drops_in_words() -> None:
+    assert describe(MISSED_TAIL_CALL, INGRESS).endswith("(140, ingress)")
+    assert describe(250, 7) == "unknown reason 250 (250, 7)"
+
+
+@pytest.mark.privileged
+def test_node_without_programs_has_no_counters() -> None:
+    with Node(NodeSpec(unique_name(), pods=0)) as node:
+        assert metrics.read(node) == Counters()
