@@ -17,8 +17,9 @@ from datapath.endpoint import REMOTE_NODE_ID
 from lab.abi.policymap import PolicyKey
 from lab.agent.cluster import Cluster
 from lab.node.topology import HOST, OUTSIDE
-from lab.scenario.scenario import ClusterScenario, Gate, cluster_flows, ends
+from lab.scenario.scenario import ClusterScenario, Gate
 from lab.system.sockets import Address
+from lab.traffic.defaults import cluster_flows, ends
 from lab.traffic.exchange import Probe, Result, exchange
 from lab.traffic.flows import Flow
 from lab.watch import metrics
@@ -154,7 +155,7 @@ def within(chapters: Sequence[Chapter]) -> list[Chapter]:
 
 def quiet_host(cluster: Cluster) -> list[Flow]:
     """Return the usual flows but those of hosts: the counters of their rules are to be exact."""
-    return [flow for flow in cluster_flows(cluster) if "host" not in flow.name]
+    return [flow for flow in cluster_flows(cluster.nodes) if "host" not in flow.name]
 
 
 AGENT = {"defines": (("ENABLE_HOST_FIREWALL", "1"),)}

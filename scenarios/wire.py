@@ -17,8 +17,9 @@ from lab.agent.policy import PROTOCOLS, cidrs
 from lab.agent.policyfile import parse
 from lab.node.node import Node
 from lab.node.topology import HOST, NODE, OUTSIDE
-from lab.scenario.scenario import ClusterScenario, End, ends
+from lab.scenario.scenario import ClusterScenario
 from lab.system.sockets import Address
+from lab.traffic.defaults import End, ends
 from lab.traffic.exchange import DROPPED, Probe, Result, exchange
 from lab.watch import metrics
 from lab.watch.metrics import EGRESS, INGRESS, Counters

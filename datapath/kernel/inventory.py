@@ -35,6 +35,12 @@ def program_by_id(ident: int) -> Iterator[int]:
         os.close(fd)
 
 
+def program_maps(program_id: int) -> tuple[int, ...]:
+    """Return the ids of the maps that a program uses; BpfError with ENOENT if it is not loaded any more."""
+    with program_by_id(program_id) as fd:
+        return bpf.prog_info(fd).map_ids
+
+
 def reach(program_ids: Iterable[int]) -> Reach:
     """Follow the calls maps of the given programs; programs that are gone are passed over."""
     programs: set[int] = set()
@@ -46,8 +52,7 @@ def reach(program_ids: Iterable[int]) -> Reach:
         if ident in programs:
             continue
         try:
-            with program_by_id(ident) as fd:
-                used = bpf.prog_info(fd).map_ids
+            used = program_maps(ident)
         except BpfError as error:
             if error.errno == errno.ENOENT:
                 continue

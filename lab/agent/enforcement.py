@@ -14,6 +14,7 @@ from typing import Self
 from datapath.build.headers import policy_map
 from datapath.endpoint import LABEL_HOST
 from datapath.errors import BpfError, ReloadlabError
+from datapath.kernel.inventory import program_maps, read_slots
 from datapath.kernel.pins import Pin
 from datapath.load.maps import Map, open_pin
 from lab.abi.policymap import PolicyEntry, PolicyKey
@@ -22,7 +23,6 @@ from lab.agent.policyfile import parse
 from lab.node import registry
 from lab.node.node import Node, UnknownTarget
 from lab.node.topology import HOST, HOST_ENDPOINT, PodFacts
-from lab.watch.snapshot import program_maps, take
 
 _FILE = "policies.json"
 _HOST_CALLS = "cilium_calls_hostns_"
@@ -113,10 +113,19 @@ def _endpoint_id(node: Node, name: str) -> int:
 
 def host_has_firewall(node: Node) -> bool:
     """Tell whether the host's programs ask its policy: those that were built with ENABLE_HOST_FIREWALL do."""
-    now = take(node)
-    rules = now.pins.get(policy_map(HOST_ENDPOINT))
-    programs = {p for name, slots in now.slots.items() if name.startswith(_HOST_CALLS) for p in slots.values()}
-    return rules is not None and any(rules.id in program_maps(program) for program in programs)
+    directory = node.datapath_config().globals
+    try:
+        with open_pin(directory / policy_map(HOST_ENDPOINT)) as rules:
+            ident = rules.info.id
+    except BpfError as error:
+        if error.errno != errno.ENOENT:
+            raise
+        return False
+    for path in directory.glob(f"{_HOST_CALLS}*"):
+        with open_pin(path) as calls:
+            if any(ident in program_maps(program) for program in (read_slots(calls.fd) or {}).values()):
+                return True
+    return False
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from datapath.reload.outcome import Outcome, Span
 from lab.agent.agent import Agent, Failure
 from lab.node.node import Node
 from lab.node.topology import NodeSpec
-from lab.scenario.scenario import RATE, default_flows
+from lab.traffic.defaults import RATE, default_flows
 from lab.traffic.traffic import Traffic
 from lab.watch.tracing import SyscallTracer, TracingUnavailable
 

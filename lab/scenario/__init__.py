@@ -1,0 +1,4 @@
+"""What a test of a user's suite gets: nodes under traffic, gates and faults at steps, checks at the end, the plugin.
+
+May import watch, agent, traffic, node, abi and system; never bench.
+"""

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from ipaddress import IPv4Address, IPv6Address
 from types import TracebackType
 from typing import Any, Self
 
@@ -17,14 +16,12 @@ from datapath.reload.workspace import Workspace
 from lab.agent.agent import Agent, Failure
 from lab.agent.cluster import Cluster
 from lab.node.node import Node
-from lab.node.topology import HEALTH, NODE, OUTSIDE, NodeSpec
+from lab.node.topology import NodeSpec
+from lab.traffic.defaults import RATE, cluster_flows, default_flows
 from lab.traffic.flows import Flow
 from lab.traffic.traffic import Traffic, TrafficReport
 from lab.watch.invariants import Baseline, Expected, Violation, baseline, check, check_traffic, unchanged
 from lab.watch.snapshot import take
-
-RATE = 2000.0
-"""Packets a second over all flows: one every 0.5 ms, a few for each of the slower steps of a reload."""
 
 
 class InvariantsViolated(ReloadlabError):
@@ -212,7 +209,7 @@ class ClusterScenario(Watched):
         **options: Any,
     ) -> None:
         super().__init__(rate)
-        self._flows = flows or cluster_flows
+        self._flows = flows or (lambda cluster: cluster_flows(cluster.nodes))
         self.cluster = Cluster(specs, **options)
 
     def __enter__(self) -> Self:
@@ -245,50 +242,3 @@ class ClusterScenario(Watched):
         """Start the traffic anew, with new connections."""
         self.traffic = self._stack.enter_context(Traffic(self.traffic.flows, rate=self._rate))
         self.traffic.start()
-
-
-def cluster_flows(cluster: Cluster) -> list[Flow]:
-    """Return UDP both ways and TCP, IPv4 and IPv6, between the first node and each of the others, and within it."""
-    first, last = cluster.node(1).pods[0].name, cluster.node(1).pods[-1].name
-    pairs = [(f"1/{first}", f"1/{last}")] if first != last else []
-    for number, node in enumerate(cluster.nodes[1:], 2):
-        pod = f"{number}/{node.pods[0].name}"
-        pairs += [(f"1/{first}", pod), (pod, f"1/{first}"), ("1/host", pod), (pod, "1/host")]
-        pairs += [("1/host", f"{number}/host"), (pod, "1/health"), (f"{number}/outside", pod)]
-    return _flows({f"{n}/{e}": end for n, node in enumerate(cluster.nodes, 1) for e, end in ends(node).items()}, pairs)
-
-
-def default_flows(node: Node) -> list[Flow]:
-    """Return UDP both ways and TCP, IPv4 and IPv6, between all kinds of endpoints of a node."""
-    pods = node.pods
-    pairs = [(pods[0].name, pods[-1].name)] if len(pods) > 1 else []
-    pairs += [(pods[0].name, "outside"), ("outside", pods[0].name), ("host", pods[0].name), (pods[0].name, HEALTH)]
-    return _flows(ends(node), pairs)
-
-
-End = tuple[str, IPv4Address, IPv6Address]
-
-
-def ends(node: Node) -> dict[str, End]:
-    """Return where traffic can begin or end on a node, by name: a namespace's path, and its addresses."""
-    spec = node.spec
-    return {
-        "host": (str(node.netns(NODE)), spec.router4, spec.router6),
-        "outside": (str(node.netns(OUTSIDE)), spec.outside4.ip, spec.outside6.ip),
-        **{p.name: (str(node.netns(p.name)), p.ipv4, p.ipv6) for p in (node.facts.health, *node.pods)},
-    }
-
-
-def _flows(known: Mapping[str, End], pairs: Iterable[tuple[str, str]]) -> list[Flow]:
-    flows = []
-    for source, target in pairs:
-        for version in (1, 2):
-            path = Flow(
-                name=f"{source} -> {target} udp v{'46'[version - 1]}",
-                source_ns=known[source][0],
-                source_ip=str(known[source][version]),
-                target_ns=known[target][0],
-                target_ip=str(known[target][version]),
-            )
-            flows += [path, replace(path, name=path.name.replace("udp", "tcp"), protocol="tcp", port=7008)]
-    return flows

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from datapath.kernel.hooks import HANDLE, Direction, filter_name
+from datapath.kernel.inventory import program_maps
 from datapath.kernel.pins import PENDING, STALE, is_calls_map
 from datapath.reload.connections import CONNECTIONS
 from datapath.reload.plans import CILIUM_HOST, CILIUM_NET, CILIUM_VXLAN
@@ -15,7 +16,7 @@ from lab.node.topology import HEALTH
 from lab.traffic.traffic import TrafficReport
 from lab.watch import metrics
 from lab.watch.metrics import Counters
-from lab.watch.snapshot import Snapshot, calls_maps, program_maps, take
+from lab.watch.snapshot import Snapshot, calls_maps, take
 
 UNLOAD_SECONDS = 5.0
 """How long the kernel may take to free the programs that a reload replaced."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from dataclasses import dataclass
 from datapath.errors import BpfError
 from datapath.kernel import bpf, hooks
 from datapath.kernel.hooks import Direction, Filter
-from datapath.kernel.inventory import reach, read_slots
+from datapath.kernel.inventory import program_maps, reach, read_slots
 from datapath.kernel.netlink import NetlinkSocket
 from datapath.kernel.pins import is_calls_map
 from datapath.kernel.routes import current
@@ -108,15 +107,6 @@ def take(node: Node) -> Snapshot:
 def calls_maps(snapshot: Snapshot) -> dict[str, int]:
     """Return name -> id of the pinned calls maps."""
     return {name: pin.id for name, pin in snapshot.pins.items() if is_calls_map(name)}
-
-
-def program_maps(program_id: int) -> tuple[int, ...]:
-    """Return the ids of the maps that a program uses."""
-    fd = bpf.prog_fd_by_id(program_id)
-    try:
-        return bpf.prog_info(fd).map_ids
-    finally:
-        os.close(fd)
 
 
 def _steady(name: str, value: bytes) -> bytes:

@@ -21,7 +21,7 @@ from datapath.errors import ReloadlabError
 from datapath.kernel import bpf, hooks
 from datapath.kernel.bpf import MapType
 from datapath.kernel.hooks import Direction, Filter
-from datapath.kernel.inventory import slots
+from datapath.kernel.inventory import program_maps, slots
 from datapath.kernel.netlink import NetlinkSocket, attributes, text
 from datapath.load.maps import Map
 from datapath.loader import Loader
@@ -35,7 +35,7 @@ from lab.node.node import Node
 from lab.node.topology import NodeSpec
 from lab.system.tools import run
 from lab.watch.invariants import unchanged
-from lab.watch.snapshot import Snapshot, program_maps, take
+from lab.watch.snapshot import Snapshot, take
 
 TC_ACT_OK = 0
 _LD_IMM64, _MOV_R0, _EXIT, _PSEUDO_MAP_FD = 0x18, 0xB7, 0x95, 1

@@ -15,14 +15,14 @@ import pytest
 
 from datapath.errors import Cancelled, LinkNotFound
 from datapath.kernel.hooks import Direction
-from datapath.kernel.inventory import slots
+from datapath.kernel.inventory import program_maps, slots
 from datapath.kernel.pins import map_id
 from datapath.load.maps import open_pin
 from datapath.loader import Loader
 from datapath.reload.step import Step
 from datapath.reload.workspace import Workspace
 from lab.scenario.scenario import Gate
-from lab.watch.snapshot import program_maps, take
+from lab.watch.snapshot import take
 from tests.datapath import support
 from tests.datapath.reload.crasher import Request, crasher
 from tests.datapath.support import Rig

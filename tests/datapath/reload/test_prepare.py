@@ -16,6 +16,7 @@ from datapath.errors import CompileError, PinPathError, ProgramNotFound, Reloadl
 from datapath.kernel import bpf
 from datapath.kernel.bpf import MapType
 from datapath.kernel.hooks import Direction
+from datapath.kernel.inventory import program_maps
 from datapath.kernel.pins import PENDING, map_id
 from datapath.load.maps import open_pin
 from datapath.locks import Lock
@@ -23,7 +24,6 @@ from datapath.reload.outcome import Outcome
 from datapath.reload.step import Step
 from datapath.reload.workspace import Workspace
 from lab.scenario.scenario import Gate
-from lab.watch.snapshot import program_maps
 from tests.datapath import support
 from tests.datapath.support import Injected, Rig
 

@@ -11,10 +11,11 @@ import pytest
 from datapath.build.compile import probe_compiler
 from datapath.errors import ToolMissing
 from datapath.kernel.hooks import Direction
+from datapath.kernel.inventory import program_maps
 from lab.agent.agent import Agent
 from lab.node.node import Node
 from lab.node.topology import NodeSpec
-from lab.watch.snapshot import Snapshot, calls_maps, program_maps, take
+from lab.watch.snapshot import Snapshot, calls_maps, take
 from tests.lab.labs import unique_name
 
 pytestmark = pytest.mark.privileged
