@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from datapath.kernel.bpf import MapInfo, MapType
+from datapath.bpftypes import MapType
+from datapath.kernel.bpf import MapInfo
 from datapath.load.maps import open_pin
 from lab.abi.conntrack import CT_MAPS
 from lab.scenario.scenario import Scenario

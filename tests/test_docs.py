@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from datapath.reload.outcome import Attached, Interval, Outcome, Span
+from datapath.reload.outcome import Attached, Outcome, Span
+from datapath.timing import Interval
 from lab.bench.parallel import ParallelReport, Times, WorkerReport
 from lab.cli.main import COMMANDS, build_parser
 from lab.cli.report import FORMAT, write_json

@@ -23,10 +23,10 @@ from datapath.build.compile import DEFAULT_TIMEOUT, Compiler, compile_source, pr
 from datapath.build.sources import SourceTree
 from datapath.endpoint import DatapathConfig, Endpoint, NodeConfig
 from datapath.errors import CompileError, ObjectError
-from datapath.load.programs import VerifyTimes
 from datapath.locks import DirectoryLock, acquire
 from datapath.object.reader import ObjectImage, read_object
 from datapath.object.spec import Substitution
+from datapath.timing import VerifyTimes
 
 TEMPLATES_DIR = "templates"
 

@@ -18,6 +18,7 @@ from enum import IntEnum
 from functools import cache, lru_cache
 from pathlib import Path
 
+from datapath.bpftypes import MapType
 from datapath.errors import BpfError
 
 SYS_BPF = {"x86_64": 321, "aarch64": 280, "riscv64": 280, "ppc64le": 361}.get(platform.machine(), 280)
@@ -30,44 +31,6 @@ LOG_LEVEL1, LOG_LEVEL2, LOG_STATS = 1, 2, 4
 BPF_ANY, BPF_NOEXIST, BPF_EXIST = 0, 1, 2
 
 _MAP_IDS = 64  # more than one program of ours uses; a larger answer is asked for again
-
-
-class MapType(IntEnum):
-    """enum bpf_map_type, as far as a tc datapath meets it."""
-
-    HASH = 1
-    ARRAY = 2
-    PROG_ARRAY = 3
-    PERF_EVENT_ARRAY = 4
-    PERCPU_HASH = 5
-    PERCPU_ARRAY = 6
-    STACK_TRACE = 7
-    LRU_HASH = 9
-    LRU_PERCPU_HASH = 10
-    LPM_TRIE = 11
-    ARRAY_OF_MAPS = 12
-    HASH_OF_MAPS = 13
-    DEVMAP = 14
-    SOCKMAP = 15
-    CPUMAP = 16
-    XSKMAP = 17
-    SOCKHASH = 18
-    QUEUE = 22
-    STACK = 23
-    DEVMAP_HASH = 25
-    RINGBUF = 27
-    BLOOM_FILTER = 30
-
-
-HASH_TYPES = frozenset((MapType.HASH, MapType.PERCPU_HASH, MapType.LRU_HASH, MapType.LRU_PERCPU_HASH))
-PERCPU_TYPES = frozenset((MapType.PERCPU_HASH, MapType.PERCPU_ARRAY, MapType.LRU_PERCPU_HASH))
-
-
-class ProgType(IntEnum):
-    """enum bpf_prog_type, the two that this datapath loads."""
-
-    SCHED_CLS = 3
-    XDP = 6
 
 
 class Cmd(IntEnum):

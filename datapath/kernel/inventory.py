@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from datapath.bpftypes import MapType
 from datapath.errors import BpfError
 from datapath.kernel import bpf
 
@@ -84,7 +85,7 @@ def slots(map_id: int) -> dict[int, int] | None:
 def read_slots(fd: int) -> dict[int, int] | None:
     """Return slot -> program id of an open calls map; None for any other map."""
     info = bpf.map_info(fd)
-    if info.type != bpf.MapType.PROG_ARRAY or info.max_entries > LARGEST_CALLS_MAP:
+    if info.type != MapType.PROG_ARRAY or info.max_entries > LARGEST_CALLS_MAP:
         return None
     filled = {}
     for slot in range(info.max_entries):

@@ -12,9 +12,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from datapath.bpftypes import HASH_TYPES, PERCPU_TYPES, MapType
 from datapath.errors import BpfError
 from datapath.kernel import bpf
-from datapath.kernel.bpf import HASH_TYPES, MapInfo, MapType
+from datapath.kernel.bpf import MapInfo
 
 _BATCH = 4096
 """Entries that one system call reads."""
@@ -31,7 +32,7 @@ class Map:
     @property
     def value_bytes(self) -> int:
         """Bytes that the kernel reads or writes as one value."""
-        if self.info.type in bpf.PERCPU_TYPES:
+        if self.info.type in PERCPU_TYPES:
             return round_up(self.info.value_size, 8) * bpf.possible_cpus()
         return self.info.value_size
 

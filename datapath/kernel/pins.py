@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from datapath.bpftypes import MapType
 from datapath.kernel import bpf
 
 PENDING, STALE = ":pending", ":stale"
@@ -117,7 +118,7 @@ def map_id(path: Path) -> int:
 
 
 def _is_program_array(path: Path) -> bool:
-    return _info(path).type == bpf.MapType.PROG_ARRAY
+    return _info(path).type == MapType.PROG_ARRAY
 
 
 def _info(path: Path) -> bpf.MapInfo:

@@ -11,13 +11,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from datapath.bpftypes import MapType
 from datapath.errors import BpfError, ObjectError
 from datapath.kernel import bpf
-from datapath.kernel.bpf import MapType
 from datapath.load.maps import CreatedPin, Map, MapCache, MapSet, load_maps
-from datapath.load.programs import Program, VerifyTimes, load_programs
+from datapath.load.programs import Program, load_programs
 from datapath.object.spec import CollectionSpec
-from datapath.reload.outcome import Interval
+from datapath.timing import Interval, VerifyTimes
 
 __all__ = [
     "Collection",

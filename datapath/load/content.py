@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import errno
 
+from datapath.bpftypes import HASH_TYPES, PERCPU_TYPES, MapType
 from datapath.errors import BpfError
-from datapath.kernel.bpf import HASH_TYPES, PERCPU_TYPES, MapType
 from datapath.load.maps import Map
 
 _ARRAYS = frozenset((MapType.ARRAY, MapType.PERCPU_ARRAY))

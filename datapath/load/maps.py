@@ -10,9 +10,10 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from datapath.bpftypes import OF_MAPS_TYPES, MapType
 from datapath.errors import BpfError, MapDifference, MapIncompatible, ObjectError, PinPathError
 from datapath.kernel import bpf
-from datapath.kernel.bpf import MapInfo, MapType
+from datapath.kernel.bpf import MapInfo
 from datapath.kernel.map import CacheEntry, CreatedPin, Map, MapCache, open_pin, round_up
 from datapath.object.spec import CollectionSpec, MapSpec
 
@@ -24,7 +25,6 @@ BPF_F_RDONLY_PROG = 1 << 7
 _PIN_TRIES = (
     8  # a pin that comes and goes between two calls is tried again; more often than this nobody is that unlucky
 )
-_OF_MAPS = frozenset((MapType.ARRAY_OF_MAPS, MapType.HASH_OF_MAPS))
 _DEVMAPS = frozenset((MapType.DEVMAP, MapType.DEVMAP_HASH))
 _SLOT = struct.Struct("=I")
 
@@ -76,7 +76,7 @@ def load_maps(spec: CollectionSpec, pin_dir: Path | None, *, cache: MapCache | N
             if item.name not in result.maps:
                 _create(item, pin_dir if item.pinned else None, result)
         for item in spec.maps.values():
-            if item.contents and item.type in _OF_MAPS and item.name in result.created:
+            if item.contents and item.type in OF_MAPS_TYPES and item.name in result.created:
                 _fill_outer(spec.path, item, result.maps)
         undo.pop_all()
     return result

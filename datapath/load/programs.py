@@ -10,7 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Executor, Future, wait
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
@@ -19,7 +19,7 @@ from datapath.kernel import bpf
 from datapath.kernel.bpf import ProgInfo, ProgLoad
 from datapath.load.maps import Map
 from datapath.object.spec import CollectionSpec, ProgramSpec
-from datapath.reload.outcome import Interval
+from datapath.timing import Interval, VerifyTimes
 
 EAGAIN_TRIES = 5
 """The verifier gives EAGAIN when a signal is pending (libbpf tries as often)."""
@@ -56,16 +56,10 @@ class Program:
         self.close()
 
 
-@dataclass(slots=True)
-class VerifyTimes:
-    """How long each program of an object took to load, in seconds, the last time. Threads share it."""
-
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    def order(self, programs: Iterable[ProgramSpec]) -> list[ProgramSpec]:
-        """Return the programs, longest first; those never loaded stand where their number of instructions puts them."""
-        known = self.seconds
-        return sorted(programs, key=lambda p: known.get(p.name, len(p.insns) // 8 * _GUESS), reverse=True)
+def longest_first(programs: Iterable[ProgramSpec], times: VerifyTimes) -> list[ProgramSpec]:
+    """Return the programs by the time they took; those never loaded stand where their size puts them."""
+    known = times.seconds
+    return sorted(programs, key=lambda p: known.get(p.name, len(p.insns) // 8 * _GUESS), reverse=True)
 
 
 def bind(program: ProgramSpec, data: memoryview, maps: Mapping[str, Map]) -> bytearray:
@@ -158,7 +152,9 @@ class _Work:
         self._stop = threading.Event()
         data = data_words(spec.data)
         # All are made ready before the first is loaded: after each the caches are full of the verifier's data.
-        self._queue = deque(_Bound.make(p, data, maps, spec.license) for p in order.order(spec.programs.values()))
+        self._queue = deque(
+            _Bound.make(p, data, maps, spec.license) for p in longest_first(spec.programs.values(), order)
+        )
         self._seconds = order.seconds
 
     def drain(self) -> Interval:

@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from datapath.bpftypes import ProgType
 from datapath.errors import ObjectError
-from datapath.kernel.bpf import ProgType
 from datapath.object import btf
 from datapath.object.elffile import (
     R_BPF_64_32,

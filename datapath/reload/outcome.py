@@ -5,14 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-
-@dataclass(frozen=True, slots=True)
-class Interval:
-    """A piece of work of one thread: `tid` as the kernel knows it, times in nanoseconds of CLOCK_MONOTONIC."""
-
-    tid: int
-    start_ns: int
-    end_ns: int
+from datapath.timing import Interval
 
 
 @dataclass(frozen=True, slots=True)

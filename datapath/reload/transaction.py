@@ -7,9 +7,10 @@ import time
 from typing import Protocol
 
 from datapath.errors import Cancelled, ReloadlabError
-from datapath.reload.outcome import Interval, Outcome, Span
+from datapath.reload.outcome import Outcome, Span
 from datapath.reload.step import Plan, Step
 from datapath.reload.workspace import Workspace
+from datapath.timing import Interval
 
 
 class Observer(Protocol):

@@ -19,7 +19,8 @@ from datapath.kernel.pins import Pin
 from datapath.load.collection import Collection, Map, MapCache
 from datapath.locks import Lock
 from datapath.object.spec import CollectionSpec
-from datapath.reload.outcome import Attached, Interval
+from datapath.reload.outcome import Attached
+from datapath.timing import Interval
 
 
 @dataclass

@@ -11,13 +11,13 @@ from datapath.build.templates import Kind, Template
 from datapath.endpoint import Endpoint
 from datapath.errors import ReloadlabError
 from datapath.kernel.hooks import Direction
-from datapath.load.programs import VerifyTimes
 from datapath.object.reader import ObjectImage, read_object
 from datapath.object.spec import Substitution
 from datapath.reload.prepare import Compile, WriteObject
 from datapath.reload.step import Plan, Step
 from datapath.reload.switchover import Attach, InsertPolicy
 from datapath.reload.workspace import Workspace
+from datapath.timing import VerifyTimes
 
 ENTRIES = (
     ("cil_from_container", "cil_to_container"),

@@ -10,6 +10,7 @@ import shutil
 import struct
 from pathlib import Path
 
+from datapath.bpftypes import MapType
 from datapath.build.compile import probe_compiler
 from datapath.errors import ReloadlabError, ToolMissing
 from datapath.kernel import bpf as kernel
@@ -63,7 +64,7 @@ def run_directory() -> str:
 
 def bpf() -> str:
     """bpf(2) itself: the smallest map that there is."""
-    os.close(kernel.map_create(kernel.MapType.ARRAY, 4, 4, 1, name="doctor"))
+    os.close(kernel.map_create(MapType.ARRAY, 4, 4, 1, name="doctor"))
     return "bpf(2) makes maps"
 
 

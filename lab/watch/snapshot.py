@@ -7,6 +7,7 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from datapath.bpftypes import MapType
 from datapath.errors import BpfError
 from datapath.kernel import bpf, hooks
 from datapath.kernel.hooks import Direction, Filter
@@ -74,7 +75,7 @@ def take(node: Node) -> Snapshot:
         with open_pin(path) as pinned:
             info = pinned.info
             content: dict[bytes, bytes] | None = None
-            if info.type == bpf.MapType.PROG_ARRAY:
+            if info.type == MapType.PROG_ARRAY:
                 filled = read_slots(pinned.fd)
                 if filled is not None:
                     slots[path.name] = filled

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 from elftools.elf.elffile import ELFFile
 
+from datapath.bpftypes import MapType
 from datapath.build.compile import compile_source, probe_compiler
-from datapath.kernel.bpf import MapType, possible_cpus
+from datapath.kernel.bpf import possible_cpus
 from datapath.load.verify import verify_object
 from datapath.object.reader import read_object
 from datapath.object.spec import MapSpec

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from datapath.kernel.bpf import MapType, ProgType, TestRun
+from datapath.bpftypes import MapType, ProgType
+from datapath.kernel.bpf import TestRun
 from datapath.load.collection import Collection
 from datapath.load.programs import Program
 from datapath.object.spec import CollectionSpec, MapSpec, ProgramSpec

@@ -15,11 +15,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from datapath.bpftypes import MapType, ProgType
 from datapath.build.templates import TEMPLATES_DIR
 from datapath.endpoint import DatapathConfig, Endpoint
 from datapath.errors import ReloadlabError
 from datapath.kernel import bpf, hooks
-from datapath.kernel.bpf import MapType
 from datapath.kernel.hooks import Direction, Filter
 from datapath.kernel.inventory import program_maps, slots
 from datapath.kernel.netlink import NetlinkSocket, attributes, text
@@ -54,7 +54,7 @@ def load_using(map_fd: int) -> int:
 
 def _load(insns: bytes, value: int) -> int:
     insns += struct.pack("=BBhi", _MOV_R0, 0, 0, value) + struct.pack("=BBhi", _EXIT, 0, 0, 0)
-    fd = bpf.prog_load(bpf.ProgType.SCHED_CLS, insns, "GPL", name="tiny")
+    fd = bpf.prog_load(ProgType.SCHED_CLS, insns, "GPL", name="tiny")
     assert fd >= 0, os.strerror(-fd)
     return fd
 

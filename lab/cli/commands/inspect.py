@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from rich.markup import escape
 from rich.table import Table
 
-from datapath.kernel.bpf import MapType, ProgType
+from datapath.bpftypes import MapType, ProgType
 from datapath.object.reader import read_object
 from datapath.object.spec import CollectionSpec, MapSpec, ProgramSpec
 from lab.cli.targets import make_console

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from datapath.bpftypes import MapType, ProgType
 from datapath.errors import BpfError
 from datapath.kernel import bpf
-from datapath.kernel.bpf import MapType, ProgType
 
 # r0 = 7; exit
 RETURN_7 = struct.pack("<BBhi", 0xB7, 0, 0, 7) + struct.pack("<BBhi", 0x95, 0, 0, 0)

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 
 import pytest
 
+from datapath.bpftypes import HASH_TYPES
 from datapath.errors import BpfError
 from datapath.kernel import bpf, map
-from datapath.kernel.bpf import HASH_TYPES
 from datapath.load.maps import Map
 
 pytestmark = [pytest.mark.privileged, pytest.mark.usefixtures("no_descriptor_left")]

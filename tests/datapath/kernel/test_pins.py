@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from datapath.bpftypes import MapType
 from datapath.errors import BpfError
 from datapath.kernel import bpf, inventory
-from datapath.kernel.bpf import MapType
 from datapath.kernel.pins import Pin, is_calls_map, left_behind, map_id
 from tests.datapath import support
 

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from datapath.bpftypes import MapType
 from datapath.errors import BpfError, MapDifference, MapIncompatible, PinPathError, VerifierError
 from datapath.kernel import bpf
-from datapath.kernel.bpf import MapType
 from datapath.load.collection import (
     Collection,
     Map,
@@ -26,10 +26,11 @@ from datapath.load.collection import (
     load_programs,
 )
 from datapath.load.maps import differences, open_pin
+from datapath.load.programs import longest_first
 from datapath.load.threads import Verifiers
 from datapath.object.reader import read_object
 from datapath.object.spec import CollectionSpec, MapSpec, Substitution
-from datapath.reload.outcome import Interval
+from datapath.timing import Interval
 
 if TYPE_CHECKING:
     from tests.datapath.conftest import Compile
@@ -368,9 +369,13 @@ def test_refusal_in_a_thread_closes_what_the_others_loaded(refused: CollectionSp
 def test_longest_first(spec: CollectionSpec) -> None:
     programs = spec.programs
     by_size = sorted(programs.values(), key=lambda p: -p.instructions)
-    assert VerifyTimes().order(programs.values()) == by_size
+    assert longest_first(programs.values(), VerifyTimes()) == by_size
     known = VerifyTimes({"handle_policy": 1.0, "tail_seven": 0.5, "cil_from_container": 0.7})
-    assert [p.name for p in known.order(programs.values())] == ["handle_policy", "cil_from_container", "tail_seven"]
+    assert [p.name for p in longest_first(programs.values(), known)] == [
+        "handle_policy",
+        "cil_from_container",
+        "tail_seven",
+    ]
 
 
 def test_steps_can_be_taken_one_by_one(spec: CollectionSpec, pins: Path) -> None:

@@ -9,9 +9,9 @@ from contextlib import ExitStack
 
 import pytest
 
+from datapath.bpftypes import MapType
 from datapath.errors import BpfError
 from datapath.kernel import bpf
-from datapath.kernel.bpf import MapType
 from datapath.load.content import can_copy, copy
 from datapath.load.maps import Map
 

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from datapath.bpftypes import MapType, ProgType
 from datapath.build.compile import Compiler, compile_source
 from datapath.errors import ObjectError
-from datapath.kernel.bpf import MapType, ProgType
 from datapath.object.elffile import read
 from datapath.object.reader import IN_MEMORY, ObjectImage, read_object
 from datapath.object.spec import Constant, MapSpec, Substitution

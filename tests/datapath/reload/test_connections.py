@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from datapath.bpftypes import MapType
 from datapath.kernel import bpf
-from datapath.kernel.bpf import MapType
 from datapath.load.maps import Map
 from datapath.reload.connections import CONNECTIONS, carry_over, lifetime_of, owner, remember, seconds
 from tests.datapath.build.test_headers import HOST, NODE, POD

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pytest
 
+from datapath.bpftypes import MapType
 from datapath.kernel import bpf
-from datapath.kernel.bpf import MapType
 from datapath.kernel.inventory import slots
 from datapath.load.maps import open_pin
 from lab.scenario.scenario import Gate

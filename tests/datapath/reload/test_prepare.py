@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from datapath.bpftypes import MapType
 from datapath.errors import CompileError, PinPathError, ProgramNotFound, ReloadlabError, VerifierError
 from datapath.kernel import bpf
-from datapath.kernel.bpf import MapType
 from datapath.kernel.hooks import Direction
 from datapath.kernel.inventory import program_maps
 from datapath.kernel.pins import PENDING, map_id

@@ -11,10 +11,10 @@ from datapath.build.templates import Kind
 from datapath.endpoint import Endpoint
 from datapath.errors import ToolMissing
 from datapath.kernel.hooks import Direction
-from datapath.load.programs import VerifyTimes
 from datapath.object.reader import ObjectImage
 from datapath.object.spec import CollectionSpec, MapSpec, ProgramSpec
-from datapath.reload.outcome import Interval, Outcome, Span
+from datapath.reload.outcome import Outcome, Span
+from datapath.timing import Interval, VerifyTimes
 from lab.bench.objects import GivenTemplate, NoEntry, entries
 from lab.bench.reload import Many, kernel_union
 from lab.cli.main import main

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from datapath.bpftypes import MapType
 from datapath.kernel import bpf
-from datapath.kernel.bpf import MapType
 from datapath.load.maps import open_pin
 from lab.cli.main import main
 from lab.node.node import Node
