@@ -27,7 +27,7 @@ from typing import Any
 import pytest
 
 from lab.agent.cluster import cluster_specs
-from lab.cli.datapath import define
+from lab.agent.options import parse_macro
 from lab.node.topology import NodeSpec
 from lab.scenario.scenario import ClusterScenario, Scenario, Watched
 
@@ -41,7 +41,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--reloadlab-library", metavar="DIR", help="C sources instead of our own, e.g. Cilium's bpf/")
     group.addoption(
         "--reloadlab-define",
-        type=define,
+        type=parse_macro,
         action="append",
         default=[],
         metavar="NAME[=VALUE]",

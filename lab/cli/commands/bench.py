@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from datapath.errors import ReloadlabError
-from lab.cli.datapath import check_library, define
+from lab.agent.options import check_library
+from lab.cli.datapath import define
 from lab.cli.targets import make_console
 from lab.doctor.doctor import require
 

@@ -8,7 +8,8 @@ import sys
 from typing import TYPE_CHECKING
 
 from datapath.reload.step import Plan
-from lab.cli.datapath import Options, add_datapath_options, open_agent
+from lab.agent.options import Options, open_agent
+from lab.cli.datapath import add_datapath_options, wanted_options
 from lab.cli.targets import make_console, parse_target
 from lab.doctor.doctor import require
 from lab.node.node import Node
@@ -34,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
     lab, endpoint = parse_target(args.target)
     require("root")
     node = Node.open(lab)
-    with open_agent(node, Options.kept(node).replaced_by(args)) as agent:
+    with open_agent(node, wanted_options(Options.kept(node), args)) as agent:
         agent.check(endpoint)
         plan = agent.plan(endpoint)
     if args.json:

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 from datapath.endpoint import LABEL_HOST
 from lab.agent import enforcement, policyfile
 from lab.agent.cluster import apply_policies
+from lab.agent.options import Options, open_agent
 from lab.cli.columns import columns
-from lab.cli.datapath import Options, open_agent, require_compiler
+from lab.cli.datapath import require_compiler
 from lab.cli.targets import BadOption
 from lab.doctor.doctor import require
 from lab.node import registry

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 
 from datapath.reload.outcome import Outcome
 from lab.agent.agent import Failure
-from lab.cli.datapath import Options, add_datapath_options, open_agent, require_compiler
+from lab.agent.options import Options, open_agent
+from lab.cli.datapath import add_datapath_options, require_compiler, wanted_options
 from lab.cli.targets import BadOption, count, make_console
 from lab.doctor.doctor import require
 from lab.node.node import Node
@@ -65,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
             raise BadOption(f"{option} switches the whole node: name no endpoints")
     require("root")
     node = Node.open(args.lab)
-    options = Options.kept(node).replaced_by(args)
+    options = wanted_options(Options.kept(node), args)
     require_compiler(options.clang)
     started = time.monotonic_ns()
     with cancel_on_signals() as cancel, open_agent(node, options, verifiers=args.verifiers) as agent:

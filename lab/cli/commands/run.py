@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 from rich.markup import escape
 
 from datapath.errors import ReloadlabError
+from lab.agent.options import check_library
 from lab.bench.parallel import PODS, ROUNDS, ParallelReport, measure
-from lab.cli.datapath import add_source_options, check_library
+from lab.cli.datapath import add_source_options
 from lab.cli.report import print_parallel, print_scenarios, short_name, write_json
 from lab.cli.targets import BadOption, count, make_console, plural
 from lab.doctor import doctor

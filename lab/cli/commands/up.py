@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from datapath.errors import ReloadlabError
 from lab.agent.cluster import build, cluster_specs
-from lab.cli.datapath import Options, add_datapath_options, check_library, open_agent, require_compiler
+from lab.agent.options import Options, check_library, open_agent
+from lab.cli.datapath import add_datapath_options, require_compiler, wanted_options
 from lab.cli.targets import plural
 from lab.doctor.doctor import require
 from lab.node.node import Node
@@ -60,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
     if not args.no_programs:
         require_compiler(args.clang)
     with _standing(specs, args.name, keep=args.keep) as nodes:
-        options = Options().replaced_by(args)
+        options = wanted_options(Options(), args)
         for node in nodes:
             options.keep(node)
         programs = [0] * len(nodes) if args.no_programs else _load(nodes, options, args.verifiers)

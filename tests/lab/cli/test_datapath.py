@@ -8,7 +8,7 @@ import pytest
 
 from datapath.build.headers import policy_map
 from datapath.load.maps import open_pin
-from lab.cli.datapath import Options
+from lab.agent.options import Options
 from lab.cli.main import main
 from lab.node.node import Node
 from lab.node.registry import BPFFS

@@ -1,0 +1,110 @@
+"""The options that say which programs are loaded and how, and the agent that has them.
+
+A lab keeps those with which all of it was loaded last: whoever came up with Cilium's sources is reloaded with them. An
+option that is given takes the place of the one that is kept.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+from datapath.errors import ReloadlabError
+from lab.errors import system_errors
+from lab.node import registry
+
+if TYPE_CHECKING:
+    from lab.agent.agent import Agent
+    from lab.node.node import Node
+
+_FILE = "options.json"
+
+
+class BadLibrary(ReloadlabError):
+    """A directory that holds no C sources of a datapath."""
+
+    def __init__(self, library: Path) -> None:
+        super().__init__(f"{library} holds no bpf_lxc.c: name a directory such as Cilium's bpf/")
+
+
+class BadMacro(ReloadlabError):
+    """A macro whose name the C compiler would not take."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"{name!r} is no macro name")
+        self.name = name
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What a lab keeps: the C sources (None: ours), the macros, the compiler (None: the usual), the priority."""
+
+    library: str | None = None
+    defines: tuple[tuple[str, str], ...] = ()
+    clang: str | None = None
+    filter_priority: int = 1
+
+    @classmethod
+    def kept(cls, node: Node) -> Self:
+        """Return those that a node keeps, the defaults if it keeps none."""
+        try:
+            found = json.loads((node.root / registry.STATE / _FILE).read_text())
+        except FileNotFoundError:
+            return cls()
+        return cls(**found | {"defines": tuple((name, value) for name, value in found["defines"])})
+
+    def keep(self, node: Node) -> None:
+        """Write these to the node's state, whole or not at all."""
+        path = node.root / registry.STATE / _FILE
+        unfinished = path.with_suffix(".new")
+        with system_errors(node.name):
+            unfinished.write_text(json.dumps(asdict(self)))
+            unfinished.replace(path)
+
+    def replaced(
+        self,
+        *,
+        library: Path | None = None,
+        defines: tuple[tuple[str, str], ...] = (),
+        clang: str | None = None,
+        filter_priority: int | None = None,
+    ) -> Self:
+        """Return these options with the given ones in their place; relative paths are made absolute."""
+        return replace(
+            self,
+            library=self.library if library is None else str(library.resolve()),
+            defines=defines or self.defines,
+            clang=(str(Path(clang).resolve()) if "/" in clang else clang) if clang else self.clang,
+            filter_priority=self.filter_priority if filter_priority is None else filter_priority,
+        )
+
+
+def parse_macro(text: str) -> tuple[str, str]:
+    """Return (name, value) of NAME or NAME=VALUE, as a compiler's -D takes it; BadMacro if NAME is no identifier."""
+    name, _, value = text.partition("=")
+    if not name.isidentifier():
+        raise BadMacro(name)
+    return name, value or "1"
+
+
+def check_library(library: Path | str | None) -> None:
+    """Raise BadLibrary unless the sources are there."""
+    if library is not None and not (Path(library) / "bpf_lxc.c").is_file():
+        raise BadLibrary(Path(library))
+
+
+def open_agent(node: Node, options: Options, *, verifiers: int | None = None) -> Agent:
+    """Return the agent of a node that loads programs with these options."""
+    from lab.agent.agent import Agent
+
+    check_library(options.library)
+    return Agent(
+        node,
+        library=None if options.library is None else Path(options.library),
+        clang=options.clang,
+        defines=options.defines,
+        verifiers=verifiers,
+        filter_priority=options.filter_priority,
+    )
