@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from datapath.errors import Cancelled, CompileError, ToolMissing
+from datapath.kernel.cpus import cpu_ids
 
 CLANG_VARIABLE = "RELOADLAB_CLANG"
 """Environment variable that names the compiler, as a path or as a name in PATH."""
@@ -46,8 +47,6 @@ WARNING_FLAGS = (
 
 WERROR_MAJORS = range(14, 20)
 """Compilers whose warnings we know. A warning that a newer one invents must not stop anybody's reload."""
-
-POSSIBLE_CPUS = Path("/sys/devices/system/cpu/possible")
 
 DEFAULT_TIMEOUT = 120.0
 """Seconds. The largest real object takes 5 s on one free core; many of them share a few."""
@@ -81,13 +80,7 @@ class Compiler:
         # Output and errors are the same wherever the caller stands: no working directory goes into the debug info.
         fixed = ("-O2", "--target=bpf", f"-mcpu={self.mcpu}", "-std=gnu89", "-nostdinc", "-g", "-fno-crash-diagnostics")
         strict = ("-Werror",) if werror and self.major in WERROR_MAJORS else ()
-        return (*fixed, *WARNING_FLAGS, *strict, f"-D__NR_CPUS__={possible_cpus()}")
-
-
-def possible_cpus(path: Path = POSSIBLE_CPUS) -> int:
-    """Return the number of CPU ids that this machine may ever use: one more than the highest in `path` ("0-3,8-11")."""
-    highest = max(int(part.rpartition("-")[2]) for part in path.read_text().strip().split(","))
-    return highest + 1
+        return (*fixed, *WARNING_FLAGS, *strict, f"-D__NR_CPUS__={cpu_ids()}")
 
 
 def find_clang(explicit: str | None = None) -> Path:

@@ -16,10 +16,10 @@ import sys
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import cache, lru_cache
-from pathlib import Path
 
 from datapath.bpftypes import MapType
 from datapath.errors import BpfError
+from datapath.kernel.libc import check, function
 
 SYS_BPF = {"x86_64": 321, "aarch64": 280, "riscv64": 280, "ppc64le": 361}.get(platform.machine(), 280)
 
@@ -114,13 +114,8 @@ class ProgLoad:
         return _raw(Cmd.PROG_LOAD, self.attr, _PROG_LOAD.size)
 
 
-_libc = ctypes.CDLL(None, use_errno=True)
-_syscall = _libc.syscall
-_syscall.argtypes = (ctypes.c_long, ctypes.c_int, ctypes.c_void_p, ctypes.c_uint)
-_syscall.restype = ctypes.c_long
-_statfs = _libc.statfs
-_statfs.argtypes = (ctypes.c_char_p, ctypes.c_void_p)
-_statfs.restype = ctypes.c_int
+_syscall = function("syscall", ctypes.c_long, ctypes.c_int, ctypes.c_void_p, ctypes.c_uint, result=ctypes.c_long)
+_statfs = function("statfs", ctypes.c_char_p, ctypes.c_void_p)
 
 # A call into the interpreter itself: several times faster than a cast, and every bpf(2) needs two or three addresses.
 _bytes_as_string = ctypes.pythonapi.PyBytes_AsString
@@ -180,21 +175,11 @@ def _text(data: bytes) -> str:
     return data.split(b"\0", 1)[0].decode(errors="replace")
 
 
-@cache
-def possible_cpus() -> int:
-    """Return the number of CPUs that the kernel made room for (per-CPU values, perf event arrays)."""
-    text = Path("/sys/devices/system/cpu/possible").read_text().strip()
-    ranges = [part.split("-") for part in text.split(",")]
-    return sum(int(r[-1]) - int(r[0]) + 1 for r in ranges)
-
-
 def fs_magic(path: str | os.PathLike[str]) -> int:
     """Return the f_type of the file system at `path` (statfs(2)); OSError if there is nothing."""
     buffer = ctypes.create_string_buffer(256)
     name = os.fsencode(path)
-    if _statfs(name, buffer) != 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number), os.fsdecode(name))
+    check(_statfs(name, buffer), os.fsdecode(name))
     magic: int = struct.unpack_from("=q", buffer)[0]
     return magic & 0xFFFFFFFF
 

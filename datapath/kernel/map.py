@@ -16,6 +16,7 @@ from datapath.bpftypes import HASH_TYPES, PERCPU_TYPES, MapType
 from datapath.errors import BpfError
 from datapath.kernel import bpf
 from datapath.kernel.bpf import MapInfo
+from datapath.kernel.cpus import possible_cpus
 
 _BATCH = 4096
 """Entries that one system call reads."""
@@ -33,7 +34,7 @@ class Map:
     def value_bytes(self) -> int:
         """Bytes that the kernel reads or writes as one value."""
         if self.info.type in PERCPU_TYPES:
-            return round_up(self.info.value_size, 8) * bpf.possible_cpus()
+            return round_up(self.info.value_size, 8) * possible_cpus()
         return self.info.value_size
 
     def lookup(self, key: bytes) -> bytes | None:

@@ -14,6 +14,7 @@ from datapath.bpftypes import OF_MAPS_TYPES, MapType
 from datapath.errors import BpfError, MapDifference, MapIncompatible, ObjectError, PinPathError
 from datapath.kernel import bpf
 from datapath.kernel.bpf import MapInfo
+from datapath.kernel.cpus import cpu_ids, possible_cpus
 from datapath.kernel.map import CacheEntry, CreatedPin, Map, MapCache, open_pin, round_up
 from datapath.object.spec import CollectionSpec, MapSpec
 
@@ -114,14 +115,13 @@ def differences(spec: MapSpec, info: MapInfo) -> list[MapDifference]:
 def max_entries(spec: MapSpec) -> int:
     """Return the size that the kernel will report for a map of this definition.
 
-    A perf event array has at most one entry per possible CPU, 0 means that many. An LRU with a list per CPU is rounded
+    A perf event array has at most one entry per CPU number, 0 means that many. An LRU with a list per CPU is rounded
     to a multiple of their number (htab_map_alloc).
     """
-    cpus = bpf.possible_cpus()
     if spec.type == MapType.PERF_EVENT_ARRAY:
-        return spec.max_entries if 0 < spec.max_entries <= cpus else cpus
+        return spec.max_entries if 0 < spec.max_entries <= cpu_ids() else cpu_ids()
     if spec.type in (MapType.LRU_HASH, MapType.LRU_PERCPU_HASH) and spec.flags & BPF_F_NO_COMMON_LRU:
-        return round_up(spec.max_entries, cpus)
+        return round_up(spec.max_entries, possible_cpus())
     return spec.max_entries
 
 

@@ -7,7 +7,6 @@ CPUs that share no cache: a thread of concurrent.futures' own pool began 1.4 ms 
 
 from __future__ import annotations
 
-import ctypes
 import os
 import queue
 import threading
@@ -16,10 +15,12 @@ from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
 from typing import Any, ParamSpec, TypeVar
 
+from datapath.kernel.libc import function
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
-_sched_getcpu = ctypes.CDLL(None, use_errno=True).sched_getcpu
+_sched_getcpu = function("sched_getcpu")
 
 
 @dataclass(slots=True)

@@ -21,6 +21,7 @@ from datapath.errors import BpfError, ReloadlabError
 from datapath.kernel import hooks
 from datapath.kernel.bpf import SYS_BPF, Cmd
 from datapath.kernel.hooks import Direction
+from datapath.kernel.libc import function
 from datapath.kernel.netns import enter
 from datapath.kernel.pins import PENDING, is_calls_map
 from datapath.load.maps import max_entries, open_pin
@@ -33,10 +34,7 @@ _ELEM = struct.Struct("=IxxxxQQQ")
 _PIN = struct.Struct("=Q2I")
 _MARKER = 0x7A7A7A7A
 
-_libc = ctypes.CDLL(None, use_errno=True)
-_syscall = _libc.syscall
-_syscall.argtypes = (ctypes.c_long, ctypes.c_int, ctypes.c_void_p, ctypes.c_uint)
-_syscall.restype = ctypes.c_long
+_bpf = function("syscall", ctypes.c_long, ctypes.c_int, ctypes.c_void_p, ctypes.c_uint, result=ctypes.c_long)
 
 
 class NoFloor(ReloadlabError):
@@ -61,7 +59,7 @@ class _Call:
     kept: tuple[Any, ...] = ()
 
     def __call__(self) -> int:
-        result: int = _syscall(SYS_BPF, self.cmd, self.attr, len(self.attr))
+        result: int = _bpf(SYS_BPF, self.cmd, self.attr, len(self.attr))
         if result < 0:
             number = ctypes.get_errno()
             raise BpfError(f"BPF_{Cmd(self.cmd).name}", number, f"{self.what}: {os.strerror(number)}")

@@ -21,6 +21,7 @@ from types import TracebackType
 from typing import Self
 
 from datapath.errors import ReloadlabError
+from datapath.kernel.libc import function
 from datapath.kernel.netns import enter
 from lab.system.sockets import Address, bound_socket
 
@@ -35,7 +36,7 @@ TIMEOUT = 5.0
 
 _ETH_P_ALL = 0x0003
 _CHUNK = 1 << 18
-_libc = ctypes.CDLL(None, use_errno=True)
+_sendmmsg, _recvmmsg = function("sendmmsg"), function("recvmmsg")
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,8 +100,8 @@ class UdpLoad:
     def run(self, batches: int) -> None:
         """Send and receive so many times BATCH packets; LoadStopped if one is missing."""
         for _ in range(batches):
-            self._all(_libc.sendmmsg, self._sender)
-            self._all(_libc.recvmmsg, self._receiver, None)
+            self._all(_sendmmsg, self._sender)
+            self._all(_recvmmsg, self._receiver, None)
 
     def capture(self, netns: Path, ifname: str) -> bytes:
         """Return one of the packets as a frame, as it comes in by `ifname`, the other end of the sender's device."""

@@ -26,7 +26,7 @@ from lab.bench.rounds import Busy, Progress, Row, Timed, take_turns
 from lab.bench.tc import BPFFS, Tc, compile_for_libbpf
 from lab.node.node import Node
 from lab.node.topology import NODE, NodeSpec
-from lab.system import netns
+from lab.system import mounts
 from lab.system.scratch import scratch
 from lab.watch.tracing import SyscallEvent, SyscallTracer, TracingUnavailable
 
@@ -196,8 +196,8 @@ def _tc(stack: ExitStack, setup: Setup, template: Template) -> tuple[list[Timed]
     agent, plan = _loaded(stack, setup, "tc", template)
     node, spec = agent.node, _own_spec(template, plan)
     pod, hooks = node.pods[0], _hooks(setup, template)
-    netns.bind_mount(str(agent.config.bpffs), BPFFS)
-    stack.callback(netns.umount, BPFFS)
+    mounts.bind_mount(str(agent.config.bpffs), BPFFS)
+    stack.callback(mounts.umount, BPFFS)
     write = next(step for step in plan.steps if isinstance(step, WriteObject))
     own = Tc(write.object.path, _sections(spec), spec, node.netns(NODE), pod.ifname, hooks)
     refusal = own.refusal()

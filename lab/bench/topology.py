@@ -8,7 +8,6 @@ finished cleaning up behind the one before.
 
 from __future__ import annotations
 
-import ctypes
 import os
 import statistics
 import sys
@@ -37,10 +36,9 @@ from lab.node.topology import (
     plan_node,
     random_mac,
 )
-from lab.system import netns, tools
+from lab.system import mounts, netns, tools
 from lab.system.scratch import scratch
 
-_CLONE_NEWNS, _MS_REC, _MS_PRIVATE = 0x20000, 0x4000, 1 << 18
 _CLEANUP_TIMEOUT = 60.0
 _PREFIX = "reloadlab-bench"
 _NODE_LINK = "txqueuelen 1000"
@@ -118,14 +116,8 @@ def leave_mount_namespace() -> None:
 
     Whatever then happens to it, nothing that it made outlives it: no namespace, no mount, no directory.
     """
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.unshare(_CLONE_NEWNS) != 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number), "unshare(CLONE_NEWNS)")
-    if libc.mount(None, b"/", None, ctypes.c_ulong(_MS_REC | _MS_PRIVATE), None) != 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number), "/")
-    netns.mount("tmpfs", Path("/run"), netns.MS_NOSUID | netns.MS_NODEV, "mode=0755")
+    mounts.leave_mount_namespace()
+    mounts.mount("tmpfs", Path("/run"), mounts.MS_NOSUID | mounts.MS_NODEV, "mode=0755")
 
 
 def _lab(pods: int) -> Times:
@@ -276,4 +268,4 @@ def _in_thread_namespace(path: Path) -> Iterator[Path]:
     try:
         yield path
     finally:
-        netns.umount(path)
+        mounts.umount(path)

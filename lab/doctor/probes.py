@@ -14,6 +14,7 @@ from datapath.bpftypes import MapType
 from datapath.build.compile import probe_compiler
 from datapath.errors import ReloadlabError, ToolMissing
 from datapath.kernel import bpf as kernel
+from datapath.kernel.libc import function
 from lab.system import tools
 from lab.watch import tracing as system_calls
 
@@ -31,6 +32,8 @@ BPF_TCX_INGRESS = 46
 
 LOOPBACK_IFINDEX = 1
 """Of `lo`, in every network namespace (include/net/net_namespace.h)."""
+
+_syscall = function("syscall", ctypes.c_long, ctypes.c_int, ctypes.c_void_p, ctypes.c_uint, result=ctypes.c_long)
 
 # cBPF "return 0": enough to ask for cls_bpf without a compiler. The form is tc-bpf(8)'s: length, then instructions.
 BYTECODE = "'1,6 0 0 0'"
@@ -145,9 +148,8 @@ def _tc(batch: str) -> None:
 
 def tcx() -> str:
     """Links on a device's ingress: asks what is attached to `lo` there, which changes nothing."""
-    libc = ctypes.CDLL(None, use_errno=True)
     attr = struct.pack("=4IQ2I", LOOPBACK_IFINDEX, BPF_TCX_INGRESS, 0, 0, 0, 0, 0).ljust(64, b"\0")
-    if libc.syscall(kernel.SYS_BPF, BPF_PROG_QUERY, attr, len(attr)) != 0:
+    if _syscall(kernel.SYS_BPF, BPF_PROG_QUERY, attr, len(attr)) < 0:
         number = ctypes.get_errno()
         raise Unmet("the kernel does not know it" if number == errno.EINVAL else os.strerror(number))
     return "known to the kernel"

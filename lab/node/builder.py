@@ -21,7 +21,8 @@ from datapath.kernel.netlink import NetlinkSocket, unless
 from lab.node import links
 from lab.node.registry import NAMESPACES
 from lab.node.topology import HEALTH, NODE, OUTSIDE, NodeFacts, NodeSpec, PodFacts
-from lab.system.netns import bind_mount, enter, new_netns, sysctl
+from lab.system.mounts import bind_mount
+from lab.system.netns import enter, new_netns, sysctl
 
 THREADS = 2
 

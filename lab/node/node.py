@@ -33,7 +33,7 @@ from lab.node.topology import (
     plan_pod,
     pod_number,
 )
-from lab.system import netns
+from lab.system import mounts, netns
 from lab.system.inhabitants import kill_inhabitants
 
 
@@ -321,5 +321,5 @@ class Node:
             kill_inhabitants({netns.inode(path)})
         # Path.is_mount() sees directories only, and this is a file.
         if os.path.ismount(path):
-            netns.umount(path)
+            mounts.umount(path)
         path.unlink(missing_ok=True)

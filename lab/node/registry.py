@@ -27,7 +27,7 @@ from typing import Any
 from datapath.errors import ReloadlabError
 from datapath.names import check_lab_name
 from lab.errors import LabBusy, LabExists, LabNotFound, LabNotReady, LabSystemError, Status, system_errors
-from lab.system import netns
+from lab.system import mounts, netns
 from lab.system.inhabitants import kill_inhabitants
 
 RUN_VARIABLE = "RELOADLAB_RUN"
@@ -112,14 +112,14 @@ def claim(name: str, size: str = DEFAULT_SIZE) -> Iterator[Claim]:
                 raise LabExists(name, _status(root).status)
             try:
                 root.mkdir(mode=0o700)
-                netns.mount("tmpfs", root, netns.MS_NOSUID | netns.MS_NODEV, f"mode=0700,size={size}")
+                mounts.mount("tmpfs", root, mounts.MS_NOSUID | mounts.MS_NODEV, f"mode=0700,size={size}")
                 descriptor = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 claimed = Claim(root, descriptor)
                 stack.callback(claimed.release)
                 for directory in (NAMESPACES, BPFFS, STATE):
                     (root / directory).mkdir(mode=0o700)
-                netns.mount("bpf", root / BPFFS, netns.MS_NOSUID | netns.MS_NODEV | netns.MS_NOEXEC, "mode=0700")
+                mounts.mount("bpf", root / BPFFS, mounts.MS_NOSUID | mounts.MS_NODEV | mounts.MS_NOEXEC, "mode=0700")
             except BaseException:
                 _detach(root)
                 raise
@@ -305,7 +305,7 @@ def _detach_ours(root: Path, descriptor: int) -> None:
 def _detach(root: Path) -> None:
     """Take a lab's tree away. In other mount namespaces, if one has a copy of it, rmdir(2) does the same."""
     while root.is_mount():
-        netns.umount(root)
+        mounts.umount(root)
     with suppress(FileNotFoundError):
         root.rmdir()
 

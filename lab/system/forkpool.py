@@ -28,6 +28,7 @@ from types import FrameType
 from typing import IO, Generic, NoReturn, TypeVar
 
 from datapath.errors import Cancelled, ReloadlabError
+from datapath.kernel.libc import check, function
 from lab.system.signals import SIGNALS, SignalEvent
 
 T = TypeVar("T")
@@ -45,7 +46,7 @@ _BEGUN, _DONE, _RAISED = range(3)
 _NO_TASK = 0xFFFFFFFF
 _PR_SET_PDEATHSIG = 1
 
-_libc = ctypes.CDLL(None, use_errno=True)
+_prctl = function("prctl", ctypes.c_int, *[ctypes.c_ulong] * 4)
 
 
 class WorkerDied(ReloadlabError):
@@ -257,8 +258,7 @@ def _cancelled_by_signals(parent: int) -> threading.Event:
         if number == signal.SIGTERM or signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, handler)
     # Sent when the thread that forked ends. It does nothing but wait for us: it ends with its process, by SIGKILL.
-    if _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0) != 0:
-        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
+    check(_prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0), "prctl(PR_SET_PDEATHSIG)")
     if os.getppid() != parent:
         cancel.set()
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)

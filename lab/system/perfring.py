@@ -19,7 +19,8 @@ from types import TracebackType
 from typing import Self
 
 from datapath.errors import BpfError
-from datapath.kernel import bpf
+from datapath.kernel.cpus import ONLINE, cpu_list
+from datapath.kernel.libc import function
 from datapath.kernel.map import Map
 
 _SYSCALL = {"x86_64": 298, "aarch64": 241}
@@ -34,7 +35,8 @@ _ATTR_SIZE = 112
 PAGES = 64
 """Pages of a ring, a power of two: 256 KiB, about 1,500 messages with their packets."""
 
-_libc = ctypes.CDLL(None, use_errno=True)
+_LONG, _INT = ctypes.c_long, ctypes.c_int
+_perf_event_open = function("syscall", _LONG, ctypes.c_void_p, _INT, _INT, _INT, ctypes.c_ulong, result=_LONG)
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,12 +129,7 @@ class PerfReader:
 
 def os_cpus() -> set[int]:
     """Return the CPUs that are online."""
-    found: set[int] = set()
-    with open("/sys/devices/system/cpu/online") as file:
-        for part in file.read().strip().split(","):
-            first, _, last = part.partition("-")
-            found.update(range(int(first), int(last or first) + 1))
-    return found & set(range(bpf.possible_cpus()))
+    return set(cpu_list(ONLINE))
 
 
 def _open(cpu: int) -> int:
@@ -143,7 +140,7 @@ def _open(cpu: int) -> int:
     # From here to wakeup_events: read_format, flags; then one message wakes the reader up.
     attributes += struct.pack("<QQI", 0, 0, 1)
     buffer = ctypes.create_string_buffer(attributes, _ATTR_SIZE)
-    fd = int(_libc.syscall(number, buffer, -1, cpu, -1, ctypes.c_ulong(_FLAG_FD_CLOEXEC)))
+    fd = int(_perf_event_open(number, buffer, -1, cpu, -1, _FLAG_FD_CLOEXEC))
     if fd < 0:
         code = ctypes.get_errno()
         raise BpfError("perf_event_open", code, f"CPU {cpu}: {os.strerror(code)}")

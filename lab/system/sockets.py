@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
 
+from datapath.kernel.libc import check, function
 from datapath.kernel.netns import enter
 
 SO_SNDBUFFORCE, SO_RCVBUFFORCE = 32, 33
@@ -26,7 +27,8 @@ TCP_INFO_TOTAL_RETRANS, TCP_INFO_SEGS_OUT = 100, 136
 BUFFER = 4 << 20
 """Bytes of socket buffer: a receiver that sleeps for a second at 2000 packets a second still loses none."""
 
-_libc = ctypes.CDLL(None, use_errno=True)
+_timerfd_create = function("timerfd_create", ctypes.c_int, ctypes.c_int)
+_timerfd_settime = function("timerfd_settime", ctypes.c_int, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,12 +129,11 @@ class _TimerSpec(ctypes.Structure):
 
 def periodic_timer(interval_ns: int) -> int:
     """Return a non-blocking timerfd on CLOCK_MONOTONIC; Python has one from 3.13 on."""
-    descriptor = int(_libc.timerfd_create(time.CLOCK_MONOTONIC, os.O_NONBLOCK | os.O_CLOEXEC))
-    if descriptor < 0:
-        raise OSError(ctypes.get_errno(), "timerfd_create")
+    descriptor = check(_timerfd_create(time.CLOCK_MONOTONIC, os.O_NONBLOCK | os.O_CLOEXEC), "timerfd_create")
     parts = (ctypes.c_long * 2)(*divmod(interval_ns, 1_000_000_000))
-    if _libc.timerfd_settime(descriptor, 0, ctypes.byref(_TimerSpec(parts, parts)), None) != 0:
-        number = ctypes.get_errno()
+    try:
+        check(_timerfd_settime(descriptor, 0, ctypes.byref(_TimerSpec(parts, parts)), None), "timerfd_settime")
+    except OSError:
         os.close(descriptor)
-        raise OSError(number, "timerfd_settime")
+        raise
     return descriptor

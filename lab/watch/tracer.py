@@ -16,6 +16,7 @@ from typing import Any
 
 from datapath.kernel.bpf import map_info
 from lab.system.companion import Control
+from lab.system.mounts import leave_mount_namespace, mount
 from lab.system.scratch import scratch
 from lab.watch.tracing import RECORD, Headers, find_headers, has_kheaders
 
@@ -108,32 +109,19 @@ TRACEPOINT_PROBE(syscalls, sys_exit_{name})
 }}
 """
 
-_libc = ctypes.CDLL(None, use_errno=True)
-
-
-def _check(result: int, what: str) -> None:
-    if result != 0:
-        number = ctypes.get_errno()
-        raise OSError(number, f"{what}: {os.strerror(number)}")
-
-
-def _mount(kind: str, target: Path) -> None:
-    _check(_libc.mount(kind.encode(), os.fsencode(target), kind.encode(), 0, None), f"mount {kind} on {target}")
-
 
 def arrange_mounts(headers: Headers | None, release: str) -> None:
     """Leave the machine's mount namespace, then put tracefs and kernel headers where bcc looks for them.
 
     OSError if that fails; nothing of it is visible to any other process.
     """
-    _check(_libc.unshare(CLONE_NEWNS), "unshare the mount namespace")
-    _check(_libc.mount(b"none", b"/", None, MS_REC | MS_PRIVATE, None), "make the mounts private")
+    leave_mount_namespace()
     if not (TRACING / "events").is_dir():
-        _mount("tracefs", TRACING)
+        mount("tracefs", TRACING)
     if not (TRACING / "events/syscalls/sys_enter_bpf").is_dir():
         raise OSError("the kernel has no system call tracepoints: CONFIG_FTRACE_SYSCALLS is not set")
     if headers is not None and headers.borrowed:
-        _mount("tmpfs", MODULES)
+        mount("tmpfs", MODULES)
         ours = MODULES / release
         ours.mkdir()
         (ours / "build").symlink_to(headers.build)

@@ -12,14 +12,15 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from fcntl import ioctl
 
+from datapath.kernel.libc import check, function
 from datapath.load.maps import Map
 
 _SYSCALL = {"x86_64": 298, "aarch64": 241}[platform.machine()]
 _SOFTWARE, _BPF_OUTPUT, _SAMPLE_RAW, _ENABLE, _RECORD_SAMPLE = 1, 10, 1 << 10, 0x2400, 9
 _PAGE = mmap.PAGESIZE
 _PAGES = 16
+_syscall = function("syscall")
 _HEAD = 1024  # struct perf_event_mmap_page: data_head
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +41,7 @@ def opened(array: Map) -> Iterator[Events]:
         rings = []
         for cpu in range(os.cpu_count() or 1):
             attr = struct.pack("<IIQQQQQQI", _SOFTWARE, 112, _BPF_OUTPUT, 1, _SAMPLE_RAW, 0, 0, 0, 1).ljust(112, b"\0")
-            fd = _libc.syscall(_SYSCALL, ctypes.create_string_buffer(attr, 112), -1, cpu, -1, 8)
-            if fd < 0:
-                raise OSError(ctypes.get_errno(), "perf_event_open")
+            fd = check(_syscall(_SYSCALL, ctypes.create_string_buffer(attr, 112), -1, cpu, -1, 8), "perf_event_open")
             stack.callback(os.close, fd)
             rings.append(stack.enter_context(mmap.mmap(fd, _PAGE * (1 + _PAGES))))
             array.update(cpu.to_bytes(4, "little"), fd.to_bytes(4, "little"))

@@ -13,7 +13,7 @@ from elftools.elf.elffile import ELFFile
 
 from datapath.bpftypes import MapType
 from datapath.build.compile import compile_source, probe_compiler
-from datapath.kernel.bpf import possible_cpus
+from datapath.kernel.cpus import cpu_ids
 from datapath.load.verify import verify_object
 from datapath.object.reader import read_object
 from datapath.object.spec import MapSpec
@@ -74,7 +74,7 @@ MAPS = {
     "cilium_metrics": MapSpec("cilium_metrics", MapType.PERCPU_HASH, 8, 16, 1024, 0, True),
     "cilium_ipcache": MapSpec("cilium_ipcache", MapType.LPM_TRIE, 24, 12, 512000, NO_PREALLOC, True),
     "cilium_call_policy": MapSpec("cilium_call_policy", MapType.PROG_ARRAY, 4, 4, 65535, 0, True, 1),
-    "cilium_events": MapSpec("cilium_events", MapType.PERF_EVENT_ARRAY, 4, 4, possible_cpus(), 0, True),
+    "cilium_events": MapSpec("cilium_events", MapType.PERF_EVENT_ARRAY, 4, 4, cpu_ids(), 0, True),
     "reloadlab_hits": MapSpec("reloadlab_hits", MapType.LRU_PERCPU_HASH, 8, 8, 4096, 0, True),
 }
 TUNNEL = {"cilium_tunnel_map": MapSpec("cilium_tunnel_map", MapType.HASH, 20, 20, 65536, NO_PREALLOC, True)}

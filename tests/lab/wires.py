@@ -14,13 +14,14 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from datapath.kernel.libc import function
 from lab.system.netns import CLONE_NEWNET, enter
 from lab.system.tools import run
 
 TUNSETIFF = 0x400454CA
 IFF_TUN, IFF_NO_PI = 0x1, 0x1000
 
-_libc = ctypes.CDLL(None, use_errno=True)
+_unshare = function("unshare", ctypes.c_int)
 
 
 @contextmanager
@@ -30,7 +31,7 @@ def namespace() -> Iterator[str]:
 
     def make() -> None:
         # A thread of its own: it ends with the namespace that it unshared, so there is no way back to get wrong.
-        if _libc.unshare(CLONE_NEWNET) == 0:
+        if _unshare(CLONE_NEWNET) == 0:
             made.append(os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC))
 
     thread = threading.Thread(target=make)

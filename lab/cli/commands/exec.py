@@ -5,13 +5,15 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from datapath.errors import ReloadlabError
 from lab.cli.targets import parse_target
 from lab.doctor.doctor import require
 from lab.node.node import Node
-from lab.system.netns import enter
+from lab.system.netns import NamespaceNotFound
 
 if TYPE_CHECKING:
     from argparse import _SubParsersAction
@@ -47,10 +49,21 @@ def run(args: argparse.Namespace) -> int:
     require("root")
     node = Node.open(lab)
     # The lock is not handed on: whoever removes the lab also ends what runs inside.
-    with node.lock_shared(), enter(node.netns(name)):
+    with node.lock_shared(), _inside(node.netns(name)):
         sys.stdout.flush()
         try:
             os.execvp(argv[0], argv)
         except OSError as error:
             print(f"reloadlab: {argv[0]}: {error.strerror}", file=sys.stderr)
             return NOT_FOUND if isinstance(error, FileNotFoundError) else NOT_EXECUTABLE
+
+
+def _inside(path: Path) -> AbstractContextManager[None]:
+    """Put this process into a namespace: its main thread, which is the only one and the one nsenter leaves for."""
+    import nsenter  # for this command alone
+
+    try:
+        namespace: AbstractContextManager[None] = nsenter.Namespace(str(path), "net")
+    except FileNotFoundError as error:
+        raise NamespaceNotFound(path) from error
+    return namespace

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from datapath.build import compile as compiling
-from datapath.build.compile import CLANG_VARIABLE, Compiler, compile_source, find_clang, possible_cpus, probe_compiler
+from datapath.build.compile import CLANG_VARIABLE, Compiler, compile_source, find_clang, probe_compiler
 from datapath.errors import Cancelled, CompileError, ToolMissing
 from datapath.object.reader import read_object
 
@@ -294,11 +294,3 @@ def test_probe_of_the_real_compiler(compiler: Compiler) -> None:
     assert compiler.major is not None
     assert shutil.which(str(compiler.path)) is not None
     assert "-mcpu=v3" in compiler.flags()
-
-
-@pytest.mark.parametrize(
-    ("text", "count"), [("0\n", 1), ("0-1\n", 2), ("0-3,8-11\n", 12)], ids=["one", "range", "sparse"]
-)
-def test_possible_cpus(tmp_path: Path, text: str, count: int) -> None:
-    (tmp_path / "possible").write_text(text)
-    assert possible_cpus(tmp_path / "possible") == count

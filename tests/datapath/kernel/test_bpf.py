@@ -159,11 +159,3 @@ def test_file_systems_are_told_apart(bpffs: Path, tmp_path: Path) -> None:
     assert bpf.fs_magic(tmp_path) != bpf.BPF_FS_MAGIC
     with pytest.raises(FileNotFoundError):
         bpf.fs_magic(tmp_path / "missing")
-
-
-def test_possible_cpus_is_what_per_cpu_values_have() -> None:
-    fd = bpf.map_create(MapType.PERCPU_ARRAY, 4, 8, 1)
-    value = b"".join(struct.pack("=Q", cpu + 1) for cpu in range(bpf.possible_cpus()))
-    bpf.map_update(fd, bytes(4), value)
-    assert bpf.map_lookup(fd, bytes(4), len(value)) == value
-    os.close(fd)

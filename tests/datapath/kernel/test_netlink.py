@@ -1,11 +1,8 @@
 from __future__ import annotations
 
 import errno
-import os
 import struct
-import threading
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -25,7 +22,7 @@ from datapath.kernel.netlink import (
     encode,
     text,
 )
-from datapath.kernel.netns import NamespaceNotFound, enter
+from datapath.kernel.netns import NamespaceNotFound
 from tests.datapath import support
 from tests.lab.wires import ip, namespace
 
@@ -153,39 +150,6 @@ class TestInNamespace:
             netlink._send([bridge("late")])  # answered with EEXIST
             netlink.request("add another", bridge("other"))
             assert {"late", "other"} <= netlink.interfaces().keys()
-
-    def test_missing_namespace(self, tmp_path: Path) -> None:
-        with pytest.raises(NamespaceNotFound, match="does not exist") as info:
-            NetlinkSocket(tmp_path / "nope")
-        assert info.value.path == tmp_path / "nope"
-
-    def test_enter_comes_back_after_an_exception(self, netns: Path) -> None:
-        before = os.stat("/proc/thread-self/ns/net").st_ino
-
-        def fail_inside() -> None:
-            with enter(netns):
-                assert os.stat("/proc/thread-self/ns/net").st_ino == os.stat(netns).st_ino != before
-                raise KeyError
-
-        with pytest.raises(KeyError):
-            fail_inside()
-        assert os.stat("/proc/thread-self/ns/net").st_ino == before
-
-    def test_enter_moves_the_calling_thread_only(self, netns: Path) -> None:
-        here, inside, go = os.stat("/proc/thread-self/ns/net").st_ino, threading.Event(), threading.Event()
-
-        def stay() -> int:
-            with enter(netns):
-                inside.set()
-                assert go.wait(10)
-            return os.stat("/proc/thread-self/ns/net").st_ino
-
-        with ThreadPoolExecutor(1) as pool:
-            other = pool.submit(stay)
-            assert inside.wait(10)
-            assert os.stat("/proc/thread-self/ns/net").st_ino == here
-            go.set()
-            assert other.result() == here
 
     def test_nothing_stays_open(self, netns: Path, tmp_path: Path) -> None:
         before = support.descriptors()

@@ -16,6 +16,7 @@ import pytest
 from datapath.bpftypes import MapType
 from datapath.errors import BpfError, MapDifference, MapIncompatible, PinPathError, VerifierError
 from datapath.kernel import bpf
+from datapath.kernel.cpus import possible_cpus
 from datapath.load.collection import (
     Collection,
     Map,
@@ -242,7 +243,7 @@ def test_maps_of_maps_are_filled(compile_c: Compile) -> None:
 def test_per_cpu_values_are_told_apart(spec: CollectionSpec) -> None:
     maps = load_maps(spec, None)
     scratch = maps.maps["scratch"]
-    cpus = bpf.possible_cpus()
+    cpus = possible_cpus()
     scratch.update(bytes(4), b"".join(struct.pack("=II", cpu + 1, 0) for cpu in range(cpus)))
     assert scratch.lookup_percpu(bytes(4)) == [struct.pack("=I", cpu + 1) for cpu in range(cpus)]
     with pytest.raises(ValueError, match="do not fit"):

@@ -12,6 +12,7 @@ import pytest
 from datapath.bpftypes import MapType
 from datapath.errors import BpfError
 from datapath.kernel import bpf
+from datapath.kernel.cpus import possible_cpus
 from datapath.load.content import can_copy, copy
 from datapath.load.maps import Map
 
@@ -44,7 +45,7 @@ def make(stack: ExitStack, kind: MapType, *, entries: int = 16, key: int = 4, va
 
 def fill(target: Map, count: int) -> dict[bytes, bytes]:
     """Put entries with different keys, lengths and, per CPU, values; return all of them as the kernel has them."""
-    cpus = bpf.possible_cpus()
+    cpus = possible_cpus()
     step = target.value_bytes // cpus if target.value_bytes != target.info.value_size else 0
     for number in range(count):
         key = struct.pack("=I", number)

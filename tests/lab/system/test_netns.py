@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from lab.system import netns
+from lab.system import mounts, netns
 from tests.lab.labs import sysctl
 
 pytestmark = pytest.mark.privileged
@@ -46,7 +46,7 @@ def test_new_namespace_lives_on_without_its_thread(tmp_path: Path) -> None:
         with netns.enter(path):
             assert os.stat("/proc/thread-self/ns/net").st_ino == seen[0]
     finally:
-        netns.umount(path)
+        mounts.umount(path)
 
 
 def test_sysctl_is_of_the_threads_namespace(tmp_path: Path) -> None:
@@ -63,7 +63,7 @@ def test_sysctl_is_of_the_threads_namespace(tmp_path: Path) -> None:
         assert sysctl(path, "ipv4/ip_forward") == other
         assert Path("/proc/sys/net/ipv4/ip_forward").read_text() == here
     finally:
-        netns.umount(path)
+        mounts.umount(path)
 
 
 def test_path_that_is_taken(tmp_path: Path) -> None:
@@ -81,10 +81,10 @@ def test_path_that_is_taken(tmp_path: Path) -> None:
 
 def test_errors_name_the_path(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="absent") as mount:
-        netns.bind_mount("/proc/self/ns/net", tmp_path / "absent")
+        mounts.bind_mount("/proc/self/ns/net", tmp_path / "absent")
     assert mount.value.errno == errno.ENOENT
     with pytest.raises(OSError, match=tmp_path.name) as umount:
-        netns.umount(tmp_path)
+        mounts.umount(tmp_path)
     assert umount.value.errno == errno.EINVAL
     with pytest.raises(netns.NamespaceNotFound, match="absent"), netns.enter(tmp_path / "absent"):
         pass

@@ -12,6 +12,7 @@ import pytest
 
 from datapath.bpftypes import MapType
 from datapath.kernel import bpf
+from datapath.kernel.cpus import cpu_ids
 from datapath.load.maps import open_pin
 from lab.cli.main import main
 from lab.node.node import Node
@@ -82,7 +83,7 @@ def send(node: Node) -> Iterator[Send]:
 def pin_events(node: Node) -> Path:
     path = node.datapath_config().globals / EVENTS_MAP
     path.parent.mkdir(parents=True, exist_ok=True)
-    fd = bpf.map_create(MapType.PERF_EVENT_ARRAY, 4, 4, bpf.possible_cpus())
+    fd = bpf.map_create(MapType.PERF_EVENT_ARRAY, 4, 4, cpu_ids())
     try:
         bpf.obj_pin(fd, path)
     finally:

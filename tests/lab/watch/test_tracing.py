@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 
+from datapath.kernel.libc import function
 from lab.watch.tracer import program_text
 from lab.watch.tracing import (
     RECORD,
@@ -34,7 +35,7 @@ from lab.watch.tracing import (
 ROOT = Path(__file__).resolve().parents[3]
 BPF_PROG_GET_NEXT_ID = 11
 
-_libc = ctypes.CDLL(None, use_errno=True)
+_syscall = function("syscall")
 
 traced = pytest.mark.skipif(probe() is not None, reason=str(probe()))
 
@@ -155,7 +156,7 @@ def test_program_has_a_pair_of_probes_per_call() -> None:
 def next_program_id(count: int) -> None:
     """Make `count` calls of bpf(2) that fail by EFAULT: known calls that change nothing."""
     for _ in range(count):
-        assert _libc.syscall(321 if os.uname().machine == "x86_64" else 280, BPF_PROG_GET_NEXT_ID, None, 0x10) == -1
+        assert _syscall(321 if os.uname().machine == "x86_64" else 280, BPF_PROG_GET_NEXT_ID, None, 0x10) == -1
         assert ctypes.get_errno() == errno.EFAULT
 
 
@@ -272,7 +273,7 @@ def test_nothing_of_the_tracer_is_seen_outside() -> None:
 @pytest.mark.privileged
 @traced
 def test_a_call_that_the_kernel_does_not_have_is_an_error() -> None:
-    with pytest.raises(TracingUnavailable, match=r"BCC failed: lab\.tracer: died with status 1"):
+    with pytest.raises(TracingUnavailable, match=r"BCC failed: lab\.watch\.tracer: died with status 1"):
         SyscallTracer(syscalls=["no_such_call"]).start()
 
 

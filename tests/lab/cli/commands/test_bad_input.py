@@ -26,7 +26,7 @@ from datapath.loader import Loader
 from lab.agent.agent import Agent
 from lab.node import registry
 from lab.node.node import Node
-from lab.system.netns import umount
+from lab.system.mounts import umount
 from lab.system.tools import run
 from lab.watch.invariants import Baseline, baseline, check, unchanged
 from lab.watch.snapshot import take
