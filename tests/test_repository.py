@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import fnmatch
 import os
 import re
 import shutil
@@ -18,6 +19,32 @@ ROOT = Path(__file__).resolve().parents[1]
 
 LAYERS = {"bpf": 0, "datapath": 1, "lab": 2, "scenarios": 3, "tests": 4}
 """Who may import whom: a package imports itself and those with a smaller number."""
+
+ROOMS = {
+    "datapath": (
+        ("bpftypes", "endpoint", "errors", "locks", "names", "timing"),
+        ("kernel", "object"),
+        ("load",),
+        ("build",),
+        ("reload",),
+        ("loader",),
+    ),
+    "lab": (
+        ("errors",),
+        ("system",),
+        ("abi",),
+        ("node",),
+        ("traffic",),
+        ("agent",),
+        ("watch",),
+        ("doctor", "scenario", "bench"),
+        ("cli",),
+    ),
+}
+"""The floors of each package, the lowest first: a room imports itself and what lies on a lower floor.
+
+Modules at the top of a package (`errors`) are rooms of their own; those of the lowest floor may import each other.
+"""
 
 REGISTRY_HOSTS = [
     ".".join(parts)
@@ -82,6 +109,23 @@ def test_top_level(name: str) -> None:
 def test_a_tree_without_git_has_the_same_files() -> None:
     committed = {path for path in repository_files() if path.suffix in (".py", ".c", ".h", ".lock")}
     assert committed == {path for path in unpacked_files() if path.suffix in (".py", ".c", ".h", ".lock")}
+
+
+def test_the_virtual_machine_gets_every_committed_file() -> None:
+    text = (ROOT / "Vagrantfile").read_text()
+    patterns = re.findall(r'"([^"]+)"', text.partition("rsync__exclude: [")[2].partition("]")[0])
+    assert patterns
+    names = [path.relative_to(ROOT).as_posix() for path in repository_files()]
+    left_out = [name for name in names if any(excludes(pattern, name) for pattern in patterns)]
+    assert left_out == []
+
+
+def excludes(pattern: str, name: str) -> bool:
+    """Tell whether rsync's --exclude with this pattern for directories leaves out a file below the root."""
+    directories = name.split("/")[:-1]
+    if pattern.startswith("/"):
+        directories = directories[:1]
+    return any(fnmatch.fnmatchcase(directory, pattern.strip("/")) for directory in directories)
 
 
 def test_licence_is_apache_2() -> None:
@@ -167,6 +211,72 @@ def test_imports_go_one_way(package: str) -> None:
         if LAYERS.get(imported, -1) > LAYERS[package]
     ]
     assert against == []
+
+
+def imported_modules(path: Path) -> Iterator[tuple[str, str]]:
+    """Every import of a file as (module, name), the name empty where a module is imported as a whole."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, "") for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            yield from ((node.module, alias.name) for alias in node.names)
+
+
+def room_of(path: Path) -> str:
+    """The room of a module: the directory below its package, or the module itself at the top of the package."""
+    return path.relative_to(ROOT).with_suffix("").parts[1]
+
+
+def rooms_of(module: str, name: str, package: str) -> str | None:
+    """The room of `package` that an import leads to, None if it leads elsewhere."""
+    parts = [*module.split("."), name]
+    return parts[1] if parts[0] == package and parts[1] else None
+
+
+def misplaced_imports(package: str) -> list[str]:
+    """Every import that goes from a room to one on its own floor or above it, and every room that has no floor."""
+    floors = {room: number for number, rooms in enumerate(ROOMS[package]) for room in rooms}
+    found = []
+    for path in python_files(package):
+        room = room_of(path)
+        if room == "__init__":
+            continue
+        for module, name in imported_modules(path):
+            target = rooms_of(module, name, package)
+            if target in (None, room) or (floors.get(room) == floors.get(target or "") == 0):
+                continue
+            if room not in floors or target not in floors or floors[target] >= floors[room]:
+                found.append(f"{path.relative_to(ROOT)} imports {package}.{target}")
+    return found
+
+
+@pytest.mark.parametrize("package", ROOMS)
+def test_a_room_imports_only_rooms_on_lower_floors(package: str) -> None:
+    assert misplaced_imports(package) == []
+
+
+@pytest.mark.parametrize("package", ROOMS)
+def test_every_room_has_a_floor_and_every_floor_is_there(package: str) -> None:
+    present = {room_of(path) for path in python_files(package)} - {"__init__"}
+    assert present == {room for floor in ROOMS[package] for room in floor}
+
+
+@pytest.mark.parametrize("package", ROOMS)
+def test_no_module_reaches_for_a_private_name_of_another(package: str) -> None:
+    private = [
+        f"{path.relative_to(ROOT)} imports {name} from {module}"
+        for path in python_files(package)
+        for module, name in imported_modules(path)
+        if module.partition(".")[0] in LAYERS
+        and (name.startswith("_") or any(part.startswith("_") for part in module.split(".")))
+    ]
+    assert private == []
+
+
+@pytest.mark.parametrize("package", ROOMS)
+def test_every_room_says_what_lives_there(package: str) -> None:
+    for path in (ROOT / package).rglob("__init__.py"):
+        assert ast.get_docstring(ast.parse(path.read_text())), path
 
 
 @pytest.mark.parametrize("package", ["bpf", "datapath"])
