@@ -64,7 +64,7 @@ def test_every_invariant_has_a_line() -> None:
     text = (ROOT / "docs" / "invariants.md").read_text()
     assert re.findall(r"^\| (\d+) \|", text, re.MULTILINE) == [str(number) for number in range(1, 11)]
     assert str(Violation(5, "pod-1: no direct route to 10.244.0.3")) in text
-    checked = (ROOT / "lab" / "invariants.py").read_text()
+    checked = (ROOT / "lab" / "watch" / "invariants.py").read_text()
     # The eighth is that of Scenario.reload_fails, the seventh the traffic's.
     assert {int(number) for number in re.findall(r"Violation\((\d+),", checked)} == set(range(1, 11))
 
