@@ -17,7 +17,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 
-LAYERS = {"bpf": 0, "datapath": 1, "lab": 2, "scenarios": 3, "tests": 4}
+LAYERS = {"bpf": 0, "datapath": 1, "lab": 2, "reloadlab": 3, "scenarios": 4, "tests": 5}
 """Who may import whom: a package imports itself and those with a smaller number."""
 
 ROOMS = {
@@ -99,7 +99,7 @@ def lock_entries() -> dict[str, str]:
     "name",
     [
         *("pyproject.toml", "requirements.lock", "Makefile", "Vagrantfile", "README.md", "LICENSE", ".ci/run"),
-        *("bpf", "datapath", "lab", "scenarios", "tests"),
+        *("bpf", "datapath", "lab", "reloadlab", "scenarios", "tests"),
     ],
 )
 def test_top_level(name: str) -> None:

@@ -1,18 +1,11 @@
-"""The pytest plugin: a node beside the test that wants one, and a record of what every scenario did.
+"""What reloadlab's pytest plugin does once it is used: nodes for tests, checks, a record of every scenario.
 
-    @pytest.mark.node(pods=3, endpoint_routes=True)
-    def test_mine(scenario):
-        scenario.reload("pod-1")
+The fixtures, marks and options are declared in `reloadlab.pytest_plugin`, which loads this module when one of them is
+used and registers it as a plugin.
 
-The mark takes the fields of `NodeSpec` and, as `agent=`, options of `Agent`; `flows` and `rate` are those of
-`Scenario`. The node is up, loaded and under traffic when the test begins; when it ends, every invariant is checked as
-part of the test.
-
-    @pytest.mark.cluster(nodes=2, tunnel=True, each={2: {"endpoint_routes": True}})
-    def test_ours(cluster):
-        cluster.reload("2/pod-1")
-
-The same with several nodes on one underlay: `each` has what is special about single nodes, by their number.
+The mark of a scenario takes the fields of `NodeSpec` and, as `agent=`, options of `Agent`; `flows` and `rate` are
+those of `Scenario`. The node is up, loaded and under traffic when the test begins; when it ends, every invariant is
+checked as part of the test. The mark of several nodes takes the arguments of `cluster_specs` besides.
 """
 
 from __future__ import annotations
@@ -21,11 +14,13 @@ import json
 import os
 import re
 from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from datapath.errors import ReloadlabError
 from lab.agent.cluster import cluster_specs
 from lab.agent.options import parse_macro
 from lab.node.topology import NodeSpec
@@ -34,43 +29,18 @@ from lab.scenario.scenario import ClusterScenario, Scenario, Watched
 _RECORD = pytest.StashKey[Watched]()
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
-    """Declare the options of the plugin."""
-    group = parser.getgroup("reloadlab")
-    group.addoption("--reloadlab-record", metavar="DIR", help="write a JSON file per scenario into this directory")
-    group.addoption("--reloadlab-library", metavar="DIR", help="C sources instead of our own, e.g. Cilium's bpf/")
-    group.addoption(
-        "--reloadlab-define",
-        type=parse_macro,
-        action="append",
-        default=[],
-        metavar="NAME[=VALUE]",
-        help="a macro for the C of every node",
-    )
-
-
 def pytest_configure(config: pytest.Config) -> None:
-    """Declare the marks."""
-    config.addinivalue_line("markers", "node(**spec): the node of a scenario, as fields of NodeSpec")
-    config.addinivalue_line("markers", "cluster(nodes, each, **spec): several nodes, as arguments of cluster_specs")
-    config.addinivalue_line("markers", "own_sources: needs macros that only our own C knows (bpf/lib/config.h)")
-    config.addinivalue_line("markers", "privileged: needs root and the real kernel")
+    """Refuse wrong options now, not in every test; called when this module is registered."""
+    try:
+        _defines(config)
+    except ReloadlabError as error:
+        raise pytest.UsageError(str(error)) from error
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Skip what needs root where there is none (everything that makes a node does), or our own C where it is not."""
-    for item in items:
-        makes_node = {"scenario", "cluster"} & set(getattr(item, "fixturenames", ()))
-        if os.geteuid() != 0 and (makes_node or item.get_closest_marker("privileged")):
-            item.add_marker(pytest.mark.skip(reason="needs root"))
-        if config.getoption("--reloadlab-library") is not None and item.get_closest_marker("own_sources"):
-            item.add_marker(pytest.mark.skip(reason="needs macros that only our own C knows"))
-
-
-@pytest.fixture
+@contextmanager
 def scenario(request: pytest.FixtureRequest) -> Iterator[Scenario]:
-    """A node that is up, loaded and under traffic; its invariants are checked when the test function returns."""
-    options, agent = _options(request, "node")
+    """Yield a node that is up, loaded and under traffic; `check` looks at it when the test function has returned."""
+    options, agent = _options(request, "reloadlab_node")
     with Scenario(NodeSpec(_node_name(request.node.name), **options), **agent) as running:
         request.node.stash[_RECORD] = running
         yield running
@@ -78,15 +48,22 @@ def scenario(request: pytest.FixtureRequest) -> Iterator[Scenario]:
         running.abandon()
 
 
-@pytest.fixture
+@contextmanager
 def cluster(request: pytest.FixtureRequest) -> Iterator[ClusterScenario]:
-    """Nodes on one underlay, loaded and under traffic; their invariants are checked when the test function returns."""
-    options, agent = _options(request, "cluster")
+    """Yield nodes on one underlay, loaded and under traffic; `check` looks at them as well."""
+    options, agent = _options(request, "reloadlab_cluster")
     specs = cluster_specs(_node_name(request.node.name), **{"nodes": 2, **options})
     with ClusterScenario(specs, **agent) as running:
         request.node.stash[_RECORD] = running
         yield running
         running.abandon()
+
+
+def check(item: pytest.Item) -> None:
+    """Check the invariants of the scenario that a test has, if any; InvariantsViolated fails the test."""
+    running = item.stash.get(_RECORD, None)
+    if running is not None:
+        running.finish()
 
 
 def _options(request: pytest.FixtureRequest, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -98,18 +75,12 @@ def _options(request: pytest.FixtureRequest, name: str) -> tuple[dict[str, Any],
     library = request.config.getoption("--reloadlab-library")
     if library is not None:
         agent = {**agent, "library": Path(library).resolve()}
-    defines = request.config.getoption("--reloadlab-define")
+    defines = _defines(request.config)
     return options, {**agent, "defines": (*defines, *agent.get("defines", ()))}
 
 
-@pytest.hookimpl(wrapper=True)
-def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, object]:
-    """Check the invariants while the test still runs: what they find fails the test, not its teardown."""
-    result = yield
-    running = pyfuncitem.stash.get(_RECORD, None)
-    if running is not None:
-        running.finish()
-    return result
+def _defines(config: pytest.Config) -> list[tuple[str, str]]:
+    return [parse_macro(text) for text in config.getoption("--reloadlab-define")]
 
 
 @pytest.hookimpl(wrapper=True)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
 
+import lab
 from datapath.errors import ReloadlabError
 from lab.agent.options import check_library
 from lab.bench.parallel import PODS, ROUNDS, ParallelReport, measure
@@ -34,8 +35,8 @@ if TYPE_CHECKING:
 POLL = 0.2
 """Seconds between two looks at the records of scenarios that have ended."""
 
-OUR_SUITES = ["--pyargs", "scenarios"]
-"""pytest finds them by name: nothing here imports what stands on top of it."""
+OUR_SUITES = Path(lab.__file__).parents[1] / "scenarios"
+"""A path: nothing here imports what stands on top of it."""
 
 NO_TESTS = 5
 """pytest's exit code when a selection matches nothing."""
@@ -128,10 +129,12 @@ def _examine(console: Console) -> bool:
 
 def _scenarios(console: Console, args: argparse.Namespace) -> list[dict[str, Any]]:
     """Run the suites under pytest and return a record per scenario, in order of name."""
-    paths = [str(path) for path in args.paths] or OUR_SUITES
+    paths = [str(path) for path in args.paths or [OUR_SUITES]]
     console.print("\n[bold]scenarios[/]")
     with scratch() as directory:
-        argv = [sys.executable, "-m", "pytest", "-q", "-n", args.workers, "-p", "no:cacheprovider"]
+        # Without -P and its variable, modules of the current directory would take the place of ours, or of Python's.
+        argv = [sys.executable, "-P", "-m", "pytest", "-p", "reloadlab.short_names"]
+        argv += ["-q", "-n", args.workers, "-p", "no:cacheprovider"]
         argv += ["--reloadlab-record", str(directory), *(["-k", args.select] if args.select else [])]
         argv += [] if args.library is None else ["--reloadlab-library", str(args.library)]
         argv += [word for name, value in args.defines for word in ("--reloadlab-define", f"{name}={value}")]
@@ -157,7 +160,11 @@ def _scenarios(console: Console, args: argparse.Namespace) -> list[dict[str, Any
 @contextmanager
 def _running(argv: list[str], output: Path) -> Iterator[subprocess.Popen[bytes]]:
     """Run pytest; on Ctrl-C let it take its nodes down before going on."""
-    with output.open("wb") as log, subprocess.Popen(argv, stdout=log, stderr=log, start_new_session=True) as process:
+    env = {**os.environ, "PYTHONSAFEPATH": "1"}
+    with (
+        output.open("wb") as log,
+        subprocess.Popen(argv, stdout=log, stderr=log, env=env, start_new_session=True) as process,
+    ):
         try:
             yield process
         except BaseException:

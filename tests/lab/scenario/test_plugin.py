@@ -14,6 +14,8 @@ from lab.node import registry
 
 pytest_plugins = ["pytester"]
 
+PLUGIN = ("-p", "no:cacheprovider", "-p", "reloadlab.short_names")
+
 SUITE = """
 import pytest
 from datapath.kernel.hooks import Direction, detach, filters
@@ -57,7 +59,7 @@ def records(pytester: pytest.Pytester, tmp_path: Path) -> Path:
 def test_suite_of_a_user(pytester: pytest.Pytester, records: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = Path(f"/run/reloadlab-test-{records.name}-{id(records):x}")
     monkeypatch.setenv(registry.RUN_VARIABLE, str(run))
-    options = ("-p", "no:cacheprovider", "--reloadlab-record", str(records))
+    options = (*PLUGIN, "--reloadlab-record", str(records))
     result = pytester.runpytest_subprocess("--strict-markers", *options, timeout=60)
     result.assert_outcomes(passed=3, failed=2, skipped=1)
     assert not run.exists()
@@ -88,7 +90,7 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def test_marks_are_declared(pytester: pytest.Pytester) -> None:
-    result = pytester.runpytest_subprocess("--markers", "-p", "no:cacheprovider")
+    result = pytester.runpytest_subprocess("--markers", *PLUGIN)
     result.stdout.fnmatch_lines(["@pytest.mark.node(*", "@pytest.mark.own_sources: *", "@pytest.mark.privileged: *"])
 
 
@@ -119,5 +121,5 @@ def test_other_sources(pytester: pytest.Pytester, tmp_path: Path) -> None:
     library = shutil.copytree(LIBRARY, tmp_path / "bpf")
     pytester.makepyfile(test_theirs=OTHER_SOURCES.replace("LIBRARY", str(library)))
     options = ("--reloadlab-library", str(library), "--reloadlab-define", "CT_MAP_SIZE_TCP=256")
-    result = pytester.runpytest_subprocess("-p", "no:cacheprovider", *options, timeout=60)
+    result = pytester.runpytest_subprocess(*PLUGIN, *options, timeout=60)
     result.assert_outcomes(passed=1, skipped=1)

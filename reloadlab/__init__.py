@@ -1,0 +1,196 @@
+"""Everything that a suite of your own imports: `from reloadlab import Gate, NodeSpec, Scenario`.
+
+Importing this module loads nothing; a name is loaded when it is first used. The modules behind the names may move, the
+names stay. docs/suite.md of the project shows how to use them.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from datapath.bpftypes import MapType
+    from datapath.endpoint import HOST_ID, REMOTE_NODE_ID, WORLD_ID
+    from datapath.errors import Cancelled, LinkNotFound, ReloadlabError, VerifierError
+    from datapath.kernel.bpf import MapInfo
+    from datapath.kernel.hooks import Direction, HookTaken, attach, detach, filters
+    from datapath.kernel.netlink import NLM_F_REQUEST, NetlinkSocket
+    from datapath.load.maps import open_pin
+    from datapath.reload.outcome import Outcome
+    from datapath.reload.plans import host_plan
+    from datapath.reload.step import Plan, Step
+    from datapath.reload.workspace import Workspace
+    from lab.abi.conntrack import CT_MAPS
+    from lab.abi.layouts import ipcache_key
+    from lab.abi.policymap import POLICY_ENTRY_ALLOW, PolicyEntry, PolicyKey, policy_key_any
+    from lab.agent.agent import Agent
+    from lab.agent.cluster import Cluster, cluster_specs
+    from lab.agent.policy import PROTOCOLS, cidrs
+    from lab.agent.policyfile import parse as parse_policies
+    from lab.node.node import Node
+    from lab.node.topology import HEALTH, HOST, NODE, OUTSIDE, VXLAN_OVERHEAD, InvalidSpec, NodeSpec, PodSpec
+    from lab.scenario.faults import finalize_too_early, keep_old_egress, keep_old_routes, never_finalize, skip_revert
+    from lab.scenario.scenario import ClusterScenario, Gate, InvariantsViolated, Scenario
+    from lab.system.sockets import Address, allow_fragments, bound_socket
+    from lab.traffic.defaults import End, cluster_flows, default_flows, ends
+    from lab.traffic.exchange import DROPPED, IPV4, IPV6, UDP_OR_ECHO, Probe, Result, exchange
+    from lab.traffic.flows import Flow, TrafficReport
+    from lab.traffic.traffic import Burst, Traffic
+    from lab.watch.capture import TunnelCapture
+    from lab.watch.invariants import Expected, Violation
+    from lab.watch.mapview import conntrack as conntrack_rows
+    from lab.watch.metrics import EGRESS, INGRESS, Counters
+    from lab.watch.metrics import packets as packet_counters
+    from lab.watch.metrics import rules as rule_counters
+    from lab.watch.snapshot import calls_maps
+    from lab.watch.snapshot import take as take_snapshot
+
+_PLACES: dict[str, tuple[str, str]] = {
+    public: (module, original)
+    for module, names in {
+        # Scenarios: nodes under traffic whose invariants are checked.
+        "lab.scenario.scenario": "ClusterScenario Gate InvariantsViolated Scenario",
+        "lab.watch.invariants": "Expected Violation",
+        # Nodes, and what lives on them.
+        "lab.agent.agent": "Agent",
+        "lab.agent.cluster": "Cluster cluster_specs",
+        "lab.node.node": "Node",
+        "lab.node.topology": "HEALTH HOST NODE OUTSIDE VXLAN_OVERHEAD InvalidSpec NodeSpec PodSpec",
+        "datapath.endpoint": "HOST_ID REMOTE_NODE_ID WORLD_ID",
+        # Reloads: their plans and results, and loaders with a fault.
+        "datapath.reload.outcome": "Outcome",
+        "datapath.reload.plans": "host_plan",
+        "datapath.reload.step": "Plan Step",
+        "datapath.reload.workspace": "Workspace",
+        "lab.scenario.faults": "finalize_too_early keep_old_egress keep_old_routes never_finalize skip_revert",
+        # Traffic that runs all the time, and single questions.
+        "lab.traffic.defaults": "End cluster_flows default_flows ends",
+        "lab.traffic.exchange": "DROPPED IPV4 IPV6 UDP_OR_ECHO Probe Result exchange",
+        "lab.traffic.flows": "Flow TrafficReport",
+        "lab.traffic.traffic": "Burst Traffic",
+        "lab.system.sockets": "Address allow_fragments bound_socket",
+        # Policies.
+        "lab.agent.policy": "PROTOCOLS cidrs",
+        "lab.agent.policyfile": "parse:parse_policies",
+        "lab.abi.policymap": "POLICY_ENTRY_ALLOW PolicyEntry PolicyKey policy_key_any",
+        # Looking at a node: a snapshot, its maps, its counters, the tunnel's packets.
+        "lab.watch.snapshot": "calls_maps take:take_snapshot",
+        "lab.watch.metrics": "EGRESS INGRESS Counters packets:packet_counters rules:rule_counters",
+        "lab.watch.mapview": "conntrack:conntrack_rows",
+        "lab.watch.capture": "TunnelCapture",
+        "lab.abi.conntrack": "CT_MAPS",
+        "lab.abi.layouts": "ipcache_key",
+        # The kernel: hooks, pinned maps, netlink.
+        "datapath.bpftypes": "MapType",
+        "datapath.kernel.bpf": "MapInfo",
+        "datapath.kernel.hooks": "Direction HookTaken attach detach filters",
+        "datapath.kernel.netlink": "NLM_F_REQUEST NetlinkSocket",
+        "datapath.load.maps": "open_pin",
+        # Errors.
+        "datapath.errors": "Cancelled LinkNotFound ReloadlabError VerifierError",
+    }.items()
+    for original, public in ((name.partition(":")[0], name.rpartition(":")[2]) for name in names.split())
+}
+"""Where each public name is defined, and under which name (`original:public` where it is another)."""
+
+__all__ = [
+    "CT_MAPS",
+    "DROPPED",
+    "EGRESS",
+    "HEALTH",
+    "HOST",
+    "HOST_ID",
+    "INGRESS",
+    "IPV4",
+    "IPV6",
+    "NLM_F_REQUEST",
+    "NODE",
+    "OUTSIDE",
+    "POLICY_ENTRY_ALLOW",
+    "PROTOCOLS",
+    "REMOTE_NODE_ID",
+    "UDP_OR_ECHO",
+    "VXLAN_OVERHEAD",
+    "WORLD_ID",
+    "Address",
+    "Agent",
+    "Burst",
+    "Cancelled",
+    "Cluster",
+    "ClusterScenario",
+    "Counters",
+    "Direction",
+    "End",
+    "Expected",
+    "Flow",
+    "Gate",
+    "HookTaken",
+    "InvalidSpec",
+    "InvariantsViolated",
+    "LinkNotFound",
+    "MapInfo",
+    "MapType",
+    "NetlinkSocket",
+    "Node",
+    "NodeSpec",
+    "Outcome",
+    "Plan",
+    "PodSpec",
+    "PolicyEntry",
+    "PolicyKey",
+    "Probe",
+    "ReloadlabError",
+    "Result",
+    "Scenario",
+    "Step",
+    "Traffic",
+    "TrafficReport",
+    "TunnelCapture",
+    "VerifierError",
+    "Violation",
+    "Workspace",
+    "allow_fragments",
+    "attach",
+    "bound_socket",
+    "calls_maps",
+    "cidrs",
+    "cluster_flows",
+    "cluster_specs",
+    "conntrack_rows",
+    "default_flows",
+    "detach",
+    "ends",
+    "exchange",
+    "filters",
+    "finalize_too_early",
+    "host_plan",
+    "ipcache_key",
+    "keep_old_egress",
+    "keep_old_routes",
+    "never_finalize",
+    "open_pin",
+    "packet_counters",
+    "parse_policies",
+    "policy_key_any",
+    "rule_counters",
+    "skip_revert",
+    "take_snapshot",
+]
+
+
+def __getattr__(name: str) -> object:
+    """Load a public name when it is first used."""
+    if name not in _PLACES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from reloadlab.home import enter
+
+    enter()
+    module, original = _PLACES[name]
+    value = getattr(importlib.import_module(module), original)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
