@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import suppress
+import errno
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from datapath.build.headers import policy_map
 from datapath.errors import BpfError
 from datapath.kernel.pins import Pin
-from datapath.load.maps import open_pin
+from datapath.load.maps import Map, open_pin
 from lab.abi import layouts, policymap, reasons
 from lab.node.node import Node
 
@@ -34,26 +36,42 @@ class Counters:
         return {key: count for key, count in moved.items() if count}
 
 
+@contextmanager
+def _opened(path: Path) -> Iterator[Map | None]:
+    """Open the map that is pinned there; None if none is. Any other failure to open or read it is an error."""
+    try:
+        opened = open_pin(path)
+    except BpfError as error:
+        if error.errno != errno.ENOENT:
+            raise
+        yield None
+        return
+    with opened:
+        yield opened
+
+
+def _counts(path: Path) -> list[tuple[bytes, list[bytes]]]:
+    """Return the keys of a per-CPU map and their values on each CPU; nothing if no map is pinned there."""
+    with _opened(path) as pinned:
+        return [] if pinned is None else [(key, pinned.lookup_percpu(key)) for key in pinned.keys()]  # noqa: SIM118
+
+
 def read(node: Node) -> Counters:
     """Read the counters of a node; empty before the first load."""
     hits: dict[tuple[int, int, int], int] = {}
     # A real Cilium tree has no map of ours, and before the first load there is none at all.
-    with suppress(BpfError), open_pin(node.datapath_config().globals / "reloadlab_hits") as pinned:
-        for key in pinned.keys():  # noqa: SIM118 - a map of the kernel, not a dict
-            hit = layouts.HitsKey.unpack(key)
-            counts = [int.from_bytes(value, "little") for value in pinned.lookup_percpu(key)]
-            hits[hit.generation, hit.source, hit.program] = sum(counts)
+    for key, values in _counts(node.datapath_config().globals / "reloadlab_hits"):
+        hit = layouts.HitsKey.unpack(key)
+        hits[hit.generation, hit.source, hit.program] = sum(int.from_bytes(value, "little") for value in values)
     return Counters(packets(node), hits)
 
 
 def packets(node: Node) -> dict[tuple[int, int], int]:
     """Return cilium_metrics: packets by (reason, direction), all CPUs together."""
     found: dict[tuple[int, int], int] = {}
-    with suppress(BpfError), open_pin(node.datapath_config().globals / "cilium_metrics") as pinned:
-        for key in pinned.keys():  # noqa: SIM118
-            reason = layouts.MetricsKey.unpack(key)
-            values = [layouts.MetricsValue.unpack(v) for v in pinned.lookup_percpu(key)]
-            found[reason.reason, reason.dir] = sum(v.count for v in values)
+    for key, values in _counts(node.datapath_config().globals / "cilium_metrics"):
+        reason = layouts.MetricsKey.unpack(key)
+        found[reason.reason, reason.dir] = sum(layouts.MetricsValue.unpack(value).count for value in values)
     return found
 
 
@@ -68,8 +86,8 @@ def rules(node: Node, *endpoints: str) -> dict[tuple[str, policymap.PolicyKey], 
     for name in endpoints:
         path = directory / policy_map(node.endpoint(name).id)
         for pin in (path, *Pin(path).leftovers()):
-            with suppress(BpfError), open_pin(pin) as pinned:
-                for key, value in pinned.items():
+            with _opened(pin) as pinned:
+                for key, value in pinned.items() if pinned is not None else ():
                     entry, place = policymap.PolicyEntry.unpack(value), (name, policymap.PolicyKey.unpack(key))
                     counted, length = found.get(place, (0, 0))
                     found[place] = counted + entry.packets, length + entry.length

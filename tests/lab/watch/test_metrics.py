@@ -1,7 +1,13 @@
 from __future__ import annotations
 
+import errno
+import os
+from collections.abc import Callable
+
 import pytest
 
+from datapath.errors import BpfError
+from datapath.kernel import bpf
 from lab.abi.reasons import MISSED_TAIL_CALL
 from lab.node.node import Node
 from lab.node.topology import NodeSpec
@@ -30,3 +36,35 @@ def test_drops_in_words() -> None:
 def test_node_without_programs_has_no_counters() -> None:
     with Node(NodeSpec(unique_name(), pods=0)) as node:
         assert metrics.read(node) == Counters()
+
+
+QUEUE = 22
+"""BPF_MAP_TYPE_QUEUE: it can be opened, and has no keys to read."""
+
+
+def rules(node: Node) -> object:
+    return metrics.rules(node, "host")
+
+
+@pytest.mark.privileged
+@pytest.mark.parametrize(
+    ("name", "read"),
+    [
+        ("cilium_metrics", metrics.packets),
+        ("cilium_metrics", metrics.read),
+        ("reloadlab_hits", metrics.read),
+        ("cilium_policy_00001", rules),
+    ],
+)
+def test_counters_that_cannot_be_read_are_an_error(name: str, read: Callable[[Node], object]) -> None:
+    """Nothing read is not nothing dropped: only a missing map has no counters."""
+    with Node(NodeSpec(unique_name(), pods=0)) as node:
+        directory = node.datapath_config().globals
+        directory.mkdir(parents=True)
+        assert not read(node) or read(node) == Counters()
+        fd = bpf.map_create(QUEUE, 0, 8, 4)
+        bpf.obj_pin(fd, directory / name)
+        os.close(fd)
+        with pytest.raises(BpfError) as caught:
+            read(node)
+        assert caught.value.errno != errno.ENOENT
