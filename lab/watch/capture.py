@@ -73,17 +73,19 @@ class TunnelCapture:
         Waits until every one of `sources` was seen at least once, at most `timeout` seconds.
         """
         deadline = time.monotonic() + timeout
-        missing = set(sources)
-        while True:
-            self._socket.settimeout(max(deadline - time.monotonic(), 0.001) if missing else 0.001)
+        missing = set(sources) - self._seen.keys()
+        # Traffic goes on meanwhile: the socket may never be empty.
+        while (left := deadline - time.monotonic()) > 0:
+            self._socket.settimeout(left if missing else 0)
             try:
                 frame = self._socket.recv(1 << 16)
-            except TimeoutError:
-                return dict(self._seen)
+            except (TimeoutError, BlockingIOError):
+                break
             found = decode(frame, self._port)
             if found is not None:
                 self._seen[found.source].add(found.identity)
                 missing.discard(found.source)
+        return dict(self._seen)
 
 
 def vxlan_frame(inner: bytes, identity: int, port: int) -> bytes:

@@ -1,10 +1,16 @@
 from __future__ import annotations
 
+import socket
+import threading
+import time
 from ipaddress import IPv4Address, IPv6Address
+from pathlib import Path
 
 import pytest
 
-from lab.watch.capture import Encapsulated, decode, vxlan_frame
+from datapath.kernel.netns import enter
+from lab.watch.capture import Encapsulated, TunnelCapture, decode, vxlan_frame
+from tests.lab.wires import veth_pair
 
 PORT = 8472
 
@@ -37,3 +43,31 @@ def test_identity_and_addresses() -> None:
 )
 def test_other_frames(frame: bytes) -> None:
     assert decode(frame, PORT) is None
+
+
+@pytest.mark.privileged
+def test_waiting_for_identities_ends_while_traffic_goes_on() -> None:
+    """The time-out is kept although the socket is never empty, for a source that is seen and for one that never is."""
+    seen, never = IPv4Address("10.0.0.1"), IPv4Address("10.0.0.9")
+    frame = vxlan_frame(inner4(str(seen), "10.0.0.2"), 7, PORT)
+    with veth_pair() as pair, TunnelCapture(Path(pair.b), PORT) as capture:
+        with enter(Path(pair.a)):
+            out = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
+        out.bind(("eth0", 0))
+        until = time.monotonic() + 3
+
+        def flood() -> None:
+            while time.monotonic() < until:
+                out.send(frame)
+
+        sender = threading.Thread(target=flood)
+        sender.start()
+        try:
+            for wanted in (seen, never):
+                start = time.monotonic()
+                assert capture.identities([wanted], timeout=0.3) == {seen: {7}}
+                assert time.monotonic() - start < 1
+        finally:
+            until = 0
+            sender.join()
+            out.close()
