@@ -91,7 +91,6 @@ def measure(
         tracer, reason = _tracer(stack)
         follow = tracer.follow if tracer is not None else None
         traffic = stack.enter_context(Traffic(default_flows(node), rate=RATE))
-        traffic.start()
         # The first and the last pod talk, so the others are what is reloaded.
         subjects = [pod.name for pod in node.pods[1:-1]]
         for number in range(rounds):
@@ -122,7 +121,6 @@ def _tracer(stack: ExitStack) -> tuple[SyscallTracer | None, str | None]:
     tracer = SyscallTracer()
     try:
         stack.enter_context(tracer)
-        tracer.start()
     except TracingUnavailable as error:
         return None, str(error)
     return tracer, None

@@ -105,7 +105,9 @@ class Child:
         return self._process.pid if self._process else 0
 
     def start(self) -> None:
-        """Start `python -m module`; the caller's next request is its configuration."""
+        """Start `python -m module`; the caller's next request is its configuration. ChildError if it runs already."""
+        if self._process is not None:
+            raise ChildError(self._module, "it runs already: a second start would orphan the first process")
         ours, theirs = socket.socketpair()
         root = str(Path(__file__).resolve().parents[2])
         path = os.pathsep.join(part for part in (root, os.environ.get("PYTHONPATH")) if part)

@@ -52,6 +52,10 @@ class _Burst:
     parts: list[tuple[Stream, int, int]]
     deadline_ns: int
 
+    def waiting(self) -> dict[str, int]:
+        """Return by flow how many packets are not answered yet."""
+        return {stream.flow.name: stream.unanswered(first, end) for stream, first, end in self.parts}
+
 
 class Engine:
     """Streams, reflectors, the timer, and the loop that serves them."""
@@ -62,6 +66,7 @@ class Engine:
         self._stack = ExitStack()
         self._poll = select.epoll()
         self._handlers: dict[int, Callable[[], None]] = {}
+        self._sockets: set[int] = set()
         self._streams: list[Stream] = []
         self._reflectors: dict[Address, Reflector] = {}
         self._next = 0
@@ -101,20 +106,20 @@ class Engine:
         self._stack.callback(stream.close)
         stream.open(listener, deadline)
         self._streams.append(stream)
-        self._watch(stream.source.fileno(), stream.source_readable)
-        self._watch(stream.target.fileno(), stream.target_readable)
+        self._watch_socket(stream.source, stream.source_readable)
+        self._watch_socket(stream.target, stream.target_readable)
 
     def _open_udp(self, index: int, flow: Flow, target: Address, udp: dict[int, UdpStream], deadline: float) -> None:
         if target not in self._reflectors:
             reflector = Reflector(target, self._settings.token, udp, deadline)
             self._stack.callback(reflector.close)
             self._reflectors[target] = reflector
-            self._watch(reflector.socket.fileno(), reflector.readable)
+            self._watch_socket(reflector.socket, reflector.readable)
         stream = UdpStream(index, flow, self._settings.token, self._settings.size, deadline)
         self._stack.callback(stream.close)
         udp[index] = stream
         self._streams.append(stream)
-        self._watch(stream.socket.fileno(), stream.readable)
+        self._watch_socket(stream.socket, stream.readable)
 
     def _warm_up(self, streams: list[UdpStream], deadline: float) -> None:
         cold = streams
@@ -134,6 +139,19 @@ class Engine:
     def _watch(self, descriptor: int, handler: Callable[[], None]) -> None:
         self._handlers[descriptor] = handler
         self._poll.register(descriptor, select.EPOLLIN)
+
+    def _watch_socket(self, sock: socket.socket, handler: Callable[[], None]) -> None:
+        self._sockets.add(sock.fileno())
+        self._watch(sock.fileno(), handler)
+
+    def _read_all(self) -> None:
+        """Read all sockets until they are empty: what lies unread in one of them is not lost.
+
+        It ends because nothing is sent meanwhile but the answers to what is read.
+        """
+        while ready := self._sockets.intersection(descriptor for descriptor, _ in self._poll.poll(0)):
+            for descriptor in ready:
+                self._handlers[descriptor]()
 
     def _serve(self, timeout: float) -> None:
         handlers = self._handlers
@@ -192,9 +210,13 @@ class Engine:
                 raise ValueError(f"unknown command {other}")
 
     def _check_burst(self, burst: _Burst) -> None:
-        waiting = {stream.flow.name: stream.unanswered(first, end) for stream, first, end in burst.parts}
-        if any(waiting.values()) and time.monotonic_ns() < burst.deadline_ns:
-            return
+        waiting = burst.waiting()
+        if any(waiting.values()):
+            if time.monotonic_ns() < burst.deadline_ns:
+                return
+            # Whoever was kept from reading for a while finds the answers now.
+            self._read_all()
+            waiting = burst.waiting()
         self._burst = None
         answer = {
             stream.flow.name: [end - first, end - first - waiting[stream.flow.name]]
@@ -213,10 +235,17 @@ class Engine:
     def _drained(self, drain_ns: int) -> bool:
         # What was lost long ago is not waited for; what was sent just now is, as long as `drain_ns`.
         since = time.monotonic_ns() - drain_ns
-        if not all(stream.idle(since) for stream in self._streams):
+        if not self._idle(since):
+            return False
+        # An engine that did not run for a while has old packets unread in its sockets, and their answers still to send.
+        self._read_all()
+        if not self._idle(since):
             return False
         self._control.send(self._report(final=True).to_json())
         return True
+
+    def _idle(self, since_ns: int) -> bool:
+        return all(stream.idle(since_ns) for stream in self._streams)
 
     def _report(self, *, final: bool) -> TrafficReport:
         udp = [stream for stream in self._streams if isinstance(stream, UdpStream)]

@@ -94,6 +94,7 @@ class Traffic:
         self._start_timeout = start_timeout
         self._child = Child("lab.traffic.engine")
         self._report: TrafficReport | None = None
+        self._started = False
 
     @property
     def flows(self) -> tuple[Flow, ...]:
@@ -105,8 +106,14 @@ class Traffic:
         return self._child.pid
 
     def start(self) -> None:
-        """Start the engine; return when every connection is open and every UDP flow answered. TrafficError if not."""
+        """Start the engine; return when every connection is open and every UDP flow answered. TrafficError if not.
+
+        Entering the context starts it as well: do one of the two, once.
+        """
+        if self._started:
+            raise TrafficError("traffic was started already: enter its context or call start(), once")
         check_flows(self._flows)
+        self._started = True
         self._child.start()
         settings = {**self._settings, "token": secrets.randbits(64)}
         message = {"settings": settings, "flows": [dataclasses.asdict(flow) for flow in self._flows]}

@@ -173,7 +173,12 @@ class SyscallTracer:
         return self._child.pid
 
     def start(self) -> None:
-        """Start tracing; calls that begin after this returns are recorded. TracingUnavailable says why not."""
+        """Start tracing; calls that begin after this returns are recorded. TracingUnavailable says why not.
+
+        Entering the context starts it as well: do one of the two, once. ChildError if it runs already.
+        """
+        if self._running:
+            raise ChildError("lab.watch.tracer", "it runs already: enter its context or call start(), once")
         reason = probe()
         if reason is not None:
             raise TracingUnavailable(reason)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import select
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -15,11 +16,12 @@ from pathlib import Path
 
 import pytest
 
+from datapath.kernel.netns import enter
 from lab.system.companion import ChildError
 from lab.traffic.flows import TcpReport, UdpReport
 from lab.traffic.traffic import Flow, Traffic, TrafficError, TrafficReport
 from lab.traffic.udp import HEADER
-from tests.lab.wires import TCP, UDP, Pair, Wire, address, ip, namespace, payload, reset_of, veth_pair, wire
+from tests.lab.wires import TCP, UDP, Pair, Wire, address, ip, namespace, pass_all, payload, reset_of, veth_pair, wire
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -364,6 +366,84 @@ def test_a_stop_that_comes_with_the_timer_is_served(pair: Pair) -> None:
         report = traffic.stop()
         resume.join()
     assert report.problems() == []
+
+
+@pytest.mark.privileged
+@pytest.mark.parametrize("requests", [True, False], ids=["requests", "replies"])
+def test_what_lies_unread_in_a_socket_is_not_lost(tapped: Wire, requests: bool) -> None:
+    """The engine stands still while packets arrive that were sent long ago, and is told to stop before it goes on."""
+    held: list[bytes] = []
+
+    def judge(packet: bytes, to_b: bool) -> Sequence[bytes]:
+        if to_b is requests and number_of(packet) >= 0:
+            held.append(packet)
+            return []
+        return [packet]
+
+    def release_all(packet: bytes, to_b: bool) -> Sequence[bytes]:
+        released, held[:] = [*held], []
+        return released if to_b is requests and released else [packet]
+
+    with Traffic(flows(tapped.pair)[:1], rate=0) as traffic:
+        tapped.judge = judge
+        assert traffic.burst("four", 20, timeout=0.1).answered == 0
+        os.kill(traffic.pid, signal.SIGSTOP)
+        tapped.judge = release_all
+        nudge(tapped, to_b=requests)
+        time.sleep(0.5)
+        tapped.judge = pass_all
+        resume = threading.Timer(0.2, os.kill, (traffic.pid, signal.SIGCONT))
+        resume.start()
+        report = traffic.stop(drain=0.2)
+        resume.join()
+    assert report.problems() == []
+    assert (udp(report).sent, udp(report).received) == (20, 20)
+
+
+def nudge(tapped: Wire, *, to_b: bool) -> None:
+    """Send a packet over the wire that is none of the traffic's."""
+    source, target = (tapped.pair.a, "10.9.0.2") if to_b else (tapped.pair.b, "10.9.0.1")
+    with enter(Path(source)), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
+        other.sendto(b"go", (target, 9))
+
+
+@pytest.mark.privileged
+def test_answers_that_lie_unread_when_a_burst_is_over_count(tapped: Wire) -> None:
+    held: list[bytes] = []
+
+    def judge(packet: bytes, to_b: bool) -> Sequence[bytes]:
+        if to_b or number_of(packet) < 0:
+            return [packet]
+        held.append(packet)
+        if len(held) < 20:
+            return []
+        os.kill(traffic.pid, signal.SIGSTOP)
+        return held
+
+    with Traffic(flows(tapped.pair)[:1], rate=0) as traffic:
+        tapped.judge = judge
+        resume = threading.Timer(1.0, os.kill, (traffic.pid, signal.SIGCONT))
+        resume.start()
+        assert traffic.burst("four", 20, timeout=0.5).answered == 20
+        resume.join()
+
+
+@pytest.mark.privileged
+def test_traffic_starts_once(pair: Pair) -> None:
+    """A second start would leave an engine that nobody ends and whose packets nobody counts."""
+    traffic = Traffic(flows(pair)[:1], rate=0)
+    traffic.start()
+    pid = traffic.pid
+    with pytest.raises(TrafficError, match="traffic was started already"):
+        traffic.start()
+    with pytest.raises(TrafficError, match="traffic was started already"), traffic:
+        pass
+    assert traffic.pid == pid
+    assert traffic.burst("four", 1).complete
+    traffic.stop()
+    with pytest.raises(TrafficError, match="traffic was started already"):
+        traffic.start()
+    assert traffic.pid == 0
 
 
 def test_flows_that_make_no_sense_start_nothing() -> None:

@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 
 from datapath.kernel.libc import function
+from lab.system.companion import ChildError
 from lab.watch.tracer import program_text
 from lab.watch.tracing import (
     RECORD,
@@ -285,8 +286,20 @@ def test_a_tracer_that_is_not_started_has_nothing_to_stop() -> None:
     assert (tracer.events, tracer.lost) == ([], 0)
 
 
+@pytest.mark.privileged
+@traced
+def test_a_tracer_starts_once() -> None:
+    with SyscallTracer() as tracer:
+        pid = tracer.pid
+        with pytest.raises(ChildError, match="it runs already"):
+            tracer.start()
+        assert tracer.pid == pid
+    assert tracer.pid == 0
+
+
 PARENT = """
 import json, sys
+from lab.system.companion import ChildError
 from lab.watch.tracing import SyscallTracer
 tracer = SyscallTracer()
 tracer.start()
