@@ -291,7 +291,9 @@ def test_a_flow_that_nobody_answers_is_named() -> None:
     [
         pytest.param({"source_ip": "10.9.0.7"}, "flow four: Cannot assign requested address", id="address"),
         pytest.param({"target_ns": "/nowhere"}, "flow four: network namespace /nowhere does not exist", id="namespace"),
-        pytest.param({"target_ns": "/dev/null"}, "flow four: Invalid argument", id="no namespace"),
+        pytest.param(
+            {"target_ns": "/dev/null"}, "flow four: network namespace /dev/null does not exist", id="no namespace"
+        ),
     ],
 )
 def test_ends_that_are_not_there(pair: Pair, change: dict[str, str], words: str) -> None:
@@ -326,7 +328,7 @@ def test_leaving_ends_the_engine_and_closes_everything(pair: Pair) -> None:
 def test_an_engine_that_dies_is_an_error_with_its_status(pair: Pair) -> None:
     with Traffic(flows(pair), rate=0) as traffic:
         os.kill(traffic.pid, signal.SIGKILL)
-        with pytest.raises(ChildError, match=r"lab\.engine: died with status -9"):
+        with pytest.raises(ChildError, match=r"lab\.traffic\.engine: died with status -9"):
             traffic.stop()
 
 
