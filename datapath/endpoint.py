@@ -13,6 +13,15 @@ HOST_ID, WORLD_ID, HEALTH_ID, REMOTE_NODE_ID = 1, 2, 4, 6
 
 
 @dataclass(frozen=True, slots=True)
+class Interface:
+    """An interface of a namespace; `mac` is None without an Ethernet address."""
+
+    name: str
+    ifindex: int
+    mac: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class Endpoint:
     """One endpoint, as the loader sees it.
 

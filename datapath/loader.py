@@ -11,8 +11,8 @@ from types import TracebackType
 from typing import Self
 
 from datapath.build.templates import TemplateCache
-from datapath.endpoint import DatapathConfig, Endpoint
-from datapath.kernel.netlink import Interface, NetlinkSocket
+from datapath.endpoint import DatapathConfig, Endpoint, Interface
+from datapath.kernel.netlink import NetlinkSocket
 from datapath.load.collection import Map, MapCache
 from datapath.load.threads import Verifiers
 from datapath.locks import Lock

@@ -9,8 +9,7 @@ from pathlib import Path
 
 from datapath.build.headers import overlay_substitution
 from datapath.build.templates import Kind, Template
-from datapath.endpoint import Endpoint
-from datapath.kernel.netlink import Interface
+from datapath.endpoint import Endpoint, Interface
 from datapath.object.spec import Substitution
 
 

@@ -11,12 +11,12 @@ import os
 import socket
 import struct
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from datapath.endpoint import Interface
 from datapath.errors import LinkNotFound, NetlinkError
 from datapath.kernel.netns import enter
 
@@ -35,6 +35,8 @@ _NLA_TYPE_MASK = 0x3FFF
 _RECEIVE = 1 << 18
 ANSWER_SECONDS = 30
 """How long to wait for the kernel, which answers at once unless the lock of its network configuration is held."""
+DUMP_ATTEMPTS = 16
+"""How often a dump is begun anew because what it lists changed meanwhile."""
 _BATCH = 1 << 16  # bytes in one send: well below the default socket buffer
 
 
@@ -48,15 +50,6 @@ def encode(kind: type[Any], message_type: int, flags: int, fields: Mapping[str, 
     message["header"]["flags"] = NLM_F_REQUEST | flags
     message.encode()
     return bytes(message.data)
-
-
-@dataclass(frozen=True, slots=True)
-class Interface:
-    """An interface of a namespace; `mac` is None without an Ethernet address."""
-
-    name: str
-    ifindex: int
-    mac: str | None
 
 
 class Template:
@@ -98,8 +91,8 @@ def attributes(data: bytes | memoryview, offset: int = 0) -> Iterator[tuple[int,
 
 
 def text(payload: memoryview) -> str:
-    """Return a NUL-terminated attribute as text."""
-    return bytes(payload).split(b"\0", 1)[0].decode()
+    """Return a NUL-terminated attribute as text; os.fsencode gives its bytes, whatever they are."""
+    return os.fsdecode(bytes(payload).split(b"\0", 1)[0])
 
 
 class NetlinkSocket:
@@ -138,8 +131,8 @@ class NetlinkSocket:
         failure: NetlinkError | None = None
         for batch in _batches(messages):
             first = self._sequence + 1
-            last = self._send(batch)
-            for sequence, number, detail in self._acknowledgements(last):
+            last = self._send(what, batch)
+            for sequence, number, detail in self._acknowledgements(what, last):
                 # An answer from before `first` is to a request that was interrupted, by Ctrl-C say.
                 if number and failure is None and sequence >= first:
                     which = what if len(messages) == 1 else f"{what} (message {sequence - first + 1})"
@@ -149,8 +142,8 @@ class NetlinkSocket:
 
     def get(self, what: str, message: bytes) -> bytes:
         """Send one request that is answered by one message, and return that message with its header."""
-        sequence = self._send([message], acknowledge=False)
-        for kind, number, body in self._receive():
+        sequence = self._send(what, [message], acknowledge=False)
+        for kind, number, body in self._receive(what):
             if number != sequence:
                 continue
             if kind == NLMSG_ERROR:
@@ -159,22 +152,31 @@ class NetlinkSocket:
         raise AssertionError("unreachable: _receive never ends")
 
     def dump(self, what: str, message: bytes) -> list[bytes]:
-        """Send a dump request and return its messages with their headers; one that was interrupted is repeated."""
-        while True:
-            answers: list[bytes] = []
-            interrupted = False
-            sequence = self._send([message], acknowledge=False, flags=NLM_F_DUMP)
-            for kind, number, body in self._receive():
-                if number != sequence:
-                    continue
-                interrupted |= bool(_HEADER.unpack_from(body)[2] & NLM_F_DUMP_INTR)
-                if kind == NLMSG_DONE:
-                    break
-                if kind == NLMSG_ERROR:
-                    raise NetlinkError(what, *_error(body))
-                answers.append(body)
-            if not interrupted:
+        """Send a dump request and return its messages with their headers.
+
+        A dump during which the list changed is incomplete and begun anew; EINTR after DUMP_ATTEMPTS of them.
+        """
+        for _ in range(DUMP_ATTEMPTS):
+            answers = self._dump_once(what, message)
+            if answers is not None:
                 return answers
+        raise NetlinkError(what, errno.EINTR, f"the list changed during each of {DUMP_ATTEMPTS} attempts to read it")
+
+    def _dump_once(self, what: str, message: bytes) -> list[bytes] | None:
+        """Return the messages of a dump, None if it was interrupted."""
+        answers: list[bytes] = []
+        interrupted = False
+        sequence = self._send(what, [message], acknowledge=False, flags=NLM_F_DUMP)
+        for kind, number, body in self._receive(what):
+            if number != sequence:
+                continue
+            interrupted |= bool(_HEADER.unpack_from(body)[2] & NLM_F_DUMP_INTR)
+            if kind == NLMSG_ERROR or (kind == NLMSG_DONE and _errno(body)):
+                raise NetlinkError(what, *_error(body))
+            if kind == NLMSG_DONE:
+                break
+            answers.append(body)
+        return None if interrupted else answers
 
     def decode(self, kind: type[Any], messages: Sequence[bytes]) -> list[Any]:
         """Return the messages decoded by pyroute2 class `kind`; slow (0.1-0.3 ms each), for listings."""
@@ -186,13 +188,15 @@ class NetlinkSocket:
         return decoded
 
     def ifindex(self, ifname: str) -> int:
-        """Return the index of an interface; LinkNotFound if it is not there."""
+        """Return the index of an interface; LinkNotFound if there is none of this name."""
         name = ifname.encode() + b"\0"
         attribute = _ATTRIBUTE.pack(4 + len(name), IFLA_IFNAME) + name + bytes(-len(name) % 4)
         message = _HEADER.pack(32 + len(attribute), RTM_GETLINK, NLM_F_REQUEST, 0, 0) + bytes(16) + attribute
         try:
             answer = self.get(f"look up {ifname}", message)
         except NetlinkError as error:
+            if error.errno != errno.ENODEV:
+                raise
             raise LinkNotFound(ifname) from error
         return int(struct.unpack_from("=i", answer, 20)[0])
 
@@ -207,7 +211,7 @@ class NetlinkSocket:
             found[name] = Interface(name, int(struct.unpack_from("=i", answer, 20)[0]), mac)
         return found
 
-    def _send(self, messages: Sequence[bytes], *, acknowledge: bool = True, flags: int = 0) -> int:
+    def _send(self, what: str, messages: Sequence[bytes], *, acknowledge: bool = True, flags: int = 0) -> int:
         """Number the messages, send them at once, return the last number. Only the last asks to be acknowledged."""
         out = bytearray()
         for message in messages:
@@ -219,16 +223,14 @@ class NetlinkSocket:
             _HEADER.pack_into(out, start, length, kind, given & ~NLM_F_ACK | flags, self._sequence, 0)
             if acknowledge and message is messages[-1]:
                 _HEADER.pack_into(out, start, length, kind, given | NLM_F_ACK | flags, self._sequence, 0)
-        self._socket.send(out)
+        with _named(what):
+            self._socket.send(out)
         return self._sequence
 
-    def _receive(self) -> Iterator[tuple[int, int, bytes]]:
+    def _receive(self, what: str) -> Iterator[tuple[int, int, bytes]]:
         while True:
-            try:
+            with _named(what):
                 size = self._socket.recv_into(self._buffer)
-            except BlockingIOError as error:
-                detail = f"the kernel gave no answer within {ANSWER_SECONDS} s"
-                raise NetlinkError("netlink", errno.ETIMEDOUT, detail) from error
             data = bytes(memoryview(self._buffer)[:size])
             offset = 0
             while offset + 16 <= len(data):
@@ -236,22 +238,43 @@ class NetlinkSocket:
                 yield kind, sequence, data[offset : offset + length]
                 offset += (length + 3) & ~3
 
-    def _acknowledgements(self, last: int) -> Iterator[tuple[int, int, str]]:
-        for kind, sequence, body in self._receive():
+    def _acknowledgements(self, what: str, last: int) -> Iterator[tuple[int, int, str]]:
+        for kind, sequence, body in self._receive(what):
             if kind == NLMSG_ERROR:
                 yield (sequence, *_error(body))
             if sequence == last:
                 return
 
 
+@contextmanager
+def _named(what: str) -> Iterator[None]:
+    """Raise what the socket says as the NetlinkError of a request; no answer in time is ETIMEDOUT."""
+    try:
+        yield
+    except BlockingIOError as error:
+        detail = f"the kernel gave no answer within {ANSWER_SECONDS} s"
+        raise NetlinkError(what, errno.ETIMEDOUT, detail) from error
+    except OSError as error:
+        number = error.errno or 0
+        raise NetlinkError(what, number, os.strerror(number)) from error
+
+
+def _errno(message: bytes) -> int:
+    """Return the error number of an NLMSG_ERROR or NLMSG_DONE message, 0 for none."""
+    return -int(struct.unpack_from("=i", message, 16)[0]) if len(message) >= 20 else 0
+
+
 def _error(message: bytes) -> tuple[int, str]:
-    """Return (errno, words) of an NLMSG_ERROR message; the words are the kernel's own where it gave some."""
-    flags = _HEADER.unpack_from(message)[2]
-    number = -int(struct.unpack_from("=i", message, 16)[0])
+    """Return (errno, words) of a message with an error; the words are the kernel's own where it gave some."""
+    _, kind, flags, _, _ = _HEADER.unpack_from(message)
+    number = _errno(message)
     if flags & NLM_F_ACK_TLVS:
-        inner = struct.unpack_from("=I", message, 20)[0] if not flags & NLM_F_CAPPED else 16
-        for kind, payload in attributes(message, 20 + ((inner + 3) & ~3)):
-            if kind == _NLMSGERR_ATTR_MSG:
+        # NLMSG_ERROR quotes the request, or its header alone; NLMSG_DONE does not.
+        quoted = 0
+        if kind == NLMSG_ERROR:
+            quoted = struct.unpack_from("=I", message, 20)[0] if not flags & NLM_F_CAPPED else 16
+        for name, payload in attributes(message, 20 + ((quoted + 3) & ~3)):
+            if name == _NLMSGERR_ATTR_MSG:
                 return number, f"{os.strerror(number)} ({text(payload)})"
     return number, os.strerror(number)
 

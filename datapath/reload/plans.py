@@ -11,10 +11,9 @@ from collections.abc import Mapping, Sequence
 
 from datapath.build.objectfile import ObjectFile
 from datapath.build.templates import Kind
-from datapath.endpoint import DatapathConfig, Endpoint
+from datapath.endpoint import DatapathConfig, Endpoint, Interface
 from datapath.errors import LinkNotFound
 from datapath.kernel.hooks import Direction
-from datapath.kernel.netlink import Interface
 from datapath.names import check_ifname
 from datapath.reload.prepare import Compile, FillArrays, LoadPrograms, MigrateMaps, OpenMaps, RepinMaps, WriteObject
 from datapath.reload.step import Plan, Step

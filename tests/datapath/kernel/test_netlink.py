@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import socket
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,14 +9,15 @@ from pathlib import Path
 import pytest
 from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
 
+from datapath.endpoint import Interface
 from datapath.errors import LinkNotFound, NetlinkError
 from datapath.kernel.netlink import (
+    DUMP_ATTEMPTS,
     NLM_F_CREATE,
     NLM_F_EXCL,
     NLM_F_REQUEST,
     RTM_GETLINK,
     RTM_NEWLINK,
-    Interface,
     NetlinkSocket,
     Template,
     attributes,
@@ -33,6 +35,28 @@ RTM_DELLINK = 17
 def netns() -> Iterator[Path]:
     with namespace() as path:
         yield Path(path)
+
+
+class Meddling(NetlinkSocket):
+    """A socket whose dumps of interfaces are interrupted: another socket adds one between two reads, `times` times."""
+
+    def __init__(self, netns: Path, times: int) -> None:
+        super().__init__(netns)
+        self.dumps = 0
+        self._left = times
+        self._other = NetlinkSocket(netns)
+        self._other.request("add many", *(bridge(f"many{number}") for number in range(60)))
+
+    def close(self) -> None:
+        self._other.close()
+        super().close()
+
+    def _receive(self, what: str) -> Iterator[tuple[int, int, bytes]]:
+        self.dumps += 1
+        # The kernel answers in pieces and goes on when one is read: what changes now, changes during the dump.
+        if self.dumps <= self._left:
+            self._other.request("meddle", bridge(f"meddle{self.dumps}"))
+        yield from super()._receive(what)
 
 
 def bridge(name: str) -> bytes:
@@ -105,6 +129,55 @@ class TestInNamespace:
             netlink.ifindex("nope")
         assert info.value.ifname == "nope"
 
+    @pytest.mark.parametrize("name", ["x" * 16, "x" * 200], ids=["16 bytes", "200 bytes"])
+    def test_only_a_missing_interface_is_link_not_found(self, netns: Path, name: str) -> None:
+        """Whatever else the kernel says keeps its number: who takes it for "gone" forgets what is still there."""
+        with NetlinkSocket(netns) as netlink, pytest.raises(NetlinkError, match="look up xxx") as info:
+            netlink.ifindex(name)
+        assert info.value.errno in (errno.ERANGE, errno.EINVAL)
+
+    def test_a_lost_answer_is_not_link_not_found(self, netns: Path) -> None:
+        """The kernel drops an answer for which the socket has no room, and says so with ENOBUFS."""
+        message = struct.pack("=IHHIIBBHiII", 32, RTM_GETLINK, NLM_F_REQUEST, 0, 0, 0, 0, 0, 1, 0, 0)
+        with NetlinkSocket(netns) as netlink:
+            netlink._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
+            for _ in range(4):
+                netlink._send("unread", [message], acknowledge=False)
+            with pytest.raises(NetlinkError, match="look up lo: No buffer space available") as info:
+                netlink.ifindex("lo")
+        assert info.value.errno == errno.ENOBUFS
+
+    def test_no_answer_in_time_names_the_request(self, netns: Path) -> None:
+        with NetlinkSocket(netns) as netlink:
+            netlink._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("@ll", 0, 10_000))
+            netlink._send("add", [bridge("br0")])
+            netlink._sequence += 1  # the answer under way is to another request
+            with pytest.raises(NetlinkError, match="add: the kernel gave no answer within") as info:
+                list(netlink._acknowledgements("add", netlink._sequence))
+        assert info.value.errno == errno.ETIMEDOUT
+
+    def test_a_dump_that_fails_is_an_error(self, netns: Path) -> None:
+        """The kernel ends it with NLMSG_DONE and an error number: it is not an empty list."""
+        message = struct.pack("=IHHIIBBHiII", 32, RTM_GETLINK, NLM_F_REQUEST, 0, 0, 0, 0, 0, 0, 0, 1)
+        with NetlinkSocket(netns) as netlink:
+            with pytest.raises(NetlinkError, match=r"list: Invalid argument \(Invalid values in header") as info:
+                netlink.dump("list", message)
+            assert info.value.errno == errno.EINVAL
+            assert "lo" in netlink.interfaces(), "the socket does not work after a failure"
+
+    def test_an_interrupted_dump_is_begun_anew(self, netns: Path) -> None:
+        with Meddling(netns, times=2) as netlink:
+            found = netlink.interfaces()
+            assert netlink.dumps == 3
+            assert found.keys() >= {f"many{number}" for number in range(60)}
+
+    def test_a_dump_that_is_always_interrupted_is_an_error(self, netns: Path) -> None:
+        with Meddling(netns, times=1000) as netlink:
+            with pytest.raises(NetlinkError, match="the list changed during each of 16 attempts") as info:
+                netlink.interfaces()
+            assert netlink.dumps == DUMP_ATTEMPTS
+        assert info.value.errno == errno.EINTR
+
     def test_a_batch_goes_on_behind_a_failure_and_tells_the_first(self, netns: Path) -> None:
         with NetlinkSocket(netns) as netlink:
             messages = [bridge("a0"), bridge("a0"), bridge("a1"), bridge("a1"), bridge("a2")]
@@ -144,10 +217,12 @@ class TestInNamespace:
     def test_an_answer_that_nobody_waited_for_is_passed_over(self, netns: Path) -> None:
         """As after an interrupted request: its answer is still in the socket when the next one is made."""
         with NetlinkSocket(netns) as netlink:
-            netlink._send([struct.pack("=IHHII", 32, RTM_GETLINK, NLM_F_REQUEST, 0, 0) + bytes(16)], acknowledge=False)
+            netlink._send(
+                "late", [struct.pack("=IHHII", 32, RTM_GETLINK, NLM_F_REQUEST, 0, 0) + bytes(16)], acknowledge=False
+            )
             assert "lo" in netlink.interfaces()
-            netlink._send([bridge("late")])
-            netlink._send([bridge("late")])  # answered with EEXIST
+            netlink._send("late", [bridge("late")])
+            netlink._send("late", [bridge("late")])  # answered with EEXIST
             netlink.request("add another", bridge("other"))
             assert {"late", "other"} <= netlink.interfaces().keys()
 

@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from datapath.endpoint import LABEL_HOST, DatapathConfig, Endpoint, NodeConfig
+from datapath.endpoint import LABEL_HOST, DatapathConfig, Endpoint, Interface, NodeConfig
 from datapath.errors import InvalidName, LinkNotFound
-from datapath.kernel.netlink import Interface
 from datapath.reload.plans import host_plan, overlay_plan, pod_plan
 from datapath.reload.step import Plan, Step
 
