@@ -17,7 +17,7 @@ from lab.node.node import Node
 from lab.node.topology import NodeSpec
 from lab.traffic.defaults import RATE, default_flows
 from lab.traffic.traffic import Traffic
-from lab.watch.tracing import SyscallTracer, TracingUnavailable
+from lab.watch.tracing import SyscallTracer, TracingUnavailable, kernel_share
 
 WORKERS = (1, 2, 4, 8)
 PODS = 50
@@ -147,17 +147,4 @@ def _worker_report(
 def _times(durations_ns: Sequence[int], spans: Iterable[Span], tracer: SyscallTracer | None) -> Times:
     cuts = quantiles(durations_ns, n=100, method="inclusive") if len(durations_ns) > 1 else [*durations_ns] * 99
     p50, p95, p99 = (cuts[n - 1] / 1e6 for n in (50, 95, 99))
-    return Times(p50, p95, p99, kernel_share(spans, tracer) if tracer is not None else None)
-
-
-def kernel_share(spans: Iterable[Span], tracer: SyscallTracer) -> float:
-    """Return which part of the spans' time, that of helping threads included, passed inside traced system calls.
-
-    While a thread waits for its helpers it is in no traced call: that time is the helpers' and not counted twice.
-    """
-    kernel = total = 0
-    for span in spans:
-        for piece in (span.work, *span.helpers):
-            kernel += tracer.kernel_time(piece.tid, piece.start_ns, piece.end_ns)
-            total += piece.end_ns - piece.start_ns
-    return kernel / total if total else 0.0
+    return Times(p50, p95, p99, kernel_share(tracer.events, spans) if tracer is not None else None)

@@ -19,6 +19,7 @@ from datapath.object.spec import CollectionSpec
 from datapath.reload.outcome import Outcome
 from datapath.reload.prepare import WriteObject
 from datapath.reload.step import Plan
+from datapath.timing import Interval
 from lab.agent.agent import Agent, Failure
 from lab.bench.floor import Floor, Hook
 from lab.bench.objects import entries, given, reload_of
@@ -28,7 +29,7 @@ from lab.node.node import Node
 from lab.node.topology import NODE, NodeSpec
 from lab.system import mounts
 from lab.system.scratch import scratch
-from lab.watch.tracing import SyscallEvent, SyscallTracer, TracingUnavailable
+from lab.watch.tracing import SyscallTracer, TracingUnavailable, kernel_time
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,26 +240,16 @@ def _trace(report: Report, pipelines: Sequence[_Pipeline], rounds: int, progress
         report.no_shares = str(error)
         return
     for name, runs in walls.items():
-        found = [(end - begin, *kernel_union(tracer.events, begin, end, outcome)) for begin, end, outcome in runs]
-        wall, kernel, summed = (statistics.median(values) / 1e9 for values in zip(*found, strict=True))
-        report.shares.append(Share(name, wall, kernel, summed))
+        inside = [kernel_time(tracer.events, _work(outcome, begin, end)) for begin, end, outcome in runs]
+        wall = statistics.median(end - begin for begin, end, _ in runs)
+        elapsed, summed = statistics.median(t.elapsed for t in inside), statistics.median(t.summed for t in inside)
+        report.shares.append(Share(name, wall / 1e9, elapsed / 1e9, summed / 1e9))
 
 
-def kernel_union(events: Sequence[SyscallEvent], begin: int, end: int, outcome: Outcome) -> tuple[int, int]:
-    """Return the nanoseconds of [begin, end] in which a thread of the reload was in a system call: union and sum."""
-    works = [(outcome.spans[0].work.tid, begin, end)]
-    works += [(helper.tid, helper.start_ns, helper.end_ns) for span in outcome.spans for helper in span.helpers]
-    inside = sorted(
-        (max(event.start_ns, start), min(event.start_ns + event.duration_ns, stop))
-        for tid, start, stop in works
-        for event in events
-        if event.tid == tid and event.start_ns < stop and event.start_ns + event.duration_ns > start
-    )
-    union, reached = 0, begin
-    for start, stop in inside:
-        union += max(stop - max(start, reached), 0)
-        reached = max(reached, stop)
-    return union, sum(stop - start for start, stop in inside)
+def _work(outcome: Outcome, begin: int, end: int) -> list[Interval]:
+    """Return the work of a reload's threads: the thread that began it all the time, its helpers while they helped."""
+    helpers = (helper for span in outcome.spans for helper in span.helpers)
+    return [Interval(outcome.spans[0].work.tid, begin, end), *helpers]
 
 
 def _many(agent: Agent, pods: Sequence[str], workers: Sequence[int], progress: Progress, repeat: int = 3) -> list[Many]:

@@ -13,7 +13,7 @@ import re
 import struct
 import time
 from bisect import bisect_left
-from collections.abc import Collection, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -21,6 +21,8 @@ from typing import NamedTuple
 
 from datapath.errors import BpfError, ReloadlabError
 from datapath.kernel import bpf
+from datapath.reload.outcome import Span
+from datapath.timing import Interval
 from lab.system.companion import Child, ChildError
 
 SYSCALLS = ("bpf", "sendto", "sendmsg", "recvmsg", "recvfrom")
@@ -53,27 +55,51 @@ class SyscallEvent(NamedTuple):
     result: int
 
 
-def kernel_time(
-    events: Sequence[SyscallEvent], tid: int, start_ns: int, end_ns: int, *, calls: Collection[str] = SYSCALLS
-) -> int:
-    """Return the nanoseconds of [start_ns, end_ns] that a thread spent in the given system calls.
+@dataclass(frozen=True, slots=True)
+class KernelTime:
+    """Nanoseconds inside system calls: `elapsed` while at least one thread was in one, `summed` over all threads."""
 
-    `events` are sorted, as SyscallTracer.events are. A call that reaches over an end counts with its part inside.
-    A receive that had to wait counts with its wait.
+    elapsed: int
+    summed: int
+
+
+def kernel_time(events: Sequence[SyscallEvent], work: Iterable[Interval]) -> KernelTime:
+    """Return the time that threads spent in system calls during the given intervals of their work.
+
+    `events` are sorted, as SyscallTracer.events are; intervals of one thread must not overlap. A call that crosses an
+    end of an interval counts with the part inside. A receive that waits counts with its wait.
     """
-    first = bisect_left(events, (tid, start_ns))
+    inside = sorted(part for piece in work for part in _calls_during(events, piece))
+    elapsed = reached = 0
+    for start, end in inside:
+        elapsed += max(end - max(start, reached), 0)
+        reached = max(reached, end)
+    return KernelTime(elapsed, sum(end - start for start, end in inside))
+
+
+def kernel_share(events: Sequence[SyscallEvent], spans: Iterable[Span]) -> float:
+    """Return the share of the spans' time (0 to 1), helper threads included, that passed inside system calls.
+
+    A thread that waits for its helpers is in no traced call: that time counts for the helpers, and not twice.
+    """
+    work = [piece for span in spans for piece in (span.work, *span.helpers)]
+    total = sum(piece.end_ns - piece.start_ns for piece in work)
+    return kernel_time(events, work).summed / total if total else 0.0
+
+
+def _calls_during(events: Sequence[SyscallEvent], work: Interval) -> Iterator[tuple[int, int]]:
+    """Yield (start, end) of a thread's system calls, cut off at both ends of `work`."""
+    first = bisect_left(events, (work.tid, work.start_ns))
     # A thread makes one call at a time: only the one before can reach into the interval.
-    if first > 0 and events[first - 1].tid == tid:
+    if first > 0 and events[first - 1].tid == work.tid:
         first -= 1
-    total = 0
     for index in range(first, len(events)):
         event = events[index]
-        if event.tid != tid or event.start_ns >= end_ns:
-            break
-        if event.call in calls:
-            inside = min(event.start_ns + event.duration_ns, end_ns) - max(event.start_ns, start_ns)
-            total += max(inside, 0)
-    return total
+        if event.tid != work.tid or event.start_ns >= work.end_ns:
+            return
+        start, end = max(event.start_ns, work.start_ns), min(event.start_ns + event.duration_ns, work.end_ns)
+        if end > start:
+            yield start, end
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,10 +254,6 @@ class SyscallTracer:
             SyscallEvent(tid, start, duration, names[call], command if names[call] == "bpf" else -1, result)
             for start, duration, result, tid, call, command in RECORD.iter_unpack(blob)
         )
-
-    def kernel_time(self, tid: int, start_ns: int, end_ns: int) -> int:
-        """Return the nanoseconds of [start_ns, end_ns] that a thread (threading.get_native_id) spent in the kernel."""
-        return kernel_time(self.events, tid, start_ns, end_ns, calls=self._syscalls)
 
     def __enter__(self) -> SyscallTracer:
         self.start()

@@ -13,12 +13,10 @@ from datapath.errors import ToolMissing
 from datapath.kernel.hooks import Direction
 from datapath.object.reader import ObjectImage
 from datapath.object.spec import CollectionSpec, MapSpec, ProgramSpec
-from datapath.reload.outcome import Outcome, Span
-from datapath.timing import Interval, VerifyTimes
+from datapath.timing import VerifyTimes
 from lab.bench.objects import GivenTemplate, NoEntry, entries
-from lab.bench.reload import Many, kernel_union
+from lab.bench.reload import Many
 from lab.cli.main import main
-from lab.watch.tracing import SyscallEvent
 from tests.lab.labs import cli, start
 
 
@@ -38,31 +36,11 @@ def program(name: str, section: str = "") -> ProgramSpec:
     return ProgramSpec(name, section or name, 3, b"")
 
 
-def event(tid: int, start: int, duration: int) -> SyscallEvent:
-    return SyscallEvent(tid, start, duration, "bpf", 5, 3)
-
-
-def outcome(*helpers: Interval) -> Outcome:
-    span = Span("load programs", "bpf_lxc.o", Interval(1, 100, 200), helpers)
-    return Outcome("pod-1", 7, 2, (), (), (), (span,))
-
-
 def test_many() -> None:
     many = Many(2, 10, (2.0, 1.0, 4.0), tuple(float(n) for n in range(1, 102)))
     assert many.per_second == 5.0
     assert (many.percentile(50), many.percentile(99)) == (51.0, 100.0)
     assert Many(1, 1, (1.0,), (0.5,)).percentile(99) == 0.5
-
-
-def test_time_inside_system_calls_counts_once_for_two_threads() -> None:
-    events = sorted([event(1, 110, 40), event(2, 130, 40), event(1, 90, 15), event(3, 100, 100)])
-    union, summed = kernel_union(events, 100, 200, outcome(Interval(2, 120, 160)))
-    # thread 1: 100 to 105 and 110 to 150, thread 2: 130 to 160; thread 3 is not of this reload
-    assert (union, summed) == (55, 75)
-
-
-def test_nothing_traced() -> None:
-    assert kernel_union([], 100, 200, outcome()) == (0, 0)
 
 
 @pytest.mark.parametrize(

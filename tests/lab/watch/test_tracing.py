@@ -19,16 +19,20 @@ from pathlib import Path
 import pytest
 
 from datapath.kernel.libc import function
+from datapath.reload.outcome import Span
+from datapath.timing import Interval
 from lab.system.companion import ChildError
 from lab.watch.tracer import program_text
 from lab.watch.tracing import (
     RECORD,
     Headers,
+    KernelTime,
     SyscallEvent,
     SyscallTracer,
     TracingUnavailable,
     explain,
     find_headers,
+    kernel_share,
     kernel_time,
     probe,
 )
@@ -67,11 +71,20 @@ EVENTS = [
     ],
 )
 def test_kernel_time(tid: int, start: int, end: int, wanted: int) -> None:
-    assert kernel_time(EVENTS, tid, start, end) == wanted
+    assert kernel_time(EVENTS, [Interval(tid, start, end)]) == KernelTime(wanted, wanted)
 
 
-def test_kernel_time_of_some_calls() -> None:
-    assert kernel_time(EVENTS, 1, 0, 1000, calls=["sendto"]) == 100
+def test_kernel_time_counts_once_what_two_threads_do_together() -> None:
+    """Thread 1 is inside from 100 to 150, thread 2 from 120 to 160; a third thread is not of this work."""
+    events = sorted([*EVENTS, SyscallEvent(3, 100, 100, "bpf", 5, 0)])
+    assert kernel_time(events, [Interval(1, 90, 180), Interval(2, 120, 160)]) == KernelTime(60, 90)
+    assert kernel_time(events, []) == KernelTime(0, 0)
+
+
+def test_kernel_share_counts_helpers_with_their_own_time() -> None:
+    span = Span("load programs", "bpf_lxc.o", Interval(1, 100, 200), (Interval(2, 120, 160), Interval(3, 0, 10)))
+    assert kernel_share(EVENTS, [span]) == (50 + 40) / (100 + 40 + 10)
+    assert kernel_share(EVENTS, []) == 0.0
 
 
 # What a machine lacks
@@ -214,9 +227,9 @@ def test_calls_are_seen_with_thread_command_result_and_time() -> None:
     for tid, start, end in (first, second):
         assert all(start < e.start_ns < e.start_ns + e.duration_ns < end < after for e in by_thread[tid])
         total = sum(e.duration_ns for e in by_thread[tid])
-        assert tracer.kernel_time(tid, start, end) == total
+        assert kernel_time(tracer.events, [Interval(tid, start, end)]).summed == total
         assert 0 < total < end - start
-    assert tracer.kernel_time(first[0], second[1], second[2]) == 0
+    assert kernel_time(tracer.events, [Interval(first[0], second[1], second[2])]).summed == 0
     assert set(os.listdir("/proc/self/fd")) == fds
 
 
