@@ -13,7 +13,7 @@ import pytest
 
 from datapath.reload.outcome import Attached, Outcome, Span
 from datapath.timing import Interval
-from lab.bench.parallel import ParallelReport, Times, WorkerReport
+from lab.bench.parallel import ParallelReport, Percentiles, WorkerReport
 from lab.cli.main import COMMANDS, build_parser
 from lab.cli.report import FORMAT, write_json
 from lab.watch.invariants import Violation
@@ -99,7 +99,7 @@ def written(path: Path) -> dict[str, Any]:
         **{"name": "a.py::test_b", "outcome": "passed", "seconds": 1.0, "message": "", "violations": []},
         **{"reloads": [outcome.to_json()], "sent": 3, "lost": 0},
     }
-    times = Times(1.0, 2.0, 3.0, 0.5)
+    times = Percentiles(1.0, 2.0, 3.0, 0.5)
     row = WorkerReport(workers=1, reloads=1, reloads_per_second=9.0, reload=times, steps={"compile": times})
     report = ParallelReport(pods=1, rounds=1, workers=(row,), sent=1, lost=0, problems=(), failures=(), tracing=None)
     write_json(path, [record], report, 1.0)

@@ -1,4 +1,4 @@
-"""The time of reloads in parallel: many pods, several worker counts, every step timed, the kernel's share of each."""
+"""Reload many pods in parallel: rate and percentiles by number of workers, of each step too, and the kernel's share."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from statistics import median, quantiles
 from typing import Any
 
@@ -17,16 +17,19 @@ from lab.node.node import Node
 from lab.node.topology import NodeSpec
 from lab.traffic.defaults import RATE, default_flows
 from lab.traffic.traffic import Traffic
-from lab.watch.tracing import SyscallTracer, TracingUnavailable, kernel_share
+from lab.watch.tracing import SyscallEvent, SyscallTracer, TracingUnavailable, kernel_share
 
 WORKERS = (1, 2, 4, 8)
 PODS = 50
 ROUNDS = 3
 
+OnRound = Callable[[int, int, float], None]
+"""Called after each round with its number (from 0), the number of workers, and the reloads per second."""
+
 
 @dataclass(frozen=True, slots=True)
-class Times:
-    """Percentiles of many durations, in milliseconds, and which share of them the kernel took (None: not traced)."""
+class Percentiles:
+    """Percentiles of durations in milliseconds, and the kernel's share of them, 0 to 1 (None: not traced)."""
 
     p50: float
     p95: float
@@ -36,18 +39,21 @@ class Times:
 
 @dataclass(frozen=True, slots=True)
 class WorkerReport:
-    """What `workers` processes did together: median of the rounds, percentiles over all reloads."""
+    """The reloads by `workers` processes: median rate of the rounds, percentiles over all reloads, and by step.
+
+    `reload` is None, and `steps` is empty, if no reload succeeded.
+    """
 
     workers: int
     reloads: int
     reloads_per_second: float
-    reload: Times
-    steps: dict[str, Times]
+    reload: Percentiles | None
+    steps: dict[str, Percentiles]
 
 
 @dataclass(frozen=True, slots=True)
 class ParallelReport:
-    """The whole measurement. `tracing` says why the kernel's share is missing, None if it is there."""
+    """The whole measurement. `tracing` says why the kernel's share is missing; None if it is there."""
 
     pods: int
     rounds: int
@@ -67,84 +73,110 @@ class ParallelReport:
         return asdict(self) | {"passed": self.passed}
 
 
-def measure(
+@dataclass(slots=True)
+class WorkerRounds:
+    """All rounds with one number of workers: the rate of each in reloads per second, and the result of every reload."""
+
+    workers: int
+    rates: list[float] = field(default_factory=list)
+    outcomes: list[Outcome] = field(default_factory=list)
+    failures: list[Failure] = field(default_factory=list)
+
+    def report(self, events: Sequence[SyscallEvent] | None = None) -> WorkerReport:
+        """Return the figures of the rounds; with the traced system calls, sorted, also the kernel's share."""
+        spans: dict[str, list[Span]] = defaultdict(list)
+        for outcome in self.outcomes:
+            for span in outcome.spans:
+                spans[span.step].append(span)
+        whole = [outcome.duration_ns for outcome in self.outcomes]
+        everything = [span for found in spans.values() for span in found]
+        return WorkerReport(
+            workers=self.workers,
+            reloads=len(self.outcomes),
+            reloads_per_second=median(self.rates),
+            reload=_percentiles(whole, everything, events) if whole else None,
+            steps={step: _percentiles([s.duration_ns for s in found], found, events) for step, found in spans.items()},
+        )
+
+
+def measure_parallel(
     *,
     pods: int = PODS,
     workers: Sequence[int] = WORKERS,
     rounds: int = ROUNDS,
-    on_round: Callable[[int, int, float], None] | None = None,
+    on_round: OnRound | None = None,
     **options: Any,
 ) -> ParallelReport:
-    """Reload `pods` pods with each number of workers, `rounds` times in turn, while two other pods talk.
+    """Reload `pods` pods of a new node with each number of workers while two other pods exchange traffic.
 
-    `on_round` hears (round, workers, reloads per second). The rounds interleave the worker counts, so that what else
-    the machine does meets all of them alike. One worker is this process, which verifies the programs of an object in
-    threads side by side; several leave the CPUs to each other. `options` go to the Agent.
+    One worker is this process, which verifies the programs of an object in several threads; several workers leave the
+    CPUs to each other. `options` go to the Agent.
     """
-    outcomes: dict[int, list[Outcome]] = defaultdict(list)
-    rates: dict[int, list[float]] = defaultdict(list)
-    failures: list[str] = []
     with ExitStack() as stack:
         node = stack.enter_context(Node(NodeSpec(f"parallel-{os.getpid()}", pods=pods + 2)))
         agent = stack.enter_context(Agent(node, **options))
         agent.start(workers=2)
         tracer, reason = _tracer(stack)
-        follow = tracer.follow if tracer is not None else None
         traffic = stack.enter_context(Traffic(default_flows(node), rate=RATE))
-        # The first and the last pod talk, so the others are what is reloaded.
+        # The first and the last pod exchange traffic; those between them are reloaded.
         subjects = [pod.name for pod in node.pods[1:-1]]
-        for number in range(rounds):
-            for count in workers:
-                start = time.monotonic()
-                results = agent.reload_many(subjects, workers=count, on_worker=follow)
-                rates[count].append(len(results) / (time.monotonic() - start))
-                outcomes[count] += [result for result in results if isinstance(result, Outcome)]
-                failures += [f"{r.subject}: {r.error}" for r in results if isinstance(r, Failure)]
-                if on_round is not None:
-                    on_round(number, count, rates[count][-1])
+        follow = tracer.follow if tracer is not None else None
+        done = reload_rounds(agent, subjects, workers=workers, rounds=rounds, on_worker=follow, on_round=on_round)
         report = traffic.stop()
         if tracer is not None:
             tracer.stop()
+            reason = tracer.incomplete
+        events = tracer.events if tracer is not None and reason is None else None
         return ParallelReport(
             pods=pods,
             rounds=rounds,
-            workers=tuple(_worker_report(n, outcomes[n], rates[n], tracer) for n in workers),
+            workers=tuple(each.report(events) for each in done),
             sent=report.sent,
             lost=report.lost,
             problems=tuple(report.problems()),
-            failures=tuple(failures),
+            failures=tuple(f"{failure.subject}: {failure.error}" for each in done for failure in each.failures),
             tracing=reason,
         )
 
 
+def reload_rounds(
+    agent: Agent,
+    subjects: Sequence[str],
+    *,
+    workers: Sequence[int],
+    rounds: int,
+    on_worker: Callable[[int], None] | None = None,
+    on_round: OnRound | None = None,
+) -> list[WorkerRounds]:
+    """Reload all subjects with each number of workers, `rounds` times.
+
+    The worker counts take turns in every round, so that background load meets all of them alike. `on_worker` is
+    called with the process id of every new worker.
+    """
+    done = [WorkerRounds(count) for count in workers]
+    for number in range(rounds):
+        for each in done:
+            start = time.monotonic()
+            results = agent.reload_many(subjects, workers=each.workers, on_worker=on_worker)
+            each.rates.append(len(results) / (time.monotonic() - start))
+            each.outcomes += [result for result in results if isinstance(result, Outcome)]
+            each.failures += [result for result in results if isinstance(result, Failure)]
+            if on_round is not None:
+                on_round(number, each.workers, each.rates[-1])
+    return done
+
+
 def _tracer(stack: ExitStack) -> tuple[SyscallTracer | None, str | None]:
-    tracer = SyscallTracer()
+    """Return a running tracer, or None and the reason why there is none."""
     try:
-        stack.enter_context(tracer)
+        return stack.enter_context(SyscallTracer()), None
     except TracingUnavailable as error:
         return None, str(error)
-    return tracer, None
 
 
-def _worker_report(
-    workers: int, outcomes: Sequence[Outcome], rates: Sequence[float], tracer: SyscallTracer | None
-) -> WorkerReport:
-    spans: dict[str, list[Span]] = defaultdict(list)
-    for outcome in outcomes:
-        for span in outcome.spans:
-            spans[span.step].append(span)
-    whole = [outcome.duration_ns for outcome in outcomes]
-    everything = [span for outcome in outcomes for span in outcome.spans]
-    return WorkerReport(
-        workers=workers,
-        reloads=len(outcomes),
-        reloads_per_second=median(rates),
-        reload=_times(whole, everything, tracer),
-        steps={step: _times([s.duration_ns for s in found], found, tracer) for step, found in spans.items()},
-    )
-
-
-def _times(durations_ns: Sequence[int], spans: Iterable[Span], tracer: SyscallTracer | None) -> Times:
+def _percentiles(
+    durations_ns: Sequence[int], spans: Iterable[Span], events: Sequence[SyscallEvent] | None
+) -> Percentiles:
     cuts = quantiles(durations_ns, n=100, method="inclusive") if len(durations_ns) > 1 else [*durations_ns] * 99
     p50, p95, p99 = (cuts[n - 1] / 1e6 for n in (50, 95, 99))
-    return Times(p50, p95, p99, kernel_share(tracer.events, spans) if tracer is not None else None)
+    return Percentiles(p50, p95, p99, kernel_share(events, spans) if events is not None else None)

@@ -20,10 +20,11 @@ from datapath.reload.outcome import Outcome
 from datapath.reload.prepare import WriteObject
 from datapath.reload.step import Plan
 from datapath.timing import Interval
-from lab.agent.agent import Agent, Failure
+from lab.agent.agent import Agent
 from lab.bench.floor import Floor, Hook
 from lab.bench.objects import entries, given, reload_of
-from lab.bench.rounds import Busy, Progress, Row, Timed, take_turns
+from lab.bench.parallel import WorkerReport, reload_rounds
+from lab.bench.rounds import Busy, Measurement, Progress, Timed, take_turns
 from lab.bench.tc import BPFFS, Tc, compile_for_libbpf
 from lab.node.node import Node
 from lab.node.topology import NODE, NodeSpec
@@ -31,9 +32,11 @@ from lab.system import mounts
 from lab.system.scratch import scratch
 from lab.watch.tracing import SyscallTracer, TracingUnavailable, kernel_time
 
+PARALLEL_ROUNDS = 3
+
 
 @dataclass(frozen=True, slots=True)
-class Setup:
+class ReloadOptions:
     """What is measured: our own programs, those of `library`, or the object file `object`."""
 
     library: Path | None = None
@@ -47,7 +50,7 @@ class Setup:
 
 
 @dataclass(frozen=True, slots=True)
-class Share:
+class SystemCallTime:
     """Where the time of a reload goes: medians in seconds.
 
     `kernel` is the time in which at least one of its threads was inside bpf(2) or a netlink call, `summed` is that of
@@ -64,37 +67,19 @@ class Share:
         return self.wall - self.kernel
 
 
-@dataclass(frozen=True, slots=True)
-class Many:
-    """Reloads of many pods by so many workers: seconds for all, in every repetition; seconds of every reload."""
-
-    workers: int
-    pods: int
-    elapsed: tuple[float, ...]
-    each: tuple[float, ...]
-
-    @property
-    def per_second(self) -> float:
-        return self.pods / statistics.median(self.elapsed)
-
-    def percentile(self, percent: int) -> float:
-        if len(self.each) < 2:
-            return self.each[0]
-        return statistics.quantiles(self.each, n=100, method="inclusive")[percent - 1]
-
-
 @dataclass(slots=True)
-class Report:
+class ReloadReport:
     """Everything that was measured. `others` is the share of the CPUs that other processes had meanwhile."""
 
     object: str
     programs: int
     instructions: int
     hooks: tuple[str, ...]
-    rows: list[Row] = field(default_factory=list)
-    shares: list[Share] = field(default_factory=list)
+    rows: list[Measurement] = field(default_factory=list)
+    shares: list[SystemCallTime] = field(default_factory=list)
     no_shares: str = ""
-    many: list[Many] = field(default_factory=list)
+    pods: int = 0
+    parallel: list[WorkerReport] = field(default_factory=list)
     steps: dict[str, float] = field(default_factory=dict)
     others: float = 0.0
 
@@ -118,55 +103,56 @@ class _Pipeline:
         return outcome
 
 
-def measure(setup: Setup, progress: Progress) -> Report:
+def measure_reload(options: ReloadOptions, progress: Progress) -> ReloadReport:
     """Measure everything. The caller has left the machine's mount namespace (bench_topology.leave_mount_namespace)."""
-    template: Template | None = given(setup.object) if setup.object is not None else None
+    template: Template | None = given(options.object) if options.object is not None else None
     with ExitStack() as stack:
         progress("compiling")
-        ours = _node(stack, setup, "ours", max(setup.pods, 2))
-        alone = _agent(stack, setup, ours, template, verifiers=1)
-        parallel = _agent(stack, setup, ours, template, verifiers=setup.verifiers)
+        ours = _node(stack, options, "ours", max(options.pods, 2))
+        alone = _agent(stack, options, ours, template, verifiers=1)
+        parallel = _agent(stack, options, ours, template, verifiers=options.verifiers)
         pods = [pod.name for pod in ours.pods]
         pipelines = [
             _Pipeline("pipeline, verifying in 1 thread", alone, pods[0]),
-            _Pipeline(f"pipeline, verifying in {setup.verifiers} threads", parallel, pods[1]),
+            _Pipeline(f"pipeline, verifying in {options.verifiers} threads", parallel, pods[1]),
         ]
         if template is None:
             template = alone.loader.templates.fetch(alone.endpoint(pods[0]))
         report = _report(template)
-        floor = _floor(stack, setup, template)
-        tc, refusal = _tc(stack, setup, template)
+        floor = _floor(stack, options, template)
+        tc, refusal = _tc(stack, options, template)
         busy = Busy()
-        rows = take_turns([floor, *(Timed(p.name, p.run) for p in pipelines), *tc], setup.rounds, progress)
+        rows = take_turns([floor, *(Timed(p.name, p.run) for p in pipelines), *tc], options.rounds, progress)
         report.others = busy.others()
-        report.rows = rows + ([Row("tc filter replace, same object", (), refusal)] if refusal else [])
-        report.steps = _steps(pipelines[0].outcomes[-setup.rounds :])
-        _trace(report, pipelines, setup.rounds, progress)
-        report.many = _many(parallel, pods[: setup.pods], setup.workers, progress)
+        report.rows = rows + ([Measurement("tc filter replace, same object", (), refusal)] if refusal else [])
+        report.steps = _steps(pipelines[0].outcomes[-options.rounds :])
+        _trace(report, pipelines, options.rounds, progress)
+        report.pods = options.pods
+        report.parallel = _in_parallel(parallel, pods[: options.pods], options, progress)
     return report
 
 
-def _report(template: Template) -> Report:
+def _report(template: Template) -> ReloadReport:
     programs = template.image.spec.programs.values()
     hooks = tuple(f"{program} {direction}" for direction, program in entries(template.image).items())
-    return Report(str(template.path), len(programs), sum(p.instructions for p in programs), hooks)
+    return ReloadReport(str(template.path), len(programs), sum(p.instructions for p in programs), hooks)
 
 
-def _node(stack: ExitStack, setup: Setup, name: str, pods: int) -> Node:
-    return stack.enter_context(Node(NodeSpec(f"bench-{name}", pods=pods, endpoint_routes=setup.endpoint_routes)))
+def _node(stack: ExitStack, options: ReloadOptions, name: str, pods: int) -> Node:
+    return stack.enter_context(Node(NodeSpec(f"bench-{name}", pods=pods, endpoint_routes=options.endpoint_routes)))
 
 
-def _agent(stack: ExitStack, setup: Setup, node: Node, template: Template | None, *, verifiers: int) -> Agent:
-    agent = Agent(node, library=setup.library, defines=setup.defines, verifiers=verifiers)
+def _agent(stack: ExitStack, options: ReloadOptions, node: Node, template: Template | None, *, verifiers: int) -> Agent:
+    agent = Agent(node, library=options.library, defines=options.defines, verifiers=verifiers)
     if template is not None:
         agent.change = lambda plan: reload_of(template, plan)
     return stack.enter_context(agent)
 
 
-def _loaded(stack: ExitStack, setup: Setup, name: str, template: Template) -> tuple[Agent, Plan]:
+def _loaded(stack: ExitStack, options: ReloadOptions, name: str, template: Template) -> tuple[Agent, Plan]:
     """Return a node with one pod that has the object already: its maps are pinned, its filters attached."""
-    node = _node(stack, setup, name, 1)
-    agent = _agent(stack, setup, node, template, verifiers=1)
+    node = _node(stack, options, name, 1)
+    agent = _agent(stack, options, node, template, verifiers=1)
     pipeline = _Pipeline(name, agent, node.pods[0].name)
     pipeline.run()
     return agent, pipeline.plan()
@@ -178,32 +164,32 @@ def _own_spec(template: Template, plan: Plan) -> CollectionSpec:
     return template.image.spec.substitute(write.object.substitution(template), strict=False)
 
 
-def _hooks(setup: Setup, template: Template) -> dict[Direction, str]:
+def _hooks(options: ReloadOptions, template: Template) -> dict[Direction, str]:
     found = entries(template.image)
-    return found if setup.endpoint_routes else {d: p for d, p in found.items() if d is Direction.INGRESS}
+    return found if options.endpoint_routes else {d: p for d, p in found.items() if d is Direction.INGRESS}
 
 
-def _floor(stack: ExitStack, setup: Setup, template: Template) -> Timed:
-    agent, plan = _loaded(stack, setup, "floor", template)
+def _floor(stack: ExitStack, options: ReloadOptions, template: Template) -> Timed:
+    agent, plan = _loaded(stack, options, "floor", template)
     node = agent.node
-    hooks = tuple(Hook(program, direction) for direction, program in _hooks(setup, template).items())
+    hooks = tuple(Hook(program, direction) for direction, program in _hooks(options, template).items())
     spec = _own_spec(template, plan)
     floor = Floor(spec, agent.config.globals, node.netns(NODE), node.pods[0].ifname, hooks)
     return Timed("floor: the bare system calls", stack.enter_context(floor).run)
 
 
-def _tc(stack: ExitStack, setup: Setup, template: Template) -> tuple[list[Timed], str]:
+def _tc(stack: ExitStack, options: ReloadOptions, template: Template) -> tuple[list[Timed], str]:
     """Return the ways in which tc can do the work, and its words where it cannot."""
-    agent, plan = _loaded(stack, setup, "tc", template)
+    agent, plan = _loaded(stack, options, "tc", template)
     node, spec = agent.node, _own_spec(template, plan)
-    pod, hooks = node.pods[0], _hooks(setup, template)
+    pod, hooks = node.pods[0], _hooks(options, template)
     mounts.bind_mount(str(agent.config.bpffs), BPFFS)
     stack.callback(mounts.umount, BPFFS)
     write = next(step for step in plan.steps if isinstance(step, WriteObject))
     own = Tc(write.object.path, _sections(spec), spec, node.netns(NODE), pod.ifname, hooks)
     refusal = own.refusal()
     ways = [Timed("tc filter replace, same object", own.replace)] if refusal is None else []
-    if setup.object is None and (setup.library is None or setup.library.resolve() == LIBRARY):
+    if options.object is None and (options.library is None or options.library.resolve() == LIBRARY):
         directory = stack.enter_context(scratch())
         path = compile_for_libbpf(agent.config, agent.endpoint(pod.name), "bpf_lxc.c", directory)
         grafted = Tc(path, _sections(template.image.spec), spec, node.netns(NODE), pod.ifname, hooks)
@@ -224,7 +210,7 @@ def _steps(outcomes: Iterable[Outcome]) -> dict[str, float]:
     return {step: statistics.median(values) for step, values in times.items()}
 
 
-def _trace(report: Report, pipelines: Sequence[_Pipeline], rounds: int, progress: Progress) -> None:
+def _trace(report: ReloadReport, pipelines: Sequence[_Pipeline], rounds: int, progress: Progress) -> None:
     """Reload again with the system calls traced, which makes each of them a little slower."""
     progress("tracing")
     tracer = SyscallTracer()
@@ -239,11 +225,14 @@ def _trace(report: Report, pipelines: Sequence[_Pipeline], rounds: int, progress
     except TracingUnavailable as error:
         report.no_shares = str(error)
         return
+    if tracer.incomplete is not None:
+        report.no_shares = tracer.incomplete
+        return
     for name, runs in walls.items():
         inside = [kernel_time(tracer.events, _work(outcome, begin, end)) for begin, end, outcome in runs]
         wall = statistics.median(end - begin for begin, end, _ in runs)
         elapsed, summed = statistics.median(t.elapsed for t in inside), statistics.median(t.summed for t in inside)
-        report.shares.append(Share(name, wall / 1e9, elapsed / 1e9, summed / 1e9))
+        report.shares.append(SystemCallTime(name, wall / 1e9, elapsed / 1e9, summed / 1e9))
 
 
 def _work(outcome: Outcome, begin: int, end: int) -> list[Interval]:
@@ -252,25 +241,15 @@ def _work(outcome: Outcome, begin: int, end: int) -> list[Interval]:
     return [Interval(outcome.spans[0].work.tid, begin, end), *helpers]
 
 
-def _many(agent: Agent, pods: Sequence[str], workers: Sequence[int], progress: Progress, repeat: int = 3) -> list[Many]:
-    """Reload all pods with several workers; the numbers of workers take turns."""
-    elapsed: dict[int, list[float]] = {count: [] for count in workers}
-    each: dict[int, list[float]] = {count: [] for count in workers}
-    _succeeded(agent.reload_many(pods, workers=1))
-    for number in range(repeat):
-        for count in workers:
-            progress(f"{len(pods)} pods, {count} workers, {number + 1} of {repeat}")
-            begin = time.monotonic()
-            outcomes = _succeeded(agent.reload_many(pods, workers=count))
-            elapsed[count].append(time.monotonic() - begin)
-            each[count] += [outcome.duration_ns / 1e9 for outcome in outcomes]
-    return [Many(count, len(pods), tuple(elapsed[count]), tuple(each[count])) for count in workers]
+def _in_parallel(agent: Agent, pods: Sequence[str], options: ReloadOptions, progress: Progress) -> list[WorkerReport]:
+    """Reload all pods with each number of workers; the first failure is raised."""
 
+    def on_round(number: int, workers: int, rate: float) -> None:
+        progress(f"{len(pods)} pods, {workers} workers, round {number + 1} of {PARALLEL_ROUNDS}: {rate:.1f} reloads/s")
 
-def _succeeded(results: Iterable[Outcome | Failure]) -> list[Outcome]:
-    outcomes = []
-    for result in results:
-        if isinstance(result, Failure):
-            raise result.error
-        outcomes.append(result)
-    return outcomes
+    warm_up = reload_rounds(agent, pods, workers=(1,), rounds=1)
+    done = reload_rounds(agent, pods, workers=options.workers, rounds=PARALLEL_ROUNDS, on_round=on_round)
+    for each in (*warm_up, *done):
+        for failure in each.failures:
+            raise failure.error
+    return [each.report() for each in done]

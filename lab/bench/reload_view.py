@@ -9,12 +9,13 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from lab.bench.reload import Report
-from lab.bench.rounds import Row
+from lab.bench.parallel import WorkerReport
+from lab.bench.reload import ReloadReport
+from lab.bench.rounds import Measurement
 from lab.bench.tables import put, table, warn
 
 
-def show(console: Console, report: Report) -> None:
+def show(console: Console, report: ReloadReport) -> None:
     """Print a report as tables."""
     name = escape(Path(report.object).name)
     hooks = ", ".join(report.hooks)
@@ -30,10 +31,10 @@ def show(console: Console, report: Report) -> None:
         console.print(f"time inside system calls: not measured: {escape(report.no_shares)}\n", highlight=False)
     else:
         put(console, _shares(report))
-    put(console, _many(report))
+    put(console, _parallel(report))
 
 
-def _one(report: Report) -> Table:
+def _one(report: ReloadReport) -> Table:
     rounds = len(report.rows[0].seconds)
     rows = table(f"one reload, {rounds} rounds in turns", "best ms", "median ms", "x floor", "quartiles")
     for row in report.rows:
@@ -41,14 +42,14 @@ def _one(report: Report) -> Table:
     return rows
 
 
-def _figures(row: Row, floor: Row) -> tuple[str, ...]:
+def _figures(row: Measurement, floor: Measurement) -> tuple[str, ...]:
     if row.refusal:
         return ("-", "-", "-", "not possible")
     ratio, low, high = row.ratio(floor)
     return f"{row.best * 1e3:.2f}", f"{row.median * 1e3:.2f}", f"{ratio:.2f}", f"{low:.2f} to {high:.2f}"
 
 
-def _shares(report: Report) -> Table:
+def _shares(report: ReloadReport) -> Table:
     columns = ("wall ms", "in bpf(2), netlink ms", "of all threads ms", "ratio", "rest ms")
     rows = table("where its time goes (traced)", *columns)
     for share in report.shares:
@@ -57,15 +58,21 @@ def _shares(report: Report) -> Table:
     return rows
 
 
-def _many(report: Report) -> Table:
+def _parallel(report: ReloadReport) -> Table:
     rows = table("many pods, one after the other and in parallel", "reloads/s", "p50 ms", "p95 ms", "p99 ms")
-    for many in report.many:
-        percentiles = (f"{many.percentile(percent) * 1e3:.2f}" for percent in (50, 95, 99))
-        rows.add_row(f"{many.pods} pods, {many.workers} at a time", f"{many.per_second:.1f}", *percentiles)
+    for row in report.parallel:
+        percentiles = (f"{value:.2f}" for value in _percentiles(row).values())
+        rows.add_row(f"{report.pods} pods, {row.workers} at a time", f"{row.reloads_per_second:.1f}", *percentiles)
     return rows
 
 
-def to_json(report: Report) -> dict[str, Any]:
+def _percentiles(row: WorkerReport) -> dict[str, float]:
+    """Return the percentiles of a whole reload in milliseconds; none if no reload succeeded."""
+    times = row.reload
+    return {} if times is None else {"p50_ms": times.p50, "p95_ms": times.p95, "p99_ms": times.p99}
+
+
+def to_json(report: ReloadReport) -> dict[str, Any]:
     """Return the report as JSON values: milliseconds, ratios to the first row (the floor)."""
     floor = report.rows[0]
     return {
@@ -88,17 +95,17 @@ def to_json(report: Report) -> dict[str, Any]:
         "system_calls_missing": report.no_shares or None,
         "many": [
             {
-                "workers": many.workers,
-                "pods": many.pods,
-                "reloads_per_second": round(many.per_second, 1),
-                **{f"p{percent}_ms": _ms(many.percentile(percent)) for percent in (50, 95, 99)},
+                "workers": row.workers,
+                "pods": report.pods,
+                "reloads_per_second": round(row.reloads_per_second, 1),
+                **{name: round(value, 3) for name, value in _percentiles(row).items()},
             }
-            for many in report.many
+            for row in report.parallel
         ],
     }
 
 
-def _row_json(row: Row, floor: Row) -> dict[str, Any]:
+def _row_json(row: Measurement, floor: Measurement) -> dict[str, Any]:
     if row.refusal:
         return {"name": row.name, "refusal": row.refusal}
     ratio, low, high = row.ratio(floor)

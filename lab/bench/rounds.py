@@ -20,7 +20,7 @@ Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class Measurement:
     """One way of doing it: seconds of every round; or, in somebody's own words, why it cannot be done."""
 
     name: str
@@ -35,7 +35,7 @@ class Row:
     def best(self) -> float:
         return min(self.seconds)
 
-    def ratio(self, other: Row) -> tuple[float, float, float]:
+    def ratio(self, other: Measurement) -> tuple[float, float, float]:
         """Return median and quartiles of the rounds' ratios to another row."""
         pairs = sorted(mine / theirs for mine, theirs in zip(self.seconds, other.seconds, strict=True))
         low, middle, high = statistics.quantiles(pairs, n=4) if len(pairs) > 1 else pairs * 3
@@ -92,7 +92,7 @@ class Busy:
         return sum(ticks) / second, (ticks[3] + ticks[4]) / second, own
 
 
-def take_turns(ways: Sequence[Way], rounds: int, progress: Progress) -> list[Row]:
+def take_turns(ways: Sequence[Way], rounds: int, progress: Progress) -> list[Measurement]:
     """Run all ways in turns; who begins changes from round to round."""
     seconds: dict[str, list[float]] = {way.name: [] for way in ways}
     for number in range(-WARM_UP, rounds):
@@ -102,4 +102,4 @@ def take_turns(ways: Sequence[Way], rounds: int, progress: Progress) -> list[Row
             took = way.run()
             if number >= 0:
                 seconds[way.name].append(took)
-    return [Row(name, tuple(values)) for name, values in seconds.items()]
+    return [Measurement(name, tuple(values)) for name, values in seconds.items()]

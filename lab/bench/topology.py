@@ -49,7 +49,7 @@ class NotCleanedUp(ReloadlabError):
 
 
 @dataclass(frozen=True, slots=True)
-class Times:
+class UpDownTimes:
     """Seconds for one node up and down."""
 
     up: float
@@ -57,16 +57,16 @@ class Times:
 
 
 @dataclass(frozen=True, slots=True)
-class Comparison:
+class TopologyComparison:
     """All rounds with one number of pods; round i of both sides ran one after the other."""
 
     pods: int
-    lab: tuple[Times, ...]
-    script: tuple[Times, ...]
+    lab: tuple[UpDownTimes, ...]
+    script: tuple[UpDownTimes, ...]
 
     def median(self, side: str, what: str) -> float:
         """Return the median in seconds of `up` or `down` of `lab` or `script`."""
-        times: tuple[Times, ...] = self.lab if side == "lab" else self.script
+        times: tuple[UpDownTimes, ...] = self.lab if side == "lab" else self.script
         return statistics.median(t.up if what == "up" else t.down for t in times)
 
     def ratio(self, what: str) -> float:
@@ -89,19 +89,19 @@ class Comparison:
         return {"pods": self.pods, **medians, **ratios, "rounds_ms": sides}
 
 
-def measure(pods: Sequence[int], rounds: int, progress: Callable[[str], None]) -> Iterator[Comparison]:
+def measure_topology(pods: Sequence[int], rounds: int, progress: Callable[[str], None]) -> Iterator[TopologyComparison]:
     """Measure nodes of so many pods; yields one comparison after the other. Needs `leave_mount_namespace` before."""
     tools.find("ip")
     for count in pods:
-        results: dict[str, list[Times]] = {"lab": [], "script": []}
-        sides: list[tuple[str, Callable[[int], Times]]] = [("lab", _lab), ("script", _script)]
+        results: dict[str, list[UpDownTimes]] = {"lab": [], "script": []}
+        sides: list[tuple[str, Callable[[int], UpDownTimes]]] = [("lab", _lab), ("script", _script)]
         for number in range(rounds):
             progress(f"{count} pods, round {number + 1} of {rounds}")
             # The one that goes first changes from round to round.
             for side, run in sides if number % 2 == 0 else sides[::-1]:
                 _settle()
                 results[side].append(run(count))
-        yield Comparison(count, tuple(results["lab"]), tuple(results["script"]))
+        yield TopologyComparison(count, tuple(results["lab"]), tuple(results["script"]))
 
 
 def start_time() -> float:
@@ -120,16 +120,16 @@ def leave_mount_namespace() -> None:
     mounts.mount("tmpfs", Path("/run"), mounts.MS_NOSUID | mounts.MS_NODEV, "mode=0755")
 
 
-def _lab(pods: int) -> Times:
+def _lab(pods: int) -> UpDownTimes:
     spec = NodeSpec(_PREFIX, pods=pods)
     begin = time.monotonic()
     node = Node.up(spec)
     middle = time.monotonic()
     node.down()
-    return Times(middle - begin, time.monotonic() - middle)
+    return UpDownTimes(middle - begin, time.monotonic() - middle)
 
 
-def _script(pods: int) -> Times:
+def _script(pods: int) -> UpDownTimes:
     spec = NodeSpec(_PREFIX, pods=pods)
     with scratch() as directory:
         up, down = write_script(spec, plan_node(spec), directory)
@@ -137,7 +137,7 @@ def _script(pods: int) -> Times:
         tools.run(["sh", str(up)], timeout=600)
         middle = time.monotonic()
         tools.run(["sh", str(down)], timeout=600)
-        return Times(middle - begin, time.monotonic() - middle)
+        return UpDownTimes(middle - begin, time.monotonic() - middle)
 
 
 def write_script(spec: NodeSpec, facts: NodeFacts, directory: Path) -> tuple[Path, Path]:

@@ -16,7 +16,7 @@ from itertools import islice
 from lab.bench.load import BATCH, Ends, TcpLoad, UdpLoad
 from lab.bench.pairs import Build, Pair, one_node, plain, plain_tunnel, two_nodes
 from lab.bench.programs import follow
-from lab.bench.rounds import Busy, Progress, Row, Timed, Way, take_turns
+from lab.bench.rounds import Busy, Measurement, Progress, Timed, Way, take_turns
 
 _TRIES = 8
 _BATCHES = 12
@@ -26,7 +26,7 @@ _STREAM = 16_000_000
 
 
 @dataclass(frozen=True, slots=True)
-class Setup:
+class TrafficOptions:
     """What is measured; `other` is a second build next to our own."""
 
     other: Build | None = None
@@ -38,7 +38,7 @@ class Setup:
 
 
 @dataclass(frozen=True, slots=True)
-class Measure:
+class Metric:
     """What is counted; `unit` is what `value` returns: with `rate` so much a second, otherwise a time."""
 
     name: str
@@ -51,55 +51,57 @@ class Measure:
         return self.scale / seconds if self.rate else self.scale * seconds
 
 
-PROGRAMS = Measure("programs alone", "ns a packet", 1e9, rate=False)
-UDP = Measure("UDP, 18 bytes", "packets/s", 1.0)
-ROUND_TRIP = Measure("TCP, a byte and its answer", "round trips/s", 1.0)
-STREAM = Measure("TCP, one way", "Gbit/s", 8e-9)
+PROGRAMS = Metric("programs alone", "ns a packet", 1e9, rate=False)
+UDP = Metric("UDP, 18 bytes", "packets/s", 1.0)
+ROUND_TRIP = Metric("TCP, a byte and its answer", "round trips/s", 1.0)
+STREAM = Metric("TCP, one way", "Gbit/s", 8e-9)
 
 
 @dataclass(frozen=True, slots=True)
-class Figures:
+class MetricComparison:
     """The rows of one measure, in seconds; the first of each group is what the others of it are held against."""
 
-    measure: Measure
+    metric: Metric
     version: int
-    groups: tuple[tuple[Row, ...], ...]
+    groups: tuple[tuple[Measurement, ...], ...]
 
 
 @dataclass(slots=True)
-class Report:
+class PacketCosts:
     """Everything that was measured. `others` is the share of the CPUs that other processes had meanwhile."""
 
     builds: tuple[Build, ...]
-    figures: list[Figures] = field(default_factory=list)
+    comparisons: list[MetricComparison] = field(default_factory=list)
     others: float = 0.0
 
 
-def measure(setup: Setup, progress: Progress) -> Report:
-    """Measure everything. The caller has left the machine's mount namespace (bench_topology.leave_mount_namespace)."""
-    report = Report(setup.builds)
+def measure_traffic(options: TrafficOptions, progress: Progress) -> PacketCosts:
+    """Metric everything. The caller has left the machine's mount namespace (bench_topology.leave_mount_namespace)."""
+    report = PacketCosts(options.builds)
     with ExitStack() as stack:
         progress("compiling")
-        one = [pair for number, build in enumerate(setup.builds) for pair in one_node(stack, build, number)]
-        two = [two_nodes(stack, build, number) for number, build in enumerate(setup.builds)]
+        one = [pair for number, build in enumerate(options.builds) for pair in one_node(stack, build, number)]
+        two = [two_nodes(stack, build, number) for number, build in enumerate(options.builds)]
         groups = [[plain(stack), *one], [plain_tunnel(stack), *two]]
         stack.enter_context(_one_cpu())
         busy = Busy()
         for version in (4, 6):
             programs: list[Way] = [follow(stack, pair, version) for pair in one]
-            report.figures.append(_figures(PROGRAMS, version, [programs], setup, progress))
+            report.comparisons.append(_compare(PROGRAMS, version, [programs], options, progress))
             loads = [[_Load(stack, pair, version) for pair in pairs] for pairs in groups]
             for kind in (UDP, ROUND_TRIP, STREAM):
                 ways: list[list[Way]] = [[load.way(kind) for load in group] for group in loads]
-                report.figures.append(_figures(kind, version, ways, setup, progress))
+                report.comparisons.append(_compare(kind, version, ways, options, progress))
         report.others = busy.others()
     return report
 
 
-def _figures(kind: Measure, version: int, groups: Sequence[Sequence[Way]], setup: Setup, progress: Progress) -> Figures:
+def _compare(
+    metric: Metric, version: int, groups: Sequence[Sequence[Way]], options: TrafficOptions, progress: Progress
+) -> MetricComparison:
     everything = [way for group in groups for way in group]
-    rows = iter(take_turns(everything, setup.rounds, lambda text: progress(f"{kind.name}, IPv{version}: {text}")))
-    return Figures(kind, version, tuple(tuple(islice(rows, len(group))) for group in groups))
+    rows = iter(take_turns(everything, options.rounds, lambda text: progress(f"{metric.name}, IPv{version}: {text}")))
+    return MetricComparison(metric, version, tuple(tuple(islice(rows, len(group))) for group in groups))
 
 
 class _Load:
@@ -111,7 +113,7 @@ class _Load:
         self._udp = stack.enter_context(UdpLoad(self._ends))
         self._tcp = stack.enter_context(TcpLoad(self._ends))
 
-    def way(self, kind: Measure) -> Way:
+    def way(self, kind: Metric) -> Way:
         """Return the load that `kind` counts."""
         if kind is UDP:
             return Timed(self._name, lambda: self._udp.run(_BATCHES), _BATCHES * BATCH, _TRIES)

@@ -10,18 +10,18 @@ from rich.markup import escape
 from rich.table import Table
 
 from lab.bench.pairs import Build
-from lab.bench.rounds import Row
+from lab.bench.rounds import Measurement
 from lab.bench.tables import put, table, warn
-from lab.bench.traffic import Figures, Measure, Report
+from lab.bench.traffic import Metric, MetricComparison, PacketCosts
 
 
-def show(console: Console, report: Report) -> None:
+def show(console: Console, report: PacketCosts) -> None:
     """Print a report as tables, one for each measure, with both IP versions side by side."""
     for build in report.builds:
         if build.name:
             console.print(f"{build.name}: {escape(_describe(build))}", highlight=False, soft_wrap=True)
-    for kind in dict.fromkeys(figures.measure for figures in report.figures):
-        put(console, _table([figures for figures in report.figures if figures.measure == kind]))
+    for metric in dict.fromkeys(item.metric for item in report.comparisons):
+        put(console, _table([item for item in report.comparisons if item.metric == metric]))
     warn(console, report.others)
 
 
@@ -30,53 +30,53 @@ def _describe(build: Build) -> str:
     return " ".join((f"sources of {build.library}" if build.library else "our sources", *defines))
 
 
-def _table(versions: Sequence[Figures]) -> Table:
-    kind, rounds = versions[0].measure, len(versions[0].groups[0][0].seconds)
-    columns = [column for figures in versions for column in (f"IPv{figures.version}", "x", "quartiles")]
-    title = f"{kind.name}, {kind.unit}, median of {rounds} rounds; x: time over the first row's"
+def _table(versions: Sequence[MetricComparison]) -> Table:
+    metric, rounds = versions[0].metric, len(versions[0].groups[0][0].seconds)
+    columns = [column for item in versions for column in (f"IPv{item.version}", "x", "quartiles")]
+    title = f"{metric.name}, {metric.unit}, median of {rounds} rounds; x: time over the first row's"
     filled = table(title, *columns)
-    for groups in zip(*(figures.groups for figures in versions), strict=True):
+    for groups in zip(*(item.groups for item in versions), strict=True):
         for rows in zip(*groups, strict=True):
             pairs = zip(rows, groups, strict=True)
-            cells = (cell for row, group in pairs for cell in _cells(kind, row, group[0]))
+            cells = (cell for row, group in pairs for cell in _cells(metric, row, group[0]))
             filled.add_row(escape(rows[0].name), *cells)
         filled.add_section()
     return filled
 
 
-def _cells(kind: Measure, row: Row, first: Row) -> tuple[str, ...]:
+def _cells(metric: Metric, row: Measurement, first: Measurement) -> tuple[str, ...]:
     ratio, low, high = row.ratio(first)
-    value = kind.value(row.median)
+    value = metric.value(row.median)
     return f"{value:,.1f}" if value < 100 else f"{value:,.0f}", f"{ratio:.2f}", f"{low:.2f}-{high:.2f}"
 
 
-def to_json(report: Report) -> dict[str, Any]:
+def to_json(report: PacketCosts) -> dict[str, Any]:
     """Return the report as JSON values, in the units that it says; ratios are of times, to the row `reference`."""
     return {
         "builds": [{"name": build.name, "sources": _describe(build)} for build in report.builds],
         "other_processes": round(report.others, 3),
         "measures": [
             {
-                "name": figures.measure.name,
-                "ip": figures.version,
-                "unit": figures.measure.unit,
-                "rows": [_row_json(figures.measure, row, group[0]) for group in figures.groups for row in group],
+                "name": item.metric.name,
+                "ip": item.version,
+                "unit": item.metric.unit,
+                "rows": [_row_json(item.metric, row, group[0]) for group in item.groups for row in group],
             }
-            for figures in report.figures
+            for item in report.comparisons
         ],
     }
 
 
-def _row_json(kind: Measure, row: Row, first: Row) -> dict[str, Any]:
+def _row_json(metric: Metric, row: Measurement, first: Measurement) -> dict[str, Any]:
     ratio, low, high = row.ratio(first)
     return {
         "name": row.name,
-        "median": _round(kind.value(row.median)),
-        "best": _round(kind.value(row.best)),
+        "median": _round(metric.value(row.median)),
+        "best": _round(metric.value(row.best)),
         "reference": first.name,
         "ratio": round(ratio, 3),
         "quartiles": [round(low, 3), round(high, 3)],
-        "rounds": [_round(kind.value(seconds)) for seconds in row.seconds],
+        "rounds": [_round(metric.value(seconds)) for seconds in row.seconds],
     }
 
 

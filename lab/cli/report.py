@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from lab.bench.parallel import ParallelReport, Times, WorkerReport
+from lab.bench.parallel import ParallelReport, Percentiles, WorkerReport
 
 FORMAT = 1
 """Version of run.json; see docs/run-json.md."""
@@ -109,15 +109,17 @@ def short_name(nodeid: str) -> str:
     return f"{suite}: {name.removeprefix('test_').replace('_', ' ')}"
 
 
-def _cells(times: Times) -> tuple[str, ...]:
+def _cells(times: Percentiles | None) -> tuple[str, ...]:
+    if times is None:
+        return "-", "-", "-", ""
     return (*(f"{value:.2f}" for value in _cuts(times)), _share(times))
 
 
-def _cuts(times: Times) -> tuple[float, float, float]:
+def _cuts(times: Percentiles) -> tuple[float, float, float]:
     return times.p50, times.p95, times.p99
 
 
-def _share(times: Times) -> str:
+def _share(times: Percentiles) -> str:
     return "" if times.kernel_share is None else f"{times.kernel_share:.0%}"
 
 

@@ -198,6 +198,11 @@ class SyscallTracer:
         """The tracing process's id; 0 while it does not run."""
         return self._child.pid
 
+    @property
+    def incomplete(self) -> str | None:
+        """Why `events` do not hold every call, None if they do."""
+        return f"{self.lost} system calls did not fit the tracer's buffer" if self.lost else None
+
     def start(self) -> None:
         """Start tracing; calls that begin after this returns are recorded. TracingUnavailable says why not.
 

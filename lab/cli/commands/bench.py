@@ -18,7 +18,7 @@ from lab.doctor.doctor import require
 if TYPE_CHECKING:
     from argparse import _SubParsersAction
 
-    from lab.bench.topology import Comparison
+    from lab.bench.topology import TopologyComparison
 
 TOPOLOGY_PODS = (10, 100, 250)
 
@@ -99,7 +99,7 @@ def run_traffic(args: argparse.Namespace) -> int:
     """Measure traffic between pods and print rates and ratios."""
     from lab.bench.pairs import Build
     from lab.bench.topology import leave_mount_namespace
-    from lab.bench.traffic import Setup, measure
+    from lab.bench.traffic import TrafficOptions, measure_traffic
     from lab.bench.traffic_view import show, to_json
 
     if args.rounds < 1:
@@ -109,7 +109,7 @@ def run_traffic(args: argparse.Namespace) -> int:
     library = args.library.resolve() if args.library is not None else None
     other = Build("second", library, tuple(args.defines)) if library is not None or args.defines else None
     leave_mount_namespace()
-    report = measure(Setup(other, args.rounds), _progress)
+    report = measure_traffic(TrafficOptions(other, args.rounds), _progress)
     _progress("")
     if args.json:
         print(json.dumps(to_json(report), indent=2))
@@ -120,7 +120,7 @@ def run_traffic(args: argparse.Namespace) -> int:
 
 def run_reload(args: argparse.Namespace) -> int:
     """Measure reloads and print medians and ratios."""
-    from lab.bench.reload import Setup, measure
+    from lab.bench.reload import ReloadOptions, measure_reload
     from lab.bench.reload_view import show, to_json
     from lab.bench.topology import leave_mount_namespace
 
@@ -128,7 +128,7 @@ def run_reload(args: argparse.Namespace) -> int:
         raise WrongNumber("--rounds and --pods take numbers from 1 on")
     check_library(args.library)
     require("root", "clang")
-    setup = Setup(
+    options = ReloadOptions(
         library=args.library.resolve() if args.library is not None else None,
         defines=tuple(args.defines),
         object=args.object,
@@ -138,7 +138,7 @@ def run_reload(args: argparse.Namespace) -> int:
         verifiers=max(os.cpu_count() or 1, 2),
     )
     leave_mount_namespace()
-    report = measure(setup, _progress)
+    report = measure_reload(options, _progress)
     _progress("")
     if args.json:
         print(json.dumps(to_json(report), indent=2))
@@ -149,7 +149,7 @@ def run_reload(args: argparse.Namespace) -> int:
 
 def run_topology(args: argparse.Namespace) -> int:
     """Measure nodes of several sizes and print medians and ratios."""
-    from lab.bench.topology import leave_mount_namespace, measure, start_time
+    from lab.bench.topology import leave_mount_namespace, measure_topology, start_time
 
     if args.rounds < 1 or min(args.pods, default=0) < 1:
         raise WrongNumber("--rounds and --pods take numbers from 1 on")
@@ -159,7 +159,7 @@ def run_topology(args: argparse.Namespace) -> int:
     rows = []
     if not args.json:
         print("pods      lab up      script up  ratio    lab down    script down  ratio")
-    for row in measure(args.pods, args.rounds, _progress):
+    for row in measure_topology(args.pods, args.rounds, _progress):
         rows.append(row)
         if not args.json:
             print(f"\r{row.pods:>4}  {_columns(row, 'up')} {_columns(row, 'down')}", flush=True)
@@ -173,7 +173,7 @@ def run_topology(args: argparse.Namespace) -> int:
     return 0
 
 
-def _columns(row: Comparison, what: str) -> str:
+def _columns(row: TopologyComparison, what: str) -> str:
     ours, script = row.median("lab", what) * 1e3, row.median("script", what) * 1e3
     return f"{ours:8.1f} ms  {script:10.1f} ms  {row.ratio(what):5.2f}"
 

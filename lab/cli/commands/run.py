@@ -19,7 +19,7 @@ from rich.markup import escape
 import lab
 from datapath.errors import ReloadlabError
 from lab.agent.options import check_library
-from lab.bench.parallel import PODS, ROUNDS, ParallelReport, measure
+from lab.bench.parallel import PODS, ROUNDS, ParallelReport, measure_parallel
 from lab.cli.datapath import add_source_options
 from lab.cli.report import print_parallel, print_scenarios, short_name, write_json
 from lab.cli.targets import BadOption, count, make_console, plural
@@ -82,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
     report: ParallelReport | None = None
     if args.rounds > 0:
         console.print("\n[bold]parallel reloads[/]")
-        report = measure(
+        report = measure_parallel(
             pods=args.pods,
             rounds=args.rounds,
             library=None if args.library is None else args.library.resolve(),

@@ -15,7 +15,6 @@ from datapath.object.reader import ObjectImage
 from datapath.object.spec import CollectionSpec, MapSpec, ProgramSpec
 from datapath.timing import VerifyTimes
 from lab.bench.objects import GivenTemplate, NoEntry, entries
-from lab.bench.reload import Many
 from lab.cli.main import main
 from tests.lab.labs import cli, start
 
@@ -34,13 +33,6 @@ def image(*programs: ProgramSpec, maps: tuple[str, ...] = ()) -> ObjectImage:
 
 def program(name: str, section: str = "") -> ProgramSpec:
     return ProgramSpec(name, section or name, 3, b"")
-
-
-def test_many() -> None:
-    many = Many(2, 10, (2.0, 1.0, 4.0), tuple(float(n) for n in range(1, 102)))
-    assert many.per_second == 5.0
-    assert (many.percentile(50), many.percentile(99)) == (51.0, 100.0)
-    assert Many(1, 1, (1.0,), (0.5,)).percentile(99) == 0.5
 
 
 @pytest.mark.parametrize(

@@ -5,19 +5,19 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from lab.bench.rounds import WARM_UP, Busy, Row, Timed, take_turns
+from lab.bench.rounds import WARM_UP, Busy, Measurement, Timed, take_turns
 
 
 def test_ratio_is_that_of_the_rounds() -> None:
     """Rounds in which the machine was slow are slow for both: what counts is the quotient of each pair."""
-    floor, mine = Row("floor", (1.0, 10.0, 2.0)), Row("mine", (2.0, 20.0, 8.0))
+    floor, mine = Measurement("floor", (1.0, 10.0, 2.0)), Measurement("mine", (2.0, 20.0, 8.0))
     middle, low, high = mine.ratio(floor)
     assert (middle, low, high) == (2.0, 2.0, 4.0)
     assert mine.median == 8.0
 
 
 def test_one_round_has_no_quartiles() -> None:
-    assert Row("mine", (3.0,)).ratio(Row("floor", (2.0,))) == (1.5, 1.5, 1.5)
+    assert Measurement("mine", (3.0,)).ratio(Measurement("floor", (2.0,))) == (1.5, 1.5, 1.5)
 
 
 def test_others_are_told_from_ourselves() -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from lab.bench.topology import Comparison, Times, write_script
+from lab.bench.topology import TopologyComparison, UpDownTimes, write_script
 from lab.cli.main import main
 from lab.node.node import Node
 from lab.node.topology import NodeSpec
@@ -15,9 +15,9 @@ from tests.lab.labs import cli, ip, start, unique_name
 
 
 def test_ratio_is_that_of_the_pairs() -> None:
-    ours = (Times(1.0, 1.0), Times(2.0, 1.0), Times(4.0, 1.0))
-    script = (Times(3.0, 2.0), Times(4.0, 2.0), Times(40.0, 2.0))
-    row = Comparison(5, ours, script)
+    ours = (UpDownTimes(1.0, 1.0), UpDownTimes(2.0, 1.0), UpDownTimes(4.0, 1.0))
+    script = (UpDownTimes(3.0, 2.0), UpDownTimes(4.0, 2.0), UpDownTimes(40.0, 2.0))
+    row = TopologyComparison(5, ours, script)
     assert (row.ratio("up"), row.ratio("down")) == (3.0, 2.0)
     assert (row.median("lab", "up"), row.median("script", "up")) == (2.0, 4.0)
     assert row.to_json()["script_up_ms"] == 4000.0

@@ -7,8 +7,8 @@ import pytest
 from rich.console import Console
 
 from lab.bench.pairs import Build
-from lab.bench.rounds import Row
-from lab.bench.traffic import PROGRAMS, STREAM, UDP, Figures, Report
+from lab.bench.rounds import Measurement
+from lab.bench.traffic import PROGRAMS, STREAM, UDP, MetricComparison, PacketCosts
 from lab.bench.traffic_view import show, to_json
 from lab.cli.main import main
 from tests.lab.labs import cli, start
@@ -20,13 +20,13 @@ def test_units() -> None:
     assert PROGRAMS.value(3e-7) == pytest.approx(300)
 
 
-def report() -> Report:
+def report() -> PacketCosts:
     groups = (
-        (Row("no programs", (1e-6, 2e-6)), Row("endpoint routes off", (2e-6, 4e-6))),
-        (Row("two nodes, no programs", (4e-6, 4e-6)), Row("two nodes", (12e-6, 12e-6))),
+        (Measurement("no programs", (1e-6, 2e-6)), Measurement("endpoint routes off", (2e-6, 4e-6))),
+        (Measurement("two nodes, no programs", (4e-6, 4e-6)), Measurement("two nodes", (12e-6, 12e-6))),
     )
     builds = (Build(), Build("second", Path("/else/bpf"), (("A", "1"),)))
-    return Report(builds, [Figures(UDP, version, groups) for version in (4, 6)], others=0.5)
+    return PacketCosts(builds, [MetricComparison(UDP, version, groups) for version in (4, 6)], others=0.5)
 
 
 def test_each_group_has_its_own_reference() -> None:

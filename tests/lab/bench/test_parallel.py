@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+import io
+import os
+
+import pytest
+from rich.console import Console
+
+from datapath.errors import ReloadlabError
+from datapath.reload.outcome import Outcome, Span
+from datapath.timing import Interval
+from lab.agent.agent import Failure
+from lab.bench.parallel import ParallelReport, Percentiles, WorkerRounds, measure_parallel
+from lab.cli.report import print_parallel
+from lab.node import registry
+from lab.watch.tracing import SyscallEvent, SyscallTracer
+
+MS = 1_000_000
+
+
+def outcome(milliseconds: int) -> Outcome:
+    span = Span("load programs", "bpf_lxc.o", Interval(7, 0, milliseconds * MS))
+    return Outcome("pod-1", 101, 2, (), (), (), (span,))
+
+
+def test_percentiles_are_those_of_all_rounds() -> None:
+    """The rate is the median of the rounds, the percentiles are over all reloads."""
+    report = WorkerRounds(2, [5.0, 10.0, 2.5], [outcome(n) for n in range(1, 102)]).report()
+    assert (report.workers, report.reloads, report.reloads_per_second) == (2, 101, 5.0)
+    assert report.reload == report.steps["load programs"] == Percentiles(51.0, 96.0, 100.0, None)
+    assert WorkerRounds(1, [1.0], [outcome(3)]).report().reload == Percentiles(3.0, 3.0, 3.0, None)
+
+
+def test_kernel_share_is_that_of_the_reloading_thread() -> None:
+    events = [SyscallEvent(6, 0, 9 * MS, "bpf", 5, 3), SyscallEvent(7, 1 * MS, 1 * MS, "bpf", 5, 3)]
+    (times,) = WorkerRounds(1, [1.0], [outcome(4)]).report(events).steps.values()
+    assert times.kernel_share == 0.25
+
+
+def test_report_of_reloads_that_all_failed() -> None:
+    """No figures are made up, and the failures are printed."""
+    rounds = WorkerRounds(2, [3.0], failures=[Failure("pod-1", ReloadlabError("no space left"))])
+    row = rounds.report()
+    assert (row.reloads, row.reload, row.steps) == (0, None, {})
+    report = ParallelReport(1, 1, (row,), sent=1, lost=0, problems=(), failures=("pod-1: no space",), tracing=None)
+    out = io.StringIO()
+    print_parallel(Console(file=out, width=100), report)
+    assert "pod-1: no space" in out.getvalue()
+
+
+def test_lost_events_make_a_trace_incomplete() -> None:
+    tracer = SyscallTracer()
+    assert tracer.incomplete is None
+    tracer.lost = 3
+    assert tracer.incomplete == "3 system calls did not fit the tracer's buffer"
+
+
+@pytest.mark.privileged
+def test_whole_measurement_leaves_nothing() -> None:
+    rates: list[tuple[int, int]] = []
+    report = measure_parallel(
+        pods=2, workers=(1, 2), rounds=2, on_round=lambda number, workers, rate: rates.append((number, workers))
+    )
+    assert rates == [(0, 1), (0, 2), (1, 1), (1, 2)], "the worker counts take turns"
+    assert (report.problems, report.failures, report.lost) == ((), (), 0)
+    assert report.passed
+    assert report.sent > 0
+    for row in report.workers:
+        assert row.reloads == 4
+        assert row.reload is not None
+        assert 0 < row.reload.p50 <= row.reload.p95 <= row.reload.p99
+        assert {"load programs", "attach ingress", "commit"} <= row.steps.keys()
+        assert report.tracing is not None or 0 < (row.reload.kernel_share or 0) < 1
+    assert f"parallel-{os.getpid()}" not in {lab.name for lab in registry.list_labs()}
