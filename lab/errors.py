@@ -11,12 +11,17 @@ from datapath.errors import ReloadlabError
 
 
 class Status(StrEnum):
-    """How a lab is. Broken: whoever built or removed it was killed on the way, or whoever had it for his own use."""
+    """The state of a lab.
+
+    Broken: its process was killed while it built, removed or used the lab, or its node.json cannot be read.
+    Elsewhere: it was made in another mount namespace, and cannot be looked into from this one.
+    """
 
     UP = "up"
     STARTING = "starting"
     STOPPING = "stopping"
     BROKEN = "broken"
+    ELSEWHERE = "elsewhere"
 
 
 class LabError(ReloadlabError):
@@ -32,12 +37,35 @@ class LabExists(LabError):
 
     def __init__(self, name: str, status: Status) -> None:
         state = "exists already" if status is Status.UP else f"is {status}"
-        super().__init__(name, f"lab {name} {state}; to remove it: reloadlab down {name}")
+        if status is Status.ELSEWHERE:
+            super().__init__(name, f"lab {name} exists already, in another mount namespace; choose another name")
+        else:
+            super().__init__(name, f"lab {name} {state}; to remove it: reloadlab down {name}")
         self.status = status
 
 
+class NotALab(LabError):
+    """A file or directory that has the place of a lab, but was not made by reloadlab."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path.name, f"{path} is not a lab: reloadlab leaves it alone; choose another name")
+        self.path = path
+
+
+class LabElsewhere(LabError):
+    """A lab that was made in another mount namespace; `pid` is a process that lives in it, None if none is visible."""
+
+    def __init__(self, name: str, pid: int | None) -> None:
+        if pid is None:
+            remedy = f"no process of it is visible; reloadlab down --force {name} removes the lab"
+        else:
+            remedy = f"use it from there: nsenter --target {pid} --mount reloadlab ..."
+        super().__init__(name, f"lab {name} was made in another mount namespace; {remedy}")
+        self.pid = pid
+
+
 class LabNotFound(LabError):
-    """There is no lab of that name; `existing` are those there are."""
+    """There is no lab of that name; `existing` are the labs there are."""
 
     def __init__(self, name: str, existing: tuple[str, ...]) -> None:
         there = f"there is {', '.join(existing)}" if existing else "there is none; make one with: reloadlab up"
@@ -46,12 +74,14 @@ class LabNotFound(LabError):
 
 
 class LabNotReady(LabError):
-    """The lab is there, but not complete."""
+    """The lab is there, but not complete; `reason` says what is wrong with its node.json, if anything is."""
 
-    def __init__(self, name: str, status: Status) -> None:
+    def __init__(self, name: str, status: Status, reason: str | None = None) -> None:
+        why = f" ({reason})" if reason else ""
         remedy = f"; to remove it: reloadlab down {name}" if status is Status.BROKEN else "; try again in a moment"
-        super().__init__(name, f"lab {name} is {status}{remedy}")
+        super().__init__(name, f"lab {name} is {status}{why}{remedy}")
         self.status = status
+        self.reason = reason
 
 
 class LabBusy(LabError):

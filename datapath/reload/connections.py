@@ -9,7 +9,6 @@ what they note meanwhile, nobody else sees. So each endpoint's reload carries ov
 from __future__ import annotations
 
 import errno
-import json
 import struct
 import time
 from collections.abc import Callable, Mapping
@@ -21,6 +20,7 @@ from datapath.errors import BpfError
 from datapath.kernel import bpf
 from datapath.load.content import can_copy, put
 from datapath.load.maps import Map
+from datapath.statefile import read_typed, write_json
 
 CONNECTIONS = "cilium_ct"
 """What the names of the maps of connections begin with."""
@@ -51,9 +51,7 @@ def remember(directory: Path, maps: Mapping[str, Map]) -> None:
     """Note in an endpoint's directory which maps of connections its programs use from now on."""
     used = _ids(maps)
     if used and used != _remembered(directory):
-        upcoming = directory / f"{_FILE}.new"
-        upcoming.write_text(json.dumps(used))
-        upcoming.replace(directory / _FILE)
+        write_json(directory / _FILE, used)
 
 
 def owner(node: NodeConfig, endpoint: Endpoint | None) -> Owns:
@@ -128,6 +126,6 @@ def _ids(maps: Mapping[str, Map]) -> dict[str, int]:
 
 def _remembered(directory: Path) -> dict[str, int]:
     try:
-        return dict(json.loads((directory / _FILE).read_text()))
+        return read_typed(dict[str, int], directory / _FILE)
     except FileNotFoundError:
         return {}

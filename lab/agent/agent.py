@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -25,6 +24,7 @@ from datapath.reload.transaction import Observer
 from lab.abi import layouts
 from lab.agent import contents, enforcement
 from lab.agent.collector import Collected, collect
+from lab.agent.generations import next_generation
 from lab.agent.policyfile import parse
 from lab.errors import system_errors
 from lab.node.node import Node, UnknownTarget
@@ -352,18 +352,7 @@ class Agent:
 
     def next_generation(self) -> int:
         """Return the number of the next load on this node; no two loads have the same, in whatever process."""
-        path = self.config.state / "generation"
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with open(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600), "r+") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            number = int(file.read() or "1") + 1
-            file.seek(0)
-            file.write(str(number))
-            file.truncate()
-            file.flush()
-            # A process that was forked meanwhile may have the descriptor too, and would keep the lock.
-            fcntl.flock(file, fcntl.LOCK_UN)
-        return number
+        return next_generation(self.config.state / "generation")
 
     def _on_new_map(self, target: Map) -> None:
         self._fill(target)

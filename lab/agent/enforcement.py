@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from datapath.errors import BpfError, ReloadlabError
 from datapath.kernel.inventory import program_maps, read_slots
 from datapath.kernel.pins import Pin
 from datapath.load.maps import Map, open_pin
+from datapath.statefile import DamagedFile, read_json, write_json
 from lab.abi.policymap import PolicyEntry, PolicyKey
 from lab.agent.policy import Labels, Policy, PolicyError, changes, resolve
 from lab.agent.policyfile import parse
@@ -41,16 +41,18 @@ class PolicyMapFull(ReloadlabError):
 def stored(node: Node) -> tuple[Policy, ...] | None:
     """Return the policies that hold for a node, None if it was never given any."""
     document = document_of(node)
-    return None if document is None else parse(document)
+    try:
+        return None if document is None else parse(document)
+    except PolicyError as error:
+        raise DamagedFile(_path(node), str(error)) from error
 
 
 def document_of(node: Node) -> object:
     """Return the document that `store` was given, None if there is none."""
     try:
-        found: object = json.loads(_path(node).read_text())
+        return read_json(_path(node))
     except FileNotFoundError:
         return None
-    return found
 
 
 def store(node: Node, document: object) -> None:
@@ -60,9 +62,7 @@ def store(node: Node, document: object) -> None:
         path.unlink(missing_ok=True)
         return
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    unfinished = path.with_suffix(".new")
-    unfinished.write_text(json.dumps(document))
-    unfinished.replace(path)
+    write_json(path, document)
 
 
 def _path(node: Node) -> Path:

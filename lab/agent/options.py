@@ -6,12 +6,12 @@ option that is given takes the place of the one that is kept.
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from datapath.errors import ReloadlabError
+from datapath.statefile import read_typed, write_json
 from lab.errors import system_errors
 from lab.node import registry
 
@@ -50,18 +50,14 @@ class Options:
     def kept(cls, node: Node) -> Self:
         """Return those that a node keeps, the defaults if it keeps none."""
         try:
-            found = json.loads((node.root / registry.STATE / _FILE).read_text())
+            return read_typed(cls, node.root / registry.STATE / _FILE)
         except FileNotFoundError:
             return cls()
-        return cls(**found | {"defines": tuple((name, value) for name, value in found["defines"])})
 
     def keep(self, node: Node) -> None:
         """Write these to the node's state, whole or not at all."""
-        path = node.root / registry.STATE / _FILE
-        unfinished = path.with_suffix(".new")
         with system_errors(node.name):
-            unfinished.write_text(json.dumps(asdict(self)))
-            unfinished.replace(path)
+            write_json(node.root / registry.STATE / _FILE, asdict(self))
 
     def replaced(
         self,

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+import re
+from dataclasses import asdict, dataclass
 from ipaddress import IPv4Address, IPv6Address
 from typing import Any
 
-from lab.node.topology import DeviceFacts, NodeFacts, NodeSpec, PodFacts, PodSpec
+from datapath.errors import InvalidName
+from datapath.names import check_ifname
+from datapath.statefile import WrongContent, typed
+from lab.node.topology import HEALTH, InvalidSpec, NodeFacts, NodeSpec, PodFacts
 
 VERSION = 1
 """Counted up when the meaning of a field changes."""
+
+_MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
 
 
 def encode(spec: NodeSpec, facts: NodeFacts) -> dict[str, Any]:
@@ -21,36 +27,61 @@ def encode(spec: NodeSpec, facts: NodeFacts) -> dict[str, Any]:
     }
 
 
-def decode(data: dict[str, Any]) -> tuple[NodeSpec, NodeFacts]:
-    """Return what `encode` was given; the pods of the spec are always spelled out."""
-    spec = dict(data["spec"])
-    pods = tuple(PodSpec(p["name"], p["identity"], frozenset(p["labels"])) for p in spec.pop("pods"))
-    facts = data["facts"]
-    return (
-        NodeSpec(**(spec | {"pods": pods, "devices": tuple(spec["devices"])})),
-        NodeFacts(
-            cilium_host=DeviceFacts(**facts["cilium_host"]),
-            cilium_net=DeviceFacts(**facts["cilium_net"]),
-            vxlan=DeviceFacts(**facts["vxlan"]),
-            uplink=DeviceFacts(**facts["uplink"]),
-            health=_pod(facts["health"]),
-            pods=tuple(_pod(pod) for pod in facts["pods"]),
-        ),
-    )
+def decode(data: object) -> tuple[NodeSpec, NodeFacts]:
+    """Return what `encode` was given; the pods of the spec are always spelled out.
+
+    Raises WrongContent if it is not what `encode` of this version returns, or speaks of things that cannot be.
+    """
+    if isinstance(data, dict) and type(data.get("version")) is int and data["version"] != VERSION:
+        raise WrongContent(f"it has version {data['version']}, this reloadlab reads version {VERSION}")
+    try:
+        document = typed(_Document, data)
+        _check(document)
+    except (InvalidName, InvalidSpec) as error:
+        raise WrongContent(str(error)) from error
+    return document.spec, document.facts
+
+
+@dataclass(frozen=True, slots=True)
+class _Document:
+    version: int
+    spec: NodeSpec
+    facts: NodeFacts
+
+
+def _check(document: _Document) -> None:
+    """Refuse facts that nobody could have chosen: what follows relies on their form."""
+    facts = document.facts
+    if [pod.name for pod in document.spec.pod_specs] != [pod.name for pod in facts.pods]:
+        raise WrongContent("spec.pods and facts.pods are not the same pods")
+    if facts.health.name != HEALTH:
+        raise WrongContent(f"facts.health is called {facts.health.name!r}")
+    macs: list[str | None] = []
+    for device in (facts.cilium_host, facts.cilium_net, facts.vxlan, facts.uplink):
+        _check_device(device.name, device.ifindex)
+        macs += [device.mac, device.peer_mac or device.mac]
+    for pod in (facts.health, *facts.pods):
+        _check_device(pod.ifname, pod.ifindex)
+        check_ifname(pod.inner_ifname)
+        if not 0 < pod.endpoint_id < 1 << 16:
+            raise WrongContent(f"{pod.name} has endpoint id {pod.endpoint_id}")
+        if not 0 < pod.identity < 1 << 24:
+            raise WrongContent(f"{pod.name} has identity {pod.identity}")
+        macs += [pod.node_mac, pod.mac]
+    for mac in macs:
+        if mac is None or not _MAC.fullmatch(mac):
+            raise WrongContent(f"{mac!r} is not a MAC")
+
+
+def _check_device(name: str, ifindex: int) -> None:
+    check_ifname(name)
+    if not 0 < ifindex < 1 << 31:
+        raise WrongContent(f"{name} has interface index {ifindex}")
 
 
 def pod_json(pod: PodFacts) -> dict[str, Any]:
     """Return one pod as a JSON object."""
     return dict(_plain(asdict(pod)))
-
-
-def _pod(data: dict[str, Any]) -> PodFacts:
-    values = data | {
-        "ipv4": IPv4Address(data["ipv4"]),
-        "ipv6": IPv6Address(data["ipv6"]),
-        "labels": frozenset(data["labels"]),
-    }
-    return PodFacts(**values)
 
 
 def _plain(value: Any) -> Any:

@@ -15,7 +15,7 @@ from datapath.endpoint import HOST_ID, LABEL_HOST, DatapathConfig, Endpoint, Nod
 from datapath.errors import ReloadlabError
 from datapath.kernel.netlink import NetlinkSocket, unless
 from lab.errors import LabNotFound, LabNotReady, system_errors
-from lab.node import builder, facts, links, registry
+from lab.node import builder, links, registry
 from lab.node.topology import (
     HEALTH,
     HOST,
@@ -74,7 +74,7 @@ class Node:
     @classmethod
     def open(cls, name: str) -> Self:
         """Find a node that stands. Raises LabNotFound, LabNotReady."""
-        spec, found = facts.decode(registry.read_facts(name))
+        spec, found = registry.read_facts(name)
         node = cls(spec)
         node._facts = found
         return node
@@ -309,7 +309,7 @@ class Node:
         self._remember(self.spec, planned)
 
     def _remember(self, spec: NodeSpec, found: NodeFacts) -> None:
-        registry.write_facts(self.root, facts.encode(spec, found))
+        registry.write_facts(self.root, spec, found)
         self.spec, self._facts = spec, found
 
     def _discard(self, pod: PodFacts) -> None:

@@ -4,10 +4,13 @@
     bpf/         the node's own BPF file system
     state/       the endpoints' directories and the templates
     node.json    the facts of the node; written last, so that a lab without it is no complete lab
+    changes.lock held by whoever changes the node and its facts
 
-Everything hangs on one mount: detaching it removes a lab at once, whatever state it is in.
-Two locks, both flock(2), so that a killed process never leaves one behind: that of the run directory is held while a
-lab is claimed, looked at or detached, for milliseconds; that of a lab is held exclusively while it is built or removed,
+Everything hangs on one mount: detaching it removes a lab at once, whatever state it is in. A mark beside the directory
+says that it is a lab (lab.node.marks); what has no mark is left alone.
+
+All locks are flock(2)'s, so that a killed process never leaves one behind. That of the run directory is held while a
+lab is claimed, examined or detached, for milliseconds; that of a lab is held exclusively while it is built or removed,
 shared while it is used.
 """
 
@@ -15,18 +18,20 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import json
 import os
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from datapath.errors import ReloadlabError
 from datapath.names import check_lab_name
-from lab.errors import LabBusy, LabExists, LabNotFound, LabNotReady, LabSystemError, Status, system_errors
+from datapath.statefile import WrongContent, write_json
+from lab.errors import LabBusy, LabExists, Status, system_errors
+from lab.node import marks, status
+from lab.node.facts import encode
+from lab.node.status import FACTS, LabStatus
+from lab.node.topology import NodeFacts, NodeSpec
 from lab.system import mounts, netns
 from lab.system.inhabitants import kill_inhabitants
 
@@ -34,35 +39,18 @@ RUN_VARIABLE = "RELOADLAB_RUN"
 """Environment variable that puts the labs elsewhere than into /run/reloadlab."""
 DEFAULT_RUN = Path("/run/reloadlab")
 
-NAMESPACES, BPFFS, STATE, FACTS = "ns", "bpf", "state", "node.json"
+NAMESPACES, BPFFS, STATE = "ns", "bpf", "state"
 SHARED_NAMESPACE = "outside"
 """The one namespace that the nodes of a cluster have in common."""
-_REMOVED_FACTS = "node.json.removed"
-_BORROWED = "borrowed"
-"""Marks a lab that goes with the process that made it: without a holder of its lock it is left over."""
+_CHANGES_LOCK = "changes.lock"
 
 DEFAULT_SIZE = "1g"
 """The most that a lab's files may take; an endpoint's objects are about 1 MB each."""
 
 
-@dataclass(frozen=True, slots=True)
-class LabStatus:
-    """A lab in a list. `pods`, `endpoint_routes` and `tunnel` are None where they are not known.
-
-    `pids` are the processes that build, remove or use it at this moment.
-    """
-
-    name: str
-    status: Status
-    pods: int | None = None
-    endpoint_routes: bool | None = None
-    tunnel: bool | None = None
-    pids: tuple[int, ...] = ()
-
-
 def run_directory() -> Path:
     """Return the directory of all labs."""
-    return Path(os.environ.get(RUN_VARIABLE) or DEFAULT_RUN)
+    return Path(os.environ.get(RUN_VARIABLE) or DEFAULT_RUN).absolute()
 
 
 def lab_root(name: str) -> Path:
@@ -84,7 +72,7 @@ class Claim:
 
     def keep_locked(self) -> int:
         """The lab is complete; return a descriptor that holds its lock, shared. Once it is closed the lab is broken."""
-        (self.root / _BORROWED).touch()
+        (self.root / status.BORROWED).touch()
         held = os.dup(self._descriptor)
         fcntl.flock(held, fcntl.LOCK_SH)
         self._kept = True
@@ -108,9 +96,11 @@ def claim(name: str, size: str = DEFAULT_SIZE) -> Iterator[Claim]:
     root = lab_root(name)
     with ExitStack() as stack, system_errors(name):
         with _run_lock():
-            if root.exists():
-                raise LabExists(name, _status(root).status)
+            if os.path.lexists(root):
+                status.check_mark(root)
+                raise LabExists(name, status.status_of(root).status)
             try:
+                marks.add(root)
                 root.mkdir(mode=0o700)
                 mounts.mount("tmpfs", root, mounts.MS_NOSUID | mounts.MS_NODEV, f"mode=0700,size={size}")
                 descriptor = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -126,40 +116,49 @@ def claim(name: str, size: str = DEFAULT_SIZE) -> Iterator[Claim]:
         yield claimed
 
 
-def write_facts(root: Path, facts: dict[str, Any]) -> None:
+def write_facts(root: Path, spec: NodeSpec, facts: NodeFacts) -> None:
     """Write node.json, whole or not at all."""
-    unfinished = root / f".{FACTS}"
-    unfinished.write_text(json.dumps(facts))
-    unfinished.replace(root / FACTS)
+    write_json(root / FACTS, encode(spec, facts))
 
 
-def read_facts(name: str) -> dict[str, Any]:
-    """Return the content of node.json; LabNotFound or LabNotReady if there is none."""
+def read_facts(name: str) -> tuple[NodeSpec, NodeFacts]:
+    """Return the content of node.json. Raises LabNotFound, LabNotReady, LabElsewhere, NotALab, LabSystemError."""
     root = lab_root(name)
-    try:
-        return dict(json.loads((root / FACTS).read_text()))
-    except FileNotFoundError:
-        with system_errors(name), _run_lock():
-            if not root.exists():
-                raise LabNotFound(name, _names()) from None
-            raise LabNotReady(name, _status(root).status) from None
-    except OSError as error:
-        raise LabSystemError(name, error) from error
+    with system_errors(name):
+        with suppress(FileNotFoundError, WrongContent):
+            if marks.read(root) is not None:
+                return status.read_facts(root / FACTS)
+        with _run_lock():
+            raise status.not_ready(root)
 
 
 @contextmanager
 def lock_shared(name: str) -> Iterator[None]:
-    """Hold a complete lab: nobody removes it meanwhile. Raises LabNotFound, LabNotReady."""
+    """Hold a complete lab: nobody removes it meanwhile. Raises LabNotFound, LabNotReady, LabElsewhere, NotALab."""
+    root = lab_root(name)
     with ExitStack() as stack:
         with system_errors(name), _run_lock():
-            root = lab_root(name)
-            if not root.exists():
-                raise LabNotFound(name, _names())
+            status.check_mark(root)
             descriptor = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             stack.callback(os.close, descriptor)
-            status = _status(root).status
-            if status is not Status.UP or not _try_lock(descriptor, fcntl.LOCK_SH):
-                raise LabNotReady(name, status)
+            if status.status_of(root).status is not Status.UP or not status.try_lock(descriptor, fcntl.LOCK_SH):
+                raise status.not_ready(root)
+        yield
+
+
+@contextmanager
+def changing(name: str) -> Iterator[None]:
+    """Be the only one, in whatever process, who changes a complete lab and its facts. Not to be nested.
+
+    Raises what `lock_shared` raises.
+    """
+    with lock_shared(name), ExitStack() as stack:
+        with system_errors(name):
+            descriptor = os.open(lab_root(name) / _CHANGES_LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            stack.callback(os.close, descriptor)
+            # A process that was forked meanwhile may have the descriptor too, and would keep the lock.
+            stack.callback(fcntl.flock, descriptor, fcntl.LOCK_UN)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
 
 
@@ -169,16 +168,16 @@ def list_labs() -> tuple[LabStatus, ...]:
     if not run.exists():
         return ()
     with system_errors(str(run)), _run_lock():
-        return tuple(_status(run / name) for name in _names())
+        return tuple(status.status_of(run / name) for name in marks.labs(run))
 
 
 def members(cluster: str) -> tuple[str, ...]:
-    """Return the names of a cluster's nodes, in their order, those included of which too little is left to tell."""
+    """Return the names of a cluster's nodes, in their order, those included that do not say where they belong."""
     run, pattern = run_directory(), re.compile(rf"{re.escape(cluster)}-(\d+)")
     if not run.exists():
         return ()
     with system_errors(str(run)), _run_lock():
-        numbers = {name: int(match[1]) for name in _names() if (match := pattern.fullmatch(name))}
+        numbers = {name: int(match[1]) for name in marks.labs(run) if (match := pattern.fullmatch(name))}
         return tuple(sorted((n for n in numbers if _cluster(run / n) in (cluster, None)), key=numbers.__getitem__))
 
 
@@ -190,31 +189,36 @@ def labs_of(name: str) -> tuple[str, ...]:
 
 
 def _cluster(root: Path) -> str | None:
-    """Return the cluster of a lab, "" for one by itself; None if it does not say, being incomplete."""
-    facts = next((f for f in (root / FACTS, root / _REMOVED_FACTS) if f.exists()), None)
-    return None if facts is None else str(json.loads(facts.read_text())["spec"].get("cluster", ""))
+    """Return the cluster of a lab, "" for one by itself; None if its facts cannot be read."""
+    facts = status.facts_file(root)
+    try:
+        return None if facts is None else status.read_facts(facts)[0].cluster
+    except WrongContent:
+        return None
 
 
 def remove(name: str, *, force: bool = False) -> None:
     """Remove a lab, whatever state it is in: kill what runs in its namespaces, detach its tree.
 
     Returns when the lab is out of sight; the kernel frees its links and namespaces behind us. With `force` also a lab
-    that is in use. Raises LabNotFound, LabBusy, LabSystemError.
+    that is in use, or was made in another mount namespace. Raises LabNotFound, LabBusy, LabElsewhere, NotALab,
+    LabSystemError.
     """
     root = lab_root(name)
     with ExitStack() as stack:
         with system_errors(name), _run_lock():
-            if not root.exists():
-                raise LabNotFound(name, _names())
+            status.check_mark(root)
+            if status.status_of(root).status is Status.ELSEWHERE and not force:
+                raise status.not_ready(root)
             descriptor = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             stack.callback(os.close, descriptor)
-            if not _try_lock(descriptor, fcntl.LOCK_EX) and not force:
-                raise LabBusy(name, _holders(descriptor))
+            if not status.try_lock(descriptor, fcntl.LOCK_EX) and not force:
+                raise LabBusy(name, status.holders_of(descriptor))
             # From here on the lab is no complete one, also if we are killed.
             with suppress(FileNotFoundError):
-                (root / FACTS).rename(root / _REMOVED_FACTS)
+                (root / FACTS).rename(root / status.REMOVED_FACTS)
         with system_errors(name):
-            kill_inhabitants(_namespaces(root))
+            kill_inhabitants(_namespaces(_visible(root)))
             _detach_ours(root, descriptor)
 
 
@@ -232,14 +236,16 @@ def remove_each(names: Iterable[str], *, force: bool = False) -> tuple[tuple[str
 
 
 def remove_all(*, force: bool = False) -> tuple[tuple[str, ...], ReloadlabError | None]:
-    """Remove all labs; return (those removed, the first failure)."""
-    return remove_each([lab.name for lab in list_labs()], force=force)
+    """Remove all labs; return (those removed, the first failure).
+
+    Without `force`, those made in another mount namespace are left alone.
+    """
+    return remove_each([lab.name for lab in list_labs() if force or lab.status is not Status.ELSEWHERE], force=force)
 
 
 def sweep() -> tuple[str, ...]:
     """Remove what killed processes have left over; return the names."""
-    broken = [lab.name for lab in list_labs() if lab.status is Status.BROKEN]
-    removed, error = remove_each(broken)
+    removed, error = remove_each([lab.name for lab in list_labs() if lab.is_left_over])
     if error is not None:
         raise error
     return removed
@@ -272,29 +278,6 @@ def _run_lock() -> Iterator[None]:
             os.close(descriptor)
 
 
-def _status(root: Path) -> LabStatus:
-    """Return how a lab is; the caller holds the lock of the run directory: the probe of the lab's disturbs nobody."""
-    descriptor = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        holders = _holders(descriptor)
-        locked = not _try_lock(descriptor, fcntl.LOCK_SH)
-        locked_by_owner = locked or not _try_lock(descriptor, fcntl.LOCK_EX)
-    finally:
-        os.close(descriptor)
-    facts = next((f for f in (root / FACTS, root / _REMOVED_FACTS) if f.exists()), None)
-    if facts is None:
-        return LabStatus(root.name, Status.STARTING if locked else Status.BROKEN, pids=holders)
-    spec = json.loads(facts.read_text())["spec"]
-    status = Status.UP if locked_by_owner or not (root / _BORROWED).exists() else Status.BROKEN
-    if facts.name != FACTS:
-        status = Status.STOPPING if locked else Status.BROKEN
-    return LabStatus(root.name, status, len(spec["pods"]), spec["endpoint_routes"], spec["tunnel"], holders)
-
-
-def _names() -> tuple[str, ...]:
-    return tuple(sorted(entry.name for entry in os.scandir(run_directory()) if entry.is_dir(follow_symlinks=False)))
-
-
 def _detach_ours(root: Path, descriptor: int) -> None:
     """Detach the lab whose root is open as `descriptor`, unless it is gone and maybe another has its name."""
     with _run_lock():
@@ -308,6 +291,16 @@ def _detach(root: Path) -> None:
         mounts.umount(root)
     with suppress(FileNotFoundError):
         root.rmdir()
+    marks.remove(root)
+
+
+def _visible(root: Path) -> Path:
+    """Return where the tree of a lab can be seen; for one made in another mount namespace, by a process of that."""
+    mark = marks.read(root)
+    if mark is None or not status.is_elsewhere(root):
+        return root
+    pid = next(mark.processes(), None)
+    return root if pid is None else Path(f"/proc/{pid}/root{root}")
 
 
 def _namespaces(root: Path) -> frozenset[int]:
@@ -334,24 +327,3 @@ def _same(path: Path, descriptor: int) -> bool:
     except FileNotFoundError:
         return False
     return (mine.st_dev, mine.st_ino) == (there.st_dev, there.st_ino)
-
-
-def _try_lock(descriptor: int, kind: int) -> bool:
-    try:
-        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-def _holders(descriptor: int) -> tuple[int, ...]:
-    """Return the ids of the processes that hold a lock on an open directory, as /proc/locks tells them."""
-    status = os.fstat(descriptor)
-    wanted = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"
-    pids = set()
-    for line in Path("/proc/locks").read_text().splitlines():
-        fields = line.split()
-        # A line with -> in it is one who waits.
-        if fields[1] == "FLOCK" and fields[5] == wanted:
-            pids.add(int(fields[4]))
-    return tuple(sorted(pids))

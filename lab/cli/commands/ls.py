@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING
 
 from lab.doctor.doctor import require
 from lab.errors import Status
-from lab.node.registry import LabStatus, list_labs
+from lab.node.registry import list_labs
+from lab.node.status import LabStatus
 
 if TYPE_CHECKING:
     from argparse import _SubParsersAction
 
-_REMEDY = {Status.BROKEN: "reloadlab down {name} removes it"}
+_REMEDY = {Status.BROKEN: "reloadlab down {name} removes it", Status.ELSEWHERE: "made in another mount namespace"}
 
 
 def add_parser(subparsers: _SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -34,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
         print("there is no lab; make one with: reloadlab up")
     else:
         width = max(len("NAME"), *(len(lab.name) for lab in labs))
-        print(f"{'NAME':<{width}}  {'STATUS':<8}  {'PODS':>4}  {'ROUTES':<8}  {'NETWORK':<7}  IN USE BY")
+        print(f"{'NAME':<{width}}  {'STATUS':<9}  {'PODS':>4}  {'ROUTES':<8}  {'NETWORK':<7}  IN USE BY")
         for lab in labs:
             print(_line(lab, width))
     return 0
@@ -45,4 +46,5 @@ def _line(lab: LabStatus, width: int) -> str:
     network = {None: "-", True: "tunnel", False: "native"}[lab.tunnel]
     pods = "-" if lab.pods is None else str(lab.pods)
     used = " ".join(map(str, lab.pids)) or _REMEDY.get(lab.status, "-").format(name=lab.name)
-    return f"{lab.name:<{width}}  {lab.status:<8}  {pods:>4}  {routes:<8}  {network:<7}  {used}"
+    used += f" ({lab.reason})" if lab.reason else ""
+    return f"{lab.name:<{width}}  {lab.status:<9}  {pods:>4}  {routes:<8}  {network:<7}  {used}"

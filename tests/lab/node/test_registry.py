@@ -3,21 +3,34 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import shutil
+import subprocess
 import sys
 import uuid
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from subprocess import PIPE, Popen
 
 import pytest
 
-from lab.errors import LabBusy, LabExists, LabNotFound, LabNotReady, LabSystemError, Status
-from lab.node import registry
+from lab.errors import (
+    LabBusy,
+    LabElsewhere,
+    LabExists,
+    LabNotFound,
+    LabNotReady,
+    LabSystemError,
+    NotALab,
+    Status,
+)
+from lab.node import marks, registry
 from lab.node.node import Node
-from lab.node.topology import NodeSpec
-from lab.system import netns
+from lab.node.status import FACTS, LabStatus
+from lab.node.topology import NodeSpec, plan_node
+from lab.system import mounts, netns
 from lab.system.tools import find
-from tests.lab.labs import DOWN, UP, mounts_of, python, removed, start, unique_name
+from tests.lab.labs import DOWN, ROOT, UP, mounts_of, python, removed, start, unique_name
 
 pytestmark = pytest.mark.privileged
 
@@ -40,7 +53,7 @@ def empty_run(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     assert not run.exists()
 
 
-def status(name: str) -> registry.LabStatus:
+def status(name: str) -> LabStatus:
     """Return the line of one lab in the list."""
     (found,) = [lab for lab in registry.list_labs() if lab.name == name]
     return found
@@ -54,9 +67,10 @@ def test_life_of_a_lab(name: str) -> None:
             pass
         with pytest.raises(LabNotReady):
             registry.read_facts(name)
-        registry.write_facts(claim.root, {"spec": {"pods": [1, 2, 3], "endpoint_routes": True, "tunnel": False}})
+        spec = NodeSpec(name, pods=3, endpoint_routes=True)
+        registry.write_facts(claim.root, spec, plan_node(spec))
         claim.keep()
-    assert status(name) == registry.LabStatus(name, Status.UP, 3, True, False)
+    assert status(name) == LabStatus(name, Status.UP, 3, True, False)
     registry.remove(name)
     assert name not in {lab.name for lab in registry.list_labs()}
     assert mounts_of(name) == []
@@ -132,10 +146,9 @@ def test_remove_all(empty_run: Path) -> None:
     assert registry.remove_all() == ((), None)
     for name in ("one", "two", "three"):
         Node.up(NodeSpec(name, pods=0))
-    (empty_run / "bare").mkdir()
     with registry.lock_shared("two"):
         gone, failure = registry.remove_all()
-        assert gone == ("bare", "one", "three")
+        assert gone == ("one", "three")
         assert isinstance(failure, LabBusy)
     assert [lab.name for lab in registry.list_labs()] == ["two"]
     assert registry.remove_all() == (("two",), None)
@@ -150,15 +163,113 @@ def test_full_disk(name: str) -> None:
     assert mounts_of(name) == []
 
 
-def test_directory_of_somebody_else(empty_run: Path) -> None:
-    stranger = empty_run / "stranger"
-    stranger.mkdir(parents=True)
-    (stranger / "letter").write_text("precious")
-    assert status("stranger").status is Status.BROKEN
-    with pytest.raises(LabSystemError, match="Directory not empty"):
-        registry.remove("stranger")
-    assert (stranger / "letter").read_text() == "precious"
-    (stranger / "letter").unlink()
+@contextmanager
+def stranger(run: Path, kind: str) -> Iterator[Path]:
+    """Something in the place of a lab that reloadlab did not make."""
+    path = run / "stranger"
+    path.mkdir(parents=True)
+    if kind == "tmpfs":
+        mounts.mount("tmpfs", path, 0, "")
+    if kind != "empty directory":
+        (path / "letter").write_text("precious")
+    if kind == "directory with facts":
+        (path / FACTS).write_text("{}")
+    yield path
+    assert kind == "empty directory" or (path / "letter").read_text() == "precious"
+    if kind == "tmpfs":
+        mounts.umount(path)
+    shutil.rmtree(path)
+
+
+@pytest.mark.parametrize("kind", ["empty directory", "directory", "directory with facts", "tmpfs"])
+def test_what_is_not_marked_is_never_removed(empty_run: Path, kind: str) -> None:
+    with stranger(empty_run, kind):
+        assert registry.list_labs() == ()
+        assert registry.sweep() == ()
+        assert registry.remove_all(force=True) == ((), None)
+        for attempt in (
+            lambda: registry.remove("stranger", force=True),
+            lambda: Node.open("stranger"),
+            lambda: Node.up(NodeSpec("stranger")),
+        ):
+            with pytest.raises(NotALab, match="stranger is not a lab: reloadlab leaves it alone"):
+                attempt()
+
+
+MADE_ELSEWHERE = (
+    "import sys; from lab.node.node import Node; from lab.node.topology import NodeSpec; "
+    "Node.up(NodeSpec(sys.argv[1], pods=1)); print(flush=True); sys.stdin.read()"
+)
+
+
+@pytest.fixture
+def elsewhere(name: str) -> Iterator[Popen[str]]:
+    """A process in a mount namespace of its own in which it has made a lab."""
+    argv = ["unshare", "--mount", sys.executable, "-c", MADE_ELSEWHERE, name]
+    with Popen(argv, cwd=ROOT, stdin=PIPE, stdout=PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "\n"
+        yield process
+        process.kill()
+
+
+def test_lab_of_another_mount_namespace_is_left_alone(name: str, elsewhere: Popen[str]) -> None:
+    assert status(name) == LabStatus(name, Status.ELSEWHERE)
+    registry.sweep()
+    assert name not in registry.remove_all()[0]
+    where = f"nsenter --target {elsewhere.pid} --mount"
+    for attempt in (lambda: Node.open(name), lambda: registry.remove(name)):
+        with pytest.raises(LabElsewhere, match=f"lab {name} was made in another mount namespace; .*{where}"):
+            attempt()
+    with pytest.raises(LabElsewhere), registry.lock_shared(name):
+        pass
+    with pytest.raises(LabExists, match="exists already, in another mount namespace"):
+        Node.up(NodeSpec(name))
+    there = Path(f"/proc/{elsewhere.pid}/root{registry.lab_root(name)}")
+    assert (there / FACTS).exists()
+    # Who enters the namespace finds it, complete.
+    done = subprocess.run(
+        [
+            *where.split(),
+            sys.executable,
+            "-c",
+            "import sys; from lab.node.node import Node; Node.open(sys.argv[1])",
+            name,
+        ],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        check=False,
+    )
+    assert done.returncode == 0
+
+
+def test_lab_of_another_mount_namespace_is_removed_by_force(name: str, elsewhere: Popen[str]) -> None:
+    there = Path(f"/proc/{elsewhere.pid}/root{registry.lab_root(name)}")
+    inside = start(["nsenter", f"--net={there}/ns/pod-1", sys.executable, "-c", SLEEPER])
+    with inside:
+        assert inside.stdout is not None
+        inside.stdout.readline()
+        registry.remove(name, force=True)
+        assert inside.wait(timeout=5) == -9
+    assert not registry.lab_root(name).exists()
+    assert not there.exists()
+    assert f"/{name}" not in Path(f"/proc/{elsewhere.pid}/mountinfo").read_text()
+
+
+def test_lab_whose_mount_namespace_is_gone(name: str, elsewhere: Popen[str]) -> None:
+    elsewhere.kill()
+    elsewhere.wait()
+    assert status(name).status is Status.ELSEWHERE
+    with pytest.raises(LabElsewhere, match=f"no process of it is visible; reloadlab down --force {name}"):
+        registry.remove(name)
+    registry.remove(name, force=True)
+    assert not registry.lab_root(name).exists()
+
+
+def test_marks_without_labs_go(empty_run: Path) -> None:
+    empty_run.mkdir()
+    marks.add(empty_run / "never-made")
+    assert registry.list_labs() == ()
+    assert not empty_run.exists()
 
 
 def test_removal_ends_what_runs_inside(name: str) -> None:
@@ -241,13 +352,13 @@ def killed(fault: str, argv: list[str]) -> bool:
 def test_stopping_is_told_from_starting(name: str) -> None:
     Node.up(NodeSpec(name, pods=4))
     root = registry.lab_root(name)
-    (root / registry.FACTS).rename(root / "node.json.removed")
-    assert status(name) == registry.LabStatus(name, Status.BROKEN, 4, False, False)
+    (root / FACTS).rename(root / "node.json.removed")
+    assert status(name) == LabStatus(name, Status.BROKEN, 4, False, False)
     descriptor = os.open(root, os.O_RDONLY)
     with ExitStack() as stack:
         stack.callback(os.close, descriptor)
         fcntl.flock(descriptor, fcntl.LOCK_EX)
-        assert status(name) == registry.LabStatus(name, Status.STOPPING, 4, False, False, (os.getpid(),))
+        assert status(name) == LabStatus(name, Status.STOPPING, 4, False, False, (os.getpid(),))
 
 
 def test_two_processes_want_the_same_name(name: str) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from lab.cli.main import main
-from lab.node import registry
+from lab.node import marks, registry
 from lab.node.node import Node
 from lab.node.topology import NodeSpec
 
@@ -27,6 +27,7 @@ def test_labs_in_every_state(run_directory: Path, capsys: pytest.CaptureFixture[
     assert main(["ls"]) == 0
     assert capsys.readouterr().out == "there is no lab; make one with: reloadlab up\n"
     Node.up(NodeSpec("fine", pods=3, endpoint_routes=True, tunnel=True))
+    marks.add(run_directory / "killed")
     (run_directory / "killed").mkdir()
     with registry.claim("growing"):
         assert main(["ls"]) == 0
