@@ -1,7 +1,8 @@
 """The routes of an endpoint in endpoint-routes mode: one /32 and one /128 on its own device.
 
 As at the reference commit: table main, no gateway, no source, scope link (IPv4), no explicit protocol, which the
-netlink library of Cilium turns into RTPROT_BOOT.
+netlink library of Cilium turns into RTPROT_BOOT. Other versions of Cilium write another protocol: what makes a route an
+endpoint's is its destination, its device and its table.
 """
 
 from __future__ import annotations
@@ -9,18 +10,28 @@ from __future__ import annotations
 import errno
 import socket
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 
 from datapath.endpoint import Endpoint
-from datapath.errors import NetlinkError
-from datapath.kernel.netlink import NLM_F_CREATE, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkSocket, attributes
+from datapath.errors import NetlinkError, ReloadlabError
+from datapath.kernel.netlink import (
+    NLM_F_CREATE,
+    NLM_F_REPLACE,
+    NLM_F_REQUEST,
+    NetlinkSocket,
+    attributes,
+    unless,
+)
 
 RTM_NEWROUTE, RTM_DELROUTE, RTM_GETROUTE = 24, 25, 26
 RT_TABLE_MAIN, RTPROT_BOOT, RTN_UNICAST = 254, 3, 1
 RT_SCOPE_UNIVERSE, RT_SCOPE_LINK = 0, 253
-_RTA_DST, _RTA_OIF = 1, 4
-_RTM_F_FIB_MATCH = 0x2000
+_RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_MULTIPATH, _RTA_VIA, _RTA_NH_ID = 1, 4, 5, 9, 18, 30
+_RTM_F_CLONED, _RTM_F_LOOKUP_TABLE, _RTM_F_FIB_MATCH = 0x200, 0x1000, 0x2000
+_NO_ROUTE = (errno.ENETUNREACH, errno.EHOSTUNREACH)
+_FORBIDDEN = (errno.EACCES, errno.EINVAL)  # prohibit, blackhole
 _RTMSG = struct.Struct("=BBBBBBBBI")  # family, dst_len, src_len, tos, table, protocol, scope, type, flags
 
 
@@ -44,6 +55,14 @@ class Installed:
     message: bytes
 
 
+class RouteStays(ReloadlabError):
+    """A route that was removed, and is there again: somebody else installs it."""
+
+    def __init__(self, route: Route) -> None:
+        super().__init__(f"the route to {route} was removed and is there again: stop what installs it")
+        self.route = route
+
+
 def endpoint_routes(endpoint: Endpoint, ifindex: int) -> tuple[Route, ...]:
     """Return the routes of an endpoint in endpoint-routes mode, IPv4 first."""
     return tuple(Route(address, ifindex) for address in (endpoint.ipv4, endpoint.ipv6) if address is not None)
@@ -55,12 +74,35 @@ def upsert(netlink: NetlinkSocket, route: Route) -> None:
 
 
 def remove(netlink: NetlinkSocket, route: Route) -> None:
-    """Remove a route; one that is not there is no error."""
+    """Remove a route as `upsert` installs it; a missing one is no error."""
+    _delete(netlink, f"remove route {route}", _message(RTM_DELROUTE, 0, route))
+
+
+def remove_all(netlink: NetlinkSocket, route: Route, note: Callable[[Installed], object]) -> None:
+    """Remove every route to the host through the interface, whoever installed it: a packet must not find one.
+
+    `note` gets each of them before it goes, for `add_again`. RouteStays if one is there afterwards.
+    """
+    found = through(netlink, route)
+    for installed in found:
+        note(installed)
+        _delete(netlink, f"remove route {route}", _request(RTM_DELROUTE, 0, installed))
+    if found and through(netlink, route):
+        raise RouteStays(route)
+
+
+def through(netlink: NetlinkSocket, route: Route) -> tuple[Installed, ...]:
+    """Return the routes of the main table to this host through this interface, whatever else they say."""
+    if not _has_host_route(netlink, route.address):
+        return ()
     try:
-        netlink.request(f"remove route {route}", _message(RTM_DELROUTE, 0, route))
+        answers = netlink.dump(f"list routes to {route}", _listing(route))
     except NetlinkError as error:
-        if error.errno not in (errno.ESRCH, errno.ENODEV):
-            raise
+        # Without the interface, or the table, there is none.
+        if error.errno in (errno.ENODEV, errno.ENOENT):
+            return ()
+        raise
+    return tuple(Installed(route.address, route.ifindex, answer) for answer in answers if _leads(answer, route))
 
 
 def current(netlink: NetlinkSocket, address: IPv4Address | IPv6Address) -> Installed | None:
@@ -69,30 +111,92 @@ def current(netlink: NetlinkSocket, address: IPv4Address | IPv6Address) -> Insta
         answer = netlink.get(f"look up route {address}", _lookup(address))
     except NetlinkError as error:
         # No route at all; what prohibits or blackholes is no host route of ours either.
-        if error.errno in (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EACCES, errno.EINVAL):
+        if error.errno in (*_NO_ROUTE, *_FORBIDDEN):
             return None
         raise
     _, length, _, _, table, _, _, kind, _ = _RTMSG.unpack_from(answer, 16)
     if table != RT_TABLE_MAIN or length != address.max_prefixlen or kind != RTN_UNICAST:
         return None
-    ifindex = next((int.from_bytes(v, "little") for k, v in attributes(answer, 28) if k == _RTA_OIF), 0)
-    return Installed(address, ifindex, answer)
+    return Installed(address, _interface(answer), answer)
 
 
 def restore(netlink: NetlinkSocket, installed: Installed) -> None:
-    """Put back a route that `current` returned."""
-    length = len(installed.message)
-    header = struct.pack("=IHHII", length, RTM_NEWROUTE, NLM_F_REQUEST | NLM_F_CREATE | NLM_F_REPLACE, 0, 0)
-    # The answer to a lookup says how it was found; a request may not (RTM_F_FIB_MATCH and the like).
-    body = bytearray(installed.message[16:])
-    struct.pack_into("=I", body, 8, 0)
-    netlink.request(f"restore route {installed.address}", header + bytes(body))
+    """Put back a route that `upsert` replaced, in the place of the one that is there now."""
+    message = _request(RTM_NEWROUTE, NLM_F_CREATE | NLM_F_REPLACE, installed)
+    netlink.request(f"restore route {installed.address}", message)
+
+
+def add_again(netlink: NetlinkSocket, installed: Installed) -> None:
+    """Put back a route that `remove_all` gave, unless it is there still; no other takes its place."""
+    message = _request(RTM_NEWROUTE, NLM_F_CREATE, installed)
+    unless(errno.EEXIST, netlink, f"restore route {installed.address}", message)
+
+
+def _has_host_route(netlink: NetlinkSocket, address: IPv4Address | IPv6Address) -> bool:
+    """Tell whether the main table may have a route to exactly this address: one look-up, where a listing takes long."""
+    try:
+        answer = netlink.get(f"look up route {address}", _lookup(address))
+    except NetlinkError as error:
+        if error.errno in _NO_ROUTE:
+            return False
+        if error.errno in _FORBIDDEN:
+            return True
+        raise
+    _, length, _, _, table, _, _, _, _ = _RTMSG.unpack_from(answer, 16)
+    # The longest prefix wins: a shorter one of the same table means that there is no longer one.
+    return bool(table != RT_TABLE_MAIN or length == address.max_prefixlen)
+
+
+def _leads(answer: bytes, route: Route) -> bool:
+    _, length, _, _, table, _, _, kind, flags = _RTMSG.unpack_from(answer, 16)
+    if (length, table, kind) != (route.address.max_prefixlen, RT_TABLE_MAIN, RTN_UNICAST) or flags & _RTM_F_CLONED:
+        return False
+    destination = next((bytes(value) for kind, value in attributes(answer, 28) if kind == _RTA_DST), b"")
+    return destination == route.address.packed and _interface(answer) == route.ifindex
+
+
+def _interface(answer: bytes) -> int:
+    return next((int.from_bytes(v, "little") for k, v in attributes(answer, 28) if k == _RTA_OIF), 0)
+
+
+def _delete(netlink: NetlinkSocket, what: str, message: bytes) -> None:
+    try:
+        netlink.request(what, message)
+    except NetlinkError as error:
+        if error.errno not in (errno.ESRCH, errno.ENODEV):
+            raise
+
+
+def _request(kind: int, flags: int, installed: Installed) -> bytes:
+    """Return a request about a route in the kernel's own words for it."""
+    rtmsg = bytearray(installed.message[16:28])
+    # An answer says how it was found; a request may not (RTM_F_FIB_MATCH and the like).
+    struct.pack_into("=I", rtmsg, 8, 0)
+    said = dict(attributes(installed.message, 28))
+    if _RTA_NH_ID in said:
+        # The kernel tells what the nexthop object consists of, and does not take it back.
+        said = {k: v for k, v in said.items() if k not in (_RTA_OIF, _RTA_GATEWAY, _RTA_VIA, _RTA_MULTIPATH)}
+    body = bytes(rtmsg) + b"".join(_attribute(number, bytes(value)) for number, value in said.items())
+    return struct.pack("=IHHII", 16 + len(body), kind, NLM_F_REQUEST | flags, 0, 0) + body
+
+
+def _attribute(number: int, value: bytes) -> bytes:
+    return struct.pack("=HH", 4 + len(value), number) + value + bytes(-len(value) % 4)
+
+
+def _listing(route: Route) -> bytes:
+    """Ask for the routes of the main table through one interface."""
+    body = _RTMSG.pack(_family(route.address), 0, 0, 0, RT_TABLE_MAIN, 0, 0, 0, 0)
+    body += _attribute(_RTA_OIF, struct.pack("=I", route.ifindex))
+    return struct.pack("=IHHII", 16 + len(body), RTM_GETROUTE, NLM_F_REQUEST, 0, 0) + body
 
 
 def _lookup(address: IPv4Address | IPv6Address) -> bytes:
     """Ask for the table entry that a packet to `address` would take, not for the resulting path."""
-    body = _RTMSG.pack(_family(address), address.max_prefixlen, 0, 0, 0, 0, 0, 0, _RTM_F_FIB_MATCH)
-    body += struct.pack("=HH", 4 + len(address.packed), _RTA_DST) + address.packed
+    # Without LOOKUP_TABLE every IPv4 route is said to be in the main table; for IPv6 the kernel refuses the flag.
+    flags = _RTM_F_FIB_MATCH | (_RTM_F_LOOKUP_TABLE if address.version == 4 else 0)
+    body = _RTMSG.pack(_family(address), address.max_prefixlen, 0, 0, 0, 0, 0, 0, flags)
+    body += _attribute(_RTA_DST, address.packed)
     return struct.pack("=IHHII", 16 + len(body), RTM_GETROUTE, NLM_F_REQUEST, 0, 0) + body
 
 
@@ -105,5 +209,6 @@ def _message(kind: int, flags: int, route: Route) -> bytes:
     address = route.address.packed
     body = _RTMSG.pack(
         _family(route.address), len(address) * 8, 0, 0, RT_TABLE_MAIN, RTPROT_BOOT, scope, RTN_UNICAST, 0
-    ) + struct.pack(f"=HH{len(address)}sHHI", 4 + len(address), _RTA_DST, address, 8, _RTA_OIF, route.ifindex)
+    )
+    body += _attribute(_RTA_DST, address) + _attribute(_RTA_OIF, struct.pack("=I", route.ifindex))
     return struct.pack("=IHHII", 16 + len(body), kind, NLM_F_REQUEST | flags, 0, 0) + body

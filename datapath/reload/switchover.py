@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from datapath.build.objectfile import ObjectFile
@@ -11,6 +12,7 @@ from datapath.endpoint import Endpoint
 from datapath.errors import LinkNotFound, NetlinkError
 from datapath.kernel import bpf, hooks, routes
 from datapath.kernel.hooks import Direction, Filter, HookTaken
+from datapath.kernel.netlink import NetlinkSocket
 from datapath.kernel.routes import Installed, Route
 from datapath.reload import connections
 from datapath.reload.outcome import Attached
@@ -173,14 +175,17 @@ class InstallRoutes(Step):
     def undo(self, work: Workspace) -> None:
         for route, before in reversed(work.undo.pop(self.key, [])):
             if before is not None:
-                _restore(work, before)
+                _restore(work, before, routes.restore)
             # A route of another metric does not take the place of ours; where it does, there is nothing to remove.
             routes.remove(work.netlink, route)
 
 
 @dataclass(frozen=True)
 class RemoveRoutes(Step):
-    """Remove the endpoint's own routes (endpoint routes off); at the reference commit this is nobody's job."""
+    """Remove every route to the endpoint through its interface (endpoint routes off), whoever installed it.
+
+    At the reference commit nobody does. A packet that finds one bypasses the policy program.
+    """
 
     endpoint: Endpoint
 
@@ -195,15 +200,11 @@ class RemoveRoutes(Step):
         removed: list[Installed] = []
         work.undo[self.key] = removed
         for route in routes.endpoint_routes(self.endpoint, work.netlink.ifindex(self.target)):
-            before = routes.current(work.netlink, route.address)
-            if before is None or before.ifindex != route.ifindex:
-                continue
-            removed.append(before)
-            routes.remove(work.netlink, route)
+            routes.remove_all(work.netlink, route, removed.append)
 
     def undo(self, work: Workspace) -> None:
         for before in reversed(work.undo.pop(self.key, [])):
-            _restore(work, before)
+            _restore(work, before, routes.add_again)
 
 
 @dataclass(frozen=True)
@@ -295,10 +296,10 @@ def _attach_again(work: Workspace, old: Filter, fd: int) -> None:
     )
 
 
-def _restore(work: Workspace, before: Installed) -> None:
+def _restore(work: Workspace, before: Installed, how: Callable[[NetlinkSocket, Installed], None]) -> None:
     """Put a route back. An interface that is gone took its routes with it: nothing to do."""
     try:
-        routes.restore(work.netlink, before)
+        how(work.netlink, before)
     except NetlinkError:
         if _exists(work, before.ifindex):
             raise

@@ -13,7 +13,7 @@ from datapath.endpoint import Endpoint
 from datapath.errors import NetlinkError
 from datapath.kernel import routes
 from datapath.kernel.netlink import NetlinkSocket
-from datapath.kernel.routes import Route
+from datapath.kernel.routes import Installed, Route, RouteStays
 from tests.datapath import support
 from tests.lab.wires import address, ip, namespace
 
@@ -132,6 +132,14 @@ def test_a_local_address_is_none(place: Place, target: Address) -> None:
     assert found is None or found.ifindex == place.other
 
 
+@both
+@pytest.mark.privileged
+def test_a_host_route_of_another_table_is_none(place: Place, target: Address) -> None:
+    place.add(target, "dev", "lxc0", "table", "200")
+    ip(place.netns, f"-{target.version}", "rule", "add", "pref", "100", "lookup", "200")
+    assert routes.current(place.netlink, target) is None
+
+
 @pytest.mark.privileged
 def test_no_route_at_all_is_none(place: Place) -> None:
     assert routes.current(place.netlink, IPv4Address("198.51.100.1")) is None
@@ -184,6 +192,113 @@ def test_removing_what_is_not_there(place: Place, target: Address) -> None:
     routes.remove(place.netlink, Route(target, place.lxc))
     ip(place.netns, "link", "del", "lxc0")
     routes.remove(place.netlink, Route(target, place.lxc))
+
+
+OTHER4 = {
+    "protocol": ["proto", "kernel"],
+    "universe": ["proto", "static", "scope", "global"],
+    "source": ["src", "10.9.255.1"],
+    "metric": ["metric", "77"],
+    "mtu": ["proto", "kernel", "scope", "link", "mtu", "1400"],
+}
+OTHER6 = {
+    "protocol": ["proto", "kernel"],
+    "source": ["src", "fd00:9:0:0:ffff::1"],
+    "metric": ["metric", "77"],
+    "mtu": ["proto", "kernel", "mtu", "1400"],
+}
+whoever = pytest.mark.parametrize(
+    ("target", "words"),
+    [*((POD4, words) for words in OTHER4.values()), *((POD6, words) for words in OTHER6.values())],
+    ids=[*(f"v4-{name}" for name in OTHER4), *(f"v6-{name}" for name in OTHER6)],
+)
+
+
+@whoever
+@pytest.mark.privileged
+def test_remove_all_takes_a_route_whoever_installed_it(place: Place, target: Address, words: list[str]) -> None:
+    """Protocol, scope, source, metric and MTU do not make it another's; all of them come back with it."""
+    place.add(target, "dev", "lxc0", *words)
+    before = place.show(target)
+    removed: list[Installed] = []
+    routes.remove_all(place.netlink, Route(target, place.lxc), removed.append)
+    assert place.show(target) == []
+    for _ in range(2):
+        for each in reversed(removed):
+            routes.add_again(place.netlink, each)
+        assert place.show(target) == before
+
+
+@both
+@pytest.mark.privileged
+def test_remove_all_takes_several_and_leaves_others(place: Place, target: Address) -> None:
+    """Routes of other metrics, another device, another table, and to a network."""
+    place.add(target, "dev", "lxc0", "proto", "kernel", "metric", "5")
+    place.add(target, "dev", "lxc0", "metric", "6")
+    place.add(target, "dev", "up0", "metric", "7")
+    place.add(target, "dev", "lxc0", "table", "100")
+    before = place.show(target), place.show(target, "100")
+    removed: list[Installed] = []
+    routes.remove_all(place.netlink, Route(target, place.lxc), removed.append)
+    assert len(removed) == 2
+    assert [found["dev"] for found in place.show(target)] == ["up0"]
+    assert place.show(target, "100") == before[1]
+    for each in reversed(removed):
+        routes.add_again(place.netlink, each)
+    assert (place.show(target), place.show(target, "100")) == before
+
+
+@both
+@pytest.mark.privileged
+def test_remove_all_sees_past_what_comes_first(place: Place, target: Address) -> None:
+    """A better route through another device, or a rule that asks another table first."""
+    place.add(target, "dev", "up0", "metric", "1")
+    place.add(target, "dev", "lxc0", "proto", "kernel", "metric", "2")
+    routes.remove_all(place.netlink, Route(target, place.lxc), lambda _: None)
+    assert [found["dev"] for found in place.show(target)] == ["up0"]
+    ip(place.netns, f"-{target.version}", "route", "flush", "root", str(target))
+    place.add(target, "dev", "lxc0", "proto", "kernel")
+    ip(place.netns, f"-{target.version}", "route", "add", "default", "dev", "up0", "table", "200")
+    ip(place.netns, f"-{target.version}", "rule", "add", "pref", "100", "lookup", "200")
+    routes.remove_all(place.netlink, Route(target, place.lxc), lambda _: None)
+    assert place.show(target) == []
+
+
+@both
+@pytest.mark.privileged
+def test_remove_all_without_a_route_or_an_interface(place: Place, target: Address) -> None:
+    noted: list[Installed] = []
+    routes.remove_all(place.netlink, Route(target, place.lxc), noted.append)
+    place.add(target, "dev", "lxc0")
+    ip(place.netns, "link", "del", "lxc0")
+    place.add(target, "dev", "up0")
+    routes.remove_all(place.netlink, Route(target, place.lxc), noted.append)
+    assert noted == []
+
+
+@both
+@pytest.mark.privileged
+def test_a_route_that_comes_back_is_an_error(place: Place, target: Address) -> None:
+    """A routing daemon, say: reporting success would leave a way past the policy."""
+    place.add(target, "dev", "lxc0", "metric", "5")
+    route = Route(target, place.lxc)
+    with pytest.raises(RouteStays, match=f"the route to {target}/.* is there again") as info:
+        routes.remove_all(place.netlink, route, lambda _: place.add(target, "dev", "lxc0", "metric", "6"))
+    assert info.value.route == route
+
+
+@both
+@pytest.mark.privileged
+def test_a_route_through_a_nexthop_object_comes_back(place: Place, target: Address) -> None:
+    ip(place.netns, f"-{target.version}", "nexthop", "add", "id", "9", "dev", "lxc0")
+    ip(place.netns, f"-{target.version}", "route", "add", f"{target}/{target.max_prefixlen}", "nhid", "9")
+    before = place.show(target)
+    assert before[0]["nhid"] == 9
+    removed: list[Installed] = []
+    routes.remove_all(place.netlink, Route(target, place.lxc), removed.append)
+    assert place.show(target) == []
+    routes.add_again(place.netlink, removed[0])
+    assert place.show(target) == before
 
 
 @both

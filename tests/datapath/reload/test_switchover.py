@@ -256,6 +256,25 @@ class TestRoutes:
         fails_unchanged(rig, Injected, routes=True, gate=Gate(support.inject, after="install routes"))
         assert [self.show(rig, version) for version in (4, 6)] == before
 
+    @pytest.mark.parametrize(
+        "words",
+        [["proto", "kernel", "scope", "link"], ["proto", "static", "metric", "9"], ["proto", "kernel", "mtu", "1400"]],
+        ids=["newer Cilium's", "with a metric", "with an MTU"],
+    )
+    def test_no_route_to_the_pod_stays_whoever_installed_it(self, rig: Rig, lxc: str, words: list[str]) -> None:
+        """Endpoint routes off: its packets would go past the policy. A reload that fails puts back what there was."""
+        pod = rig.node.pod("pod-1")
+        for address in (pod.ipv4, pod.ipv6):
+            kind = words if address.version == 4 else [word for word in words if word not in ("scope", "link")]
+            target = f"{address}/{address.max_prefixlen}"
+            ip(str(rig.config.netns), f"-{address.version}", "route", "add", target, "dev", lxc, *kind)
+        before = [self.show(rig, version) for version in (4, 6)]
+        assert all(before)
+        fails_unchanged(rig, Injected, routes=False, gate=Gate(support.inject, after="remove routes"))
+        assert [self.show(rig, version) for version in (4, 6)] == before
+        rig.reload("pod-1", routes=False)
+        assert [self.show(rig, version) for version in (4, 6)] == [[], []]
+
     def test_foreign_route_is_not_removed(self, rig: Rig) -> None:
         """Endpoint routes off: what leads elsewhere is somebody else's."""
         pod = rig.node.pod("pod-1")
