@@ -8,6 +8,7 @@ they go over the wire.
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import IntEnum
 from ipaddress import IPv4Address, IPv6Address
@@ -78,12 +79,17 @@ class Program(IntEnum):
     IPV6_FROM_OVERLAY = 67
 
 
-class Direction(IntEnum):
+class MetricDirection(IntEnum):
     """Directions of cilium_metrics (bpf/lib/metrics.h, enum metric_dir)."""
 
     INGRESS = 1
     EGRESS = 2
     SERVICE = 3
+
+
+def direction_name(number: int) -> str:
+    """Return the name of a direction of cilium_metrics; the number itself if it has none."""
+    return next((each.name.lower() for each in MetricDirection if each == number), str(number))
 
 
 def family_of(address: IPv4Address | IPv6Address) -> int:
@@ -187,7 +193,7 @@ class MetricsKey:
 
 @dataclass(frozen=True, slots=True)
 class MetricsValue:
-    """Value of cilium_metrics on one CPU: packets, and their length in bytes."""
+    """Value of cilium_metrics: packets, and their length in bytes."""
 
     SIZE: ClassVar[int] = METRICS_VALUE.size
 
@@ -197,6 +203,12 @@ class MetricsValue:
     @classmethod
     def unpack(cls, data: bytes) -> Self:
         return cls(*METRICS_VALUE.unpack_from(data))
+
+    @classmethod
+    def total(cls, values: Iterable[bytes]) -> Self:
+        """Return the sum of the values of all CPUs."""
+        found = [cls.unpack(value) for value in values]
+        return cls(sum(value.count for value in found), sum(value.length for value in found))
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ Checked against the BTF of our own objects like lab.layouts; the port lies as it
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import ClassVar, Self
@@ -111,6 +112,11 @@ class PolicyEntry:
             length=length,
             any_port=wildcards == _WILDCARD_PORT,
         )
+
+
+def unpack_entries(items: Iterable[tuple[bytes, bytes]]) -> Iterator[tuple[PolicyKey, PolicyEntry]]:
+    """Yield the keys and values of a policy map."""
+    return ((PolicyKey.unpack(key), PolicyEntry.unpack(value)) for key, value in items)
 
 
 POLICY_ENTRY_ALLOW = PolicyEntry().pack()

@@ -7,16 +7,15 @@ frees is room, which an LRU map would take from the connection that was silent l
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Collection
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 
-from datapath.errors import BpfError
-from datapath.load.maps import Map, open_pin
+from datapath.kernel.map import Map
 from datapath.reload.connections import lifetime_of, seconds
 from lab.abi.conntrack import CT_MAPS, CT_TUPLE4
+from lab.node.maps import open_if_pinned
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,11 +38,8 @@ def collect(pins: Path, *, of: Collection[IPv4Address | IPv6Address] = ()) -> tu
     """
     found = []
     for name in CT_MAPS:
-        try:
-            opened = open_pin(pins / name)
-        except BpfError as error:
-            if error.errno != errno.ENOENT:
-                raise
+        opened = open_if_pinned(pins / name)
+        if opened is None:
             continue
         with opened:
             found.append(_collect_map(opened, frozenset(address.packed for address in of)))

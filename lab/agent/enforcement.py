@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -12,15 +11,16 @@ from typing import Self
 
 from datapath.build.headers import policy_map
 from datapath.endpoint import LABEL_HOST
-from datapath.errors import BpfError, ReloadlabError
+from datapath.errors import ReloadlabError
 from datapath.kernel.inventory import program_maps, read_slots
 from datapath.kernel.pins import Pin
 from datapath.load.maps import Map, open_pin
 from datapath.statefile import DamagedFile, read_json, write_json
-from lab.abi.policymap import PolicyEntry, PolicyKey
+from lab.abi.policymap import PolicyKey, unpack_entries
 from lab.agent.policy import Labels, Policy, PolicyError, changes, resolve
 from lab.agent.policyfile import parse
 from lab.node import registry
+from lab.node.maps import find_map, open_if_pinned
 from lab.node.node import Node, UnknownTarget
 from lab.node.topology import HOST, HOST_ENDPOINT, PodFacts
 
@@ -113,15 +113,12 @@ def _endpoint_id(node: Node, name: str) -> int:
 
 def host_has_firewall(node: Node) -> bool:
     """Tell whether the host's programs ask its policy: those that were built with ENABLE_HOST_FIREWALL do."""
-    directory = node.datapath_config().globals
-    try:
-        with open_pin(directory / policy_map(HOST_ENDPOINT)) as rules:
-            ident = rules.info.id
-    except BpfError as error:
-        if error.errno != errno.ENOENT:
-            raise
+    rules = find_map(node, policy_map(HOST_ENDPOINT))
+    if rules is None:
         return False
-    for path in directory.glob(f"{_HOST_CALLS}*"):
+    with rules:
+        ident = rules.info.id
+    for path in node.datapath_config().globals.glob(f"{_HOST_CALLS}*"):
         with open_pin(path) as calls:
             if any(ident in program_maps(program) for program in (read_slots(calls.fd) or {}).values()):
                 return True
@@ -156,18 +153,14 @@ class PolicyUpdate:
                 path = self._pins / policy_map(_endpoint_id(self._node, name))
                 # While the map is migrated programs still use the old one, and again if the reload fails.
                 for pin in (path, *Pin(path).leftovers()):
-                    try:
-                        opened = stack.enter_context(open_pin(pin))
-                    except BpfError as error:
-                        if error.errno != errno.ENOENT:
-                            raise
-                        continue  # not loaded yet: its map is filled when it is made
-                    self._plan(opened, name, target)
+                    opened = open_if_pinned(pin)
+                    if opened is not None:  # a map that is not loaded yet is filled when it is created
+                        self._plan(stack.enter_context(opened), name, target)
             self._stack = stack.pop_all()
         return self
 
     def _plan(self, opened: Map, name: str, target: dict[PolicyKey, bool]) -> None:
-        present = {PolicyKey.unpack(key): PolicyEntry.unpack(value).deny for key, value in opened.items()}
+        present = {key: entry.deny for key, entry in unpack_entries(opened.items())}
         both = len(present.keys() | target.keys())
         if both > opened.info.max_entries:
             raise PolicyMapFull(name, both, opened.info.max_entries)

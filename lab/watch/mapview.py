@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import errno
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from ipaddress import IPv4Address, IPv6Address, ip_network
 from typing import Any
 
 from datapath.build.headers import policy_map
-from datapath.errors import BpfError, ReloadlabError
-from datapath.load.maps import Map, open_pin
 from datapath.reload.connections import seconds
 from lab.abi import layouts, reasons
 from lab.abi.conntrack import CT_MAPS, TUPLE_F_IN, CtEntry, CtTuple
-from lab.abi.policymap import PolicyEntry, PolicyKey
+from lab.abi.policymap import PolicyEntry, PolicyKey, unpack_entries
 from lab.agent import enforcement
 from lab.agent.policy import PROTOCOLS, cidrs
+from lab.node.maps import MapNotLoaded, open_map
 from lab.node.node import Node
 from lab.node.topology import HEALTH, HOST, HOST_ENDPOINT
+from lab.watch.metrics import totals
 
 Row = dict[str, Any]
 
@@ -33,25 +31,16 @@ _RESERVED = {
     7: "kube-apiserver",
     8: "ingress",
 }
-_DIRECTIONS = {1: "ingress", 2: "egress", 3: "service"}
 _PROTOCOLS = {number: name for name, number in PROTOCOLS.items()}
 
 _TCP_FLAGS = ("FIN", "SYN", "RST", "PSH", "ACK", "URG", "ECE", "CWR")
 _TUPLE_RELATED = 2
 
 
-class NotLoaded(ReloadlabError):
-    """A map that is not there: nothing that uses it has been loaded."""
-
-    def __init__(self, node: str, name: str) -> None:
-        super().__init__(f"lab {node} has no map {name}; load its programs with: reloadlab reload {node}")
-        self.map = name
-
-
 def lxc(node: Node) -> list[Row]:
     """Return cilium_lxc: endpoints and the addresses of the host."""
     names = {pod.endpoint_id: pod.name for pod in (node.facts.health, *node.pods)}
-    with _open(node, "cilium_lxc") as pinned:
+    with open_map(node, "cilium_lxc") as pinned:
         rows: list[Row] = []
         for key, value in pinned.items():
             info = layouts.EndpointInfo.unpack(value)
@@ -71,7 +60,7 @@ def lxc(node: Node) -> list[Row]:
 
 def ipcache(node: Node) -> list[Row]:
     """Return cilium_ipcache: the identity behind every address and network, and the node behind the tunnel."""
-    with _open(node, "cilium_ipcache") as pinned:
+    with open_map(node, "cilium_ipcache") as pinned:
         found = []
         for key, value in pinned.items():
             length, _, _, family, packed = layouts.IPCACHE_KEY.unpack_from(key)
@@ -90,7 +79,7 @@ def ipcache(node: Node) -> list[Row]:
 
 def tunnel(node: Node) -> list[Row]:
     """Return cilium_tunnel_map: the node of every pod network."""
-    with _open(node, "cilium_tunnel_map") as pinned:
+    with open_map(node, "cilium_tunnel_map") as pinned:
         found = [(_address(key[:16], key[16]), layouts.TunnelValue.unpack(value).node) for key, value in pinned.items()]
     found.sort(key=lambda pair: (pair[0].version, pair[0].packed))
     return [{"network": str(network), "node": str(other)} for network, other in found]
@@ -105,9 +94,9 @@ def policy(node: Node, endpoint: str | None = None) -> list[Row]:
     for name in (HOST, HEALTH, *(pod.name for pod in node.pods)) if endpoint is None else (endpoint,):
         number = HOST_ENDPOINT if name == HOST else node.pod(name).endpoint_id
         try:
-            with _open(node, policy_map(number)) as pinned:
-                entries = sorted((PolicyKey.unpack(key), PolicyEntry.unpack(value)) for key, value in pinned.items())
-        except NotLoaded:
+            with open_map(node, policy_map(number)) as pinned:
+                entries = sorted(unpack_entries(pinned.items()))
+        except MapNotLoaded:
             if endpoint is not None:
                 raise
             continue
@@ -130,21 +119,18 @@ def _policy_row(names: Mapping[int, str], endpoint: str, key: PolicyKey, entry: 
 
 
 def metrics(node: Node) -> list[Row]:
-    """Return cilium_metrics, the CPUs added up."""
-    with _open(node, "cilium_metrics") as pinned:
-        rows: list[Row] = []
-        for key in pinned.keys():  # noqa: SIM118 - a map of the kernel
-            reason = layouts.MetricsKey.unpack(key)
-            values = [layouts.MetricsValue.unpack(value) for value in pinned.lookup_percpu(key)]
-            rows.append(
-                {
-                    "reason": reason.reason,
-                    "meaning": reasons.describe(reason.reason),
-                    "direction": _DIRECTIONS.get(reason.dir, str(reason.dir)),
-                    "packets": sum(value.count for value in values),
-                    "bytes": sum(value.length for value in values),
-                }
-            )
+    """Return cilium_metrics, the sum over all CPUs."""
+    with open_map(node, "cilium_metrics") as pinned:
+        rows: list[Row] = [
+            {
+                "reason": key.reason,
+                "meaning": reasons.describe(key.reason),
+                "direction": layouts.direction_name(key.dir),
+                "packets": value.count,
+                "bytes": value.length,
+            }
+            for key, value in totals(pinned).items()
+        ]
     return sorted(rows, key=lambda row: (row["reason"], row["direction"]))
 
 
@@ -157,13 +143,13 @@ def conntrack(node: Node, limit: int | None = None) -> list[Row]:
     loaded = False
     for name in CT_MAPS:
         try:
-            with _open(node, name) as pinned:
+            with open_map(node, name) as pinned:
                 found += pinned.items()
                 loaded = True
-        except NotLoaded:
+        except MapNotLoaded:
             continue
     if not loaded:
-        raise NotLoaded(node.name, CT_MAPS[0])
+        raise MapNotLoaded(node.name, CT_MAPS[0])
     # The protocol is the last byte but one of either key, the addresses come first.
     found.sort(key=lambda item: (item[0][-2], len(item[0]), item[0]))
     now = seconds()
@@ -223,15 +209,3 @@ MAPS: dict[str, Callable[[Node], list[Row]]] = {
 
 def _address(packed: bytes, family: int) -> IPv4Address | IPv6Address:
     return IPv4Address(packed[:4]) if family == layouts.FAMILY_IPV4 else IPv6Address(packed)
-
-
-@contextmanager
-def _open(node: Node, name: str) -> Iterator[Map]:
-    try:
-        opened = open_pin(node.datapath_config().globals / name)
-    except BpfError as error:
-        if error.errno != errno.ENOENT:
-            raise
-        raise NotLoaded(node.name, name) from error
-    with opened:
-        yield opened

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from datapath.build.headers import policy_map
-from datapath.errors import BpfError
+from datapath.kernel.map import Map
 from datapath.kernel.pins import Pin
-from datapath.load.maps import Map, open_pin
-from lab.abi import layouts, policymap, reasons
+from lab.abi import reasons
+from lab.abi.layouts import HitsKey, MetricDirection, MetricsKey, MetricsValue, direction_name
+from lab.abi.policymap import PolicyKey, unpack_entries
+from lab.node.maps import find_map, open_if_pinned
 from lab.node.node import Node
 
-INGRESS, EGRESS = 1, 2
+INGRESS, EGRESS = MetricDirection.INGRESS, MetricDirection.EGRESS
 """Directions of cilium_metrics."""
 
 
@@ -36,65 +35,65 @@ class Counters:
         return {key: count for key, count in moved.items() if count}
 
 
-@contextmanager
-def _opened(path: Path) -> Iterator[Map | None]:
-    """Open the map that is pinned there; None if none is. Any other failure to open or read it is an error."""
-    try:
-        opened = open_pin(path)
-    except BpfError as error:
-        if error.errno != errno.ENOENT:
-            raise
-        yield None
-        return
-    with opened:
-        yield opened
-
-
-def _counts(path: Path) -> list[tuple[bytes, list[bytes]]]:
-    """Return the keys of a per-CPU map and their values on each CPU; nothing if no map is pinned there."""
-    with _opened(path) as pinned:
-        return [] if pinned is None else [(key, pinned.lookup_percpu(key)) for key in pinned.keys()]  # noqa: SIM118
-
-
 def read(node: Node) -> Counters:
     """Read the counters of a node; empty before the first load."""
-    hits: dict[tuple[int, int, int], int] = {}
-    # A real Cilium tree has no map of ours, and before the first load there is none at all.
-    for key, values in _counts(node.datapath_config().globals / "reloadlab_hits"):
-        hit = layouts.HitsKey.unpack(key)
-        hits[hit.generation, hit.source, hit.program] = sum(int.from_bytes(value, "little") for value in values)
-    return Counters(packets(node), hits)
+    return Counters(packets(node), _hits(node))
+
+
+def _hits(node: Node) -> dict[tuple[int, int, int], int]:
+    # Other C sources have no such map.
+    opened = find_map(node, "reloadlab_hits")
+    if opened is None:
+        return {}
+    with opened:
+        found = {HitsKey.unpack(key): values for key, values in _percpu_items(opened)}
+    return {
+        (key.generation, key.source, key.program): sum(int.from_bytes(value, "little") for value in values)
+        for key, values in found.items()
+    }
 
 
 def packets(node: Node) -> dict[tuple[int, int], int]:
-    """Return cilium_metrics: packets by (reason, direction), all CPUs together."""
-    found: dict[tuple[int, int], int] = {}
-    for key, values in _counts(node.datapath_config().globals / "cilium_metrics"):
-        reason = layouts.MetricsKey.unpack(key)
-        found[reason.reason, reason.dir] = sum(layouts.MetricsValue.unpack(value).count for value in values)
-    return found
+    """Return the packets of cilium_metrics by (reason, direction), all CPUs together; empty before the first load."""
+    opened = find_map(node, "cilium_metrics")
+    if opened is None:
+        return {}
+    with opened:
+        return {(key.reason, key.dir): value.count for key, value in totals(opened).items()}
 
 
-def rules(node: Node, *endpoints: str) -> dict[tuple[str, policymap.PolicyKey], tuple[int, int]]:
-    """Return how many packets, and bytes with all headers, the entries of endpoints have decided on, by name and key.
+def totals(metrics_map: Map) -> dict[MetricsKey, MetricsValue]:
+    """Return the content of cilium_metrics, the sum over all CPUs."""
+    return {MetricsKey.unpack(key): MetricsValue.total(values) for key, values in _percpu_items(metrics_map)}
 
-    What connection tracking knows is not asked of the entries: answers, and what a pod sends on in a connection. While
-    a map is migrated, the old one counts as well.
+
+def _percpu_items(percpu: Map) -> Iterator[tuple[bytes, list[bytes]]]:
+    """Yield the keys of a per-CPU map and their values on each CPU."""
+    for key in percpu.keys():  # noqa: SIM118 - a map of the kernel, not a dict
+        yield key, percpu.lookup_percpu(key)
+
+
+def rules(node: Node, *endpoints: str) -> dict[tuple[str, PolicyKey], tuple[int, int]]:
+    """Return packets and bytes, headers included, on which policy entries of endpoints have decided, by name and key.
+
+    Packets of known connections are not looked up in the policy map, so they are not counted: replies, and what a pod
+    sends after the first packet. While a map is migrated, the old one is counted as well.
     """
     directory = node.datapath_config().globals
-    found: dict[tuple[str, policymap.PolicyKey], tuple[int, int]] = {}
+    found: dict[tuple[str, PolicyKey], tuple[int, int]] = {}
     for name in endpoints:
         path = directory / policy_map(node.endpoint(name).id)
         for pin in (path, *Pin(path).leftovers()):
-            with _opened(pin) as pinned:
-                for key, value in pinned.items() if pinned is not None else ():
-                    entry, place = policymap.PolicyEntry.unpack(value), (name, policymap.PolicyKey.unpack(key))
-                    counted, length = found.get(place, (0, 0))
-                    found[place] = counted + entry.packets, length + entry.length
+            opened = open_if_pinned(pin)
+            if opened is None:
+                continue
+            with opened:
+                for key, entry in unpack_entries(opened.items()):
+                    counted, length = found.get((name, key), (0, 0))
+                    found[name, key] = counted + entry.packets, length + entry.length
     return found
 
 
 def describe(reason: int, direction: int) -> str:
-    """Return a drop in words."""
-    way = {INGRESS: "ingress", EGRESS: "egress"}.get(direction, str(direction))
-    return f"{reasons.describe(reason)} ({reason}, {way})"
+    """Return the reason and direction of a drop in words."""
+    return f"{reasons.describe(reason)} ({reason}, {direction_name(direction)})"

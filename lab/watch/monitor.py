@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import os
 from collections.abc import Iterator
@@ -10,13 +9,12 @@ from contextlib import ExitStack
 from types import TracebackType
 from typing import Self
 
-from datapath.errors import BpfError, ReloadlabError
-from datapath.load.maps import open_pin
+from datapath.errors import ReloadlabError
 from lab.node import registry
+from lab.node.maps import open_map
 from lab.node.node import Node
 from lab.system.perfring import PerfReader
 from lab.watch.events import Event, Lost, decode
-from lab.watch.mapview import NotLoaded
 
 EVENTS_MAP = "cilium_events"
 
@@ -29,7 +27,7 @@ class MonitorBusy(ReloadlabError):
 
 
 class Monitor:
-    """A context manager: `read` gives the events since it was entered. NotLoaded, MonitorBusy."""
+    """A context manager: `read` gives the events since it was entered. MapNotLoaded, MonitorBusy."""
 
     def __init__(self, node: Node) -> None:
         self._node = node
@@ -60,12 +58,7 @@ class Monitor:
     def _listen(self) -> None:
         """Put our rings into the map that is pinned now."""
         with ExitStack() as stack:
-            try:
-                opened = stack.enter_context(open_pin(self._path))
-            except BpfError as error:
-                if error.errno != errno.ENOENT:
-                    raise
-                raise NotLoaded(self._node.name, EVENTS_MAP) from error
+            opened = stack.enter_context(open_map(self._node, EVENTS_MAP))
             self._inode = self._pinned()
             self._reader = stack.enter_context(PerfReader(opened))
             self._listening = stack.pop_all()

@@ -315,7 +315,7 @@ def test_enumerations_are_those_of_the_headers(file: str, prefix: str, numbers: 
 
 def test_directions_are_those_of_metrics_h() -> None:
     found = re.findall(r"^\tMETRIC_(\w+) = (\d+),", header("metrics.h"), re.MULTILINE)
-    assert {name: int(number) for name, number in found} == {d.name: d.value for d in layouts.Direction}
+    assert {name: int(number) for name, number in found} == {d.name: d.value for d in layouts.MetricDirection}
 
 
 def test_every_drop_reason_has_its_words() -> None:

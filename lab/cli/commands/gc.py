@@ -31,8 +31,8 @@ def run(args: argparse.Namespace) -> int:
     """Collect and print a line per map."""
     from lab.abi.conntrack import CT_MAPS
     from lab.agent.collector import collect
+    from lab.node.maps import MapNotLoaded
     from lab.node.node import Node
-    from lab.watch.mapview import NotLoaded
 
     require("root")
     rows = []
@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
         with node.lock_shared():
             found = collect(node.datapath_config().globals)
         if not found:
-            raise NotLoaded(name, CT_MAPS[0])
+            raise MapNotLoaded(name, CT_MAPS[0])
         rows += [(name, item) for item in found]
     if args.json:
         print(json.dumps([_row(name, item) for name, item in rows], indent=2))

@@ -6,10 +6,10 @@ from ipaddress import IPv4Address
 import pytest
 
 from lab.agent.cluster import Cluster, cluster_specs
+from lab.node.maps import MapNotLoaded
 from lab.node.node import Node, UnknownTarget
 from lab.node.topology import NodeSpec
 from lab.watch import mapview
-from lab.watch.mapview import NotLoaded
 from tests.lab.labs import unique_name
 
 pytestmark = pytest.mark.privileged
@@ -102,7 +102,7 @@ def test_nothing_is_loaded() -> None:
     with Node(NodeSpec(unique_name(), pods=1)) as node:
         assert mapview.policy(node) == []
         for name in ("ipcache", "lxc", "ct", "metrics", "tunnel"):
-            with pytest.raises(NotLoaded, match=f"reloadlab reload {node.name}"):
+            with pytest.raises(MapNotLoaded, match=f"reloadlab reload {node.name}"):
                 mapview.MAPS[name](node)
-        with pytest.raises(NotLoaded, match="no map cilium_policy_00101"):
+        with pytest.raises(MapNotLoaded, match="no map cilium_policy_00101"):
             mapview.policy(node, "pod-1")

@@ -15,11 +15,11 @@ from datapath.kernel import bpf
 from datapath.kernel.cpus import cpu_ids
 from datapath.load.maps import open_pin
 from lab.cli.main import main
+from lab.node.maps import MapNotLoaded
 from lab.node.node import Node
 from lab.node.topology import NodeSpec
 from lab.system.perfring import PerfReader
 from lab.watch.events import Drop
-from lab.watch.mapview import NotLoaded
 from lab.watch.monitor import EVENTS_MAP, Monitor, MonitorBusy
 from tests.lab.labs import unique_name
 
@@ -147,7 +147,7 @@ def test_map_that_is_replaced_is_followed(node: Node, send: Send) -> None:
 
 
 def test_nothing_is_loaded(node: Node, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(NotLoaded, match="no map cilium_events"), Monitor(node):
+    with pytest.raises(MapNotLoaded, match="no map cilium_events"), Monitor(node):
         pass
     assert main(["monitor", node.name]) == 1
     assert f"reloadlab reload {node.name}" in capsys.readouterr().err
