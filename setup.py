@@ -12,5 +12,6 @@ setup(
     package_data={
         "reloadlab": ["py.typed"],
         f"{PLACE}.bpf": ["*.c", "*.h", "lib/*.h", "include/**/*.h", "LICENSE.*"],
+        f"{PLACE}.scenarios": ["suite.ini"],
     },
 )

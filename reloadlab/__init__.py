@@ -40,70 +40,81 @@ if TYPE_CHECKING:
     from lab.watch.capture import TunnelCapture
     from lab.watch.invariants import Expected, Violation
     from lab.watch.mapview import conntrack as conntrack_rows
-    from lab.watch.metrics import EGRESS, INGRESS, Counters
+    from lab.watch.metrics import EGRESS as METRIC_EGRESS
+    from lab.watch.metrics import INGRESS as METRIC_INGRESS
+    from lab.watch.metrics import Counters
     from lab.watch.metrics import packets as packet_counters
     from lab.watch.metrics import rules as rule_counters
     from lab.watch.snapshot import calls_maps
     from lab.watch.snapshot import take as take_snapshot
 
-_PLACES: dict[str, tuple[str, str]] = {
-    public: (module, original)
-    for module, names in {
-        # Scenarios: nodes under traffic whose invariants are checked.
-        "lab.scenario.scenario": "ClusterScenario Gate InvariantsViolated Scenario",
-        "lab.watch.invariants": "Expected Violation",
-        # Nodes, and what lives on them.
-        "lab.agent.agent": "Agent",
-        "lab.agent.cluster": "Cluster cluster_specs",
-        "lab.node.node": "Node",
-        "lab.node.topology": "HEALTH HOST NODE OUTSIDE VXLAN_OVERHEAD InvalidSpec NodeSpec PodSpec",
-        "datapath.endpoint": "HOST_ID REMOTE_NODE_ID WORLD_ID",
-        # Reloads: their plans and results, and loaders with a fault.
-        "datapath.reload.outcome": "Outcome",
-        "datapath.reload.plans": "host_plan",
-        "datapath.reload.step": "Plan Step",
-        "datapath.reload.workspace": "Workspace",
-        "lab.scenario.faults": "finalize_too_early keep_old_egress keep_old_routes never_finalize skip_revert",
-        # Traffic that runs all the time, and single questions.
-        "lab.traffic.defaults": "End cluster_flows default_flows ends",
-        "lab.traffic.exchange": "DROPPED IPV4 IPV6 UDP_OR_ECHO Probe Result exchange",
-        "lab.traffic.flows": "Flow TrafficReport",
-        "lab.traffic.traffic": "Burst Traffic",
-        "lab.system.sockets": "Address allow_fragments bound_socket",
-        # Policies.
-        "lab.agent.policy": "PROTOCOLS cidrs",
-        "lab.agent.policyfile": "parse:parse_policies",
-        "lab.abi.policymap": "POLICY_ENTRY_ALLOW PolicyEntry PolicyKey policy_key_any",
-        # Looking at a node: a snapshot, its maps, its counters, the tunnel's packets.
-        "lab.watch.snapshot": "calls_maps take:take_snapshot",
-        "lab.watch.metrics": "EGRESS INGRESS Counters packets:packet_counters rules:rule_counters",
-        "lab.watch.mapview": "conntrack:conntrack_rows",
-        "lab.watch.capture": "TunnelCapture",
-        "lab.abi.conntrack": "CT_MAPS",
-        "lab.abi.layouts": "ipcache_key",
-        # The kernel: hooks, pinned maps, netlink.
-        "datapath.bpftypes": "MapType",
-        "datapath.kernel.bpf": "MapInfo",
-        "datapath.kernel.hooks": "Direction HookTaken attach detach filters",
-        "datapath.kernel.netlink": "NLM_F_REQUEST NetlinkSocket",
-        "datapath.load.maps": "open_pin",
-        # Errors.
-        "datapath.errors": "Cancelled LinkNotFound ReloadlabError VerifierError",
-    }.items()
-    for original, public in ((name.partition(":")[0], name.rpartition(":")[2]) for name in names.split())
+_NAMES = {
+    # Scenarios: nodes under traffic whose invariants are checked.
+    "lab.scenario.scenario": "ClusterScenario Gate InvariantsViolated Scenario",
+    "lab.watch.invariants": "Expected Violation",
+    # Nodes, and what lives on them.
+    "lab.agent.agent": "Agent",
+    "lab.agent.cluster": "Cluster cluster_specs",
+    "lab.node.node": "Node",
+    "lab.node.topology": "HEALTH HOST InvalidSpec NODE NodeSpec OUTSIDE PodSpec VXLAN_OVERHEAD",
+    "datapath.endpoint": "HOST_ID REMOTE_NODE_ID WORLD_ID",
+    # Reloads: their plans and results, and loaders with a fault.
+    "datapath.reload.outcome": "Outcome",
+    "datapath.reload.plans": "host_plan",
+    "datapath.reload.step": "Plan Step",
+    "datapath.reload.workspace": "Workspace",
+    "lab.scenario.faults": "finalize_too_early keep_old_egress keep_old_routes never_finalize skip_revert",
+    # Traffic that runs all the time, and single questions.
+    "lab.traffic.defaults": "End cluster_flows default_flows ends",
+    "lab.traffic.exchange": "DROPPED IPV4 IPV6 Probe Result UDP_OR_ECHO exchange",
+    "lab.traffic.flows": "Flow TrafficReport",
+    "lab.traffic.traffic": "Burst Traffic",
+    "lab.system.sockets": "Address allow_fragments bound_socket",
+    # Policies.
+    "lab.agent.policy": "PROTOCOLS cidrs",
+    "lab.agent.policyfile": "parse_policies",
+    "lab.abi.policymap": "POLICY_ENTRY_ALLOW PolicyEntry PolicyKey policy_key_any",
+    # Looking at a node: a snapshot, its maps, its counters, the tunnel's packets.
+    "lab.watch.snapshot": "calls_maps take_snapshot",
+    "lab.watch.metrics": "Counters METRIC_EGRESS METRIC_INGRESS packet_counters rule_counters",
+    "lab.watch.mapview": "conntrack_rows",
+    "lab.watch.capture": "TunnelCapture",
+    "lab.abi.conntrack": "CT_MAPS",
+    "lab.abi.layouts": "ipcache_key",
+    # The kernel: hooks, pinned maps, netlink.
+    "datapath.bpftypes": "MapType",
+    "datapath.kernel.bpf": "MapInfo",
+    "datapath.kernel.hooks": "Direction HookTaken attach detach filters",
+    "datapath.kernel.netlink": "NLM_F_REQUEST NetlinkSocket",
+    "datapath.load.maps": "open_pin",
+    # Errors.
+    "datapath.errors": "Cancelled LinkNotFound ReloadlabError VerifierError",
 }
-"""Where each public name is defined, and under which name (`original:public` where it is another)."""
+"""The public names, by the module that defines them."""
+
+_ORIGINALS = {
+    "METRIC_EGRESS": "EGRESS",
+    "METRIC_INGRESS": "INGRESS",
+    "conntrack_rows": "conntrack",
+    "packet_counters": "packets",
+    "parse_policies": "parse",
+    "rule_counters": "rules",
+    "take_snapshot": "take",
+}
+"""What those are called in their modules that have another name here."""
+
+_MODULES = {name: module for module, names in _NAMES.items() for name in names.split()}
 
 __all__ = [
     "CT_MAPS",
     "DROPPED",
-    "EGRESS",
     "HEALTH",
     "HOST",
     "HOST_ID",
-    "INGRESS",
     "IPV4",
     "IPV6",
+    "METRIC_EGRESS",
+    "METRIC_INGRESS",
     "NLM_F_REQUEST",
     "NODE",
     "OUTSIDE",
@@ -179,17 +190,18 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> object:
-    """Load a public name when it is first used."""
-    if name not in _PLACES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from reloadlab.home import enter
+if not TYPE_CHECKING:  # With it every misspelled name would be right.
 
-    enter()
-    module, original = _PLACES[name]
-    value = getattr(importlib.import_module(module), original)
-    globals()[name] = value
-    return value
+    def __getattr__(name: str) -> object:
+        """Load a public name when it is first used."""
+        if name not in _MODULES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from reloadlab.home import enter
+
+        enter()
+        value = getattr(importlib.import_module(_MODULES[name]), _ORIGINALS.get(name, name))
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:

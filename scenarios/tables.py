@@ -7,8 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from lab.node.topology import HOST, PodSpec
-from lab.traffic.exchange import IPV4, IPV6, UDP_OR_ECHO, Probe
+from reloadlab import HOST, IPV4, IPV6, UDP_OR_ECHO, PodSpec, Probe
 
 PODS = tuple(
     PodSpec(name, labels=frozenset({f"app={name}"})) for name in ("busy", "client", "server", "stranger", "idle")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lab.scenario.scenario import Scenario
+from reloadlab import Scenario
 
 ROUNDS = 20
 """Reloads of every endpoint of the node."""

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from lab.scenario.scenario import Gate, Scenario
+from reloadlab import Gate, Scenario
 
 BURST = 3
 """Packets of each flow at each gate."""

@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from datapath.errors import LinkNotFound
-from datapath.kernel.hooks import Direction
-from datapath.reload.plans import host_plan
-from lab.scenario.scenario import Scenario
-from lab.watch.snapshot import take
+from reloadlab import Direction, LinkNotFound, Scenario, host_plan, take_snapshot
 
 ROUNDS = 30
 
@@ -26,7 +22,7 @@ def test_devices(scenario: Scenario) -> None:
     """A native device gets its own copy of the object and both programs."""
     for _ in range(ROUNDS):
         scenario.reload("host")
-    uplink = {str(d): take(scenario.node).filters["eth0", d][0].name for d in Direction}
+    uplink = {str(d): take_snapshot(scenario.node).filters["eth0", d][0].name for d in Direction}
     assert uplink == {"ingress": "cil_from_netdev-eth0", "egress": "cil_to_netdev-eth0"}
 
 
@@ -35,7 +31,7 @@ def test_device_is_taken_from_the_list(scenario: Scenario) -> None:
     """A device that is configured no more loses its programs at the next reload of the host."""
     scenario.agent.configure(devices=())
     scenario.reload("host")
-    assert ("eth0", Direction.INGRESS) not in take(scenario.node).filters
+    assert ("eth0", Direction.INGRESS) not in take_snapshot(scenario.node).filters
 
 
 @pytest.mark.node(pods=2)

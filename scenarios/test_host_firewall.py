@@ -13,17 +13,26 @@ from typing import Any
 
 import pytest
 
-from datapath.endpoint import REMOTE_NODE_ID
-from lab.abi.policymap import PolicyKey
-from lab.agent.cluster import Cluster
-from lab.node.topology import HOST, OUTSIDE
-from lab.scenario.scenario import ClusterScenario, Gate
-from lab.system.sockets import Address
-from lab.traffic.defaults import cluster_flows, ends
-from lab.traffic.exchange import Probe, Result, exchange
-from lab.traffic.flows import Flow
-from lab.watch import metrics
-from lab.watch.metrics import Counters
+from reloadlab import (
+    HOST,
+    METRIC_INGRESS,
+    OUTSIDE,
+    REMOTE_NODE_ID,
+    Address,
+    Cluster,
+    ClusterScenario,
+    Counters,
+    Flow,
+    Gate,
+    PolicyKey,
+    Probe,
+    Result,
+    cluster_flows,
+    ends,
+    exchange,
+    packet_counters,
+    rule_counters,
+)
 from scenarios.tables import (
     ANYTHING,
     JUMBO_PING,
@@ -44,7 +53,7 @@ from scenarios.wire import Wire
 
 WEB, DNS = tcp(80), udp(53)
 USUAL = (PING, WEB, DNS)
-DENIED_BY_DEFAULT = (POLICY, metrics.INGRESS)
+DENIED_BY_DEFAULT = (POLICY, METRIC_INGRESS)
 
 
 def host_chapter(name: str, rules: dict[str, Any], *cases: Sequence[Case]) -> Chapter:
@@ -210,15 +219,15 @@ def test_the_tunnel_is_traffic_of_the_host(cluster: ClusterScenario) -> None:
     for source_port, (rules, arrived) in enumerate([([{}], 0), ([TUNNEL_ALLOWED], 5)], 30000):
         cluster.cluster.apply_policies([{"name": "tunnel", "endpoint": HOST, "ingress": rules}])
         (here, source, _), (there, target, _) = ends(nodes[0])["client"], ends(receiver)["server"]
-        before = Counters(metrics.packets(receiver))
+        before = Counters(packet_counters(receiver))
         result = exchange(
             Address(here, str(source), source_port),
             Address(there, str(target), probe.port),
             probe,
-            settled=lambda before=before: DENIED_BY_DEFAULT in Counters(metrics.packets(receiver)).drops_since(before),  # type: ignore[misc]
+            settled=lambda before=before: DENIED_BY_DEFAULT in Counters(packet_counters(receiver)).drops_since(before),  # type: ignore[misc]
         )
         assert result == Result(arrived, arrived)
-        counted = [metrics.rules(node, HOST).get((HOST, rule), (0, 0))[0] for node in nodes]
+        counted = [rule_counters(node, HOST).get((HOST, rule), (0, 0))[0] for node in nodes]
         assert counted == [arrived, arrived]
     cluster.expect_on(2, drops={DENIED_BY_DEFAULT: 5})
     cluster.cluster.apply_policies([])

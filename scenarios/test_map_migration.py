@@ -4,12 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from datapath.bpftypes import MapType
-from datapath.kernel.bpf import MapInfo
-from datapath.load.maps import open_pin
-from lab.abi.conntrack import CT_MAPS
-from lab.scenario.scenario import Scenario
-from lab.watch.snapshot import take
+from reloadlab import CT_MAPS, MapInfo, MapType, Scenario, open_pin, take_snapshot
 
 ENDPOINT_MAP, SHARED_MAP = "cilium_policy_00101", "cilium_ipcache"
 
@@ -48,7 +43,7 @@ def test_endpoint_map(scenario: Scenario, field: str) -> None:
     """The policy map of each pod is replaced, filled before the first packet reads it; all other maps stay."""
     ending, value = CHANGES[field]
     old, content = _info(scenario, ENDPOINT_MAP)
-    policies = frozenset(name for name in take(scenario.node).pins if name.startswith("cilium_policy_"))
+    policies = frozenset(name for name in take_snapshot(scenario.node).pins if name.startswith("cilium_policy_"))
     scenario.expect(migrated=policies)
     scenario.define(**{f"POLICY_{ending}": value})
     scenario.reload()

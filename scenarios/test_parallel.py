@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lab.scenario.scenario import Scenario
-from lab.watch.snapshot import calls_maps, take
+from reloadlab import Scenario, calls_maps, take_snapshot
 
 PODS = 50
 
@@ -19,4 +18,4 @@ def test_workers(scenario: Scenario, workers: int) -> None:
     outcomes = scenario.reload_parallel(pods, workers=workers)
     assert len({o.generation for o in outcomes}) == PODS
     assert not any(o.warnings or o.migrated for o in outcomes)
-    assert len(set(calls_maps(take(scenario.node)).values())) == len(scenario.node.pods) + 3
+    assert len(set(calls_maps(take_snapshot(scenario.node)).values())) == len(scenario.node.pods) + 3

@@ -11,11 +11,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from datapath.errors import ReloadlabError
-from datapath.load.maps import open_pin
-from datapath.reload.step import Step
-from lab.abi.layouts import ipcache_key
-from lab.scenario.scenario import ClusterScenario, Gate
+from reloadlab import ClusterScenario, Gate, ReloadlabError, Step, ipcache_key, open_pin
 from scenarios.tables import ANYTHING, PING, PODS, allowed, chapter, refused, tcp, udp
 from scenarios.test_policy_wire import MIXED, TCP, UDP, WEB_AND_DNS, label
 from scenarios.wire import Wire

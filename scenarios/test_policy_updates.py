@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lab.agent.cluster import Cluster
-from lab.scenario.scenario import ClusterScenario, Scenario
-from lab.traffic.flows import Flow
-from lab.traffic.traffic import Traffic
+from reloadlab import Cluster, ClusterScenario, Flow, Scenario, Traffic
 from scenarios.test_two_nodes import NETWORKS
 
 ROUNDS = 20

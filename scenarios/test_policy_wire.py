@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from lab.scenario.scenario import ClusterScenario
+from reloadlab import ClusterScenario
 from scenarios.tables import ANYTHING, JUMBO_PING, PING, PODS, TOO_BIG, Case, allowed, chapter, refused, tcp, udp
 from scenarios.wire import Wire
 

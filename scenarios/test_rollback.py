@@ -7,13 +7,24 @@ import threading
 
 import pytest
 
-from datapath.errors import Cancelled, LinkNotFound, ReloadlabError, VerifierError
-from datapath.kernel.hooks import Direction, HookTaken, attach, detach, filters
-from datapath.kernel.netlink import NLM_F_REQUEST, NetlinkSocket
-from datapath.reload.step import Step
-from datapath.reload.workspace import Workspace
-from lab.scenario.scenario import Gate, Scenario
-from lab.watch.snapshot import take
+from reloadlab import (
+    NLM_F_REQUEST,
+    Cancelled,
+    Direction,
+    Gate,
+    HookTaken,
+    LinkNotFound,
+    NetlinkSocket,
+    ReloadlabError,
+    Scenario,
+    Step,
+    VerifierError,
+    Workspace,
+    attach,
+    detach,
+    filters,
+    take_snapshot,
+)
 
 RTM_DELLINK = 17
 
@@ -61,10 +72,10 @@ def test_second_attach_fails(scenario: Scenario) -> None:
             attach(netlink, pod.ifindex, Direction.EGRESS, program_fd=fd, name="acme-firewall", priority=1)
 
         gate = Gate(squat, before="repin maps")
-        before = take(scenario.node)
+        before = take_snapshot(scenario.node)
         with pytest.raises(HookTaken, match="acme-firewall"):
             scenario.agent.reload("pod-1", observer=gate)
-        now = take(scenario.node)
+        now = take_snapshot(scenario.node)
         assert now.filters[pod.ifname, Direction.INGRESS] == before.filters[pod.ifname, Direction.INGRESS]
         assert now.datapath()[1:] == before.datapath()[1:]
         (foreign,) = filters(netlink, pod.ifindex, Direction.EGRESS)
@@ -79,7 +90,7 @@ def test_interface_disappears(scenario: Scenario, when: str) -> None:
     """A pod dies in the middle of its reload: one clear error, no pin left over, its neighbours unharmed."""
     scenario.agent.add_pod("doomed")
     pod = scenario.node.pod("doomed")
-    pins = set(take(scenario.node).pins)
+    pins = set(take_snapshot(scenario.node).pins)
 
     def kill(step: Step, work: Workspace) -> None:
         _delete(work.netlink, pod.ifindex)
@@ -91,7 +102,7 @@ def test_interface_disappears(scenario: Scenario, when: str) -> None:
         with pytest.raises(LinkNotFound, match=pod.ifname):
             scenario.agent.reload("doomed", observer=gate)
     assert gate.passed == 1
-    assert set(take(scenario.node).pins) == pins
+    assert set(take_snapshot(scenario.node).pins) == pins
     scenario.agent.remove_pod("doomed")
 
 

@@ -10,16 +10,26 @@ from ipaddress import IPv4Address
 
 import pytest
 
-from datapath.endpoint import REMOTE_NODE_ID
-from datapath.load.maps import open_pin
-from lab.abi import layouts, policymap
-from lab.node.topology import OUTSIDE, VXLAN_OVERHEAD
-from lab.scenario.scenario import ClusterScenario, Gate
-from lab.system.sockets import Address, allow_fragments, bound_socket
-from lab.traffic.exchange import Probe, exchange
-from lab.watch import mapview
-from lab.watch.capture import TunnelCapture
-from lab.watch.snapshot import take
+from reloadlab import (
+    OUTSIDE,
+    POLICY_ENTRY_ALLOW,
+    REMOTE_NODE_ID,
+    VXLAN_OVERHEAD,
+    Address,
+    ClusterScenario,
+    Gate,
+    PolicyEntry,
+    Probe,
+    TunnelCapture,
+    allow_fragments,
+    bound_socket,
+    conntrack_rows,
+    exchange,
+    ipcache_key,
+    open_pin,
+    policy_key_any,
+    take_snapshot,
+)
 
 IP_AND_UDP = 28
 
@@ -83,11 +93,11 @@ def test_identities_arrive(cluster: ClusterScenario, network: str) -> None:
     """The receiving pod's policy sees the sender by its own identity, and never as the world."""
     sender, receiver = cluster.cluster.pod("1/pod-1"), cluster.cluster.pod("2/pod-1")
     name = f"cilium_policy_{receiver.endpoint_id:05d}"
-    keys = {who: policymap.policy_key_any(egress=False, identity=who) for who in (sender.identity, 2)}
+    keys = {who: policy_key_any(egress=False, identity=who) for who in (sender.identity, 2)}
     cluster.expect(changed=frozenset({name}))
     with open_pin(cluster.cluster.agent(2).config.globals / name) as policy:
         for key in keys.values():
-            policy.update(key, policymap.POLICY_ENTRY_ALLOW)
+            policy.update(key, POLICY_ENTRY_ALLOW)
         cluster.reload("1/host", "2/host", "1/pod-1", "2/pod-1")
         flow = "1/pod-1 -> 2/pod-1 udp v4"
         before = _packets(policy.lookup(keys[sender.identity]))
@@ -102,7 +112,7 @@ def test_identities_arrive(cluster: ClusterScenario, network: str) -> None:
 
 def _packets(value: bytes | None) -> int:
     assert value is not None
-    return policymap.PolicyEntry.unpack(value).packets
+    return PolicyEntry.unpack(value).packets
 
 
 @pytest.mark.parametrize("network", NETWORKS[::3])
@@ -110,13 +120,13 @@ def test_pods_come_and_go(cluster: ClusterScenario, network: str) -> None:
     """The other node learns of a pod, and forgets it; what it knew of the others never goes for a moment."""
     cluster.expect(changed=frozenset({"cilium_lxc"}))
     ipcache = "cilium_ipcache"
-    before = take(cluster.cluster.node(1)).pins[ipcache].content
+    before = take_snapshot(cluster.cluster.node(1)).pins[ipcache].content
     cluster.cluster.add_pod("2/late")
     late = cluster.cluster.pod("2/late")
-    now = take(cluster.cluster.node(1)).pins[ipcache].content
+    now = take_snapshot(cluster.cluster.node(1)).pins[ipcache].content
     assert before is not None
     assert now is not None
-    added = {layouts.ipcache_key(a, a.max_prefixlen) for a in (late.ipv4, late.ipv6)}
+    added = {ipcache_key(a, a.max_prefixlen) for a in (late.ipv4, late.ipv6)}
     assert now.keys() - before.keys() == added
     sender, port = cluster.cluster.pod("1/pod-1"), 7021
     here = Address(str(cluster.cluster.node(1).netns("pod-1")), str(sender.ipv4), port)
@@ -124,14 +134,14 @@ def test_pods_come_and_go(cluster: ClusterScenario, network: str) -> None:
     assert exchange(here, there, Probe("udp", port)).answered
     assert _connections(cluster, late.ipv4) == {1, 2}
     cluster.cluster.remove_pod("2/late")
-    assert take(cluster.cluster.node(1)).pins[ipcache].content == before
+    assert take_snapshot(cluster.cluster.node(1)).pins[ipcache].content == before
     assert _connections(cluster, late.ipv4) == set()
 
 
 def _connections(cluster: ClusterScenario, address: IPv4Address) -> set[int]:
     """Return the nodes that know a connection with a pod."""
     nodes = enumerate(cluster.cluster.nodes, 1)
-    return {n for n, node in nodes if any(f"{address}:" in row["destination"] for row in mapview.conntrack(node))}
+    return {n for n, node in nodes if any(f"{address}:" in row["destination"] for row in conntrack_rows(node))}
 
 
 @pytest.mark.cluster(pods=2, tunnel=True)
@@ -140,7 +150,7 @@ def test_pod_that_ipcache_does_not_know(cluster: ClusterScenario) -> None:
     pod = cluster.cluster.pod("2/pod-1")
     with open_pin(cluster.cluster.agent(1).config.globals / "cilium_ipcache") as ipcache:
         for address in (pod.ipv4, pod.ipv6):
-            assert ipcache.delete(layouts.ipcache_key(address, address.max_prefixlen))
+            assert ipcache.delete(ipcache_key(address, address.max_prefixlen))
     assert cluster.silence() == []
     cluster.cluster.sync()
 

@@ -11,18 +11,32 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from datapath.endpoint import HOST_ID, REMOTE_NODE_ID, WORLD_ID
-from lab.abi.policymap import PolicyKey
-from lab.agent.policy import PROTOCOLS, cidrs
-from lab.agent.policyfile import parse
-from lab.node.node import Node
-from lab.node.topology import HOST, NODE, OUTSIDE
-from lab.scenario.scenario import ClusterScenario
-from lab.system.sockets import Address
-from lab.traffic.defaults import End, ends
-from lab.traffic.exchange import DROPPED, Probe, Result, exchange
-from lab.watch import metrics
-from lab.watch.metrics import EGRESS, INGRESS, Counters
+from reloadlab import (
+    DROPPED,
+    HOST,
+    HOST_ID,
+    METRIC_EGRESS,
+    METRIC_INGRESS,
+    NODE,
+    OUTSIDE,
+    PROTOCOLS,
+    REMOTE_NODE_ID,
+    WORLD_ID,
+    Address,
+    ClusterScenario,
+    Counters,
+    End,
+    Node,
+    PolicyKey,
+    Probe,
+    Result,
+    cidrs,
+    ends,
+    exchange,
+    packet_counters,
+    parse_policies,
+    rule_counters,
+)
 from scenarios.tables import ANSWERED, ANYTHING, FRAGMENT, TOO_BIG, Case, Chapter, Rule
 
 QUIET = (HOST, "client", "server", "stranger")
@@ -63,14 +77,14 @@ class Question:
     def counted_at(self, fate: str | int) -> tuple[int, int]:
         """Return the node and the direction in which a drop is counted."""
         if fate == FRAGMENT:
-            return (self.there, INGRESS) if self.case.source == OUTSIDE else (self.here, EGRESS)
+            return (self.there, METRIC_INGRESS) if self.case.source == OUTSIDE else (self.here, METRIC_EGRESS)
         if not self.chapter.egress:
-            return self.there, INGRESS
+            return self.there, METRIC_INGRESS
         # What the host sends through cilium_host is counted as coming into the datapath.
         spec = self.nodes[self.here].spec
         inwards = self.chapter.subject == HOST and self.case.target != OUTSIDE
         inwards &= not spec.endpoint_routes if self.here == self.there else spec.tunnel
-        return self.here, INGRESS if inwards else EGRESS
+        return self.here, METRIC_INGRESS if inwards else METRIC_EGRESS
 
     def told(self, fate: str | int) -> str:
         """Return the error that the sender gets: of what its own interface drops, ICMPv6 alone tells."""
@@ -102,7 +116,7 @@ class Question:
         who, protocol, port = rule
         if who == "cidr":
             outside = self.nodes[number].spec.outside4.ip if self.version == 4 else self.nodes[number].spec.outside6.ip
-            identity = next(i for n, i in cidrs(parse(self.chapter.document)).items() if outside in n)
+            identity = next(i for n, i in cidrs(parse_policies(self.chapter.document)).items() if outside in n)
         else:
             identity = _RESERVED[who] if who in _RESERVED else self.nodes[number].pod(who).identity
         if isinstance(protocol, str):
@@ -229,16 +243,16 @@ class Wire:
 
     def _count(self) -> dict[int, _Counted]:
         nodes = self._nodes.items()
-        return {n: _Counted(Counters(metrics.packets(node)), metrics.rules(node, *QUIET)) for n, node in nodes}
+        return {n: _Counted(Counters(packet_counters(node)), rule_counters(node, *QUIET)) for n, node in nodes}
 
     def _dropped(self, before: Mapping[int, _Counted]) -> dict[int, dict[tuple[int, int], int]]:
         nodes = self._nodes.items()
-        return {n: Counters(metrics.packets(node)).drops_since(before[n].drops) for n, node in nodes}
+        return {n: Counters(packet_counters(node)).drops_since(before[n].drops) for n, node in nodes}
 
     def _moved(self, before: Mapping[int, _Counted]) -> tuple[Moved, Moved]:
         packets, lengths = {}, {}
         for number, node in self._nodes.items():
-            for (name, key), now in metrics.rules(node, *QUIET).items():
+            for (name, key), now in rule_counters(node, *QUIET).items():
                 was = before[number].rules.get((name, key), (0, 0))
                 if now != was:
                     packets[number, name, key] = now[0] - was[0]

@@ -138,6 +138,7 @@ def _scenarios(console: Console, args: argparse.Namespace) -> list[dict[str, Any
         argv += ["--reloadlab-record", str(directory), *(["-k", args.select] if args.select else [])]
         argv += [] if args.library is None else ["--reloadlab-library", str(args.library)]
         argv += [word for name, value in args.defines for word in ("--reloadlab-define", f"{name}={value}")]
+        argv += [] if args.paths else ["-c", str(OUR_SUITES / "suite.ini"), "--rootdir", str(OUR_SUITES.parent)]
         argv += paths
         output = directory / "pytest.log"
         with _running(argv, output) as process:
