@@ -91,7 +91,6 @@ class Watched:
     def _watch(self, stack: ExitStack, agents: Sequence[Agent], flows: Sequence[Flow]) -> None:
         """Start the traffic, remember how everything is, and keep what `stack` holds until the scenario ends."""
         self.traffic = stack.enter_context(Traffic(flows, rate=self._rate))
-        self.traffic.start()
         self._before = tuple((agent, baseline(agent)) for agent in agents)
         self._stack = stack.pop_all()
 
@@ -241,4 +240,3 @@ class ClusterScenario(Watched):
     def resume(self) -> None:
         """Start the traffic anew, with new connections."""
         self.traffic = self._stack.enter_context(Traffic(self.traffic.flows, rate=self._rate))
-        self.traffic.start()
