@@ -36,7 +36,7 @@ from lab.node.topology import (
     plan_node,
     random_mac,
 )
-from lab.system import mounts, netns, tools
+from lab.system import launch, mounts, netns, tools
 from lab.system.scratch import scratch
 
 _CLEANUP_TIMEOUT = 60.0
@@ -107,7 +107,7 @@ def measure_topology(pods: Sequence[int], rounds: int, progress: Callable[[str],
 def start_time() -> float:
     """Return the seconds that an interpreter takes to start and to import the lab: what the command `up` adds."""
     begin = time.monotonic()
-    tools.run([sys.executable, "-c", "import lab.node"])
+    tools.run([sys.executable, "-P", "-c", "import sys; sys.path.insert(0, sys.argv[1]); import lab.node", launch.ROOT])
     return time.monotonic() - begin
 
 

@@ -1,8 +1,7 @@
 """A process of our own beside this one: same interpreter, framed messages over a socket pair, gone with its parent.
 
 Measuring must not share an interpreter with what is measured: a reload would wait for the probe's interpreter lock, and
-the probe for the reload's. Hence traffic and tracing run as `python -m <module> <descriptor>` with a `Control` at the
-other end.
+the probe for the reload's. Hence traffic and tracing run as processes of their own, with a `Control` at the other end.
 """
 
 from __future__ import annotations
@@ -13,15 +12,14 @@ import signal
 import socket
 import struct
 import subprocess
-import sys
 import tempfile
 import threading
 import time
-from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
 from datapath.errors import ReloadlabError
+from lab.system.launch import module_argv
 
 _LENGTH = struct.Struct("!I")
 _KILL_AFTER = 2.0
@@ -105,19 +103,16 @@ class Child:
         return self._process.pid if self._process else 0
 
     def start(self) -> None:
-        """Start `python -m module`; the caller's next request is its configuration. ChildError if it runs already."""
+        """Start the module; the caller's next request is its configuration. ChildError if it runs already."""
         if self._process is not None:
             raise ChildError(self._module, "it runs already: a second start would orphan the first process")
         ours, theirs = socket.socketpair()
-        root = str(Path(__file__).resolve().parents[2])
-        path = os.pathsep.join(part for part in (root, os.environ.get("PYTHONPATH")) if part)
         self._socket, self._stderr = ours, tempfile.TemporaryFile()  # noqa: SIM115 (closed in close())
         try:
             # A session of its own: Ctrl-C is for the parent, which stops us and wants our report.
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", self._module, str(theirs.fileno())],
+                module_argv(self._module, str(theirs.fileno())),
                 pass_fds=[theirs.fileno()],
-                env={**os.environ, "PYTHONPATH": path},
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=self._stderr,

@@ -25,6 +25,7 @@ from lab.node.topology import NODE, OUTSIDE, NodeSpec
 from lab.system import tools
 from lab.watch import metrics
 from tests.bpf import frames
+from tests.netns import nsenter
 
 pytestmark = pytest.mark.privileged
 
@@ -114,9 +115,7 @@ def tunnel(request: pytest.FixtureRequest) -> Iterator[Tunnel]:
                 value = layouts.RemoteEndpointInfo(REMOTE_IDENTITY, spec.outside4.ip).pack()
                 ipcache.update(layouts.ipcache_key(remote, remote.max_prefixlen), value)
                 # As the agent would for another node's pods, so that the host itself finds the way.
-                tools.run(
-                    ["nsenter", f"--net={node.netns(NODE)}", "ip", "route", "add", str(remote), "dev", "cilium_host"]
-                )
+                tools.run(nsenter(node.netns(NODE), "ip", "route", "add", str(remote), "dev", "cilium_host"))
         yield Tunnel(node)
 
 
@@ -197,7 +196,7 @@ def test_an_address_range_is_the_world_to_the_other_node(tunnel: Tunnel, version
         ipcache.update(key, layouts.RemoteEndpointInfo(RANGE).pack())
         stack.callback(ipcache.delete, key)
         route = [str(REMOTE[version]), "via", str(gateway)]
-        outside = ["nsenter", f"--net={tunnel.node.netns(OUTSIDE)}", "ip", "route"]
+        outside = nsenter(tunnel.node.netns(OUTSIDE), "ip", "route")
         tools.run([*outside, "add", *route])
         stack.callback(tools.run, [*outside, "del", *route])
         other_node = tunnel.socket(stack, OUTSIDE, spec.outside4.ip, VXLAN_PORT)

@@ -36,6 +36,7 @@ from lab.node.topology import NodeSpec
 from lab.system.tools import run
 from lab.watch.invariants import unchanged
 from lab.watch.snapshot import Snapshot, take
+from tests.netns import nsenter
 
 TC_ACT_OK = 0
 _LD_IMM64, _MOV_R0, _EXIT, _PSEUDO_MAP_FD = 0x18, 0xB7, 0x95, 1
@@ -83,13 +84,13 @@ def until(condition: Callable[[], bool], what: str, *, seconds: float = 5.0) -> 
 
 def tc(netns: Path | str, *words: str) -> list[dict[str, Any]]:
     """Return what `tc -j` says inside a namespace."""
-    answer = run(["nsenter", f"--net={netns}", "tc", "-j", *words])
+    answer = run(nsenter(netns, "tc", "-j", *words))
     return list(json.loads(answer or "[]"))
 
 
 def ip(netns: Path | str, *words: str) -> list[dict[str, Any]]:
     """Return what `ip -j` says inside a namespace."""
-    answer = run(["nsenter", f"--net={netns}", "ip", "-j", *words])
+    answer = run(nsenter(netns, "ip", "-j", *words))
     return [item for item in json.loads(answer or "[]") if item]
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from lab.node import registry
 from lab.system.tools import run
+from tests.netns import nsenter
 
 UP = (
     "import sys; from lab.node.node import Node; from lab.node.topology import NodeSpec; "
@@ -41,13 +42,13 @@ def removed(name: str) -> Iterator[str]:
 
 def ip(netns: Path, *words: str) -> list[dict[str, Any]]:
     """Return the answer of `ip -j -d` inside a namespace, without the empty objects that `ip` leaves in its lists."""
-    answer = run(["nsenter", f"--net={netns}", "ip", "-j", "-d", *words])
+    answer = run(nsenter(netns, "ip", "-j", "-d", *words))
     return [item for item in json.loads(answer or "[]") if item]
 
 
 def sysctl(netns: Path, name: str) -> str:
     """Return a setting inside a namespace; `name` is a path under /proc/sys/net."""
-    return run(["nsenter", f"--net={netns}", "cat", f"/proc/sys/net/{name}"]).strip()
+    return run(nsenter(netns, "cat", f"/proc/sys/net/{name}")).strip()
 
 
 def python(code: str, *argv: str) -> subprocess.Popen[str]:

@@ -17,6 +17,7 @@ from pathlib import Path
 from datapath.kernel.libc import function
 from lab.system.netns import CLONE_NEWNET, enter
 from lab.system.tools import run
+from tests.netns import nsenter
 
 TUNSETIFF = 0x400454CA
 IFF_TUN, IFF_NO_PI = 0x1, 0x1000
@@ -48,7 +49,7 @@ def namespace() -> Iterator[str]:
 
 def ip(netns: str, *words: str) -> str:
     """Run `ip` in a namespace."""
-    return run(["nsenter", f"--net={netns}", "ip", *words])
+    return run(nsenter(netns, "ip", *words))
 
 
 def address(netns: str, device: str, *addresses: str) -> None:

@@ -23,6 +23,7 @@ from lab.system.tools import run
 from tests.datapath import support
 from tests.datapath.support import Injected, Rig
 from tests.lab.wires import ip
+from tests.netns import nsenter
 
 pytestmark = pytest.mark.privileged
 
@@ -285,7 +286,7 @@ class TestRoutes:
     def test_second_route_refused(self, rig: Rig, lxc: str) -> None:
         """IPv6 is off on the pod's interface: the IPv4 route that is there by then goes again."""
         setting = f"/proc/sys/net/ipv6/conf/{lxc}/disable_ipv6"
-        run(["nsenter", f"--net={rig.config.netns}", "sh", "-c", f"echo 1 >{setting}"])
+        run(nsenter(rig.config.netns, "sh", "-c", f"echo 1 >{setting}"))
         message = fails_unchanged(rig, ReloadlabError, routes=True)
         assert f"install route {rig.node.pod('pod-1').ipv6}/128" in message
 

@@ -17,6 +17,7 @@ from lab.node.node import Node
 from lab.node.topology import NODE, OUTSIDE, InvalidSpec, NodeSpec
 from lab.watch.snapshot import take
 from tests.lab.labs import ip, unique_name
+from tests.netns import nsenter
 
 
 def test_specs_of_a_cluster() -> None:
@@ -81,7 +82,7 @@ def test_nodes_share_an_underlay(name: str) -> None:
     assert ports == {"node-0", "node-1"}
     for here, there in ((one, two), (two, one)):
         for address in (there.spec.node4.ip, there.spec.node6.ip):
-            ping = ["nsenter", f"--net={here.netns(NODE)}", "ping", "-c1", "-W2", str(address)]
+            ping = nsenter(here.netns(NODE), "ping", "-c1", "-W2", str(address))
             subprocess.run(ping, check=True, capture_output=True)
 
 
@@ -89,7 +90,7 @@ def test_nodes_share_an_underlay(name: str) -> None:
 def test_underlay_goes_with_the_last_node(name: str) -> None:
     one, two = build(cluster_specs(name, 2, pods=0))
     inode = os.stat(one.netns(OUTSIDE)).st_ino
-    argv = ["nsenter", f"--net={one.netns(OUTSIDE)}", "sleep", "60"]
+    argv = nsenter(one.netns(OUTSIDE), "sleep", "60")
     with subprocess.Popen(argv) as process:
         try:
             entered = time.monotonic() + 10

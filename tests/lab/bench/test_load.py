@@ -15,6 +15,7 @@ from lab.node.topology import NODE
 from lab.system.sockets import drops
 from lab.system.tools import run
 from tests.lab.labs import ip, unique_name
+from tests.netns import nsenter
 
 pytestmark = pytest.mark.privileged
 
@@ -35,9 +36,9 @@ def datagrams(pair: Pair, version: int) -> int:
     """Return the UDP packets that sockets of the second pod have received."""
     netns = pair.there.netns(pair.target.name)
     if version == 6:
-        text = run(["nsenter", f"--net={netns}", "cat", "/proc/net/snmp6"])
+        text = run(nsenter(netns, "cat", "/proc/net/snmp6"))
         return int(dict(line.split() for line in text.splitlines())["Udp6InDatagrams"])
-    text = run(["nsenter", f"--net={netns}", "cat", "/proc/net/snmp"])
+    text = run(nsenter(netns, "cat", "/proc/net/snmp"))
     names, numbers = (line.split() for line in text.splitlines() if line.startswith("Udp:"))
     return int(dict(zip(names, numbers, strict=True))["InDatagrams"])
 

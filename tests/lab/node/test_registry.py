@@ -31,6 +31,7 @@ from lab.node.topology import NodeSpec, plan_node
 from lab.system import mounts, netns
 from lab.system.tools import find
 from tests.lab.labs import DOWN, ROOT, UP, mounts_of, python, removed, start, unique_name
+from tests.netns import nsenter
 
 pytestmark = pytest.mark.privileged
 
@@ -244,7 +245,7 @@ def test_lab_of_another_mount_namespace_is_left_alone(name: str, elsewhere: Pope
 
 def test_lab_of_another_mount_namespace_is_removed_by_force(name: str, elsewhere: Popen[str]) -> None:
     there = Path(f"/proc/{elsewhere.pid}/root{registry.lab_root(name)}")
-    inside = start(["nsenter", f"--net={there}/ns/pod-1", sys.executable, "-c", SLEEPER])
+    inside = start(nsenter(f"{there}/ns/pod-1", sys.executable, "-c", SLEEPER))
     with inside:
         assert inside.stdout is not None
         inside.stdout.readline()
@@ -274,7 +275,7 @@ def test_marks_without_labs_go(empty_run: Path) -> None:
 
 def test_removal_ends_what_runs_inside(name: str) -> None:
     node = Node.up(NodeSpec(name, pods=1))
-    inside = start(["nsenter", f"--net={node.netns('pod-1')}", sys.executable, "-c", SLEEPER])
+    inside = start(nsenter(node.netns("pod-1"), sys.executable, "-c", SLEEPER))
     outside = start([sys.executable, "-c", SLEEPER])
     with inside, outside:
         assert inside.stdout is not None

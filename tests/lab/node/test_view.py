@@ -12,6 +12,7 @@ from lab.node.topology import NodeSpec
 from lab.node.view import look
 from lab.system.tools import run
 from tests.lab.labs import ip, unique_name
+from tests.netns import nsenter
 
 pytestmark = pytest.mark.privileged
 
@@ -48,7 +49,7 @@ def test_view_and_drawing() -> None:
 def test_programs_at_the_hooks_are_shown() -> None:
     with Node(NodeSpec(unique_name(), pods=1)) as node:
         pod = node.pods[0]
-        tc = ["nsenter", f"--net={node.netns('node')}", "tc"]
+        tc = nsenter(node.netns("node"), "tc")
         run([*tc, "qdisc", "add", "dev", pod.ifname, "clsact"])
         run([*tc, "filter", "add", "dev", pod.ifname, "ingress", "u32", "match", "u32", "0", "0"])
         view = look(node)

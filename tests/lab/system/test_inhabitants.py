@@ -11,6 +11,7 @@ from lab.system.inhabitants import inhabitants, kill_inhabitants
 from lab.system.netns import inode
 from tests.lab import wires
 from tests.lab.labs import start
+from tests.netns import nsenter
 
 pytestmark = pytest.mark.privileged
 
@@ -21,8 +22,8 @@ def test_all_of_a_namespace_and_nobody_else() -> None:
     with wires.namespace() as path, wires.namespace() as other:
         mine = frozenset({inode(Path(path))})
         with (
-            start(["nsenter", f"--net={path}", sys.executable, "-c", FORKING]) as inside,
-            start(["nsenter", f"--net={other}", sys.executable, "-c", FORKING]) as outside,
+            start(nsenter(path, sys.executable, "-c", FORKING)) as inside,
+            start(nsenter(other, sys.executable, "-c", FORKING)) as outside,
         ):
             assert inside.stdout is not None
             assert outside.stdout is not None
