@@ -59,7 +59,7 @@ class LabElsewhere(LabError):
         if pid is None:
             remedy = f"no process of it is visible; reloadlab down --force {name} removes the lab"
         else:
-            remedy = f"use it from there: nsenter --target {pid} --mount reloadlab ..."
+            remedy = f"use it from there: /usr/bin/nsenter --target {pid} --mount reloadlab ..."
         super().__init__(name, f"lab {name} was made in another mount namespace; {remedy}")
         self.pid = pid
 

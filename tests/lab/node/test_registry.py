@@ -31,7 +31,7 @@ from lab.node.topology import NodeSpec, plan_node
 from lab.system import mounts, netns
 from lab.system.tools import find
 from tests.lab.labs import DOWN, ROOT, UP, mounts_of, python, removed, start, unique_name
-from tests.netns import nsenter
+from tests.netns import nsenter, program
 
 pytestmark = pytest.mark.privileged
 
@@ -231,7 +231,8 @@ def test_lab_of_another_mount_namespace_is_left_alone(name: str, elsewhere: Pope
     # Who enters the namespace finds it, complete.
     done = subprocess.run(
         [
-            *where.split(),
+            program(),
+            *where.split()[1:],
             sys.executable,
             "-c",
             "import sys; from lab.node.node import Node; Node.open(sys.argv[1])",
