@@ -73,7 +73,7 @@ def reload_often(name: str) -> None:
 
 def test_processes_take_turns(lab: str) -> None:
     """Two that apply and one that reloads; each finds what it did whole, or undone by somebody's next."""
-    code = "from tests.lab import test_policy_races as races; "
+    code = "from tests.lab.agent import test_policy_races as races; "
     calls = [f"races.apply_often({lab!r}, 1000)", f"races.apply_often({lab!r}, 9000)", f"races.reload_often({lab!r})"]
     with ExitStack() as stack:
         running = [stack.enter_context(python(code + call)) for call in calls]
