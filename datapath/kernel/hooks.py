@@ -1,12 +1,14 @@
 """The clsact hooks of an interface: list, attach and detach direct-action filters (pkg/datapath/loader/netlink.go).
 
 Filters are attached at handle 1, ETH_P_ALL, a priority from the configuration, under the name `<program>-<interface>`.
-Only filters whose name starts with `cil_` are ours; all others are left alone.
+Only filters whose name starts with `cil_` are ours; all others are left alone. The loader attaches to chain 0 of an
+interface's own block: other chains, and blocks that interfaces share, are somebody else's as a whole.
 """
 
 from __future__ import annotations
 
 import errno
+import os
 import struct
 from dataclasses import dataclass
 from enum import Enum
@@ -34,10 +36,12 @@ OURS = "cil_"
 """Prefix of the programs that are ours (hasCiliumTCFilters)."""
 
 _TC_H_CLSACT, _CLSACT_HANDLE = 0xFFFFFFF1, 0xFFFF0000
-_TCA_KIND, _TCA_OPTIONS = 1, 2
+_TCA_KIND, _TCA_OPTIONS, _TCA_CHAIN, _TCA_INGRESS_BLOCK, _TCA_EGRESS_BLOCK = 1, 2, 11, 13, 14
+_IN_A_BLOCK = -1  # the interface of a filter in a shared block (TCM_IFINDEX_MAGIC_BLOCK)
 _TCA_BPF_NAME, _TCA_BPF_ID = 7, 11
 _BPF_FLAG_ACT_DIRECT = 1
-_NAME_LENGTH = 64  # the longest program name we take, `-`, an interface name and the final NUL
+_NAME_LENGTH = 64  # a program name of ours, `-`, an interface name and the final NUL
+_LONGEST_NAME = 257  # what the kernel takes, and a NUL (CLS_BPF_NAME_LEN)
 _TCMSG = struct.Struct("=BBHiIII")
 
 
@@ -53,7 +57,10 @@ class Direction(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Filter:
-    """A BPF filter at a hook. `protocol` is in host order, `program_id` the kernel's id of the attached program."""
+    """A filter at a hook. `protocol` is in host order, `program_id` the kernel's id of the attached program.
+
+    `block` is the number of the shared block that it belongs to, 0 for the interface's own.
+    """
 
     ifindex: int
     direction: Direction
@@ -63,10 +70,29 @@ class Filter:
     kind: str
     name: str
     program_id: int
+    chain: int = 0
+    block: int = 0
+
+    @property
+    def is_local(self) -> bool:
+        """Whether it is in chain 0 of the interface's own block, where the loader attaches."""
+        return not (self.chain or self.block)
 
     @property
     def is_ours(self) -> bool:
-        return self.kind == "bpf" and self.name.startswith(OURS)
+        return self.is_local and self.kind == "bpf" and self.name.startswith(OURS)
+
+    def __str__(self) -> str:
+        where = [f"{word} {number}" for word, number in (("block", self.block), ("chain", self.chain)) if number]
+        return (self.name or self.kind) + (f" ({', '.join(where)})" if where else "")
+
+
+@dataclass(frozen=True, slots=True)
+class Qdisc:
+    """What is in the place of an interface's clsact; `blocks` are the shared ones by direction, 0 for its own."""
+
+    kind: str
+    blocks: dict[Direction, int]
 
 
 class HookTaken(ReloadlabError):
@@ -94,6 +120,19 @@ class HookBlocked(ReloadlabError):
         self.kind = kind
 
 
+class HookShared(ReloadlabError):
+    """A hook with the filters of a block that interfaces share: the kernel takes none for one interface alone."""
+
+    def __init__(self, ifindex: int, direction: Direction, block: int) -> None:
+        super().__init__(
+            f"interface {ifindex} {direction} has the shared filter block {block}: "
+            f"give it a clsact qdisc without {direction}_block"
+        )
+        self.ifindex = ifindex
+        self.direction = direction
+        self.block = block
+
+
 def filter_name(program: str, ifname: str) -> str:
     """Return the name under which Cilium attaches `program` to `ifname`."""
     return f"{program}-{ifname}"
@@ -105,7 +144,7 @@ def collides(found: Filter, priority: int) -> bool:
     It has the same handle, or is of another kind or protocol: the kernel takes one kind and protocol for a priority.
     """
     same = (found.kind, found.protocol) == ("bpf", ETH_P_ALL)
-    return found.priority == priority and (found.handle == HANDLE or not same)
+    return found.is_local and found.priority == priority and (found.handle == HANDLE or not same)
 
 
 def ensure_clsact(netlink: NetlinkSocket, ifindex: int) -> bool:
@@ -115,17 +154,30 @@ def ensure_clsact(netlink: NetlinkSocket, ifindex: int) -> bool:
     except NetlinkError as error:
         if error.errno != errno.EEXIST:
             raise
-        # Without ECHO the kernel gives no answer to this question, other than to a dump.
-        flags = NLM_F_REQUEST | NLM_F_ECHO
-        message = struct.pack("=IHHII", 36, RTM_GETQDISC, flags, 0, 0) + _TCMSG.pack(
-            0, 0, 0, ifindex, 0, _TC_H_CLSACT, 0
-        )
-        answer = netlink.get("look up qdisc clsact", message)
-        kind = next((text(value) for number, value in attributes(answer, 36) if number == _TCA_KIND), "")
-        if kind != "clsact":
-            raise HookBlocked(ifindex, kind) from error
+        found = qdisc(netlink, ifindex)
+        if found is not None and found.kind != "clsact":
+            raise HookBlocked(ifindex, found.kind) from error
         return False
     return True
+
+
+def qdisc(netlink: NetlinkSocket, ifindex: int) -> Qdisc | None:
+    """Return the qdisc to which an interface's hooks belong, None if it has none."""
+    # Without ECHO the kernel gives no answer to this question, other than to a dump.
+    flags = NLM_F_REQUEST | NLM_F_ECHO
+    message = struct.pack("=IHHII", 36, RTM_GETQDISC, flags, 0, 0) + _TCMSG.pack(0, 0, 0, ifindex, 0, _TC_H_CLSACT, 0)
+    try:
+        answer = netlink.find("look up qdisc clsact", message)
+    except NetlinkError as error:
+        if error.errno != errno.ENOENT:
+            raise
+        return None
+    if answer is None:  # it had one once
+        return None
+    values = dict(attributes(answer, 36))
+    blocks = {Direction.INGRESS: _TCA_INGRESS_BLOCK, Direction.EGRESS: _TCA_EGRESS_BLOCK}
+    numbers = {key: int.from_bytes(values.get(number, b""), "little") for key, number in blocks.items()}
+    return Qdisc(text(values[_TCA_KIND]), numbers)
 
 
 def remove_clsact(netlink: NetlinkSocket, ifindex: int) -> None:
@@ -159,14 +211,16 @@ def attach_message(
     ifindex: int, direction: Direction, *, program_fd: int, name: str, priority: int, handle: int = HANDLE
 ) -> bytes:
     """Return the request that `attach` makes."""
-    return _filter_template().fill(
+    name_bytes = os.fsencode(name)
+    room = _NAME_LENGTH if len(name_bytes) < _NAME_LENGTH else _LONGEST_NAME
+    return _filter_template(room).fill(
         {
             "ifindex": struct.pack("=i", ifindex),
             "parent": struct.pack("=I", direction.value),
             "info": struct.pack("=I", (priority or 1) << 16 | _swap(ETH_P_ALL)),
             "handle": struct.pack("=I", handle),
             "fd": struct.pack("=I", program_fd),
-            "name": name.encode().ljust(_NAME_LENGTH, b"\0"),
+            "name": name_bytes.ljust(room, b"\0"),
         }
     )
 
@@ -190,7 +244,12 @@ def detach(netlink: NetlinkSocket, found: Filter) -> None:
 
 
 def filters(netlink: NetlinkSocket, ifindex: int, direction: Direction) -> tuple[Filter, ...]:
-    """Return the filters at one hook in the order in which the kernel runs them, foreign ones included."""
+    """Return the filters of chain 0 of the interface's own block, foreign ones too, in the order in which they run."""
+    return tuple([found for found in all_filters(netlink, ifindex, direction) if found.is_local])
+
+
+def all_filters(netlink: NetlinkSocket, ifindex: int, direction: Direction) -> tuple[Filter, ...]:
+    """Return the filters at one hook, those of other chains and of a shared block included."""
     message = struct.pack("=IHHII", 36, RTM_GETTFILTER, 1, 0, 0) + _TCMSG.pack(0, 0, 0, ifindex, 0, direction.value, 0)
     try:
         answers = netlink.dump(f"list filters {direction}", message)
@@ -200,23 +259,31 @@ def filters(netlink: NetlinkSocket, ifindex: int, direction: Direction) -> tuple
             return ()
         raise
     # The dump also has one line per priority, without a handle.
-    found = [_parse(answer) for answer in answers if _TCMSG.unpack_from(answer, 16)[4]]
-    return tuple([f for f in found if f.direction is direction])
+    found = (_parse(answer, ifindex, direction) for answer in answers if _TCMSG.unpack_from(answer, 16)[4])
+    return tuple([item for item in found if item is not None])
 
 
-def _parse(message: bytes) -> Filter:
+def _parse(message: bytes, asked: int, direction: Direction) -> Filter | None:
+    """Return a filter of the hook that was asked for, None for one of another hook."""
     _, _, _, ifindex, handle, parent, info = _TCMSG.unpack_from(message, 16)
-    kind, name, program_id = "", "", 0
+    # A filter of a shared block names its block instead of interface and hook.
+    block = parent if ifindex == _IN_A_BLOCK else 0
+    if not block and parent != direction.value:
+        return None
+    kind, name, program_id, chain = "", "", 0, 0
     for number, payload in attributes(message, 36):
         if number == _TCA_KIND:
             kind = text(payload)
+        elif number == _TCA_CHAIN:
+            chain = int.from_bytes(payload, "little")
         elif number == _TCA_OPTIONS and kind == "bpf":
             for option, value in attributes(payload):
                 if option == _TCA_BPF_NAME:
                     name = text(value)
                 elif option == _TCA_BPF_ID:
                     program_id = int.from_bytes(value, "little")
-    return Filter(ifindex, Direction(parent), info >> 16, _swap(info & 0xFFFF), handle, kind, name, program_id)
+    place = (asked, direction, info >> 16, _swap(info & 0xFFFF), handle)
+    return Filter(*place, kind, name, program_id, chain=chain, block=block)
 
 
 def _swap(protocol: int) -> int:
@@ -237,9 +304,9 @@ def _clsact_template() -> Template:
 
 
 @cache
-def _filter_template() -> Template:
+def _filter_template(room: int) -> Template:
     ifindex, parent, info, handle, fd = 0x7A7A0001, 0x7A7A0002, 0x7A7A0003, 0x7A7A0004, 0x7A7A0005
-    name = "z" * (_NAME_LENGTH - 1)
+    name = "z" * (room - 1)
     options = [("TCA_BPF_FD", fd), ("TCA_BPF_NAME", name), ("TCA_BPF_FLAGS", _BPF_FLAG_ACT_DIRECT)]
     message = encode(
         tcmsg,

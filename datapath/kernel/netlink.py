@@ -151,6 +151,21 @@ class NetlinkSocket:
             return body
         raise AssertionError("unreachable: _receive never ends")
 
+    def find(self, what: str, message: bytes) -> bytes | None:
+        """Like `get`, for what the kernel may have no answer to: None then."""
+        answer = None
+        sequence = self._send(what, [message])
+        for kind, number, body in self._receive(what):
+            if number != sequence:
+                continue
+            if kind != NLMSG_ERROR:
+                answer = body
+            elif _errno(body):
+                raise NetlinkError(what, *_error(body))
+            else:
+                return answer
+        raise AssertionError("unreachable: _receive never ends")
+
     def dump(self, what: str, message: bytes) -> list[bytes]:
         """Send a dump request and return its messages with their headers.
 

@@ -11,7 +11,7 @@ from datapath.build.objectfile import ObjectFile
 from datapath.endpoint import Endpoint
 from datapath.errors import LinkNotFound, NetlinkError
 from datapath.kernel import bpf, hooks, routes
-from datapath.kernel.hooks import Direction, Filter, HookTaken
+from datapath.kernel.hooks import Direction, Filter, HookShared, HookTaken
 from datapath.kernel.netlink import NetlinkSocket
 from datapath.kernel.routes import Installed, Route
 from datapath.reload import connections
@@ -96,16 +96,25 @@ class Attach(Step):
         replaced = _Replaced(ifindex, filters=[(f, work.keep_program(f.program_id)) for f in ours])
         work.undo[self.key] = replaced
         if not present:
-            replaced.made_clsact = hooks.ensure_clsact(netlink, ifindex)
+            self._ensure_clsact(work, replaced)
         name, program_id = hooks.filter_name(self.program, self.target), program.id
-        hooks.attach(netlink, ifindex, self.direction, program_fd=program.fd, name=name, priority=self.priority)
+        # Noted before it is done: an interruption may come before the kernel's answer.
         replaced.attached = Filter(
             ifindex, self.direction, self.priority, hooks.ETH_P_ALL, hooks.HANDLE, "bpf", name, program_id
         )
+        hooks.attach(netlink, ifindex, self.direction, program_fd=program.fd, name=name, priority=self.priority)
         for stale in ours:
             if stale not in here:
                 hooks.detach(netlink, stale)
         work.attached[self.key] = Attached(self.target, str(self.direction), self.program, program_id)
+
+    def _ensure_clsact(self, work: Workspace, replaced: _Replaced) -> None:
+        found = hooks.qdisc(work.netlink, replaced.ifindex)
+        if found is not None and found.blocks[self.direction]:
+            raise HookShared(replaced.ifindex, self.direction, found.blocks[self.direction])
+        replaced.made_clsact = found is None
+        if not hooks.ensure_clsact(work.netlink, replaced.ifindex):
+            replaced.made_clsact = False
 
     def undo(self, work: Workspace) -> None:
         replaced = work.undo.pop(self.key, None)
@@ -252,8 +261,9 @@ def _put_back(work: Workspace, replaced: _Replaced) -> None:
                 _attach_again(work, *several[0])
             else:
                 _put_back_in_order(work, several)
+        # It may never have come to be attached; and what took its place again needs no detaching.
         new = replaced.attached
-        if new is not None and (new.priority, new.handle) not in {(f.priority, f.handle) for f, _ in replaced.filters}:
+        if new is not None and new in hooks.filters(work.netlink, new.ifindex, new.direction):
             hooks.detach(work.netlink, new)
         if replaced.made_clsact and not _in_use(work, replaced.ifindex):
             hooks.remove_clsact(work.netlink, replaced.ifindex)
@@ -306,7 +316,7 @@ def _restore(work: Workspace, before: Installed, how: Callable[[NetlinkSocket, I
 
 
 def _in_use(work: Workspace, ifindex: int) -> bool:
-    return any(hooks.filters(work.netlink, ifindex, direction) for direction in Direction)
+    return any(hooks.all_filters(work.netlink, ifindex, direction) for direction in Direction)
 
 
 def _exists(work: Workspace, ifindex: int) -> bool:

@@ -11,7 +11,7 @@ from pyroute2.netlink.rtnl.ifaddrmsg import ifaddrmsg
 from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
 from pyroute2.netlink.rtnl.rtmsg import rtmsg
 
-from datapath.kernel.hooks import Direction, filters
+from datapath.kernel.hooks import Direction, all_filters
 from datapath.kernel.netlink import NLM_F_DUMP, RTM_GETLINK, NetlinkSocket, encode
 from lab.node.facts import pod_json
 from lab.node.links import AF_INET, AF_INET6, IFF_NOARP, IFF_UP, RT_SCOPE_LINK, RT_TABLE_MAIN, RTPROT_KERNEL
@@ -85,7 +85,7 @@ def look(node: Node) -> NodeView:
 
 
 def _programs(socket: NetlinkSocket, link: LinkView, direction: Direction) -> tuple[str, ...]:
-    return tuple(found.name or found.kind for found in filters(socket, link.ifindex, direction))
+    return tuple(str(found) for found in all_filters(socket, link.ifindex, direction))
 
 
 def _links(socket: NetlinkSocket) -> tuple[LinkView, ...]:

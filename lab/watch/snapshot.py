@@ -90,7 +90,7 @@ def take(node: Node) -> Snapshot:
             (link.name, direction): found
             for link in links.values()
             for direction in Direction
-            if (found := hooks.filters(netlink, link.ifindex, direction))
+            if (found := hooks.all_filters(netlink, link.ifindex, direction))
         }
         routes = {}
         for endpoint in node.endpoints():

@@ -151,6 +151,68 @@ def test_foreign_filters_are_listed_as_what_they_are(wire: Wire) -> None:
     assert {f.kind for f in wire.filters()} == {"u32"}
 
 
+U32 = ["protocol", "all", "prio", "1", "u32", "match", "u32", "0", "0"]
+
+
+@pytest.mark.privileged
+def test_filters_of_another_chain_are_not_among_ours(wire: Wire) -> None:
+    """At our very priority: nothing keeps ours from being attached, and both are listed for who wants to see all."""
+    support.tc(wire.netns, "filter", "add", "dev", IFNAME, "ingress", "chain", "5", *U32)
+    assert wire.filters() == ()
+    wire.attach(wire.first, "cil_x")
+    # Of u32 the kernel lists the hash table and the entry.
+    *others, ours = hooks.all_filters(wire.netlink, wire.ifindex, Direction.INGRESS)
+    other = others[-1]
+    assert wire.filters() == (ours,)
+    assert (other.kind, other.chain, other.is_ours, hooks.collides(other, 1)) == ("u32", 5, False, False)
+    assert [str(ours), str(other)] == ["cil_x", "u32 (chain 5)"]
+    hooks.detach(wire.netlink, ours)
+    assert hooks.all_filters(wire.netlink, wire.ifindex, Direction.INGRESS) == tuple(others)
+
+
+@pytest.mark.privileged
+def test_filters_of_a_shared_block_are_not_among_ours(bare: Wire) -> None:
+    """They name no interface and no hook, and the block may have filters of ours by name: of another interface."""
+    support.tc(bare.netns, "qdisc", "add", "dev", IFNAME, "ingress_block", "7", "egress_block", "8", "clsact")
+    support.tc(bare.netns, "filter", "add", "block", "7", *U32)
+    found = hooks.qdisc(bare.netlink, bare.ifindex)
+    assert found == hooks.Qdisc("clsact", {Direction.INGRESS: 7, Direction.EGRESS: 8})
+    assert [bare.filters(direction) for direction in Direction] == [(), ()]
+    *_, other = hooks.all_filters(bare.netlink, bare.ifindex, Direction.INGRESS)
+    assert (other.ifindex, other.direction, other.block) == (bare.ifindex, Direction.INGRESS, 7)
+    assert str(other) == "u32 (block 7)"
+    assert not replace(other, kind="bpf", name="cil_x").is_ours
+
+
+@pytest.mark.privileged
+def test_qdisc_of_an_interface(bare: Wire) -> None:
+    assert hooks.qdisc(bare.netlink, bare.ifindex) is None
+    hooks.ensure_clsact(bare.netlink, bare.ifindex)
+    assert hooks.qdisc(bare.netlink, bare.ifindex) == hooks.Qdisc("clsact", dict.fromkeys(Direction, 0))
+    hooks.remove_clsact(bare.netlink, bare.ifindex)
+    assert hooks.qdisc(bare.netlink, bare.ifindex) is None
+    assert hooks.ensure_clsact(bare.netlink, bare.ifindex)
+
+
+@pytest.mark.privileged
+@pytest.mark.parametrize("length", [63, 64, 200, 256], ids=lambda length: f"{length} bytes")
+def test_names_as_long_as_the_kernel_takes(wire: Wire, length: int) -> None:
+    """Ours are shorter; but a filter that comes back in a rollback has whatever name it had."""
+    name = "cil_".ljust(length, "x")
+    wire.attach(wire.first, name)
+    (found,) = wire.filters()
+    assert found.name == name
+
+
+@pytest.mark.privileged
+def test_a_name_that_is_no_text_comes_back_as_it_was(wire: Wire) -> None:
+    name = os.fsdecode(b"cil_\xff\xfe")
+    wire.attach(wire.first, name)
+    (found,) = wire.filters()
+    wire.attach(wire.second, found.name)
+    assert [f.name for f in wire.filters()] == [name]
+
+
 @pytest.mark.privileged
 def test_clsact_is_made_once(bare: Wire) -> None:
     assert hooks.ensure_clsact(bare.netlink, bare.ifindex) is True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import struct
 from collections.abc import Iterator
@@ -11,9 +12,10 @@ from typing import Any
 
 import pytest
 
-from datapath.errors import InvalidName, ReloadlabError
+from datapath.errors import InvalidName, NetlinkError, ReloadlabError
 from datapath.kernel import hooks
-from datapath.kernel.hooks import Direction, HookBlocked, HookTaken
+from datapath.kernel import routes as routes_module
+from datapath.kernel.hooks import Direction, HookBlocked, HookShared, HookTaken
 from datapath.kernel.inventory import slots
 from datapath.load.maps import open_pin
 from datapath.reload.step import Step
@@ -128,6 +130,42 @@ class TestAttach:
             fails_unchanged(rig, Injected, routes=not routes, gate=Gate(support.inject, before="commit"))
             assert foreign() == mine
             assert sum(f.is_ours for f in rig.attached(lxc, EGRESS)) == routes
+
+    def test_filters_of_another_chain_survive(self, rig: Rig, lxc: str) -> None:
+        """At our own priority, under a name of ours: it is no refusal, and none of ours."""
+        hooks.ensure_clsact(rig.netlink, rig.netlink.ifindex(lxc))
+        words = ["protocol", "all", "prio", "1", "u32", "match", "u32", "0", "0"]
+        for direction in Direction:
+            support.tc(rig.config.netns, "filter", "add", "dev", lxc, str(direction), "chain", "5", *words)
+        for routes in (False, True, False):
+            rig.reload("pod-1", routes=routes)
+            fails_unchanged(rig, Injected, routes=not routes, gate=Gate(support.inject, before="commit"))
+            for direction in Direction:
+                found = hooks.all_filters(rig.netlink, rig.netlink.ifindex(lxc), direction)
+                assert {str(f) for f in found if not f.is_local} == {"u32 (chain 5)"}
+                assert sum(f.is_ours for f in found) == (routes or direction is INGRESS)
+
+    @pytest.mark.parametrize("direction", Direction, ids=str)
+    def test_shared_block_is_refused(self, rig: Rig, lxc: str, direction: Direction) -> None:
+        """The kernel takes no filter for the interface alone; with or without filters in the block."""
+        words = ["protocol", "all", "prio", "1", "u32", "match", "u32", "0", "0"]
+        support.tc(rig.config.netns, "qdisc", "add", "dev", lxc, f"{direction}_block", "1", "clsact")
+        ifindex = rig.netlink.ifindex(lxc)
+        wanted = f"interface {ifindex} {direction} has the shared filter block 1: give it a clsact qdisc without"
+        assert wanted in fails_unchanged(rig, HookShared, routes=True)
+        support.tc(rig.config.netns, "filter", "add", "block", "1", *words)
+        assert wanted in fails_unchanged(rig, HookShared, routes=True)
+        if direction is EGRESS:
+            rig.reload("pod-1")
+            assert {f.kind for f in hooks.all_filters(rig.netlink, ifindex, EGRESS)} == {"u32"}
+
+    @pytest.mark.parametrize("length", [63, 64, 200])
+    def test_a_long_name_of_ours_comes_back(self, rig: Rig, lxc: str, length: int) -> None:
+        """The kernel takes names of up to 256 bytes: the rollback must not stop at one that no program of ours has."""
+        put(rig, lxc, "cil_".ljust(length, "x"), priority=1)
+        fails_unchanged(rig, Injected, gate=Gate(support.inject, before="commit"))
+        rig.reload("pod-1")
+        assert [f.name for f in rig.attached(lxc, INGRESS)] == [f"cil_from_container-{lxc}"]
 
     @pytest.mark.parametrize(("priority", "handle"), [(1, 2), (5, 1), (5, 3)])
     @pytest.mark.parametrize("ours_first", [True, False], ids=["ours before it", "ours after it"])
@@ -295,6 +333,60 @@ class TestRoutes:
         rig.loader.apply(rig.loader.plan(endpoint, subject="pod-1"))
         assert len(self.show(rig, 4)) == 1
         assert self.show(rig, 6) == []
+
+
+INTERRUPTIONS = [
+    (hooks, "ensure_clsact", KeyboardInterrupt),
+    (hooks, "attach", KeyboardInterrupt),
+    (hooks, "attach", NetlinkError),
+    (hooks, "detach", KeyboardInterrupt),
+    (routes_module, "upsert", KeyboardInterrupt),
+    (routes_module, "upsert", NetlinkError),
+    (routes_module, "_delete", KeyboardInterrupt),
+]
+
+
+class TestInterruptedAfterTheKernelsPart:
+    """Ctrl-C, or the time-out of an answer, comes when the kernel has done what it was asked to: that is undone too."""
+
+    @pytest.mark.parametrize("loaded", [False, True], ids=["first load", "reload"])
+    @pytest.mark.parametrize("routes", [False, True], ids=["routes off", "routes on"])
+    @pytest.mark.parametrize(
+        ("module", "call", "error"), INTERRUPTIONS, ids=[f"{call} {error.__name__}" for _, call, error in INTERRUPTIONS]
+    )
+    def test_is_undone(
+        self,
+        rig: Rig,
+        monkeypatch: pytest.MonkeyPatch,
+        module: Any,
+        call: str,
+        error: type[BaseException],
+        routes: bool,
+        loaded: bool,
+    ) -> None:
+        if loaded:
+            for _ in range(2):
+                rig.reload("pod-1", routes=not routes)
+        before = rig.state()
+        genuine, calls = getattr(module, call), []
+
+        def interrupted(*args: Any, **options: Any) -> Any:
+            result = genuine(*args, **options)
+            calls.append(result)
+            # The first call of the reload; those of the rollback are left alone.
+            if len(calls) == 1:
+                raise NetlinkError(call, errno.ETIMEDOUT, "no answer") if error is NetlinkError else error
+            return result
+
+        monkeypatch.setattr(module, call, interrupted)
+        plan = rig.plan("pod-1", routes=routes)
+        try:
+            rig.loader.apply(plan)
+        except error:
+            assert calls
+            assert before.differences(rig.state()) == []
+        else:
+            assert not calls, "nothing was interrupted"
 
 
 class TestPolicy:

@@ -61,6 +61,20 @@ def test_programs_at_the_hooks_are_shown() -> None:
     assert lines[line + 1].strip() == f"ingress {' '.join(link.ingress)}  egress -  identity {pod.identity}"
 
 
+def test_filters_of_other_chains_and_shared_blocks_are_shown() -> None:
+    u32 = ["protocol", "all", "prio", "1", "u32", "match", "u32", "0", "0"]
+    with Node(NodeSpec(unique_name(), pods=2)) as node:
+        one, two = node.pods
+        tc = ["nsenter", f"--net={node.netns('node')}", "tc"]
+        run([*tc, "qdisc", "add", "dev", one.ifname, "clsact"])
+        run([*tc, "filter", "add", "dev", one.ifname, "ingress", "chain", "5", *u32])
+        run([*tc, "qdisc", "add", "dev", two.ifname, "ingress_block", "1", "clsact"])
+        run([*tc, "filter", "add", "block", "1", *u32])
+        links = {link.name: link for link in look(node).links}
+    assert (set(links[one.ifname].ingress), links[one.ifname].egress) == ({"u32 (chain 5)"}, ())
+    assert (set(links[two.ifname].ingress), links[two.ifname].egress) == ({"u32 (block 1)"}, ())
+
+
 def test_interface_that_went_away_is_not_drawn() -> None:
     with Node(NodeSpec(unique_name(), pods=2)) as node:
         gone, stays = node.pods
