@@ -7,6 +7,7 @@ import time
 from typing import Protocol
 
 from datapath.errors import Cancelled, ReloadlabError
+from datapath.reload.interrupts import signals_held_back
 from datapath.reload.outcome import Outcome, Span
 from datapath.reload.step import Plan, Step
 from datapath.reload.workspace import Workspace
@@ -24,9 +25,9 @@ class Observer(Protocol):
 class RollbackFailed(ReloadlabError):
     """A reload failed and not all of it could be undone: `failures` says what; `cause` is what came first."""
 
-    def __init__(self, cause: BaseException, failures: list[tuple[Step, Exception]]) -> None:
-        undone = "; ".join(f"{step.name} {step.target}: {error}" for step, error in failures)
-        super().__init__(f"{cause or type(cause).__name__}; and the rollback is incomplete: {undone}")
+    def __init__(self, cause: BaseException, failures: list[tuple[Step, BaseException]]) -> None:
+        undone = "; ".join(f"{step.name} {step.target}: {_said(error)}" for step, error in failures)
+        super().__init__(f"{_said(cause)}; and the rollback is incomplete: {undone}")
         self.cause = cause
         self.failures = tuple(failures)
 
@@ -34,7 +35,8 @@ class RollbackFailed(ReloadlabError):
 def apply(plan: Plan, work: Workspace, *, observer: Observer | None = None) -> Outcome:
     """Apply a plan. On any exception every step begun so far is undone, the last one first, and the exception goes on.
 
-    One that comes after the commit finds the reload done: it goes on as well, and nothing is undone.
+    Ctrl-C during the rollback is delivered when all is undone. An exception after the commit undoes nothing, and goes
+    on: the reload is done.
 
     The caller owns `work` and closes it afterwards: until then the programs that were replaced stay loaded, so that
     they can be attached again.
@@ -55,13 +57,7 @@ def apply(plan: Plan, work: Workspace, *, observer: Observer | None = None) -> O
         if work.committed:
             # The old program arrays are let go, and emptied: there is no way back, and no need of one.
             raise
-        failures = _undo(begun, work)
-        if not failures:
-            raise
-        incomplete = RollbackFailed(cause, failures)
-        if isinstance(cause, Exception):
-            raise incomplete from cause
-        cause.add_note(str(incomplete))  # Ctrl-C ends more than this reload
+        _roll_back(begun, work, cause)
         raise
     return Outcome(
         subject=plan.subject,
@@ -82,12 +78,35 @@ def _timed(step: Step, work: Workspace) -> Span:
     return Span(step.name, step.target, Interval(threading.get_native_id(), start, end), helpers)
 
 
-def _undo(begun: list[Step], work: Workspace) -> list[tuple[Step, Exception]]:
-    """Undo as much as can be undone: a step that refuses does not keep the others from being undone."""
-    failures: list[tuple[Step, Exception]] = []
+def _roll_back(begun: list[Step], work: Workspace, cause: BaseException) -> None:
+    """Undo all steps; raises if something could not be undone, or to interrupt more than this reload."""
+    failures: list[tuple[Step, BaseException]] = []
+    try:
+        with signals_held_back():
+            _undo(begun, work, failures)
+    except BaseException as interrupt:
+        if failures:
+            interrupt.add_note(str(RollbackFailed(cause, failures)))
+        raise interrupt from cause
+    if not failures:
+        return
+    incomplete = RollbackFailed(cause, failures)
+    # Ctrl-C ends more than this reload: it stays what it is.
+    for error in (cause, *(error for _, error in failures)):
+        if not isinstance(error, Exception):
+            error.add_note(str(incomplete))
+            raise error
+    raise incomplete from cause
+
+
+def _undo(begun: list[Step], work: Workspace, failures: list[tuple[Step, BaseException]]) -> None:
+    """Undo as much as can be undone: whatever a step raises does not keep the others from being undone."""
     for step in reversed(begun):
         try:
             step.undo(work)
-        except (ReloadlabError, OSError) as error:
+        except BaseException as error:  # noqa: BLE001 - raised when the others are undone
             failures.append((step, error))
-    return failures
+
+
+def _said(error: BaseException) -> str:
+    return str(error) or type(error).__name__

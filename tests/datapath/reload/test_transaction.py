@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -33,7 +35,7 @@ class Noted(Step):
 
     log: list[str]
     fail: bool = False
-    fail_undo: bool = False
+    fail_undo: BaseException | None = None
 
     @property
     def name(self) -> str:
@@ -49,8 +51,8 @@ class Noted(Step):
 
     def undo(self, work: Workspace) -> None:
         self.log.append(f"undo {self.target}")
-        if self.fail_undo:
-            raise OSError(28, "no space", self.target)
+        if self.fail_undo is not None:
+            raise self.fail_undo
 
 
 def plan(*steps: Step) -> Plan:
@@ -77,15 +79,21 @@ def test_undone_in_reverse_the_failed_step_included(rig: Rig) -> None:
     assert log == ["do a", "do b", "undo b", "undo a"]
 
 
-def test_an_undo_that_fails_does_not_stop_the_others(rig: Rig) -> None:
+@pytest.mark.parametrize(
+    "error",
+    [OSError(28, "no space", "b"), ValueError("name takes 64 bytes"), KeyError("b"), AssertionError()],
+    ids=lambda error: type(error).__name__,
+)
+def test_an_undo_that_fails_does_not_stop_the_others(rig: Rig, error: Exception) -> None:
+    """Whatever it raises."""
     log: list[str] = []
-    steps = (Noted("a", log), Noted("b", log, fail_undo=True), Noted("c", log, fail=True))
+    steps = (Noted("a", log), Noted("b", log, fail_undo=error), Noted("c", log, fail=True))
     with pytest.raises(RollbackFailed, match="c failed; and the rollback is incomplete: noted b") as info:
         rig.loader.apply(plan(*steps))
     assert log[-3:] == ["undo c", "undo b", "undo a"]
     assert isinstance(info.value.cause, Injected)
     assert info.value.__cause__ is info.value.cause
-    assert [(step.target, type(error)) for step, error in info.value.failures] == [("b", OSError)]
+    assert [(step.target, failure) for step, failure in info.value.failures] == [("b", error)]
 
 
 def test_ctrl_c_stays_ctrl_c_when_the_rollback_is_incomplete(rig: Rig) -> None:
@@ -97,9 +105,42 @@ def test_ctrl_c_stays_ctrl_c_when_the_rollback_is_incomplete(rig: Rig) -> None:
 
     gate = Gate(interrupt, after="noted")
     with pytest.raises(KeyboardInterrupt) as info:
-        rig.loader.apply(plan(Noted("a", log, fail_undo=True)), observer=gate)
+        rig.loader.apply(plan(Noted("a", log, fail_undo=OSError(28, "no space"))), observer=gate)
     assert log == ["do a", "undo a"]
     assert "rollback is incomplete: noted a" in str(getattr(info.value, "__notes__", info.value))
+
+
+def test_an_undo_that_is_interrupted_does_not_stop_the_others(rig: Rig) -> None:
+    """The interrupt goes on afterwards, and says what is not undone."""
+    log: list[str] = []
+    steps = (Noted("a", log), Noted("b", log, fail_undo=KeyboardInterrupt()), Noted("c", log, fail=True))
+    with pytest.raises(KeyboardInterrupt) as info:
+        rig.loader.apply(plan(*steps))
+    assert log[-3:] == ["undo c", "undo b", "undo a"]
+    assert "rollback is incomplete: noted b: KeyboardInterrupt" in str(getattr(info.value, "__notes__", info.value))
+
+
+def test_a_second_ctrl_c_waits_for_the_rollback(rig: Rig) -> None:
+    """It is delivered when all is undone, whatever made the reload fail; a rollback stopped half-way mixes programs."""
+    for _ in range(2):
+        rig.reload("pod-1", routes=True)
+    before = rig.state()
+    events: list[str] = []
+
+    @dataclass(frozen=True)
+    class Impatient(Noted):
+        def undo(self, work: Workspace) -> None:
+            os.kill(os.getpid(), signal.SIGINT)
+            events.append("after the second Ctrl-C")
+
+    made = rig.plan("pod-1", routes=True)
+    number = [step.name for step in made.steps].index("commit")
+    steps = (*made.steps[:number], Impatient("user", []), Noted("failing", [], fail=True), *made.steps[number:])
+    with pytest.raises(KeyboardInterrupt) as info:
+        rig.loader.apply(replace(made, steps=steps))
+    assert isinstance(info.value.__cause__, Injected)
+    assert events == ["after the second Ctrl-C"]
+    assert before.differences(rig.state()) == []
 
 
 def test_cancelled_before_it_began(rig: Rig) -> None:
