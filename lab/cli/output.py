@@ -1,0 +1,115 @@
+"""A directory that results are written to, maybe by root into somebody else's home.
+
+Nothing here follows a link: not to the directory, not to a file in it. The directory is opened once and used by its
+descriptor, and a file takes the place of the old one when it is complete. Under sudo, the file belongs to the user who
+called if the directory does; nothing else ever changes its owner.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from datapath.errors import ReloadlabError
+
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+
+
+class BadDirectory(ReloadlabError):
+    """A directory that results cannot be written to."""
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """The user who called sudo."""
+
+    uid: int
+    gid: int
+
+    @classmethod
+    def of_sudo(cls) -> Self | None:
+        """Return the one that sudo tells of; None if this is not root called by way of sudo."""
+        uid, gid = os.environ.get("SUDO_UID", ""), os.environ.get("SUDO_GID", "")
+        if os.geteuid() != 0 or not (uid.isdecimal() and gid.isdecimal()):
+            return None
+        return cls(int(uid), int(gid))
+
+    def given(self, descriptor: int, directory: int) -> None:
+        """Own what was just made in a directory, if the directory is the caller's own."""
+        if os.fstat(directory).st_uid == self.uid:
+            os.fchown(descriptor, self.uid, self.gid)
+
+
+class OutputDirectory:
+    """A directory held open for writing results; a context manager. It is made, with its parents, if it is missing.
+
+    BadDirectory if it is a link, OSError if the kernel refuses.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._caller = Caller.of_sudo()
+        self._descriptor = -1
+
+    def __enter__(self) -> Self:
+        if self.path.is_symlink():
+            raise BadDirectory(f"{self.path} is a symbolic link: name the directory that it leads to")
+        self._descriptor = self._open(self.path, os.O_NOFOLLOW)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
+        os.close(self._descriptor)
+
+    def _open(self, path: Path, flags: int = 0) -> int:
+        with suppress(FileNotFoundError):
+            return os.open(path, _DIRECTORY | flags)
+        parent = self._open(path.parent)
+        try:
+            with suppress(FileExistsError):
+                os.mkdir(path.name, dir_fd=parent)
+            made = os.open(path.name, _DIRECTORY | os.O_NOFOLLOW, dir_fd=parent)
+            if self._caller is not None:
+                self._caller.given(made, parent)
+            return made
+        finally:
+            os.close(parent)
+
+    def read(self, name: str) -> str | None:
+        """Return what is in a file; None if there is no file of that name, a link or a directory being none."""
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        try:
+            descriptor = os.open(name, flags, dir_fd=self._descriptor)
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.ELOOP):
+                raise
+            return None
+        with open(descriptor, errors="replace", closefd=True) as file:
+            return file.read() if stat.S_ISREG(os.fstat(descriptor).st_mode) else None
+
+    def write(self, name: str, text: str) -> None:
+        """Write a file whole, or leave the old one; OSError tells why."""
+        unfinished = f".{name}.{os.getpid()}"
+        try:
+            self._write(unfinished, text)
+            os.replace(unfinished, name, src_dir_fd=self._descriptor, dst_dir_fd=self._descriptor)
+        except OSError as error:
+            with suppress(FileNotFoundError):
+                os.unlink(unfinished, dir_fd=self._descriptor)
+            raise OSError(error.errno, error.strerror, str(self.path / name)) from error
+
+    def _write(self, name: str, text: str) -> None:
+        # Of a killed process that had our id.
+        with suppress(FileNotFoundError):
+            os.unlink(name, dir_fd=self._descriptor)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        descriptor = os.open(name, flags, 0o644, dir_fd=self._descriptor)
+        with open(descriptor, "w") as file:
+            file.write(text)
+            if self._caller is not None:
+                self._caller.given(descriptor, self._descriptor)

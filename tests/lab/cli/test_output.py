@@ -1,0 +1,131 @@
+"""What root writes for somebody else: nothing is followed, nothing else is touched."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from lab.cli.output import BadDirectory, OutputDirectory
+
+USER, GROUP, OTHER = 12345, 12346, 12347
+
+
+def write(path: Path, text: str = "new") -> None:
+    with OutputDirectory(path) as output:
+        output.write("run.json", text)
+
+
+def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
+    write(tmp_path / "a" / "b", "old")
+    with (tmp_path / "a" / "b" / "run.json").open() as before:
+        write(tmp_path / "a" / "b")
+        assert before.read() == "old"
+    assert (tmp_path / "a" / "b" / "run.json").read_text() == "new"
+    assert [path.name for path in (tmp_path / "a" / "b").iterdir()] == ["run.json"]
+
+
+def test_a_file_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "run.json").mkdir()
+    with pytest.raises(OSError, match="Is a directory") as caught:
+        write(tmp_path)
+    assert caught.value.filename == str(tmp_path / "run.json")
+    assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
+
+
+def test_a_link_is_replaced_not_written_through(tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    target.write_text("precious")
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "run.json").symlink_to(target)
+    (out / f".run.json.{os.getpid()}").symlink_to(target)
+    with OutputDirectory(out) as output:
+        assert output.read("run.json") is None
+        output.write("run.json", "new")
+        assert output.read("run.json") == "new"
+    assert target.read_text() == "precious"
+    assert not (out / "run.json").is_symlink()
+
+
+def test_a_directory_that_is_a_link_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "out").symlink_to("real")
+    with pytest.raises(BadDirectory, match="out is a symbolic link: name the directory that it leads to"):
+        write(tmp_path / "out")
+    assert list((tmp_path / "real").iterdir()) == []
+
+
+def test_the_directory_stays_the_one_that_was_opened(tmp_path: Path) -> None:
+    """Whatever somebody puts in its place meanwhile."""
+    out, elsewhere = tmp_path / "out", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    with OutputDirectory(out) as output:
+        out.rename(tmp_path / "moved")
+        out.symlink_to(elsewhere)
+        output.write("run.json", "new")
+    assert list(elsewhere.iterdir()) == []
+    assert (tmp_path / "moved" / "run.json").read_text() == "new"
+
+
+@pytest.fixture
+def by_sudo(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SUDO_UID", str(USER))
+    monkeypatch.setenv("SUDO_GID", str(GROUP))
+
+
+def owner(path: Path) -> tuple[int, int]:
+    status = path.lstat()
+    return status.st_uid, status.st_gid
+
+
+@pytest.mark.privileged
+@pytest.mark.usefixtures("by_sudo")
+def test_only_the_own_file_is_given_to_the_caller_of_sudo(tmp_path: Path) -> None:
+    """Not the others beside it, nor what links beside it lead to: a way to own any file."""
+    out, shadow = tmp_path / "out", tmp_path / "shadow"
+    out.mkdir()
+    os.chown(out, USER, GROUP)
+    shadow.write_text("root's")
+    (out / "link").symlink_to(shadow)
+    (out / "other").touch()
+    os.link(shadow, out / "hard")
+    write(out)
+    assert owner(out / "run.json") == (USER, GROUP)
+    for path in (shadow, out / "link", out / "other", out / "hard"):
+        assert owner(path) == (0, 0), path
+
+
+@pytest.mark.privileged
+@pytest.mark.usefixtures("by_sudo")
+def test_new_directories_belong_to_whoever_has_the_one_above(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    os.chown(home, USER, GROUP)
+    write(home / "a" / "b")
+    write(tmp_path / "roots" / "own")
+    for path in (home / "a", home / "a" / "b", home / "a" / "b" / "run.json"):
+        assert owner(path) == (USER, GROUP), path
+    for path in (tmp_path / "roots", tmp_path / "roots" / "own", tmp_path / "roots" / "own" / "run.json"):
+        assert owner(path) == (0, 0), path
+
+
+@pytest.mark.privileged
+@pytest.mark.usefixtures("by_sudo")
+def test_a_directory_of_somebody_else_gives_nothing_away(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    os.chown(out, OTHER, OTHER)
+    write(out)
+    assert owner(out) == (OTHER, OTHER)
+    assert owner(out / "run.json") == (0, 0)
+
+
+@pytest.mark.privileged
+@pytest.mark.parametrize("uid", ["", "-1", "root", "12 34"])
+def test_what_sudo_does_not_say_counts_for_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uid: str) -> None:
+    monkeypatch.setenv("SUDO_UID", uid)
+    monkeypatch.setenv("SUDO_GID", uid)
+    write(tmp_path)
+    assert owner(tmp_path / "run.json") == (0, 0)
