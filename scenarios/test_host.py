@@ -37,10 +37,12 @@ def test_device_is_taken_from_the_list(scenario: Scenario) -> None:
 @pytest.mark.node(pods=2)
 def test_missing_device_is_a_warning(scenario: Scenario) -> None:
     """The other interfaces are reloaded all the same."""
+    warning = "device eth7 does not exist: left out"
+    scenario.expect(warnings=frozenset({warning}))
     scenario.agent.configure(devices=("eth7",))
     (outcome,) = scenario.reload("host")
     scenario.agent.configure(devices=())
-    assert outcome.warnings == ("device eth7 does not exist: left out",)
+    assert outcome.warnings == (warning,)
 
 
 @pytest.mark.node(pods=2)

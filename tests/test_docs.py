@@ -15,7 +15,8 @@ from datapath.reload.outcome import Attached, Outcome, Span
 from datapath.timing import Interval
 from lab.bench.parallel import ParallelReport, Percentiles, WorkerReport
 from lab.cli.main import COMMANDS, build_parser
-from lab.cli.report import FORMAT, write_json
+from lab.cli.report import FORMAT, run_json
+from lab.scenario.records import Record
 from lab.watch.invariants import Violation
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -62,15 +63,15 @@ def test_links_and_paths_exist(document: Path) -> None:
 
 def test_every_invariant_has_a_line() -> None:
     text = (ROOT / "docs" / "invariants.md").read_text()
-    assert re.findall(r"^\| (\d+) \|", text, re.MULTILINE) == [str(number) for number in range(1, 11)]
+    assert re.findall(r"^\| (\d+) \|", text, re.MULTILINE) == [str(number) for number in range(1, 12)]
     assert str(Violation(5, "pod-1: no direct route to 10.244.0.3")) in text
     checked = (ROOT / "lab" / "watch" / "invariants.py").read_text()
     # The eighth is that of Scenario.reload_fails, the seventh the traffic's.
-    assert {int(number) for number in re.findall(r"Violation\((\d+),", checked)} == set(range(1, 11))
+    assert {int(number) for number in re.findall(r"Violation\((\d+),", checked)} == set(range(1, 12))
 
 
-def test_documented_keys_of_run_json(tmp_path: Path) -> None:
-    document = written(tmp_path / "run.json")
+def test_documented_keys_of_run_json() -> None:
+    document = written()
     text = (ROOT / "docs" / "run-json.md").read_text()
     assert f"| `format` | {FORMAT};" in text
     parts = re.split(r"^## ", text, flags=re.MULTILINE)
@@ -89,19 +90,15 @@ def table_keys(text: str) -> set[str]:
     return {key for cell in cells for key in re.findall(r"`(\w+)`", cell)}
 
 
-def written(path: Path) -> dict[str, Any]:
+def written() -> dict[str, Any]:
     """Return a run.json that holds one of everything."""
     work = Interval(1, 10, 20)
     spans = (Span("compile", "bpf_lxc.c", work, (work,)),)
     attached = (Attached("lxc1", "ingress", "cil_from_container", 7),)
     outcome = Outcome("pod-1", 101, 2, attached, ("cilium_lxc",), ("careful",), spans)
-    record = {
-        **{"name": "a.py::test_b", "outcome": "passed", "seconds": 1.0, "message": "", "violations": []},
-        **{"reloads": [outcome.to_json()], "sent": 3, "lost": 0},
-    }
+    record = Record("a.py::test_b", "passed", 1.0, reloads=(outcome.to_json(),), sent=3)
     times = Percentiles(1.0, 2.0, 3.0, 0.5)
     row = WorkerReport(workers=1, reloads=1, reloads_per_second=9.0, reload=times, steps={"compile": times})
     report = ParallelReport(pods=1, rounds=1, workers=(row,), sent=1, lost=0, problems=(), failures=(), tracing=None)
-    write_json(path, [record], report, 1.0)
     assert asdict(work) == {"tid": 1, "start_ns": 10, "end_ns": 20}
-    return dict(json.loads(path.read_text()))
+    return dict(json.loads(json.dumps(run_json([record], report, 1.0, complete=True))))

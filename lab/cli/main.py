@@ -34,6 +34,9 @@ COMMANDS = {
 }
 """The commands, each a module of lab.cli.commands, with the line that `--help` prints for it."""
 
+HANDS_ON = frozenset({"run"})
+"""Commands that hand on what follows -- to another program, as `handed_on`."""
+
 EXIT_FAILURE = 1
 EXIT_WRONG_CALL = 2
 EXIT_INTERRUPTED = 130
@@ -102,7 +105,9 @@ def _run(argv: Sequence[str]) -> int:
     if wanted is not None and wanted not in COMMANDS:
         near = difflib.get_close_matches(wanted, COMMANDS, n=1)
         parser.error(f"no command {wanted}" + (f"; did you mean {near[0]}?" if near else ""))
-    args, unknown = parser.parse_known_args(argv)
+    own, handed_on = _split(argv) if wanted in HANDS_ON else (argv, [])
+    args, unknown = parser.parse_known_args(own)
+    args.handed_on = handed_on
     if unknown:
         # argparse would name the wrong parser.
         command = " ".join(filter(None, ("reloadlab", wanted, "--help")))
@@ -111,6 +116,12 @@ def _run(argv: Sequence[str]) -> int:
         parser.print_help()
         return 0
     return int(args.run(args))
+
+
+def _split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return what stands before -- and what follows it."""
+    at = argv.index("--") if "--" in argv else len(argv)
+    return list(argv[:at]), list(argv[at + 1 :])
 
 
 def _fail(message: str, code: int = EXIT_FAILURE) -> int:

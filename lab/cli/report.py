@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,33 +14,45 @@ from rich.markup import escape
 from rich.table import Table
 
 from lab.bench.parallel import ParallelReport, Percentiles, WorkerReport
+from lab.cli.output import OutputDirectory
+from lab.scenario.records import ERROR, FAILED, NOT_RUN, PASSED, SKIPPED, Record
 
-FORMAT = 1
+FORMAT = 2
 """Version of run.json; see docs/run-json.md."""
+
+RUN_JSON = "run.json"
+
+_PAUSE = 0.5
+"""Seconds between two writings of run.json, at least."""
 
 _STEP_WIDTH, _CELL_WIDTH = 15, 20
 """Columns for a step's name, and for the percentiles and the kernel's share of one worker count."""
 
 
-def print_scenarios(console: Console, records: Sequence[dict[str, Any]]) -> None:
-    """Print one line per scenario, and the whole story of those that failed."""
+def print_scenarios(console: Console, records: Sequence[Record]) -> None:
+    """Print one line per scenario, then the reasons."""
     table = Table("scenario", "outcome", "reloads", "sent", "lost", box=None, pad_edge=False)
     for column in table.columns[2:]:
         column.justify = "right"
     for record in records:
-        style = "green" if record["outcome"] == "passed" else "bold red"
+        style = {PASSED: "green", SKIPPED: "default", NOT_RUN: "yellow"}.get(record.outcome, "bold red")
         table.add_row(
-            escape(short_name(record["name"])),
-            f"[{style}]{record['outcome']}[/]",
-            str(len(record["reloads"])),
-            str(record["sent"]),
-            str(record["lost"]),
+            escape(short_name(record.name)),
+            f"[{style}]{record.outcome}[/]",
+            str(len(record.reloads)),
+            str(record.sent),
+            str(record.lost),
         )
     console.print(table)
+    print_reasons(console, records)
+
+
+def print_reasons(console: Console, records: Sequence[Record]) -> None:
+    """Print the whole story of every scenario that failed."""
     for record in records:
-        if record["outcome"] not in ("passed", "skipped"):
-            console.print(f"\n[bold red]{escape(short_name(record['name']))}[/]")
-            console.print(record["message"], markup=False, highlight=False)
+        if record.outcome in (FAILED, ERROR):
+            console.print(f"\n[bold red]{escape(short_name(record.name))}[/]")
+            console.print(record.message, markup=False, highlight=False)
 
 
 def print_parallel(console: Console, report: ParallelReport) -> None:
@@ -83,23 +96,65 @@ def _steps(rows: Sequence[WorkerReport]) -> Table:
     return table
 
 
-def write_json(
-    path: Path, scenarios: Sequence[dict[str, Any]], parallel: ParallelReport | None, seconds: float
-) -> None:
-    """Write run.json; a file that was there is replaced in one step."""
-    reloads = [{"scenario": record["name"], **reload} for record in scenarios for reload in record["reloads"]]
-    document = {
+def run_json(
+    scenarios: Sequence[Record], parallel: ParallelReport | None, seconds: float, *, complete: bool
+) -> dict[str, Any]:
+    """Return the document that run.json holds; `complete` tells whether the run came to its end."""
+    return {
         "format": FORMAT,
+        "complete": complete,
         "machine": {"kernel": os.uname().release, "cpus": len(os.sched_getaffinity(0))},
         "seconds": round(seconds, 3),
-        "scenarios": [record | {"reloads": len(record["reloads"])} for record in scenarios],
-        "reloads": reloads,
+        "scenarios": [record.to_json() | {"reloads": len(record.reloads)} for record in scenarios],
+        "reloads": [{"scenario": record.name, **reload} for record in scenarios for reload in record.reloads],
         "parallel": parallel.to_json() if parallel is not None else None,
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    upcoming = path.with_name(path.name + ".new")
-    upcoming.write_text(json.dumps(document, indent=1) + "\n")
-    upcoming.rename(path)
+
+
+def failed_before(text: str | None) -> list[str]:
+    """Return what had failed according to a run.json, given as text; nothing if it is none or of another format."""
+    try:
+        document = json.loads(text or "null")
+        if document is None or document["format"] != FORMAT:
+            return []
+        return [str(each["name"]) for each in document["scenarios"] if each["outcome"] in (FAILED, ERROR)]
+    except (ValueError, KeyError, TypeError):
+        return []
+
+
+class RunFile:
+    """run.json, written anew again and again while the run goes on."""
+
+    def __init__(self, output: OutputDirectory) -> None:
+        self._output = output
+        self._started = time.monotonic()
+        self._next = self._started
+        self._stale = False
+        self.before = failed_before(output.read(RUN_JSON))
+        self.parallel: ParallelReport | None = None
+
+    @property
+    def path(self) -> Path:
+        return self._output.path / RUN_JSON
+
+    @property
+    def seconds(self) -> float:
+        """What the run has taken until now."""
+        return time.monotonic() - self._started
+
+    def update(self, scenarios: Sequence[Record], *, changed: bool) -> None:
+        """Write the file if something has changed, unless writing would take more than a small part of the time."""
+        self._stale = self._stale or changed
+        begun = time.monotonic()
+        if self._stale and begun >= self._next:
+            self.write(scenarios)
+            self._next = time.monotonic() + max(_PAUSE, 20 * (time.monotonic() - begun))
+
+    def write(self, scenarios: Sequence[Record], *, complete: bool = False) -> None:
+        """Write the file now; OSError tells why it cannot be written."""
+        document = run_json(scenarios, self.parallel, self.seconds, complete=complete)
+        self._output.write(RUN_JSON, json.dumps(document, indent=1) + "\n")
+        self._stale = False
 
 
 def short_name(nodeid: str) -> str:

@@ -4,8 +4,9 @@ The fixtures, marks and options are declared in `reloadlab.pytest_plugin`, which
 used and registers it as a plugin.
 
 The mark of a scenario takes the fields of `NodeSpec` and, as `agent=`, options of `Agent`; `flows` and `rate` are
-those of `Scenario`. The node is up, loaded and under traffic when the test begins; when it ends, every invariant is
-checked as part of the test. The mark of several nodes takes the arguments of `cluster_specs` besides.
+those of `Scenario` (lab.scenario.marks). The node is up, loaded and under traffic when the test begins; when it ends,
+every invariant is checked as part of the test. The mark of several nodes takes the arguments of `cluster_specs`. A test
+may ask for both, and has both checked.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,11 +23,19 @@ import pytest
 
 from datapath.errors import ReloadlabError
 from lab.agent.cluster import cluster_specs
-from lab.agent.options import parse_macro
+from lab.agent.options import check_library, parse_macro
 from lab.node.topology import NodeSpec
-from lab.scenario.scenario import ClusterScenario, Scenario, Watched
+from lab.scenario import marks
+from lab.scenario.marks import Kinds, MarkOptions
+from lab.scenario.recorder import Recorder
+from lab.scenario.scenario import ClusterScenario, InvariantsViolated, Scenario, Watched
+from lab.scenario.tracebacks import shortened
+from lab.watch.invariants import Violation
 
-_RECORD = pytest.StashKey[Watched]()
+_SCENARIOS = pytest.StashKey[list[Watched]]()
+"""The scenarios of a test, of one node and of several, in the order in which it asked for them."""
+_PASSED = pytest.StashKey[bool]()
+"""Whether the test function returned, the checks included."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -35,48 +44,67 @@ def pytest_configure(config: pytest.Config) -> None:
         _defines(config)
     except ReloadlabError as error:
         raise pytest.UsageError(str(error)) from error
+    record = config.getoption("--reloadlab-record")
+    if record is not None and not hasattr(config, "workerinput"):
+        directory = Path(record).resolve()
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise pytest.UsageError(f"--reloadlab-record {record}: {error.strerror}") from error
+        config.pluginmanager.register(Recorder(directory), "reloadlab.recorder")
 
 
 @contextmanager
 def scenario(request: pytest.FixtureRequest) -> Iterator[Scenario]:
     """Yield a node that is up, loaded and under traffic; `check` looks at it when the test function has returned."""
-    options, agent = _options(request, "reloadlab_node")
-    with Scenario(NodeSpec(_node_name(request.node.name), **options), **agent) as running:
-        request.node.stash[_RECORD] = running
+    options = _options(request, "reloadlab_node", marks.NODE)
+    spec = NodeSpec(_node_name(request.node.name), **options.nodes)
+    with Scenario(spec, **options.scenario) as running, _checked(request, running):
         yield running
-        # The checks belong to the test itself, see below; if it has failed, they would only hide why.
-        running.abandon()
 
 
 @contextmanager
 def cluster(request: pytest.FixtureRequest) -> Iterator[ClusterScenario]:
     """Yield nodes on one underlay, loaded and under traffic; `check` looks at them as well."""
-    options, agent = _options(request, "reloadlab_cluster")
-    specs = cluster_specs(_node_name(request.node.name), **{"nodes": 2, **options})
-    with ClusterScenario(specs, **agent) as running:
-        request.node.stash[_RECORD] = running
+    options = _options(request, "reloadlab_cluster", marks.CLUSTER)
+    specs = cluster_specs(_node_name(request.node.name), **{"nodes": 2, **options.nodes})
+    with ClusterScenario(specs, **options.scenario) as running, _checked(request, running):
         yield running
+
+
+@contextmanager
+def _checked(request: pytest.FixtureRequest, running: Watched) -> Iterator[None]:
+    """Have `check` look at a scenario. Where it is not called, as in a unittest.TestCase, the end of the block does."""
+    request.node.stash.setdefault(_SCENARIOS, []).append(running)
+    yield
+    # The checks would only hide why the test has failed.
+    if not request.node.stash.get(_PASSED, False):
         running.abandon()
 
 
 def check(item: pytest.Item) -> None:
-    """Check the invariants of the scenario that a test has, if any; InvariantsViolated fails the test."""
-    running = item.stash.get(_RECORD, None)
-    if running is not None:
-        running.finish()
+    """Check the invariants of all scenarios that a test has; InvariantsViolated, with those of all, fails the test."""
+    violations: list[Violation] = []
+    for running in item.stash.get(_SCENARIOS, []):
+        try:
+            running.finish()
+        except InvariantsViolated as error:
+            violations += error.violations
+    if violations:
+        raise InvariantsViolated(violations)
 
 
-def _options(request: pytest.FixtureRequest, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return what the mark says about the nodes, and about the scenario and its agents."""
+def _options(request: pytest.FixtureRequest, name: str, nodes: Kinds) -> MarkOptions:
+    """Return what the mark and the command line say about the nodes, and about the scenario and its agents."""
     mark = request.node.get_closest_marker(name)
-    options: dict[str, Any] = dict(mark.kwargs) if mark is not None else {}
-    agent: dict[str, Any] = options.pop("agent", {})
-    agent = {**agent, **{key: options.pop(key) for key in ("flows", "rate") if key in options}}
+    args, kwargs = (mark.args, mark.kwargs) if mark is not None else ((), {})
+    options = MarkOptions.parse(name, args, kwargs, nodes=nodes)
     library = request.config.getoption("--reloadlab-library")
     if library is not None:
-        agent = {**agent, "library": Path(library).resolve()}
-    defines = _defines(request.config)
-    return options, {**agent, "defines": (*defines, *agent.get("defines", ()))}
+        options.scenario["library"] = Path(library).resolve()
+    check_library(options.scenario.get("library"))
+    options.scenario["defines"] = (*_defines(request.config), *options.scenario.get("defines", ()))
+    return options
 
 
 def _defines(config: pytest.Config) -> list[tuple[str, str]]:
@@ -87,38 +115,32 @@ def _defines(config: pytest.Config) -> list[tuple[str, str]]:
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Write what the scenario did, if asked to."""
+    """Say what failed without our own frames, and send along what the scenarios did."""
     report = yield
-    directory = item.config.getoption("--reloadlab-record")
-    if directory is not None and (report.when == "call" or not report.passed):
-        record = _record(item, report)
-        path = Path(directory) / f"{_file_name(item.nodeid)}.json"
-        upcoming = path.with_suffix(".new")
-        upcoming.write_text(json.dumps(record))
-        upcoming.rename(path)
+    if call.excinfo is not None and report.failed:
+        report.longrepr = shortened(item, call.excinfo, report.longrepr)
+    if report.when == "call":
+        item.stash[_PASSED] = report.passed
+    scenarios = item.stash.get(_SCENARIOS, [])
+    if scenarios and (report.when == "call" or report.failed):
+        # As text, which every kind of worker can send.
+        report.reloadlab = json.dumps(_details(scenarios))  # type: ignore[attr-defined]
     return report
 
 
-def _record(item: pytest.Item, report: pytest.TestReport) -> dict[str, Any]:
-    running = item.stash.get(_RECORD, None)
-    traffic = running.report if running is not None else None
+def _details(scenarios: Sequence[Watched]) -> dict[str, Any]:
+    """Return the fields of a record that are those of the scenarios."""
     return {
-        "name": item.nodeid,
-        "outcome": report.outcome,
-        "seconds": report.duration,
-        "message": "" if report.passed else report.longreprtext,
-        "violations": [str(v) for v in running.violations] if running is not None else [],
-        "reloads": [outcome.to_json() for outcome in running.outcomes] if running is not None else [],
-        "sent": traffic.sent if traffic is not None else 0,
-        "lost": traffic.lost if traffic is not None else 0,
+        "violations": [str(violation) for running in scenarios for violation in running.violations],
+        "reloads": [outcome.to_json() for running in scenarios for outcome in running.outcomes],
+        "sent": sum(running.sent for running in scenarios),
+        "lost": sum(running.lost for running in scenarios),
     }
 
 
 def _node_name(test: str) -> str:
     """Return a name that no other test of any worker or user has at the same time."""
     worker = os.environ.get("PYTEST_XDIST_WORKER", "main")
-    return f"{re.sub(r'[^A-Za-z0-9]+', '-', test.removeprefix('test_'))[:14].strip('-')}-{worker}-{os.getpid()}"
-
-
-def _file_name(nodeid: str) -> str:
-    return re.sub(r"[^A-Za-z0-9_-]+", "_", nodeid)[-150:]
+    # A name need not have a letter that a lab's name may have.
+    readable = re.sub(r"[^A-Za-z0-9]+", "-", test.removeprefix("test_")).strip("-")[:14].strip("-") or "test"
+    return f"{readable}-{worker}-{os.getpid()}"

@@ -18,9 +18,18 @@ from lab.agent.cluster import Cluster
 from lab.node.node import Node
 from lab.node.topology import NodeSpec
 from lab.traffic.defaults import RATE, cluster_flows, default_flows
-from lab.traffic.flows import Flow
+from lab.traffic.flows import Flow, TrafficError
 from lab.traffic.traffic import Traffic, TrafficReport
-from lab.watch.invariants import Baseline, Expected, Violation, baseline, check, check_traffic, unchanged
+from lab.watch.invariants import (
+    Baseline,
+    Expected,
+    Violation,
+    baseline,
+    check,
+    check_traffic,
+    check_warnings,
+    unchanged,
+)
 from lab.watch.snapshot import take
 
 
@@ -73,7 +82,8 @@ class Watched:
     """What is common to a scenario on one node and on several: traffic over them, and the checks at the end.
 
     A context manager. Leaving it without an exception checks every invariant on every node and raises
-    InvariantsViolated. `outcomes` are the reloads after the first of everything.
+    InvariantsViolated. `outcomes` are the reloads after the first of everything, `phases` the reports of its traffic:
+    one, and one more for each pause.
     """
 
     def __init__(self, rate: float) -> None:
@@ -84,7 +94,9 @@ class Watched:
         self._abandoned = False
         self.outcomes: list[Outcome] = []
         self.violations: list[Violation] = []
-        self.report: TrafficReport | None = None
+        self.phases: list[TrafficReport] = []
+        self._finished = False
+        self._paused = False
         self.traffic: Traffic
         self._before: tuple[tuple[Agent, Baseline], ...]
 
@@ -101,15 +113,42 @@ class Watched:
 
     def finish(self) -> None:
         """Stop the traffic and check everything; once. Called when the block ends."""
-        if self.report is not None:
+        __tracebackhide__ = True
+        if self._finished:
             return
-        self.report = self.traffic.stop()
+        self._finished = True
+        self.pause()
         for agent, before in self._before:
             found = check(agent, before, expected=self._expected_on.get(agent.node.name, self._expected))
             self.violations += found if len(self._before) == 1 else [v.on(agent.node.name) for v in found]
-        self.violations += check_traffic(self.report, self._expected)
+        self.violations += check_warnings(self.outcomes, (self._expected, *self._expected_on.values()))
         if self.violations:
             raise InvariantsViolated(self.violations)
+
+    @property
+    def sent(self) -> int:
+        """Packets of the traffic until it was last stopped, all phases together."""
+        return sum(report.sent for report in self.phases)
+
+    @property
+    def lost(self) -> int:
+        """Those of them that were lost."""
+        return sum(report.lost for report in self.phases)
+
+    def pause(self) -> None:
+        """Stop the traffic, before something that interrupts it say; what has gone wrong until then is remembered."""
+        if self._paused:
+            return
+        self._paused = True
+        self.phases.append(self.traffic.stop())
+        self.violations += check_traffic(self.phases[-1], self._expected)
+
+    def resume(self) -> None:
+        """Start the traffic anew after a pause, with new connections."""
+        if not self._paused:
+            raise TrafficError("the traffic is not paused")
+        self._paused = False
+        self.traffic = self._stack.enter_context(Traffic(self.traffic.flows, rate=self._rate))
 
     def abandon(self) -> None:
         """Check nothing when the block ends: the scenario has failed already, by itself."""
@@ -184,6 +223,7 @@ class Scenario(Watched):
         cancel: threading.Event | None = None,
     ) -> ReloadlabError:
         """Reload, expecting this error, and hold the reload to it: the node must be as before. Returns the error."""
+        __tracebackhide__ = True
         before = take(self.node)
         try:
             self.agent.reload(subject, observer=gate, cancel=cancel)
@@ -232,11 +272,3 @@ class ClusterScenario(Watched):
     def silence(self, *, count: int = 3, flows: Sequence[str] | None = None) -> list[str]:
         """Send a burst over all flows, or these; return those in which not every packet is answered."""
         return [str(burst) for burst in self.traffic.burst_all(count, flows) if not burst.complete]
-
-    def pause(self) -> None:
-        """Stop the traffic before something that interrupts it; what has gone wrong until then is remembered."""
-        self.violations += check_traffic(self.traffic.stop(), self._expected)
-
-    def resume(self) -> None:
-        """Start the traffic anew, with new connections."""
-        self.traffic = self._stack.enter_context(Traffic(self.traffic.flows, rate=self._rate))

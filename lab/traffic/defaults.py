@@ -19,19 +19,24 @@ End = tuple[str, IPv4Address, IPv6Address]
 
 
 def default_flows(node: Node) -> list[Flow]:
-    """Return UDP both ways and TCP, IPv4 and IPv6, between all kinds of endpoints of a node."""
-    pods = node.pods
-    pairs = [(pods[0].name, pods[-1].name)] if len(pods) > 1 else []
-    pairs += [(pods[0].name, "outside"), ("outside", pods[0].name), ("host", pods[0].name), (pods[0].name, HEALTH)]
+    """Return UDP both ways and TCP, IPv4 and IPv6, between all kinds of endpoints of a node.
+
+    The health endpoint takes the place of the pods where there are none.
+    """
+    first, last = _first_and_last(node)
+    pairs = [(first, last), (first, "outside"), ("outside", first), ("host", first), (first, HEALTH)]
     return _flows(ends(node), pairs)
 
 
 def cluster_flows(nodes: Sequence[Node]) -> list[Flow]:
-    """Return UDP both ways and TCP, IPv4 and IPv6, between the first node and each of the others, and within it."""
-    first, last = nodes[0].pods[0].name, nodes[0].pods[-1].name
-    pairs = [(f"1/{first}", f"1/{last}")] if first != last else []
+    """Return UDP both ways and TCP, IPv4 and IPv6, between the first node and each of the others, and within it.
+
+    The health endpoint takes the place of a node's pods where there are none.
+    """
+    first, last = _first_and_last(nodes[0])
+    pairs = [(f"1/{first}", f"1/{last}")]
     for number, node in enumerate(nodes[1:], 2):
-        pod = f"{number}/{node.pods[0].name}"
+        pod = f"{number}/{_first_and_last(node)[0]}"
         pairs += [(f"1/{first}", pod), (pod, f"1/{first}"), ("1/host", pod), (pod, "1/host")]
         pairs += [("1/host", f"{number}/host"), (pod, "1/health"), (f"{number}/outside", pod)]
     return _flows({f"{n}/{e}": end for n, node in enumerate(nodes, 1) for e, end in ends(node).items()}, pairs)
@@ -47,9 +52,16 @@ def ends(node: Node) -> dict[str, End]:
     }
 
 
+def _first_and_last(node: Node) -> tuple[str, str]:
+    names = [pod.name for pod in node.pods] or [HEALTH]
+    return names[0], names[-1]
+
+
 def _flows(known: Mapping[str, End], pairs: Iterable[tuple[str, str]]) -> list[Flow]:
     flows = []
-    for source, target in pairs:
+    for source, target in dict.fromkeys(pairs):
+        if source == target:
+            continue
         for version in (1, 2):
             path = Flow(
                 name=f"{source} -> {target} udp v{'46'[version - 1]}",

@@ -6,10 +6,12 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
+from datapath.errors import ReloadlabError
 from datapath.kernel.hooks import HANDLE, Direction, filter_name
 from datapath.kernel.inventory import program_maps
 from datapath.kernel.pins import PENDING, STALE, is_calls_map
 from datapath.reload.connections import CONNECTIONS
+from datapath.reload.outcome import Outcome
 from datapath.reload.plans import CILIUM_HOST, CILIUM_NET, CILIUM_VXLAN
 from lab.agent.agent import Agent
 from lab.node.topology import HEALTH
@@ -37,19 +39,29 @@ class Violation:
         return Violation(self.invariant, f"{node}: {self.what}")
 
 
+class BadExpectation(ReloadlabError):
+    """Something expected in a form that would match what nobody meant."""
+
+
 @dataclass(frozen=True)
 class Expected:
     """What a scenario says about itself.
 
     `drops` maps (reason, direction) to the exact number of packets; all others must not move. `migrated` names maps
     that may have been replaced, `changed` maps whose content may differ; `other_path` says that packets were sent
-    another way.
+    another way. `warnings` are texts: a reload may give warnings that contain one of them.
     """
 
     drops: Mapping[tuple[int, int], int] = field(default_factory=dict)
     migrated: frozenset[str] = frozenset()
     changed: frozenset[str] = frozenset()
     other_path: bool = False
+    warnings: frozenset[str] = frozenset()
+
+    def __post_init__(self) -> None:
+        for name in ("migrated", "changed", "warnings"):
+            if isinstance(getattr(self, name), str):
+                raise BadExpectation(f"{name} is the text {getattr(self, name)!r}: give a set of texts")
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +103,17 @@ def check(
 def check_traffic(traffic: TrafficReport, expected: Expected) -> list[Violation]:
     """Return what the traffic shows (invariant 7)."""
     return [Violation(7, what) for what in traffic.problems(other_path=expected.other_path)]
+
+
+def check_warnings(outcomes: Iterable[Outcome], expected: Iterable[Expected]) -> list[Violation]:
+    """Return the warnings of reloads that nobody expects (invariant 11)."""
+    texts = {text for each in expected for text in each.warnings}
+    return [
+        Violation(11, f"reload of {outcome.subject} warns: {warning}")
+        for outcome in outcomes
+        for warning in outcome.warnings
+        if not any(text in warning for text in texts)
+    ]
 
 
 def unchanged(before: Snapshot, now: Snapshot) -> list[Violation]:

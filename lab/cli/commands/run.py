@@ -3,28 +3,24 @@
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import signal
-import subprocess
 import sys
-import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.markup import escape
 
-import lab
-from datapath.errors import ReloadlabError
 from lab.agent.options import check_library
 from lab.bench.parallel import PODS, ROUNDS, ParallelReport, measure_parallel
 from lab.cli.datapath import add_source_options
-from lab.cli.report import print_parallel, print_scenarios, short_name, write_json
+from lab.cli.output import OutputDirectory
+from lab.cli.report import RunFile, print_parallel, print_reasons, print_scenarios, short_name
+from lab.cli.suites import Call, Suites, WrongCall
 from lab.cli.targets import BadOption, count, make_console, plural
 from lab.doctor import doctor
 from lab.node import registry
+from lab.scenario.records import ERROR, FAILED, NOT_RUN, PASSED, RUNNING, SKIPPED, Record
 from lab.system.scratch import scratch
 
 if TYPE_CHECKING:
@@ -32,18 +28,8 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
-POLL = 0.2
-"""Seconds between two looks at the records of scenarios that have ended."""
-
-OUR_SUITES = Path(lab.__file__).parents[1] / "scenarios"
-"""A path: nothing here imports what stands on top of it."""
-
-NO_TESTS = 5
-"""pytest's exit code when a selection matches nothing."""
-
-
-class ScenariosBroken(ReloadlabError):
-    """pytest ended otherwise than with a verdict on every scenario."""
+WRONG_CALL = 2
+"""Exit code: pytest does not understand what was handed on to it."""
 
 
 def add_parser(subparsers: _SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -51,10 +37,14 @@ def add_parser(subparsers: _SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = subparsers.add_parser(
         "run",
         description="Check the machine, run every scenario with traffic, measure parallel reloads, write a report. "
-        "Exit code 1 if anything failed.",
+        "Exit code 1 if anything failed or was not run.",
+        epilog="What follows -- is handed on to pytest, which then prints its own report: reloadlab run -- -x -v. "
+        "--lf takes what had failed according to run.json.",
     )
     parser.add_argument("paths", nargs="*", type=Path, metavar="PATH", help="suites to run instead of ours")
-    parser.add_argument("-k", dest="select", metavar="EXPRESSION", help="only scenarios that match, as in pytest")
+    parser.add_argument(
+        "-k", dest="select", type=_expression, metavar="EXPRESSION", help="only scenarios that match, as in pytest"
+    )
     parser.add_argument(
         "-n", dest="workers", type=_workers, default="auto", metavar="N", help="scenarios at a time (all CPUs)"
     )
@@ -71,45 +61,52 @@ def run(args: argparse.Namespace) -> int:
         if not Path(str(path).partition("::")[0]).exists():
             raise BadOption(f"{path}: no such file or directory")
     check_library(args.library)
-    started = time.monotonic()
     console = make_console()
     if not _examine(console):
         return 1
-    # Told now, not in four minutes, if it cannot be written to.
-    args.out.mkdir(parents=True, exist_ok=True)
-    registry.sweep()
-    records = _scenarios(console, args)
-    report: ParallelReport | None = None
-    if args.rounds > 0:
-        console.print("\n[bold]parallel reloads[/]")
-        report = measure_parallel(
-            pods=args.pods,
-            rounds=args.rounds,
-            library=None if args.library is None else args.library.resolve(),
-            defines=args.defines,
-            on_round=lambda n, w, r: console.print(f"  round {n + 1}, {plural(w, 'worker')}: {r:.0f} reloads/s"),
-        )
-    console.print()
-    print_scenarios(console, records)
-    if report is not None:
-        console.print()
-        print_parallel(console, report)
-    path = args.out / "run.json"
-    write_json(path, records, report, time.monotonic() - started)
-    _give_to_user(args.out)
-    failed = [r for r in records if r["outcome"] not in ("passed", "skipped")]
-    good = not failed and (report is None or report.passed)
-    bad = [plural(len(failed), "scenario") + " failed"] if failed else []
-    bad += ["parallel reloads failed"] if report is not None and not report.passed else []
-    verdict = "[bold green]all passed[/]" if good else f"[bold red]{', '.join(bad)}[/]"
-    console.print(
-        f"\n{plural(len(records), 'scenario')} in {time.monotonic() - started:.0f} s, {verdict}; all of it in {path}"
-    )
+    with OutputDirectory(args.out) as output:
+        file = RunFile(output)
+        # Told now, not in four minutes, if it cannot be written.
+        file.write([])
+        registry.sweep()
+        try:
+            records = _scenarios(console, args, file)
+        except WrongCall as error:
+            print(f"reloadlab: {error}", file=sys.stderr)
+            return WRONG_CALL
+        if args.rounds > 0:
+            file.parallel = _measure(console, args)
+        file.write(records, complete=True)
+    good, verdict = _verdict(records, file.parallel)
+    console.print(f"\n{plural(len(records), 'scenario')} in {file.seconds:.0f} s, {verdict}; all of it in {file.path}")
     return 0 if good else 1
+
+
+def _verdict(records: Sequence[Record], report: ParallelReport | None) -> tuple[bool, str]:
+    """Return whether all is well, and the same in words."""
+    failed = sum(record.outcome in (FAILED, ERROR) for record in records)
+    left_out = sum(record.outcome == NOT_RUN for record in records)
+    bad = [plural(failed, "scenario") + " failed"] if failed else []
+    bad += [f"{left_out} not run"] if left_out else []
+    bad += ["parallel reloads failed"] if report is not None and not report.passed else []
+    return not bad, f"[bold red]{', '.join(bad)}[/]" if bad else "[bold green]all passed[/]"
 
 
 def _workers(text: str) -> str:
     return text if text == "auto" else str(count(text))
+
+
+def _expression(text: str) -> str:
+    """Refuse what pytest would: its workers, which find out, die of it with a traceback."""
+    from _pytest.mark import expression
+
+    # Before pytest 9 it has an error of its own.
+    wrong: tuple[type[Exception], ...] = (SyntaxError, getattr(expression, "ParseError", SyntaxError))
+    try:
+        expression.Expression.compile(text)
+    except wrong as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is no expression: {error.args[0]}") from error
+    return text
 
 
 def _rounds(text: str) -> int:
@@ -127,70 +124,70 @@ def _examine(console: Console) -> bool:
     return not missing
 
 
-def _scenarios(console: Console, args: argparse.Namespace) -> list[dict[str, Any]]:
-    """Run the suites under pytest and return a record per scenario, in order of name."""
-    paths = [str(path) for path in args.paths or [OUR_SUITES]]
+def _scenarios(console: Console, args: argparse.Namespace, file: RunFile) -> list[Record]:
+    """Run the suites under pytest, keep run.json up to date, print and return a record per scenario."""
     console.print("\n[bold]scenarios[/]")
-    with scratch() as directory:
-        # Without -P and its variable, modules of the current directory would take the place of ours, or of Python's.
-        argv = [sys.executable, "-P", "-m", "pytest", "-p", "reloadlab.short_names"]
-        argv += ["-q", "-n", args.workers, "-p", "no:cacheprovider"]
-        argv += ["--reloadlab-record", str(directory), *(["-k", args.select] if args.select else [])]
-        argv += [] if args.library is None else ["--reloadlab-library", str(args.library)]
-        argv += [word for name, value in args.defines for word in ("--reloadlab-define", f"{name}={value}")]
-        argv += [] if args.paths else ["-c", str(OUR_SUITES / "suite.ini"), "--rootdir", str(OUR_SUITES.parent)]
-        argv += paths
-        output = directory / "pytest.log"
-        with _running(argv, output) as process:
-            seen: set[Path] = set()
-            while process.poll() is None:
-                _progress(console, directory, seen)
-                try:
-                    process.wait(POLL)
-                except subprocess.TimeoutExpired:
-                    continue
-        _progress(console, directory, seen)
-        records = [json.loads(path.read_text()) for path in sorted(directory.glob("*.json"))]
-        if process.returncode not in (0, 1) or not records:
-            if process.returncode == NO_TESTS:
-                raise ScenariosBroken(f"no scenario matches {args.select or ' '.join(paths)}")
-            raise ScenariosBroken(f"pytest ended with exit code {process.returncode}:\n{output.read_text().strip()}")
-    return sorted(records, key=lambda record: record["name"])
+    call = Call(
+        paths=args.paths,
+        select=args.select,
+        workers=args.workers,
+        library=args.library,
+        defines=args.defines,
+        handed_on=args.handed_on,
+        failed=file.before,
+    )
+    told: set[str] = set()
+    with scratch() as directory, _swept():
+        suites = Suites(call, directory)
+
+        def on_look(changed: Sequence[Record]) -> None:
+            # What is handed on to pytest may well concern what it prints: then that is what is shown.
+            if not args.handed_on:
+                _print_progress(console, changed, told)
+            file.update(suites.records, changed=bool(changed))
+
+        try:
+            suites.run(on_look)
+        except KeyboardInterrupt:
+            file.write(suites.records)
+            print_reasons(console, suites.records)
+            raise
+        file.write(suites.records)
+        if suites.records:
+            console.print()
+            print_scenarios(console, suites.records)
+        suites.check()
+        return suites.records
 
 
 @contextmanager
-def _running(argv: list[str], output: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """Run pytest; on Ctrl-C let it take its nodes down before going on."""
-    env = {**os.environ, "PYTHONSAFEPATH": "1"}
-    with (
-        output.open("wb") as log,
-        subprocess.Popen(argv, stdout=log, stderr=log, env=env, start_new_session=True) as process,
-    ):
-        try:
-            yield process
-        except BaseException:
-            os.killpg(process.pid, signal.SIGINT)
-            try:
-                process.wait(30)
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
-            registry.sweep()
-            raise
+def _swept() -> Iterator[None]:
+    """Remove at the end the labs of workers that died."""
+    try:
+        yield
+    finally:
+        registry.sweep()
 
 
-def _progress(console: Console, directory: Path, seen: set[Path]) -> None:
-    for path in sorted(directory.glob("*.json")):
-        if path in seen:
+def _print_progress(console: Console, changed: Sequence[Record], told: set[str]) -> None:
+    """Print a line for each scenario that has come to its end."""
+    for record in changed:
+        if record.outcome in (NOT_RUN, RUNNING) or record.name in told:
             continue
-        seen.add(path)
-        record = json.loads(path.read_text())
-        mark = {"passed": "[green]ok[/]  ", "skipped": "skip"}.get(record["outcome"], "[bold red]FAIL[/]")
-        console.print(f"  {mark} {escape(short_name(record['name']))} ({record['seconds']:.1f} s)")
+        told.add(record.name)
+        mark = {PASSED: "[green]ok[/]  ", SKIPPED: "skip"}.get(record.outcome, "[bold red]FAIL[/]")
+        console.print(f"  {mark} {escape(short_name(record.name))} ({record.seconds:.1f} s)")
 
 
-def _give_to_user(directory: Path) -> None:
-    """Under sudo, hand the report to the user who called: it lies in his checkout."""
-    uid, gid = os.environ.get("SUDO_UID"), os.environ.get("SUDO_GID")
-    if os.geteuid() == 0 and uid is not None and gid is not None:
-        for path in (directory, *directory.iterdir()):
-            os.chown(path, int(uid), int(gid))
+def _measure(console: Console, args: argparse.Namespace) -> ParallelReport:
+    console.print("\n[bold]parallel reloads[/]")
+    report = measure_parallel(
+        pods=args.pods,
+        rounds=args.rounds,
+        library=None if args.library is None else args.library.resolve(),
+        defines=args.defines,
+        on_round=lambda n, w, r: console.print(f"  round {n + 1}, {plural(w, 'worker')}: {r:.0f} reloads/s"),
+    )
+    console.print()
+    print_parallel(console, report)
+    return report

@@ -2,27 +2,26 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 from rich.console import Console
 
-from lab.cli.report import print_scenarios, short_name, write_json
+from lab.cli.output import OutputDirectory
+from lab.cli.report import RunFile, failed_before, print_scenarios, run_json, short_name
+from lab.scenario.records import Record
 
-RECORD: dict[str, Any] = {
-    "name": "scenarios/test_map_migration.py::test_shared_map[key size]",
-    "outcome": "passed",
-    "seconds": 1.0,
-    "message": "",
-    "violations": [],
-    "reloads": [{"subject": "pod-1"}, {"subject": "host"}],
-    "sent": 120,
-    "lost": 0,
-}
+RECORD = Record(
+    "scenarios/test_map_migration.py::test_shared_map[key size]",
+    "passed",
+    1.0,
+    reloads=({"subject": "pod-1"}, {"subject": "host"}),
+    sent=120,
+)
 
 
-def printed(*records: dict[str, Any]) -> str:
+def printed(*records: Record) -> str:
     out = io.StringIO()
     print_scenarios(Console(file=out, width=100), records)
     return out.getvalue()
@@ -39,7 +38,7 @@ def test_scenario_is_one_line() -> None:
 
 def test_failure_is_told_whole() -> None:
     story = "E   assert [1] == [2]\nE   [red]not markup[/]\n"
-    text = printed(RECORD | {"outcome": "failed", "message": story, "lost": 3})
+    text = printed(replace(RECORD, outcome="failed", message=story, lost=3))
     assert story.strip() in text
     assert "failed" in text
 
@@ -55,13 +54,32 @@ def test_short_name(nodeid: str, name: str) -> None:
     assert short_name(nodeid) == name
 
 
+@pytest.mark.parametrize("outcome", ["error", "not run", "skipped"])
+def test_every_outcome_is_in_the_table(outcome: str) -> None:
+    text = printed(replace(RECORD, outcome=outcome, message="the reason"))
+    assert f"  {outcome} " in text
+    assert ("the reason" in text) == (outcome == "error")
+
+
 def test_run_json_replaces_what_was_there(tmp_path: Path) -> None:
     path = tmp_path / "out" / "run.json"
-    write_json(path, [RECORD], None, 1.0)
-    write_json(path, [RECORD], None, 2.5)
+    with OutputDirectory(path.parent) as output:
+        file = RunFile(output)
+        file.write([])
+        assert json.loads(path.read_text())["scenarios"] == []
+        file.write([RECORD], complete=True)
     document = json.loads(path.read_text())
-    assert document["seconds"] == 2.5
+    assert document["complete"] is True
     assert document["parallel"] is None
-    assert document["scenarios"] == [RECORD | {"reloads": 2}]
-    assert document["reloads"] == [{"scenario": RECORD["name"], **reload} for reload in RECORD["reloads"]]
+    assert document["scenarios"] == [json.loads(json.dumps(RECORD.to_json())) | {"reloads": 2}]
+    assert document["reloads"] == [{"scenario": RECORD.name, **reload} for reload in RECORD.reloads]
     assert [item.name for item in path.parent.iterdir()] == ["run.json"]
+
+
+def test_what_failed_before_is_read_from_run_json() -> None:
+    outcomes = ("passed", "failed", "error", "skipped", "not run")
+    records = [replace(RECORD, name=outcome, outcome=outcome) for outcome in outcomes]
+    document = run_json(records, None, 1.0, complete=False)
+    assert failed_before(json.dumps(document)) == ["failed", "error"]
+    for text in (None, "", "{", "null", "[]", "{}", '{"format": 2}', json.dumps(document | {"format": 1})):
+        assert failed_before(text) == []

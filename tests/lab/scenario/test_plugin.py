@@ -79,7 +79,11 @@ def test_suite_of_a_user(pytester: pytest.Pytester, records: Path, monkeypatch: 
     assert found["test_good"]["lost"] == 0
     assert found["test_good"]["violations"] == []
     assert any(text.startswith("invariant 1: ") for text in found["test_broken"]["violations"])
-    assert "InvariantsViolated" in found["test_broken"]["message"]
+    message = found["test_broken"]["message"]
+    assert message.splitlines() == [
+        "invariants violated:",
+        *(f"  {text}" for text in found["test_broken"]["violations"]),
+    ]
     # What is checked at the end would only hide why this one failed.
     assert "assert 1 == 2" in found["test_fails_by_itself"]["message"]
     assert found["test_fails_by_itself"]["violations"] == []
@@ -123,3 +127,145 @@ def test_other_sources(pytester: pytest.Pytester, tmp_path: Path) -> None:
     options = ("--reloadlab-library", str(library), "--reloadlab-define", "CT_MAP_SIZE_TCP=256")
     result = pytester.runpytest_subprocess(*PLUGIN, *options, timeout=60)
     result.assert_outcomes(passed=1, skipped=1)
+
+
+VERDICTS = """
+import unittest
+import pytest
+from pathlib import Path
+from datapath.kernel.hooks import Direction, detach, filters
+from datapath.kernel.netlink import NetlinkSocket
+
+pytestmark = [pytest.mark.node(pods=1), pytest.mark.cluster(nodes=1, pods=1)]
+WARNING = "device eth7 does not exist"
+
+def spoil(node):
+    with NetlinkSocket(node.netns("node")) as netlink:
+        (ours,) = filters(netlink, node.pods[0].ifindex, Direction.INGRESS)
+        detach(netlink, ours)
+
+def test_first_of_two(scenario, cluster):
+    spoil(scenario.node)
+
+def test_second_of_two(scenario, cluster):
+    spoil(cluster.cluster.node(1))
+
+def test_two_in_order(scenario, cluster):
+    scenario.reload("pod-1")
+    cluster.reload("1/host")
+
+class TestCase(unittest.TestCase):
+    @pytest.fixture(autouse=True)
+    def node(self, scenario):
+        self.scenario = scenario
+
+    def test_of_unittest(self):
+        spoil(self.scenario.node)
+
+def test_paused(scenario):
+    scenario.pause()
+    scenario.pause()
+    Path("sent").write_text(str(scenario.sent))
+    scenario.resume()
+    with pytest.raises(Exception, match="the traffic is not paused"):
+        scenario.resume()
+    assert all(burst.complete for burst in scenario.traffic.burst_all(2))
+
+def reload_without_device(scenario):
+    scenario.agent.configure(devices=("eth7",))
+    scenario.reload("host")
+    scenario.agent.configure(devices=())
+
+def test_warns(scenario):
+    reload_without_device(scenario)
+
+def test_warns_of_something_else(scenario):
+    scenario.expect(warnings={"connections do not fit"})
+    reload_without_device(scenario)
+
+def test_warns_as_expected(scenario):
+    scenario.expect(warnings={WARNING})
+    reload_without_device(scenario)
+
+@pytest.mark.node(pods=0)
+def test_日本(scenario):
+    scenario.reload()
+
+@pytest.mark.cluster(nodes=2, pods=0)
+def test_nodes_without_pods(cluster):
+    cluster.reload()
+"""
+
+
+@pytest.mark.privileged
+def test_verdicts(pytester: pytest.Pytester, tmp_path: Path) -> None:
+    """Everything that a test asked for is checked, whatever it asked for and however it is written."""
+    pytester.makepyfile(test_mine=VERDICTS)
+    pytester.runpytest_subprocess(*PLUGIN, "-n", "2", "--reloadlab-record", str(tmp_path / "records"), timeout=150)
+    records = map(read, (tmp_path / "records").glob("*.json"))
+    found = {record["name"].rpartition("::")[2]: record for record in records}
+    assert {name: record["outcome"] for name, record in found.items()} == {
+        "test_first_of_two": "failed",
+        "test_second_of_two": "failed",
+        "test_two_in_order": "passed",
+        "test_of_unittest": "error",
+        "test_paused": "passed",
+        "test_warns": "failed",
+        "test_warns_of_something_else": "failed",
+        "test_warns_as_expected": "passed",
+        "test_日本": "passed",
+        "test_nodes_without_pods": "passed",
+    }, [record["message"] for record in found.values()]
+    for name in ("test_first_of_two", "test_second_of_two", "test_of_unittest"):
+        (violation,) = found[name]["violations"]
+        assert "ingress: 0 programs instead of cil_from_container: none" in violation
+        assert found[name]["message"].splitlines() == ["invariants violated:", f"  {violation}"]
+    assert [reload["subject"] for reload in found["test_two_in_order"]["reloads"]] == ["pod-1", "host"]
+    before = int((pytester.path / "sent").read_text())
+    assert found["test_paused"]["sent"] > before > 0
+    for name in ("test_warns", "test_warns_of_something_else"):
+        wanted = "invariant 11: reload of host warns: device eth7 does not exist: left out"
+        assert found[name]["violations"] == [wanted]
+
+
+ERRORS = """
+import pytest
+from datapath.errors import VerifierError
+from lab.node.topology import NodeSpec
+
+@pytest.mark.node(podz=1)
+def test_wrong_mark(scenario):
+    pass
+
+@pytest.mark.node(pods=1, agent={"library": "no-such-directory"})
+def test_wrong_library(scenario):
+    pass
+
+def test_in_a_line_of_the_suite():
+    try:
+        raise ValueError("the " "cause")
+    except ValueError as error:
+        NodeSpec("box", mtu=9)  # the line
+
+def test_not_ours():
+    raise ValueError("foreign")
+"""
+
+
+@pytest.mark.privileged
+def test_an_error_of_ours_is_a_line(pytester: pytest.Pytester, tmp_path: Path) -> None:
+    """No frame of ours above it: the suite's own line, if it has one, and what is wrong."""
+    pytester.makepyfile(test_mine=ERRORS)
+    pytester.runpytest_subprocess(*PLUGIN, "--reloadlab-record", str(tmp_path / "records"), timeout=60)
+    records = map(read, (tmp_path / "records").glob("*.json"))
+    found = {record["name"].rpartition("::")[2]: record["message"] for record in records}
+    assert found["test_wrong_mark"].startswith("mark reloadlab_node: no option podz; there are agent, ")
+    assert found["test_wrong_mark"].count("\n") == 0
+    assert "no-such-directory holds no bpf_lxc.c" in found["test_wrong_library"]
+    assert found["test_wrong_library"].count("\n") == 0
+    text = found["test_in_a_line_of_the_suite"]
+    assert 'NodeSpec("box", mtu=9)  # the line' in text
+    assert "E           lab.node.topology.InvalidSpec: the MTU is 1280 to 65520 bytes, not 9" in text
+    for word in ("topology.py", "the cause"):
+        assert word not in text
+    assert "ValueError: foreign" in found["test_not_ours"]

@@ -5,6 +5,7 @@ All labs of this file live in a run directory of their own, so that what is left
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -211,6 +212,7 @@ def compiling(node: Node) -> bool:
         ("bench", "required: WHAT"),
         ("run -n none", "-n: 'none' is no number from 1 on"),
         ("run --rounds -1", "--rounds"),
+        ("run -k not", "-k: 'not' is no expression: expected not OR left parenthesis"),
     ],
 )
 def test_wrong_call(arguments: str, words: str) -> None:
@@ -454,7 +456,9 @@ def test_run_interrupted(run_directory: Path, tmp_path: Path) -> None:
         return any(path.parent.parent.name != LAB for path in run_directory.glob("*/state/generation"))
 
     assert interrupted(signal.SIGINT, loaded, *command) == INTERRUPTED
-    assert list((tmp_path / "out").iterdir()) == []
+    document = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert document["complete"] is False
+    assert [each["outcome"] for each in document["scenarios"]] == ["not run"]
 
 
 @pytest.mark.parametrize(("what", "number"), [("reload", signal.SIGTERM), ("topology", signal.SIGINT)])

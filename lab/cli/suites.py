@@ -1,0 +1,209 @@
+"""Suites under pytest, as `reloadlab run` has them run: the process, its records while it runs, and how it ended."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import lab
+from datapath.errors import ReloadlabError
+from lab.scenario.records import END, INTERRUPTED, Record, read
+
+POLL = 0.2
+"""Seconds between two looks at the records."""
+
+OURS = Path(lab.__file__).parents[1] / "scenarios"
+"""A path: nothing here imports what stands on top of it."""
+
+_INTERNAL_ERROR, _USAGE_ERROR, _NO_TESTS = 3, 4, 5
+"""Exit codes of pytest."""
+_PATIENCE = 30.0
+"""Seconds that an interrupted pytest has to take its nodes down."""
+
+
+class WrongCall(ReloadlabError):
+    """pytest does not understand what it was called with."""
+
+
+class PytestFailed(ReloadlabError):
+    """pytest ended otherwise than its records say."""
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """What pytest is called with; `handed_on` are options of pytest that the user gave, `failed` what failed last."""
+
+    paths: Sequence[Path] = ()
+    select: str | None = None
+    workers: str = "auto"
+    library: Path | None = None
+    defines: Sequence[tuple[str, str]] = ()
+    handed_on: Sequence[str] = ()
+    failed: Sequence[str] = ()
+
+    def argv(self, records: Path) -> list[str]:
+        """Return the command line; everything that pytest writes goes below `records`."""
+        # Without -P and its variable, modules of the current directory would take the place of ours, or of Python's.
+        argv = [sys.executable, "-P", "-m", "pytest", "-p", "reloadlab.short_names", "-n", self.workers]
+        argv += ["--reloadlab-record", str(records), "-o", f"cache_dir={_cache(records)}"]
+        argv += [] if self.handed_on else ["-q"]
+        argv += ["-k", self.select] if self.select else []
+        argv += [] if self.library is None else ["--reloadlab-library", str(self.library)]
+        argv += [word for name, value in self.defines for word in ("--reloadlab-define", f"{name}={value}")]
+        argv += self.handed_on
+        if not self.paths:
+            return [*argv, "-c", str(OURS / "suite.ini"), "--rootdir", str(OURS.parent), str(OURS)]
+        return [*argv, *map(str, self.paths)]
+
+
+def environment(own: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment of pytest: ours, without what would make it another call than the one we make."""
+    return {name: value for name, value in own.items() if not name.startswith("PYTEST_")} | {"PYTHONSAFEPATH": "1"}
+
+
+class Suites:
+    """A run of pytest that keeps its records in the empty directory `directory`.
+
+    Its own output goes to a file there, or, where options are handed on to it, to the terminal: then it is pytest that
+    the user talks to, and pytest that Ctrl-C ends.
+    """
+
+    def __init__(self, call: Call, directory: Path) -> None:
+        self._call = call
+        self._directory = directory
+        self._log = None if call.handed_on else directory / "pytest.log"
+        self._shares_terminal = bool(call.handed_on) and os.isatty(0)
+        self._seen: dict[Path, tuple[int, int]] = {}
+        self._records: dict[Path, Record] = {}
+        self._exit_code = 0
+        self._ended: bool | None = None
+
+    def run(self, on_look: Callable[[list[Record]], object]) -> None:
+        """Run pytest to its end, or raise KeyboardInterrupt; `on_look` gets, all the time, the records that changed."""
+        _seed_cache(self._directory, self._call.failed)
+        try:
+            with self._started() as process:
+                while process.poll() is None:
+                    self._look(on_look)
+                    with suppress(subprocess.TimeoutExpired):
+                        process.wait(POLL)
+        except BaseException:
+            # What was running then has not died: we have stopped it.
+            self._ended = True
+            raise
+        else:
+            self._exit_code = process.returncode
+            self._ended = self._end() is not None
+        finally:
+            self._look(on_look)
+        if self._end() == INTERRUPTED:
+            raise KeyboardInterrupt
+
+    @property
+    def records(self) -> list[Record]:
+        """The records in order of name; all of them are settled once pytest has ended."""
+        found = sorted(self._records.values(), key=lambda record: record.name)
+        return found if self._ended is None else [record.settled(ended=self._ended) for record in found]
+
+    def check(self) -> None:
+        """Raise WrongCall or PytestFailed unless the records say all that there is to say."""
+        code, records = self._exit_code, self.records
+        if code == _USAGE_ERROR:
+            raise WrongCall(f"pytest does not understand the call: {self._complaint()}")
+        if code == _NO_TESTS:
+            what = self._call.select or " ".join(map(str, self._call.paths)) or "that"
+            raise PytestFailed(f"no scenario matches {what}")
+        if not records or code == _INTERNAL_ERROR or (code != 0 and all(record.good for record in records)):
+            raise PytestFailed(f"pytest ended with exit code {code}" + "".join(f":\n{text}" for text in self._said()))
+
+    @contextmanager
+    def _started(self) -> Iterator[subprocess.Popen[bytes]]:
+        """Run pytest; if something happens here, let it take its nodes down before going on."""
+        with ExitStack() as stack:
+            log = None if self._log is None else stack.enter_context(self._log.open("wb"))
+            process = stack.enter_context(
+                subprocess.Popen(
+                    self._call.argv(self._directory),
+                    stdout=log,
+                    stderr=log,
+                    env=environment(os.environ),
+                    # Ctrl-C is ours to hear, or, in a session of our own, pytest's.
+                    start_new_session=not self._shares_terminal,
+                )
+            )
+            if self._shares_terminal:
+                stack.enter_context(_deaf_to_interrupts())
+            try:
+                yield process
+            except BaseException:
+                self._stop(process)
+                raise
+
+    def _stop(self, process: subprocess.Popen[bytes]) -> None:
+        def send(number: signal.Signals) -> None:
+            if self._shares_terminal:
+                process.send_signal(number)
+            else:
+                os.killpg(process.pid, number)
+
+        send(signal.SIGINT)
+        try:
+            process.wait(_PATIENCE)
+        except subprocess.TimeoutExpired:
+            send(signal.SIGKILL)
+
+    def _look(self, on_look: Callable[[list[Record]], object]) -> None:
+        """Read the records that have changed since the last look."""
+        changed = []
+        for path in sorted(self._directory.glob("*.json")):
+            status = path.stat()
+            mark = status.st_ino, status.st_mtime_ns
+            if self._seen.get(path) != mark:
+                self._seen[path] = mark
+                changed += read([path])
+                self._records[path] = changed[-1]
+        on_look(changed)
+
+    def _end(self) -> str | None:
+        try:
+            return (self._directory / END).read_text()
+        except FileNotFoundError:
+            return None
+
+    def _said(self) -> list[str]:
+        """Return what pytest printed, if it is not on the terminal already."""
+        return [] if self._log is None else [self._log.read_text(errors="replace").strip()]
+
+    def _complaint(self) -> str:
+        lines = [line for text in self._said() for line in text.splitlines()]
+        found = [line for line in lines if "error: " in line.lower()]
+        return found[-1].strip() if found else "see above"
+
+
+@contextmanager
+def _deaf_to_interrupts() -> Iterator[None]:
+    """Do nothing on Ctrl-C: pytest hears it as well and ends, or does not because its debugger goes on."""
+    before = signal.getsignal(signal.SIGINT)
+    signal.signal(signal.SIGINT, lambda *_: None)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _cache(directory: Path) -> Path:
+    return directory / "cache"
+
+
+def _seed_cache(directory: Path, failed: Sequence[str]) -> None:
+    """Tell pytest what failed last, as its own cache does: --lf and --ff know it then, and nothing lies about."""
+    path = _cache(directory) / "v" / "cache" / "lastfailed"
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps(dict.fromkeys(failed, True)))

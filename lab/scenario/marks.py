@@ -1,0 +1,93 @@
+"""What the mark of a scenario says, checked option by option before a node is built from it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import NoneType
+from typing import Any, Self
+
+from datapath.errors import ReloadlabError
+
+Kinds = Mapping[str, tuple[type, ...]]
+
+NODE: Kinds = {
+    "pods": (int, tuple, list),
+    "endpoint_routes": (bool,),
+    "tunnel": (bool,),
+    "devices": (tuple, list),
+    "mtu": (int,),
+    "node_index": (int,),
+    "cluster": (str,),
+    "tunnel_port": (int,),
+}
+"""The fields of NodeSpec, and of what kind they are; the name is the plugin's."""
+CLUSTER: Kinds = {
+    **{name: kinds for name, kinds in NODE.items() if name not in ("node_index", "cluster")},
+    "nodes": (int,),
+    "each": (dict, NoneType),
+}
+"""The arguments of cluster_specs."""
+SCENARIO: Kinds = {"flows": (Callable,), "rate": (int, float)}  # type: ignore[dict-item]
+"""Options of Scenario and ClusterScenario that stand beside them."""
+AGENT: Kinds = {
+    "library": (str, Path, NoneType),
+    "clang": (str, NoneType),
+    "defines": (tuple, list),
+    "verifiers": (int, NoneType),
+    "filter_priority": (int,),
+    "on_compile": (Callable, NoneType),  # type: ignore[dict-item]
+}
+"""Options of Agent, in `agent`."""
+
+
+class BadMark(ReloadlabError):
+    """A mark that names an option there is none of, or gives it a value of another kind."""
+
+    def __init__(self, mark: str, reason: str) -> None:
+        super().__init__(f"mark {mark}: {reason}")
+        self.mark = mark
+
+
+@dataclass(frozen=True, slots=True)
+class MarkOptions:
+    """`nodes` for NodeSpec or cluster_specs; `scenario` for Scenario or ClusterScenario, with those of the agents."""
+
+    nodes: dict[str, Any]
+    scenario: dict[str, Any]
+
+    @classmethod
+    def parse(cls, mark: str, args: tuple[Any, ...], options: Mapping[str, Any], *, nodes: Kinds) -> Self:
+        """Sort the arguments of a mark, `nodes` being the options it takes for its nodes; BadMark if one is wrong."""
+        if args:
+            raise BadMark(mark, f"{args[0]!r} has no name: every option is given as NAME=VALUE")
+        _check(mark, options, {**nodes, **SCENARIO, "agent": (dict,)})
+        agent = dict(options.get("agent", {}))
+        _check(f"{mark}, agent", agent, AGENT)
+        for number, own in (options.get("each") or {}).items():
+            if not isinstance(own, dict):
+                raise BadMark(mark, f"each: {number!r} has {own!r}, not a dictionary of fields")
+            _check(f"{mark}, each, {number}", own, nodes)
+        if isinstance(agent.get("library"), str):
+            agent["library"] = Path(agent["library"]).resolve()
+        for pair in agent.get("defines", ()):
+            if not (isinstance(pair, tuple) and len(pair) == 2 and all(isinstance(word, str) for word in pair)):
+                raise BadMark(mark, f"agent: defines has {pair!r}, not (NAME, VALUE)")
+        return cls(
+            {name: _as_tuple(value) for name, value in options.items() if name in nodes},
+            {**agent, **{name: value for name, value in options.items() if name in SCENARIO}},
+        )
+
+
+def _check(where: str, options: Mapping[str, Any], known: Kinds) -> None:
+    for name, value in options.items():
+        if name not in known:
+            raise BadMark(where, f"no option {name}; there are {', '.join(sorted(known))}")
+        if not isinstance(value, known[name]):
+            kinds = " or ".join("None" if kind is NoneType else kind.__name__ for kind in known[name])
+            raise BadMark(where, f"{name} is {value!r}, not {kinds}")
+
+
+def _as_tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value

@@ -1,0 +1,89 @@
+"""What is known of every scenario of a session, in a directory: one JSON file each, from its collection to its end.
+
+A scenario has a record as soon as it is collected. Whatever happens to the process that runs it, the record is there
+and says how far it came.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Self
+
+NOT_RUN, RUNNING, PASSED, SKIPPED, FAILED, ERROR = "not run", "running", "passed", "skipped", "failed", "error"
+"""Outcomes, the better ones first: of several phases the worst counts. RUNNING is none: the end is not known yet."""
+
+END = "end"
+"""A file beside the records, written when the session ends by itself: it holds one of the following."""
+FINISHED, INTERRUPTED = "finished", "interrupted"
+
+_ORDER = {outcome: rank for rank, outcome in enumerate((NOT_RUN, RUNNING, PASSED, SKIPPED, FAILED, ERROR))}
+_READABLE = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A scenario by pytest's name of it.
+
+    `message` says what failed, or why it was skipped or not run. `violations` are the invariants that did not hold,
+    `reloads` those of Outcome.to_json(), `sent` and `lost` the packets of its traffic, all phases together.
+    """
+
+    name: str
+    outcome: str = NOT_RUN
+    seconds: float = 0.0
+    message: str = ""
+    violations: tuple[str, ...] = ()
+    reloads: tuple[dict[str, Any], ...] = ()
+    sent: int = 0
+    lost: int = 0
+
+    @property
+    def good(self) -> bool:
+        """Whether nothing speaks against a green run."""
+        return self.outcome in (PASSED, SKIPPED)
+
+    def worsened(self, outcome: str, message: str = "") -> Self:
+        """Return the record after another phase: the worse outcome, and both messages."""
+        worse = max(self.outcome, outcome, key=_ORDER.__getitem__)
+        return replace(self, outcome=worse, message="\n\n".join(filter(None, (self.message, message))))
+
+    def settled(self, *, ended: bool) -> Self:
+        """Return the record of a session that is over: `ended` by itself, or because its process died."""
+        if self.outcome != RUNNING:
+            return self
+        if ended:
+            return replace(self, outcome=NOT_RUN, message="stopped while it ran")
+        return replace(self, outcome=ERROR, message=f"pytest died while it ran {self.name}")
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Self:
+        lists = {name: tuple(data[name]) for name in ("violations", "reloads")}
+        return cls(**{**data, **lists})
+
+
+def write(directory: Path, record: Record) -> None:
+    """Write a record, whole or not at all; one of the same name is replaced."""
+    path = directory / file_name(record.name)
+    upcoming = path.with_suffix(".new")
+    upcoming.write_text(json.dumps(record.to_json()))
+    upcoming.replace(path)
+
+
+def read(paths: Iterable[Path]) -> list[Record]:
+    """Return the records in these files, in order of name."""
+    found = [Record.from_json(json.loads(path.read_text())) for path in paths]
+    return sorted(found, key=lambda record: record.name)
+
+
+def file_name(name: str) -> str:
+    """Return a name for a record's file that no other scenario's has: one can read it, and a digest tells it apart."""
+    digest = hashlib.sha256(name.encode(errors="surrogatepass")).hexdigest()[:20]
+    return f"{re.sub(r'[^A-Za-z0-9_-]+', '_', name)[-_READABLE:]}-{digest}.json"

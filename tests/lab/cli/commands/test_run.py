@@ -1,0 +1,295 @@
+"""The verdict of a run, by the real command: exit code, table and run.json say the same of everything collected."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import re
+import select
+import signal
+import subprocess
+import time
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lab.node import registry
+from tests.lab.labs import ROOT, cli
+
+pytestmark = pytest.mark.privileged
+
+THREE = """
+def test_one():
+    pass
+
+def test_two():
+    assert 2 == 3
+
+def test_three():
+    pass
+"""
+
+
+@dataclass(frozen=True)
+class Ran:
+    code: int
+    out: str
+    err: str
+    document: dict[str, Any]
+
+    @property
+    def outcomes(self) -> dict[str, str]:
+        return {each["name"].rpartition("::")[2]: each["outcome"] for each in self.document["scenarios"]}
+
+    def message(self, name: str) -> str:
+        (found,) = [each for each in self.document["scenarios"] if each["name"].endswith(f"::{name}")]
+        return str(found["message"])
+
+
+@pytest.fixture
+def labs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A directory of labs in which nothing may be left."""
+    path = Path(f"/run/reloadlab-test-{os.getpid()}-{tmp_path.name}"[:60])
+    monkeypatch.setenv(registry.RUN_VARIABLE, str(path))
+    yield path
+    left = registry.list_labs()
+    registry.remove_all(force=True)
+    assert left == ()
+
+
+@pytest.fixture
+def suite(tmp_path: Path, labs: Path) -> Path:
+    return tmp_path / "test_mine.py"
+
+
+def command(suite: Path, *options: str, workers: str = "1") -> list[str]:
+    own = ("run", str(suite), "-n", workers, "--rounds", "0", "--out", str(suite.with_name("out")))
+    return cli(*own, *(("--", *options) if options else ()))
+
+
+def run(suite: Path, *options: str, workers: str = "1", env: dict[str, str] | None = None) -> Ran:
+    return call(suite, command(suite, *options, workers=workers), env)
+
+
+def call(suite: Path, argv: list[str], env: dict[str, str] | None = None) -> Ran:
+    environment = os.environ | (env or {})
+    done = subprocess.run(
+        argv,
+        cwd=ROOT,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=150,
+        check=False,
+    )
+    return Ran(done.returncode, done.stdout, done.stderr, document(suite))
+
+
+def document(suite: Path) -> dict[str, Any]:
+    return dict(json.loads((suite.with_name("out") / "run.json").read_text()))
+
+
+CRASH = """
+import os, signal
+import pytest
+
+@pytest.mark.node(pods=1)
+def test_dies(scenario):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def test_lives():
+    pass
+"""
+
+
+def test_a_crashed_worker_is_an_error_and_leaves_no_lab(suite: Path, labs: Path) -> None:
+    suite.write_text(CRASH)
+    ran = run(suite)
+    assert (ran.code, ran.outcomes) == (1, {"test_dies": "error", "test_lives": "passed"})
+    assert "crashed while running" in ran.message("test_dies")
+    assert re.search(r"mine: dies +error ", ran.out)
+    assert "worker 'gw0' crashed while running" in ran.out
+    assert "2 scenarios in" in ran.out
+    assert "1 scenario failed" in ran.out
+    assert registry.list_labs() == ()
+    assert ran.document["complete"] is True
+
+
+def test_pytest_that_dies_is_an_error(suite: Path) -> None:
+    """With exit code 0: only the records know that something is missing."""
+    suite.write_text(
+        "import os\n\ndef test_one():\n    pass\n\ndef test_two():\n    os._exit(0)\n\ndef test_three():\n    pass\n"
+    )
+    ran = run(suite, "-n0")
+    assert (ran.code, ran.outcomes) == (1, {"test_one": "passed", "test_two": "error", "test_three": "not run"})
+    assert ran.message("test_two").startswith("pytest died while it ran ")
+    assert "1 scenario failed, 1 not run" in ran.out
+
+
+def test_first_failure_stops_the_rest(suite: Path) -> None:
+    suite.write_text(THREE)
+    ran = run(suite, "-x")
+    assert ran.code == 1
+    assert ran.outcomes == {"test_one": "passed", "test_two": "failed", "test_three": "not run"}
+    assert re.search(r"mine: three +not run ", ran.out)
+    assert "1 scenario failed, 1 not run" in ran.out
+
+
+def test_failed_last(suite: Path) -> None:
+    """What run.json tells of the last run is what pytest takes for its own cache."""
+    suite.write_text(THREE)
+    ran = run(suite)
+    assert (ran.code, ran.outcomes) == (1, {"test_one": "passed", "test_two": "failed", "test_three": "passed"})
+    assert run(suite, "--lf").outcomes == {"test_two": "failed"}
+    suite.write_text(THREE.replace("2 == 3", "2 == 2"))
+    ran = run(suite, "--lf")
+    assert (ran.code, ran.outcomes) == (0, {"test_two": "passed"})
+    assert not (ROOT / ".pytest_cache").exists() or "test_mine" not in (ROOT / ".pytest_cache").read_text()
+
+
+def test_pytest_prints_its_own_report_with_its_options(suite: Path) -> None:
+    suite.write_text(THREE)
+    xml = suite.with_name("junit.xml")
+    ran = run(suite, "-v", f"--junitxml={xml}", "--durations=3", "--durations-min=0")
+    assert re.search(r"\[gw0\].* PASSED .*test_mine.py::test_one", ran.out)
+    assert "slowest 3 durations" in ran.out
+    tests = ElementTree.parse(xml).getroot().findall(".//testcase")
+    assert sorted(test.attrib["name"] for test in tests) == ["test_one", "test_three", "test_two"]
+    assert (ran.code, ran.outcomes["test_two"]) == (1, "failed")
+
+
+def test_options_that_pytest_does_not_know_are_a_wrong_call(suite: Path) -> None:
+    suite.write_text(THREE)
+    ran = run(suite, "--bogus")
+    assert ran.code == 2
+    assert "unrecognized arguments: --bogus" in ran.err
+    assert ran.err.splitlines()[-1] == "reloadlab: pytest does not understand the call: see above"
+    assert "Traceback" not in ran.err
+
+
+def test_a_debugger_wants_one_process(suite: Path) -> None:
+    suite.write_text(THREE)
+    ran = run(suite, "--pdb", workers="2")
+    assert ran.code == 2
+    assert "--pdb is incompatible with distributing tests" in ran.err
+
+
+def test_debugger_gets_the_terminal(suite: Path) -> None:
+    """Ctrl-C at its prompt is its own affair."""
+    suite.write_text(THREE)
+    controller, terminal = pty.openpty()
+    process = subprocess.Popen(
+        command(suite, "--pdb", workers="auto"),
+        cwd=ROOT,
+        stdin=terminal,
+        stdout=terminal,
+        stderr=terminal,
+        start_new_session=True,
+    )
+    os.close(terminal)
+    try:
+        said = read_until(controller, "(Pdb) ")
+        assert "assert 2 == 3" in said
+        os.write(controller, b"p 20 + 22\n")
+        assert "42" in read_until(controller, "(Pdb) ")
+        os.kill(process.pid, signal.SIGINT)
+        os.write(controller, b"continue\n")
+        read_until(controller, "all of it in")
+        assert process.wait(30) == 1
+    finally:
+        process.kill()
+        process.wait()
+        os.close(controller)
+    names = {each["name"].rpartition("::")[2]: each["outcome"] for each in document(suite)["scenarios"]}
+    assert names == {"test_one": "passed", "test_two": "failed", "test_three": "passed"}
+
+
+def read_until(descriptor: int, text: str) -> str:
+    said, deadline = b"", time.monotonic() + 90
+    while text.encode() not in said:
+        assert select.select([descriptor], [], [], max(deadline - time.monotonic(), 0))[0], said.decode()
+        said += os.read(descriptor, 4096)
+    return said.decode()
+
+
+def test_variables_of_pytest_are_not_heard(suite: Path) -> None:
+    suite.write_text("def test_one():\n    pass\n")
+    env = {"PYTEST_ADDOPTS": "--bogus", "PYTEST_PLUGINS": "no_such_plugin", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    ran = run(suite, env=env)
+    assert (ran.code, ran.outcomes, ran.err) == (0, {"test_one": "passed"}, "")
+
+
+SLOW = """
+import time
+
+def test_1_passes():
+    pass
+
+def test_2_fails():
+    assert 2 == 3
+
+def test_3_waits():
+    time.sleep(100)
+
+def test_4_comes_later():
+    pass
+"""
+
+
+def started(suite: Path) -> subprocess.Popen[str]:
+    """Start a run and return it when its third test is under way."""
+    suite.write_text(SLOW)
+    process = subprocess.Popen(
+        command(suite), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    deadline = time.monotonic() + 90
+    while not (suite.with_name("out") / "run.json").exists() or "running" not in waiting(suite):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    return process
+
+
+def waiting(suite: Path) -> list[str]:
+    return [each["outcome"] for each in document(suite)["scenarios"] if "3_waits" in each["name"]]
+
+
+def test_an_interrupted_run_tells_the_reasons_and_keeps_what_it_had(suite: Path) -> None:
+    with started(suite) as process:
+        process.send_signal(signal.SIGTERM)
+        out, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (130, "reloadlab: interrupted\n")
+    assert "assert 2 == 3" in out
+    ran = Ran(process.returncode, out, err, document(suite))
+    assert ran.document["complete"] is False
+    wanted = {"test_1_passes": "passed", "test_2_fails": "failed", "test_3_waits": "not run"}
+    assert ran.outcomes == wanted | {"test_4_comes_later": "not run"}
+    assert ran.message("test_3_waits") == "stopped while it ran"
+    assert ran.message("test_4_comes_later") == ""
+
+
+def test_a_killed_run_leaves_what_it_had(suite: Path) -> None:
+    with started(suite) as process:
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        process.kill()
+        process.wait()
+        for child in children:
+            os.killpg(int(child), signal.SIGKILL)
+        process.communicate()
+    ran = Ran(process.returncode, "", "", document(suite))
+    assert ran.document["complete"] is False
+    assert ran.outcomes["test_1_passes"] == "passed"
+    assert ran.outcomes["test_2_fails"] == "failed"
+
+
+def test_results_are_written_before_the_measurement(suite: Path) -> None:
+    suite.write_text(THREE)
+    ran = call(suite, [*command(suite), "--rounds", "1", "--pods", "5000"])
+    assert (ran.code, ran.err) == (1, "reloadlab: a node has 0 to 4000 pods, not 5002\n")
+    assert "assert 2 == 3" in ran.out
+    assert (ran.document["complete"], ran.outcomes["test_two"]) == (False, "failed")

@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+import inspect
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lab.agent.agent import Agent
+from lab.agent.cluster import cluster_specs
+from lab.node.topology import NodeSpec
+from lab.scenario.marks import AGENT, CLUSTER, NODE, SCENARIO, BadMark, MarkOptions
+from lab.scenario.scenario import ClusterScenario, Scenario
+
+
+def test_every_option_of_what_is_built_is_known() -> None:
+    assert set(NODE) == {field.name for field in fields(NodeSpec)} - {"name"}
+    assert set(AGENT) == set(inspect.signature(Agent).parameters) - {"node"}
+    for scenario in (Scenario, ClusterScenario):
+        assert set(SCENARIO) == set(inspect.signature(scenario).parameters) - {"spec", "specs", "options"}
+    own = set(inspect.signature(cluster_specs).parameters) - {"name", "common"}
+    assert set(CLUSTER) == own | set(NODE) - {"node_index", "cluster"}
+
+
+def parse(*args: Any, **options: Any) -> MarkOptions:
+    return MarkOptions.parse("node", args, options, nodes=NODE)
+
+
+def test_options_are_sorted() -> None:
+    agent = {"library": "bpf", "defines": (("A", "1"),)}
+    options = parse(pods=3, devices=["eth0"], rate=100, agent=agent)
+    assert options.nodes == {"pods": 3, "devices": ("eth0",)}
+    assert options.scenario == {"rate": 100, "library": Path("bpf").resolve(), "defines": (("A", "1"),)}
+    assert agent["library"] == "bpf", "the mark itself was changed"
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"podz": 1}, "mark node: no option podz; there are agent, cluster, devices, "),
+        ({"pods": "2"}, "mark node: pods is '2', not int or tuple or list"),
+        ({"agent": "bpf"}, "mark node: agent is 'bpf', not dict"),
+        ({"agent": {"libary": "bpf"}}, "mark node, agent: no option libary; there are clang, "),
+        ({"agent": {"library": 3}}, "mark node, agent: library is 3, not str or "),
+        ({"agent": {"defines": {"A": "1"}}}, "mark node, agent: defines is {'A': '1'}, not tuple or list"),
+        ({"agent": {"defines": ("A=1",)}}, "mark node: agent: defines has 'A=1', not (NAME, VALUE)"),
+        ({"flows": []}, "mark node: flows is [], not Callable"),
+    ],
+)
+def test_wrong_options_are_named(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(BadMark) as caught:
+        parse(**options)
+    assert str(caught.value).startswith(words)
+
+
+def test_options_without_a_name_are_refused() -> None:
+    with pytest.raises(BadMark, match="mark node: 3 has no name: every option is given as NAME=VALUE"):
+        parse(3)
+
+
+def test_options_of_single_nodes_are_checked() -> None:
+    def cluster(each: dict[int, Any]) -> MarkOptions:
+        return MarkOptions.parse("cluster", (), {"each": each}, nodes=CLUSTER)
+
+    assert cluster({2: {"endpoint_routes": True}}).nodes == {"each": {2: {"endpoint_routes": True}}}
+    with pytest.raises(BadMark, match="mark cluster, each, 2: no option podz"):
+        cluster({2: {"podz": 1}})
+    with pytest.raises(BadMark, match="mark cluster: each: 2 has True, not a dictionary of fields"):
+        cluster({2: True})
