@@ -6,7 +6,7 @@ import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -26,9 +26,10 @@ from lab.agent import contents, enforcement
 from lab.agent.collector import Collected, collect
 from lab.agent.generations import next_generation
 from lab.agent.policyfile import parse
+from lab.agent.turns import Turn
 from lab.errors import system_errors
 from lab.node.node import Node, UnknownTarget
-from lab.node.topology import HEALTH, HOST, InvalidSpec, PodFacts
+from lab.node.topology import HEALTH, HOST, InvalidSpec, PodFacts, PodSpec
 from lab.system.forkpool import fork_map
 
 Change = Callable[[Plan], Plan]
@@ -70,10 +71,15 @@ class Agent:
         self.change: Change | None = None
         self._stack = ExitStack()
         self._maps_holders: list[int] = []
+        # Shared by reloads, exclusively held by whoever changes what all programs of the node are built for.
+        self._mode = Turn(self.config.state / "mode.lock")
+        self._seen, self._known = (node.spec, node.facts), config.node
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
             stack.enter_context(self.node.lock_shared())
+            self.node.recover()
+            self._refresh()
             stack.enter_context(self.loader)
             self._stack = stack.pop_all()
         return self
@@ -122,8 +128,29 @@ class Agent:
                 # Nobody waits for the compiler but us.
                 self._host_spec(cancel)
                 stack.enter_context(self.loader.lock_maps(cancel=cancel))
+                self._refresh()
             stack.enter_context(self._holding_maps())
             yield
+
+    @contextmanager
+    def _switching(self, cancel: threading.Event | None) -> Iterator[None]:
+        """Keep away all others who would reload or switch this node, while everything is reloaded for a new mode."""
+        with self._mode.take(exclusive=True, cancel=cancel):
+            self._refresh()
+            yield
+
+    def _refresh(self) -> None:
+        """Know what others have changed of the node: its pods, and what its programs are built for."""
+        self.node.refresh()
+        seen = (self.node.spec, self.node.facts)
+        if seen[0] is self._seen[0] and seen[1] is self._seen[1]:
+            return
+        known, now = self._known, self.node.datapath_config().node
+        self._seen, self._known = seen, now
+        # Only those: the others may have been configured otherwise on purpose.
+        changed = {f.name: getattr(now, f.name) for f in fields(now) if getattr(now, f.name) != getattr(known, f.name)}
+        if changed:
+            self.configure(node=replace(self.config.node, **changed))
 
     @contextmanager
     def _holding_maps(self) -> Iterator[None]:
@@ -197,11 +224,16 @@ class Agent:
         observer: Observer | None = None,
         cancel: threading.Event | None = None,
     ) -> Outcome:
-        """Reload one endpoint, the host or the overlay, under a generation number of its own."""
-        plan = self.plan(subject, generation=self.next_generation())
-        plan = self.change(plan) if self.change is not None else plan
-        with system_errors(self.node.name), self._holding_maps():
-            return self.loader.apply(plan, observer=observer, cancel=cancel)
+        """Reload one endpoint, the host or the overlay, under a generation number of its own.
+
+        It waits for whoever switches the whole node to another mode.
+        """
+        with self._mode.take(exclusive=False, cancel=cancel):
+            self._refresh()
+            plan = self.plan(subject, generation=self.next_generation())
+            plan = self.change(plan) if self.change is not None else plan
+            with system_errors(self.node.name), self._holding_maps():
+                return self.loader.apply(plan, observer=observer, cancel=cancel)
 
     def reload_many(
         self,
@@ -292,12 +324,13 @@ class Agent:
         The node's route to its pods stays until the last pod has one of its own, and is back before the first loses it.
         With endpoint routes the tunnel's program leaves the policy to the pods' egress programs: it comes last then.
         """
-        if not on:
-            self.node.set_node_route(True)
-        self.configure(node=replace(self.config.node, endpoint_routes=on))
-        last = [name for name in self.node_subjects if name == OVERLAY_SUBJECT and on]
-        outcomes = self.reload_all(workers=workers, last=last, cancel=cancel, observer=observer)
-        self.node.set_endpoint_routes(on)
+        with self._switching(cancel):
+            if not on:
+                self.node.set_node_route(True)
+            self.configure(node=replace(self.config.node, endpoint_routes=on))
+            last = [name for name in self.node_subjects if name == OVERLAY_SUBJECT and on]
+            outcomes = self.reload_all(workers=workers, last=last, cancel=cancel, observer=observer)
+            self.node.set_endpoint_routes(on)
         return outcomes
 
     def set_tunnel_port(self, port: int, *, workers: int = 1, cancel: threading.Event | None = None) -> list[Outcome]:
@@ -307,28 +340,27 @@ class Agent:
         """
         if not self.node.spec.tunnel:
             raise InvalidSpec(f"{self.node.name} has no tunnel")
-        self.node.set_tunnel_port(port)
-        vxlan = self.node.facts.vxlan
-        self.configure(node=replace(self.config.node, tunnel_port=port, encap_ifindex=vxlan.ifindex))
-        # The new device first: the others' packets arrive there already.
-        return self.reload_all(workers=workers, first=[OVERLAY_SUBJECT], cancel=cancel)
+        with self._switching(cancel):
+            self.node.set_tunnel_port(port)
+            # The new device first: the others' packets arrive there already.
+            return self.reload_all(workers=workers, first=[OVERLAY_SUBJECT], cancel=cancel)
 
     def set_mtu(self, mtu: int, *, workers: int = 1, cancel: threading.Event | None = None) -> list[Outcome]:
         """Change the MTU of a live node, in place; open connections go on."""
-        self.node.set_mtu(mtu)
-        self.configure(node=replace(self.config.node, mtu=mtu))
-        return self.reload_all(workers=workers, cancel=cancel)
+        with self._switching(cancel):
+            self.node.set_mtu(mtu)
+            return self.reload_all(workers=workers, cancel=cancel)
 
-    def add_pod(self, name: str) -> Outcome:
+    def add_pod(self, pod: PodSpec | str) -> Outcome:
         """Make one more pod, tell the maps about it, and load its programs."""
-        self.node.add_pod(name)
+        made = self.node.add_pod(pod)
         self.sync()
-        return self.reload(name)
+        return self.reload(made.name)
 
     def remove_pod(self, name: str) -> None:
         """Take a pod away: out of the datapath first, then out of the node."""
-        pod = self.node.pod(name)
-        with self.updating():
+        with self._mode.take(exclusive=False), self.updating():
+            pod = self.node.pod(name)
             self.loader.unload(self.endpoint(name), forget=lambda: self._forget(pod))
             self.forget_connections(pod)
             self.node.remove_pod(name)

@@ -14,7 +14,7 @@ from lab.agent import enforcement
 from lab.agent.agent import Agent
 from lab.node import registry
 from lab.node.node import Node
-from lab.node.topology import MAX_NODES, InvalidSpec, NodeSpec, PodFacts
+from lab.node.topology import MAX_NODES, InvalidSpec, NodeSpec, PodFacts, PodSpec
 
 SEPARATOR = "/"
 
@@ -117,10 +117,10 @@ class Cluster:
         agent, own = self.find(name)
         return agent.reload(own, **options)
 
-    def add_pod(self, name: str) -> Outcome:
-        """Make one more pod; all other nodes know it before it has its programs."""
+    def add_pod(self, name: str, *, labels: Iterable[str] = ()) -> Outcome:
+        """Make one more pod, with these labels; all other nodes know it before it has its programs."""
         agent, own = self.find(name)
-        agent.node.add_pod(own)
+        agent.node.add_pod(PodSpec(own, labels=frozenset(labels)))
         self.sync()
         return agent.reload(own)
 

@@ -22,8 +22,8 @@ def encode(spec: NodeSpec, facts: NodeFacts) -> dict[str, Any]:
     """Return spec and facts as a JSON object: addresses and MACs as text, sets as sorted lists."""
     return {
         "version": VERSION,
-        "spec": _plain(asdict(spec)) | {"pods": [_plain(asdict(pod)) for pod in spec.pod_specs]},
-        "facts": _plain(asdict(facts)),
+        "spec": plain(asdict(spec)) | {"pods": [plain(asdict(pod)) for pod in spec.pod_specs]},
+        "facts": plain(asdict(facts)),
     }
 
 
@@ -81,16 +81,17 @@ def _check_device(name: str, ifindex: int) -> None:
 
 def pod_json(pod: PodFacts) -> dict[str, Any]:
     """Return one pod as a JSON object."""
-    return dict(_plain(asdict(pod)))
+    return dict(plain(asdict(pod)))
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """Return a value as JSON has it: addresses as text, sets as sorted lists."""
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: plain(item) for key, item in value.items()}
     if isinstance(value, frozenset):
         return sorted(value)
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if isinstance(value, IPv4Address | IPv6Address):
         return str(value)
     return value

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import errno
 import os
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -13,14 +13,13 @@ from typing import Self
 from bpf import LIBRARY
 from datapath.endpoint import HOST_ID, LABEL_HOST, DatapathConfig, Endpoint, NodeConfig
 from datapath.errors import ReloadlabError
-from datapath.kernel.netlink import NetlinkSocket, unless
 from lab.errors import LabNotFound, LabNotReady, system_errors
-from lab.node import builder, links, registry
+from lab.node import builder, live, registry
+from lab.node.status import Stamp
 from lab.node.topology import (
     HEALTH,
     HOST,
     HOST_ENDPOINT,
-    MAX_NODES,
     NODE,
     OUTSIDE,
     InvalidSpec,
@@ -33,8 +32,6 @@ from lab.node.topology import (
     plan_pod,
     pod_number,
 )
-from lab.system import mounts, netns
-from lab.system.inhabitants import kill_inhabitants
 
 
 class UnknownTarget(ReloadlabError):
@@ -60,6 +57,7 @@ class Node:
         self.root = registry.lab_root(spec.name)
         self._size = size
         self._facts: NodeFacts | None = None
+        self._stamp: Stamp | None = None
         self._held: int | None = None
 
     @classmethod
@@ -74,9 +72,11 @@ class Node:
     @classmethod
     def open(cls, name: str) -> Self:
         """Find a node that stands. Raises LabNotFound, LabNotReady."""
+        # In this order: what is written in between is read again.
+        stamp = registry.stamp(name)
         spec, found = registry.read_facts(name)
         node = cls(spec)
-        node._facts = found
+        node._facts, node._stamp = found, stamp
         return node
 
     def __enter__(self) -> Self:
@@ -205,47 +205,51 @@ class Node:
         """Return all endpoints: the host, health, the pods."""
         return tuple(self.endpoint(name) for name in (HOST, HEALTH, *(pod.name for pod in self.pods)))
 
+    def refresh(self) -> None:
+        """Read node.json again if another has changed the node. Raises what `open` raises."""
+        stamp = registry.stamp(self.name)
+        if self._facts is not None and stamp != self._stamp:
+            self.spec, self._facts = registry.read_facts(self.name)
+            self._stamp = stamp
+
+    def recover(self) -> None:
+        """Undo what a process has left half done that was killed while it changed the node."""
+        if live.is_unfinished(self.root):
+            with self._changing():
+                pass
+
     def set_node_route(self, on: bool) -> None:
         """Install or remove the local node route (pods by cilium_host); twice the same is no error."""
-        kind = links.RTM_NEWROUTE if on else links.RTM_DELROUTE
-        with NetlinkSocket(self.netns(NODE)) as socket:
-            for message in links.node_routes(self.spec, self.facts.cilium_host.ifindex, kind):
-                if on:
-                    socket.request("install the node route", message)
-                else:
-                    unless(errno.ESRCH, socket, "remove the node route", message)
+        live.set_node_route(self._standing, on)
 
     def set_endpoint_routes(self, on: bool) -> None:
         """Switch the routing mode that `endpoint` and `datapath_config` tell, and the node route; programs and
         endpoint routes follow with the next reload."""
-        self.set_node_route(not on)
-        self._remember(replace(self.spec, endpoint_routes=on), self.facts)
+        with self._changing():
+            live.set_node_route(self._standing, not on)
+            self._remember(replace(self.spec, endpoint_routes=on), self.facts)
 
     def add_pod(self, pod: PodSpec | str) -> PodFacts:
         """Make one more pod."""
         wanted = PodSpec(pod) if isinstance(pod, str) else pod
-        spec = replace(self.spec, pods=(*self.spec.pod_specs, wanted))
-        number = 1 + max((pod_number(p) for p in self.pods), default=-1)
-        made = plan_pod(spec, wanted, number)
-        with system_errors(self.name):
-            try:
-                builder.add_pod(spec, made, self.root)
+        with self._changing():
+            spec = replace(self.spec, pods=(*self.spec.pod_specs, wanted))
+            made = plan_pod(spec, wanted, 1 + max((pod_number(p) for p in self.pods), default=-1))
+            with self._noting(live.Unfinished(pod=made)):
+                live.add_pod(replace(self._standing, spec=spec), made)
                 self._remember(spec, replace(self.facts, pods=(*self.pods, made)))
-            except BaseException:
-                self._discard(made)
-                raise
         return made
 
     def remove_pod(self, name: str) -> None:
         """Take a pod away: its veth, its namespace and what runs in it. Its pins and programs are the pipeline's."""
-        pod = self.pod(name)
-        if pod is self.facts.health:
-            raise InvalidSpec("the health endpoint belongs to every node")
-        rest = tuple(p for p in self.pods if p.name != name)
-        spec = replace(self.spec, pods=tuple(p for p in self.spec.pod_specs if p.name != name))
-        with system_errors(self.name):
-            self._remember(spec, replace(self.facts, pods=rest))
-            self._discard(pod)
+        with self._changing():
+            pod = self.pod(name)
+            if pod is self.facts.health:
+                raise InvalidSpec("the health endpoint belongs to every node")
+            spec = replace(self.spec, pods=tuple(p for p in self.spec.pod_specs if p.name != name))
+            with self._noting(live.Unfinished(pod=pod)):
+                self._remember(spec, replace(self.facts, pods=tuple(p for p in self.pods if p.name != name)))
+                live.discard_pod(self._standing, pod)
 
     @property
     def peers(self) -> tuple[Node, ...]:
@@ -262,44 +266,56 @@ class Node:
         """Install the routes to the pods of the other nodes, and remove those to the pods of nodes that are gone."""
         if not self.spec.cluster:
             return
-        peers = {peer.spec.node_index: peer.spec for peer in self.peers}
-        with NetlinkSocket(self.netns(NODE)) as socket:
-            for peer in peers.values():
-                wanted = links.remote_routes(self.spec, self.facts, peer)
-                socket.request(f"install the routes to {peer.name}", *wanted)
-            for index in set(range(MAX_NODES)) - peers.keys() - {self.spec.node_index}:
-                gone = replace(self.spec, node_index=index)
-                for message in links.remote_routes(self.spec, self.facts, gone, links.RTM_DELROUTE):
-                    unless(errno.ESRCH, socket, f"remove the routes to node {index}", message)
+        live.sync_routes(self._standing, {peer.spec.node_index: peer.spec for peer in self.peers})
 
     def set_tunnel_port(self, port: int) -> None:
         """Give the tunnel device another UDP port, which the kernel only takes for a new one: its index changes.
 
         It comes back without programs, and programs that send to it must learn the new index.
         """
-        spec = replace(self.spec, tunnel_port=port)
-        vxlan = self.facts.vxlan
-        made = replace(vxlan, ifindex=next_tunnel_ifindex(vxlan.ifindex))
-        with NetlinkSocket(self.netns(NODE)) as socket:
-            unless(errno.ENODEV, socket, "remove cilium_vxlan", links.delete_link(vxlan.ifindex))
-            socket.request("make cilium_vxlan", links.vxlan(spec, made))
-        self._remember(spec, replace(self.facts, vxlan=made))
+        with self._changing():
+            made = replace(self.facts.vxlan, ifindex=next_tunnel_ifindex(self.facts.vxlan.ifindex))
+            target = replace(
+                self._standing,
+                spec=replace(self.spec, tunnel_port=port),
+                facts=replace(self.facts, vxlan=made),
+            )
+            with self._noting(live.Unfinished(tunnel=True)):
+                live.replace_tunnel(target)
+                self._remember(target.spec, target.facts)
 
     def set_mtu(self, mtu: int) -> None:
         """Change the MTU of all devices, bytes, in place, and with it that of the routes; indices and MACs stay."""
-        spec = replace(self.spec, mtu=mtu)
-        node = self.facts
-        devices = [d.ifindex for d in (node.uplink, node.cilium_net, node.cilium_host, node.vxlan)]
-        devices += [pod.ifindex for pod in (node.health, *node.pods)]
-        with NetlinkSocket(self.netns(OUTSIDE)) as socket:
-            socket.request("change the MTU outside", links.set_link_mtu(spec.uplink_peer[1], mtu))
-        with NetlinkSocket(self.netns(NODE)) as socket:
-            socket.request("change the MTU", *(links.set_link_mtu(index, mtu) for index in devices))
-        for pod in (node.health, *node.pods):
-            with NetlinkSocket(self.netns(pod.name)) as socket:
-                socket.request(f"change the MTU in {pod.name}", *links.pod_mtu(spec))
-        self._remember(spec, node)
+        with self._changing():
+            spec = replace(self.spec, mtu=mtu)
+            with self._noting(live.Unfinished(mtu=True)):
+                live.set_mtu(replace(self._standing, spec=spec))
+                self._remember(spec, self.facts)
         self.sync_routes()
+
+    @property
+    def _standing(self) -> live.Standing:
+        return live.Standing(self.root, self.spec, self.facts)
+
+    @contextmanager
+    def _changing(self) -> Iterator[None]:
+        """Be the only one, in whatever process, who changes the node, and know it as it is at this moment."""
+        with registry.changing(self.name), system_errors(self.name):
+            self.refresh()
+            live.recover(self._standing)
+            yield
+
+    @contextmanager
+    def _noting(self, change: live.Unfinished) -> Iterator[None]:
+        """Keep a note of a change while it is made; if the block fails, undo what was done of it."""
+        live.note(self.root, change)
+        try:
+            yield
+        except BaseException:
+            self.refresh()
+            live.recover(self._standing)
+            raise
+        live.forget(self.root)
 
     def _build(self) -> None:
         planned = plan_node(self.spec)
@@ -310,16 +326,4 @@ class Node:
 
     def _remember(self, spec: NodeSpec, found: NodeFacts) -> None:
         registry.write_facts(self.root, spec, found)
-        self.spec, self._facts = spec, found
-
-    def _discard(self, pod: PodFacts) -> None:
-        """Remove what there is of a pod."""
-        with NetlinkSocket(self.netns(NODE)) as socket:
-            unless(errno.ENODEV, socket, f"remove {pod.ifname}", links.delete_link(pod.ifindex))
-        path = self.root / registry.NAMESPACES / pod.name
-        if path.exists():
-            kill_inhabitants({netns.inode(path)})
-        # Path.is_mount() sees directories only, and this is a file.
-        if os.path.ismount(path):
-            mounts.umount(path)
-        path.unlink(missing_ok=True)
+        self.spec, self._facts, self._stamp = spec, found, registry.stamp(self.name)

@@ -30,7 +30,7 @@ from datapath.statefile import WrongContent, write_json
 from lab.errors import LabBusy, LabExists, Status, system_errors
 from lab.node import marks, status
 from lab.node.facts import encode
-from lab.node.status import FACTS, LabStatus
+from lab.node.status import FACTS, LabStatus, Stamp
 from lab.node.topology import NodeFacts, NodeSpec
 from lab.system import mounts, netns
 from lab.system.inhabitants import kill_inhabitants
@@ -130,6 +130,11 @@ def read_facts(name: str) -> tuple[NodeSpec, NodeFacts]:
                 return status.read_facts(root / FACTS)
         with _run_lock():
             raise status.not_ready(root)
+
+
+def stamp(name: str) -> Stamp | None:
+    """Return what tells a node.json from the next one of the lab; None if there is none."""
+    return status.stamp(lab_root(name))
 
 
 @contextmanager

@@ -1,0 +1,43 @@
+"""Turns: a thread takes one so that others, in whatever process, wait for it; meanwhile it may take it again."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from datapath.locks import Lock
+
+
+class Turn:
+    """A lock on a file that is passed over where the calling thread holds it already, at a gate of its own reload say.
+
+    A process that is forked by a thread that holds it goes on as that thread.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._holders: list[int] = []
+
+    @property
+    def is_mine(self) -> bool:
+        """Whether the calling thread holds it."""
+        return threading.get_ident() in self._holders
+
+    @contextmanager
+    def take(self, *, exclusive: bool, cancel: threading.Event | None = None) -> Iterator[None]:
+        """Hold the lock, or pass it over; Cancelled once `cancel` is set while others have it."""
+        if self.is_mine:
+            yield
+            return
+        lock = Lock(self._path, cancel or threading.Event())
+        try:
+            lock.acquire(exclusive=exclusive)
+            self._holders.append(threading.get_ident())
+            try:
+                yield
+            finally:
+                self._holders.remove(threading.get_ident())
+        finally:
+            lock.close()

@@ -1,0 +1,117 @@
+"""Several commands at once, each a process: none of them undoes what another does, and the node ends in one state."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from datapath.build.compile import probe_compiler
+from datapath.errors import ToolMissing
+from datapath.kernel.hooks import Direction
+from datapath.load.maps import open_pin
+from lab.abi import layouts
+from lab.agent.agent import Agent
+from lab.node.node import Node
+from lab.node.topology import NodeSpec
+from lab.watch.snapshot import take
+from tests.lab.labs import cli, python, removed, start, unique_name
+
+pytestmark = [pytest.mark.privileged, pytest.mark.slow]
+
+PODS = """
+import sys
+from lab.agent.agent import Agent
+from lab.node.node import Node
+with Agent(Node.open(sys.argv[1])) as agent:
+    for number in range(int(sys.argv[3])):
+        agent.add_pod(f"{sys.argv[2]}-{number}")
+        if number:
+            agent.remove_pod(f"{sys.argv[2]}-{number - 1}")
+"""
+ROUNDS = 5
+
+
+@pytest.fixture
+def name() -> Iterator[str]:
+    """A node that is up and loaded."""
+    try:
+        probe_compiler()
+    except ToolMissing as error:
+        pytest.skip(str(error))
+    with removed(unique_name()) as name:
+        with Agent(Node.up(NodeSpec(name, pods=1, tunnel=True))) as agent:
+            agent.start(workers=2)
+        yield name
+
+
+def known_pods(node: Node) -> set[str]:
+    """Return the pods of a node that its maps know."""
+    with open_pin(node.datapath_config().globals / "cilium_lxc") as pinned:
+        keys = {key for key, _ in pinned.items()}
+    return {pod.name for pod in node.pods if layouts.endpoint_key(pod.ipv4).ljust(len(next(iter(keys))), b"\0") in keys}
+
+
+def test_pods_come_and_go_by_two_processes_while_a_third_reloads(name: str) -> None:
+    one, two = python(PODS, name, "left", str(ROUNDS)), python(PODS, name, "right", str(ROUNDS))
+    reloads = 0
+    while one.poll() is None or two.poll() is None:
+        with start(cli("reload", name, "pod-1", "health", "host", "overlay")) as process:
+            _, stderr = process.communicate(timeout=60)
+        assert (process.returncode, stderr) == (0, "")
+        reloads += 1
+    assert [one.communicate()[1], two.communicate()[1]] == ["", ""]
+    assert reloads > 0
+    node = Node.open(name)
+    pods = {"pod-1", f"left-{ROUNDS - 1}", f"right-{ROUNDS - 1}"}
+    assert {pod.name for pod in node.pods} == pods
+    assert known_pods(node) == pods
+    attached = {device for device, _ in take(node).filters}
+    assert {pod.ifname for pod in node.pods} <= attached
+
+
+def test_reload_waits_for_the_switch_of_another_process(name: str) -> None:
+    """Both know the node as it was before: whoever comes second loads programs for what the first has made of it."""
+    with Agent(Node.open(name)) as late, Agent(Node.open(name)) as first:
+        first.set_mtu(1400)
+        first.set_tunnel_port(9000)
+        assert late.config.node.mtu == 1500
+        late.reload("pod-1")
+        assert late.config.node == first.config.node
+        assert (late.config.node.mtu, late.config.node.tunnel_port) == (1400, 9000)
+        first.set_endpoint_routes(True)
+        late.reload("pod-1")
+        assert late.endpoint_routes
+        assert late.node.endpoint("pod-1").require_egress_prog
+
+
+def test_two_switches_at_once_end_in_one_mode(name: str) -> None:
+    processes = [start(cli("reload", name, "--mtu", str(mtu))) for mtu in (1400, 1450)]
+    processes += [start(cli("reload", name, "--endpoint-routes")), start(cli("reload", name, "--tunnel-port", "9000"))]
+    errors = [process.communicate(timeout=120)[1] for process in processes]
+    assert errors == [""] * len(processes)
+    node = Node.open(name)
+    assert node.spec.mtu in (1400, 1450)
+    assert (node.spec.endpoint_routes, node.spec.tunnel_port) == (True, 9000)
+    filters = take(node).filters
+    for pod in (node.facts.health, *node.pods):
+        assert {direction for device, direction in filters if device == pod.ifname} == set(Direction)
+
+
+def test_cancelled_reload_does_not_wait_for_a_switch(name: str) -> None:
+    holder = python(
+        "import sys, time\nfrom lab.agent.agent import Agent\nfrom lab.node.node import Node\n"
+        "with Agent(Node.open(sys.argv[1])) as agent, agent._mode.take(exclusive=True):\n"
+        "    print(flush=True)\n    time.sleep(30)\n",
+        name,
+    )
+    with holder:
+        assert holder.stdout is not None
+        holder.stdout.readline()
+        with start(cli("reload", name, "pod-1")) as process:
+            time.sleep(2)
+            assert process.poll() is None
+            process.terminate()
+            assert (process.communicate(timeout=10)[1], process.returncode) == ("reloadlab: interrupted\n", 130)
+        holder.kill()
