@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +26,8 @@ def _restore(kind: type[ReloadlabError], args: tuple[Any, ...], attributes: dict
 
 
 def _portable(value: Any) -> Any:
+    import pickle  # only for errors that go from one process to another
+
     try:
         pickle.loads(pickle.dumps(value))
     except Exception:  # noqa: BLE001 - whatever a foreign class does when it is pickled

@@ -10,7 +10,7 @@ import errno
 import os
 import socket
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -40,7 +40,9 @@ DUMP_ATTEMPTS = 16
 _BATCH = 1 << 16  # bytes in one send: well below the default socket buffer
 
 
-def encode(kind: type[Any], message_type: int, flags: int, fields: Mapping[str, Any], attrs: Sequence[Any]) -> bytes:
+def encode(
+    kind: Callable[..., Any], message_type: int, flags: int, fields: Mapping[str, Any], attrs: Sequence[Any]
+) -> bytes:
     """Return the bytes of a pyroute2 message of class `kind`; nested attributes as ("NAME", {"attrs": [...]})."""
     message = kind()
     for name, value in fields.items():
@@ -193,7 +195,7 @@ class NetlinkSocket:
             answers.append(body)
         return None if interrupted else answers
 
-    def decode(self, kind: type[Any], messages: Sequence[bytes]) -> list[Any]:
+    def decode(self, kind: Callable[..., Any], messages: Sequence[bytes]) -> list[Any]:
         """Return the messages decoded by pyroute2 class `kind`; slow (0.1-0.3 ms each), for listings."""
         decoded = []
         for message in messages:

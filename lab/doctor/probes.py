@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import importlib.util
 import os
 import shutil
 import struct
 from pathlib import Path
 
 from datapath.bpftypes import MapType
-from datapath.build.compile import probe_compiler
 from datapath.errors import ReloadlabError, ToolMissing
-from datapath.kernel import bpf as kernel
 from datapath.kernel.libc import function
 from lab.system import tools
-from lab.watch import tracing as system_calls
+
+# What only one probe needs is imported there: every command asks for the first probe, and should start at once.
 
 STATUS = Path("/proc/self/status")
 JIT_ENABLE = Path("/proc/sys/net/core/bpf_jit_enable")
@@ -67,6 +65,8 @@ def run_directory() -> str:
 
 def bpf() -> str:
     """bpf(2) itself: the smallest map that there is."""
+    from datapath.kernel import bpf as kernel
+
     os.close(kernel.map_create(MapType.ARRAY, 4, 4, 1, name="doctor"))
     return "bpf(2) makes maps"
 
@@ -148,8 +148,10 @@ def _tc(batch: str) -> None:
 
 def tcx() -> str:
     """Links on a device's ingress: asks what is attached to `lo` there, which changes nothing."""
+    from datapath.kernel.bpf import SYS_BPF
+
     attr = struct.pack("=4IQ2I", LOOPBACK_IFINDEX, BPF_TCX_INGRESS, 0, 0, 0, 0, 0).ljust(64, b"\0")
-    if _syscall(kernel.SYS_BPF, BPF_PROG_QUERY, attr, len(attr)) < 0:
+    if _syscall(SYS_BPF, BPF_PROG_QUERY, attr, len(attr)) < 0:
         number = ctypes.get_errno()
         raise Unmet("the kernel does not know it" if number == errno.EINVAL else os.strerror(number))
     return "known to the kernel"
@@ -157,13 +159,17 @@ def tcx() -> str:
 
 def clang() -> str:
     """A clang that has the BPF target; it compiles an empty file to be sure."""
+    from datapath.build.compile import probe_compiler
+
     compiler = probe_compiler()
     return f"{compiler.path} (version {compiler.major}, -mcpu={compiler.mcpu})"
 
 
 def bcc() -> str:
     """The BPF Compiler Collection's Python module, and not the package of that name on the Python index."""
-    spec = importlib.util.find_spec("bcc")
+    from importlib.util import find_spec
+
+    spec = find_spec("bcc")
     if spec is None or spec.origin is None:
         raise Unmet("no Python module bcc")
     directory = Path(spec.origin).parent
@@ -174,7 +180,9 @@ def bcc() -> str:
 
 def tracing() -> str:
     """The system-call tracepoints, through bcc."""
-    reason = system_calls.probe()
+    from lab.watch.tracing import probe
+
+    reason = probe()
     if reason is not None:
         raise Unmet(reason)
     return "system calls can be timed"
