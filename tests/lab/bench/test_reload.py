@@ -77,8 +77,8 @@ def test_given_object_gets_the_id_of_the_endpoint(name: str, renamed: str | None
 
 @pytest.mark.parametrize("arguments", ["--rounds 0", "--pods 0"])
 def test_bad_numbers(arguments: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["bench", "reload", *arguments.split()]) == 1
-    assert "from 1 on" in capsys.readouterr().err
+    assert main(["bench", "reload", *arguments.split()]) == 2
+    assert "is not a whole number of at least 1" in capsys.readouterr().err
 
 
 @pytest.mark.privileged

@@ -25,8 +25,8 @@ def test_ratio_is_that_of_the_pairs() -> None:
 
 @pytest.mark.parametrize("arguments", ["--rounds 0", "--pods 0", "--pods 3,-1"])
 def test_bad_arguments(arguments: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["bench", "topology", *arguments.split()]) == 1
-    assert "from 1 on" in capsys.readouterr().err
+    assert main(["bench", "topology", *arguments.split()]) == 2
+    assert "is not a whole number of at least 1" in capsys.readouterr().err
 
 
 @pytest.mark.privileged

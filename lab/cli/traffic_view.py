@@ -5,24 +5,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from lab.bench.pairs import Build
 from lab.bench.rounds import Measurement
-from lab.bench.tables import put, table, warn
 from lab.bench.traffic import Metric, MetricComparison, PacketCosts
+from lab.cli.tables import make_table, print_table
 
 
-def show(console: Console, report: PacketCosts) -> None:
+def show(report: PacketCosts) -> None:
     """Print a report as tables, one for each measure, with both IP versions side by side."""
     for build in report.builds:
         if build.name:
-            console.print(f"{build.name}: {escape(_describe(build))}", highlight=False, soft_wrap=True)
+            print(f"{build.name}: {_describe(build)}")
     for metric in dict.fromkeys(item.metric for item in report.comparisons):
-        put(console, _table([item for item in report.comparisons if item.metric == metric]))
-    warn(console, report.others)
+        print_table(_table([item for item in report.comparisons if item.metric == metric]))
+        print()
 
 
 def _describe(build: Build) -> str:
@@ -34,13 +33,14 @@ def _table(versions: Sequence[MetricComparison]) -> Table:
     metric, rounds = versions[0].metric, len(versions[0].groups[0][0].seconds)
     columns = [column for item in versions for column in (f"IPv{item.version}", "x", "quartiles")]
     title = f"{metric.name}, {metric.unit}, median of {rounds} rounds; x: time over the first row's"
-    filled = table(title, *columns)
+    filled = make_table("", *columns, figures=columns, title=title)
     for groups in zip(*(item.groups for item in versions), strict=True):
+        if filled.row_count:
+            filled.add_row()
         for rows in zip(*groups, strict=True):
             pairs = zip(rows, groups, strict=True)
             cells = (cell for row, group in pairs for cell in _cells(metric, row, group[0]))
             filled.add_row(escape(rows[0].name), *cells)
-        filled.add_section()
     return filled
 
 

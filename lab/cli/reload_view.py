@@ -5,38 +5,38 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from lab.bench.parallel import WorkerReport
 from lab.bench.reload import ReloadReport
 from lab.bench.rounds import Measurement
-from lab.bench.tables import put, table, warn
+from lab.cli.tables import make_table, print_table
 
 
-def show(console: Console, report: ReloadReport) -> None:
+def show(report: ReloadReport) -> None:
     """Print a report as tables."""
-    name = escape(Path(report.object).name)
     hooks = ", ".join(report.hooks)
-    console.print(f"{name}: {report.programs} programs, {report.instructions:,} instructions; {hooks}", highlight=False)
-    put(console, _one(report))
-    warn(console, report.others)
+    name = Path(report.object).name
+    print(f"{name}: {report.programs} programs, {report.instructions:,} instructions; {hooks}\n")
+    print_table(_one(report))
     for row in report.rows:
         if row.refusal:
-            console.print(f"{escape(row.name)}: not possible: {escape(row.refusal)}", highlight=False)
+            print(f"{row.name}: not possible: {row.refusal}")
     steps = ", ".join(f"{step} {seconds * 1e3:.2f}" for step, seconds in report.steps.items())
-    console.print(f"steps of the pipeline verifying in 1 thread, ms: {steps}\n", highlight=False)
+    print(f"\nsteps of the pipeline verifying in 1 thread, ms: {steps}\n")
     if report.no_shares:
-        console.print(f"time inside system calls: not measured: {escape(report.no_shares)}\n", highlight=False)
+        print(f"time inside system calls: not measured: {report.no_shares}\n")
     else:
-        put(console, _shares(report))
-    put(console, _parallel(report))
+        print_table(_shares(report))
+        print()
+    print_table(_parallel(report))
 
 
 def _one(report: ReloadReport) -> Table:
     rounds = len(report.rows[0].seconds)
-    rows = table(f"one reload, {rounds} rounds in turns", "best ms", "median ms", "x floor", "quartiles")
+    figures = ("best ms", "median ms", "x floor", "quartiles")
+    rows = make_table("", *figures, figures=figures, title=f"one reload, {rounds} rounds in turns")
     for row in report.rows:
         rows.add_row(escape(row.name), *_figures(row, report.rows[0]))
     return rows
@@ -51,7 +51,7 @@ def _figures(row: Measurement, floor: Measurement) -> tuple[str, ...]:
 
 def _shares(report: ReloadReport) -> Table:
     columns = ("wall ms", "in bpf(2), netlink ms", "of all threads ms", "ratio", "rest ms")
-    rows = table("where its time goes (traced)", *columns)
+    rows = make_table("", *columns, figures=columns, title="where its time goes (traced)")
     for share in report.shares:
         times = (f"{seconds * 1e3:.2f}" for seconds in (share.wall, share.kernel, share.summed))
         rows.add_row(escape(share.name), *times, f"{share.wall / share.kernel:.2f}", f"{share.userland * 1e3:.2f}")
@@ -59,7 +59,8 @@ def _shares(report: ReloadReport) -> Table:
 
 
 def _parallel(report: ReloadReport) -> Table:
-    rows = table("many pods, one after the other and in parallel", "reloads/s", "p50 ms", "p95 ms", "p99 ms")
+    figures = ("reloads/s", "p50 ms", "p95 ms", "p99 ms")
+    rows = make_table("", *figures, figures=figures, title="many pods, one after the other and in parallel")
     for row in report.parallel:
         percentiles = (f"{value:.2f}" for value in _percentiles(row).values())
         rows.add_row(f"{report.pods} pods, {row.workers} at a time", f"{row.reloads_per_second:.1f}", *percentiles)
