@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from difflib import get_close_matches
 from enum import StrEnum
 from pathlib import Path
 
@@ -68,8 +69,9 @@ class LabNotFound(LabError):
     """There is no lab of that name; `existing` are the labs there are."""
 
     def __init__(self, name: str, existing: tuple[str, ...]) -> None:
+        near = get_close_matches(name, existing, n=1)
         there = f"there is {', '.join(existing)}" if existing else "there is none; make one with: reloadlab up"
-        super().__init__(name, f"no lab {name}; {there}")
+        super().__init__(name, f"no lab {name}; {f'did you mean {near[0]}?' if near else there}")
         self.existing = existing
 
 

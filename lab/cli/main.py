@@ -3,27 +3,29 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import importlib
 import io
 import os
 import sys
-from collections.abc import Sequence
-from typing import Any, NoReturn
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from difflib import get_close_matches
+from typing import Any, NoReturn, TextIO
 
 from datapath.errors import ReloadlabError
+from lab.cli.targets import near
 from lab.system.signals import terminable
 
 COMMANDS = {
     "doctor": "say what the machine lacks for the lab",
-    "up": "build a node and load its programs",
+    "up": "build a node, or several, and load the programs",
     "down": "remove labs",
     "ls": "list labs",
-    "show": "draw a node",
-    "exec": "run a command inside a pod",
-    "policy": "let policies hold, or show those that do",
+    "show": "draw nodes: interfaces, programs, routes, endpoints",
+    "exec": "run a command, or a shell, inside a pod or the node",
+    "policy": "apply policies, or print those in force",
     "maps": "print a map of the datapath",
-    "gc": "delete the connections whose lifetime is over",
+    "gc": "delete expired connections",
     "monitor": "follow drops, traces and policy verdicts",
     "plan": "print the steps of a reload without doing them",
     "reload": "reload endpoints and print the time of every step",
@@ -31,11 +33,19 @@ COMMANDS = {
     "verify": "have the verifier judge every program of an object or a C file",
     "bench": "measure reloads, nodes and traffic, next to other ways of doing the same",
     "run": "doctor, all scenarios with traffic, parallel reload times; the main job",
+    "completion": "print the script that lets a shell complete commands, options and labs",
 }
 """The commands, each a module of lab.cli.commands, with the line that `--help` prints for it."""
 
 HANDS_ON = frozenset({"run"})
 """Commands that hand on what follows -- to another program, as `handed_on`."""
+
+FORMER = {
+    "--parallel": "it is --workers",
+    "-n": "it is --workers",
+    "--from": "name the endpoint with its lab: monitor demo/pod-1",
+}
+"""Options of former versions, and what has taken their place."""
 
 EXIT_FAILURE = 1
 EXIT_WRONG_CALL = 2
@@ -43,10 +53,24 @@ EXIT_INTERRUPTED = 130
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose errors are one line."""
+    """A parser whose errors are one line, and whose options have one name each: no abbreviations."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{**options, "allow_abbrev": False})
 
     def error(self, message: str) -> NoReturn:
         self.exit(EXIT_WRONG_CALL, f"reloadlab: {message}; see: {self.prog} --help\n")
+
+    def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
+        # If nobody can be told, the exit code says it.
+        with suppress(OSError):
+            sys.stderr.write(message or "")
+        sys.exit(status)
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices:
+            words = list(action.choices)
+            raise argparse.ArgumentError(action, f"no {value}{near(value, words) or '; it is ' + ', '.join(words)}")
 
 
 class _Version(argparse.Action):
@@ -77,41 +101,64 @@ def build_parser(wanted: str | None) -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; 0 if it did its job, 1 if not, 2 for a wrong call, 130 after Ctrl-C, SIGTERM or SIGHUP."""
-    argv = sys.argv[1:] if argv is None else list(argv)
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        # Lines and corners where the terminal has them, question marks where it has not.
-        sys.stdout.reconfigure(errors="replace")
+    open_missing_streams()
+    if "_ARGCOMPLETE" in os.environ:
+        from lab.cli.completion import answer_shell
+
+        answer_shell()
     try:
         with terminable():
-            code = _run(argv)
+            code = _run(sys.argv[1:] if argv is None else list(argv))
             # What is still in the buffer belongs to the command: a full disk or a reader that left is noticed here.
             sys.stdout.flush()
             return code
     except ReloadlabError as error:
         return _fail(str(error))
     except BrokenPipeError:
-        # `| head` has seen enough. Python would flush once more when it ends.
-        os.dup2(os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC), sys.stdout.fileno())
+        # `| head` has seen enough.
         return EXIT_FAILURE
     except OSError as error:
         return _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror or error))
     except KeyboardInterrupt:
         return _fail("interrupted", EXIT_INTERRUPTED)
+    finally:
+        _drop_unwritable(sys.stdout)
+        _drop_unwritable(sys.stderr)
+
+
+def open_missing_streams() -> None:
+    """Open /dev/null in place of standard streams that are closed, and set up the encoding of the output.
+
+    Otherwise the next file that is opened would become the standard output of every child process.
+    """
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            # The lowest free descriptor is this one: those below are open.
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+    sys.stdout = sys.stdout or open(1, "w", closefd=False)  # noqa: SIM115 - for as long as the process lives
+    sys.stderr = sys.stderr or open(2, "w", closefd=False)  # noqa: SIM115
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # Lines and corners where the terminal has them, question marks where it has not.
+        sys.stdout.reconfigure(errors="replace")
 
 
 def _run(argv: Sequence[str]) -> int:
     wanted = next((word for word in argv if not word.startswith("-")), None)
     parser = build_parser(wanted)
-    if wanted is not None and wanted not in COMMANDS:
-        near = difflib.get_close_matches(wanted, COMMANDS, n=1)
-        parser.error(f"no command {wanted}" + (f"; did you mean {near[0]}?" if near else ""))
-    own, handed_on = _split(argv) if wanted in HANDS_ON else (argv, [])
-    args, unknown = parser.parse_known_args(own)
-    args.handed_on = handed_on
-    if unknown:
-        # argparse would name the wrong parser.
-        command = " ".join(filter(None, ("reloadlab", wanted, "--help")))
-        parser.exit(EXIT_WRONG_CALL, f"reloadlab: unknown {' '.join(unknown)}; see: {command}\n")
+    try:
+        if wanted is not None and wanted not in COMMANDS:
+            parser.error(f"no command {wanted}{near(wanted, COMMANDS)}")
+        own, handed_on = _split(argv) if wanted in HANDS_ON else (argv, [])
+        args, unknown = parser.parse_known_args(own)
+        args.handed_on = handed_on
+        if unknown:
+            # argparse would name the wrong parser.
+            command = " ".join(filter(None, ("reloadlab", wanted, "--help")))
+            parser.exit(EXIT_WRONG_CALL, f"reloadlab: {_describe_unknown(parser, unknown)}; see: {command}\n")
+    except SystemExit as end:
+        return int(end.code or 0)
     if args.command is None:
         parser.print_help()
         return 0
@@ -124,9 +171,41 @@ def _split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
     return list(argv[:at]), list(argv[at + 1 :])
 
 
+def _describe_unknown(parser: argparse.ArgumentParser, unknown: Sequence[str]) -> str:
+    first = unknown[0].partition("=")[0]
+    if first in FORMER:
+        return f"unknown {first}: {FORMER[first]}"
+    if first.startswith("-"):
+        # Without the dashes, in which all are alike.
+        names = {option.lstrip("-"): option for option in _option_strings(parser)}
+        found = get_close_matches(first.lstrip("-"), names, n=1)
+        return f"unknown {first}" + (f"; did you mean {names[found[0]]}?" if found else "")
+    return f"unknown {' '.join(unknown)}"
+
+
+def _option_strings(parser: argparse.ArgumentParser) -> Iterator[str]:
+    """Yield the options of a parser and of the commands below it."""
+    for action in parser._actions:
+        if action.help is not argparse.SUPPRESS:
+            yield from action.option_strings
+        if isinstance(action, argparse._SubParsersAction):
+            for below in action.choices.values():
+                yield from _option_strings(below)
+
+
 def _fail(message: str, code: int = EXIT_FAILURE) -> int:
-    print(f"reloadlab: {message}", file=sys.stderr)
+    # If nobody can be told, the exit code says it.
+    with suppress(OSError):
+        print(f"reloadlab: {message}", file=sys.stderr)
     return code
+
+
+def _drop_unwritable(stream: TextIO) -> None:
+    """Let what cannot be written go: Python would try again when it ends, and change the exit code."""
+    try:
+        stream.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC), stream.fileno())
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import replace
+from difflib import get_close_matches
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -38,8 +39,9 @@ class UnknownTarget(ReloadlabError):
     """A pod, endpoint or namespace that the node does not have; `existing` are those it has."""
 
     def __init__(self, node: str, target: str, existing: tuple[str, ...]) -> None:
+        near = get_close_matches(target.split()[-1], existing, n=1) if len(existing) > 12 else []
         shown = ", ".join(existing if len(existing) <= 12 else (*existing[:6], "...", existing[-1]))
-        super().__init__(f"lab {node} has no {target}; it has {shown}")
+        super().__init__(f"lab {node} has no {target}; {f'did you mean {near[0]}?' if near else f'it has {shown}'}")
         self.target = target
         self.existing = existing
 

@@ -7,11 +7,8 @@ from dataclasses import asdict, dataclass, replace
 from ipaddress import ip_address
 from typing import Any
 
-from pyroute2.netlink.rtnl.ifaddrmsg import ifaddrmsg
-from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
-from pyroute2.netlink.rtnl.rtmsg import rtmsg
-
 from datapath.kernel.hooks import Direction, all_filters
+from datapath.kernel.messages import MessageClass, ifaddrmsg, ifinfmsg, rtmsg
 from datapath.kernel.netlink import NLM_F_DUMP, RTM_GETLINK, NetlinkSocket, encode
 from lab.node.facts import pod_json
 from lab.node.links import AF_INET, AF_INET6, IFF_NOARP, IFF_UP, RT_SCOPE_LINK, RT_TABLE_MAIN, RTPROT_KERNEL
@@ -51,7 +48,7 @@ class NodeView:
         """Return the view as a JSON object."""
         spec = self.node.spec
         return {
-            "name": spec.name,
+            "lab": spec.name,
             "mtu": spec.mtu,
             "route_mtu": spec.route_mtu,
             "tunnel": spec.tunnel,
@@ -142,5 +139,5 @@ def _route(message: Any, destination: str, names: dict[int, str]) -> str:
     return " ".join(words)
 
 
-def _dump(socket: NetlinkSocket, what: str, kind: type[Any], number: int, family: int = 0) -> list[Any]:
+def _dump(socket: NetlinkSocket, what: str, kind: MessageClass, number: int, family: int = 0) -> list[Any]:
     return socket.decode(kind, socket.dump(what, encode(kind, number, NLM_F_DUMP, {"family": family}, ())))

@@ -1,13 +1,12 @@
-"""`reloadlab gc`: delete the connections whose lifetime is over."""
+"""`reloadlab gc`: delete expired connections."""
 
 from __future__ import annotations
 
 import argparse
-import json
 from typing import TYPE_CHECKING
 
+from lab.cli.targets import add_targets, check_targets, find_targets, print_json
 from lab.doctor.doctor import require
-from lab.node import registry
 
 if TYPE_CHECKING:
     from argparse import _SubParsersAction
@@ -19,11 +18,11 @@ def add_parser(subparsers: _SubParsersAction[argparse.ArgumentParser]) -> None:
     """Declare the command."""
     parser = subparsers.add_parser(
         "gc",
-        description="Delete the connections whose lifetime is over from the datapath's maps, once: what Cilium's agent "
-        "does at intervals. Connections that are open, and packets on their way, do not notice.",
+        description="Delete expired connections from the datapath's maps, once: what Cilium's agent does at intervals. "
+        "Open connections, and packets on their way, are not affected.",
     )
-    parser.add_argument("lab", metavar="LAB", help="a lab, or the name of all nodes of a cluster")
-    parser.add_argument("--json", action="store_true", help="print a JSON list")
+    add_targets(parser, endpoints=False, help="a lab, or a cluster: all its nodes")
+    parser.add_argument("--json", action="store_true", help="print a JSON list, one object per map")
     parser.set_defaults(run=run)
 
 
@@ -32,22 +31,22 @@ def run(args: argparse.Namespace) -> int:
     from lab.abi.conntrack import CT_MAPS
     from lab.agent.collector import collect
     from lab.node.maps import MapNotLoaded
-    from lab.node.node import Node
 
+    check_targets([args.target], endpoints=False)
     require("root")
     rows = []
-    for name in registry.labs_of(args.lab):
-        node = Node.open(name)
+    for node in (target.node for target in find_targets([args.target])):
         with node.lock_shared():
             found = collect(node.datapath_config().globals)
         if not found:
-            raise MapNotLoaded(name, CT_MAPS[0])
-        rows += [(name, item) for item in found]
+            raise MapNotLoaded(node.name, CT_MAPS[0])
+        rows += [_row(node.name, item) for item in found]
     if args.json:
-        print(json.dumps([_row(name, item) for name, item in rows], indent=2))
+        print_json(rows)
     else:
-        for name, item in rows:
-            print(f"{name}: {item.map}: {item.deleted:,} of {item.scanned:,} connections were over, deleted")
+        from lab.cli.tables import print_table, table_of
+
+        print_table(table_of(rows))
     return 0
 
 

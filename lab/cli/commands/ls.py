@@ -3,48 +3,84 @@
 from __future__ import annotations
 
 import argparse
-import json
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from lab.cli.targets import add_targets, check_targets, print_json
 from lab.doctor.doctor import require
 from lab.errors import Status
-from lab.node.registry import list_labs
-from lab.node.status import LabStatus
 
 if TYPE_CHECKING:
     from argparse import _SubParsersAction
+
+    from lab.node.status import LabStatus
 
 _REMEDY = {Status.BROKEN: "reloadlab down {name} removes it", Status.ELSEWHERE: "made in another mount namespace"}
 
 
 def add_parser(subparsers: _SubParsersAction[argparse.ArgumentParser]) -> None:
     """Declare the command."""
-    parser = subparsers.add_parser("ls", description="List all labs, broken ones too.")
+    parser = subparsers.add_parser("ls", description="List labs, broken ones too: all of them, or those named.")
+    add_targets(parser, several=True, endpoints=False, optional=True, help="a lab, or a cluster: all its nodes")
     parser.add_argument("--json", action="store_true", help="print a JSON list")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Print a line per lab."""
+    check_targets(args.targets, endpoints=False)
     require("root")
-    labs = list_labs()
+    labs = _labs(args.targets)
     if args.json:
-        print(json.dumps([asdict(lab) for lab in labs], indent=2))
+        print_json([_document(lab) for lab in labs])
     elif not labs:
         print("there is no lab; make one with: reloadlab up")
     else:
-        width = max(len("NAME"), *(len(lab.name) for lab in labs))
-        print(f"{'NAME':<{width}}  {'STATUS':<9}  {'PODS':>4}  {'ROUTES':<8}  {'NETWORK':<7}  IN USE BY")
-        for lab in labs:
-            print(_line(lab, width))
+        _print(labs)
     return 0
 
 
-def _line(lab: LabStatus, width: int) -> str:
-    routes = {None: "-", True: "endpoint", False: "node"}[lab.endpoint_routes]
-    network = {None: "-", True: "tunnel", False: "native"}[lab.tunnel]
-    pods = "-" if lab.pods is None else str(lab.pods)
-    used = " ".join(map(str, lab.pids)) or _REMEDY.get(lab.status, "-").format(name=lab.name)
-    used += f" ({lab.reason})" if lab.reason else ""
-    return f"{lab.name:<{width}}  {lab.status:<9}  {pods:>4}  {routes:<8}  {network:<7}  {used}"
+def _labs(names: list[str]) -> tuple[LabStatus, ...]:
+    """Return all labs, or those of these names; LabNotFound for a name that stands for none."""
+    from lab.errors import LabNotFound
+    from lab.node import registry
+
+    labs = registry.list_labs()
+    if not names:
+        return labs
+    wanted = [lab for name in names for lab in registry.labs_of(name)]
+    existing = tuple(lab.name for lab in labs)
+    for name in wanted:
+        if name not in existing:
+            raise LabNotFound(name, existing)
+    return tuple(lab for lab in labs if lab.name in wanted)
+
+
+def _document(lab: LabStatus) -> dict[str, Any]:
+    values = asdict(lab)
+    return {"lab": values.pop("name"), **values}
+
+
+def _print(labs: tuple[LabStatus, ...]) -> None:
+    from lab.cli.tables import print_table, table_of
+
+    print_table(
+        table_of(
+            [
+                {
+                    "lab": lab.name,
+                    "status": str(lab.status),
+                    "pods": lab.pods,
+                    "routes": {None: None, True: "endpoint", False: "node"}[lab.endpoint_routes],
+                    "network": {None: None, True: "tunnel", False: "native"}[lab.tunnel],
+                    "in use by": _users(lab),
+                }
+                for lab in labs
+            ]
+        )
+    )
+
+
+def _users(lab: LabStatus) -> str:
+    used = " ".join(map(str, lab.pids)) or _REMEDY.get(lab.status, "").format(name=lab.name)
+    return f"{used} ({lab.reason})" if lab.reason else used

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from datapath.names import check_lab_name
-from lab.cli.columns import columns
-from lab.cli.targets import BadOption, count
+from lab.cli.targets import BadOption, Target, add_targets, check_targets, count, find_targets, print_json
 from lab.doctor.doctor import require
 
 if TYPE_CHECKING:
@@ -21,38 +18,53 @@ def add_parser(subparsers: _SubParsersAction[argparse.ArgumentParser]) -> None:
     """Declare the command."""
     parser = subparsers.add_parser(
         "maps",
-        description="Print what the kernel has at this moment in a map: "
+        description="Print what is in a map of the kernel at this moment: "
         "ipcache (identities), lxc (endpoints), policy, ct (connections), metrics, tunnel (nodes of pod networks).",
     )
-    parser.add_argument("lab", metavar="LAB")
-    parser.add_argument("map", choices=NAMES, metavar="|".join(NAMES))
-    parser.add_argument("endpoint", nargs="?", metavar="ENDPOINT", help="only the policy of pod-1, health, host")
+    add_targets(parser, help="a lab, or a cluster: all its nodes; for policy also one endpoint, such as demo/pod-1")
+    parser.add_argument("map", choices=NAMES, metavar="MAP", help=", ".join(NAMES))
+    # The form of former versions, which had a second name here.
+    parser.add_argument("former", nargs="?", help=argparse.SUPPRESS)
     parser.add_argument("--limit", type=count, metavar="N", help="print the first N entries of ct, which can be long")
-    parser.add_argument("--json", action="store_true", help="print a JSON list")
+    parser.add_argument("--json", action="store_true", help="print a JSON list, one object per entry")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Read the map and print it."""
-    from lab.node.node import Node
-    from lab.watch import mapview
-
-    check_lab_name(args.lab)
-    if args.endpoint is not None and args.map != "policy":
+    check_targets([args.target])
+    if args.former is not None:
+        raise BadOption(f"name the endpoint with its lab: reloadlab maps {args.target}/{args.former} {args.map}")
+    if "/" in args.target and args.map != "policy":
         raise BadOption(f"{args.map} is one map for all endpoints; only policy takes the name of one")
     if args.limit is not None and args.map != "ct":
         raise BadOption("--limit is for ct, whose tables can be long")
     require("root")
-    node = Node.open(args.lab)
-    with node.lock_shared():
-        if args.map == "policy":
-            rows = mapview.policy(node, args.endpoint)
-        elif args.map == "ct":
-            rows = mapview.conntrack(node, args.limit)
-        else:
-            rows = mapview.MAPS[args.map](node)
+    targets = find_targets([args.target])
+    rows = [{"lab": target.node.name} | row for target in targets for row in _read(target, args.map, args.limit)]
     if args.json:
-        print(json.dumps(rows, indent=2))
+        print_json(rows)
+    elif not rows:
+        print(f"{args.map} is empty")
     else:
-        print("\n".join(columns(rows)) or f"{args.map} is empty")
+        _print(rows, several=len(targets) > 1)
     return 0
+
+
+def _read(target: Target, name: str, limit: int | None) -> list[dict[str, Any]]:
+    from lab.watch import mapview
+
+    with target.node.lock_shared():
+        if name == "policy":
+            return mapview.policy(target.node, target.endpoint)
+        if name == "ct":
+            return mapview.conntrack(target.node, limit)
+        return mapview.MAPS[name](target.node)
+
+
+def _print(rows: list[dict[str, Any]], *, several: bool) -> None:
+    from lab.cli.tables import print_table, table_of
+
+    if not several:
+        rows = [{name: value for name, value in row.items() if name != "lab"} for row in rows]
+    print_table(table_of(rows))

@@ -1,24 +1,15 @@
-"""`reloadlab policy`: let policies hold on a lab, or see which do."""
+"""`reloadlab policy`: apply policies to a lab, or print those in force."""
 
 from __future__ import annotations
 
 import argparse
-import json
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from datapath.endpoint import LABEL_HOST
-from lab.agent import enforcement, policyfile
-from lab.agent.cluster import apply_policies
-from lab.agent.options import Options, open_agent
-from lab.cli.columns import columns
 from lab.cli.datapath import require_compiler
-from lab.cli.targets import BadOption
+from lab.cli.targets import BadOption, Target, add_targets, check_targets, find_targets, print_json
 from lab.doctor.doctor import require
-from lab.node import registry
-from lab.node.node import Node
-from lab.node.topology import HOST
 
 if TYPE_CHECKING:
     from argparse import _SubParsersAction
@@ -29,48 +20,75 @@ def add_parser(subparsers: _SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = subparsers.add_parser(
         "policy",
         description="Replace the policies of a lab by those of a JSON file, in the form of CiliumNetworkPolicy: all of "
-        "them, or none. Without a file print those that hold, and what became of them in the policy maps.",
+        "them, or none. Without a file print those in force, and the entries of the policy maps made from them.",
     )
-    parser.add_argument("lab", metavar="LAB", help="a lab, or the name of all nodes of a cluster")
-    parser.add_argument("file", nargs="?", type=Path, metavar="FILE")
+    add_targets(parser, help="a lab, or a cluster: all its nodes; to print also one endpoint, such as demo/pod-1")
+    parser.add_argument("file", nargs="?", type=Path, metavar="FILE", help="a JSON file: one policy, or a list")
     parser.add_argument("--clear", action="store_true", help="remove all policies: everything passes")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--json", action="store_true", help="print a JSON list, one object per node")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Apply and print."""
+    check_targets([args.target])
     if args.file is not None and args.clear:
         raise BadOption("policy takes a file or --clear, not both")
+    if "/" in args.target and (args.file is not None or args.clear):
+        raise BadOption("policies are those of a whole lab: name no endpoint; a policy says which endpoints it selects")
     document: object = None
     if args.file is not None:
+        from lab.agent import policyfile
+
         document = policyfile.load(args.file)
     elif args.clear:
         document = []
     require("root")
-    nodes = [Node.open(name) for name in registry.labs_of(args.lab)]
+    targets = find_targets([args.target])
     if document is not None:
-        options = [Options.kept(node) for node in nodes]
-        for each in options:
-            require_compiler(each.clang)
-        with ExitStack() as stack:
-            agents = [stack.enter_context(open_agent(*pair)) for pair in zip(nodes, options, strict=True)]
-            apply_policies(agents, document)
-    for node in nodes:
-        with node.lock_shared():
-            _print(node, as_json=args.json)
+        _apply(targets, document)
+    if args.json:
+        print_json([_document(target) for target in targets])
+    else:
+        for target in targets:
+            _print(target)
     return 0
 
 
-def _print(node: Node, *, as_json: bool) -> None:
+def _apply(targets: list[Target], document: object) -> None:
+    from lab.agent.cluster import apply_policies
+    from lab.agent.options import Options, open_agent
+
+    pairs = [(target.node, Options.kept(target.node)) for target in targets]
+    for _, options in pairs:
+        require_compiler(options.clang)
+    with ExitStack() as stack:
+        apply_policies([stack.enter_context(open_agent(*pair)) for pair in pairs], document)
+
+
+def _document(target: Target) -> dict[str, Any]:
+    from lab.agent import enforcement
     from lab.watch import mapview
 
-    rows, document = mapview.policy(node), enforcement.document_of(node)
-    if as_json:
-        print(json.dumps({"lab": node.name, "policies": document or [], "entries": rows}, indent=2))
-        return
-    policies = policyfile.parse(document) if document else ()
+    with target.node.lock_shared():
+        rows, given = mapview.policy(target.node, target.endpoint), enforcement.document_of(target.node)
+    policies = given if isinstance(given, list) else [] if given is None else [given]
+    return {"lab": target.node.name, "policies": policies, "entries": rows}
+
+
+def _print(target: Target) -> None:
+    from datapath.endpoint import LABEL_HOST
+    from lab.agent import enforcement, policyfile
+    from lab.cli.tables import print_table, table_of
+    from lab.node.topology import HOST
+
+    document = _document(target)
+    policies = policyfile.parse(document["policies"])
+    node, rows = target.node, document["entries"]
     print(f"{node.name}: {', '.join(item.name for item in policies) or 'no policy: everything passes'}")
     if any(item.is_for(HOST, frozenset({LABEL_HOST})) for item in policies) and not enforcement.host_has_firewall(node):
-        print(f"nobody asks the host's policy: reloadlab reload {node.name} -D ENABLE_HOST_FIREWALL")
-    print("\n".join(columns(rows)) or "nothing is loaded yet: the entries come with the first reload")
+        print(f"no program enforces the host's policy: reloadlab reload {node.name} -D ENABLE_HOST_FIREWALL")
+    if rows:
+        print_table(table_of(rows))
+    else:
+        print("nothing is loaded yet: the entries come with the first reload")

@@ -1,12 +1,11 @@
-"""`reloadlab show`: a drawing of a node."""
+"""`reloadlab show`: a drawing of a node, or of all nodes of a cluster."""
 
 from __future__ import annotations
 
 import argparse
-import json
 from typing import TYPE_CHECKING
 
-from datapath.names import check_lab_name
+from lab.cli.targets import add_targets, check_targets, find_targets, print_json
 from lab.doctor.doctor import require
 
 if TYPE_CHECKING:
@@ -19,22 +18,26 @@ def add_parser(subparsers: _SubParsersAction[argparse.ArgumentParser]) -> None:
         "show",
         description="Draw a node: interfaces, addresses, programs per hook, routes, endpoints.",
     )
-    parser.add_argument("lab", metavar="LAB")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    add_targets(parser, endpoints=False, help="a lab, or a cluster: all its nodes")
+    parser.add_argument("--json", action="store_true", help="print a JSON list, one object per node")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Look at the node and draw it."""
-    # Decoding what the kernel says takes half of pyroute2, which the other commands need not wait for.
+    """Look at each node and draw it."""
+    check_targets([args.target], endpoints=False)
+    require("root")
+    targets = find_targets([args.target])
+    # What has to be imported to ask the kernel takes longer than to find out that there is no such lab.
     from lab.cli.drawing import draw
-    from lab.node.node import Node
     from lab.node.view import look
 
-    check_lab_name(args.lab)
-    require("root")
-    node = Node.open(args.lab)
-    with node.lock_shared():
-        view = look(node)
-    print(json.dumps(view.to_json(), indent=2) if args.json else draw(view))
+    views = []
+    for target in targets:
+        with target.node.lock_shared():
+            views.append(look(target.node))
+    if args.json:
+        print_json([view.to_json() for view in views])
+    else:
+        print("\n\n".join(map(draw, views)))
     return 0

@@ -8,19 +8,19 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from datapath.errors import ReloadlabError
-from lab.agent.cluster import build, cluster_specs
 from lab.agent.options import Options, check_library, open_agent
 from lab.cli.datapath import add_datapath_options, require_compiler, wanted_options
-from lab.cli.targets import plural
+from lab.cli.targets import DEFAULT_LAB, BadOption, number, plural, print_json
 from lab.doctor.doctor import require
-from lab.node.node import Node
-from lab.node.topology import NodeSpec
 from lab.system.signals import cancel_on_signals
 
 if TYPE_CHECKING:
     from argparse import _SubParsersAction
 
-DEFAULT_NAME = "demo"
+    from lab.node.node import Node
+    from lab.node.topology import NodeSpec, PodSpec
+
+DEFAULT_PODS = 2
 WORKERS = 2
 """Endpoints that are loaded at a time: the first of each kind compiles, the others wait for it."""
 
@@ -40,55 +40,100 @@ def add_parser(subparsers: _SubParsersAction[argparse.ArgumentParser]) -> None:
         description="Build a node in network namespaces and load the programs of all its endpoints, so that its pods "
         "can talk. It stays until `reloadlab down`.",
     )
-    parser.add_argument("--name", default=DEFAULT_NAME, help=f"name of the lab (default {DEFAULT_NAME})")
-    parser.add_argument("--nodes", type=int, default=1, metavar="N", help="nodes NAME-1, NAME-2, ... on one underlay")
-    parser.add_argument("--pods", type=int, default=2, metavar="N", help="number of pods of a node (default 2)")
+    parser.add_argument("lab", nargs="?", metavar="LAB", help=f"name of the lab (default {DEFAULT_LAB})")
+    # The form of former versions.
+    parser.add_argument("--name", help=argparse.SUPPRESS)
+    parser.add_argument("--nodes", type=number, default=1, metavar="N", help="nodes LAB-1, LAB-2, ... on one underlay")
+    parser.add_argument(
+        "--pod",
+        dest="named",
+        type=pod,
+        action="append",
+        default=[],
+        metavar="NAME[:KEY=VALUE,...]",
+        help="a pod of this name, with labels: --pod web:app=web,tier=front; may be repeated",
+    )
+    parser.add_argument(
+        "--pods",
+        type=number,
+        metavar="N",
+        help=f"N pods called pod-1, pod-2, ... (default {DEFAULT_PODS}, with --pod none)",
+    )
     parser.add_argument("--endpoint-routes", action="store_true", help="a route per pod instead of one by cilium_host")
     parser.add_argument("--tunnel", action="store_true", help="VXLAN to other nodes instead of native routing")
-    parser.add_argument("--mtu", type=int, default=1500, metavar="BYTES", help="MTU of all devices (default 1500)")
+    parser.add_argument("--mtu", type=number, default=1500, metavar="BYTES", help="MTU of all devices (default 1500)")
     parser.add_argument("--devices", default="", metavar="NAMES", help="native devices that get programs, such as eth0")
     parser.add_argument("--no-programs", action="store_true", help="leave the node bare: interfaces and routes only")
     parser.add_argument("--keep", action="store_true", help="keep the node if its programs cannot be loaded")
+    parser.add_argument("--json", action="store_true", help="print a JSON list, one object per node")
     add_datapath_options(parser, new=True)
     parser.set_defaults(run=run)
 
 
+def pod(text: str) -> PodSpec:
+    """Return the pod of NAME or NAME:KEY=VALUE,KEY=VALUE."""
+    from lab.node.topology import PodSpec
+
+    name, _, labels = text.partition(":")
+    found = frozenset(labels.split(",")) if labels else frozenset()
+    for label in found:
+        key, equals, _ = label.partition("=")
+        if not key or not equals:
+            raise argparse.ArgumentTypeError(f"{label!r} of {text} is not a label: KEY=VALUE, such as app=web")
+    try:
+        return PodSpec(name, labels=found)
+    except ReloadlabError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
 def run(args: argparse.Namespace) -> int:
     """Build the nodes, load their programs and say how to go on."""
-    specs = _specs(args)
+    if args.lab and args.name:
+        raise BadOption(f"two names for one lab: {args.lab} and {args.name}")
+    name = args.lab or args.name or DEFAULT_LAB
+    specs = _specs(name, args)
     check_library(args.library)
     require("root", *(["bridge"] if len(specs) > 1 else []))
     if not args.no_programs:
         require_compiler(args.clang)
-    with _standing(specs, args.name, keep=args.keep) as nodes:
+    with _standing(specs, name, keep=args.keep) as nodes:
         options = wanted_options(Options(), args)
         for node in nodes:
             options.keep(node)
         programs = [0] * len(nodes) if args.no_programs else _load(nodes, options, args.verifiers)
-    for node, number in zip(nodes, programs, strict=True):
-        _announce(node, number)
+    if args.json:
+        print_json([_document(node, count) for node, count in zip(nodes, programs, strict=True)])
+        return 0
+    for node, count in zip(nodes, programs, strict=True):
+        _announce(node, count)
     print("next:")
-    for command in _commands(nodes, args.name, bare=args.no_programs):
+    for command in _commands(nodes, name, bare=args.no_programs):
         print(f"  reloadlab {command}")
     return 0
 
 
-def _specs(args: argparse.Namespace) -> tuple[NodeSpec, ...]:
+def _specs(name: str, args: argparse.Namespace) -> tuple[NodeSpec, ...]:
+    from lab.agent.cluster import cluster_specs
+    from lab.node.topology import NodeSpec, PodSpec
+
+    anonymous = args.pods if args.pods is not None else 0 if args.named else DEFAULT_PODS
     options: dict[str, Any] = {
-        "pods": args.pods,
+        "pods": (*args.named, *(PodSpec(f"pod-{at}") for at in range(1, anonymous + 1))) if args.named else anonymous,
         "endpoint_routes": args.endpoint_routes,
         "tunnel": args.tunnel,
         "devices": tuple(name for name in args.devices.split(",") if name),
         "mtu": args.mtu,
     }
     if args.nodes == 1:
-        return (NodeSpec(args.name, **options),)
-    return cluster_specs(args.name, args.nodes, **options)
+        return (NodeSpec(name, **options),)
+    return cluster_specs(name, args.nodes, **options)
 
 
 @contextmanager
 def _standing(specs: Sequence[NodeSpec], name: str, *, keep: bool) -> Iterator[list[Node]]:
     """Build nodes that stay if the block succeeds, or in any case if they are to be kept."""
+    from lab.agent.cluster import build
+
     nodes = build(specs)
     with ExitStack() as stack:
         if not keep:
@@ -119,14 +164,29 @@ def _load(nodes: Sequence[Node], options: Options, verifiers: int | None) -> lis
     return programs
 
 
+def _document(node: Node, programs: int) -> dict[str, Any]:
+    from lab.node.facts import pod_json
+
+    spec = node.spec
+    return {
+        "lab": node.name,
+        "cluster": spec.cluster or None,
+        "programs": programs,
+        "router": [str(spec.router4), str(spec.router6)],
+        "outside": [str(spec.outside4.ip), str(spec.outside6.ip)],
+        "pods": [pod_json(pod) for pod in node.pods],
+    }
+
+
 def _announce(node: Node, programs: int) -> None:
     name, spec, pods = node.name, node.spec, [pod.name for pod in node.pods]
     attached = f"{programs} programs attached" if programs else "no programs yet"
     print(f"{name} is up: {plural(len(pods), 'pod')}, {attached}")
-    print(f"  router   {spec.router4}  {spec.router6}")
-    print(f"  outside  {spec.outside4.ip}  {spec.outside6.ip}")
+    width = max(len(pod) for pod in ("outside", *pods[:4]))
+    print(f"  {'router':<{width}}  {spec.router4}  {spec.router6}")
+    print(f"  {'outside':<{width}}  {spec.outside4.ip}  {spec.outside6.ip}")
     for pod in node.pods[:4]:
-        print(f"  {pod.name:<7}  {pod.ipv4}  {pod.ipv6}")
+        print(f"  {pod.name:<{width}}  {pod.ipv4}  {pod.ipv6}  {' '.join(sorted(pod.labels))}".rstrip())
     if len(pods) > 4:
         print(f"  ... and {len(pods) - 4} more, to {pods[-1]}")
 
@@ -136,5 +196,5 @@ def _commands(nodes: Sequence[Node], name: str, *, bare: bool) -> Iterator[str]:
     yield f"show {first.name}"
     if not bare and first.pods and last.pods:
         yield f"exec {first.name}/{first.pods[0].name} -- ping -c 3 {last.pods[-1].ipv4}"
-    yield f"reload {first.name}"
+    yield f"reload {name}"
     yield f"down {name}"

@@ -23,7 +23,7 @@ DEFAULT_SIZE = 16384
 @pytest.fixture
 def lab() -> Iterator[str]:
     with removed(unique_name()) as name:
-        assert main(["up", "--name", name, "--pods", "1", "-D", "POLICY_MAP_SIZE=256"]) == 0
+        assert main(["up", name, "--pods", "1", "-D", "POLICY_MAP_SIZE=256"]) == 0
         yield name
 
 
@@ -42,7 +42,7 @@ def test_options_are_kept(lab: str) -> None:
 
 
 def test_options_of_some_endpoints_or_of_a_failure_are_not(lab: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["reload", lab, "pod-1", "-D", "POLICY_MAP_SIZE=512"]) == 0
+    assert main(["reload", f"{lab}/pod-1", "-D", "POLICY_MAP_SIZE=512"]) == 0
     assert main(["reload", lab, "-D", "METRICS_MAP=("]) == 1
     assert main(["plan", f"{lab}/pod-1", "-D", "POLICY_MAP_SIZE=128"]) == 0
     assert Options.kept(Node.open(lab)).defines == (("POLICY_MAP_SIZE", "256"),)

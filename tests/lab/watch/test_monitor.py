@@ -154,7 +154,7 @@ def test_nothing_is_loaded(node: Node, capsys: pytest.CaptureFixture[str]) -> No
 
 
 def test_command(node: Node, send: Send, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["monitor", node.name, "--seconds", "0.1", "--from", "nope"]) == 1
+    assert main(["monitor", f"{node.name}/nope", "--seconds", "0.1"]) == 1
     assert "has no endpoint nope" in capsys.readouterr().err
     assert main(["monitor", node.name, "--seconds", "0.1"]) == 0
     assert capsys.readouterr().out == ""

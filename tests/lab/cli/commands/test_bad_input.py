@@ -72,7 +72,7 @@ def node(run_directory: Path) -> Node:
         probe_compiler()
     except ToolMissing as error:
         pytest.skip(str(error))
-    result = call("up", "--name", LAB, "--pods", "3")
+    result = call("up", LAB, "--pods", "3")
     assert (result.code, result.err) == (0, "")
     return Node.open(LAB)
 
@@ -81,7 +81,7 @@ def node(run_directory: Path) -> Node:
 def only_the_node(run_directory: Path, node: Node) -> Iterator[None]:
     """No test leaves another lab, a mount or a process."""
     yield
-    assert [path.name for path in run_directory.iterdir()] == [LAB]
+    assert [path.name for path in run_directory.iterdir() if not path.name.startswith(".")] == [LAB]
     mounts = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
     left = [path for path in mounts if path.startswith(f"{run_directory}/") and Path(path).parts[3] != LAB]
     assert left == []
@@ -185,7 +185,7 @@ def reloading(node: Node, loads: int = 5) -> Callable[[int], bool]:
 
 def many(node: Node) -> list[str]:
     """Return the pods again and again: about a second of reloads."""
-    return [pod.name for pod in node.pods] * 150
+    return [f"{LAB}/{pod.name}" for pod in node.pods] * 150
 
 
 def compiling(node: Node) -> bool:
@@ -202,15 +202,27 @@ def compiling(node: Node) -> bool:
         ("upp", "no command upp; did you mean up?; see: reloadlab --help"),
         ("--bogus", "unknown --bogus; see: reloadlab --help"),
         ("up --bogus", "unknown --bogus; see: reloadlab up --help"),
-        ("reload", "required: LAB"),
-        ("reload box --parallel 0", "--parallel: '0' is no number from 1 on"),
-        ("reload box --parallel two", "--parallel: 'two' is no number from 1 on"),
+        ("up --endpoint-route", "unknown --endpoint-route; did you mean --endpoint-routes?; see: reloadlab up --help"),
+        ("bench traffic --round 3", "unknown --round; did you mean --rounds?; see: reloadlab bench --help"),
+        ("reload box --parallel 2", "unknown --parallel: it is --workers; see: reloadlab reload --help"),
+        ("monitor box --from pod-1", "unknown --from: name the endpoint with its lab: monitor demo/pod-1"),
+        ("show box other", "unknown other; see: reloadlab show --help"),
+        ("maps box ipcahe", "argument MAP: no ipcahe; did you mean ipcache?; see: reloadlab maps --help"),
+        ("bench trafic", "argument WHAT: no trafic; did you mean traffic?; see: reloadlab bench --help"),
+        ("monitor box --type events", "argument --type: no events; it is drop, trace, policy-verdict"),
+        ("completion tcsh", "argument SHELL: no tcsh; it is bash, zsh, fish"),
+        ("up --pod web:app", "'app' of web:app is not a label: KEY=VALUE, such as app=web"),
+        ("up --pod Web", "invalid pod name 'Web'"),
+        ("reload", "required: LAB[/ENDPOINT]"),
+        ("reload box --workers 0", "--workers: '0' is not a whole number of at least 1"),
+        ("reload box --workers two", "--workers: 'two' is not a whole number of at least 1"),
         ("reload box --verifiers -1", "--verifiers"),
         ("reload box --filter-priority 65536", "'65536' is no number from 1 to 65535"),
         ("reload box -D a-b=1", "'a-b' is no macro name"),
-        ("up --pods many", "--pods: invalid int value: 'many'"),
+        ("up --pods many", "--pods: 'many' is not a whole number"),
         ("bench", "required: WHAT"),
-        ("run -n none", "-n: 'none' is no number from 1 on"),
+        ("bench reload --rounds 0", "--rounds: '0' is not a whole number of at least 1"),
+        ("run -n none", "-n: 'none' is not a whole number of at least 1"),
         ("run --rounds -1", "--rounds"),
         ("run -k not", "-k: 'not' is no expression: expected not OR left parenthesis"),
     ],
@@ -222,23 +234,32 @@ def test_wrong_call(arguments: str, words: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ("reload box pod-9", "lab box has no endpoint pod-9; it has host, health, pod-1, pod-2, pod-3"),
-        ("reload box overlay", "lab box has no endpoint overlay; it has host, health"),
+        ("reload box/pod-9", "lab box has no endpoint pod-9; it has host, health, pod-1, pod-2, pod-3"),
+        ("reload box/overlay", "lab box has no endpoint overlay; it has host, health"),
         ("plan box/pod-9", "lab box has no endpoint pod-9; it has host, health, pod-1, pod-2, pod-3"),
-        ("plan box", "invalid target 'box'"),
-        ("reload a/b", "invalid lab name 'a/b'"),
+        ("plan box/", "invalid target 'box/'"),
+        ("reload a/b/c", "invalid target 'a/b/c'"),
+        ("reload .. box", "invalid lab name '..'"),
+        ("show box/pod-1", "invalid lab name 'box/pod-1'"),
+        ("down box/pod-1", "invalid lab name 'box/pod-1'"),
+        ("reload box pod-1", "no lab pod-1; an endpoint is named with its lab: box/pod-1"),
+        ("plan box host", "no lab host; an endpoint is named with its lab: box/host"),
+        ("maps box policy pod-1", "name the endpoint with its lab: reloadlab maps box/pod-1 policy"),
+        ("policy box/pod-1 --clear", "policies are those of a whole lab: name no endpoint"),
+        ("reload bax", "no lab bax; did you mean box?"),
+        ("ls bax", "no lab bax; did you mean box?"),
+        ("up box --name box", "two names for one lab: box and box"),
         ("reload no-such", "no lab no-such; there is box"),
         ("plan no-such/pod-1", "no lab no-such; there is box"),
-        ("reload box pod-1 --endpoint-routes", "name no endpoints"),
+        ("reload box/pod-1 --endpoint-routes", "name no endpoints"),
         ("reload box --library /tmp", "/tmp holds no bpf_lxc.c"),
         ("reload box --clang no-such-clang", "no-such-clang not found"),
-        ("up --name box", "lab box exists already; to remove it: reloadlab down box"),
-        ("up --name other --library /tmp", "/tmp holds no bpf_lxc.c"),
+        ("up box", "lab box exists already; to remove it: reloadlab down box"),
+        ("up other --library /tmp", "/tmp holds no bpf_lxc.c"),
         ("run --library /tmp", "/tmp holds no bpf_lxc.c"),
         ("bench reload --library /tmp", "/tmp holds no bpf_lxc.c"),
         ("bench traffic --library /tmp", "/tmp holds no bpf_lxc.c"),
-        ("up --name other --devices eth0,a/b", "invalid interface name 'a/b'"),
-        ("bench reload --rounds 0", "numbers from 1 on"),
+        ("up other --devices eth0,a/b", "invalid interface name 'a/b'"),
         ("verify no-such.c", "no such source file: "),
         ("run no-such-suite", "no-such-suite: no such file or directory"),
     ],
@@ -268,7 +289,7 @@ def test_doctor_and_run_name_what_is_missing() -> None:
         assert result.err == ""
 
 
-@pytest.mark.parametrize("arguments", ["reload box", "up --name other", "bench reload"])
+@pytest.mark.parametrize("arguments", ["reload box", "up other", "bench reload"])
 @pytest.mark.usefixtures("as_before")
 def test_no_clang(arguments: str) -> None:
     env = {"PATH": "/nowhere", "RELOADLAB_CLANG": ""}
@@ -297,10 +318,10 @@ def test_source_that_does_not_compile(library: Path) -> None:
     source.write_text(source.read_text() + "int broken(void) { return nothing; }\n")
     number = len(source.read_text().splitlines())
     place = f"{source}:{number}:27: error: use of undeclared identifier 'nothing'"
-    call("reload", LAB, "pod-1", "--library", str(library)).refused(f"pod-1: failed to compile bpf_lxc.o: {place}")
+    call("reload", f"{LAB}/pod-1", "--library", str(library)).refused(f"pod-1: failed to compile bpf_lxc.o: {place}")
     # The node of a first reload that fails goes, too.
-    call("up", "--name", "other", "--pods", "1", "--library", str(library)).refused(place, "lab other is gone again")
-    cluster = ("up", "--name", "several", "--nodes", "2", "--pods", "1", "--library", str(library))
+    call("up", "other", "--pods", "1", "--library", str(library)).refused(place, "lab other is gone again")
+    cluster = ("up", "several", "--nodes", "2", "--pods", "1", "--library", str(library))
     call(*cluster).refused(place, "lab several is gone again")
     assert registry.members("several") == ()
 
@@ -309,22 +330,24 @@ def test_source_that_does_not_compile(library: Path) -> None:
 def test_library_without_the_wanted_program(library: Path) -> None:
     source = library / "bpf_lxc.c"
     source.write_text(source.read_text().replace("cil_from_container", "cil_something"))
-    result = call("reload", LAB, "pod-1", "--library", str(library))
+    result = call("reload", f"{LAB}/pod-1", "--library", str(library))
     result.refused("pod-1: bpf_lxc.o: no program cil_from_container found; it has cil_something, ")
 
 
 @pytest.mark.usefixtures("as_before")
 def test_program_that_the_verifier_refuses() -> None:
-    result = call("reload", LAB, "pod-1", "-D", "REJECTED_BY_VERIFIER=1")
+    result = call("reload", f"{LAB}/pod-1", "-D", "REJECTED_BY_VERIFIER=1")
     result.refused("pod-1: program tail_rejected_by_verifier", "refused by the verifier: invalid access to packet")
 
 
 @pytest.mark.usefixtures("as_before")
 def test_verifier_refusal_of_several_is_a_line_each() -> None:
-    result = call("reload", LAB, "--parallel", "2", "-D", "REJECTED_BY_VERIFIER=1")
+    result = call("reload", LAB, "--workers", "2", "-D", "REJECTED_BY_VERIFIER=1")
     assert result.code == 1
     lines = result.err.splitlines()
-    assert [line.split(": ")[1] for line in lines] == ["host", "health", "pod-1", "pod-2", "pod-3"]
+    assert [line.split(": ")[1] for line in lines] == [
+        f"box/{name}" for name in ("host", "health", "pod-1", "pod-2", "pod-3")
+    ]
     assert all("refused by the verifier" in line for line in lines)
 
 
@@ -368,17 +391,17 @@ def test_pins_that_would_not_lie_on_a_bpffs(node: Node, tmp_path: Path) -> None:
 
 
 def test_lab_whose_bpffs_is_gone() -> None:
-    assert call("up", "--name", "bare", "--pods", "1", "--no-programs").code == 0
+    assert call("up", "bare", "--pods", "1", "--no-programs").code == 0
     umount(registry.lab_root("bare") / registry.BPFFS)
-    call("reload", "bare", "pod-1").refused("is not on a BPF file system: mount one with")
+    call("reload", "bare/pod-1").refused("is not on a BPF file system: mount one with")
     assert call("down", "bare").code == 0
 
 
 @pytest.mark.usefixtures("as_before")
 def test_full_disk(node: Node) -> None:
-    fresh = ("reload", LAB, "pod-1", "-D", f"X{uuid.uuid4().hex}")
+    fresh = ("reload", f"{LAB}/pod-1", "-D", f"X{uuid.uuid4().hex}")
     with full(node.root):
-        call("reload", LAB, "pod-1").refused("pod-1: lab box: ", "bpf_lxc.o.new: No space left on device")
+        call("reload", f"{LAB}/pod-1").refused("pod-1: lab box: ", "bpf_lxc.o.new: No space left on device")
         call(*fresh).refused("failed to compile bpf_host.o", "No space left on device")
     assert list(node.root.rglob("*.new")) == []
 
@@ -420,7 +443,7 @@ SIGNALS = pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids
 @SIGNALS
 def test_up_interrupted_at_its_first_reload(number: signal.Signals, run_directory: Path) -> None:
     first = run_directory / "other" / registry.STATE / "templates"
-    assert interrupted(number, lambda _: first.exists(), "up", "--name", "other", "--pods", "20") == INTERRUPTED
+    assert interrupted(number, lambda _: first.exists(), "up", "other", "--pods", "20") == INTERRUPTED
 
 
 @SIGNALS
@@ -435,14 +458,14 @@ def test_reload_interrupted_while_compiling(number: signal.Signals, node: Node) 
 @pytest.mark.parametrize("workers", [1, 4])
 @pytest.mark.usefixtures("in_order")
 def test_reload_interrupted(number: signal.Signals, workers: int, node: Node) -> None:
-    command = ("reload", LAB, *many(node), "--parallel", str(workers))
+    command = ("reload", *many(node), "--workers", str(workers))
     assert interrupted(number, reloading(node), *command) == INTERRUPTED
 
 
 @pytest.mark.parametrize("workers", [1, 4])
 @pytest.mark.usefixtures("in_order")
 def test_reload_after_one_that_was_killed(workers: int, node: Node) -> None:
-    command = ("reload", LAB, *many(node), "--parallel", str(workers))
+    command = ("reload", *many(node), "--workers", str(workers))
     assert interrupted(signal.SIGKILL, reloading(node), *command)[0] == -signal.SIGKILL
     assert call("reload", LAB).code == 0
 

@@ -77,8 +77,8 @@ def test_every_command_tells_damaged_facts(
         ("state/options.json", ("plan", f"{LAB}/pod-1")),
         ("state/policies.json", ("policy", LAB)),
         ("state/policies.json", ("reload", LAB)),
-        ("state/generation", ("reload", LAB, "pod-1")),
-        ("state/101/connections", ("reload", LAB, "pod-1")),
+        ("state/generation", ("reload", f"{LAB}/pod-1")),
+        ("state/101/connections", ("reload", f"{LAB}/pod-1")),
     ],
     ids=lambda value: value if isinstance(value, str) else value[0],
 )

@@ -26,23 +26,24 @@ def lab() -> Iterator[str]:
 def test_a_line_or_an_object_per_map(lab: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["gc", lab]) == 1
     assert capsys.readouterr().err.endswith(f"load its programs with: reloadlab reload {lab}\n")
-    assert main(["reload", lab, "pod-1"]) == 0
+    assert main(["reload", f"{lab}/pod-1"]) == 0
     with open_pin(Node.open(lab).datapath_config().globals / CT_MAPS[0]) as table:
         for port in range(1, 1501):
             table.update(key_of(CT_MAPS[0], port), CtEntry(lifetime=1 if port <= 1200 else (1 << 32) - 1).pack())
     capsys.readouterr()
     assert main(["gc", lab]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == f"{lab}: {CT_MAPS[0]}: 1,200 of 1,500 connections were over, deleted"
-    assert lines[1:] == [f"{lab}: {name}: 0 of 0 connections were over, deleted" for name in CT_MAPS[1:]]
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert rows[0] == ["lab", "map", "scanned", "deleted", "alive"]
+    assert rows[1] == [lab, CT_MAPS[0], "1500", "1200", "300"]
+    assert rows[2:] == [[lab, name, "0", "0", "0"] for name in CT_MAPS[1:]]
     assert main(["maps", lab, "ct", "--limit", "2"]) == 0
     head, *lines = capsys.readouterr().out.splitlines()
-    assert head.startswith("PROTOCOL")
+    assert head.startswith("protocol")
     assert [line.split()[3] for line in lines] == ["192.0.2.1:1201", "192.0.2.1:1202"]
     assert main(["gc", lab, "--json"]) == 0
-    rows = json.loads(capsys.readouterr().out)
-    assert rows[0] == {"lab": lab, "map": CT_MAPS[0], "scanned": 300, "deleted": 0, "alive": 300}
-    assert [row["map"] for row in rows] == list(CT_MAPS)
+    found = json.loads(capsys.readouterr().out)
+    assert found[0] == {"lab": lab, "map": CT_MAPS[0], "scanned": 300, "deleted": 0, "alive": 300}
+    assert [row["map"] for row in found] == list(CT_MAPS)
 
 
 def test_no_lab(capsys: pytest.CaptureFixture[str]) -> None:

@@ -38,7 +38,7 @@ def test_labs_in_every_state(run_directory: Path, capsys: pytest.CaptureFixture[
     assert lines[2][:2] == ["growing", "starting"]
     assert lines[3][:2] == ["killed", "broken"]
     assert "reloadlab down killed removes it" in " ".join(lines[3])
-    assert [(lab["name"], lab["status"], lab["pods"]) for lab in document] == [
+    assert [(lab["lab"], lab["status"], lab["pods"]) for lab in document] == [
         ("fine", "up", 3),
         ("growing", "starting", None),
         ("killed", "broken", None),

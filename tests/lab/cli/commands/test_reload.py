@@ -31,6 +31,6 @@ def test_refused(capsys: pytest.CaptureFixture[str]) -> None:
         assert main(["reload", name, "--mtu", "60"]) == 1
         assert "the MTU is 1280 to 65520 bytes, not 60" in capsys.readouterr().err
         for option, value in (("--mtu", "1400"), ("--tunnel-port", "8473")):
-            assert main(["reload", name, "host", option, value]) == 1
+            assert main(["reload", f"{name}/host", option, value]) == 1
             assert f"{option} switches the whole node" in capsys.readouterr().err
         assert Node.open(name).spec.mtu == 1500

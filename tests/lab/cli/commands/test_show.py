@@ -17,7 +17,7 @@ def test_drawing_and_json(capsys: pytest.CaptureFixture[str]) -> None:
         assert main(["show", node.name]) == 0
         assert node.pods[0].ifname in capsys.readouterr().out
         assert main(["show", node.name, "--json"]) == 0
-        assert json.loads(capsys.readouterr().out)["name"] == node.name
+        assert [shown["lab"] for shown in json.loads(capsys.readouterr().out)] == [node.name]
 
 
 @pytest.mark.parametrize(("name", "words"), [("a/b", "invalid lab name 'a/b'"), ("no-such-lab", "no lab no-such-lab;")])

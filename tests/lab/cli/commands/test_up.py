@@ -25,23 +25,23 @@ def name() -> Iterator[str]:
 @pytest.mark.privileged
 def test_options_reach_the_node(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     options = "--pods 1 --endpoint-routes --tunnel --mtu 1400 --devices eth0"
-    assert main(["up", "--name", name, *options.split()]) == 0
+    assert main(["up", name, *options.split()]) == 0
     spec = Node.open(name).spec
     assert len(spec.pod_specs) == 1
     assert (spec.endpoint_routes, spec.tunnel, spec.mtu, spec.devices) == (True, True, 1400, ("eth0",))
     out = capsys.readouterr().out
     assert f"{name} is up: 1 pod, " in out
     assert f"reloadlab exec {name}/pod-1 -- ping" in out
-    assert main(["up", "--name", name]) == 1
+    assert main(["up", name]) == 1
     assert capsys.readouterr().err == (f"reloadlab: lab {name} exists already; to remove it: reloadlab down {name}\n")
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--name", "a/b"], "invalid lab name 'a/b'"),
-        (["--name", ".."], "invalid lab name '..'"),
-        (["--name", "x" * 40], "at most 32"),
+        (["a/b"], "invalid lab name 'a/b'"),
+        ([".."], "invalid lab name '..'"),
+        (["x" * 40], "at most 32"),
         (["--pods", "-1"], "0 to 4000 pods"),
         (["--nodes", "0"], "1 to 16 nodes"),
         (["--mtu", "60"], "1280 to 65520"),
@@ -59,7 +59,7 @@ def test_bad_arguments(arguments: list[str], words: str, capsys: pytest.CaptureF
 @pytest.mark.privileged
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
 def test_interrupted_half_way(name: str, number: signal.Signals) -> None:
-    with start(cli("up", "--name", name, "--pods", "1000")) as process:
+    with start(cli("up", name, "--pods", "1000")) as process:
         await_path(registry.lab_root(name) / "ns" / "pod-20")
         process.send_signal(number)
         _, err = process.communicate(timeout=30)
@@ -70,7 +70,7 @@ def test_interrupted_half_way(name: str, number: signal.Signals) -> None:
 
 @pytest.mark.privileged
 def test_lab_outlives_the_command(name: str) -> None:
-    with start(cli("up", "--name", name, "--pods", "1")) as process:
+    with start(cli("up", name, "--pods", "1")) as process:
         assert process.communicate(timeout=30)[1] == ""
     assert os.path.ismount(Node.open(name).netns("pod-1"))
     (lab,) = [lab for lab in registry.list_labs() if lab.name == name]
@@ -99,7 +99,7 @@ def await_path(path: Path) -> None:
 def test_two_nodes(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     name = name[:29]
     try:
-        assert main(["up", "--name", name, "--nodes", "2", "--pods", "1", "--tunnel"]) == 0
+        assert main(["up", name, "--nodes", "2", "--pods", "1", "--tunnel"]) == 0
         out = capsys.readouterr().out
         for node in (f"{name}-1", f"{name}-2"):
             assert f"{node} is up: 1 pod, " in out
@@ -110,7 +110,7 @@ def test_two_nodes(name: str, capsys: pytest.CaptureFixture[str]) -> None:
             out, _ = process.communicate(timeout=30)
         assert " 0% packet loss" in out
         assert main(["show", f"{name}-1", "--json"]) == 0
-        document = json.loads(capsys.readouterr().out)
+        (document,) = json.loads(capsys.readouterr().out)
         assert (document["cluster"], document["peers"]) == (name, [f"{name}-2"])
         assert [(pod["name"], pod["ipv4"], pod["ipv6"]) for pod in document["pods"]] == [
             ("pod-1", "10.244.0.3", "fd00:10:244::3")
@@ -144,7 +144,7 @@ def test_two_nodes_interrupted(name: str, number: signal.Signals, moment: tuple[
     """Ctrl-C leaves no node, whichever was in the making; what a killed process leaves goes by the cluster's name."""
     name = name[:29]
     try:
-        with start(cli("up", "--name", name, *TWO)) as process:
+        with start(cli("up", name, *TWO)) as process:
             await_path(registry.lab_root(f"{name}-{moment[0]}") / moment[1])
             process.send_signal(number)
             _, err = process.communicate(timeout=30)

@@ -1,0 +1,175 @@
+"""docs/json.md says which keys the output of every command has: those and no others."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from datapath.build.compile import probe_compiler
+from datapath.errors import ToolMissing
+from lab.cli.main import main
+from lab.node import registry
+from lab.watch.events import Drop, Lost, Trace, Unknown, Verdict, to_json
+from tests.lab.labs import ROOT, unique_name
+
+TEXT = (ROOT / "docs" / "json.md").read_text()
+
+
+def keys_in(text: str) -> set[str]:
+    """Return the words in backticks, without those of remarks in parentheses."""
+    return set(re.findall(r"`([a-z0-9_]+)`", re.sub(r"\([^)]*\)", "", text)))
+
+
+def documented(command: str) -> set[str]:
+    """Return the keys in the row of a command, or of an event."""
+    (row,) = re.findall(rf"^\| `{re.escape(command)}` \|(.*)\|$", TEXT, re.MULTILINE)
+    return keys_in(row.split("|")[-1])
+
+
+def described(beginning: str) -> set[str]:
+    """Return the keys in the sentence that begins with these words."""
+    (sentence,) = re.findall(rf"{re.escape(beginning)}(.*?)\.(?:\s|\Z)", TEXT, re.DOTALL)
+    return keys_in(sentence)
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[str]:
+    """Two nodes with their programs, and connections between them."""
+    try:
+        probe_compiler()
+    except ToolMissing as error:
+        pytest.skip(str(error))
+    name = unique_name()[:29]
+    try:
+        assert main(["up", name, "--nodes", "2", "--pods", "1", "--tunnel"]) == 0
+        yield name
+    finally:
+        for member in registry.members(name):
+            registry.remove(member, force=True)
+
+
+def answer(capsys: pytest.CaptureFixture[str], *argv: str) -> Any:
+    capsys.readouterr()
+    assert main([*argv, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+@pytest.mark.privileged
+def test_nodes(cluster: str, capsys: pytest.CaptureFixture[str]) -> None:
+    shown = answer(capsys, "show", cluster)
+    assert [node["lab"] for node in shown] == [f"{cluster}-1", f"{cluster}-2"]
+    for node in shown:
+        assert set(node) == documented("show")
+        for pod in (node["health"], *node["pods"]):
+            assert set(pod) == described("A pod, and `health`:")
+        for interface in (*node["interfaces"], *node["outside"]):
+            assert set(interface) == described("An interface:")
+    listed = answer(capsys, "ls", cluster)
+    assert [lab["lab"] for lab in listed] == [f"{cluster}-1", f"{cluster}-2"]
+    assert all(set(lab) == documented("ls") for lab in listed)
+
+
+@pytest.mark.privileged
+def test_up_and_down(capsys: pytest.CaptureFixture[str]) -> None:
+    name = unique_name()
+    (node,) = answer(capsys, "up", name, "--pod", "web:app=web,tier=front", "--pods", "1", "--no-programs")
+    assert set(node) == documented("up")
+    assert (node["lab"], node["cluster"], node["programs"]) == (name, None, 0)
+    assert [(pod["name"], pod["labels"]) for pod in node["pods"]] == [("web", ["app=web", "tier=front"]), ("pod-1", [])]
+    assert all(set(pod) == described("A pod, and `health`:") for pod in node["pods"])
+    assert answer(capsys, "down", name) == {"removed": [name]}
+    assert documented("down") == {"removed"}
+
+
+@pytest.mark.privileged
+def test_reloads(cluster: str, capsys: pytest.CaptureFixture[str]) -> None:
+    plans = answer(capsys, "plan", f"{cluster}/pod-1")
+    assert [(plan["lab"], plan["subject"]) for plan in plans] == [(f"{cluster}-{n}", "pod-1") for n in (1, 2)]
+    assert all(set(plan) == documented("plan") for plan in plans)
+    assert all(set(step) == described("A step of a plan:") for plan in plans for step in plan["steps"])
+    everything = answer(capsys, "plan", f"{cluster}-1")
+    assert [plan["subject"] for plan in everything] == ["host", "overlay", "health", "pod-1"]
+    reload = answer(capsys, "reload", f"{cluster}/pod-1", f"{cluster}-2/host")
+    assert set(reload) == documented("reload")
+    done = [(outcome["lab"], outcome["subject"]) for outcome in reload["reloads"]]
+    assert done == [(f"{cluster}-1", "pod-1"), (f"{cluster}-2", "pod-1"), (f"{cluster}-2", "host")]
+    wanted = {"lab", *table_keys("reloads[]")} - {"scenario"}
+    assert all(set(outcome) == wanted for outcome in reload["reloads"])
+
+
+@pytest.mark.privileged
+def test_failed_reload(cluster: str, capsys: pytest.CaptureFixture[str]) -> None:
+    capsys.readouterr()
+    assert main(["reload", f"{cluster}-1/pod-1", "-D", "REJECTED_BY_VERIFIER=1", "--json"]) == 1
+    out, err = capsys.readouterr()
+    (failure,) = json.loads(out)["failures"]
+    assert set(failure) == described("An object of `failures`:")
+    assert err == f"reloadlab: {cluster}-1/pod-1: {failure['error']}\n"
+
+
+def table_keys(section: str) -> set[str]:
+    """Return the first column of a section's table in docs/run-json.md."""
+    text = (ROOT / "docs" / "run-json.md").read_text()
+    part = next(part for part in re.split(r"^## ", text, flags=re.MULTILINE) if part.startswith(section))
+    return {key for cell in re.findall(r"^\| (`[^|]*) \|", part, re.MULTILINE) for key in re.findall(r"`(\w+)`", cell)}
+
+
+@pytest.mark.privileged
+@pytest.mark.parametrize("name", ["lxc", "ipcache", "policy", "ct", "metrics", "tunnel"])
+def test_maps(cluster: str, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = answer(capsys, "maps", cluster, name)
+    assert all(set(row) == documented(f"maps LAB {name}") for row in rows)
+    if name not in ("ct", "metrics"):
+        assert {row["lab"] for row in rows} == {f"{cluster}-1", f"{cluster}-2"}
+
+
+@pytest.mark.privileged
+def test_policies_and_connections(cluster: str, capsys: pytest.CaptureFixture[str]) -> None:
+    nodes = answer(capsys, "policy", cluster)
+    assert [node["lab"] for node in nodes] == [f"{cluster}-1", f"{cluster}-2"]
+    entry = documented("maps LAB policy") - {"lab"}
+    assert all(set(node) == documented("policy") for node in nodes)
+    assert all(set(row) == entry for node in nodes for row in node["entries"])
+    assert {row["endpoint"] for row in answer(capsys, "policy", f"{cluster}-1/pod-1")[0]["entries"]} == {"pod-1"}
+    rows = answer(capsys, "gc", cluster)
+    assert rows
+    assert all(set(row) == documented("gc") for row in rows)
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        Drop(133, 1, 2, 3, 4, 5, 6, 7, "bpf_lxc.c", 8, "arp"),
+        Trace(0, 1, 2, 3, 4, 5, 6, "new", 7, "arp"),
+        Verdict(1, 2, 3, 4, 0, "ingress", 6, 80, "L3-L4", "arp"),
+        Lost(1, 0),
+        Unknown(9, 4),
+    ],
+    ids=lambda event: type(event).__name__,
+)
+def test_events(event: Drop | Trace | Verdict | Lost | Unknown) -> None:
+    found = to_json(event)
+    assert {"lab", *found} == documented(found["event"]) | {"lab", "event"}
+
+
+@pytest.mark.privileged
+def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
+    capsys.readouterr()
+    main(["doctor", "--json"])
+    found = json.loads(capsys.readouterr().out)
+    assert set(found) == documented("doctor")
+    assert all(set(row) == described("A requirement:") for row in found["requirements"])
+
+
+@pytest.mark.privileged
+def test_objects(cluster: str, capsys: pytest.CaptureFixture[str]) -> None:
+    node = registry.lab_root(f"{cluster}-1") / registry.STATE
+    path = str(next(node.glob("*/bpf_lxc.o")))
+    assert documented("inspect") <= set(answer(capsys, "inspect", path))
+    verified = answer(capsys, "verify", path, "--loads", "1")
+    assert documented("verify") <= set(verified)
+    assert all(described("A program of `verify`:") <= set(program) for program in verified["programs"])
