@@ -168,5 +168,13 @@ class PinPathError(ReloadlabError):
         self.path = path
 
 
+class SeveralErrors(ReloadlabError):
+    """Several things were attempted and more than one failed; `errors` has all of them."""
+
+    def __init__(self, errors: Sequence[Exception]) -> None:
+        super().__init__("; ".join(str(error) for error in errors))
+        self.errors = tuple(errors)
+
+
 class Cancelled(ReloadlabError):
     """The reload was cancelled; what it had done is undone."""

@@ -15,7 +15,7 @@ from datapath.endpoint import DatapathConfig, Endpoint, Interface
 from datapath.kernel.netlink import NetlinkSocket
 from datapath.load.collection import Map, MapCache
 from datapath.load.threads import Verifiers
-from datapath.locks import Lock
+from datapath.locks import FairLock, Lock
 from datapath.reload.outcome import Outcome
 from datapath.reload.plans import host_plan, overlay_plan, pod_plan
 from datapath.reload.step import Plan
@@ -122,8 +122,8 @@ class Loader:
         finally:
             lock.close()
 
-    def _maps_lock(self, cancel: threading.Event) -> Lock:
-        return Lock(self.config.state / "maps.lock", cancel)
+    def _maps_lock(self, cancel: threading.Event) -> FairLock:
+        return FairLock(self.config.state / "maps.lock", cancel)
 
     def links(self) -> dict[str, Interface]:
         """Return the interfaces of the node by name."""

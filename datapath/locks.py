@@ -29,29 +29,76 @@ class Lock:
             self._fd = os.open(path, flags, 0o600)
         self._path = path
         self._cancel = cancel
+
+    def acquire(self, *, exclusive: bool = True) -> None:
+        """Wait for the lock; Cancelled once `cancel` is set."""
+        while not self.try_acquire(exclusive=exclusive):
+            if self._cancel.wait(_LOCK_POLL):
+                raise Cancelled(f"cancelled while waiting for {self._path}")
+
+    def try_acquire(self, *, exclusive: bool = True) -> bool:
+        """Acquire the lock if nobody is in the way. Where somebody is, a shared lock that was held is lost."""
+        try:
+            fcntl.flock(self._fd, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
+    def release(self) -> None:
+        # A process that was forked meanwhile may have the descriptor too, and would keep the lock.
+        fcntl.flock(self._fd, fcntl.LOCK_UN)
+
+    def close(self) -> None:
+        self.release()
+        os.close(self._fd)
+
+
+class FairLock:
+    """A lock that many share, or one has alone, with a queue: who waits is not overtaken by who comes later and shares.
+
+    Two flock(2) locks: the queue is held while one waits for the lock proper, and no longer. So those who come later
+    wait behind a writer, who waits only for those that have the lock already; who waits in the queue itself gets it in
+    no particular order. A holder or waiter that is killed leaves both.
+    """
+
+    def __init__(self, path: Path, cancel: threading.Event) -> None:
+        self._lock = Lock(path, cancel)
+        try:
+            self._queue = Lock(path.with_name(f"{path.name}.queue"), cancel)
+        except BaseException:
+            self._lock.close()
+            raise
         self.exclusive = False
+        self._held = False
 
     def acquire(self, *, exclusive: bool) -> None:
         """Wait for the lock. Turning a shared lock into an exclusive one lets go of it in between; one that is held
         exclusively stays so until it is closed.
         """
-        if self.exclusive:
+        if self.exclusive or (self._held and not exclusive):
             return
-        operation = fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH
-        while True:
-            try:
-                fcntl.flock(self._fd, operation | fcntl.LOCK_NB)
-            except BlockingIOError:
-                if self._cancel.wait(_LOCK_POLL):
-                    raise Cancelled(f"cancelled while waiting for {self._path}") from None
-            else:
-                self.exclusive = exclusive
-                return
+        # In the queue with a shared lock in hand we would wait for somebody who waits for us.
+        self._lock.release()
+        self._held = False
+        self._queue.acquire()
+        try:
+            self._lock.acquire(exclusive=exclusive)
+        finally:
+            self._queue.release()
+        self._held, self.exclusive = True, exclusive
+
+    def try_exclusive(self) -> bool:
+        """Turn a shared lock into an exclusive one if nobody else has it; it is lost otherwise.
+
+        Of several who share the lock and try this one after the other, the last one succeeds.
+        """
+        self.exclusive = self.exclusive or self._lock.try_acquire()
+        self._held = self.exclusive
+        return self.exclusive
 
     def close(self) -> None:
-        # A process that was forked meanwhile may have the descriptor too, and would keep the lock.
-        fcntl.flock(self._fd, fcntl.LOCK_UN)
-        os.close(self._fd)
+        self._queue.close()
+        self._lock.close()
 
 
 class DirectoryLock:

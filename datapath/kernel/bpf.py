@@ -218,6 +218,24 @@ def map_lookup(fd: int, key: bytes, value_size: int, *, flags: int = 0) -> bytes
     return value.raw
 
 
+def map_slots(fd: int, count: int) -> dict[int, int]:
+    """Return the words in the first `count` slots of an array, without those that are empty.
+
+    For large arrays: the buffers of `map_lookup` are made once.
+    """
+    key, value = ctypes.c_uint32(), ctypes.c_uint32()
+    attr = ctypes.create_string_buffer(_ELEM.pack(fd, ctypes.addressof(key), ctypes.addressof(value), 0), _ELEM.size)
+    found = {}
+    for slot in range(count):
+        key.value = slot
+        result = _raw(Cmd.MAP_LOOKUP_ELEM, attr, _ELEM.size)
+        if result == 0:
+            found[slot] = value.value
+        elif result != -errno.ENOENT:
+            raise _error(Cmd.MAP_LOOKUP_ELEM, -result, f"slot {slot}")
+    return found
+
+
 def map_update(fd: int, key: bytes, value: bytes, *, flags: int = BPF_ANY) -> None:
     """Set the value under `key`."""
     _call(Cmd.MAP_UPDATE_ELEM, _ELEM.pack(fd, _address(key), _address(value), flags))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import struct
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -87,9 +86,4 @@ def read_slots(fd: int) -> dict[int, int] | None:
     info = bpf.map_info(fd)
     if info.type != MapType.PROG_ARRAY or info.max_entries > LARGEST_CALLS_MAP:
         return None
-    filled = {}
-    for slot in range(info.max_entries):
-        value = bpf.map_lookup(fd, struct.pack("=I", slot), 4)
-        if value is not None:
-            filled[slot] = struct.unpack("=I", value)[0]
-    return filled
+    return bpf.map_slots(fd, info.max_entries)

@@ -30,6 +30,15 @@ class Map:
     name: str
     info: MapInfo
 
+    @classmethod
+    def of(cls, fd: int, name: str) -> Self:
+        """Take over an open descriptor: it is closed if the kernel does not describe the map."""
+        try:
+            return cls(fd, name, bpf.map_info(fd))
+        except BaseException:
+            os.close(fd)
+            raise
+
     @property
     def value_bytes(self) -> int:
         """Bytes that the kernel reads or writes as one value."""
@@ -223,12 +232,7 @@ class MapCache:
 
 def open_pin(path: Path, name: str | None = None) -> Map:
     """Open a pinned map; BpfError with ENOENT if nothing is pinned at `path`."""
-    fd = bpf.obj_get(path)
-    try:
-        return Map(fd, path.name if name is None else name, bpf.map_info(fd))
-    except BpfError:
-        os.close(fd)
-        raise
+    return Map.of(bpf.obj_get(path), path.name if name is None else name)
 
 
 def _open(path: str) -> Map:

@@ -6,6 +6,10 @@ last pin or descriptor goes, even though attached programs still use it, so `fin
 
 Unlike the reference, which removes whatever it finds at P:pending, `recover` looks at what a killed reload left behind
 and keeps the maps that attached programs use: see there.
+
+The array of policy programs is different: programs of all endpoints jump through it, so that it stays in use when the
+reload that has replaced it ends. It is retired: `retire` renames P:pending to P:retired-<map id>, and a later reload
+removes that pin once no program jumps through the array (datapath/reload/policyarrays.py).
 """
 
 from __future__ import annotations
@@ -18,7 +22,10 @@ from pathlib import Path
 from datapath.bpftypes import MapType
 from datapath.kernel import bpf
 
-PENDING, STALE = ":pending", ":stale"
+PENDING, STALE, RETIRED = ":pending", ":stale", ":retired-"
+
+POLICY_ARRAYS = ("cilium_call_policy", "cilium_egresscall_policy")
+"""The program arrays whose slots belong to endpoints, not to objects; every object of the node shares them."""
 
 
 def is_calls_map(name: str) -> bool:
@@ -41,14 +48,20 @@ class Pin:
         return Path(f"{self.path}{STALE}")
 
     def leftovers(self) -> list[Path]:
-        """Return what is pinned beside the map: `pending`, then what earlier reloads had to keep, the newest first."""
+        """Return what reloads under way, or killed, have moved aside: `pending`, then older ones, the newest first."""
+        found = [path for path in self._beside() if RETIRED not in path.name]
+        return sorted(found, key=lambda path: (path != self.pending, -len(path.name)))
+
+    def retired(self) -> list[Path]:
+        """Return the replaced arrays of policy programs that programs may still jump through."""
+        return [path for path in self._beside() if RETIRED in path.name]
+
+    def _beside(self) -> list[Path]:
         directory, name = os.path.split(self.path)
         try:
-            found = [other for other in os.listdir(directory) if other.startswith(f"{name}:")]
+            return [Path(directory, other) for other in os.listdir(directory) if other.startswith(f"{name}:")]
         except FileNotFoundError:
             return []
-        found.sort(key=lambda other: (other != name + PENDING, -len(other)))
-        return [Path(directory, other) for other in found]
 
     def repin(self) -> bool:
         """Move the map aside; False if nothing is pinned. A `pending` that is still needed moves to `stale`."""
@@ -69,6 +82,11 @@ class Pin:
         for path in self.leftovers():
             path.unlink(missing_ok=True)
 
+    def retire(self) -> None:
+        """Keep the old maps pinned after the reload, under names that say so."""
+        for path in self.leftovers():
+            path.rename(f"{self.path}{RETIRED}{map_id(path)}")
+
     def revert(self) -> None:
         """Put the old map back over whatever was pinned in its place."""
         self.pending.rename(self.path)
@@ -81,11 +99,15 @@ class Pin:
         Killed before its first attach: the old map goes back. Killed after its last: the old one is let go. Killed in
         between, old and new programs are attached side by side: the kernel would empty a program array that loses its
         pin, so each keeps its own until the reload that follows has replaced both; other maps need no pin to live on.
+        An array of policy programs is complete before it is pinned, and all its successors and predecessors are kept
+        alike: the one at its place stays there, the others are retired.
         Returns what was done, None if there was nothing to do.
         """
         left = self.leftovers()
         if not left:
             return None
+        if self.path.name in POLICY_ARRAYS:
+            return self._recover_policy_array(left)
         there = self.path.exists()
         needed = [path for path in left if in_use(map_id(path))]
         if not there or (needed and not in_use(map_id(self.path))):
@@ -100,6 +122,14 @@ class Pin:
             return f"kept {', '.join(path.name for path in kept)}: a reload died between two attaches"
         return f"removed {', '.join(path.name for path in left)}, left by a reload that did not end"
 
+    def _recover_policy_array(self, left: list[Path]) -> str:
+        if not self.path.exists():
+            left[0].rename(self.path)
+            self.retire()
+            return f"restored {self.path.name} from {left[0].name}, left by a reload that did not end"
+        self.retire()
+        return f"retired {', '.join(path.name for path in left)}, left by a reload that did not end"
+
     def _let_go(self, paths: Iterable[Path]) -> None:
         for path in paths:
             path.unlink(missing_ok=True)
@@ -107,9 +137,11 @@ class Pin:
 
 def left_behind(directory: Path) -> frozenset[str]:
     """Return the names of the maps beside which there are pins of reloads that did not end, or are under way."""
-    if not directory.is_dir():
+    try:
+        names = os.listdir(directory)
+    except FileNotFoundError:
         return frozenset()
-    return frozenset(name.partition(":")[0] for name in os.listdir(directory) if ":" in name)
+    return frozenset(name.partition(":")[0] for name in names if ":" in name and RETIRED not in name)
 
 
 def map_id(path: Path) -> int:

@@ -6,6 +6,7 @@ import errno
 
 from datapath.bpftypes import HASH_TYPES, PERCPU_TYPES, MapType
 from datapath.errors import BpfError
+from datapath.kernel import progarray
 from datapath.load.maps import Map
 
 _ARRAYS = frozenset((MapType.ARRAY, MapType.PERCPU_ARRAY))
@@ -13,7 +14,7 @@ _ARRAYS = frozenset((MapType.ARRAY, MapType.PERCPU_ARRAY))
 
 def can_copy(old: Map, new: Map) -> bool:
     """Tell whether an entry of `old` means the same in `new`: same sizes, and keys of the same kind."""
-    kinds = (HASH_TYPES, _ARRAYS, frozenset((MapType.LPM_TRIE,)))
+    kinds = (HASH_TYPES, _ARRAYS, frozenset((MapType.LPM_TRIE,)), frozenset((MapType.PROG_ARRAY,)))
     same_kind = any(old.info.type in kind and new.info.type in kind for kind in kinds)
     same_value = (old.info.type in PERCPU_TYPES) == (new.info.type in PERCPU_TYPES)
     sizes = (old.info.key_size, old.info.value_size) == (new.info.key_size, new.info.value_size)
@@ -22,6 +23,8 @@ def can_copy(old: Map, new: Map) -> bool:
 
 def copy(old: Map, new: Map) -> int:
     """Copy every entry; returns how many did not fit because `new` has room for fewer."""
+    if old.info.type == MapType.PROG_ARRAY:
+        return progarray.copy(old.fd, new.fd)
     return sum(not put(new, key, value) for key, value in old.items())
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import errno
-import os
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from datapath.attempts import each
 from datapath.bpftypes import OF_MAPS_TYPES, MapType
 from datapath.errors import BpfError, MapDifference, MapIncompatible, ObjectError, PinPathError
 from datapath.kernel import bpf
@@ -18,7 +18,17 @@ from datapath.kernel.cpus import cpu_ids, possible_cpus
 from datapath.kernel.map import CacheEntry, CreatedPin, Map, MapCache, open_pin, round_up
 from datapath.object.spec import CollectionSpec, MapSpec
 
-__all__ = ["CreatedPin", "Map", "MapCache", "MapSet", "differences", "ensure_pin_dir", "load_maps", "open_pin"]
+__all__ = [
+    "CreatedPin",
+    "Map",
+    "MapCache",
+    "MapSet",
+    "differences",
+    "ensure_pin_dir",
+    "load_maps",
+    "open_maps",
+    "open_pin",
+]
 
 BPF_F_NO_COMMON_LRU = 1 << 1
 BPF_F_RDONLY_PROG = 1 << 7
@@ -30,16 +40,43 @@ _DEVMAPS = frozenset((MapType.DEVMAP, MapType.DEVMAP_HASH))
 _SLOT = struct.Struct("=I")
 
 
+Fill = Callable[[Map], None]
+"""Gives a new map its first content, before anybody else can find it."""
+
+
 @dataclass(slots=True)
 class MapSet:
-    """The open maps of one load, by name. Closing it leaves the pins; `discard` takes back those it made as well."""
+    """The open maps of one load, by name; `created` are those that it made.
 
+    What it made is pinned by `pin_created`. Closing it leaves the pins; `discard` takes back those it made as well.
+    """
+
+    spec: CollectionSpec
+    pin_dir: Path | None
     maps: dict[str, Map] = field(default_factory=dict)
     created_pins: list[CreatedPin] = field(default_factory=list)
     created: set[str] = field(default_factory=set)
     _cache: MapCache | None = None
     _borrowed: list[CacheEntry] = field(default_factory=list)
     _owned: list[Map] = field(default_factory=list)
+
+    def pin_created(self, fill: Fill | None = None) -> None:
+        """Fill the new maps and then pin them: whoever finds the pin of a map finds its whole content.
+
+        A loader that is killed before leaves no half-filled map behind. Whoever pins the same map second opens the
+        first one's instead; MapIncompatible if that is of another shape. Maps of maps come last, when it is known
+        which maps go into them.
+        """
+        new = [self.spec.maps[name] for name in sorted(self.created)]
+        for item in sorted(new, key=lambda item: item.type in OF_MAPS_TYPES):
+            if item.contents and item.type in OF_MAPS_TYPES:
+                _fill_outer(self.spec.path, item, self.maps)
+            if not item.pinned:
+                continue  # it belongs to this load alone: nobody else could fill it
+            if fill is not None:
+                fill(self.maps[item.name])
+            if self.pin_dir is not None:
+                _pin(item, self.pin_dir, self)
 
     def close(self) -> None:
         """Close the descriptors that this set owns; a second call does nothing."""
@@ -49,9 +86,10 @@ class MapSet:
             self._cache.release(self._borrowed.pop())
 
     def remove_pins(self) -> None:
-        """Remove the pins that this load made, as far as they still lead to its maps."""
-        while self.created_pins:
-            self.created_pins.pop().remove()
+        """Remove the pins that this load made, as far as they still lead to its maps: all that can be removed."""
+        with each() as attempt:
+            while self.created_pins:
+                attempt(self.created_pins.pop().remove)
 
     def discard(self) -> None:
         with ExitStack() as stack:
@@ -59,26 +97,39 @@ class MapSet:
             self.remove_pins()
 
 
-def load_maps(spec: CollectionSpec, pin_dir: Path | None, *, cache: MapCache | None = None) -> MapSet:
-    """Open or create every map of an object.
+def load_maps(
+    spec: CollectionSpec, pin_dir: Path | None, *, cache: MapCache | None = None, fill: Fill | None = None
+) -> MapSet:
+    """Open, or create, fill and pin, every map of an object: `open_maps`, then `pin_created`.
 
-    Maps pinned by name are opened if `pin_dir` holds them, otherwise created and pinned there; without `pin_dir` all
-    are created and none is pinned. MapIncompatible, with every difference of every map, comes before anything is
-    created. Two loaders that create the same map at once end with the same one: whoever pins second opens the first
-    one's. On failure nothing is left: no descriptor, no pin of ours.
+    Two loaders that create the same map at once end with the same one. On failure nothing is left: no descriptor, no
+    pin of ours.
     """
-    result = MapSet(_cache=cache)
+    result = open_maps(spec, pin_dir, cache=cache)
     with ExitStack() as undo:
         undo.callback(result.discard)
+        result.pin_created(fill)
+        undo.pop_all()
+    return result
+
+
+def open_maps(spec: CollectionSpec, pin_dir: Path | None, *, cache: MapCache | None = None) -> MapSet:
+    """Open every map of an object that `pin_dir` holds, and create the others, which nobody else can see yet.
+
+    Without `pin_dir` all are created. MapIncompatible, with every difference of every map, comes before anything is
+    created. On failure no descriptor is left.
+    """
+    result = MapSet(spec, pin_dir, _cache=cache)
+    with ExitStack() as undo:
+        undo.callback(result.close)
         if pin_dir is not None and any(m.pinned for m in spec.maps.values()):
             ensure_pin_dir(pin_dir)
             _open_pinned(spec, pin_dir, result)
         for item in spec.maps.values():
             if item.name not in result.maps:
-                _create(item, pin_dir if item.pinned else None, result)
-        for item in spec.maps.values():
-            if item.contents and item.type in OF_MAPS_TYPES and item.name in result.created:
-                _fill_outer(spec.path, item, result.maps)
+                result.maps[item.name] = _new_map(item)
+                result._owned.append(result.maps[item.name])
+                result.created.add(item.name)
         undo.pop_all()
     return result
 
@@ -159,14 +210,10 @@ def _open_one(name: str, pin_dir: Path, result: MapSet) -> Map | None:
     return opened
 
 
-def _create(item: MapSpec, pin_dir: Path | None, result: MapSet) -> None:
-    """Create a map and pin it; or open the one that somebody else has pinned in the meantime."""
-    created = _new_map(item)
-    result._owned.append(created)
+def _pin(item: MapSpec, pin_dir: Path, result: MapSet) -> None:
+    """Pin a map that this load has made; or take the one that somebody else has pinned in the meantime."""
+    created, path = result.maps[item.name], pin_dir / item.name
     for _ in range(_PIN_TRIES):
-        if pin_dir is None:
-            break
-        path = pin_dir / item.name
         try:
             created.pin(path)
         except BpfError as error:
@@ -174,20 +221,18 @@ def _create(item: MapSpec, pin_dir: Path | None, result: MapSet) -> None:
                 raise
         else:
             result.created_pins.append(CreatedPin(path, created.info.id))
-            break
+            return
         winner = _open_one(item.name, pin_dir, result)
         if winner is None:
             continue  # it is gone again
+        result.created.discard(item.name)
         result._owned.remove(created)
         created.close()
         found = differences(item, winner.info)
         if found:
             raise MapIncompatible(found)
         return
-    else:
-        raise BpfError("BPF_OBJ_PIN", errno.EEXIST, f"{item.name}: its pin comes and goes")
-    result.maps[item.name] = created
-    result.created.add(item.name)
+    raise BpfError("BPF_OBJ_PIN", errno.EEXIST, f"{item.name}: its pin comes and goes")
 
 
 def _new_map(item: MapSpec) -> Map:
@@ -207,11 +252,7 @@ def _new_map(item: MapSpec) -> Map:
             numa_node=item.numa_node,
             map_extra=item.map_extra,
         )
-    try:
-        return Map(fd, item.name, bpf.map_info(fd))
-    except BpfError:
-        os.close(fd)
-        raise
+    return Map.of(fd, item.name)
 
 
 def _fill_outer(path: str, item: MapSpec, maps: Mapping[str, Map]) -> None:

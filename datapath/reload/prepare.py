@@ -3,27 +3,21 @@
 from __future__ import annotations
 
 import os
-import struct
 from dataclasses import dataclass
 
+from datapath.attempts import each
 from datapath.build.objectfile import ObjectFile
 from datapath.build.templates import Kind
 from datapath.endpoint import Endpoint
 from datapath.errors import ProgramNotFound
-from datapath.kernel import hooks
-from datapath.kernel.inventory import reach
-from datapath.kernel.netlink import NetlinkSocket
-from datapath.kernel.pins import Pin, is_calls_map, left_behind
-from datapath.load.collection import Collection, fill_program_arrays, load_maps, load_programs
+from datapath.kernel.pins import POLICY_ARRAYS, Pin, is_calls_map
+from datapath.load.collection import Collection, fill_program_arrays, load_programs
 from datapath.load.content import can_copy, copy
-from datapath.load.maps import Map, differences, open_pin
+from datapath.load.maps import Map, differences, open_maps, open_pin
 from datapath.object.spec import CollectionSpec
-from datapath.reload import connections
+from datapath.reload import connections, recovery
 from datapath.reload.step import Step
 from datapath.reload.workspace import Workspace
-
-POLICY_MAP_IDS = frozenset((1, 4))
-"""Legacy ids of cilium_call_policy and cilium_egresscall_policy: their slots belong to endpoints, not to objects."""
 
 
 @dataclass(frozen=True)
@@ -89,14 +83,14 @@ class RepinMaps(Step):
     def apply(self, work: Workspace) -> None:
         spec = work.specs[self.target]
         work.maps_lock.acquire(exclusive=False)
-        left, (names, missing) = _left_behind(work, spec), _survey(work, spec)
+        left, (names, missing) = recovery.find(work, spec), _survey(work, spec)
         touched = (*names, *(pin.path.name for pin in left), *(set(missing) - work.own_maps[self.target]))
         if not all(map(is_calls_map, touched)):
             # Others share the map: nobody may open it while it is being replaced, nor one that goes again if this
             # reload fails. Another reload may have done it while we waited, so everything is asked again.
             work.maps_lock.acquire(exclusive=True)
-            left = _left_behind(work, spec)
-        _recover(work, spec, left)
+            left = recovery.find(work, spec)
+        recovery.recover(work, spec, left)
         if left or work.maps_lock.exclusive:
             names, _ = _survey(work, spec)
         moved = work.moved.setdefault(self.target, [])
@@ -108,35 +102,37 @@ class RepinMaps(Step):
                     work.migrated.append(name)
 
     def undo(self, work: Workspace) -> None:
-        for pin in reversed(work.moved.pop(self.target, [])):
-            pin.revert()
+        with each() as attempt:
+            for pin in reversed(work.moved.pop(self.target, [])):
+                attempt(pin.revert)
 
 
 @dataclass(frozen=True)
 class OpenMaps(Step):
-    """Open the pinned maps that can be reused, create and pin the others."""
+    """Open the pinned maps that can be reused, create the others: nobody else sees those yet."""
 
     @property
     def name(self) -> str:
         return "open maps"
 
     def describe(self) -> str:
-        return f"open the pinned maps of {self.target}, create and pin those that are missing"
+        return f"open the pinned maps of {self.target}, create those that are missing"
 
     def apply(self, work: Workspace) -> None:
         spec = work.specs[self.target]
-        maps = load_maps(spec, work.config.globals, cache=work.map_cache)
+        maps = open_maps(spec, work.config.globals, cache=work.map_cache)
         work.keep_collection(self.target, Collection(spec, maps, {}))
 
     def undo(self, work: Workspace) -> None:
-        collection = work.collections.pop(self.target, None)
-        if collection is not None:
-            collection.remove_pins()
+        work.collections.pop(self.target, None)
 
 
 @dataclass(frozen=True)
 class MigrateMaps(Step):
-    """Fill the maps that are new, before any program reads them: from those they replace, or by the control plane."""
+    """Fill the maps that are new, from those they replace or by the control plane, and pin them.
+
+    In this order: whatever kills the reload, no map that anybody can find lacks a part of its content.
+    """
 
     @property
     def name(self) -> str:
@@ -144,25 +140,24 @@ class MigrateMaps(Step):
 
     def describe(self) -> str:
         return (
-            f"fill the new maps of {self.target}: from those they replace if sizes agree, by the control plane if not"
+            f"fill the new maps of {self.target}: from those they replace if sizes agree, by the control plane if not; "
+            "pin them"
         )
 
     def apply(self, work: Workspace) -> None:
-        collection = work.collections[self.target]
         replaced = {pin.path.name: pin for pin in work.moved.get(self.target, ())}
-        for name in sorted(collection.map_set.created | self._never_filled(work)):
-            # A map without a pin belongs to this load alone: nobody else could fill it.
-            if is_calls_map(name) or not collection.spec.maps[name].pinned:
-                continue
-            new, pin = collection.maps[name], replaced.get(name)
+
+        def fill(new: Map) -> None:
+            if is_calls_map(new.name):
+                return
+            pin = replaced.get(new.name)
             if not (pin is not None and _copy_content(pin, new, work)) and work.on_new_map is not None:
                 work.on_new_map(new)
 
-    def _never_filled(self, work: Workspace) -> set[str]:
-        """Return the endpoint's own maps that are empty: a reload may have been killed before it filled them."""
-        maps = work.collections[self.target].maps
-        own = (name for name in work.own_maps[self.target] if name in maps and not is_calls_map(name))
-        return {name for name in own if next(maps[name].keys(), None) is None}
+        work.collections[self.target].map_set.pin_created(fill)
+
+    def undo(self, work: Workspace) -> None:
+        work.collections[self.target].remove_pins()
 
 
 @dataclass(frozen=True)
@@ -206,29 +201,8 @@ class FillArrays(Step):
 
     def apply(self, work: Workspace) -> None:
         collection = work.collections[self.target]
-        skip = {name for name, item in collection.spec.maps.items() if item.id in POLICY_MAP_IDS}
-        fill_program_arrays(collection.spec, collection.maps, collection.programs, skip_contents=skip)
+        fill_program_arrays(collection.spec, collection.maps, collection.programs, skip_contents=POLICY_ARRAYS)
         carry_connections_over(self.object, work)
-
-
-def _left_behind(work: Workspace, spec: CollectionSpec) -> list[Pin]:
-    """Return the pins that another reload has moved aside and did not live to put right."""
-    left = left_behind(work.config.globals)
-    if not left:
-        return []
-    ours = {pin.path for pins in work.moved.values() for pin in pins}
-    pins = [Pin(work.config.globals / name) for name, wanted in spec.maps.items() if wanted.pinned and name in left]
-    return [pin for pin in pins if pin.path not in ours]
-
-
-def _recover(work: Workspace, spec: CollectionSpec, left: list[Pin]) -> None:
-    if not left:
-        return
-    used = reach(_attached_programs(work.netlink) | _policy_programs(work, spec)).maps
-    for pin in left:
-        done = pin.recover(used.__contains__)
-        if done is not None:
-            work.warnings.append(done)
 
 
 def carry_connections_over(item: ObjectFile, work: Workspace) -> None:
@@ -267,29 +241,3 @@ def _survey(work: Workspace, spec: CollectionSpec) -> tuple[list[str], list[str]
         elif differences(wanted, info):
             to_move.append(name)
     return to_move, missing
-
-
-def _attached_programs(netlink: NetlinkSocket) -> set[int]:
-    """Return the ids of all programs at the clsact hooks of the node."""
-    return {
-        found.program_id
-        for link in netlink.interfaces().values()
-        for direction in hooks.Direction
-        for found in hooks.filters(netlink, link.ifindex, direction)
-        if found.program_id
-    }
-
-
-def _policy_programs(work: Workspace, spec: CollectionSpec) -> set[int]:
-    """Return the ids of the object's policy programs: packets for the endpoint meet them through other endpoints'."""
-    found = set()
-    for wanted in spec.maps.values():
-        pin = Pin(work.config.globals / wanted.name)
-        if wanted.id not in POLICY_MAP_IDS or not wanted.contents or not wanted.pinned:
-            continue
-        for path in (pin.path, *pin.leftovers()):
-            if path.exists():
-                with open_pin(path) as pinned:
-                    values = (pinned.lookup(struct.pack("=I", slot)) for slot in wanted.contents)
-                    found |= {int(struct.unpack("=I", value)[0]) for value in values if value is not None}
-    return found

@@ -3,27 +3,33 @@
 from __future__ import annotations
 
 import errno
-import struct
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 
+from datapath.attempts import each
 from datapath.build.objectfile import ObjectFile
 from datapath.endpoint import Endpoint
-from datapath.errors import LinkNotFound, NetlinkError
-from datapath.kernel import bpf, hooks, routes
+from datapath.errors import LinkNotFound, NetlinkError, ReloadlabError
+from datapath.kernel import hooks, progarray, routes
 from datapath.kernel.hooks import Direction, Filter, HookShared, HookTaken
 from datapath.kernel.netlink import NetlinkSocket
+from datapath.kernel.pins import POLICY_ARRAYS
 from datapath.kernel.routes import Installed, Route
-from datapath.reload import connections
+from datapath.load.maps import open_pin
+from datapath.reload import connections, policyarrays
 from datapath.reload.outcome import Attached
-from datapath.reload.prepare import POLICY_MAP_IDS, carry_connections_over
+from datapath.reload.prepare import carry_connections_over
 from datapath.reload.step import Step
 from datapath.reload.workspace import Workspace
 
 
 @dataclass(frozen=True)
 class InsertPolicy(Step):
-    """Put the policy program into the endpoint's slot of cilium_call_policy, before anything is attached."""
+    """Put the policy program into the endpoint's slot of cilium_call_policy, before anything is attached.
+
+    Of every array that programs jump through: see policyarrays.py.
+    """
 
     endpoint_id: int
 
@@ -36,25 +42,23 @@ class InsertPolicy(Step):
 
     def apply(self, work: Workspace) -> None:
         collection = work.collections[self.target]
-        replaced: list[tuple[int, bytes, int | None]] = []
+        replaced: list[tuple[int, int, int | None]] = []
         work.undo[self.key] = replaced
-        for spec in work.specs[self.target].maps.values():
-            if spec.id not in POLICY_MAP_IDS:
+        for name in POLICY_ARRAYS:
+            spec = collection.spec.maps.get(name)
+            if spec is None or not spec.contents:
                 continue
-            fd = collection.maps[spec.name].fd
+            arrays = [work.keep_map(open_pin(path)) for path in policyarrays.others(work.config.globals, name)]
             for slot, program in spec.contents.items():
-                key = struct.pack("=I", slot)
-                old = bpf.map_lookup(fd, key, 4)
-                kept = None if old is None else work.keep_program(struct.unpack("=I", old)[0])
-                replaced.append((fd, key, kept))
-                bpf.map_update(fd, key, struct.pack("=I", collection.programs[program].fd))
+                for array in (*(a for a in arrays if slot < a.info.max_entries), collection.maps[name]):
+                    old = progarray.open_program_at(array.fd, slot)
+                    replaced.append((array.fd, slot, None if old is None else work.keep_open(old)))
+                    progarray.put(array.fd, slot, collection.programs[program].fd)
 
     def undo(self, work: Workspace) -> None:
-        for fd, key, old in reversed(work.undo.pop(self.key, [])):
-            if old is None:
-                bpf.map_delete(fd, key)
-            else:
-                bpf.map_update(fd, key, struct.pack("=I", old))
+        with each() as attempt:
+            for fd, slot, old in reversed(work.undo.pop(self.key, [])):
+                attempt(partial(progarray.clear, fd, slot) if old is None else partial(progarray.put, fd, slot, old))
 
 
 @dataclass
@@ -238,16 +242,51 @@ class Commit(Step):
             item.publish()
             published.append(item)
         work.committed = True
+        self._let_go(work)
+
+    def _let_go(self, work: Workspace) -> None:
+        """Remove what nothing needs any more. All is new by now: what cannot be removed is a warning, not a failure."""
         for item in self.objects:
             for pin in work.moved.pop(item.name, []):
-                pin.finalize()
-            item.settle()
+                let_go = pin.retire if pin.path.name in POLICY_ARRAYS else pin.finalize
+                _attempt(work, f"the old map {pin.path.name}", let_go)
+            _attempt(work, f"the old object of {item.name}", item.settle)
         for item in self.objects:
-            connections.remember(item.path.parent, work.collections[item.name].maps)
+            used = work.collections[item.name].maps
+            _attempt(
+                work, f"the note of the maps of {item.name}", partial(connections.remember, item.path.parent, used)
+            )
+        _attempt(work, "a policy slot", partial(self._clear_policy, work))
+        _attempt(work, "a retired array", partial(_release_arrays, work))
+
+    def _clear_policy(self, work: Workspace) -> None:
+        """Empty the policy slots of an endpoint whose new object has no program for them."""
+        for ident in {item.endpoint.id for item in self.objects if item.endpoint is not None}:
+            filled = (
+                name
+                for item in self.objects
+                for name in POLICY_ARRAYS
+                if (spec := work.collections[item.name].spec.maps.get(name)) is not None and ident in spec.contents
+            )
+            policyarrays.clear(work.config.globals, ident, keep=frozenset(filled))
 
     def undo(self, work: Workspace) -> None:
-        for item in reversed(work.undo.pop(self.key, [])):
-            item.retract()
+        with each() as attempt:
+            for item in reversed(work.undo.pop(self.key, [])):
+                attempt(item.retract)
+
+
+def _attempt(work: Workspace, what: str, action: Callable[[], object]) -> None:
+    try:
+        action()
+    except (ReloadlabError, OSError) as error:
+        work.warnings.append(f"the reload is done, but {what} is left: {error}")
+
+
+def _release_arrays(work: Workspace) -> None:
+    """Let go of retired policy arrays, unless other reloads are under way: the one that ends last does it."""
+    if policyarrays.has_retired(work.config.globals) and work.maps_lock.try_exclusive():
+        policyarrays.release(work.config.globals, work.netlink)
 
 
 def _put_back(work: Workspace, replaced: _Replaced) -> None:

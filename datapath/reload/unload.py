@@ -7,10 +7,8 @@ policy slot and the pins go. In the other order a caller finds the endpoint, and
 from __future__ import annotations
 
 import shutil
-import struct
 from collections.abc import Callable
 from contextlib import suppress
-from pathlib import Path
 
 from datapath.endpoint import DatapathConfig, Endpoint
 from datapath.errors import LinkNotFound
@@ -18,9 +16,8 @@ from datapath.kernel import hooks, routes
 from datapath.kernel.hooks import Direction
 from datapath.kernel.netlink import NetlinkSocket
 from datapath.kernel.pins import Pin
-from datapath.load.maps import open_pin
+from datapath.reload import policyarrays
 
-POLICY_CALL_MAPS = ("cilium_call_policy", "cilium_egresscall_policy")
 ENDPOINT_MAPS = ("cilium_calls_{:05d}", "cilium_calls_custom_{:05d}", "cilium_policy_{:05d}")
 
 
@@ -35,16 +32,9 @@ def unload(config: DatapathConfig, netlink: NetlinkSocket, endpoint: Endpoint, f
                 if found.is_ours:
                     hooks.detach(netlink, found)
     forget()
-    for name in POLICY_CALL_MAPS:
-        _clear_slot(config.globals / name, endpoint.id)
+    policyarrays.clear(config.globals, endpoint.id)
     for name in ENDPOINT_MAPS:
         pin = Pin(config.globals / name.format(endpoint.id))
         pin.finalize()
         pin.path.unlink(missing_ok=True)
     shutil.rmtree(config.state / str(endpoint.id), ignore_errors=True)
-
-
-def _clear_slot(path: Path, slot: int) -> None:
-    if path.exists():
-        with open_pin(path) as pinned:
-            pinned.delete(struct.pack("=I", slot))

@@ -17,7 +17,7 @@ from datapath.kernel import bpf
 from datapath.kernel.netlink import NetlinkSocket
 from datapath.kernel.pins import Pin
 from datapath.load.collection import Collection, Map, MapCache
-from datapath.locks import Lock
+from datapath.locks import FairLock
 from datapath.object.spec import CollectionSpec
 from datapath.reload.outcome import Attached
 from datapath.timing import Interval
@@ -29,8 +29,7 @@ class Workspace:
 
     `maps_lock` is held shared by every reload and exclusively by one that replaces a map that others share.
     `on_new_map` is called with each map that is new and empty, before any program that uses it is attached: the control
-    plane fills it there. What replaces a map of the same layout is not empty. An endpoint's own map that is still empty
-    counts as new.
+    plane fills it there. What replaces a map of the same layout is not empty.
     `own_maps` are the maps of each object that were given a name of their own: nobody shares them.
     `committed` is set by the commit when it begins what cannot be undone.
     """
@@ -41,7 +40,7 @@ class Workspace:
     templates: TemplateCache
     map_cache: MapCache
     cancel: threading.Event
-    maps_lock: Lock
+    maps_lock: FairLock
     on_new_map: Callable[[Map], None] | None = None
     template: dict[Kind, Template] = field(default_factory=dict)
     specs: dict[str, CollectionSpec] = field(default_factory=dict)
@@ -67,6 +66,11 @@ class Workspace:
         """Close `fd` when the reload ends, and return it."""
         self._stack.callback(os.close, fd)
         return fd
+
+    def keep_map(self, opened: Map) -> Map:
+        """Close a map when the reload ends, and return it."""
+        self._stack.callback(opened.close)
+        return opened
 
     def keep_program(self, program_id: int) -> int:
         """Open a program that is about to be replaced, so that it can come back until the reload ends."""

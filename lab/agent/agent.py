@@ -175,7 +175,7 @@ class Agent:
     def _sync(self, spec: CollectionSpec) -> None:
         mine = {name: item for name, item in spec.maps.items() if item.pinned and name in contents.NODE_MAPS}
         with ExitStack() as stack:
-            maps = load_maps(replace(spec, maps=mine, programs={}), self.config.globals)
+            maps = load_maps(replace(spec, maps=mine, programs={}), self.config.globals, fill=self._on_new_map)
             stack.callback(maps.close)
             policies = enforcement.stored(self.node)
             update = None

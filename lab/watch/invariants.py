@@ -162,6 +162,7 @@ def _hooks(agent: Agent, now: Snapshot) -> Iterator[str]:
 
 def _pins(now: Snapshot) -> Iterator[str]:
     yield from (f"pin {name} is left over" for name in now.pins if name.endswith((PENDING, STALE)))
+    yield from _retired(now)
     pinned = set(calls_maps(now).values())
     for (ifname, direction), found in now.filters.items():
         for item in found:
@@ -171,9 +172,19 @@ def _pins(now: Snapshot) -> Iterator[str]:
                     yield f"{ifname} {direction}: {item.name} uses a calls map that is not pinned"
 
 
+def _retired(now: Snapshot) -> Iterator[str]:
+    """A replaced array of policy programs is there for those who jump through it, and says what the new one says."""
+    used = {ident for program in now.reachable for ident in program_maps(program)} if now.retired else set()
+    for name, slots in now.retired.items():
+        if now.pins[name].id not in used:
+            yield f"pin {name} is left over: no program uses it"
+        if name.startswith("cilium_call_policy") and slots != now.policy:
+            yield f"pin {name}: slots differ from those of the new array: {_difference(now.policy, slots)}"
+
+
 def _shared(before: Snapshot, now: Snapshot, expected: Expected) -> Iterator[str]:
     for name, old in before.pins.items():
-        if is_calls_map(name) or name in expected.migrated or name.endswith((PENDING, STALE)):
+        if is_calls_map(name) or name in expected.migrated or ":" in name:
             continue
         new = now.pins.get(name)
         if new is None:

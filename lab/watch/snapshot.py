@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import errno
-import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from datapath.bpftypes import MapType
 from datapath.errors import BpfError
-from datapath.kernel import bpf, hooks
+from datapath.kernel import bpf, hooks, progarray
 from datapath.kernel.hooks import Direction, Filter
 from datapath.kernel.inventory import program_maps, reach, read_slots
 from datapath.kernel.netlink import NetlinkSocket
-from datapath.kernel.pins import is_calls_map
+from datapath.kernel.pins import RETIRED, is_calls_map
 from datapath.kernel.routes import current
 from datapath.load.maps import open_pin
 from datapath.reload.connections import CONNECTIONS
@@ -43,7 +42,8 @@ class Snapshot:
     """One moment of a node.
 
     `filters` by (interface, direction), `pins` by name, `slots` slot -> program id by calls map, `policy` endpoint
-    id -> program id, `routes` address -> interface index of the endpoints' own routes.
+    id -> program id, `routes` address -> interface index of the endpoints' own routes. `retired` is what `policy` is,
+    of each array that was replaced and is pinned because programs still jump through it, by the name of its pin.
     `programs` are all loaded programs that use a map of this node, `reachable` those that are attached or lie in a
     slot of a pinned calls map, and what these lead to; `calls` are the calls maps that those use, pinned or not.
     """
@@ -52,6 +52,7 @@ class Snapshot:
     pins: Mapping[str, PinnedMap]
     slots: Mapping[str, Mapping[int, int]]
     policy: Mapping[int, int]
+    retired: Mapping[str, Mapping[int, int]]
     routes: Mapping[str, int]
     programs: frozenset[int]
     reachable: frozenset[int]
@@ -61,7 +62,7 @@ class Snapshot:
         """Return all that a reload that failed must leave as it was."""
         pins = {name: pin.id for name, pin in self.pins.items()}
         contents = {name: pin.content for name, pin in self.pins.items()}
-        return self.filters, pins, contents, self.slots, self.policy, self.routes
+        return self.filters, pins, contents, self.slots, (self.policy, self.retired), self.routes
 
 
 def take(node: Node) -> Snapshot:
@@ -69,6 +70,7 @@ def take(node: Node) -> Snapshot:
     pins: dict[str, PinnedMap] = {}
     slots: dict[str, dict[int, int]] = {}
     policy: dict[int, int] = {}
+    retired: dict[str, dict[int, int]] = {}
     directory = node.datapath_config().globals
     ids = [e.id for e in node.endpoints()]
     for path in sorted(directory.iterdir()) if directory.is_dir() else ():
@@ -81,6 +83,8 @@ def take(node: Node) -> Snapshot:
                     slots[path.name] = filled
                 elif path.name == "cilium_call_policy":
                     policy |= _policy(pinned.fd, ids)
+                elif RETIRED in path.name:
+                    retired[path.name] = _policy(pinned.fd, ids)
             elif not path.name.startswith(COUNTERS):
                 content = {key: _steady(path.name, value) for key, value in pinned.items()}
             pins[path.name] = PinnedMap(info.id, info.type, content)
@@ -100,9 +104,11 @@ def take(node: Node) -> Snapshot:
                     routes[str(address)] = route.ifindex
     attached = {f.program_id for found in filters.values() for f in found if f.program_id}
     in_slots = {program for filled in slots.values() for program in filled.values()}
+    in_slots |= {program for filled in retired.values() for program in filled.values()}
     held = reach(attached | set(policy.values()) | in_slots)
     ours = held.maps | {pin.id for pin in pins.values()}
-    return Snapshot(filters, pins, slots, policy, routes, programs_using(ours), held.programs, held.calls)
+    loaded = programs_using(ours)
+    return Snapshot(filters, pins, slots, policy, retired, routes, loaded, held.programs, held.calls)
 
 
 def calls_maps(snapshot: Snapshot) -> dict[str, int]:
@@ -118,12 +124,8 @@ def _steady(name: str, value: bytes) -> bytes:
 
 
 def _policy(fd: int, ids: list[int]) -> dict[int, int]:
-    found = {}
-    for ident in ids:
-        value = bpf.map_lookup(fd, struct.pack("=I", ident), 4)
-        if value is not None:
-            found[ident] = int(struct.unpack("=I", value)[0])
-    return found
+    found = {ident: progarray.program_at(fd, ident) for ident in ids}
+    return {ident: program for ident, program in found.items() if program is not None}
 
 
 def programs_using(maps: frozenset[int]) -> frozenset[int]:

@@ -23,6 +23,7 @@ from datapath.kernel import bpf, hooks
 from datapath.kernel.hooks import Direction, Filter
 from datapath.kernel.inventory import program_maps, slots
 from datapath.kernel.netlink import NetlinkSocket, attributes, text
+from datapath.kernel.pins import RETIRED
 from datapath.load.maps import Map
 from datapath.loader import Loader
 from datapath.reload.outcome import Outcome
@@ -169,6 +170,8 @@ class State:
 class Rig:
     """A node and its loader; a context manager. The control plane is one entry in every new map.
 
+    `entries` makes it more; `on_entry` is called before each of them is written.
+
     All rigs have the same node configuration, whatever MACs their node has, and so share their templates: no test waits
     for a compiler that another test has waited for.
     """
@@ -178,6 +181,8 @@ class Rig:
         self.config = self._configuration(templates, **changes)
         self.loader = Loader(self.config, verifiers=1, on_new_map=self._fill)
         self.new_maps: list[str] = []
+        self.entries = 1
+        self.on_entry: Callable[[], object] = lambda: None
         self.generation = 1
         self._stack = ExitStack()
 
@@ -233,7 +238,7 @@ class Rig:
 
     def leftovers(self) -> list[str]:
         """Return the pins that only a reload under way may have."""
-        return sorted(name for name in os.listdir(self.config.globals) if ":" in name)
+        return sorted(name for name in os.listdir(self.config.globals) if ":" in name and RETIRED not in name)
 
     def attached(self, ifname: str, direction: Direction) -> tuple[Filter, ...]:
         return hooks.filters(self.netlink, self.netlink.ifindex(ifname), direction)
@@ -245,7 +250,8 @@ class Rig:
         """
         now = take(self.node)
         programs = {f.program_id: f"{f.name} {f.direction}" for found in now.filters.values() for f in found}
-        programs |= {ident: f"policy program of endpoint {number}" for number, ident in now.policy.items()}
+        for where, slots_of in (("", now.policy), *now.retired.items()):
+            programs |= {ident: f"policy program of endpoint {number} {where}" for number, ident in slots_of.items()}
         dead = []
         for ident, name in programs.items():
             for map_id in program_maps(ident):
@@ -272,7 +278,10 @@ class Rig:
     def _fill(self, new: Map) -> None:
         self.new_maps.append(new.name)
         if new.info.type in (MapType.HASH, MapType.LRU_HASH, MapType.LPM_TRIE, MapType.PERCPU_HASH):
-            new.update(bytes(new.info.key_size), b"\1" * new.value_bytes)
+            for number in range(self.entries):
+                self.on_entry()
+                # Of a trie the word is the length of the prefix.
+                new.update(struct.pack("=I", number).ljust(new.info.key_size, b"\0"), b"\1" * new.value_bytes)
 
 
 def calls_of(rig: Rig, ifname: str) -> set[int]:

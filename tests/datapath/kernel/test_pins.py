@@ -229,6 +229,37 @@ def test_a_map_that_is_no_program_array_is_not_kept(pin: Pin, stack: ExitStack) 
     assert map_id(pin.path) == wanted
 
 
+def test_retired_arrays_are_no_leftovers(pins: Path, stack: ExitStack) -> None:
+    """An array of policy programs outlives the reload that has replaced it; the next one has nothing to recover."""
+    pin = Pin(pins / "cilium_call_policy")
+    old = Array(stack, pin.path)
+    assert pin.repin()
+    new = Array(stack, pin.path)
+    pin.retire()
+    assert [path.name for path in pin.retired()] == [f"cilium_call_policy:retired-{old.id}"]
+    assert (pin.leftovers(), left_behind(pins)) == ([], frozenset())
+    assert pin.repin()
+    pin.revert()
+    assert (map_id(pin.path), map_id(pin.retired()[0])) == (new.id, old.id)
+    assert old.filled
+    assert new.filled
+
+
+@pytest.mark.parametrize(("there", "after"), [(["", P], {"": ""}), ([P], {"": P}), (["", P, S], {"": ""})])
+def test_recovery_keeps_every_policy_array(
+    pins: Path, stack: ExitStack, there: list[str], after: dict[str, str]
+) -> None:
+    """Whether or not a program uses it: that takes more than a look at what is attached."""
+    pin = Pin(pins / "cilium_call_policy")
+    arrays = {suffix: Array(stack, Path(f"{pin.path}{suffix}")) for suffix in there}
+    assert pin.recover(lambda _: False) is not None
+    assert pin.leftovers() == []
+    assert map_id(pin.path) == arrays[after[""]].id
+    assert {map_id(path) for path in (pin.path, *pin.retired())} == {array.id for array in arrays.values()}
+    assert all(array.filled for array in arrays.values())
+    assert pin.recover(lambda _: False) is None
+
+
 def test_map_id_closes_what_it_opens(pin: Pin, stack: ExitStack) -> None:
     array = Array(stack, pin.path)
     before = support.descriptors()

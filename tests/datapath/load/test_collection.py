@@ -26,7 +26,7 @@ from datapath.load.collection import (
     load_maps,
     load_programs,
 )
-from datapath.load.maps import differences, open_pin
+from datapath.load.maps import differences, open_maps, open_pin
 from datapath.load.programs import longest_first
 from datapath.load.threads import Verifiers
 from datapath.object.reader import read_object
@@ -321,14 +321,12 @@ def test_pin_that_appears_with_another_shape_is_incompatible(spec: CollectionSpe
     """The map is pinned by somebody else between our look and our own pin."""
     wanted = spec.maps["cilium_shared"]
     other = replace(spec, maps={"cilium_shared": replace(wanted, value_size=16)}, programs={})
+    ours = open_maps(spec, pins)
     load_maps(other, pins).close()
-
-    from datapath.load import maps as module
-
-    result = module.MapSet()
     with pytest.raises(MapIncompatible, match="value_size is 16, wanted 8"):
-        module._create(wanted, pins, result)
-    result.close()
+        ours.pin_created()
+    ours.discard()
+    assert [p.name for p in pins.iterdir()] == ["cilium_shared"]
 
 
 def test_programs_load_in_several_threads(spec: CollectionSpec, executor: Executor) -> None:

@@ -11,10 +11,11 @@ import pytest
 
 from datapath.bpftypes import MapType
 from datapath.errors import BpfError
-from datapath.kernel import bpf
+from datapath.kernel import bpf, progarray
 from datapath.kernel.cpus import possible_cpus
 from datapath.load.content import can_copy, copy
 from datapath.load.maps import Map
+from tests.datapath import support
 
 pytestmark = [pytest.mark.privileged, pytest.mark.usefixtures("no_descriptor_left")]
 
@@ -76,12 +77,28 @@ def test_every_entry_arrives(stack: ExitStack, old: MapType, new: MapType) -> No
 
 @pytest.mark.parametrize(
     ("old", "new"),
-    [pair for pair in itertools.product(ALL, ALL) if pair not in SAME_KIND],
+    [pair for pair in itertools.product(ALL, ALL) if pair not in (*SAME_KIND, (MapType.PROG_ARRAY,) * 2)],
     ids=name,
 )
 def test_other_types_are_not_copied(stack: ExitStack, old: MapType, new: MapType) -> None:
-    """A hash is no array, a value per CPU is none for all, and programs are nobody's content."""
+    """A hash is no array, a value per CPU is none for all, a program is no number."""
     assert not can_copy(make(stack, old), make(stack, new))
+
+
+def test_programs_keep_their_slots(stack: ExitStack) -> None:
+    """Where the new array ends earlier, what lies beyond its end is counted."""
+    old, new = make(stack, MapType.PROG_ARRAY), make(stack, MapType.PROG_ARRAY, entries=8)
+    ids = {}
+    for slot in (0, 3, 7, 8, 15):
+        with support.program() as fd:
+            progarray.put(old.fd, slot, fd)
+            ids[slot] = support.program_id(fd)
+    assert can_copy(old, new)
+    assert copy(old, new) == 2
+    assert progarray.programs(old.fd) == ids
+    assert progarray.programs(new.fd) == {slot: ids[slot] for slot in (0, 3, 7)}
+    assert [progarray.clear(new.fd, slot) for slot in (3, 3, 9)] == [True, False, False]
+    assert progarray.programs(new.fd).keys() == {0, 7}
 
 
 @pytest.mark.parametrize("kind", [MapType.HASH, MapType.LPM_TRIE, MapType.PERCPU_HASH], ids=name)

@@ -5,6 +5,7 @@ Requests are read line by line, each carried out in a forked process: that costs
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -29,7 +30,9 @@ ROOT = Path(__file__).parents[3]
 class Request:
     """One reload; killed before or after its n-th step if `nth` is given.
 
-    With `strace`, options of that tool, it runs under it; `output` gets the trace. An error's line goes to `errors`.
+    With `entry` it is killed before the control plane writes its n-th entry; it writes `entries` into each new map.
+    With `strace`, options of that tool, it runs under it; `output` gets the trace. An error's line goes to `errors`,
+    the warnings of a reload that has ended go to `warnings`.
     """
 
     node: str
@@ -38,10 +41,13 @@ class Request:
     routes: bool = False
     nth: int | None = None
     after: bool = False
+    entry: int = 0
+    entries: int = 1
     defines: list[tuple[str, str]] = field(default_factory=list)
     strace: list[str] = field(default_factory=list)
     output: str = ""
     errors: str = os.devnull
+    warnings: str = os.devnull
 
 
 class Crasher:
@@ -81,7 +87,11 @@ def _reload(request: Request) -> None:
         gate = Gate(die, **{"after" if request.after else "before": "*"}, nth=request.nth)
     with Rig(Node.open(request.node), Path(request.templates)) as rig:
         rig.configure(defines=tuple((name, value) for name, value in request.defines))
-        rig.reload(request.subject, routes=request.routes, observer=gate)
+        rig.entries = request.entries
+        left = itertools.count(request.entry - 1, -1)
+        rig.on_entry = lambda: os.kill(os.getpid(), signal.SIGKILL) if next(left) == 0 else None
+        outcome = rig.reload(request.subject, routes=request.routes, observer=gate)
+    Path(request.warnings).write_text("\n".join(outcome.warnings))
 
 
 def _serve() -> None:

@@ -174,17 +174,17 @@ def test_killed_during_a_migration(rig: Rig, templates: Path, killer: Crasher, n
     assert wrong == []
 
 
-SMALL = [("POLICY_MAP_SIZE", "4096"), ("IPCACHE_MAP_SIZE", "4096")]
-LARGE = [("POLICY_MAP_SIZE", "8192"), ("IPCACHE_MAP_SIZE", "8192")]
+SMALL = [("POLICY_MAP_SIZE", "4096"), ("IPCACHE_MAP_SIZE", "4096"), ("POLICY_PROG_MAP_SIZE", "300")]
+LARGE = [("POLICY_MAP_SIZE", "8192"), ("IPCACHE_MAP_SIZE", "8192"), ("POLICY_PROG_MAP_SIZE", "301")]
 
 
 class Traced:
-    """Reloads of pod-1 under strace. Each replaces maps: one of the endpoint, and one that is shared."""
+    """Reloads of pod-1 under strace. Each replaces maps: one of the endpoint, and two that are shared."""
 
     def __init__(self, rig: Rig, templates: Path, killer: Crasher, directory: Path) -> None:
         if shutil.which("strace") is None:
             pytest.skip("needs strace: apt-get install strace")
-        self.trace, self.errors = directory / "trace", directory / "errors"
+        self.trace, self.errors, self.warnings = (directory / name for name in ("trace", "errors", "warnings"))
         self.wanted = SMALL
         self._rig, self._templates, self._killer = rig, templates, killer
         for defines in (SMALL, LARGE):
@@ -204,6 +204,7 @@ class Traced:
                 strace=options,
                 output=str(self.trace),
                 errors=str(self.errors),
+                warnings=str(self.warnings),
             )
         )
 
@@ -211,9 +212,13 @@ class Traced:
         """Want the other maps from now on."""
         self.wanted = LARGE if self.wanted is SMALL else SMALL
 
+    def calls(self, name: str) -> list[str]:
+        """Return the system calls of this name that the last reload made, as strace writes them."""
+        return [line for line in self.trace.read_text().splitlines() if line.startswith(f"{name}(")]
+
     def count(self, name: str) -> int:
         """Return how often the last reload made a system call."""
-        return sum(line.startswith(f"{name}(") for line in self.trace.read_text().splitlines())
+        return len(self.calls(name))
 
 
 @pytest.fixture
@@ -264,3 +269,111 @@ def test_system_call_that_fails(rig: Rig, traced: Traced) -> None:
         wrong += [f"call {number}: {what}" for what in before.differences(rig.state())]
     assert wrong == []
     assert failed >= 10
+
+
+ENTRIES = 6
+
+
+def contents(rig: Rig) -> dict[str, int]:
+    """Return how many entries the maps have that packets do not change, by the names of their pins."""
+    found = {}
+    for path in rig.config.globals.iterdir():
+        if path.name.startswith(("cilium_lxc", "cilium_ipcache", "cilium_policy_")):
+            with open_pin(path) as pinned:
+                found[path.name] = len(dict(pinned.items()))
+    return found
+
+
+def test_killed_at_each_entry_of_the_control_plane(templates: Path, killer: Crasher) -> None:
+    """A first load makes all maps. What is pinned is whole: maps that all share, and the endpoint's own."""
+    with support.rig(templates, pods=1) as rig:
+        kills = 0
+        for number in itertools.count(1):
+            code = killer.run(request(rig, templates, "pod-1", False, entry=number, entries=2))
+            found = contents(rig)
+            assert set(found.values()) <= {2}, f"killed before entry {number}: {found}"
+            if code == 0:
+                break
+            assert code == SIGKILLED
+            kills += 1
+            if number % 2:
+                rig.entries = 2
+                rig.reload("pod-1")
+                assert set(contents(rig).values()) == {2}, f"reloaded after a kill before entry {number}"
+            for path in list(rig.config.globals.iterdir()):
+                path.unlink()
+        assert found.keys() == {"cilium_lxc", "cilium_ipcache", "cilium_policy_00101"}
+        assert kills >= 2 * len(found)
+
+
+def test_killed_at_each_entry_that_is_copied(rig: Rig, traced: Traced) -> None:
+    """Into a map that replaces another one: the next reload finds all entries, of the old map or the new."""
+    for name in ("cilium_ipcache", "cilium_policy_00101"):
+        with open_pin(rig.pin(name)) as pinned:
+            for number in range(ENTRIES):
+                key = struct.pack("=I", number).ljust(pinned.info.key_size, b"\0")
+                pinned.update(key, bytes(pinned.value_bytes))
+    whole = contents(rig)
+    assert traced.run() == 0
+    assert contents(rig) == whole
+    calls = traced.calls("bpf")
+    begin = next(number for number, line in enumerate(calls) if "BPF_MAP_CREATE" in line)
+    end = next(number for number, line in enumerate(calls) if "BPF_PROG_LOAD" in line)
+    updates = [n for n, line in enumerate(calls[begin:end], begin + 1) if "BPF_MAP_UPDATE_ELEM" in line]
+    assert len(updates) >= 2 * ENTRIES
+    wrong = []
+    for number in updates:
+        traced.succeeded()
+        assert traced.run("-e", f"inject=bpf:signal=SIGKILL:when={number}") == SIGKILLED
+        rig.configure(defines=tuple(traced.wanted))
+        rig.reload("pod-1", routes=True)
+        now = contents(rig)
+        if now != whole:
+            wrong.append(f"killed before call {number}: {now} instead of {whole}")
+    assert wrong == []
+
+
+@pytest.mark.parametrize("routes", [False, True], ids=["routes-off", "routes-on"])
+def test_killed_while_the_policy_array_is_replaced(templates: Path, killer: Crasher, routes: bool) -> None:
+    """Other endpoints jump through the old array. No slot of any array in use leads to a program without tail calls."""
+    smaller = [("POLICY_PROG_MAP_SIZE", "32768")]
+    with support.rig(templates, pods=2, tunnel=True) as rig:
+        subjects = ("host", "overlay", "pod-1", "pod-2")
+        steps = rig.plan("pod-1", routes=routes).steps
+        begin = [step.name for step in steps].index("open maps")
+        wrong = []
+        for number, defines in itertools.product(range(begin, len(steps) + 1), ((), smaller)):
+            rig.configure(defines=())
+            for subject in subjects:
+                rig.reload(subject, routes=routes)
+            last = number == len(steps)
+            nth, where = number - last, f"killed before {number} of {len(steps)}, then {defines}"
+            doomed = request(rig, templates, "pod-1", routes, nth=nth, after=last, defines=smaller)
+            assert killer.run(doomed) == SIGKILLED
+            wrong += [f"{where}: {what}" for what in problems(rig)]
+            rig.configure(defines=tuple(defines))
+            for subject in ("pod-2", "pod-1", "overlay", "host"):
+                rig.reload(subject, routes=routes)
+                wrong += [f"{where}, after {subject}: {what}" for what in rig.dead_calls()]
+            wrong += [f"{where}: pin {path.name}" for path in rig.config.globals.iterdir() if ":" in path.name]
+            wrong += [f"{where}: {what}" for what in problems(rig)]
+        assert wrong == []
+
+
+def test_what_the_commit_cannot_remove_is_a_warning(rig: Rig, traced: Traced) -> None:
+    """All is new by then. The next reload removes it."""
+    assert traced.run() == 0
+    total = traced.count("unlink")
+    assert total >= 2
+    for number in range(1, total + 1):
+        traced.succeeded()
+        assert traced.run("-e", f"inject=unlink:error=EPERM:when={number}") == 0
+        assert "INJECTED" in traced.trace.read_text()
+        (warning,) = traced.warnings.read_text().splitlines()
+        assert warning.startswith("the reload is done, but ")
+        assert "Operation not permitted" in warning
+        rig.configure(defines=tuple(traced.wanted))
+        rig.reload("pod-1", routes=True)
+        assert problems(rig) == []
+        assert rig.leftovers() == []
+        assert not list(rig.config.state.rglob("*.o.*"))

@@ -22,6 +22,7 @@ from datapath.load.maps import open_pin
 from datapath.locks import Lock
 from datapath.reload.outcome import Outcome
 from datapath.reload.step import Step
+from datapath.reload.transaction import RollbackFailed
 from datapath.reload.workspace import Workspace
 from lab.scenario.scenario import Gate
 from tests.datapath import support
@@ -132,6 +133,19 @@ class TestMigration:
         rig.reload("pod-1")
         assert rig.new_maps == []
 
+    def test_maps_are_filled_before_they_are_pinned(self, rig: Rig) -> None:
+        """Whoever finds the pin of a map finds its whole content, whatever kills the reload."""
+        pinned: list[str] = []
+        rig.on_entry = lambda: pinned.extend(name for name in rig.new_maps[-1:] if rig.pin(name).exists())
+        rig.reload("pod-1")
+        assert {POLICY, IPCACHE} <= set(rig.new_maps)
+        assert pinned == []
+        rig.new_maps.clear()
+        rig.configure(defines=(change(IPCACHE, "value_size"),))
+        rig.reload("pod-1")
+        assert rig.new_maps == [IPCACHE]
+        assert pinned == []
+
     def test_calls_map_always_moves(self, rig: Rig) -> None:
         rig.reload("pod-1")
         before = map_id(rig.pin(CALLS))
@@ -152,6 +166,22 @@ class TestMigration:
 
 class TestLeftBehind:
     """Pins that a killed reload left: made by hand here, by kills in test_crash.py."""
+
+    def test_one_pin_that_cannot_go_back_leaves_no_other_behind(self, rig: Rig) -> None:
+        """The rollback says which one it was."""
+        for _ in range(2):
+            rig.reload("pod-1")
+        rig.configure(defines=(change(POLICY, "max_entries"), change(IPCACHE, "max_entries")))
+
+        def vandal(step: Step, work: Workspace) -> None:
+            rig.pin(IPCACHE + PENDING).unlink()
+            support.inject(step, work)
+
+        with pytest.raises(RollbackFailed, match=f"repin maps bpf_lxc.o: .*{IPCACHE}{PENDING}"):
+            rig.reload("pod-1", observer=Gate(vandal, before="open maps"))
+        assert rig.leftovers() == []
+        assert rig.pin(POLICY).exists()
+        assert rig.dead_calls() == []
 
     def test_stale_pending_of_nobody(self, rig: Rig) -> None:
         """cilium issue 24013: the next reload must not fail on it, nor ever after."""
@@ -184,17 +214,6 @@ class TestLeftBehind:
             rig.reload("pod-1")
         assert rig.leftovers() == []
         assert rig.dead_calls() == []
-
-    def test_endpoint_map_that_nobody_filled(self, rig: Rig) -> None:
-        """Killed between creating and filling: the pin is there, and empty. The control plane is asked again."""
-        rig.reload("pod-1")
-        with open_pin(rig.pin(POLICY)) as pinned:
-            for key in list(pinned.keys()):
-                pinned.delete(key)
-        rig.new_maps.clear()
-        rig.reload("pod-1")
-        assert rig.new_maps == [POLICY]
-        assert len(content(rig, POLICY)) == 1
 
 
 class TestSharedMaps:
