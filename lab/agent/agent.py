@@ -31,6 +31,7 @@ from lab.errors import system_errors
 from lab.node.node import Node, UnknownTarget
 from lab.node.topology import HEALTH, HOST, InvalidSpec, PodFacts, PodSpec
 from lab.system.forkpool import fork_map
+from lab.system.limits import descriptors_of, require_descriptors
 
 Change = Callable[[Plan], Plan]
 """A loader with a difference: what a plan becomes before it is applied."""
@@ -76,6 +77,8 @@ class Agent:
         self._seen, self._known = (node.spec, node.facts), config.node
 
     def __enter__(self) -> Self:
+        pods = len(self.node.pods)
+        require_descriptors(descriptors_of(pods), f"lab {self.node.name} with {pods} pods")
         with ExitStack() as stack:
             stack.enter_context(self.node.lock_shared())
             self.node.recover()

@@ -13,6 +13,7 @@ from enum import StrEnum
 from datapath.build.compile import PREFERRED_CLANG, find_clang
 from datapath.errors import ReloadlabError, ToolError, ToolMissing
 from lab.doctor import probes
+from lab.node.registry import RUN_VARIABLE
 
 
 class State(StrEnum):
@@ -78,14 +79,26 @@ IPROUTE = _apt("iproute2")
 
 REQUIREMENTS: tuple[Requirement, ...] = (
     Requirement("root", probes.root, "run it as root, for example with sudo (in a container: --privileged)"),
-    Requirement("run", probes.run_directory, "mount a writable tmpfs on /run", ("root",)),
+    Requirement(
+        "run",
+        probes.run_directory,
+        f"mount a writable tmpfs there, or name another directory in {RUN_VARIABLE}",
+        ("root",),
+    ),
+    Requirement(
+        "sysctl", probes.sysctl, "mount it writable (in a container: --privileged), or run on the host", ("root",)
+    ),
+    Requirement(
+        "nice", probes.nice, "traffic needs it (in a container: --privileged, or --cap-add SYS_NICE)", ("root",)
+    ),
+    Requirement("descriptors", probes.descriptors, "raise it as root: ulimit -n 65536 (systemd: LimitNOFILE=65536)"),
     Requirement("bpf", probes.bpf, _kernel("CONFIG_BPF_SYSCALL"), ("root",)),
     Requirement("bpffs", probes.bpffs, _kernel("CONFIG_BPF_SYSCALL"), ("root",)),
     Requirement("jit", probes.jit, "sysctl net.core.bpf_jit_enable=1 (CONFIG_BPF_JIT)", optional=True),
     Requirement("btf", probes.btf, _kernel("CONFIG_DEBUG_INFO_BTF"), optional=True),
     Requirement("ip", _tool("ip"), IPROUTE),
     Requirement("tc", _tool("tc"), IPROUTE),
-    Requirement("netns", probes.netns, _kernel("CONFIG_NET_NS"), ("root",)),
+    Requirement("netns", probes.netns, _kernel("CONFIG_NET_NS"), ("root", "ip")),
     Requirement("veth", probes.veth, _kernel("CONFIG_VETH"), ("root", "ip", "netns")),
     Requirement("vxlan", probes.vxlan, _kernel("CONFIG_VXLAN"), ("root", "ip", "netns")),
     Requirement(

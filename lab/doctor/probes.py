@@ -5,28 +5,37 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import resource
 import shutil
 import struct
+import tempfile
 from pathlib import Path
 
 from datapath.bpftypes import MapType
 from datapath.errors import ReloadlabError, ToolMissing
 from datapath.kernel.libc import function
+from lab.node import registry
+from lab.node.topology import MAX_PODS
 from lab.system import tools
+from lab.system.limits import descriptors_of
 
 # What only one probe needs is imported there: every command asks for the first probe, and should start at once.
 
 STATUS = Path("/proc/self/status")
 JIT_ENABLE = Path("/proc/sys/net/core/bpf_jit_enable")
 KERNEL_BTF = Path("/sys/kernel/btf/vmlinux")
-RUN = Path("/run")
+SETTINGS = Path("/proc/sys/net")
 
 # include/uapi/linux/capability.h
 CAPABILITIES = {"CAP_NET_ADMIN": 12, "CAP_SYS_ADMIN": 21}
+CAP_SYS_NICE = 23
 
 # include/uapi/linux/bpf.h
 BPF_PROG_QUERY = 16
 BPF_TCX_INGRESS = 46
+
+FEW_PODS = 16
+"""A limit that is too low for so many pods is worth a word before it is met."""
 
 LOOPBACK_IFINDEX = 1
 """Of `lo`, in every network namespace (include/net/net_namespace.h)."""
@@ -48,19 +57,52 @@ def root() -> str:
     uid = os.geteuid()
     if uid != 0:
         raise Unmet(f"user {uid} is not root")
-    lines = dict(line.split(":\t", 1) for line in STATUS.read_text().splitlines())
-    effective = int(lines["CapEff"], 16)
+    effective = _capabilities()
     lacking = [name for name, bit in CAPABILITIES.items() if not effective & 1 << bit]
     if lacking:
         raise Unmet(f"user 0 without {', '.join(lacking)}")
     return ", ".join(CAPABILITIES)
 
 
+def nice() -> str:
+    """The capability to run before others, which the traffic takes."""
+    if not _capabilities() & 1 << CAP_SYS_NICE:
+        raise Unmet("user 0 without CAP_SYS_NICE")
+    return "CAP_SYS_NICE"
+
+
+def _capabilities() -> int:
+    lines = dict(line.split(":\t", 1) for line in STATUS.read_text().splitlines())
+    return int(lines["CapEff"], 16)
+
+
 def run_directory() -> str:
-    """/run, where a lab keeps its state."""
-    if not os.access(RUN, os.W_OK | os.X_OK):
-        raise Unmet(f"{RUN} is not writable")
-    return f"{RUN} is writable"
+    """The directory of all labs, or the nearest one above it that exists: it is made when it is needed."""
+    run = registry.run_directory()
+    there = next(path for path in (run, *run.parents) if os.path.lexists(path))
+    if not there.is_dir():
+        raise Unmet(f"{there} is not a directory")
+    try:
+        os.rmdir(tempfile.mkdtemp(prefix=".reloadlab-doctor-", dir=there))
+    except OSError as error:
+        raise Unmet(f"{there} takes no directory: {error.strerror}") from error
+    return f"{run} is writable" if there == run else f"{run} can be made"
+
+
+def sysctl() -> str:
+    """The settings of a network namespace, which a container often has mounted read-only."""
+    if os.statvfs(SETTINGS).f_flag & os.ST_RDONLY:
+        raise Unmet(f"{SETTINGS} is mounted read-only")
+    return f"{SETTINGS} is writable"
+
+
+def descriptors() -> str:
+    """The hard limit on open files: what processes raise their soft limit to."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    pods = min(hard - descriptors_of(0), MAX_PODS)
+    if pods < FEW_PODS:
+        raise Unmet(f"at most {hard}, a lab with {FEW_PODS} pods needs {descriptors_of(FEW_PODS)}")
+    return f"{hard}, enough for a lab with {pods} pods"
 
 
 def bpf() -> str:
@@ -107,8 +149,10 @@ def tool(name: str) -> str:
 
 def netns() -> str:
     """A network namespace."""
-    tools.run(["unshare", "--net", "true"])
-    return "can be made"
+    links = tools.run(["unshare", "--net", "ip", "-oneline", "link"]).splitlines()
+    # With some modules (ipip, sit, ip_gre) every new namespace begins with their fallback tunnels.
+    others = [name for line in links if (name := line.split(": ")[1].partition("@")[0]) != "lo"]
+    return f"can be made; they begin with {', '.join(others)}" if others else "can be made"
 
 
 def veth() -> str:

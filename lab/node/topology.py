@@ -39,13 +39,16 @@ HOST_ENDPOINT, HEALTH_ENDPOINT, FIRST_ENDPOINT = 1, 2, 101
 FIRST_IDENTITY = 1001
 _IDENTITIES_PER_NODE = 4096
 _FIRST_LABEL_IDENTITY, _END_OF_IDENTITIES = 1 << 16, 1 << 24
-_FIRST_IFINDEX = 17
+# All indices are chosen beforehand, and so that nothing has them already: with some modules (ipip, ip_gre, sit, ...)
+# every new namespace begins with their fallback tunnels, a dozen at most, numbered from 2 on.
+_UPLINK_IFINDEX, _NET_IFINDEX, _HOST_IFINDEX, _VXLAN_IFINDEX, _HEALTH_IFINDEX = range(32, 37)
+# Where the tunnel device goes when it is made again: each time on, so that a stale index leads nowhere.
+_TUNNEL_IFINDICES = range(37, 48)
+_FIRST_IFINDEX = 48
 # Inside a pod the interface has another index than any outside: who mixes them up gets caught.
-PEER_IFINDEX = 9
+PEER_IFINDEX = 31
 # The ends of the nodes' uplinks in a shared underlay.
 _FIRST_PORT_IFINDEX = 100
-# Where the tunnel device goes from 5 when it is made again: each time on, so that a stale index leads nowhere.
-_TUNNEL_IFINDICES = range(7, 17)
 
 _POD_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?")
 _RESERVED = frozenset({NODE, HEALTH, OUTSIDE, HOST})
@@ -253,7 +256,7 @@ def plan_node(spec: NodeSpec, random_bytes: Callable[[int], bytes] = os.urandom)
         identity=HEALTH_ID,
         container_id="",
         ifname="lxc_health",
-        ifindex=6,
+        ifindex=_HEALTH_IFINDEX,
         node_mac=next(macs),
         mac=next(macs),
         ipv4=spec.pod_cidr4[2],
@@ -262,10 +265,10 @@ def plan_node(spec: NodeSpec, random_bytes: Callable[[int], bytes] = os.urandom)
         labels=frozenset({"reserved:health"}),
     )
     return NodeFacts(
-        uplink=DeviceFacts(UPLINK, 2, next(macs), next(macs)),
-        cilium_net=DeviceFacts("cilium_net", 3, net_mac, host_mac),
-        cilium_host=DeviceFacts("cilium_host", 4, host_mac, net_mac),
-        vxlan=DeviceFacts("cilium_vxlan", 5, next(macs)),
+        uplink=DeviceFacts(UPLINK, _UPLINK_IFINDEX, next(macs), next(macs)),
+        cilium_net=DeviceFacts("cilium_net", _NET_IFINDEX, net_mac, host_mac),
+        cilium_host=DeviceFacts("cilium_host", _HOST_IFINDEX, host_mac, net_mac),
+        vxlan=DeviceFacts("cilium_vxlan", _VXLAN_IFINDEX, next(macs)),
         health=health,
         pods=tuple(_plan_pod(spec, pod, number, macs, random_bytes) for number, pod in enumerate(spec.pod_specs)),
     )

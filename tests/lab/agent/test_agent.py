@@ -23,7 +23,7 @@ from lab.node.topology import NodeSpec
 from lab.watch import metrics
 from lab.watch.invariants import baseline, check
 from lab.watch.snapshot import take
-from tests.lab.labs import ROOT, unique_name
+from tests.lab.labs import ROOT, cli, unique_name
 
 pytestmark = pytest.mark.privileged
 
@@ -134,3 +134,11 @@ def test_counters_of_a_node(agent: Agent) -> None:
     now = metrics.read(agent.node)
     assert now.drops_since(metrics.Counters()) == {}
     assert all(generation > 0 for generation, _, _ in now.hits)
+
+
+def test_too_few_descriptors_are_one_line() -> None:
+    name = unique_name()
+    argv = ["prlimit", "--nofile=110:110", *cli("up", "--name", name, "--pods", "2")]
+    done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert f"lab {name} with 2 pods needs 130 file descriptors, the hard limit is 110; raise it" in done.stderr

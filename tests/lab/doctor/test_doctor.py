@@ -108,6 +108,65 @@ def test_without_root_there_is_one_clear_line() -> None:
     assert done.stderr == ""
 
 
+READ_ONLY_SETTINGS = (
+    *("unshare", "--mount", "sh", "-c"),
+    'mount --bind /proc/sys /proc/sys && mount -o remount,bind,ro /proc/sys && exec "$@"',
+    "sh",
+)
+WITHOUT_NICE = ("setpriv", "--bounding-set=-sys_nice", "--inh-caps=-sys_nice")
+
+
+@pytest.mark.privileged
+@pytest.mark.parametrize(
+    ("prefix", "line"),
+    [
+        pytest.param(
+            READ_ONLY_SETTINGS, "missing sysctl: /proc/sys/net is mounted read-only; ", id="read-only settings"
+        ),
+        pytest.param(WITHOUT_NICE, "missing nice: user 0 without CAP_SYS_NICE; traffic needs it", id="no CAP_SYS_NICE"),
+        pytest.param(
+            ("prlimit", "--nofile=100:100"),
+            "missing descriptors: at most 100, a lab with 16 pods needs 144; raise it as root: ulimit -n",
+            id="few descriptors",
+        ),
+    ],
+)
+def test_what_a_container_or_a_service_lacks_is_told(prefix: tuple[str, ...], line: str) -> None:
+    done = doctor(prefix=prefix)
+    assert done.returncode == 1
+    (missing,) = [found for found in done.stdout.splitlines() if found.startswith("missing")]
+    assert missing.startswith(line)
+
+
+@pytest.mark.privileged
+@pytest.mark.parametrize(
+    ("path", "line"),
+    [
+        ("{tmp}/labs", "ok      run: {tmp}/labs can be made"),
+        ("{tmp}", "ok      run: {tmp} is writable"),
+        ("{tmp}/file/labs", "missing run: {tmp}/file is not a directory; "),
+        (
+            "/proc/labs",
+            "missing run: /proc takes no directory: No such file or directory; mount a writable tmpfs there, or",
+        ),
+    ],
+)
+def test_the_run_directory_that_is_named_is_examined(tmp_path: Path, path: str, line: str) -> None:
+    (tmp_path / "file").touch()
+    done = doctor(environment={"RELOADLAB_RUN": path.format(tmp=tmp_path)})
+    (found,) = [found for found in done.stdout.splitlines() if " run: " in found]
+    assert found.startswith(line.format(tmp=tmp_path))
+
+
+def test_fallback_tunnels_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are in the way of nothing, but seen in every `ip link`: `unshare` is one that shows them."""
+    shown = "1: lo: <LOOPBACK>\n2: tunl0@NONE: <NOARP>\n3: sit0@NONE: <NOARP>\n"
+    (tmp_path / "unshare").write_text(f"#!/bin/sh\nprintf '{shown}'\n")
+    (tmp_path / "unshare").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    assert probes.netns() == "can be made; they begin with tunl0, sit0"
+
+
 def test_without_clang_there_is_one_clear_line(path_without_clang: Path) -> None:
     done = doctor(environment={"PATH": str(path_without_clang), "RELOADLAB_CLANG": ""})
     assert done.returncode == 1
