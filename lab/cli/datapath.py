@@ -11,22 +11,30 @@ from lab.cli.targets import count
 
 def add_datapath_options(parser: argparse.ArgumentParser, *, new: bool = False) -> None:
     """Declare which programs are loaded and how; a `new` lab keeps none yet."""
-    kept = "The lab keeps those with which all of it was loaded last; what is given here takes their place."
+    kept = "The lab keeps the options with which all of it was last loaded. Options given here replace them."
     group = parser.add_argument_group("datapath", None if new else kept)
     add_source_options(group)
-    group.add_argument("--clang", metavar="PATH", help="the compiler (clang-16, clang, or the newest there is)")
-    group.add_argument("--filter-priority", type=priority, metavar="N", help="priority of the filters (1)")
-    group.add_argument("--verifiers", type=count, metavar="N", help="threads that verify one object (all CPUs)")
+    group.add_argument("--clang", metavar="PATH", help="the compiler (clang-16, clang, or the newest clang-NN)")
+    group.add_argument("--filter-priority", type=priority, metavar="N", help="priority of the tc filters (1)")
+    group.add_argument(
+        "--verifiers", type=count, metavar="N", help="threads that load the programs of one object (all CPUs)"
+    )
     parser.set_defaults(defaults=False)
     if not new:
-        group.add_argument("--defaults", action="store_true", help="without what the lab keeps of these options")
+        group.add_argument("--defaults", action="store_true", help="forget the options that the lab keeps")
 
 
 def add_source_options(group: argparse._ActionsContainer) -> None:
     """Declare which C is compiled."""
     group.add_argument("--library", type=Path, metavar="DIR", help="C sources instead of our own, e.g. Cilium's bpf/")
     group.add_argument(
-        "-D", dest="defines", type=define, action="append", default=[], metavar="NAME[=VALUE]", help="a macro for the C"
+        "-D",
+        dest="defines",
+        type=define,
+        action="append",
+        default=[],
+        metavar="NAME[=VALUE]",
+        help="a macro for the C; may be repeated",
     )
 
 
@@ -49,7 +57,7 @@ def define(text: str) -> tuple[str, str]:
 def priority(text: str) -> int:
     """Return the priority of a filter, which has 16 bits in the kernel."""
     if not text.isdecimal() or not 0 < int(text) < 1 << 16:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number from 1 to 65535")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 to 65535")
     return int(text)
 
 

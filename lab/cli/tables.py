@@ -19,8 +19,11 @@ WIDEST = 10_000
 def make_table(*columns: str, figures: Collection[str] = (), title: str = "") -> Table:
     """Return an empty table; the columns named in `figures` stand to the right."""
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table(title=title or None, title_justify="left", title_style="bold", box=None, pad_edge=False)
+    # A title is not part of the columns: it may be wider than they are.
+    headline = Text(title, style="bold", no_wrap=True, overflow="ignore") if title else None
+    table = Table(title=headline, title_justify="left", box=None, pad_edge=False)
     for column in columns:
         table.add_column(column, justify="right" if column in figures else "left", no_wrap=True)
     return table

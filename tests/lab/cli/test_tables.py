@@ -32,7 +32,8 @@ def test_brackets_are_text(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_title_stands_above(capsys: pytest.CaptureFixture[str]) -> None:
-    table = make_table("step", "ms", figures=("ms",), title="demo/pod-1")
+    title = "demo/pod-1: [generation] 6, and more words than there are columns"
+    table = make_table("step", "ms", figures=("ms",), title=title)
     table.add_row("compile", "12.5")
     print_table(table)
-    assert printed(capsys) == ["demo/pod-1", "step       ms", "compile  12.5"]
+    assert printed(capsys) == [title, "step       ms", "compile  12.5"]

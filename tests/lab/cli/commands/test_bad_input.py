@@ -217,7 +217,7 @@ def compiling(node: Node) -> bool:
         ("reload box --workers 0", "--workers: '0' is not a whole number of at least 1"),
         ("reload box --workers two", "--workers: 'two' is not a whole number of at least 1"),
         ("reload box --verifiers -1", "--verifiers"),
-        ("reload box --filter-priority 65536", "'65536' is no number from 1 to 65535"),
+        ("reload box --filter-priority 65536", "'65536' is not a whole number from 1 to 65535"),
         ("reload box -D a-b=1", "'a-b' is no macro name"),
         ("up --pods many", "--pods: 'many' is not a whole number"),
         ("bench", "required: WHAT"),
