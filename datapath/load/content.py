@@ -6,7 +6,7 @@ import errno
 
 from datapath.bpftypes import HASH_TYPES, PERCPU_TYPES, MapType
 from datapath.errors import BpfError
-from datapath.kernel import progarray
+from datapath.kernel import bpf, progarray
 from datapath.load.maps import Map
 
 _ARRAYS = frozenset((MapType.ARRAY, MapType.PERCPU_ARRAY))
@@ -28,11 +28,13 @@ def copy(old: Map, new: Map) -> int:
     return sum(not put(new, key, value) for key, value in old.items())
 
 
-def put(target: Map, key: bytes, value: bytes) -> bool:
-    """Write an entry; False if there is no room for it."""
+def put(target: Map, key: bytes, value: bytes, *, flags: int = bpf.BPF_ANY) -> bool:
+    """Write an entry; False if there is no room for it. With BPF_NOEXIST, one that is there is left as it is."""
     try:
-        target.update(key, value)
+        target.update(key, value, flags=flags)
     except BpfError as error:
+        if error.errno == errno.EEXIST:
+            return True
         if error.errno not in (errno.E2BIG, errno.ENOSPC):
             raise
         return False

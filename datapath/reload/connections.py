@@ -1,4 +1,4 @@
-"""Connections across the replacement of the maps that keep them.
+"""What packets note in maps, across the replacement of those maps: connections, NAT, affinity, fragments.
 
 A map that became incompatible is replaced by the first reload that needs it, with its content. All other endpoints go
 on with the old one until they are reloaded themselves, and so do the programs of that reload until they are attached:
@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Mapping
 from ipaddress import ip_address, ip_network
 from pathlib import Path
+from typing import NamedTuple
 
 from datapath.endpoint import Endpoint, NodeConfig
 from datapath.errors import BpfError
@@ -25,12 +26,20 @@ from datapath.statefile import read_typed, write_json
 CONNECTIONS = "cilium_ct"
 """What the names of the maps of connections begin with."""
 
+NOTED = (
+    *(CONNECTIONS, "cilium_snat_", "cilium_lb4_affinity", "cilium_lb6_affinity"),
+    *("cilium_ipv4_frag_", "cilium_ipv6_frag_", "cilium_nodeport_neigh", "cilium_srv6_state_"),
+)
+"""What the names of all maps begin with whose entries packets make."""
+
 _FILE = "connections"
 _CLOCK_MONOTONIC_COARSE = 6  # linux/time.h; Python's time module does not name it
 _POD_PREFIX6 = 96  # bpf/lib/encap.h
 _TUPLE_F_IN, _PORTS_AND_FLAGS = 1, 6  # bpf/lib/conntrack.h, struct ipv4_ct_tuple and ipv6_ct_tuple
-_PACKETS = struct.Struct("<Q8xQ")
 _LIFETIME = struct.Struct("<32xI")
+_ENTRY = struct.Struct("<4QI3H2B3I")  # struct ct_entry; a build may append words
+_CLOSING, _SEEN_NON_SYN = 3, 1 << 4
+_CLOSE_TIMEOUT = 10  # CT_CLOSE_TIMEOUT, seconds
 
 Owns = Callable[[bytes], bool]
 """Whether an address, packed, belongs to an endpoint."""
@@ -48,7 +57,7 @@ def seconds() -> int:
 
 
 def remember(directory: Path, maps: Mapping[str, Map]) -> None:
-    """Note in an endpoint's directory which maps of connections its programs use from now on."""
+    """Note in an endpoint's directory which of these maps its programs use from now on."""
     used = _ids(maps)
     if used and used != _remembered(directory):
         write_json(directory / _FILE, used)
@@ -67,10 +76,11 @@ def owner(node: NodeConfig, endpoint: Endpoint | None) -> Owns:
 
 
 def carry_over(directory: Path, maps: Mapping[str, Map], owns: Owns) -> dict[str, int]:
-    """Bring into `maps` what the endpoint's programs have noted of its own connections in those they used until now.
+    """Bring into `maps` what the endpoint's programs have noted in those that they used until now.
 
-    Those of others are left alone: an endpoint whose programs use the new map already knows its own better, and one
-    that is gone must not leave them to its successor. Returns how many did not fit, by map, where any did not.
+    Of connections its own alone: an endpoint whose programs use the new map already knows its own better, and one that
+    is gone must not leave them to its successor. Of everything else, what the new map lacks. Returns how many entries
+    did not fit, by map, where any did not.
     """
     used = _ids(maps)
     if not used:
@@ -83,30 +93,87 @@ def carry_over(directory: Path, maps: Mapping[str, Map], owns: Owns) -> dict[str
     return {name: count for name, count in left_out.items() if count}
 
 
-def _merge(ident: int, new: Map, owns: Owns) -> int:
-    """Copy what is alive from the map of that id, unless it is gone; return how many entries did not fit.
+def merged(one: bytes, other: bytes, now: int) -> bytes:
+    """Return the state of a connection of which two maps know different parts (struct ct_entry).
 
-    Of two states of a connection the one that has seen more packets is the later.
+    Flags that either has seen are seen. A connection that is closed in one lives as long as that one says, one whose
+    ends were seen in different maps as long as a closed one; any other as long as either says. One that has begun
+    anew, with a SYN, is another connection than the closed one.
     """
+    first, second = (_State(*_ENTRY.unpack_from(value)) for value in (one, other))
+    for fresh, old, value in ((first, second, one), (second, first, other)):
+        if old.is_dead and not fresh.bits & (_CLOSING | _SEEN_NON_SYN):
+            return value
+    newer, older = (first, second) if first.packets >= second.packets else (second, first)
+    received, sent = max(first[0:2], second[0:2]), max(first[2:4], second[2:4])
+    state = newer._replace(
+        rx_packets=received[0],
+        rx_bytes=received[1],
+        tx_packets=sent[0],
+        tx_bytes=sent[1],
+        bits=newer.bits | older.bits,
+        tx_flags_seen=newer.tx_flags_seen | older.tx_flags_seen,
+        rx_flags_seen=newer.rx_flags_seen | older.rx_flags_seen,
+        last_tx_report=max(newer.last_tx_report, older.last_tx_report),
+        last_rx_report=max(newer.last_rx_report, older.last_rx_report),
+    )
+    lifetimes = [each.lifetime for each in (first, second) if each.is_dead or not state.is_dead]
+    lifetime = max(lifetimes) if lifetimes else min(first.lifetime, second.lifetime, now + _CLOSE_TIMEOUT)
+    rest = (one if newer is first else other)[_ENTRY.size :]
+    return _ENTRY.pack(*state._replace(lifetime=lifetime)) + rest
+
+
+class _State(NamedTuple):
+    """struct ct_entry; `bits` are rx_closing, tx_closing, nat46, lb_loopback, seen_non_syn and those that follow."""
+
+    rx_packets: int
+    rx_bytes: int
+    tx_packets: int
+    tx_bytes: int
+    lifetime: int
+    bits: int
+    rev_nat_index: int
+    ifindex: int
+    tx_flags_seen: int
+    rx_flags_seen: int
+    src_sec_id: int
+    last_tx_report: int
+    last_rx_report: int
+
+    @property
+    def is_dead(self) -> bool:
+        return self.bits & _CLOSING == _CLOSING
+
+    @property
+    def packets(self) -> int:
+        return self.rx_packets + self.tx_packets
+
+
+def _merge(ident: int, new: Map, owns: Owns) -> int:
+    """Carry over from the map of that id, unless it is gone; return how many entries did not fit."""
     try:
         fd = bpf.map_fd_by_id(ident)
     except BpfError as error:
         if error.errno != errno.ENOENT:
             raise
         return 0
-    left_out = 0
-    with Map(fd, new.name, bpf.map_info(fd)) as old:
+    with Map.of(fd, new.name) as old:
         # Ids begin anew with every boot of the machine.
         if old.info.name != new.info.name or not can_copy(old, new):
             return 0
+        if not new.name.startswith(CONNECTIONS):
+            return sum(not put(new, key, value, flags=bpf.BPF_NOEXIST) for key, value in old.items())
         now = seconds()
-        for key, value in old.items():
-            if lifetime_of(value) < now or not owns(_own_address(key)):
-                continue
-            there = new.lookup(key)
-            if there is None or _packets(there) < _packets(value):
-                left_out += not put(new, key, value)
-    return left_out
+        own = ((k, v) for k, v in old.items() if lifetime_of(v) >= now and owns(_own_address(k)))
+        return sum(not _merge_connection(new, key, value, now) for key, value in own)
+
+
+def _merge_connection(new: Map, key: bytes, value: bytes, now: int) -> bool:
+    there = new.lookup(key)
+    if there is None or lifetime_of(there) < now:
+        return put(new, key, value)
+    both = merged(there, value, now)
+    return both == there or put(new, key, both)
 
 
 def _own_address(key: bytes) -> bytes:
@@ -115,13 +182,8 @@ def _own_address(key: bytes) -> bytes:
     return key[width : 2 * width] if key[-1] & _TUPLE_F_IN else key[:width]
 
 
-def _packets(value: bytes) -> int:
-    received, sent = _PACKETS.unpack_from(value)
-    return int(received + sent)
-
-
 def _ids(maps: Mapping[str, Map]) -> dict[str, int]:
-    return {name: item.info.id for name, item in maps.items() if name.startswith(CONNECTIONS)}
+    return {name: item.info.id for name, item in maps.items() if name.startswith(NOTED)}
 
 
 def _remembered(directory: Path) -> dict[str, int]:

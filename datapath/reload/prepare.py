@@ -186,8 +186,9 @@ class LoadPrograms(Step):
 
 @dataclass(frozen=True)
 class FillArrays(Step):
-    """Fill the new calls map, which no attached program uses yet, so that the order of the slots does not matter; and
-    the maps of connections, with what the endpoint's old programs have noted elsewhere: packets come next.
+    """Fill the new calls map, which no attached program uses yet, so that the order of the slots does not matter.
+
+    Packets come next: what the endpoint's old programs have noted in maps that were replaced is carried over as well.
     """
 
     object: ObjectFile
@@ -206,10 +207,11 @@ class FillArrays(Step):
 
 
 def carry_connections_over(item: ObjectFile, work: Workspace) -> None:
-    """Let the new programs know the connections of an endpoint that its old ones know."""
+    """Let the new programs know what an endpoint's old ones have noted, its connections above all."""
     maps, owns = work.collections[item.name].maps, connections.owner(work.config.node, item.endpoint)
     for name, left_out in connections.carry_over(item.path.parent, maps, owns).items():
-        work.warnings.append(f"map {name}: {left_out} connections do not fit into {maps[name].info.max_entries}")
+        what = "connections" if name.startswith(connections.CONNECTIONS) else "entries"
+        work.warnings.append(f"map {name}: {left_out} {what} do not fit into {maps[name].info.max_entries}")
 
 
 def _copy_content(pin: Pin, new: Map, work: Workspace) -> bool:

@@ -14,7 +14,7 @@ import pytest
 from datapath.bpftypes import MapType
 from datapath.kernel import bpf
 from datapath.load.maps import Map
-from datapath.reload.connections import CONNECTIONS, carry_over, lifetime_of, owner, remember, seconds
+from datapath.reload.connections import CONNECTIONS, carry_over, lifetime_of, merged, owner, remember, seconds
 from tests.datapath.build.test_headers import HOST, NODE, POD
 
 pytestmark = [pytest.mark.privileged, pytest.mark.usefixtures("no_descriptor_left")]
@@ -28,19 +28,29 @@ def stack() -> Iterator[ExitStack]:
         yield held
 
 
-def make(stack: ExitStack, *, kind: MapType = MapType.LRU_HASH, value: int = 56, entries: int = 64) -> Map:
-    fd = bpf.map_create(kind, 14, value, entries, name=NAME)
-    return stack.enter_context(Map(fd, NAME, bpf.map_info(fd)))
+def make(
+    stack: ExitStack, *, kind: MapType = MapType.LRU_HASH, value: int = 56, entries: int = 64, name: str = NAME
+) -> Map:
+    return stack.enter_context(Map.of(bpf.map_create(kind, 14, value, entries, name=name), name))
 
 
 OWN, OTHER = b"\x0a\0\0\1", b"\x0a\0\0\2"
 owns = OWN.__eq__
 
 
+RX_CLOSING, TX_CLOSING, SEEN_NON_SYN = 1, 2, 16
+OPEN = SEEN_NON_SYN
+
+
+def state(lifetime: int, bits: int = OPEN, *, rx: int = 1, tx: int = 0, flags: tuple[int, int] = (0, 0)) -> bytes:
+    """Return a struct ct_entry; of each packet 100 bytes."""
+    return struct.pack("<4QI3H2B3I", rx, 100 * rx, tx, 100 * tx, lifetime, bits, 0, 0, *flags, 7, 0, 0)
+
+
 def put(target: Map, entries: dict[int, int], *, packets: int = 1, own: bytes = OWN, incoming: bool = False) -> None:
     """Write connections by a port of their own, each with its lifetime; `own` is whose entry it is."""
     for port, lifetime in entries.items():
-        value = struct.pack("<Q8xQ8xI", packets, 0, lifetime).ljust(target.info.value_size, b"\7")
+        value = state(lifetime, rx=packets).ljust(target.info.value_size, b"\7")
         addresses = OTHER + own if incoming else own + OTHER
         target.update(addresses + struct.pack(">HHBB", port, 80, 17, incoming), value)
 
@@ -50,7 +60,7 @@ def lifetimes(table: Map) -> dict[int, int]:
 
 
 def test_what_is_new_or_later_is_carried_over(stack: ExitStack, tmp_path: Path) -> None:
-    """What has closed may live shorter than the state before: the one that has seen more packets is the later."""
+    """Of an open connection that both maps know the later lifetime, and the packets of the one that has seen more."""
     old, new = make(stack), make(stack, kind=MapType.HASH, entries=128)
     now = seconds()
     remember(tmp_path, {NAME: old})
@@ -59,12 +69,90 @@ def test_what_is_new_or_later_is_carried_over(stack: ExitStack, tmp_path: Path) 
     put(new, {2: now + 60, 5: now + 60})
     put(new, {3: now + 30}, packets=6)
     assert carry_over(tmp_path, {NAME: new}, owns) == {}
-    assert lifetimes(new) == {1: now + 60, 2: now + 30, 3: now + 30, 5: now + 60}
+    assert lifetimes(new) == {1: now + 60, 2: now + 60, 3: now + 90, 5: now + 60}
+    assert {state[0] for state in (struct.unpack_from("<Q", v) for _, v in new.items())} == {1, 5, 6}
     assert lifetimes(old) == {1: now + 60, 2: now + 30, 3: now + 90, 4: 1}
     remember(tmp_path, {NAME: new})
     put(old, {6: now + 60})
     carry_over(tmp_path, {NAME: new}, owns)
     assert 6 not in lifetimes(new), "its programs use the new one now"
+
+
+FIN, SYN, RST, ACK = 1, 2, 4, 16
+CLOSED = OPEN | RX_CLOSING | TX_CLOSING
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "both"),
+    [
+        # Each end's FIN was seen by another program: the connection is closed, and lives as long as a closed one.
+        (
+            state(900, OPEN | TX_CLOSING, rx=3, tx=5, flags=(FIN | ACK, ACK)),
+            state(900, OPEN | RX_CLOSING, rx=4, tx=4, flags=(ACK, FIN | ACK)),
+            state(110, CLOSED, rx=4, tx=5, flags=(FIN | ACK, FIN | ACK)),
+        ),
+        # One end has closed, and more packets went by in the other map.
+        (
+            state(800, OPEN | TX_CLOSING, rx=3, tx=5, flags=(FIN | ACK, ACK)),
+            state(900, OPEN, rx=9, tx=4, flags=(ACK, ACK)),
+            state(900, OPEN | TX_CLOSING, rx=9, tx=5, flags=(FIN | ACK, ACK)),
+        ),
+        # One map has seen both ends: it knows how long.
+        (state(105, CLOSED, rx=3, tx=5), state(900, OPEN, rx=9, tx=4), state(105, CLOSED, rx=9, tx=5)),
+        (
+            state(105, CLOSED, flags=(RST, 0)),
+            state(108, CLOSED, flags=(0, RST)),
+            state(108, CLOSED, flags=(RST, RST)),
+        ),
+        # A handshake of which one map has seen the SYN alone.
+        (
+            state(160, 0, rx=0, tx=1, flags=(SYN, 0)),
+            state(900, OPEN, rx=1, tx=2),
+            state(900, OPEN, rx=1, tx=2, flags=(SYN, 0)),
+        ),
+        # The ports of a closed connection are used again: that is another one, with fewer packets.
+        (
+            state(110, CLOSED, rx=50, tx=50, flags=(FIN | ACK, FIN | ACK)),
+            state(160, 0, rx=0, tx=1, flags=(SYN, 0)),
+            state(160, 0, rx=0, tx=1, flags=(SYN, 0)),
+        ),
+    ],
+    ids=["a FIN in each", "a FIN in one", "closed in one", "reset in both", "handshake", "begun anew"],
+)
+def test_two_states_of_a_connection_are_merged(old: bytes, new: bytes, both: bytes) -> None:
+    """Whichever map has which: flags that were seen stay seen."""
+    assert merged(old, new, 100) == merged(new, old, 100) == both
+    assert merged(both, old, 100) == merged(both, new, 100) == both
+
+
+def test_a_build_with_a_longer_state_keeps_what_it_appends(stack: ExitStack) -> None:
+    one, other = state(900, rx=2) + b"more", state(900, OPEN | TX_CLOSING) + b"less"
+    assert merged(one, other, 100) == state(900, OPEN | TX_CLOSING, rx=2) + b"more"
+
+
+def test_a_fin_that_the_old_programs_have_seen_is_carried_over(stack: ExitStack, tmp_path: Path) -> None:
+    """Although more packets went by the new ones."""
+    old, new = make(stack), make(stack)
+    remember(tmp_path, {NAME: old})
+    key, now = OWN + OTHER + struct.pack(">HHBB", 1, 80, 6, 0), seconds()
+    old.update(key, state(now + 900, OPEN | TX_CLOSING, rx=4, tx=4, flags=(FIN | ACK, ACK)))
+    new.update(key, state(now + 900, OPEN, rx=9, tx=3, flags=(ACK, ACK)))
+    carry_over(tmp_path, {NAME: new}, owns)
+    assert new.lookup(key) == state(now + 900, OPEN | TX_CLOSING, rx=9, tx=4, flags=(FIN | ACK, ACK))
+
+
+@pytest.mark.parametrize(
+    "name", ["cilium_snat_v4_external", "cilium_lb4_affinity", "cilium_ipv4_frag_datagrams", "cilium_nodeport_neigh4"]
+)
+def test_what_packets_note_in_other_maps_is_carried_over(stack: ExitStack, tmp_path: Path, name: str) -> None:
+    """What the new map lacks, whosever it is; what the new programs have noted stays. Other maps are left alone."""
+    old, new = make(stack, name=name), make(stack, name=name)
+    remember(tmp_path, {name: old, "cilium_lxc": old})
+    for number, value in ((1, b"old"), (2, b"old")):
+        old.update(bytes([number]) * 14, value.ljust(56, b"\0"))
+    new.update(bytes([2]) * 14, b"new".ljust(56, b"\0"))
+    assert carry_over(tmp_path, {name: new, "cilium_lxc": new}, owns) == {}
+    assert {key[0]: value[:3] for key, value in new.items()} == {1: b"old", 2: b"new"}
 
 
 def test_those_of_others_are_left_alone(stack: ExitStack, tmp_path: Path) -> None:

@@ -146,6 +146,26 @@ class TestMigration:
         assert rig.new_maps == [IPCACHE]
         assert pinned == []
 
+    def test_what_packets_note_while_a_map_is_replaced_is_carried_over(self, rig: Rig) -> None:
+        """In the old map, after its content was copied, until the last program is attached: fragments here."""
+        name = "cilium_ipv4_frag_datagrams"
+        late: list[bytes] = []
+        rig.configure(defines=(("ENABLE_IPV4_FRAGMENTS", "1"),))
+        rig.reload("pod-1")
+
+        def note(step: Step, work: Workspace) -> None:
+            pin = rig.pin(name + PENDING)
+            if pin.exists():
+                with open_pin(pin) as old:
+                    late.append(bytes([len(late) + 1]) * old.info.key_size)
+                    old.update(late[-1], bytes(old.value_bytes))
+
+        rig.configure(defines=(("ENABLE_IPV4_FRAGMENTS", "1"), ("CILIUM_IPV4_FRAG_MAP_MAX_ENTRIES", "4096")))
+        outcome = rig.reload("pod-1", observer=Gate(note, after="*"))
+        assert outcome.migrated == (name,)
+        assert len(late) > 5
+        assert set(late) <= content(rig, name).keys()
+
     def test_calls_map_always_moves(self, rig: Rig) -> None:
         rig.reload("pod-1")
         before = map_id(rig.pin(CALLS))
