@@ -111,18 +111,24 @@ class MapIncompatible(ReloadlabError):
 
 
 class VerifierError(ReloadlabError):
-    """The kernel refused a program. `log` is the verifier's whole log, `summary` its last words."""
+    """The kernel refused a program. `log` is the verifier's whole log, `summary` its last words.
 
-    def __init__(self, program: str, errno: int, instructions: int, log: str) -> None:
+    `source` is the line that the refused instruction was compiled from (file:line and text), None if nobody noted it.
+    """
+
+    def __init__(self, program: str, errno: int, instructions: int, log: str, *, source: object = None) -> None:
         lines = [line for line in log.strip().splitlines() if line.strip()]
         # The reason stands before the statistics, which the verifier prints last.
         reasons = [line for line in lines if not line.startswith(("processed ", "verification time ", "stack depth "))]
         summary = "; ".join(reasons[-2:]) if reasons else "no log"
+        if source is not None:
+            summary = f"at {source}: {summary}"
         super().__init__(f"program {program} ({instructions} instructions) refused by the verifier: {summary}")
         self.program = program
         self.errno = errno
         self.instructions = instructions
         self.summary = summary
+        self.source = None if source is None else str(source)
         self.log = log
 
 

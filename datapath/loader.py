@@ -15,6 +15,7 @@ from datapath.endpoint import DatapathConfig, Endpoint, Interface
 from datapath.kernel.netlink import NetlinkSocket
 from datapath.load.collection import Map, MapCache
 from datapath.load.threads import Verifiers
+from datapath.load.types import TypeStore
 from datapath.locks import FairLock, Lock
 from datapath.reload.outcome import Outcome
 from datapath.reload.plans import host_plan, overlay_plan, pod_plan
@@ -27,7 +28,7 @@ from datapath.reload.workspace import Workspace
 class Loader:
     """Reloads the endpoints of one node; a context manager. Its methods may be called from many threads.
 
-    Kept between reloads: parsed templates, verification times, descriptors of shared pinned maps, netlink sockets, and
+    Kept between reloads: parsed templates, verification times, descriptors of shared pinned maps and BTF, sockets, and
     `verifiers` threads that verify the programs of one collection side by side (1: none, the caller does it alone).
     """
 
@@ -47,11 +48,13 @@ class Loader:
         self._stack = ExitStack()
         self._executor: Verifiers | None = None
         self._maps = MapCache()
+        self._types = TypeStore()
         self._sockets: queue.SimpleQueue[NetlinkSocket] = queue.SimpleQueue()
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
             stack.callback(self._maps.close)
+            stack.callback(self._types.close)
             if self._verifiers > 1:
                 self._executor = stack.enter_context(Verifiers(_cpus(self._verifiers)))
             stack.callback(self._close_sockets)
@@ -100,6 +103,7 @@ class Loader:
                 executor=self._executor,
                 templates=self.templates,
                 map_cache=self._maps,
+                types=self._types,
                 cancel=cancel,
                 maps_lock=self._maps_lock(cancel),
                 on_new_map=self._on_new_map,

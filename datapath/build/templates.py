@@ -303,6 +303,7 @@ class TemplateCache:
                     compiled = 0.0 if found else self._compile(request, cancel)
                     stamp, started = _stamp(request.path), time.monotonic()
                     image = read_object(request.path)
+                    image.spec.check()
                 except (CompileError, ObjectError):
                     # No verdict on the source: an object from the disk was damaged, or the directory went under us.
                     if not attempts_left or (not found and lock.intact()):

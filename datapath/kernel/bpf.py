@@ -29,6 +29,8 @@ OBJ_NAME_LEN = 16
 
 LOG_LEVEL1, LOG_LEVEL2, LOG_STATS = 1, 2, 4
 BPF_ANY, BPF_NOEXIST, BPF_EXIST = 0, 1, 2
+FUNC_INFO_SIZE, LINE_INFO_SIZE = 8, 16
+"""Bytes of struct bpf_func_info and struct bpf_line_info."""
 
 _MAP_IDS = 64  # more than one program of ours uses; a larger answer is asked for again
 
@@ -51,6 +53,7 @@ class Cmd(IntEnum):
     MAP_GET_FD_BY_ID = 14
     OBJ_GET_INFO_BY_FD = 15
     BTF_LOAD = 18
+    MAP_FREEZE = 22
     MAP_LOOKUP_BATCH = 24
 
 
@@ -88,6 +91,24 @@ class ProgInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class MapBtf:
+    """The types of a map's keys and values: ids in the BTF that a descriptor stands for."""
+
+    fd: int
+    key: int = 0
+    value: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ProgBtf:
+    """Where a program's instructions came from: struct bpf_func_info and bpf_line_info records, and their BTF."""
+
+    fd: int
+    func_info: bytes
+    line_info: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class TestRun:
     """What BPF_PROG_TEST_RUN gave: the program's return value, the packet after it, nanoseconds per run.
 
@@ -111,7 +132,7 @@ class ProgLoad:
 
     def __call__(self) -> int:
         """Make the call: the program's descriptor, or the errno as a negative number."""
-        return _raw(Cmd.PROG_LOAD, self.attr, _PROG_LOAD.size)
+        return _raw(Cmd.PROG_LOAD, self.attr, len(self.attr))
 
 
 _syscall = function("syscall", ctypes.c_long, ctypes.c_int, ctypes.c_void_p, ctypes.c_uint, result=ctypes.c_long)
@@ -126,6 +147,9 @@ _MAP_CREATE = struct.Struct("=7I16s5IQ")
 _ELEM = struct.Struct("=IxxxxQQQ")
 _BATCH = struct.Struct("=4Q2I2Q")
 _PROG_LOAD = struct.Struct("=2IQQ2IQ2I16s2I")
+_PROG_LOAD_BTF = struct.Struct("=2IQ2IQI")
+"""What follows in union bpf_attr: descriptor of the BTF, then record size, place and number of func_info, line_info."""
+_FREEZE = struct.Struct("=I")
 _OBJ = struct.Struct("=Q2I")
 _ID = struct.Struct("=3I")
 _INFO = struct.Struct("=2IQ")
@@ -198,13 +222,20 @@ def map_create(
     inner_map_fd: int = 0,
     numa_node: int = 0,
     map_extra: int = 0,
+    btf: MapBtf | None = None,
 ) -> int:
     """Create a map and return its descriptor; sizes in bytes."""
+    types = btf or MapBtf(0)
     attr = _MAP_CREATE.pack(
         *(map_type, key_size, value_size, max_entries, flags, inner_map_fd, numa_node),
-        *(_name(name), 0, 0, 0, 0, 0, map_extra),
+        *(_name(name), 0, types.fd, types.key, types.value, 0, map_extra),
     )
     return _call(Cmd.MAP_CREATE, attr, name)
+
+
+def map_freeze(fd: int) -> None:
+    """Make a map read-only for bpf(2): the verifier then knows what a read-only map of the program holds."""
+    _call(Cmd.MAP_FREEZE, _FREEZE.pack(fd))
 
 
 def map_lookup(fd: int, key: bytes, value_size: int, *, flags: int = 0) -> bytes | None:
@@ -327,12 +358,24 @@ def prog_load(
     name: str = "",
     log_level: int = 0,
     log: ctypes.Array[ctypes.c_char] | None = None,
+    flags: int = 0,
+    attach_type: int = 0,
+    btf: ProgBtf | None = None,
 ) -> int:
     """Load a program and return its descriptor, or the errno as a negative number: a refusal is not an exception here.
 
     The caller needs the errno and the log buffer together to tell a verifier's refusal from anything else.
     """
-    return prepare_prog_load(prog_type, insns, license_, name=name, log_level=log_level, log=log)()
+    call = prepare_prog_load(
+        *(prog_type, insns, license_),
+        name=name,
+        log_level=log_level,
+        log=log,
+        flags=flags,
+        attach_type=attach_type,
+        btf=btf,
+    )
+    return call()
 
 
 def prepare_prog_load(
@@ -343,6 +386,9 @@ def prepare_prog_load(
     name: str = "",
     log_level: int = 0,
     log: ctypes.Array[ctypes.c_char] | None = None,
+    flags: int = 0,
+    attach_type: int = 0,
+    btf: ProgBtf | None = None,
 ) -> ProgLoad:
     """Return the call that `prog_load` makes, for those who have several to make one after the other."""
     writable = isinstance(insns, bytearray)
@@ -351,9 +397,14 @@ def prepare_prog_load(
     attr = _PROG_LOAD.pack(
         *(prog_type, len(insns) // 8, address, _address(licence)),
         *(log_level, len(log) if log is not None else 0, ctypes.addressof(log) if log is not None else 0),
-        *(0, 0, _name(name), 0, 0),
+        *(0, flags, _name(name), 0, attach_type),
     )
-    return ProgLoad(attr, (insns, licence, log))
+    if btf is not None:
+        attr += _PROG_LOAD_BTF.pack(
+            *(btf.fd, FUNC_INFO_SIZE, _address(btf.func_info), len(btf.func_info) // FUNC_INFO_SIZE),
+            *(LINE_INFO_SIZE, _address(btf.line_info), len(btf.line_info) // LINE_INFO_SIZE),
+        )
+    return ProgLoad(attr, (insns, licence, log, btf))
 
 
 def prog_info(fd: int) -> ProgInfo:

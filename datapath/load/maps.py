@@ -7,16 +7,18 @@ import struct
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from datapath.attempts import each
 from datapath.bpftypes import OF_MAPS_TYPES, MapType
 from datapath.errors import BpfError, MapDifference, MapIncompatible, ObjectError, PinPathError
 from datapath.kernel import bpf
-from datapath.kernel.bpf import MapInfo
+from datapath.kernel.bpf import MapBtf, MapInfo
 from datapath.kernel.cpus import cpu_ids, possible_cpus
 from datapath.kernel.map import CacheEntry, CreatedPin, Map, MapCache, open_pin, round_up
-from datapath.object.spec import CollectionSpec, MapSpec
+from datapath.load.types import TypeStore
+from datapath.object.spec import CollectionSpec, DataSection, MapSpec
 
 __all__ = [
     "CreatedPin",
@@ -38,6 +40,9 @@ _PIN_TRIES = (
 )
 _DEVMAPS = frozenset((MapType.DEVMAP, MapType.DEVMAP_HASH))
 _SLOT = struct.Struct("=I")
+
+TypesOf = Callable[[MapSpec], MapBtf | None]
+"""Returns the types of a map whose types the kernel has to know."""
 
 
 Fill = Callable[[Map], None]
@@ -98,14 +103,19 @@ class MapSet:
 
 
 def load_maps(
-    spec: CollectionSpec, pin_dir: Path | None, *, cache: MapCache | None = None, fill: Fill | None = None
+    spec: CollectionSpec,
+    pin_dir: Path | None,
+    *,
+    cache: MapCache | None = None,
+    fill: Fill | None = None,
+    types: TypeStore | None = None,
 ) -> MapSet:
     """Open, or create, fill and pin, every map of an object: `open_maps`, then `pin_created`.
 
     Two loaders that create the same map at once end with the same one. On failure nothing is left: no descriptor, no
     pin of ours.
     """
-    result = open_maps(spec, pin_dir, cache=cache)
+    result = open_maps(spec, pin_dir, cache=cache, types=types)
     with ExitStack() as undo:
         undo.callback(result.discard)
         result.pin_created(fill)
@@ -113,23 +123,30 @@ def load_maps(
     return result
 
 
-def open_maps(spec: CollectionSpec, pin_dir: Path | None, *, cache: MapCache | None = None) -> MapSet:
+def open_maps(
+    spec: CollectionSpec, pin_dir: Path | None, *, cache: MapCache | None = None, types: TypeStore | None = None
+) -> MapSet:
     """Open every map of an object that `pin_dir` holds, and create the others, which nobody else can see yet.
 
     Without `pin_dir` all are created. MapIncompatible, with every difference of every map, comes before anything is
-    created. On failure no descriptor is left.
+    created. On failure no descriptor is left. Maps that stand for a section of variables are filled with its bytes;
+    read-only ones are frozen, so that the verifier knows what they hold.
     """
+    spec.check()
     result = MapSet(spec, pin_dir, _cache=cache)
-    with ExitStack() as undo:
+    with ExitStack() as undo, TypeStore() as own_types:
+        types_of = partial((types or own_types).of_map, spec)
         undo.callback(result.close)
         if pin_dir is not None and any(m.pinned for m in spec.maps.values()):
             ensure_pin_dir(pin_dir)
             _open_pinned(spec, pin_dir, result)
         for item in spec.maps.values():
             if item.name not in result.maps:
-                result.maps[item.name] = _new_map(item)
+                result.maps[item.name] = _new_map(item, types_of)
                 result._owned.append(result.maps[item.name])
                 result.created.add(item.name)
+                if item.name in spec.sections:
+                    _fill_variables(spec.sections[item.name], spec, result.maps[item.name])
         undo.pop_all()
     return result
 
@@ -235,12 +252,12 @@ def _pin(item: MapSpec, pin_dir: Path, result: MapSet) -> None:
     raise BpfError("BPF_OBJ_PIN", errno.EEXIST, f"{item.name}: its pin comes and goes")
 
 
-def _new_map(item: MapSpec) -> Map:
+def _new_map(item: MapSpec, types_of: TypesOf) -> Map:
     with ExitStack() as stack:
         inner_fd = 0
         if item.inner is not None:
             # Only a pattern: the kernel copies its properties and needs it no more.
-            inner_fd = stack.enter_context(_new_map(item.inner)).fd
+            inner_fd = stack.enter_context(_new_map(item.inner, types_of)).fd
         fd = bpf.map_create(
             item.type,
             item.key_size,
@@ -251,8 +268,17 @@ def _new_map(item: MapSpec) -> Map:
             inner_map_fd=inner_fd,
             numa_node=item.numa_node,
             map_extra=item.map_extra,
+            btf=types_of(item),
         )
     return Map.of(fd, item.name)
+
+
+def _fill_variables(section: DataSection, spec: CollectionSpec, target: Map) -> None:
+    """Write a section of variables into the map that stands for it (libbpf: bpf_object__populate_internal_map)."""
+    if not section.is_zero:
+        bpf.map_update(target.fd, _SLOT.pack(0), spec.content(section.name))
+    if section.read_only:
+        bpf.map_freeze(target.fd)
 
 
 def _fill_outer(path: str, item: MapSpec, maps: Mapping[str, Map]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import re
 import threading
 import time
 from collections import deque
@@ -18,6 +19,8 @@ from datapath.errors import BpfError, VerifierError
 from datapath.kernel import bpf
 from datapath.kernel.bpf import ProgInfo, ProgLoad
 from datapath.load.maps import Map
+from datapath.load.types import TypeStore
+from datapath.object.btfext import source_line
 from datapath.object.spec import CollectionSpec, ProgramSpec
 from datapath.timing import Interval, VerifyTimes
 
@@ -26,6 +29,11 @@ EAGAIN_TRIES = 5
 
 LOG_START, LOG_GROWTH, LOG_MAX = 1 << 24, 8, 1 << 27
 """Bytes of the verifier's log: first buffer, growth from try to try, and where we give up on the detailed log."""
+
+_INSTRUCTION = re.compile(r"(\d+): \([0-9a-f]{2}\)")
+"""An instruction in the verifier's log."""
+
+_NO_SINGLE_INSTRUCTION = ("BPF program is too large", "jumps is too complex")
 
 _GUESS = 5e-6  # seconds per instruction, for a program that was never loaded: only the order depends on it
 
@@ -63,7 +71,7 @@ def longest_first(programs: Iterable[ProgramSpec], times: VerifyTimes) -> list[P
 
 
 def bind(program: ProgramSpec, data: memoryview, maps: Mapping[str, Map]) -> bytearray:
-    """Return the instructions with descriptors and constants written in; `data` holds .data as 32-bit words."""
+    """Return the instructions with descriptors and constants written in; `data` is what `data_words` returns."""
     insns = bytearray(program.insns)
     words = memoryview(insns).cast("I")
     for index, name in program.map_refs:
@@ -74,86 +82,127 @@ def bind(program: ProgramSpec, data: memoryview, maps: Mapping[str, Map]) -> byt
 
 
 def data_words(data: bytes) -> memoryview:
-    """Return .data as 32-bit words, the last one filled up with zeros (a 16-bit constant may stand there)."""
+    """Return an object's data as 32-bit words, the last one filled with zeros (a 16-bit constant may stand there)."""
     return memoryview(data + bytes(-len(data) % 4)).cast("I")
 
 
-def load_program(program: ProgramSpec, data: memoryview, maps: Mapping[str, Map], license_: str) -> Program:
-    """Load one program; VerifierError with the whole log if the verifier refuses it, BpfError if the kernel fails.
-
-    The first try asks for no log, which is what makes it fast; only a refused program is loaded again to hear why.
-    """
-    return _Bound.make(program, data, maps, license_).load()
-
-
 @dataclass(frozen=True, slots=True)
-class _Bound:
-    """A program that is ready to be loaded."""
+class Loading:
+    """A program that is ready to be loaded. `types` is what the kernel is told when it is to explain a refusal."""
 
     program: ProgramSpec
     insns: bytearray
     license: str
     call: ProgLoad
+    spec: CollectionSpec
+    types: TypeStore
 
     @classmethod
-    def make(cls, program: ProgramSpec, data: memoryview, maps: Mapping[str, Map], license_: str) -> Self:
+    def make(
+        cls, spec: CollectionSpec, program: ProgramSpec, data: memoryview, maps: Mapping[str, Map], types: TypeStore
+    ) -> Self:
+        """Bind a program to its maps and constants; `data` holds the spec's data as 32-bit words."""
         insns = bind(program, data, maps)
-        call = bpf.prepare_prog_load(program.type, insns, license_, name=program.name)
-        return cls(program, insns, license_, call)
+        # Functions of their own have types of their own: the verifier looks at them. Lines only explain a refusal.
+        btf = types.of_program(spec, program) if program.subprograms else None
+        call = bpf.prepare_prog_load(
+            *(program.type, insns, spec.license),
+            name=program.name,
+            flags=program.flags,
+            attach_type=program.attach_type,
+            btf=btf,
+        )
+        return cls(program, insns, spec.license, call, spec, types)
 
     def load(self) -> Program:
-        """See load_program."""
+        """Load the program; VerifierError with the whole log if it is refused, BpfError if the kernel fails.
+
+        The first try asks for no log, which is what makes it fast; only a refused program is loaded again to hear why.
+        """
         for _ in range(EAGAIN_TRIES):
             result = self.call()
             if result != -errno.EAGAIN:
                 break
         if result < 0:
-            level = bpf.LOG_LEVEL1 | bpf.LOG_LEVEL2
-            result, log = load_with_log(self.program, self.insns, self.license, level=level)
+            result, log = self.load_with_log(level=bpf.LOG_LEVEL1 | bpf.LOG_LEVEL2)
             if result < 0:
-                raise refusal(self.program, -result, log)
+                raise self.refusal(-result, log)
         return Program(result, self.program.name)
 
+    def load_with_log(self, *, level: int) -> tuple[int, str]:
+        """Load the program with a log that is large enough; returns the descriptor or a negative errno, and the log.
 
-def load_with_log(program: ProgramSpec, insns: bytearray, license_: str, *, level: int) -> tuple[int, str]:
-    """Load a program with a log that is large enough; returns the descriptor or a negative errno, and the log.
+        A log that would pass LOG_MAX is asked for again without the states of every branch (level 2).
+        """
+        size = LOG_START
+        tries = EAGAIN_TRIES
+        btf = self.types.of_program(self.spec, self.program)
+        while True:
+            log = ctypes.create_string_buffer(size)
+            result = bpf.prog_load(
+                *(self.program.type, self.insns, self.license),
+                name=self.program.name,
+                log_level=level | bpf.LOG_STATS,
+                log=log,
+                flags=self.program.flags,
+                attach_type=self.program.attach_type,
+                btf=btf,
+            )
+            if result == -errno.EAGAIN and tries:
+                tries -= 1
+            elif result == -errno.ENOSPC and size < LOG_MAX:
+                size = min(size * LOG_GROWTH, LOG_MAX)
+            elif result == -errno.ENOSPC and level & bpf.LOG_LEVEL2:
+                level &= ~bpf.LOG_LEVEL2
+            else:
+                text = log.value.decode(errors="replace")
+                if result < 0 and btf is not None and _is_about_types(text):
+                    self.types.note_refusal(self.program.name, text)
+                    btf = None
+                    continue
+                return result, text
 
-    A log that would pass LOG_MAX is asked for again without the states of every branch (level 2).
+    def refusal(self, number: int, log: str) -> VerifierError | BpfError:
+        """Return the error for a load that failed: without a word from the verifier it was not the verifier's doing."""
+        program = self.program
+        if not log.strip():
+            return BpfError("BPF_PROG_LOAD", number, f"program {program.name}: {os.strerror(number)}")
+        at = refused_instruction(log)
+        source = source_line(self.spec.btf, program.debug, at) if at is not None else None
+        return VerifierError(program.name, number, program.instructions, log, source=source)
+
+
+def refused_instruction(log: str) -> int | None:
+    """Return the index of the instruction that a verifier's log blames: the one it looked at last.
+
+    None if it came to none, or gave up for the size of the whole program.
     """
-    size = LOG_START
-    tries = EAGAIN_TRIES
-    while True:
-        log = ctypes.create_string_buffer(size)
-        flags = level | bpf.LOG_STATS
-        result = bpf.prog_load(program.type, insns, license_, name=program.name, log_level=flags, log=log)
-        if result == -errno.EAGAIN and tries:
-            tries -= 1
-        elif result == -errno.ENOSPC and size < LOG_MAX:
-            size = min(size * LOG_GROWTH, LOG_MAX)
-        elif result == -errno.ENOSPC and level & bpf.LOG_LEVEL2:
-            level &= ~bpf.LOG_LEVEL2
-        else:
-            return result, log.value.decode(errors="replace")
+    if any(reason in log for reason in _NO_SINGLE_INSTRUCTION):
+        return None
+    found = None
+    for line in log.splitlines():
+        match = _INSTRUCTION.match(line)
+        if match is not None:
+            found = int(match[1])
+    return found
 
 
-def refusal(program: ProgramSpec, number: int, log: str) -> VerifierError | BpfError:
-    """Return the error for a load that failed: without a word from the verifier it was not the verifier's doing."""
-    if log.strip():
-        return VerifierError(program.name, number, program.instructions, log)
-    return BpfError("BPF_PROG_LOAD", number, f"program {program.name}: {os.strerror(number)}")
+def _is_about_types(log: str) -> bool:
+    """Tell whether a load failed for what func_info or line_info say, before the verifier looked at an instruction."""
+    return refused_instruction(log) is None and any(word in log for word in ("func_info", "line_info", "BTF"))
 
 
 class _Work:
     """The programs still to load, taken by several threads, and what became of the others."""
 
-    def __init__(self, spec: CollectionSpec, maps: Mapping[str, Map], order: VerifyTimes) -> None:
+    def __init__(self, spec: CollectionSpec, maps: Mapping[str, Map], order: VerifyTimes, types: TypeStore) -> None:
         self.loaded: dict[str, Program] = {}
         self.failed: dict[str, BpfError | VerifierError] = {}
         self._stop = threading.Event()
         data = data_words(spec.data)
         # All are made ready before the first is loaded: after each the caches are full of the verifier's data.
         self._queue = deque(
-            _Bound.make(p, data, maps, spec.license) for p in longest_first(spec.programs.values(), order)
+            Loading.make(spec, p, data, maps, types) for p in longest_first(spec.programs.values(), order)
         )
         self._seconds = order.seconds
 
@@ -187,6 +236,7 @@ def load_programs(
     executor: Executor | None = None,
     order: VerifyTimes | None = None,
     threads: int | None = None,
+    types: TypeStore | None = None,
     on_interval: Callable[[Interval], None] | None = None,
 ) -> dict[str, Program]:
     """Load all programs of an object, in this thread and up to `threads` - 1 more of `executor`, longest first.
@@ -195,7 +245,19 @@ def load_programs(
     `threads` counts the CPUs if not given; `on_interval` hears what the other threads did. If a program is refused, no
     further one is begun, all are closed, and the error of the first refused one (in the object's order) is raised.
     """
-    work = _Work(spec, maps, order if order is not None else VerifyTimes())
+    spec.check()
+    with TypeStore() as own_types:
+        work = _Work(spec, maps, order if order is not None else VerifyTimes(), types or own_types)
+        return _load_all(spec, work, executor, threads, on_interval)
+
+
+def _load_all(
+    spec: CollectionSpec,
+    work: _Work,
+    executor: Executor | None,
+    threads: int | None,
+    on_interval: Callable[[Interval], None] | None,
+) -> dict[str, Program]:
     wanted = min(threads or len(os.sched_getaffinity(0)), len(spec.programs)) - 1 if executor is not None else 0
     helpers: list[Future[Interval]] = []
     try:

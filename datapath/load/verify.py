@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import enum
+import errno
 import re
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 
-from datapath.errors import VerifierError
+from datapath.errors import BpfError, VerifierError
 from datapath.kernel.bpf import LOG_LEVEL1, LOG_LEVEL2
-from datapath.load.maps import load_maps
-from datapath.load.programs import Program, bind, data_words, load_with_log, refusal
+from datapath.load.maps import Map, load_maps
+from datapath.load.programs import Loading, Program, data_words
+from datapath.load.types import TypeStore
 from datapath.object.reader import ObjectImage
 from datapath.object.spec import CollectionSpec, ProgramSpec
 
@@ -17,53 +22,128 @@ _TIME = re.compile(r"^verification time (\d+) usec", re.MULTILINE)
 _STACK = re.compile(r"^stack depth ([\d+]+)", re.MULTILINE)
 
 
+class Verdict(enum.StrEnum):
+    """What became of a program. Only the verifier accepts or refuses; what it never saw is not supported."""
+
+    ACCEPTED = "accepted"
+    REFUSED = "refused"
+    NOT_SUPPORTED = "not supported"
+
+
 @dataclass(frozen=True, slots=True)
 class ProgramReport:
-    """The verifier's statistics of one program, or its refusal.
+    """The verifier's statistics of one program, its refusal, or why it was not asked.
 
     `verified_instructions` counts an instruction once per path on which it was looked at; `time_us` is the verifier's
     own time in microseconds, the least of all loads; `stack` and `jited_size` are bytes. None where the kernel did not
-    say.
+    say. `reason` is empty for an accepted program.
     """
 
     name: str
     section: str
     instructions: int
-    verified_instructions: int | None
-    time_us: int | None
-    stack: int | None
-    jited_size: int | None
-    error: VerifierError | None
+    verified_instructions: int | None = None
+    time_us: int | None = None
+    stack: int | None = None
+    jited_size: int | None = None
+    error: VerifierError | None = None
+    reason: str = ""
+
+    @property
+    def verdict(self) -> Verdict:
+        if self.error is not None:
+            return Verdict.REFUSED
+        return Verdict.NOT_SUPPORTED if self.reason else Verdict.ACCEPTED
 
 
-def verify_object(source: ObjectImage | CollectionSpec, *, loads: int = 1) -> list[ProgramReport]:
+@dataclass(frozen=True, slots=True)
+class ObjectReport:
+    """The reports of an object's programs; `notes` say what was left out on the way, one line each."""
+
+    programs: tuple[ProgramReport, ...]
+    notes: tuple[str, ...] = ()
+
+    def with_verdict(self, verdict: Verdict) -> list[ProgramReport]:
+        """Return the reports of the programs with one verdict."""
+        return [report for report in self.programs if report.verdict is verdict]
+
+    @property
+    def ok(self) -> bool:
+        """Tell whether the verifier accepted something and refused nothing."""
+        return bool(self.with_verdict(Verdict.ACCEPTED)) and not self.with_verdict(Verdict.REFUSED)
+
+
+def verify_object(source: ObjectImage | CollectionSpec, *, loads: int = 1) -> ObjectReport:
     """Load every program of an object so many times, with maps of its own that are never pinned, and report on each.
 
-    Nothing is attached, and nothing is left when it returns. An error other than the verifier's refusal is raised.
+    Nothing is attached, and nothing is left when it returns. A program that cannot be loaded, or needs a map that
+    cannot be created, is not supported: the others are judged all the same. Without the right to load anything the
+    first error is raised.
     """
     spec = source.spec if isinstance(source, ObjectImage) else source
-    maps = load_maps(spec, None)
-    try:
+    with ExitStack() as stack, TypeStore() as types:
+        maps, missing = _create_maps(spec, stack, types)
         words = data_words(spec.data)
-        reports = [
-            [_verify(p, bind(p, words, maps.maps), spec.license) for p in spec.programs.values()] for _ in range(loads)
-        ]
-        return [min(same, key=lambda report: report.time_us or 0) for same in zip(*reports, strict=True)]
-    finally:
-        maps.close()
+        reports = []
+        for program in spec.programs.values():
+            reason = program.problem or next((missing[name] for name in program.maps if name in missing), "")
+            if reason:
+                reports.append(_unjudged(program, reason))
+                continue
+            loading = Loading.make(spec, program, words, maps, types)
+            same = [_verify(loading) for _ in range(loads)]
+            reports.append(min(same, key=lambda report: report.time_us or 0))
+        return ObjectReport(tuple(reports), tuple(_notes(spec, types)))
 
 
-def _verify(program: ProgramSpec, insns: bytearray, license_: str) -> ProgramReport:
+def _create_maps(spec: CollectionSpec, stack: ExitStack, types: TypeStore) -> tuple[dict[str, Map], dict[str, str]]:
+    """Create every map that can be created, empty but for variables; return why the others are missing."""
+    maps: dict[str, Map] = {}
+    missing: dict[str, str] = {}
+    for item in spec.maps.values():
+        if item.problem:
+            missing[item.name] = f"uses map {item.name}: {item.problem}"
+            continue
+        alone = replace(spec, maps={item.name: replace(item, contents={})}, programs={}, problems=())
+        try:
+            created = load_maps(alone, None, types=types)
+        except BpfError as error:
+            if error.errno == errno.EPERM:
+                raise
+            missing[item.name] = f"uses map {item.name}, which the kernel does not create: {error}"
+            continue
+        stack.callback(created.close)
+        maps |= created.maps
+    return maps, missing
+
+
+def _notes(spec: CollectionSpec, types: TypeStore) -> Iterator[str]:
+    yield from spec.problems
+    refused = types.refusal(spec)
+    if refused is not None:
+        yield f"the kernel refuses the object's BTF, programs were loaded without: {refused}"
+    for program, reason in types.refused_programs.items():
+        yield f"program {program} was loaded without func_info and line_info, which the kernel refuses: {reason}"
+
+
+def _unjudged(program: ProgramSpec, reason: str) -> ProgramReport:
+    return ProgramReport(program.name, program.section, program.instructions, reason=reason)
+
+
+def _verify(loading: Loading) -> ProgramReport:
     # The statistics alone cost nothing. Why a program is refused stands only in the full log, which takes many times as
     # long to write: the first try's numbers are the ones to report.
-    result, statistics = load_with_log(program, insns, license_, level=0)
+    program = loading.program
+    result, statistics = loading.load_with_log(level=0)
     if result < 0:
-        result, log = load_with_log(program, insns, license_, level=LOG_LEVEL1 | LOG_LEVEL2)
+        result, log = loading.load_with_log(level=LOG_LEVEL1 | LOG_LEVEL2)
     if result < 0:
-        error = refusal(program, -result, log)
-        if not isinstance(error, VerifierError):
+        error = loading.refusal(-result, log)
+        if isinstance(error, VerifierError):
+            return _report(program, statistics, None, None, error)
+        if error.errno == errno.EPERM:
             raise error
-        return _report(program, statistics, None, None, error)
+        return _unjudged(program, str(error))
     with Program(result, program.name) as loaded:
         info = loaded.info()
     return _report(program, statistics, info.verified_insns or None, info.jited_len or None, None)

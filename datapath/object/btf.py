@@ -1,4 +1,4 @@
-"""A reader of .BTF sections: enough for map definitions (.maps) and for checking C struct layouts against Python.
+"""A reader of .BTF sections: map definitions (.maps), C struct layouts, external symbols, and what the kernel takes.
 
 Format: Documentation/bpf/btf.rst, include/uapi/linux/btf.h. Little endian only, as the objects are.
 """
@@ -15,6 +15,16 @@ _HEADER = struct.Struct("<HBBIIIII")
 _TYPE = struct.Struct("<III")
 _ARRAY = struct.Struct("<III")
 _POINTER_SIZE = 8
+_EXTERN = 2
+"""Linkage of a variable or function that the object only declares (BTF_VAR_GLOBAL_EXTERN, BTF_FUNC_EXTERN)."""
+_SPECIAL = frozenset(
+    (
+        *("bpf_spin_lock", "bpf_res_spin_lock", "bpf_timer", "bpf_wq", "bpf_task_work"),
+        *("bpf_list_head", "bpf_list_node", "bpf_rb_root", "bpf_rb_node", "bpf_refcount"),
+    )
+)
+"""Structs that the kernel looks for in a map's value (btf_get_field_type)."""
+_KPTR_TAGS = frozenset(("kptr", "kptr_untrusted", "percpu_kptr", "uptr"))
 
 
 class Kind(IntEnum):
@@ -107,6 +117,10 @@ class Btf:
                 return self._index[kind, name]
         raise BtfError(f"no {' or '.join(k.name.lower() for k in kinds)} {name}")
 
+    def index_of(self, name: str, kind: Kind) -> int | None:
+        """Return the id of the first type of that name and kind, None if there is none."""
+        return self._index.get((kind, name))
+
     def resolve(self, ident: int) -> int:
         """Follow typedefs and qualifiers to the type behind them."""
         for _ in range(len(self.types)):
@@ -141,6 +155,49 @@ class Btf:
             bits = offset >> 24 if item.flag else 0
             yield Member(self.string(name), ident, offset & 0xFFFFFF if item.flag else offset, bits)
 
+    def enumerators(self, item: Type) -> Iterator[tuple[str, int]]:
+        """Yield names and values of an enum, or of an enum of 64 bits."""
+        layout = "<IIi" if item.kind == Kind.ENUM64 else "<Ii"
+        size = struct.calcsize(layout)
+        for name, *words in struct.iter_unpack(layout, self._data[item.extra : item.extra + size * item.vlen]):
+            yield self.string(name), words[0] if len(words) == 1 else words[1] << 32 | words[0]
+
+    def external(self, name: str) -> str | None:
+        """Return the section of a variable or function that is declared only (.ksyms, .kconfig); None if unknown."""
+        for item in self.types:
+            if item.kind == Kind.DATASEC and item.name in (".ksyms", ".kconfig"):
+                for ident, _, _ in struct.iter_unpack("<III", self._data[item.extra : item.extra + 12 * item.vlen]):
+                    if self[ident].name == name:
+                        return item.name
+        return None
+
+    def has_special_fields(self, ident: int) -> bool:
+        """Tell whether the kernel has to know the type of a map's value: it holds a spin lock, a timer, a kptr."""
+        seen: set[int] = set()
+        todo = [ident]
+        while todo:
+            current = todo.pop()
+            if current in seen:
+                continue
+            seen.add(current)
+            item = self[current]
+            if item.kind == Kind.STRUCT and item.name in _SPECIAL:
+                return True
+            if item.kind in (Kind.STRUCT, Kind.UNION):
+                todo += [member.type for member in self.members(item)]
+            elif item.kind == Kind.ARRAY:
+                todo.append(self.array(item)[0])
+            elif item.kind == Kind.PTR:
+                target = self[item.value]
+                if target.kind == Kind.TYPE_TAG and target.name in _KPTR_TAGS:
+                    return True
+            elif item.kind in _MODIFIERS or item.kind == Kind.VAR:
+                todo.append(item.value)
+            elif item.kind == Kind.DATASEC:
+                members = struct.iter_unpack("<III", self._data[item.extra : item.extra + 12 * item.vlen])
+                todo += [variable for variable, _, _ in members]
+        return False
+
     def string(self, offset: int) -> str:
         """Return the string at an offset of the string section."""
         return _string(self._data, _strings(self._data), offset)
@@ -167,11 +224,16 @@ class Btf:
 
 @dataclass(frozen=True, slots=True)
 class MapDefinition:
-    """A BTF map definition: the numbers it sets (only those), its inner map, and the type that `values` points to."""
+    """A BTF map definition: the numbers it sets (only those), its inner map, and where `values` begins (None: nowhere).
+
+    `key_type` and `value_type` are type ids, 0 where only a size is given.
+    """
 
     numbers: Mapping[str, int]
     inner: MapDefinition | None
     values_offset: int | None
+    key_type: int = 0
+    value_type: int = 0
 
 
 def parse(data: bytes) -> Btf:
@@ -196,6 +258,7 @@ def map_definition(btf: Btf, variable: str) -> MapDefinition:
 
 def _definition(btf: Btf, item: Type, *, nested: bool = False) -> MapDefinition:
     numbers: dict[str, int] = {}
+    types: dict[str, int] = {}
     inner: MapDefinition | None = None
     values: int | None = None
     for member in btf.members(item):
@@ -206,16 +269,19 @@ def _definition(btf: Btf, item: Type, *, nested: bool = False) -> MapDefinition:
             inner = _inner(btf, target)
             values = member.offset // 8
             continue
-        if target.kind != Kind.PTR:
+        if target.kind in (Kind.ENUM, Kind.ENUM64):
+            numbers[member.name] = next((value for _, value in btf.enumerators(target)), 0)
+        elif target.kind != Kind.PTR:
             raise BtfError(f"map attribute {member.name} is no pointer: define it with __uint or __type")
-        if member.name in ("key", "value"):
+        elif member.name in ("key", "value"):
             numbers[f"{member.name}_size"] = btf.size(target.value)
+            types[member.name] = target.value
         else:
             array = btf[btf.resolve(target.value)]
             if array.kind != Kind.ARRAY:
                 raise BtfError(f"map attribute {member.name} is no number: define it with __uint")
             numbers[member.name] = btf.array(array)[1]
-    return MapDefinition(numbers, inner, values)
+    return MapDefinition(numbers, inner, values, types.get("key", 0), types.get("value", 0))
 
 
 def _inner(btf: Btf, array: Type) -> MapDefinition | None:
@@ -265,3 +331,37 @@ def _types(data: bytes) -> Iterator[Type]:
         once, each = _EXTRA.get(kind, (0, 0))
         yield Type(_string(data, strings, name), kind, vlen, bool(info >> 31), value, position)
         position += once + each * vlen
+
+
+def for_kernel(btf: Btf, data: bytes, sizes: Mapping[str, int], offsets: Mapping[str, int]) -> bytes:
+    """Return the section as the kernel takes it (libbpf: btf_fixup_datasec, bpf_object__sanitize_btf).
+
+    The compiler leaves the size of a DATASEC and the offsets of its variables to the linker: `sizes` has the bytes of
+    each section, `offsets` where each variable lies. What is declared only has no place in the kernel's BTF: variables
+    become an int, functions a typedef, their section an anonymous struct.
+    """
+    out = bytearray(data)
+    for item in btf.types[1:]:
+        head = item.extra - _TYPE.size
+        if item.kind == Kind.FUNC and item.vlen == _EXTERN:
+            struct.pack_into("<I", out, head + 4, Kind.TYPEDEF << 24)
+        elif item.kind == Kind.VAR and struct.unpack_from("<I", data, item.extra)[0] == _EXTERN:
+            struct.pack_into("<III", out, head + 4, Kind.INT << 24, 1, 8)
+        elif item.kind == Kind.DATASEC:
+            _fix_section(btf, out, item, sizes, offsets)
+    return bytes(out)
+
+
+def _fix_section(btf: Btf, out: bytearray, item: Type, sizes: Mapping[str, int], offsets: Mapping[str, int]) -> None:
+    head = item.extra - _TYPE.size
+    variables = list(struct.iter_unpack("<III", out[item.extra : item.extra + 12 * item.vlen]))
+    if item.name not in sizes:
+        struct.pack_into("<III", out, head, 0, Kind.STRUCT << 24 | item.vlen, item.vlen)
+        for index, (ident, _, _) in enumerate(variables):
+            kept = ident if btf[ident].kind == Kind.VAR else 0
+            struct.pack_into("<III", out, item.extra + 12 * index, 0, kept, 8 * index)
+        return
+    struct.pack_into("<I", out, head + 8, sizes[item.name])
+    placed = sorted((offsets.get(btf[ident].name, offset), ident, size) for ident, offset, size in variables)
+    for index, (offset, ident, size) in enumerate(placed):
+        struct.pack_into("<III", out, item.extra + 12 * index, ident, offset, size)

@@ -1,4 +1,8 @@
-"""What an object file asks for, as pure values: maps, programs, constants. Nothing here depends on a kernel."""
+"""What an object file asks for, as pure values: maps, programs, constants. Nothing here depends on a kernel.
+
+A spec may hold items that can be listed but not loaded: their `problem` says why. `CollectionSpec.check` is for those
+who need the whole object.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +31,10 @@ class MapSpec:
     """One map. Sizes in bytes; `pinned` means pinned by its name; `id` is the legacy id (0 if none).
 
     `contents` says what is put where at load time: programs (by function) for a program array, maps (by name) for a map
-    of maps. `inner` is the shape of the maps inside a map of maps.
+    of maps. `inner` is the shape of the maps inside a map of maps. `replace_pin` marks a map that is new at every load
+    and takes the pin's place at the commit (CILIUM_PIN_REPLACE). `key_type` and `value_type` are BTF type ids, set only
+    where the kernel wants to know the types (a spin lock or a timer in the value). `problem` is empty, or says why the
+    map cannot be created.
     """
 
     name: str
@@ -42,14 +49,41 @@ class MapSpec:
     contents: Mapping[int, str] = field(default_factory=dict)
     numa_node: int = 0
     map_extra: int = 0
+    replace_pin: bool = False
+    key_type: int = field(default=0, compare=False)
+    value_type: int = field(default=0, compare=False)
+    problem: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class SourceLine:
+    """A line of the source that an instruction was compiled from."""
+
+    file: str
+    line: int
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.file.rpartition('/')[2]}:{self.line} `{self.text}`"
+
+
+@dataclass(frozen=True, slots=True)
+class DebugInfo:
+    """func_info and line_info records of a program, as BPF_PROG_LOAD takes them (8 and 16 bytes a record)."""
+
+    func_info: bytes = b""
+    line_info: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
 class ProgramSpec:
-    """One program. `name` is its function's symbol, `type` an enum bpf_prog_type.
+    """One program with the functions that it calls behind it. `name` is its function's symbol.
 
-    `insns` have the loads of maps marked (BPF_PSEUDO_MAP_FD) and every relocated immediate zeroed: the loader writes a
-    descriptor at each of `map_refs`, the word of `.data` at each of `constant_refs` (instruction index, byte offset).
+    `type` is an enum bpf_prog_type, `flags` and `attach_type` go with it. `insns` have the loads of maps marked
+    (BPF_PSEUDO_MAP_FD, or BPF_PSEUDO_MAP_VALUE for variables in a data map) and their descriptors zeroed: the loader
+    writes one at each of `map_refs`, and the word of `CollectionSpec.data` at each of `constant_refs` (instruction
+    index, byte offset). `subprograms` names the called functions. `problem` is empty, or says why the program cannot be
+    loaded.
     """
 
     name: str
@@ -59,6 +93,11 @@ class ProgramSpec:
     map_refs: tuple[tuple[int, str], ...] = ()
     constant_refs: tuple[tuple[int, int], ...] = ()
     slot: tuple[int, int] | None = None
+    flags: int = 0
+    attach_type: int = 0
+    subprograms: tuple[str, ...] = ()
+    debug: DebugInfo = field(default=DebugInfo(), compare=False)
+    problem: str = ""
 
     @property
     def instructions(self) -> int:
@@ -73,16 +112,31 @@ class ProgramSpec:
 
 @dataclass(frozen=True, slots=True)
 class Constant:
-    """A variable of .data that stands for a constant: where it lies and its size, in bytes."""
+    """A variable that holds a constant: where it lies in its section, and its size, in bytes."""
 
     name: str
     offset: int
     size: int
+    section: str = ".data"
+
+
+@dataclass(frozen=True, slots=True)
+class DataSection:
+    """A section of variables. `base` is where its bytes begin in `CollectionSpec.data`; .bss has none there."""
+
+    name: str
+    size: int
+    base: int = 0
+    is_zero: bool = False
+
+    @property
+    def read_only(self) -> bool:
+        return self.name.startswith(".rodata")
 
 
 @dataclass(frozen=True, slots=True)
 class Substitution:
-    """What makes a template's object an endpoint's object (pkg/elf): words of .data, names of maps and sections.
+    """What makes a template's object an endpoint's object (pkg/elf): constants, names of maps and sections.
 
     A word is what the little-endian machine reads at that place. A name is replaced by another of the same length.
     """
@@ -93,7 +147,12 @@ class Substitution:
 
 @dataclass(frozen=True, slots=True)
 class CollectionSpec:
-    """Everything one object asks for. `data` is its .data section; equality does not look at the path."""
+    """Everything one object asks for; equality does not look at the path.
+
+    `data` holds .data, then the other sections of variables, as `sections` says. A section that instructions refer to
+    by address is also one of the maps, under its own name. `btf` is what the kernel is given. `problems` are defects
+    that belong to no single map or program.
+    """
 
     path: str = field(compare=False)
     maps: Mapping[str, MapSpec]
@@ -101,6 +160,36 @@ class CollectionSpec:
     constants: Mapping[str, Constant]
     data: bytes
     license: str
+    sections: Mapping[str, DataSection] = field(default_factory=dict)
+    btf: bytes = field(default=b"", compare=False)
+    problems: tuple[str, ...] = ()
+
+    def defects(self) -> list[str]:
+        """Return everything that keeps the object from being loaded as a whole, one line each."""
+        maps = [f"map {m.name}: {m.problem}" for m in self.maps.values() if m.problem]
+        programs = [f"program {p.name} (section {p.section}) {p.problem}" for p in self.programs.values() if p.problem]
+        return [*self.problems, *maps, *programs]
+
+    def check(self) -> None:
+        """Refuse an object that cannot be loaded as a whole: ObjectError with the first of its defects."""
+        defects = self.defects()
+        if defects:
+            more = f" (and {len(defects) - 1} more: see reloadlab inspect)" if len(defects) > 1 else ""
+            raise ObjectError(self.path, defects[0] + more)
+
+    def content(self, section: str) -> bytes:
+        """Return the bytes of a section of variables."""
+        found = self.sections[section]
+        return bytes(found.size) if found.is_zero else self.data[found.base : found.base + found.size]
+
+    def value(self, constant: Constant) -> int:
+        """Return a constant's value as the little-endian machine reads it."""
+        start = self._position(constant)
+        return int.from_bytes(self.data[start : start + constant.size], "little")
+
+    def _position(self, constant: Constant) -> int:
+        section = self.sections.get(constant.section)
+        return constant.offset + (section.base if section is not None else 0)
 
     def substitute(self, sub: Substitution, *, strict: bool = True) -> CollectionSpec:
         """Return this spec with constants and names replaced.
@@ -110,7 +199,8 @@ class CollectionSpec:
         """
         data = bytearray(self.data)
         for constant, word in self.words(sub, strict=strict):
-            data[constant.offset : constant.offset + constant.size] = word
+            start = self._position(constant)
+            data[start : start + constant.size] = word
         self.check_names(sub.names)
         if not sub.names:
             return replace(self, data=bytes(data))
@@ -121,7 +211,7 @@ class CollectionSpec:
         )
 
     def words(self, sub: Substitution, *, strict: bool = True) -> list[tuple[Constant, bytes]]:
-        """Return the bytes that a substitution writes into .data, checked."""
+        """Return the bytes that a substitution writes into constants, checked."""
         found = []
         for name, value in sub.constants.items():
             constant = self.constants.get(name)
@@ -160,28 +250,37 @@ def fill_slots(path: str, maps: Sequence[MapSpec], programs: Mapping[str, Progra
 
     An unknown map id, or a slot used twice, is an ObjectError that names program and section.
     """
+    filled, problems = place_programs(maps, programs)
+    if problems:
+        raise ObjectError(path, problems[0])
+    return filled
+
+
+def place_programs(
+    maps: Sequence[MapSpec], programs: Mapping[str, ProgramSpec]
+) -> tuple[dict[str, MapSpec], list[str]]:
+    """Do what `fill_slots` does, and return what could not be placed, one line each."""
+    problems: list[str] = []
     by_id: dict[int, MapSpec] = {}
     for item in maps:
         if item.id and by_id.setdefault(item.id, item) is not item:
-            raise ObjectError(path, f"maps {by_id[item.id].name} and {item.name} have the same id {item.id}")
+            problems.append(f"maps {by_id[item.id].name} and {item.name} have the same id {item.id}")
     contents: dict[str, dict[int, str]] = {}
     for program in programs.values():
         if program.slot is None:
             continue
         ident, index = program.slot
+        where = f"program {program.name} (section {program.section})"
         if ident not in by_id:
-            raise ObjectError(path, f"program {program.name} (section {program.section}): no map has the id {ident}")
+            problems.append(f"{where}: no map has the id {ident}")
+            continue
         target = by_id[ident]
         if target.name not in contents:
             contents[target.name] = dict(target.contents)
         slots = contents[target.name]
         if slots.setdefault(index, program.name) != program.name:
-            raise ObjectError(
-                path,
-                f"program {program.name} (section {program.section}): slot {index} of {target.name} "
-                f"already holds {slots[index]}",
-            )
-    return {m.name: replace(m, contents=contents[m.name]) if m.name in contents else m for m in maps}
+            problems.append(f"{where}: slot {index} of {target.name} already holds {slots[index]}")
+    return {m.name: replace(m, contents=contents[m.name]) if m.name in contents else m for m in maps}, problems
 
 
 def _rename_program(program: ProgramSpec, names: Mapping[str, str]) -> ProgramSpec:
@@ -193,7 +292,10 @@ def _rename_program(program: ProgramSpec, names: Mapping[str, str]) -> ProgramSp
         return program
     # Not dataclasses.replace, which takes several times as long: most programs of every reload come by here.
     slot = program.slot if section == program.section else parse_slot(section)
-    return ProgramSpec(program.name, section, program.type, program.insns, refs, program.constant_refs, slot)
+    return ProgramSpec(
+        *(program.name, section, program.type, program.insns, refs, program.constant_refs, slot),
+        *(program.flags, program.attach_type, program.subprograms, program.debug, program.problem),
+    )
 
 
 def _rename_map(item: MapSpec, names: Mapping[str, str]) -> MapSpec:

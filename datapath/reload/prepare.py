@@ -71,7 +71,7 @@ class WriteObject(Step):
 
 @dataclass(frozen=True)
 class RepinMaps(Step):
-    """Move aside the pins that the object cannot reuse: its calls map always, others if they became incompatible."""
+    """Move aside the pins that the object cannot reuse: those of maps that are always new, and of incompatible ones."""
 
     @property
     def name(self) -> str:
@@ -85,7 +85,7 @@ class RepinMaps(Step):
         work.maps_lock.acquire(exclusive=False)
         left, (names, missing) = recovery.find(work, spec), _survey(work, spec)
         touched = (*names, *(pin.path.name for pin in left), *(set(missing) - work.own_maps[self.target]))
-        if not all(map(is_calls_map, touched)):
+        if not all(_is_always_new(spec, name) for name in touched):
             # Others share the map: nobody may open it while it is being replaced, nor one that goes again if this
             # reload fails. Another reload may have done it while we waited, so everything is asked again.
             work.maps_lock.acquire(exclusive=True)
@@ -98,7 +98,7 @@ class RepinMaps(Step):
             pin = Pin(work.config.globals / name)
             if pin.repin():
                 moved.append(pin)
-                if not is_calls_map(name):
+                if not _is_always_new(spec, name):
                     work.migrated.append(name)
 
     def undo(self, work: Workspace) -> None:
@@ -120,7 +120,7 @@ class OpenMaps(Step):
 
     def apply(self, work: Workspace) -> None:
         spec = work.specs[self.target]
-        maps = open_maps(spec, work.config.globals, cache=work.map_cache)
+        maps = open_maps(spec, work.config.globals, cache=work.map_cache, types=work.types)
         work.keep_collection(self.target, Collection(spec, maps, {}))
 
     def undo(self, work: Workspace) -> None:
@@ -145,10 +145,11 @@ class MigrateMaps(Step):
         )
 
     def apply(self, work: Workspace) -> None:
+        spec = work.specs[self.target]
         replaced = {pin.path.name: pin for pin in work.moved.get(self.target, ())}
 
         def fill(new: Map) -> None:
-            if is_calls_map(new.name):
+            if _is_always_new(spec, new.name):
                 return
             pin = replaced.get(new.name)
             if not (pin is not None and _copy_content(pin, new, work)) and work.on_new_map is not None:
@@ -180,6 +181,7 @@ class LoadPrograms(Step):
             collection.maps,
             executor=work.executor,
             order=work.template[self.kind].verify_times,
+            types=work.types,
             on_interval=work.note_interval,
         )
 
@@ -204,6 +206,11 @@ class FillArrays(Step):
         collection = work.collections[self.target]
         fill_program_arrays(collection.spec, collection.maps, collection.programs, skip_contents=POLICY_ARRAYS)
         carry_connections_over(self.object, work)
+
+
+def _is_always_new(spec: CollectionSpec, name: str) -> bool:
+    """Tell whether every load makes the map anew: a calls map, or one whose definition says so (CILIUM_PIN_REPLACE)."""
+    return is_calls_map(name) or (name in spec.maps and spec.maps[name].replace_pin)
 
 
 def carry_connections_over(item: ObjectFile, work: Workspace) -> None:
@@ -234,7 +241,7 @@ def _survey(work: Workspace, spec: CollectionSpec) -> tuple[list[str], list[str]
         if not wanted.pinned:
             continue
         path = f"{directory}/{name}"
-        if is_calls_map(name):
+        if _is_always_new(spec, name):
             (to_move if os.access(path, os.F_OK) else missing).append(name)
             continue
         info = work.map_cache.info(path)

@@ -17,6 +17,7 @@ from datapath.kernel import bpf
 from datapath.kernel.netlink import NetlinkSocket
 from datapath.kernel.pins import Pin
 from datapath.load.collection import Collection, Map, MapCache
+from datapath.load.types import TypeStore
 from datapath.locks import FairLock
 from datapath.object.spec import CollectionSpec
 from datapath.reload.outcome import Attached
@@ -39,6 +40,7 @@ class Workspace:
     executor: Executor | None
     templates: TemplateCache
     map_cache: MapCache
+    types: TypeStore
     cancel: threading.Event
     maps_lock: FairLock
     on_new_map: Callable[[Map], None] | None = None

@@ -79,6 +79,7 @@ def given(path: Path) -> GivenTemplate:
 
 
 def given_image(path: Path, image: ObjectImage) -> GivenTemplate:
+    image.spec.check()
     entries(image)
     return GivenTemplate("given", Kind.LXC, path, image, VerifyTimes())
 

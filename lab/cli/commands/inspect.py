@@ -24,7 +24,8 @@ def add_parser(subparsers: _SubParsersAction[argparse.ArgumentParser]) -> None:
     """Declare the command."""
     parser = subparsers.add_parser(
         "inspect",
-        description="Read a BPF object file and print its programs, maps, constants and license. Needs no privilege.",
+        description="Read a BPF object file and print its programs, maps, constants and license, and what of it cannot "
+        "be loaded, with the reason. Needs no privilege.",
     )
     parser.add_argument("object", type=Path, metavar="OBJECT", help="the object file")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
@@ -32,7 +33,7 @@ def add_parser(subparsers: _SubParsersAction[argparse.ArgumentParser]) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the object; an unreadable one is an ObjectError."""
+    """Print the object; what is no object at all is an ObjectError."""
     spec = read_object(args.object).spec
     if args.json:
         print(json.dumps(document(spec), indent=2))
@@ -43,17 +44,20 @@ def run(args: argparse.Namespace) -> int:
     console.print(_maps(spec))
     if spec.constants:
         console.print(_constants(spec))
+    for defect in spec.defects():
+        console.print(f"not supported: {escape(defect)}", highlight=False, soft_wrap=True)
     return 0
 
 
 def document(spec: CollectionSpec) -> dict[str, Any]:
-    """Return the object as JSON values: lists `programs`, `maps`, `constants`; `path`, `license`."""
+    """Return the object as JSON values: lists `programs`, `maps`, `constants`, `problems`; `path`, `license`."""
     return {
         "path": spec.path,
         "license": spec.license,
         "programs": [_program_document(p) for p in spec.programs.values()],
         "maps": [_map_document(m) for m in spec.maps.values()],
-        "constants": [asdict(c) | {"value": _value(spec, c.offset, c.size)} for c in spec.constants.values()],
+        "constants": [asdict(c) | {"value": spec.value(c)} for c in spec.constants.values()],
+        "problems": list(spec.problems),
     }
 
 
@@ -66,12 +70,16 @@ def _program_document(program: ProgramSpec) -> dict[str, Any]:
         "map_id": program.slot[0] if program.slot else None,
         "slot": program.slot[1] if program.slot else None,
         "maps": list(program.maps),
+        "subprograms": list(program.subprograms),
+        "problem": program.problem or None,
     }
 
 
 def _map_document(item: MapSpec) -> dict[str, Any]:
     values = asdict(item)
+    del values["key_type"], values["value_type"]  # numbers that mean nothing outside the object
     values["type"] = map_type_name(item.type)
+    values["problem"] = item.problem or None
     values["inner"] = None if item.inner is None else _map_document(item.inner)
     values["contents"] = {str(slot): name for slot, name in sorted(item.contents.items())}
     return values
@@ -85,20 +93,19 @@ def map_type_name(number: int) -> str:
         return str(number)
 
 
-def _value(spec: CollectionSpec, offset: int, size: int) -> int:
-    return int.from_bytes(spec.data[offset : offset + size], "little")
-
-
 def _programs(spec: CollectionSpec) -> Table:
     total = sum(p.instructions for p in spec.programs.values())
     table = Table(title=f"{len(spec.programs)} programs, {total:,} instructions", title_justify="left")
-    for name, justify in (("program", "left"), ("section", "left"), ("slot", "right"), ("instructions", "right")):
-        table.add_column(name, justify=justify, no_wrap=True)  # type: ignore[arg-type]
+    for name in ("program", "section", "type"):
+        table.add_column(name, no_wrap=True)
+    for name in ("slot", "instructions"):
+        table.add_column(name, justify="right", no_wrap=True)
     table.add_column("maps")
     by_id = {m.id: m.name for m in spec.maps.values() if m.id}
     for p in spec.programs.values():
-        slot = f"{by_id[p.slot[0]]}[{p.slot[1]}]" if p.slot else ""
-        row = (p.name, p.section, slot, f"{p.instructions:,}", ", ".join(p.maps))
+        slot = f"{by_id.get(p.slot[0], p.slot[0])}[{p.slot[1]}]" if p.slot else ""
+        kind = ProgType(p.type).name.lower()
+        row = (p.name, p.section, kind, slot, f"{p.instructions:,}", ", ".join(p.maps))
         table.add_row(*map(escape, row))
     return table
 
@@ -115,18 +122,20 @@ def _maps(spec: CollectionSpec) -> Table:
         inner = f"{map_type_name(m.inner.type)} {m.inner.key_size}/{m.inner.value_size}" if m.inner else ""
         numbers = (m.key_size, m.value_size, f"{m.max_entries:,}", f"{m.flags:#x}", m.id or "")
         slots = _ranges(sorted(m.contents))
-        row = (m.name, map_type_name(m.type), *map(str, numbers), "by name" if m.pinned else "", inner, slots)
+        pinned = "replaced" if m.replace_pin else "by name" if m.pinned else ""
+        row = (m.name, map_type_name(m.type), *map(str, numbers), pinned, inner, slots)
         table.add_row(*map(escape, row))
     return table
 
 
 def _constants(spec: CollectionSpec) -> Table:
     table = Table(title=f"{len(spec.constants)} constants", title_justify="left")
-    table.add_column("constant")
+    for name in ("constant", "section"):
+        table.add_column(name)
     for name in ("offset", "size", "value"):
         table.add_column(name, justify="right")
-    for c in sorted(spec.constants.values(), key=lambda c: c.offset):
-        table.add_row(escape(c.name), str(c.offset), str(c.size), f"{_value(spec, c.offset, c.size):#x}")
+    for c in sorted(spec.constants.values(), key=lambda c: (c.section, c.offset)):
+        table.add_row(escape(c.name), escape(c.section), str(c.offset), str(c.size), f"{spec.value(c):#x}")
     return table
 
 

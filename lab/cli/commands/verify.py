@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from datapath.build.compile import compile_source, probe_compiler
-from datapath.load.verify import ProgramReport, verify_object
+from datapath.load.verify import ObjectReport, ProgramReport, Verdict, verify_object
 from datapath.object.reader import read_object
 from lab.cli.datapath import define
 from lab.cli.targets import BadOption, make_console, plural
@@ -39,7 +39,8 @@ def add_parser(subparsers: _SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = subparsers.add_parser(
         "verify",
         description="Load every program, with unpinned maps of its own, and print what the verifier counted. "
-        "A C file is compiled first. Nothing is attached, nothing is left. Exit code 1 if a program is refused.",
+        "A C file is compiled first. Nothing is attached, nothing is left. Programs that are not supported are named "
+        "with the reason and left out. Exit code 1 if a program is refused, or if none could be judged.",
     )
     parser.add_argument(
         "source", type=Path, metavar="OBJECT_OR_C_FILE", help="an object file, or a source ending in .c"
@@ -56,22 +57,22 @@ def add_parser(subparsers: _SubParsersAction[argparse.ArgumentParser]) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print a report per program; 1 if the verifier refused one."""
+    """Print a report per program; 1 if the verifier refused one, or was asked about none."""
     if args.loads < 1:
         raise BadOption("--loads takes numbers from 1 on")
     if args.compare is not None and args.json:
         raise BadOption("--compare is for the table: two outputs of --json have all that it compares")
     before = _read(args.compare) if args.compare is not None else {}
     require("bpf")
-    reports = _verify(args.source, args.defines, args.clang, args.loads)
-    refused = [r for r in reports if r.error is not None]
+    report = _verify(args.source, args.defines, args.clang, args.loads)
     if args.log is not None:
-        args.log.write_text("".join(f"=== {r.name} (section {r.section})\n{r.error.log}\n" for r in refused if r.error))
+        logs = [f"=== {r.name} (section {r.section})\n{r.error.log}\n" for r in report.programs if r.error is not None]
+        args.log.write_text("".join(logs))
     if args.json:
-        print(json.dumps(_document(args.source, reports), indent=2))
+        print(json.dumps(_document(args.source, report), indent=2))
     else:
-        _print(make_console(), args.source, reports, before)
-    return 1 if refused else 0
+        _print(make_console(), args.source, report, before)
+    return 0 if report.ok else 1
 
 
 def _read(path: Path) -> dict[str, dict[str, int | None]]:
@@ -84,7 +85,7 @@ def _read(path: Path) -> dict[str, dict[str, int | None]]:
         raise BadOption(f"--compare {path}: {reason}") from error
 
 
-def _verify(source: Path, defines: Sequence[tuple[str, str]], clang: str | None, loads: int) -> list[ProgramReport]:
+def _verify(source: Path, defines: Sequence[tuple[str, str]], clang: str | None, loads: int) -> ObjectReport:
     if source.suffix != ".c":
         return verify_object(read_object(source), loads=loads)
     with scratch() as directory:
@@ -94,11 +95,12 @@ def _verify(source: Path, defines: Sequence[tuple[str, str]], clang: str | None,
         return verify_object(read_object(output), loads=loads)
 
 
-def _document(source: Path, reports: Sequence[ProgramReport]) -> dict[str, Any]:
+def _document(source: Path, report: ObjectReport) -> dict[str, Any]:
     return {
         "path": str(source),
-        "ok": all(r.error is None for r in reports),
-        "programs": [_report_document(r) for r in reports],
+        "ok": report.ok,
+        "programs": [_report_document(r) for r in report.programs],
+        "notes": list(report.notes),
     }
 
 
@@ -108,9 +110,12 @@ def _report_document(report: ProgramReport) -> dict[str, Any]:
         "name": report.name,
         "section": report.section,
         **_numbers(report),
-        "accepted": error is None,
+        "verdict": report.verdict.value,
+        "accepted": report.verdict is Verdict.ACCEPTED,
+        "reason": report.reason or None,
         "errno": None if error is None else error.errno,
         "summary": None if error is None else error.summary,
+        "source": None if error is None else error.source,
         "log": None if error is None else error.log,
     }
 
@@ -123,10 +128,10 @@ Before = Mapping[str, Mapping[str, int | None]]
 """The numbers of each program, by its name."""
 
 
-def _print(console: Console, source: Path, reports: Sequence[ProgramReport], before: Before) -> None:
-    refused = [r for r in reports if r.error is not None]
+def _print(console: Console, source: Path, report: ObjectReport, before: Before) -> None:
+    reports = report.programs
     total = sum(r.instructions for r in reports)
-    verdict = f"{len(refused)} refused" if refused else "all accepted"
+    verdict = _overall(report)
     table = Table(title=f"{escape(source.name)}: {plural(len(reports), 'program')}, {total:,} instructions, {verdict}")
     table.title_justify = "left"
     table.add_column("program", no_wrap=True)
@@ -137,7 +142,8 @@ def _print(console: Console, source: Path, reports: Sequence[ProgramReport], bef
     now = {r.name: _numbers(r) for r in reports}
     for r in reports:
         cells = _cells(now[r.name], before.get(r.name, {}))
-        verdict = "accepted" if r.error is None else f"refused: {r.error.summary}"
+        reason = r.error.summary if r.error is not None else r.reason
+        verdict = f"{r.verdict}: {reason}" if reason else str(r.verdict)
         verdict = f"new, {verdict}" if before and r.name not in before else verdict
         table.add_row(escape(r.name), escape(r.section), *cells, escape(verdict))
     table.add_section()
@@ -145,8 +151,18 @@ def _print(console: Console, source: Path, reports: Sequence[ProgramReport], bef
     console.print(table)
     if gone := [name for name in before if name not in now]:
         console.print(f"gone: {', '.join(map(escape, gone))}", highlight=False)
-    if refused:
+    for note in report.notes:
+        console.print(f"note: {escape(note)}", highlight=False, soft_wrap=True)
+    if report.with_verdict(Verdict.REFUSED):
         console.print("--log FILE writes the whole verifier log of what was refused", highlight=False)
+
+
+def _overall(report: ObjectReport) -> str:
+    """Return how many programs have which verdict, in words."""
+    if len(report.with_verdict(Verdict.ACCEPTED)) == len(report.programs):
+        return "all accepted" if report.programs else "nothing to judge"
+    counts = [(len(report.with_verdict(verdict)), verdict) for verdict in Verdict]
+    return ", ".join(f"{count} {verdict}" for count, verdict in counts if count)
 
 
 def _sum(programs: Before) -> dict[str, int | None]:

@@ -421,7 +421,7 @@ class WatchedEvent(threading.Event):
 
 
 def process_argv(config: DatapathConfig, clang: Path, marks: Path) -> list[str]:
-    script = "import sys; from tests.datapath.test_templates import fetch_in_process as f; f(*sys.argv[1:])"
+    script = "import sys; from tests.datapath.build.test_templates import fetch_in_process as f; f(*sys.argv[1:])"
     return [sys.executable, "-c", script, *map(str, (config.library, config.state, clang, marks))]
 
 

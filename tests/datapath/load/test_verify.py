@@ -9,7 +9,7 @@ import pytest
 
 from datapath.build.compile import Compiler, compile_source
 from datapath.kernel import bpf
-from datapath.load.verify import ProgramReport, verify_object
+from datapath.load.verify import ProgramReport, Verdict, verify_object
 from datapath.object.reader import read_object
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ needs_cilium = pytest.mark.skipif(
 
 
 def test_every_program_is_reported(compile_c: Compile) -> None:
-    reports = {r.name: r for r in verify_object(read_object(compile_c(OBJECT)))}
+    reports = {r.name: r for r in verify_object(read_object(compile_c(OBJECT))).programs}
     assert set(reports) == {"tail_far", "cil_bad", "cil_good"}
 
     # Slot 9 does not exist in a map of 4: that is for a load to find out, the verifier has nothing against it.
@@ -72,6 +72,57 @@ def test_every_program_is_reported(compile_c: Compile) -> None:
     assert bad.verified_instructions is not None
 
 
+MIXED = r"""
+struct { __uint(type, 1); __uint(colour, 3); } odd __section(".maps");
+struct { __uint(type, 2); __type(key, __u64); __type(value, __u64); __uint(max_entries, 4); } wide __section(".maps");
+struct { __uint(type, 2); __type(key, __u32); __type(value, __u64); __uint(max_entries, 4); } plain __section(".maps");
+int missing(void);
+__section("kprobe/vfs_read") int of_another_kind(void *c) { return 0; }
+__section("tc") int with_odd_map(void *c) { return map_lookup_elem(&odd, c) != 0; }
+__section("tc") int with_wide_key(struct __sk_buff *s) { __u64 key = 0; return map_lookup_elem(&wide, &key) != 0; }
+__section("tc") int calls_nothing(void *c) { return missing(); }
+__section("2/7") int without_a_slot(void *c) { return 0; }
+__section("tc") int fine(struct __sk_buff *s) { __u32 key = 0; return map_lookup_elem(&plain, &key) != 0; }
+"""
+
+
+def test_every_program_has_one_verdict_and_what_is_not_judged_a_reason(compile_c: Compile) -> None:
+    report = verify_object(read_object(compile_c(MIXED)))
+    verdicts = {r.name: (r.verdict, r.reason) for r in report.programs}
+    refused_map = verdicts.pop("with_wide_key")
+    assert verdicts == {
+        "of_another_kind": (Verdict.NOT_SUPPORTED, "is of kind kprobe, which is not supported"),
+        "with_odd_map": (Verdict.NOT_SUPPORTED, "uses map odd: unknown attribute colour"),
+        "calls_nothing": (Verdict.NOT_SUPPORTED, "calls missing, which the object does not define"),
+        "without_a_slot": (Verdict.ACCEPTED, ""),
+        "fine": (Verdict.ACCEPTED, ""),
+    }
+    # The keys of an array are four bytes: the kernel says so, not we.
+    assert refused_map[0] is Verdict.NOT_SUPPORTED
+    assert refused_map[1].startswith("uses map wide, which the kernel does not create: BPF_MAP_CREATE: ")
+    assert report.notes == ("program without_a_slot (section 2/7): no map has the id 2",)
+    assert report.ok
+
+
+@pytest.mark.parametrize(
+    ("source", "ok"),
+    [
+        ('__section("kprobe/x") int one(void *c) { return 0; }', False),
+        ('struct bpf_elf_map __section("maps") only = { 1, 4, 4, 1, 0, 0, 0 };', False),
+        ('__section("tc") int one(void *c) { return 0; } __section("kprobe/x") int two(void *c) { return 0; }', True),
+        (
+            '__section("tc") int one(void *c) { return 0; } __section("tc") int two(void *c) { return *(int *)8; }',
+            False,
+        ),
+    ],
+    ids=["of another kind", "maps only", "accepted and of another kind", "accepted and refused"],
+)
+def test_an_object_is_in_order_if_something_was_accepted_and_nothing_refused(
+    source: str, ok: bool, compile_c: Compile
+) -> None:
+    assert verify_object(read_object(compile_c(source))).ok is ok
+
+
 def test_the_kernel_and_we_count_alike(compile_c: Compile) -> None:
     spec = read_object(compile_c(OBJECT)).spec
     program = spec.programs["tail_far"]
@@ -85,7 +136,7 @@ def verify_cilium(name: str, directory: Path, compiler: Compiler, defines: dict[
     source, output = library / f"bpf_{name}.c", directory / f"{name}.o"
     includes = (library, library / "include")
     compile_source(source, output, includes=includes, defines=defines, compiler=compiler)
-    return verify_object(read_object(output))
+    return list(verify_object(read_object(output)).programs)
 
 
 @needs_cilium

@@ -28,7 +28,7 @@ def image(*programs: ProgramSpec, maps: tuple[str, ...] = ()) -> ObjectImage:
         data=b"",
         license="GPL",
     )
-    return ObjectImage(b"", spec, {}, 0)
+    return ObjectImage(b"", spec, {}, {})
 
 
 def program(name: str, section: str = "") -> ProgramSpec:

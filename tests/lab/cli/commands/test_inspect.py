@@ -51,13 +51,13 @@ def test_json_has_everything(object_file: Path, capsys: pytest.CaptureFixture[st
     document = json.loads(capsys.readouterr().out)
     assert document["license"] == "Dual BSD/GPL"
     assert document["path"] == str(object_file)
-    assert document["constants"] == [{"name": "SECLABEL", "offset": 0, "size": 4, "value": 42}]
+    assert document["constants"] == [{"name": "SECLABEL", "offset": 0, "size": 4, "section": ".data", "value": 42}]
     programs = {p["name"]: p for p in document["programs"]}
     assert programs["cil_from_container"]["maps"] == ["cilium_calls_65535"]
     assert programs["cil_from_container"]["slot"] is None
     assert programs["tail_handle_ipv4"] == {
         "name": "tail_handle_ipv4", "section": "2/7", "type": "sched_cls", "instructions": 2,
-        "map_id": 2, "slot": 7, "maps": [],
+        "map_id": 2, "slot": 7, "maps": [], "subprograms": [], "problem": None,
     }  # fmt: skip
     (calls,) = document["maps"]
     assert (calls["type"], calls["max_entries"], calls["pinned"], calls["id"]) == ("prog_array", 47, True, 2)
@@ -74,6 +74,23 @@ def test_tables_are_whole_in_a_pipe(object_file: Path, capsys: pytest.CaptureFix
     assert "SECLABEL" in out
     assert "0x2a" in out
     assert "license Dual BSD/GPL" in out
+
+
+def test_what_cannot_be_loaded_is_listed_with_its_reason(
+    object_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = tmp_path / "other.c"
+    source.write_text(SOURCE + '__section("kprobe/vfs_read") int other(void *ctx) { return 0; }')
+    path = compile_source(source, tmp_path / "other.o", compiler=probe_compiler())
+    assert call(str(path)) == 0
+    out = capsys.readouterr().out
+    assert "4 programs, " in out
+    reason = "is of kind kprobe, which is not supported"
+    assert f"not supported: program other (section kprobe/vfs_read) {reason}" in out
+    assert call(str(path), "--json") == 0
+    problems = {p["name"]: p["problem"] for p in json.loads(capsys.readouterr().out)["programs"]}
+    assert {name for name, problem in problems.items() if problem} == {"other"}
+    assert problems["other"] == reason
 
 
 def test_what_is_no_object_is_one_clear_error(tmp_path: Path) -> None:

@@ -68,6 +68,26 @@ def test_refused_program_is_reported_beside_the_others(
     assert log.read_text() == f"=== cil_bad (section 2nd)\n{bad['log']}\n"
 
 
+def test_what_is_not_supported_is_named_and_no_refusal(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source.write_text(SOURCE + '__section("kprobe/vfs_read") int other(void *ctx) { return 0; }')
+    assert call(str(source), "-DANSWER=1") == 0
+    out = capsys.readouterr().out
+    assert "2 programs, 4 instructions, 1 accepted, 1 not supported" in out
+    rows = {row[0]: row[1:] for row in table(out)}
+    assert rows["other"][-1] == "not supported: is of kind kprobe, which is not supported"
+    assert call(str(source), "-DANSWER=1", "--json") == 0
+    document = json.loads(capsys.readouterr().out)
+    other = {p["name"]: p for p in document["programs"]}["other"]
+    assert (other["verdict"], other["accepted"]) == ("not supported", False)
+    assert other["reason"] == "is of kind kprobe, which is not supported"
+
+
+def test_nothing_to_judge_is_a_failure(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source.write_text(SOURCE.replace("from-container", "kprobe/vfs_read"))
+    assert call(str(source), "-DANSWER=1") == 1
+    assert "1 program, 2 instructions, 1 not supported" in capsys.readouterr().out
+
+
 def test_refusal_is_in_the_table(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert call(str(source), "-DANSWER=1", "-DBAD=8") == 1
     out = " ".join(capsys.readouterr().out.split())
