@@ -45,9 +45,7 @@ def add_parser(subparsers: _SubParsersAction[argparse.ArgumentParser]) -> None:
     parser.add_argument(
         "-k", dest="select", type=_expression, metavar="EXPRESSION", help="only scenarios that match, as in pytest"
     )
-    parser.add_argument(
-        "-n", dest="workers", type=_workers, default="auto", metavar="N", help="scenarios at a time (all CPUs)"
-    )
+    parser.add_argument("--workers", type=_workers, default="auto", metavar="N", help="scenarios at a time (all CPUs)")
     parser.add_argument("--out", type=Path, default=Path("out"), metavar="DIR", help="where run.json goes (out)")
     parser.add_argument("--pods", type=count, default=PODS, metavar="N", help=f"pods of the measurement ({PODS})")
     parser.add_argument("--rounds", type=_rounds, default=ROUNDS, metavar="N", help=f"its rounds ({ROUNDS}; 0: none)")

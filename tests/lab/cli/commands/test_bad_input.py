@@ -205,6 +205,7 @@ def compiling(node: Node) -> bool:
         ("up --endpoint-route", "unknown --endpoint-route; did you mean --endpoint-routes?; see: reloadlab up --help"),
         ("bench traffic --round 3", "unknown --round; did you mean --rounds?; see: reloadlab bench --help"),
         ("reload box --parallel 2", "unknown --parallel: it is --workers; see: reloadlab reload --help"),
+        ("run -n 2", "unknown -n: it is --workers; see: reloadlab run --help"),
         ("monitor box --from pod-1", "unknown --from: name the endpoint with its lab: monitor demo/pod-1"),
         ("show box other", "unknown other; see: reloadlab show --help"),
         ("maps box ipcahe", "argument MAP: no ipcahe; did you mean ipcache?; see: reloadlab maps --help"),
@@ -222,7 +223,7 @@ def compiling(node: Node) -> bool:
         ("up --pods many", "--pods: 'many' is not a whole number"),
         ("bench", "required: WHAT"),
         ("bench reload --rounds 0", "--rounds: '0' is not a whole number of at least 1"),
-        ("run -n none", "-n: 'none' is not a whole number of at least 1"),
+        ("run --workers none", "--workers: 'none' is not a whole number of at least 1"),
         ("run --rounds -1", "--rounds"),
         ("run -k not", "-k: 'not' is no expression: expected not OR left parenthesis"),
     ],
@@ -473,7 +474,7 @@ def test_reload_after_one_that_was_killed(workers: int, node: Node) -> None:
 def test_run_interrupted(run_directory: Path, tmp_path: Path) -> None:
     suite = tmp_path / "test_waits.py"
     suite.write_text("import time\n\n\ndef test_waits(scenario):\n    time.sleep(60)\n")
-    command = ("run", str(suite), "-n", "1", "--rounds", "0", "--out", str(tmp_path / "out"))
+    command = ("run", str(suite), "--workers", "1", "--rounds", "0", "--out", str(tmp_path / "out"))
 
     def loaded(_: int) -> bool:
         return any(path.parent.parent.name != LAB for path in run_directory.glob("*/state/generation"))

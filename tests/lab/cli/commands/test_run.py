@@ -68,7 +68,7 @@ def suite(tmp_path: Path, labs: Path) -> Path:
 
 
 def command(suite: Path, *options: str, workers: str = "1") -> list[str]:
-    own = ("run", str(suite), "-n", workers, "--rounds", "0", "--out", str(suite.with_name("out")))
+    own = ("run", str(suite), "--workers", workers, "--rounds", "0", "--out", str(suite.with_name("out")))
     return cli(*own, *(("--", *options) if options else ()))
 
 
