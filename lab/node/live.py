@@ -40,11 +40,12 @@ class Standing:
 
 @dataclass(frozen=True, slots=True)
 class Unfinished:
-    """What a change may leave half done: a pod that comes or goes, the tunnel device, the MTU."""
+    """What a change may leave half done: a pod that comes or goes, the tunnel device, the MTU, the node route."""
 
     pod: PodFacts | None = None
     tunnel: bool = False
     mtu: bool = False
+    node_route: bool = False
 
 
 def note(root: Path, change: Unfinished) -> None:
@@ -77,6 +78,8 @@ def restore(node: Standing, change: Unfinished) -> None:
         replace_tunnel(node)
     if change.mtu:
         set_mtu(node)
+    if change.node_route:
+        set_node_route(node, not node.spec.endpoint_routes)
 
 
 def add_pod(node: Standing, pod: PodFacts) -> None:

@@ -227,7 +227,7 @@ class Node:
     def set_endpoint_routes(self, on: bool) -> None:
         """Switch the routing mode that `endpoint` and `datapath_config` tell, and the node route; programs and
         endpoint routes follow with the next reload."""
-        with self._changing():
+        with self._changing(), self._noting(live.Unfinished(node_route=True)):
             live.set_node_route(self._standing, not on)
             self._remember(replace(self.spec, endpoint_routes=on), self.facts)
 

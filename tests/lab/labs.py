@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from lab.node import registry
-from lab.system.tools import run
+from lab.system.tools import find, run
 from tests.netns import nsenter
 
 UP = (
@@ -90,3 +90,14 @@ def receives(sock: socket.socket, *, within: float = 2.0) -> bool:
         return bool(sock.recv(64))
     except TimeoutError:
         return False
+
+
+def killed_at(calls: str, nth: int, code: str, name: str) -> bool:
+    """Run code with a lab's name in a process that is killed at its nth system call of these; False if it has fewer."""
+    inject = [word for call in calls.split(",") for word in ("-e", f"inject={call}:signal=SIGKILL:when={nth}")]
+    strace = [str(find("strace")), "-f", "-qq", "-o", os.devnull, "-e", f"trace={calls}", *inject]
+    with start([*strace, sys.executable, "-c", code, name]) as process:
+        _, stderr = process.communicate(timeout=60)
+    assert stderr == ""
+    assert process.returncode in (0, -9)
+    return process.returncode == -9

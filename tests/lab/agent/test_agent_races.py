@@ -15,8 +15,10 @@ from lab.abi import layouts
 from lab.agent.agent import Agent
 from lab.node.node import Node
 from lab.node.topology import NodeSpec
+from lab.watch.invariants import baseline, check
 from lab.watch.snapshot import take
-from tests.lab.labs import cli, python, removed, start, unique_name
+from tests.lab.labs import cli, killed_at, python, removed, start, unique_name
+from tests.lab.nodes import differences
 
 pytestmark = [pytest.mark.privileged, pytest.mark.slow]
 
@@ -115,3 +117,43 @@ def test_cancelled_reload_does_not_wait_for_a_switch(name: str) -> None:
             process.terminate()
             assert (process.communicate(timeout=10)[1], process.returncode) == ("reloadlab: interrupted\n", 130)
         holder.kill()
+
+
+WITH_AGENT = (
+    "import sys\nfrom lab.agent.agent import Agent\nfrom lab.node.node import Node\n"
+    "with Agent(Node.open(sys.argv[1])) as agent:\n    "
+)
+ADD = "agent.add_pod('late')"
+REMOVE = "agent.remove_pod('late')"
+KILLS = [
+    *((ADD, "sendto", nth) for nth in (1, 2, 4, 6)),
+    *((ADD, "bpf", nth) for nth in (1, 9, 40, 90, 130)),
+    *((ADD, "rename", nth) for nth in (1, 2, 4)),
+    *((REMOVE, "sendto", nth) for nth in (1, 2, 3)),
+    *((REMOVE, "bpf", nth) for nth in (1, 6, 12)),
+    *((REMOVE, "unlink", nth) for nth in (1, 3, 5)),
+]
+
+
+def test_killed_while_a_pod_comes_or_goes(name: str) -> None:
+    """Whatever a killed process has left: the next one that removes the pod leaves nothing of it."""
+    wrong, kills = [], 0
+    with Agent(Node.open(name)) as agent:
+        before = baseline(agent)
+    for code, call, nth in KILLS:
+        with Agent(Node.open(name)) as agent:
+            if code == REMOVE:
+                agent.add_pod("late")
+        kills += killed_at(call, nth, WITH_AGENT + code, name)
+        with Agent(Node.open(name)) as agent:
+            agent.sync()
+            assert known_pods(agent.node) == {pod.name for pod in agent.node.pods}
+            if "late" in agent.subjects:
+                agent.reload("late")
+                agent.remove_pod("late")
+            wrong += [f"{code} killed at {call} {nth}: {found}" for found in check(agent, before)]
+            wrong += [f"{code} killed at {call} {nth}: {found}" for found in differences(name)]
+            pins = take(agent.node).pins.keys() ^ before.snapshot.pins.keys()
+            wrong += [f"{code} killed at {call} {nth}: pin {found}" for found in pins]
+    assert wrong == []
+    assert kills > len(KILLS) // 2

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import sys
 from collections.abc import Iterator
 
 import pytest
@@ -13,8 +11,9 @@ from datapath.errors import NetlinkError
 from lab.node import live
 from lab.node.node import Node
 from lab.node.topology import NODE, NodeSpec
-from lab.system.tools import find, run
-from tests.lab.labs import ip, python, removed, start, unique_name
+from lab.system.tools import run
+from tests.lab.labs import killed_at, python, removed, unique_name
+from tests.lab.nodes import differences
 
 pytestmark = pytest.mark.privileged
 
@@ -38,34 +37,6 @@ ROUNDS = 12
 def node() -> Iterator[Node]:
     with removed(unique_name()) as name:
         yield Node.up(NodeSpec(name, pods=1, tunnel=True))
-
-
-def differences(name: str) -> list[str]:
-    """Return in what the kernel and node.json differ, with regard to all that changes of a node touch."""
-    node = Node.open(name)
-    spec, facts = node.spec, node.facts
-    shown = {link["ifname"]: link for link in ip(node.netns(NODE), "link") if link["ifname"] != "lo"}
-    devices = (facts.uplink, facts.cilium_net, facts.cilium_host, facts.vxlan)
-    wanted = {device.name: device.ifindex for device in devices}
-    wanted |= {pod.ifname: pod.ifindex for pod in (facts.health, *facts.pods)}
-    indices = {name: link["ifindex"] for name, link in shown.items()}
-    found = [] if indices == wanted else [f"links {indices}, not {wanted}"]
-    found += [f"{name} has MTU {link['mtu']}" for name, link in shown.items() if link["mtu"] != spec.mtu]
-    port = shown["cilium_vxlan"]["linkinfo"]["info_data"]["port"] if "cilium_vxlan" in shown else None
-    if port != spec.tunnel_port:
-        found.append(f"the tunnel has port {port}, not {spec.tunnel_port}")
-    files = {entry.name for entry in os.scandir(node.root / "ns")}
-    if files != set(node.namespaces):
-        found.append(f"namespaces {sorted(files)}, not {sorted(node.namespaces)}")
-    for pod in (facts.health, *facts.pods):
-        (inner,) = ip(node.netns(pod.name), "link", "show", "dev", pod.inner_ifname)
-        if inner["mtu"] != spec.mtu:
-            found.append(f"{pod.name} has MTU {inner['mtu']}")
-    if [pod.name for pod in spec.pod_specs] != [pod.name for pod in facts.pods]:
-        found.append("spec and facts have other pods")
-    if live.is_unfinished(node.root):
-        found.append("a note of a change")
-    return found
 
 
 def test_changes_of_several_processes_do_not_lose_each_other(node: Node) -> None:
@@ -103,18 +74,21 @@ CHANGES = {
     "add": "node.add_pod('late')",
     "remove": "node.remove_pod('pod-1')",
     "mtu": "node.set_mtu(1400)",
+    "routes": "node.set_endpoint_routes(True)",
 }
 CALLS = {
     "tunnel": ("sendto", "renameat2,rename", "unlink"),
     "add": ("sendto", "renameat2,rename", "unlink", "mount"),
     "remove": ("sendto", "renameat2,rename", "unlink", "umount2"),
     "mtu": ("sendto", "unlink"),
+    "routes": ("sendto", "renameat2,rename", "unlink"),
 }
 NEXT = {
     "tunnel": "node.set_tunnel_port(9100)",
     "add": "node.add_pod('late')",
     "remove": "node.add_pod('next')",
     "mtu": "node.add_pod('next')",
+    "routes": "node.add_pod('next')",
 }
 
 
@@ -127,7 +101,7 @@ def test_killed_at_each_system_call_of_a_change(calls: tuple[str, str]) -> None:
     with removed(unique_name()) as name:
         Node.up(NodeSpec(name, pods=1, tunnel=True))
         for nth in range(1, 40):
-            killed = killed_at(names, nth, CHANGES[change], name)
+            killed = killed_at(names, nth, OPEN + CHANGES[change], name)
             if killed:
                 node = Node.open(name)
                 exec_next(node, NEXT[change])
@@ -160,17 +134,7 @@ def reset(name: str) -> None:
     if not node.pods:
         node.add_pod("pod-1")
     node.set_mtu(1500)
-
-
-def killed_at(calls: str, nth: int, code: str, name: str) -> bool:
-    """Run a change in a process that the kernel kills at the nth of these system calls; False if there are fewer."""
-    inject = [word for call in calls.split(",") for word in ("-e", f"inject={call}:signal=SIGKILL:when={nth}")]
-    strace = [str(find("strace")), "-f", "-qq", "-o", os.devnull, "-e", f"trace={calls}", *inject]
-    with start([*strace, sys.executable, "-c", OPEN + code, name]) as process:
-        _, stderr = process.communicate(timeout=60)
-    assert stderr == ""
-    assert process.returncode in (0, -9)
-    return process.returncode == -9
+    node.set_endpoint_routes(False)
 
 
 def test_failure_inside_a_change_undoes_it(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
