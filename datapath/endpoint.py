@@ -29,6 +29,7 @@ class Endpoint:
     The three booleans are Cilium's EndpointDatapathConfiguration; `with_endpoint_routes` sets them together.
     `options` are macros for ep_config.h, as (name, value) pairs; they are part of the template's hash.
     `generation` is substituted like an address: it tells which load handled a packet, and never compiles.
+    `ifindex` is the interface that it was given, where that is known: a later one of the same name is another's.
     """
 
     id: int
@@ -44,6 +45,7 @@ class Endpoint:
     require_routing: bool = True
     options: tuple[tuple[str, str], ...] = ()
     generation: int = 1
+    ifindex: int | None = None
 
     @property
     def is_host(self) -> bool:

@@ -16,12 +16,12 @@ from datapath.kernel.netlink import NetlinkSocket
 from datapath.load.collection import Map, MapCache
 from datapath.load.threads import Verifiers
 from datapath.load.types import TypeStore
-from datapath.locks import FairLock, Lock
+from datapath.locks import FairLock, locked
 from datapath.reload.outcome import Outcome
 from datapath.reload.plans import host_plan, overlay_plan, pod_plan
 from datapath.reload.step import Plan
 from datapath.reload.transaction import Observer, apply
-from datapath.reload.unload import unload
+from datapath.reload.unload import endpoint_lock, unload
 from datapath.reload.workspace import Workspace
 
 
@@ -93,9 +93,7 @@ class Loader:
         """Apply a plan; entirely, or not at all. Two reloads of the same endpoint wait for each other."""
         cancel = cancel or threading.Event()
         with ExitStack() as stack:
-            own = Lock(self.config.state / str(plan.endpoint_id) / "lock", cancel)
-            stack.callback(own.close)
-            own.acquire(exclusive=True)
+            stack.enter_context(locked(endpoint_lock(self.config, plan.endpoint_id), cancel))
             netlink = stack.enter_context(self._socket())
             work = Workspace(
                 config=self.config,
@@ -111,9 +109,14 @@ class Loader:
             stack.enter_context(work)
             return apply(plan, work, observer=observer)
 
-    def unload(self, endpoint: Endpoint, *, forget: Callable[[], None]) -> None:
-        """Take a pod out of the datapath; `forget` is where the control plane drops its own entries."""
-        with self._socket() as netlink:
+    def unload(self, endpoint: Endpoint, *, forget: Callable[[], None], cancel: threading.Event | None = None) -> None:
+        """Take a pod out of the datapath; `forget` is where the control plane drops its own entries.
+
+        Waits for a reload of the endpoint. Whoever needs the node's maps alone locks them in `forget`: a reload has the
+        lock of its endpoint already when it waits for the maps.
+        """
+        lock = endpoint_lock(self.config, endpoint.id)
+        with locked(lock, cancel or threading.Event()), self._socket() as netlink:
             unload(self.config, netlink, endpoint, forget)
 
     @contextmanager

@@ -6,7 +6,8 @@ import fcntl
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -21,12 +22,7 @@ class Lock:
     """An advisory lock on a file (flock(2)): between threads and processes alike, gone with its holder."""
 
     def __init__(self, path: Path, cancel: threading.Event) -> None:
-        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
-        try:
-            self._fd = os.open(path, flags, 0o600)
-        except FileNotFoundError:
-            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            self._fd = os.open(path, flags, 0o600)
+        self._fd = _create(path)
         self._path = path
         self._cancel = cancel
 
@@ -47,6 +43,13 @@ class Lock:
     def release(self) -> None:
         # A process that was forked meanwhile may have the descriptor too, and would keep the lock.
         fcntl.flock(self._fd, fcntl.LOCK_UN)
+
+    def intact(self) -> bool:
+        """Tell whether the locked file is still the one that everybody finds under its name."""
+        try:
+            return os.path.samestat(os.fstat(self._fd), os.stat(self._path))
+        except FileNotFoundError:
+            return False
 
     def close(self) -> None:
         self.release()
@@ -99,6 +102,29 @@ class FairLock:
     def close(self) -> None:
         self._queue.close()
         self._lock.close()
+
+
+@contextmanager
+def locked(path: Path, cancel: threading.Event) -> Iterator[None]:
+    """Hold the lock on a file that its last holder may remove: who waited for that file begins anew with another."""
+    while True:
+        lock = Lock(path, cancel)
+        try:
+            lock.acquire(exclusive=True)
+            if lock.intact():
+                yield
+                return
+        finally:
+            lock.close()
+
+
+def _create(path: Path) -> int:
+    while True:
+        try:
+            return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except FileNotFoundError:
+            # Again, if who holds the lock takes the directory away in between.
+            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
 
 
 class DirectoryLock:

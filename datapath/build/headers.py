@@ -73,6 +73,7 @@ def template_endpoint(endpoint: Endpoint) -> Endpoint:
         # Which other labels an endpoint has is the identity's affair.
         labels=endpoint.labels & {LABEL_HOST},
         generation=TEMPLATE_GENERATION,
+        ifindex=None,
     )
 
 

@@ -6,9 +6,11 @@ policy slot and the pins go. In the other order a caller finds the endpoint, and
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 from collections.abc import Callable
-from contextlib import suppress
+from pathlib import Path
 
 from datapath.endpoint import DatapathConfig, Endpoint
 from datapath.errors import LinkNotFound
@@ -18,15 +20,24 @@ from datapath.kernel.netlink import NetlinkSocket
 from datapath.kernel.pins import Pin
 from datapath.reload import policyarrays
 
+_LOCK = "lock"
 ENDPOINT_MAPS = ("cilium_calls_{:05d}", "cilium_calls_custom_{:05d}", "cilium_policy_{:05d}")
 
 
+def endpoint_lock(config: DatapathConfig, number: int) -> Path:
+    """Return the file whose lock every reload of an endpoint holds, and `unload`, which removes it."""
+    return config.state / str(number) / _LOCK
+
+
 def unload(config: DatapathConfig, netlink: NetlinkSocket, endpoint: Endpoint, forget: Callable[[], None]) -> None:
-    """Remove everything that reloads of a pod have made; what is gone already (its interface, say) is no error."""
-    with suppress(LinkNotFound):
-        ifindex = netlink.ifindex(endpoint.ifname)
+    """Remove everything that reloads of a pod have made; the caller holds its lock. What is gone already is no error.
+
+    An interface of the same name that came later is another endpoint's: nothing there is touched (cilium issue 44530).
+    """
+    ifindex = _interface(netlink, endpoint)
+    if ifindex is not None:
         for route in routes.endpoint_routes(endpoint, ifindex):
-            routes.remove(netlink, route)
+            routes.remove_all(netlink, route, lambda _: None)
         for direction in Direction:
             for found in hooks.filters(netlink, ifindex, direction):
                 if found.is_ours:
@@ -37,4 +48,31 @@ def unload(config: DatapathConfig, netlink: NetlinkSocket, endpoint: Endpoint, f
         pin = Pin(config.globals / name.format(endpoint.id))
         pin.finalize()
         pin.path.unlink(missing_ok=True)
-    shutil.rmtree(config.state / str(endpoint.id), ignore_errors=True)
+    _remove_directory(config.state / str(endpoint.id))
+
+
+def _interface(netlink: NetlinkSocket, endpoint: Endpoint) -> int | None:
+    """Return the index of the endpoint's interface, None if it is gone. Any other error means that it may be there."""
+    try:
+        found = netlink.ifindex(endpoint.ifname)
+    except LinkNotFound:
+        return None
+    return found if endpoint.ifindex in (None, found) else None
+
+
+def _remove_directory(directory: Path) -> None:
+    """Remove an endpoint's files, the lock last: who gets it next finds nothing that is still being removed."""
+    for entry in list(os.scandir(directory)):
+        if entry.name == _LOCK:
+            continue
+        if entry.is_dir(follow_symlinks=False):
+            shutil.rmtree(entry.path)
+        else:
+            os.unlink(entry.path)
+    (directory / _LOCK).unlink(missing_ok=True)
+    try:
+        directory.rmdir()
+    except OSError as error:
+        # The endpoint is being loaded anew.
+        if error.errno not in (errno.ENOTEMPTY, errno.ENOENT):
+            raise

@@ -362,9 +362,17 @@ class Agent:
 
     def remove_pod(self, name: str) -> None:
         """Take a pod away: out of the datapath first, then out of the node."""
-        with self._mode.take(exclusive=False), self.updating():
+        with self._mode.take(exclusive=False), ExitStack() as updating:
+            self._refresh()
             pod = self.node.pod(name)
-            self.loader.unload(self.endpoint(name), forget=lambda: self._forget(pod))
+
+            def forget() -> None:
+                # The endpoint comes before the maps, as in a reload.
+                updating.enter_context(self.updating())
+                self.node.pod(name)  # UnknownTarget if another has removed it meanwhile
+                self._forget(pod)
+
+            self.loader.unload(self.endpoint(name), forget=forget)
             self.forget_connections(pod)
             self.node.remove_pod(name)
 

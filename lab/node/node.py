@@ -200,6 +200,7 @@ class Node:
             ipv6=pod.ipv6,
             identity=pod.identity,
             labels=pod.labels,
+            ifindex=pod.ifindex,
         )
         return endpoint.with_endpoint_routes(self.spec.endpoint_routes)
 

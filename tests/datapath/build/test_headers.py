@@ -179,6 +179,10 @@ def test_wrap(other: Endpoint) -> None:
         assert headers.endpoint_header(other) != headers.endpoint_header(POD)
 
 
+def test_the_interface_index_makes_no_template_of_its_own() -> None:
+    assert headers.template_endpoint(replace(POD, ifindex=77)) == headers.template_endpoint(POD)
+
+
 def test_template_constants_have_no_zero_word() -> None:
     """A word of zero would go to .bss, where nothing can be substituted."""
     for endpoint in (POD, HOST):

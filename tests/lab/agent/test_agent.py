@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -15,11 +17,14 @@ from datapath.build.compile import probe_compiler
 from datapath.endpoint import HEALTH_ID, HOST_ID, WORLD_ID
 from datapath.errors import CompileError, ToolMissing
 from datapath.load.maps import open_pin
+from datapath.reload.step import Step
+from datapath.reload.workspace import Workspace
 from lab.abi import layouts
 from lab.agent.agent import Agent, Failure
 from lab.errors import LabSystemError
 from lab.node.node import Node, UnknownTarget
 from lab.node.topology import NodeSpec
+from lab.scenario.scenario import Gate
 from lab.watch import metrics
 from lab.watch.invariants import baseline, check
 from lab.watch.snapshot import take
@@ -127,6 +132,28 @@ def test_pod_comes_and_goes(agent: Agent) -> None:
     # Its pins went with it, and so did its slot.
     assert take(agent.node).pins.keys() == before.snapshot.pins.keys()
     assert pod.endpoint_id not in take(agent.node).policy
+
+
+def test_removing_a_pod_waits_for_its_reload(agent: Agent) -> None:
+    """Which waits for the maps in its turn: whoever has those must not wait for the endpoint."""
+    before = baseline(agent)
+    agent.add_pod("late")
+    inside, go = threading.Event(), threading.Event()
+
+    def stop(step: Step, work: Workspace) -> None:
+        inside.set()
+        assert go.wait(20)
+
+    with ThreadPoolExecutor(2) as pool:
+        reload = pool.submit(agent.reload, "late", observer=Gate(stop, before="repin maps"))
+        assert inside.wait(20)
+        removal = pool.submit(agent.remove_pod, "late")
+        with pytest.raises(TimeoutError):
+            removal.result(0.3)
+        go.set()
+        reload.result(20)
+        removal.result(20)
+    assert check(agent, before) == []
 
 
 def test_counters_of_a_node(agent: Agent) -> None:
