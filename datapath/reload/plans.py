@@ -7,7 +7,9 @@ before the commit, so that every step that can fail can still be undone; each ob
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from datapath.build.objectfile import ObjectFile
 from datapath.build.templates import Kind
@@ -24,6 +26,9 @@ EXCLUDED_PREFIXES = ("cilium_", "lo", "lxc", "cni", "docker")
 """Interfaces that never lose netdev programs as obsolete devices (removeObsoleteNetdevPrograms)."""
 
 OVERLAY_SUBJECT = "overlay"
+
+_NETDEV_CALLS = re.compile(r"cilium_calls_netdev_(\d+)(?=$|:)")
+_NETDEV_OBJECT = re.compile(r"bpf_netdev_(.+)\.o")
 
 
 def pod_plan(config: DatapathConfig, endpoint: Endpoint, *, subject: str) -> Plan:
@@ -83,7 +88,8 @@ def host_plan(config: DatapathConfig, endpoint: Endpoint, links: Mapping[str, In
         else:
             steps.append(Detach(name, Direction.EGRESS))
     steps += _obsolete(links, there)
-    steps.append(Commit(subject, (host, net, *devices.values())))
+    obsolete = (*_calls_maps_left(config.globals, links, there), *_objects_left(directory, links, there))
+    steps.append(Commit(subject, (host, net, *devices.values()), obsolete))
     return Plan(subject, endpoint.id, endpoint.generation, tuple(steps), missing)
 
 
@@ -115,9 +121,35 @@ def _attach(config: DatapathConfig, ifname: str, direction: Direction, program: 
 
 def _obsolete(links: Mapping[str, Interface], devices: Sequence[str]) -> list[Step]:
     """Return the removal of netdev programs from interfaces that are no devices (any more)."""
-    gone = [name for name in links if name not in devices and not name.startswith(EXCLUDED_PREFIXES)]
+    gone = [name for name in links if not _keeps_programs(name, devices)]
     return [
         Detach(name, direction, prefix, required=False)
         for name in gone
         for direction, prefix in ((Direction.INGRESS, "cil_from_netdev"), (Direction.EGRESS, "cil_to_netdev"))
     ]
+
+
+def _keeps_programs(name: str, devices: Sequence[str]) -> bool:
+    """Tell whether an interface has netdev programs when the reload has ended, if it had any before."""
+    return name in devices or name.startswith(EXCLUDED_PREFIXES)
+
+
+def _calls_maps_left(pins: Path, links: Mapping[str, Interface], devices: Sequence[str]) -> list[Path]:
+    """Return the pinned calls maps of interfaces that lose their programs, or are gone."""
+    kept = {link.ifindex for name, link in links.items() if _keeps_programs(name, devices)}
+    numbered = ((path, _NETDEV_CALLS.match(path.name)) for path in _entries(pins))
+    return [path for path, match in numbered if match is not None and int(match[1]) not in kept]
+
+
+def _objects_left(directory: Path, links: Mapping[str, Interface], devices: Sequence[str]) -> list[Path]:
+    """Return the objects of interfaces that lose their programs, or are gone."""
+    named = ((path, _NETDEV_OBJECT.fullmatch(path.name)) for path in _entries(directory))
+    kept = {name for name in links if _keeps_programs(name, devices)}
+    return [path for path, match in named if match is not None and match[1] not in kept]
+
+
+def _entries(directory: Path) -> list[Path]:
+    try:
+        return sorted(directory.iterdir())
+    except FileNotFoundError:
+        return []

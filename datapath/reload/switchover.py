@@ -6,6 +6,7 @@ import errno
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 
 from datapath.attempts import each
 from datapath.build.objectfile import ObjectFile
@@ -222,16 +223,21 @@ class RemoveRoutes(Step):
 
 @dataclass(frozen=True)
 class Commit(Step):
-    """Let go of what was replaced. Every program of every object is attached by now."""
+    """Let go of what was replaced. Every program of every object is attached by now.
+
+    `obsolete` are pins and objects of interfaces whose programs this reload has detached, or that are gone.
+    """
 
     objects: tuple[ObjectFile, ...]
+    obsolete: tuple[Path, ...] = ()
 
     @property
     def name(self) -> str:
         return "commit"
 
     def describe(self) -> str:
-        return f"remove the :pending pins and publish {', '.join(o.name for o in self.objects)}"
+        said = f"remove the :pending pins and publish {', '.join(o.name for o in self.objects)}"
+        return said + (f"; remove {', '.join(path.name for path in self.obsolete)}" if self.obsolete else "")
 
     def apply(self, work: Workspace) -> None:
         published: list[ObjectFile] = []
@@ -256,6 +262,8 @@ class Commit(Step):
             _attempt(
                 work, f"the note of the maps of {item.name}", partial(connections.remember, item.path.parent, used)
             )
+        for path in self.obsolete:
+            _attempt(work, path.name, partial(path.unlink, missing_ok=True))
         _attempt(work, "a policy slot", partial(self._clear_policy, work))
         _attempt(work, "a retired array", partial(_release_arrays, work))
 

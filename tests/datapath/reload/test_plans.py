@@ -12,6 +12,7 @@ from datapath.endpoint import LABEL_HOST, DatapathConfig, Endpoint, Interface, N
 from datapath.errors import InvalidName, LinkNotFound
 from datapath.reload.plans import host_plan, overlay_plan, pod_plan
 from datapath.reload.step import Plan, Step
+from datapath.reload.switchover import Commit
 
 LXC = "lxc0123456789ab"
 POD = Endpoint(
@@ -166,6 +167,25 @@ def test_obsolete_devices_are_all_but_the_excluded() -> None:
     """cilium_*, lo, lxc*, cni*, docker* never lose netdev programs; what is no device any more does."""
     names = keys(host_plan(CONFIG, HOST, LINKS, subject="host"))
     assert [target for name, target in names if name == "detach ingress"] == ["eth0", "eth1", "br0"]
+
+
+def test_what_former_devices_left_is_removed_by_the_commit(tmp_path: Path) -> None:
+    """The calls maps and objects of interfaces that are gone or no devices any more; not of those with programs."""
+    config = replace(CONFIG, bpffs=tmp_path, state=tmp_path / "state", devices=("eth0",))
+    numbers = (*(LINKS[name].ifindex for name in ("cilium_net", "eth0", "cilium_wg0", "eth1")), 4711)
+    pins = [config.globals / f"cilium_calls_netdev_{number:05d}" for number in numbers]
+    pins += [Path(f"{pins[-1]}:pending"), config.globals / "cilium_calls_hostns_00001"]
+    objects = [config.state / "1" / f"bpf_netdev_{name}.o" for name in ("eth0", "cilium_wg0", "eth1", "gone")]
+    objects.append(config.state / "1" / "bpf_host.o")
+    for path in (*pins, *objects):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    plan = host_plan(config, HOST, LINKS, subject="host")
+    commit = plan.steps[-1]
+    assert isinstance(commit, Commit)
+    assert set(commit.obsolete) == {*pins[3:6], *objects[2:4]}
+    assert "; remove cilium_calls_netdev_" in commit.describe()
+    assert host_plan(CONFIG, HOST, LINKS, subject="host").steps[-1].describe().endswith("bpf_host_cilium_net.o")
 
 
 def test_overlay() -> None:

@@ -22,6 +22,7 @@ from datapath.reload.step import Step
 from datapath.reload.workspace import Workspace
 from lab.scenario.scenario import Gate
 from lab.system.tools import run
+from lab.watch.snapshot import take
 from tests.datapath import support
 from tests.datapath.support import Injected, Rig
 from tests.lab.wires import ip
@@ -269,6 +270,48 @@ class TestDetach:
         rig.reload("host")
         assert rig.attached("eth0", EGRESS) == ()
         assert [f.name for f in rig.attached("eth0", INGRESS)] == ["cil_from_netdev-eth0"]
+
+
+class TestFormerDevices:
+    """What is there of an interface that is no device any more, or was made anew under its name, is for nobody."""
+
+    def there(self, rig: Rig) -> set[str]:
+        pins = {path.name for path in rig.config.globals.glob("cilium_calls_netdev_*")}
+        return pins | {path.name for path in (rig.config.state / "1").glob("bpf_netdev_*")}
+
+    def wanted(self, rig: Rig, *names: str) -> set[str]:
+        pins = {f"cilium_calls_netdev_{rig.netlink.ifindex(name):05d}" for name in ("cilium_net", *names)}
+        return pins | {f"bpf_netdev_{name}.o" for name in names}
+
+    def test_taken_off_the_list(self, rig: Rig) -> None:
+        rig.reload("host")
+        assert self.there(rig) == self.wanted(rig, "eth0")
+        programs = len(take(rig.node).programs)
+        rig.configure(devices=())
+        before = rig.state()
+        with pytest.raises(Injected):
+            rig.reload("host", observer=Gate(support.inject, before="commit"))
+        assert before.differences(rig.state()) == []
+        outcome = rig.reload("host")
+        assert outcome.warnings == ()
+        assert self.there(rig) == self.wanted(rig)
+        support.until(lambda: len(take(rig.node).programs) < programs, "the device's programs are gone")
+        rig.configure(devices=("eth0",))
+        rig.reload("host")
+        assert self.there(rig) == self.wanted(rig, "eth0")
+        assert rig.dead_calls() == []
+
+    def test_made_anew_under_the_same_name(self, rig: Rig) -> None:
+        netns = str(rig.config.netns)
+        rig.configure(devices=("eth0", "dev7"))
+        for _ in range(2):
+            ip(netns, "link", "add", "dev7", "type", "bridge")
+            rig.reload("host")
+            assert self.there(rig) == self.wanted(rig, "eth0", "dev7")
+            ip(netns, "link", "del", "dev7")
+        assert rig.reload("host").warnings == ("device dev7 does not exist: left out",)
+        assert self.there(rig) == self.wanted(rig, "eth0")
+        assert rig.dead_calls() == []
 
 
 class TestRoutes:
