@@ -66,11 +66,11 @@ class LabElsewhere(LabError):
 
 
 class LabNotFound(LabError):
-    """There is no lab of that name; `existing` are the labs there are."""
+    """A lab that does not exist; `existing` are the labs that do."""
 
     def __init__(self, name: str, existing: tuple[str, ...]) -> None:
         near = get_close_matches(name, existing, n=1)
-        there = f"there is {', '.join(existing)}" if existing else "there is none; make one with: reloadlab up"
+        there = f"the labs are: {', '.join(existing)}" if existing else "there are no labs; make one: reloadlab up"
         super().__init__(name, f"no lab {name}; {f'did you mean {near[0]}?' if near else there}")
         self.existing = existing
 

@@ -33,7 +33,7 @@ class BadMacro(ReloadlabError):
     """A macro whose name the C compiler would not take."""
 
     def __init__(self, name: str) -> None:
-        super().__init__(f"{name!r} is no macro name")
+        super().__init__(f"{name!r} is not the name of a macro")
         self.name = name
 
 

@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
         for name in removed:
             print(f"{name} is gone")
         if args.all and not removed and failure is None:
-            print("there is no lab")
+            print("there are no labs")
     if failure is not None:
         raise failure
     return 0

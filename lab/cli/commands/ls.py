@@ -34,7 +34,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print_json([_document(lab) for lab in labs])
     elif not labs:
-        print("there is no lab; make one with: reloadlab up")
+        print("there are no labs; make one: reloadlab up")
     else:
         _print(labs)
     return 0

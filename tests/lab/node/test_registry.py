@@ -133,11 +133,11 @@ def test_removing_lab_looks_at_no_other(name: str) -> None:
 
 
 def test_unknown_lab(empty_run: Path) -> None:
-    with pytest.raises(LabNotFound, match="no lab nope; there is none"):
+    with pytest.raises(LabNotFound, match="no lab nope; there are no labs"):
         registry.remove("nope")
     Node.up(NodeSpec("there", pods=0))
     for attempt in (registry.remove, registry.read_facts):
-        with pytest.raises(LabNotFound, match="no lab nope; there is there"):
+        with pytest.raises(LabNotFound, match="no lab nope; the labs are: there"):
             attempt("nope")
     with pytest.raises(LabNotFound), registry.lock_shared("nope"):
         pass

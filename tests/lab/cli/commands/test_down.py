@@ -26,12 +26,15 @@ def test_several_and_all(run_directory: Path, capsys: pytest.CaptureFixture[str]
     for name in ("one", "two", "three", "four"):
         Node.up(NodeSpec(name, pods=0))
     assert main(["down", "one", "nope", "two"]) == 1
-    assert capsys.readouterr() == ("one is gone\ntwo is gone\n", "reloadlab: no lab nope; there is four, three, two\n")
+    assert capsys.readouterr() == (
+        "one is gone\ntwo is gone\n",
+        "reloadlab: no lab nope; the labs are: four, three, two\n",
+    )
     assert main(["down", "--all"]) == 0
     assert capsys.readouterr().out == "four is gone\nthree is gone\n"
     assert not run_directory.exists()
     assert main(["down", "--all"]) == 0
-    assert capsys.readouterr().out == "there is no lab\n"
+    assert capsys.readouterr().out == "there are no labs\n"
 
 
 def test_lab_in_use(capsys: pytest.CaptureFixture[str]) -> None:

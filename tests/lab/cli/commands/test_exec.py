@@ -72,7 +72,7 @@ def test_running_command_does_not_keep_the_lab() -> None:
     [
         ("{lab}/pod-9 -- true", 1, "lab {lab} has no pod-9; it has host, health, outside, pod-1"),
         ("{lab}/a/b -- true", 1, "invalid target"),
-        ("no-such-lab/pod-1 -- true", 1, "no lab no-such-lab; there is "),
+        ("no-such-lab/pod-1 -- true", 1, "no lab no-such-lab; the labs are: "),
         ("../pod-1 -- true", 1, "invalid lab name '..'"),
     ],
 )

@@ -25,7 +25,7 @@ def run_directory(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 def test_labs_in_every_state(run_directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["ls"]) == 0
-    assert capsys.readouterr().out == "there is no lab; make one with: reloadlab up\n"
+    assert capsys.readouterr().out == "there are no labs; make one: reloadlab up\n"
     Node.up(NodeSpec("fine", pods=3, endpoint_routes=True, tunnel=True))
     marks.add(run_directory / "killed")
     (run_directory / "killed").mkdir()
