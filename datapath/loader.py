@@ -14,7 +14,7 @@ from datapath.build.templates import TemplateCache
 from datapath.endpoint import DatapathConfig, Endpoint, Interface
 from datapath.kernel.netlink import NetlinkSocket
 from datapath.load.collection import Map, MapCache
-from datapath.load.threads import Verifiers
+from datapath.load.threads import VerifierThreads
 from datapath.load.types import TypeStore
 from datapath.locks import FairLock, locked
 from datapath.reload.outcome import Outcome
@@ -46,7 +46,7 @@ class Loader:
         self._on_new_map = on_new_map
         self._verifiers = verifiers or os.cpu_count() or 1
         self._stack = ExitStack()
-        self._executor: Verifiers | None = None
+        self._executor: VerifierThreads | None = None
         self._maps = MapCache()
         self._types = TypeStore()
         self._sockets: queue.SimpleQueue[NetlinkSocket] = queue.SimpleQueue()
@@ -56,7 +56,7 @@ class Loader:
             stack.callback(self._maps.close)
             stack.callback(self._types.close)
             if self._verifiers > 1:
-                self._executor = stack.enter_context(Verifiers(_cpus(self._verifiers)))
+                self._executor = stack.enter_context(VerifierThreads(_cpus(self._verifiers)))
             stack.callback(self._close_sockets)
             self._stack = stack.pop_all()
         return self

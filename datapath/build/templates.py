@@ -50,8 +50,8 @@ class Kind(enum.Enum):
         return f"{self.value}.o"
 
 
-class Outcome(enum.Enum):
-    """How a template was come by."""
+class Origin(enum.Enum):
+    """Where a fetched template came from."""
 
     COMPILED = "compiled"
     WAITED = "waited"
@@ -85,10 +85,10 @@ class Template:
 
 @dataclass(frozen=True, slots=True)
 class Fetched:
-    """A template and the price of it, in seconds (spans bpfCompilation and bpfWaitForELF, and the parsing)."""
+    """A template, and the seconds spent on it (spans bpfCompilation and bpfWaitForELF, and the parsing)."""
 
     template: Template
-    outcome: Outcome
+    origin: Origin
     compile_seconds: float = 0.0
     wait_seconds: float = 0.0
     parse_seconds: float = 0.0
@@ -207,11 +207,11 @@ class TemplateCache:
         return self.fetch_overlay_timed(cancel=cancel).template
 
     def fetch_timed(self, endpoint: Endpoint, *, cancel: threading.Event | None = None) -> Fetched:
-        """Fetch, and say whether that meant compiling, waiting for another's compilation, or neither."""
+        """Return the template of `endpoint`, where it came from, and the seconds that it took."""
         return self._fetch(self._request(endpoint), cancel)
 
     def fetch_overlay_timed(self, *, cancel: threading.Event | None = None) -> Fetched:
-        """Fetch the tunnel device's object, and say what that meant."""
+        """Return the tunnel device's object, where it came from, and the seconds that it took."""
         return self._fetch(self._overlay_request(), cancel)
 
     def _request(self, endpoint: Endpoint) -> _Request:
@@ -281,7 +281,7 @@ class TemplateCache:
         try:
             wait = time.monotonic() - started if waited else 0.0
             if slot.template is not None and slot.stamp == _stamp(request.path):
-                return Fetched(slot.template, Outcome.WAITED if waited else Outcome.HIT, wait_seconds=wait)
+                return Fetched(slot.template, Origin.WAITED if waited else Origin.HIT, wait_seconds=wait)
             if slot.failure is not None and slot.failures != failures:
                 raise CompileError(slot.failure.output, slot.failure.argv, slot.failure.stderr) from slot.failure
             slot.failure = slot.template = None
@@ -311,10 +311,10 @@ class TemplateCache:
                     request.path.unlink(missing_ok=True)
                     continue
             parsed = time.monotonic() - started
-            outcome = Outcome.WAITED if lock.waited else Outcome.HIT
+            origin = Origin.WAITED if lock.waited else Origin.HIT
             slot.template = Template(request.hash, request.kind, request.path, image, VerifyTimes())
             slot.stamp = stamp
-            return Fetched(slot.template, outcome if found else Outcome.COMPILED, compiled, lock.waited, parsed)
+            return Fetched(slot.template, origin if found else Origin.COMPILED, compiled, lock.waited, parsed)
         raise CompileError(request.kind.object, (), f"error: {request.directory} is removed again and again")
 
     def _compile(self, request: _Request, cancel: threading.Event | None) -> float:
@@ -347,7 +347,7 @@ class TemplateCache:
 
 
 def _add(digest: hashlib._Hash, word: str) -> None:
-    """Add a word with its length, so that no two lists of words look alike."""
+    """Add a word with its length: two different lists of words give two different digests."""
     digest.update(f"{len(word)}\0{word}".encode())
 
 

@@ -66,7 +66,7 @@ class _Worker:
             self.thread.start()
 
 
-class Verifiers(Executor):
+class VerifierThreads(Executor):
     """An executor whose jobs run on another CPU than the one that submits them, as far as there is another."""
 
     def __init__(self, cpus: Iterable[int] | None = None) -> None:
@@ -82,7 +82,7 @@ class Verifiers(Executor):
         here = _sched_getcpu()
         with self._lock:
             if self._closed:
-                raise RuntimeError("the verifiers have been shut down")
+                raise RuntimeError("the threads have been shut down")
             worker = min(self._workers, key=lambda w: (w.pending, w.cpu == here))
             worker.give((future, lambda: fn(*args, **kwargs)))
         return future

@@ -95,6 +95,11 @@ class Floor:
         calls = [m for m in spec.maps.values() if is_calls_map(m.name)]
         if len(calls) > 1:
             raise NoFloor(f"{spec.path} has {len(calls)} calls maps: one at most can be migrated here")
+        unusual = [m.name for m in spec.maps.values() if m.name in spec.sections or m.replace_pin or m.value_type]
+        if unusual:
+            raise NoFloor(
+                f"{spec.path}: map {unusual[0]} needs more than the bare calls: variables, types or a new pin"
+            )
         self._spec = spec
         # An object whose calls map has another name keeps it: the pipeline does not migrate that one either.
         self._calls = calls[0] if calls else None

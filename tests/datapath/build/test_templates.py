@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from datapath.build.compile import Compiler, probe_compiler
-from datapath.build.templates import Fetched, Kind, Outcome, TemplateCache
+from datapath.build.templates import Fetched, Kind, Origin, TemplateCache
 from datapath.endpoint import LABEL_HOST, DatapathConfig, Endpoint, NodeConfig
 from datapath.errors import Cancelled, CompileError, ObjectError
 from datapath.object.reader import read_object
@@ -161,7 +161,7 @@ class TestCache:
 
     def test_first_compiles_and_the_next_does_not(self, cache: TemplateCache, compiled: Compiled) -> None:
         first, again = cache.fetch_timed(POD), cache.fetch_timed(POD)
-        assert (first.outcome, again.outcome) == (Outcome.COMPILED, Outcome.HIT)
+        assert (first.origin, again.origin) == (Origin.COMPILED, Origin.HIT)
         assert first.compile_seconds > 0
         assert again.compile_seconds == again.wait_seconds == 0
         assert again.template is first.template
@@ -218,7 +218,7 @@ class TestCache:
 
     def test_another_process_finds_the_object(self, make: Callable[[], TemplateCache], compiled: Compiled) -> None:
         first, second = make().fetch_timed(POD), make().fetch_timed(POD)
-        assert (first.outcome, second.outcome) == (Outcome.COMPILED, Outcome.HIT)
+        assert (first.origin, second.origin) == (Origin.COMPILED, Origin.HIT)
         assert second.template.image.data == first.template.image.data
         assert len(compiled) == 1
 
@@ -349,7 +349,7 @@ class TestParallel:
         with ThreadPoolExecutor(8) as pool:
             results = list(pool.map(fetch, range(8)))
         assert len(compiled) == len(set(compiled)) == distinct
-        assert Counter(r.outcome for r in results)[Outcome.COMPILED] == distinct
+        assert Counter(r.origin for r in results)[Origin.COMPILED] == distinct
         assert len({id(r.template) for r in results}) == distinct
 
     def test_those_who_wait_say_so(self, config: DatapathConfig, compiler: Compiler, tmp_path: Path) -> None:
@@ -367,9 +367,9 @@ class TestParallel:
             )
             wait_for(lambda: all(event.waited for event in watched), "the others wait")
             gate.touch()
-            assert first.result().outcome is Outcome.COMPILED
+            assert first.result().origin is Origin.COMPILED
         for waiter in (second, third):
-            assert waiter.result().outcome is Outcome.WAITED
+            assert waiter.result().origin is Origin.WAITED
             assert waiter.result().wait_seconds > 0
             assert waiter.result().compile_seconds == 0
         assert second.result().template is first.result().template
@@ -430,7 +430,7 @@ def fetch_in_process(library: str, state: str, clang: str, marks: str) -> None:
     config = DatapathConfig(Path(library), Path(state), Path("/none"), Path("/none"), NODE)
     compiler = Compiler(Path(clang), "clang version 16.0.0")
     cancel = WatchedEvent(Path(marks) / str(os.getpid()))
-    print(TemplateCache(config, compiler=compiler).fetch_timed(POD, cancel=cancel).outcome.value)
+    print(TemplateCache(config, compiler=compiler).fetch_timed(POD, cancel=cancel).origin.value)
 
 
 class TestTrouble:
@@ -438,7 +438,7 @@ class TestTrouble:
         template = cache.fetch(POD)
         template.path.unlink()
         again = cache.fetch_timed(POD)
-        assert again.outcome is Outcome.COMPILED
+        assert again.origin is Origin.COMPILED
         assert template.path.exists()
         shutil.rmtree(template.path.parent)
         assert cache.fetch(POD).path.exists()
@@ -447,7 +447,7 @@ class TestTrouble:
     def test_damaged_file_is_compiled_again(self, make: Callable[[], TemplateCache], compiled: Compiled) -> None:
         path = make().fetch(POD).path
         path.write_bytes(path.read_bytes()[:100])
-        assert make().fetch_timed(POD).outcome is Outcome.COMPILED
+        assert make().fetch_timed(POD).origin is Origin.COMPILED
         assert len(compiled) == 2
 
     def test_directory_removed_during_the_compilation(self, config: DatapathConfig, compiler: Compiler) -> None:

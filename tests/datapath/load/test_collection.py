@@ -28,7 +28,7 @@ from datapath.load.collection import (
 )
 from datapath.load.maps import differences, open_maps, open_pin
 from datapath.load.programs import longest_first
-from datapath.load.threads import Verifiers
+from datapath.load.threads import VerifierThreads
 from datapath.object.reader import read_object
 from datapath.object.spec import CollectionSpec, MapSpec, Substitution
 from datapath.timing import Interval
@@ -92,7 +92,7 @@ def pins(bpffs: Path) -> Path:
     return bpffs / "tc" / "globals"
 
 
-@pytest.fixture(params=[Verifiers, ThreadPoolExecutor])
+@pytest.fixture(params=[VerifierThreads, ThreadPoolExecutor])
 def executor(request: pytest.FixtureRequest) -> Iterator[Executor]:
     with request.param() as pool:
         yield pool

@@ -7,14 +7,14 @@ from concurrent.futures import CancelledError
 
 import pytest
 
-from datapath.load.threads import Verifiers
+from datapath.load.threads import VerifierThreads
 
 CPUS = sorted(os.sched_getaffinity(0))
 
 
 @pytest.fixture
-def verifiers() -> Iterator[Verifiers]:
-    with Verifiers() as pool:
+def verifiers() -> Iterator[VerifierThreads]:
+    with VerifierThreads() as pool:
         yield pool
 
 
@@ -31,25 +31,25 @@ def where() -> set[int]:
 
 
 @pytest.mark.skipif(len(CPUS) < 2, reason="needs two CPUs")
-def test_jobs_run_on_another_cpu_than_the_one_that_waits(verifiers: Verifiers, on_first_cpu: int) -> None:
+def test_jobs_run_on_another_cpu_than_the_one_that_waits(verifiers: VerifierThreads, on_first_cpu: int) -> None:
     for _ in range(5):
         (cpu,) = verifiers.submit(where).result(timeout=10)
         assert cpu != on_first_cpu
 
 
-def test_jobs_spread_over_the_threads(verifiers: Verifiers) -> None:
+def test_jobs_spread_over_the_threads(verifiers: VerifierThreads) -> None:
     together = threading.Barrier(len(CPUS))
     jobs = [verifiers.submit(together.wait, 10) for _ in CPUS]
     assert sorted(job.result(timeout=10) for job in jobs) == list(range(len(CPUS)))
 
 
 def test_a_single_cpu_is_enough() -> None:
-    with Verifiers(cpus=CPUS[:1]) as pool:
+    with VerifierThreads(cpus=CPUS[:1]) as pool:
         assert [pool.submit(pow, 2, n).result(timeout=10) for n in range(4)] == [1, 2, 4, 8]
         assert pool.submit(where).result(timeout=10) == {CPUS[0]}
 
 
-def test_an_error_is_the_waiters(verifiers: Verifiers) -> None:
+def test_an_error_is_the_waiters(verifiers: VerifierThreads) -> None:
     with pytest.raises(ZeroDivisionError):
         verifiers.submit(divmod, 1, 0).result(timeout=10)
     assert verifiers.submit(pow, 2, 3).result(timeout=10) == 8
@@ -57,7 +57,7 @@ def test_an_error_is_the_waiters(verifiers: Verifiers) -> None:
 
 def test_what_has_not_begun_can_be_cancelled() -> None:
     release, ran = threading.Event(), threading.Event()
-    with Verifiers(cpus=CPUS[:1]) as pool:
+    with VerifierThreads(cpus=CPUS[:1]) as pool:
         first = pool.submit(release.wait, 10)
         second = pool.submit(ran.set)
         assert second.cancel()
@@ -68,7 +68,7 @@ def test_what_has_not_begun_can_be_cancelled() -> None:
 
 def test_shutdown_can_drop_what_has_not_begun() -> None:
     release, begun = threading.Event(), threading.Event()
-    pool = Verifiers(cpus=CPUS[:1])
+    pool = VerifierThreads(cpus=CPUS[:1])
 
     def block() -> bool:
         begun.set()
@@ -85,7 +85,7 @@ def test_shutdown_can_drop_what_has_not_begun() -> None:
         second.result(timeout=10)
 
 
-def test_nothing_runs_after_the_end(verifiers: Verifiers) -> None:
+def test_nothing_runs_after_the_end(verifiers: VerifierThreads) -> None:
     verifiers.submit(where).result(timeout=10)
     verifiers.shutdown()
     verifiers.shutdown()
@@ -103,7 +103,7 @@ def test_resting_ends_idle_threads_only_and_they_come_back() -> None:
         assert gate.wait(10)
         return threading.get_native_id()
 
-    with Verifiers() as verifiers:
+    with VerifierThreads() as verifiers:
         held = verifiers.submit(hold)
         assert begun.wait(10)
         if len(os.sched_getaffinity(0)) > 1:
