@@ -7,7 +7,7 @@ behind its own instructions (tools/lib/bpf: bpf_object__relocate_calls).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from datapath.bpftypes import LOADED_TYPES
@@ -27,7 +27,7 @@ from datapath.object.elffile import (
     Symbol,
 )
 from datapath.object.kinds import ProgramKind, default_kind, known_kind
-from datapath.object.loads import CALL, LD_IMM64, PSEUDO_CALL, Use, use_of_load
+from datapath.object.loads import CALL, LD_IMM64, PSEUDO_CALL, Region, Use, use_of_load
 from datapath.object.spec import INSN_SIZE, DataSection, DebugInfo, ProgramSpec, parse_slot
 
 _PSEUDO_MAP_FD, _PSEUDO_MAP_VALUE, _PSEUDO_FUNC = 1, 2, 4
@@ -65,7 +65,6 @@ class _Load:
     section: str
     offset: int
     symbol: Symbol
-    use: Use
 
 
 @dataclass(slots=True)
@@ -100,7 +99,7 @@ class Code:
         """Return the programs by name, and the sections of variables that they refer to by address."""
         functions = list(_functions(self.elf, self.types, self.ext))
         bodies = {function.place: self._body(function) for function in functions}
-        addressed = self._settle_loads(bodies.values())
+        addressed = self._settle_loads(bodies)
         called = {place for body in bodies.values() for place in body.targets}
         entries = [f for f in functions if not f.is_local and f.section.name != _TEXT]
         fallback = default_kind((f.section.name, f.name) for f in entries)
@@ -171,8 +170,7 @@ class Code:
         elif section.name in self.data:
             if offset > section.size:
                 raise Unsupported(f"refers to byte {offset} of {section.name}, which has {section.size}")
-            use = use_of_load(bytes(body.insns), at // INSN_SIZE)
-            body.loads.append(_Load(at // INSN_SIZE, section.name, offset, symbol, use))
+            body.loads.append(_Load(at // INSN_SIZE, section.name, offset, symbol))
         elif section.name in ("maps", ".maps"):
             raise Unsupported(f"refers to {what} in section {section.name}, where no map is defined")
         else:
@@ -192,13 +190,21 @@ class Code:
 
     # --- variables ---
 
-    def _settle_loads(self, bodies: Iterable[_Body]) -> frozenset[str]:
+    def _settle_loads(self, bodies: Mapping[Place, _Body]) -> frozenset[str]:
         """Turn every load of a variable into an inlined word or an address; return the sections with an address."""
-        loads = [(body, load) for body in bodies if not body.problem for load in body.loads]
-        dereferenced = {load.section for _, load in loads if load.use is Use.ADDRESS}
+        regions = {place: Region(bytes(body.insns)) for place, body in bodies.items()}
+        for place, body in bodies.items():
+            regions[place].calls = {index: regions[target] for index, target in body.calls if target in regions}
+        loads = [
+            (body, load, use_of_load(regions[place], load.index))
+            for place, body in bodies.items()
+            if not body.problem
+            for load in body.loads
+        ]
+        dereferenced = {load.section for _, load, use in loads if use is Use.ADDRESS}
         addressed = set()
-        for body, load in loads:
-            if _is_address(load, dereferenced):
+        for body, load, use in loads:
+            if _is_address(load, use, dereferenced):
                 _mark(body.insns, load.index * INSN_SIZE, _PSEUDO_MAP_VALUE)
                 _set_immediate(body.insns, (load.index + 1) * INSN_SIZE, load.offset)
                 body.maps.append((load.index, load.section))
@@ -312,9 +318,9 @@ def _stripped(section: Section, types: Btf | None, ext: BtfExt) -> Iterator[Func
         yield Function(name, section, start, end, is_local=False)
 
 
-def _is_address(load: _Load, dereferenced: set[str]) -> bool:
-    if load.use is not Use.UNKNOWN:
-        return load.use is Use.ADDRESS
+def _is_address(load: _Load, use: Use, dereferenced: set[str]) -> bool:
+    if use is not Use.UNKNOWN:
+        return use is Use.ADDRESS
     is_constant = load.section in (".data", ".bss") and load.symbol.size in _WORD_SIZES
     return not is_constant or load.section in dereferenced or load.symbol.type == STT_SECTION
 

@@ -8,7 +8,8 @@ pointer.
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 from datapath.object.spec import INSN_SIZE
 
@@ -21,7 +22,9 @@ _JA, _EXIT = 0x00, 0x90
 _FROM_REGISTER = 0x08
 _DOUBLE_WORD = 0x18
 _FRAME = 10
+_ARGUMENTS = frozenset(range(1, 6))
 _MOST_STEPS = 4000
+_MOST_CALLS = 8
 
 _POINTER_ARGUMENTS = {
     1: (2,),  # map_lookup_elem
@@ -74,7 +77,15 @@ class Use(enum.Enum):
     WORD = "word"
     ADDRESS = "address"
     UNKNOWN = "unknown"
-    """Only handed on: to a function, through the stack, as the result."""
+    """Only handed on: to a helper that takes a number, through memory, as the result."""
+
+
+@dataclass(slots=True)
+class Region:
+    """The code of a function, and the functions that it calls, by the index of the instruction."""
+
+    code: bytes
+    calls: Mapping[int, Region] = field(default_factory=dict, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,15 +105,26 @@ class _State:
         return _State(self.at + distance, self.registers, self.slots)
 
 
-def use_of_load(code: bytes, index: int) -> Use:
+def use_of_load(region: Region, index: int) -> Use:
     """Follow the register that the 16-byte load at an instruction writes, until its use tells what it holds."""
-    todo = [_State(index + 2, frozenset((code[index * INSN_SIZE + 1] & 0xF,)))]
+    return _follow(region, _State(index + 2, frozenset((region.code[index * INSN_SIZE + 1] & 0xF,))), 0)
+
+
+def _follow(region: Region, start: _State, depth: int) -> Use:
+    code = region.code
+    todo = [start]
     seen: set[_State] = set()
     while todo and len(seen) < _MOST_STEPS:
         state = todo.pop()
         if state in seen or not (state.registers or state.slots) or not 0 <= state.at < len(code) // INSN_SIZE:
             continue
         seen.add(state)
+        called = region.calls.get(state.at)
+        arguments = state.registers & _ARGUMENTS
+        if called is not None and arguments and depth < _MOST_CALLS:
+            use = _follow(called, _State(0, arguments), depth + 1)
+            if use is not Use.UNKNOWN:
+                return use
         found = _step(code, state)
         if isinstance(found, Use):
             return found
@@ -179,4 +201,4 @@ def _call(code: bytes, state: _State, source: int) -> Use | list[_State]:
 
 
 def _after_call(state: _State) -> _State:
-    return _State(state.at + 1, state.registers - frozenset(range(6)), state.slots)
+    return _State(state.at + 1, state.registers - _ARGUMENTS - {0}, state.slots)

@@ -67,6 +67,13 @@ SNIPPETS = {
         (2,),
         ("numbers", ".data"),
     ),
+    "address of a variable handed to a function": Snippet(
+        "__u32 counter = 5; static noinline int bump(__u32 *what) { return ++*what; }"
+        f"{MAIN} {{ return bump(&counter); }}",
+        (6, 7),
+        (".data",),
+        ("bump",),
+    ),
     "string": Snippet(
         "struct { __uint(type, 1); __type(key, char[16]); __type(value, __u64); __uint(max_entries, 4); }"
         ' names __section(".maps");'

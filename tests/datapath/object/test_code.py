@@ -84,6 +84,26 @@ def test_a_constant_taken_for_its_value_stays_a_word_beside_variables_with_an_ad
     assert program.maps == (".data",)
 
 
+def test_a_constant_handed_to_a_function_stays_a_word(compile_c: Compile) -> None:
+    spec = read_object(
+        compile_c(
+            "volatile __u32 LXC_ID = 7;"
+            "static __attribute__((noinline)) int twice(__u32 x) { return x * 2; }"
+            f"{MAIN} {{ return twice(__fetch(LXC_ID)); }}"
+        )
+    ).spec
+    assert [offset for _, offset in spec.programs["tc_main"].constant_refs] == [0]
+    assert list(spec.maps) == []
+
+
+def test_a_format_is_an_address(compile_c: Compile) -> None:
+    """bpf_printk, as libbpf spells it: the format lies in .rodata."""
+    printk = 'static const char format[] = "length %d\\n"; trace_printk(format, sizeof(format), skb->len);'
+    spec = read_object(compile_c(HELPERS + f"{MAIN} {{ {printk} return 0; }}")).spec
+    assert spec.defects() == []
+    assert spec.programs["tc_main"].maps == (".rodata",)
+
+
 KINDS = {
     "tc": (MAIN, {"tc_main": ProgType.SCHED_CLS}),
     "a function called xdp in a tc section": (

@@ -4,7 +4,7 @@ import struct
 
 import pytest
 
-from datapath.object.loads import Use, use_of_load
+from datapath.object.loads import Region, Use, use_of_load
 
 LOAD = struct.pack("<BBhi", 0x18, 1, 0, 0) + bytes(8)
 EXIT = struct.pack("<BBhi", 0x95, 0, 0, 0)
@@ -37,7 +37,7 @@ CASES = {
     "compared": (insn(0x1D, 2, 1, 0), Use.WORD),
     "compared with a constant": (insn(0x15, 1, 0, 0, 7), Use.WORD),
     "swapped": (insn(0xDC, 1, 0, 0, 32), Use.WORD),
-    "argument of a function": (insn(0x85, 0, 1, 0, 5), Use.UNKNOWN),
+    "argument of a function that nobody knows": (insn(0x85, 0, 1, 0, 5), Use.UNKNOWN),
     "argument of a helper that takes a number": (insn(0x85, 0, 0, 0, 23), Use.UNKNOWN),
     "spilled and forgotten": (insn(STX_DW, 10, 1, -8) + insn(ST_W | 0x18, 10, 0, -8), Use.UNKNOWN),
     "overwritten": (insn(0xB7, 1) + insn(LDX_W, 0, 1), Use.UNKNOWN),
@@ -48,9 +48,29 @@ CASES = {
 
 @pytest.mark.parametrize(("code", "use"), CASES.values(), ids=CASES)
 def test_the_use_of_the_register_tells_what_was_loaded(code: bytes, use: Use) -> None:
-    assert use_of_load(LOAD + code + EXIT, 0) is use
+    assert use_of_load(Region(LOAD + code + EXIT), 0) is use
 
 
 def test_the_end_of_the_code_is_the_end() -> None:
-    assert use_of_load(LOAD, 0) is Use.UNKNOWN
-    assert use_of_load(LOAD + insn(0x05, 0, 0, 1000), 0) is Use.UNKNOWN
+    assert use_of_load(Region(LOAD), 0) is Use.UNKNOWN
+    assert use_of_load(Region(LOAD + insn(0x05, 0, 0, 1000)), 0) is Use.UNKNOWN
+
+
+@pytest.mark.parametrize(
+    ("function", "use"),
+    [
+        (insn(LDX_W, 0, 1), Use.ADDRESS),
+        (insn(LSH64, 1, 0, 0, 32), Use.WORD),
+        (insn(LDX_W, 0, 2), Use.UNKNOWN),
+    ],
+    ids=["read through", "shifted", "another argument"],
+)
+def test_an_argument_is_followed_into_the_function(function: bytes, use: Use) -> None:
+    callee = Region(function + EXIT)
+    assert use_of_load(Region(LOAD + insn(0x85, 0, 1, 0, 1) + EXIT, {2: callee}), 0) is use
+
+
+def test_a_function_that_calls_itself_ends() -> None:
+    caller = Region(LOAD + insn(0x85, 0, 1, 0, -3) + EXIT)
+    caller.calls = {2: Region(insn(0x85, 0, 1, 0, -1) + EXIT, {0: caller})}
+    assert use_of_load(caller, 0) is Use.UNKNOWN
