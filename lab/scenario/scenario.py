@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -119,7 +120,9 @@ class Watched:
         self._finished = True
         self.pause()
         for agent, before in self._before:
-            found = check(agent, before, expected=self._expected_on.get(agent.node.name, self._expected))
+            name = agent.node.name
+            expected = self._expected_on.get(name, self._expected)
+            found = check(agent, before, expected=expected, outcomes=self._outcomes_on(name))
             self.violations += found if len(self._before) == 1 else [v.on(agent.node.name) for v in found]
         self.violations += check_warnings(self.outcomes, (self._expected, *self._expected_on.values()))
         if self.violations:
@@ -149,6 +152,10 @@ class Watched:
             raise TrafficError("the traffic is not paused")
         self._paused = False
         self.traffic = self._stack.enter_context(Traffic(self.traffic.flows, rate=self._rate))
+
+    def _outcomes_on(self, node: str) -> Sequence[Outcome]:
+        """Return the reloads of one node, in their order."""
+        return self.outcomes
 
     def abandon(self) -> None:
         """Check nothing when the block ends: the scenario has failed already, by itself."""
@@ -250,6 +257,7 @@ class ClusterScenario(Watched):
         super().__init__(rate)
         self._flows = flows or (lambda cluster: cluster_flows(cluster.nodes))
         self.cluster = Cluster(specs, **options)
+        self._outcomes_by_node: defaultdict[str, list[Outcome]] = defaultdict(list)
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
@@ -265,9 +273,16 @@ class ClusterScenario(Watched):
 
     def reload(self, *names: str, gate: Gate | None = None) -> list[Outcome]:
         """Reload these, such as 2/pod-1, one after the other; everything on all nodes if none is named."""
-        done = [self.cluster.reload(name, observer=gate) for name in names or self.cluster.subjects]
+        done = []
+        for name in names or self.cluster.subjects:
+            done.append(self.cluster.reload(name, observer=gate))
+            agent, _ = self.cluster.find(name)
+            self._outcomes_by_node[agent.node.name].append(done[-1])
         self.outcomes += done
         return done
+
+    def _outcomes_on(self, node: str) -> Sequence[Outcome]:
+        return self._outcomes_by_node[node]
 
     def silence(self, *, count: int = 3, flows: Sequence[str] | None = None) -> list[str]:
         """Send a burst over all flows, or these; return those in which not every packet is answered."""

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import re
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from datapath.build.headers import OVERLAY_CALLS_MAP, calls_map
 from datapath.errors import ReloadlabError
+from datapath.kernel.bpf import prog_info
 from datapath.kernel.hooks import HANDLE, Direction, filter_name
-from datapath.kernel.inventory import program_maps
-from datapath.kernel.pins import PENDING, STALE, is_calls_map
-from datapath.reload.connections import CONNECTIONS
+from datapath.kernel.inventory import program_by_id, program_maps
+from datapath.kernel.pins import RETIRED, is_calls_map
+from datapath.object.reader import read_object
+from datapath.reload.connections import CONNECTIONS, seconds
 from datapath.reload.outcome import Outcome
-from datapath.reload.plans import CILIUM_HOST, CILIUM_NET, CILIUM_VXLAN
+from datapath.reload.plans import CILIUM_HOST, CILIUM_NET, CILIUM_VXLAN, OVERLAY_SUBJECT
 from lab.agent.agent import Agent
-from lab.node.topology import HEALTH
+from lab.node.topology import HEALTH, HOST, HOST_ENDPOINT
 from lab.traffic.traffic import TrafficReport
 from lab.watch import metrics
 from lab.watch.metrics import Counters
@@ -22,6 +26,11 @@ from lab.watch.snapshot import Snapshot, calls_maps, take
 
 UNLOAD_SECONDS = 5.0
 """How long the kernel may take to free the programs that a reload replaced."""
+
+KERNEL_NAME = 15
+"""Characters of a program's name that the kernel keeps (BPF_OBJ_NAME_LEN)."""
+
+_OWN_MAP = re.compile(r"cilium_(?P<kind>calls(?:_custom|_hostns|_netdev)?|policy)_(?P<number>\d{5})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,19 +92,28 @@ def check(
     *,
     expected: Expected | None = None,
     traffic: TrafficReport | None = None,
+    outcomes: Sequence[Outcome] = (),
 ) -> list[Violation]:
-    """Return everything that does not hold for the node now."""
+    """Return everything that does not hold for the node now.
+
+    `outcomes` are reloads of this node since `before`, in their order. Without them a program that the last reload
+    should have replaced is noticed only if it uses a calls map.
+    """
     expected = expected or Expected()
     now = take(agent.node)
     found = [Violation(1, what) for what in _hooks(agent, now)]
-    found += [Violation(2, what) for what in _pins(now)]
+    found += [Violation(1, what) for what in _outdated(agent, now, outcomes)]
+    found += [Violation(2, what) for what in _pins(agent, now)]
     found += [Violation(3, what) for what in _shared(before.snapshot, now, expected)]
     found += [Violation(4, what) for what in _generations(now)]
+    found += [Violation(4, what) for what in _policy_slots(agent, now)]
+    found += [Violation(4, what) for what in _empty_slots(agent, now)]
     found += [Violation(5, what) for what in _routes(agent, now)]
     found += [Violation(6, what) for what in _drops(agent, before.counters, expected)]
     if traffic is not None:
         found += check_traffic(traffic, expected)
     found += [Violation(9, what) for what in _leaks(agent)]
+    found += [Violation(9, what) for what in _orphans(agent, now)]
     found += [Violation(10, what) for what in _foreign(before.snapshot, now)]
     return found
 
@@ -158,18 +176,46 @@ def _hooks(agent: Agent, now: Snapshot) -> Iterator[str]:
             yield f"{where}: {len(ours)} programs instead of {program}: {', '.join(f.name for f in ours) or 'none'}"
         elif (ours[0].name, ours[0].priority, ours[0].handle) != (filter_name(program, place[0]), priority, HANDLE):
             yield f"{where}: {ours[0].name} priority {ours[0].priority} handle {ours[0].handle:#x} instead of {program}"
+        elif (name := _program_name(ours[0].program_id)) != program[:KERNEL_NAME]:
+            yield f"{where}: program {name} instead of {program}"
 
 
-def _pins(now: Snapshot) -> Iterator[str]:
-    yield from (f"pin {name} is left over" for name in now.pins if name.endswith((PENDING, STALE)))
+def _program_name(program_id: int) -> str:
+    """Return the name that the kernel has of a program, cut off at KERNEL_NAME."""
+    with program_by_id(program_id) as fd:
+        return prog_info(fd).name
+
+
+def _outdated(agent: Agent, now: Snapshot, outcomes: Iterable[Outcome]) -> Iterator[str]:
+    """Yield hooks whose program is older than the last reload of what it belongs to.
+
+    Ids of programs grow: a program that somebody loaded after that reload is not older.
+    """
+    last = {outcome.subject: min((each.program_id for each in outcome.attached), default=0) for outcome in outcomes}
+    subjects = {agent.node.pod(name).ifname: name for name in (HEALTH, *(pod.name for pod in agent.node.pods))}
+    for ifname, direction in wanted_programs(agent):
+        subject = subjects.get(ifname, OVERLAY_SUBJECT if ifname == CILIUM_VXLAN else HOST)
+        for item in now.filters.get((ifname, direction), ()):
+            if item.is_ours and item.program_id < last.get(subject, 0):
+                yield f"{ifname} {direction}: program {item.program_id} is older than the last reload of {subject}"
+
+
+def _pins(agent: Agent, now: Snapshot) -> Iterator[str]:
+    yield from (f"pin {name} is left over" for name in now.pins if ":" in name and RETIRED not in name)
     yield from _retired(now)
-    pinned = set(calls_maps(now).values())
+    pinned = {ident: name for name, ident in calls_maps(now).items()}
+    pods = {agent.node.pod(name) for name in (HEALTH, *(pod.name for pod in agent.node.pods))}
+    wanted = {pod.ifname: calls_map(pod.endpoint_id) for pod in pods}
+    wanted |= {CILIUM_HOST: calls_map(HOST_ENDPOINT, "hostns_"), CILIUM_VXLAN: OVERLAY_CALLS_MAP}
     for (ifname, direction), found in now.filters.items():
         for item in found:
-            if item.is_ours:
-                own = now.calls.intersection(program_maps(item.program_id))
-                if not pinned.issuperset(own):
+            own = now.calls.intersection(program_maps(item.program_id)) if item.is_ours else ()
+            name = wanted.get(ifname, calls_map(item.ifindex, "netdev_"))
+            for ident in own:
+                if ident not in pinned:
                     yield f"{ifname} {direction}: {item.name} uses a calls map that is not pinned"
+                elif pinned[ident] != name:
+                    yield f"{ifname} {direction}: {item.name} uses {pinned[ident]} instead of {name}"
 
 
 def _retired(now: Snapshot) -> Iterator[str]:
@@ -184,19 +230,27 @@ def _retired(now: Snapshot) -> Iterator[str]:
 
 def _shared(before: Snapshot, now: Snapshot, expected: Expected) -> Iterator[str]:
     for name, old in before.pins.items():
-        if is_calls_map(name) or name in expected.migrated or ":" in name:
+        if is_calls_map(name) or ":" in name:
             continue
         new = now.pins.get(name)
         if new is None:
             yield f"map {name} is not pinned any more"
-        elif new.id != old.id:
+        elif new.id != old.id and name not in expected.migrated:
             yield f"map {name} was replaced (id {old.id} -> {new.id})"
-        elif name.startswith(CONNECTIONS) and old.content is not None and new.content is not None:
-            lost = old.content.keys() - new.content.keys()
-            if lost and name not in expected.changed:
-                yield f"map {name}: {len(lost)} of {len(old.content)} connections are gone"
-        elif old.content != new.content and name not in expected.changed:
+        elif old.content is None or new.content is None or name in expected.changed:
+            continue
+        elif name.startswith(CONNECTIONS):
+            alive = {key for key, until in old.lifetimes.items() if until >= seconds()}
+            lost = alive - new.content.keys()
+            if lost:
+                yield f"map {name}: {len(lost)} of {len(alive)} connections are gone"
+        elif _padded(old.content) != _padded(new.content):
             yield f"map {name}: content differs: {_difference(old.content, new.content)}"
+
+
+def _padded(content: Mapping[bytes, bytes]) -> dict[bytes, bytes]:
+    """Return a map's content without the zero bytes that a migration may append to keys and values."""
+    return {key.rstrip(b"\0"): value.rstrip(b"\0") for key, value in content.items()}
 
 
 def _generations(now: Snapshot) -> Iterator[str]:
@@ -208,6 +262,27 @@ def _generations(now: Snapshot) -> Iterator[str]:
             others = [m for m in program_maps(program) if m in now.calls and m != ids[name]]
             if others:
                 yield f"{name} slot {slot}: program {program} belongs to another load"
+
+
+def _policy_slots(agent: Agent, now: Snapshot) -> Iterator[str]:
+    ids = calls_maps(now)
+    for endpoint in agent.node.endpoints():
+        name = calls_map(endpoint.id, "hostns_" if endpoint.is_host else "")
+        program = now.policy.get(endpoint.id)
+        if program is not None and any(m in now.calls and m != ids.get(name) for m in program_maps(program)):
+            yield f"policy slot {endpoint.id}: program {program} belongs to another load"
+
+
+def _empty_slots(agent: Agent, now: Snapshot) -> Iterator[str]:
+    """Yield the slots of calls maps that the node's object files fill and that are empty."""
+    for path in (*agent.config.state.glob("*.o"), *agent.config.state.glob("*/*.o")):
+        spec = read_object(path).spec
+        for name, filled in ((name, now.slots[name]) for name in spec.maps if is_calls_map(name) and name in now.slots):
+            yield from (
+                f"{name} slot {slot} is empty"
+                for slot, program in sorted(spec.maps[name].contents.items())
+                if program in spec.programs and slot not in filled
+            )
 
 
 def _routes(agent: Agent, now: Snapshot) -> Iterator[str]:
@@ -239,6 +314,16 @@ def _leaks(agent: Agent) -> Iterator[str]:
         time.sleep(0.02)
     if extra:
         yield f"{len(extra)} programs are loaded that nothing reaches: {_some(extra)}"
+
+
+def _orphans(agent: Agent, now: Snapshot) -> Iterator[str]:
+    """Yield the pins of endpoints and devices that are gone: each keeps a map, and a calls map its programs."""
+    ids = {endpoint.id for endpoint in agent.node.endpoints()}
+    devices = {item.ifindex for found in now.filters.values() for item in found if item.is_ours}
+    for name in now.pins:
+        match = _OWN_MAP.fullmatch(name)
+        if match and int(match["number"]) not in (devices if match["kind"] == "calls_netdev" else ids):
+            yield f"map {name} is pinned for an endpoint or device that is gone"
 
 
 def _foreign(before: Snapshot, now: Snapshot) -> Iterator[str]:

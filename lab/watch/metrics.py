@@ -26,12 +26,9 @@ class Counters:
     hits: Mapping[tuple[int, int, int], int] = field(default_factory=dict)
 
     def drops_since(self, before: Counters) -> dict[tuple[int, int], int]:
-        """Return the drops that were added since `before`."""
-        moved = {
-            key: count - before.packets.get(key, 0)
-            for key, count in self.packets.items()
-            if key[0] >= reasons.FIRST_DROP
-        }
+        """Return the drops since `before` by (reason, direction); a counter that went back counts below zero."""
+        keys = (key for key in {**before.packets, **self.packets} if key[0] >= reasons.FIRST_DROP)
+        moved = {key: self.packets.get(key, 0) - before.packets.get(key, 0) for key in keys}
         return {key: count for key, count in moved.items() if count}
 
 

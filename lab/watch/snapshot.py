@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from datapath.bpftypes import MapType
 from datapath.errors import BpfError
@@ -15,7 +15,7 @@ from datapath.kernel.netlink import NetlinkSocket
 from datapath.kernel.pins import RETIRED, is_calls_map
 from datapath.kernel.routes import current
 from datapath.load.maps import open_pin
-from datapath.reload.connections import CONNECTIONS
+from datapath.reload.connections import CONNECTIONS, lifetime_of
 from lab.node.node import Node
 
 COUNTERS = (
@@ -30,11 +30,16 @@ POLICY_VERDICT = 8
 
 @dataclass(frozen=True, slots=True)
 class PinnedMap:
-    """A pinned map: its id, and its content unless it counts packets (None then)."""
+    """A pinned map: its id, and its content unless it counts packets (None then).
+
+    Of connections, the content is the keys alone; `lifetimes` says until when each holds, in seconds of the clock of
+    datapath.reload.connections.
+    """
 
     id: int
     type: int
     content: Mapping[bytes, bytes] | None
+    lifetimes: Mapping[bytes, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +82,7 @@ def take(node: Node) -> Snapshot:
         with open_pin(path) as pinned:
             info = pinned.info
             content: dict[bytes, bytes] | None = None
+            lifetimes: dict[bytes, int] = {}
             if info.type == MapType.PROG_ARRAY:
                 filled = read_slots(pinned.fd)
                 if filled is not None:
@@ -86,8 +92,11 @@ def take(node: Node) -> Snapshot:
                 elif RETIRED in path.name:
                     retired[path.name] = _policy(pinned.fd, ids)
             elif not path.name.startswith(COUNTERS):
-                content = {key: _steady(path.name, value) for key, value in pinned.items()}
-            pins[path.name] = PinnedMap(info.id, info.type, content)
+                items = dict(pinned.items())
+                content = {key: _steady(path.name, value) for key, value in items.items()}
+                if path.name.startswith(CONNECTIONS):
+                    lifetimes = {key: lifetime_of(value) for key, value in items.items()}
+            pins[path.name] = PinnedMap(info.id, info.type, content, lifetimes)
     with NetlinkSocket(node.netns("node")) as netlink:
         links = netlink.interfaces()
         filters = {

@@ -6,6 +6,8 @@ import time
 
 import pytest
 
+from datapath.reload.step import Plan
+from datapath.reload.switchover import Attach
 from lab.abi.reasons import MISSED_TAIL_CALL
 from lab.agent.agent import Change
 from lab.agent.cluster import cluster_specs
@@ -64,6 +66,29 @@ def test_keep_old_routes() -> None:
         test_endpoint_routes.test_switched_off(scenario)
     assert 5 in caught.value.invariants
     assert "direct route to 10.244.0.4 is left over" in str(caught.value)
+
+
+def leave_cilium_net_alone(plan: Plan) -> Plan:
+    return plan.change(lambda step: None if isinstance(step, Attach) and step.target == "cilium_net" else step)
+
+
+def test_old_program_stays_at_a_hook() -> None:
+    """The program of cilium_net is that of the load before; it uses no calls map, and packets pass as before."""
+    with pytest.raises(InvariantsViolated) as caught, broken(leave_cilium_net_alone) as scenario:
+        scenario.reload("host")
+    assert caught.value.invariants == {1}
+    assert "cilium_net ingress: program" in str(caught.value)
+
+
+def test_old_program_stays_at_a_hook_of_one_of_two_nodes() -> None:
+    name = unique_name("fault")[:28]
+    with ClusterScenario(cluster_specs(name, 2, pods=1, tunnel=True)) as scenario:
+        scenario.cluster.agent(2).change = leave_cilium_net_alone
+        scenario.reload("2/host", "1/host")
+        with pytest.raises(InvariantsViolated) as caught:
+            scenario.finish()
+    (violation,) = caught.value.violations
+    assert str(violation).startswith(f"invariant 1: {name}-2: cilium_net ingress: program")
 
 
 def test_never_finalize() -> None:

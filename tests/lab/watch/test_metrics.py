@@ -68,3 +68,10 @@ def test_counters_that_cannot_be_read_are_an_error(name: str, read: Callable[[No
         with pytest.raises(BpfError) as caught:
             read(node)
         assert caught.value.errno != errno.ENOENT
+
+
+def test_a_counter_that_went_back_is_a_difference() -> None:
+    """A map that was replaced by an empty one has lost its counts: they are not taken for no drops."""
+    before = Counters(packets={(INVALID_SOURCE, EGRESS): 2, (MISSED_TAIL_CALL, INGRESS): 3})
+    now = Counters(packets={(MISSED_TAIL_CALL, INGRESS): 1})
+    assert now.drops_since(before) == {(INVALID_SOURCE, EGRESS): -2, (MISSED_TAIL_CALL, INGRESS): -2}

@@ -1,0 +1,230 @@
+"""Each invariant by itself: one fault on a node that is otherwise sound, and the violation that names it."""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from datapath.build.compile import probe_compiler
+from datapath.build.headers import calls_map
+from datapath.errors import ToolMissing
+from datapath.kernel import bpf, hooks
+from datapath.kernel.hooks import Direction
+from datapath.kernel.inventory import program_by_id
+from datapath.kernel.map import Map, open_pin
+from datapath.kernel.netlink import NetlinkSocket
+from datapath.reload.outcome import Outcome
+from datapath.reload.step import Step
+from datapath.reload.switchover import Attach, InsertPolicy
+from lab.abi.conntrack import CT_MAPS, CtEntry, CtTuple
+from lab.agent.agent import Agent
+from lab.node.node import Node
+from lab.node.topology import NODE, NodeSpec
+from lab.watch.invariants import Baseline, Expected, Violation, baseline, check
+from tests.lab.labs import unique_name
+
+pytestmark = pytest.mark.privileged
+
+
+@pytest.fixture(scope="module")
+def node() -> Iterator[Agent]:
+    try:
+        probe_compiler()
+    except ToolMissing as error:
+        pytest.skip(str(error))
+    with Node(NodeSpec(unique_name("rules"), pods=2, endpoint_routes=True, tunnel=True)) as node, Agent(node) as agent:
+        agent.start(workers=2)
+        yield agent
+
+
+@pytest.fixture
+def agent(node: Agent) -> Iterator[Agent]:
+    """A node without a fault, before and after the test."""
+    assert check(node, baseline(node)) == []
+    yield node
+    node.change = None
+    for subject in node.subjects:
+        node.reload(subject)
+    assert check(node, baseline(node)) == []
+
+
+def violations(agent: Agent, before: Baseline, *outcomes: Outcome, expected: Expected | None = None) -> list[str]:
+    return [str(found) for found in check(agent, before, expected=expected, outcomes=outcomes)]
+
+
+def leave_out(agent: Agent, *kinds: type[Step], target: str | None = None) -> None:
+    """Have the next reloads leave out steps."""
+    agent.change = lambda plan: plan.change(
+        lambda step: None if isinstance(step, kinds) and target in (None, step.target) else step
+    )
+
+
+def program_at(agent: Agent, ifname: str, direction: Direction) -> hooks.Filter:
+    with NetlinkSocket(agent.node.netns(NODE)) as netlink:
+        (found,) = hooks.filters(netlink, netlink.ifindex(ifname), direction)
+    return found
+
+
+def put_at(agent: Agent, place: hooks.Filter, program_id: int) -> None:
+    """Attach another program under the name of the one that is there."""
+    with NetlinkSocket(agent.node.netns(NODE)) as netlink, program_by_id(program_id) as fd:
+        priority = place.priority
+        hooks.attach(netlink, place.ifindex, place.direction, program_fd=fd, name=place.name, priority=priority)
+
+
+def replace_pin(path: Path) -> Map:
+    """Pin an empty map of the same kind in the place of another."""
+    with open_pin(path) as old:
+        info = old.info
+    fd = bpf.map_create(info.type, info.key_size, info.value_size, info.max_entries, flags=info.flags, name=info.name)
+    path.unlink()
+    bpf.obj_pin(fd, path)
+    return Map(fd, path.name, bpf.map_info(fd))
+
+
+@pytest.mark.parametrize(
+    ("subject", "ifname", "direction"),
+    [
+        ("host", "cilium_net", "ingress"),
+        ("host", "cilium_host", "ingress"),
+        ("overlay", "cilium_vxlan", "egress"),
+    ],
+)
+def test_a_hook_that_a_reload_left_out_is_found(agent: Agent, subject: str, ifname: str, direction: str) -> None:
+    """These programs use no calls map: nothing in the kernel says of which load they are, only the reload does."""
+    before = baseline(agent)
+    agent.change = lambda plan: plan.change(
+        lambda step: None if step.key == (f"attach {direction}", ifname) and isinstance(step, Attach) else step
+    )
+    outcome = agent.reload(subject)
+    program = program_at(agent, ifname, Direction[direction.upper()]).program_id
+    assert violations(agent, before, outcome) == [
+        f"invariant 1: {ifname} {direction}: program {program} is older than the last reload of {subject}"
+    ]
+
+
+def test_later_reloads_are_not_older(agent: Agent) -> None:
+    """A test may reload by itself: what is newer than the last reload that is known of is no fault."""
+    before = baseline(agent)
+    outcomes = [agent.reload("host"), agent.reload("pod-1"), agent.reload("pod-1")]
+    agent.reload("host")
+    assert violations(agent, before, *outcomes) == []
+
+
+def test_another_program_under_the_right_filter_name_is_found(agent: Agent) -> None:
+    before, ifname = baseline(agent), agent.node.pod("pod-1").ifname
+    ingress, egress = (program_at(agent, ifname, direction) for direction in Direction)
+    put_at(agent, ingress, egress.program_id)
+    assert f"invariant 1: {ifname} ingress: program cil_to_containe instead of cil_from_container" in violations(
+        agent, before
+    )
+
+
+def test_the_program_of_another_endpoint_is_found(agent: Agent) -> None:
+    before, pods = baseline(agent), agent.node.pods
+    mine, other = (program_at(agent, pod.ifname, Direction.INGRESS) for pod in pods)
+    put_at(agent, mine, other.program_id)
+    calls = [calls_map(pod.endpoint_id) for pod in pods]
+    assert f"invariant 2: {pods[0].ifname} ingress: {mine.name} uses {calls[1]} instead of {calls[0]}" in violations(
+        agent, before
+    )
+
+
+@pytest.mark.parametrize("suffix", [":pending", ":stale", ":new"])
+def test_whatever_is_pinned_beside_a_map_is_left_over(agent: Agent, suffix: str) -> None:
+    before = baseline(agent)
+    path = agent.config.globals / f"cilium_lxc{suffix}"
+    with open_pin(agent.config.globals / "cilium_lxc") as pinned:
+        pinned.pin(path)
+    try:
+        assert violations(agent, before) == [f"invariant 2: pin cilium_lxc{suffix} is left over"]
+    finally:
+        path.unlink()
+
+
+def test_a_migrated_map_keeps_its_content(agent: Agent) -> None:
+    """A declared migration allows another map, not another content."""
+    expected = Expected(migrated=frozenset({"cilium_ipcache"}))
+    before, path = baseline(agent), agent.config.globals / "cilium_ipcache"
+    with open_pin(path) as old:
+        kept = sorted(old.items())
+    with replace_pin(path) as new:
+        lost = [found for found in violations(agent, before, expected=expected) if found.startswith("invariant 3")]
+        assert len(lost) == 1
+        assert lost[0].startswith("invariant 3: map cilium_ipcache: content differs")
+        changed = Expected(migrated=expected.migrated, changed=expected.migrated)
+        assert not any(found.startswith("invariant 3") for found in violations(agent, before, expected=changed))
+        for key, value in kept:
+            new.update(key, value)
+        assert not any(found.startswith("invariant 3") for found in violations(agent, before, expected=expected))
+
+
+def test_a_migrated_map_that_is_gone_is_found(agent: Agent) -> None:
+    before, path = baseline(agent), agent.config.globals / "cilium_tunnel_map"
+    with open_pin(path) as pinned:
+        path.unlink()
+        try:
+            expected = Expected(migrated=frozenset({path.name}))
+            assert "invariant 3: map cilium_tunnel_map is not pinned any more" in violations(
+                agent, before, expected=expected
+            )
+        finally:
+            pinned.pin(path)
+
+
+def test_migrated_connections_are_counted_while_they_live(agent: Agent) -> None:
+    """A connection whose lifetime is over may go; one that lives is lost."""
+    name, pods = CT_MAPS[0], agent.node.pods
+    over, alive = (CtTuple(pods[0].ipv4, pods[1].ipv4, port, 80, 6).pack() for port in (1, 2))
+    path = agent.config.globals / name
+    with open_pin(path) as pinned:
+        pinned.update(over, CtEntry(lifetime=1).pack())
+        pinned.update(alive, CtEntry(lifetime=0xFFFFFFFF).pack())
+    before, expected = baseline(agent), Expected(migrated=frozenset({name}))
+    replace_pin(path).close()
+    found = [line for line in violations(agent, before, expected=expected) if line.startswith("invariant 3")]
+    assert found == [f"invariant 3: map {name}: 1 of 1 connections are gone"]
+
+
+def test_an_empty_slot_is_found(agent: Agent) -> None:
+    """Whether a packet has met it or not."""
+    before, name = baseline(agent), calls_map(agent.node.pod("pod-1").endpoint_id)
+    with open_pin(agent.config.globals / name) as calls:
+        slots = dict(calls.items())
+        key = min(slots)
+        calls.delete(key)
+    (slot,) = struct.unpack("=I", key)
+    assert violations(agent, before) == [f"invariant 4: {name} slot {slot} is empty"]
+
+
+def test_a_policy_slot_that_a_reload_left_out_is_found(agent: Agent) -> None:
+    before, pod = baseline(agent), agent.node.pod("pod-1")
+    leave_out(agent, InsertPolicy)
+    outcome = agent.reload("pod-1")
+    found = violations(agent, before, outcome)
+    assert any(f"invariant 4: policy slot {pod.endpoint_id}: program " in line for line in found), found
+
+
+def test_the_pins_of_a_removed_endpoint_are_found(agent: Agent) -> None:
+    before = baseline(agent)
+    paths = [agent.config.globals / name for name in (calls_map(999), "cilium_policy_00999", calls_map(999, "netdev_"))]
+    with open_pin(agent.config.globals / "cilium_lxc") as pinned:
+        for path in paths:
+            fd = bpf.map_create(pinned.info.type, 4, 4, 1)
+            bpf.obj_pin(fd, path)
+            os.close(fd)
+    try:
+        assert sorted(violations(agent, before)) == sorted(
+            f"invariant 9: map {path.name} is pinned for an endpoint or device that is gone" for path in paths
+        )
+    finally:
+        for path in paths:
+            path.unlink()
+
+
+def test_violations_say_where() -> None:
+    assert str(Violation(4, "slot 3 is empty").on("node-2")) == "invariant 4: node-2: slot 3 is empty"
