@@ -1,6 +1,6 @@
-"""Connections: keys and values of the maps in which the datapath tracks them (bpf/lib/conntrack.h).
+"""Keys and values of the connection tracking maps (bpf/lib/conntrack.h).
 
-Checked against the BTF of our own objects like lab.layouts. Addresses and ports lie as they go over the wire.
+They are checked against the BTF of our own objects, like lab.abi.layouts. Addresses and ports are in network order.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from ipaddress import IPv4Address, IPv6Address
 from typing import ClassVar, Self
 
 CT_MAPS = ("cilium_ct4_global", "cilium_ct_any4_global", "cilium_ct6_global", "cilium_ct_any6_global")
-"""The maps of connections: of TCP and of everything else, IPv4 and IPv6."""
+"""The connection tracking maps: for TCP and for all other protocols, IPv4 and IPv6."""
 
 CT_TUPLE4 = struct.Struct("<4s4s2s2sBB")
 CT_TUPLE6 = struct.Struct("<16s16s2s2sBB")
@@ -21,7 +21,7 @@ CT_ENTRY = struct.Struct("<QQQQIHHHBBIII")
 
 
 class ConnState(IntEnum):
-    """What connection tracking says of a packet (bpf/lib/common.h, enum ct_status); the reason in a trace."""
+    """Result of connection tracking for a packet (bpf/lib/common.h, enum ct_status); the reason in a trace."""
 
     NEW = 0
     ESTABLISHED = 1
@@ -32,14 +32,14 @@ class ConnState(IntEnum):
 
 
 TUPLE_F_OUT, TUPLE_F_IN = 0, 1
-"""Whose entry it is in a map of connections: of who sent the first packet, of who received it."""
+"""Direction of an entry: that of the side which sent the first packet, or of the side which received it."""
 
 
 @dataclass(frozen=True, slots=True)
 class CtTuple:
-    """Key of a map of connections: the first packet's addresses and ports, and whose entry it is.
+    """Key of a connection tracking map: addresses and ports of the first packet, and the direction of the entry.
 
-    `source` and `sport` are those of who began. In the key the addresses are exchanged and the ports are not.
+    `source` and `sport` are the initiator's. The packed key has the addresses swapped and the ports not, as in Cilium.
     """
 
     source: IPv4Address | IPv6Address
@@ -56,7 +56,7 @@ class CtTuple:
 
     @classmethod
     def unpack(cls, data: bytes) -> Self:
-        """Read a key of either family; its length says which."""
+        """Unpack a key of either family, which its length tells."""
         v4 = len(data) == CT_TUPLE4.size
         daddr, saddr, dport, sport, protocol, flags = (CT_TUPLE4 if v4 else CT_TUPLE6).unpack(data)
         address = IPv4Address if v4 else IPv6Address
@@ -66,9 +66,9 @@ class CtTuple:
 
 @dataclass(frozen=True, slots=True)
 class CtEntry:
-    """Value of a map of connections; `lifetime` is when it ends, in seconds of the monotonic clock.
+    """Value of a connection tracking map; `lifetime` is its expiry in seconds of the monotonic clock.
 
-    "rx" is what the side received whose entry it is, "tx" what it sent; lengths are bytes.
+    "rx" counts what the side of the entry received, "tx" what it sent; lengths are in bytes.
     """
 
     SIZE: ClassVar[int] = CT_ENTRY.size
@@ -88,7 +88,7 @@ class CtEntry:
 
     @property
     def names(self) -> frozenset[str]:
-        """The flags that are set, by their names in struct ct_entry."""
+        """Names of the set flags, as in struct ct_entry."""
         return frozenset(name for name, bit in self.FLAGS.items() if self.flags & bit)
 
     def pack(self) -> bytes:

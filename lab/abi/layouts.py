@@ -1,8 +1,8 @@
-"""Keys and values of the datapath's maps: the C structs of bpf/lib as Python values, and the numbers that go into them.
+"""Keys and values of the datapath's maps: the C structs of bpf/lib as Python values, and their enumerations.
 
-Sizes and offsets are compared with the BTF of our own objects by tests/bpf/test_layouts.py; they are those of Cilium's
-reference commit (bpf/lib/common.h, bpf/lib/maps.h). Everything is little endian but addresses and ports, which lie as
-they go over the wire.
+Sizes and offsets are those of Cilium's reference commit (bpf/lib/common.h, bpf/lib/maps.h);
+tests/bpf/test_layouts.py compares them with the BTF of our own objects. Numbers are little endian; addresses and ports
+are in network order.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from typing import ClassVar, Self
 from datapath.build.nodemacros import mac_bytes
 
 FAMILY_IPV4, FAMILY_IPV6 = 1, 2
-"""How a key names the family of its address (bpf/lib/common.h, enum family)."""
+"""Address family in a key (bpf/lib/common.h, enum family)."""
 
 ENDPOINT_F_HOST = 1
-"""The endpoint stands for the host (bpf/lib/eps.h)."""
+"""The endpoint is the host (bpf/lib/eps.h)."""
 
 IPCACHE_STATIC_PREFIX = 32
-"""Bits of an ipcache_key between prefixlen and the address; they count as part of every prefix."""
+"""Bits of an ipcache_key between prefixlen and the address; every prefix includes them."""
 
 NO_TUNNEL = IPv4Address(0)
-"""A tunnel endpoint that is none: the address is reached without a tunnel."""
+"""Tunnel endpoint of an address that is reached without a tunnel."""
 
 ENDPOINT_KEY = struct.Struct("<16sBBBx")
 ENDPOINT_INFO = struct.Struct("<I2xHI4x6s2x6s2x16x")
@@ -37,11 +37,10 @@ TUNNEL_VALUE = struct.Struct("<16sBBH")
 METRICS_KEY = struct.Struct("<BB6x")
 METRICS_VALUE = struct.Struct("<QQ")
 HITS_KEY = struct.Struct("<IHBx")
-HITS_VALUE = struct.Struct("<Q")
 
 
 class Program(IntEnum):
-    """Who counts in reloadlab_hits (bpf/lib/hits.h, enum program_id)."""
+    """Programs that count their packets in reloadlab_hits (bpf/lib/hits.h, enum program_id)."""
 
     FROM_CONTAINER = 1
     TO_CONTAINER = 2
@@ -93,7 +92,7 @@ def direction_name(number: int) -> str:
 
 
 def family_of(address: IPv4Address | IPv6Address) -> int:
-    """Return how keys name the family of an address."""
+    """Return the number of an address family in keys."""
     return FAMILY_IPV4 if address.version == 4 else FAMILY_IPV6
 
 
@@ -104,7 +103,7 @@ def endpoint_key(address: IPv4Address | IPv6Address) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class EndpointInfo:
-    """Value of cilium_lxc. `mac` is the pod's, `node_mac` the host side's; None (for the host) is all zero."""
+    """Value of cilium_lxc. `mac` is the pod's, `node_mac` the host side's; None (for the host) is packed as zeros."""
 
     SIZE: ClassVar[int] = ENDPOINT_INFO.size
 
@@ -131,7 +130,7 @@ def ipcache_key(address: IPv4Address | IPv6Address, length: int) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class RemoteEndpointInfo:
-    """Value of cilium_ipcache. `tunnel_endpoint` is the node behind the tunnel, 0.0.0.0 for none."""
+    """Value of cilium_ipcache. `tunnel_endpoint` is the node to which the tunnel leads, 0.0.0.0 for none."""
 
     SIZE: ClassVar[int] = REMOTE_ENDPOINT_INFO.size
 
@@ -150,7 +149,7 @@ class RemoteEndpointInfo:
 
 
 def tunnel_key(network: IPv4Address | IPv6Address) -> bytes:
-    """Return the key of a pod network in cilium_tunnel_map, by its first address."""
+    """Return the key in cilium_tunnel_map of a pod network, which its first address names."""
     return TUNNEL_KEY.pack(network.packed, family_of(network), 0)
 
 
@@ -175,7 +174,7 @@ class TunnelValue:
 
 @dataclass(frozen=True, slots=True)
 class MetricsKey:
-    """Key of cilium_metrics: why, and in which direction."""
+    """Key of cilium_metrics: reason and direction."""
 
     SIZE: ClassVar[int] = METRICS_KEY.size
 
@@ -213,7 +212,7 @@ class MetricsValue:
 
 @dataclass(frozen=True, slots=True)
 class HitsKey:
-    """Key of reloadlab_hits: which load of which program. `source` is the pod's id, 0 for host and overlay."""
+    """Key of reloadlab_hits: a program of one load. `source` is the endpoint id of a pod, 0 for host and overlay."""
 
     SIZE: ClassVar[int] = HITS_KEY.size
 

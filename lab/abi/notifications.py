@@ -1,6 +1,6 @@
-"""Messages of the datapath's cilium_events: the structs of bpf/lib/events.h as Python values.
+"""Messages in cilium_events: the structs of bpf/lib/events.h as Python values.
 
-Checked against the BTF of our own objects like lab.layouts; all numbers are little endian.
+They are checked against the BTF of our own objects, like lab.abi.layouts; all numbers are little endian.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ SOURCE_FILES: Mapping[int, str] = {
     124: "l4.h",
     125: "policy.h",
 }
-"""How drops name the file of their line: Cilium's (bpf/source_names_to_ids.h), and from 120 on ours."""
+"""Source files by their number in a drop: Cilium's (bpf/source_names_to_ids.h), and ours from 120 on."""
 
 
 class TracePoint(IntEnum):
-    """Where a packet was seen (bpf/lib/trace.h, enum trace_point)."""
+    """Observation points of traces (bpf/lib/trace.h, enum trace_point)."""
 
     TO_LXC = 0
     TO_PROXY = 1
@@ -60,7 +60,7 @@ NOTIFY_DROP, NOTIFY_TRACE, NOTIFY_POLICY_VERDICT = 1, 4, 5
 
 @dataclass(frozen=True, slots=True)
 class NotifyHeader:
-    """What every message of cilium_events begins with; `len_cap` bytes of the packet follow the message."""
+    """Header of every message; `len_cap` bytes of the packet follow the message."""
 
     SIZE: ClassVar[int] = NOTIFY_HEADER.size
 
@@ -84,7 +84,7 @@ class NotifyHeader:
 
 @dataclass(frozen=True, slots=True)
 class DropNotify:
-    """A packet that was dropped; the header's subtype is the reason."""
+    """Notification of a dropped packet; the header's subtype is the drop reason."""
 
     SIZE: ClassVar[int] = DROP_NOTIFY.size
 
@@ -109,7 +109,7 @@ class DropNotify:
 
 @dataclass(frozen=True, slots=True)
 class TraceNotify:
-    """A packet that was seen; the header's subtype is the TracePoint, `reason` the ConnState."""
+    """Notification of a traced packet; the header's subtype is the TracePoint, `reason` the ConnState."""
 
     SIZE: ClassVar[int] = TRACE_NOTIFY.size
 
@@ -132,7 +132,7 @@ class TraceNotify:
 
 @dataclass(frozen=True, slots=True)
 class PolicyVerdictNotify:
-    """What the policy said to a packet: `verdict` 0, or the reason of the drop, negative."""
+    """Notification of a policy verdict: `verdict` is 0 (allowed), a proxy port, or the negative drop reason."""
 
     SIZE: ClassVar[int] = POLICY_VERDICT_NOTIFY.size
 

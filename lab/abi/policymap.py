@@ -1,6 +1,6 @@
-"""Rules as a policy map has them: its key and value (bpf/lib/policy.h).
+"""Keys and values of policy maps (bpf/lib/policy.h).
 
-Checked against the BTF of our own objects like lab.layouts; the port lies as it goes over the wire.
+They are checked against the BTF of our own objects, like lab.abi.layouts; the port is in network order.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from enum import IntEnum
 from typing import ClassVar, Self
 
 POLICY_STATIC_PREFIX, POLICY_FULL_PREFIX = 40, 64
-"""Prefix lengths of a policy_key that ends behind the direction (any protocol and port), and of a whole one."""
+"""Prefix lengths of a policy_key for any protocol and port, and of a complete one."""
 
 POLICY_KEY = struct.Struct("<IIBB2s")
 POLICY_ENTRY = struct.Struct("<2sBB4xQQ")
@@ -20,7 +20,7 @@ _EGRESS, _WILDCARDS, _WILDCARD_PORT = 1, 0b110, 0b100
 
 
 class PolicyMatch(IntEnum):
-    """What the key of the rule names that decided (bpf/lib/policy.h, enum policy_match)."""
+    """Kind of policy entry that decided on a packet (bpf/lib/policy.h, enum policy_match)."""
 
     NONE = 0
     L3_ONLY = 1
@@ -33,7 +33,7 @@ class PolicyMatch(IntEnum):
 
 @dataclass(frozen=True, slots=True, order=True)
 class PolicyKey:
-    """Key of a policy map: who, which way, what; 0 stands for any identity, protocol, port."""
+    """Key of a policy map: identity, direction, protocol and port; 0 is a wildcard."""
 
     SIZE: ClassVar[int] = POLICY_KEY.size
 
@@ -43,7 +43,7 @@ class PolicyKey:
     port: int = 0
 
     def pack(self) -> bytes:
-        # What is not said is not part of the prefix; a port without a protocol there is not.
+        # A wildcard is not part of the prefix. There is no key with a port and without a protocol.
         length = POLICY_FULL_PREFIX if self.port else POLICY_STATIC_PREFIX + (8 if self.protocol else 0)
         port = self.port.to_bytes(2, "big")
         return POLICY_KEY.pack(length, self.identity, _EGRESS if self.egress else 0, self.protocol, port)
@@ -54,11 +54,11 @@ class PolicyKey:
         return cls(identity, bool(flags & _EGRESS), protocol, int.from_bytes(port, "big"))
 
     def covers(self, other: PolicyKey) -> bool:
-        """Tell whether all packets that `other` matches are matched by this."""
+        """Tell whether this key matches every packet that `other` matches."""
         return self.egress == other.egress and all(mine in (0, theirs) for mine, theirs in self._parts(other))
 
     def meet(self, other: PolicyKey) -> PolicyKey | None:
-        """Return the key that matches what both match; None if there is no such packet."""
+        """Return the key that matches exactly what both match; None if no packet does."""
         parts = self._parts(other)
         if self.egress != other.egress or any(mine and theirs and mine != theirs for mine, theirs in parts):
             return None
@@ -69,19 +69,20 @@ class PolicyKey:
         return (self.identity, other.identity), (self.protocol, other.protocol), (self.port, other.port)
 
     def entry(self, *, deny: bool) -> PolicyEntry:
-        """Return the value that belongs to this key, with the wildcards that it has and counters at zero."""
+        """Return a value for this key, with the wildcards of the key and counters at zero."""
         return PolicyEntry(deny=deny, wildcards=not self.protocol, any_port=bool(self.protocol) and not self.port)
 
 
 def policy_key_any(*, egress: bool, identity: int = 0) -> bytes:
-    """Return the key of the rule for every protocol and port of an identity, 0 for every identity."""
+    """Return the key for any protocol and port of an identity; identity 0 is any identity."""
     return PolicyKey(identity, egress).pack()
 
 
 @dataclass(frozen=True, slots=True)
 class PolicyEntry:
-    """Value of a policy map. `wildcards`: the rule holds for any protocol and port, `any_port`: for any port of its
-    protocol; `length` counts bytes.
+    """Value of a policy map; `length` is in bytes.
+
+    `wildcards`: the entry matches any protocol and port; `any_port`: it matches any port of its protocol.
     """
 
     SIZE: ClassVar[int] = POLICY_ENTRY.size
@@ -120,4 +121,4 @@ def unpack_entries(items: Iterable[tuple[bytes, bytes]]) -> Iterator[tuple[Polic
 
 
 POLICY_ENTRY_ALLOW = PolicyEntry().pack()
-"""Lets everything pass that its key matches; counters at zero."""
+"""A packed value that allows everything its key matches, with counters at zero."""

@@ -1,4 +1,4 @@
-"""Why packets are counted and told about, in the words of Hubble (pkg/monitor/api/drop.go)."""
+"""Reasons of drops and of forwarding, in the words of Hubble (pkg/monitor/api/drop.go)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ FORWARDED, PLAINTEXT = 0, 3
 MISSED_TAIL_CALL = 140
 
 FIRST_DROP = 130
-"""Reasons below are no drops (bpf/lib/common.h of Cilium: DROP_MIN)."""
+"""The first drop reason (bpf/lib/common.h of Cilium: DROP_MIN)."""
 
 WORDS: Mapping[int, str] = {
     FORWARDED: "Forwarded",
@@ -53,9 +53,9 @@ WORDS: Mapping[int, str] = {
     182: "VLAN traffic disallowed by VLAN filter",
     184: "Failed to update or lookup TC buffer",
 }
-"""Those of our programs, and of Cilium's in the configurations that run here."""
+"""Reasons of our programs, and of Cilium's in the configurations that the lab runs."""
 
 
 def describe(reason: int) -> str:
-    """Return a reason in words."""
+    """Return the description of a reason."""
     return WORDS.get(reason, f"unknown reason {reason}")

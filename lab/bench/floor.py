@@ -1,8 +1,8 @@
-"""The floor of a reload: the system calls that it cannot do without, everything prepared before, one after the other.
+"""The floor of a reload: the system calls that every reload needs, one after the other, with everything prepared.
 
-Descriptors of shared maps are open, instructions bound, attributes and messages encoded. What is left is to move the
-old calls map aside, create and pin the new one (and create the maps that are not pinned), load the programs, fill the
-slots, replace the filters in one message to the kernel, and let go of the old map.
+Descriptors of shared maps are open, instructions are bound, attributes and messages are encoded. What is left is to
+repin the old calls map, create and pin the new one (and create the maps that are not pinned), load the programs, fill
+the slots, replace the filters in one netlink message, and unpin the old map.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ _MARKER = 0x7A7A7A7A
 _bpf = function("syscall", ctypes.c_long, ctypes.c_int, ctypes.c_void_p, ctypes.c_uint, result=ctypes.c_long)
 
 
-class NoFloor(ReloadlabError):
-    """An object for which the bare sequence cannot be prepared; str() says why."""
+class FloorUnavailable(ReloadlabError):
+    """The bare system calls cannot be prepared for this object; str() says why."""
 
 
 @dataclass(frozen=True, slots=True)
 class Hook:
-    """A program and where it is attached."""
+    """A program and the direction in which it is attached."""
 
     program: str
     direction: Direction
@@ -51,7 +51,7 @@ class Hook:
 
 @dataclass(slots=True)
 class _Call:
-    """One bpf(2) with its attribute in memory; `kept` are the buffers to which the attribute points."""
+    """One call of bpf(2) with its attribute; `kept` are the buffers to which the attribute points."""
 
     cmd: int
     attr: ctypes.Array[ctypes.c_char]
@@ -68,7 +68,7 @@ class _Call:
 
 @dataclass(slots=True)
 class _Load:
-    """A program that waits for the descriptors of new maps: `refs` are (32-bit word of it, number of the new map)."""
+    """A program without the descriptors of new maps: `refs` are (index of a 32-bit word, number of the new map)."""
 
     call: _Call
     words: memoryview
@@ -77,7 +77,7 @@ class _Load:
 
 @dataclass(slots=True)
 class _Slot:
-    """A slot of a program array and the buffer for the descriptor of `program`; the array may be the new calls map."""
+    """A slot of a program array and the buffer for the descriptor of `program`; `is_calls`: of the new calls map."""
 
     call: _Call
     value: ctypes.Array[ctypes.c_char]
@@ -86,26 +86,26 @@ class _Slot:
 
 
 class Floor:
-    """A context manager: entering it prepares everything, `run` makes the calls; the object was loaded once before.
+    """A context manager: entering it prepares everything, `run` makes the calls. The object must have been loaded once.
 
-    `spec` is the endpoint's own (substituted) specification, whose maps are pinned in `pin_dir`.
+    `spec` is the endpoint's substituted specification; its maps are pinned in `pin_dir`.
     """
 
-    def __init__(self, spec: CollectionSpec, pin_dir: Path, netns: Path, ifname: str, hooks_: tuple[Hook, ...]) -> None:
+    def __init__(self, spec: CollectionSpec, pin_dir: Path, netns: Path, ifname: str, at: tuple[Hook, ...]) -> None:
         calls = [m for m in spec.maps.values() if is_calls_map(m.name)]
         if len(calls) > 1:
-            raise NoFloor(f"{spec.path} has {len(calls)} calls maps: one at most can be migrated here")
+            raise FloorUnavailable(f"{spec.path} has {len(calls)} calls maps: the floor migrates one at most")
         unusual = [m.name for m in spec.maps.values() if m.name in spec.sections or m.replace_pin or m.value_type]
         if unusual:
-            raise NoFloor(
+            raise FloorUnavailable(
                 f"{spec.path}: map {unusual[0]} needs more than the bare calls: variables, types or a new pin"
             )
         self._spec = spec
-        # An object whose calls map has another name keeps it: the pipeline does not migrate that one either.
+        # The pipeline does not migrate a calls map of another name either.
         self._calls = calls[0] if calls else None
         self._pin = str(pin_dir / calls[0].name) if calls else ""
         self._pin_dir, self._netns = pin_dir, netns
-        self._ifname, self._hooks = ifname, hooks_
+        self._ifname, self._hooks = ifname, at
         self._stack = ExitStack()
         self._socket: socket.socket
 
@@ -164,7 +164,7 @@ class Floor:
         maps = {name: _Descriptor(fds.get(name, 0)) for name in self._spec.maps}
         loads = []
         for program in self._spec.programs.values():
-            insns = bind(program, data, maps)  # type: ignore[arg-type]  # it asks for nothing but the descriptor
+            insns = bind(program, data, maps)  # type: ignore[arg-type]  # bind uses the descriptor alone
             buffer = (ctypes.c_char * len(insns)).from_buffer(insns)
             attr = _LOAD.pack(
                 *(program.type, len(insns) // 8, ctypes.addressof(buffer), ctypes.addressof(license_)),
@@ -176,7 +176,7 @@ class Floor:
         return loads
 
     def run(self) -> None:
-        """Make the calls. BpfError or OSError if one fails: what was done stays done."""
+        """Make the calls. BpfError or OSError if one fails; nothing is undone."""
         maps = [create() for create in self._creates]
         if self._pin:
             os.rename(self._pin, self._pin + PENDING)
@@ -216,7 +216,7 @@ class _Descriptor:
 
 def _create(item: MapSpec) -> _Call:
     if item.inner is not None:
-        raise NoFloor(f"map {item.name} is a map of maps that is not pinned")
+        raise FloorUnavailable(f"map {item.name} is a map of maps that is not pinned")
     sizes = (item.type, item.key_size, item.value_size, max_entries(item), item.flags)
     attr = _CREATE.pack(*sizes, 0, 0, item.name[:15].encode())
     return _Call(Cmd.MAP_CREATE, ctypes.create_string_buffer(attr, len(attr)), item.name)

@@ -1,7 +1,7 @@
-"""Load of one thread that has both ends of it: nothing waits for another CPU or the scheduler, and nothing gets lost.
+"""Load generators whose one thread owns both ends: nothing waits for another CPU or the scheduler, nothing is lost.
 
-On a veth the kernel takes a packet all the way into the receiver's socket before the sender's call returns. So the time
-that passes is what the packet costs one CPU: sending, every device and program on its way, and receiving.
+On a veth the kernel takes a packet into the receiver's socket before the sender's call returns. The elapsed time is
+therefore what the packet costs one CPU: sending, every device and program on its path, and receiving.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from datapath.kernel.netns import enter
 from lab.system.sockets import Address, bound_socket
 
 BATCH = 64
-"""Packets of one sendmmsg(2), which all fit into the receiver's buffer."""
+"""Packets of one sendmmsg(2); all of them fit into the receiver's buffer."""
 
 TTL = 255
-"""Of the UDP packets: so a captured one can be run through programs as many times as can be."""
+"""Of the UDP packets: the highest, because each run of programs on a captured packet takes one hop."""
 
 TIMEOUT = 5.0
-"""Seconds. What has not arrived by then never will."""
+"""Seconds after which a packet counts as lost."""
 
 _ETH_P_ALL = 0x0003
 _CHUNK = 1 << 18
@@ -41,17 +41,17 @@ _sendmmsg, _recvmmsg = function("sendmmsg"), function("recvmmsg")
 
 @dataclass(frozen=True, slots=True)
 class Ends:
-    """Who sends and who receives: namespaces and addresses; the ports are chosen by the kernel."""
+    """The sender and the receiver: namespaces and addresses; the kernel chooses the ports."""
 
     source: Address
     target: Address
 
 
-class LoadStopped(ReloadlabError):
-    """Packets that do not arrive; `reason` is the kernel's, if it gave one."""
+class LoadStalled(ReloadlabError):
+    """Packets do not arrive; `reason` is the kernel's error, None if there was no answer."""
 
     def __init__(self, ends: Ends, reason: str | None = None) -> None:
-        super().__init__(f"what {ends.source.ip} sends to {ends.target.ip} does not arrive: {reason or 'no answer'}")
+        super().__init__(f"packets from {ends.source.ip} to {ends.target.ip} do not arrive: {reason or 'no answer'}")
         self.reason = reason
 
 
@@ -72,7 +72,7 @@ class _MsgHdr(ctypes.Structure):
 
 
 class _MmsgHdr(ctypes.Structure):
-    """struct mmsghdr; `length` is what was sent or received."""
+    """struct mmsghdr; `length` is the number of bytes sent or received."""
 
     _fields_ = (("header", _MsgHdr), ("length", ctypes.c_uint))
 
@@ -98,13 +98,13 @@ class UdpLoad:
         self._receiver.close()
 
     def run(self, batches: int) -> None:
-        """Send and receive so many times BATCH packets; LoadStopped if one is missing."""
+        """Send and receive `batches` times BATCH packets; LoadStalled if one does not arrive."""
         for _ in range(batches):
             self._all(_sendmmsg, self._sender)
             self._all(_recvmmsg, self._receiver, None)
 
     def capture(self, netns: Path, ifname: str) -> bytes:
-        """Return one of the packets as a frame, as it comes in by `ifname`, the other end of the sender's device."""
+        """Return one of the packets as the frame that arrives at `ifname`, the peer of the sender's device."""
         with enter(netns), socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(_ETH_P_ALL)) as tap:
             tap.bind((ifname, _ETH_P_ALL))
             tap.settimeout(self._timeout)
@@ -121,7 +121,7 @@ class UdpLoad:
             if count < 0:
                 number = ctypes.get_errno()
                 if number != errno.EINTR:
-                    raise LoadStopped(self._ends, None if number == errno.EAGAIN else os.strerror(number))
+                    raise LoadStalled(self._ends, None if number == errno.EAGAIN else os.strerror(number))
             done += max(count, 0)
 
 
@@ -143,13 +143,13 @@ class TcpLoad:
                 client.connect(target.getsockname()[:2])
                 self._server = target.accept()[0]
             except OSError as error:
-                raise LoadStopped(self._ends, error.strerror) from error
+                raise LoadStalled(self._ends, error.strerror) from error
             self._client = client.dup()
         with ExitStack() as undo:
             for end in (self._client, self._server):
                 undo.callback(end.close)
                 end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                # Others take a round trip that was a little longer for a queue, and stay seven times slower for good.
+                # Other algorithms take a slightly longer round trip for a queue and stay seven times slower.
                 end.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, b"reno")
                 end.setblocking(False)
             undo.pop_all()
@@ -160,7 +160,7 @@ class TcpLoad:
         self._server.close()
 
     def round_trips(self, count: int) -> None:
-        """Send a byte and an answer of one byte, so many times."""
+        """Exchange one byte for one byte, `count` times."""
         client, server = self._client, self._server
         for _ in range(count):
             client.send(b"?")
@@ -169,7 +169,7 @@ class TcpLoad:
             self._receive(client, 1)
 
     def stream(self, size: int) -> None:
-        """Send so many bytes one way."""
+        """Send `size` bytes one way."""
         chunk, buffer = memoryview(bytes(_CHUNK)), bytearray(_CHUNK)
         sent = received = 0
         while received < size:
@@ -193,7 +193,7 @@ class TcpLoad:
         poll = select.poll()
         poll.register(end, select.POLLIN)
         if not poll.poll(round(self._timeout * 1000)):
-            raise LoadStopped(self._ends)
+            raise LoadStalled(self._ends)
 
 
 def _udp_pair(ends: Ends, timeout: float) -> tuple[socket.socket, socket.socket]:

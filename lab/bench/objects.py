@@ -1,4 +1,4 @@
-"""Objects for the measurements: one that is given as a file, reloaded as if it were a pod's template."""
+"""Object files for the benchmarks: one is reloaded as if it were a pod's template."""
 
 from __future__ import annotations
 
@@ -25,27 +25,27 @@ ENTRIES = (
     ("cil_from_netdev", "cil_to_netdev"),
     ("cil_from_overlay", "cil_to_overlay"),
 )
-"""Entry programs, ingress and egress, of the objects that there are."""
+"""The entry programs of each kind of object, for ingress and egress."""
 
 _OF_ENDPOINT = re.compile(r"((?:test_)?cilium_(?:calls|policy)_(?:hostns_|netdev_)?)\d{5}")
 _POLICY_SECTION = re.compile(r"([14])/0x[0-9a-f]{4}")
 
 
-class NoEntry(ReloadlabError):
-    """An object with nothing that could be attached."""
+class NoEntryProgram(ReloadlabError):
+    """An object without an entry program."""
 
     def __init__(self, path: str) -> None:
         wanted = ", ".join(name for pair in ENTRIES for name in pair)
         super().__init__(f"{path}: the object has none of {wanted}")
 
 
-class GivenTemplate(Template):
-    """An object that somebody else compiled: a template, or already an endpoint's own. Both become the endpoint's."""
+class ObjectTemplate(Template):
+    """A template read from an object file, which may be a template or the object of some endpoint."""
 
     __slots__ = ()
 
     def substitution(self, endpoint: Endpoint) -> Substitution:
-        """Return the endpoint's constants, and its id in every name that holds an id."""
+        """Return the endpoint's constants, and new names with its id for all names that contain an id."""
         spec = self.image.spec
         names = {}
         for name in (*spec.maps, *(p.section for p in spec.programs.values())):
@@ -57,35 +57,30 @@ class GivenTemplate(Template):
 
 
 @dataclass(frozen=True)
-class Given(Step):
-    """Take an object that is already there, in the place of `compile`."""
+class UseObjectFile(Step):
+    """Use an object file instead of compiling one."""
 
     template: Template
 
-    @property
-    def name(self) -> str:
-        return "compile"
+    name = "compile"
 
     def describe(self) -> str:
-        return f"take {self.template.path}"
+        return f"use {self.template.path}"
 
     def apply(self, work: Workspace) -> None:
         work.template[Kind.LXC] = self.template
 
 
-def given(path: Path) -> GivenTemplate:
-    """Read an object file; ObjectError, or NoEntry if no program of it can be attached."""
-    return given_image(path, read_object(path))
-
-
-def given_image(path: Path, image: ObjectImage) -> GivenTemplate:
+def object_template(path: Path) -> ObjectTemplate:
+    """Read an object file as a template. ObjectError, or NoEntryProgram if it has no entry program."""
+    image = read_object(path)
     image.spec.check()
-    entries(image)
-    return GivenTemplate("given", Kind.LXC, path, image, VerifyTimes())
+    entry_programs(image)
+    return ObjectTemplate("given", Kind.LXC, path, image, VerifyTimes())
 
 
-def entries(image: ObjectImage) -> dict[Direction, str]:
-    """Return which program is attached where; the object may have one of the two."""
+def entry_programs(image: ObjectImage) -> dict[Direction, str]:
+    """Return the entry programs by direction, at least one; NoEntryProgram if there is none."""
     for pair in ENTRIES:
         found = {
             direction: name
@@ -94,17 +89,17 @@ def entries(image: ObjectImage) -> dict[Direction, str]:
         }
         if found:
             return found
-    raise NoEntry(image.spec.path)
+    raise NoEntryProgram(image.spec.path)
 
 
-def reload_of(template: Template, plan: Plan) -> Plan:
-    """Return a pod's plan with another object in it, attached to the pod's interface."""
-    programs = entries(template.image)
+def plan_with_object(template: Template, plan: Plan) -> Plan:
+    """Return a pod's plan that loads and attaches the given object instead of the compiled one."""
+    programs = entry_programs(template.image)
     has_policy = any(p.slot is not None and p.slot[0] in (1, 4) for p in template.image.spec.programs.values())
 
     def change(step: Step) -> Step | None:
         if isinstance(step, Compile):
-            return Given(str(template.path), template)
+            return UseObjectFile(str(template.path), template)
         if isinstance(step, WriteObject):
             return replace(step, programs=tuple(programs.values()))
         if isinstance(step, Attach):

@@ -1,4 +1,4 @@
-"""Pairs of pods between which traffic is measured: with programs of some build, or without any."""
+"""Pairs of pods between which traffic is measured, with the programs of a build or without programs."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from lab.system.sockets import Address
 
 PLAIN, TWO = "no programs", "two nodes"
 RULES = 10_000
-"""Of the receiver's policy in the way that has many; each is for another identity, one of them the sender's."""
+"""Rules of the receiver's policy in the variant with many; each allows another identity, one of them the sender's."""
 
 _FOREIGN = 1 << 16
-"""The first of the identities that nobody has."""
+"""The first of the identities that no endpoint has."""
 
 
 @dataclass(frozen=True, slots=True)
 class Build:
-    """Programs: of our own sources or of `library`, with further macros. `name` tells them apart from ours."""
+    """Programs of our own sources or of `library`, with further macros. `name` is empty for our own build."""
 
     name: str = ""
     library: Path | None = None
@@ -42,37 +42,37 @@ class Build:
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """Who sends and who receives: the first pod of a node, and the last of the same or of another."""
+    """The sender, which is the first pod of a node, and the receiver, the last pod of the same node or of another."""
 
     name: str
-    here: Node
-    there: Node
+    source_node: Node
+    target_node: Node
 
     @property
     def source(self) -> PodFacts:
-        return self.here.pods[0]
+        return self.source_node.pods[0]
 
     @property
     def target(self) -> PodFacts:
-        return self.there.pods[-1]
+        return self.target_node.pods[-1]
 
     def ends(self, version: int) -> Ends:
-        return Ends(_address(self.here, self.source, version), _address(self.there, self.target, version))
+        return Ends(_address(self.source_node, self.source, version), _address(self.target_node, self.target, version))
 
 
 def _address(node: Node, pod: PodFacts, version: int) -> Address:
     return Address(str(node.netns(pod.name)), str(pod.ipv4 if version == 4 else pod.ipv6), 0)
 
 
-def plain(stack: ExitStack, name: str = "bench-plain") -> Pair:
-    """Return two pods of a node without programs."""
+def pair_without_programs(stack: ExitStack, name: str = "bench-plain") -> Pair:
+    """Return two pods of one node without programs."""
     node = stack.enter_context(Node(NodeSpec(name, pods=2, endpoint_routes=True)))
     _route_pods(node)
     return Pair(PLAIN, node, node)
 
 
 def _route_pods(node: Node) -> None:
-    """Let the kernel route to the pods of a node, whose router is on each of their devices."""
+    """Install routes to the pods of a node, and the router's address on each of their devices."""
     with NetlinkSocket(node.netns(NODE)) as netlink:
         for pod in node.pods:
             for address in (pod.ipv4, pod.ipv6):
@@ -80,11 +80,11 @@ def _route_pods(node: Node) -> None:
             netlink.request("add the router's address", links.add_address(pod.ifindex, node.spec.router6, 128))
 
 
-def plain_tunnel(stack: ExitStack, name: str = "bench-plain") -> Pair:
-    """Return two pods of two nodes without programs, whose routes to each other tell the tunnel where to."""
+def tunnel_pair_without_programs(stack: ExitStack, name: str = "bench-plain") -> Pair:
+    """Return pods of two nodes without programs; the routes between them set the tunnel's destination."""
     specs = cluster_specs(name, 2, pods=1, tunnel=True, endpoint_routes=True)
-    here, there = (stack.enter_context(Node(spec)) for spec in specs)
-    for node, peer in ((here, there), (there, here)):
+    source_node, target_node = (stack.enter_context(Node(spec)) for spec in specs)
+    for node, peer in ((source_node, target_node), (target_node, source_node)):
         _route_pods(node)
         tunnel, far = node.facts.vxlan.name, f"{peer.spec.node4.ip}"
         with enter(node.netns(NODE)):
@@ -92,11 +92,11 @@ def plain_tunnel(stack: ExitStack, name: str = "bench-plain") -> Pair:
                 tools.run(["ip", "route", "replace", f"{network}", "encap", "ip", "id", "1", "dst", far, "dev", tunnel])
             for address in (peer.pods[0].ipv4, peer.pods[0].ipv6):
                 tools.run(["ip", "neigh", "replace", f"{address}", "lladdr", peer.facts.vxlan.mac, "dev", tunnel])
-    return Pair(f"{TWO}, {PLAIN}", here, there)
+    return Pair(f"{TWO}, {PLAIN}", source_node, target_node)
 
 
 def one_node(stack: ExitStack, build: Build, number: int) -> Iterator[Pair]:
-    """Yield two pods of a node for each mode of a build."""
+    """Yield two pods of one node for each mode of a build."""
     for mode, routes, rules in (
         ("endpoint routes off", False, 0),
         ("endpoint routes on", True, 0),
@@ -115,7 +115,7 @@ def one_node(stack: ExitStack, build: Build, number: int) -> Iterator[Pair]:
 
 
 def two_nodes(stack: ExitStack, build: Build, number: int) -> Pair:
-    """Return two pods of two nodes, through the tunnel."""
+    """Return pods of two nodes that are connected by the tunnel."""
     specs = cluster_specs(f"bench-{number}", 2, pods=1, tunnel=True)
     cluster = stack.enter_context(Cluster(specs, library=build.library, defines=build.defines))
     cluster.start()

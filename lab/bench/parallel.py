@@ -1,4 +1,4 @@
-"""Reload many pods in parallel: rate and percentiles by number of workers, of each step too, and the kernel's share."""
+"""Reloads of many pods in parallel: rate, percentiles and the kernel's share, by number of workers and by step."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""What the programs on a packet's way cost, and nothing else: the kernel runs them itself (BPF_PROG_TEST_RUN).
+"""The cost of the programs on a packet's path alone: the kernel runs them (BPF_PROG_TEST_RUN).
 
-The packet is one that was captured on this way, so its connection is known; the tail calls are made as for any other.
+The packet was captured on this path, so its connection is known; tail calls are made as for any packet.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from lab.bench.pairs import Pair
 from lab.node.topology import NODE
 
 RUNS = TTL - 5
-"""Of a packet at once: each takes one hop of it."""
+"""Runs on one packet in one call: each of them takes one hop."""
 
 REPEAT = 20
 TC_ACT_OK, TC_ACT_REDIRECT = 0, 7
@@ -29,13 +29,13 @@ _CONTEXT = struct.Struct("=8xI24xII")
 """The beginning of struct __sk_buff: mark, ingress_ifindex, ifindex."""
 
 
-class NoCost(ReloadlabError):
-    """Programs that do not do with a captured packet what they did when it came; str() says which."""
+class VerdictChanged(ReloadlabError):
+    """A program returned another verdict for the captured packet than before; str() names it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Hop:
-    """A program at a hook, and a packet with its context as they get there; `verdict` is what it did with it."""
+    """A program at a hook, the packet and the context that arrive there, and the program's verdict."""
 
     fd: int
     frame: bytes
@@ -44,28 +44,28 @@ class Hop:
 
 
 @dataclass(frozen=True, slots=True)
-class Programs:
-    """The programs at both hooks of a packet's way, one after the other."""
+class PathPrograms:
+    """The programs at both hooks of a packet's path, in their order."""
 
     name: str
     netns: Path
     hops: tuple[Hop, ...]
 
     def run(self) -> float:
-        """Return the seconds that they take: the best of some thousand runs each."""
+        """Return the seconds that the programs take: the best of REPEAT calls with RUNS runs each."""
         with enter(self.netns):
             return sum(min(self._run(hop) for _ in range(REPEAT)) for hop in self.hops) / 1e9
 
     def _run(self, hop: Hop) -> int:
         run = prog_test_run(hop.fd, hop.frame, repeat=RUNS, context=hop.context)
         if run.retval != hop.verdict:
-            raise NoCost(f"{self.name}: after {RUNS} runs the verdict is {run.retval} instead of {hop.verdict}")
+            raise VerdictChanged(f"{self.name}: after {RUNS} runs the verdict is {run.retval} instead of {hop.verdict}")
         return run.duration_ns
 
 
-def follow(stack: ExitStack, pair: Pair, version: int) -> Programs:
-    """Send packets, and follow one of them through the programs of its way as it left the sender."""
-    netns = pair.here.netns(NODE)
+def capture_path(stack: ExitStack, pair: Pair, version: int) -> PathPrograms:
+    """Capture a packet as it leaves the sender, run the programs of its path on it once, and return them."""
+    netns = pair.source_node.netns(NODE)
     with UdpLoad(pair.ends(version)) as load:
         frame = load.capture(netns, pair.source.ifname)
     mark, hops = 0, []
@@ -77,7 +77,7 @@ def follow(stack: ExitStack, pair: Pair, version: int) -> Programs:
                 context = _CONTEXT.pack(mark, pair.source.ifindex, ifindex)
                 run = prog_test_run(fd, frame, context=context)
                 if run.retval not in (TC_ACT_OK, TC_ACT_REDIRECT):
-                    raise NoCost(f"{pair.name}: {found.name} does not let a packet pass that it let pass before")
+                    raise VerdictChanged(f"{pair.name}: {found.name} drops a packet that it forwarded before")
                 hops.append(Hop(fd, frame, context, run.retval))
                 frame, (mark, *_) = run.data, _CONTEXT.unpack_from(run.context)
-    return Programs(pair.name, netns, tuple(hops))
+    return PathPrograms(pair.name, netns, tuple(hops))

@@ -1,6 +1,6 @@
-"""How long a reload takes, next to its floor and to tc doing the same work; where its time goes; and many of them.
+"""The time of a reload, compared with its floor and with tc; the kernel's part of it; reloads of many pods.
 
-All of it happens in scratch labs, in a mount namespace of their own. What is compared takes turns.
+Everything runs in scratch labs, in a mount namespace of their own. All variants are measured in turns.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from datapath.reload.step import Plan
 from datapath.timing import Interval
 from lab.agent.agent import Agent
 from lab.bench.floor import Floor, Hook
-from lab.bench.objects import entries, given, reload_of
+from lab.bench.objects import entry_programs, object_template, plan_with_object
 from lab.bench.parallel import WorkerReport, reload_rounds
-from lab.bench.rounds import Busy, Measurement, Progress, Timed, take_turns
+from lab.bench.rounds import BackgroundLoad, Measurement, Progress, TimedCall, run_in_turns
 from lab.bench.tc import BPFFS, Tc, compile_for_libbpf
 from lab.node.node import Node
 from lab.node.topology import NODE, NodeSpec
@@ -37,7 +37,7 @@ PARALLEL_ROUNDS = 3
 
 @dataclass(frozen=True, slots=True)
 class ReloadOptions:
-    """What is measured: our own programs, those of `library`, or the object file `object`."""
+    """What to measure: our own programs, those of `library`, or the object file `object`."""
 
     library: Path | None = None
     defines: tuple[tuple[str, str], ...] = ()
@@ -51,10 +51,10 @@ class ReloadOptions:
 
 @dataclass(frozen=True, slots=True)
 class SystemCallTime:
-    """Where the time of a reload goes: medians in seconds.
+    """The system calls of a reload: medians in seconds.
 
-    `kernel` is the time in which at least one of its threads was inside bpf(2) or a netlink call, `summed` is that of
-    all threads together.
+    `wall` is the time of the reload, `kernel` the part of it with at least one thread inside bpf(2) or a netlink call,
+    `summed` the time inside them over all threads.
     """
 
     name: str
@@ -69,7 +69,7 @@ class SystemCallTime:
 
 @dataclass(slots=True)
 class ReloadReport:
-    """Everything that was measured. `others` is the share of the CPUs that other processes had meanwhile."""
+    """All results. `others` is the share of the CPUs that other processes had meanwhile."""
 
     object: str
     programs: int
@@ -86,7 +86,7 @@ class ReloadReport:
 
 @dataclass(slots=True)
 class _Pipeline:
-    """Our pipeline, on one pod of a node."""
+    """The reload pipeline, on one pod of a node."""
 
     name: str
     agent: Agent
@@ -104,8 +104,8 @@ class _Pipeline:
 
 
 def measure_reload(options: ReloadOptions, progress: Progress) -> ReloadReport:
-    """Measure everything. The caller has left the machine's mount namespace (bench_topology.leave_mount_namespace)."""
-    template: Template | None = given(options.object) if options.object is not None else None
+    """Measure everything. The caller has called lab.bench.topology.isolate_mounts."""
+    template: Template | None = object_template(options.object) if options.object is not None else None
     with ExitStack() as stack:
         progress("compiling")
         ours = _node(stack, options, "ours", max(options.pods, 2))
@@ -121,9 +121,9 @@ def measure_reload(options: ReloadOptions, progress: Progress) -> ReloadReport:
         report = _report(template)
         floor = _floor(stack, options, template)
         tc, refusal = _tc(stack, options, template)
-        busy = Busy()
-        rows = take_turns([floor, *(Timed(p.name, p.run) for p in pipelines), *tc], options.rounds, progress)
-        report.others = busy.others()
+        background = BackgroundLoad()
+        rows = run_in_turns([floor, *(TimedCall(p.name, p.run) for p in pipelines), *tc], options.rounds, progress)
+        report.others = background.share()
         report.rows = rows + ([Measurement("tc filter replace, same object", (), refusal)] if refusal else [])
         report.steps = _steps(pipelines[0].outcomes[-options.rounds :])
         _trace(report, pipelines, options.rounds, progress)
@@ -134,7 +134,7 @@ def measure_reload(options: ReloadOptions, progress: Progress) -> ReloadReport:
 
 def _report(template: Template) -> ReloadReport:
     programs = template.image.spec.programs.values()
-    hooks = tuple(f"{program} {direction}" for direction, program in entries(template.image).items())
+    hooks = tuple(f"{program} {direction}" for direction, program in entry_programs(template.image).items())
     return ReloadReport(str(template.path), len(programs), sum(p.instructions for p in programs), hooks)
 
 
@@ -145,12 +145,12 @@ def _node(stack: ExitStack, options: ReloadOptions, name: str, pods: int) -> Nod
 def _agent(stack: ExitStack, options: ReloadOptions, node: Node, template: Template | None, *, verifiers: int) -> Agent:
     agent = Agent(node, library=options.library, defines=options.defines, verifiers=verifiers)
     if template is not None:
-        agent.change = lambda plan: reload_of(template, plan)
+        agent.change = lambda plan: plan_with_object(template, plan)
     return stack.enter_context(agent)
 
 
 def _loaded(stack: ExitStack, options: ReloadOptions, name: str, template: Template) -> tuple[Agent, Plan]:
-    """Return a node with one pod that has the object already: its maps are pinned, its filters attached."""
+    """Load the object for the pod of a new node; return the node's agent and the plan of the next reload."""
     node = _node(stack, options, name, 1)
     agent = _agent(stack, options, node, template, verifiers=1)
     pipeline = _Pipeline(name, agent, node.pods[0].name)
@@ -159,27 +159,27 @@ def _loaded(stack: ExitStack, options: ReloadOptions, name: str, template: Templ
 
 
 def _own_spec(template: Template, plan: Plan) -> CollectionSpec:
-    """Return what the object asks for with the constants and names of the plan's endpoint."""
+    """Return the object's specification with the constants and names of the plan's endpoint."""
     write = next(step for step in plan.steps if isinstance(step, WriteObject))
     return template.image.spec.substitute(write.object.substitution(template), strict=False)
 
 
 def _hooks(options: ReloadOptions, template: Template) -> dict[Direction, str]:
-    found = entries(template.image)
+    found = entry_programs(template.image)
     return found if options.endpoint_routes else {d: p for d, p in found.items() if d is Direction.INGRESS}
 
 
-def _floor(stack: ExitStack, options: ReloadOptions, template: Template) -> Timed:
+def _floor(stack: ExitStack, options: ReloadOptions, template: Template) -> TimedCall:
     agent, plan = _loaded(stack, options, "floor", template)
     node = agent.node
     hooks = tuple(Hook(program, direction) for direction, program in _hooks(options, template).items())
     spec = _own_spec(template, plan)
     floor = Floor(spec, agent.config.globals, node.netns(NODE), node.pods[0].ifname, hooks)
-    return Timed("floor: the bare system calls", stack.enter_context(floor).run)
+    return TimedCall("floor: the bare system calls", stack.enter_context(floor).run)
 
 
-def _tc(stack: ExitStack, options: ReloadOptions, template: Template) -> tuple[list[Timed], str]:
-    """Return the ways in which tc can do the work, and its words where it cannot."""
+def _tc(stack: ExitStack, options: ReloadOptions, template: Template) -> tuple[list[TimedCall], str]:
+    """Return the variants that tc can run, and its message if it refuses the object as a whole."""
     agent, plan = _loaded(stack, options, "tc", template)
     node, spec = agent.node, _own_spec(template, plan)
     pod, hooks = node.pods[0], _hooks(options, template)
@@ -188,13 +188,13 @@ def _tc(stack: ExitStack, options: ReloadOptions, template: Template) -> tuple[l
     write = next(step for step in plan.steps if isinstance(step, WriteObject))
     own = Tc(write.object.path, _sections(spec), spec, node.netns(NODE), pod.ifname, hooks)
     refusal = own.refusal()
-    ways = [Timed("tc filter replace, same object", own.replace)] if refusal is None else []
+    variants = [TimedCall("tc filter replace, same object", own.replace)] if refusal is None else []
     if options.object is None and (options.library is None or options.library.resolve() == LIBRARY):
         directory = stack.enter_context(scratch())
         path = compile_for_libbpf(agent.config, agent.endpoint(pod.name), "bpf_lxc.c", directory)
         grafted = Tc(path, _sections(template.image.spec), spec, node.netns(NODE), pod.ifname, hooks)
-        ways.append(Timed("tc -batch: graft, filter replace (built for libbpf)", grafted.graft))
-    return ways, refusal or ""
+        variants.append(TimedCall("tc -batch: graft, filter replace (built for libbpf)", grafted.graft))
+    return variants, refusal or ""
 
 
 def _sections(spec: CollectionSpec) -> dict[str, str]:
@@ -202,7 +202,7 @@ def _sections(spec: CollectionSpec) -> dict[str, str]:
 
 
 def _steps(outcomes: Iterable[Outcome]) -> dict[str, float]:
-    """Return the median seconds of every step."""
+    """Return the median seconds of each step."""
     times: dict[str, list[float]] = {}
     for outcome in outcomes:
         for span in outcome.spans:
@@ -211,7 +211,7 @@ def _steps(outcomes: Iterable[Outcome]) -> dict[str, float]:
 
 
 def _trace(report: ReloadReport, pipelines: Sequence[_Pipeline], rounds: int, progress: Progress) -> None:
-    """Reload again with the system calls traced, which makes each of them a little slower."""
+    """Reload again with the system calls traced, which slows each of them down a little."""
     progress("tracing")
     tracer = SyscallTracer()
     walls: dict[str, list[tuple[int, int, Outcome]]] = {pipeline.name: [] for pipeline in pipelines}
@@ -236,7 +236,7 @@ def _trace(report: ReloadReport, pipelines: Sequence[_Pipeline], rounds: int, pr
 
 
 def _work(outcome: Outcome, begin: int, end: int) -> list[Interval]:
-    """Return the work of a reload's threads: the thread that began it all the time, its helpers while they helped."""
+    """Return the work of a reload: its own thread from `begin` to `end`, its helpers while they helped."""
     helpers = (helper for span in outcome.spans for helper in span.helpers)
     return [Interval(outcome.spans[0].work.tid, begin, end), *helpers]
 

@@ -1,4 +1,4 @@
-"""What all measurements have in common: ways of doing the same work take turns, and what they took is compared."""
+"""The rounds of every benchmark: all variants of the same work run in turns, and their times are compared."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from pathlib import Path
 from typing import Protocol
 
 WARM_UP = 3
-"""Rounds before the first that counts."""
+"""Rounds that are not counted, before the first that is."""
 
 NOISY = 0.25
-"""Share of the CPUs from which on others spoil the figures; the kernel's threads, cleaning up behind us, are in it."""
+"""Share of the CPUs from which on other processes distort the figures; kernel threads that clean up are in it."""
 
 Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
-    """One way of doing it: seconds of every round; or, in somebody's own words, why it cannot be done."""
+    """One variant: the seconds of every round, or the reason why it cannot run, in the words of the tool."""
 
     name: str
     seconds: tuple[float, ...] = ()
@@ -36,14 +36,14 @@ class Measurement:
         return min(self.seconds)
 
     def ratio(self, other: Measurement) -> tuple[float, float, float]:
-        """Return median and quartiles of the rounds' ratios to another row."""
+        """Return the median and the quartiles of the ratios to another variant, round by round."""
         pairs = sorted(mine / theirs for mine, theirs in zip(self.seconds, other.seconds, strict=True))
         low, middle, high = statistics.quantiles(pairs, n=4) if len(pairs) > 1 else pairs * 3
         return middle, low, high
 
 
-class Way(Protocol):
-    """One way of doing the work once. `name` is what the table calls it, `run` returns the seconds that count."""
+class Variant(Protocol):
+    """One way to do the work; `name` is its name in the table, `run` does it once and returns its seconds."""
 
     @property
     def name(self) -> str: ...
@@ -52,10 +52,10 @@ class Way(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Timed:
-    """A way that takes as long as `call` does, divided by how many of what is counted it does at once.
+class TimedCall:
+    """A variant whose time is that of `call`, divided by `count`, the number of counted units of one call.
 
-    With `tries`, the least of so many: of short calls some are not interrupted, even where others want the CPU as well.
+    With `tries` it is the shortest of so many calls: some short calls are not interrupted even on a busy machine.
     """
 
     name: str
@@ -72,14 +72,14 @@ class Timed:
         return time.perf_counter() - begin
 
 
-class Busy:
-    """How busy others keep the CPUs, from its creation on: who measures beside them measures them as well."""
+class BackgroundLoad:
+    """The load of all other processes since the object was made: it distorts what is measured meanwhile."""
 
     def __init__(self) -> None:
         self._total, self._idle, self._own = self._now()
 
-    def others(self) -> float:
-        """Return the share of all CPUs' time (0 to 1) that neither this process and its children had nor nobody."""
+    def share(self) -> float:
+        """Return the share of all CPU time (0 to 1) that was neither idle nor used by this process and its children."""
         total, idle, own = self._now()
         passed = max(total - self._total, 1e-9)
         return min(max(1 - (idle - self._idle + own - self._own) / passed, 0.0), 1.0)
@@ -92,14 +92,14 @@ class Busy:
         return sum(ticks) / second, (ticks[3] + ticks[4]) / second, own
 
 
-def take_turns(ways: Sequence[Way], rounds: int, progress: Progress) -> list[Measurement]:
-    """Run all ways in turns; who begins changes from round to round."""
-    seconds: dict[str, list[float]] = {way.name: [] for way in ways}
+def run_in_turns(variants: Sequence[Variant], rounds: int, progress: Progress) -> list[Measurement]:
+    """Run all variants in turns, the warm-up first; the variant that begins changes from round to round."""
+    seconds: dict[str, list[float]] = {variant.name: [] for variant in variants}
     for number in range(-WARM_UP, rounds):
         progress(f"round {max(number, 0) + 1} of {rounds}")
-        first = number % len(ways)
-        for way in (*ways[first:], *ways[:first]):
-            took = way.run()
+        first = number % len(variants)
+        for variant in (*variants[first:], *variants[:first]):
+            took = variant.run()
             if number >= 0:
-                seconds[way.name].append(took)
+                seconds[variant.name].append(took)
     return [Measurement(name, tuple(values)) for name, values in seconds.items()]

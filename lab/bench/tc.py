@@ -1,8 +1,8 @@
-"""The same work by tc: the programs into their slots by `exec bpf graft`, the entry programs by `filter replace`.
+"""The same reload by tc: `exec bpf graft` fills the slots, `filter replace` attaches the entry programs.
 
-tc as distributions build it uses libbpf, which refuses definitions in section `maps`; with them goes the only way in
-which tc fills slots by itself. Our sources can be compiled into an object without (-D FOR_LIBBPF). All requests are
-one batch: one process, where Cilium before 1.12 started one for each direction, with the program arrays filled by it.
+tc as distributions build it uses libbpf, which refuses map definitions in the section `maps`, and with them the only
+form in which tc itself fills slots. Our sources can be compiled without that section (-D FOR_LIBBPF). All requests are
+one batch of one process; Cilium before 1.12 started one process for each direction, which filled the program arrays.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from datapath.object.spec import CollectionSpec
 from lab.system import tools
 
 BPFFS = Path("/sys/fs/bpf")
-"""Where tc looks for pins: `tc/globals` below it."""
+"""The bpffs that tc uses: its pins are in `tc/globals`."""
 
 
 class Tc:
-    """tc for one interface of one node. The node's bpffs is mounted at /sys/fs/bpf when it is used.
+    """tc for one interface of a node. The caller has mounted the node's bpffs at /sys/fs/bpf.
 
-    `path` is the object file that tc gets, `sections` are those of its programs; `spec` says what stands in the slots.
+    `path` is the object file for tc, `sections` are those of its programs by name; `spec` has the slots' contents.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class Tc:
         self._pins = [BPFFS / "tc" / "globals" / name for name in spec.maps if is_calls_map(name)]
 
     def refusal(self) -> str | None:
-        """Return in tc's own words why it cannot load the object as a whole, None if it can."""
+        """Return tc's error message if it cannot load the object as a whole, None if it can."""
         try:
             for line in self._filters():
                 self._tc(line.split(), None)
@@ -53,23 +53,23 @@ class Tc:
         return None
 
     def replace(self) -> None:
-        """Attach by one process per direction, which loads everything (an object that tc takes as a whole)."""
-        self._aside()
+        """Load and attach with one process per direction, for an object that tc can load as a whole."""
+        self._repin()
         for line in self._filters():
             self._tc(line.split(), None)
-        self._let_go()
+        self._finalize()
 
     def graft(self) -> None:
-        """Fill the slots and attach, in one process (an object that was compiled with FOR_LIBBPF)."""
+        """Fill the slots and attach with one process, for an object that was compiled with FOR_LIBBPF."""
         lines = [
             f"exec bpf graft m:globals/{item.name} key {slot} object-file {self._path} "
             f"section {self._sections[program]}"
             for item in self._spec.maps.values()
             for slot, program in item.contents.items()
         ]
-        self._aside()
+        self._repin()
         self._tc(["-batch", "-"], "\n".join([*lines, *self._filters()]) + "\n")
-        self._let_go()
+        self._finalize()
 
     def _filters(self) -> Sequence[str]:
         return [
@@ -78,12 +78,12 @@ class Tc:
             for direction, program in self._hooks.items()
         ]
 
-    def _aside(self) -> None:
+    def _repin(self) -> None:
         for pin in self._pins:
             if pin.exists():
                 pin.rename(f"{pin}{PENDING}")
 
-    def _let_go(self) -> None:
+    def _finalize(self) -> None:
         for pin in self._pins:
             Path(f"{pin}{PENDING}").unlink(missing_ok=True)
 
@@ -93,7 +93,7 @@ class Tc:
 
 
 def compile_for_libbpf(config: DatapathConfig, endpoint: Endpoint, source: str, directory: Path) -> Path:
-    """Compile an endpoint's object from our own sources in the form that tc and bpftool can load; CompileError."""
+    """Compile an endpoint's object from our own sources in the form that libbpf can load; CompileError."""
     for name, text in {
         "node_config.h": headers.node_header(config.node),
         "netdev_config.h": headers.netdev_header(config.node),

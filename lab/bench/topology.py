@@ -1,9 +1,9 @@
-"""How long a node takes to come up and to go down, next to a shell script that makes the same one with `ip -batch`.
+"""The time to bring a node up and down, compared with a shell script that makes the same node with `ip -batch`.
 
-The script is as good as `ip` allows: all namespaces in one batch, all of the node in one, one more per pod, because a
-batch stays in one namespace. It leaves out the pods' sysctls, which would cost it one process more for each.
-Both sides are run in turns, in a mount namespace of their own over an empty /run; before each run the kernel has
-finished cleaning up behind the one before.
+The script is as fast as `ip` allows: one batch for all namespaces, one for the node and one per pod, because a batch
+stays in one namespace. It leaves out the pods' sysctls, which would need one more process for each pod.
+Both sides run in turns, in a mount namespace of their own with an empty /run. Each run waits until the kernel has
+cleaned up after the previous one.
 """
 
 from __future__ import annotations
@@ -45,12 +45,12 @@ _NODE_LINK = "txqueuelen 1000"
 
 
 class NotCleanedUp(ReloadlabError):
-    """The kernel did not finish destroying namespaces in time."""
+    """The kernel did not destroy the namespaces of the previous run in time."""
 
 
 @dataclass(frozen=True, slots=True)
 class UpDownTimes:
-    """Seconds for one node up and down."""
+    """Seconds to bring one node up, and down."""
 
     up: float
     down: float
@@ -58,7 +58,7 @@ class UpDownTimes:
 
 @dataclass(frozen=True, slots=True)
 class TopologyComparison:
-    """All rounds with one number of pods; round i of both sides ran one after the other."""
+    """All rounds with one number of pods; round i of one side ran right before or after round i of the other."""
 
     pods: int
     lab: tuple[UpDownTimes, ...]
@@ -70,7 +70,7 @@ class TopologyComparison:
         return statistics.median(t.up if what == "up" else t.down for t in times)
 
     def ratio(self, what: str) -> float:
-        """Return how many times longer the script takes: the median of the rounds' ratios."""
+        """Return the ratio of the script's time to the lab's: the median over the rounds."""
         pairs = zip(self.lab, self.script, strict=True)
         return statistics.median(s.up / ours.up if what == "up" else s.down / ours.down for ours, s in pairs)
 
@@ -90,14 +90,14 @@ class TopologyComparison:
 
 
 def measure_topology(pods: Sequence[int], rounds: int, progress: Callable[[str], None]) -> Iterator[TopologyComparison]:
-    """Measure nodes of so many pods; yields one comparison after the other. Needs `leave_mount_namespace` before."""
+    """Yield a comparison for each number of pods. The caller has called `isolate_mounts`."""
     tools.find("ip")
     for count in pods:
         results: dict[str, list[UpDownTimes]] = {"lab": [], "script": []}
         sides: list[tuple[str, Callable[[int], UpDownTimes]]] = [("lab", _lab), ("script", _script)]
         for number in range(rounds):
             progress(f"{count} pods, round {number + 1} of {rounds}")
-            # The one that goes first changes from round to round.
+            # The side that begins changes from round to round.
             for side, run in sides if number % 2 == 0 else sides[::-1]:
                 _settle()
                 results[side].append(run(count))
@@ -105,16 +105,16 @@ def measure_topology(pods: Sequence[int], rounds: int, progress: Callable[[str],
 
 
 def start_time() -> float:
-    """Return the seconds that an interpreter takes to start and to import the lab: what the command `up` adds."""
+    """Return the seconds in which an interpreter starts and imports the lab, which the command `up` adds."""
     begin = time.monotonic()
     tools.run([sys.executable, "-P", "-c", "import sys; sys.path.insert(0, sys.argv[1]); import lab.node", launch.ROOT])
     return time.monotonic() - begin
 
 
-def leave_mount_namespace() -> None:
+def isolate_mounts() -> None:
     """Move this process into a mount namespace of its own with an empty /run; there is no way back.
 
-    Whatever then happens to it, nothing that it made outlives it: no namespace, no mount, no directory.
+    Everything that the process makes from then on vanishes with it: namespaces, mounts and directories.
     """
     mounts.leave_mount_namespace()
     mounts.mount("tmpfs", Path("/run"), mounts.MS_NOSUID | mounts.MS_NODEV, "mode=0755")
@@ -141,7 +141,7 @@ def _script(pods: int) -> UpDownTimes:
 
 
 def write_script(spec: NodeSpec, facts: NodeFacts, directory: Path) -> tuple[Path, Path]:
-    """Write the scripts that make and remove the same node, with their batches, to `directory`; return their paths."""
+    """Write scripts that make and remove the same node, and their batches, to `directory`; return the two paths."""
     names = [NODE, OUTSIDE, HEALTH, *(pod.name for pod in facts.pods)]
     batches = {
         "namespaces": [f"netns add {_namespace(name)}" for name in names],
@@ -230,10 +230,10 @@ def _pod_batch(spec: NodeSpec, pod: PodFacts) -> list[str]:
 
 
 def _settle() -> None:
-    """Wait until the kernel has destroyed all namespaces that were left to it.
+    """Wait until the kernel has destroyed all namespaces that are no longer in use.
 
-    It destroys them in the order in which they were left: one more is left behind them, with the far end of a veth
-    inside, and when the near end vanishes all others are gone.
+    It destroys them in the order of their release. One more namespace, with the far end of a veth, is released last:
+    when the near end vanishes, all others are gone.
     """
     with scratch() as directory, _in_thread_namespace(directory / "near") as near:
         with _in_thread_namespace(directory / "far") as far:
@@ -261,7 +261,7 @@ def _wait_until_gone(socket: NetlinkSocket, ifname: str) -> None:
 
 @contextmanager
 def _in_thread_namespace(path: Path) -> Iterator[Path]:
-    """Make a namespace at `path` in a thread that ends, and let it go afterwards."""
+    """Make a namespace at `path` in a thread of its own, and release it at the end of the block."""
     thread = threading.Thread(target=lambda: os.close(netns.new_netns(path)))
     thread.start()
     thread.join()

@@ -1,8 +1,8 @@
-"""What packets between two pods cost, with the programs on their way and without, in several builds and modes.
+"""The cost of packets between two pods, with the programs on their path and without, in several builds and modes.
 
-Each way is a node of its own, or two; all stand at the same time and take turns. Without programs the kernel forwards
-between the same veths. What the programs alone take of it the kernel says itself (BPF_PROG_TEST_RUN): it runs them on a
-packet that was captured between the two pods, so its connection is known, tail calls included, and nothing else.
+Each variant has a node of its own, or two; all of them exist at the same time and are measured in turns. Without
+programs the kernel forwards between the same veths. The cost of the programs alone is measured by the kernel
+(BPF_PROG_TEST_RUN), which runs them with their tail calls on a packet of a known connection, captured between the pods.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ from dataclasses import dataclass, field
 from itertools import islice
 
 from lab.bench.load import BATCH, Ends, TcpLoad, UdpLoad
-from lab.bench.pairs import Build, Pair, one_node, plain, plain_tunnel, two_nodes
-from lab.bench.programs import follow
-from lab.bench.rounds import Busy, Measurement, Progress, Timed, Way, take_turns
+from lab.bench.pairs import Build, Pair, one_node, pair_without_programs, tunnel_pair_without_programs, two_nodes
+from lab.bench.programs import capture_path
+from lab.bench.rounds import BackgroundLoad, Measurement, Progress, TimedCall, Variant, run_in_turns
 
 _TRIES = 8
 _BATCHES = 12
 _ROUND_TRIPS = 250
 _STREAM = 16_000_000
-"""What is done at once, in one or two milliseconds: less than a scheduler's slice."""
+"""Work of one try: one or two milliseconds, less than a time slice of the scheduler."""
 
 
 @dataclass(frozen=True, slots=True)
 class TrafficOptions:
-    """What is measured; `other` is a second build next to our own."""
+    """What to measure; `other` is a second build next to our own."""
 
     other: Build | None = None
     rounds: int = 20
@@ -39,7 +39,7 @@ class TrafficOptions:
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """What is counted; `unit` is what `value` returns: with `rate` so much a second, otherwise a time."""
+    """A quantity: `unit` is that of `value`, which is a rate per second (`rate`) or a time."""
 
     name: str
     unit: str
@@ -47,7 +47,7 @@ class Metric:
     rate: bool = True
 
     def value(self, seconds: float) -> float:
-        """Turn the seconds of one of what is counted into the unit."""
+        """Convert the seconds of one counted unit into `unit`."""
         return self.scale / seconds if self.rate else self.scale * seconds
 
 
@@ -59,7 +59,7 @@ STREAM = Metric("TCP, one way", "Gbit/s", 8e-9)
 
 @dataclass(frozen=True, slots=True)
 class MetricComparison:
-    """The rows of one measure, in seconds; the first of each group is what the others of it are held against."""
+    """The measurements of one metric, in groups; the first of a group is the baseline of the group."""
 
     metric: Metric
     version: int
@@ -68,7 +68,7 @@ class MetricComparison:
 
 @dataclass(slots=True)
 class PacketCosts:
-    """Everything that was measured. `others` is the share of the CPUs that other processes had meanwhile."""
+    """All results. `others` is the share of the CPUs that other processes had meanwhile."""
 
     builds: tuple[Build, ...]
     comparisons: list[MetricComparison] = field(default_factory=list)
@@ -76,36 +76,36 @@ class PacketCosts:
 
 
 def measure_traffic(options: TrafficOptions, progress: Progress) -> PacketCosts:
-    """Metric everything. The caller has left the machine's mount namespace (bench_topology.leave_mount_namespace)."""
+    """Measure everything. The caller has called lab.bench.topology.isolate_mounts."""
     report = PacketCosts(options.builds)
     with ExitStack() as stack:
         progress("compiling")
         one = [pair for number, build in enumerate(options.builds) for pair in one_node(stack, build, number)]
         two = [two_nodes(stack, build, number) for number, build in enumerate(options.builds)]
-        groups = [[plain(stack), *one], [plain_tunnel(stack), *two]]
+        groups = [[pair_without_programs(stack), *one], [tunnel_pair_without_programs(stack), *two]]
         stack.enter_context(_one_cpu())
-        busy = Busy()
+        background = BackgroundLoad()
         for version in (4, 6):
-            programs: list[Way] = [follow(stack, pair, version) for pair in one]
+            programs: list[Variant] = [capture_path(stack, pair, version) for pair in one]
             report.comparisons.append(_compare(PROGRAMS, version, [programs], options, progress))
             loads = [[_Load(stack, pair, version) for pair in pairs] for pairs in groups]
-            for kind in (UDP, ROUND_TRIP, STREAM):
-                ways: list[list[Way]] = [[load.way(kind) for load in group] for group in loads]
-                report.comparisons.append(_compare(kind, version, ways, options, progress))
-        report.others = busy.others()
+            for metric in (UDP, ROUND_TRIP, STREAM):
+                variants: list[list[Variant]] = [[load.variant(metric) for load in group] for group in loads]
+                report.comparisons.append(_compare(metric, version, variants, options, progress))
+        report.others = background.share()
     return report
 
 
 def _compare(
-    metric: Metric, version: int, groups: Sequence[Sequence[Way]], options: TrafficOptions, progress: Progress
+    metric: Metric, version: int, groups: Sequence[Sequence[Variant]], options: TrafficOptions, progress: Progress
 ) -> MetricComparison:
-    everything = [way for group in groups for way in group]
-    rows = iter(take_turns(everything, options.rounds, lambda text: progress(f"{metric.name}, IPv{version}: {text}")))
+    everything = [variant for group in groups for variant in group]
+    rows = iter(run_in_turns(everything, options.rounds, lambda text: progress(f"{metric.name}, IPv{version}: {text}")))
     return MetricComparison(metric, version, tuple(tuple(islice(rows, len(group))) for group in groups))
 
 
 class _Load:
-    """The load between a pair, its sockets open until `stack` closes."""
+    """The load generators of a pair; their sockets stay open until `stack` closes."""
 
     def __init__(self, stack: ExitStack, pair: Pair, version: int) -> None:
         self._name = pair.name
@@ -113,18 +113,18 @@ class _Load:
         self._udp = stack.enter_context(UdpLoad(self._ends))
         self._tcp = stack.enter_context(TcpLoad(self._ends))
 
-    def way(self, kind: Metric) -> Way:
-        """Return the load that `kind` counts."""
-        if kind is UDP:
-            return Timed(self._name, lambda: self._udp.run(_BATCHES), _BATCHES * BATCH, _TRIES)
-        if kind is ROUND_TRIP:
-            return Timed(self._name, lambda: self._tcp.round_trips(_ROUND_TRIPS), _ROUND_TRIPS, _TRIES)
+    def variant(self, metric: Metric) -> Variant:
+        """Return the load that the metric measures."""
+        if metric is UDP:
+            return TimedCall(self._name, lambda: self._udp.run(_BATCHES), _BATCHES * BATCH, _TRIES)
+        if metric is ROUND_TRIP:
+            return TimedCall(self._name, lambda: self._tcp.round_trips(_ROUND_TRIPS), _ROUND_TRIPS, _TRIES)
         return _Streams(self._name, self._ends)
 
 
 @dataclass(frozen=True, slots=True)
 class _Streams:
-    """A connection for each round: one that has lost a packet stays slow for longer than all rounds take."""
+    """A new connection for each round: one that lost a packet would stay slow for longer than all rounds take."""
 
     name: str
     ends: Ends
@@ -132,12 +132,12 @@ class _Streams:
     def run(self) -> float:
         with TcpLoad(self.ends) as load:
             load.stream(_STREAM)
-            return Timed(self.name, lambda: load.stream(_STREAM), _STREAM, _TRIES).run()
+            return TimedCall(self.name, lambda: load.stream(_STREAM), _STREAM, _TRIES).run()
 
 
 @contextmanager
 def _one_cpu() -> Iterator[None]:
-    """Keep this thread on one CPU, the last: the first has most of the interrupts."""
+    """Pin this thread to the last CPU: the first one serves most of the interrupts."""
     allowed = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {max(allowed)})
     try:

@@ -1,4 +1,4 @@
-"""What `reloadlab bench reload` prints: tables, or JSON values."""
+"""The output of `reloadlab bench reload`: tables, or JSON values."""
 
 from __future__ import annotations
 

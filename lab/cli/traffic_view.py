@@ -1,4 +1,4 @@
-"""What `reloadlab bench traffic` prints: tables, or JSON values."""
+"""The output of `reloadlab bench traffic`: tables, or JSON values."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lab.cli.tables import make_table, print_table
 
 
 def show(report: PacketCosts) -> None:
-    """Print a report as tables, one for each measure, with both IP versions side by side."""
+    """Print a report as tables, one for each metric, with both IP versions side by side."""
     for build in report.builds:
         if build.name:
             print(f"{build.name}: {_describe(build)}")
@@ -51,7 +51,7 @@ def _cells(metric: Metric, row: Measurement, first: Measurement) -> tuple[str, .
 
 
 def to_json(report: PacketCosts) -> dict[str, Any]:
-    """Return the report as JSON values, in the units that it says; ratios are of times, to the row `reference`."""
+    """Return the report as JSON values in the stated units; a ratio is that of the times, to the row `reference`."""
     return {
         "builds": [{"name": build.name, "sources": _describe(build)} for build in report.builds],
         "other_processes": round(report.others, 3),

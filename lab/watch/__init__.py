@@ -1,4 +1,4 @@
-"""What looks at a node without changing it: snapshots, invariants, metrics, maps, events, captures, system call times.
+"""Observers of a node that do not change it: snapshots, invariants, counters, maps, events, captures, system calls.
 
 May import agent, traffic, node, abi and system.
 """

@@ -1,4 +1,4 @@
-"""What goes through the tunnel, seen from the underlay: which identity each packet carries as its VNI."""
+"""Capture of tunnelled packets in the underlay: the identity in each packet's VNI."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _ETHERNET, _UDP, _VXLAN = 14, 8, 8
 
 @dataclass(frozen=True, slots=True)
 class Encapsulated:
-    """A packet in the tunnel: the identity of its VNI, and the inner packet's source and destination."""
+    """A tunnelled packet: the identity in its VNI, and source and destination of the inner packet."""
 
     identity: int
     source: IPv4Address | IPv6Address
@@ -31,7 +31,7 @@ class Encapsulated:
 
 
 def decode(frame: bytes, port: int) -> Encapsulated | None:
-    """Return what a frame of the underlay carries; None for all that is not VXLAN on this port with IP inside."""
+    """Decode a frame of the underlay; None if it is not an IP packet in VXLAN to this port."""
     outer = _ETHERNET + (frame[_ETHERNET] & 0xF) * 4
     inner = outer + _UDP + _VXLAN
     if len(frame) < inner + _ETHERNET or frame[12:14] != _ETH_P_IP.to_bytes(2, "big"):
@@ -48,7 +48,7 @@ def decode(frame: bytes, port: int) -> Encapsulated | None:
 
 
 class TunnelCapture:
-    """Listens on all links of the underlay's namespace, from construction of the context on; a context manager."""
+    """Captures on all links of the underlay's namespace while its context is open."""
 
     def __init__(self, underlay: Path, port: int) -> None:
         self._underlay = underlay
@@ -68,9 +68,9 @@ class TunnelCapture:
     def identities(
         self, sources: Collection[IPv4Address | IPv6Address], *, timeout: float = 5.0
     ) -> dict[IPv4Address | IPv6Address, set[int]]:
-        """Return the identities seen until now by inner source address.
+        """Return the identities captured so far, by inner source address.
 
-        Waits until every one of `sources` was seen at least once, at most `timeout` seconds.
+        Waits until a packet of every one of `sources` was captured, at most `timeout` seconds.
         """
         deadline = time.monotonic() + timeout
         missing = set(sources) - self._seen.keys()

@@ -1,7 +1,7 @@
-"""The messages of cilium_events: from the bytes that a program sends to a line in the words of `cilium monitor`. Pure.
+"""Decoder of the messages in cilium_events, which prints them as `cilium monitor` does.
 
-Layouts are those of the reference commit (bpf/lib/common.h, drop.h, trace.h, policy_log.h), words those of
-pkg/monitor. The bytes of the packet that follow a message are read as far as there are any.
+The layouts are those of the reference commit (bpf/lib/common.h, drop.h, trace.h, policy_log.h), the words those of
+pkg/monitor. A message is followed by the beginning of its packet, which may be cut off anywhere.
 """
 
 from __future__ import annotations
@@ -58,9 +58,9 @@ _ETHERNET = 14
 
 @dataclass(frozen=True, slots=True)
 class Drop:
-    """A packet that was dropped; `endpoint` is whose program did it, `destination` the endpoint here, 0 if unknown.
+    """A dropped packet: `endpoint` is that of the program, `destination` the local one (0 if unknown).
 
-    `file` and `line` are where: with our programs the place of the decision, with Cilium's that of the notification.
+    `file` and `line` are the place of the decision in our programs, and of the notification in Cilium's.
     """
 
     reason: int
@@ -85,7 +85,7 @@ class Drop:
 
 @dataclass(frozen=True, slots=True)
 class Trace:
-    """A packet that was seen; `point` is where, `state` what connection tracking knows of it."""
+    """A traced packet: `point` is the observation point, `state` that of its connection."""
 
     point: int
     endpoint: int
@@ -110,7 +110,7 @@ class Trace:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What the policy of an endpoint says of a packet; `reason` is that of the drop, 0 if it may pass."""
+    """The verdict of an endpoint's policy on a packet; `reason` is the drop reason, 0 if it is allowed."""
 
     endpoint: int
     hash: int
@@ -133,7 +133,7 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Lost:
-    """Messages for which there was no room: the listener was too slow."""
+    """Messages that were lost because the reader was too slow."""
 
     count: int
     cpu: int
@@ -144,7 +144,7 @@ class Lost:
 
 @dataclass(frozen=True, slots=True)
 class Unknown:
-    """A message of another type, or one that is cut off."""
+    """A message of another type, or a truncated one."""
 
     type: int
     length: int
@@ -157,7 +157,7 @@ Event = Drop | Trace | Verdict | Lost | Unknown
 
 
 def decode(data: bytes) -> Event:
-    """Return the event of a message with what follows it."""
+    """Decode a message and the packet that follows it; Unknown if that is impossible."""
     kind = _BODIES.get(data[0] if data else 0)
     if kind is None or len(data) < kind.SIZE:
         return Unknown(data[0] if data else 0, len(data))
@@ -188,7 +188,7 @@ def decode(data: bytes) -> Event:
 
 
 def to_json(event: Event) -> dict[str, Any]:
-    """Return an event as a JSON object, its type by name."""
+    """Return an event as a JSON object; `event` is its type."""
     fields: Mapping[str, Any] = asdict(event)
     words = {"event": type(event).__name__.lower()}
     if isinstance(event, Drop):
@@ -199,7 +199,7 @@ def to_json(event: Event) -> dict[str, Any]:
 
 
 def summary(frame: bytes) -> str:
-    """Return who sends what to whom, such as `10.0.0.1:80 -> 10.0.0.2:40000 tcp SYN, ACK`."""
+    """Return a packet's addresses, ports and protocol, such as `10.0.0.1:80 -> 10.0.0.2:40000 tcp SYN, ACK`."""
     kind = int.from_bytes(frame[12:14], "big") if len(frame) >= _ETHERNET else 0
     if kind == 0x0800 and len(frame) >= _ETHERNET + 20:
         offset = _ETHERNET + (frame[_ETHERNET] & 0xF) * 4

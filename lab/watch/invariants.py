@@ -1,4 +1,4 @@
-"""What must hold for a node after every scenario. One function checks all of it and names what does not hold."""
+"""The invariants that must hold for a node after every scenario, and their checks (docs/invariants.md)."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ from lab.watch.metrics import Counters
 from lab.watch.snapshot import Snapshot, calls_maps, take
 
 UNLOAD_SECONDS = 5.0
-"""How long the kernel may take to free the programs that a reload replaced."""
+"""Seconds in which the kernel frees the programs that a reload replaced."""
 
 KERNEL_NAME = 15
-"""Characters of a program's name that the kernel keeps (BPF_OBJ_NAME_LEN)."""
+"""Characters of a program's name that the kernel keeps (BPF_OBJ_NAME_LEN, with a final NUL)."""
 
 _OWN_MAP = re.compile(r"cilium_(?P<kind>calls(?:_custom|_hostns|_netdev)?|policy)_(?P<number>\d{5})")
 
 
 @dataclass(frozen=True, slots=True)
 class Violation:
-    """An invariant that does not hold: its number in docs/invariants.md and what was found."""
+    """A violated invariant: its number in docs/invariants.md, and the finding."""
 
     invariant: int
     what: str
@@ -44,21 +44,21 @@ class Violation:
         return f"invariant {self.invariant}: {self.what}"
 
     def on(self, node: str) -> Violation:
-        """Return the same, found on one of several nodes."""
+        """Return the violation with the name of the node on which it was found."""
         return Violation(self.invariant, f"{node}: {self.what}")
 
 
 class BadExpectation(ReloadlabError):
-    """Something expected in a form that would match what nobody meant."""
+    """An expectation of the wrong type, which would match more than it should."""
 
 
 @dataclass(frozen=True)
 class Expected:
-    """What a scenario says about itself.
+    """The changes that a scenario declares.
 
-    `drops` maps (reason, direction) to the exact number of packets; all others must not move. `migrated` names maps
-    that may have been replaced, `changed` maps whose content may differ; `other_path` says that packets were sent
-    another way. `warnings` are texts: a reload may give warnings that contain one of them.
+    `drops` is the exact number of packets by (reason, direction); no other drop counter may move. `migrated` names
+    maps that may be replaced, `changed` maps whose content may differ. `other_path`: packets may change their path.
+    A reload may give warnings that contain one of the texts in `warnings`.
     """
 
     drops: Mapping[tuple[int, int], int] = field(default_factory=dict)
@@ -75,14 +75,14 @@ class Expected:
 
 @dataclass(frozen=True, slots=True)
 class Baseline:
-    """A node before a scenario."""
+    """The state and the counters of a node before a scenario."""
 
     snapshot: Snapshot
     counters: Counters
 
 
 def baseline(agent: Agent) -> Baseline:
-    """Read a node before a scenario."""
+    """Read the state and the counters of a node."""
     return Baseline(take(agent.node), metrics.read(agent.node))
 
 
@@ -94,10 +94,10 @@ def check(
     traffic: TrafficReport | None = None,
     outcomes: Sequence[Outcome] = (),
 ) -> list[Violation]:
-    """Return everything that does not hold for the node now.
+    """Return all violations on the node now; invariants 8 and, without `traffic`, 7 are not checked.
 
-    `outcomes` are reloads of this node since `before`, in their order. Without them a program that the last reload
-    should have replaced is noticed only if it uses a calls map.
+    `outcomes` are the reloads on this node since `before`, in their order. Without them a program that the last reload
+    should have replaced is found only if it uses a calls map.
     """
     expected = expected or Expected()
     now = take(agent.node)
@@ -119,12 +119,12 @@ def check(
 
 
 def check_traffic(traffic: TrafficReport, expected: Expected) -> list[Violation]:
-    """Return what the traffic shows (invariant 7)."""
+    """Return the violations that the traffic shows (invariant 7)."""
     return [Violation(7, what) for what in traffic.problems(other_path=expected.other_path)]
 
 
 def check_warnings(outcomes: Iterable[Outcome], expected: Iterable[Expected]) -> list[Violation]:
-    """Return the warnings of reloads that nobody expects (invariant 11)."""
+    """Return the warnings of reloads that the scenario does not expect (invariant 11)."""
     texts = {text for each in expected for text in each.warnings}
     return [
         Violation(11, f"reload of {outcome.subject} warns: {warning}")
@@ -135,14 +135,14 @@ def check_warnings(outcomes: Iterable[Outcome], expected: Iterable[Expected]) ->
 
 
 def unchanged(before: Snapshot, now: Snapshot) -> list[Violation]:
-    """Return what a reload that failed did not put back (invariant 8)."""
+    """Return what differs after a failed reload (invariant 8)."""
     names = ("filters", "pins", "contents", "slots", "policy slots", "routes")
     pairs = zip(names, before.datapath(), now.datapath(), strict=True)
     return [Violation(8, f"{name} differ: {_difference(old, new)}") for name, old, new in pairs if old != new]
 
 
 def wanted_programs(agent: Agent) -> dict[tuple[str, Direction], str]:
-    """Return which program belongs at which hook in the node's present mode."""
+    """Return the program that belongs at each hook in the node's present mode."""
     node, config = agent.node, agent.config
     wanted = {
         (CILIUM_HOST, Direction.INGRESS): "cil_to_host",
@@ -181,15 +181,15 @@ def _hooks(agent: Agent, now: Snapshot) -> Iterator[str]:
 
 
 def _program_name(program_id: int) -> str:
-    """Return the name that the kernel has of a program, cut off at KERNEL_NAME."""
+    """Return the kernel's name of a program, which has at most KERNEL_NAME characters."""
     with program_by_id(program_id) as fd:
         return prog_info(fd).name
 
 
 def _outdated(agent: Agent, now: Snapshot, outcomes: Iterable[Outcome]) -> Iterator[str]:
-    """Yield hooks whose program is older than the last reload of what it belongs to.
+    """Yield the hooks whose program is older than the last reload of its endpoint.
 
-    Ids of programs grow: a program that somebody loaded after that reload is not older.
+    Program ids grow with time: a program that was loaded after that reload is not older.
     """
     last = {outcome.subject: min((each.program_id for each in outcome.attached), default=0) for outcome in outcomes}
     subjects = {agent.node.pod(name).ifname: name for name in (HEALTH, *(pod.name for pod in agent.node.pods))}
@@ -219,7 +219,7 @@ def _pins(agent: Agent, now: Snapshot) -> Iterator[str]:
 
 
 def _retired(now: Snapshot) -> Iterator[str]:
-    """A replaced array of policy programs is there for those who jump through it, and says what the new one says."""
+    """Yield replaced policy arrays that no program uses, or whose slots differ from those of the present array."""
     used = {ident for program in now.reachable for ident in program_maps(program)} if now.retired else set()
     for name, slots in now.retired.items():
         if now.pins[name].id not in used:
@@ -274,7 +274,7 @@ def _policy_slots(agent: Agent, now: Snapshot) -> Iterator[str]:
 
 
 def _empty_slots(agent: Agent, now: Snapshot) -> Iterator[str]:
-    """Yield the slots of calls maps that the node's object files fill and that are empty."""
+    """Yield the empty slots of calls maps that the node's object files fill."""
     for path in (*agent.config.state.glob("*.o"), *agent.config.state.glob("*/*.o")):
         spec = read_object(path).spec
         for name, filled in ((name, now.slots[name]) for name in spec.maps if is_calls_map(name) and name in now.slots):
@@ -306,7 +306,7 @@ def _drops(agent: Agent, before: Counters, expected: Expected) -> Iterator[str]:
 
 
 def _leaks(agent: Agent) -> Iterator[str]:
-    """The kernel empties a calls map and frees its programs some time after the last reference went: wait for it."""
+    """Yield programs that nothing reaches. The kernel frees programs with a delay: wait for it."""
     deadline = time.monotonic() + UNLOAD_SECONDS
     while extra := (now := take(agent.node)).programs - now.reachable:
         if time.monotonic() > deadline:
@@ -317,7 +317,7 @@ def _leaks(agent: Agent) -> Iterator[str]:
 
 
 def _orphans(agent: Agent, now: Snapshot) -> Iterator[str]:
-    """Yield the pins of endpoints and devices that are gone: each keeps a map, and a calls map its programs."""
+    """Yield the pins of endpoints and devices that are gone. A pin keeps its map, and a calls map its programs."""
     ids = {endpoint.id for endpoint in agent.node.endpoints()}
     devices = {item.ifindex for found in now.filters.values() for item in found if item.is_ours}
     for name in now.pins:

@@ -1,4 +1,4 @@
-"""The datapath's maps as rows that one can read, or turn into JSON: read from the pins, as the kernel has them now."""
+"""The content of the datapath's maps as rows of JSON values, read from their pins."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _TUPLE_RELATED = 2
 
 
 def lxc(node: Node) -> list[Row]:
-    """Return cilium_lxc: endpoints and the addresses of the host."""
+    """Return cilium_lxc: the local endpoints and the addresses of the host."""
     names = {pod.endpoint_id: pod.name for pod in (node.facts.health, *node.pods)}
     with open_map(node, "cilium_lxc") as pinned:
         rows: list[Row] = []
@@ -59,7 +59,7 @@ def lxc(node: Node) -> list[Row]:
 
 
 def ipcache(node: Node) -> list[Row]:
-    """Return cilium_ipcache: the identity behind every address and network, and the node behind the tunnel."""
+    """Return cilium_ipcache: the identity of each address and network, and the tunnel endpoint."""
     with open_map(node, "cilium_ipcache") as pinned:
         found = []
         for key, value in pinned.items():
@@ -78,7 +78,7 @@ def ipcache(node: Node) -> list[Row]:
 
 
 def tunnel(node: Node) -> list[Row]:
-    """Return cilium_tunnel_map: the node of every pod network."""
+    """Return cilium_tunnel_map: the node of each pod network."""
     with open_map(node, "cilium_tunnel_map") as pinned:
         found = [(_address(key[:16], key[16]), layouts.TunnelValue.unpack(value).node) for key, value in pinned.items()]
     found.sort(key=lambda pair: (pair[0].version, pair[0].packed))
@@ -86,7 +86,7 @@ def tunnel(node: Node) -> list[Row]:
 
 
 def policy(node: Node, endpoint: str | None = None) -> list[Row]:
-    """Return the policy maps of all endpoints that are loaded, or of one; UnknownTarget if there is no such."""
+    """Return the policy maps of all loaded endpoints, or of one; UnknownTarget if there is no such endpoint."""
     if endpoint is not None:
         node.endpoint(endpoint)
     rows: list[Row] = []
@@ -135,9 +135,9 @@ def metrics(node: Node) -> list[Row]:
 
 
 def conntrack(node: Node, limit: int | None = None) -> list[Row]:
-    """Return the connections of all tables, or the first `limit`; `seconds_left` is below 0 if it is over.
+    """Return the connections of all tables, or the first `limit`; `seconds_left` is negative after the lifetime.
 
-    In the order of protocol, who began and its port: of hundreds of thousands only those that are wanted become rows.
+    They are sorted by protocol, addresses and ports. Only what is returned is decoded: a table can be large.
     """
     found: list[tuple[bytes, bytes]] = []
     loaded = False
@@ -150,14 +150,14 @@ def conntrack(node: Node, limit: int | None = None) -> list[Row]:
             continue
     if not loaded:
         raise MapNotLoaded(node.name, CT_MAPS[0])
-    # The protocol is the last byte but one of either key, the addresses come first.
+    # In keys of both versions the protocol is the last byte but one, and the addresses come first.
     found.sort(key=lambda item: (item[0][-2], len(item[0]), item[0]))
     now = seconds()
     return [connection(key, value, now) for key, value in found[:limit]]
 
 
 def connection(key: bytes, value: bytes, now: int) -> Row:
-    """Return one entry of a connection table, of either IP version; `now` are seconds of the datapath's clock."""
+    """Return an entry of a connection table of either IP version; `now` is the datapath's clock in seconds."""
     who, entry = CtTuple.unpack(key), CtEntry.unpack(value)
     return {
         "protocol": _PROTOCOLS.get(who.protocol, str(who.protocol)),
@@ -186,7 +186,7 @@ def _with_port(address: IPv4Address | IPv6Address, port: int) -> str:
 
 
 def identity_names(node: Node) -> dict[int, str]:
-    """Return who has which identity: a reserved name, the pods that have it, or the CIDR that it stands for."""
+    """Return names by identity: a reserved name, the pods that have the identity, or its CIDR."""
     names = {identity: str(network) for network, identity in cidrs(enforcement.stored(node) or ()).items()}
     for pod in node.pods:
         names[pod.identity] = f"{names.get(pod.identity, '')} {pod.name}".strip()
@@ -204,7 +204,7 @@ MAPS: dict[str, Callable[[Node], list[Row]]] = {
     "metrics": metrics,
     "tunnel": tunnel,
 }
-"""The readers, by the name that the command line gives them."""
+"""The readers by their names on the command line."""
 
 
 def _address(packed: bytes, family: int) -> IPv4Address | IPv6Address:

@@ -1,4 +1,4 @@
-"""The counters of a node: what was forwarded, what was dropped and why, and which load handled how many packets."""
+"""The counters of a node: forwarded and dropped packets by reason, and the packets that each load handled."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ INGRESS, EGRESS = MetricDirection.INGRESS, MetricDirection.EGRESS
 
 @dataclass(frozen=True)
 class Counters:
-    """Packets by (reason, direction), all CPUs together; `hits` packets by (generation, source, program)."""
+    """Packets by (reason, direction), and `hits`, packets by (generation, source, program); sums over all CPUs."""
 
     packets: Mapping[tuple[int, int], int] = field(default_factory=dict)
     hits: Mapping[tuple[int, int, int], int] = field(default_factory=dict)

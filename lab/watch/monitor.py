@@ -1,4 +1,4 @@
-"""Follows cilium_events of a node: one listener at a time, across reloads and migrations of the map."""
+"""A reader of a node's cilium_events that survives reloads and migrations of the map."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ EVENTS_MAP = "cilium_events"
 
 
 class MonitorBusy(ReloadlabError):
-    """Somebody else follows the events: a ring has one reader."""
+    """Another process reads the events: a perf ring has one reader."""
 
     def __init__(self, node: str) -> None:
-        super().__init__(f"the events of lab {node} are followed by another process already")
+        super().__init__(f"another process already reads the events of lab {node}")
 
 
 class Monitor:
-    """A context manager: `read` gives the events since it was entered. MapNotLoaded, MonitorBusy."""
+    """A context manager: `read` yields the events since its context was entered. MapNotLoaded, MonitorBusy."""
 
     def __init__(self, node: Node) -> None:
         self._node = node
@@ -56,7 +56,7 @@ class Monitor:
         self._stack.close()
 
     def _listen(self) -> None:
-        """Put our rings into the map that is pinned now."""
+        """Install our rings in the map that is pinned now."""
         with ExitStack() as stack:
             opened = stack.enter_context(open_map(self._node, EVENTS_MAP))
             self._inode = self._pinned()
@@ -68,7 +68,7 @@ class Monitor:
         return found.st_dev, found.st_ino
 
     def read(self, timeout: float) -> Iterator[Event]:
-        """Yield the events that have come, after waiting at most `timeout` seconds for the first."""
+        """Yield the pending events, after waiting at most `timeout` seconds for the first."""
         for sample in self._reader.read(timeout):
             yield Lost(sample.lost, sample.cpu) if sample.lost else decode(sample.data)
         if self._path.exists() and self._pinned() != self._inode:

@@ -1,9 +1,9 @@
-"""What the kernel holds for one node, read at one moment: filters, pins, maps, programs, routes."""
+"""The kernel's state of one node: filters, pins, maps, programs and routes."""
 
 from __future__ import annotations
 
 import errno
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from datapath.bpftypes import MapType
@@ -11,21 +11,22 @@ from datapath.errors import BpfError
 from datapath.kernel import bpf, hooks, progarray
 from datapath.kernel.hooks import Direction, Filter
 from datapath.kernel.inventory import program_maps, reach, read_slots
+from datapath.kernel.map import Map, open_pin
 from datapath.kernel.netlink import NetlinkSocket
 from datapath.kernel.pins import RETIRED, is_calls_map
 from datapath.kernel.routes import current
-from datapath.load.maps import open_pin
 from datapath.reload.connections import CONNECTIONS, lifetime_of
 from lab.node.node import Node
+from lab.node.topology import NODE
 
 COUNTERS = (
     *("cilium_metrics", "reloadlab_hits", "cilium_events", "cilium_signals", "cilium_snat"),
     *("cilium_ipv4_frag", "cilium_ipv6_frag"),
 )
-"""Maps whose content moves with every packet."""
+"""Prefixes of maps whose content changes with every packet."""
 
 POLICY_VERDICT = 8
-"""Bytes of struct policy_entry before its counters."""
+"""Bytes of struct policy_entry before the counters."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,13 +45,13 @@ class PinnedMap:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """One moment of a node.
+    """The state of a node at one moment.
 
-    `filters` by (interface, direction), `pins` by name, `slots` slot -> program id by calls map, `policy` endpoint
-    id -> program id, `routes` address -> interface index of the endpoints' own routes. `retired` is what `policy` is,
-    of each array that was replaced and is pinned because programs still jump through it, by the name of its pin.
-    `programs` are all loaded programs that use a map of this node, `reachable` those that are attached or lie in a
-    slot of a pinned calls map, and what these lead to; `calls` are the calls maps that those use, pinned or not.
+    `filters` are by (interface, direction), `pins` by name. `slots` has slot -> program id for each calls map, `policy`
+    endpoint id -> program id, `routes` address -> interface index of the endpoints' own routes.
+    `retired` has the slots of each replaced policy array that is still pinned because programs use it, by pin name.
+    `programs` are the ids of all loaded programs that use a map of this node, `reachable` those that are attached or in
+    a slot of a pinned calls map, and the targets of their tail calls; `calls` are the ids of their calls maps.
     """
 
     filters: Mapping[tuple[str, Direction], tuple[Filter, ...]]
@@ -64,75 +65,95 @@ class Snapshot:
     calls: frozenset[int]
 
     def datapath(self) -> tuple[object, ...]:
-        """Return all that a reload that failed must leave as it was."""
+        """Return everything that a failed reload must leave as it was."""
         pins = {name: pin.id for name, pin in self.pins.items()}
         contents = {name: pin.content for name, pin in self.pins.items()}
         return self.filters, pins, contents, self.slots, (self.policy, self.retired), self.routes
 
 
+@dataclass(frozen=True, slots=True)
+class _Maps:
+    """The pinned maps of a node, as in Snapshot."""
+
+    pins: dict[str, PinnedMap] = field(default_factory=dict)
+    slots: dict[str, dict[int, int]] = field(default_factory=dict)
+    policy: dict[int, int] = field(default_factory=dict)
+    retired: dict[str, dict[int, int]] = field(default_factory=dict)
+
+    @property
+    def programs(self) -> set[int]:
+        """All programs in a slot."""
+        filled = (*self.slots.values(), *self.retired.values(), self.policy)
+        return {program for each in filled for program in each.values()}
+
+
 def take(node: Node) -> Snapshot:
-    """Read a node. No descriptor stays open: one of a calls map would keep it filled that the kernel has to empty."""
-    pins: dict[str, PinnedMap] = {}
-    slots: dict[str, dict[int, int]] = {}
-    policy: dict[int, int] = {}
-    retired: dict[str, dict[int, int]] = {}
+    """Read a node. No descriptor stays open: one of an unpinned calls map would keep the kernel from emptying it."""
     directory = node.datapath_config().globals
-    ids = [e.id for e in node.endpoints()]
+    maps = _Maps()
     for path in sorted(directory.iterdir()) if directory.is_dir() else ():
         with open_pin(path) as pinned:
-            info = pinned.info
-            content: dict[bytes, bytes] | None = None
-            lifetimes: dict[bytes, int] = {}
-            if info.type == MapType.PROG_ARRAY:
-                filled = read_slots(pinned.fd)
-                if filled is not None:
-                    slots[path.name] = filled
-                elif path.name == "cilium_call_policy":
-                    policy |= _policy(pinned.fd, ids)
-                elif RETIRED in path.name:
-                    retired[path.name] = _policy(pinned.fd, ids)
-            elif not path.name.startswith(COUNTERS):
-                items = dict(pinned.items())
-                content = {key: _steady(path.name, value) for key, value in items.items()}
-                if path.name.startswith(CONNECTIONS):
-                    lifetimes = {key: lifetime_of(value) for key, value in items.items()}
-            pins[path.name] = PinnedMap(info.id, info.type, content, lifetimes)
-    with NetlinkSocket(node.netns("node")) as netlink:
-        links = netlink.interfaces()
+            _read_map(pinned, [endpoint.id for endpoint in node.endpoints()], maps)
+    with NetlinkSocket(node.netns(NODE)) as netlink:
         filters = {
             (link.name, direction): found
-            for link in links.values()
+            for link in netlink.interfaces().values()
             for direction in Direction
             if (found := hooks.all_filters(netlink, link.ifindex, direction))
         }
-        routes = {}
-        for endpoint in node.endpoints():
-            for address in (endpoint.ipv4, endpoint.ipv6):
-                route = None if address is None else current(netlink, address)
-                if route is not None and not endpoint.is_host:
-                    routes[str(address)] = route.ifindex
-    attached = {f.program_id for found in filters.values() for f in found if f.program_id}
-    in_slots = {program for filled in slots.values() for program in filled.values()}
-    in_slots |= {program for filled in retired.values() for program in filled.values()}
-    held = reach(attached | set(policy.values()) | in_slots)
-    ours = held.maps | {pin.id for pin in pins.values()}
-    loaded = programs_using(ours)
-    return Snapshot(filters, pins, slots, policy, retired, routes, loaded, held.programs, held.calls)
+        routes = _routes(netlink, node)
+    attached = {each.program_id for found in filters.values() for each in found if each.program_id}
+    held = reach(attached | maps.programs)
+    loaded = programs_using(held.maps | {pin.id for pin in maps.pins.values()})
+    state = maps.pins, maps.slots, maps.policy, maps.retired
+    return Snapshot(filters, *state, routes, loaded, held.programs, held.calls)
+
+
+def _read_map(pinned: Map, endpoint_ids: Sequence[int], maps: _Maps) -> None:
+    """Add a pinned map to `maps`."""
+    name, info = pinned.name, pinned.info
+    content: dict[bytes, bytes] | None = None
+    lifetimes: dict[bytes, int] = {}
+    if info.type == MapType.PROG_ARRAY:
+        filled = read_slots(pinned.fd)
+        if filled is not None:
+            maps.slots[name] = filled
+        elif name == "cilium_call_policy":
+            maps.policy.update(_policy(pinned.fd, endpoint_ids))
+        elif RETIRED in name:
+            maps.retired[name] = _policy(pinned.fd, endpoint_ids)
+    elif not name.startswith(COUNTERS):
+        items = dict(pinned.items())
+        content = {key: _steady(name, value) for key, value in items.items()}
+        if name.startswith(CONNECTIONS):
+            lifetimes = {key: lifetime_of(value) for key, value in items.items()}
+    maps.pins[name] = PinnedMap(info.id, info.type, content, lifetimes)
+
+
+def _routes(netlink: NetlinkSocket, node: Node) -> dict[str, int]:
+    """Return address -> interface index of the endpoints' own routes."""
+    found = {}
+    for endpoint in node.endpoints():
+        for address in (endpoint.ipv4, endpoint.ipv6):
+            route = None if address is None or endpoint.is_host else current(netlink, address)
+            if route is not None:
+                found[str(address)] = route.ifindex
+    return found
 
 
 def calls_maps(snapshot: Snapshot) -> dict[str, int]:
-    """Return name -> id of the pinned calls maps."""
+    """Return the ids of the pinned calls maps by name."""
     return {name: pin.id for name, pin in snapshot.pins.items() if is_calls_map(name)}
 
 
 def _steady(name: str, value: bytes) -> bytes:
-    """Return the part of a value that packets do not change: of a connection, nothing but its key."""
+    """Return the part of a value that packets do not change; of a connection there is none."""
     if name.startswith(CONNECTIONS):
         return b""
     return value[:POLICY_VERDICT] if name.startswith("cilium_policy_") else value
 
 
-def _policy(fd: int, ids: list[int]) -> dict[int, int]:
+def _policy(fd: int, ids: Sequence[int]) -> dict[int, int]:
     found = {ident: progarray.program_at(fd, ident) for ident in ids}
     return {ident: program for ident, program in found.items() if program is not None}
 

@@ -1,8 +1,8 @@
-"""The tracing process (`python -m lab.watch.tracer`): a bcc program on the system call tracepoints, its mounts private.
+"""The tracing process (`python -m lab.watch.tracer`): a bcc program on the system call tracepoints.
 
-The program filters by process (a map of those that are followed, to which the caller adds) and writes one record per
-call into a ring buffer that wakes nobody up. The buffer is emptied once a second and at the end, so tracing costs the
-traced process two short programs a call, and the machine little more.
+The program filters by process (the caller adds ids to the map of followed processes) and writes one record per call
+into a ring buffer without waking up the reader, which empties it once a second and at the end. So tracing costs the
+traced process two short programs per call.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ CLONE_NEWNS = 0x00020000
 MS_REC, MS_PRIVATE = 0x4000, 0x40000
 
 BUFFER_PAGES = 4096
-"""16 MiB, 400,000 events: far more than a second's."""
+"""Pages of the ring buffer: 16 MiB, 400,000 events, far more than a second produces."""
 
 FOLLOWED = 4096
-"""Processes that can be followed."""
+"""The number of processes that can be followed."""
 
 INTERVAL = 1.0
-"""Seconds between two emptyings of the buffer."""
+"""Seconds between two reads of the ring buffer."""
 
 MODULES = Path("/lib/modules")
 TRACING = Path("/sys/kernel/tracing")
@@ -111,9 +111,9 @@ TRACEPOINT_PROBE(syscalls, sys_exit_{name})
 
 
 def arrange_mounts(headers: Headers | None, release: str) -> None:
-    """Leave the machine's mount namespace, then put tracefs and kernel headers where bcc looks for them.
+    """Leave the machine's mount namespace, then mount tracefs and link kernel headers where bcc looks for them.
 
-    OSError if that fails; nothing of it is visible to any other process.
+    OSError if that fails. No other process sees the mounts.
     """
     leave_mount_namespace()
     if not (TRACING / "events").is_dir():
@@ -130,7 +130,7 @@ def arrange_mounts(headers: Headers | None, release: str) -> None:
 
 
 def program_text(syscalls: list[str]) -> str:
-    """Return the C text for the given calls: a pair of probes each, numbered in their order."""
+    """Return the C source for the given calls: a pair of probes for each, numbered in their order."""
     return HEAD + "".join(
         PAIR.format(name=name, index=index, command="args->cmd" if name == "bpf" else "0")
         for index, name in enumerate(syscalls)
@@ -138,7 +138,7 @@ def program_text(syscalls: list[str]) -> str:
 
 
 def load_program(syscalls: list[str]) -> Any:
-    """Compile, load and attach the program; return bcc's object."""
+    """Compile, load and attach the program; return bcc's BPF object."""
     from bcc import BPF  # Looks for tracefs when it is imported.
 
     namespace = Path("/proc/self/ns/pid").stat()
@@ -150,14 +150,14 @@ def load_program(syscalls: list[str]) -> Any:
         "FOLLOWED": str(FOLLOWED),
         "BUFFER_PAGES": str(BUFFER_PAGES),
     }
-    # bcc unpacks the kernel's own headers into the temporary directory, and leaves them there.
+    # bcc unpacks the kernel's own headers into the temporary directory and does not remove them.
     with scratch() as directory:
         os.environ["TMPDIR"] = str(directory)
         return BPF(text=program_text(syscalls), cflags=[f"-D{name}={value}" for name, value in flags.items()])
 
 
 def serve(control: Control, program: Any) -> bool:
-    """Collect events until the parent says stop (then send them) or is gone; tell which."""
+    """Collect events until the parent sends a stop, then send them and return True; False if the parent is gone."""
     records = bytearray()
 
     def take(_: object, data: int, size: int) -> int:
@@ -182,7 +182,7 @@ def serve(control: Control, program: Any) -> bool:
 
 
 def main(descriptor: int) -> int:
-    """Trace as the first message on the control socket `descriptor` says."""
+    """Trace the system calls that the first message on the control socket `descriptor` names; return the exit code."""
     control = Control(descriptor)
     message = control.receive()
     if message is None:

@@ -1,8 +1,7 @@
-"""How much of a step is the kernel's: the system calls of a process, with their times, seen by a bcc program.
+"""The system calls of processes with their times, recorded by a bcc program, and the time that they take of a step.
 
-bcc runs in a process of its own (lab.watch.tracer) that has its own mount namespace: there it mounts tracefs and shows
-bcc kernel headers where it looks for them. Nothing of that is seen outside. Times are CLOCK_MONOTONIC, as
-time.monotonic_ns() and the spans of a reload have them.
+bcc runs in a process of its own (lab.watch.tracer) with its own mount namespace, in which tracefs and kernel headers
+are where bcc looks for them. Times are CLOCK_MONOTONIC, like time.monotonic_ns() and the spans of a reload.
 """
 
 from __future__ import annotations
@@ -26,10 +25,10 @@ from datapath.timing import Interval
 from lab.system.companion import Child, ChildError
 
 SYSCALLS = ("bpf", "sendto", "sendmsg", "recvmsg", "recvfrom")
-"""What a reload waits for: bpf(2), and netlink."""
+"""The system calls in which a reload waits: bpf(2) and netlink."""
 
 RECORD = struct.Struct("=QQqIHH")
-"""struct event of lab.watch.tracer: start, duration, result, thread, call (index in the traced names), command."""
+"""struct event of lab.watch.tracer: start, duration, result, thread, call (index of its name), command."""
 
 _TRACING = Path("/sys/kernel/tracing")
 _START_TIMEOUT = 60.0
@@ -37,11 +36,11 @@ _STOP_TIMEOUT = 30.0
 
 
 class TracingUnavailable(ReloadlabError):
-    """System calls cannot be traced here; str() says why and what to do about it."""
+    """System calls cannot be traced here; str() says why and how to change that."""
 
 
 class SyscallEvent(NamedTuple):
-    """One finished system call. A tuple that sorts by thread and start, as there may be a hundred thousand of them.
+    """One finished system call; sorts by thread and start. A tuple, because there may be a hundred thousand.
 
     `command` is the first argument of bpf(2) (BPF_PROG_LOAD is 5), -1 for other calls. `result` is what the kernel
     returned: a negative errno after a failure.
@@ -106,7 +105,7 @@ def _calls_during(events: Sequence[SyscallEvent], work: Interval) -> Iterator[tu
 class Headers:
     """Kernel headers for bcc: the `build` tree and, where the distribution splits them, the `source` tree.
 
-    `borrowed` if they are another kernel's: tracepoint programs use nothing of them that differs between versions.
+    `borrowed` if they are another kernel's: what tracepoint programs use of them is the same in all versions.
     """
 
     build: Path
@@ -115,7 +114,7 @@ class Headers:
 
 
 def find_headers(modules: Path, release: str) -> Headers | None:
-    """Return the headers of `release` below `modules` (/lib/modules), else those of the newest kernel that has some."""
+    """Return the headers of `release` in `modules` (/lib/modules), else those of the newest kernel; None if none."""
 
     def version(directory: Path) -> list[int]:
         return [int(part) for part in re.findall(r"\d+", directory.name)]
@@ -137,7 +136,7 @@ def has_kheaders() -> bool:
 def explain(
     *, root: bool, bcc: Path | None, filesystems: str, headers: Headers | None, kheaders: bool, release: str
 ) -> str | None:
-    """Return the reason why tracing is impossible on a machine like this, or None; probe() asks about this one.
+    """Return why tracing is impossible on the described machine, with the remedy; None if it is possible.
 
     `bcc` is the directory of the Python package of that name, `filesystems` the content of /proc/filesystems.
     """
@@ -155,9 +154,9 @@ def explain(
 
 
 def probe() -> str | None:
-    """Return why system calls cannot be traced on this machine, with the remedy, or None if nothing speaks against it.
+    """Return why system calls cannot be traced on this machine, with the remedy; None if they can, as far as is known.
 
-    Mounts, loads and compiles nothing.
+    Nothing is mounted, loaded or compiled.
     """
     spec = importlib.util.find_spec("bcc")
     release = os.uname().release
@@ -176,14 +175,14 @@ def probe() -> str | None:
 
 
 class SyscallTracer:
-    """Records the system calls of processes (all their threads) from start() to stop(). A context manager.
+    """Records the system calls of processes and all their threads from start() to stop(). A context manager.
 
-    `events` are there after stop(), sorted by thread and start; `lost` counts those that did not fit the buffer, and
-    `startup_ns` is what starting took (bcc compiles a program each time).
+    After stop() `events` has them, sorted by thread and start; `lost` counts those that did not fit the buffer.
+    `startup_ns` is the time that start() took: bcc compiles the program each time.
     """
 
     def __init__(self, pid: int | None = None, *, syscalls: Sequence[str] = SYSCALLS) -> None:
-        """Describe what to trace: the process `pid`, by default this one; see follow(). Nothing is started yet."""
+        """Prepare to trace the process `pid`, by default this one; see follow(). Nothing is started yet."""
         self._pid = pid
         self._syscalls = tuple(syscalls)
         self._child = Child("lab.watch.tracer")
@@ -195,7 +194,7 @@ class SyscallTracer:
 
     @property
     def pid(self) -> int:
-        """The tracing process's id; 0 while it does not run."""
+        """Process id of the tracing process; 0 while it does not run."""
         return self._child.pid
 
     @property
@@ -236,7 +235,7 @@ class SyscallTracer:
         self.startup_ns = time.monotonic_ns() - begun
 
     def follow(self, pid: int) -> None:
-        """Trace another process, too: its calls that begin after this. Also a forked process may call it, for itself.
+        """Trace another process as well, from now on. A forked process may call this for itself.
 
         Does nothing while the tracer does not run.
         """
@@ -244,7 +243,7 @@ class SyscallTracer:
             bpf.map_update(self._followed, struct.pack("=I", pid), b"\1")
 
     def stop(self) -> None:
-        """Stop tracing and fetch the events; a second call does nothing."""
+        """Stop tracing and fetch the events; later calls do nothing."""
         if not self._running:
             return
         self._running = False

@@ -100,13 +100,13 @@ def run_traffic(args: argparse.Namespace) -> int:
     check_library(args.library)
     require("root", "clang", "ip")
     from lab.bench.pairs import Build
-    from lab.bench.topology import leave_mount_namespace
+    from lab.bench.topology import isolate_mounts
     from lab.bench.traffic import TrafficOptions, measure_traffic
     from lab.cli.traffic_view import show, to_json
 
     library = args.library.resolve() if args.library is not None else None
     other = Build("second", library, tuple(args.defines)) if library is not None or args.defines else None
-    leave_mount_namespace()
+    isolate_mounts()
     report = measure_traffic(TrafficOptions(other, args.rounds), _progress)
     _progress("")
     if args.json:
@@ -122,7 +122,7 @@ def run_reload(args: argparse.Namespace) -> int:
     check_library(args.library)
     require("root", "clang")
     from lab.bench.reload import ReloadOptions, measure_reload
-    from lab.bench.topology import leave_mount_namespace
+    from lab.bench.topology import isolate_mounts
     from lab.cli.reload_view import show, to_json
 
     options = ReloadOptions(
@@ -134,7 +134,7 @@ def run_reload(args: argparse.Namespace) -> int:
         pods=args.pods,
         verifiers=max(os.cpu_count() or 1, 2),
     )
-    leave_mount_namespace()
+    isolate_mounts()
     report = measure_reload(options, _progress)
     _progress("")
     if args.json:
@@ -148,10 +148,10 @@ def run_reload(args: argparse.Namespace) -> int:
 def run_topology(args: argparse.Namespace) -> int:
     """Measure nodes of several sizes and print medians and ratios."""
     require("root", "ip")
-    from lab.bench.topology import leave_mount_namespace, measure_topology, start_time
+    from lab.bench.topology import isolate_mounts, measure_topology, start_time
     from lab.cli.topology_view import show, to_json
 
-    leave_mount_namespace()
+    isolate_mounts()
     start = start_time()
     rows = list(measure_topology(args.pods, args.rounds, _progress))
     _progress("")

@@ -18,7 +18,7 @@ from datapath.kernel.pins import map_id
 from datapath.object.reader import read_object
 from datapath.reload.outcome import Outcome
 from datapath.reload.transaction import Observer
-from lab.bench.objects import given, reload_of
+from lab.bench.objects import object_template, plan_with_object
 from lab.scenario.scenario import Gate
 from tests.datapath import support
 from tests.datapath.support import Injected, Rig
@@ -58,7 +58,7 @@ def rig(templates: Path) -> Iterator[Rig]:
 
 
 def reload(rig: Rig, path: Path, *, observer: Observer | None = None) -> Outcome:
-    return rig.loader.apply(reload_of(given(path), rig.plan("pod-1")), observer=observer)
+    return rig.loader.apply(plan_with_object(object_template(path), rig.plan("pod-1")), observer=observer)
 
 
 def run(rig: Rig) -> int:

@@ -6,7 +6,7 @@ import pytest
 
 from datapath.bpftypes import MapType
 from datapath.object.spec import CollectionSpec, DataSection, MapSpec
-from lab.bench.floor import Floor, NoFloor
+from lab.bench.floor import Floor, FloorUnavailable
 
 MAPS = {
     "variables": MapSpec(".data", MapType.ARRAY, 4, 8, 1),
@@ -19,5 +19,5 @@ MAPS = {
 def test_a_map_that_the_bare_calls_cannot_make_is_named(item: MapSpec) -> None:
     sections = {".data": DataSection(".data", 8)}
     spec = CollectionSpec("some.o", {item.name: item}, {}, {}, bytes(8), "GPL", sections)
-    with pytest.raises(NoFloor, match=f"some.o: map {item.name} needs more than the bare calls"):
+    with pytest.raises(FloorUnavailable, match=f"some.o: map {item.name} needs more than the bare calls"):
         Floor(spec, Path(), Path(), "eth0", ())

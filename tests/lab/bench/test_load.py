@@ -9,8 +9,8 @@ from ipaddress import ip_address
 
 import pytest
 
-from lab.bench.load import BATCH, TTL, LoadStopped, TcpLoad, UdpLoad
-from lab.bench.pairs import Pair, plain
+from lab.bench.load import BATCH, TTL, LoadStalled, TcpLoad, UdpLoad
+from lab.bench.pairs import Pair, pair_without_programs
 from lab.node.topology import NODE
 from lab.system.sockets import drops
 from lab.system.tools import run
@@ -23,18 +23,18 @@ pytestmark = pytest.mark.privileged
 @pytest.fixture(scope="module")
 def pair() -> Iterator[Pair]:
     with ExitStack() as stack:
-        yield plain(stack, unique_name("load"))
+        yield pair_without_programs(stack, unique_name("load"))
 
 
 def received(pair: Pair) -> int:
     """Return the packets that the second pod's device has received."""
-    (link,) = ip(pair.there.netns(pair.target.name), "-s", "link", "show", "eth0")
+    (link,) = ip(pair.target_node.netns(pair.target.name), "-s", "link", "show", "eth0")
     return int(link["stats64"]["rx"]["packets"])
 
 
 def datagrams(pair: Pair, version: int) -> int:
     """Return the UDP packets that sockets of the second pod have received."""
-    netns = pair.there.netns(pair.target.name)
+    netns = pair.target_node.netns(pair.target.name)
     if version == 6:
         text = run(nsenter(netns, "cat", "/proc/net/snmp6"))
         return int(dict(line.split() for line in text.splitlines())["Udp6InDatagrams"])
@@ -48,7 +48,7 @@ def test_captured_frame_is_the_packet(pair: Pair, version: int) -> None:
     """The first that comes by is a question for the neighbour."""
     both = pair.ends(version)
     with UdpLoad(both, size=18) as load:
-        frame = load.capture(pair.here.netns(NODE), pair.source.ifname)
+        frame = load.capture(pair.source_node.netns(NODE), pair.source.ifname)
     header, ttl, addresses = (20, 22, 26) if version == 4 else (40, 21, 22)
     assert len(frame) == 14 + header + 8 + 18
     assert frame[ttl] == TTL
@@ -80,10 +80,10 @@ def test_tcp_crosses_the_node(pair: Pair, version: int) -> None:
 def test_what_does_not_arrive_stops_the_load(pair: Pair) -> None:
     with UdpLoad(pair.ends(4), timeout=0.1) as load:
         load._sender.setsockopt(socket.IPPROTO_IP, socket.IP_TTL, 1)
-        with pytest.raises(LoadStopped, match="does not arrive: no answer"):
+        with pytest.raises(LoadStalled, match="do not arrive: no answer"):
             load.run(1)
 
 
 def test_reason_is_the_kernels(pair: Pair) -> None:
-    with UdpLoad(pair.ends(4), size=1 << 16) as load, pytest.raises(LoadStopped, match="does not arrive: Message too"):
+    with UdpLoad(pair.ends(4), size=1 << 16) as load, pytest.raises(LoadStalled, match="do not arrive: Message too"):
         load.run(1)

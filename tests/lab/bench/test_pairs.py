@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from lab.bench.load import BATCH, UdpLoad
-from lab.bench.pairs import plain_tunnel
+from lab.bench.pairs import tunnel_pair_without_programs
 from lab.node.topology import NODE
 from tests.lab.labs import ip, unique_name
 
@@ -21,8 +21,8 @@ def encapsulated(netns: Path) -> int:
 @pytest.mark.parametrize("version", [4, 6])
 def test_without_programs_the_kernel_uses_the_tunnel(version: int) -> None:
     with ExitStack() as stack:
-        pair = plain_tunnel(stack, unique_name("plain"))
-        netns = pair.here.netns(NODE)
+        pair = tunnel_pair_without_programs(stack, unique_name("plain"))
+        netns = pair.source_node.netns(NODE)
         with UdpLoad(pair.ends(version)) as load:
             load.run(1)
             before = encapsulated(netns)

@@ -9,7 +9,7 @@ import pytest
 from lab.abi.layouts import Program
 from lab.agent.agent import Agent
 from lab.bench.pairs import Pair
-from lab.bench.programs import REPEAT, RUNS, TC_ACT_OK, TC_ACT_REDIRECT, NoCost, follow
+from lab.bench.programs import REPEAT, RUNS, TC_ACT_OK, TC_ACT_REDIRECT, VerdictChanged, capture_path
 from lab.node.node import Node
 from lab.node.topology import NodeSpec, PodFacts
 from lab.watch import metrics
@@ -23,7 +23,7 @@ LAST = {
     (6, False): Program.IPV6_POLICY,
     (6, True): Program.IPV6_TO_ENDPOINT,
 }
-"""The receiver's program, by IP version and whether there are endpoint routes."""
+"""The receiver's program, by IP version and whether target_node are endpoint routes."""
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["off", "on"])
@@ -39,7 +39,7 @@ def test_hits_of_all_cpus_are_added_up(agent: Agent) -> None:
     allowed = os.sched_getaffinity(0)
     with ExitStack() as stack:
         stack.callback(os.sched_setaffinity, 0, allowed)
-        ways = follow(stack, Pair("", node, node), 4)
+        ways = capture_path(stack, Pair("", node, node), 4)
         before = handled(agent, node.pods[0], Program.IPV4_FROM_LXC)
         for cpu in allowed:
             os.sched_setaffinity(0, {cpu})
@@ -58,7 +58,7 @@ def test_programs_of_the_whole_way_are_run(agent: Agent, version: int) -> None:
     """The last program of the way has handled a packet in each run."""
     node = agent.node
     with ExitStack() as stack:
-        ways = follow(stack, Pair("", node, node), version)
+        ways = capture_path(stack, Pair("", node, node), version)
         if node.spec.endpoint_routes:
             assert [hop.verdict for hop in ways.hops] == [TC_ACT_OK, TC_ACT_OK]
             mark = int.from_bytes(ways.hops[1].context[8:12], "little")
@@ -75,9 +75,9 @@ def test_programs_of_the_whole_way_are_run(agent: Agent, version: int) -> None:
 def test_dropped_packets_have_no_cost(agent: Agent) -> None:
     node = agent.node
     with ExitStack() as stack:
-        ways = follow(stack, Pair("this way", node, node), 4)
+        ways = capture_path(stack, Pair("this way", node, node), 4)
         deny = {"name": "deny", "endpoint": node.pods[1].name, "ingressDeny": [{"fromEntities": ["all"]}]}
         agent.apply_policies(deny)
         stack.callback(agent.apply_policies, [])
-        with pytest.raises(NoCost, match=r"this way: .* verdict is 2 instead of "):
+        with pytest.raises(VerdictChanged, match=r"this way: .* verdict is 2 instead of "):
             ways.run()

@@ -14,7 +14,7 @@ from datapath.kernel.hooks import Direction
 from datapath.object.reader import ObjectImage
 from datapath.object.spec import CollectionSpec, MapSpec, ProgramSpec
 from datapath.timing import VerifyTimes
-from lab.bench.objects import GivenTemplate, NoEntry, entries
+from lab.bench.objects import NoEntryProgram, ObjectTemplate, entry_programs
 from lab.cli.main import main
 from tests.lab.labs import cli, start
 
@@ -46,12 +46,12 @@ def program(name: str, section: str = "") -> ProgramSpec:
     ],
 )
 def test_entries(names: tuple[str, ...], expected: dict[Direction, str]) -> None:
-    assert entries(image(*map(program, names))) == expected
+    assert entry_programs(image(*map(program, names))) == expected
 
 
 def test_object_without_entry() -> None:
-    with pytest.raises(NoEntry, match=r"some.o: the object has none of cil_from_container"):
-        entries(image(program("tail_handle_ipv4", "2/7")))
+    with pytest.raises(NoEntryProgram, match=r"some.o: the object has none of cil_from_container"):
+        entry_programs(image(program("tail_handle_ipv4", "2/7")))
 
 
 @pytest.mark.parametrize(
@@ -66,7 +66,7 @@ def test_object_without_entry() -> None:
     ],
 )
 def test_given_object_gets_the_id_of_the_endpoint(name: str, renamed: str | None) -> None:
-    template = GivenTemplate(
+    template = ObjectTemplate(
         "given", Kind.LXC, Path("some.o"), image(program("p", "1/0xffff"), maps=(name,)), VerifyTimes()
     )
     mac = "02:00:00:00:00:01"

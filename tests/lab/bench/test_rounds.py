@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from lab.bench.rounds import WARM_UP, Busy, Measurement, Timed, take_turns
+from lab.bench.rounds import WARM_UP, BackgroundLoad, Measurement, TimedCall, run_in_turns
 
 
 def test_ratio_is_that_of_the_rounds() -> None:
@@ -21,17 +21,17 @@ def test_one_round_has_no_quartiles() -> None:
 
 
 def test_others_are_told_from_ourselves() -> None:
-    """Our own work is not that of others, however much it is."""
-    busy = Busy()
-    others = 1.0
+    """Our own work is not that of share, however much it is."""
+    busy = BackgroundLoad()
+    share = 1.0
     deadline = time.monotonic() + 20
-    while others > 0.9:  # what else runs here may have the CPUs for a while
+    while share > 0.9:  # what else runs here may have the CPUs for a while
         assert time.monotonic() < deadline
         end = time.thread_time() + 0.1
         while time.thread_time() < end:
             pass
-        others = busy.others()
-    assert 0 <= others <= 0.9
+        share = busy.share()
+    assert 0 <= share <= 0.9
 
 
 @dataclass
@@ -50,7 +50,7 @@ class Way:
 
 def test_all_take_turns_and_each_begins_once() -> None:
     log: list[str] = []
-    rows = take_turns([Way(name, log) for name in "abc"], 3, lambda text: None)
+    rows = run_in_turns([Way(name, log) for name in "abc"], 3, lambda text: None)
     turns = ["".join(log[at : at + 3]) for at in range(0, len(log), 3)]
     assert turns[WARM_UP:] == ["abc", "bca", "cab"]
     assert [(row.name, row.seconds) for row in rows] == [(name, (4.0, 5.0, 6.0)) for name in "abc"]
@@ -59,11 +59,11 @@ def test_all_take_turns_and_each_begins_once() -> None:
 def test_best_of_several_tries_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter((0.0, 5.0, 10.0, 12.0, 20.0, 23.0))
     monkeypatch.setattr(time, "perf_counter", lambda: next(clock))
-    assert Timed("work", lambda: None, tries=3).run() == 2.0
+    assert TimedCall("work", lambda: None, tries=3).run() == 2.0
     assert next(clock, None) is None
 
 
 def test_timed_is_divided_by_what_it_counts() -> None:
     begin = time.perf_counter()
-    took = Timed("nap", lambda: time.sleep(0.02), 4).run()
+    took = TimedCall("nap", lambda: time.sleep(0.02), 4).run()
     assert 0.02 / 4 <= took <= (time.perf_counter() - begin) / 4
