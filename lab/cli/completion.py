@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, NoReturn
 
 
@@ -25,15 +26,25 @@ def answer_shell() -> NoReturn:
     os._exit(1)
 
 
+@dataclass(frozen=True, slots=True)
+class _Lab:
+    """What node.json says of a lab, as far as names go."""
+
+    name: str
+    cluster: str
+    tunnel: bool
+    pods: tuple[str, ...]
+
+
 def complete_labs(prefix: str, **_: Any) -> list[str]:
     """Return the names of labs and clusters."""
-    specs = dict(_specs())
-    return sorted({*specs, *(spec["cluster"] for spec in specs.values() if spec.get("cluster"))})
+    labs = list(_labs())
+    return sorted({*(lab.name for lab in labs), *(lab.cluster for lab in labs if lab.cluster)})
 
 
 def complete_targets(prefix: str, **_: Any) -> list[str]:
     """Return labs, or LAB/ENDPOINT once the slash is there: what can be reloaded."""
-    return _targets(prefix, lambda spec: ("host", *(["overlay"] if spec.get("tunnel") else []), "health"))
+    return _targets(prefix, lambda lab: ("host", *(["overlay"] if lab.tunnel else []), "health"))
 
 
 def complete_namespaces(prefix: str, **_: Any) -> list[str]:
@@ -41,18 +52,17 @@ def complete_namespaces(prefix: str, **_: Any) -> list[str]:
     return _targets(prefix, lambda _: ("host", "health", "outside"))
 
 
-def _targets(prefix: str, own: Any) -> list[str]:
-    specs = dict(_specs())
-    lab, slash, _ = prefix.partition("/")
+def _targets(prefix: str, own: Callable[[_Lab], Sequence[str]]) -> list[str]:
+    """Return labs, each with and without a slash, or what is behind the slash: what every node has, and the pods."""
+    name, slash, _ = prefix.partition("/")
     if not slash:
-        return [candidate for name in complete_labs(prefix) for candidate in (name, f"{name}/")]
-    found = [spec for name, spec in specs.items() if lab in (name, spec.get("cluster"))]
-    names = {name for spec in found for name in (*own(spec), *(pod["name"] for pod in spec["pods"]))}
-    return [f"{lab}/{name}" for name in sorted(names)]
+        return [candidate for lab in complete_labs(prefix) for candidate in (lab, f"{lab}/")]
+    found = [lab for lab in _labs() if name in (lab.name, lab.cluster)]
+    return [f"{name}/{endpoint}" for endpoint in sorted({e for lab in found for e in (*own(lab), *lab.pods)})]
 
 
-def _specs() -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield the labs that can be read, each with the specification of its node."""
+def _labs() -> Iterator[_Lab]:
+    """Yield the labs that can be read."""
     from lab.node.registry import run_directory
     from lab.node.status import FACTS
 
@@ -63,6 +73,8 @@ def _specs() -> Iterator[tuple[str, dict[str, Any]]]:
     for entry in entries:
         try:
             with open(os.path.join(entry.path, FACTS)) as file:
-                yield entry.name, dict(json.load(file)["spec"])
+                spec = json.load(file)["spec"]
+            pods = tuple(str(pod["name"]) for pod in spec["pods"])
+            yield _Lab(entry.name, str(spec["cluster"]), bool(spec["tunnel"]), pods)
         except (OSError, ValueError, KeyError, TypeError):
             continue

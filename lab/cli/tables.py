@@ -40,6 +40,13 @@ def table_of(rows: Sequence[Mapping[str, Any]], *, title: str = "") -> Table:
     return table
 
 
+def add_row(table: Table, *cells: str) -> None:
+    """Add a row of plain text; brackets in it are no markup, and an empty cell is shown as `-`."""
+    from rich.markup import escape
+
+    table.add_row(*(escape(cell) or "-" for cell in cells))
+
+
 def print_table(table: Table) -> None:
     """Print a table, as wide as it is: what reads it, be it awk, has one line per row."""
     from rich.measure import Measurement

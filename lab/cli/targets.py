@@ -95,7 +95,8 @@ def find_targets(texts: Sequence[str]) -> list[Target]:
         lab, endpoint = parse_target(text)
         for name in registry.labs_of(lab):
             try:
-                nodes.setdefault(name, Node.open(name))
+                if name not in nodes:
+                    nodes[name] = Node.open(name)
             except LabNotFound:
                 owner = next((node for node in nodes.values() if endpoint is None and _has(node, text)), None)
                 if owner is not None:

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import argparse
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.markup import escape
-from rich.table import Table
-
 from datapath.bpftypes import MapType, ProgType
-from datapath.object.reader import read_object
-from datapath.object.spec import CollectionSpec, MapSpec, ProgramSpec
-from lab.cli.targets import make_console
+from lab.cli.tables import add_row, make_table, print_table
+from lab.cli.targets import print_json
 
 if TYPE_CHECKING:
     from argparse import _SubParsersAction
+
+    from rich.table import Table
+
+    from datapath.object.spec import CollectionSpec, MapSpec, ProgramSpec
 
 
 def add_parser(subparsers: _SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -34,18 +33,18 @@ def add_parser(subparsers: _SubParsersAction[argparse.ArgumentParser]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the object; what is no object at all is an ObjectError."""
+    from datapath.object.reader import read_object
+
     spec = read_object(args.object).spec
     if args.json:
-        print(json.dumps(document(spec), indent=2))
+        print_json(document(spec))
         return 0
-    console = make_console()
-    console.print(f"{escape(spec.path)}: license {escape(spec.license) or 'none'}", soft_wrap=True)
-    console.print(_programs(spec))
-    console.print(_maps(spec))
-    if spec.constants:
-        console.print(_constants(spec))
+    print(f"{spec.path}: license {spec.license or 'none'}")
+    for table in (_programs(spec), _maps(spec), *([_constants(spec)] if spec.constants else [])):
+        print()
+        print_table(table)
     for defect in spec.defects():
-        console.print(f"not supported: {escape(defect)}", highlight=False, soft_wrap=True)
+        print(f"not supported: {defect}")
     return 0
 
 
@@ -95,47 +94,38 @@ def map_type_name(number: int) -> str:
 
 def _programs(spec: CollectionSpec) -> Table:
     total = sum(p.instructions for p in spec.programs.values())
-    table = Table(title=f"{len(spec.programs)} programs, {total:,} instructions", title_justify="left")
-    for name in ("program", "section", "type"):
-        table.add_column(name, no_wrap=True)
-    for name in ("slot", "instructions"):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("maps")
+    names = ("program", "section", "type", "slot", "instructions", "maps")
+    title = f"{len(spec.programs)} programs, {total:,} instructions"
+    table = make_table(*names, figures=("slot", "instructions"), title=title)
     by_id = {m.id: m.name for m in spec.maps.values() if m.id}
     for p in spec.programs.values():
         slot = f"{by_id.get(p.slot[0], p.slot[0])}[{p.slot[1]}]" if p.slot else ""
         kind = ProgType(p.type).name.lower()
         row = (p.name, p.section, kind, slot, f"{p.instructions:,}", ", ".join(p.maps))
-        table.add_row(*map(escape, row))
+        add_row(table, *row)
     return table
 
 
 def _maps(spec: CollectionSpec) -> Table:
-    table = Table(title=f"{len(spec.maps)} maps", title_justify="left")
-    for name in ("map", "type"):
-        table.add_column(name, no_wrap=True)
-    for name in ("key", "value", "entries", "flags", "id"):
-        table.add_column(name, justify="right")
-    for name in ("pinned", "inner", "slots"):
-        table.add_column(name)
+    figures = ("key", "value", "entries", "flags", "id")
+    table = make_table(
+        "map", "type", *figures, "pinned", "inner", "slots", figures=figures, title=f"{len(spec.maps)} maps"
+    )
     for m in spec.maps.values():
         inner = f"{map_type_name(m.inner.type)} {m.inner.key_size}/{m.inner.value_size}" if m.inner else ""
         numbers = (m.key_size, m.value_size, f"{m.max_entries:,}", f"{m.flags:#x}", m.id or "")
         slots = _ranges(sorted(m.contents))
         pinned = "replaced" if m.replace_pin else "by name" if m.pinned else ""
         row = (m.name, map_type_name(m.type), *map(str, numbers), pinned, inner, slots)
-        table.add_row(*map(escape, row))
+        add_row(table, *row)
     return table
 
 
 def _constants(spec: CollectionSpec) -> Table:
-    table = Table(title=f"{len(spec.constants)} constants", title_justify="left")
-    for name in ("constant", "section"):
-        table.add_column(name)
-    for name in ("offset", "size", "value"):
-        table.add_column(name, justify="right")
+    figures = ("offset", "size", "value")
+    table = make_table("constant", "section", *figures, figures=figures, title=f"{len(spec.constants)} constants")
     for c in sorted(spec.constants.values(), key=lambda c: (c.section, c.offset)):
-        table.add_row(escape(c.name), escape(c.section), str(c.offset), str(c.size), f"{spec.value(c):#x}")
+        add_row(table, c.name, c.section, str(c.offset), str(c.size), f"{spec.value(c):#x}")
     return table
 
 

@@ -50,14 +50,12 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _print(plans: list[tuple[str, Plan]]) -> None:
-    from rich.markup import escape
-
-    from lab.cli.tables import make_table, print_table
+    from lab.cli.tables import add_row, make_table, print_table
 
     for number, (lab, plan) in enumerate(plans):
         table = make_table("#", "step", "on", "what", figures=("#",), title=f"{lab}/{plan.subject}")
         for step, words in enumerate(plan.describe(), 1):
-            table.add_row(str(step), *map(escape, words))
+            add_row(table, str(step), *words)
         if number:
             print()
         print_table(table)

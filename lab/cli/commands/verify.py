@@ -8,16 +8,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.markup import escape
-from rich.table import Table
-
-from datapath.build.compile import compile_source, probe_compiler
-from datapath.load.verify import ObjectReport, ProgramReport, Verdict, verify_object
-from datapath.object.reader import read_object
 from lab.cli.datapath import define
-from lab.cli.targets import BadOption, make_console, plural
+from lab.cli.tables import add_row, make_table, print_table
+from lab.cli.targets import BadOption, count, plural, print_json
 from lab.doctor.doctor import require
-from lab.system.scratch import scratch
 
 NUMBERS = {
     "instructions": "instructions",
@@ -31,7 +25,7 @@ NUMBERS = {
 if TYPE_CHECKING:
     from argparse import _SubParsersAction
 
-    from rich.console import Console
+    from datapath.load.verify import ObjectReport, ProgramReport
 
 
 def add_parser(subparsers: _SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -50,7 +44,7 @@ def add_parser(subparsers: _SubParsersAction[argparse.ArgumentParser]) -> None:
     )
     parser.add_argument("--clang", metavar="PATH", help="the compiler for a C file")
     parser.add_argument("--log", type=Path, metavar="FILE", help="write the whole log of every refused program to FILE")
-    parser.add_argument("--loads", type=int, default=3, metavar="N", help="take the best time of so many loads (3)")
+    parser.add_argument("--loads", type=count, default=3, metavar="N", help="take the best time of so many loads (3)")
     parser.add_argument("--compare", type=Path, metavar="FILE", help="say what changed since this output of --json")
     parser.add_argument("--json", action="store_true", help="print one JSON object, with the whole logs")
     parser.set_defaults(run=run)
@@ -58,8 +52,6 @@ def add_parser(subparsers: _SubParsersAction[argparse.ArgumentParser]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print a report per program; 1 if the verifier refused one, or was asked about none."""
-    if args.loads < 1:
-        raise BadOption("--loads takes numbers from 1 on")
     if args.compare is not None and args.json:
         raise BadOption("--compare is for the table: two outputs of --json have all that it compares")
     before = _read(args.compare) if args.compare is not None else {}
@@ -69,9 +61,9 @@ def run(args: argparse.Namespace) -> int:
         logs = [f"=== {r.name} (section {r.section})\n{r.error.log}\n" for r in report.programs if r.error is not None]
         args.log.write_text("".join(logs))
     if args.json:
-        print(json.dumps(_document(args.source, report), indent=2))
+        print_json(_document(args.source, report))
     else:
-        _print(make_console(), args.source, report, before)
+        _print(args.source, report, before)
     return 0 if report.ok else 1
 
 
@@ -86,6 +78,11 @@ def _read(path: Path) -> dict[str, dict[str, int | None]]:
 
 
 def _verify(source: Path, defines: Sequence[tuple[str, str]], clang: str | None, loads: int) -> ObjectReport:
+    from datapath.build.compile import compile_source, probe_compiler
+    from datapath.load.verify import verify_object
+    from datapath.object.reader import read_object
+    from lab.system.scratch import scratch
+
     if source.suffix != ".c":
         return verify_object(read_object(source), loads=loads)
     with scratch() as directory:
@@ -105,6 +102,8 @@ def _document(source: Path, report: ObjectReport) -> dict[str, Any]:
 
 
 def _report_document(report: ProgramReport) -> dict[str, Any]:
+    from datapath.load.verify import Verdict
+
     error = report.error
     return {
         "name": report.name,
@@ -128,37 +127,36 @@ Before = Mapping[str, Mapping[str, int | None]]
 """The numbers of each program, by its name."""
 
 
-def _print(console: Console, source: Path, report: ObjectReport, before: Before) -> None:
+def _print(source: Path, report: ObjectReport, before: Before) -> None:
+    from datapath.load.verify import Verdict
+
     reports = report.programs
     total = sum(r.instructions for r in reports)
     verdict = _overall(report)
-    table = Table(title=f"{escape(source.name)}: {plural(len(reports), 'program')}, {total:,} instructions, {verdict}")
-    table.title_justify = "left"
-    table.add_column("program", no_wrap=True)
-    table.add_column("section", no_wrap=True)
-    for heading in NUMBERS.values():
-        table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("verdict")
+    title = f"{source.name}: {plural(len(reports), 'program')}, {total:,} instructions, {verdict}"
+    table = make_table("program", "section", *NUMBERS.values(), "verdict", figures=NUMBERS.values(), title=title)
     now = {r.name: _numbers(r) for r in reports}
     for r in reports:
         cells = _cells(now[r.name], before.get(r.name, {}))
         reason = r.error.summary if r.error is not None else r.reason
         verdict = f"{r.verdict}: {reason}" if reason else str(r.verdict)
         verdict = f"new, {verdict}" if before and r.name not in before else verdict
-        table.add_row(escape(r.name), escape(r.section), *cells, escape(verdict))
-    table.add_section()
-    table.add_row("all", "", *_cells(_sum(now), _sum(before) if before else {}), "")
-    console.print(table)
+        add_row(table, r.name, r.section, *cells, verdict)
+    table.add_row()
+    add_row(table, "all", "", *_cells(_sum(now), _sum(before) if before else {}), "")
+    print_table(table)
     if gone := [name for name in before if name not in now]:
-        console.print(f"gone: {', '.join(map(escape, gone))}", highlight=False)
+        print(f"gone: {', '.join(gone)}")
     for note in report.notes:
-        console.print(f"note: {escape(note)}", highlight=False, soft_wrap=True)
+        print(f"note: {note}")
     if report.with_verdict(Verdict.REFUSED):
-        console.print("--log FILE writes the whole verifier log of what was refused", highlight=False)
+        print("--log FILE writes the whole verifier log of what was refused")
 
 
 def _overall(report: ObjectReport) -> str:
     """Return how many programs have which verdict, in words."""
+    from datapath.load.verify import Verdict
+
     if len(report.with_verdict(Verdict.ACCEPTED)) == len(report.programs):
         return "all accepted" if report.programs else "nothing to judge"
     counts = [(len(report.with_verdict(verdict)), verdict) for verdict in Verdict]

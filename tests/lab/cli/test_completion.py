@@ -30,7 +30,13 @@ def run_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name, spec in SPECS.items():
         (run / name).mkdir(parents=True)
         (run / name / "node.json").write_text(json.dumps({"spec": spec}))
-    for name, content in (("empty", ""), ("other", "{}"), ("list", "[1]"), ("binary", "\udcff")):
+    for name, content in (
+        ("empty", ""),
+        ("other", "{}"),
+        ("list", "[1]"),
+        ("pods", '{"spec": {"pods": [1]}}'),
+        ("binary", "\udcff"),
+    ):
         (run / name).mkdir()
         (run / name / "node.json").write_bytes(content.encode(errors="surrogateescape"))
     (run / "growing").mkdir()
