@@ -22,6 +22,7 @@ from datapath.object.elffile import (
     STT_FUNC,
     STT_SECTION,
     ElfFile,
+    Place,
     Reloc,
     Section,
     Symbol,
@@ -33,9 +34,6 @@ from datapath.object.spec import INSN_SIZE, DataSection, DebugInfo, ProgramSpec,
 _PSEUDO_MAP_FD, _PSEUDO_MAP_VALUE, _PSEUDO_FUNC = 1, 2, 4
 _WORD_SIZES = (1, 2, 4, 8)
 _TEXT = ".text"
-
-Place = tuple[int, int]
-"""A section's index and an offset in it, in bytes."""
 
 
 class Unsupported(ValueError):

@@ -25,6 +25,9 @@ STB_LOCAL = 0
 R_BPF_64_64 = 1
 R_BPF_64_32 = 10
 
+Place = tuple[int, int]
+"""A section's index and an offset in it, in bytes."""
+
 _ELF_HEADER = 64
 _SECTION_HEADER = 64
 _SYMBOL = struct.Struct("<IBBHQQ")

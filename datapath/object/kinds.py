@@ -76,8 +76,8 @@ _OTHERS = {
     ProgType.LIRC_MODE2: ("lirc_mode2",),
     ProgType.FLOW_DISSECTOR: ("flow_dissector",),
     ProgType.CGROUP_SKB: ("cgroup_skb", "cgroup/skb"),
-    ProgType.CGROUP_SOCK: (
-        *("cgroup/sock", "cgroup/sock_create", "cgroup/sock_release", "cgroup/post_bind4", "cgroup/post_bind6"),
+    ProgType.CGROUP_SOCK: tuple(
+        f"cgroup/{name}" for name in ("sock", "sock_create", "sock_release", "post_bind4", "post_bind6")
     ),
     ProgType.CGROUP_SOCK_ADDR: tuple(
         f"cgroup/{call}{family}"
@@ -94,6 +94,13 @@ _OTHERS = {
 _BY_NAME.update({name: ProgramKind(kind) for kind, names in _OTHERS.items() for name in names})
 
 
+_PREFIXES = (
+    *("socket", "sk_reuseport", "tc", "classifier", "action", "xdp.frags", "xdp", "perf_event", "sockops", "sk_msg"),
+    *("lwt_in", "lwt_out", "lwt_xmit", "lwt_seg6local", "lirc_mode2", "flow_dissector", "cgroup_skb", "sk_skb"),
+)
+"""Names that may go on (`xdp_pass`, `socket1`): so it was up to libbpf 1.0, and so sources spell them to this day."""
+
+
 def known_kind(section: str) -> ProgramKind | None:
     """Return what libbpf reads in a section's name; None for a name that means nothing to it."""
     name = section.removeprefix("?")  # not loaded unless asked for
@@ -101,7 +108,8 @@ def known_kind(section: str) -> ProgramKind | None:
         if name in _BY_NAME:
             return _BY_NAME[name]
         name = name.rpartition("/")[0]
-    return None
+    prefix = next((prefix for prefix in _PREFIXES if section.startswith(prefix)), None)
+    return None if prefix is None else _BY_NAME[prefix]
 
 
 def default_kind(programs: Iterable[tuple[str, str]]) -> ProgramKind:

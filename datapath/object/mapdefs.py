@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from datapath.bpftypes import OF_MAPS_TYPES, MapType
 from datapath.object import btf
-from datapath.object.elffile import STT_OBJECT, STT_SECTION, ElfFile, Section, Symbol
+from datapath.object.elffile import STT_OBJECT, STT_SECTION, ElfFile, Place, Section, Symbol
 from datapath.object.spec import DataSection, MapSpec
 
 LEGACY, BTF_DEFINED = "maps", ".maps"
@@ -29,9 +29,6 @@ _UNSUPPORTED = {
     MapType.ARENA: "arenas are not supported",
     MapType.STRUCT_OPS: "struct_ops maps are not supported",
 }
-
-Place = tuple[int, int]
-"""A section's index and an offset in it, in bytes."""
 
 _Legacy = tuple[MapSpec, int]
 """A legacy map and the id of its inner map (0: none)."""

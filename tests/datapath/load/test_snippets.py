@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from datapath.bpftypes import ProgType
 from datapath.kernel import bpf
 from datapath.load.collection import Collection
 from datapath.load.verify import Verdict, verify_object
@@ -28,6 +29,13 @@ def test_objects_of_other_projects_are_loaded_and_run(name: str, compile_c: Comp
     with Collection.load(spec, pin_dir=bpffs) as loaded:
         fd = loaded.programs["tc_main"].fd
         assert tuple(bpf.prog_test_run(fd, PACKET).retval for _ in snippet.returns) == snippet.returns
+
+
+@pytest.mark.parametrize("section", ["xdp", "xdp_pass", "xdp/name", "xdp.frags", "xdp/devmap", "xdp.frags/cpumap"])
+def test_xdp_programs_are_loaded_with_the_options_of_their_section(section: str, compile_c: Compile) -> None:
+    spec = read_object(compile_c(f'__section("{section}") int tc_main(void *context) {{ return 2; }}')).spec
+    with Collection.load(spec, pin_dir=None) as loaded:
+        assert loaded.programs["tc_main"].info().type == ProgType.XDP
 
 
 @pytest.mark.parametrize("name", SNIPPETS)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import struct
 from typing import TYPE_CHECKING
 
 import pytest
@@ -7,6 +8,7 @@ import pytest
 from datapath.object import btf
 from datapath.object.btf import Btf, BtfError, Kind
 from datapath.object.elffile import read
+from datapath.object.reader import read_object
 
 if TYPE_CHECKING:
     from tests.datapath.conftest import Compile
@@ -69,7 +71,7 @@ def test_layout_is_found_by_a_typedef(types: Btf) -> None:
 
 
 @pytest.mark.parametrize("name", ["missing", "table", "cil_one", "first"])
-def test_layout_of_what_is_no_struct(types: Btf, name: str) -> None:
+def test_the_layout_of_what_is_no_struct_is_an_error(types: Btf, name: str) -> None:
     with pytest.raises(BtfError, match=f"no struct or union or typedef {name}"):
         types.struct_layout(name)
 
@@ -95,11 +97,56 @@ def test_unknown_type_ids_are_refused(types: Btf) -> None:
 
 
 @pytest.mark.parametrize("length", [0, 10, 24, 60, -1])
-def test_truncated_section(section: bytes, length: int) -> None:
+def test_a_truncated_section_is_refused(section: bytes, length: int) -> None:
     with pytest.raises(BtfError):
         btf.parse(section[:length])
 
 
-def test_foreign_bytes(section: bytes) -> None:
+def test_bytes_of_another_format_are_refused(section: bytes) -> None:
     with pytest.raises(BtfError, match="magic 0x9feb"):
         btf.parse(b"\xeb\x9f" + section[2:])
+
+
+SPECIAL = r"""
+struct bpf_timer { __u64 opaque[2]; };
+struct bpf_spin_lock { __u32 val; };
+struct plain { __u32 number; struct plain *next; };
+struct timed { int number; struct { struct bpf_timer timers[2]; } inner; };
+typedef const volatile struct { struct bpf_spin_lock lock; } locked;
+struct pointed { struct plain __attribute__((btf_type_tag("kptr"))) *kept; };
+struct holder { struct bpf_timer *elsewhere; };
+struct plain keep_plain; struct timed keep_timed; locked keep_locked; struct pointed keep_pointed;
+struct holder keep_holder;
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "special"), [("plain", False), ("timed", True), ("locked", True), ("pointed", True), ("holder", False)]
+)
+def test_the_kernel_has_to_know_types_with_locks_timers_and_kernel_pointers(
+    name: str, special: bool, compile_c: Compile
+) -> None:
+    elf = read("snippet", compile_c(SPECIAL).read_bytes())
+    section = elf.section(".BTF")
+    assert section is not None
+    types = btf.parse(elf.content(section))
+    assert types.has_special_fields(types.find(name, Kind.STRUCT, Kind.TYPEDEF)) is special
+
+
+def test_sections_get_the_sizes_and_offsets_that_the_compiler_leaves_open(compile_c: Compile) -> None:
+    source = 'volatile __u32 a = 1; volatile __u64 b = 2; extern int missing __section(".ksyms"); __u64 c;'
+    path = compile_c(source + '__section("tc") int cil_one(void *x) { return a + (long)&missing; }')
+    elf = read("snippet", path.read_bytes())
+    fixed = btf.parse(read_object(path).spec.btf)
+    data = fixed[fixed.find(".data", Kind.DATASEC)]
+    section = elf.section(".data")
+    assert section is not None
+    assert data.value == section.size
+    offsets = {s.name: s.value for s in elf.symbols}
+    placed = struct.iter_unpack("<3I", read_object(path).spec.btf[data.extra : data.extra + 12 * data.vlen])
+    assert [(fixed[ident].name, at, size) for ident, at, size in placed] == sorted(
+        [("a", offsets["a"], 4), ("b", offsets["b"], 8)], key=lambda item: item[1]
+    )
+    # The kernel knows no variables that are only declared.
+    assert fixed.index_of(".ksyms", Kind.DATASEC) is None
+    assert fixed.index_of("missing", Kind.VAR) is None

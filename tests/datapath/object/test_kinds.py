@@ -36,6 +36,9 @@ SECTIONS = {
     "sk_skb/stream_parser": ProgType.SK_SKB,
     "sockops": ProgType.SOCK_OPS,
     "struct_ops/name": ProgType.STRUCT_OPS,
+    "xdp_pass": ProgType.XDP,
+    "socket1": ProgType.SOCKET_FILTER,
+    "tc_ingress": ProgType.SCHED_CLS,
 }
 
 
@@ -46,9 +49,7 @@ def test_section_names_are_libbpfs(section: str) -> None:
     assert kind.type == SECTIONS[section]
 
 
-@pytest.mark.parametrize(
-    "section", ["from-container", "2/7", "tcpdump", "xdp_main", "kprobes", "cgroup", "", "helpers"]
-)
+@pytest.mark.parametrize("section", ["from-container", "2/7", "my_xdp", "kprobes", "cgroup", "", "helpers"])
 def test_other_names_say_nothing(section: str) -> None:
     assert known_kind(section) is None
 

@@ -372,13 +372,13 @@ def test_every_object_of_another_librarys_tests_is_listed() -> None:
     ],
     ids=["empty", "text", "header", "cut", "big endian", "x86", "32 bit", "executable", "no sections"],
 )
-def test_foreign_files(image: ObjectImage, change: object, message: str) -> None:
+def test_what_is_no_bpf_object_is_refused_with_its_reason(image: ObjectImage, change: object, message: str) -> None:
     assert callable(change)
     with pytest.raises(ObjectError, match=message):
         read_object(change(image.data))
 
 
-def test_a_native_object_and_a_missing_file(tmp_path: Path, compiler: Compiler) -> None:
+def test_a_native_object_and_a_missing_file_are_refused(tmp_path: Path, compiler: Compiler) -> None:
     source = tmp_path / "native.c"
     source.write_text("int main(void) { return 0; }")
     native = tmp_path / "native.o"
