@@ -1,17 +1,28 @@
-"""Which packages are installed, and where: all but reloadlab in a directory of its own (reloadlab/home.py says why)."""
+"""Which packages are installed, and where: all but reloadlab in directories of its own (reloadlab/home.py says why)."""
 
 from setuptools import find_packages, setup
 
-BEHIND = ("bpf", "datapath", "lab", "scenarios")
-PLACE = "reloadlab._packages"
+PLACES = {
+    "bpf": "reloadlab._packages.bpf",
+    "datapath": "reloadlab._packages.datapath",
+    "lab": "reloadlab._packages.lab",
+    # Apart, because nothing imports it: a project may have a directory of that name, and often has.
+    "scenarios": "reloadlab._suites.scenarios",
+}
 
-found = find_packages(include=[pattern for name in BEHIND for pattern in (name, f"{name}.*")])
 setup(
-    packages=["reloadlab", *(f"{PLACE}.{name}" for name in found)],
-    package_dir={f"{PLACE}.{name}": name for name in BEHIND},
+    packages=[
+        "reloadlab",
+        *(
+            place + package.removeprefix(name)
+            for name, place in PLACES.items()
+            for package in find_packages(include=[name, f"{name}.*"])
+        ),
+    ],
+    package_dir={place: name for name, place in PLACES.items()},
     package_data={
         "reloadlab": ["py.typed"],
-        f"{PLACE}.bpf": ["*.c", "*.h", "lib/*.h", "include/**/*.h", "LICENSE.*"],
-        f"{PLACE}.scenarios": ["suite.ini"],
+        PLACES["bpf"]: ["*.c", "*.h", "lib/*.h", "include/**/*.h", "LICENSE.*"],
+        PLACES["scenarios"]: ["suite.ini"],
     },
 )

@@ -1,8 +1,8 @@
 """Where the packages behind this one lie, and how they become importable.
 
-`bpf`, `datapath`, `lab` and `scenarios` are names that other projects have too. An installed reloadlab therefore keeps
-them in a directory of its own, outside the search path of Python, until it is asked for something: a project that
-merely shares an environment with reloadlab never meets them. In a checkout they lie beside this package.
+`bpf`, `datapath` and `lab` are names that other projects have too. An installed reloadlab therefore keeps them in a
+directory of its own, outside the search path of Python, until it is asked for something: a project that merely shares
+an environment with reloadlab never meets them. In a checkout they lie beside this package.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Shadowed(ImportError):
 
 
 def home() -> Path:
-    """Return the directory that holds bpf/, datapath/, lab/ and scenarios/."""
+    """Return the directory that holds bpf/, datapath/ and lab/."""
     here = Path(__file__).resolve().parent
     installed = here / INSTALLED
     return installed if installed.is_dir() else here.parent
@@ -41,11 +41,11 @@ def home() -> Path:
 def enter(*, first: bool = False) -> None:
     """Make the packages importable and import their tops; Shadowed if others of these names are found instead.
 
-    With `first` ours are found before all others, which is right for a process of our own. Otherwise they are found
-    last, and whatever the process could import before still means the same.
+    With `first` ours are found before all others, which is right where everything is about reloadlab. Otherwise they
+    are found last, and whatever the process could import before still means the same.
     """
     path = str(home())
-    if first and path not in sys.path:
+    if first and sys.path[:1] != [path]:
         sys.path.insert(0, path)
     for name in NEEDED:
         _check(name, home() / name)

@@ -61,7 +61,7 @@ def pytest_configure(config: pytest.Config) -> None:
         try:
             _load(config)
         except Shadowed as error:
-            raise pytest.UsageError(str(error)) from error
+            raise pytest.UsageError(str(error)) from None
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -102,7 +102,8 @@ def _lab(config: pytest.Config) -> Any:
     try:
         return _load(config)
     except Shadowed as error:
-        pytest.fail(str(error), pytrace=False)
+        # Not pytest.fail(), which would show this error twice.
+        raise pytest.fail.Exception(str(error), pytrace=False) from None
 
 
 def _load(config: pytest.Config) -> Any:

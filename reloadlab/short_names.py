@@ -11,8 +11,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from reloadlab.home import enter
+
 if TYPE_CHECKING:
     from lab.scenario.scenario import ClusterScenario, Scenario
+
+# Such a suite means our packages by their names, whatever else is called lab.
+enter(first=True)
 
 # Known already where plugins are loaded by entry points, unless the environment forbids that.
 pytest_plugins = ["reloadlab.pytest_plugin"]

@@ -19,9 +19,6 @@ from lab.scenario.records import END, INTERRUPTED, Record, read
 POLL = 0.2
 """Seconds between two looks at the records."""
 
-OURS = Path(lab.__file__).parents[1] / "scenarios"
-"""A path: nothing here imports what stands on top of it."""
-
 _INTERNAL_ERROR, _USAGE_ERROR, _NO_TESTS = 3, 4, 5
 """Exit codes of pytest."""
 _PATIENCE = 30.0
@@ -59,8 +56,16 @@ class Call:
         argv += [word for name, value in self.defines for word in ("--reloadlab-define", f"{name}={value}")]
         argv += self.handed_on
         if not self.paths:
-            return [*argv, "-c", str(OURS / "suite.ini"), "--rootdir", str(OURS.parent), str(OURS)]
+            ours = our_suites()
+            return [*argv, "-c", str(ours / "suite.ini"), "--rootdir", str(ours.parent), str(ours)]
         return [*argv, *map(str, self.paths)]
+
+
+def our_suites() -> Path:
+    """Return the directory of the scenarios: beside this package in a checkout, apart from it when installed."""
+    home = Path(lab.__file__).parents[1]
+    installed = home.with_name("_suites") / "scenarios"
+    return installed if installed.is_dir() else home / "scenarios"
 
 
 def environment(own: Mapping[str, str]) -> dict[str, str]:

@@ -53,7 +53,7 @@ def test_scenarios_import_only_what_users_may(path: Path) -> None:
     assert imported_packages(path) - sys.stdlib_module_names <= {"pytest", "reloadlab", "scenarios"}
 
 
-@pytest.mark.parametrize("name", ["__init__", "home", "pytest_plugin", "short_names"])
+@pytest.mark.parametrize("name", ["__init__", "home", "pytest_plugin"])
 def test_importing_a_module_that_pytest_loads_everywhere_loads_nothing_else(name: str) -> None:
     """At run time, that is: what type checkers read is not imported."""
     script = f"import sys, reloadlab.{name}; print(*{{m.partition('.')[0] for m in sys.modules}})"
