@@ -93,7 +93,7 @@ def test_scenarios_run_from_an_empty_directory(installed: Environment, project: 
 
 OWN_NAMES = """
 import pytest
-from reloadlab import ClusterScenario, Gate, Scenario
+from reloadlab import ClusterScenario, Gate, Scenario, Violation
 
 @pytest.mark.reloadlab_node(pods=1)
 def test_node(reloadlab_scenario: Scenario) -> None:
@@ -107,7 +107,7 @@ def test_cluster(reloadlab_cluster: ClusterScenario) -> None:
 
 @pytest.mark.reloadlab_node(pods=1)
 def test_asked_for_late(request: pytest.FixtureRequest) -> None:
-    request.getfixturevalue("reloadlab_scenario").violations.append("found at the end")
+    request.getfixturevalue("reloadlab_scenario").violations.append(Violation(1, "found at the end"))
 """
 SHORT_NAMES = """
 import pytest
@@ -128,7 +128,8 @@ def test_suite_of_a_user(installed: Environment, project: Path) -> None:
     argv = [installed.command("pytest"), "-q", "--strict-markers", "-p", "no:cacheprovider", "-W", "error"]
     done = installed.run(*argv, cwd=project)
     assert "1 failed, 2 passed" in done.stdout, done.stdout + done.stderr
-    assert "FAILED test_mine.py::test_asked_for_late - lab.scenario.scenario.Invariants" in done.stdout
+    assert "FAILED test_mine.py::test_asked_for_late - invariants violated:" in done.stdout
+    assert "invariant 1: found at the end" in done.stdout
 
 
 @pytest.mark.privileged

@@ -65,7 +65,7 @@ def test_filters_of_other_chains_and_shared_blocks_are_shown() -> None:
     u32 = ["protocol", "all", "prio", "1", "u32", "match", "u32", "0", "0"]
     with Node(NodeSpec(unique_name(), pods=2)) as node:
         one, two = node.pods
-        tc = ["nsenter", f"--net={node.netns('node')}", "tc"]
+        tc = nsenter(node.netns("node"), "tc")
         run([*tc, "qdisc", "add", "dev", one.ifname, "clsact"])
         run([*tc, "filter", "add", "dev", one.ifname, "ingress", "chain", "5", *u32])
         run([*tc, "qdisc", "add", "dev", two.ifname, "ingress_block", "1", "clsact"])
