@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 FORWARDED, PLAINTEXT = 0, 3
 MISSED_TAIL_CALL = 140
+UNKNOWN_TARGET = 150
 
 FIRST_DROP = 130
 """The first drop reason (bpf/lib/common.h of Cilium: DROP_MIN)."""
@@ -28,7 +29,7 @@ WORDS: Mapping[int, str] = {
     145: "Unknown ICMPv6 code",
     146: "Unknown ICMPv6 type",
     147: "Error retrieving tunnel key",
-    150: "Unknown L3 target address",
+    UNKNOWN_TARGET: "Unknown L3 target address",
     151: "Stale or unroutable IP",
     153: "Error while correcting L3 checksum",
     154: "Error while correcting L4 checksum",

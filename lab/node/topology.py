@@ -34,6 +34,8 @@ NODE, HEALTH, OUTSIDE = "node", "health", "outside"
 HOST = "host"
 """Name of the node's own endpoint."""
 UPLINK = "eth0"
+LXC_PREFIX = "lxc"
+"""What the host side of every endpoint's device begins with."""
 
 HOST_ENDPOINT, HEALTH_ENDPOINT, FIRST_ENDPOINT = 1, 2, 101
 FIRST_IDENTITY = 1001
@@ -236,7 +238,7 @@ class NodeFacts:
 
 def lxc_ifname(container_id: str, inner_ifname: str = "eth0") -> str:
     """Return the name of the node's end of a pod's veth (plugins/cilium-cni: Endpoint2IfName)."""
-    return "lxc" + hashlib.sha256(f"{container_id}:{inner_ifname}".encode()).hexdigest()[:12]
+    return LXC_PREFIX + hashlib.sha256(f"{container_id}:{inner_ifname}".encode()).hexdigest()[:12]
 
 
 def random_mac(random_bytes: Callable[[int], bytes] = os.urandom) -> str:
