@@ -36,7 +36,7 @@ class ProgramReport:
 
     `verified_instructions` counts an instruction once per path on which it was looked at; `time_us` is the verifier's
     own time in microseconds, the least of all loads; `stack` and `jited_size` are bytes. None where the kernel did not
-    say. `reason` is empty for an accepted program.
+    say. `reason` says why the verifier was not asked, and is empty where it was.
     """
 
     name: str
@@ -88,7 +88,7 @@ def verify_object(source: ObjectImage | CollectionSpec, *, loads: int = 1) -> Ob
         for program in spec.programs.values():
             reason = program.problem or next((missing[name] for name in program.maps if name in missing), "")
             if reason:
-                reports.append(_unjudged(program, reason))
+                reports.append(_unjudged(program, f"it {reason}"))
                 continue
             loading = Loading.make(spec, program, words, maps, types)
             same = [_verify(loading) for _ in range(loads)]

@@ -184,6 +184,9 @@ class LoadPrograms(Step):
             types=work.types,
             on_interval=work.note_interval,
         )
+        refused = work.types.refusal(collection.spec)
+        if refused is not None:
+            work.warnings.append(f"{self.target} was loaded without its BTF, which the kernel refuses: {refused}")
 
 
 @dataclass(frozen=True)

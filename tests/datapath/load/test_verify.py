@@ -91,15 +91,15 @@ def test_every_program_has_one_verdict_and_what_is_not_judged_a_reason(compile_c
     verdicts = {r.name: (r.verdict, r.reason) for r in report.programs}
     refused_map = verdicts.pop("with_wide_key")
     assert verdicts == {
-        "of_another_kind": (Verdict.NOT_SUPPORTED, "is of kind kprobe, which is not supported"),
-        "with_odd_map": (Verdict.NOT_SUPPORTED, "uses map odd: unknown attribute colour"),
-        "calls_nothing": (Verdict.NOT_SUPPORTED, "calls missing, which the object does not define"),
+        "of_another_kind": (Verdict.NOT_SUPPORTED, "it is of kind kprobe, which is not supported"),
+        "with_odd_map": (Verdict.NOT_SUPPORTED, "it uses map odd: unknown attribute colour"),
+        "calls_nothing": (Verdict.NOT_SUPPORTED, "it calls missing, which the object does not define"),
         "without_a_slot": (Verdict.ACCEPTED, ""),
         "fine": (Verdict.ACCEPTED, ""),
     }
     # The keys of an array are four bytes: the kernel says so, not we.
     assert refused_map[0] is Verdict.NOT_SUPPORTED
-    assert refused_map[1].startswith("uses map wide, which the kernel does not create: BPF_MAP_CREATE: ")
+    assert refused_map[1].startswith("it uses map wide, which the kernel does not create: BPF_MAP_CREATE: ")
     assert report.notes == ("program without_a_slot (section 2/7): no map has the id 2",)
     assert report.ok
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -102,6 +103,18 @@ def test_a_refused_program_is_explained_by_its_source(rig: Rig, compile_c: Compi
     with pytest.raises(VerifierError, match=r"program tail_refused .*: at snippet\d+\.c:\d+ `.*return \*\(int \*\)8;"):
         reload(rig, path)
     assert rig.leftovers() == []
+
+
+def test_a_reload_without_the_btf_that_the_kernel_refuses_says_so(rig: Rig, compile_c: Compile) -> None:
+    path = compile_c(SOURCE)
+    template = object_template(path)
+    spec = template.image.spec
+    damaged = replace(template, image=replace(template.image, spec=replace(spec, btf=spec.btf[:-1] + b"x")))
+    outcome = rig.loader.apply(plan_with_object(damaged, rig.plan("pod-1")))
+    (warning,) = outcome.warnings
+    assert "was loaded without its BTF, which the kernel refuses: BPF_BTF_LOAD: " in warning
+    assert run(rig) > 2 * 3
+    assert reload(rig, path).warnings == ()
 
 
 def test_an_object_that_cannot_be_loaded_whole_is_refused_before_anything_is_done(rig: Rig, compile_c: Compile) -> None:

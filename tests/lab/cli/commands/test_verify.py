@@ -75,12 +75,12 @@ def test_what_is_not_supported_is_named_and_no_refusal(source: Path, capsys: pyt
     out = capsys.readouterr().out
     assert "2 programs, 4 instructions, 1 accepted, 1 not supported" in out
     rows = {row[0]: row[1:] for row in table(out)}
-    assert rows["other"][-1] == "not supported: is of kind kprobe, which is not supported"
+    assert rows["other"][-1] == "not supported: it is of kind kprobe, which is not supported"
     assert call(str(source), "-DANSWER=1", "--json") == 0
     document = json.loads(capsys.readouterr().out)
     other = {p["name"]: p for p in document["programs"]}["other"]
     assert (other["verdict"], other["accepted"]) == ("not supported", False)
-    assert other["reason"] == "is of kind kprobe, which is not supported"
+    assert other["reason"] == "it is of kind kprobe, which is not supported"
 
 
 def test_nothing_to_judge_is_a_failure(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
