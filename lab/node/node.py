@@ -12,15 +12,14 @@ from types import TracebackType
 from typing import Self
 
 from bpf import LIBRARY
-from datapath.endpoint import HOST_ID, LABEL_HOST, DatapathConfig, Endpoint, NodeConfig
+from datapath.endpoint import DatapathConfig, Endpoint
 from datapath.errors import ReloadlabError
 from lab.errors import LabNotFound, LabNotReady, system_errors
-from lab.node import builder, live, registry
+from lab.node import builder, described, live, registry
 from lab.node.status import Stamp
 from lab.node.topology import (
     HEALTH,
     HOST,
-    HOST_ENDPOINT,
     NODE,
     OUTSIDE,
     InvalidSpec,
@@ -130,6 +129,13 @@ class Node:
                 return pod
         raise UnknownTarget(self.name, name, (*(pod.name for pod in self.pods), HEALTH))
 
+    def removable_pod(self, name: str) -> PodFacts:
+        """Return a pod by name; InvalidSpec for the health endpoint, which belongs to every node."""
+        pod = self.pod(name)
+        if pod is self.facts.health:
+            raise InvalidSpec("the health endpoint belongs to every node")
+        return pod
+
     def lock_shared(self) -> AbstractContextManager[None]:
         """Hold the node against removal while it is used."""
         return registry.lock_shared(self.name)
@@ -145,27 +151,12 @@ class Node:
         node_options: tuple[tuple[str, str], ...] = (),
     ) -> DatapathConfig:
         """Return what the pipeline must know about this node; `library` defaults to our own C sources."""
-        host, net, vxlan = self.facts.cilium_host, self.facts.cilium_net, self.facts.vxlan
         return DatapathConfig(
             library=library or LIBRARY,
             state=self.root / registry.STATE,
             bpffs=self.root / registry.BPFFS,
             netns=self.netns(NODE),
-            node=NodeConfig(
-                router_ipv4=self.spec.router4,
-                router_ipv6=self.spec.router6,
-                cilium_host_ifindex=host.ifindex,
-                cilium_host_mac=host.mac,
-                cilium_net_ifindex=net.ifindex,
-                cilium_net_mac=net.mac,
-                encap_ifindex=vxlan.ifindex if self.spec.tunnel else None,
-                encap_mac=vxlan.mac if self.spec.tunnel else None,
-                mtu=self.spec.mtu,
-                tunnel_port=self.spec.tunnel_port,
-                pod_prefix4=self.spec.pod_cidr4.prefixlen,
-                endpoint_routes=self.spec.endpoint_routes,
-                options=node_options,
-            ),
+            node=described.node_config(self.spec, self.facts, options=node_options),
             devices=self.spec.devices,
             egress_devices=egress_devices,
             filter_priority=filter_priority,
@@ -176,33 +167,11 @@ class Node:
     def endpoint(self, name: str) -> Endpoint:
         """Return an endpoint by name: a pod's, `health` or `host`, in the node's present routing mode."""
         if name == HOST:
-            host = self.facts.cilium_host
-            return Endpoint(
-                id=HOST_ENDPOINT,
-                ifname=host.name,
-                mac=host.mac,
-                node_mac=host.mac,
-                ipv4=self.spec.router4,
-                ipv6=self.spec.router6,
-                identity=HOST_ID,
-                labels=frozenset({LABEL_HOST}),
-            )
+            return described.host_endpoint(self.spec, self.facts)
         try:
-            pod = self.pod(name)
+            return described.pod_endpoint(self.spec, self.pod(name))
         except UnknownTarget as error:
             raise UnknownTarget(self.name, f"endpoint {name}", (*error.existing, HOST)) from None
-        endpoint = Endpoint(
-            id=pod.endpoint_id,
-            ifname=pod.ifname,
-            mac=pod.mac,
-            node_mac=pod.node_mac,
-            ipv4=pod.ipv4,
-            ipv6=pod.ipv6,
-            identity=pod.identity,
-            labels=pod.labels,
-            ifindex=pod.ifindex,
-        )
-        return endpoint.with_endpoint_routes(self.spec.endpoint_routes)
 
     def endpoints(self) -> tuple[Endpoint, ...]:
         """Return all endpoints: the host, health, the pods."""
@@ -246,9 +215,7 @@ class Node:
     def remove_pod(self, name: str) -> None:
         """Take a pod away: its veth, its namespace and what runs in it. Its pins and programs are the pipeline's."""
         with self._changing():
-            pod = self.pod(name)
-            if pod is self.facts.health:
-                raise InvalidSpec("the health endpoint belongs to every node")
+            pod = self.removable_pod(name)
             spec = replace(self.spec, pods=tuple(p for p in self.spec.pod_specs if p.name != name))
             with self._noting(live.Unfinished(pod=pod)):
                 self._remember(spec, replace(self.facts, pods=tuple(p for p in self.pods if p.name != name)))

@@ -1,0 +1,70 @@
+"""How what the control plane knows comes into the maps of a node: into new ones, into all of them, and out again."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+
+from datapath.load.maps import Map, load_maps, open_pin
+from datapath.object.spec import CollectionSpec
+from lab.abi import layouts
+from lab.agent import contents, enforcement
+from lab.node.node import Node
+from lab.node.topology import PodFacts
+
+_POLICY_MAP = "cilium_policy_"
+
+
+def fill(node: Node, target: Map) -> frozenset[bytes]:
+    """Write what the control plane knows into a map, which may be new; return the keys."""
+    entries: contents.Entries = ()
+    if target.name.startswith(_POLICY_MAP):
+        entries = contents.policy(node, int(target.name.removeprefix(_POLICY_MAP)))
+    elif target.name in contents.NODE_MAPS:
+        entries = contents.NODE_MAPS[target.name](node)
+    written = set()
+    for key, value in entries:
+        # A build may have appended words to key or value: they are zero.
+        padded = key.ljust(target.info.key_size, b"\0")
+        target.update(padded, value.ljust(target.info.value_size, b"\0"))
+        written.add(padded)
+    return frozenset(written)
+
+
+def fill_all(node: Node, pins: Path, host: CollectionSpec) -> None:
+    """Bring the maps that are pinned in `pins` in line with what is declared; nobody else may be changing them.
+
+    Maps that are missing are created as `host`, the host's object, defines them. What is new is written before what is
+    stale goes, so that no packet finds less than before or after (cilium#10936).
+    """
+    mine = {name: item for name, item in host.maps.items() if item.pinned and name in contents.NODE_MAPS}
+    with ExitStack() as stack:
+        maps = load_maps(replace(host, maps=mine, programs={}), pins, fill=lambda new: _fill_new(node, new))
+        stack.callback(maps.close)
+        policies = enforcement.stored(node)
+        update = None
+        if policies is not None:
+            update = stack.enter_context(enforcement.PolicyUpdate(node, pins, policies))
+            update.add()
+        for item in maps.maps.values():
+            written = fill(node, item)
+            for key in [key for key in item.keys() if key not in written]:  # noqa: SIM118 - a map of the kernel
+                item.delete(key)
+        if update is not None:
+            update.remove()
+
+
+def forget(pins: Path, pod: PodFacts) -> None:
+    """Delete the addresses of a pod from the maps that lead packets to it."""
+    for address in (pod.ipv4, pod.ipv6):
+        for name, key in (
+            ("cilium_lxc", layouts.endpoint_key(address)),
+            ("cilium_ipcache", layouts.ipcache_key(address, address.max_prefixlen)),
+        ):
+            with open_pin(pins / name) as pinned:
+                pinned.delete(key.ljust(pinned.info.key_size, b"\0"))
+
+
+def _fill_new(node: Node, target: Map) -> None:
+    fill(node, target)

@@ -1,0 +1,51 @@
+"""Switches of a whole live node: everything is reloaded for another routing mode, tunnel port or MTU."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import replace
+
+from datapath.reload.outcome import Outcome
+from datapath.reload.plans import OVERLAY_SUBJECT
+from datapath.reload.transaction import Observer
+from lab.agent.reloader import Reloader
+from lab.node.topology import InvalidSpec
+
+
+def set_endpoint_routes(
+    reloader: Reloader, on: bool, *, workers: int, cancel: threading.Event | None, observer: Observer | None
+) -> list[Outcome]:
+    """Switch to the other routing mode, without a moment in which a pod has no route.
+
+    The node's route to its pods stays until the last pod has one of its own, and is back before the first loses it.
+    With endpoint routes the tunnel's program leaves the policy to the pods' egress programs: it comes last then.
+    """
+    node = reloader.node
+    with reloader.switching(cancel=cancel):
+        if not on:
+            node.set_node_route(True)
+        reloader.configure(node=replace(reloader.config.node, endpoint_routes=on))
+        last = [name for name in reloader.node_subjects if name == OVERLAY_SUBJECT and on]
+        outcomes = reloader.reload_all(workers=workers, last=last, cancel=cancel, observer=observer)
+        node.set_endpoint_routes(on)
+    return outcomes
+
+
+def set_tunnel_port(reloader: Reloader, port: int, *, workers: int, cancel: threading.Event | None) -> list[Outcome]:
+    """Move the tunnel to another UDP port: a new device, and programs that know its index.
+
+    Until all is reloaded nothing goes through the tunnel: the kernel cannot change the port of a device.
+    """
+    if not reloader.node.spec.tunnel:
+        raise InvalidSpec(f"{reloader.node.name} has no tunnel")
+    with reloader.switching(cancel=cancel):
+        reloader.node.set_tunnel_port(port)
+        # The new device first: the others' packets arrive there already.
+        return reloader.reload_all(workers=workers, first=[OVERLAY_SUBJECT], cancel=cancel)
+
+
+def set_mtu(reloader: Reloader, mtu: int, *, workers: int, cancel: threading.Event | None) -> list[Outcome]:
+    """Change the MTU, in place; open connections go on."""
+    with reloader.switching(cancel=cancel):
+        reloader.node.set_mtu(mtu)
+        return reloader.reload_all(workers=workers, cancel=cancel)

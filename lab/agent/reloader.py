@@ -1,0 +1,241 @@
+"""Reloads what a node has: one endpoint, many of them, or all in the order of an agent's start.
+
+It also keeps apart who works on the node at the same time, in whatever process: reloads, updates of the maps, and
+switches of the whole node.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import fields, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from datapath.endpoint import Endpoint
+from datapath.kernel.map import Map
+from datapath.loader import Loader
+from datapath.object.spec import CollectionSpec
+from datapath.reload.outcome import Outcome
+from datapath.reload.plans import OVERLAY_SUBJECT
+from datapath.reload.step import Plan
+from datapath.reload.transaction import Observer
+from lab.agent import mapfill
+from lab.agent.generations import next_generation
+from lab.agent.reloads import Failure, reload_by_workers, reload_one_by_one
+from lab.agent.turns import Turn
+from lab.errors import system_errors
+from lab.node.node import Node, UnknownTarget
+from lab.node.topology import HEALTH, HOST
+from lab.system.limits import descriptors_of, require_descriptors
+
+Change = Callable[[Plan], Plan]
+"""A loader with a difference: what a plan becomes before it is applied."""
+
+
+class Reloader:
+    """A context manager around the loader of one node.
+
+    `defines` are further macros for every program, as -D options; `library` the C sources, ours by default, `clang` the
+    compiler. `change` is applied to every plan: a faulty loader for those who want to see it caught.
+    """
+
+    def __init__(
+        self,
+        node: Node,
+        *,
+        library: Path | None = None,
+        clang: str | None = None,
+        defines: Sequence[tuple[str, str]] = (),
+        verifiers: int | None = None,
+        filter_priority: int = 1,
+        on_compile: Callable[..., None] | None = None,
+    ) -> None:
+        self.node = node
+        config = node.datapath_config(library=library, clang=clang)
+        self.config = replace(config, defines=tuple(defines), filter_priority=filter_priority)
+        self.loader = Loader(self.config, verifiers=verifiers, on_new_map=self._fill, on_compile=on_compile)
+        self.change: Change | None = None
+        self._stack = ExitStack()
+        self._maps_holders: list[int] = []
+        # Shared by reloads, exclusively held by whoever changes what all programs of the node are built for.
+        self._mode = Turn(self.config.state / "mode.lock")
+        self._seen, self._known = (node.spec, node.facts), config.node
+
+    def __enter__(self) -> Self:
+        pods = len(self.node.pods)
+        require_descriptors(descriptors_of(pods), f"lab {self.node.name} with {pods} pods")
+        with ExitStack() as stack:
+            stack.enter_context(self.node.lock_shared())
+            self.node.recover()
+            self._refresh()
+            stack.enter_context(self.loader)
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
+        self._stack.close()
+
+    @property
+    def subjects(self) -> tuple[str, ...]:
+        """What can be reloaded, in the order of an agent's start: the host before the overlay before the pods."""
+        return (*self.node_subjects, HEALTH, *(pod.name for pod in self.node.pods))
+
+    @property
+    def node_subjects(self) -> tuple[str, ...]:
+        """Those that belong to the node itself; without a tunnel there is no overlay."""
+        return (HOST, OVERLAY_SUBJECT) if self.node.spec.tunnel else (HOST,)
+
+    def check(self, *names: str) -> None:
+        """Raise UnknownTarget for a name that is none of `subjects`."""
+        for name in names:
+            if name not in self.subjects:
+                raise UnknownTarget(self.node.name, f"endpoint {name}", self.subjects)
+
+    @property
+    def endpoint_routes(self) -> bool:
+        return self.config.node.endpoint_routes
+
+    def configure(self, **changes: Any) -> None:
+        """Change fields of the datapath's configuration; they take effect with the next reload."""
+        self.config = replace(self.config, **changes)
+        self.loader.configure(self.config)
+
+    @contextmanager
+    def reloading(self, *, cancel: threading.Event | None = None) -> Iterator[None]:
+        """Wait for whoever switches this node, and keep others from it; know the node as it is then."""
+        with self._mode.take(exclusive=False, cancel=cancel):
+            self._refresh()
+            yield
+
+    @contextmanager
+    def updating(self, *, cancel: threading.Event | None = None) -> Iterator[None]:
+        """Keep all others away who would change this node's maps, in whatever process: updates and reloads.
+
+        It may be nested. In a thread that is reloading, at a gate say, it takes no lock: it would wait for itself.
+        """
+        with ExitStack() as stack:
+            if threading.get_ident() not in self._maps_holders:
+                # Nobody waits for the compiler but us.
+                self.host_spec(cancel=cancel)
+                stack.enter_context(self.loader.lock_maps(cancel=cancel))
+                self._refresh()
+            stack.enter_context(self._holding_maps())
+            yield
+
+    @contextmanager
+    def switching(self, *, cancel: threading.Event | None = None) -> Iterator[None]:
+        """Keep away all others who would reload or switch this node, while everything is reloaded for a new mode."""
+        with self._mode.take(exclusive=True, cancel=cancel):
+            self._refresh()
+            yield
+
+    def _refresh(self) -> None:
+        """Know what others have changed of the node: its pods, and what its programs are built for."""
+        self.node.refresh()
+        seen = (self.node.spec, self.node.facts)
+        if seen[0] is self._seen[0] and seen[1] is self._seen[1]:
+            return
+        known, now = self._known, self.node.datapath_config().node
+        self._seen, self._known = seen, now
+        # Only those: the others may have been configured otherwise on purpose.
+        changed = {f.name: getattr(now, f.name) for f in fields(now) if getattr(now, f.name) != getattr(known, f.name)}
+        if changed:
+            self.configure(node=replace(self.config.node, **changed))
+
+    @contextmanager
+    def _holding_maps(self) -> Iterator[None]:
+        self._maps_holders.append(threading.get_ident())
+        try:
+            yield
+        finally:
+            self._maps_holders.remove(threading.get_ident())
+
+    def host_spec(self, *, cancel: threading.Event | None = None) -> CollectionSpec:
+        """Return what the host's object defines, compiled if it must be."""
+        return self.loader.templates.fetch(self.endpoint(HOST), cancel=cancel).image.spec
+
+    def endpoint(self, name: str) -> Endpoint:
+        """Return the endpoint as it would be reloaded now."""
+        found = self.node.endpoint(name)
+        return found if found.is_host else found.with_endpoint_routes(self.endpoint_routes)
+
+    def plan(self, subject: str, *, generation: int = 0) -> Plan:
+        """Return the plan of the next reload of `subject`; nothing is done."""
+        if subject == OVERLAY_SUBJECT:
+            return self.loader.plan_overlay(generation)
+        return self.loader.plan(replace(self.endpoint(subject), generation=generation), subject=subject)
+
+    def reload(
+        self,
+        subject: str,
+        *,
+        observer: Observer | None = None,
+        cancel: threading.Event | None = None,
+    ) -> Outcome:
+        """Reload one endpoint, the host or the overlay, under a generation number of its own.
+
+        It waits for whoever switches the whole node to another mode.
+        """
+        with self.reloading(cancel=cancel):
+            plan = self.plan(subject, generation=self.next_generation())
+            plan = self.change(plan) if self.change is not None else plan
+            with system_errors(self.node.name), self._holding_maps():
+                return self.loader.apply(plan, observer=observer, cancel=cancel)
+
+    def reload_many(
+        self,
+        subjects: Iterable[str],
+        *,
+        workers: int,
+        cancel: threading.Event | None = None,
+        on_worker: Callable[[int], object] | None = None,
+        observer: Observer | None = None,
+    ) -> list[Outcome | Failure]:
+        """Reload by `workers` processes, or here if that is one; one failure does not keep the others from it.
+
+        `observer` looks on at what is done here.
+
+        A worker has its own copy of this agent: what `change` notes in a variable stays there. `on_worker` is called in
+        each, with its process id, before it begins.
+        """
+        names = list(subjects)
+        workers = min(workers, len(names))
+        if workers <= 1:
+            results = reload_one_by_one(self, names, cancel=cancel, observer=observer)
+        else:
+            results = reload_by_workers(self, names, workers=workers, cancel=cancel, on_worker=on_worker)
+        return results
+
+    def reload_all(
+        self,
+        *,
+        workers: int = 1,
+        first: Sequence[str] = (),
+        last: Sequence[str] = (),
+        cancel: threading.Event | None = None,
+        observer: Observer | None = None,
+    ) -> list[Outcome]:
+        """Reload the host and the overlay, then the endpoints in parallel; the first failure is raised when they are.
+
+        `first` is what comes even before the host, `last` what waits for the endpoints.
+        """
+        order = [name for name in dict.fromkeys((*first, *self.node_subjects)) if name not in last]
+        done = [self.reload(subject, observer=observer, cancel=cancel) for subject in order]
+        endpoints = [name for name in self.subjects if name not in (*order, *last)]
+        rest = self.reload_many(endpoints, workers=workers, cancel=cancel, observer=observer)
+        for result in rest:
+            if isinstance(result, Failure):
+                raise result.error
+        done += [result for result in rest if isinstance(result, Outcome)]
+        done += [self.reload(subject, observer=observer, cancel=cancel) for subject in last]
+        return done
+
+    def next_generation(self) -> int:
+        """Return the number of the next load on this node; no two loads have the same, in whatever process."""
+        return next_generation(self.config.state / "generation")
+
+    def _fill(self, target: Map) -> None:
+        mapfill.fill(self.node, target)

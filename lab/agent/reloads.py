@@ -1,0 +1,80 @@
+"""Reloads of many endpoints: by worker processes or here, where one failure does not keep the others from theirs."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from datapath.build.headers import template_endpoint
+from datapath.errors import ReloadlabError
+from datapath.reload.outcome import Outcome
+from datapath.reload.plans import OVERLAY_SUBJECT
+from datapath.reload.transaction import Observer
+from lab.system.forkpool import fork_map
+
+if TYPE_CHECKING:
+    from lab.agent.reloader import Reloader
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A reload that failed; the old state lives on."""
+
+    subject: str
+    error: ReloadlabError
+
+
+def reload_one_by_one(
+    reloader: Reloader, subjects: Sequence[str], *, cancel: threading.Event | None, observer: Observer | None
+) -> list[Outcome | Failure]:
+    """Reload in the calling process; `observer` looks on."""
+    return [_attempt(reloader, subject, cancel, observer) for subject in subjects]
+
+
+def reload_by_workers(
+    reloader: Reloader,
+    subjects: Sequence[str],
+    *,
+    workers: int,
+    cancel: threading.Event | None,
+    on_worker: Callable[[int], object] | None,
+) -> list[Outcome | Failure]:
+    """Reload by forked processes, each with its own copy of `reloader`. `on_worker` is called in each, with its id."""
+    _prepare(reloader, subjects, cancel)
+
+    @contextmanager
+    def worker(cancelled: threading.Event) -> Iterator[Callable[[str], Outcome | Failure]]:
+        if on_worker is not None:
+            on_worker(os.getpid())
+        spare = len(os.sched_getaffinity(0)) // workers
+        with reloader.loader.inherited(verifiers=max(spare, 1)) as reloader.loader:
+            yield lambda subject: _attempt(reloader, subject, cancelled)
+
+    results = fork_map(worker, subjects, workers=workers, cancel=cancel)
+    return [
+        Failure(subject, result) if isinstance(result, ReloadlabError) else result
+        for subject, result in zip(subjects, results, strict=True)
+    ]
+
+
+def _attempt(
+    reloader: Reloader, subject: str, cancel: threading.Event | None, observer: Observer | None = None
+) -> Outcome | Failure:
+    try:
+        return reloader.reload(subject, observer=observer, cancel=cancel)
+    except ReloadlabError as error:
+        return Failure(subject, error)
+
+
+def _prepare(reloader: Reloader, subjects: Sequence[str], cancel: threading.Event | None) -> None:
+    """Have everything at hand that workers can inherit: the templates, compiled and parsed once for all."""
+    endpoints = (reloader.endpoint(subject) for subject in subjects if subject != OVERLAY_SUBJECT)
+    for template in {template_endpoint(endpoint) for endpoint in endpoints}:
+        # A source that does not compile is the failure of each reload that needs it.
+        with suppress(ReloadlabError):
+            reloader.loader.templates.fetch(template, cancel=cancel)
+    reloader.loader.rest()
