@@ -207,6 +207,8 @@ class Reloader:
             results = reload_one_by_one(self, names, cancel=cancel, observer=observer)
         else:
             results = reload_by_workers(self, names, workers=workers, cancel=cancel, on_worker=on_worker)
+        if set(self.subjects) <= set(names) and not any(isinstance(result, Failure) for result in results):
+            self._settle_routes(cancel)
         return results
 
     def reload_all(
@@ -231,7 +233,15 @@ class Reloader:
                 raise result.error
         done += [result for result in rest if isinstance(result, Outcome)]
         done += [self.reload(subject, observer=observer, cancel=cancel) for subject in last]
+        self._settle_routes(cancel)
         return done
+
+    def _settle_routes(self, cancel: threading.Event | None) -> None:
+        """Remove the node route that an interrupted switch has left: every pod has a route of its own again."""
+        with self.reloading(cancel=cancel):
+            # In the middle of a switch, the programs are built for another mode than node.json has.
+            if self.endpoint_routes and self.node.spec.endpoint_routes:
+                self.node.set_node_route(False)
 
     def next_generation(self) -> int:
         """Return the number of the next load on this node; no two loads have the same, in whatever process."""

@@ -17,18 +17,19 @@ from datapath.build.compile import probe_compiler
 from datapath.endpoint import HEALTH_ID, HOST_ID, WORLD_ID
 from datapath.errors import CompileError, ToolMissing
 from datapath.load.maps import open_pin
-from datapath.reload.step import Step
+from datapath.reload.step import Plan, Step
 from datapath.reload.workspace import Workspace
 from lab.abi import layouts
 from lab.agent.agent import Agent, Failure
 from lab.errors import LabSystemError
 from lab.node.node import Node, UnknownTarget
-from lab.node.topology import NodeSpec
+from lab.node.topology import InvalidSpec, NodeSpec
 from lab.scenario.scenario import Gate
 from lab.watch import metrics
 from lab.watch.invariants import baseline, check
 from lab.watch.snapshot import take
 from tests.lab.labs import ROOT, cli, unique_name
+from tests.lab.nodes import differences
 
 pytestmark = pytest.mark.privileged
 
@@ -154,6 +155,35 @@ def test_removing_a_pod_waits_for_its_reload(agent: Agent) -> None:
         reload.result(20)
         removal.result(20)
     assert check(agent, before) == []
+
+
+def test_health_endpoint_stays_whole(agent: Agent) -> None:
+    before = take(agent.node)
+    with pytest.raises(InvalidSpec, match="the health endpoint belongs to every node"):
+        agent.remove_pod("health")
+    assert take(agent.node).datapath() == before.datapath()
+
+
+def interrupted(plan: Plan) -> Plan:
+    raise KeyboardInterrupt
+
+
+def test_reload_ends_an_interrupted_switch(agent: Agent) -> None:
+    """The first reload of everything brings back the mode that the node was in, and its routes with it."""
+    name = agent.node.name
+    agent.set_endpoint_routes(True)
+    before = baseline(agent)
+    assert differences(name) == []
+    with Agent(Node.open(name)) as other:
+        other.change = interrupted
+        with pytest.raises(KeyboardInterrupt):
+            other.set_endpoint_routes(False)
+    assert differences(name) != []
+    agent.reload_many(agent.subjects, workers=2)
+    assert differences(name) == []
+    assert check(agent, before) == []
+    agent.set_endpoint_routes(False)
+    assert differences(name) == []
 
 
 def test_counters_of_a_node(agent: Agent) -> None:

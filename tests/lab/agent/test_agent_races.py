@@ -59,7 +59,9 @@ def test_pods_come_and_go_by_two_processes_while_a_third_reloads(name: str) -> N
     one, two = python(PODS, name, "left", str(ROUNDS)), python(PODS, name, "right", str(ROUNDS))
     reloads = 0
     while one.poll() is None or two.poll() is None:
-        with start(cli("reload", name, "pod-1", "health", "host", "overlay")) as process:
+        with start(
+            cli("reload", *(f"{name}/{subject}" for subject in ("pod-1", "health", "host", "overlay")))
+        ) as process:
             _, stderr = process.communicate(timeout=60)
         assert (process.returncode, stderr) == (0, "")
         reloads += 1
@@ -111,7 +113,7 @@ def test_cancelled_reload_does_not_wait_for_a_switch(name: str) -> None:
     with holder:
         assert holder.stdout is not None
         holder.stdout.readline()
-        with start(cli("reload", name, "pod-1")) as process:
+        with start(cli("reload", f"{name}/pod-1")) as process:
             time.sleep(2)
             assert process.poll() is None
             process.terminate()
