@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from datapath.locks import Lock
+from datapath.locks import FairLock
 
 
 class Turn:
@@ -31,7 +31,7 @@ class Turn:
         if self.is_mine:
             yield
             return
-        lock = Lock(self._path, cancel or threading.Event())
+        lock = FairLock(self._path, cancel or threading.Event())
         try:
             lock.acquire(exclusive=exclusive)
             self._holders.append(threading.get_ident())
