@@ -20,7 +20,7 @@ from lab.scenario.records import Record
 from lab.watch.invariants import Violation
 
 ROOT = Path(__file__).resolve().parents[1]
-DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 SHOWN = re.compile(r"^    (?:\.venv/bin/)?reloadlab (?P<rest>.*)$|`reloadlab (?P<inline>[^`]*)`", re.MULTILINE)
 
 
