@@ -7,6 +7,7 @@ from typing import Any
 
 from lab.bench.topology import TopologyComparison
 from lab.cli.tables import make_table, print_table
+from lab.cli.targets import plural
 
 _FIGURES = ("pods", "lab up ms", "script up ms", "ratio up", "lab down ms", "script down ms", "ratio down")
 
@@ -14,7 +15,7 @@ _FIGURES = ("pods", "lab up ms", "script up ms", "ratio up", "lab down ms", "scr
 def show(rows: Sequence[TopologyComparison], start: float) -> None:
     """Print the medians of each size; `start` is what the interpreter takes to start, in seconds."""
     rounds = len(rows[0].lab)
-    table = make_table(*_FIGURES, figures=_FIGURES, title=f"medians of {rounds} rounds; ratio: script / lab")
+    table = make_table(*_FIGURES, figures=_FIGURES, title=f"medians of {plural(rounds, 'round')}; ratio: script / lab")
     for row in rows:
         table.add_row(str(row.pods), *_cells(row, "up"), *_cells(row, "down"))
     print_table(table)

@@ -5,11 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from lab.bench.pairs import Build
-from lab.bench.rounds import Measurement
-from lab.bench.traffic import PROGRAMS, STREAM, UDP, MetricComparison, PacketCosts
+from lab.bench.traffic import PROGRAMS, STREAM, UDP
 from lab.cli.main import main
-from lab.cli.traffic_view import show, to_json
 from tests.lab.labs import cli, start
 
 
@@ -17,36 +14,6 @@ def test_units() -> None:
     assert UDP.value(2e-6) == pytest.approx(500_000)
     assert STREAM.value(1e-9) == pytest.approx(8)
     assert PROGRAMS.value(3e-7) == pytest.approx(300)
-
-
-def report() -> PacketCosts:
-    groups = (
-        (Measurement("no programs", (1e-6, 2e-6)), Measurement("endpoint routes off", (2e-6, 4e-6))),
-        (Measurement("two nodes, no programs", (4e-6, 4e-6)), Measurement("two nodes", (12e-6, 12e-6))),
-    )
-    builds = (Build(), Build("second", Path("/else/bpf"), (("A", "1"),)))
-    return PacketCosts(builds, [MetricComparison(UDP, version, groups) for version in (4, 6)], others=0.5)
-
-
-def test_each_group_has_its_own_reference() -> None:
-    rows = to_json(report())["measures"][0]["rows"]
-    assert [(row["name"], row["reference"], row["ratio"]) for row in rows] == [
-        ("no programs", "no programs", 1.0),
-        ("endpoint routes off", "no programs", 2.0),
-        ("two nodes, no programs", "two nodes, no programs", 1.0),
-        ("two nodes", "two nodes, no programs", 3.0),
-    ]
-    assert rows[0]["best"] == 1_000_000
-    assert rows[2]["rounds"] == [250_000, 250_000]
-
-
-def test_table_has_both_versions_and_says_what_was_built(capsys: pytest.CaptureFixture[str]) -> None:
-    show(report())
-    out = capsys.readouterr().out
-    assert "second: sources of /else/bpf -D A=1" in out
-    assert out.count("endpoint routes off") == 1
-    (line,) = (line for line in out.splitlines() if "two nodes  " in line)
-    assert line.split()[2:] == ["83,333", "3.00", "3.00-3.00"] * 2
 
 
 @pytest.mark.parametrize("arguments", [["--rounds", "0"]])

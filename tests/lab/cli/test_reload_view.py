@@ -1,0 +1,47 @@
+from __future__ import annotations
+
+import pytest
+
+from lab.bench.parallel import Percentiles, WorkerReport
+from lab.bench.reload import ReloadReport
+from lab.bench.rounds import Measurement
+from lab.cli.reload_view import show, to_json
+
+REPORT = ReloadReport(
+    object="/lab/bpf_lxc.o",
+    programs=19,
+    instructions=9685,
+    hooks=("ingress",),
+    rows=[
+        Measurement("floor: the bare system calls", (0.010, 0.012)),
+        Measurement("the pipeline", (0.020, 0.024)),
+        Measurement("tc", refusal="cannot load [maps]"),
+    ],
+    no_shares="no bcc",
+    pods=20,
+    parallel=[
+        WorkerReport(1, 20, 50.0, Percentiles(19.0, 20.0, 21.0, None), {}),
+        WorkerReport(2, 0, 0.0, None, {}),
+    ],
+    steps={"compile": 0.001},
+    others=0.1,
+)
+
+
+def test_figures_are_next_to_the_floor(capsys: pytest.CaptureFixture[str]) -> None:
+    show(REPORT)
+    out = capsys.readouterr().out
+    lines = [line.split("  ") for line in out.splitlines()]
+    cells = {line[0]: [cell.strip() for cell in line[1:] if cell.strip()] for line in lines if line[0]}
+    assert cells["the pipeline"] == ["20.00", "22.00", "2.00", "2.00 to 2.00"]
+    assert cells["tc"] == ["-", "-", "-", "not possible"]
+    assert cells["20 pods, 1 at a time"] == ["50.0", "19.00", "20.00", "21.00"]
+    assert "tc: not possible: cannot load [maps]" in out
+    assert "time inside system calls: not measured: no bcc" in out
+
+
+def test_what_was_not_measured_is_null_or_left_out() -> None:
+    document = to_json(REPORT)
+    assert document["system_calls_missing"] == "no bcc"
+    assert [row.get("refusal") for row in document["one"]] == [None, None, "cannot load [maps]"]
+    assert [("p50_ms" in row, row["pods"]) for row in document["many"]] == [(True, 20), (False, 20)]
