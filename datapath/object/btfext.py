@@ -7,9 +7,11 @@ instructions of the program, as the kernel wants them.
 from __future__ import annotations
 
 import struct
-from bisect import bisect_right
+from array import array
+from bisect import bisect_left
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 
 from datapath.object.btf import Btf, BtfError
 from datapath.object.btf import parse as parse_btf
@@ -46,11 +48,10 @@ class BtfExt:
             FUNC_INFO.pack(at, type_id) for offset, type_id in self.functions.get(section, ()) if offset == start
         )
         table = self.lines.get(section, ())
-        first, last = (bisect_right(table, limit - 1, key=lambda record: record[0]) for limit in (start, end))
-        lines = b"".join(
-            LINE_INFO.pack((offset - start) // INSN_SIZE + at, *rest) for offset, *rest in table[first:last]
-        )
-        return DebugInfo(functions, lines)
+        first, last = (bisect_left(table, (limit,)) for limit in (start, end))
+        words = array("I", chain.from_iterable(table[first:last]))
+        words[::4] = array("I", [(offset - start) // INSN_SIZE + at for offset in words[::4]])
+        return DebugInfo(functions, words.tobytes())
 
 
 def parse(data: bytes, btf: Btf) -> BtfExt:

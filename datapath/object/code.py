@@ -32,6 +32,7 @@ from datapath.object.loads import CALL, LD_IMM64, PSEUDO_CALL, Region, Use, use_
 from datapath.object.spec import INSN_SIZE, DataSection, DebugInfo, ProgramSpec, parse_slot
 
 _PSEUDO_MAP_FD, _PSEUDO_MAP_VALUE, _PSEUDO_FUNC = 1, 2, 4
+_CALL_OF_FUNCTION = bytes((CALL, PSEUDO_CALL << 4))
 _WORD_SIZES = (1, 2, 4, 8)
 _TEXT = ".text"
 
@@ -135,8 +136,9 @@ class Code:
             if function.start <= reloc.offset < function.end:
                 relocated.add(reloc.offset - function.start)
                 self._relocate(body, reloc, reloc.offset - function.start)
-        for at in range(0, len(insns), INSN_SIZE):
-            if insns[at] == CALL and insns[at + 1] >> 4 == PSEUDO_CALL and at not in relocated:
+        at = -1
+        while (at := insns.find(_CALL_OF_FUNCTION, at + 1)) >= 0:
+            if at % INSN_SIZE == 0 and at not in relocated:
                 target = function.start + at + (_immediate(insns, at) + 1) * INSN_SIZE
                 body.calls.append((at // INSN_SIZE, (function.section.index, target)))
 
@@ -295,10 +297,14 @@ def _reachable(bodies: Mapping[Place, _Body], main: Place) -> list[_Body]:
 
 def _functions(elf: ElfFile, types: Btf | None, ext: BtfExt) -> Iterator[Function]:
     """Yield the functions of every section with code, in the order of the sections; stripped ones get a name."""
+    by_section: dict[int, list[Symbol]] = {}
+    for symbol in elf.symbols:
+        if symbol.type == STT_FUNC:
+            by_section.setdefault(symbol.section, []).append(symbol)
     for section in elf.sections:
         if not section.flags & SHF_EXECINSTR or not section.size:
             continue
-        symbols = [s for s in elf.symbols if s.section == section.index and s.type == STT_FUNC]
+        symbols = by_section.get(section.index, [])
         for symbol in symbols:
             yield Function(symbol.name, section, symbol.value, symbol.value + symbol.size, symbol.bind == STB_LOCAL)
         if not symbols:

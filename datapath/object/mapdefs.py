@@ -186,8 +186,9 @@ def _fill_values(
     problems: list[str],
 ) -> None:
     """Put what the relocations of .maps name into the contents of the maps that hold it (libbpf: collect_map_relos)."""
+    relocations = list(elf.relocations(section))
     owners = []
-    for symbol in _symbols(elf, section):
+    for symbol in _symbols(elf, section) if relocations else ():
         if symbol.name not in maps:
             continue
         try:
@@ -198,7 +199,7 @@ def _fill_values(
             owners.append((symbol, symbol.value + definition.values_offset))
     content = elf.content(section)
     contents: dict[str, dict[int, str]] = {}
-    for reloc in elf.relocations(section):
+    for reloc in relocations:
         at = reloc.offset
         owner = next(((s, start) for s, start in owners if start <= at < s.value + s.size), None)
         target = reloc.symbol.name or _named(elf, places, reloc.symbol.section, content[at : at + 8])
