@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from datapath.errors import ReloadlabError, SeveralErrors
+from datapath.errors import SeveralErrors
 
 Attempt = Callable[[Callable[[], object]], None]
 
@@ -21,7 +21,7 @@ def each() -> Iterator[Attempt]:
     def attempt(action: Callable[[], object]) -> None:
         try:
             action()
-        except (ReloadlabError, OSError) as error:
+        except Exception as error:  # noqa: BLE001 - raised when the block ends
             errors.append(error)
 
     yield attempt

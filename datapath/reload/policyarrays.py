@@ -17,7 +17,7 @@ shared lock, arrays replaced, recovered and let go under the exclusive one.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from datapath.kernel import hooks, progarray
@@ -57,7 +57,7 @@ def programs_at(directory: Path, slots: Mapping[str, Iterable[int]]) -> set[int]
     return {program for program in found if program is not None}
 
 
-def clear(directory: Path, endpoint_id: int, *, keep: frozenset[str] = frozenset()) -> None:
+def clear(directory: Path, endpoint_id: int, *, keep: Container[str] = ()) -> None:
     """Empty an endpoint's slots in all arrays, except in those named in `keep`."""
     for name, paths in pinned(directory).items():
         if name not in keep:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
-from datapath.attempts import each
 from datapath.build.objectfile import ObjectFile
 from datapath.build.templates import Kind
 from datapath.endpoint import Endpoint
@@ -17,7 +16,7 @@ from datapath.load.maps import Map, differences, open_maps, open_pin
 from datapath.object.spec import CollectionSpec
 from datapath.reload import connections, recovery
 from datapath.reload.step import Step
-from datapath.reload.workspace import Workspace
+from datapath.reload.workspace import LoadedObject, Workspace
 
 
 @dataclass(frozen=True)
@@ -26,9 +25,7 @@ class Compile(Step):
 
     endpoint: Endpoint | None  # None: the overlay, which belongs to no endpoint
 
-    @property
-    def name(self) -> str:
-        return "compile"
+    name = "compile"
 
     def describe(self) -> str:
         return f"compile {self.target}, or take the template with the same hash"
@@ -48,9 +45,7 @@ class WriteObject(Step):
     object: ObjectFile
     programs: tuple[str, ...]
 
-    @property
-    def name(self) -> str:
-        return "write object"
+    name = "write object"
 
     def describe(self) -> str:
         return f"substitute constants and names, write {self.object.path}"
@@ -61,30 +56,27 @@ class WriteObject(Step):
         for program in self.programs:
             if program not in image.spec.programs:
                 raise ProgramNotFound(self.object.name, program, sorted(image.spec.programs))
+        work.on_undo(self, self.object.discard)
         self.object.write(*image.pieces(substitution, strict=False))
-        work.specs[self.object.name] = image.spec.substitute(substitution, strict=False)
-        work.own_maps[self.object.name] = frozenset(substitution.names.values())
-
-    def undo(self, work: Workspace) -> None:
-        self.object.discard()
+        spec = image.spec.substitute(substitution, strict=False)
+        work.objects[self.object.name] = LoadedObject(spec, own_maps=frozenset(substitution.names.values()))
 
 
 @dataclass(frozen=True)
 class RepinMaps(Step):
     """Move aside the pins that the object cannot reuse: those of maps that are always new, and of incompatible ones."""
 
-    @property
-    def name(self) -> str:
-        return "repin maps"
+    name = "repin maps"
 
     def describe(self) -> str:
         return f"move the calls map of {self.target} and every incompatible map to :pending"
 
     def apply(self, work: Workspace) -> None:
-        spec = work.specs[self.target]
+        item = work.objects[self.target]
+        spec = item.spec
         work.maps_lock.acquire(exclusive=False)
         left, (names, missing) = recovery.find(work, spec), _survey(work, spec)
-        touched = (*names, *(pin.path.name for pin in left), *(set(missing) - work.own_maps[self.target]))
+        touched = (*names, *(pin.path.name for pin in left), *(set(missing) - item.own_maps))
         if not all(_is_always_new(spec, name) for name in touched):
             # Others share the map: nobody may open it while it is being replaced, nor one that goes again if this
             # reload fails. Another reload may have done it while we waited, so everything is asked again.
@@ -93,38 +85,28 @@ class RepinMaps(Step):
         recovery.recover(work, spec, left)
         if left or work.maps_lock.exclusive:
             names, _ = _survey(work, spec)
-        moved = work.moved.setdefault(self.target, [])
         for name in names:
             pin = Pin(work.config.globals / name)
             if pin.repin():
-                moved.append(pin)
+                work.on_undo(self, pin.revert)
+                item.moved.append(pin)
                 if not _is_always_new(spec, name):
                     work.migrated.append(name)
-
-    def undo(self, work: Workspace) -> None:
-        with each() as attempt:
-            for pin in reversed(work.moved.pop(self.target, [])):
-                attempt(pin.revert)
 
 
 @dataclass(frozen=True)
 class OpenMaps(Step):
     """Open the pinned maps that can be reused, create the others: nobody else sees those yet."""
 
-    @property
-    def name(self) -> str:
-        return "open maps"
+    name = "open maps"
 
     def describe(self) -> str:
         return f"open the pinned maps of {self.target}, create those that are missing"
 
     def apply(self, work: Workspace) -> None:
-        spec = work.specs[self.target]
+        spec = work.objects[self.target].spec
         maps = open_maps(spec, work.config.globals, cache=work.map_cache, types=work.types)
         work.keep_collection(self.target, Collection(spec, maps, {}))
-
-    def undo(self, work: Workspace) -> None:
-        work.collections.pop(self.target, None)
 
 
 @dataclass(frozen=True)
@@ -134,9 +116,7 @@ class MigrateMaps(Step):
     In this order: whatever kills the reload, no map that anybody can find lacks a part of its content.
     """
 
-    @property
-    def name(self) -> str:
-        return "migrate maps"
+    name = "migrate maps"
 
     def describe(self) -> str:
         return (
@@ -145,8 +125,8 @@ class MigrateMaps(Step):
         )
 
     def apply(self, work: Workspace) -> None:
-        spec = work.specs[self.target]
-        replaced = {pin.path.name: pin for pin in work.moved.get(self.target, ())}
+        item = work.objects[self.target]
+        spec, replaced = item.spec, {pin.path.name: pin for pin in item.moved}
 
         def fill(new: Map) -> None:
             if _is_always_new(spec, new.name):
@@ -155,10 +135,8 @@ class MigrateMaps(Step):
             if not (pin is not None and _copy_content(pin, new, work)) and work.on_new_map is not None:
                 work.on_new_map(new)
 
-        work.collections[self.target].map_set.pin_created(fill)
-
-    def undo(self, work: Workspace) -> None:
-        work.collections[self.target].remove_pins()
+        work.on_undo(self, item.collection.remove_pins)
+        item.collection.map_set.pin_created(fill)
 
 
 @dataclass(frozen=True)
@@ -167,15 +145,13 @@ class LoadPrograms(Step):
 
     kind: Kind
 
-    @property
-    def name(self) -> str:
-        return "load programs"
+    name = "load programs"
 
     def describe(self) -> str:
         return f"load every program of {self.target}; the verifier may refuse"
 
     def apply(self, work: Workspace) -> None:
-        collection = work.collections[self.target]
+        collection = work.objects[self.target].collection
         collection.programs = load_programs(
             collection.spec,
             collection.maps,
@@ -198,15 +174,13 @@ class FillArrays(Step):
 
     object: ObjectFile
 
-    @property
-    def name(self) -> str:
-        return "fill arrays"
+    name = "fill arrays"
 
     def describe(self) -> str:
         return f"put the tail calls of {self.target} into its calls map"
 
     def apply(self, work: Workspace) -> None:
-        collection = work.collections[self.target]
+        collection = work.objects[self.target].collection
         fill_program_arrays(collection.spec, collection.maps, collection.programs, skip_contents=POLICY_ARRAYS)
         carry_connections_over(self.object, work)
 
@@ -218,7 +192,7 @@ def _is_always_new(spec: CollectionSpec, name: str) -> bool:
 
 def carry_connections_over(item: ObjectFile, work: Workspace) -> None:
     """Let the new programs know what an endpoint's old ones have noted, its connections above all."""
-    maps, owns = work.collections[item.name].maps, connections.owner(work.config.node, item.endpoint)
+    maps, owns = work.objects[item.name].collection.maps, connections.owner(work.config.node, item.endpoint)
     for name, left_out in connections.carry_over(item.path.parent, maps, owns).items():
         what = "connections" if name.startswith(connections.CONNECTIONS) else "entries"
         work.warnings.append(f"map {name}: {left_out} {what} do not fit into {maps[name].info.max_entries}")

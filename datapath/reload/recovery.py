@@ -14,7 +14,7 @@ def find(work: Workspace, spec: CollectionSpec) -> list[Pin]:
     left = left_behind(work.config.globals)
     if not left:
         return []
-    ours = {pin.path for pins in work.moved.values() for pin in pins}
+    ours = {pin.path for item in work.objects.values() for pin in item.moved}
     pins = [Pin(work.config.globals / name) for name, wanted in spec.maps.items() if wanted.pinned and name in left]
     return [pin for pin in pins if pin.path not in ours]
 

@@ -9,13 +9,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from datapath.attempts import each
+
 if TYPE_CHECKING:
     from datapath.reload.workspace import Workspace
 
 
 @dataclass(frozen=True)
 class Step:
-    """One step. `name` says what is done, `target` to which object or interface."""
+    """One step. `name` says what is done, the same for all steps of a kind; `target` to which object or interface."""
 
     target: str
 
@@ -33,11 +35,20 @@ class Step:
         raise NotImplementedError
 
     def apply(self, work: Workspace) -> None:
-        """Do it. May raise half-way: `undo` is then called all the same."""
+        """Do it, and register with `work.on_undo` how to take it back, before or right after each thing that is done.
+
+        May raise half-way: `undo` is then called all the same.
+        """
         raise NotImplementedError
 
     def undo(self, work: Workspace) -> None:
-        """Take back whatever `apply` did, as far as it came. Called in reverse order of the steps."""
+        """Take back what `apply` has registered, the last first. Called in reverse order of the steps.
+
+        What cannot be taken back is raised when everything else is.
+        """
+        with each() as attempt:
+            for action in work.take_undo(self):
+                attempt(action)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
-from datapath.attempts import each
 from datapath.build.objectfile import ObjectFile
 from datapath.endpoint import Endpoint
 from datapath.errors import LinkNotFound, NetlinkError, ReloadlabError
@@ -16,7 +15,7 @@ from datapath.kernel import hooks, progarray, routes
 from datapath.kernel.hooks import Direction, Filter, HookShared, HookTaken
 from datapath.kernel.netlink import NetlinkSocket
 from datapath.kernel.pins import POLICY_ARRAYS
-from datapath.kernel.routes import Installed, Route
+from datapath.kernel.routes import Installed
 from datapath.load.maps import open_pin
 from datapath.reload import connections, policyarrays
 from datapath.reload.outcome import Attached
@@ -34,17 +33,13 @@ class InsertPolicy(Step):
 
     endpoint_id: int
 
-    @property
-    def name(self) -> str:
-        return "insert policy"
+    name = "insert policy"
 
     def describe(self) -> str:
         return f"put the policy program of {self.target} into slot {self.endpoint_id} of cilium_call_policy"
 
     def apply(self, work: Workspace) -> None:
-        collection = work.collections[self.target]
-        replaced: list[tuple[int, int, int | None]] = []
-        work.undo[self.key] = replaced
+        collection = work.objects[self.target].collection
         for name in POLICY_ARRAYS:
             spec = collection.spec.maps.get(name)
             if spec is None or not spec.contents:
@@ -53,13 +48,9 @@ class InsertPolicy(Step):
             for slot, program in spec.contents.items():
                 for array in (*(a for a in arrays if slot < a.info.max_entries), collection.maps[name]):
                     old = progarray.open_program_at(array.fd, slot)
-                    replaced.append((array.fd, slot, None if old is None else work.keep_open(old)))
+                    back = partial(progarray.clear if old is None else progarray.put, array.fd, slot)
+                    work.on_undo(self, back if old is None else partial(back, work.keep_open(old)))
                     progarray.put(array.fd, slot, collection.programs[program].fd)
-
-    def undo(self, work: Workspace) -> None:
-        with each() as attempt:
-            for fd, slot, old in reversed(work.undo.pop(self.key, [])):
-                attempt(partial(progarray.clear, fd, slot) if old is None else partial(progarray.put, fd, slot, old))
 
 
 @dataclass
@@ -90,7 +81,7 @@ class Attach(Step):
 
     def apply(self, work: Workspace) -> None:
         netlink = work.netlink
-        program = work.collections[self.object].programs[self.program]
+        program = work.objects[self.object].collection.programs[self.program]
         ifindex = netlink.ifindex(self.target)
         present = hooks.filters(netlink, ifindex, self.direction)
         here = [f for f in present if (f.priority, f.handle) == (self.priority, hooks.HANDLE)]
@@ -99,7 +90,7 @@ class Attach(Step):
                 raise HookTaken(self.target, found)
         ours = [f for f in present if f.is_ours]
         replaced = _Replaced(ifindex, filters=[(f, work.keep_program(f.program_id)) for f in ours])
-        work.undo[self.key] = replaced
+        work.on_undo(self, partial(_put_back, work, replaced))
         if not present:
             self._ensure_clsact(work, replaced)
         name, program_id = hooks.filter_name(self.program, self.target), program.id
@@ -120,12 +111,6 @@ class Attach(Step):
         replaced.made_clsact = found is None
         if not hooks.ensure_clsact(work.netlink, replaced.ifindex):
             replaced.made_clsact = False
-
-    def undo(self, work: Workspace) -> None:
-        replaced = work.undo.pop(self.key, None)
-        work.attached.pop(self.key, None)
-        if replaced is not None:
-            _put_back(work, replaced)
 
 
 @dataclass(frozen=True)
@@ -151,16 +136,11 @@ class Detach(Step):
                 raise
             return
         replaced = _Replaced(ifindex)
-        work.undo[self.key] = replaced
+        work.on_undo(self, partial(_put_back, work, replaced))
         for found in hooks.filters(work.netlink, ifindex, self.direction):
             if found.is_ours and found.name.startswith(self.prefix):
                 replaced.filters.append((found, work.keep_program(found.program_id)))
                 hooks.detach(work.netlink, found)
-
-    def undo(self, work: Workspace) -> None:
-        replaced = work.undo.pop(self.key, None)
-        if replaced is not None:
-            _put_back(work, replaced)
 
 
 @dataclass(frozen=True)
@@ -169,29 +149,21 @@ class InstallRoutes(Step):
 
     endpoint: Endpoint
 
-    @property
-    def name(self) -> str:
-        return "install routes"
+    name = "install routes"
 
     def describe(self) -> str:
         return f"route {_addresses(self.endpoint)} directly to {self.target}"
 
     def apply(self, work: Workspace) -> None:
-        installed: list[tuple[Route, Installed | None]] = []
-        work.undo[self.key] = installed
         for route in routes.endpoint_routes(self.endpoint, work.netlink.ifindex(self.target)):
             before = routes.current(work.netlink, route.address)
             if before is not None and before.ifindex == route.ifindex:
                 continue
-            installed.append((route, before))
-            routes.upsert(work.netlink, route)
-
-    def undo(self, work: Workspace) -> None:
-        for route, before in reversed(work.undo.pop(self.key, [])):
-            if before is not None:
-                _restore(work, before, routes.restore)
             # A route of another metric does not take the place of ours; where it does, there is nothing to remove.
-            routes.remove(work.netlink, route)
+            work.on_undo(self, partial(routes.remove, work.netlink, route))
+            if before is not None:
+                work.on_undo(self, partial(_restore, work, before, routes.restore))
+            routes.upsert(work.netlink, route)
 
 
 @dataclass(frozen=True)
@@ -203,22 +175,17 @@ class RemoveRoutes(Step):
 
     endpoint: Endpoint
 
-    @property
-    def name(self) -> str:
-        return "remove routes"
+    name = "remove routes"
 
     def describe(self) -> str:
         return f"remove direct routes of {_addresses(self.endpoint)} to {self.target}"
 
     def apply(self, work: Workspace) -> None:
-        removed: list[Installed] = []
-        work.undo[self.key] = removed
-        for route in routes.endpoint_routes(self.endpoint, work.netlink.ifindex(self.target)):
-            routes.remove_all(work.netlink, route, removed.append)
+        def note(before: Installed) -> None:
+            work.on_undo(self, partial(_restore, work, before, routes.add_again))
 
-    def undo(self, work: Workspace) -> None:
-        for before in reversed(work.undo.pop(self.key, [])):
-            _restore(work, before, routes.add_again)
+        for route in routes.endpoint_routes(self.endpoint, work.netlink.ifindex(self.target)):
+            routes.remove_all(work.netlink, route, note)
 
 
 @dataclass(frozen=True)
@@ -231,34 +198,30 @@ class Commit(Step):
     objects: tuple[ObjectFile, ...]
     obsolete: tuple[Path, ...] = ()
 
-    @property
-    def name(self) -> str:
-        return "commit"
+    name = "commit"
 
     def describe(self) -> str:
         said = f"remove the :pending pins and publish {', '.join(o.name for o in self.objects)}"
         return said + (f"; remove {', '.join(path.name for path in self.obsolete)}" if self.obsolete else "")
 
     def apply(self, work: Workspace) -> None:
-        published: list[ObjectFile] = []
-        work.undo[self.key] = published
         for item in self.objects:
             carry_connections_over(item, work)
         for item in self.objects:
             item.publish()
-            published.append(item)
+            work.on_undo(self, item.retract)
         work.committed = True
         self._let_go(work)
 
     def _let_go(self, work: Workspace) -> None:
         """Remove what nothing needs any more. All is new by now: what cannot be removed is a warning, not a failure."""
         for item in self.objects:
-            for pin in work.moved.pop(item.name, []):
+            for pin in work.objects[item.name].moved:
                 let_go = pin.retire if pin.path.name in POLICY_ARRAYS else pin.finalize
                 _attempt(work, f"the old map {pin.path.name}", let_go)
             _attempt(work, f"the old object of {item.name}", item.settle)
         for item in self.objects:
-            used = work.collections[item.name].maps
+            used = work.objects[item.name].collection.maps
             _attempt(
                 work, f"the note of the maps of {item.name}", partial(connections.remember, item.path.parent, used)
             )
@@ -269,19 +232,10 @@ class Commit(Step):
 
     def _clear_policy(self, work: Workspace) -> None:
         """Empty the policy slots of an endpoint whose new object has no program for them."""
+        maps = [work.objects[item.name].collection.spec.maps for item in self.objects]
         for ident in {item.endpoint.id for item in self.objects if item.endpoint is not None}:
-            filled = (
-                name
-                for item in self.objects
-                for name in POLICY_ARRAYS
-                if (spec := work.collections[item.name].spec.maps.get(name)) is not None and ident in spec.contents
-            )
-            policyarrays.clear(work.config.globals, ident, keep=frozenset(filled))
-
-    def undo(self, work: Workspace) -> None:
-        with each() as attempt:
-            for item in reversed(work.undo.pop(self.key, [])):
-                attempt(item.retract)
+            filled = {name for name in POLICY_ARRAYS for each in maps if name in each and ident in each[name].contents}
+            policyarrays.clear(work.config.globals, ident, keep=filled)
 
 
 def _attempt(work: Workspace, what: str, action: Callable[[], object]) -> None:

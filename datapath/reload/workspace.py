@@ -9,7 +9,7 @@ from concurrent.futures import Executor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 from datapath.build.templates import Kind, Template, TemplateCache
 from datapath.endpoint import DatapathConfig
@@ -21,7 +21,35 @@ from datapath.load.types import TypeStore
 from datapath.locks import FairLock
 from datapath.object.spec import CollectionSpec
 from datapath.reload.outcome import Attached
+from datapath.reload.step import Step
 from datapath.timing import Interval
+
+Undo = Callable[[], object]
+"""Takes back one thing that a step has done."""
+
+
+@dataclass
+class LoadedObject:
+    """One object on its way into the kernel.
+
+    `own_maps` are its maps that were given a name of their own: nobody shares them. `moved` are the pins that were
+    moved aside for it.
+    """
+
+    spec: CollectionSpec
+    own_maps: frozenset[str]
+    moved: list[Pin] = field(default_factory=list)
+    _collection: Collection | None = None
+
+    @property
+    def collection(self) -> Collection:
+        """The object in the kernel; there is one once its maps are open."""
+        if self._collection is None:
+            raise RuntimeError(f"{self.spec.path}: no map is open yet")
+        return self._collection
+
+    def open(self, collection: Collection) -> None:
+        self._collection = collection
 
 
 @dataclass
@@ -31,7 +59,7 @@ class Workspace:
     `maps_lock` is held shared by every reload and exclusively by one that replaces a map that others share.
     `on_new_map` is called with each map that is new and empty, before any program that uses it is attached: the control
     plane fills it there. What replaces a map of the same layout is not empty.
-    `own_maps` are the maps of each object that were given a name of their own: nobody shares them.
+    `template` are those of this reload by kind, `objects` what was made of each object, by the object's name.
     `committed` is set by the commit when it begins what cannot be undone.
     """
 
@@ -45,15 +73,12 @@ class Workspace:
     maps_lock: FairLock
     on_new_map: Callable[[Map], None] | None = None
     template: dict[Kind, Template] = field(default_factory=dict)
-    specs: dict[str, CollectionSpec] = field(default_factory=dict)
-    own_maps: dict[str, frozenset[str]] = field(default_factory=dict)
-    collections: dict[str, Collection] = field(default_factory=dict)
-    moved: dict[str, list[Pin]] = field(default_factory=dict)
-    undo: dict[tuple[str, str], Any] = field(default_factory=dict)
+    objects: dict[str, LoadedObject] = field(default_factory=dict)
     attached: dict[tuple[str, str], Attached] = field(default_factory=dict)
     migrated: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     committed: bool = False
+    _undo: dict[tuple[str, str], list[Undo]] = field(default_factory=dict)
     _intervals: list[Interval] = field(default_factory=list)
     _stack: ExitStack = field(default_factory=ExitStack)
 
@@ -79,8 +104,17 @@ class Workspace:
         return self.keep_open(bpf.prog_fd_by_id(program_id))
 
     def keep_collection(self, name: str, collection: Collection) -> None:
+        """Close an object's descriptors when the reload ends."""
         self._stack.callback(collection.close)
-        self.collections[name] = collection
+        self.objects[name].open(collection)
+
+    def on_undo(self, step: Step, action: Undo) -> None:
+        """Have `action` called if the step is undone, before those that were registered earlier."""
+        self._undo.setdefault(step.key, []).append(action)
+
+    def take_undo(self, step: Step) -> list[Undo]:
+        """Return what undoes a step, in the order in which it is to be called; once."""
+        return self._undo.pop(step.key, [])[::-1]
 
     def note_interval(self, interval: Interval) -> None:
         """Add work that another thread did for the step that runs now."""

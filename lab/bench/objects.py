@@ -15,7 +15,7 @@ from datapath.object.reader import ObjectImage, read_object
 from datapath.object.spec import Substitution
 from datapath.reload.prepare import Compile, WriteObject
 from datapath.reload.step import Plan, Step
-from datapath.reload.switchover import Attach, InsertPolicy
+from datapath.reload.switchover import Attach
 from datapath.reload.workspace import Workspace
 from datapath.timing import VerifyTimes
 
@@ -95,7 +95,6 @@ def entry_programs(image: ObjectImage) -> dict[Direction, str]:
 def plan_with_object(template: Template, plan: Plan) -> Plan:
     """Return a pod's plan that loads and attaches the given object instead of the compiled one."""
     programs = entry_programs(template.image)
-    has_policy = any(p.slot is not None and p.slot[0] in (1, 4) for p in template.image.spec.programs.values())
 
     def change(step: Step) -> Step | None:
         if isinstance(step, Compile):
@@ -105,8 +104,6 @@ def plan_with_object(template: Template, plan: Plan) -> Plan:
         if isinstance(step, Attach):
             program = programs.get(step.direction)
             return replace(step, program=program) if program is not None else None
-        if isinstance(step, InsertPolicy) and not has_policy:
-            return None
         return step
 
     return plan.change(change)

@@ -15,16 +15,14 @@ from datapath.reload.workspace import Workspace
 class LetGoOfCalls(Step):
     """Drop the old calls maps now, whoever still uses them."""
 
-    @property
-    def name(self) -> str:
-        return "let go of calls"
+    name = "let go of calls"
 
     def describe(self) -> str:
         return "remove the :pending calls maps too early"
 
     def apply(self, work: Workspace) -> None:
-        for pins in work.moved.values():
-            for pin in pins:
+        for item in work.objects.values():
+            for pin in item.moved:
                 if is_calls_map(pin.path.name):
                     pin.finalize()
 
@@ -34,7 +32,7 @@ class RepinForEver(RepinMaps):
     """Moves maps aside and never back."""
 
     def undo(self, work: Workspace) -> None:
-        work.moved.pop(self.target, None)
+        work.take_undo(self)
 
 
 def finalize_too_early(plan: Plan) -> Plan:
