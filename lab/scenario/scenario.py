@@ -6,7 +6,6 @@ import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self
 
@@ -165,7 +164,7 @@ class Watched:
 
     def expect(self, **changes: Any) -> None:
         """Say what this scenario does on purpose: fields of invariants.Expected; on every node."""
-        self._expected = replace(self._expected, **changes)
+        self._expected = self._expected.and_also(**changes)
 
 
 def _solicitations(stack: ExitStack, agent: Agent) -> LinkLocalSolicitations | None:
@@ -278,7 +277,7 @@ class ClusterScenario(Watched):
     def expect_on(self, number: int, **changes: Any) -> None:
         """Say what this scenario does on purpose on one node, beside what holds for all until now."""
         name = self.cluster.node(number).name
-        self._expected_on[name] = replace(self._expected_on.get(name, self._expected), **changes)
+        self._expected_on[name] = self._expected_on.get(name, self._expected).and_also(**changes)
 
     def reload(self, *names: str, gate: Gate | None = None) -> list[Outcome]:
         """Reload these, such as 2/pod-1, one after the other; everything on all nodes if none is named."""

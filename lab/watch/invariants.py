@@ -6,7 +6,8 @@ import re
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 from datapath.build.headers import OVERLAY_CALLS_MAP, calls_map
 from datapath.errors import ReloadlabError
@@ -74,6 +75,16 @@ class Expected:
         for name in ("migrated", "changed", "warnings"):
             if isinstance(getattr(self, name), str):
                 raise BadExpectation(f"{name} is the text {getattr(self, name)!r}: give a set of texts")
+        if "" in self.warnings:
+            raise BadExpectation("warnings: every warning contains the empty text")
+
+    def and_also(self, **changes: Any) -> Expected:
+        """Return this with other values of some fields; BadExpectation names a field that does not exist."""
+        known = [each.name for each in fields(self)]
+        for name in changes:
+            if name not in known:
+                raise BadExpectation(f"nothing called {name} can be expected; there are {', '.join(known)}")
+        return replace(self, **changes)
 
 
 @dataclass(frozen=True, slots=True)

@@ -225,6 +225,22 @@ def test_variables_of_pytest_are_not_heard(suite: Path) -> None:
     assert (ran.code, ran.outcomes, ran.err) == (0, {"test_one": "passed"}, "")
 
 
+def test_under_sudo_only_the_own_file_changes_its_owner(suite: Path) -> None:
+    suite.write_text("def test_one():\n    pass\n")
+    out, shadow = suite.with_name("out"), suite.with_name("shadow")
+    out.mkdir()
+    os.chown(out, 12345, 12345)
+    shadow.write_text("precious")
+    for name in ("link", "run.json"):
+        (out / name).symlink_to(shadow)
+    ran = run(suite, env={"SUDO_UID": "12345", "SUDO_GID": "12346"})
+    assert ran.code == 0
+    assert (shadow.read_text(), shadow.stat().st_uid) == ("precious", 0)
+    status = (out / "run.json").lstat()
+    assert (status.st_uid, status.st_gid, ran.outcomes) == (12345, 12346, {"test_one": "passed"})
+    assert sorted(path.name for path in out.iterdir()) == ["link", "run.json"]
+
+
 SLOW = """
 import time
 
