@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 FIXTURES = frozenset({"reloadlab_scenario", "reloadlab_cluster"})
 
+NEEDS_ROOT = "needs root"
+
 _LAB = pytest.StashKey[Any]()
 """The module lab.scenario.plugin, once it is loaded."""
 
@@ -68,7 +70,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Skip scenarios that cannot run: without root, or, where they need our own C, with somebody else's."""
     for item in items:
         if os.geteuid() != 0 and FIXTURES.intersection(getattr(item, "fixturenames", ())):
-            item.add_marker(pytest.mark.skip(reason="needs root"))
+            item.add_marker(pytest.mark.skip(reason=NEEDS_ROOT))
         if config.getoption("--reloadlab-library") is not None and item.get_closest_marker("reloadlab_own_sources"):
             item.add_marker(pytest.mark.skip(reason="needs macros that only our own C knows"))
 
@@ -99,6 +101,9 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, o
 
 
 def _lab(config: pytest.Config) -> Any:
+    if os.geteuid() != 0:
+        # Asked for within the test, or else it would have been skipped before.
+        pytest.skip(NEEDS_ROOT)
     try:
         return _load(config)
     except Shadowed as error:

@@ -109,6 +109,16 @@ def test_cluster(reloadlab_cluster: ClusterScenario) -> None:
 def test_asked_for_late(request: pytest.FixtureRequest) -> None:
     request.getfixturevalue("reloadlab_scenario").violations.append(Violation(1, "found at the end"))
 """
+WITHOUT_ROOT = """
+def test_asks(reloadlab_cluster):
+    pass
+
+def test_asks_late(request):
+    request.getfixturevalue("reloadlab_scenario")
+
+def test_does_not():
+    pass
+"""
 SHORT_NAMES = """
 import pytest
 
@@ -130,6 +140,15 @@ def test_suite_of_a_user(installed: Environment, project: Path) -> None:
     assert "1 failed, 2 passed" in done.stdout, done.stdout + done.stderr
     assert "FAILED test_mine.py::test_asked_for_late - invariants violated:" in done.stdout
     assert "invariant 1: found at the end" in done.stdout
+
+
+@pytest.mark.privileged
+def test_without_root_scenarios_are_skipped(installed: Environment, project: Path) -> None:
+    """Also one that is asked for within the test; and nothing else."""
+    write(project, {"test_mine.py": WITHOUT_ROOT})
+    done = installed.run(*NOBODY, installed.command("pytest"), "-rs", "-p", "no:cacheprovider", cwd=project)
+    assert "1 passed, 2 skipped" in done.stdout, done.stdout + done.stderr
+    assert done.stdout.count("needs root") == 2
 
 
 @pytest.mark.privileged
