@@ -12,7 +12,7 @@ from lab.node import live
 from lab.node.node import Node
 from lab.node.topology import NODE, NodeSpec
 from lab.system.tools import run
-from tests.lab.labs import killed_at, python, removed, unique_name
+from tests.lab.labs import interrupted_at, killed_at, python, removed, unique_name
 from tests.lab.nodes import differences
 
 pytestmark = pytest.mark.privileged
@@ -111,6 +111,24 @@ def test_killed_at_each_system_call_of_a_change(calls: tuple[str, str]) -> None:
                 break
         else:
             pytest.fail("it never came to its end")
+    assert wrong == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("change", CHANGES)
+def test_interrupted_change_is_undone_or_complete(change: str) -> None:
+    """Ctrl-C at each of its netlink requests, of every thread: a second one, while it is undone, leaves a note."""
+    wrong = []
+    with removed(unique_name()) as name:
+        Node.up(NodeSpec(name, pods=1, tunnel=True))
+        for nth in range(1, 40):
+            interrupted = interrupted_at("sendto", nth, OPEN + CHANGES[change], name)
+            if change == "add":
+                Node.open(name).recover()
+            wrong += [f"interrupted at {nth}: {what}" for what in differences(name)]
+            reset(name)
+            if not interrupted:
+                break
     assert wrong == []
 
 

@@ -329,6 +329,25 @@ def test_killed_while_it_comes_up(name: str, fault: str) -> None:
         assert status(name).status is Status.UP
 
 
+def test_killed_between_its_mark_and_its_directory(name: str) -> None:
+    # The first mkdir(2) finds the run directory.
+    registry.run_directory().mkdir(exist_ok=True)
+    assert killed("mkdir:signal=SIGKILL:when=2", [sys.executable, "-c", UP, name, "1"])
+    assert marks.read(registry.lab_root(name)) is not None
+    assert name not in {lab.name for lab in registry.list_labs()}
+    assert marks.read(registry.lab_root(name)) is None
+    with Node(NodeSpec(name, pods=0)):
+        assert status(name).status is Status.UP
+
+
+def test_killed_between_its_directory_and_its_mark(name: str) -> None:
+    Node.up(NodeSpec(name, pods=0))
+    assert killed("unlink:signal=SIGKILL:when=1", [sys.executable, "-c", DOWN, name])
+    assert not registry.lab_root(name).exists()
+    assert name not in {lab.name for lab in registry.list_labs()}
+    assert marks.read(registry.lab_root(name)) is None
+
+
 @pytest.mark.parametrize(("fault", "mounted"), KILLS_DOWN.values(), ids=KILLS_DOWN)
 def test_killed_while_it_goes_down(name: str, fault: str, mounted: bool) -> None:
     Node.up(NodeSpec(name, pods=2))
