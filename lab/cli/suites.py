@@ -139,7 +139,7 @@ class Suites:
                     stdout=log,
                     stderr=log,
                     env=environment(os.environ),
-                    # Ctrl-C is ours to hear, or, in a session of our own, pytest's.
+                    # In a session of its own it does not hear Ctrl-C: we pass it on, once.
                     start_new_session=not self._shares_terminal,
                 )
             )
@@ -152,10 +152,14 @@ class Suites:
                 raise
 
     def _stop(self, process: subprocess.Popen[bytes]) -> None:
+        """Have pytest take its nodes down; kill it if that takes too long."""
+
         def send(number: signal.Signals) -> None:
             if self._shares_terminal:
                 process.send_signal(number)
-            else:
+                return
+            # It may have ended by itself by now.
+            with suppress(ProcessLookupError):
                 os.killpg(process.pid, number)
 
         send(signal.SIGINT)
@@ -208,7 +212,7 @@ def _cache(directory: Path) -> Path:
 
 
 def _seed_cache(directory: Path, failed: Sequence[str]) -> None:
-    """Tell pytest what failed last, as its own cache does: --lf and --ff know it then, and nothing lies about."""
+    """Tell pytest what failed last, in the form of its own cache, which --lf and --ff read."""
     path = _cache(directory) / "v" / "cache" / "lastfailed"
     path.parent.mkdir(parents=True)
     path.write_text(json.dumps(dict.fromkeys(failed, True)))
