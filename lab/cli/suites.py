@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import signal
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import lab
 from datapath.errors import ReloadlabError
+from datapath.kernel.libc import check, function
 from lab.scenario.records import END, INTERRUPTED, Record, read
 
 POLL = 0.2
@@ -21,6 +23,9 @@ POLL = 0.2
 
 _INTERNAL_ERROR, _USAGE_ERROR, _NO_TESTS = 3, 4, 5
 """Exit codes of pytest."""
+_PR_SET_PDEATHSIG = 1
+_prctl = function("prctl", ctypes.c_int, *[ctypes.c_ulong] * 4)
+
 _PATIENCE = 30.0
 """Seconds that an interrupted pytest has to take its nodes down."""
 
@@ -141,6 +146,7 @@ class Suites:
                     env=environment(os.environ),
                     # In a session of its own it does not hear Ctrl-C: we pass it on, once.
                     start_new_session=not self._shares_terminal,
+                    preexec_fn=_interrupted_with_parent,
                 )
             )
             if self._shares_terminal:
@@ -194,6 +200,11 @@ class Suites:
         lines = [line for text in self._said() for line in text.splitlines()]
         found = [line for line in lines if "error: " in line.lower()]
         return found[-1].strip() if found else "see above"
+
+
+def _interrupted_with_parent() -> None:
+    """Have this process, a child that is about to be pytest, interrupted when the run is killed."""
+    check(_prctl(_PR_SET_PDEATHSIG, signal.SIGINT, 0, 0, 0), "prctl(PR_SET_PDEATHSIG)")
 
 
 @contextmanager
