@@ -28,8 +28,8 @@ from lab.watch.invariants import (
     baseline,
     check,
     check_traffic,
+    check_unchanged,
     check_warnings,
-    unchanged,
 )
 from lab.watch.snapshot import take
 from lab.watch.solicitations import LinkLocalSolicitations
@@ -243,7 +243,7 @@ class Scenario(Watched):
         try:
             self.agent.reload(subject, observer=gate, cancel=cancel)
         except error as raised:
-            self.violations += unchanged(before, take(self.node))
+            self.violations += check_unchanged(before, take(self.node))
             return raised
         raise AssertionError(f"reload of {subject} succeeded, {error.__name__} expected")
 

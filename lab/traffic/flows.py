@@ -11,7 +11,7 @@ from typing import Any, Literal
 from datapath.errors import ReloadlabError
 
 Protocol = Literal["udp", "tcp"]
-Direction = Literal["request", "reply"]
+RequestOrReply = Literal["request", "reply"]
 
 
 class TrafficError(ReloadlabError):
@@ -62,7 +62,7 @@ class LostPacket:
 
     number: int
     sent_ns: int
-    direction: Direction
+    direction: RequestOrReply
     error: str = ""
 
 

@@ -9,7 +9,7 @@ import time
 from collections.abc import Mapping
 
 from lab.system.sockets import Address, bound_socket, drops, hop_limit, report_hop_limit
-from lab.traffic.flows import Direction, Flow, LostPacket, UdpReport
+from lab.traffic.flows import Flow, LostPacket, RequestOrReply, UdpReport
 
 HEADER = struct.Struct("!QIQ")
 """The token of this run, the flow's index, the packet's number."""
@@ -26,7 +26,7 @@ class _Way:
 
     __slots__ = ("detours", "duplicates", "errors", "first_hop_limit", "highest", "name", "reordered", "under_way")
 
-    def __init__(self, name: Direction) -> None:
+    def __init__(self, name: RequestOrReply) -> None:
         self.name = name
         self.under_way: dict[int, int] = {}
         self.errors: dict[int, str] = {}

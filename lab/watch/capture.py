@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-import struct
 import time
 from collections import defaultdict
 from collections.abc import Collection
@@ -86,11 +85,3 @@ class TunnelCapture:
                 self._seen[found.source].add(found.identity)
                 missing.discard(found.source)
         return dict(self._seen)
-
-
-def vxlan_frame(inner: bytes, identity: int, port: int) -> bytes:
-    """Return an inner frame as the underlay would carry it: for those who have to write one."""
-    header = struct.pack("!II", 0x08000000, identity << 8)
-    udp = struct.pack("!HHHH", port, port, _UDP + _VXLAN + len(inner), 0)
-    ip = bytes((0x45,)) + bytes(8) + bytes((_IPPROTO_UDP,)) + bytes(10)
-    return bytes(12) + _ETH_P_IP.to_bytes(2, "big") + ip + udp + header + inner

@@ -156,7 +156,7 @@ def check_warnings(outcomes: Iterable[Outcome], expected: Iterable[Expected]) ->
     ]
 
 
-def unchanged(before: Snapshot, now: Snapshot) -> list[Violation]:
+def check_unchanged(before: Snapshot, now: Snapshot) -> list[Violation]:
     """Return what differs after a failed reload (invariant 8)."""
     names = ("filters", "pins", "contents", "slots", "policy slots", "routes")
     pairs = zip(names, before.datapath(), now.datapath(), strict=True)
@@ -370,7 +370,8 @@ def _foreign(before: Snapshot, now: Snapshot) -> Iterator[str]:
 def _difference(old: object, new: object) -> str:
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         keys = [k for k in (*old, *(k for k in new if k not in old)) if old.get(k) != new.get(k)]
-        return "; ".join(f"{k}: {old.get(k)} -> {new.get(k)}" for k in keys[:3]) + (" ..." if len(keys) > 3 else "")
+        found = (f"{key}: {_difference(old.get(key), new.get(key))}" for key in keys[:3])
+        return "; ".join(found) + (" ..." if len(keys) > 3 else "")
     return f"{old} -> {new}"
 
 

@@ -35,7 +35,7 @@ from lab.node import registry
 from lab.node.node import Node
 from lab.node.topology import NodeSpec
 from lab.system.tools import run
-from lab.watch.invariants import unchanged
+from lab.watch.invariants import check_unchanged
 from lab.watch.snapshot import Snapshot, take
 from tests.netns import nsenter
 
@@ -159,7 +159,7 @@ class State:
 
     def differences(self, now: State) -> list[str]:
         """Return what is not the same any more, one line each."""
-        found = [str(violation) for violation in unchanged(self.snapshot, now.snapshot)]
+        found = [str(violation) for violation in check_unchanged(self.snapshot, now.snapshot)]
         for name in ("qdiscs", "files", "open"):
             old, new = getattr(self, name), getattr(now, name)
             if old != new:

@@ -20,7 +20,7 @@ from lab.agent.agent import Agent, Failure
 from lab.node.node import Node
 from lab.node.topology import NodeSpec
 from lab.system.forkpool import WorkerDied
-from lab.watch.invariants import unchanged
+from lab.watch.invariants import check_unchanged
 from lab.watch.snapshot import take
 from tests.lab.labs import unique_name
 
@@ -161,7 +161,7 @@ def test_a_failed_reload_comes_back_as_its_error(agent: Agent) -> None:
     for result in (failure, other):
         assert isinstance(result, Failure)
         assert str(result.error) == "injected"
-    assert unchanged(before, take(agent.node)) == []
+    assert check_unchanged(before, take(agent.node)) == []
 
 
 def test_a_cancelled_reload_is_undone_by_its_worker(agent: Agent) -> None:
@@ -187,4 +187,4 @@ def test_a_cancelled_reload_is_undone_by_its_worker(agent: Agent) -> None:
     os.close(read)
     os.close(write)
     assert [type(result.error) for result in results if isinstance(result, Failure)] == [Cancelled] * 3
-    assert unchanged(before, take(agent.node)) == []
+    assert check_unchanged(before, take(agent.node)) == []

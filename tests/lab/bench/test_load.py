@@ -77,13 +77,13 @@ def test_tcp_crosses_the_node(pair: Pair, version: int) -> None:
         assert received(pair) > before
 
 
-def test_what_does_not_arrive_stops_the_load(pair: Pair) -> None:
+def test_a_packet_that_does_not_arrive_stops_the_load(pair: Pair) -> None:
     with UdpLoad(pair.ends(4), timeout=0.1) as load:
         load._sender.setsockopt(socket.IPPROTO_IP, socket.IP_TTL, 1)
         with pytest.raises(LoadStalled, match="do not arrive: no answer"):
             load.run(1)
 
 
-def test_reason_is_the_kernels(pair: Pair) -> None:
+def test_the_error_has_the_kernels_reason(pair: Pair) -> None:
     with UdpLoad(pair.ends(4), size=1 << 16) as load, pytest.raises(LoadStalled, match="do not arrive: Message too"):
         load.run(1)

@@ -54,7 +54,7 @@ def handled(agent: Agent, pod: PodFacts, program: Program) -> int:
 
 
 @pytest.mark.parametrize("version", [4, 6])
-def test_programs_of_the_whole_way_are_run(agent: Agent, version: int) -> None:
+def test_all_programs_of_the_path_are_run(agent: Agent, version: int) -> None:
     """The last program of the way has handled a packet in each run."""
     node = agent.node
     with ExitStack() as stack:
@@ -72,7 +72,7 @@ def test_programs_of_the_whole_way_are_run(agent: Agent, version: int) -> None:
         assert not metrics.read(node).drops_since(metrics.Counters())
 
 
-def test_dropped_packets_have_no_cost(agent: Agent) -> None:
+def test_a_changed_verdict_is_an_error(agent: Agent) -> None:
     node = agent.node
     with ExitStack() as stack:
         ways = capture_path(stack, Pair("this way", node, node), 4)

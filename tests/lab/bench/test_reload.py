@@ -45,11 +45,11 @@ def program(name: str, section: str = "") -> ProgramSpec:
         ),
     ],
 )
-def test_entries(names: tuple[str, ...], expected: dict[Direction, str]) -> None:
+def test_entry_programs_by_direction(names: tuple[str, ...], expected: dict[Direction, str]) -> None:
     assert entry_programs(image(*map(program, names))) == expected
 
 
-def test_object_without_entry() -> None:
+def test_an_object_without_entry_program_is_refused() -> None:
     with pytest.raises(NoEntryProgram, match=r"some.o: the object has none of cil_from_container"):
         entry_programs(image(program("tail_handle_ipv4", "2/7")))
 
@@ -76,13 +76,13 @@ def test_given_object_gets_the_id_of_the_endpoint(name: str, renamed: str | None
 
 
 @pytest.mark.parametrize("arguments", ["--rounds 0", "--pods 0"])
-def test_bad_numbers(arguments: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_counts_below_one_are_refused(arguments: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "reload", *arguments.split()]) == 2
     assert "is not a whole number of at least 1" in capsys.readouterr().err
 
 
 @pytest.mark.privileged
-def test_no_object_file(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_file_that_is_no_object_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     with start(cli("bench", "reload", "--object", "/etc/passwd")) as process:
         _, err = process.communicate(timeout=60)
     assert (process.returncode, err) == (1, "reloadlab: /etc/passwd: not an ELF file\n")

@@ -8,7 +8,7 @@ import pytest
 from lab.bench.rounds import WARM_UP, BackgroundLoad, Measurement, TimedCall, run_in_turns
 
 
-def test_ratio_is_that_of_the_rounds() -> None:
+def test_ratio_is_the_median_of_the_rounds() -> None:
     """Rounds in which the machine was slow are slow for both: what counts is the quotient of each pair."""
     floor, mine = Measurement("floor", (1.0, 10.0, 2.0)), Measurement("mine", (2.0, 20.0, 8.0))
     middle, low, high = mine.ratio(floor)
@@ -20,7 +20,7 @@ def test_one_round_has_no_quartiles() -> None:
     assert Measurement("mine", (3.0,)).ratio(Measurement("floor", (2.0,))) == (1.5, 1.5, 1.5)
 
 
-def test_others_are_told_from_ourselves() -> None:
+def test_own_work_is_no_background_load() -> None:
     """Our own work is not that of share, however much it is."""
     busy = BackgroundLoad()
     share = 1.0
@@ -48,7 +48,7 @@ class Way:
         return float(self.calls[-1])
 
 
-def test_all_take_turns_and_each_begins_once() -> None:
+def test_variants_run_in_turns_and_each_begins_once() -> None:
     log: list[str] = []
     rows = run_in_turns([Way(name, log) for name in "abc"], 3, lambda text: None)
     turns = ["".join(log[at : at + 3]) for at in range(0, len(log), 3)]
@@ -63,7 +63,7 @@ def test_best_of_several_tries_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     assert next(clock, None) is None
 
 
-def test_timed_is_divided_by_what_it_counts() -> None:
+def test_a_call_is_divided_by_its_count() -> None:
     begin = time.perf_counter()
     took = TimedCall("nap", lambda: time.sleep(0.02), 4).run()
     assert 0.02 / 4 <= took <= (time.perf_counter() - begin) / 4

@@ -14,7 +14,7 @@ from lab.system.tools import run
 from tests.lab.labs import cli, ip, start, unique_name
 
 
-def test_ratio_is_that_of_the_pairs() -> None:
+def test_ratio_is_the_median_of_the_rounds() -> None:
     ours = (UpDownTimes(1.0, 1.0), UpDownTimes(2.0, 1.0), UpDownTimes(4.0, 1.0))
     script = (UpDownTimes(3.0, 2.0), UpDownTimes(4.0, 2.0), UpDownTimes(40.0, 2.0))
     row = TopologyComparison(5, ours, script)
@@ -24,7 +24,7 @@ def test_ratio_is_that_of_the_pairs() -> None:
 
 
 @pytest.mark.parametrize("arguments", ["--rounds 0", "--pods 0", "--pods 3,-1"])
-def test_bad_arguments(arguments: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_counts_below_one_are_refused(arguments: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "topology", *arguments.split()]) == 2
     assert "is not a whole number of at least 1" in capsys.readouterr().err
 

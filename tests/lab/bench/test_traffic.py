@@ -10,14 +10,14 @@ from lab.cli.main import main
 from tests.lab.labs import cli, start
 
 
-def test_units() -> None:
+def test_seconds_become_the_unit_of_the_metric() -> None:
     assert UDP.value(2e-6) == pytest.approx(500_000)
     assert STREAM.value(1e-9) == pytest.approx(8)
     assert PROGRAMS.value(3e-7) == pytest.approx(300)
 
 
 @pytest.mark.parametrize("arguments", [["--rounds", "0"]])
-def test_bad_numbers(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_counts_below_one_are_refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "traffic", *arguments]) == 2
     assert "is not a whole number of at least 1" in capsys.readouterr().err
 

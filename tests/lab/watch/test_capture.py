@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import socket
+import struct
 import threading
 import time
 from ipaddress import IPv4Address, IPv6Address
@@ -9,10 +10,18 @@ from pathlib import Path
 import pytest
 
 from datapath.kernel.netns import enter
-from lab.watch.capture import Encapsulated, TunnelCapture, decode, vxlan_frame
+from lab.watch.capture import Encapsulated, TunnelCapture, decode
 from tests.lab.wires import veth_pair
 
 PORT = 8472
+
+
+def vxlan_frame(inner: bytes, identity: int, port: int) -> bytes:
+    """Return an inner frame in the headers of the underlay."""
+    header = struct.pack("!II", 0x08000000, identity << 8)
+    udp = struct.pack("!HHHH", port, port, 16 + len(inner), 0)
+    ip = bytes((0x45,)) + bytes(8) + bytes((socket.IPPROTO_UDP,)) + bytes(10)
+    return bytes(12) + b"\x08\x00" + ip + udp + header + inner
 
 
 def inner4(source: str, destination: str) -> bytes:
@@ -25,7 +34,7 @@ def inner6(source: str, destination: str) -> bytes:
     return bytes(12) + b"\x86\xdd" + header
 
 
-def test_identity_and_addresses() -> None:
+def test_a_tunnelled_packet_has_identity_and_addresses() -> None:
     v4 = vxlan_frame(inner4("10.0.0.1", "10.0.0.2"), 0xABCDEF, PORT)
     assert decode(v4, PORT) == Encapsulated(0xABCDEF, IPv4Address("10.0.0.1"), IPv4Address("10.0.0.2"))
     v6 = vxlan_frame(inner6("fd00::1", "fd00::2"), 6, PORT)
@@ -41,7 +50,7 @@ def test_identity_and_addresses() -> None:
         pytest.param(bytes(14) + b"\x45" + bytes(60), id="no IP"),
     ],
 )
-def test_other_frames(frame: bytes) -> None:
+def test_other_frames_are_ignored(frame: bytes) -> None:
     assert decode(frame, PORT) is None
 
 

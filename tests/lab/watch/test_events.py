@@ -58,11 +58,11 @@ VERDICT = header(5, 0, len(TCP)) + struct.pack("<IiHBBI", 1001, -181, 80, 6, 1 |
         pytest.param(b"", "unknown event 0, 0 bytes", id="nothing"),
     ],
 )
-def test_lines(data: bytes, line: str) -> None:
+def test_events_are_printed_as_by_cilium_monitor(data: bytes, line: str) -> None:
     assert str(decode(data)) == line
 
 
-def test_a_file_without_a_name() -> None:
+def test_an_unknown_file_is_a_number() -> None:
     assert "file unknown(99):7," in str(decode(DROP[:30] + bytes((99,)) + DROP[31:]))
 
 
@@ -73,11 +73,11 @@ def test_padding_is_not_part_of_the_packet() -> None:
 @pytest.mark.parametrize(
     ("point", "words"), [(3, "-> stack"), (5, "<- endpoint 101"), (9, "<- overlay"), (99, "-> 99")]
 )
-def test_points(point: int, words: str) -> None:
+def test_observation_points_by_their_words(point: int, words: str) -> None:
     assert str(decode(TRACE[:1] + bytes((point,)) + TRACE[2:])).startswith(f"{words} flow 0xabcd, ")
 
 
-def test_allowed_by_a_proxy_or_not_at_all() -> None:
+def test_a_verdict_is_allowed_proxied_or_denied() -> None:
     for verdict, action in ((0, "allow"), (10001, "allow"), (-133, "deny")):
         event = decode(header(5, 0, 0) + struct.pack("<IiHBBI", 1, verdict, 0, 0, 2, 0))
         assert isinstance(event, Verdict)
@@ -99,16 +99,16 @@ def test_allowed_by_a_proxy_or_not_at_all() -> None:
         pytest.param(b"", "0 bytes, protocol 0x0000", id="nothing"),
     ],
 )
-def test_packets(frame: bytes, words: str) -> None:
+def test_packet_summaries(frame: bytes, words: str) -> None:
     assert summary(frame) == words
 
 
 @pytest.mark.parametrize("length", range(len(TCP)))
-def test_packets_that_are_cut_off(length: int) -> None:
+def test_truncated_packets_have_a_summary(length: int) -> None:
     assert summary(TCP[:length])
 
 
-def test_json() -> None:
+def test_json_names_the_type_and_the_reason() -> None:
     found = [to_json(decode(data)) for data in (DROP, TRACE, VERDICT)] + [to_json(Lost(3, 1)), to_json(Unknown(2, 4))]
     assert [item["event"] for item in json.loads(json.dumps(found))] == ["drop", "trace", "verdict", "lost", "unknown"]
     assert (found[0]["meaning"], found[0]["file"], found[0]["line"]) == ("Policy denied", "bpf_host.c", 7)

@@ -24,7 +24,8 @@ from lab.abi.conntrack import CT_MAPS, CtEntry, CtTuple
 from lab.agent.agent import Agent
 from lab.node.node import Node
 from lab.node.topology import NODE, NodeSpec
-from lab.watch.invariants import Baseline, Expected, Violation, baseline, check
+from lab.watch.invariants import Baseline, Expected, Violation, baseline, check, check_unchanged
+from lab.watch.snapshot import PinnedMap, Snapshot
 from tests.lab.labs import unique_name
 
 pytestmark = pytest.mark.privileged
@@ -224,6 +225,17 @@ def test_the_pins_of_a_removed_endpoint_are_found(agent: Agent) -> None:
     finally:
         for path in paths:
             path.unlink()
+
+
+def test_a_difference_names_the_entry_that_differs() -> None:
+    """Not the whole map: there may be thousands of entries."""
+
+    def snapshot(value: bytes) -> Snapshot:
+        pins = {"cilium_lxc": PinnedMap(7, 1, {b"key": value, b"other": b"same"})}
+        return Snapshot({}, pins, {}, {}, {}, {}, frozenset(), frozenset(), frozenset())
+
+    (violation,) = check_unchanged(snapshot(b"old"), snapshot(b"new"))
+    assert str(violation) == "invariant 8: contents differ: cilium_lxc: b'key': b'old' -> b'new'"
 
 
 def test_violations_say_where() -> None:

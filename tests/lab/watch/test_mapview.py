@@ -22,7 +22,7 @@ def cluster() -> Iterator[Cluster]:
         yield cluster
 
 
-def test_ipcache(cluster: Cluster) -> None:
+def test_ipcache_rows_have_identity_and_tunnel(cluster: Cluster) -> None:
     one, two = cluster.nodes
     rows = {row["network"]: row for row in mapview.ipcache(one)}
     here, there = one.pods[0], two.pods[0]
@@ -44,7 +44,7 @@ def test_ipcache(cluster: Cluster) -> None:
     assert rows["0.0.0.0/0"]["name"] == rows["::/0"]["name"] == "world"
 
 
-def test_lxc(cluster: Cluster) -> None:
+def test_lxc_rows_name_the_endpoint(cluster: Cluster) -> None:
     node = cluster.node(1)
     rows = mapview.lxc(node)
     pod = node.pods[0]
@@ -53,12 +53,12 @@ def test_lxc(cluster: Cluster) -> None:
     assert {row["id"] for row in rows if row["endpoint"] == "host"} == {0}
 
 
-def test_tunnel(cluster: Cluster) -> None:
+def test_tunnel_rows_have_the_node(cluster: Cluster) -> None:
     wanted = [{"network": str(IPv4Address("10.244.16.0")), "node": "172.20.1.1"}]
     assert mapview.tunnel(cluster.node(1)) == [*wanted, {"network": "fd00:10:244:1::", "node": "172.20.1.1"}]
 
 
-def test_policy(cluster: Cluster) -> None:
+def test_policy_rows_of_one_endpoint_or_all(cluster: Cluster) -> None:
     node = cluster.node(1)
     assert {row["endpoint"] for row in mapview.policy(node)} >= {"host", "health", "pod-1"}
     first, second = mapview.policy(node, "pod-1")
@@ -79,13 +79,13 @@ def test_address_ranges_have_their_own_name(cluster: Cluster) -> None:
         agent.apply_policies([])
 
 
-def test_metrics(cluster: Cluster) -> None:
+def test_metrics_rows_are_sums_over_cpus(cluster: Cluster) -> None:
     for row in mapview.metrics(cluster.node(1)):
         assert row["packets"] > 0
         assert row["direction"] in ("ingress", "egress")
 
 
-def test_connection_as_bytes() -> None:
+def test_a_connection_has_the_addresses_of_its_initiator() -> None:
     """The addresses of the key are those of the reply, the ports are not, as with Cilium."""
     key = bytes((10, 0, 0, 1, 10, 0, 0, 2)) + (80).to_bytes(2, "big") + (40000).to_bytes(2, "big") + bytes((6, 0))
     value = b"".join(n.to_bytes(8, "little") for n in (3, 300, 4, 400)) + (99).to_bytes(4, "little")
@@ -98,7 +98,7 @@ def test_connection_as_bytes() -> None:
     assert row["state"] == ["seen_non_syn", "tx_closing"]
 
 
-def test_nothing_is_loaded() -> None:
+def test_a_map_that_is_not_loaded_is_an_error() -> None:
     with Node(NodeSpec(unique_name(), pods=1)) as node:
         assert mapview.policy(node) == []
         for name in ("ipcache", "lxc", "ct", "metrics", "tunnel"):

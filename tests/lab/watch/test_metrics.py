@@ -19,7 +19,7 @@ FORWARDED = 0
 INVALID_SOURCE = 132
 
 
-def test_drops_are_what_was_added() -> None:
+def test_drops_since_count_only_drops() -> None:
     before = Counters(packets={(FORWARDED, INGRESS): 5, (INVALID_SOURCE, EGRESS): 2, (MISSED_TAIL_CALL, INGRESS): 1})
     now = Counters(packets={(FORWARDED, INGRESS): 9, (INVALID_SOURCE, EGRESS): 5, (MISSED_TAIL_CALL, INGRESS): 1})
     assert now.drops_since(before) == {(INVALID_SOURCE, EGRESS): 3}
@@ -27,7 +27,7 @@ def test_drops_are_what_was_added() -> None:
     assert before.drops_since(before) == {}
 
 
-def test_drops_in_words() -> None:
+def test_a_drop_is_described_by_reason_and_direction() -> None:
     assert describe(MISSED_TAIL_CALL, INGRESS).endswith("(140, ingress)")
     assert describe(250, 7) == "unknown reason 250 (250, 7)"
 

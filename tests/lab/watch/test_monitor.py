@@ -108,7 +108,7 @@ def test_every_event_with_its_packet(node: Node, send: Send) -> None:
         assert list(monitor.read(0.0)) == []
 
 
-def test_what_does_not_fit_is_counted(node: Node, send: Send) -> None:
+def test_lost_events_are_counted(node: Node, send: Send) -> None:
     with open_pin(node.datapath_config().globals / EVENTS_MAP) as pinned, PerfReader(pinned, pages=1) as reader:
         send(1000)
         got = reader.read(1.0)
@@ -119,7 +119,7 @@ def test_what_does_not_fit_is_counted(node: Node, send: Send) -> None:
     assert any(sample.lost for sample in got)
 
 
-def test_one_listener(node: Node, send: Send) -> None:
+def test_a_node_has_one_reader_of_events(node: Node, send: Send) -> None:
     with Monitor(node), pytest.raises(MonitorBusy, match=node.name), Monitor(node):
         pass
     with Monitor(node) as again:
@@ -127,7 +127,7 @@ def test_one_listener(node: Node, send: Send) -> None:
         assert [type(event) for event in again.read(1.0)] == [Drop]
 
 
-def test_listener_leaves_nothing_in_the_map(node: Node, send: Send) -> None:
+def test_reader_leaves_nothing_in_the_map(node: Node, send: Send) -> None:
     with Monitor(node) as monitor:
         send(1)
         assert list(monitor.read(1.0))
@@ -137,7 +137,7 @@ def test_listener_leaves_nothing_in_the_map(node: Node, send: Send) -> None:
         assert list(monitor.read(0.0)) == []
 
 
-def test_map_that_is_replaced_is_followed(node: Node, send: Send) -> None:
+def test_a_replaced_map_is_followed(node: Node, send: Send) -> None:
     with Monitor(node) as monitor:
         (node.datapath_config().globals / EVENTS_MAP).unlink()
         pin_events(node)
@@ -146,14 +146,14 @@ def test_map_that_is_replaced_is_followed(node: Node, send: Send) -> None:
         assert [type(event) for event in monitor.read(1.0)] == [Drop]
 
 
-def test_nothing_is_loaded(node: Node, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_node_without_programs_has_no_events(node: Node, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(MapNotLoaded, match="no map cilium_events"), Monitor(node):
         pass
     assert main(["monitor", node.name]) == 1
     assert f"reloadlab reload {node.name}" in capsys.readouterr().err
 
 
-def test_command(node: Node, send: Send, capsys: pytest.CaptureFixture[str]) -> None:
+def test_command_refuses_an_unknown_endpoint(node: Node, send: Send, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["monitor", f"{node.name}/nope", "--seconds", "0.1"]) == 1
     assert "has no endpoint nope" in capsys.readouterr().err
     assert main(["monitor", node.name, "--seconds", "0.1"]) == 0

@@ -32,7 +32,7 @@ def agent() -> Iterator[Agent]:
         yield agent
 
 
-def test_snapshot_is_what_the_reload_said(agent: Agent) -> None:
+def test_snapshot_agrees_with_the_outcome_of_a_reload(agent: Agent) -> None:
     outcome = agent.reload("pod-1")
     now, pod = take(agent.node), agent.node.pod("pod-1")
     for item in outcome.attached:
@@ -52,7 +52,7 @@ def calls_of(program: int, calls: frozenset[int]) -> bool:
     return bool(calls.intersection(program_maps(program)))
 
 
-def test_two_looks_are_alike_and_leave_nothing_open(agent: Agent) -> None:
+def test_two_snapshots_are_equal_and_leave_nothing_open(agent: Agent) -> None:
     before = os.listdir("/proc/self/fd")
     assert take(agent.node).datapath() == take(agent.node).datapath()
     assert len(os.listdir("/proc/self/fd")) == len(before)
@@ -76,7 +76,7 @@ def settled(node: Node) -> Snapshot:
     return now
 
 
-def test_bare_node() -> None:
+def test_a_node_without_programs_has_an_empty_snapshot() -> None:
     with Node(NodeSpec(unique_name(), pods=1)) as node:
         now = take(node)
     assert (now.filters, now.pins, now.slots, now.programs) == ({}, {}, {}, frozenset())

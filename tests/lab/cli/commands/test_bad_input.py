@@ -29,7 +29,7 @@ from lab.node import registry
 from lab.node.node import Node
 from lab.system.mounts import umount
 from lab.system.tools import run
-from lab.watch.invariants import Baseline, baseline, check, unchanged
+from lab.watch.invariants import Baseline, baseline, check, check_unchanged
 from lab.watch.snapshot import take
 from tests.lab.labs import ROOT, cli
 
@@ -92,7 +92,7 @@ def as_before(node: Node) -> Iterator[None]:
     """The reload changes nothing of the node."""
     before = take(node)
     yield
-    assert unchanged(before, take(node)) == []
+    assert check_unchanged(before, take(node)) == []
 
 
 @pytest.fixture
