@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from datapath.kernel.hooks import Direction, HookTaken, attach, detach, filters
     from datapath.kernel.netlink import NLM_F_REQUEST, NetlinkSocket
     from datapath.load.maps import open_pin
+    from datapath.mapnames import CT_MAPS
     from datapath.reload.outcome import Outcome
     from datapath.reload.plans import host_plan
     from datapath.reload.step import Plan, Step
     from datapath.reload.workspace import Workspace
-    from lab.abi.conntrack import CT_MAPS
     from lab.abi.layouts import ipcache_key
     from lab.abi.policymap import POLICY_ENTRY_ALLOW, PolicyEntry, PolicyKey, policy_key_any
     from lab.agent.agent import Agent
@@ -79,7 +79,7 @@ _NAMES = {
     "lab.watch.metrics": "Counters METRIC_EGRESS METRIC_INGRESS packet_counters rule_counters",
     "lab.watch.mapview": "conntrack_rows",
     "lab.watch.capture": "TunnelCapture",
-    "lab.abi.conntrack": "CT_MAPS",
+    "datapath.mapnames": "CT_MAPS",
     "lab.abi.layouts": "ipcache_key",
     # The kernel: hooks, pinned maps, netlink.
     "datapath.bpftypes": "MapType",

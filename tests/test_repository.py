@@ -22,7 +22,7 @@ LAYERS = {"bpf": 0, "datapath": 1, "lab": 2, "reloadlab": 3, "scenarios": 4, "te
 
 ROOMS = {
     "datapath": (
-        ("attempts", "bpftypes", "endpoint", "errors", "locks", "names", "statefile", "timing"),
+        ("attempts", "bpftypes", "endpoint", "errors", "locks", "mapnames", "names", "statefile", "timing"),
         ("kernel", "object"),
         ("load",),
         ("build",),

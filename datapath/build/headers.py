@@ -14,6 +14,7 @@ from ipaddress import IPv4Address, IPv6Address
 from datapath.build.nodemacros import GLOBAL_CT_MACROS, c_list, mac_bytes, node_macros
 from datapath.endpoint import LABEL_HOST, WORLD_ID, Endpoint, NodeConfig
 from datapath.errors import InvalidName
+from datapath.mapnames import OVERLAY_CALLS_MAP, calls_map, policy_map
 from datapath.object.spec import CollectionSpec, Substitution
 
 TEMPLATE_ID = 65535
@@ -25,8 +26,6 @@ TEMPLATE_IPV6 = IPv6Address("2001:db8:bad:cafe:600d:bee2:bad:cafe")
 TEMPLATE_MAC = "02:00:60:0d:f0:0d"
 TEMPLATE_GENERATION = 1
 POLICY_VERDICT_LOG_FILTER = 0xFFFF
-
-OVERLAY_CALLS_MAP = f"cilium_calls_overlay_{WORLD_ID}"
 
 SECCTX_FROM_IPCACHE_DISABLED, SECCTX_FROM_IPCACHE_ENABLED = 1, 2
 """Zero is avoided: a constant of zero goes to .bss, where nothing can be substituted."""
@@ -168,16 +167,6 @@ def overlay_defines(node: NodeConfig) -> dict[str, str]:
         "NODE_MAC": f"{{.addr={{{c_list(mac_bytes(node.encap_mac))}}}}}",
         "CALLS_MAP": OVERLAY_CALLS_MAP,
     }
-
-
-def calls_map(number: int, infix: str = "") -> str:
-    """Return the name of a calls map: `infix` is "" for a pod, "hostns_" or "netdev_" (pkg/maps/callsmap)."""
-    return f"cilium_calls_{infix}{number:05d}"
-
-
-def policy_map(endpoint_id: int) -> str:
-    """Return the name of an endpoint's policy map (pkg/maps/policymap)."""
-    return f"cilium_policy_{endpoint_id:05d}"
 
 
 def policy_section(endpoint_id: int, *, egress: bool = False) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 
+from datapath import mapnames
 from datapath.endpoint import HEALTH_ID, HOST_ID, REMOTE_NODE_ID, WORLD_ID, NodeConfig
 from datapath.errors import InvalidName
 
@@ -42,15 +43,15 @@ _IDENTITIES = {
 }
 
 _MAPS = {
-    "ENDPOINTS_MAP": "cilium_lxc",
-    "METRICS_MAP": "cilium_metrics",
-    "IPCACHE_MAP": "cilium_ipcache",
+    "ENDPOINTS_MAP": mapnames.ENDPOINTS,
+    "METRICS_MAP": mapnames.METRICS,
+    "IPCACHE_MAP": mapnames.IPCACHE,
     "NODE_MAP": "cilium_node_map",
-    "TUNNEL_MAP": "cilium_tunnel_map",
-    "EVENTS_MAP": "cilium_events",
-    "SIGNAL_MAP": "cilium_signals",
-    "POLICY_CALL_MAP": "cilium_call_policy",
-    "POLICY_EGRESSCALL_MAP": "cilium_egresscall_policy",
+    "TUNNEL_MAP": mapnames.TUNNEL,
+    "EVENTS_MAP": mapnames.EVENTS,
+    "SIGNAL_MAP": mapnames.SIGNALS,
+    "POLICY_CALL_MAP": mapnames.POLICY_CALLS,
+    "POLICY_EGRESSCALL_MAP": mapnames.EGRESS_POLICY_CALLS,
     "AUTH_MAP": "cilium_auth_map",
     "CONFIG_MAP": "cilium_runtime_config",
     "ENCRYPT_MAP": "cilium_encrypt_state",
@@ -58,7 +59,7 @@ _MAPS = {
     "THROTTLE_MAP": "cilium_throttle",
     "EGRESS_POLICY_MAP": "cilium_egress_gw_policy_v4",
     "IP_MASQ_AGENT_IPV4": "cilium_ipmasq_v4",
-    "IPV4_FRAG_DATAGRAMS_MAP": "cilium_ipv4_frag_datagrams",
+    "IPV4_FRAG_DATAGRAMS_MAP": mapnames.FRAGMENTS4,
     "CT_TAIL_CALL_BUFFER4": "cilium_tail_call_buffer4",
     "CT_TAIL_CALL_BUFFER6": "cilium_tail_call_buffer6",
     "PER_CLUSTER_CT_TCP4": "cilium_per_cluster_ct_tcp4",
@@ -67,8 +68,8 @@ _MAPS = {
     "PER_CLUSTER_CT_ANY6": "cilium_per_cluster_ct_any6",
     "PER_CLUSTER_SNAT_MAPPING_IPV4": "cilium_per_cluster_snat_v4_external",
     "PER_CLUSTER_SNAT_MAPPING_IPV6": "cilium_per_cluster_snat_v6_external",
-    "SNAT_MAPPING_IPV4": "cilium_snat_v4_external",
-    "SNAT_MAPPING_IPV6": "cilium_snat_v6_external",
+    "SNAT_MAPPING_IPV4": mapnames.SNAT4,
+    "SNAT_MAPPING_IPV6": mapnames.SNAT6,
     "NODEPORT_NEIGH4": "cilium_nodeport_neigh4",
     "NODEPORT_NEIGH6": "cilium_nodeport_neigh6",
     "CAPTURE4_RULES": "cilium_capture4_rules",
@@ -182,10 +183,10 @@ _NODEPORT = {
 }
 
 GLOBAL_CT_MACROS = {
-    "CT_MAP_TCP4": "cilium_ct4_global",
-    "CT_MAP_ANY4": "cilium_ct_any4_global",
-    "CT_MAP_TCP6": "cilium_ct6_global",
-    "CT_MAP_ANY6": "cilium_ct_any6_global",
+    "CT_MAP_TCP4": mapnames.CT_TCP4,
+    "CT_MAP_ANY4": mapnames.CT_ANY4,
+    "CT_MAP_TCP6": mapnames.CT_TCP6,
+    "CT_MAP_ANY6": mapnames.CT_ANY6,
     # These tables are preallocated: Cilium's 524288 and 262144 would cost every lab 200 MB of kernel memory.
     "CT_MAP_SIZE_TCP": "32768",
     "CT_MAP_SIZE_ANY": "16384",

@@ -21,16 +21,9 @@ from pathlib import Path
 
 from datapath.bpftypes import MapType
 from datapath.kernel import bpf
+from datapath.mapnames import POLICY_ARRAYS
 
 PENDING, STALE, RETIRED = ":pending", ":stale", ":retired-"
-
-POLICY_ARRAYS = ("cilium_call_policy", "cilium_egresscall_policy")
-"""The program arrays whose slots belong to endpoints, not to objects; every object of the node shares them."""
-
-
-def is_calls_map(name: str) -> bool:
-    """Tell whether the map belongs to one object and is always migrated (cilium_calls_xdp_ is shared by objects)."""
-    return name.startswith("cilium_calls_") and not name.startswith("cilium_calls_xdp")
 
 
 @dataclass(frozen=True, slots=True)

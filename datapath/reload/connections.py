@@ -21,16 +21,8 @@ from datapath.errors import BpfError
 from datapath.kernel import bpf
 from datapath.load.content import can_copy, put
 from datapath.load.maps import Map
+from datapath.mapnames import CONNECTIONS, WRITTEN_BY_PACKETS
 from datapath.statefile import read_typed, write_json
-
-CONNECTIONS = "cilium_ct"
-"""What the names of the maps of connections begin with."""
-
-NOTED = (
-    *(CONNECTIONS, "cilium_snat_", "cilium_lb4_affinity", "cilium_lb6_affinity"),
-    *("cilium_ipv4_frag_", "cilium_ipv6_frag_", "cilium_nodeport_neigh", "cilium_srv6_state_"),
-)
-"""What the names of all maps begin with whose entries packets make."""
 
 _FILE = "connections"
 _CLOCK_MONOTONIC_COARSE = 6  # linux/time.h; Python's time module does not name it
@@ -183,7 +175,7 @@ def _own_address(key: bytes) -> bytes:
 
 
 def _ids(maps: Mapping[str, Map]) -> dict[str, int]:
-    return {name: item.info.id for name, item in maps.items() if name.startswith(NOTED)}
+    return {name: item.info.id for name, item in maps.items() if name.startswith(WRITTEN_BY_PACKETS)}
 
 
 def _remembered(directory: Path) -> dict[str, int]:

@@ -24,7 +24,8 @@ from datapath.kernel import hooks, progarray
 from datapath.kernel.inventory import reach
 from datapath.kernel.map import Map, open_pin
 from datapath.kernel.netlink import NetlinkSocket
-from datapath.kernel.pins import POLICY_ARRAYS, RETIRED, map_id
+from datapath.kernel.pins import RETIRED, map_id
+from datapath.mapnames import POLICY_ARRAYS
 
 
 def pinned(directory: Path) -> dict[str, list[Path]]:

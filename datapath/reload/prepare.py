@@ -9,10 +9,11 @@ from datapath.build.objectfile import ObjectFile
 from datapath.build.templates import Kind
 from datapath.endpoint import Endpoint
 from datapath.errors import ProgramNotFound
-from datapath.kernel.pins import POLICY_ARRAYS, Pin, is_calls_map
+from datapath.kernel.pins import Pin
 from datapath.load.collection import Collection, fill_program_arrays, load_programs
 from datapath.load.content import can_copy, copy
 from datapath.load.maps import Map, differences, open_maps, open_pin
+from datapath.mapnames import CONNECTIONS, POLICY_ARRAYS, is_calls_map
 from datapath.object.spec import CollectionSpec
 from datapath.reload import connections, recovery
 from datapath.reload.step import Step
@@ -194,7 +195,7 @@ def carry_connections_over(item: ObjectFile, work: Workspace) -> None:
     """Let the new programs know what an endpoint's old ones have noted, its connections above all."""
     maps, owns = work.objects[item.name].collection.maps, connections.owner(work.config.node, item.endpoint)
     for name, left_out in connections.carry_over(item.path.parent, maps, owns).items():
-        what = "connections" if name.startswith(connections.CONNECTIONS) else "entries"
+        what = "connections" if name.startswith(CONNECTIONS) else "entries"
         work.warnings.append(f"map {name}: {left_out} {what} do not fit into {maps[name].info.max_entries}")
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from datapath.kernel.inventory import reach
-from datapath.kernel.pins import POLICY_ARRAYS, Pin, left_behind
+from datapath.kernel.pins import Pin, left_behind
+from datapath.mapnames import POLICY_ARRAYS
 from datapath.object.spec import CollectionSpec
 from datapath.reload import policyarrays
 from datapath.reload.workspace import Workspace

@@ -14,9 +14,9 @@ from datapath.errors import LinkNotFound, NetlinkError, ReloadlabError
 from datapath.kernel import hooks, progarray, routes
 from datapath.kernel.hooks import Direction, Filter, HookShared, HookTaken
 from datapath.kernel.netlink import NetlinkSocket
-from datapath.kernel.pins import POLICY_ARRAYS
 from datapath.kernel.routes import Installed
 from datapath.load.maps import open_pin
+from datapath.mapnames import POLICY_ARRAYS
 from datapath.reload import connections, policyarrays
 from datapath.reload.outcome import Attached
 from datapath.reload.prepare import carry_connections_over

@@ -18,10 +18,10 @@ from datapath.kernel import hooks, routes
 from datapath.kernel.hooks import Direction
 from datapath.kernel.netlink import NetlinkSocket
 from datapath.kernel.pins import Pin
+from datapath.mapnames import endpoint_maps
 from datapath.reload import policyarrays
 
 _LOCK = "lock"
-ENDPOINT_MAPS = ("cilium_calls_{:05d}", "cilium_calls_custom_{:05d}", "cilium_policy_{:05d}")
 
 
 def endpoint_lock(config: DatapathConfig, number: int) -> Path:
@@ -44,8 +44,8 @@ def unload(config: DatapathConfig, netlink: NetlinkSocket, endpoint: Endpoint, f
                     hooks.detach(netlink, found)
     forget()
     policyarrays.clear(config.globals, endpoint.id)
-    for name in ENDPOINT_MAPS:
-        pin = Pin(config.globals / name.format(endpoint.id))
+    for name in endpoint_maps(endpoint.id):
+        pin = Pin(config.globals / name)
         pin.finalize()
         pin.path.unlink(missing_ok=True)
     _remove_directory(config.state / str(endpoint.id))

@@ -12,9 +12,6 @@ from enum import IntEnum
 from ipaddress import IPv4Address, IPv6Address
 from typing import ClassVar, Self
 
-CT_MAPS = ("cilium_ct4_global", "cilium_ct_any4_global", "cilium_ct6_global", "cilium_ct_any6_global")
-"""The connection tracking maps: for TCP and for all other protocols, IPv4 and IPv6."""
-
 CT_TUPLE4 = struct.Struct("<4s4s2s2sBB")
 CT_TUPLE6 = struct.Struct("<16s16s2s2sBB")
 CT_ENTRY = struct.Struct("<QQQQIHHHBBIII")

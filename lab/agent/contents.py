@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from ipaddress import IPv4Address, IPv6Address
 
+from datapath import mapnames
 from datapath.endpoint import HOST_ID, REMOTE_NODE_ID, WORLD_ID
 from lab.abi import layouts
 from lab.agent import enforcement
@@ -57,9 +58,9 @@ def policy(node: Node, endpoint_id: int) -> Entries:
 
 
 NODE_MAPS: dict[str, Callable[[Node], Entries]] = {
-    "cilium_lxc": endpoints,
-    "cilium_ipcache": identities,
-    "cilium_tunnel_map": tunnels,
+    mapnames.ENDPOINTS: endpoints,
+    mapnames.IPCACHE: identities,
+    mapnames.TUNNEL: tunnels,
 }
 """The maps of a node that the control plane writes, by name."""
 

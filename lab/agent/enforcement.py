@@ -9,12 +9,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from datapath.build.headers import policy_map
 from datapath.endpoint import LABEL_HOST
 from datapath.errors import ReloadlabError
 from datapath.kernel.inventory import program_maps, read_slots
 from datapath.kernel.pins import Pin
 from datapath.load.maps import Map, open_pin
+from datapath.mapnames import policy_map
 from datapath.statefile import DamagedFile, read_json, write_json
 from lab.abi.policymap import PolicyKey, unpack_entries
 from lab.agent.policy import Labels, Policy, PolicyError, changes, resolve

@@ -6,6 +6,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
+from datapath import mapnames
 from datapath.load.maps import Map, load_maps, open_pin
 from datapath.object.spec import CollectionSpec
 from lab.abi import layouts
@@ -13,14 +14,12 @@ from lab.agent import contents, enforcement
 from lab.node.node import Node
 from lab.node.topology import PodFacts
 
-_POLICY_MAP = "cilium_policy_"
-
 
 def fill(node: Node, target: Map) -> frozenset[bytes]:
     """Write what the control plane knows into a map, which may be new; return the keys."""
     entries: contents.Entries = ()
-    if target.name.startswith(_POLICY_MAP):
-        entries = contents.policy(node, int(target.name.removeprefix(_POLICY_MAP)))
+    if target.name.startswith(mapnames.POLICY):
+        entries = contents.policy(node, int(target.name.removeprefix(mapnames.POLICY)))
     elif target.name in contents.NODE_MAPS:
         entries = contents.NODE_MAPS[target.name](node)
     written = set()
@@ -59,8 +58,8 @@ def forget(pins: Path, pod: PodFacts) -> None:
     """Delete the addresses of a pod from the maps that lead packets to it."""
     for address in (pod.ipv4, pod.ipv6):
         for name, key in (
-            ("cilium_lxc", layouts.endpoint_key(address)),
-            ("cilium_ipcache", layouts.ipcache_key(address, address.max_prefixlen)),
+            (mapnames.ENDPOINTS, layouts.endpoint_key(address)),
+            (mapnames.IPCACHE, layouts.ipcache_key(address, address.max_prefixlen)),
         ):
             with open_pin(pins / name) as pinned:
                 pinned.delete(key.ljust(pinned.info.key_size, b"\0"))

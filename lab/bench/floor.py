@@ -23,9 +23,10 @@ from datapath.kernel.bpf import SYS_BPF, Cmd
 from datapath.kernel.hooks import Direction
 from datapath.kernel.libc import function
 from datapath.kernel.netns import enter
-from datapath.kernel.pins import PENDING, is_calls_map
+from datapath.kernel.pins import PENDING
 from datapath.load.maps import max_entries, open_pin
 from datapath.load.programs import bind, data_words
+from datapath.mapnames import is_calls_map
 from datapath.object.spec import CollectionSpec, MapSpec
 
 _CREATE = struct.Struct("=7I16s")

@@ -16,7 +16,8 @@ from datapath.endpoint import DatapathConfig, Endpoint
 from datapath.errors import ToolError
 from datapath.kernel.hooks import Direction
 from datapath.kernel.netns import enter
-from datapath.kernel.pins import PENDING, is_calls_map
+from datapath.kernel.pins import PENDING
+from datapath.mapnames import is_calls_map
 from datapath.object.spec import CollectionSpec
 from lab.system import tools
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from datapath.kernel.pins import is_calls_map
+from datapath.mapnames import is_calls_map
 from datapath.reload.prepare import RepinMaps
 from datapath.reload.step import Plan, Step
 from datapath.reload.switchover import Attach, Commit, Detach, RemoveRoutes

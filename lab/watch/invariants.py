@@ -9,14 +9,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-from datapath.build.headers import OVERLAY_CALLS_MAP, calls_map
 from datapath.errors import ReloadlabError
 from datapath.kernel.bpf import prog_info
 from datapath.kernel.hooks import HANDLE, Direction, filter_name
 from datapath.kernel.inventory import program_by_id, program_maps
-from datapath.kernel.pins import RETIRED, is_calls_map
+from datapath.kernel.pins import RETIRED
+from datapath.mapnames import CONNECTIONS, OVERLAY_CALLS_MAP, POLICY_CALLS, calls_map, is_calls_map
 from datapath.object.reader import read_object
-from datapath.reload.connections import CONNECTIONS, seconds
+from datapath.reload.connections import seconds
 from datapath.reload.outcome import Outcome
 from datapath.reload.plans import CILIUM_HOST, CILIUM_NET, CILIUM_VXLAN, OVERLAY_SUBJECT
 from lab.abi import reasons
@@ -246,7 +246,7 @@ def _retired(now: Snapshot) -> Iterator[str]:
     for name, slots in now.retired.items():
         if now.pins[name].id not in used:
             yield f"pin {name} is left over: no program uses it"
-        if name.startswith("cilium_call_policy") and slots != now.policy:
+        if name.startswith(POLICY_CALLS) and slots != now.policy:
             yield f"pin {name}: slots differ from those of the new array: {_difference(now.policy, slots)}"
 
 

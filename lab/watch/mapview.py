@@ -6,10 +6,11 @@ from collections.abc import Callable, Mapping
 from ipaddress import IPv4Address, IPv6Address, ip_network
 from typing import Any
 
-from datapath.build.headers import policy_map
+from datapath import mapnames
+from datapath.mapnames import CT_MAPS, policy_map
 from datapath.reload.connections import seconds
 from lab.abi import layouts, reasons
-from lab.abi.conntrack import CT_MAPS, TUPLE_F_IN, CtEntry, CtTuple
+from lab.abi.conntrack import TUPLE_F_IN, CtEntry, CtTuple
 from lab.abi.policymap import PolicyEntry, PolicyKey, unpack_entries
 from lab.agent import enforcement
 from lab.agent.policy import PROTOCOLS, cidrs
@@ -40,7 +41,7 @@ _TUPLE_RELATED = 2
 def lxc(node: Node) -> list[Row]:
     """Return cilium_lxc: the local endpoints and the addresses of the host."""
     names = {pod.endpoint_id: pod.name for pod in (node.facts.health, *node.pods)}
-    with open_map(node, "cilium_lxc") as pinned:
+    with open_map(node, mapnames.ENDPOINTS) as pinned:
         rows: list[Row] = []
         for key, value in pinned.items():
             info = layouts.EndpointInfo.unpack(value)
@@ -60,7 +61,7 @@ def lxc(node: Node) -> list[Row]:
 
 def ipcache(node: Node) -> list[Row]:
     """Return cilium_ipcache: the identity of each address and network, and the tunnel endpoint."""
-    with open_map(node, "cilium_ipcache") as pinned:
+    with open_map(node, mapnames.IPCACHE) as pinned:
         found = []
         for key, value in pinned.items():
             length, _, _, family, packed = layouts.IPCACHE_KEY.unpack_from(key)
@@ -79,7 +80,7 @@ def ipcache(node: Node) -> list[Row]:
 
 def tunnel(node: Node) -> list[Row]:
     """Return cilium_tunnel_map: the node of each pod network."""
-    with open_map(node, "cilium_tunnel_map") as pinned:
+    with open_map(node, mapnames.TUNNEL) as pinned:
         found = [(_address(key[:16], key[16]), layouts.TunnelValue.unpack(value).node) for key, value in pinned.items()]
     found.sort(key=lambda pair: (pair[0].version, pair[0].packed))
     return [{"network": str(network), "node": str(other)} for network, other in found]
@@ -120,7 +121,7 @@ def _policy_row(names: Mapping[int, str], endpoint: str, key: PolicyKey, entry: 
 
 def metrics(node: Node) -> list[Row]:
     """Return cilium_metrics, the sum over all CPUs."""
-    with open_map(node, "cilium_metrics") as pinned:
+    with open_map(node, mapnames.METRICS) as pinned:
         rows: list[Row] = [
             {
                 "reason": key.reason,

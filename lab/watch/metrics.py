@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from datapath.build.headers import policy_map
 from datapath.kernel.map import Map
 from datapath.kernel.pins import Pin
+from datapath.mapnames import METRICS, policy_map
 from lab.abi import reasons
 from lab.abi.layouts import HitsKey, MetricDirection, MetricsKey, MetricsValue, direction_name
 from lab.abi.policymap import PolicyKey, unpack_entries
@@ -52,7 +52,7 @@ def _hits(node: Node) -> dict[tuple[int, int, int], int]:
 
 def packets(node: Node) -> dict[tuple[int, int], int]:
     """Return the packets of cilium_metrics by (reason, direction), all CPUs together; empty before the first load."""
-    opened = find_map(node, "cilium_metrics")
+    opened = find_map(node, METRICS)
     if opened is None:
         return {}
     with opened:

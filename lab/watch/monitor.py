@@ -10,13 +10,12 @@ from types import TracebackType
 from typing import Self
 
 from datapath.errors import ReloadlabError
+from datapath.mapnames import EVENTS
 from lab.node import registry
 from lab.node.maps import open_map
 from lab.node.node import Node
 from lab.system.perfring import PerfReader
 from lab.watch.events import Event, Lost, decode
-
-EVENTS_MAP = "cilium_events"
 
 
 class MonitorBusy(ReloadlabError):
@@ -31,7 +30,7 @@ class Monitor:
 
     def __init__(self, node: Node) -> None:
         self._node = node
-        self._path = node.datapath_config().globals / EVENTS_MAP
+        self._path = node.datapath_config().globals / EVENTS
         self._stack = ExitStack()
         self._listening = ExitStack()
         self._inode = (0, 0)
@@ -58,7 +57,7 @@ class Monitor:
     def _listen(self) -> None:
         """Install our rings in the map that is pinned now."""
         with ExitStack() as stack:
-            opened = stack.enter_context(open_map(self._node, EVENTS_MAP))
+            opened = stack.enter_context(open_map(self._node, EVENTS))
             self._inode = self._pinned()
             self._reader = stack.enter_context(PerfReader(opened))
             self._listening = stack.pop_all()

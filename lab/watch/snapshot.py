@@ -6,6 +6,7 @@ import errno
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from datapath import mapnames
 from datapath.bpftypes import MapType
 from datapath.errors import BpfError
 from datapath.kernel import bpf, hooks, progarray
@@ -13,15 +14,16 @@ from datapath.kernel.hooks import Direction, Filter
 from datapath.kernel.inventory import program_maps, reach, read_slots
 from datapath.kernel.map import Map, open_pin
 from datapath.kernel.netlink import NetlinkSocket
-from datapath.kernel.pins import RETIRED, is_calls_map
+from datapath.kernel.pins import RETIRED
 from datapath.kernel.routes import current
-from datapath.reload.connections import CONNECTIONS, lifetime_of
+from datapath.mapnames import CONNECTIONS, is_calls_map
+from datapath.reload.connections import lifetime_of
 from lab.node.node import Node
 from lab.node.topology import NODE
 
 COUNTERS = (
-    *("cilium_metrics", "reloadlab_hits", "cilium_events", "cilium_signals", "cilium_snat"),
-    *("cilium_ipv4_frag", "cilium_ipv6_frag"),
+    *(mapnames.METRICS, "reloadlab_hits", mapnames.EVENTS, mapnames.SIGNALS, mapnames.SNAT4, mapnames.SNAT6),
+    *(mapnames.FRAGMENTS4, mapnames.FRAGMENTS6),
 )
 """Prefixes of maps whose content changes with every packet."""
 
@@ -118,7 +120,7 @@ def _read_map(pinned: Map, endpoint_ids: Sequence[int], maps: _Maps) -> None:
         filled = read_slots(pinned.fd)
         if filled is not None:
             maps.slots[name] = filled
-        elif name == "cilium_call_policy":
+        elif name == mapnames.POLICY_CALLS:
             maps.policy.update(_policy(pinned.fd, endpoint_ids))
         elif RETIRED in name:
             maps.retired[name] = _policy(pinned.fd, endpoint_ids)
@@ -150,7 +152,7 @@ def _steady(name: str, value: bytes) -> bytes:
     """Return the part of a value that packets do not change; of a connection there is none."""
     if name.startswith(CONNECTIONS):
         return b""
-    return value[:POLICY_VERDICT] if name.startswith("cilium_policy_") else value
+    return value[:POLICY_VERDICT] if name.startswith(mapnames.POLICY) else value
 
 
 def _policy(fd: int, ids: Sequence[int]) -> dict[int, int]:

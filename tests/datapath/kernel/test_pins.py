@@ -14,7 +14,8 @@ import pytest
 from datapath.bpftypes import MapType
 from datapath.errors import BpfError
 from datapath.kernel import bpf, inventory
-from datapath.kernel.pins import Pin, is_calls_map, left_behind, map_id
+from datapath.kernel.pins import Pin, left_behind, map_id
+from datapath.mapnames import is_calls_map
 from tests.datapath import support
 
 NAME = "cilium_calls_00101"

@@ -14,7 +14,8 @@ import pytest
 from datapath.bpftypes import MapType
 from datapath.kernel import bpf
 from datapath.load.maps import Map
-from datapath.reload.connections import CONNECTIONS, carry_over, lifetime_of, merged, owner, remember, seconds
+from datapath.mapnames import CONNECTIONS
+from datapath.reload.connections import carry_over, lifetime_of, merged, owner, remember, seconds
 from tests.datapath.build.test_headers import HOST, NODE, POD
 
 pytestmark = [pytest.mark.privileged, pytest.mark.usefixtures("no_descriptor_left")]

@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 
 from datapath.load.maps import Map, open_pin
-from lab.abi.conntrack import CT_MAPS, CtEntry, CtTuple
+from datapath.mapnames import CT_MAPS
+from lab.abi.conntrack import CtEntry, CtTuple
 from lab.agent.agent import Agent
 from lab.agent.collector import Collected, collect
 from lab.node.node import Node

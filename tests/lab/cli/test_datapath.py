@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from datapath.build.headers import policy_map
 from datapath.load.maps import open_pin
+from datapath.mapnames import policy_map
 from lab.agent.options import Options
 from lab.cli.main import main
 from lab.node.node import Node

@@ -9,7 +9,8 @@ from dataclasses import replace
 
 import pytest
 
-from lab.abi.conntrack import CT_MAPS, TUPLE_F_OUT, CtEntry, CtTuple
+from datapath.mapnames import CT_MAPS
+from lab.abi.conntrack import TUPLE_F_OUT, CtEntry, CtTuple
 from lab.agent.agent import Agent
 from lab.node.node import Node
 from lab.node.topology import NodeSpec

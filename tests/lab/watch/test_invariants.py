@@ -10,17 +10,17 @@ from pathlib import Path
 import pytest
 
 from datapath.build.compile import probe_compiler
-from datapath.build.headers import calls_map
 from datapath.errors import ToolMissing
 from datapath.kernel import bpf, hooks
 from datapath.kernel.hooks import Direction
 from datapath.kernel.inventory import program_by_id
 from datapath.kernel.map import Map, open_pin
 from datapath.kernel.netlink import NetlinkSocket
+from datapath.mapnames import CT_MAPS, calls_map
 from datapath.reload.outcome import Outcome
 from datapath.reload.step import Step
 from datapath.reload.switchover import Attach, InsertPolicy
-from lab.abi.conntrack import CT_MAPS, CtEntry, CtTuple
+from lab.abi.conntrack import CtEntry, CtTuple
 from lab.agent.agent import Agent
 from lab.node.node import Node
 from lab.node.topology import NODE, NodeSpec

@@ -14,13 +14,14 @@ from datapath.bpftypes import MapType
 from datapath.kernel import bpf
 from datapath.kernel.cpus import cpu_ids
 from datapath.load.maps import open_pin
+from datapath.mapnames import EVENTS
 from lab.cli.main import main
 from lab.node.maps import MapNotLoaded
 from lab.node.node import Node
 from lab.node.topology import NodeSpec
 from lab.system.perfring import PerfReader
 from lab.watch.events import Drop
-from lab.watch.monitor import EVENTS_MAP, Monitor, MonitorBusy
+from lab.watch.monitor import Monitor, MonitorBusy
 from tests.lab.labs import unique_name
 
 pytestmark = pytest.mark.privileged
@@ -67,10 +68,10 @@ def send(node: Node) -> Iterator[Send]:
     """Pin a map for events; give a function that sends some."""
     with ExitStack() as stack:
         pin_events(node)
-        stack.callback((node.datapath_config().globals / EVENTS_MAP).unlink)
+        stack.callback((node.datapath_config().globals / EVENTS).unlink)
 
         def send(count: int) -> None:
-            with open_pin(node.datapath_config().globals / EVENTS_MAP) as pinned:
+            with open_pin(node.datapath_config().globals / EVENTS) as pinned:
                 fd = program(pinned.fd, MESSAGE, len(PACKET))
                 try:
                     bpf.prog_test_run(fd, PACKET, repeat=count)
@@ -81,7 +82,7 @@ def send(node: Node) -> Iterator[Send]:
 
 
 def pin_events(node: Node) -> Path:
-    path = node.datapath_config().globals / EVENTS_MAP
+    path = node.datapath_config().globals / EVENTS
     path.parent.mkdir(parents=True, exist_ok=True)
     fd = bpf.map_create(MapType.PERF_EVENT_ARRAY, 4, 4, cpu_ids())
     try:
@@ -109,7 +110,7 @@ def test_every_event_with_its_packet(node: Node, send: Send) -> None:
 
 
 def test_lost_events_are_counted(node: Node, send: Send) -> None:
-    with open_pin(node.datapath_config().globals / EVENTS_MAP) as pinned, PerfReader(pinned, pages=1) as reader:
+    with open_pin(node.datapath_config().globals / EVENTS) as pinned, PerfReader(pinned, pages=1) as reader:
         send(1000)
         got = reader.read(1.0)
         # That some were lost is said with the next one that fits.
@@ -139,7 +140,7 @@ def test_reader_leaves_nothing_in_the_map(node: Node, send: Send) -> None:
 
 def test_a_replaced_map_is_followed(node: Node, send: Send) -> None:
     with Monitor(node) as monitor:
-        (node.datapath_config().globals / EVENTS_MAP).unlink()
+        (node.datapath_config().globals / EVENTS).unlink()
         pin_events(node)
         assert list(monitor.read(0.0)) == []
         send(1)

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 import pytest
 
 from datapath.load.maps import open_pin
-from lab.abi.conntrack import CT_MAPS, CtEntry
+from datapath.mapnames import CT_MAPS
+from lab.abi.conntrack import CtEntry
 from lab.cli.main import main
 from lab.node.node import Node
 from lab.node.topology import NodeSpec

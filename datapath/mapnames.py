@@ -1,0 +1,59 @@
+"""The names of the datapath's maps, and what a name says about a map.
+
+Those that only the C needs stand in datapath/build/nodemacros.py, beside their macros.
+"""
+
+from __future__ import annotations
+
+from datapath.endpoint import WORLD_ID
+
+ENDPOINTS, IPCACHE, TUNNEL = "cilium_lxc", "cilium_ipcache", "cilium_tunnel_map"
+METRICS, EVENTS, SIGNALS = "cilium_metrics", "cilium_events", "cilium_signals"
+
+POLICY_CALLS, EGRESS_POLICY_CALLS = "cilium_call_policy", "cilium_egresscall_policy"
+POLICY_ARRAYS = (POLICY_CALLS, EGRESS_POLICY_CALLS)
+"""The program arrays whose slots belong to endpoints, not to objects; every object of the node shares them."""
+
+CT_TCP4, CT_ANY4, CT_TCP6, CT_ANY6 = CT_MAPS = (
+    *("cilium_ct4_global", "cilium_ct_any4_global"),
+    *("cilium_ct6_global", "cilium_ct_any6_global"),
+)
+"""The maps of connections: of TCP and of everything else, IPv4 and IPv6."""
+
+CONNECTIONS = "cilium_ct"
+"""What the names of the maps of connections begin with."""
+
+SNAT4, SNAT6 = "cilium_snat_v4_external", "cilium_snat_v6_external"
+FRAGMENTS4, FRAGMENTS6 = "cilium_ipv4_frag_datagrams", "cilium_ipv6_frag_datagrams"
+
+WRITTEN_BY_PACKETS = (
+    *(CONNECTIONS, SNAT4, SNAT6, FRAGMENTS4, FRAGMENTS6, "cilium_lb4_affinity", "cilium_lb6_affinity"),
+    *("cilium_nodeport_neigh", "cilium_srv6_state_"),
+)
+"""What the names of all maps begin with whose entries packets make; counters are not among them."""
+
+POLICY = "cilium_policy_"
+"""What the names of the endpoints' policy maps begin with; the endpoint's id follows."""
+
+_CALLS = "cilium_calls_"
+OVERLAY_CALLS_MAP = f"{_CALLS}overlay_{WORLD_ID}"
+
+
+def calls_map(number: int, infix: str = "") -> str:
+    """Return the name of a calls map: `infix` is "" for a pod, "hostns_" or "netdev_" (pkg/maps/callsmap)."""
+    return f"{_CALLS}{infix}{number:05d}"
+
+
+def is_calls_map(name: str) -> bool:
+    """Tell whether the map belongs to one object and is always migrated (cilium_calls_xdp_ is shared by objects)."""
+    return name.startswith(_CALLS) and not name.startswith(f"{_CALLS}xdp")
+
+
+def policy_map(endpoint_id: int) -> str:
+    """Return the name of an endpoint's policy map (pkg/maps/policymap)."""
+    return f"{POLICY}{endpoint_id:05d}"
+
+
+def endpoint_maps(endpoint_id: int) -> tuple[str, ...]:
+    """Return the names of the maps that a pod has for itself; not every build makes all of them."""
+    return calls_map(endpoint_id), calls_map(endpoint_id, "custom_"), policy_map(endpoint_id)
