@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import stat
 from contextlib import suppress
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ from types import TracebackType
 from typing import Self
 
 from datapath.errors import ReloadlabError
+
+_ID = re.compile(r"[0-9]{1,9}")
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
@@ -36,7 +39,7 @@ class Caller:
     def of_sudo(cls) -> Self | None:
         """Return the one that sudo tells of; None if this is not root called by way of sudo."""
         uid, gid = os.environ.get("SUDO_UID", ""), os.environ.get("SUDO_GID", "")
-        if os.geteuid() != 0 or not (uid.isdecimal() and gid.isdecimal()):
+        if os.geteuid() != 0 or not all(_ID.fullmatch(number) for number in (uid, gid)):
             return None
         return cls(int(uid), int(gid))
 
@@ -71,10 +74,10 @@ class OutputDirectory:
             return os.open(path, _DIRECTORY | flags)
         parent = self._open(path.parent)
         try:
-            with suppress(FileExistsError):
-                os.mkdir(path.name, dir_fd=parent)
+            os.mkdir(path.name, dir_fd=parent)
             made = os.open(path.name, _DIRECTORY | os.O_NOFOLLOW, dir_fd=parent)
-            if self._caller is not None:
+            # Whoever owns the directory above could have put another in its place.
+            if self._caller is not None and not os.listdir(made):
                 self._caller.given(made, parent)
             return made
         finally:

@@ -123,7 +123,7 @@ def test_a_directory_of_somebody_else_gives_nothing_away(tmp_path: Path) -> None
 
 
 @pytest.mark.privileged
-@pytest.mark.parametrize("uid", ["", "-1", "root", "12 34"])
+@pytest.mark.parametrize("uid", ["", "-1", "root", "12 34", "99999999999"])
 def test_what_sudo_does_not_say_counts_for_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uid: str) -> None:
     monkeypatch.setenv("SUDO_UID", uid)
     monkeypatch.setenv("SUDO_GID", uid)
