@@ -73,7 +73,7 @@ class Agent(Reloader):
         return self.reload(made.name)
 
     def remove_pod(self, name: str) -> None:
-        """Take a pod away: out of the datapath first, then out of the node."""
+        """Remove a pod, from the datapath first, then from the node."""
         with self.reloading(), ExitStack() as updating:
             pod = self.node.removable_pod(name)
 
@@ -88,9 +88,9 @@ class Agent(Reloader):
             self.node.remove_pod(name)
 
     def collect_connections(self) -> tuple[Collected, ...]:
-        """Delete the connections whose lifetime is over; what was found in each of the maps that are there."""
+        """Delete the connections whose lifetime is over; return what was found in each existing map."""
         return collect(self.config.globals)
 
     def forget_connections(self, pod: PodFacts) -> None:
-        """Delete a pod's connections: whoever gets its addresses next would inherit them, whose answers always pass."""
+        """Delete a pod's connections: the next pod with its addresses would inherit them."""
         collect(self.config.globals, of={pod.ipv4, pod.ipv6})

@@ -31,7 +31,7 @@ def cluster_specs(
     own = each or {}
     strangers = sorted(set(own) - set(range(1, nodes + 1)))
     if strangers:
-        raise InvalidSpec(f"there is no node {strangers[0]} of {nodes}")
+        raise InvalidSpec(f"node {strangers[0]} does not exist: the nodes are 1 to {nodes}")
     return tuple(
         NodeSpec(f"{name}-{number}", node_index=number - 1, cluster=name, **{**common, **own.get(number, {})})
         for number in range(1, nodes + 1)
@@ -125,7 +125,7 @@ class Cluster:
         return agent.reload(own)
 
     def remove_pod(self, name: str) -> None:
-        """Take a pod away, on its own node first; then the others forget it, and its connections."""
+        """Remove a pod, from its own node first; then the other nodes forget it and its connections."""
         agent, own = self.find(name)
         pod = agent.node.pod(own)
         agent.remove_pod(own)
@@ -152,7 +152,7 @@ class Cluster:
 def apply_policies(agents: Sequence[Agent], document: object, *, cancel: threading.Event | None = None) -> None:
     """Let these policies hold on several nodes; if one refuses, all go back to what they had."""
     with ExitStack() as locks, ExitStack() as undo:
-        # In the same order by all who do it, so that none waits for another that waits for him.
+        # In the same order everywhere: otherwise two processes could wait for each other.
         for agent in sorted(agents, key=lambda agent: agent.node.name):
             locks.enter_context(agent.updating(cancel=cancel))
         for agent in agents:
@@ -169,18 +169,20 @@ def _restore(agent: Agent, document: object) -> None:
 
 
 class NoSuchNode(ReloadlabError):
-    """A number that no node of the cluster has."""
+    """A node's number that the cluster does not have."""
 
     def __init__(self, number: int, nodes: int) -> None:
-        super().__init__(f"there is no node {number}: they are 1 to {nodes}")
+        super().__init__(f"node {number} does not exist: the nodes are 1 to {nodes}")
         self.number = number
 
 
 class BadName(ReloadlabError):
-    """Not the name of something in a cluster."""
+    """A name that is not of the form <number>/<name>."""
 
     def __init__(self, name: str) -> None:
-        super().__init__(f"{name!r} is no name in a cluster: say the node's number and the name, such as 2/pod-1")
+        super().__init__(
+            f"{name!r} does not name anything in a cluster: give the node's number and the name, such as 2/pod-1"
+        )
         self.name = name
 
 

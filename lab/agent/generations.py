@@ -10,7 +10,7 @@ from datapath.statefile import DamagedFile
 
 
 def next_generation(path: Path) -> int:
-    """Return the next number of the file, which is made if it is missing; DamagedFile if there is no number in it."""
+    """Return the next number of the file, which is made if it is missing; DamagedFile if it holds anything else."""
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     with open(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600), "r+b", buffering=0) as file:
         fcntl.flock(file, fcntl.LOCK_EX)

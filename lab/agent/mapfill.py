@@ -1,4 +1,4 @@
-"""How what the control plane knows comes into the maps of a node: into new ones, into all of them, and out again."""
+"""Writes what the control plane knows into the maps of a node, and deletes what it knows no longer."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def fill(node: Node, target: Map) -> frozenset[bytes]:
 
 
 def fill_all(node: Node, pins: Path, host: CollectionSpec) -> None:
-    """Bring the maps that are pinned in `pins` in line with what is declared; nobody else may be changing them.
+    """Bring the maps that are pinned in `pins` in line with what is declared; the caller excludes other updates.
 
     Maps that are missing are created as `host`, the host's object, defines them. What is new is written before what is
     stale goes, so that no packet finds less than before or after (cilium#10936).

@@ -1,7 +1,7 @@
 """Reloads what a node has: one endpoint, many of them, or all in the order of an agent's start.
 
-It also keeps apart who works on the node at the same time, in whatever process: reloads, updates of the maps, and
-switches of the whole node.
+It also excludes what must not happen at the same time, in whatever process: reloads, updates of the maps, and switches
+of the whole node.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ from lab.node.topology import HEALTH, HOST
 from lab.system.limits import descriptors_of, require_descriptors
 
 Change = Callable[[Plan], Plan]
-"""A loader with a difference: what a plan becomes before it is applied."""
+"""Turns a plan into the plan that is applied in its place."""
 
 
 class Reloader:
     """A context manager around the loader of one node.
 
     `defines` are further macros for every program, as -D options; `library` the C sources, ours by default, `clang` the
-    compiler. `change` is applied to every plan: a faulty loader for those who want to see it caught.
+    compiler. `change` is applied to every plan: so a test can give the agent a faulty loader.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class Reloader:
         self.change: Change | None = None
         self._stack = ExitStack()
         self._maps_holders: list[int] = []
-        # Shared by reloads, exclusively held by whoever changes what all programs of the node are built for.
+        # Shared by reloads, held exclusively while a setting changes that all programs of the node are built with.
         self._mode = Turn(self.config.state / "mode.lock")
         self._seen, self._known = (node.spec, node.facts), config.node
 
@@ -85,7 +85,7 @@ class Reloader:
 
     @property
     def node_subjects(self) -> tuple[str, ...]:
-        """Those that belong to the node itself; without a tunnel there is no overlay."""
+        """The subjects that belong to the node itself; without a tunnel it has no overlay."""
         return (HOST, OVERLAY_SUBJECT) if self.node.spec.tunnel else (HOST,)
 
     def check(self, *names: str) -> None:
@@ -105,14 +105,14 @@ class Reloader:
 
     @contextmanager
     def reloading(self, *, cancel: threading.Event | None = None) -> Iterator[None]:
-        """Wait for whoever switches this node, and keep others from it; know the node as it is then."""
+        """Exclude switches of this node, and read its present state."""
         with self._mode.take(exclusive=False, cancel=cancel):
             self._refresh()
             yield
 
     @contextmanager
     def updating(self, *, cancel: threading.Event | None = None) -> Iterator[None]:
-        """Keep all others away who would change this node's maps, in whatever process: updates and reloads.
+        """Exclude updates and reloads, in whatever process, that would change this node's maps.
 
         It may be nested. In a thread that is reloading, at a gate say, it takes no lock: it would wait for itself.
         """
@@ -127,7 +127,7 @@ class Reloader:
 
     @contextmanager
     def switching(self, *, cancel: threading.Event | None = None) -> Iterator[None]:
-        """Keep away all others who would reload or switch this node, while everything is reloaded for a new mode."""
+        """Exclude reloads and switches by others, while everything is reloaded for a new mode."""
         with self._mode.take(exclusive=True, cancel=cancel):
             self._refresh()
             yield
@@ -177,7 +177,7 @@ class Reloader:
     ) -> Outcome:
         """Reload one endpoint, the host or the overlay, under a generation number of its own.
 
-        It waits for whoever switches the whole node to another mode.
+        It waits while another process switches the whole node to another mode.
         """
         with self.reloading(cancel=cancel):
             plan = self.plan(subject, generation=self.next_generation())

@@ -1,4 +1,4 @@
-"""Turns: a thread takes one so that others, in whatever process, wait for it; meanwhile it may take it again."""
+"""A lock between threads of several processes that the thread which holds it may take again."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from datapath.locks import FairLock
 
 
 class Turn:
-    """A lock on a file that is passed over where the calling thread holds it already, at a gate of its own reload say.
+    """A lock on a file that is not taken where the calling thread holds it already, at a gate of its own reload say.
 
-    A process that is forked by a thread that holds it goes on as that thread.
+    A process that the holder forks counts as that thread.
     """
 
     def __init__(self, path: Path) -> None:
@@ -27,7 +27,7 @@ class Turn:
 
     @contextmanager
     def take(self, *, exclusive: bool, cancel: threading.Event | None = None) -> Iterator[None]:
-        """Hold the lock, or pass it over; Cancelled once `cancel` is set while others have it."""
+        """Hold the lock; Cancelled if `cancel` is set while others have it."""
         if self.is_mine:
             yield
             return

@@ -106,7 +106,7 @@ def descriptors() -> str:
 
 
 def bpf() -> str:
-    """bpf(2) itself: the smallest map that there is."""
+    """bpf(2) itself, by making the smallest possible map."""
     from datapath.kernel import bpf as kernel
 
     os.close(kernel.map_create(MapType.ARRAY, 4, 4, 1, name="doctor"))

@@ -53,9 +53,9 @@ Job = Callable[[NetlinkSocket], None]
 def build(spec: NodeSpec, facts: NodeFacts, root: Path, underlay: Path | None = None) -> None:
     """Make all namespaces of a node below `root`, and everything in them.
 
-    `underlay` is where another node of its cluster knows their common underlay; None makes it.
+    `underlay` is the path of the common underlay in another node of its cluster; None makes a new one.
 
-    Raises NetlinkError and OSError; what was made until then is left to the caller, who detaches the whole tree.
+    Raises NetlinkError and OSError. The caller then removes what was made so far, by detaching the whole tree.
     """
     directory = root / NAMESPACES
     node = directory / NODE
@@ -91,7 +91,7 @@ def build(spec: NodeSpec, facts: NodeFacts, root: Path, underlay: Path | None = 
 
 
 def add_pod(spec: NodeSpec, pod: PodFacts, root: Path) -> None:
-    """Make one more pod in a node that stands."""
+    """Make one more pod in a node that is up."""
 
     def work() -> None:
         with NetlinkSocket(root / NAMESPACES / NODE) as socket:
@@ -108,9 +108,9 @@ def build_pod(spec: NodeSpec, pod: PodFacts, directory: Path, node: NetlinkSocke
 
 
 def _share_underlay(spec: NodeSpec, path: Path, underlay: Path | None) -> None:
-    """Make the underlay of a cluster, or the one that another node of it has known here as well.
+    """Make the underlay of a cluster, or bind that of another node of the cluster to `path` as well.
 
-    The kernel counts who knows it: it goes with the last node.
+    The kernel counts the binds: the underlay goes with the last node.
     """
 
     def make() -> None:
@@ -142,7 +142,7 @@ def _build_node(spec: NodeSpec, facts: NodeFacts, directory: Path) -> None:
         _namespace(directory / HEALTH, POD_SYSCTLS) as (health_fd, health),
     ):
         if spec.cluster:
-            # A node of this index that went a moment ago: the kernel frees its links behind us.
+            # Of a node of this index that was removed a moment ago: the kernel frees its links asynchronously.
             unless(errno.ENODEV, outside, "remove a stale port", links.delete_link(spec.uplink_peer[1]))
         with enter(directory / NODE), NetlinkSocket() as node:
             node.request("configure the node", *links.node_inside(spec, facts, outside_fd, health_fd))
@@ -164,9 +164,9 @@ def _namespace(path: Path, settings: Sequence[tuple[str, str]]) -> Iterator[tupl
 
 
 def _in_threads(functions: Sequence[Callable[[], None]], stop: Event | None = None) -> None:
-    """Run functions in threads that end afterwards, wherever they have wandered; raise the first error.
+    """Run functions in threads that end afterwards, in whatever namespace they are then; raise the first error.
 
-    When one fails, or when the caller is interrupted, `stop` tells the others to come to an end.
+    When one fails, or when the caller is interrupted, `stop` tells the others to end.
     """
     with ThreadPoolExecutor(len(functions), thread_name_prefix="build") as pool:
         futures: list[Future[None]] = [pool.submit(function) for function in functions]

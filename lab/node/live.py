@@ -1,7 +1,7 @@
-"""Changes of a node that stands: a pod more or less, its MTU, its tunnel device, its routes.
+"""Changes of a node that is up: a pod more or less, its MTU, its tunnel device, its routes.
 
-A change that consists of several steps is noted in a file before the first of them. What a failed or killed one leaves
-behind is told by that note and undone by `restore`: node.json says how the node should be, the kernel is made to match.
+A change that consists of several steps is noted in a file before the first step. If it fails or is killed, `restore`
+undoes it: the note says what may be half done, node.json says how it should be, and the kernel is made to match.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _NOTE = "unfinished.json"
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """A node that stands: its directory, what was asked for, and what was chosen when it was built."""
+    """A node that is up: its directory, what was asked for, and what was chosen when it was built."""
 
     root: Path
     spec: NodeSpec
@@ -71,7 +71,7 @@ def recover(node: Standing) -> None:
 
 
 def restore(node: Standing, change: Unfinished) -> None:
-    """Make the kernel match the facts of a node, as far as a change concerned it; twice the same is no error."""
+    """Make the kernel match the facts of a node, as far as a change concerned it; doing it twice is not an error."""
     if change.pod is not None and change.pod not in node.facts.pods:
         discard_pod(node, change.pod)
     if change.tunnel:
@@ -88,7 +88,7 @@ def add_pod(node: Standing, pod: PodFacts) -> None:
 
 
 def discard_pod(node: Standing, pod: PodFacts) -> None:
-    """Remove what there is of a pod: its veth, its namespace and what runs in it."""
+    """Remove all that exists of a pod: its veth, its namespace and the processes in it."""
     with NetlinkSocket(node.netns(NODE)) as socket:
         _delete(socket, pod.ifname)
     path = node.netns(pod.name)
@@ -138,7 +138,7 @@ def set_mtu(node: Standing) -> None:
 
 
 def set_node_route(node: Standing, on: bool) -> None:
-    """Install or remove the local node route (pods by cilium_host); twice the same is no error."""
+    """Install or remove the local node route (pods by cilium_host); doing it twice is not an error."""
     kind = links.RTM_NEWROUTE if on else links.RTM_DELROUTE
     with NetlinkSocket(node.netns(NODE)) as socket:
         for message in links.node_routes(node.spec, node.facts.cilium_host.ifindex, kind):

@@ -1,9 +1,9 @@
 """Marks: which directories are labs, and in which mount namespace each of them was made.
 
-The mark of the lab <name> is the symbolic link .<name>.lab beside its directory; what it points to is no path but
-<id of the boot>:<number of the mount namespace>. A link is made in one step, so no mark is ever half written. It is
-there before the directory is and goes after it: a directory without a mark is not a lab. The lock of the run directory
-is held by whoever calls these functions.
+The mark of the lab <name> is the symbolic link .<name>.lab beside its directory. It points to
+<id of the boot>:<number of the mount namespace>, which is not a path. A link is made in one step, so a mark is never
+half written. It is made before the directory and removed after it: a directory without a mark is not a lab. Callers
+hold the lock of the run directory.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def read(root: Path) -> Mark | None:
 
 
 def remove(root: Path) -> None:
-    """Remove the mark of a directory that is gone; no error if there is none."""
+    """Remove the mark of a directory that is gone; a missing mark is not an error."""
     _path(root).unlink(missing_ok=True)
 
 

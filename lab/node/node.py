@@ -1,4 +1,4 @@
-"""The emulated node: `Node` builds it, finds it again, describes it to the pipeline and takes it away."""
+"""The emulated node: `Node` builds it, opens it, describes it to the pipeline, changes and removes it."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from lab.node.topology import (
 
 
 class UnknownTarget(ReloadlabError):
-    """A pod, endpoint or namespace that the node does not have; `existing` are those it has."""
+    """A missing pod, endpoint or namespace; `existing` are those that the node has."""
 
     def __init__(self, node: str, target: str, existing: tuple[str, ...]) -> None:
         near = get_close_matches(target.split()[-1], existing, n=1) if len(existing) > 12 else []
@@ -48,9 +48,9 @@ class UnknownTarget(ReloadlabError):
 class Node:
     """A node in network namespaces.
 
-    `with Node(spec) as node` builds it and takes it away at the end; meanwhile nobody else can remove it. `Node.up`
-    builds one that stays, `Node.open` finds it again, from any process. All constructors are cheap and hold nothing
-    open; building raises LabExists, LabSystemError and NetlinkError, and leaves nothing behind then.
+    `with Node(spec) as node` builds it and removes it at the end; meanwhile no other process can remove it. `Node.up`
+    builds one that stays, `Node.open` opens it, from any process. All constructors are cheap and hold nothing open.
+    Building raises LabExists, LabSystemError and NetlinkError, and leaves nothing behind then.
     """
 
     def __init__(self, spec: NodeSpec, *, size: str = registry.DEFAULT_SIZE) -> None:
@@ -72,7 +72,7 @@ class Node:
 
     @classmethod
     def open(cls, name: str) -> Self:
-        """Find a node that stands. Raises LabNotFound, LabNotReady."""
+        """Open a node that is up. Raises LabNotFound, LabNotReady, LabElsewhere, NotALab."""
         # In this order: what is written in between is read again.
         stamp = registry.stamp(name)
         spec, found = registry.read_facts(name)
@@ -90,7 +90,7 @@ class Node:
         self.down()
 
     def down(self, *, force: bool = False) -> None:
-        """Take the node away, with everything that runs in its namespaces; LabBusy if others use it."""
+        """Remove the node, with everything that runs in its namespaces; LabBusy if others use it."""
         if self._held is not None:
             os.close(self._held)
             self._held = None
@@ -117,7 +117,7 @@ class Node:
         return (NODE, HEALTH, OUTSIDE, *(pod.name for pod in self.pods))
 
     def netns(self, name: str) -> Path:
-        """Return the path of a namespace: node, health, outside or a pod's name; UnknownTarget if there is none."""
+        """Return the path of a namespace: node, health, outside or a pod's name; UnknownTarget if it is missing."""
         if name not in self.namespaces:
             raise UnknownTarget(self.name, name, self.namespaces)
         return self.root / registry.NAMESPACES / name
@@ -185,13 +185,13 @@ class Node:
             self._stamp = stamp
 
     def recover(self) -> None:
-        """Undo what a process has left half done that was killed while it changed the node."""
+        """Undo what a process that was killed while it changed the node has left half done."""
         if live.is_unfinished(self.root):
             with self._changing():
                 pass
 
     def set_node_route(self, on: bool) -> None:
-        """Install or remove the local node route (pods by cilium_host); twice the same is no error."""
+        """Install or remove the local node route (pods by cilium_host); doing it twice is not an error."""
         live.set_node_route(self._standing, on)
 
     def set_endpoint_routes(self, on: bool) -> None:
@@ -213,7 +213,7 @@ class Node:
         return made
 
     def remove_pod(self, name: str) -> None:
-        """Take a pod away: its veth, its namespace and what runs in it. Its pins and programs are the pipeline's."""
+        """Remove a pod: its veth, its namespace and the processes in it. Its pins and programs are the pipeline's."""
         with self._changing():
             pod = self.removable_pod(name)
             spec = replace(self.spec, pods=tuple(p for p in self.spec.pod_specs if p.name != name))
@@ -223,7 +223,7 @@ class Node:
 
     @property
     def peers(self) -> tuple[Node, ...]:
-        """The other nodes of the cluster that stand at this moment, in their order."""
+        """The other nodes of the cluster that are up at this moment, in their order."""
         if not self.spec.cluster:
             return ()
         found = []
@@ -269,7 +269,7 @@ class Node:
 
     @contextmanager
     def _changing(self) -> Iterator[None]:
-        """Be the only one, in whatever process, who changes the node, and know it as it is at this moment."""
+        """Exclude all other changes of the node, in whatever process, and read its present state."""
         with registry.changing(self.name), system_errors(self.name):
             self.refresh()
             live.recover(self._standing)

@@ -3,8 +3,8 @@
     ns/<name>    network namespaces: node, health, outside, and one per pod
     bpf/         the node's own BPF file system
     state/       the endpoints' directories and the templates
-    node.json    the facts of the node; written last, so that a lab without it is no complete lab
-    changes.lock held by whoever changes the node and its facts
+    node.json    the facts of the node; written last: a lab without it is incomplete
+    changes.lock held while the node and its facts are changed
 
 Everything hangs on one mount: detaching it removes a lab at once, whatever state it is in. A mark beside the directory
 says that it is a lab (lab.node.marks); what has no mark is left alone.
@@ -133,13 +133,13 @@ def read_facts(name: str) -> tuple[NodeSpec, NodeFacts]:
 
 
 def stamp(name: str) -> Stamp | None:
-    """Return what tells a node.json from the next one of the lab; None if there is none."""
+    """Return the stamp of a lab's node.json; None if it is missing."""
     return status.stamp(lab_root(name))
 
 
 @contextmanager
 def lock_shared(name: str) -> Iterator[None]:
-    """Hold a complete lab: nobody removes it meanwhile. Raises LabNotFound, LabNotReady, LabElsewhere, NotALab."""
+    """Protect a complete lab from removal. Raises LabNotFound, LabNotReady, LabElsewhere, NotALab."""
     root = lab_root(name)
     with ExitStack() as stack:
         with system_errors(name), _run_lock():
@@ -153,7 +153,7 @@ def lock_shared(name: str) -> Iterator[None]:
 
 @contextmanager
 def changing(name: str) -> Iterator[None]:
-    """Be the only one, in whatever process, who changes a complete lab and its facts. Not to be nested.
+    """Exclude all other changes of a complete lab and its facts, in whatever process. Must not be nested.
 
     Raises what `lock_shared` raises.
     """
@@ -177,7 +177,7 @@ def list_labs() -> tuple[LabStatus, ...]:
 
 
 def members(cluster: str) -> tuple[str, ...]:
-    """Return the names of a cluster's nodes, in their order, those included that do not say where they belong."""
+    """Return the names of a cluster's nodes, in their order, those included whose facts cannot be read."""
     run, pattern = run_directory(), re.compile(rf"{re.escape(cluster)}-(\d+)")
     if not run.exists():
         return ()
@@ -219,7 +219,7 @@ def remove(name: str, *, force: bool = False) -> None:
             stack.callback(os.close, descriptor)
             if not status.try_lock(descriptor, fcntl.LOCK_EX) and not force:
                 raise LabBusy(name, status.holders_of(descriptor))
-            # From here on the lab is no complete one, also if we are killed.
+            # From here on the lab is incomplete, even if this process is killed.
             with suppress(FileNotFoundError):
                 (root / FACTS).rename(root / status.REMOVED_FACTS)
         with system_errors(name):
@@ -291,7 +291,7 @@ def _detach_ours(root: Path, descriptor: int) -> None:
 
 
 def _detach(root: Path) -> None:
-    """Take a lab's tree away. In other mount namespaces, if one has a copy of it, rmdir(2) does the same."""
+    """Detach a lab's tree. In other mount namespaces, if one has a copy of it, rmdir(2) does the same."""
     while root.is_mount():
         mounts.umount(root)
     with suppress(FileNotFoundError):
@@ -300,7 +300,7 @@ def _detach(root: Path) -> None:
 
 
 def _visible(root: Path) -> Path:
-    """Return where the tree of a lab can be seen; for one made in another mount namespace, by a process of that."""
+    """Return the path of a lab's tree; of one in another mount namespace, as seen by a process that lives there."""
     mark = marks.read(root)
     if mark is None or not status.is_elsewhere(root):
         return root

@@ -1,6 +1,6 @@
 """The state of a lab, as its mark, its locks and its node.json tell it. Nothing is changed here.
 
-Whoever asks for it holds the lock of the run directory: the probe of a lab's own lock then disturbs nobody.
+The caller holds the lock of the run directory, so that no other process meets the probe of a lab's own lock.
 """
 
 from __future__ import annotations
@@ -143,7 +143,7 @@ def facts_file(root: Path) -> Path | None:
 
 
 def try_lock(descriptor: int, kind: int) -> bool:
-    """Lock an open directory if nobody holds it otherwise; tell whether it worked."""
+    """Try to lock an open directory, without waiting; tell whether it worked."""
     try:
         fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -158,7 +158,7 @@ def holders_of(descriptor: int) -> tuple[int, ...]:
     pids = set()
     for line in Path("/proc/locks").read_text().splitlines():
         fields = line.split()
-        # A line with -> in it is one who waits.
+        # A line with -> in it is a process that waits.
         if fields[1] == "FLOCK" and fields[5] == wanted:
             pids.add(int(fields[4]))
     return tuple(sorted(pids))

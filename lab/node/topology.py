@@ -30,7 +30,7 @@ MIN_MTU, MAX_MTU = 1280, 65520
 """IPv6 needs the first on every link, tunnel included; the second is Cilium's MaxMTU."""
 
 NODE, HEALTH, OUTSIDE = "node", "health", "outside"
-"""Names of the namespaces that are no pod's."""
+"""Names of the namespaces that do not belong to a pod."""
 HOST = "host"
 """Name of the node's own endpoint."""
 UPLINK = "eth0"
@@ -47,7 +47,7 @@ _UPLINK_IFINDEX, _NET_IFINDEX, _HOST_IFINDEX, _VXLAN_IFINDEX, _HEALTH_IFINDEX = 
 # Where the tunnel device goes when it is made again: each time on, so that a stale index leads nowhere.
 _TUNNEL_IFINDICES = range(37, 48)
 _FIRST_IFINDEX = 48
-# Inside a pod the interface has another index than any outside: who mixes them up gets caught.
+# Inside a pod the interface has another index than any outside: a program that mixes them up fails.
 PEER_IFINDEX = 31
 # The ends of the nodes' uplinks in a shared underlay.
 _FIRST_PORT_IFINDEX = 100

@@ -1,4 +1,4 @@
-"""What a node looks like at this moment, as the kernel tells it: links, addresses, programs per hook, routes."""
+"""The present state of a node, read from the kernel: links, addresses, programs per hook, routes."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class NodeView:
 
 
 def look(node: Node) -> NodeView:
-    """Ask the kernel what there is of a node."""
+    """Read a node's interfaces, programs and routes from the kernel."""
     with NetlinkSocket(node.netns(OUTSIDE)) as socket:
         outside = _links(socket)
     with NetlinkSocket(node.netns(NODE)) as socket:

@@ -184,7 +184,7 @@ class _Pool(Generic[T, R]):
             process.signal(number)
 
     def _abandon(self, queue: IO[bytes]) -> None:
-        """Have the processes undo what they are at, and wait for that; who is interrupted here too, kills them."""
+        """Have the processes undo their tasks, and wait for that; a second interruption kills them."""
         try:
             self._stop(signal.SIGTERM)
             self._wait(queue)

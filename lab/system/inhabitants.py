@@ -19,7 +19,7 @@ _PROC = Path("/proc")
 def inhabitants(namespaces: Collection[int]) -> Iterator[int]:
     """Yield the ids of the processes in the network namespaces with these inode numbers.
 
-    The calling process and its ancestors are left out: who removes a lab from inside it (a shell in a pod) survives.
+    The calling process and its ancestors are left out: a shell in a pod that removes its own lab survives.
     """
     spared = _ancestry()
     for entry in os.scandir(_PROC):

@@ -1,4 +1,4 @@
-"""Temporary directories of which a killed process leaves nothing for long: the next one that needs one removes them."""
+"""Temporary directories; what a killed process leaves is removed by the next process that makes one."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 PREFIX = "reloadlab-scratch-"
-"""What begins like this in the temporary directory is ours, and goes when nobody holds its lock."""
+"""Directories of this prefix are ours. One whose lock nobody holds is removed."""
 
 
 @contextmanager
 def scratch() -> Iterator[Path]:
-    """Give a directory of one's own, which is removed at the end; its lock says that somebody still uses it."""
+    """Yield a new directory, which is removed at the end; its lock says that it is in use."""
     _sweep()
     while True:
         directory = Path(tempfile.mkdtemp(prefix=PREFIX))
@@ -33,7 +33,7 @@ def scratch() -> Iterator[Path]:
 
 
 def _sweep() -> None:
-    """Remove directories of ours that nobody holds any more."""
+    """Remove directories of ours that are no longer in use."""
     for left in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
         # Another user's, or something else of this name, is none of our business.
         with suppress(OSError):

@@ -18,7 +18,7 @@ class SignalEvent(threading.Event):
     """An event for signal handlers: nothing here takes a lock.
 
     threading.Event.set() does, and waits for ever if the code that the signal interrupted holds it, in wait() say.
-    Who waits looks every 5 ms.
+    `wait` looks every 5 ms.
     """
 
     def __init__(self) -> None:

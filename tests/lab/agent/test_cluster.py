@@ -34,7 +34,7 @@ def test_specs_of_a_cluster() -> None:
     [
         pytest.param(0, {}, "1 to 16 nodes, not 0", id="none"),
         pytest.param(17, {}, "1 to 16 nodes, not 17", id="too many"),
-        pytest.param(2, {3: {}}, "no node 3 of 2", id="stranger"),
+        pytest.param(2, {3: {}}, "node 3 does not exist: the nodes are 1 to 2", id="stranger"),
     ],
 )
 def test_bad_clusters(nodes: int, each: dict[int, dict[str, int]], words: str) -> None:
@@ -61,7 +61,7 @@ def test_names_in_a_cluster() -> None:
     for bad in ("pod-1", "/pod-1", "1/", "x/pod-1"):
         with pytest.raises(BadName, match="such as 2/pod-1"):
             cluster.find(bad)
-    with pytest.raises(NoSuchNode, match="no node 3"):
+    with pytest.raises(NoSuchNode, match="node 3 does not exist"):
         cluster.find("3/pod-1")
 
 
