@@ -19,6 +19,7 @@ from datapath.kernel.hooks import Direction, HookBlocked, HookShared, HookTaken
 from datapath.kernel.inventory import slots
 from datapath.load.maps import open_pin
 from datapath.reload.step import Step
+from datapath.reload.transaction import RollbackFailed
 from datapath.reload.workspace import Workspace
 from lab.scenario.scenario import Gate
 from lab.system.tools import run
@@ -272,6 +273,11 @@ class TestDetach:
         assert [f.name for f in rig.attached("eth0", INGRESS)] == ["cil_from_netdev-eth0"]
 
 
+def _fail_after(argv: list[str]) -> None:
+    run(argv)
+    raise Injected("injected")
+
+
 class TestFormerDevices:
     """What is there of an interface that is no device any more, or was made anew under its name, is for nobody."""
 
@@ -356,6 +362,17 @@ class TestRoutes:
         assert [self.show(rig, version) for version in (4, 6)] == before
         rig.reload("pod-1", routes=False)
         assert [self.show(rig, version) for version in (4, 6)] == [[], []]
+
+    def test_a_route_that_cannot_come_back_keeps_no_other_from_it(self, rig: Rig, lxc: str) -> None:
+        """IPv6 was switched off on the pod's interface meanwhile: the IPv4 route is there again, the other is named."""
+        rig.reload("pod-1", routes=True)
+        before = self.show(rig, 4)
+        setting = f"/proc/sys/net/ipv6/conf/{lxc}/disable_ipv6"
+        off = nsenter(rig.config.netns, "sh", "-c", f"echo 1 >{setting}")
+        with pytest.raises(RollbackFailed, match=f"restore route {rig.node.pod('pod-1').ipv6}") as info:
+            rig.reload("pod-1", routes=False, observer=Gate(lambda *_: _fail_after(off), after="remove routes"))
+        assert [step.name for step, _ in info.value.failures] == ["remove routes"]
+        assert self.show(rig, 4) == before
 
     def test_foreign_route_is_not_removed(self, rig: Rig) -> None:
         """Endpoint routes off: what leads elsewhere is somebody else's."""
