@@ -61,8 +61,11 @@ static __always_inline int host_from_host(struct __ctx_buff *ctx, struct trace *
 	if (ret != DROP_NO_TUNNEL_ENDPOINT)
 		return ret;
 #endif /* USE_TUNNEL */
-	/* The stack would route a packet for an unknown pod here again, and again. */
-	if (!info || info->sec_identity == WORLD_ID)
+	/*
+	 * The stack would route a packet for an unknown pod here again, and again. An address
+	 * range that policies name is outside like the rest of the world.
+	 */
+	if (!info || identity_to_carry(info->sec_identity) == WORLD_ID)
 		return DROP_UNROUTABLE;
 	return host_to_cilium_net(ctx, trace);
 }

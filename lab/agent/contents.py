@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 from datapath import mapnames
 from datapath.endpoint import HOST_ID, REMOTE_NODE_ID, WORLD_ID
@@ -14,7 +14,7 @@ from lab.node.node import Node
 
 Entries = Iterable[tuple[bytes, bytes]]
 
-_WORLD = ((IPv4Address(0), 0), (IPv6Address(0), 0))
+_WORLD: tuple[Network, ...] = (IPv4Network("0.0.0.0/0"), IPv6Network("::/0"))
 
 
 def endpoints(node: Node) -> Entries:
@@ -35,9 +35,8 @@ def identities(node: Node) -> Entries:
     yield from _identities(node, HOST_ID, layouts.NO_TUNNEL)
     for peer in node.peers:
         yield from _identities(peer, REMOTE_NODE_ID, peer.spec.node4.ip if node.spec.tunnel else layouts.NO_TUNNEL)
-    for address, length in _WORLD:
-        yield _identity(address, length, WORLD_ID, layouts.NO_TUNNEL)
-    for network, identity in cidrs(enforcement.stored(node) or ()).items():
+    # An address range that policies name may be all of a family: one write an entry, or it is another for a moment.
+    for network, identity in (dict.fromkeys(_WORLD, WORLD_ID) | cidrs(enforcement.stored(node) or ())).items():
         # A single address may be a pod's or a host's, who have identities of their own.
         if network.prefixlen < network.max_prefixlen or not _is_known(node, network):
             yield _identity(network.network_address, network.prefixlen, identity, layouts.NO_TUNNEL)

@@ -70,7 +70,7 @@ def _path(node: Node) -> Path:
 
 
 def check(node: Node, policies: Sequence[Policy]) -> None:
-    """Refuse a policy for an endpoint that there is not: UnknownTarget for a name, PolicyError for labels."""
+    """Refuse a policy for a missing endpoint: UnknownTarget for a name, PolicyError for labels."""
     here = [name for name, _ in endpoints(node)]
     everywhere = [*endpoints(node), *(end for peer in node.peers for end in endpoints(peer))]
     for policy in policies:

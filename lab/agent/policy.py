@@ -34,6 +34,8 @@ ENTITIES = {
 }
 RESERVED = "reserved:"
 """Source of the labels of host and health: only who names it selects them."""
+ANY_SOURCE = "any"
+"""The source that a selector names for a label of any source; so does one that names none."""
 
 
 class PolicyError(ReloadlabError):
@@ -55,7 +57,7 @@ class Operator(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Requirement:
-    """What is asked of one label; the source is "" for any. A label that is not there has none of the values."""
+    """What is asked of one label; the source is "" for any. A missing label has none of the values."""
 
     source: str
     key: str
@@ -75,6 +77,19 @@ class Requirement:
             case Operator.NOT_IN:
                 return self.values.isdisjoint(found)
 
+    def __str__(self) -> str:
+        label = f"{self.source}:{self.key}" if self.source else self.key
+        values = sorted(self.values)
+        match self.operator:
+            case Operator.EXISTS:
+                return label
+            case Operator.DOES_NOT_EXIST:
+                return f"!{label}"
+            case Operator.IN:
+                return f"{label}={values[0]}" if len(values) == 1 else f"{label} in ({', '.join(values)})"
+            case Operator.NOT_IN:
+                return f"{label} not in ({', '.join(values)})"
+
 
 @dataclass(frozen=True, slots=True)
 class Selector:
@@ -90,6 +105,9 @@ class Selector:
             return False
         return all(requirement.holds(have) for requirement in self.requirements)
 
+    def __str__(self) -> str:
+        return ", ".join(map(str, self.requirements)) or "{}"
+
 
 @dataclass(frozen=True, slots=True)
 class Rule:
@@ -102,6 +120,12 @@ class Rule:
     deny: bool
     peers: Peers | None
     ports: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def place(self) -> str:
+        """The key of the document under which its selectors are."""
+        section = ("egress" if self.egress else "ingress") + ("Deny" if self.deny else "")
+        return f"{section}: {'to' if self.egress else 'from'}Endpoints"
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,11 +156,11 @@ class Policy:
 def cidrs(policies: Iterable[Policy]) -> dict[Network, int]:
     """Return the identity of every CIDR that policies name; PolicyError if there are more than there are identities.
 
-    It follows from the CIDR, so that nobody has to allocate and remember it, on whatever node. The whole of a family
-    is the world and has none.
+    It follows from the CIDR, so that nobody has to allocate and remember it, on whatever node. All of a family has one
+    too: the identity of the world is for both.
     """
     peers = [rule.peers for policy in policies for rule in policy.rules if rule.peers is not None]
-    networks = {network for each in peers for network in each.cidrs if network.prefixlen}
+    networks = {network for each in peers for network in each.cidrs}
     if len(networks) > _LOCAL_IDENTITIES:
         raise PolicyError("policies", f"{len(networks)} CIDRs, there are identities for {_LOCAL_IDENTITIES}")
     found: dict[int, Network] = {}
@@ -169,6 +193,22 @@ def resolve(
         for rule in policy.rules:
             (denied if rule.deny else allowed).update(_keys(rule, known, networks))
     return verdicts(allowed, denied)
+
+
+def without_peers(policies: Iterable[Policy], known: Mapping[int, Sequence[Labels]]) -> list[str]:
+    """Return a line for each selector of a rule that selects nobody of the cluster; `known` is as for `resolve`.
+
+    It may be for pods that come later, or misspelt.
+    """
+    everywhere = [labels for holders in known.values() for labels in holders]
+    lines = (
+        f"{policy.name}: {rule.place} selects no pod: {selector}"
+        for policy in policies
+        for rule in policy.rules
+        for selector in (() if rule.peers is None else rule.peers.selectors)
+        if not any(selector.selects(labels) for labels in everywhere)
+    )
+    return list(dict.fromkeys(lines))
 
 
 def verdicts(allowed: set[PolicyKey], denied: set[PolicyKey]) -> dict[PolicyKey, bool]:
@@ -212,8 +252,6 @@ def _identities(peers: Peers, known: Mapping[int, Sequence[Labels]], networks: M
         if any(selector.selects(labels) for selector in peers.selectors for labels in holders):
             yield identity
     for wanted in peers.cidrs:
-        if not wanted.prefixlen:
-            yield WORLD_ID
         yield from (
             identity
             for network, identity in networks.items()

@@ -22,6 +22,7 @@ from typing import Any
 from lab.agent.policy import (
     ALL,
     ANY,
+    ANY_SOURCE,
     CLUSTER,
     ENTITIES,
     LOCAL_IDENTITY,
@@ -187,6 +188,7 @@ def _expression(item: object, place: str) -> Requirement:
 
 def _requirement(label: str, operator: Operator, values: list[Any], place: str) -> Requirement:
     source, key, _ = split_label(label)
+    source = "" if source == ANY_SOURCE else source
     return Requirement(source, key, operator, frozenset(_text(value, place) for value in values))
 
 

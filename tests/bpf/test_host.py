@@ -118,7 +118,7 @@ def test_from_host_to_what_only_ipcache_knows(host: Datapath, peer: IPv4Address 
 
 
 @BOTH
-@pytest.mark.parametrize("identity", [None, 2], ids=["unknown", "world"])
+@pytest.mark.parametrize("identity", [None, 2, 1 << 24 | 7], ids=["unknown", "world", "address range"])
 def test_from_host_to_nobody(host: Datapath, peer: IPv4Address | IPv6Address, identity: int | None) -> None:
     if identity is not None:
         host.add_identity(peer, identity)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,8 @@ from lab.doctor.doctor import require
 
 if TYPE_CHECKING:
     from argparse import _SubParsersAction
+
+    from lab.node.node import Node
 
 
 def add_parser(subparsers: _SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -50,8 +53,12 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print_json([_document(target) for target in targets])
     else:
-        for target in targets:
-            _print(target)
+        documents = [_document(target) for target in targets]
+        # All nodes of a cluster have the same policies.
+        for warning in dict.fromkeys(warning for document in documents for warning in document["warnings"]):
+            print(f"reloadlab: warning: {warning}", file=sys.stderr)
+        for target, found in zip(targets, documents, strict=True):
+            _print(target.node, found)
     return 0
 
 
@@ -67,24 +74,25 @@ def _apply(targets: list[Target], document: object) -> None:
 
 
 def _document(target: Target) -> dict[str, Any]:
-    from lab.agent import enforcement
+    from lab.agent import enforcement, policyfile
+    from lab.agent.policy import without_peers
     from lab.watch import mapview
 
     with target.node.lock_shared():
         rows, given = mapview.policy(target.node, target.endpoint), enforcement.document_of(target.node)
+        known = enforcement.identities_of(target.node)
     policies = given if isinstance(given, list) else [] if given is None else [given]
-    return {"lab": target.node.name, "policies": policies, "entries": rows}
+    warnings = without_peers(policyfile.parse(policies), known)
+    return {"lab": target.node.name, "policies": policies, "entries": rows, "warnings": warnings}
 
 
-def _print(target: Target) -> None:
+def _print(node: Node, document: dict[str, Any]) -> None:
     from datapath.endpoint import LABEL_HOST
     from lab.agent import enforcement, policyfile
     from lab.cli.tables import print_table, table_of
     from lab.node.topology import HOST
 
-    document = _document(target)
-    policies = policyfile.parse(document["policies"])
-    node, rows = target.node, document["entries"]
+    policies, rows = policyfile.parse(document["policies"]), document["entries"]
     print(f"{node.name}: {', '.join(item.name for item in policies) or 'no policy: everything passes'}")
     if any(item.is_for(HOST, frozenset({LABEL_HOST})) for item in policies) and not enforcement.host_has_firewall(node):
         print(f"no program enforces the host's policy: reloadlab reload {node.name} -D ENABLE_HOST_FIREWALL")

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from ipaddress import IPv4Address, ip_network
+from ipaddress import IPv4Address, IPv6Address, ip_network
 from typing import Any
 
 import pytest
 
+from datapath.endpoint import WORLD_ID
 from datapath.errors import BpfError
 from datapath.load.maps import Map, open_pin
 from lab.abi import layouts
 from lab.abi.policymap import PolicyEntry, PolicyKey
-from lab.agent import enforcement
+from lab.agent import contents, enforcement
 from lab.agent.agent import Agent
 from lab.agent.cluster import Cluster, cluster_specs
 from lab.agent.enforcement import PolicyMapFull, PolicyUpdate
@@ -158,6 +159,21 @@ def test_cidrs_are_in_the_ipcache_as_long_as_a_policy_names_them(agent: Agent) -
         assert layouts.RemoteEndpointInfo.unpack(value).sec_identity == identity
         agent.apply_policies([])
         assert ipcache.lookup(layouts.ipcache_key(IPv4Address("192.0.2.9"), 32)) != value
+
+
+def test_all_of_ipv4_is_one_entry_that_never_is_another_for_a_moment(agent: Agent) -> None:
+    """Written twice, as the world first, each update of the maps would deny what the policy allows, for a moment."""
+    document = allow(ingress=[{"fromCIDR": ["0.0.0.0/0"]}])
+    agent.apply_policies(document)
+    identity = cidrs(parse(document))[ip_network("0.0.0.0/0")]
+    assert ingress(agent) == {1, identity}
+    written = [key for key, _ in contents.identities(agent.node)]
+    assert len(written) == len(set(written))
+    with open_pin(agent.config.globals / "cilium_ipcache") as ipcache:
+        values = [ipcache.lookup(layouts.ipcache_key(address, 0)) for address in (IPv4Address(0), IPv6Address(0))]
+    found = [layouts.RemoteEndpointInfo.unpack(value).sec_identity for value in values if value is not None]
+    assert found == [identity, WORLD_ID]
+    agent.apply_policies([])
 
 
 def test_all_nodes_or_none() -> None:

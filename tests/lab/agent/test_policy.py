@@ -70,7 +70,13 @@ SIDE = {"fromEndpoints": [{"matchLabels": {"app": "client"}}]}
         pytest.param({"fromEntities": ["health", "remote-node"]}, {PolicyKey(i, False) for i in (4, 6)}, id="entities"),
         pytest.param({"fromEntities": ["all"]}, {PolicyKey(0, False)}, id="all"),
         pytest.param({"fromIdentities": [4711]}, {PolicyKey(4711, False)}, id="identity"),
-        pytest.param({"fromCIDR": ["0.0.0.0/0"]}, {PolicyKey(2, False)}, id="world"),
+        pytest.param({"fromEntities": ["world"]}, {PolicyKey(2, False)}, id="world"),
+        pytest.param({"fromEndpoints": [{"matchLabels": {"any:app": "client"}}]}, {PolicyKey(2002, False)}, id="any"),
+        pytest.param(
+            {"fromEndpoints": [{"matchExpressions": [{"key": "any:app", "operator": "Exists"}]}]},
+            {PolicyKey(i, False) for i in (2001, 2002, 2003)},
+            id="any, by an expression",
+        ),
     ],
 )
 def test_rules(rule: dict[str, Any], keys: set[PolicyKey]) -> None:
@@ -81,7 +87,7 @@ def test_cidrs_have_identities_of_their_own() -> None:
     """A CIDR within another one is a different identity, and the outer rule is for it as well; so is the world's."""
     both = web(egress=[{"toCIDR": ["10.1.0.0/16", "10.0.0.0/8", "0.0.0.0/0"]}])
     outer, inner = (policy.cidrs(parse(both))[ip_network(text)] for text in ("10.0.0.0/8", "10.1.0.0/16"))
-    assert len(policy.cidrs(parse(both))) == 2
+    assert len(policy.cidrs(parse(both))) == 3
     assert outer != inner
     assert outer >> 16 == inner >> 16 == 1 << 8
     found = entries(
@@ -92,6 +98,44 @@ def test_cidrs_have_identities_of_their_own() -> None:
         web(egress=[{"toEntities": ["world"]}]), {**web(ingress=[{"fromCIDR": ["10.0.0.0/8"]}]), "name": "b"}
     )
     assert {key.identity for key in world if key.egress} == {2, outer}
+
+
+def test_all_of_a_family_is_not_the_other_one() -> None:
+    """The identity of the world is for both: 0.0.0.0/0 has one of its own, and so has ::/0."""
+    document = parse(web(egress=[{"toCIDR": ["0.0.0.0/0", "10.0.0.0/8", "::/0"]}]))
+    identities = {str(network): identity for network, identity in policy.cidrs(document).items()}
+    four, inner, six = (identities[text] for text in ("0.0.0.0/0", "10.0.0.0/8", "::/0"))
+    assert len({four, inner, six, 2}) == 4
+
+    def allowed(*cidrs: str) -> set[int]:
+        others = {"name": "others", "endpoint": "x", "egress": [{"toCIDR": ["10.0.0.0/8", "::/0", "0.0.0.0/0"]}]}
+        found = entries(web(egress=[{"toCIDR": list(cidrs)}]), others)
+        return {key.identity for key in found if key.egress}
+
+    assert allowed("0.0.0.0/0") == {four, inner}
+    assert allowed("::/0") == {six}
+    assert allowed("10.0.0.0/8") == {inner}
+    world = entries(web(egress=[{"toEntities": ["world"]}]), {**web(ingress=[{"fromCIDR": ["::/0"]}]), "name": "b"})
+    assert {key.identity for key in world if key.egress} == {2, six}
+
+
+def test_peers_that_select_nobody_are_named() -> None:
+    """In the words of kubectl, once each; also of denying rules."""
+    nobody = {"matchLabels": {"k8s:app": "db"}, "matchExpressions": [{"key": "tier", "operator": "DoesNotExist"}]}
+    several = {"matchExpressions": [{"key": "any:app", "operator": "In", "values": ["x", "w"]}]}
+    rest = {"matchExpressions": [{"key": "app", "operator": "Exists"}]}
+    both = {"fromEndpoints": [nobody, {"matchLabels": {"app": "client"}}, rest]}
+    policies = parse(
+        [
+            web(ingress=[both, {"fromEndpoints": [nobody]}]),
+            {**web(egressDeny=[{"toEndpoints": [several]}]), "name": "b"},
+        ]
+    )
+    assert policy.without_peers(policies, KNOWN) == [
+        "web: ingress: fromEndpoints selects no pod: k8s:app=db, !tier",
+        "b: egressDeny: toEndpoints selects no pod: app in (w, x)",
+    ]
+    assert policy.without_peers(policies[:0], KNOWN) == []
 
 
 def test_many_cidrs_do_not_meet() -> None:

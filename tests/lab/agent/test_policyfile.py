@@ -37,6 +37,9 @@ LABELS = {
         ("app", "Exists", None, {"web", "db"}),
         ("tier", "DoesNotExist", None, {"web", "bare"}),
         ("reserved:health", "Exists", None, {"health"}),
+        ("any:app", "In", ["web", "db"], {"web", "db"}),
+        ("any:tier", "DoesNotExist", None, {"web", "bare"}),
+        ("any:health", "Exists", None, {"health"}),
     ],
 )
 def test_expressions(key: str, operator: str, values: list[str] | None, wanted: set[str]) -> None:

@@ -57,6 +57,20 @@ def test_policy_of_a_host_that_nobody_asks(lab: str, tmp_path: Path, capsys: pyt
     assert hint not in capsys.readouterr().out
 
 
+def test_a_peer_that_selects_nobody_is_a_warning(lab: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """When the policy is applied, and whenever it is shown: a misspelt label denies without a word."""
+    file = tmp_path / "web.json"
+    file.write_text(json.dumps({**CLOSED, "ingress": [{"fromEndpoints": [{"matchLabels": {"app": "clent"}}]}]}))
+    warning = "closed: ingress: fromEndpoints selects no pod: app=clent"
+    for argv in (["policy", lab, str(file)], ["policy", lab]):
+        assert main(argv) == 0
+        assert capsys.readouterr().err == f"reloadlab: warning: {warning}\n"
+    assert document(lab, capsys)["warnings"] == [warning]
+    file.write_text(json.dumps({**CLOSED, "ingress": [{"fromEndpoints": [{"matchLabels": {"name": "pod-1"}}]}]}))
+    assert main(["policy", lab, str(file)]) == 0
+    assert capsys.readouterr().err == ""
+
+
 SMALL = "POLICY_MAP_SIZE=8"
 FULL = {**CLOSED, "ingress": [{"fromIdentities": list(range(500, 508))}]}
 
