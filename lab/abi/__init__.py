@@ -1,4 +1,4 @@
-"""What the C programs and Python share: layouts of maps and events, drop reasons, policy and connection entries.
+"""Definitions shared with the C programs: layouts of maps and events, drop reasons, policy and connection entries.
 
 May import system, and the names of macros from datapath.build.
 """

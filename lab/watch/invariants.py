@@ -79,7 +79,7 @@ class Expected:
             raise BadExpectation("warnings: every warning contains the empty text")
 
     def and_also(self, **changes: Any) -> Expected:
-        """Return this with other values of some fields; BadExpectation names a field that does not exist."""
+        """Return a copy with other values of some fields; BadExpectation if there is no such field."""
         known = [each.name for each in fields(self)]
         for name in changes:
             if name not in known:
@@ -91,8 +91,8 @@ class Expected:
 class Baseline:
     """The state and the counters of a node before a scenario.
 
-    `solicitations` count what its kernels ask by themselves, if that may be dropped; `asked` were seen before, by
-    interface.
+    `solicitations` counts the kernels' own neighbour solicitations, whose drops are no violation; None if there is no
+    such exception. `asked` is their number by interface at the time of the baseline.
     """
 
     snapshot: Snapshot
@@ -321,7 +321,7 @@ def _routes(agent: Agent, now: Snapshot) -> Iterator[str]:
 
 def _drops(agent: Agent, before: Baseline, expected: Expected) -> Iterator[str]:
     moved = metrics.read(agent.node).drops_since(before.counters)
-    # Read after the counters: each of them that was dropped by then has been seen.
+    # Read after the drop counters, so that every dropped solicitation has been counted.
     own = _solicitations(before)
     for key in sorted(moved.keys() | expected.drops.keys()):
         have, want, allowed = moved.get(key, 0), expected.drops.get(key, 0), own.get(key, 0)
@@ -331,7 +331,7 @@ def _drops(agent: Agent, before: Baseline, expected: Expected) -> Iterator[str]:
 
 
 def _solicitations(before: Baseline) -> Counter[tuple[int, int]]:
-    """Return as drops what the kernels have asked by themselves since the baseline."""
+    """Return the kernels' own solicitations since the baseline, with the key that their drops would have."""
     found: Counter[tuple[int, int]] = Counter()
     for ifname, count in before.solicitations.seen().items() if before.solicitations is not None else ():
         direction = metrics.EGRESS if ifname.startswith(LXC_PREFIX) else metrics.INGRESS

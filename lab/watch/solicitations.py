@@ -1,8 +1,8 @@
-"""What the kernels of pods ask by themselves: neighbour solicitations for link-local addresses.
+"""Neighbour solicitations for link-local addresses, which the kernels of pods send by themselves.
 
-A pod whose kernel has answered the host side's solicitation checks five seconds later whether that neighbour is still
-there (RFC 4861, 7.3.3), by its link-local address. Cilium's programs answer for the router and for endpoints, and drop
-the rest as "Unknown L3 target address". Nobody's flow is concerned: these drops are counted apart.
+A kernel that answered the host side's solicitation checks five seconds later whether that neighbour is still reachable
+(RFC 4861, 7.3.3), by its link-local address. Cilium's programs answer for the router and for endpoints, and drop other
+solicitations as "Unknown L3 target address". No flow is affected, so these drops are counted separately.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _FILTER = (
 
 
 class LinkLocalSolicitations:
-    """Counts those that come in on the links of a namespace, before any program there sees them; a context manager."""
+    """Counts the solicitations that arrive on the links of a namespace, dropped or not; a context manager."""
 
     def __init__(self, netns: Path) -> None:
         self._netns = netns
@@ -69,7 +69,7 @@ class LinkLocalSolicitations:
         fprog = struct.pack("@HP", len(_FILTER), ctypes.addressof(program))
         self._socket.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, fprog)
         self._socket.setblocking(False)
-        # What came before the filter was there.
+        # Frames that arrived before the filter was attached.
         while self._receive() is not None:
             pass
 
@@ -77,13 +77,13 @@ class LinkLocalSolicitations:
         self._socket.close()
 
     def seen(self) -> Mapping[str, int]:
-        """Return their number by interface, from the beginning on."""
+        """Return the number of solicitations by interface since the context was entered."""
         while (ifname := self._receive()) is not None:
             self._seen[ifname] += 1
         return dict(self._seen)
 
     def _receive(self) -> str | None:
-        """Take a frame; return the interface it came in on, None if there is none."""
+        """Receive a frame; return the interface on which it arrived, None if no frame is pending."""
         try:
             _, (ifname, *_) = self._socket.recvfrom(128)
         except BlockingIOError:
