@@ -12,8 +12,8 @@ from typing import Self
 
 from datapath.build.templates import TemplateCache
 from datapath.endpoint import DatapathConfig, Endpoint, Interface
+from datapath.kernel.map import Map, MapCache
 from datapath.kernel.netlink import NetlinkSocket
-from datapath.load.collection import Map, MapCache
 from datapath.load.threads import VerifierThreads
 from datapath.load.types import TypeStore
 from datapath.locks import FairLock, locked

@@ -193,7 +193,7 @@ class DirectoryLock:
         return True
 
 
-def acquire(lock: threading.Lock, cancel: threading.Event | None) -> None:
+def acquire_thread_lock(lock: threading.Lock, cancel: threading.Event | None) -> None:
     """Acquire a lock of this process; Cancelled once `cancel` is set."""
     if cancel is None:
         lock.acquire()

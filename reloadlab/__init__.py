@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from datapath.errors import Cancelled, LinkNotFound, ReloadlabError, VerifierError
     from datapath.kernel.bpf import MapInfo
     from datapath.kernel.hooks import Direction, HookTaken, attach, detach, filters
+    from datapath.kernel.map import open_pin
     from datapath.kernel.netlink import NLM_F_REQUEST, NetlinkSocket
-    from datapath.load.maps import open_pin
     from datapath.mapnames import CT_MAPS
     from datapath.reload.outcome import Outcome
     from datapath.reload.plans import host_plan
@@ -86,7 +86,7 @@ _NAMES = {
     "datapath.kernel.bpf": "MapInfo",
     "datapath.kernel.hooks": "Direction HookTaken attach detach filters",
     "datapath.kernel.netlink": "NLM_F_REQUEST NetlinkSocket",
-    "datapath.load.maps": "open_pin",
+    "datapath.kernel.map": "open_pin",
     # Errors.
     "datapath.errors": "Cancelled LinkNotFound ReloadlabError VerifierError",
 }

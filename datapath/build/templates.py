@@ -23,7 +23,7 @@ from datapath.build.compile import DEFAULT_TIMEOUT, Compiler, compile_source, pr
 from datapath.build.sources import SourceTree
 from datapath.endpoint import DatapathConfig, Endpoint, NodeConfig
 from datapath.errors import CompileError, ObjectError
-from datapath.locks import DirectoryLock, acquire
+from datapath.locks import DirectoryLock, acquire_thread_lock
 from datapath.object.reader import ObjectImage, read_object
 from datapath.object.spec import Substitution
 from datapath.timing import VerifyTimes
@@ -277,7 +277,7 @@ class TemplateCache:
         failures, started = slot.failures, time.monotonic()
         waited = not slot.lock.acquire(blocking=False)
         if waited:
-            acquire(slot.lock, cancel)
+            acquire_thread_lock(slot.lock, cancel)
         try:
             wait = time.monotonic() - started if waited else 0.0
             if slot.template is not None and slot.stamp == _stamp(request.path):

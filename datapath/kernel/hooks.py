@@ -22,8 +22,8 @@ from datapath.kernel.netlink import (
     NLM_F_ECHO,
     NLM_F_EXCL,
     NLM_F_REQUEST,
+    MessageTemplate,
     NetlinkSocket,
-    Template,
     attributes,
     encode,
     text,
@@ -291,7 +291,7 @@ def _swap(protocol: int) -> int:
 
 
 @cache
-def _clsact_template() -> Template:
+def _clsact_template() -> MessageTemplate:
     marker = 0x7A7A0001
     message = encode(
         tcmsg,
@@ -300,11 +300,11 @@ def _clsact_template() -> Template:
         {"family": 0, "index": marker, "handle": _CLSACT_HANDLE, "parent": _TC_H_CLSACT},
         [("TCA_KIND", "clsact")],
     )
-    return Template(message, {"ifindex": struct.pack("=I", marker)})
+    return MessageTemplate(message, {"ifindex": struct.pack("=I", marker)})
 
 
 @cache
-def _filter_template(room: int) -> Template:
+def _filter_template(room: int) -> MessageTemplate:
     ifindex, parent, info, handle, fd = 0x7A7A0001, 0x7A7A0002, 0x7A7A0003, 0x7A7A0004, 0x7A7A0005
     name = "z" * (room - 1)
     options = [("TCA_BPF_FD", fd), ("TCA_BPF_NAME", name), ("TCA_BPF_FLAGS", _BPF_FLAG_ACT_DIRECT)]
@@ -316,7 +316,7 @@ def _filter_template(room: int) -> Template:
         [("TCA_KIND", "bpf"), ("TCA_OPTIONS", {"attrs": options})],
     )
     holes = {"ifindex": ifindex, "parent": parent, "info": info, "handle": handle, "fd": fd}
-    return Template(
+    return MessageTemplate(
         message,
         {key: struct.pack("=I", value) for key, value in holes.items()} | {"name": name.encode() + b"\0"},
     )

@@ -54,7 +54,7 @@ def encode(
     return bytes(message.data)
 
 
-class Template:
+class MessageTemplate:
     """An encoded message with holes.
 
     `holes` maps a name to the bytes that stand in the message where its value goes, which must occur exactly once.

@@ -14,23 +14,11 @@ from typing import Self
 from datapath.bpftypes import MapType
 from datapath.errors import BpfError, ObjectError
 from datapath.kernel import bpf
-from datapath.load.maps import CreatedPin, Map, MapCache, MapSet, load_maps
+from datapath.kernel.map import CreatedPin, Map, MapCache
+from datapath.load.maps import MapSet, load_maps
 from datapath.load.programs import Program, load_programs
 from datapath.object.spec import CollectionSpec
 from datapath.timing import Interval, VerifyTimes
-
-__all__ = [
-    "Collection",
-    "CreatedPin",
-    "Map",
-    "MapCache",
-    "MapSet",
-    "Program",
-    "VerifyTimes",
-    "fill_program_arrays",
-    "load_maps",
-    "load_programs",
-]
 
 _SLOT = struct.Struct("=I")
 

@@ -7,7 +7,7 @@ import errno
 from datapath.bpftypes import HASH_TYPES, PERCPU_TYPES, MapType
 from datapath.errors import BpfError
 from datapath.kernel import bpf, progarray
-from datapath.load.maps import Map
+from datapath.kernel.map import Map
 
 _ARRAYS = frozenset((MapType.ARRAY, MapType.PERCPU_ARRAY))
 

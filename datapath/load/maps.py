@@ -20,18 +20,6 @@ from datapath.kernel.map import CacheEntry, CreatedPin, Map, MapCache, open_pin,
 from datapath.load.types import TypeStore
 from datapath.object.spec import CollectionSpec, DataSection, MapSpec
 
-__all__ = [
-    "CreatedPin",
-    "Map",
-    "MapCache",
-    "MapSet",
-    "differences",
-    "ensure_pin_dir",
-    "load_maps",
-    "open_maps",
-    "open_pin",
-]
-
 BPF_F_NO_COMMON_LRU = 1 << 1
 BPF_F_RDONLY_PROG = 1 << 7
 

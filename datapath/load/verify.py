@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 
 from datapath.errors import BpfError, VerifierError
 from datapath.kernel.bpf import LOG_LEVEL1, LOG_LEVEL2
-from datapath.load.maps import Map, load_maps
+from datapath.kernel.map import Map
+from datapath.load.maps import load_maps
 from datapath.load.programs import Loading, Program, data_words
 from datapath.load.types import TypeStore
 from datapath.object.reader import ObjectImage

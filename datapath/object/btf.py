@@ -27,7 +27,7 @@ _SPECIAL = frozenset(
 _KPTR_TAGS = frozenset(("kptr", "kptr_untrusted", "percpu_kptr", "uptr"))
 
 
-class Kind(IntEnum):
+class TypeKind(IntEnum):
     """BTF_KIND_*."""
 
     VOID = 0
@@ -52,21 +52,23 @@ class Kind(IntEnum):
     ENUM64 = 19
 
 
-_KINDS = tuple(Kind)
-_MODIFIERS = frozenset((Kind.TYPEDEF, Kind.VOLATILE, Kind.CONST, Kind.RESTRICT, Kind.TYPE_TAG))
-_SIZED = frozenset((Kind.INT, Kind.STRUCT, Kind.UNION, Kind.ENUM, Kind.FLOAT, Kind.ENUM64, Kind.DATASEC))
+_KINDS = tuple(TypeKind)
+_MODIFIERS = frozenset((TypeKind.TYPEDEF, TypeKind.VOLATILE, TypeKind.CONST, TypeKind.RESTRICT, TypeKind.TYPE_TAG))
+_SIZED = frozenset(
+    (TypeKind.INT, TypeKind.STRUCT, TypeKind.UNION, TypeKind.ENUM, TypeKind.FLOAT, TypeKind.ENUM64, TypeKind.DATASEC)
+)
 # Bytes that follow struct btf_type: once, and per vlen.
 _EXTRA = {
-    Kind.INT: (4, 0),
-    Kind.ARRAY: (12, 0),
-    Kind.STRUCT: (0, 12),
-    Kind.UNION: (0, 12),
-    Kind.ENUM: (0, 8),
-    Kind.FUNC_PROTO: (0, 8),
-    Kind.VAR: (4, 0),
-    Kind.DATASEC: (0, 12),
-    Kind.DECL_TAG: (4, 0),
-    Kind.ENUM64: (0, 12),
+    TypeKind.INT: (4, 0),
+    TypeKind.ARRAY: (12, 0),
+    TypeKind.STRUCT: (0, 12),
+    TypeKind.UNION: (0, 12),
+    TypeKind.ENUM: (0, 8),
+    TypeKind.FUNC_PROTO: (0, 8),
+    TypeKind.VAR: (4, 0),
+    TypeKind.DATASEC: (0, 12),
+    TypeKind.DECL_TAG: (4, 0),
+    TypeKind.ENUM64: (0, 12),
 }
 
 
@@ -89,7 +91,7 @@ class Type:
     """struct btf_type: `value` is a size in bytes or a type id, `extra` where its further data begins."""
 
     name: str
-    kind: Kind
+    kind: TypeKind
     vlen: int
     flag: bool
     value: int
@@ -99,7 +101,7 @@ class Type:
 class Btf:
     """The types of one .BTF section, by id; id 0 is void."""
 
-    def __init__(self, data: bytes, types: tuple[Type, ...], index: Mapping[tuple[Kind, str], int]) -> None:
+    def __init__(self, data: bytes, types: tuple[Type, ...], index: Mapping[tuple[TypeKind, str], int]) -> None:
         self._data = data
         self._index = index
         self.types = types
@@ -110,14 +112,14 @@ class Btf:
         except IndexError:
             raise BtfError(f"no type {ident}") from None
 
-    def find(self, name: str, *kinds: Kind) -> int:
+    def find(self, name: str, *kinds: TypeKind) -> int:
         """Return the id of the first type of that name and kind; BtfError if there is none."""
         for kind in kinds:
             if (kind, name) in self._index:
                 return self._index[kind, name]
         raise BtfError(f"no {' or '.join(k.name.lower() for k in kinds)} {name}")
 
-    def index_of(self, name: str, kind: Kind) -> int | None:
+    def index_of(self, name: str, kind: TypeKind) -> int | None:
         """Return the id of the first type of that name and kind, None if there is none."""
         return self._index.get((kind, name))
 
@@ -134,11 +136,11 @@ class Btf:
         count = 1
         for _ in range(len(self.types)):
             item = self[self.resolve(ident)]
-            if item.kind != Kind.ARRAY:
+            if item.kind != TypeKind.ARRAY:
                 break
             ident, length = self.array(item)
             count *= length
-        if item.kind == Kind.PTR:
+        if item.kind == TypeKind.PTR:
             return count * _POINTER_SIZE
         if item.kind in _SIZED:
             return count * item.value
@@ -157,7 +159,7 @@ class Btf:
 
     def enumerators(self, item: Type) -> Iterator[tuple[str, int]]:
         """Yield names and values of an enum, or of an enum of 64 bits."""
-        layout = "<IIi" if item.kind == Kind.ENUM64 else "<Ii"
+        layout = "<IIi" if item.kind == TypeKind.ENUM64 else "<Ii"
         size = struct.calcsize(layout)
         for name, *words in struct.iter_unpack(layout, self._data[item.extra : item.extra + size * item.vlen]):
             yield self.string(name), words[0] if len(words) == 1 else words[1] << 32 | words[0]
@@ -165,7 +167,7 @@ class Btf:
     def external(self, name: str) -> str | None:
         """Return the section of a variable or function that is declared only (.ksyms, .kconfig); None if unknown."""
         for item in self.types:
-            if item.kind == Kind.DATASEC and item.name in (".ksyms", ".kconfig"):
+            if item.kind == TypeKind.DATASEC and item.name in (".ksyms", ".kconfig"):
                 for ident, _, _ in struct.iter_unpack("<III", self._data[item.extra : item.extra + 12 * item.vlen]):
                     if self[ident].name == name:
                         return item.name
@@ -181,19 +183,19 @@ class Btf:
                 continue
             seen.add(current)
             item = self[current]
-            if item.kind == Kind.STRUCT and item.name in _SPECIAL:
+            if item.kind == TypeKind.STRUCT and item.name in _SPECIAL:
                 return True
-            if item.kind in (Kind.STRUCT, Kind.UNION):
+            if item.kind in (TypeKind.STRUCT, TypeKind.UNION):
                 todo += [member.type for member in self.members(item)]
-            elif item.kind == Kind.ARRAY:
+            elif item.kind == TypeKind.ARRAY:
                 todo.append(self.array(item)[0])
-            elif item.kind == Kind.PTR:
+            elif item.kind == TypeKind.PTR:
                 target = self[item.value]
-                if target.kind == Kind.TYPE_TAG and target.name in _KPTR_TAGS:
+                if target.kind == TypeKind.TYPE_TAG and target.name in _KPTR_TAGS:
                     return True
-            elif item.kind in _MODIFIERS or item.kind == Kind.VAR:
+            elif item.kind in _MODIFIERS or item.kind == TypeKind.VAR:
                 todo.append(item.value)
-            elif item.kind == Kind.DATASEC:
+            elif item.kind == TypeKind.DATASEC:
                 members = struct.iter_unpack("<III", self._data[item.extra : item.extra + 12 * item.vlen])
                 todo += [variable for variable, _, _ in members]
         return False
@@ -207,14 +209,14 @@ class Btf:
 
         Members of anonymous structs and unions appear under their own names. A bit-field counts the bytes it touches.
         """
-        ident = self.resolve(self.find(name, Kind.STRUCT, Kind.UNION, Kind.TYPEDEF))
+        ident = self.resolve(self.find(name, TypeKind.STRUCT, TypeKind.UNION, TypeKind.TYPEDEF))
         return dict(self._fields(self[ident], 0))
 
     def _fields(self, item: Type, base: int) -> Iterator[tuple[str, tuple[int, int]]]:
         for member in self.members(item):
             start = base + member.offset
             inner = self[self.resolve(member.type)]
-            if not member.name and inner.kind in (Kind.STRUCT, Kind.UNION):
+            if not member.name and inner.kind in (TypeKind.STRUCT, TypeKind.UNION):
                 yield from self._fields(inner, start)
             elif member.bits:
                 yield member.name, (start // 8, (start % 8 + member.bits + 7) // 8)
@@ -242,7 +244,7 @@ def parse(data: bytes) -> Btf:
         types = tuple(_types(data))
     except struct.error as error:
         raise BtfError(f"truncated: {error}") from error
-    index: dict[tuple[Kind, str], int] = {}
+    index: dict[tuple[TypeKind, str], int] = {}
     for ident, item in enumerate(types):
         index.setdefault((item.kind, item.name), ident)
     return Btf(data, types, index)
@@ -250,8 +252,8 @@ def parse(data: bytes) -> Btf:
 
 def map_definition(btf: Btf, variable: str) -> MapDefinition:
     """Return the definition of a map variable of .maps (tools/lib/bpf: parse_btf_map_def)."""
-    item = btf[btf.resolve(btf[btf.find(variable, Kind.VAR)].value)]
-    if item.kind != Kind.STRUCT:
+    item = btf[btf.resolve(btf[btf.find(variable, TypeKind.VAR)].value)]
+    if item.kind != TypeKind.STRUCT:
         raise BtfError(f"map {variable} is not a struct")
     return _definition(btf, item)
 
@@ -269,16 +271,16 @@ def _definition(btf: Btf, item: Type, *, nested: bool = False) -> MapDefinition:
             inner = _inner(btf, target)
             values = member.offset // 8
             continue
-        if target.kind in (Kind.ENUM, Kind.ENUM64):
+        if target.kind in (TypeKind.ENUM, TypeKind.ENUM64):
             numbers[member.name] = next((value for _, value in btf.enumerators(target)), 0)
-        elif target.kind != Kind.PTR:
+        elif target.kind != TypeKind.PTR:
             raise BtfError(f"map attribute {member.name} is no pointer: define it with __uint or __type")
         elif member.name in ("key", "value"):
             numbers[f"{member.name}_size"] = btf.size(target.value)
             types[member.name] = target.value
         else:
             array = btf[btf.resolve(target.value)]
-            if array.kind != Kind.ARRAY:
+            if array.kind != TypeKind.ARRAY:
                 raise BtfError(f"map attribute {member.name} is no number: define it with __uint")
             numbers[member.name] = btf.array(array)[1]
     return MapDefinition(numbers, inner, values, types.get("key", 0), types.get("value", 0))
@@ -286,13 +288,13 @@ def _definition(btf: Btf, item: Type, *, nested: bool = False) -> MapDefinition:
 
 def _inner(btf: Btf, array: Type) -> MapDefinition | None:
     """Return the inner map that `values` (an array of pointers) points to, None if it points to programs."""
-    if array.kind != Kind.ARRAY:
+    if array.kind != TypeKind.ARRAY:
         raise BtfError("map attribute values is no array: define it with __array")
     pointer = btf[btf.resolve(btf.array(array)[0])]
-    if pointer.kind != Kind.PTR:
+    if pointer.kind != TypeKind.PTR:
         raise BtfError("map attribute values holds no pointers")
     target = btf[btf.resolve(pointer.value)]
-    return _definition(btf, target, nested=True) if target.kind == Kind.STRUCT else None
+    return _definition(btf, target, nested=True) if target.kind == TypeKind.STRUCT else None
 
 
 def _strings(data: bytes) -> int:
@@ -320,12 +322,12 @@ def _types(data: bytes) -> Iterator[Type]:
     position, end, strings = header + start, header + start + length, _strings(data)
     if strings_range(data)[1] > len(data) or end > len(data):
         raise BtfError("truncated")
-    yield Type("", Kind.VOID, 0, False, 0, 0)
+    yield Type("", TypeKind.VOID, 0, False, 0, 0)
     while position < end:
         name, info, value = _TYPE.unpack_from(data, position)
         position += _TYPE.size
         number, vlen = info >> 24 & 0x1F, info & 0xFFFF
-        if not Kind.VOID < number < len(_KINDS):
+        if not TypeKind.VOID < number < len(_KINDS):
             raise BtfError(f"unknown kind {number}")
         kind = _KINDS[number]
         once, each = _EXTRA.get(kind, (0, 0))
@@ -343,11 +345,11 @@ def for_kernel(btf: Btf, data: bytes, sizes: Mapping[str, int], offsets: Mapping
     out = bytearray(data)
     for item in btf.types[1:]:
         head = item.extra - _TYPE.size
-        if item.kind == Kind.FUNC and item.vlen == _EXTERN:
-            struct.pack_into("<I", out, head + 4, Kind.TYPEDEF << 24)
-        elif item.kind == Kind.VAR and struct.unpack_from("<I", data, item.extra)[0] == _EXTERN:
-            struct.pack_into("<III", out, head + 4, Kind.INT << 24, 1, 8)
-        elif item.kind == Kind.DATASEC:
+        if item.kind == TypeKind.FUNC and item.vlen == _EXTERN:
+            struct.pack_into("<I", out, head + 4, TypeKind.TYPEDEF << 24)
+        elif item.kind == TypeKind.VAR and struct.unpack_from("<I", data, item.extra)[0] == _EXTERN:
+            struct.pack_into("<III", out, head + 4, TypeKind.INT << 24, 1, 8)
+        elif item.kind == TypeKind.DATASEC:
             _fix_section(btf, out, item, sizes, offsets)
     return bytes(out)
 
@@ -356,9 +358,9 @@ def _fix_section(btf: Btf, out: bytearray, item: Type, sizes: Mapping[str, int],
     head = item.extra - _TYPE.size
     variables = list(struct.iter_unpack("<III", out[item.extra : item.extra + 12 * item.vlen]))
     if item.name not in sizes:
-        struct.pack_into("<III", out, head, 0, Kind.STRUCT << 24 | item.vlen, item.vlen)
+        struct.pack_into("<III", out, head, 0, TypeKind.STRUCT << 24 | item.vlen, item.vlen)
         for index, (ident, _, _) in enumerate(variables):
-            kept = ident if btf[ident].kind == Kind.VAR else 0
+            kept = ident if btf[ident].kind == TypeKind.VAR else 0
             struct.pack_into("<III", out, item.extra + 12 * index, 0, kept, 8 * index)
         return
     struct.pack_into("<I", out, head + 8, sizes[item.name])

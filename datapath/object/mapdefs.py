@@ -56,7 +56,7 @@ def data_map(section: DataSection, types: btf.Btf | None) -> MapSpec:
     """Return the map that holds a section of variables (libbpf: bpf_object__init_internal_map)."""
     value_type = 0
     if types is not None:
-        ident = types.index_of(section.name, btf.Kind.DATASEC)
+        ident = types.index_of(section.name, btf.TypeKind.DATASEC)
         if ident is not None and types.has_special_fields(ident):
             value_type = ident
     flags = BPF_F_RDONLY_PROG if section.read_only else 0

@@ -19,8 +19,8 @@ from typing import NamedTuple
 from datapath.endpoint import Endpoint, NodeConfig
 from datapath.errors import BpfError
 from datapath.kernel import bpf
+from datapath.kernel.map import Map
 from datapath.load.content import can_copy, put
-from datapath.load.maps import Map
 from datapath.mapnames import CONNECTIONS, WRITTEN_BY_PACKETS
 from datapath.statefile import read_typed, write_json
 

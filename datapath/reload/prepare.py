@@ -9,10 +9,12 @@ from datapath.build.objectfile import ObjectFile
 from datapath.build.templates import Kind
 from datapath.endpoint import Endpoint
 from datapath.errors import ProgramNotFound
+from datapath.kernel.map import Map, open_pin
 from datapath.kernel.pins import Pin
-from datapath.load.collection import Collection, fill_program_arrays, load_programs
+from datapath.load.collection import Collection, fill_program_arrays
 from datapath.load.content import can_copy, copy
-from datapath.load.maps import Map, differences, open_maps, open_pin
+from datapath.load.maps import differences, open_maps
+from datapath.load.programs import load_programs
 from datapath.mapnames import CONNECTIONS, POLICY_ARRAYS, is_calls_map
 from datapath.object.spec import CollectionSpec
 from datapath.reload import connections, recovery

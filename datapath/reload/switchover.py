@@ -13,9 +13,9 @@ from datapath.endpoint import Endpoint
 from datapath.errors import LinkNotFound, NetlinkError, ReloadlabError
 from datapath.kernel import hooks, progarray, routes
 from datapath.kernel.hooks import Direction, Filter, HookShared, HookTaken
+from datapath.kernel.map import open_pin
 from datapath.kernel.netlink import NetlinkSocket
 from datapath.kernel.routes import Installed
-from datapath.load.maps import open_pin
 from datapath.mapnames import POLICY_ARRAYS
 from datapath.reload import connections, policyarrays
 from datapath.reload.outcome import Attached

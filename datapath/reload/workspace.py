@@ -14,9 +14,10 @@ from typing import Self
 from datapath.build.templates import Kind, Template, TemplateCache
 from datapath.endpoint import DatapathConfig
 from datapath.kernel import bpf
+from datapath.kernel.map import Map, MapCache
 from datapath.kernel.netlink import NetlinkSocket
 from datapath.kernel.pins import Pin
-from datapath.load.collection import Collection, Map, MapCache
+from datapath.load.collection import Collection
 from datapath.load.types import TypeStore
 from datapath.locks import FairLock
 from datapath.object.spec import CollectionSpec

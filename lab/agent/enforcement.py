@@ -12,8 +12,8 @@ from typing import Self
 from datapath.endpoint import LABEL_HOST
 from datapath.errors import ReloadlabError
 from datapath.kernel.inventory import program_maps, read_slots
+from datapath.kernel.map import Map, open_pin
 from datapath.kernel.pins import Pin
-from datapath.load.maps import Map, open_pin
 from datapath.mapnames import policy_map
 from datapath.statefile import DamagedFile, read_json, write_json
 from lab.abi.policymap import PolicyKey, unpack_entries

@@ -7,7 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from datapath import mapnames
-from datapath.load.maps import Map, load_maps, open_pin
+from datapath.kernel.map import Map, open_pin
+from datapath.load.maps import load_maps
 from datapath.object.spec import CollectionSpec
 from lab.abi import layouts
 from lab.agent import contents, enforcement

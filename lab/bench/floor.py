@@ -22,9 +22,10 @@ from datapath.kernel import hooks
 from datapath.kernel.bpf import SYS_BPF, Cmd
 from datapath.kernel.hooks import Direction
 from datapath.kernel.libc import function
+from datapath.kernel.map import open_pin
 from datapath.kernel.netns import enter
 from datapath.kernel.pins import PENDING
-from datapath.load.maps import max_entries, open_pin
+from datapath.load.maps import max_entries
 from datapath.load.programs import bind, data_words
 from datapath.mapnames import is_calls_map
 from datapath.object.spec import CollectionSpec, MapSpec

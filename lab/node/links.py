@@ -13,7 +13,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Any
 
 from datapath.kernel.messages import ifaddrmsg, ifinfmsg, rtmsg
-from datapath.kernel.netlink import NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, RTM_NEWLINK, Template, encode
+from datapath.kernel.netlink import NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, RTM_NEWLINK, MessageTemplate, encode
 from lab.node.topology import PEER_IFINDEX, TXQUEUELEN, DeviceFacts, NodeFacts, NodeSpec, PodFacts
 
 RTM_DELLINK, RTM_SETLINK, RTM_NEWADDR, RTM_NEWROUTE, RTM_DELROUTE = 17, 19, 20, 24, 25
@@ -226,7 +226,7 @@ def _cilium_host(spec: NodeSpec, facts: NodeFacts) -> bytes:
 
 
 @lru_cache(maxsize=64)
-def _cilium_host_template(mtu: int, name: str, ifindex: int, peer_name: str, peer_ifindex: int) -> Template:
+def _cilium_host_template(mtu: int, name: str, ifindex: int, peer_name: str, peer_ifindex: int) -> MessageTemplate:
     peer = {
         "index": peer_ifindex,
         "flags": IFF_NOARP,
@@ -240,7 +240,7 @@ def _cilium_host_template(mtu: int, name: str, ifindex: int, peer_name: str, pee
         {"index": ifindex, "flags": flags, "change": flags},
         [*_link_attrs(name, _MAC, mtu), _link_info("veth", [("VETH_INFO_PEER", peer)])],
     )
-    return Template(message, {"mac": _mac(_MAC), "peer_mac": _mac(_PEER_MAC)})
+    return MessageTemplate(message, {"mac": _mac(_MAC), "peer_mac": _mac(_PEER_MAC)})
 
 
 def vxlan(spec: NodeSpec, device: DeviceFacts) -> bytes:
@@ -249,7 +249,7 @@ def vxlan(spec: NodeSpec, device: DeviceFacts) -> bytes:
 
 
 @lru_cache(maxsize=64)
-def _vxlan_template(mtu: int, port: int, name: str, ifindex: int) -> Template:
+def _vxlan_template(mtu: int, port: int, name: str, ifindex: int) -> MessageTemplate:
     options = [("IFLA_VXLAN_COLLECT_METADATA", 1), ("IFLA_VXLAN_LEARNING", 0), ("IFLA_VXLAN_PORT", port)]
     message = _encode_link(
         RTM_NEWLINK,
@@ -257,11 +257,11 @@ def _vxlan_template(mtu: int, port: int, name: str, ifindex: int) -> Template:
         {"index": ifindex, "flags": IFF_UP, "change": IFF_UP},
         [*_link_attrs(name, _MAC, mtu), _link_info("vxlan", options)],
     )
-    return Template(message, {"mac": _mac(_MAC)})
+    return MessageTemplate(message, {"mac": _mac(_MAC)})
 
 
 @lru_cache(maxsize=64)
-def _pod_template(peer_name: str, peer_ifindex: int, mtu: int, name_length: int) -> Template:
+def _pod_template(peer_name: str, peer_ifindex: int, mtu: int, name_length: int) -> MessageTemplate:
     name = _IFNAME[:name_length]
     peer = {
         "index": peer_ifindex,
@@ -280,11 +280,11 @@ def _pod_template(peer_name: str, peer_ifindex: int, mtu: int, name_length: int)
         "peer_mac": _mac(_PEER_MAC),
         "netns": struct.pack("=I", _FD),
     }
-    return Template(message, holes)
+    return MessageTemplate(message, holes)
 
 
 @lru_cache(maxsize=64)
-def _address_template(version: int, ifindex: int, prefixlen: int) -> Template:
+def _address_template(version: int, ifindex: int, prefixlen: int) -> MessageTemplate:
     local, address = _ADDRESS[version]
     kind = IPv4Address if version == 4 else IPv6Address
     fields = {
@@ -296,7 +296,7 @@ def _address_template(version: int, ifindex: int, prefixlen: int) -> Template:
     }
     attrs = [("IFA_LOCAL", local), ("IFA_ADDRESS", address)]
     message = encode(ifaddrmsg, RTM_NEWADDR, NLM_F_CREATE | NLM_F_EXCL, fields, attrs)
-    return Template(message, {"local": kind(local).packed, "address": kind(address).packed})
+    return MessageTemplate(message, {"local": kind(local).packed, "address": kind(address).packed})
 
 
 @lru_cache(maxsize=64)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 
 from datapath.kernel.bpf import TestRun
-from datapath.load.maps import Map
+from datapath.kernel.map import Map
 from lab.abi import conntrack
 from lab.abi.conntrack import CtEntry, CtTuple
 from tests.bpf.frames import ETH_P_IP, ETH_P_IPV6, ICMP, ICMPV6, TCP, eth, ipv4, ipv6

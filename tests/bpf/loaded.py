@@ -23,8 +23,8 @@ from datapath.build.headers import (
 from datapath.build.nodemacros import HOST_ENDPOINT_ID
 from datapath.endpoint import HOST_ID, LABEL_HOST, Endpoint, NodeConfig
 from datapath.kernel.bpf import TestRun, prog_test_run
+from datapath.kernel.map import Map
 from datapath.load.collection import Collection
-from datapath.load.maps import Map
 from datapath.load.programs import Program
 from datapath.object.reader import ObjectImage, read_object
 from datapath.object.spec import CollectionSpec

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from fcntl import ioctl
 
 from datapath.kernel.libc import check, function
-from datapath.load.maps import Map
+from datapath.kernel.map import Map
 
 _SYSCALL = {"x86_64": 298, "aarch64": 241}[platform.machine()]
 _SOFTWARE, _BPF_OUTPUT, _SAMPLE_RAW, _ENABLE, _RECORD_SAMPLE = 1, 10, 1 << 10, 0x2400, 9

@@ -66,7 +66,7 @@ def test_sizes_are_those_of_the_reference(name: str) -> None:
     packed, size = SIZES[name]
     types = layout_types()
     assert packed.size == size
-    assert types.size(types.find(name, btf.Kind.STRUCT)) == size
+    assert types.size(types.find(name, btf.TypeKind.STRUCT)) == size
 
 
 ENDPOINT = layouts.EndpointInfo(0x01020304, 0x0506, 0x0708090A, "0b:0c:0d:0e:0f:10", "11:12:13:14:15:16")

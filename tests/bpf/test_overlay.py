@@ -16,8 +16,8 @@ from ipaddress import IPv4Address, IPv6Address
 import pytest
 
 from datapath.endpoint import HOST_ID
+from datapath.kernel.map import Map, open_pin
 from datapath.kernel.netns import enter
-from datapath.load.maps import Map, open_pin
 from lab.abi import layouts, policymap
 from lab.agent.agent import Agent
 from lab.node.node import Node

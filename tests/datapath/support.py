@@ -22,9 +22,9 @@ from datapath.errors import ReloadlabError
 from datapath.kernel import bpf, hooks
 from datapath.kernel.hooks import Direction, Filter
 from datapath.kernel.inventory import program_maps, slots
+from datapath.kernel.map import Map
 from datapath.kernel.netlink import NetlinkSocket, attributes, text
 from datapath.kernel.pins import RETIRED
-from datapath.load.maps import Map
 from datapath.loader import Loader
 from datapath.reload.outcome import Outcome
 from datapath.reload.plans import OVERLAY_SUBJECT

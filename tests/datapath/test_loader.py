@@ -16,8 +16,8 @@ import pytest
 from datapath.errors import Cancelled, LinkNotFound
 from datapath.kernel.hooks import Direction
 from datapath.kernel.inventory import program_maps, slots
+from datapath.kernel.map import open_pin
 from datapath.kernel.pins import map_id
-from datapath.load.maps import open_pin
 from datapath.loader import Loader
 from datapath.reload.step import Step
 from datapath.reload.workspace import Workspace

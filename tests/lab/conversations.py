@@ -14,7 +14,7 @@ from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from typing import Any
 
-from datapath.load.maps import open_pin
+from datapath.kernel.map import open_pin
 from lab.abi.conntrack import TUPLE_F_IN, TUPLE_F_OUT, CtEntry, CtTuple
 from lab.agent.agent import Agent
 from lab.node.node import Node

@@ -11,7 +11,7 @@ import pytest
 from datapath.bpftypes import HASH_TYPES
 from datapath.errors import BpfError
 from datapath.kernel import bpf, map
-from datapath.load.maps import Map
+from datapath.kernel.map import Map
 
 pytestmark = [pytest.mark.privileged, pytest.mark.usefixtures("no_descriptor_left")]
 

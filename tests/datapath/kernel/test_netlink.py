@@ -18,8 +18,8 @@ from datapath.kernel.netlink import (
     NLM_F_REQUEST,
     RTM_GETLINK,
     RTM_NEWLINK,
+    MessageTemplate,
     NetlinkSocket,
-    Template,
     attributes,
     encode,
     text,
@@ -70,7 +70,7 @@ def bridge(name: str) -> bytes:
 
 
 def test_template_fills_its_holes() -> None:
-    template = Template(b"aaXXXXbbYY", {"x": b"XXXX", "y": b"YY"})
+    template = MessageTemplate(b"aaXXXXbbYY", {"x": b"XXXX", "y": b"YY"})
     assert template.fill({"x": b"1234", "y": b"56"}) == b"aa1234bb56"
     assert template.fill({"y": b"56"}) == b"aaXXXXbb56"
     assert template.fill({}) == b"aaXXXXbbYY", "a filled copy changed the template"
@@ -78,13 +78,13 @@ def test_template_fills_its_holes() -> None:
 
 def test_template_refuses_another_length() -> None:
     with pytest.raises(ValueError, match="x takes 4 bytes, not 3"):
-        Template(b"aaXXXX", {"x": b"XXXX"}).fill({"x": b"123"})
+        MessageTemplate(b"aaXXXX", {"x": b"XXXX"}).fill({"x": b"123"})
 
 
 @pytest.mark.parametrize(("message", "times"), [(b"XXaXX", 2), (b"a", 0)])
 def test_template_refuses_a_marker_that_is_not_unique(message: bytes, times: int) -> None:
     with pytest.raises(ValueError, match=f"marker of x occurs {times} times"):
-        Template(message, {"x": b"XX"})
+        MessageTemplate(message, {"x": b"XX"})
 
 
 def test_attributes_stop_at_a_broken_length() -> None:

@@ -17,21 +17,14 @@ from datapath.bpftypes import MapType
 from datapath.errors import BpfError, MapDifference, MapIncompatible, PinPathError, VerifierError
 from datapath.kernel import bpf
 from datapath.kernel.cpus import possible_cpus
-from datapath.load.collection import (
-    Collection,
-    Map,
-    MapCache,
-    VerifyTimes,
-    fill_program_arrays,
-    load_maps,
-    load_programs,
-)
-from datapath.load.maps import differences, open_maps, open_pin
-from datapath.load.programs import longest_first
+from datapath.kernel.map import Map, MapCache, open_pin
+from datapath.load.collection import Collection, fill_program_arrays
+from datapath.load.maps import differences, load_maps, open_maps
+from datapath.load.programs import load_programs, longest_first
 from datapath.load.threads import VerifierThreads
 from datapath.object.reader import read_object
 from datapath.object.spec import CollectionSpec, MapSpec, Substitution
-from datapath.timing import Interval
+from datapath.timing import Interval, VerifyTimes
 
 if TYPE_CHECKING:
     from tests.datapath.conftest import Compile

@@ -13,8 +13,8 @@ from datapath.bpftypes import MapType
 from datapath.errors import BpfError
 from datapath.kernel import bpf, progarray
 from datapath.kernel.cpus import possible_cpus
+from datapath.kernel.map import Map
 from datapath.load.content import can_copy, copy
-from datapath.load.maps import Map
 from tests.datapath import support
 
 pytestmark = [pytest.mark.privileged, pytest.mark.usefixtures("no_descriptor_left")]

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from datapath.object import btf
-from datapath.object.btf import Btf, BtfError, Kind
+from datapath.object.btf import Btf, BtfError, TypeKind
 from datapath.object.elffile import read
 from datapath.object.reader import read_object
 
@@ -77,8 +77,8 @@ def test_the_layout_of_what_is_no_struct_is_an_error(types: Btf, name: str) -> N
 
 
 def test_sizes_go_through_typedefs_and_arrays(types: Btf) -> None:
-    assert types.size(types.find("word", Kind.TYPEDEF)) == 4
-    assert types.size(types.find("everything", Kind.STRUCT)) == 60
+    assert types.size(types.find("word", TypeKind.TYPEDEF)) == 4
+    assert types.size(types.find("everything", TypeKind.STRUCT)) == 60
     with pytest.raises(BtfError, match="has no size"):
         types.size(0)
 
@@ -130,7 +130,7 @@ def test_the_kernel_has_to_know_types_with_locks_timers_and_kernel_pointers(
     section = elf.section(".BTF")
     assert section is not None
     types = btf.parse(elf.content(section))
-    assert types.has_special_fields(types.find(name, Kind.STRUCT, Kind.TYPEDEF)) is special
+    assert types.has_special_fields(types.find(name, TypeKind.STRUCT, TypeKind.TYPEDEF)) is special
 
 
 def test_sections_get_the_sizes_and_offsets_that_the_compiler_leaves_open(compile_c: Compile) -> None:
@@ -138,7 +138,7 @@ def test_sections_get_the_sizes_and_offsets_that_the_compiler_leaves_open(compil
     path = compile_c(source + '__section("tc") int cil_one(void *x) { return a + (long)&missing; }')
     elf = read("snippet", path.read_bytes())
     fixed = btf.parse(read_object(path).spec.btf)
-    data = fixed[fixed.find(".data", Kind.DATASEC)]
+    data = fixed[fixed.find(".data", TypeKind.DATASEC)]
     section = elf.section(".data")
     assert section is not None
     assert data.value == section.size
@@ -148,5 +148,5 @@ def test_sections_get_the_sizes_and_offsets_that_the_compiler_leaves_open(compil
         [("a", offsets["a"], 4), ("b", offsets["b"], 8)], key=lambda item: item[1]
     )
     # The kernel knows no variables that are only declared.
-    assert fixed.index_of(".ksyms", Kind.DATASEC) is None
-    assert fixed.index_of("missing", Kind.VAR) is None
+    assert fixed.index_of(".ksyms", TypeKind.DATASEC) is None
+    assert fixed.index_of("missing", TypeKind.VAR) is None

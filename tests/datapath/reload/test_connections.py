@@ -13,7 +13,7 @@ import pytest
 
 from datapath.bpftypes import MapType
 from datapath.kernel import bpf
-from datapath.load.maps import Map
+from datapath.kernel.map import Map
 from datapath.mapnames import CONNECTIONS
 from datapath.reload.connections import carry_over, lifetime_of, merged, owner, remember, seconds
 from tests.datapath.build.test_headers import HOST, NODE, POD

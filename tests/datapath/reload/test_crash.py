@@ -19,7 +19,7 @@ import pytest
 from datapath.bpftypes import MapType
 from datapath.kernel import bpf
 from datapath.kernel.inventory import slots
-from datapath.load.maps import open_pin
+from datapath.kernel.map import open_pin
 from lab.scenario.scenario import Gate
 from tests.datapath import support
 from tests.datapath.reload.crasher import Crasher, Request, crasher

@@ -11,8 +11,8 @@ import pytest
 
 from datapath.kernel import progarray
 from datapath.kernel.inventory import slots
+from datapath.kernel.map import open_pin
 from datapath.kernel.pins import RETIRED, Pin, map_id
-from datapath.load.maps import open_pin
 from datapath.reload import policyarrays
 from datapath.reload.outcome import Outcome
 from datapath.reload.step import Step

@@ -17,8 +17,8 @@ from datapath.errors import CompileError, PinPathError, ProgramNotFound, Reloadl
 from datapath.kernel import bpf
 from datapath.kernel.hooks import Direction
 from datapath.kernel.inventory import program_maps
+from datapath.kernel.map import open_pin
 from datapath.kernel.pins import PENDING, map_id
-from datapath.load.maps import open_pin
 from datapath.locks import Lock
 from datapath.reload.outcome import Outcome
 from datapath.reload.step import Step

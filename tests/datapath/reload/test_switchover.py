@@ -17,7 +17,7 @@ from datapath.kernel import hooks
 from datapath.kernel import routes as routes_module
 from datapath.kernel.hooks import Direction, HookBlocked, HookShared, HookTaken
 from datapath.kernel.inventory import slots
-from datapath.load.maps import open_pin
+from datapath.kernel.map import open_pin
 from datapath.reload.step import Step
 from datapath.reload.transaction import RollbackFailed
 from datapath.reload.workspace import Workspace

@@ -15,8 +15,8 @@ from datapath.errors import Cancelled, NetlinkError
 from datapath.kernel import hooks
 from datapath.kernel.hooks import Direction
 from datapath.kernel.inventory import slots
+from datapath.kernel.map import open_pin
 from datapath.kernel.netlink import NetlinkSocket
-from datapath.load.maps import open_pin
 from datapath.reload.step import Step
 from datapath.reload.workspace import Workspace
 from lab.scenario.scenario import Gate

@@ -16,7 +16,7 @@ import pytest
 from datapath.build.compile import probe_compiler
 from datapath.endpoint import HEALTH_ID, HOST_ID, WORLD_ID
 from datapath.errors import CompileError, ToolMissing
-from datapath.load.maps import open_pin
+from datapath.kernel.map import open_pin
 from datapath.reload.step import Plan, Step
 from datapath.reload.workspace import Workspace
 from lab.abi import layouts

@@ -10,7 +10,7 @@ import pytest
 from datapath.build.compile import probe_compiler
 from datapath.errors import ToolMissing
 from datapath.kernel.hooks import Direction
-from datapath.load.maps import open_pin
+from datapath.kernel.map import open_pin
 from lab.abi import layouts
 from lab.agent.agent import Agent
 from lab.node.node import Node

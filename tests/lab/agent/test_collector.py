@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from datapath.load.maps import Map, open_pin
+from datapath.kernel.map import Map, open_pin
 from datapath.mapnames import CT_MAPS
 from lab.abi.conntrack import CtEntry, CtTuple
 from lab.agent.agent import Agent

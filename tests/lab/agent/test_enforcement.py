@@ -10,7 +10,7 @@ import pytest
 
 from datapath.endpoint import WORLD_ID
 from datapath.errors import BpfError
-from datapath.load.maps import Map, open_pin
+from datapath.kernel.map import Map, open_pin
 from lab.abi import layouts
 from lab.abi.policymap import PolicyEntry, PolicyKey
 from lab.agent import contents, enforcement

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from datapath.load.maps import open_pin
+from datapath.kernel.map import open_pin
 from datapath.mapnames import policy_map
 from lab.agent.options import Options
 from lab.cli.main import main

@@ -13,7 +13,7 @@ import pytest
 from datapath.bpftypes import MapType
 from datapath.kernel import bpf
 from datapath.kernel.cpus import cpu_ids
-from datapath.load.maps import open_pin
+from datapath.kernel.map import open_pin
 from datapath.mapnames import EVENTS
 from lab.cli.main import main
 from lab.node.maps import MapNotLoaded

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from datapath.load.maps import open_pin
+from datapath.kernel.map import open_pin
 from datapath.mapnames import CT_MAPS
 from lab.abi.conntrack import CtEntry
 from lab.cli.main import main
