@@ -1,6 +1,10 @@
 """Which packages are installed, and where: all but reloadlab in directories of its own (reloadlab/home.py says why)."""
 
+import shutil
+from pathlib import Path
+
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 PLACES = {
     "bpf": "reloadlab._packages.bpf",
@@ -10,7 +14,18 @@ PLACES = {
     "scenarios": "reloadlab._suites.scenarios",
 }
 
+
+class BuildAnew(build_py):
+    """Without what an earlier build left: a module that has moved since would be installed at both places."""
+
+    def run(self) -> None:
+        if not self.editable_mode:
+            shutil.rmtree(Path(self.build_lib) / "reloadlab", ignore_errors=True)
+        super().run()
+
+
 setup(
+    cmdclass={"build_py": BuildAnew},
     packages=[
         "reloadlab",
         *(

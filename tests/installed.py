@@ -54,13 +54,16 @@ class Environment:
 
 
 def build_wheel(place: Path) -> Path:
-    """Build the wheel from a copy of the sources, which gets no directory `build` that way."""
+    """Build the wheel from a copy of the sources, in which an earlier build has left a module that is gone."""
     copy = place / "sources"
     copy.mkdir()
     for name in SOURCES:
         shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in PROJECT:
         shutil.copy(ROOT / name, copy)
+    left = copy / "build/lib/reloadlab/_packages/lab/gone.py"
+    left.parent.mkdir(parents=True)
+    left.touch()
     _pip("wheel", "--no-deps", "--no-build-isolation", "--no-index", "--wheel-dir", str(place), str(copy))
     (wheel,) = place.glob("*.whl")
     return wheel

@@ -60,7 +60,7 @@ def test_suite_of_a_user(pytester: pytest.Pytester, records: Path, monkeypatch: 
     run = Path(f"/run/reloadlab-test-{records.name}-{id(records):x}")
     monkeypatch.setenv(registry.RUN_VARIABLE, str(run))
     options = (*PLUGIN, "--reloadlab-record", str(records))
-    result = pytester.runpytest_subprocess("--strict-markers", *options, timeout=60)
+    result = pytester.runpytest_subprocess("--strict-markers", *options, timeout=150)
     result.assert_outcomes(passed=3, failed=2, skipped=1)
     assert not run.exists()
     result.stdout.fnmatch_lines(["*invariant 1: lxc* ingress: 0 programs instead of cil_from_container: none"])
@@ -125,7 +125,7 @@ def test_other_sources(pytester: pytest.Pytester, tmp_path: Path) -> None:
     library = shutil.copytree(LIBRARY, tmp_path / "bpf")
     pytester.makepyfile(test_theirs=OTHER_SOURCES.replace("LIBRARY", str(library)))
     options = ("--reloadlab-library", str(library), "--reloadlab-define", "CT_MAP_SIZE_TCP=256")
-    result = pytester.runpytest_subprocess(*PLUGIN, *options, timeout=60)
+    result = pytester.runpytest_subprocess(*PLUGIN, *options, timeout=150)
     result.assert_outcomes(passed=1, skipped=1)
 
 
