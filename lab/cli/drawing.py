@@ -67,7 +67,8 @@ def _endpoints(endpoints: list[PodFacts], links: dict[int, LinkView]) -> list[st
         outer = f"  {'└' if last else '├'}─{link.ifindex:>4} {pod.ifname:<15}"
         inner = f"{pod.inner_ifname:<6} {pod.name:<{width}}  id {pod.endpoint_id}  {pod.ipv4} {pod.ipv6}"
         lines.append(f"{outer} ── {inner}")
-        lines.append(f"  {' ' if last else '│'}      {_hooks(link)}  identity {pod.identity}")
+        labels = "".join(f"  {label}" for label in sorted(pod.labels) if not label.startswith("reserved:"))
+        lines.append(f"  {' ' if last else '│'}      {_hooks(link)}  identity {pod.identity}{labels}")
     return lines
 
 

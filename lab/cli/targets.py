@@ -73,10 +73,9 @@ def parse_target(text: str) -> tuple[str, str | None]:
 def check_targets(texts: Iterable[str], *, endpoints: bool = True) -> None:
     """Raise InvalidName for what is neither LAB nor, with `endpoints`, LAB/ENDPOINT; asks nothing of the machine."""
     for text in texts:
-        if endpoints:
-            parse_target(text)
-        else:
-            check_lab_name(text)
+        lab, endpoint = parse_target(text)
+        if endpoint is not None and not endpoints:
+            raise InvalidName("lab name", text, f"the command takes a whole lab, such as {lab}")
 
 
 def find_targets(texts: Sequence[str]) -> list[Target]:

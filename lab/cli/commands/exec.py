@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+from datapath.errors import ReloadlabError
 from lab.cli.completion import complete_namespaces
 from lab.cli.targets import SeveralNodes, add_targets, check_targets, find_targets
 from lab.doctor.doctor import require
@@ -19,6 +20,14 @@ if TYPE_CHECKING:
 
 NOT_EXECUTABLE, NOT_FOUND = 126, 127
 """Exit codes of a shell for a command that cannot be run, or is not there."""
+
+
+class CannotRun(ReloadlabError):
+    """A command that cannot be executed; `code` is the exit code of a shell in its place."""
+
+    def __init__(self, command: str, error: OSError) -> None:
+        super().__init__(f"{command}: {error.strerror}")
+        self.code = NOT_FOUND if isinstance(error, FileNotFoundError) else NOT_EXECUTABLE
 
 
 def add_parser(subparsers: _SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -51,14 +60,6 @@ def run(args: argparse.Namespace) -> int:
         except CannotRun as error:
             print(f"reloadlab: {error}", file=sys.stderr)
             return error.code
-
-
-class CannotRun(Exception):
-    """A command that cannot be executed; `code` is the exit code of a shell in its place."""
-
-    def __init__(self, command: str, error: OSError) -> None:
-        super().__init__(f"{command}: {error.strerror}")
-        self.code = NOT_FOUND if isinstance(error, FileNotFoundError) else NOT_EXECUTABLE
 
 
 def _find(text: str) -> tuple[Path, Path, AbstractContextManager[None]]:

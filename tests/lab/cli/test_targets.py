@@ -39,7 +39,7 @@ def test_anything_else_is_refused(text: str) -> None:
 
 def test_where_only_labs_are_taken_an_endpoint_is_refused() -> None:
     check_targets(["demo", "box"], endpoints=False)
-    with pytest.raises(InvalidName, match="invalid lab name 'demo/pod-1'"):
+    with pytest.raises(InvalidName, match="invalid lab name 'demo/pod-1': the command takes a whole lab, such as demo"):
         check_targets(["demo", "demo/pod-1"], endpoints=False)
 
 
