@@ -4,8 +4,8 @@ For a pin P (pkg/bpf/bpffs_migrate.go): `repin` renames P to P:pending, the load
 `finalize` removes P:pending, `revert` renames it back over the new one. The kernel empties a program array when its
 last pin or descriptor goes, even though attached programs still use it, so `finalize` must wait for the last attach.
 
-Unlike the reference, which removes whatever it finds at P:pending, `recover` looks at what a killed reload left behind
-and keeps the maps that attached programs use: see there.
+Unlike the reference, which removes whatever it finds at P:pending, the next reload looks at what a killed one left
+behind, and keeps the maps that attached programs use (datapath/reload/recovery.py).
 
 The array of policy programs is different: programs of all endpoints jump through it, so that it stays in use when the
 reload that has replaced it ends. It is retired: `retire` renames P:pending to P:retired-<map id>, and a later reload
@@ -15,13 +15,11 @@ removes that pin once no program jumps through the array (datapath/reload/policy
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from datapath.bpftypes import MapType
 from datapath.kernel import bpf
-from datapath.mapnames import POLICY_ARRAYS
 
 PENDING, STALE, RETIRED = ":pending", ":stale", ":retired-"
 
@@ -86,47 +84,6 @@ class Pin:
         for kept in self.leftovers()[:1]:
             kept.rename(self.pending)
 
-    def recover(self, in_use: Callable[[int], bool]) -> str | None:
-        """Finish what killed reloads began; `in_use` tells whether a program that packets meet uses a map id.
-
-        Killed before its first attach: the old map goes back. Killed after its last: the old one is let go. Killed in
-        between, old and new programs are attached side by side: the kernel would empty a program array that loses its
-        pin, so each keeps its own until the reload that follows has replaced both; other maps need no pin to live on.
-        An array of policy programs is complete before it is pinned, and all its successors and predecessors are kept
-        alike: the one at its place stays there, the others are retired.
-        Returns what was done, None if there was nothing to do.
-        """
-        left = self.leftovers()
-        if not left:
-            return None
-        if self.path.name in POLICY_ARRAYS:
-            return self._recover_policy_array(left)
-        there = self.path.exists()
-        needed = [path for path in left if in_use(map_id(path))]
-        if not there or (needed and not in_use(map_id(self.path))):
-            # Without a user the newest is as good as any, and better than none: it has its content.
-            back = (needed or left)[0]
-            back.rename(self.path)
-            self._let_go(path for path in left if path is not back and path not in needed)
-            return f"restored {self.path.name} from {back.name}, left by a reload that did not end"
-        kept = [path for path in needed if _is_program_array(path)]
-        self._let_go(path for path in left if path not in kept)
-        if kept:
-            return f"kept {', '.join(path.name for path in kept)}: a reload died between two attaches"
-        return f"removed {', '.join(path.name for path in left)}, left by a reload that did not end"
-
-    def _recover_policy_array(self, left: list[Path]) -> str:
-        if not self.path.exists():
-            left[0].rename(self.path)
-            self.retire()
-            return f"restored {self.path.name} from {left[0].name}, left by a reload that did not end"
-        self.retire()
-        return f"retired {', '.join(path.name for path in left)}, left by a reload that did not end"
-
-    def _let_go(self, paths: Iterable[Path]) -> None:
-        for path in paths:
-            path.unlink(missing_ok=True)
-
 
 def left_behind(directory: Path) -> frozenset[str]:
     """Return the names of the maps beside which there are pins of reloads that did not end, or are under way."""
@@ -142,7 +99,8 @@ def map_id(path: Path) -> int:
     return _info(path).id
 
 
-def _is_program_array(path: Path) -> bool:
+def is_program_array(path: Path) -> bool:
+    """Tell whether what is pinned at `path` is a program array: the kernel empties one that loses its last pin."""
     return _info(path).type == MapType.PROG_ARRAY
 
 

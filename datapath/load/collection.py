@@ -14,7 +14,7 @@ from typing import Self
 from datapath.bpftypes import MapType
 from datapath.errors import BpfError, ObjectError
 from datapath.kernel import bpf
-from datapath.kernel.map import CreatedPin, Map, MapCache
+from datapath.kernel.map import Map, MapCache
 from datapath.load.maps import MapSet, load_maps
 from datapath.load.programs import Program, load_programs
 from datapath.object.spec import CollectionSpec
@@ -58,10 +58,6 @@ class Collection:
     @property
     def maps(self) -> Mapping[str, Map]:
         return self.map_set.maps
-
-    @property
-    def created_pins(self) -> tuple[CreatedPin, ...]:
-        return tuple(self.map_set.created_pins)
 
     @classmethod
     def load(

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
 from datapath.kernel.inventory import reach
-from datapath.kernel.pins import Pin, left_behind
+from datapath.kernel.pins import Pin, is_program_array, left_behind, map_id
 from datapath.mapnames import POLICY_ARRAYS
 from datapath.object.spec import CollectionSpec
 from datapath.reload import policyarrays
@@ -21,13 +24,56 @@ def find(work: Workspace, spec: CollectionSpec) -> list[Pin]:
 
 
 def recover(work: Workspace, spec: CollectionSpec, left: list[Pin]) -> None:
-    """Finish what killed reloads began (Pin.recover), with a warning for each map."""
+    """Finish what killed reloads began, with a warning for each map."""
     if not left:
         return
     slots = {name: spec.maps[name].contents for name in POLICY_ARRAYS if name in spec.maps}
     policy = policyarrays.programs_at(work.config.globals, slots)
     used = reach(policyarrays.attached_programs(work.netlink) | policy).maps
     for pin in left:
-        done = pin.recover(used.__contains__)
+        done = put_right(pin, used.__contains__)
         if done is not None:
             work.warnings.append(done)
+
+
+def put_right(pin: Pin, in_use: Callable[[int], bool]) -> str | None:
+    """Finish what killed reloads began with a map; `in_use` tells whether a program that packets meet uses a map id.
+
+    Killed before its first attach: the old map goes back. Killed after its last: the old one is let go. Killed in
+    between, old and new programs are attached side by side: the kernel would empty a program array that loses its
+    pin, so each keeps its own until the reload that follows has replaced both; other maps need no pin to live on.
+    Returns what was done, None if there was nothing to do.
+    """
+    left = pin.leftovers()
+    if not left:
+        return None
+    if pin.path.name in POLICY_ARRAYS:
+        return _put_policy_array_right(pin, left)
+    there = pin.path.exists()
+    needed = [path for path in left if in_use(map_id(path))]
+    if not there or (needed and not in_use(map_id(pin.path))):
+        # Without a user the newest is as good as any, and better than none: it has its content.
+        back = (needed or left)[0]
+        back.rename(pin.path)
+        _let_go(path for path in left if path is not back and path not in needed)
+        return f"restored {pin.path.name} from {back.name}, left by a reload that did not end"
+    kept = [path for path in needed if is_program_array(path)]
+    _let_go(path for path in left if path not in kept)
+    if kept:
+        return f"kept {', '.join(path.name for path in kept)}: a reload died between two attaches"
+    return f"removed {', '.join(path.name for path in left)}, left by a reload that did not end"
+
+
+def _put_policy_array_right(pin: Pin, left: list[Path]) -> str:
+    """Leave the array at its place and retire the others: they are complete, and all have the same slots."""
+    if not pin.path.exists():
+        left[0].rename(pin.path)
+        pin.retire()
+        return f"restored {pin.path.name} from {left[0].name}, left by a reload that did not end"
+    pin.retire()
+    return f"retired {', '.join(path.name for path in left)}, left by a reload that did not end"
+
+
+def _let_go(paths: Iterable[Path]) -> None:
+    for path in paths:
+        path.unlink(missing_ok=True)

@@ -83,6 +83,28 @@ def until(condition: Callable[[], bool], what: str, *, seconds: float = 5.0) -> 
         time.sleep(0.002)
 
 
+class Array:
+    """A program array that a loaded program uses, as an attached entry program does: no descriptor of it is open."""
+
+    def __init__(self, stack: ExitStack, path: Path) -> None:
+        fd = bpf.map_create(MapType.PROG_ARRAY, 4, 4, 8, name="calls")
+        try:
+            self.id = bpf.map_info(fd).id
+            self.user = load_using(fd)
+            stack.callback(os.close, self.user)
+            bpf.map_update(fd, struct.pack("=I", 7), struct.pack("=I", self.user))
+            bpf.obj_pin(fd, path)
+        finally:
+            os.close(fd)
+
+    @property
+    def filled(self) -> bool:
+        return slots(self.id) == {7: program_id(self.user)}
+
+    def wait_until_emptied(self) -> None:
+        until(lambda: slots(self.id) == {}, f"map {self.id} emptied")
+
+
 def tc(netns: Path | str, *words: str) -> list[dict[str, Any]]:
     """Return what `tc -j` says inside a namespace."""
     answer = run(nsenter(netns, "tc", "-j", *words))

@@ -15,48 +15,11 @@ from datapath.bpftypes import MapType
 from datapath.errors import BpfError
 from datapath.kernel import bpf, inventory
 from datapath.kernel.pins import Pin, left_behind, map_id
-from datapath.mapnames import is_calls_map
 from tests.datapath import support
+from tests.datapath.support import Array
 
 NAME = "cilium_calls_00101"
-
-
-@pytest.mark.parametrize(
-    ("name", "own"),
-    [
-        ("cilium_calls_00123", True),
-        ("cilium_calls_hostns_00001", True),
-        ("cilium_calls_netdev_00002", True),
-        ("cilium_calls_overlay_2", True),
-        ("cilium_calls_xdp_2", False),
-        ("cilium_call_policy", False),
-        ("cilium_policy_00123", False),
-    ],
-)
-def test_calls_maps_belong_to_one_object(name: str, own: bool) -> None:
-    assert is_calls_map(name) is own
-
-
-class Array:
-    """A program array that a loaded program uses, as an attached entry program does: no descriptor of it is open."""
-
-    def __init__(self, stack: ExitStack, path: Path) -> None:
-        fd = bpf.map_create(MapType.PROG_ARRAY, 4, 4, 8, name="calls")
-        try:
-            self.id = bpf.map_info(fd).id
-            self.user = support.load_using(fd)
-            stack.callback(os.close, self.user)
-            bpf.map_update(fd, struct.pack("=I", 7), struct.pack("=I", self.user))
-            bpf.obj_pin(fd, path)
-        finally:
-            os.close(fd)
-
-    @property
-    def filled(self) -> bool:
-        return inventory.slots(self.id) == {7: support.program_id(self.user)}
-
-    def wait_until_emptied(self) -> None:
-        support.until(lambda: inventory.slots(self.id) == {}, f"map {self.id} emptied")
+P, S, SS = ":pending", ":stale", ":stale:stale"
 
 
 @pytest.fixture
@@ -138,62 +101,6 @@ def test_left_behind_names_the_pins_of_reloads_that_did_not_end(pins: Path, stac
     assert left_behind(pins) == {"cilium_lxc", NAME}
 
 
-P, S, SS = ":pending", ":stale", ":stale:stale"
-
-
-@pytest.mark.parametrize(
-    ("there", "used", "after", "said"),
-    [
-        ([""], [""], {"": ""}, None),
-        ([], [], {}, None),
-        # Killed after the old map was moved aside, before a new one was pinned.
-        ([P], [P], {"": P}, "restored"),
-        # Nothing is attached: but this is the only map that there is.
-        ([P], [], {"": P}, "restored"),
-        # Killed before the first attach.
-        (["", P], [P], {"": P}, "restored"),
-        # Killed after the last attach: during the commit.
-        (["", P], [""], {"": ""}, "removed"),
-        (["", P], [], {"": ""}, "removed"),
-        # Killed between two attaches: both are needed.
-        (["", P], ["", P], {"": "", P: P}, "kept"),
-        # A second kill while the reload that was to clean up did the same.
-        (["", P, S], ["", S], {"": "", S: S}, "kept"),
-        (["", P, S], ["", P], {"": "", P: P}, "kept"),
-        (["", P, S], ["", P, S], {"": "", P: P, S: S}, "kept"),
-        (["", P, S], [P, S], {"": P, S: S}, "restored"),
-        (["", P, S], [P], {"": P}, "restored"),
-        (["", P, S], [S], {"": S}, "restored"),
-        (["", P, S], [""], {"": ""}, "removed"),
-        # Killed between two renames of a repin or of a revert.
-        (["", S], ["", S], {"": "", S: S}, "kept"),
-        (["", S], [S], {"": S}, "restored"),
-        (["", S], [""], {"": ""}, "removed"),
-        ([P, S], [P, S], {"": P, S: S}, "restored"),
-        (["", P, S, SS], ["", SS], {"": "", SS: SS}, "kept"),
-        (["", P, S, SS], ["", P, S, SS], {"": "", P: P, S: S, SS: SS}, "kept"),
-    ],
-    ids=lambda value: "+".join(part or "pin" for part in value) or "none" if isinstance(value, list) else " ",
-)
-def test_recover(
-    pin: Pin, stack: ExitStack, there: list[str], used: list[str], after: dict[str, str], said: str | None
-) -> None:
-    """`after` says which map is pinned where. None that is in use is ever emptied, all others are."""
-    arrays = {suffix: Array(stack, pin.path.with_name(NAME + suffix)) for suffix in there}
-    in_use = {arrays[suffix].id for suffix in used}
-    done = pin.recover(in_use.__contains__)
-    assert (done or "").startswith(said or ""), done
-    assert (done is None) == (said is None)
-    pinned = {suffix: map_id(pin.path.with_name(NAME + suffix)) for suffix in names(pin)}
-    assert pinned == {suffix: arrays[origin].id for suffix, origin in after.items()}
-    for suffix, array in arrays.items():
-        if suffix not in after.values():
-            array.wait_until_emptied()
-    assert [suffix for suffix in used if not arrays[suffix].filled] == []
-    again = pin.recover(in_use.__contains__)
-    assert (again is None) == (said != "kept" and len(after) <= 1), f"a second look found: {again}"
-
-
 @pytest.mark.parametrize("there", [["", P], ["", P, S], ["", S], ["", P, S, SS], ["", P, SS]])
 def test_repin_over_maps_that_are_still_needed(pin: Pin, stack: ExitStack, there: list[str]) -> None:
     """The reload after a kill between two attaches: whatever is kept stays pinned until that reload has ended."""
@@ -217,19 +124,6 @@ def test_repin_over_maps_that_are_still_needed(pin: Pin, stack: ExitStack, there
         array.wait_until_emptied()
 
 
-def test_a_map_that_is_no_program_array_is_not_kept(pin: Pin, stack: ExitStack) -> None:
-    """Its users hold all they need: after a kill between two attaches it is let go, as by the commit."""
-    old, new = (bpf.map_create(MapType.HASH, 4, 4, 8) for _ in range(2))
-    for fd, path in ((old, pin.pending), (new, pin.path)):
-        stack.callback(os.close, fd)
-        bpf.obj_pin(fd, path)
-    wanted = bpf.map_info(new).id
-    done = pin.recover(lambda _: True)
-    assert (done or "").startswith("removed")
-    assert names(pin) == [""]
-    assert map_id(pin.path) == wanted
-
-
 def test_retired_arrays_are_no_leftovers(pins: Path, stack: ExitStack) -> None:
     """An array of policy programs outlives the reload that has replaced it; the next one has nothing to recover."""
     pin = Pin(pins / "cilium_call_policy")
@@ -244,21 +138,6 @@ def test_retired_arrays_are_no_leftovers(pins: Path, stack: ExitStack) -> None:
     assert (map_id(pin.path), map_id(pin.retired()[0])) == (new.id, old.id)
     assert old.filled
     assert new.filled
-
-
-@pytest.mark.parametrize(("there", "after"), [(["", P], {"": ""}), ([P], {"": P}), (["", P, S], {"": ""})])
-def test_recovery_keeps_every_policy_array(
-    pins: Path, stack: ExitStack, there: list[str], after: dict[str, str]
-) -> None:
-    """Whether or not a program uses it: that takes more than a look at what is attached."""
-    pin = Pin(pins / "cilium_call_policy")
-    arrays = {suffix: Array(stack, Path(f"{pin.path}{suffix}")) for suffix in there}
-    assert pin.recover(lambda _: False) is not None
-    assert pin.leftovers() == []
-    assert map_id(pin.path) == arrays[after[""]].id
-    assert {map_id(path) for path in (pin.path, *pin.retired())} == {array.id for array in arrays.values()}
-    assert all(array.filled for array in arrays.values())
-    assert pin.recover(lambda _: False) is None
 
 
 def test_map_id_closes_what_it_opens(pin: Pin, stack: ExitStack) -> None:

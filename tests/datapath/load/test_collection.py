@@ -136,10 +136,10 @@ def test_unsubstituted_template_is_refused(spec: CollectionSpec, pins: Path) -> 
 def test_pinned_maps_are_used_again(spec: CollectionSpec, pins: Path) -> None:
     with Collection.load(spec, pin_dir=pins, skip_contents=POLICY) as first:
         ids = {name: m.info.id for name, m in first.maps.items()}
-        assert {pin.path.name for pin in first.created_pins} == set(ids) - {"scratch"}
+        assert {pin.path.name for pin in first.map_set.created_pins} == set(ids) - {"scratch"}
         first.maps["cilium_shared"].update(KEY5, bytes(8))
     with Collection.load(spec, pin_dir=pins, skip_contents=POLICY) as second:
-        assert second.created_pins == ()
+        assert second.map_set.created_pins == []
         assert second.maps["cilium_shared"].info.id == ids["cilium_shared"]
         assert second.maps["scratch"].info.id != ids["scratch"]
         assert second.maps["cilium_shared"].lookup(KEY5) == bytes(8)
@@ -148,7 +148,7 @@ def test_pinned_maps_are_used_again(spec: CollectionSpec, pins: Path) -> None:
 def test_without_a_pin_directory_nothing_is_pinned(spec: CollectionSpec, bpffs: Path) -> None:
     before = set(bpffs.iterdir())
     with Collection.load(spec, pin_dir=None, skip_contents=POLICY) as loaded:
-        assert loaded.created_pins == ()
+        assert loaded.map_set.created_pins == []
     assert set(bpffs.iterdir()) == before
 
 
