@@ -64,10 +64,10 @@ class Loader:
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
         self._stack.close()
 
-    def rest(self) -> None:
+    def stop_idle_threads(self) -> None:
         """End the threads that verify until they are needed again: a process is best forked from a single thread."""
         if self._executor is not None:
-            self._executor.rest()
+            self._executor.stop_idle()
 
     def inherited(self, *, verifiers: int) -> Loader:
         """Return a loader for a forked process. It knows the templates of this one; everything else is its own."""

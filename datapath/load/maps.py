@@ -23,9 +23,9 @@ from datapath.object.spec import CollectionSpec, DataSection, MapSpec
 BPF_F_NO_COMMON_LRU = 1 << 1
 BPF_F_RDONLY_PROG = 1 << 7
 
-_PIN_TRIES = (
-    8  # a pin that comes and goes between two calls is tried again; more often than this nobody is that unlucky
-)
+_PIN_TRIES = 8
+"""How often a pin may come and go between two calls before that is an error."""
+
 _DEVMAPS = frozenset((MapType.DEVMAP, MapType.DEVMAP_HASH))
 _SLOT = struct.Struct("=I")
 

@@ -87,8 +87,8 @@ class VerifierThreads(Executor):
             worker.give((future, lambda: fn(*args, **kwargs)))
         return future
 
-    def rest(self) -> None:
-        """End the threads that have nothing to do; a submission starts them again. Before a fork(2), say."""
+    def stop_idle(self) -> None:
+        """End the threads that have nothing to do, before a fork(2) for example; a submission starts them again."""
         with self._lock:
             idle = [worker for worker in self._workers if worker.thread is not None and not worker.pending]
             threads = [worker.thread for worker in idle if worker.thread is not None]

@@ -152,10 +152,14 @@ class Btf:
         return element, length
 
     def members(self, item: Type) -> Iterator[Member]:
-        """Yield the members of a struct or union, or the variables of a DATASEC (offsets are not relocated there)."""
+        """Yield the members of a struct or union."""
         for name, ident, offset in struct.iter_unpack("<III", self._data[item.extra : item.extra + 12 * item.vlen]):
             bits = offset >> 24 if item.flag else 0
             yield Member(self.string(name), ident, offset & 0xFFFFFF if item.flag else offset, bits)
+
+    def variables(self, item: Type) -> Iterator[tuple[int, int, int]]:
+        """Yield type id, offset and size of a DATASEC's variables; the compiler leaves the offsets to the linker."""
+        yield from struct.iter_unpack("<III", self._data[item.extra : item.extra + 12 * item.vlen])
 
     def enumerators(self, item: Type) -> Iterator[tuple[str, int]]:
         """Yield names and values of an enum, or of an enum of 64 bits."""
@@ -166,12 +170,9 @@ class Btf:
 
     def external(self, name: str) -> str | None:
         """Return the section of a variable or function that is declared only (.ksyms, .kconfig); None if unknown."""
-        for item in self.types:
-            if item.kind == TypeKind.DATASEC and item.name in (".ksyms", ".kconfig"):
-                for ident, _, _ in struct.iter_unpack("<III", self._data[item.extra : item.extra + 12 * item.vlen]):
-                    if self[ident].name == name:
-                        return item.name
-        return None
+        sections = [t for t in self.types if t.kind == TypeKind.DATASEC and t.name in (".ksyms", ".kconfig")]
+        declared = ((t.name, self[ident].name) for t in sections for ident, _, _ in self.variables(t))
+        return next((section for section, variable in declared if variable == name), None)
 
     def has_special_fields(self, ident: int) -> bool:
         """Tell whether the kernel has to know the type of a map's value: it holds a spin lock, a timer, a kptr."""
@@ -196,8 +197,7 @@ class Btf:
             elif item.kind in _MODIFIERS or item.kind == TypeKind.VAR:
                 todo.append(item.value)
             elif item.kind == TypeKind.DATASEC:
-                members = struct.iter_unpack("<III", self._data[item.extra : item.extra + 12 * item.vlen])
-                todo += [variable for variable, _, _ in members]
+                todo += [variable for variable, _, _ in self.variables(item)]
         return False
 
     def string(self, offset: int) -> str:
@@ -356,7 +356,7 @@ def for_kernel(btf: Btf, data: bytes, sizes: Mapping[str, int], offsets: Mapping
 
 def _fix_section(btf: Btf, out: bytearray, item: Type, sizes: Mapping[str, int], offsets: Mapping[str, int]) -> None:
     head = item.extra - _TYPE.size
-    variables = list(struct.iter_unpack("<III", out[item.extra : item.extra + 12 * item.vlen]))
+    variables = list(btf.variables(item))
     if item.name not in sizes:
         struct.pack_into("<III", out, head, 0, TypeKind.STRUCT << 24 | item.vlen, item.vlen)
         for index, (ident, _, _) in enumerate(variables):

@@ -77,4 +77,4 @@ def _prepare(reloader: Reloader, subjects: Sequence[str], cancel: threading.Even
         # A source that does not compile is the failure of each reload that needs it.
         with suppress(ReloadlabError):
             reloader.loader.templates.fetch(template, cancel=cancel)
-    reloader.loader.rest()
+    reloader.loader.stop_idle_threads()

@@ -126,6 +126,12 @@ SNIPPETS = {
         (1, 2),
         ("locked",),
     ),
+    "spin lock in a variable": Snippet(
+        "struct bpf_spin_lock { __u32 val; }; struct bpf_spin_lock lock; volatile __u32 number;"
+        f"{MAIN} {{ __u32 now; spin_lock(&lock); now = ++number; spin_unlock(&lock); return now; }}",
+        (1, 2),
+        (".bss",),
+    ),
     "timer": Snippet(
         "struct bpf_timer { __u64 opaque[2]; } __attribute__((aligned(8)));"
         "struct value { struct bpf_timer timer; __u32 number; };"

@@ -94,7 +94,7 @@ def test_nothing_runs_after_the_end(verifiers: VerifierThreads) -> None:
         verifiers.submit(where)
 
 
-def test_resting_ends_idle_threads_only_and_they_come_back() -> None:
+def test_stopping_ends_idle_threads_only_and_they_come_back() -> None:
     before = set(threading.enumerate())
     gate, begun = threading.Event(), threading.Event()
 
@@ -108,11 +108,11 @@ def test_resting_ends_idle_threads_only_and_they_come_back() -> None:
         assert begun.wait(10)
         if len(os.sched_getaffinity(0)) > 1:
             verifiers.submit(int).result(10)
-        verifiers.rest()
+        verifiers.stop_idle()
         assert len(set(threading.enumerate()) - before) == 1
         gate.set()
         held.result(10)
-        verifiers.rest()
+        verifiers.stop_idle()
         assert set(threading.enumerate()) <= before
         assert verifiers.submit(lambda: 7).result(10) == 7
     assert set(threading.enumerate()) <= before
