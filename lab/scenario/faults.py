@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from datapath.mapnames import is_calls_map
+from datapath.mapnames import POLICY_ARRAYS, is_calls_map
+from datapath.reload import policyarrays
 from datapath.reload.prepare import RepinMaps
 from datapath.reload.step import Plan, Step
 from datapath.reload.switchover import Attach, Commit, Detach, RemoveRoutes
@@ -28,6 +29,21 @@ class LetGoOfCalls(Step):
 
 
 @dataclass(frozen=True)
+class LetGoOfArrays(Step):
+    """Drop the arrays of policy programs that were replaced, whoever still jumps through them."""
+
+    name = "let go of arrays"
+
+    def describe(self) -> str:
+        return "remove the retired arrays of policy programs too early"
+
+    def apply(self, work: Workspace) -> None:
+        for name in POLICY_ARRAYS:
+            for path in policyarrays.others(work.config.globals, name):
+                path.unlink()
+
+
+@dataclass(frozen=True)
 class RepinForEver(RepinMaps):
     """Moves maps aside and never back."""
 
@@ -42,6 +58,14 @@ def finalize_too_early(plan: Plan) -> Plan:
     """
     first = next(i for i, step in enumerate(plan.steps) if isinstance(step, Attach))
     return replace(plan, steps=(*plan.steps[: first + 1], LetGoOfCalls(plan.subject), *plan.steps[first + 1 :]))
+
+
+def release_arrays_too_early(plan: Plan) -> Plan:
+    """Let go of a replaced cilium_call_policy at once, as at the reference commit.
+
+    All endpoints but the reloaded one jump through it; the kernel empties it under them.
+    """
+    return replace(plan, steps=(*plan.steps, LetGoOfArrays(plan.subject)))
 
 
 def skip_revert(plan: Plan) -> Plan:

@@ -6,6 +6,7 @@ import time
 
 import pytest
 
+from datapath.mapnames import POLICY_CALLS
 from datapath.reload.step import Plan
 from datapath.reload.switchover import Attach
 from lab.abi.reasons import MISSED_TAIL_CALL
@@ -38,6 +39,19 @@ def test_finalize_too_early() -> None:
         with pytest.raises(AssertionError, match="answered"):
             test_hitless.push_between_steps(scenario, "pod-1", dwell=0.15)
         scenario.agent.change = None
+        with pytest.raises(InvariantsViolated) as caught:
+            scenario.finish()
+    assert {6, 7} <= caught.value.invariants
+    assert f"({MISSED_TAIL_CALL}, " in str(caught.value)
+
+
+def test_release_arrays_too_early() -> None:
+    """The policy programs of pods are gone for all senders that have not been reloaded."""
+    with broken(faults.release_arrays_too_early) as scenario:
+        scenario.expect(migrated={POLICY_CALLS})
+        scenario.define(POLICY_PROG_MAP_SIZE="32768")
+        scenario.reload("pod-1")
+        time.sleep(0.5)
         with pytest.raises(InvariantsViolated) as caught:
             scenario.finish()
     assert {6, 7} <= caught.value.invariants
