@@ -5,6 +5,8 @@ Those that only the C needs stand in datapath/build/nodemacros.py, beside their 
 
 from __future__ import annotations
 
+import re
+
 from datapath.endpoint import WORLD_ID
 
 ENDPOINTS, IPCACHE, TUNNEL = "cilium_lxc", "cilium_ipcache", "cilium_tunnel_map"
@@ -36,12 +38,19 @@ POLICY = "cilium_policy_"
 """What the names of the endpoints' policy maps begin with; the endpoint's id follows."""
 
 _CALLS = "cilium_calls_"
+_NETDEV_CALLS = re.compile(rf"{_CALLS}netdev_(\d+)(?=$|:)")
 OVERLAY_CALLS_MAP = f"{_CALLS}overlay_{WORLD_ID}"
 
 
 def calls_map(number: int, infix: str = "") -> str:
     """Return the name of a calls map: `infix` is "" for a pod, "hostns_" or "netdev_" (pkg/maps/callsmap)."""
     return f"{_CALLS}{infix}{number:05d}"
+
+
+def netdev_of(name: str) -> int | None:
+    """Return the interface whose calls map has this name, or had it before it was moved aside; None for another map."""
+    match = _NETDEV_CALLS.match(name)
+    return int(match[1]) if match is not None else None
 
 
 def is_calls_map(name: str) -> bool:

@@ -13,10 +13,10 @@ if TYPE_CHECKING:
     from datapath.bpftypes import MapType
     from datapath.endpoint import HOST_ID, REMOTE_NODE_ID, WORLD_ID
     from datapath.errors import Cancelled, LinkNotFound, ReloadlabError, VerifierError
-    from datapath.kernel.bpf import MapInfo
     from datapath.kernel.hooks import Direction, HookTaken, attach, detach, filters
     from datapath.kernel.map import open_pin
     from datapath.kernel.netlink import NLM_F_REQUEST, NetlinkSocket
+    from datapath.kernel.uapi import MapInfo
     from datapath.mapnames import CT_MAPS
     from datapath.reload.outcome import Outcome
     from datapath.reload.plans import host_plan

@@ -1,8 +1,7 @@
 """bpf(2), one function per command, through ctypes: the interpreter lock is free while the kernel works.
 
 Descriptors are plain ints, opened close-on-exec by the kernel; whoever gets one closes it. Every function raises
-BpfError with the errno that the kernel gave. Layouts follow include/uapi/linux/bpf.h (union bpf_attr): an attribute
-ends after the last field that is used, which every kernel that knows the command accepts.
+BpfError with the errno that the kernel gave.
 """
 
 from __future__ import annotations
@@ -14,12 +13,13 @@ import platform
 import struct
 import sys
 from dataclasses import dataclass
-from enum import IntEnum
 from functools import cache, lru_cache
 
 from datapath.bpftypes import MapType
 from datapath.errors import BpfError
+from datapath.kernel import uapi
 from datapath.kernel.libc import check, function
+from datapath.kernel.uapi import Cmd, MapBtf, MapInfo, ProgBtf, ProgInfo, TestRun
 
 SYS_BPF = {"x86_64": 321, "aarch64": 280, "riscv64": 280, "ppc64le": 361}.get(platform.machine(), 280)
 
@@ -33,94 +33,6 @@ FUNC_INFO_SIZE, LINE_INFO_SIZE = 8, 16
 """Bytes of struct bpf_func_info and struct bpf_line_info."""
 
 _MAP_IDS = 64  # more than one program of ours uses; a larger answer is asked for again
-
-
-class Cmd(IntEnum):
-    """enum bpf_cmd."""
-
-    MAP_CREATE = 0
-    MAP_LOOKUP_ELEM = 1
-    MAP_UPDATE_ELEM = 2
-    MAP_DELETE_ELEM = 3
-    MAP_GET_NEXT_KEY = 4
-    PROG_LOAD = 5
-    OBJ_PIN = 6
-    OBJ_GET = 7
-    PROG_TEST_RUN = 10
-    PROG_GET_NEXT_ID = 11
-    MAP_GET_NEXT_ID = 12
-    PROG_GET_FD_BY_ID = 13
-    MAP_GET_FD_BY_ID = 14
-    OBJ_GET_INFO_BY_FD = 15
-    BTF_LOAD = 18
-    MAP_FREEZE = 22
-    MAP_LOOKUP_BATCH = 24
-
-
-@dataclass(frozen=True, slots=True)
-class MapInfo:
-    """struct bpf_map_info; sizes in bytes. `type` stays an int, the kernel may know types that we do not."""
-
-    id: int
-    type: int
-    key_size: int
-    value_size: int
-    max_entries: int
-    flags: int
-    name: str
-
-
-@dataclass(frozen=True, slots=True)
-class ProgInfo:
-    """struct bpf_prog_info; lengths in bytes, `load_time` in nanoseconds since boot, `tag` in hex.
-
-    `verified_insns` is 0 before Linux 5.16; `run_time_ns` and `run_cnt` move only while BPF_ENABLE_STATS is on.
-    """
-
-    id: int
-    type: int
-    tag: str
-    name: str
-    map_ids: tuple[int, ...]
-    jited_len: int
-    xlated_len: int
-    verified_insns: int
-    load_time: int
-    run_time_ns: int
-    run_cnt: int
-
-
-@dataclass(frozen=True, slots=True)
-class MapBtf:
-    """The types of a map's keys and values: ids in the BTF that a descriptor stands for."""
-
-    fd: int
-    key: int = 0
-    value: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class ProgBtf:
-    """Where a program's instructions came from: struct bpf_func_info and bpf_line_info records, and their BTF."""
-
-    fd: int
-    func_info: bytes
-    line_info: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class TestRun:
-    """What BPF_PROG_TEST_RUN gave: the program's return value, the packet after it, nanoseconds per run.
-
-    `context` is struct __sk_buff after it.
-    """
-
-    __test__ = False  # not a test class, whatever pytest reads into the name
-
-    retval: int
-    data: bytes
-    duration_ns: int
-    context: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,27 +54,6 @@ _statfs = function("statfs", ctypes.c_char_p, ctypes.c_void_p)
 _bytes_as_string = ctypes.pythonapi.PyBytes_AsString
 _bytes_as_string.argtypes = (ctypes.py_object,)
 _bytes_as_string.restype = ctypes.c_void_p
-
-_MAP_CREATE = struct.Struct("=7I16s5IQ")
-_ELEM = struct.Struct("=IxxxxQQQ")
-_BATCH = struct.Struct("=4Q2I2Q")
-_PROG_LOAD = struct.Struct("=2IQQ2IQ2I16s2I")
-_PROG_LOAD_BTF = struct.Struct("=2IQ2IQI")
-"""What follows in union bpf_attr: descriptor of the BTF, then record size, place and number of func_info, line_info."""
-_FREEZE = struct.Struct("=I")
-_OBJ = struct.Struct("=Q2I")
-_ID = struct.Struct("=3I")
-_INFO = struct.Struct("=2IQ")
-_TEST_RUN = struct.Struct("=4I2Q4I2Q2I")
-_CONTEXT_ROOM = 1024
-"""Bytes that hold struct __sk_buff (192 in Linux 6.18): the kernel refuses to write a part of it."""
-_BTF_LOAD = struct.Struct("=2Q4I")
-_MAP_INFO = struct.Struct("=6I16s")
-# the head of struct bpf_prog_info, type to name; run_time_ns, run_cnt, recursion_misses and verified_insns follow later
-_PROG_INFO = struct.Struct("=2I8s2I2QQ2IQ16s")
-_PROG_INFO_LEN = 232
-_RUN_STATS = struct.Struct("=3QI")
-_RUN_STATS_OFFSET = 192
 
 
 def _raw(cmd: int, attr: bytes | ctypes.Array[ctypes.c_char], size: int) -> int:
@@ -226,7 +117,7 @@ def map_create(
 ) -> int:
     """Create a map and return its descriptor; sizes in bytes."""
     types = btf or MapBtf(0)
-    attr = _MAP_CREATE.pack(
+    attr = uapi.MAP_CREATE.pack(
         *(map_type, key_size, value_size, max_entries, flags, inner_map_fd, numa_node),
         *(_name(name), 0, types.fd, types.key, types.value, 0, map_extra),
     )
@@ -235,13 +126,15 @@ def map_create(
 
 def map_freeze(fd: int) -> None:
     """Make a map read-only for bpf(2): the verifier then knows what a read-only map of the program holds."""
-    _call(Cmd.MAP_FREEZE, _FREEZE.pack(fd))
+    _call(Cmd.MAP_FREEZE, uapi.FREEZE.pack(fd))
 
 
 def map_lookup(fd: int, key: bytes, value_size: int, *, flags: int = 0) -> bytes | None:
     """Return the value under `key`, None if there is none. `value_size` is what the kernel writes (all CPUs)."""
     value = ctypes.create_string_buffer(value_size)
-    result = _raw(Cmd.MAP_LOOKUP_ELEM, _ELEM.pack(fd, _address(key), ctypes.addressof(value), flags), _ELEM.size)
+    result = _raw(
+        Cmd.MAP_LOOKUP_ELEM, uapi.ELEM.pack(fd, _address(key), ctypes.addressof(value), flags), uapi.ELEM.size
+    )
     if result == -errno.ENOENT:
         return None
     if result < 0:
@@ -255,11 +148,13 @@ def map_slots(fd: int, count: int) -> dict[int, int]:
     For large arrays: the buffers of `map_lookup` are made once.
     """
     key, value = ctypes.c_uint32(), ctypes.c_uint32()
-    attr = ctypes.create_string_buffer(_ELEM.pack(fd, ctypes.addressof(key), ctypes.addressof(value), 0), _ELEM.size)
+    attr = ctypes.create_string_buffer(
+        uapi.ELEM.pack(fd, ctypes.addressof(key), ctypes.addressof(value), 0), uapi.ELEM.size
+    )
     found = {}
     for slot in range(count):
         key.value = slot
-        result = _raw(Cmd.MAP_LOOKUP_ELEM, attr, _ELEM.size)
+        result = _raw(Cmd.MAP_LOOKUP_ELEM, attr, uapi.ELEM.size)
         if result == 0:
             found[slot] = value.value
         elif result != -errno.ENOENT:
@@ -269,12 +164,12 @@ def map_slots(fd: int, count: int) -> dict[int, int]:
 
 def map_update(fd: int, key: bytes, value: bytes, *, flags: int = BPF_ANY) -> None:
     """Set the value under `key`."""
-    _call(Cmd.MAP_UPDATE_ELEM, _ELEM.pack(fd, _address(key), _address(value), flags))
+    _call(Cmd.MAP_UPDATE_ELEM, uapi.ELEM.pack(fd, _address(key), _address(value), flags))
 
 
 def map_delete(fd: int, key: bytes) -> bool:
     """Delete `key`; False if it was not there."""
-    result = _raw(Cmd.MAP_DELETE_ELEM, _ELEM.pack(fd, _address(key), 0, 0), _ELEM.size)
+    result = _raw(Cmd.MAP_DELETE_ELEM, uapi.ELEM.pack(fd, _address(key), 0, 0), uapi.ELEM.size)
     if result < 0 and result != -errno.ENOENT:
         raise _error(Cmd.MAP_DELETE_ELEM, -result, "")
     return result == 0
@@ -283,8 +178,8 @@ def map_delete(fd: int, key: bytes) -> bool:
 def map_next_key(fd: int, key: bytes | None, key_size: int) -> bytes | None:
     """Return the key after `key` (the first one for None), None after the last."""
     following = ctypes.create_string_buffer(key_size)
-    attr = _ELEM.pack(fd, 0 if key is None else _address(key), ctypes.addressof(following), 0)
-    result = _raw(Cmd.MAP_GET_NEXT_KEY, attr, _ELEM.size)
+    attr = uapi.ELEM.pack(fd, 0 if key is None else _address(key), ctypes.addressof(following), 0)
+    result = _raw(Cmd.MAP_GET_NEXT_KEY, attr, uapi.ELEM.size)
     if result == -errno.ENOENT:
         return None
     if result < 0:
@@ -303,11 +198,11 @@ def map_lookup_batch(
     following = ctypes.create_string_buffer(4)
     start = 0 if cursor is None else _address(cursor)
     buffers = (ctypes.addressof(buffer) for buffer in (following, keys, values))
-    attr = ctypes.create_string_buffer(_BATCH.pack(start, *buffers, room, fd, 0, 0), _BATCH.size)
-    result = _raw(Cmd.MAP_LOOKUP_BATCH, attr, _BATCH.size)
+    attr = ctypes.create_string_buffer(uapi.BATCH.pack(start, *buffers, room, fd, 0, 0), uapi.BATCH.size)
+    result = _raw(Cmd.MAP_LOOKUP_BATCH, attr, uapi.BATCH.size)
     if result not in (0, -errno.ENOENT):
         raise _error(Cmd.MAP_LOOKUP_BATCH, -result, "")
-    count = _BATCH.unpack(attr.raw)[4]
+    count = uapi.BATCH.unpack(attr.raw)[4]
     names, contents = keys.raw, values.raw
     ends = zip(range(0, key_size * count, key_size), range(0, value_size * count, value_size), strict=True)
     found = [(names[k : k + key_size], contents[v : v + value_size]) for k, v in ends]
@@ -331,15 +226,15 @@ def has_lookup_batch() -> bool:
 
 def map_info(fd: int) -> MapInfo:
     """Describe a map (bpf_map_get_info_by_fd)."""
-    info = ctypes.create_string_buffer(_MAP_INFO.size)
-    _call(Cmd.OBJ_GET_INFO_BY_FD, _INFO.pack(fd, _MAP_INFO.size, ctypes.addressof(info)))
-    map_type, ident, key_size, value_size, max_entries, flags, name = _MAP_INFO.unpack(info.raw)
+    info = ctypes.create_string_buffer(uapi.MAP_INFO.size)
+    _call(Cmd.OBJ_GET_INFO_BY_FD, uapi.INFO.pack(fd, uapi.MAP_INFO.size, ctypes.addressof(info)))
+    map_type, ident, key_size, value_size, max_entries, flags, name = uapi.MAP_INFO.unpack(info.raw)
     return MapInfo(ident, map_type, key_size, value_size, max_entries, flags, _text(name))
 
 
 def map_fd_by_id(ident: int) -> int:
     """Open a map by id; ENOENT if there is none."""
-    return _call(Cmd.MAP_GET_FD_BY_ID, _ID.pack(ident, 0, 0), f"map {ident}")
+    return _call(Cmd.MAP_GET_FD_BY_ID, uapi.ID.pack(ident, 0, 0), f"map {ident}")
 
 
 def map_next_id(ident: int) -> int | None:
@@ -394,13 +289,13 @@ def prepare_prog_load(
     writable = isinstance(insns, bytearray)
     address = ctypes.addressof(ctypes.c_char.from_buffer(insns)) if writable else _address(bytes(insns))
     licence = license_.encode() + b"\0"
-    attr = _PROG_LOAD.pack(
+    attr = uapi.PROG_LOAD.pack(
         *(prog_type, len(insns) // 8, address, _address(licence)),
         *(log_level, len(log) if log is not None else 0, ctypes.addressof(log) if log is not None else 0),
         *(0, flags, _name(name), 0, attach_type),
     )
     if btf is not None:
-        attr += _PROG_LOAD_BTF.pack(
+        attr += uapi.PROG_LOAD_BTF.pack(
             *(btf.fd, FUNC_INFO_SIZE, _address(btf.func_info), len(btf.func_info) // FUNC_INFO_SIZE),
             *(LINE_INFO_SIZE, _address(btf.line_info), len(btf.line_info) // LINE_INFO_SIZE),
         )
@@ -412,14 +307,14 @@ def prog_info(fd: int) -> ProgInfo:
     room = _MAP_IDS
     while True:
         ids = (ctypes.c_uint32 * room)()
-        info = ctypes.create_string_buffer(_PROG_INFO_LEN)
-        _PROG_INFO.pack_into(info, 0, 0, 0, b"", 0, 0, 0, 0, 0, 0, room, ctypes.addressof(ids), b"")
-        _call(Cmd.OBJ_GET_INFO_BY_FD, _INFO.pack(fd, _PROG_INFO_LEN, ctypes.addressof(info)))
-        fields = _PROG_INFO.unpack_from(info)
+        info = ctypes.create_string_buffer(uapi.PROG_INFO_LEN)
+        uapi.PROG_INFO.pack_into(info, 0, 0, 0, b"", 0, 0, 0, 0, 0, 0, room, ctypes.addressof(ids), b"")
+        _call(Cmd.OBJ_GET_INFO_BY_FD, uapi.INFO.pack(fd, uapi.PROG_INFO_LEN, ctypes.addressof(info)))
+        fields = uapi.PROG_INFO.unpack_from(info)
         if fields[9] <= room:
             break
         room = fields[9]
-    run_time, run_count, _, verified = _RUN_STATS.unpack_from(info, _RUN_STATS_OFFSET)
+    run_time, run_count, _, verified = uapi.RUN_STATS.unpack_from(info, uapi.RUN_STATS_OFFSET)
     return ProgInfo(
         id=fields[1],
         type=fields[0],
@@ -438,13 +333,13 @@ def prog_info(fd: int) -> ProgInfo:
 def prog_id(fd: int) -> int:
     """Return a program's id: the first words of what `prog_info` asks for."""
     info = ctypes.create_string_buffer(8)
-    _call(Cmd.OBJ_GET_INFO_BY_FD, _INFO.pack(fd, len(info), ctypes.addressof(info)))
+    _call(Cmd.OBJ_GET_INFO_BY_FD, uapi.INFO.pack(fd, len(info), ctypes.addressof(info)))
     return int.from_bytes(info.raw[4:], sys.byteorder)
 
 
 def prog_fd_by_id(ident: int) -> int:
     """Open a program by id; ENOENT if there is none."""
-    return _call(Cmd.PROG_GET_FD_BY_ID, _ID.pack(ident, 0, 0), f"program {ident}")
+    return _call(Cmd.PROG_GET_FD_BY_ID, uapi.ID.pack(ident, 0, 0), f"program {ident}")
 
 
 def prog_next_id(ident: int) -> int | None:
@@ -459,17 +354,17 @@ def prog_test_run(fd: int, data: bytes, *, repeat: int = 1, context: bytes = b""
     """
     out = ctypes.create_string_buffer(len(data) + room)
     packet = ctypes.create_string_buffer(data, len(data))
-    around = ctypes.create_string_buffer(context, max(len(context), _CONTEXT_ROOM))
+    around = ctypes.create_string_buffer(context, max(len(context), uapi.CONTEXT_ROOM))
     where, size_out = (ctypes.addressof(around), len(around)) if context else (0, 0)
     attr = ctypes.create_string_buffer(
-        _TEST_RUN.pack(
+        uapi.TEST_RUN.pack(
             *(fd, 0, len(data), len(out), ctypes.addressof(packet), ctypes.addressof(out)),
             *(repeat, 0, len(context), size_out, where, where, 0, 0),
         ),
-        _TEST_RUN.size,
+        uapi.TEST_RUN.size,
     )
     _call(Cmd.PROG_TEST_RUN, attr)
-    _, retval, _, size, _, _, _, duration, _, context_size, *_ = _TEST_RUN.unpack(attr.raw)
+    _, retval, _, size, _, _, _, duration, _, context_size, *_ = uapi.TEST_RUN.unpack(attr.raw)
     return TestRun(retval, out.raw[:size], duration, around.raw[:context_size])
 
 
@@ -479,26 +374,26 @@ def prog_test_run(fd: int, data: bytes, *, repeat: int = 1, context: bytes = b""
 def obj_pin(fd: int, path: str | os.PathLike[str]) -> None:
     """Pin a map or program; EEXIST if the name is taken."""
     name = os.fsencode(path) + b"\0"
-    _call(Cmd.OBJ_PIN, _OBJ.pack(_address(name), fd, 0), os.fsdecode(path))
+    _call(Cmd.OBJ_PIN, uapi.OBJ.pack(_address(name), fd, 0), os.fsdecode(path))
 
 
 def obj_get(path: str | os.PathLike[str]) -> int:
     """Open a pinned object; ENOENT if nothing is pinned there."""
     name = os.fsencode(path) + b"\0"
-    return _call(Cmd.OBJ_GET, _OBJ.pack(_address(name), 0, 0), os.fsdecode(path))
+    return _call(Cmd.OBJ_GET, uapi.OBJ.pack(_address(name), 0, 0), os.fsdecode(path))
 
 
 def btf_load(data: bytes) -> int:
     """Give BTF to the kernel and return its descriptor."""
-    return _call(Cmd.BTF_LOAD, _BTF_LOAD.pack(_address(data), 0, len(data), 0, 0, 0))
+    return _call(Cmd.BTF_LOAD, uapi.BTF_LOAD.pack(_address(data), 0, len(data), 0, 0, 0))
 
 
 def _next_id(cmd: Cmd, ident: int) -> int | None:
-    attr = ctypes.create_string_buffer(_ID.pack(ident, 0, 0), _ID.size)
-    result = _raw(cmd, attr, _ID.size)
+    attr = ctypes.create_string_buffer(uapi.ID.pack(ident, 0, 0), uapi.ID.size)
+    result = _raw(cmd, attr, uapi.ID.size)
     if result == -errno.ENOENT:
         return None
     if result < 0:
         raise _error(cmd, -result, "")
-    following: int = _ID.unpack(attr.raw)[1]
+    following: int = uapi.ID.unpack(attr.raw)[1]
     return following

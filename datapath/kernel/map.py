@@ -15,8 +15,8 @@ from typing import Self
 from datapath.bpftypes import HASH_TYPES, PERCPU_TYPES, MapType
 from datapath.errors import BpfError
 from datapath.kernel import bpf
-from datapath.kernel.bpf import MapInfo
 from datapath.kernel.cpus import possible_cpus
+from datapath.kernel.uapi import MapInfo
 
 _BATCH = 4096
 """Entries that one system call reads."""

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from datapath.bpftypes import MapType
 from datapath.kernel import bpf
+from datapath.kernel.uapi import MapInfo
 
 PENDING, STALE, RETIRED = ":pending", ":stale", ":retired-"
 
@@ -104,7 +105,7 @@ def is_program_array(path: Path) -> bool:
     return _info(path).type == MapType.PROG_ARRAY
 
 
-def _info(path: Path) -> bpf.MapInfo:
+def _info(path: Path) -> MapInfo:
     fd = bpf.obj_get(path)
     try:
         return bpf.map_info(fd)

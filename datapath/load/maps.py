@@ -14,9 +14,9 @@ from datapath.attempts import each
 from datapath.bpftypes import OF_MAPS_TYPES, MapType
 from datapath.errors import BpfError, MapDifference, MapIncompatible, ObjectError, PinPathError
 from datapath.kernel import bpf
-from datapath.kernel.bpf import MapBtf, MapInfo
 from datapath.kernel.cpus import cpu_ids, possible_cpus
 from datapath.kernel.map import CacheEntry, CreatedPin, Map, MapCache, open_pin, round_up
+from datapath.kernel.uapi import MapBtf, MapInfo
 from datapath.load.types import TypeStore
 from datapath.object.spec import CollectionSpec, DataSection, MapSpec
 

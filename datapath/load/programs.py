@@ -17,8 +17,9 @@ from typing import Self
 
 from datapath.errors import BpfError, VerifierError
 from datapath.kernel import bpf
-from datapath.kernel.bpf import ProgInfo, ProgLoad
+from datapath.kernel.bpf import ProgLoad
 from datapath.kernel.map import Map
+from datapath.kernel.uapi import ProgInfo
 from datapath.load.types import TypeStore
 from datapath.object.btfext import source_line
 from datapath.object.spec import CollectionSpec, ProgramSpec

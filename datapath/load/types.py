@@ -9,7 +9,7 @@ from typing import Self
 
 from datapath.errors import BpfError
 from datapath.kernel import bpf
-from datapath.kernel.bpf import MapBtf, ProgBtf
+from datapath.kernel.uapi import MapBtf, ProgBtf
 from datapath.object.spec import CollectionSpec, MapSpec, ProgramSpec
 
 

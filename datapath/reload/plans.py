@@ -16,6 +16,7 @@ from datapath.build.templates import Kind
 from datapath.endpoint import DatapathConfig, Endpoint, Interface
 from datapath.errors import LinkNotFound
 from datapath.kernel.hooks import Direction
+from datapath.mapnames import netdev_of
 from datapath.names import check_ifname
 from datapath.reload.prepare import Compile, FillArrays, LoadPrograms, MigrateMaps, OpenMaps, RepinMaps, WriteObject
 from datapath.reload.step import Plan, Step
@@ -27,7 +28,6 @@ EXCLUDED_PREFIXES = ("cilium_", "lo", "lxc", "cni", "docker")
 
 OVERLAY_SUBJECT = "overlay"
 
-_NETDEV_CALLS = re.compile(r"cilium_calls_netdev_(\d+)(?=$|:)")
 _NETDEV_OBJECT = re.compile(r"bpf_netdev_(.+)\.o")
 
 
@@ -137,8 +137,8 @@ def _keeps_programs(name: str, devices: Sequence[str]) -> bool:
 def _calls_maps_left(pins: Path, links: Mapping[str, Interface], devices: Sequence[str]) -> list[Path]:
     """Return the pinned calls maps of interfaces that lose their programs, or are gone."""
     kept = {link.ifindex for name, link in links.items() if _keeps_programs(name, devices)}
-    numbered = ((path, _NETDEV_CALLS.match(path.name)) for path in _entries(pins))
-    return [path for path, match in numbered if match is not None and int(match[1]) not in kept]
+    numbered = ((path, netdev_of(path.name)) for path in _entries(pins))
+    return [path for path, ifindex in numbered if ifindex is not None and ifindex not in kept]
 
 
 def _objects_left(directory: Path, links: Mapping[str, Interface], devices: Sequence[str]) -> list[Path]:

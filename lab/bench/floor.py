@@ -19,12 +19,13 @@ from typing import Any, Self
 
 from datapath.errors import BpfError, ReloadlabError
 from datapath.kernel import hooks
-from datapath.kernel.bpf import SYS_BPF, Cmd
+from datapath.kernel.bpf import SYS_BPF
 from datapath.kernel.hooks import Direction
 from datapath.kernel.libc import function
 from datapath.kernel.map import open_pin
 from datapath.kernel.netns import enter
 from datapath.kernel.pins import PENDING
+from datapath.kernel.uapi import Cmd
 from datapath.load.maps import max_entries
 from datapath.load.programs import bind, data_words
 from datapath.mapnames import is_calls_map

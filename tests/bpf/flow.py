@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 
-from datapath.kernel.bpf import TestRun
 from datapath.kernel.map import Map
+from datapath.kernel.uapi import TestRun
 from lab.abi import conntrack
 from lab.abi.conntrack import CtEntry, CtTuple
 from tests.bpf.frames import ETH_P_IP, ETH_P_IPV6, ICMP, ICMPV6, TCP, eth, ipv4, ipv6

@@ -22,8 +22,9 @@ from datapath.build.headers import (
 )
 from datapath.build.nodemacros import HOST_ENDPOINT_ID
 from datapath.endpoint import HOST_ID, LABEL_HOST, Endpoint, NodeConfig
-from datapath.kernel.bpf import TestRun, prog_test_run
+from datapath.kernel.bpf import prog_test_run
 from datapath.kernel.map import Map
+from datapath.kernel.uapi import TestRun
 from datapath.load.collection import Collection
 from datapath.load.programs import Program
 from datapath.object.reader import ObjectImage, read_object

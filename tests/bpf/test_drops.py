@@ -10,7 +10,7 @@ from ipaddress import IPv4Address, IPv6Address
 
 import pytest
 
-from datapath.kernel.bpf import TestRun
+from datapath.kernel.uapi import TestRun
 from lab.abi.notifications import NOTIFY_DROP, SOURCE_FILES, DropNotify
 from lab.abi.policymap import PolicyKey
 from tests.bpf import frames, perf

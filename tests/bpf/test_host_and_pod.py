@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from datapath.kernel.bpf import TestRun
 from datapath.kernel.map import Map
+from datapath.kernel.uapi import TestRun
 from lab.abi.layouts import Program
 from lab.abi.policymap import POLICY_ENTRY_ALLOW, PolicyEntry, PolicyKey
 from tests.bpf.frames import ETH_P_IP, ETH_P_IPV6, eth, ipv4, ipv6, udp

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from datapath.bpftypes import MapType, ProgType
-from datapath.kernel.bpf import TestRun
+from datapath.kernel.uapi import TestRun
 from datapath.load.collection import Collection
 from datapath.load.programs import Program
 from datapath.object.spec import CollectionSpec, MapSpec, ProgramSpec
