@@ -16,5 +16,5 @@ def test_a_message_is_one_of_pyroute2(kind: MessageClass) -> None:
 
 
 def test_pyroute2_is_imported_with_the_first_message() -> None:
-    code = "import sys, lab.node.node as node; assert 'pyroute2' not in sys.modules; node.links.delete_link(1)"
+    code = "import sys, lab.node.live as live; assert 'pyroute2' not in sys.modules; live.links.delete_link(1)"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
