@@ -151,7 +151,7 @@ class NetlinkError(ReloadlabError):
 
 
 class LinkNotFound(ReloadlabError):
-    """An interface that is not there (or is there no more)."""
+    """A missing interface."""
 
     def __init__(self, ifname: str) -> None:
         super().__init__(f"interface {ifname} does not exist")

@@ -83,8 +83,10 @@ class Filter:
         return self.is_local and self.kind == "bpf" and self.name.startswith(OURS)
 
     def __str__(self) -> str:
+        """Return its name, or kind, and where it is if that is elsewhere; printable, whatever bytes the name has."""
         where = [f"{word} {number}" for word, number in (("block", self.block), ("chain", self.chain)) if number]
-        return (self.name or self.kind) + (f" ({', '.join(where)})" if where else "")
+        said = os.fsencode(self.name).decode(errors="replace") or self.kind
+        return said + (f" ({', '.join(where)})" if where else "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +103,7 @@ class HookTaken(ReloadlabError):
     def __init__(self, ifname: str, taken: Filter) -> None:
         super().__init__(
             f"{ifname} {taken.direction}: priority {taken.priority} handle {taken.handle:#x} is taken by "
-            f"{taken.name or 'a ' + taken.kind + ' filter'}: choose another filter priority"
+            f"{taken if taken.name else f'a {taken.kind} filter'}: choose another filter priority"
         )
         self.ifname = ifname
         self.filter = taken

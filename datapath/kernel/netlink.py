@@ -11,7 +11,7 @@ import os
 import socket
 import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -240,14 +240,18 @@ class NetlinkSocket:
             _HEADER.pack_into(out, start, length, kind, given & ~NLM_F_ACK | flags, self._sequence, 0)
             if acknowledge and message is messages[-1]:
                 _HEADER.pack_into(out, start, length, kind, given | NLM_F_ACK | flags, self._sequence, 0)
-        with _named(what):
+        try:
             self._socket.send(out)
+        except OSError as error:
+            raise _named(what, error) from error
         return self._sequence
 
     def _receive(self, what: str) -> Iterator[tuple[int, int, bytes]]:
         while True:
-            with _named(what):
+            try:
                 size = self._socket.recv_into(self._buffer)
+            except OSError as error:
+                raise _named(what, error) from error
             data = bytes(memoryview(self._buffer)[:size])
             offset = 0
             while offset + 16 <= len(data):
@@ -263,17 +267,12 @@ class NetlinkSocket:
                 return
 
 
-@contextmanager
-def _named(what: str) -> Iterator[None]:
-    """Raise what the socket says as the NetlinkError of a request; no answer in time is ETIMEDOUT."""
-    try:
-        yield
-    except BlockingIOError as error:
-        detail = f"the kernel gave no answer within {ANSWER_SECONDS} s"
-        raise NetlinkError(what, errno.ETIMEDOUT, detail) from error
-    except OSError as error:
-        number = error.errno or 0
-        raise NetlinkError(what, number, os.strerror(number)) from error
+def _named(what: str, error: OSError) -> NetlinkError:
+    """Return an error of the socket as that of a request; no answer in time is ETIMEDOUT."""
+    if isinstance(error, BlockingIOError):
+        return NetlinkError(what, errno.ETIMEDOUT, f"the kernel gave no answer within {ANSWER_SECONDS} s")
+    number = error.errno or 0
+    return NetlinkError(what, number, os.strerror(number))
 
 
 def _errno(message: bytes) -> int:

@@ -55,7 +55,7 @@ def pod_plan(config: DatapathConfig, endpoint: Endpoint, *, subject: str) -> Pla
 def host_plan(config: DatapathConfig, endpoint: Endpoint, links: Mapping[str, Interface], *, subject: str) -> Plan:
     """Return the reload of the host endpoint; `links` are the interfaces of the node.
 
-    LinkNotFound without cilium_host or cilium_net; a configured device that is not there is left out with a warning.
+    LinkNotFound without cilium_host or cilium_net; a missing device is left out with a warning.
     """
     for needed in (CILIUM_HOST, CILIUM_NET):
         if needed not in links:

@@ -211,6 +211,7 @@ def test_a_name_that_is_no_text_comes_back_as_it_was(wire: Wire) -> None:
     (found,) = wire.filters()
     wire.attach(wire.second, found.name)
     assert [f.name for f in wire.filters()] == [name]
+    assert str(found) == "cil_\ufffd\ufffd"
 
 
 @pytest.mark.privileged
