@@ -23,7 +23,7 @@ from lab.abi import layouts
 from lab.agent.agent import Agent, Failure
 from lab.errors import LabSystemError
 from lab.node.node import Node, UnknownTarget
-from lab.node.topology import InvalidSpec, NodeSpec
+from lab.node.topology import InvalidSpec, NodeSpec, PodSpec, label_identity
 from lab.scenario.scenario import Gate
 from lab.watch import metrics
 from lab.watch.invariants import baseline, check
@@ -122,11 +122,13 @@ def test_system_error_names_the_lab(agent: Agent, tmp_path: Path) -> None:
 
 def test_pod_comes_and_goes(agent: Agent) -> None:
     before = baseline(agent)
-    outcome = agent.add_pod("late")
+    labels = frozenset({"app=web"})
+    outcome = agent.add_pod(PodSpec("late", labels=labels))
     assert [item.program for item in outcome.attached] == ["cil_from_container"]
     pod = agent.node.pod("late")
     assert layouts.endpoint_key(pod.ipv4) in content(agent, "cilium_lxc")
     assert "late" in agent.subjects
+    assert identity(agent, layouts.ipcache_key(pod.ipv4, 32)) == label_identity(labels)
     agent.remove_pod("late")
     assert layouts.endpoint_key(pod.ipv4) not in content(agent, "cilium_lxc")
     assert check(agent, before) == []
