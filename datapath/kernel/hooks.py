@@ -125,12 +125,12 @@ class HookBlocked(ReloadlabError):
 class HookShared(ReloadlabError):
     """A hook with the filters of a block that interfaces share: the kernel takes none for one interface alone."""
 
-    def __init__(self, ifindex: int, direction: Direction, block: int) -> None:
+    def __init__(self, ifname: str, direction: Direction, block: int) -> None:
         super().__init__(
-            f"interface {ifindex} {direction} has the shared filter block {block}: "
+            f"{ifname} {direction} has the shared filter block {block}: "
             f"give it a clsact qdisc without {direction}_block"
         )
-        self.ifindex = ifindex
+        self.ifname = ifname
         self.direction = direction
         self.block = block
 

@@ -107,7 +107,7 @@ class Attach(Step):
     def _ensure_clsact(self, work: Workspace, replaced: _Replaced) -> None:
         found = hooks.qdisc(work.netlink, replaced.ifindex)
         if found is not None and found.blocks[self.direction]:
-            raise HookShared(replaced.ifindex, self.direction, found.blocks[self.direction])
+            raise HookShared(self.target, self.direction, found.blocks[self.direction])
         replaced.made_clsact = found is None
         if not hooks.ensure_clsact(work.netlink, replaced.ifindex):
             replaced.made_clsact = False

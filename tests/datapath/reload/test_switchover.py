@@ -153,7 +153,7 @@ class TestAttach:
         words = ["protocol", "all", "prio", "1", "u32", "match", "u32", "0", "0"]
         support.tc(rig.config.netns, "qdisc", "add", "dev", lxc, f"{direction}_block", "1", "clsact")
         ifindex = rig.netlink.ifindex(lxc)
-        wanted = f"interface {ifindex} {direction} has the shared filter block 1: give it a clsact qdisc without"
+        wanted = f"{lxc} {direction} has the shared filter block 1: give it a clsact qdisc without"
         assert wanted in fails_unchanged(rig, HookShared, routes=True)
         support.tc(rig.config.netns, "filter", "add", "block", "1", *words)
         assert wanted in fails_unchanged(rig, HookShared, routes=True)
