@@ -39,7 +39,8 @@ class Reloader:
     """A context manager around the loader of one node.
 
     `defines` are further macros for every program, as -D options; `library` the C sources, ours by default, `clang` the
-    compiler. `change` is applied to every plan: so a test can give the agent a faulty loader.
+    compiler. `change` is applied to every plan: so a test can give the agent a faulty loader. `on_outcome` hears of
+    every reload that succeeds, whichever process does it.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class Reloader:
         self.config = replace(config, defines=tuple(defines), filter_priority=filter_priority)
         self.loader = Loader(self.config, verifiers=verifiers, on_new_map=self._fill, on_compile=on_compile)
         self.change: Change | None = None
+        self.on_outcome: Callable[[Outcome], object] | None = None
         self._stack = ExitStack()
         self._maps_holders: list[int] = []
         # Shared by reloads, held exclusively while a setting changes that all programs of the node are built with.
@@ -183,7 +185,13 @@ class Reloader:
             plan = self.plan(subject, generation=self.next_generation())
             plan = self.change(plan) if self.change is not None else plan
             with system_errors(self.node.name), self._holding_maps():
-                return self.loader.apply(plan, observer=observer, cancel=cancel)
+                outcome = self.loader.apply(plan, observer=observer, cancel=cancel)
+            self._tell(outcome)
+            return outcome
+
+    def _tell(self, outcome: Outcome) -> None:
+        if self.on_outcome is not None:
+            self.on_outcome(outcome)
 
     def reload_many(
         self,
@@ -207,6 +215,9 @@ class Reloader:
             results = reload_one_by_one(self, names, cancel=cancel, observer=observer)
         else:
             results = reload_by_workers(self, names, workers=workers, cancel=cancel, on_worker=on_worker)
+            for result in results:
+                if isinstance(result, Outcome):
+                    self._tell(result)
         if set(self.subjects) <= set(names) and not any(isinstance(result, Failure) for result in results):
             self._settle_routes(cancel)
         return results

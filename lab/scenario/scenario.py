@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
+from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
@@ -84,8 +84,7 @@ class Watched:
     """What is common to a scenario on one node and on several: traffic over them, and the checks at the end.
 
     A context manager. Leaving it without an exception checks every invariant on every node and raises
-    InvariantsViolated. `outcomes` are the reloads after the first of everything, `phases` the reports of its traffic:
-    one, and one more for each pause.
+    InvariantsViolated. `phases` are the reports of its traffic: one, and one more for each pause.
     """
 
     def __init__(self, rate: float) -> None:
@@ -94,7 +93,7 @@ class Watched:
         self._expected = Expected()
         self._expected_on: dict[str, Expected] = {}
         self._abandoned = False
-        self.outcomes: list[Outcome] = []
+        self._outcomes: list[tuple[str, Outcome]] = []
         self.violations: list[Violation] = []
         self.phases: list[TrafficReport] = []
         self._finished = False
@@ -106,6 +105,8 @@ class Watched:
         """Start the traffic, remember how everything is, and keep what `stack` holds until the scenario ends."""
         self.traffic = stack.enter_context(Traffic(flows, rate=self._rate))
         self._before = tuple((agent, baseline(agent, _solicitations(stack, agent))) for agent in agents)
+        for agent in agents:
+            agent.on_outcome = partial(self._note, agent.node.name)
         self._stack = stack.pop_all()
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
@@ -123,11 +124,20 @@ class Watched:
         for agent, before in self._before:
             name = agent.node.name
             expected = self._expected_on.get(name, self._expected)
-            found = check(agent, before, expected=expected, outcomes=self._outcomes_on(name))
-            self.violations += found if len(self._before) == 1 else [v.on(agent.node.name) for v in found]
-        self.violations += check_warnings(self.outcomes, (self._expected, *self._expected_on.values()))
+            outcomes = [outcome for node, outcome in self._outcomes if node == name]
+            found = check(agent, before, expected=expected, outcomes=outcomes)
+            found += check_warnings(outcomes, expected)
+            self.violations += found if len(self._before) == 1 else [v.on(name) for v in found]
         if self.violations:
             raise InvariantsViolated(self.violations)
+
+    def _note(self, node: str, outcome: Outcome) -> None:
+        self._outcomes.append((node, outcome))
+
+    @property
+    def outcomes(self) -> tuple[Outcome, ...]:
+        """The reloads since the scenario began, whoever asked the agents for them, in the order of their ends."""
+        return tuple(outcome for _, outcome in self._outcomes)
 
     @property
     def sent(self) -> int:
@@ -153,10 +163,6 @@ class Watched:
             raise TrafficError("the traffic is not paused")
         self._paused = False
         self.traffic = self._stack.enter_context(Traffic(self.traffic.flows, rate=self._rate))
-
-    def _outcomes_on(self, node: str) -> Sequence[Outcome]:
-        """Return the reloads of one node, in their order."""
-        return self.outcomes
 
     def abandon(self) -> None:
         """Check nothing when the block ends: the scenario has failed already, by itself."""
@@ -210,24 +216,21 @@ class Scenario(Watched):
 
     def reload(self, *subjects: str, gate: Gate | None = None, cancel: threading.Event | None = None) -> list[Outcome]:
         """Reload these endpoints, one after the other; all if none is named."""
-        done = [self.agent.reload(subject, observer=gate, cancel=cancel) for subject in subjects or self.agent.subjects]
-        self.outcomes += done
-        return done
+        names = subjects or self.agent.subjects
+        return [self.agent.reload(subject, observer=gate, cancel=cancel) for subject in names]
 
     def reload_parallel(self, subjects: Iterable[str], *, workers: int) -> list[Outcome]:
         """Reload in parallel; the first failure is raised when all are done."""
         results = self.agent.reload_many(subjects, workers=workers)
-        done = [result for result in results if isinstance(result, Outcome)]
-        self.outcomes += done
         for result in results:
             if isinstance(result, Failure):
                 raise result.error
-        return done
+        return [result for result in results if isinstance(result, Outcome)]
 
     def set_endpoint_routes(self, on: bool) -> None:
         """Switch the whole node to the other routing mode while traffic runs."""
         self.expect(other_path=True)
-        self.outcomes += self.agent.set_endpoint_routes(on, workers=2)
+        self.agent.set_endpoint_routes(on, workers=2)
 
     def reload_fails(
         self,
@@ -265,7 +268,6 @@ class ClusterScenario(Watched):
         super().__init__(rate)
         self._flows = flows or (lambda cluster: cluster_flows(cluster.nodes))
         self.cluster = Cluster(specs, **options)
-        self._outcomes_by_node: defaultdict[str, list[Outcome]] = defaultdict(list)
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
@@ -281,16 +283,7 @@ class ClusterScenario(Watched):
 
     def reload(self, *names: str, gate: Gate | None = None) -> list[Outcome]:
         """Reload these, such as 2/pod-1, one after the other; everything on all nodes if none is named."""
-        done = []
-        for name in names or self.cluster.subjects:
-            done.append(self.cluster.reload(name, observer=gate))
-            agent, _ = self.cluster.find(name)
-            self._outcomes_by_node[agent.node.name].append(done[-1])
-        self.outcomes += done
-        return done
-
-    def _outcomes_on(self, node: str) -> Sequence[Outcome]:
-        return self._outcomes_by_node[node]
+        return [self.cluster.reload(name, observer=gate) for name in names or self.cluster.subjects]
 
     def silence(self, *, count: int = 3, flows: Sequence[str] | None = None) -> list[str]:
         """Send a burst over all flows, or these; return those in which not every packet is answered."""

@@ -205,7 +205,7 @@ def test_warns(scenario, expected):
     if expected:
         scenario.expect(warnings={expected})
     scenario.agent.configure(devices=("eth7",))
-    scenario.reload("host")
+    scenario.agent.reload("host")
     scenario.agent.configure(devices=())
 """
 
