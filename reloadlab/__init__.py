@@ -83,7 +83,7 @@ _NAMES = {
     "lab.abi.layouts": "ipcache_key",
     # The kernel: hooks, pinned maps, netlink.
     "datapath.bpftypes": "MapType",
-    "datapath.kernel.bpf": "MapInfo",
+    "datapath.kernel.uapi": "MapInfo",
     "datapath.kernel.hooks": "Direction HookTaken attach detach filters",
     "datapath.kernel.netlink": "NLM_F_REQUEST NetlinkSocket",
     "datapath.kernel.map": "open_pin",
