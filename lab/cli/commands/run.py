@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -81,13 +82,17 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _verdict(records: Sequence[Record], report: ParallelReport | None) -> tuple[bool, str]:
-    """Return whether all is well, and the same in words."""
-    failed = sum(record.outcome in (FAILED, ERROR) for record in records)
-    left_out = sum(record.outcome == NOT_RUN for record in records)
+    """Return whether all is well, and the same in words. A run in which nothing was checked is not well."""
+    counts = Counter(record.outcome for record in records)
+    failed, left_out, skipped, passed = counts[FAILED] + counts[ERROR], counts[NOT_RUN], counts[SKIPPED], counts[PASSED]
     bad = [plural(failed, "scenario") + " failed"] if failed else []
     bad += [f"{left_out} not run"] if left_out else []
     bad += ["parallel reloads failed"] if report is not None and not report.passed else []
-    return not bad, f"[bold red]{', '.join(bad)}[/]" if bad else "[bold green]all passed[/]"
+    if skipped and not passed and not bad:
+        bad = ["nothing was checked: all skipped"]
+    if bad:
+        return False, f"[bold red]{', '.join(bad)}[/]"
+    return True, f"[bold green]{f'{passed} passed, {skipped} skipped' if skipped else 'all passed'}[/]"
 
 
 def _workers(text: str) -> str:

@@ -141,6 +141,32 @@ def test_first_failure_stops_the_rest(suite: Path) -> None:
     assert "1 scenario failed, 1 not run" in ran.out
 
 
+SKIPPED = """
+import pytest
+
+def test_one():
+    pass
+
+def test_two():
+    pytest.skip("not today")
+"""
+
+
+def test_what_was_skipped_is_not_called_passed(suite: Path) -> None:
+    suite.write_text(SKIPPED)
+    ran = run(suite)
+    assert (ran.code, ran.outcomes) == (0, {"test_one": "passed", "test_two": "skipped"})
+    assert "1 passed, 1 skipped" in ran.out
+    assert "all passed" not in ran.out
+
+
+def test_a_run_in_which_all_is_skipped_has_checked_nothing(suite: Path) -> None:
+    suite.write_text(SKIPPED)
+    ran = run(suite, "-k", "two")
+    assert ran.code == 1
+    assert "nothing was checked: all skipped" in ran.out
+
+
 def test_failed_last(suite: Path) -> None:
     """What run.json tells of the last run is what pytest takes for its own cache."""
     suite.write_text(THREE)
