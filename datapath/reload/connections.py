@@ -2,8 +2,8 @@
 
 A map that became incompatible is replaced by the first reload that needs it, with its content. All other endpoints go
 on with the old one until they are reloaded themselves, and so do the programs of that reload until they are attached:
-what they note meanwhile, nobody else sees. So each endpoint's reload carries over what its old programs have noted.
-(The reference copies nothing: every connection is a new one then, and its answers meet the policy.)
+nobody else sees what they note meanwhile. So each endpoint's reload carries over what its old programs have noted.
+(The reference copies nothing: every connection is then a new one, and its answers meet the policy.)
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def remember(directory: Path, maps: Mapping[str, Map]) -> None:
 
 
 def owner(node: NodeConfig, endpoint: Endpoint | None) -> Owns:
-    """Return a test of whether an address is an endpoint's; what is no pod's is the host's and the overlay's (None)."""
+    """Return a test of whether an address is the endpoint's; the host and the overlay (None) have all but the pods'."""
     if endpoint is not None and not endpoint.is_host:
         return frozenset(address.packed for address in (endpoint.ipv4, endpoint.ipv6) if address).__contains__
     routers = (node.router_ipv4.packed, node.router_ipv6.packed)
@@ -70,9 +70,9 @@ def owner(node: NodeConfig, endpoint: Endpoint | None) -> Owns:
 def carry_over(directory: Path, maps: Mapping[str, Map], owns: Owns) -> dict[str, int]:
     """Bring into `maps` what the endpoint's programs have noted in those that they used until now.
 
-    Of connections its own alone: an endpoint whose programs use the new map already knows its own better, and one that
-    is gone must not leave them to its successor. Of everything else, what the new map lacks. Returns how many entries
-    did not fit, by map, where any did not.
+    Of connections only its own: an endpoint whose programs use the new map already knows its own better, and a removed
+    one must not leave them to its successor. Of all other entries those that the new map lacks. Returns how many
+    entries did not fit, for the maps where any did not.
     """
     used = _ids(maps)
     if not used:

@@ -1,4 +1,4 @@
-"""What the steps of one reload share: open descriptors, and what each step needs to undo itself."""
+"""What the steps of one reload share: open descriptors, the objects on their way, and how each step is undone."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ Undo = Callable[[], object]
 class LoadedObject:
     """One object on its way into the kernel.
 
-    `own_maps` are its maps that were given a name of their own: nobody shares them. `moved` are the pins that were
-    moved aside for it.
+    `own_maps` are the maps that were renamed for this object: nobody shares them. `moved` are the pins that were moved
+    aside for it.
     """
 
     spec: CollectionSpec
@@ -49,7 +49,7 @@ class LoadedObject:
             raise RuntimeError(f"{self.spec.path}: no map is open yet")
         return self._collection
 
-    def open(self, collection: Collection) -> None:
+    def set_collection(self, collection: Collection) -> None:
         self._collection = collection
 
 
@@ -60,7 +60,7 @@ class Workspace:
     `maps_lock` is held shared by every reload and exclusively by one that replaces a map that others share.
     `on_new_map` is called with each map that is new and empty, before any program that uses it is attached: the control
     plane fills it there. What replaces a map of the same layout is not empty.
-    `template` are those of this reload by kind, `objects` what was made of each object, by the object's name.
+    `template` holds the templates of this reload by kind, `objects` the state of each object by its name.
     `committed` is set by the commit when it begins what cannot be undone.
     """
 
@@ -107,7 +107,7 @@ class Workspace:
     def keep_collection(self, name: str, collection: Collection) -> None:
         """Close an object's descriptors when the reload ends."""
         self._stack.callback(collection.close)
-        self.objects[name].open(collection)
+        self.objects[name].set_collection(collection)
 
     def on_undo(self, step: Step, action: Undo) -> None:
         """Have `action` called if the step is undone, before those that were registered earlier."""
@@ -122,5 +122,6 @@ class Workspace:
         self._intervals.append(interval)
 
     def take_intervals(self) -> list[Interval]:
+        """Return the work that was noted since the last call."""
         taken, self._intervals = self._intervals, []
         return taken
