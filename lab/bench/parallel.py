@@ -20,8 +20,6 @@ from lab.traffic.traffic import Traffic
 from lab.watch.tracing import SyscallEvent, SyscallTracer, TracingUnavailable, kernel_share
 
 WORKERS = (1, 2, 4, 8)
-PODS = 50
-ROUNDS = 3
 
 OnRound = Callable[[int, int, float], None]
 """Called after each round with its number (from 0), the number of workers, and the reloads per second."""
@@ -101,9 +99,9 @@ class WorkerRounds:
 
 def measure_parallel(
     *,
-    pods: int = PODS,
+    pods: int,
     workers: Sequence[int] = WORKERS,
-    rounds: int = ROUNDS,
+    rounds: int,
     on_round: OnRound | None = None,
     **options: Any,
 ) -> ParallelReport:

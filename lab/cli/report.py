@@ -123,7 +123,7 @@ def failed_before(text: str | None) -> list[str]:
 
 
 class RunFile:
-    """run.json, written anew again and again while the run goes on."""
+    """run.json, written anew again and again while the run goes on; `text` is what it holds."""
 
     def __init__(self, output: OutputDirectory) -> None:
         self._output = output
@@ -132,6 +132,7 @@ class RunFile:
         self._stale = False
         self.before = failed_before(output.read(RUN_JSON))
         self.parallel: ParallelReport | None = None
+        self.text = ""
 
     @property
     def path(self) -> Path:
@@ -153,7 +154,8 @@ class RunFile:
     def write(self, scenarios: Sequence[Record], *, complete: bool = False) -> None:
         """Write the file now; OSError tells why it cannot be written."""
         document = run_json(scenarios, self.parallel, self.seconds, complete=complete)
-        self._output.write(RUN_JSON, json.dumps(document, indent=1) + "\n")
+        self.text = json.dumps(document, indent=1) + "\n"
+        self._output.write(RUN_JSON, self.text)
         self._stale = False
 
 

@@ -169,12 +169,12 @@ def print_json(value: object) -> None:
     print(json.dumps(value, indent=2))
 
 
-def make_console() -> Console:
+def make_console(*, stderr: bool = False) -> Console:
     """Return a console for tables: as wide as the terminal, or wide enough for all columns in a pipe."""
     from rich.console import Console
 
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(width=PLAIN_WIDTH, highlight=False)
+    console = Console(highlight=False, stderr=stderr)
+    return console if console.is_terminal else Console(width=PLAIN_WIDTH, highlight=False, stderr=stderr)
 
 
 def plural(number: int, thing: str) -> str:

@@ -52,11 +52,7 @@ def imported(arguments: str, modules: tuple[str, ...]) -> list[str]:
     return done.stderr.splitlines()[-1].split()
 
 
-# The main job takes minutes, whatever it imports.
-LIGHT = [name for name in COMMANDS if name != "run"]
-
-
-@pytest.mark.parametrize("arguments", ["--help", "ls", "down nope", *(f"{name} --help" for name in LIGHT)])
+@pytest.mark.parametrize("arguments", ["--help", "ls", "down nope", *(f"{name} --help" for name in COMMANDS)])
 def test_nothing_heavy_is_imported_for_a_help_text_or_a_list(arguments: str, tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RELOADLAB_RUN", str(tmp_path / "none"))
@@ -96,7 +92,7 @@ def test_every_argument_says_what_it_is(name: str) -> None:
         assert [action.dest for action in parser._actions if not action.help] == []
 
 
-@pytest.mark.parametrize("name", [name for name in COMMANDS if name not in ("exec", "completion", "run")])
+@pytest.mark.parametrize("name", [name for name in COMMANDS if name not in ("exec", "completion")])
 def test_what_prints_a_result_has_json(name: str) -> None:
     innermost = [p for p in parsers(command_parser(name)) if p._subparsers is None]
     assert innermost

@@ -160,6 +160,14 @@ def test_what_was_skipped_is_not_called_passed(suite: Path) -> None:
     assert "all passed" not in ran.out
 
 
+def test_what_run_json_holds_is_printed_on_demand(suite: Path) -> None:
+    suite.write_text(THREE)
+    ran = call(suite, [*command(suite), "--json"])
+    assert ran.code == 1
+    assert json.loads(ran.out) == ran.document
+    assert "1 scenario failed" in ran.err
+
+
 def test_a_run_in_which_all_is_skipped_has_checked_nothing(suite: Path) -> None:
     suite.write_text(SKIPPED)
     ran = run(suite, "-k", "two")

@@ -1,0 +1,147 @@
+"""The main job of `reloadlab run`: doctor, suites under pytest, parallel reloads, and run.json while it goes on."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from rich.markup import escape
+
+from lab.bench.parallel import ParallelReport, measure_parallel
+from lab.cli.output import OutputDirectory
+from lab.cli.report import RunFile, print_parallel, print_reasons, print_scenarios, short_name
+from lab.cli.suites import Call, Suites, WrongCall
+from lab.cli.targets import make_console, plural
+from lab.doctor import doctor
+from lab.node import registry
+from lab.scenario.records import ERROR, FAILED, NOT_RUN, PASSED, RUNNING, SKIPPED, Record
+from lab.system.scratch import scratch
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+WRONG_CALL = 2
+"""Exit code: pytest does not understand what was handed on to it."""
+
+
+def do(args: argparse.Namespace) -> int:
+    """Do the main job with the options of the command, and return its exit code."""
+    console = make_console(stderr=args.json)
+    if not _examine(console):
+        return 1
+    with OutputDirectory(args.out) as output:
+        file = RunFile(output)
+        # Told now, not in four minutes, if it cannot be written.
+        file.write([])
+        registry.sweep()
+        try:
+            records = _scenarios(console, args, file)
+        except WrongCall as error:
+            print(f"reloadlab: {error}", file=sys.stderr)
+            return WRONG_CALL
+        if args.rounds > 0:
+            file.parallel = _measure(console, args)
+        file.write(records, complete=True)
+    good, verdict = _verdict(records, file.parallel)
+    console.print(f"\n{plural(len(records), 'scenario')} in {file.seconds:.0f} s, {verdict}; all of it in {file.path}")
+    if args.json:
+        print(file.text, end="")
+    return 0 if good else 1
+
+
+def _verdict(records: Sequence[Record], report: ParallelReport | None) -> tuple[bool, str]:
+    """Return whether all is well, and the same in words. A run in which nothing was checked is not well."""
+    counts = Counter(record.outcome for record in records)
+    failed, left_out, skipped, passed = counts[FAILED] + counts[ERROR], counts[NOT_RUN], counts[SKIPPED], counts[PASSED]
+    bad = [plural(failed, "scenario") + " failed"] if failed else []
+    bad += [f"{left_out} not run"] if left_out else []
+    bad += ["parallel reloads failed"] if report is not None and not report.passed else []
+    if skipped and not passed and not bad:
+        bad = ["nothing was checked: all skipped"]
+    if bad:
+        return False, f"[bold red]{', '.join(bad)}[/]"
+    return True, f"[bold green]{f'{passed} passed, {skipped} skipped' if skipped else 'all passed'}[/]"
+
+
+def _examine(console: Console) -> bool:
+    console.print("[bold]doctor[/]")
+    findings = list(doctor.examine())
+    for finding in findings:
+        if finding.state is not doctor.State.OK:
+            console.print(f"  {finding}", markup=False)
+    missing = [f for f in findings if f.state is doctor.State.MISSING]
+    console.print(f"  {sum(f.state is doctor.State.OK for f in findings)} of {len(findings)} requirements are there")
+    return not missing
+
+
+def _scenarios(console: Console, args: argparse.Namespace, file: RunFile) -> list[Record]:
+    """Run the suites under pytest, keep run.json up to date, print and return a record per scenario."""
+    console.print("\n[bold]scenarios[/]")
+    call = Call(
+        paths=args.paths,
+        select=args.select,
+        workers=args.workers,
+        library=args.library,
+        defines=args.defines,
+        handed_on=args.handed_on,
+        failed=file.before,
+    )
+    told: set[str] = set()
+    with scratch() as directory, _swept():
+        suites = Suites(call, directory)
+
+        def on_look(changed: Sequence[Record]) -> None:
+            # What is handed on to pytest may well concern what it prints: then that is what is shown.
+            if not args.handed_on:
+                _print_progress(console, changed, told)
+            file.update(suites.records, changed=bool(changed))
+
+        try:
+            suites.run(on_look)
+        except KeyboardInterrupt:
+            file.write(suites.records)
+            print_reasons(console, suites.records)
+            raise
+        file.write(suites.records)
+        if suites.records:
+            console.print()
+            print_scenarios(console, suites.records)
+        suites.check()
+        return suites.records
+
+
+@contextmanager
+def _swept() -> Iterator[None]:
+    """Remove at the end the labs of workers that died."""
+    try:
+        yield
+    finally:
+        registry.sweep()
+
+
+def _print_progress(console: Console, changed: Sequence[Record], told: set[str]) -> None:
+    """Print a line for each scenario that has come to its end."""
+    for record in changed:
+        if record.outcome in (NOT_RUN, RUNNING) or record.name in told:
+            continue
+        told.add(record.name)
+        mark = {PASSED: "[green]ok[/]  ", SKIPPED: "skip"}.get(record.outcome, "[bold red]FAIL[/]")
+        console.print(f"  {mark} {escape(short_name(record.name))} ({record.seconds:.1f} s)")
+
+
+def _measure(console: Console, args: argparse.Namespace) -> ParallelReport:
+    console.print("\n[bold]parallel reloads[/]")
+    report = measure_parallel(
+        pods=args.pods,
+        rounds=args.rounds,
+        library=None if args.library is None else args.library.resolve(),
+        defines=args.defines,
+        on_round=lambda n, w, r: console.print(f"  round {n + 1}, {plural(w, 'worker')}: {r:.0f} reloads/s"),
+    )
+    console.print()
+    print_parallel(console, report)
+    return report
