@@ -88,13 +88,6 @@ def endpoint_header(endpoint: Endpoint) -> str:
     return include + _comment(endpoint) + _static_data(endpoint) + _template_config(endpoint)
 
 
-def has_host_firewall(node: NodeConfig, endpoint: Endpoint) -> bool:
-    """Say whether the host's object will have a policy program, before it is compiled."""
-    name = "ENABLE_HOST_FIREWALL"
-    value = {**dict(node.options), **dict(endpoint.options)}.get(name)
-    return value is not None and not _is_off(name, value)
-
-
 def substitution(endpoint: Endpoint, *, host_firewall: bool = False, l7: bool = False) -> Substitution:
     """Return what turns the template's object into this endpoint's (ELFSubstitutions).
 

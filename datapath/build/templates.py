@@ -191,9 +191,6 @@ class TemplateCache:
         """Return the hash of the template that `endpoint` needs; nothing is compiled."""
         return self._request(endpoint).hash
 
-    def overlay_hash(self) -> str:
-        return self._overlay_request().hash
-
     def fetch(self, endpoint: Endpoint, *, cancel: threading.Event | None = None) -> Template:
         """Return the template of `endpoint`, compiled if it is not there.
 

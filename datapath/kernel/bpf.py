@@ -237,11 +237,6 @@ def map_fd_by_id(ident: int) -> int:
     return _call(Cmd.MAP_GET_FD_BY_ID, uapi.ID.pack(ident, 0, 0), f"map {ident}")
 
 
-def map_next_id(ident: int) -> int | None:
-    """Return the next map id after `ident` (0 to begin), None after the last."""
-    return _next_id(Cmd.MAP_GET_NEXT_ID, ident)
-
-
 # --- programs ---
 
 
@@ -344,7 +339,14 @@ def prog_fd_by_id(ident: int) -> int:
 
 def prog_next_id(ident: int) -> int | None:
     """Return the next program id after `ident` (0 to begin), None after the last."""
-    return _next_id(Cmd.PROG_GET_NEXT_ID, ident)
+    attr = ctypes.create_string_buffer(uapi.ID.pack(ident, 0, 0), uapi.ID.size)
+    result = _raw(Cmd.PROG_GET_NEXT_ID, attr, uapi.ID.size)
+    if result == -errno.ENOENT:
+        return None
+    if result < 0:
+        raise _error(Cmd.PROG_GET_NEXT_ID, -result, "")
+    following: int = uapi.ID.unpack(attr.raw)[1]
+    return following
 
 
 def prog_test_run(fd: int, data: bytes, *, repeat: int = 1, context: bytes = b"", room: int = 512) -> TestRun:
@@ -386,14 +388,3 @@ def obj_get(path: str | os.PathLike[str]) -> int:
 def btf_load(data: bytes) -> int:
     """Give BTF to the kernel and return its descriptor."""
     return _call(Cmd.BTF_LOAD, uapi.BTF_LOAD.pack(_address(data), 0, len(data), 0, 0, 0))
-
-
-def _next_id(cmd: Cmd, ident: int) -> int | None:
-    attr = ctypes.create_string_buffer(uapi.ID.pack(ident, 0, 0), uapi.ID.size)
-    result = _raw(cmd, attr, uapi.ID.size)
-    if result == -errno.ENOENT:
-        return None
-    if result < 0:
-        raise _error(cmd, -result, "")
-    following: int = uapi.ID.unpack(attr.raw)[1]
-    return following

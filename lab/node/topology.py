@@ -12,7 +12,7 @@ import hashlib
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cache
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
 
@@ -298,11 +298,6 @@ def _identity(spec: NodeSpec, pod: PodSpec, number: int) -> int:
 def pod_number(pod: PodFacts) -> int:
     """Return the number from which `plan_pod` derived a pod."""
     return pod.endpoint_id - FIRST_ENDPOINT
-
-
-def with_mode(spec: NodeSpec, *, endpoint_routes: bool) -> NodeSpec:
-    """Return the spec of the same node in the other routing mode."""
-    return replace(spec, endpoint_routes=endpoint_routes)
 
 
 # Asked for once per pod, and costly to make.

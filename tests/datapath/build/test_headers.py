@@ -270,17 +270,6 @@ class TestSubstitution:
             assert len(old) == len(new)
 
 
-@pytest.mark.parametrize(
-    ("node", "endpoint", "expected"),
-    [((), (), False), ((("ENABLE_HOST_FIREWALL", "1"),), (), True), ((), (("ENABLE_HOST_FIREWALL", "0"),), False)],
-    ids=["absent", "on", "off"],
-)
-def test_has_host_firewall(
-    node: tuple[tuple[str, str], ...], endpoint: tuple[tuple[str, str], ...], expected: bool
-) -> None:
-    assert headers.has_host_firewall(replace(NODE, options=node), replace(HOST, options=endpoint)) is expected
-
-
 def test_overlay_defines() -> None:
     assert headers.overlay_defines(NODE) == {
         "SECLABEL": "2",
@@ -355,7 +344,7 @@ class TestCompiled:
         changed = spec.substitute(headers.fitting(device, spec))
         assert "cilium_calls_netdev_00004" in changed.maps
         assert not any("65535" in name for name in changed.maps)
-        firewall = headers.has_host_firewall(tree[1], HOST)
+        firewall = dict(tree[1].options).get("ENABLE_HOST_FIREWALL", "0") != "0"
         assert ("1/0x0007" in {program.section for program in changed.programs.values()}) == firewall
 
     def test_overlay(self, tree: tuple[Path, NodeConfig], tmp_path: Path, compiler: Compiler) -> None:

@@ -236,7 +236,7 @@ class TestCache:
         assert compiled == [(Kind.OVERLAY, template.hash)]
         assert "cilium_calls_overlay_2" in template.image.spec.maps
         cache.update(replace(config, node=replace(NODE, encap_mac="02:00:00:00:00:06")))
-        assert cache.overlay_hash() != template.hash
+        assert cache.fetch_overlay().hash != template.hash
 
 
 class TestHash:
