@@ -10,13 +10,13 @@ from contextlib import ExitStack, contextmanager
 from types import TracebackType
 from typing import Self
 
+from datapath.base.locks import FairLock, locked
 from datapath.build.templates import TemplateCache
 from datapath.endpoint import DatapathConfig, Endpoint, Interface
 from datapath.kernel.map import Map, MapCache
 from datapath.kernel.netlink import NetlinkSocket
 from datapath.load.threads import VerifierThreads
 from datapath.load.types import TypeStore
-from datapath.locks import FairLock, locked
 from datapath.reload.outcome import Outcome
 from datapath.reload.plans import host_plan, overlay_plan, pod_plan
 from datapath.reload.step import Plan

@@ -10,14 +10,14 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from datapath.bpftypes import MapType
+    from datapath.base.bpftypes import MapType
+    from datapath.base.mapnames import CT_MAPS
     from datapath.endpoint import HOST_ID, REMOTE_NODE_ID, WORLD_ID
     from datapath.errors import Cancelled, LinkNotFound, ReloadlabError, VerifierError
     from datapath.kernel.hooks import Direction, HookTaken, attach, detach, filters
     from datapath.kernel.map import open_pin
     from datapath.kernel.netlink import NLM_F_REQUEST, NetlinkSocket
     from datapath.kernel.uapi import MapInfo
-    from datapath.mapnames import CT_MAPS
     from datapath.reload.outcome import Outcome
     from datapath.reload.plans import host_plan
     from datapath.reload.step import Plan, Step
@@ -79,10 +79,10 @@ _NAMES = {
     "lab.watch.metrics": "Counters METRIC_EGRESS METRIC_INGRESS packet_counters rule_counters",
     "lab.watch.mapview": "conntrack_rows",
     "lab.watch.capture": "TunnelCapture",
-    "datapath.mapnames": "CT_MAPS",
+    "datapath.base.mapnames": "CT_MAPS",
     "lab.abi.layouts": "ipcache_key",
     # The kernel: hooks, pinned maps, netlink.
-    "datapath.bpftypes": "MapType",
+    "datapath.base.bpftypes": "MapType",
     "datapath.kernel.uapi": "MapInfo",
     "datapath.kernel.hooks": "Direction HookTaken attach detach filters",
     "datapath.kernel.netlink": "NLM_F_REQUEST NetlinkSocket",

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
+from datapath.base.timing import Interval
 from datapath.reload.outcome import Attached, Outcome, Span
-from datapath.timing import Interval
 from lab.bench.parallel import ParallelReport, Percentiles, WorkerReport
 from lab.cli.main import COMMANDS, build_parser
 from lab.cli.report import FORMAT, run_json

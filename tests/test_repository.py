@@ -22,7 +22,9 @@ LAYERS = {"bpf": 0, "datapath": 1, "lab": 2, "reloadlab": 3, "scenarios": 4, "te
 
 ROOMS = {
     "datapath": (
-        ("attempts", "bpftypes", "endpoint", "errors", "locks", "mapnames", "names", "statefile", "timing"),
+        ("errors",),
+        ("endpoint",),
+        ("base",),
         ("kernel", "object"),
         ("load",),
         ("build",),

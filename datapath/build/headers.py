@@ -11,10 +11,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address
 
+from datapath.base.mapnames import OVERLAY_CALLS_MAP, calls_map, policy_map
 from datapath.build.nodemacros import GLOBAL_CT_MACROS, c_list, mac_bytes, node_macros
 from datapath.endpoint import LABEL_HOST, WORLD_ID, Endpoint, NodeConfig
 from datapath.errors import InvalidName
-from datapath.mapnames import OVERLAY_CALLS_MAP, calls_map, policy_map
 from datapath.object.spec import CollectionSpec, Substitution
 
 TEMPLATE_ID = 65535

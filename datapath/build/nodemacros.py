@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 
-from datapath import mapnames
+from datapath.base import mapnames
 from datapath.endpoint import HEALTH_ID, HOST_ID, REMOTE_NODE_ID, WORLD_ID, NodeConfig
 from datapath.errors import InvalidName
 

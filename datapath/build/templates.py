@@ -18,15 +18,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from bpf import LIBRARY
+from datapath.base.locks import DirectoryLock, acquire_thread_lock
+from datapath.base.timing import VerifyTimes
 from datapath.build import headers
 from datapath.build.compile import DEFAULT_TIMEOUT, Compiler, compile_source, probe_compiler, scratch_prefix
 from datapath.build.sources import SourceTree
 from datapath.endpoint import DatapathConfig, Endpoint, NodeConfig
 from datapath.errors import CompileError, ObjectError
-from datapath.locks import DirectoryLock, acquire_thread_lock
 from datapath.object.reader import ObjectImage, read_object
 from datapath.object.spec import Substitution
-from datapath.timing import VerifyTimes
 
 TEMPLATES_DIR = "templates"
 

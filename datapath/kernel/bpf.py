@@ -15,7 +15,7 @@ import sys
 from dataclasses import dataclass
 from functools import cache, lru_cache
 
-from datapath.bpftypes import MapType
+from datapath.base.bpftypes import MapType
 from datapath.errors import BpfError
 from datapath.kernel import uapi
 from datapath.kernel.libc import check, function

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from datapath.bpftypes import MapType
+from datapath.base.bpftypes import MapType
 from datapath.errors import BpfError
 from datapath.kernel import bpf
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from datapath.bpftypes import HASH_TYPES, PERCPU_TYPES, MapType
+from datapath.base.bpftypes import HASH_TYPES, PERCPU_TYPES, MapType
 from datapath.errors import BpfError
 from datapath.kernel import bpf
 from datapath.kernel.cpus import possible_cpus

@@ -18,7 +18,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from datapath.bpftypes import MapType
+from datapath.base.bpftypes import MapType
 from datapath.kernel import bpf
 from datapath.kernel.uapi import MapInfo
 

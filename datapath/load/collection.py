@@ -11,14 +11,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from datapath.bpftypes import MapType
+from datapath.base.bpftypes import MapType
+from datapath.base.timing import Interval, VerifyTimes
 from datapath.errors import BpfError, ObjectError
 from datapath.kernel import bpf
 from datapath.kernel.map import Map, MapCache
 from datapath.load.maps import MapSet, load_maps
 from datapath.load.programs import Program, load_programs
 from datapath.object.spec import CollectionSpec
-from datapath.timing import Interval, VerifyTimes
 
 _SLOT = struct.Struct("=I")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 
-from datapath.bpftypes import HASH_TYPES, PERCPU_TYPES, MapType
+from datapath.base.bpftypes import HASH_TYPES, PERCPU_TYPES, MapType
 from datapath.errors import BpfError
 from datapath.kernel import bpf, progarray
 from datapath.kernel.map import Map

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from datapath.attempts import each
-from datapath.bpftypes import OF_MAPS_TYPES, MapType
+from datapath.base.attempts import each
+from datapath.base.bpftypes import OF_MAPS_TYPES, MapType
 from datapath.errors import BpfError, MapDifference, MapIncompatible, ObjectError, PinPathError
 from datapath.kernel import bpf
 from datapath.kernel.cpus import cpu_ids, possible_cpus

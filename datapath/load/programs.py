@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
+from datapath.base.timing import Interval, VerifyTimes
 from datapath.errors import BpfError, VerifierError
 from datapath.kernel import bpf
 from datapath.kernel.bpf import ProgLoad
@@ -23,7 +24,6 @@ from datapath.kernel.uapi import ProgInfo
 from datapath.load.types import TypeStore
 from datapath.object.btfext import source_line
 from datapath.object.spec import CollectionSpec, ProgramSpec
-from datapath.timing import Interval, VerifyTimes
 
 EAGAIN_TRIES = 5
 """The verifier gives EAGAIN when a signal is pending (libbpf tries as often)."""

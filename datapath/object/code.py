@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from datapath.bpftypes import LOADED_TYPES
+from datapath.base.bpftypes import LOADED_TYPES
 from datapath.object.btf import Btf
 from datapath.object.btfext import BtfExt
 from datapath.object.elffile import (

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from datapath.bpftypes import ProgType
+from datapath.base.bpftypes import ProgType
 from datapath.object.spec import parse_slot
 
 _CILIUM_XDP_ENTRY = "cil_xdp_entry"

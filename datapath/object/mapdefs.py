@@ -9,7 +9,7 @@ import struct
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 
-from datapath.bpftypes import OF_MAPS_TYPES, MapType
+from datapath.base.bpftypes import OF_MAPS_TYPES, MapType
 from datapath.object import btf
 from datapath.object.elffile import STT_OBJECT, STT_SECTION, ElfFile, Place, Section, Symbol
 from datapath.object.spec import DataSection, MapSpec

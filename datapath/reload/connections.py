@@ -16,13 +16,13 @@ from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import NamedTuple
 
+from datapath.base.mapnames import CONNECTIONS, WRITTEN_BY_PACKETS
+from datapath.base.statefile import read_typed, write_json
 from datapath.endpoint import Endpoint, NodeConfig
 from datapath.errors import BpfError
 from datapath.kernel import bpf
 from datapath.kernel.map import Map
 from datapath.load.content import can_copy, put
-from datapath.mapnames import CONNECTIONS, WRITTEN_BY_PACKETS
-from datapath.statefile import read_typed, write_json
 
 _FILE = "connections"
 _CLOCK_MONOTONIC_COARSE = 6  # linux/time.h; Python's time module does not name it

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from datapath.timing import Interval
+from datapath.base.timing import Interval
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,13 +11,13 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from datapath.base.mapnames import netdev_of
+from datapath.base.names import check_ifname
 from datapath.build.objectfile import ObjectFile
 from datapath.build.templates import Kind
 from datapath.endpoint import DatapathConfig, Endpoint, Interface
 from datapath.errors import LinkNotFound
 from datapath.kernel.hooks import Direction
-from datapath.mapnames import netdev_of
-from datapath.names import check_ifname
 from datapath.reload.prepare import Compile, FillArrays, LoadPrograms, MigrateMaps, OpenMaps, RepinMaps, WriteObject
 from datapath.reload.step import Plan, Step
 from datapath.reload.switchover import Attach, Commit, Detach, InsertPolicy, InstallRoutes, RemoveRoutes

@@ -20,12 +20,12 @@ import os
 from collections.abc import Container, Iterable, Iterator, Mapping
 from pathlib import Path
 
+from datapath.base.mapnames import POLICY_ARRAYS
 from datapath.kernel import hooks, progarray
 from datapath.kernel.inventory import reach
 from datapath.kernel.map import Map, open_pin
 from datapath.kernel.netlink import NetlinkSocket
 from datapath.kernel.pins import RETIRED, map_id
-from datapath.mapnames import POLICY_ARRAYS
 
 
 def pinned(directory: Path) -> dict[str, list[Path]]:

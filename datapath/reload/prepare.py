@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
+from datapath.base.mapnames import CONNECTIONS, POLICY_ARRAYS, is_calls_map
 from datapath.build.objectfile import ObjectFile
 from datapath.build.templates import Kind
 from datapath.endpoint import Endpoint
@@ -15,7 +16,6 @@ from datapath.load.collection import Collection, fill_program_arrays
 from datapath.load.content import can_copy, copy
 from datapath.load.maps import differences, open_maps
 from datapath.load.programs import load_programs
-from datapath.mapnames import CONNECTIONS, POLICY_ARRAYS, is_calls_map
 from datapath.object.spec import CollectionSpec
 from datapath.reload import connections, recovery
 from datapath.reload.step import Step

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from datapath.base.mapnames import POLICY_ARRAYS
 from datapath.kernel.inventory import reach
 from datapath.kernel.pins import Pin, is_program_array, left_behind, map_id
-from datapath.mapnames import POLICY_ARRAYS
 from datapath.object.spec import CollectionSpec
 from datapath.reload import policyarrays
 from datapath.reload.workspace import Workspace

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from datapath.attempts import each
+from datapath.base.attempts import each
 
 if TYPE_CHECKING:
     from datapath.reload.workspace import Workspace

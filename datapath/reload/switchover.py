@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
+from datapath.base.mapnames import POLICY_ARRAYS
 from datapath.build.objectfile import ObjectFile
 from datapath.endpoint import Endpoint
 from datapath.errors import LinkNotFound, NetlinkError, ReloadlabError
@@ -16,7 +17,6 @@ from datapath.kernel.hooks import Direction, Filter, HookShared, HookTaken
 from datapath.kernel.map import open_pin
 from datapath.kernel.netlink import NetlinkSocket
 from datapath.kernel.routes import Installed
-from datapath.mapnames import POLICY_ARRAYS
 from datapath.reload import connections, policyarrays
 from datapath.reload.outcome import Attached
 from datapath.reload.prepare import carry_connections_over

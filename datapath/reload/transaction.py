@@ -6,12 +6,12 @@ import threading
 import time
 from typing import Protocol
 
+from datapath.base.timing import Interval
 from datapath.errors import Cancelled, ReloadlabError
 from datapath.reload.interrupts import signals_held_back
 from datapath.reload.outcome import Outcome, Span
 from datapath.reload.step import Plan, Step
 from datapath.reload.workspace import Workspace
-from datapath.timing import Interval
 
 
 class Observer(Protocol):

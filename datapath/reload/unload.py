@@ -12,13 +12,13 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+from datapath.base.mapnames import endpoint_maps
 from datapath.endpoint import DatapathConfig, Endpoint
 from datapath.errors import LinkNotFound
 from datapath.kernel import hooks, routes
 from datapath.kernel.hooks import Direction
 from datapath.kernel.netlink import NetlinkSocket
 from datapath.kernel.pins import Pin
-from datapath.mapnames import endpoint_maps
 from datapath.reload import policyarrays
 
 _LOCK = "lock"

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
 
+from datapath.base.locks import FairLock
+from datapath.base.timing import Interval
 from datapath.build.templates import Kind, Template, TemplateCache
 from datapath.endpoint import DatapathConfig
 from datapath.kernel import bpf
@@ -19,11 +21,9 @@ from datapath.kernel.netlink import NetlinkSocket
 from datapath.kernel.pins import Pin
 from datapath.load.collection import Collection
 from datapath.load.types import TypeStore
-from datapath.locks import FairLock
 from datapath.object.spec import CollectionSpec
 from datapath.reload.outcome import Attached
 from datapath.reload.step import Step
-from datapath.timing import Interval
 
 Undo = Callable[[], object]
 """Takes back one thing that a step has done."""

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 
+from datapath.base.mapnames import CT_MAPS
 from datapath.kernel.map import Map
-from datapath.mapnames import CT_MAPS
 from datapath.reload.connections import lifetime_of, seconds
 from lab.abi.conntrack import CT_TUPLE4
 from lab.node.maps import open_if_pinned

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
-from datapath import mapnames
+from datapath.base import mapnames
 from datapath.endpoint import HOST_ID, REMOTE_NODE_ID, WORLD_ID
 from lab.abi import layouts
 from lab.agent import enforcement

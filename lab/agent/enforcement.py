@@ -9,13 +9,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from datapath.base.mapnames import policy_map
+from datapath.base.statefile import DamagedFile, read_json, write_json
 from datapath.endpoint import LABEL_HOST
 from datapath.errors import ReloadlabError
 from datapath.kernel.inventory import program_maps, read_slots
 from datapath.kernel.map import Map, open_pin
 from datapath.kernel.pins import Pin
-from datapath.mapnames import policy_map
-from datapath.statefile import DamagedFile, read_json, write_json
 from lab.abi.policymap import PolicyKey, unpack_entries
 from lab.agent.policy import Labels, Policy, PolicyError, changes, resolve
 from lab.agent.policyfile import parse

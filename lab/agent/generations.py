@@ -6,7 +6,7 @@ import fcntl
 import os
 from pathlib import Path
 
-from datapath.statefile import DamagedFile
+from datapath.base.statefile import DamagedFile
 
 
 def next_generation(path: Path) -> int:

@@ -6,7 +6,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
-from datapath import mapnames
+from datapath.base import mapnames
 from datapath.kernel.map import Map, open_pin
 from datapath.load.maps import load_maps
 from datapath.object.spec import CollectionSpec

@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
+from datapath.base.statefile import read_typed, write_json
 from datapath.errors import ReloadlabError
-from datapath.statefile import read_typed, write_json
 from lab.errors import system_errors
 from lab.node import registry
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from datapath.locks import FairLock
+from datapath.base.locks import FairLock
 
 
 class Turn:

@@ -17,6 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from datapath.base.mapnames import is_calls_map
 from datapath.errors import BpfError, ReloadlabError
 from datapath.kernel import hooks
 from datapath.kernel.bpf import SYS_BPF
@@ -28,7 +29,6 @@ from datapath.kernel.pins import PENDING
 from datapath.kernel.uapi import Cmd
 from datapath.load.maps import max_entries
 from datapath.load.programs import bind, data_words
-from datapath.mapnames import is_calls_map
 from datapath.object.spec import CollectionSpec, MapSpec
 
 _CREATE = struct.Struct("=7I16s")

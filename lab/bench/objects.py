@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from datapath.base.timing import VerifyTimes
 from datapath.build import headers
 from datapath.build.templates import Kind, Template
 from datapath.endpoint import Endpoint
@@ -17,7 +18,6 @@ from datapath.reload.prepare import Compile, WriteObject
 from datapath.reload.step import Plan, Step
 from datapath.reload.switchover import Attach
 from datapath.reload.workspace import Workspace
-from datapath.timing import VerifyTimes
 
 ENTRIES = (
     ("cil_from_container", "cil_to_container"),

@@ -13,13 +13,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from bpf import LIBRARY
+from datapath.base.timing import Interval
 from datapath.build.templates import Template
 from datapath.kernel.hooks import Direction
 from datapath.object.spec import CollectionSpec
 from datapath.reload.outcome import Outcome
 from datapath.reload.prepare import WriteObject
 from datapath.reload.step import Plan
-from datapath.timing import Interval
 from lab.agent.agent import Agent
 from lab.bench.floor import Floor, Hook
 from lab.bench.objects import entry_programs, object_template, plan_with_object

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from datapath.base.mapnames import is_calls_map
 from datapath.build import headers
 from datapath.build.compile import compile_source, probe_compiler
 from datapath.endpoint import DatapathConfig, Endpoint
@@ -17,7 +18,6 @@ from datapath.errors import ToolError
 from datapath.kernel.hooks import Direction
 from datapath.kernel.netns import enter
 from datapath.kernel.pins import PENDING
-from datapath.mapnames import is_calls_map
 from datapath.object.spec import CollectionSpec
 from lab.system import tools
 

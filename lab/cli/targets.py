@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from datapath.base.names import check_lab_name
 from datapath.errors import InvalidName, ReloadlabError
-from datapath.names import check_lab_name
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -11,7 +11,7 @@ import struct
 import tempfile
 from pathlib import Path
 
-from datapath.bpftypes import MapType
+from datapath.base.bpftypes import MapType
 from datapath.errors import ReloadlabError, ToolMissing
 from datapath.kernel.libc import function
 from lab.node import registry

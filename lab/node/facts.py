@@ -7,9 +7,9 @@ from dataclasses import asdict, dataclass
 from ipaddress import IPv4Address, IPv6Address
 from typing import Any
 
+from datapath.base.names import check_ifname
+from datapath.base.statefile import WrongContent, typed
 from datapath.errors import InvalidName
-from datapath.names import check_ifname
-from datapath.statefile import WrongContent, typed
 from lab.node.topology import HEALTH, InvalidSpec, NodeFacts, NodeSpec, PodFacts
 
 VERSION = 1

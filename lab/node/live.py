@@ -12,9 +12,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from datapath.base.statefile import read_typed, write_json
 from datapath.errors import LinkNotFound
 from datapath.kernel.netlink import NetlinkSocket, unless
-from datapath.statefile import read_typed, write_json
 from lab.node import builder, links
 from lab.node.facts import plain
 from lab.node.registry import NAMESPACES

@@ -24,9 +24,9 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
+from datapath.base.names import check_lab_name
+from datapath.base.statefile import WrongContent, write_json
 from datapath.errors import ReloadlabError
-from datapath.names import check_lab_name
-from datapath.statefile import WrongContent, write_json
 from lab.errors import LabBusy, LabExists, Status, system_errors
 from lab.node import marks, status
 from lab.node.facts import encode

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+from datapath.base.statefile import DamagedFile, WrongContent, read_json
 from datapath.errors import ReloadlabError
-from datapath.statefile import DamagedFile, WrongContent, read_json
 from lab.errors import LabElsewhere, LabNotFound, LabNotReady, NotALab, Status
 from lab.node import marks
 from lab.node.facts import decode

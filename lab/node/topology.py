@@ -16,9 +16,9 @@ from dataclasses import dataclass, field
 from functools import cache
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
 
+from datapath.base.names import check_ifname, check_lab_name
 from datapath.endpoint import HEALTH_ID
 from datapath.errors import InvalidName, ReloadlabError
-from datapath.names import check_ifname, check_lab_name
 
 VXLAN_PORT = 8472
 VXLAN_OVERHEAD = 50

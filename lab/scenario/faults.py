@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from datapath.mapnames import POLICY_ARRAYS, is_calls_map
+from datapath.base.mapnames import POLICY_ARRAYS, is_calls_map
 from datapath.reload import policyarrays
 from datapath.reload.prepare import RepinMaps
 from datapath.reload.step import Plan, Step

@@ -9,12 +9,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
+from datapath.base.mapnames import CONNECTIONS, OVERLAY_CALLS_MAP, POLICY_CALLS, calls_map, is_calls_map
 from datapath.errors import ReloadlabError
 from datapath.kernel.bpf import prog_info
 from datapath.kernel.hooks import HANDLE, Direction, filter_name
 from datapath.kernel.inventory import program_by_id, program_maps
 from datapath.kernel.pins import RETIRED
-from datapath.mapnames import CONNECTIONS, OVERLAY_CALLS_MAP, POLICY_CALLS, calls_map, is_calls_map
 from datapath.object.reader import read_object
 from datapath.reload.connections import seconds
 from datapath.reload.outcome import Outcome

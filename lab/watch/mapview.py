@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 from ipaddress import IPv4Address, IPv6Address, ip_network
 from typing import Any
 
-from datapath import mapnames
-from datapath.mapnames import CT_MAPS, policy_map
+from datapath.base import mapnames
+from datapath.base.mapnames import CT_MAPS, policy_map
 from datapath.reload.connections import seconds
 from lab.abi import layouts, reasons
 from lab.abi.conntrack import TUPLE_F_IN, CtEntry, CtTuple

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
+from datapath.base.mapnames import METRICS, policy_map
 from datapath.kernel.map import Map
 from datapath.kernel.pins import Pin
-from datapath.mapnames import METRICS, policy_map
 from lab.abi import reasons
 from lab.abi.layouts import HitsKey, MetricDirection, MetricsKey, MetricsValue, direction_name
 from lab.abi.policymap import PolicyKey, unpack_entries

@@ -9,8 +9,8 @@ from contextlib import ExitStack
 from types import TracebackType
 from typing import Self
 
+from datapath.base.mapnames import EVENTS
 from datapath.errors import ReloadlabError
-from datapath.mapnames import EVENTS
 from lab.node import registry
 from lab.node.maps import open_map
 from lab.node.node import Node

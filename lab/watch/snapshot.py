@@ -6,8 +6,9 @@ import errno
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from datapath import mapnames
-from datapath.bpftypes import MapType
+from datapath.base import mapnames
+from datapath.base.bpftypes import MapType
+from datapath.base.mapnames import CONNECTIONS, is_calls_map
 from datapath.errors import BpfError
 from datapath.kernel import bpf, hooks, progarray
 from datapath.kernel.hooks import Direction, Filter
@@ -16,7 +17,6 @@ from datapath.kernel.map import Map, open_pin
 from datapath.kernel.netlink import NetlinkSocket
 from datapath.kernel.pins import RETIRED
 from datapath.kernel.routes import current
-from datapath.mapnames import CONNECTIONS, is_calls_map
 from datapath.reload.connections import lifetime_of
 from lab.node.node import Node
 from lab.node.topology import NODE

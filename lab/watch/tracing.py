@@ -18,10 +18,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple
 
+from datapath.base.timing import Interval
 from datapath.errors import BpfError, ReloadlabError
 from datapath.kernel import bpf
 from datapath.reload.outcome import Span
-from datapath.timing import Interval
 from lab.system.companion import Child, ChildError
 
 SYSCALLS = ("bpf", "sendto", "sendmsg", "recvmsg", "recvfrom")

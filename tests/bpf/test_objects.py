@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from elftools.elf.elffile import ELFFile
 
-from datapath.bpftypes import MapType
+from datapath.base.bpftypes import MapType
 from datapath.build.compile import compile_source, probe_compiler
 from datapath.kernel.cpus import cpu_ids
 from datapath.load.verify import verify_object

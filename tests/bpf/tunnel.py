@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from datapath.bpftypes import MapType, ProgType
+from datapath.base.bpftypes import MapType, ProgType
 from datapath.kernel.uapi import TestRun
 from datapath.load.collection import Collection
 from datapath.load.programs import Program

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from datapath.bpftypes import MapType, ProgType
+from datapath.base.bpftypes import MapType, ProgType
 from datapath.build.templates import TEMPLATES_DIR
 from datapath.endpoint import DatapathConfig, Endpoint
 from datapath.errors import ReloadlabError

@@ -28,7 +28,7 @@ def add_parser(subparsers: _SubParsersAction[argparse.ArgumentParser]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Collect and print a line per map."""
-    from datapath.mapnames import CT_MAPS
+    from datapath.base.mapnames import CT_MAPS
     from lab.agent.collector import collect
     from lab.node.maps import MapNotLoaded
 

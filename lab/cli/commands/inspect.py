@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from datapath.bpftypes import MapType, ProgType
+from datapath.base.bpftypes import MapType, ProgType
 from lab.cli.tables import add_row, make_table, print_table
 from lab.cli.targets import print_json
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from datapath.bpftypes import MapType, ProgType
+from datapath.base.bpftypes import MapType, ProgType
 from datapath.errors import BpfError
 from datapath.kernel import bpf
 

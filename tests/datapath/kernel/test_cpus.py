@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from datapath.bpftypes import MapType
+from datapath.base.bpftypes import MapType
 from datapath.kernel import bpf
 from datapath.kernel.cpus import cpu_ids, cpu_list, possible_cpus
 

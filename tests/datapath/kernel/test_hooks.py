@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from datapath.base.names import check_ifname
 from datapath.errors import InvalidName, NetlinkError
 from datapath.kernel import hooks
 from datapath.kernel.hooks import Direction, Filter, HookBlocked
 from datapath.kernel.netlink import NetlinkSocket
-from datapath.names import check_ifname
 from tests.datapath import support
 from tests.lab.wires import ip, namespace
 

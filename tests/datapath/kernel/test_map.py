@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from datapath.bpftypes import HASH_TYPES
+from datapath.base.bpftypes import HASH_TYPES
 from datapath.errors import BpfError
 from datapath.kernel import bpf, map
 from datapath.kernel.map import Map

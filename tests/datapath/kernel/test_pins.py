@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from datapath.bpftypes import MapType
+from datapath.base.bpftypes import MapType
 from datapath.errors import BpfError
 from datapath.kernel import bpf, inventory
 from datapath.kernel.pins import Pin, left_behind, map_id

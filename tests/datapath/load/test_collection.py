@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from datapath.bpftypes import MapType
+from datapath.base.bpftypes import MapType
+from datapath.base.timing import Interval, VerifyTimes
 from datapath.errors import BpfError, MapDifference, MapIncompatible, PinPathError, VerifierError
 from datapath.kernel import bpf
 from datapath.kernel.cpus import possible_cpus
@@ -24,7 +25,6 @@ from datapath.load.programs import load_programs, longest_first
 from datapath.load.threads import VerifierThreads
 from datapath.object.reader import read_object
 from datapath.object.spec import CollectionSpec, MapSpec, Substitution
-from datapath.timing import Interval, VerifyTimes
 
 if TYPE_CHECKING:
     from tests.datapath.conftest import Compile

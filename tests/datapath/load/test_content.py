@@ -9,7 +9,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from datapath.bpftypes import MapType
+from datapath.base.bpftypes import MapType
 from datapath.errors import BpfError
 from datapath.kernel import bpf, progarray
 from datapath.kernel.cpus import possible_cpus

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from datapath.bpftypes import ProgType
+from datapath.base.bpftypes import ProgType
 from datapath.kernel import bpf
 from datapath.load.collection import Collection
 from datapath.load.verify import Verdict, verify_object

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from datapath.bpftypes import MapType, ProgType
+from datapath.base.bpftypes import MapType, ProgType
 from datapath.object.reader import read_object
 from tests.datapath.snippets import HELPERS, MAIN, SNIPPETS
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from datapath.bpftypes import ProgType
+from datapath.base.bpftypes import ProgType
 from datapath.object.kinds import known_kind
 
 SECTIONS = {

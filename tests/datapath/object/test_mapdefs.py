@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from datapath.bpftypes import MapType
+from datapath.base.bpftypes import MapType
 from datapath.object.mapdefs import data_map
 from datapath.object.reader import read_object
 from datapath.object.spec import DataSection, MapSpec

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from datapath.bpftypes import MapType, ProgType
+from datapath.base.bpftypes import MapType, ProgType
 from datapath.build.compile import Compiler, compile_source
 from datapath.errors import ObjectError
 from datapath.object.elffile import read

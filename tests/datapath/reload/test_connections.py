@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from datapath.bpftypes import MapType
+from datapath.base.bpftypes import MapType
+from datapath.base.mapnames import CONNECTIONS
 from datapath.kernel import bpf
 from datapath.kernel.map import Map
-from datapath.mapnames import CONNECTIONS
 from datapath.reload.connections import carry_over, lifetime_of, merged, owner, remember, seconds
 from tests.datapath.build.test_headers import HOST, NODE, POD
 

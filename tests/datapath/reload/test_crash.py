@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from datapath.bpftypes import MapType
+from datapath.base.bpftypes import MapType
 from datapath.kernel import bpf
 from datapath.kernel.inventory import slots
 from datapath.kernel.map import open_pin

@@ -12,14 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from datapath.bpftypes import MapType
+from datapath.base.bpftypes import MapType
+from datapath.base.locks import Lock
 from datapath.errors import CompileError, PinPathError, ProgramNotFound, ReloadlabError, VerifierError
 from datapath.kernel import bpf
 from datapath.kernel.hooks import Direction
 from datapath.kernel.inventory import program_maps
 from datapath.kernel.map import open_pin
 from datapath.kernel.pins import PENDING, map_id
-from datapath.locks import Lock
 from datapath.reload.outcome import Outcome
 from datapath.reload.step import Step
 from datapath.reload.transaction import RollbackFailed

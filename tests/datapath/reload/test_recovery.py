@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from datapath.bpftypes import MapType
+from datapath.base.bpftypes import MapType
 from datapath.kernel import bpf
 from datapath.kernel.pins import Pin, map_id
 from datapath.reload.recovery import put_right

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
+from datapath.base.mapnames import CT_MAPS
 from datapath.kernel.map import Map, open_pin
-from datapath.mapnames import CT_MAPS
 from lab.abi.conntrack import CtEntry, CtTuple
 from lab.agent.agent import Agent
 from lab.agent.collector import Collected, collect

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from datapath.bpftypes import MapType
+from datapath.base.bpftypes import MapType
 from datapath.object.spec import CollectionSpec, DataSection, MapSpec
 from lab.bench.floor import Floor, FloorUnavailable
 

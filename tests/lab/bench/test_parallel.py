@@ -6,9 +6,9 @@ import os
 import pytest
 from rich.console import Console
 
+from datapath.base.timing import Interval
 from datapath.errors import ReloadlabError
 from datapath.reload.outcome import Outcome, Span
-from datapath.timing import Interval
 from lab.agent.agent import Failure
 from lab.bench.parallel import ParallelReport, Percentiles, WorkerRounds, measure_parallel
 from lab.cli.report import print_parallel

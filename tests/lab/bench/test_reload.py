@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from bpf import LIBRARY
+from datapath.base.timing import VerifyTimes
 from datapath.build.compile import compile_source, probe_compiler
 from datapath.build.templates import Kind
 from datapath.endpoint import Endpoint
@@ -13,7 +14,6 @@ from datapath.errors import ToolMissing
 from datapath.kernel.hooks import Direction
 from datapath.object.reader import ObjectImage
 from datapath.object.spec import CollectionSpec, MapSpec, ProgramSpec
-from datapath.timing import VerifyTimes
 from lab.bench.objects import NoEntryProgram, ObjectTemplate, entry_programs
 from lab.cli.main import main
 from tests.lab.labs import cli, start

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from datapath.base.mapnames import policy_map
 from datapath.kernel.map import open_pin
-from datapath.mapnames import policy_map
 from lab.agent.options import Options
 from lab.cli.main import main
 from lab.node.node import Node

@@ -7,7 +7,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from datapath.mapnames import CT_MAPS
+from datapath.base.mapnames import CT_MAPS
 from lab.agent.agent import Agent
 from lab.node.node import Node
 from lab.node.topology import NodeSpec

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 
-from datapath.mapnames import CT_MAPS
+from datapath.base.mapnames import CT_MAPS
 from lab.abi.conntrack import TUPLE_F_OUT, CtEntry, CtTuple
 from lab.agent.agent import Agent
 from lab.node.node import Node

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from datapath.bpftypes import MapType
+from datapath.base.bpftypes import MapType
 from datapath.errors import BpfError
 from datapath.kernel import bpf
 from lab.node.maps import MapNotLoaded, find_map, open_if_pinned, open_map

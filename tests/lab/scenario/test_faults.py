@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from datapath.mapnames import POLICY_CALLS
+from datapath.base.mapnames import POLICY_CALLS
 from datapath.reload.step import Plan
 from datapath.reload.switchover import Attach
 from lab.abi.reasons import MISSED_TAIL_CALL

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from datapath.base.mapnames import CT_MAPS, calls_map
 from datapath.build.compile import probe_compiler
 from datapath.errors import ToolMissing
 from datapath.kernel import bpf, hooks
@@ -16,7 +17,6 @@ from datapath.kernel.hooks import Direction
 from datapath.kernel.inventory import program_by_id
 from datapath.kernel.map import Map, open_pin
 from datapath.kernel.netlink import NetlinkSocket
-from datapath.mapnames import CT_MAPS, calls_map
 from datapath.reload.outcome import Outcome
 from datapath.reload.step import Step
 from datapath.reload.switchover import Attach, InsertPolicy

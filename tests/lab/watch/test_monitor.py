@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from datapath.bpftypes import MapType
+from datapath.base.bpftypes import MapType
+from datapath.base.mapnames import EVENTS
 from datapath.kernel import bpf
 from datapath.kernel.cpus import cpu_ids
 from datapath.kernel.map import open_pin
-from datapath.mapnames import EVENTS
 from lab.cli.main import main
 from lab.node.maps import MapNotLoaded
 from lab.node.node import Node

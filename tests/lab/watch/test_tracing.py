@@ -18,9 +18,9 @@ from pathlib import Path
 
 import pytest
 
+from datapath.base.timing import Interval
 from datapath.kernel.libc import function
 from datapath.reload.outcome import Span
-from datapath.timing import Interval
 from lab.system.companion import ChildError
 from lab.watch.tracer import program_text
 from lab.watch.tracing import (

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from datapath.base.mapnames import CT_MAPS
 from datapath.kernel.map import open_pin
-from datapath.mapnames import CT_MAPS
 from lab.abi.conntrack import CtEntry
 from lab.cli.main import main
 from lab.node.node import Node

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from datapath.attempts import each
+from datapath.base.attempts import each
 from datapath.errors import BpfError, SeveralErrors
 
 

@@ -14,14 +14,14 @@ from pathlib import Path
 
 import pytest
 
+from datapath.base.locks import FairLock
 from datapath.errors import Cancelled
-from datapath.locks import FairLock
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 PROCESS = """
 import sys, threading, time
 from pathlib import Path
-from datapath.locks import FairLock
+from datapath.base.locks import FairLock
 print("started", flush=True)
 FairLock(Path(sys.argv[1]), threading.Event()).acquire(exclusive=sys.argv[2] == "alone")
 print("acquired", flush=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from datapath.mapnames import POLICY_ARRAYS, WRITTEN_BY_PACKETS, endpoint_maps, is_calls_map
+from datapath.base.mapnames import POLICY_ARRAYS, WRITTEN_BY_PACKETS, endpoint_maps, is_calls_map
 
 
 @pytest.mark.parametrize(

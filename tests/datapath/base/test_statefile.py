@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from datapath.statefile import DamagedFile, WrongContent, read_json, read_typed, typed, write_json
+from datapath.base.statefile import DamagedFile, WrongContent, read_json, read_typed, typed, write_json
 
 
 @dataclass(frozen=True)
