@@ -1,4 +1,4 @@
-"""The C datapath. `LIBRARY` plays the role of Cilium's /var/lib/cilium/bpf; a checkout's bpf/ can take its place."""
+"""The C datapath. `LIBRARY` is the counterpart of Cilium's /var/lib/cilium/bpf; a checkout's bpf/ can replace it."""
 
 from pathlib import Path
 

@@ -1,1 +1,1 @@
-"""The reload pipeline: compile, load, migrate, attach, route, roll back. Knows no lab, no pod, no pytest."""
+"""The reload pipeline: compile, load, migrate, attach, route, roll back. It knows neither labs nor pods nor pytest."""

@@ -1,1 +1,1 @@
-"""The emulated node, and everything that watches it."""
+"""The emulated node, its agent, its traffic, and the tools that observe and measure it."""

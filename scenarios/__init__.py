@@ -1,1 +1,1 @@
-"""What users run: pytest suites on the lab."""
+"""The scenarios of `reloadlab run`: pytest suites on the lab."""

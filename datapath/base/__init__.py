@@ -1,4 +1,4 @@
-"""What every room may use: names and their checks, types of maps and programs, locks, state files, times.
+"""Modules that every room may use: names and their checks, types of maps and programs, locks, state files, times.
 
-Imports endpoint and errors only.
+Imports only endpoint and errors.
 """

@@ -1,4 +1,4 @@
-"""From C to an endpoint's object file: headers, macros, the compiler, templates compiled once per hash, substitution.
+"""Builds an endpoint's object file from C: headers, macros, the compiler, templates per hash, substitution.
 
 May import load, object and kernel.
 """

@@ -1,4 +1,4 @@
-"""The kernel interfaces, a module each: bpf(2), maps, pins, netlink, network namespaces, clsact hooks, routes.
+"""The kernel interfaces, one module each: bpf(2), maps, pins, netlink, network namespaces, clsact hooks, routes.
 
-May import errors, names and endpoint.
+May import base, endpoint and errors.
 """

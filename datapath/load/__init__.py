@@ -1,4 +1,4 @@
-"""From spec to kernel: maps opened or created, programs verified, program arrays filled, content copied.
+"""Loads a spec into the kernel: opens or creates maps, copies content, loads programs, fills program arrays.
 
 May import object and kernel.
 """

@@ -1,4 +1,4 @@
-"""An object file as values: ELF, BTF, programs, maps, constants. Pure: no kernel, no privilege.
+"""An object file as values: ELF, BTF, programs, maps, constants. Pure: needs no kernel and no privilege.
 
-Imports no other room.
+Imports no other room except base.
 """

@@ -1,4 +1,4 @@
-"""A reload as data and its application: steps, plans, the transaction with its rollback, the outcome, unloading.
+"""A reload as data, and its application: steps, plans, the transaction with its rollback, the outcome, unloading.
 
-May import build, load, object and kernel; never the loader, which holds what is kept between reloads.
+May import build, load, object and kernel; never the loader, which keeps state between reloads.
 """

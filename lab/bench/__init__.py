@@ -1,4 +1,4 @@
-"""Benchmarks, each of which compares several ways to do the same work. Their output is printed by cli.
+"""Benchmarks, each of which compares several ways to do the same work. `cli` prints their results.
 
 May import watch, agent, traffic, node, abi and system; never scenario.
 """

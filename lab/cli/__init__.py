@@ -1,4 +1,4 @@
-"""The command line: parsing, naming labs and endpoints, tables, completion. `commands/` has a module per command.
+"""The command line: parses arguments, resolves names of labs and endpoints, prints tables, completes words.
 
-May import every other room; no other room imports it.
+`commands/` has a module per command. May import every other room; no other room imports it.
 """

@@ -1,4 +1,4 @@
-"""What the machine has of what the lab needs, a probe each.
+"""Checks the machine against the requirements of the lab, with one probe per requirement.
 
 May import watch (tracing), node, abi and system.
 """

@@ -1,4 +1,4 @@
-"""An emulated node: its topology as values, its links, its files and locks, what is there of it.
+"""An emulated node: its topology as values, its links, its files and locks, its current state.
 
 May import abi and system.
 """

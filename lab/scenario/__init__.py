@@ -1,5 +1,4 @@
-"""What a test of a user's suite gets: nodes under traffic, gates and faults at steps, checks at the end; the pytest
-plugin, and the records that it keeps of every scenario.
+"""Scenarios for suites: nodes under traffic, gates and faults at steps, checks at the end, and the pytest plugin.
 
-May import watch, agent, traffic, node, abi and system; never bench.
+The plugin keeps a record of every scenario. May import watch, agent, traffic, node, abi and system; never bench.
 """

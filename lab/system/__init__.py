@@ -1,4 +1,4 @@
-"""What the lab needs of Linux and Python without knowing a lab: processes, namespaces, signals, sockets, files.
+"""Access to Linux and Python that knows no lab: processes, namespaces, signals, sockets, files.
 
 Imports no other room of the lab.
 """

@@ -1,4 +1,4 @@
-"""Numbered UDP and TCP traffic between endpoints with exact accounting, in a process of its own.
+"""Numbered UDP and TCP traffic between endpoints, with exact accounting, in a separate process.
 
 May import node, abi and system.
 """

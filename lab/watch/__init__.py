@@ -1,4 +1,4 @@
-"""Observers of a node that do not change it: snapshots, invariants, counters, maps, events, captures, system calls.
+"""Observers of a node: snapshots, invariants, counters, maps, events, captures, system calls. They do not change it.
 
 May import agent, traffic, node, abi and system.
 """

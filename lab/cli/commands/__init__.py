@@ -1,1 +1,1 @@
-"""One module per command of `reloadlab`: `add_parser` declares it, `run` does it and returns the exit code."""
+"""One module per command of `reloadlab`: `add_parser` declares it, `run` runs it and returns the exit code."""
