@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import socket
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 
@@ -30,9 +30,13 @@ RT_TABLE_MAIN, RTPROT_BOOT, RTN_UNICAST = 254, 3, 1
 RT_SCOPE_UNIVERSE, RT_SCOPE_LINK = 0, 253
 _RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_MULTIPATH, _RTA_VIA, _RTA_NH_ID = 1, 4, 5, 9, 18, 30
 _RTM_F_CLONED, _RTM_F_LOOKUP_TABLE, _RTM_F_FIB_MATCH = 0x200, 0x1000, 0x2000
+_RTNH_F_ONLINK = 4
+_NLM_F_DUMP_FILTERED = 0x20
 _NO_ROUTE = (errno.ENETUNREACH, errno.EHOSTUNREACH)
 _FORBIDDEN = (errno.EACCES, errno.EINVAL)  # prohibit, blackhole
 _RTMSG = struct.Struct("=BBBBBBBBI")  # family, dst_len, src_len, tos, table, protocol, scope, type, flags
+_RTNEXTHOP = struct.Struct("=HBBi")  # struct rtnexthop: length, flags, hops, interface
+_FLAGS_OF_HOP = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,9 +96,10 @@ def remove_all(netlink: NetlinkSocket, route: Route, note: Callable[[Installed],
 
 
 def through(netlink: NetlinkSocket, route: Route) -> tuple[Installed, ...]:
-    """Return the routes of the main table to this host through this interface, whatever else they say."""
-    if not _has_host_route(netlink, route.address):
-        return ()
+    """Return the routes of the main table to this host through this interface, whatever else they say.
+
+    One of several paths is enough. A look-up would not do: it tells one route, and that of one TOS.
+    """
     try:
         answers = netlink.dump(f"list routes to {route}", _listing(route))
     except NetlinkError as error:
@@ -117,7 +122,7 @@ def current(netlink: NetlinkSocket, address: IPv4Address | IPv6Address) -> Insta
     _, length, _, _, table, _, _, kind, _ = _RTMSG.unpack_from(answer, 16)
     if table != RT_TABLE_MAIN or length != address.max_prefixlen or kind != RTN_UNICAST:
         return None
-    return Installed(address, _interface(answer), answer)
+    return Installed(address, next(iter(_interfaces(answer)), 0), answer)
 
 
 def restore(netlink: NetlinkSocket, installed: Installed) -> None:
@@ -132,31 +137,41 @@ def add_again(netlink: NetlinkSocket, installed: Installed) -> None:
     unless(errno.EEXIST, netlink, f"restore route {installed.address}", message)
 
 
-def _has_host_route(netlink: NetlinkSocket, address: IPv4Address | IPv6Address) -> bool:
-    """Tell whether the main table may have a route to exactly this address: one look-up, where a listing takes long."""
-    try:
-        answer = netlink.get(f"look up route {address}", _lookup(address))
-    except NetlinkError as error:
-        if error.errno in _NO_ROUTE:
-            return False
-        if error.errno in _FORBIDDEN:
-            return True
-        raise
-    _, length, _, _, table, _, _, _, _ = _RTMSG.unpack_from(answer, 16)
-    # The longest prefix wins: a shorter one of the same table means that there is no longer one.
-    return bool(table != RT_TABLE_MAIN or length == address.max_prefixlen)
-
-
 def _leads(answer: bytes, route: Route) -> bool:
     _, length, _, _, table, _, _, kind, flags = _RTMSG.unpack_from(answer, 16)
     if (length, table, kind) != (route.address.max_prefixlen, RT_TABLE_MAIN, RTN_UNICAST) or flags & _RTM_F_CLONED:
         return False
-    destination = next((bytes(value) for kind, value in attributes(answer, 28) if kind == _RTA_DST), b"")
-    return destination == route.address.packed and _interface(answer) == route.ifindex
+    said = dict(attributes(answer, 28))
+    if bytes(said.get(_RTA_DST, b"")) != route.address.packed:
+        return False
+    interfaces = _interfaces(answer)
+    if interfaces:
+        return route.ifindex in interfaces
+    # With nexthop_compat_mode off the kernel names the nexthop object alone, having chosen by interface itself.
+    (header_flags,) = struct.unpack_from("=H", answer, 6)
+    return _RTA_NH_ID in said and bool(header_flags & _NLM_F_DUMP_FILTERED)
 
 
-def _interface(answer: bytes) -> int:
-    return next((int.from_bytes(v, "little") for k, v in attributes(answer, 28) if k == _RTA_OIF), 0)
+def _interfaces(answer: bytes) -> list[int]:
+    """Return the interfaces through which a route leads, one per path."""
+    found = []
+    for number, value in attributes(answer, 28):
+        if number == _RTA_OIF:
+            found.append(int.from_bytes(value, "little"))
+        elif number == _RTA_MULTIPATH:
+            found += [ifindex for _, ifindex in _hops(value)]
+    return found
+
+
+def _hops(multipath: bytes | memoryview) -> Iterator[tuple[int, int]]:
+    """Yield (offset, interface) of each path of RTA_MULTIPATH."""
+    offset = 0
+    while offset + _RTNEXTHOP.size <= len(multipath):
+        length, _, _, ifindex = _RTNEXTHOP.unpack_from(multipath, offset)
+        if length < _RTNEXTHOP.size:
+            return
+        yield offset, ifindex
+        offset += (length + 3) & ~3
 
 
 def _delete(netlink: NetlinkSocket, what: str, message: bytes) -> None:
@@ -170,9 +185,12 @@ def _delete(netlink: NetlinkSocket, what: str, message: bytes) -> None:
 def _request(kind: int, flags: int, installed: Installed) -> bytes:
     """Return a request about a route in the kernel's own words for it."""
     rtmsg = bytearray(installed.message[16:28])
-    # An answer says how it was found; a request may not (RTM_F_FIB_MATCH and the like).
-    struct.pack_into("=I", rtmsg, 8, 0)
-    said = dict(attributes(installed.message, 28))
+    # An answer says how it was found and in what state it is; a request may not (RTM_F_FIB_MATCH, RTNH_F_DEAD).
+    struct.pack_into("=I", rtmsg, 8, struct.unpack_from("=I", rtmsg, 8)[0] & _RTNH_F_ONLINK)
+    said = {number: bytearray(value) for number, value in attributes(installed.message, 28)}
+    paths = said.get(_RTA_MULTIPATH, bytearray())
+    for offset, _ in _hops(bytes(paths)):
+        paths[offset + _FLAGS_OF_HOP] &= _RTNH_F_ONLINK
     if _RTA_NH_ID in said:
         # The kernel tells what the nexthop object consists of, and does not take it back.
         said = {k: v for k, v in said.items() if k not in (_RTA_OIF, _RTA_GATEWAY, _RTA_VIA, _RTA_MULTIPATH)}

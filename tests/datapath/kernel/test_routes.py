@@ -14,8 +14,10 @@ from datapath.errors import NetlinkError
 from datapath.kernel import routes
 from datapath.kernel.netlink import NetlinkSocket
 from datapath.kernel.routes import Installed, Route, RouteStays
+from lab.system.tools import run
 from tests.datapath import support
 from tests.lab.wires import address, ip, namespace
+from tests.netns import nsenter
 
 POD4, POD6 = IPv4Address("10.9.0.7"), IPv6Address("fd00:9::7")
 POD = Endpoint(
@@ -150,11 +152,13 @@ FOREIGN4 = [
     ["via", "10.9.255.9", "dev", "up0", "proto", "static"],
     ["dev", "up0", "proto", "static", "src", "10.9.255.1", "mtu", "1400"],
     ["dev", "up0", "scope", "link", "proto", "bird"],
+    ["via", "198.51.100.1", "dev", "up0", "onlink"],
 ]
 FOREIGN6 = [
     ["via", "fd00:9:0:0:ffff::9", "dev", "up0", "proto", "static"],
     ["dev", "up0", "proto", "static", "mtu", "1400"],
     ["dev", "up0", "proto", "bird", "pref", "high"],
+    ["via", "2001:db8::1", "dev", "up0", "onlink"],
 ]
 
 
@@ -162,7 +166,7 @@ FOREIGN6 = [
 @pytest.mark.parametrize(
     ("target", "words"),
     [*((POD4, words) for words in FOREIGN4), *((POD6, words) for words in FOREIGN6)],
-    ids=[f"{version}-{name}" for version in ("v4", "v6") for name in ("gateway", "mtu", "protocol")],
+    ids=[f"{version}-{name}" for version in ("v4", "v6") for name in ("gateway", "mtu", "protocol", "onlink")],
 )
 def test_a_foreign_route_is_put_back(place: Place, target: Address, words: list[str]) -> None:
     """Whatever it said: gateway, source, MTU, protocol."""
@@ -246,6 +250,87 @@ def test_remove_all_takes_several_and_leaves_others(place: Place, target: Addres
     for each in reversed(removed):
         routes.add_again(place.netlink, each)
     assert (place.show(target), place.show(target, "100")) == before
+
+
+@pytest.mark.privileged
+@pytest.mark.parametrize("beside", [[], ["dev", "up0"]], ids=["alone", "beside another"])
+def test_remove_all_takes_a_route_of_any_tos(place: Place, beside: list[str]) -> None:
+    place.add(POD4, "dev", "lxc0", "tos", "0x10")
+    if beside:
+        place.add(POD4, *beside)
+    before = place.show(POD4)
+    removed: list[Installed] = []
+    routes.remove_all(place.netlink, Route(POD4, place.lxc), removed.append)
+    assert [found["dev"] for found in place.show(POD4)] == beside[1:]
+    for each in removed:
+        routes.add_again(place.netlink, each)
+    assert place.show(POD4) == before
+
+
+MULTIPATH4 = {
+    "first": ["nexthop", "dev", "lxc0", "nexthop", "dev", "up0", "weight", "3"],
+    "second": ["nexthop", "dev", "up0", "nexthop", "dev", "lxc0"],
+    "onlink": ["nexthop", "via", "198.51.100.1", "dev", "up0", "onlink", "nexthop", "dev", "lxc0"],
+}
+MULTIPATH6 = {
+    "first": ["nexthop", "via", "fe80::1", "dev", "lxc0", "nexthop", "via", "fe80::2", "dev", "up0", "weight", "3"],
+    "second": ["nexthop", "via", "fe80::1", "dev", "up0", "nexthop", "via", "fe80::2", "dev", "lxc0"],
+    "onlink": [
+        *("nexthop", "via", "2001:db8::1", "dev", "up0", "onlink"),
+        *("nexthop", "via", "2001:db8::2", "dev", "lxc0", "onlink"),
+    ],
+}
+
+
+@pytest.mark.privileged
+@pytest.mark.parametrize(
+    ("target", "words"),
+    [*((POD4, words) for words in MULTIPATH4.values()), *((POD6, words) for words in MULTIPATH6.values())],
+    ids=[*(f"v4-{name}" for name in MULTIPATH4), *(f"v6-{name}" for name in MULTIPATH6)],
+)
+@pytest.mark.parametrize("state", ["up", "down"])
+def test_remove_all_takes_a_route_with_a_path_through_the_interface(
+    place: Place, target: Address, words: list[str], state: str
+) -> None:
+    """A packet of some flows would take that path, past the policy program."""
+    place.add(target, *words)
+    if state == "down":
+        # Without a carrier on the other path its flags say linkdown, which the kernel does not take back.
+        ip(place.netns, "link", "set", "peer1", "down")
+    before = place.show(target)
+    removed: list[Installed] = []
+    routes.remove_all(place.netlink, Route(target, place.lxc), removed.append)
+    assert place.show(target) == []
+    assert len(removed) == 1
+    routes.add_again(place.netlink, removed[0])
+    assert place.show(target) == before
+
+
+@both
+@pytest.mark.privileged
+def test_remove_all_leaves_a_route_with_other_paths(place: Place, target: Address) -> None:
+    one, other = (
+        (["via", "10.9.255.8"], ["via", "10.9.255.9"]) if target == POD4 else (["via", "fe80::1"], ["via", "fe80::2"])
+    )
+    place.add(target, "nexthop", *one, "dev", "up0", "nexthop", *other, "dev", "up0")
+    before = place.show(target)
+    routes.remove_all(place.netlink, Route(target, place.lxc), lambda _: None)
+    assert place.show(target) == before
+
+
+@both
+@pytest.mark.privileged
+def test_remove_all_takes_a_route_of_a_nexthop_object_that_is_not_spelled_out(place: Place, target: Address) -> None:
+    run(nsenter(place.netns, "sysctl", "-qw", "net.ipv4.nexthop_compat_mode=0"))
+    for number, name in (("9", "lxc0"), ("10", "up0")):
+        ip(place.netns, f"-{target.version}", "nexthop", "add", "id", number, "dev", name)
+    place.add(target, "nhid", "10", "metric", "5")
+    place.add(target, "nhid", "9", "metric", "6")
+    removed: list[Installed] = []
+    routes.remove_all(place.netlink, Route(target, place.lxc), removed.append)
+    assert [found["nhid"] for found in place.show(target)] == [10]
+    routes.add_again(place.netlink, removed[0])
+    assert [found["nhid"] for found in place.show(target)] == [10, 9]
 
 
 @both
