@@ -7,15 +7,17 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
 from typing import Any
 
-from datapath.base.mapnames import CONNECTIONS, OVERLAY_CALLS_MAP, POLICY_CALLS, calls_map, is_calls_map
+from datapath.base.mapnames import CONNECTIONS, OVERLAY_CALLS_MAP, calls_map, is_calls_map
 from datapath.errors import ReloadlabError
 from datapath.kernel.bpf import prog_info
 from datapath.kernel.hooks import HANDLE, Direction, filter_name
 from datapath.kernel.inventory import program_by_id, program_maps
 from datapath.kernel.pins import RETIRED
 from datapath.object.reader import read_object
+from datapath.object.spec import CollectionSpec
 from datapath.reload.connections import seconds
 from datapath.reload.outcome import Outcome
 from datapath.reload.plans import CILIUM_HOST, CILIUM_NET, CILIUM_VXLAN, OVERLAY_SUBJECT
@@ -245,8 +247,9 @@ def _retired(now: Snapshot) -> Iterator[str]:
     for name, slots in now.retired.items():
         if now.pins[name].id not in used:
             yield f"pin {name} is left over: no program uses it"
-        if name.startswith(POLICY_CALLS) and slots != now.policy:
-            yield f"pin {name}: slots differ from those of the new array: {_difference(now.policy, slots)}"
+        present = now.policies.get(name.partition(RETIRED)[0], {})
+        if slots != present:
+            yield f"pin {name}: slots differ from those of the new array: {_difference(present, slots)}"
 
 
 def _shared(before: Snapshot, now: Snapshot, expected: Expected) -> Iterator[str]:
@@ -286,24 +289,46 @@ def _generations(now: Snapshot) -> Iterator[str]:
 
 
 def _policy_slots(agent: Agent, now: Snapshot) -> Iterator[str]:
+    """Yield the slots of policy arrays with a program of another load than the endpoint's."""
     ids = calls_maps(now)
     for endpoint in agent.node.endpoints():
         name = calls_map(endpoint.id, "hostns_" if endpoint.is_host else "")
-        program = now.policy.get(endpoint.id)
-        if program is not None and any(m in now.calls and m != ids.get(name) for m in program_maps(program)):
-            yield f"policy slot {endpoint.id}: program {program} belongs to another load"
+        for array, filled in now.policies.items():
+            program = filled.get(endpoint.id)
+            if program is not None and any(m in now.calls and m != ids.get(name) for m in program_maps(program)):
+                yield f"{array} slot {endpoint.id}: program {program} belongs to another load"
 
 
 def _empty_slots(agent: Agent, now: Snapshot) -> Iterator[str]:
-    """Yield the empty slots of calls maps that the node's object files fill."""
-    for path in (*agent.config.state.glob("*.o"), *agent.config.state.glob("*/*.o")):
-        spec = read_object(path).spec
-        for name, filled in ((name, now.slots[name]) for name in spec.maps if is_calls_map(name) and name in now.slots):
-            yield from (
-                f"{name} slot {slot} is empty"
-                for slot, program in sorted(spec.maps[name].contents.items())
-                if program in spec.programs and slot not in filled
-            )
+    """Yield the empty slots of calls maps and policy arrays that the object files of attached programs fill."""
+    arrays = {**now.policies, **{name: filled for name, filled in now.slots.items() if is_calls_map(name)}}
+    attached = {ifname for (ifname, _), found in now.filters.items() if any(item.is_ours for item in found)}
+    for ifname, path in _object_files(agent):
+        if path.exists():
+            yield from _empty_slots_of(read_object(path).spec, arrays)
+        elif ifname in attached:
+            yield f"{ifname} has programs, but no object file {path.relative_to(agent.config.state)}"
+
+
+def _empty_slots_of(spec: CollectionSpec, arrays: Mapping[str, Mapping[int, int]]) -> Iterator[str]:
+    for name in spec.maps.keys() & arrays.keys():
+        for slot, program in sorted(spec.maps[name].contents.items()):
+            if program in spec.programs and slot not in arrays[name]:
+                yield f"{name} slot {slot} is empty"
+
+
+def _object_files(agent: Agent) -> Iterator[tuple[str, Path]]:
+    """Yield the interfaces that have programs of ours, and the object file that each is loaded from."""
+    node, state = agent.node, agent.config.state
+    host = state / str(HOST_ENDPOINT)
+    yield CILIUM_HOST, host / "bpf_host.o"
+    yield CILIUM_NET, host / f"bpf_host_{CILIUM_NET}.o"
+    yield from ((device, host / f"bpf_netdev_{device}.o") for device in agent.config.devices)
+    if node.spec.tunnel:
+        yield CILIUM_VXLAN, state / "bpf_overlay.o"
+    for name in (HEALTH, *(pod.name for pod in node.pods)):
+        pod = node.pod(name)
+        yield pod.ifname, state / str(pod.endpoint_id) / "bpf_lxc.o"
 
 
 def _routes(agent: Agent, now: Snapshot) -> Iterator[str]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from datapath.base import mapnames
 from datapath.base.bpftypes import MapType
-from datapath.base.mapnames import CONNECTIONS, is_calls_map
+from datapath.base.mapnames import CONNECTIONS, POLICY_ARRAYS, POLICY_CALLS, is_calls_map
 from datapath.errors import BpfError
 from datapath.kernel import bpf, hooks, progarray
 from datapath.kernel.hooks import Direction, Filter
@@ -49,8 +49,9 @@ class PinnedMap:
 class Snapshot:
     """The state of a node at one moment.
 
-    `filters` are by (interface, direction), `pins` by name. `slots` has slot -> program id for each calls map, `policy`
-    endpoint id -> program id, `routes` address -> interface index of the endpoints' own routes.
+    `filters` are by (interface, direction), `pins` by name. `slots` has slot -> program id for each calls map,
+    `policies` endpoint id -> program id for each policy array, `routes` address -> interface index of the endpoints'
+    own routes.
     `retired` has the slots of each replaced policy array that is still pinned because programs use it, by pin name.
     `programs` are the ids of all loaded programs that use a map of this node, `reachable` those that are attached or in
     a slot of a pinned calls map, and the targets of their tail calls; `calls` are the ids of their calls maps.
@@ -59,18 +60,23 @@ class Snapshot:
     filters: Mapping[tuple[str, Direction], tuple[Filter, ...]]
     pins: Mapping[str, PinnedMap]
     slots: Mapping[str, Mapping[int, int]]
-    policy: Mapping[int, int]
+    policies: Mapping[str, Mapping[int, int]]
     retired: Mapping[str, Mapping[int, int]]
     routes: Mapping[str, int]
     programs: frozenset[int]
     reachable: frozenset[int]
     calls: frozenset[int]
 
+    @property
+    def policy(self) -> Mapping[int, int]:
+        """The filled slots of cilium_call_policy: endpoint id -> program id."""
+        return self.policies.get(POLICY_CALLS, {})
+
     def datapath(self) -> tuple[object, ...]:
         """Return everything that a failed reload must leave as it was."""
         pins = {name: pin.id for name, pin in self.pins.items()}
         contents = {name: pin.content for name, pin in self.pins.items()}
-        return self.filters, pins, contents, self.slots, (self.policy, self.retired), self.routes
+        return self.filters, pins, contents, self.slots, (self.policies, self.retired), self.routes
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,14 +85,19 @@ class _Maps:
 
     pins: dict[str, PinnedMap] = field(default_factory=dict)
     slots: dict[str, dict[int, int]] = field(default_factory=dict)
-    policy: dict[int, int] = field(default_factory=dict)
+    policies: dict[str, dict[int, int]] = field(default_factory=dict)
     retired: dict[str, dict[int, int]] = field(default_factory=dict)
 
     @property
     def programs(self) -> set[int]:
         """All programs in a slot."""
-        filled = (*self.slots.values(), *self.retired.values(), self.policy)
+        filled = (*self.slots.values(), *self.retired.values(), *self.policies.values())
         return {program for each in filled for program in each.values()}
+
+    @property
+    def policy_arrays(self) -> set[int]:
+        """The ids of the policy arrays: a small one looks like a calls map, but belongs to the whole node."""
+        return {self.pins[name].id for name in (*self.policies, *self.retired)}
 
 
 def take(node: Node) -> Snapshot:
@@ -107,8 +118,8 @@ def take(node: Node) -> Snapshot:
     attached = {each.program_id for found in filters.values() for each in found if each.program_id}
     held = reach(attached | maps.programs)
     loaded = programs_using(held.maps | {pin.id for pin in maps.pins.values()})
-    state = maps.pins, maps.slots, maps.policy, maps.retired
-    return Snapshot(filters, *state, routes, loaded, held.programs, held.calls)
+    state = maps.pins, maps.slots, maps.policies, maps.retired
+    return Snapshot(filters, *state, routes, loaded, held.programs, held.calls - maps.policy_arrays)
 
 
 def _read_map(pinned: Map, endpoint_ids: Sequence[int], maps: _Maps) -> None:
@@ -117,19 +128,24 @@ def _read_map(pinned: Map, endpoint_ids: Sequence[int], maps: _Maps) -> None:
     content: dict[bytes, bytes] | None = None
     lifetimes: dict[bytes, int] = {}
     if info.type == MapType.PROG_ARRAY:
-        filled = read_slots(pinned.fd)
-        if filled is not None:
-            maps.slots[name] = filled
-        elif name == mapnames.POLICY_CALLS:
-            maps.policy.update(_policy(pinned.fd, endpoint_ids))
-        elif RETIRED in name:
-            maps.retired[name] = _policy(pinned.fd, endpoint_ids)
+        _read_program_array(pinned, endpoint_ids, maps)
     elif not name.startswith(COUNTERS):
         items = dict(pinned.items())
         content = {key: _steady(name, value) for key, value in items.items()}
         if name.startswith(CONNECTIONS):
             lifetimes = {key: lifetime_of(value) for key, value in items.items()}
     maps.pins[name] = PinnedMap(info.id, info.type, content, lifetimes)
+
+
+def _read_program_array(pinned: Map, endpoint_ids: Sequence[int], maps: _Maps) -> None:
+    """Add the slots of a program array to `maps`. Its name says what it is: a policy array can have any size."""
+    name = pinned.name
+    if name in POLICY_ARRAYS:
+        maps.policies[name] = _policy(pinned.fd, endpoint_ids)
+    elif RETIRED in name:
+        maps.retired[name] = _policy(pinned.fd, endpoint_ids)
+    elif name.partition(":")[0] not in POLICY_ARRAYS and (filled := read_slots(pinned.fd)) is not None:
+        maps.slots[name] = filled
 
 
 def _routes(netlink: NetlinkSocket, node: Node) -> dict[str, int]:

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from datapath.base.mapnames import CT_MAPS, calls_map
+from datapath.base.bpftypes import MapType
+from datapath.base.mapnames import CT_MAPS, EGRESS_POLICY_CALLS, POLICY_CALLS, calls_map
 from datapath.build.compile import probe_compiler
 from datapath.errors import ToolMissing
-from datapath.kernel import bpf, hooks
+from datapath.kernel import bpf, hooks, progarray
 from datapath.kernel.hooks import Direction
 from datapath.kernel.inventory import program_by_id
 from datapath.kernel.map import Map, open_pin
@@ -202,12 +203,58 @@ def test_an_empty_slot_is_found(agent: Agent) -> None:
     assert violations(agent, before) == [f"invariant 4: {name} slot {slot} is empty"]
 
 
+def test_an_empty_policy_slot_is_found(agent: Agent) -> None:
+    """Callers of the endpoint's policy drop its packets then."""
+    before, ident = baseline(agent), agent.node.pod("pod-2").endpoint_id
+    with open_pin(agent.config.globals / POLICY_CALLS) as array:
+        assert progarray.clear(array.fd, ident)
+    assert violations(agent, before) == [f"invariant 4: {POLICY_CALLS} slot {ident} is empty"]
+
+
+def test_the_slots_of_both_policy_arrays_are_checked(agent: Agent) -> None:
+    """The second exists with other C sources only: here it has a program of another endpoint, at its own size."""
+    before, (mine, other) = baseline(agent), agent.node.pods
+    program = program_at(agent, other.ifname, Direction.INGRESS).program_id
+    path = agent.config.globals / EGRESS_POLICY_CALLS
+    fd = bpf.map_create(MapType.PROG_ARRAY, 4, 4, 256)
+    try:
+        bpf.obj_pin(fd, path)
+        with program_by_id(program) as program_fd:
+            progarray.put(fd, mine.endpoint_id, program_fd)
+        text = f"{EGRESS_POLICY_CALLS} slot {mine.endpoint_id}: program {program} belongs to another load"
+        assert violations(agent, before) == [f"invariant 4: {text}"]
+    finally:
+        os.close(fd)
+        path.unlink()
+
+
+def test_a_small_policy_array_is_no_calls_map() -> None:
+    """Its name says what it is, not its size: -D POLICY_PROG_MAP_SIZE=256 makes it as small as a calls map."""
+    small = [("POLICY_PROG_MAP_SIZE", "256")]
+    with Node(NodeSpec(unique_name("small"), pods=2)) as node, Agent(node, defines=small) as agent:
+        agent.start(workers=2)
+        before, ident = baseline(agent), node.pod("pod-2").endpoint_id
+        assert check(agent, before) == []
+        with open_pin(agent.config.globals / POLICY_CALLS) as array:
+            assert array.info.max_entries == 256
+            assert progarray.clear(array.fd, ident)
+        assert violations(agent, before) == [f"invariant 4: {POLICY_CALLS} slot {ident} is empty"]
+
+
+def test_attached_programs_without_an_object_file_are_found(agent: Agent) -> None:
+    before, pod = baseline(agent), agent.node.pod("pod-1")
+    (agent.config.state / str(pod.endpoint_id) / "bpf_lxc.o").unlink()
+    assert violations(agent, before) == [
+        f"invariant 4: {pod.ifname} has programs, but no object file {pod.endpoint_id}/bpf_lxc.o"
+    ]
+
+
 def test_a_policy_slot_that_a_reload_left_out_is_found(agent: Agent) -> None:
     before, pod = baseline(agent), agent.node.pod("pod-1")
     leave_out(agent, InsertPolicy)
     outcome = agent.reload("pod-1")
     found = violations(agent, before, outcome)
-    assert any(f"invariant 4: policy slot {pod.endpoint_id}: program " in line for line in found), found
+    assert any(f"invariant 4: {POLICY_CALLS} slot {pod.endpoint_id}: program " in line for line in found), found
 
 
 def test_the_pins_of_a_removed_endpoint_are_found(agent: Agent) -> None:
