@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,11 @@ class ReloadlabError(Exception):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _restore, (type(self), self.args, {name: _portable(value) for name, value in vars(self).items()})
+
+
+def printable(name: str) -> str:
+    """Return a name that the kernel gave (os.fsdecode) for a message, whatever bytes it has."""
+    return re.sub("[\ud800-\udfff]", "\ufffd", name)
 
 
 def _restore(kind: type[ReloadlabError], args: tuple[Any, ...], attributes: dict[str, Any]) -> ReloadlabError:
@@ -154,7 +160,7 @@ class LinkNotFound(ReloadlabError):
     """A missing interface."""
 
     def __init__(self, ifname: str) -> None:
-        super().__init__(f"interface {ifname} does not exist")
+        super().__init__(f"interface {printable(ifname)} does not exist")
         self.ifname = ifname
 
 

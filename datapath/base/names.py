@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 
 from datapath.errors import InvalidName
@@ -14,7 +15,11 @@ _LAB = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,31}")
 
 def check_ifname(name: str) -> str:
     """Return `name` if the kernel would take it for an interface (net/core/dev.c: dev_valid_name)."""
-    if not 0 < len(name.encode()) < IFNAMSIZ:
+    try:
+        length = len(os.fsencode(name))
+    except UnicodeEncodeError:
+        raise InvalidName("interface name", name, "it is not text") from None
+    if not 0 < length < IFNAMSIZ:
         raise InvalidName("interface name", name, f"it must have 1 to {IFNAMSIZ - 1} bytes")
     if name in (".", "..") or any(c in "/:" or c.isspace() for c in name):
         raise InvalidName("interface name", name, "no slash, colon or white space")

@@ -16,7 +16,7 @@ from functools import cache
 
 from pyroute2.netlink.rtnl.tcmsg import tcmsg
 
-from datapath.errors import NetlinkError, ReloadlabError
+from datapath.errors import NetlinkError, ReloadlabError, printable
 from datapath.kernel.netlink import (
     NLM_F_CREATE,
     NLM_F_ECHO,
@@ -85,7 +85,7 @@ class Filter:
     def __str__(self) -> str:
         """Return its name, or kind, and where it is if that is elsewhere; printable, whatever bytes the name has."""
         where = [f"{word} {number}" for word, number in (("block", self.block), ("chain", self.chain)) if number]
-        said = os.fsencode(self.name).decode(errors="replace") or self.kind
+        said = printable(self.name) or self.kind
         return said + (f" ({', '.join(where)})" if where else "")
 
 
@@ -206,7 +206,7 @@ def attach(
 ) -> None:
     """Replace the filter at (direction, priority, handle) in one step: no packet sees the hook empty."""
     message = attach_message(ifindex, direction, program_fd=program_fd, name=name, priority=priority, handle=handle)
-    netlink.request(f"attach {name} {direction}", message)
+    netlink.request(f"attach {printable(name)} {direction}", message)
 
 
 def attach_message(
@@ -242,7 +242,7 @@ def detach(netlink: NetlinkSocket, found: Filter) -> None:
         },
         [("TCA_KIND", found.kind)],
     )
-    netlink.request(f"detach {found.name} {found.direction}", message)
+    netlink.request(f"detach {found} {found.direction}", message)
 
 
 def filters(netlink: NetlinkSocket, ifindex: int, direction: Direction) -> tuple[Filter, ...]:

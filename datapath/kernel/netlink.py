@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from datapath.endpoint import Interface
-from datapath.errors import LinkNotFound, NetlinkError
+from datapath.errors import LinkNotFound, NetlinkError, printable
 from datapath.kernel.netns import enter
 
 NLM_F_REQUEST, NLM_F_ACK, NLM_F_ECHO, NLM_F_DUMP = 0x1, 0x4, 0x8, 0x300
@@ -206,11 +206,11 @@ class NetlinkSocket:
 
     def ifindex(self, ifname: str) -> int:
         """Return the index of an interface; LinkNotFound if there is none of this name."""
-        name = ifname.encode() + b"\0"
+        name = os.fsencode(ifname) + b"\0"
         attribute = _ATTRIBUTE.pack(4 + len(name), IFLA_IFNAME) + name + bytes(-len(name) % 4)
         message = _HEADER.pack(32 + len(attribute), RTM_GETLINK, NLM_F_REQUEST, 0, 0) + bytes(16) + attribute
         try:
-            answer = self.get(f"look up {ifname}", message)
+            answer = self.get(f"look up {printable(ifname)}", message)
         except NetlinkError as error:
             if error.errno != errno.ENODEV:
                 raise

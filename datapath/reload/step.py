@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from datapath.base.attempts import each
+from datapath.errors import printable
 
 if TYPE_CHECKING:
     from datapath.reload.workspace import Workspace
@@ -67,5 +68,5 @@ class Plan:
         return replace(self, steps=tuple(step for step in changed if step is not None))
 
     def describe(self) -> list[tuple[str, str, str]]:
-        """Return (name, target, description) of every step."""
-        return [(step.name, step.target, step.describe()) for step in self.steps]
+        """Return (name, target, description) of every step, printable whatever bytes an interface name has."""
+        return [(step.name, printable(step.target), printable(step.describe())) for step in self.steps]

@@ -7,7 +7,7 @@ import time
 from typing import Protocol
 
 from datapath.base.timing import Interval
-from datapath.errors import Cancelled, ReloadlabError
+from datapath.errors import Cancelled, ReloadlabError, printable
 from datapath.reload.interrupts import signals_held_back
 from datapath.reload.outcome import Outcome, Span
 from datapath.reload.step import Plan, Step
@@ -26,7 +26,7 @@ class RollbackFailed(ReloadlabError):
     """A reload failed and not all of it could be undone: `failures` says what; `cause` is what came first."""
 
     def __init__(self, cause: BaseException, failures: list[tuple[Step, BaseException]]) -> None:
-        undone = "; ".join(f"{step.name} {step.target}: {_said(error)}" for step, error in failures)
+        undone = "; ".join(f"{step.name} {printable(step.target)}: {_said(error)}" for step, error in failures)
         super().__init__(f"{_said(cause)}; and the rollback is incomplete: {undone}")
         self.cause = cause
         self.failures = tuple(failures)
@@ -46,7 +46,7 @@ def apply(plan: Plan, work: Workspace, *, observer: Observer | None = None) -> O
     try:
         for step in plan.steps:
             if work.cancel.is_set():
-                raise Cancelled(f"reload of {plan.subject} cancelled before: {step.name} {step.target}")
+                raise Cancelled(f"reload of {plan.subject} cancelled before: {step.name} {printable(step.target)}")
             if observer is not None:
                 observer.before(step, work)
             begun.append(step)
@@ -75,7 +75,7 @@ def _timed(step: Step, work: Workspace) -> Span:
     step.apply(work)
     end = time.monotonic_ns()
     helpers = tuple(work.take_intervals())
-    return Span(step.name, step.target, Interval(threading.get_native_id(), start, end), helpers)
+    return Span(step.name, printable(step.target), Interval(threading.get_native_id(), start, end), helpers)
 
 
 def _roll_back(begun: list[Step], work: Workspace, cause: BaseException) -> None:

@@ -93,6 +93,15 @@ def test_attributes_stop_at_a_broken_length() -> None:
     assert list(attributes(b"\1")) == []
 
 
+@pytest.mark.privileged
+def test_an_interface_may_have_any_name(netns: Path) -> None:
+    ip(str(netns), "link", "add", "bad\udcff", "type", "bridge")
+    with NetlinkSocket(netns) as netlink:
+        assert netlink.ifindex("bad\udcff") == netlink.interfaces()["bad\udcff"].ifindex
+        with pytest.raises(LinkNotFound, match="interface no\ufffd does not exist"):
+            netlink.ifindex("no\udcff")
+
+
 def test_text_ends_at_the_first_nul() -> None:
     assert text(memoryview(b"lo\0rest")) == "lo"
 

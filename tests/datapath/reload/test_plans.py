@@ -230,6 +230,14 @@ def test_every_step_has_one_line_of_its_own() -> None:
             assert "\n" not in what
 
 
+def test_a_foreign_interface_may_have_any_name() -> None:
+    """The kernel takes any bytes; os.fsdecode makes of them what cannot be printed as it is."""
+    named = {**LINKS, "bad\udcff": Interface("bad\udcff", 77, None)}
+    described = host_plan(CONFIG, HOST, named, subject="host").describe()
+    "\n".join(word for words in described for word in words).encode()
+    assert ("detach ingress", "bad\ufffd") in [words[:2] for words in described]
+
+
 def test_change_drops_and_replaces_steps() -> None:
     plan = pod_plan(CONFIG, POD, subject="pod-1")
 

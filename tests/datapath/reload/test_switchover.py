@@ -536,3 +536,11 @@ def test_interface_name_with_a_slash(rig: Rig, name: str) -> None:
     endpoint = replace(rig.endpoint("pod-1"), ifname=name)
     with pytest.raises(InvalidName, match="no slash"):
         rig.loader.plan(endpoint, subject="pod-1")
+
+
+def test_the_host_is_reloaded_beside_an_interface_of_any_name(rig: Rig) -> None:
+    """It may have netdev programs from when it was a device: they are removed."""
+    ip(str(rig.config.netns), "link", "add", "bad\udcff", "type", "bridge")
+    put(rig, "bad\udcff", "cil_from_netdev-bad\udcff", priority=1)
+    rig.reload("host")
+    assert hooks.filters(rig.netlink, rig.netlink.ifindex("bad\udcff"), INGRESS) == ()
