@@ -204,7 +204,7 @@ MADE_ELSEWHERE = (
 
 
 @pytest.fixture
-def elsewhere(name: str) -> Iterator[Popen[str]]:
+def elsewhere(empty_run: Path, name: str) -> Iterator[Popen[str]]:
     """A process in a mount namespace of its own in which it has made a lab."""
     argv = ["unshare", "--mount", sys.executable, "-c", MADE_ELSEWHERE, name]
     with Popen(argv, cwd=ROOT, stdin=PIPE, stdout=PIPE, text=True) as process:
@@ -214,6 +214,7 @@ def elsewhere(name: str) -> Iterator[Popen[str]]:
         process.kill()
 
 
+@pytest.mark.usefixtures("empty_run")
 def test_lab_of_another_mount_namespace_is_left_alone(name: str, elsewhere: Popen[str]) -> None:
     assert status(name) == LabStatus(name, Status.ELSEWHERE)
     registry.sweep()
@@ -244,6 +245,7 @@ def test_lab_of_another_mount_namespace_is_left_alone(name: str, elsewhere: Pope
     assert done.returncode == 0
 
 
+@pytest.mark.usefixtures("empty_run")
 def test_lab_of_another_mount_namespace_is_removed_by_force(name: str, elsewhere: Popen[str]) -> None:
     there = Path(f"/proc/{elsewhere.pid}/root{registry.lab_root(name)}")
     inside = start(nsenter(f"{there}/ns/pod-1", sys.executable, "-c", SLEEPER))
@@ -257,6 +259,7 @@ def test_lab_of_another_mount_namespace_is_removed_by_force(name: str, elsewhere
     assert f"/{name}" not in Path(f"/proc/{elsewhere.pid}/mountinfo").read_text()
 
 
+@pytest.mark.usefixtures("empty_run")
 def test_lab_whose_mount_namespace_is_gone(name: str, elsewhere: Popen[str]) -> None:
     elsewhere.kill()
     elsewhere.wait()
