@@ -95,6 +95,19 @@ class LabBusy(LabError):
         self.pids = pids
 
 
+class UnsafeRun(ReloadlabError):
+    """The directory of the labs belongs to another user, `owner`, or other users may write to it; see `mode`."""
+
+    def __init__(self, path: Path, owner: int, mode: int) -> None:
+        super().__init__(
+            f"{path} holds labs, but others may change it (owner {owner}, mode {mode:04o}): "
+            "it must be yours, writable by you alone"
+        )
+        self.path = path
+        self.owner = owner
+        self.mode = mode
+
+
 class LabSystemError(LabError):
     """A system call that failed on the way; `errno` is kept."""
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from rich.markup import escape
 
+from datapath.errors import ReloadlabError
 from lab.bench.parallel import ParallelReport, measure_parallel
 from lab.cli.output import OutputDirectory
 from lab.cli.report import RunFile, print_parallel, print_reasons, print_scenarios, short_name
@@ -35,7 +36,7 @@ def do(args: argparse.Namespace) -> int:
         return 1
     with OutputDirectory(args.out) as output:
         file = RunFile(output)
-        # Told now, not in four minutes, if it cannot be written.
+        # Fail now rather than after all scenarios if it cannot be written.
         file.write([])
         registry.sweep()
         try:
@@ -116,11 +117,14 @@ def _scenarios(console: Console, args: argparse.Namespace, file: RunFile) -> lis
 
 @contextmanager
 def _swept() -> Iterator[None]:
-    """Remove at the end the labs of workers that died."""
+    """Remove at the end the labs of workers that died; a failure is printed and changes nothing else."""
     try:
         yield
     finally:
-        registry.sweep()
+        try:
+            registry.sweep()
+        except ReloadlabError as error:
+            print(f"reloadlab: warning: leftovers remain: {error}", file=sys.stderr)
 
 
 def _print_progress(console: Console, changed: Sequence[Record], told: set[str]) -> None:

@@ -1,7 +1,8 @@
-"""Marks: which directories are labs, and in which mount namespace each of them was made.
+"""Marks: which directories are labs, in which mount namespace each of them was made, and for which cluster.
 
 The mark of the lab <name> is the symbolic link .<name>.lab beside its directory. It points to
-<id of the boot>:<number of the mount namespace>, which is not a path. A link is made in one step, so a mark is never
+<id of the boot>:<number of the mount namespace>:<name of the cluster>, which is not a path; the name is empty for a lab
+that belongs to no cluster. A link is made in one step, so a mark is never
 half written. It is made before the directory and removed after it: a directory without a mark is not a lab. Callers
 hold the lock of the run directory.
 """
@@ -9,6 +10,7 @@ hold the lock of the run directory.
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,16 +22,17 @@ _PROC = Path("/proc")
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """Where a lab was made: in which mount namespace, since which boot of the machine."""
+    """Where and for which cluster a lab was made: in which mount namespace, since which boot of the machine."""
 
     boot: str
     mount_namespace: int
+    cluster: str = ""
 
     @property
     def is_elsewhere(self) -> bool:
         """Whether the lab was made in a mount namespace other than the caller's, which may still exist."""
         here = _here()
-        return self.boot == here.boot and self != here
+        return self.boot == here.boot and self.mount_namespace != here.mount_namespace
 
     def processes(self) -> Iterator[int]:
         """Yield the ids of the processes that live in the mount namespace, as far as they are visible."""
@@ -38,20 +41,22 @@ class Mark:
                 yield int(entry.name)
 
 
-def add(root: Path) -> None:
-    """Mark a directory that is about to be made as a lab's."""
+def add(root: Path, cluster: str = "") -> None:
+    """Mark a directory that is about to be made as that of a lab, which may belong to a cluster."""
     here = _here()
     remove(root)
-    os.symlink(f"{here.boot}:{here.mount_namespace}", _path(root))
+    os.symlink(f"{here.boot}:{here.mount_namespace}:{cluster}", _path(root))
 
 
 def read(root: Path) -> Mark | None:
     """Return the mark of a directory; None if it has none."""
     try:
-        boot, _, number = os.readlink(_path(root)).rpartition(":")
+        fields = os.readlink(_path(root)).split(":")
     except (FileNotFoundError, NotADirectoryError):
         return None
-    return Mark(boot, int(number)) if number.isdecimal() else Mark("", 0)
+    # Former versions did not write the cluster.
+    boot, number, cluster = fields if len(fields) == 3 else (*fields, "", "")[:3]
+    return Mark(boot, int(number), cluster) if number.isdecimal() else Mark("", 0)
 
 
 def remove(root: Path) -> None:
@@ -66,11 +71,19 @@ def labs(run: Path) -> tuple[str, ...]:
         if not (entry.name.startswith(".") and entry.name.endswith(_SUFFIX) and entry.is_symlink()):
             continue
         name = entry.name[1 : -len(_SUFFIX)]
-        if (run / name).is_dir():
+        if stat.S_ISDIR(_mode(run / name)):
             names.append(name)
         else:
             remove(run / name)
     return tuple(sorted(names))
+
+
+def _mode(path: Path) -> int:
+    """Return the mode of a file, not of what it links to; 0 if it is missing."""
+    try:
+        return path.lstat().st_mode
+    except FileNotFoundError:
+        return 0
 
 
 def _path(root: Path) -> Path:

@@ -14,7 +14,7 @@ from typing import Self
 from bpf import LIBRARY
 from datapath.endpoint import DatapathConfig, Endpoint
 from datapath.errors import ReloadlabError
-from lab.errors import LabNotFound, LabNotReady, system_errors
+from lab.errors import LabElsewhere, LabNotFound, LabNotReady, system_errors
 from lab.node import builder, described, live, registry
 from lab.node.status import Stamp
 from lab.node.topology import (
@@ -65,7 +65,7 @@ class Node:
     def up(cls, spec: NodeSpec, *, size: str = registry.DEFAULT_SIZE) -> Self:
         """Build a node that stays when the process ends."""
         node = cls(spec, size=size)
-        with registry.claim(spec.name, size) as claim:
+        with registry.claim(spec.name, size, cluster=spec.cluster) as claim:
             node._build()
             claim.keep()
         return node
@@ -81,7 +81,7 @@ class Node:
         return node
 
     def __enter__(self) -> Self:
-        with registry.claim(self.name, self._size) as claim:
+        with registry.claim(self.name, self._size, cluster=self.spec.cluster) as claim:
             self._build()
             self._held = claim.keep_locked()
         return self
@@ -223,12 +223,12 @@ class Node:
 
     @property
     def peers(self) -> tuple[Node, ...]:
-        """The other nodes of the cluster that are up at this moment, in their order."""
+        """The other nodes of the cluster that are up at this moment in this mount namespace, in their order."""
         if not self.spec.cluster:
             return ()
         found = []
         for name in registry.members(self.spec.cluster):
-            with suppress(LabNotFound, LabNotReady):
+            with suppress(LabNotFound, LabNotReady, LabElsewhere):
                 found.append(Node.open(name))
         return tuple(n for n in found if n.name != self.name and n.spec.cluster == self.spec.cluster)
 

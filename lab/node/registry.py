@@ -19,7 +19,6 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import re
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -27,7 +26,7 @@ from pathlib import Path
 from datapath.base.names import check_lab_name
 from datapath.base.statefile import WrongContent, write_json
 from datapath.errors import ReloadlabError
-from lab.errors import LabBusy, LabExists, Status, system_errors
+from lab.errors import LabBusy, LabExists, LabNotFound, Status, UnsafeRun, system_errors
 from lab.node import marks, status
 from lab.node.facts import encode
 from lab.node.status import FACTS, LabStatus, Stamp
@@ -88,10 +87,10 @@ class Claim:
 
 
 @contextmanager
-def claim(name: str, size: str = DEFAULT_SIZE) -> Iterator[Claim]:
+def claim(name: str, size: str = DEFAULT_SIZE, *, cluster: str = "") -> Iterator[Claim]:
     """Make the directory of a new lab, which goes away again unless it is kept; `size` is tmpfs's option of that name.
 
-    Raises LabExists, LabSystemError.
+    `cluster` is the cluster that the lab belongs to, empty for none. Raises LabExists, LabSystemError.
     """
     root = lab_root(name)
     with ExitStack() as stack, system_errors(name):
@@ -100,10 +99,10 @@ def claim(name: str, size: str = DEFAULT_SIZE) -> Iterator[Claim]:
                 status.check_mark(root)
                 raise LabExists(name, status.status_of(root).status)
             try:
-                marks.add(root)
+                marks.add(root, cluster)
                 root.mkdir(mode=0o700)
                 mounts.mount("tmpfs", root, mounts.MS_NOSUID | mounts.MS_NODEV, f"mode=0700,size={size}")
-                descriptor = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+                descriptor = status.open_root(root)
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 claimed = Claim(root, descriptor)
                 stack.callback(claimed.release)
@@ -127,6 +126,7 @@ def read_facts(name: str) -> tuple[NodeSpec, NodeFacts]:
     with system_errors(name):
         with suppress(FileNotFoundError, WrongContent):
             if marks.read(root) is not None:
+                _check_run(root.parent, root.parent.stat())
                 return status.read_facts(root / FACTS)
         with _run_lock():
             raise status.not_ready(root)
@@ -144,7 +144,7 @@ def lock_shared(name: str) -> Iterator[None]:
     with ExitStack() as stack:
         with system_errors(name), _run_lock():
             status.check_mark(root)
-            descriptor = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            descriptor = status.open_root(root)
             stack.callback(os.close, descriptor)
             if status.status_of(root).status is not Status.UP or not status.try_lock(descriptor, fcntl.LOCK_SH):
                 raise status.not_ready(root)
@@ -177,13 +177,14 @@ def list_labs() -> tuple[LabStatus, ...]:
 
 
 def members(cluster: str) -> tuple[str, ...]:
-    """Return the names of a cluster's nodes, in their order, those included whose facts cannot be read."""
-    run, pattern = run_directory(), re.compile(rf"{re.escape(cluster)}-(\d+)")
+    """Return the names of a cluster's nodes, in their order, as their marks tell: whatever state they are in."""
+    run = run_directory()
     if not run.exists():
         return ()
     with system_errors(str(run)), _run_lock():
-        numbers = {name: int(match[1]) for name in marks.labs(run) if (match := pattern.fullmatch(name))}
-        return tuple(sorted((n for n in numbers if _cluster(run / n) in (cluster, None)), key=numbers.__getitem__))
+        found = [(name, marks.read(run / name)) for name in marks.labs(run)]
+        nodes = [name for name, mark in found if mark is not None and mark.cluster == cluster]
+        return tuple(sorted(nodes, key=_node_order))
 
 
 def labs_of(name: str) -> tuple[str, ...]:
@@ -193,13 +194,9 @@ def labs_of(name: str) -> tuple[str, ...]:
     return members(name) or (name,)
 
 
-def _cluster(root: Path) -> str | None:
-    """Return the cluster of a lab, "" for one by itself; None if its facts cannot be read."""
-    facts = status.facts_file(root)
-    try:
-        return None if facts is None else status.read_facts(facts)[0].cluster
-    except WrongContent:
-        return None
+def _node_order(name: str) -> tuple[int, str]:
+    number = name.rpartition("-")[2]
+    return (int(number) if number.isdecimal() else 0, name)
 
 
 def remove(name: str, *, force: bool = False) -> None:
@@ -215,7 +212,7 @@ def remove(name: str, *, force: bool = False) -> None:
             status.check_mark(root)
             if status.status_of(root).status is Status.ELSEWHERE and not force:
                 raise status.not_ready(root)
-            descriptor = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            descriptor = status.open_root(root)
             stack.callback(os.close, descriptor)
             if not status.try_lock(descriptor, fcntl.LOCK_EX) and not force:
                 raise LabBusy(name, status.holders_of(descriptor))
@@ -227,14 +224,21 @@ def remove(name: str, *, force: bool = False) -> None:
             _detach_ours(root, descriptor)
 
 
-def remove_each(names: Iterable[str], *, force: bool = False) -> tuple[tuple[str, ...], ReloadlabError | None]:
-    """Remove labs; return (those removed, the first failure): one that cannot be removed does not spare the others."""
+def remove_each(
+    names: Iterable[str], *, force: bool = False, ignoring: tuple[type[ReloadlabError], ...] = ()
+) -> tuple[tuple[str, ...], ReloadlabError | None]:
+    """Remove labs; return (those removed, the first failure): one that cannot be removed does not spare the others.
+
+    What is in `ignoring` is not a failure.
+    """
     removed: list[str] = []
     failure: ReloadlabError | None = None
     for name in names:
         try:
             remove(name, force=force)
             removed.append(name)
+        except ignoring:
+            continue
         except ReloadlabError as error:
             failure = failure or error
     return tuple(removed), failure
@@ -245,12 +249,16 @@ def remove_all(*, force: bool = False) -> tuple[tuple[str, ...], ReloadlabError 
 
     Without `force`, those made in another mount namespace are left alone.
     """
-    return remove_each([lab.name for lab in list_labs() if force or lab.status is not Status.ELSEWHERE], force=force)
+    names = [lab.name for lab in list_labs() if force or lab.status is not Status.ELSEWHERE]
+    # Another process may remove some of them at the same time.
+    return remove_each(names, force=force, ignoring=(LabNotFound,))
 
 
 def sweep() -> tuple[str, ...]:
     """Remove what killed processes have left over; return the names."""
-    removed, error = remove_each([lab.name for lab in list_labs() if lab.is_left_over])
+    names = [lab.name for lab in list_labs() if lab.is_left_over]
+    # Another process may have removed some of them, or be about to.
+    removed, error = remove_each(names, ignoring=(LabNotFound, LabBusy))
     if error is not None:
         raise error
     return removed
@@ -266,9 +274,15 @@ def _run_lock() -> Iterator[None]:
             descriptor = os.open(run, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except FileNotFoundError:
             continue
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        # Whoever held the lock before may have removed the directory.
-        if _same(run, descriptor):
+        try:
+            _check_run(run, os.fstat(descriptor))
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            # Whoever held the lock before may have removed the directory.
+            same = _same(run, descriptor)
+        except BaseException:
+            os.close(descriptor)
+            raise
+        if same:
             break
         os.close(descriptor)
     try:
@@ -281,6 +295,12 @@ def _run_lock() -> Iterator[None]:
                 raise
         finally:
             os.close(descriptor)
+
+
+def _check_run(run: Path, found: os.stat_result) -> None:
+    """Refuse a directory in which another user could put something in the place of a lab."""
+    if found.st_uid != os.geteuid() or found.st_mode & 0o022:
+        raise UnsafeRun(run, found.st_uid, found.st_mode & 0o7777)
 
 
 def _detach_ours(root: Path, descriptor: int) -> None:
@@ -315,11 +335,12 @@ def _namespaces(root: Path) -> frozenset[int]:
     """
     own = {netns.inode(Path("/proc/self/ns/net"))}
     for other in os.scandir(root.parent):
-        if other.name != root.name:
+        if other.name != root.name and not other.is_symlink():
             with suppress(FileNotFoundError, NotADirectoryError):
-                own.add(netns.inode(Path(other.path) / NAMESPACES / SHARED_NAMESPACE))
+                own.add((Path(other.path) / NAMESPACES / SHARED_NAMESPACE).lstat().st_ino)
     try:
-        found = {netns.inode(Path(entry.path)) for entry in os.scandir(root / NAMESPACES)}
+        # A namespace is a bind mount; a link could lead to that of a process that has nothing to do with the lab.
+        found = {Path(entry.path).lstat().st_ino for entry in os.scandir(root / NAMESPACES)}
     except FileNotFoundError:
         return frozenset()
     return frozenset(found - own)

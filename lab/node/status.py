@@ -90,7 +90,7 @@ def status_of(root: Path) -> LabStatus:
     """Return the state of a lab; the caller holds the lock of the run directory."""
     if is_elsewhere(root):
         return LabStatus(root.name, Status.ELSEWHERE)
-    descriptor = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    descriptor = open_root(root)
     try:
         holders = holders_of(descriptor)
         locked = not try_lock(descriptor, fcntl.LOCK_SH)
@@ -113,6 +113,11 @@ def status_of(root: Path) -> LabStatus:
     return LabStatus(root.name, status, len(spec.pod_specs), spec.endpoint_routes, spec.tunnel, holders)
 
 
+def open_root(root: Path) -> int:
+    """Open the directory of a lab, never by a link, and return the descriptor."""
+    return os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+
+
 def is_elsewhere(root: Path) -> bool:
     """Tell whether a lab was made in another mount namespace, and its mount cannot be seen from this one."""
     mark = marks.read(root)
@@ -133,7 +138,7 @@ def check_mark(root: Path) -> None:
     """Raise LabNotFound if nothing has the name of a lab, NotALab if something else has it."""
     if not os.path.lexists(root):
         raise LabNotFound(root.name, marks.labs(root.parent))
-    if marks.read(root) is None or not root.is_dir():
+    if marks.read(root) is None or root.is_symlink() or not root.is_dir():
         raise NotALab(root)
 
 

@@ -14,6 +14,7 @@ from subprocess import PIPE, Popen
 
 import pytest
 
+from lab.agent.cluster import build, cluster_specs
 from lab.errors import (
     LabBusy,
     LabElsewhere,
@@ -23,10 +24,11 @@ from lab.errors import (
     LabSystemError,
     NotALab,
     Status,
+    UnsafeRun,
 )
 from lab.node import marks, registry
 from lab.node.node import Node
-from lab.node.status import FACTS, LabStatus
+from lab.node.status import BORROWED, FACTS, LabStatus
 from lab.node.topology import NodeSpec, plan_node
 from lab.system import mounts, netns
 from lab.system.tools import find
@@ -392,3 +394,114 @@ def test_two_processes_want_the_same_name(name: str) -> None:
     assert sum("LabExists" in error for error in errors) == 1
     assert status(name).status is Status.UP
     assert netns.inode(registry.lab_root(name) / "ns" / "pod-5")
+
+
+@pytest.mark.parametrize("fault", [LabNotFound, LabBusy])
+def test_sweep_passes_over_what_others_remove(
+    empty_run: Path, monkeypatch: pytest.MonkeyPatch, fault: type[Exception]
+) -> None:
+    """Another process removes a leftover between our list and our turn, or is about to."""
+    for each in ("first", "second"):
+        Node.up(NodeSpec(each, pods=0))
+        (registry.lab_root(each) / BORROWED).touch()
+    listed = registry.list_labs()
+    with ExitStack() as stack, monkeypatch.context() as patched:
+        if fault is LabNotFound:
+            registry.remove("first")
+        else:
+            descriptor = os.open(registry.lab_root("first"), os.O_RDONLY)
+            stack.callback(os.close, descriptor)
+            fcntl.flock(descriptor, fcntl.LOCK_SH)
+        patched.setattr(registry, "list_labs", lambda: listed)
+        assert registry.sweep() == ("second",)
+
+
+def test_remove_all_passes_over_what_others_have_removed(empty_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Node.up(NodeSpec("first", pods=0))
+    Node.up(NodeSpec("second", pods=0))
+    listed = registry.list_labs()
+    registry.remove("first")
+    with monkeypatch.context() as patched:
+        patched.setattr(registry, "list_labs", lambda: listed)
+        assert registry.remove_all() == (("second",), None)
+
+
+@pytest.mark.parametrize(("owner", "mode"), [(65534, 0o700), (0, 0o777), (0, 0o770)])
+def test_directory_that_others_may_change_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, owner: int, mode: int
+) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "demo").mkdir()
+    marks.add(run / "demo")
+    run.chmod(mode)
+    os.chown(run, owner, owner)
+    monkeypatch.setenv(registry.RUN_VARIABLE, str(run))
+    descriptors = len(os.listdir("/proc/self/fd"))
+    for attempt in (
+        registry.list_labs,
+        lambda: registry.remove("demo"),
+        lambda: Node.up(NodeSpec("other", pods=0)),
+        lambda: Node.open("demo"),
+    ):
+        with pytest.raises(UnsafeRun, match=rf"{run} holds labs, but others may change it \(owner {owner}, "):
+            attempt()
+    assert len(os.listdir("/proc/self/fd")) == descriptors
+    assert sorted(os.listdir(run)) == [".demo.lab", "demo"]
+
+
+def test_link_among_the_namespaces_is_not_followed(empty_run: Path) -> None:
+    """Whoever lives in the namespace that a link leads to is no inhabitant of the lab."""
+    node = Node.up(NodeSpec("demo", pods=0))
+    inside = start(["unshare", "--net", sys.executable, "-c", SLEEPER])
+    with inside:
+        assert inside.stdout is not None
+        inside.stdout.readline()
+        (node.root / "ns" / "link").symlink_to(f"/proc/{inside.pid}/ns/net")
+        registry.remove("demo")
+        assert inside.poll() is None
+        inside.kill()
+
+
+def test_link_in_the_place_of_a_lab_is_none(empty_run: Path, tmp_path: Path) -> None:
+    Node.up(NodeSpec("other", pods=0))
+    (empty_run / "demo").symlink_to(tmp_path)
+    marks.add(empty_run / "demo")
+    with pytest.raises(NotALab):
+        registry.remove("demo")
+    assert [lab.name for lab in registry.list_labs()] == ["other"]
+    (empty_run / "demo").unlink()
+
+
+def test_only_the_mark_tells_the_members_of_a_cluster(empty_run: Path) -> None:
+    """A lab that is merely called like a node is none: one made elsewhere, or one whose node.json cannot be read."""
+    with Popen(
+        ["unshare", "--mount", sys.executable, "-c", MADE_ELSEWHERE, "demo-3"],
+        cwd=ROOT,
+        stdin=PIPE,
+        stdout=PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        (Node.up(NodeSpec("demo-7", pods=0)).root / FACTS).write_text("{")
+        assert registry.members("demo") == ()
+        one, two = build(cluster_specs("demo", 2, pods=0))
+        assert registry.members("demo") == registry.labs_of("demo") == (one.name, two.name)
+        assert [node.name for node in one.peers] == [two.name]
+        registry.remove("demo-3", force=True)
+        process.kill()
+
+
+def test_member_that_was_made_elsewhere_is_no_peer(empty_run: Path) -> None:
+    code = MADE_ELSEWHERE.replace("pods=1", "pods=0, cluster='demo', node_index=2")
+    with Popen(
+        ["unshare", "--mount", sys.executable, "-c", code, "demo-3"], cwd=ROOT, stdin=PIPE, stdout=PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        one, two = build(cluster_specs("demo", 2, pods=0))
+        assert registry.members("demo") == (one.name, two.name, "demo-3")
+        assert [node.name for node in one.peers] == [two.name]
+        registry.remove("demo-3", force=True)
+        process.kill()
