@@ -43,7 +43,7 @@ AGENT: Kinds = {
 
 
 class BadMark(ReloadlabError):
-    """A mark that names an option there is none of, or gives it a value of another kind."""
+    """A mark with an unknown option, or with a value of the wrong type."""
 
     def __init__(self, mark: str, reason: str) -> None:
         super().__init__(f"mark {mark}: {reason}")

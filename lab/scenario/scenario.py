@@ -47,11 +47,27 @@ class InvariantsViolated(ReloadlabError):
         return frozenset(violation.invariant for violation in self.violations)
 
 
+class BadGate(ReloadlabError):
+    """A gate that names no step."""
+
+
+class GateNeverFired(ReloadlabError):
+    """A reload that never called the function of its gate; `gate` says which, `steps` are those that it passed."""
+
+    def __init__(self, gate: Gate, names: Sequence[str], cause: ReloadlabError | None = None) -> None:
+        end = "" if cause is None else f", then it failed: {cause}"
+        passed = ", ".join(gate.steps) or "none"
+        super().__init__(f"{gate} never fired; the steps of the reload of {', '.join(names)} were {passed}{end}")
+        self.gate = gate
+        self.steps = tuple(gate.steps)
+
+
 class Gate:
     """Stops a reload before or after a step, and does something there: `Gate(do, before="commit")`.
 
     `do` gets the step and the reload's workspace; what it raises makes the reload fail. "*" stands for every step;
     `target` narrows the gate to one interface or object, `nth` to one of the times that it is passed, from 0 on.
+    A scenario's reload raises GateNeverFired if `do` was never called, unless the gate is `optional`.
     """
 
     def __init__(
@@ -62,12 +78,28 @@ class Gate:
         after: str | None = None,
         target: str | None = None,
         nth: int | None = None,
+        optional: bool = False,
     ) -> None:
+        if before is None and after is None:
+            raise BadGate('a gate names a step: give before="commit", after="commit" or both; "*" is every step')
         self.passed = 0
+        self.steps: dict[str, None] = {}
+        self._fired = False
+        self._optional = optional
         self._do = do
         self._before, self._after, self._target, self._nth = before, after, target, nth
 
+    def __str__(self) -> str:
+        options = {"before": self._before, "after": self._after, "target": self._target, "nth": self._nth}
+        return f"Gate({', '.join(f'{name}={value!r}' for name, value in options.items() if value is not None)})"
+
+    def check_fired(self, names: Sequence[str], cause: ReloadlabError | None = None) -> None:
+        """Raise GateNeverFired if it should have; `cause` is why the reload of `names` failed."""
+        if not self._fired and not self._optional:
+            raise GateNeverFired(self, names, cause) from cause
+
     def before(self, step: Step, work: Workspace) -> None:
+        self.steps[" ".join(step.key)] = None
         self._pass(self._before, step, work)
 
     def after(self, step: Step, work: Workspace) -> None:
@@ -77,6 +109,7 @@ class Gate:
         if name in (step.name, "*") and self._target in (None, step.target):
             self.passed += 1
             if self._nth in (None, self.passed - 1):
+                self._fired = True
                 self._do(step, work)
 
 
@@ -211,13 +244,16 @@ class Scenario(Watched):
         return self
 
     def define(self, **macros: str) -> None:
-        """Have the next reloads build with these macros too, besides those that it began with; none: as it began."""
+        """Add these macros to the initial ones for later reloads; without arguments, restore the initial macros."""
         self.agent.configure(defines=(*self._options.get("defines", ()), *macros.items()))
 
     def reload(self, *subjects: str, gate: Gate | None = None, cancel: threading.Event | None = None) -> list[Outcome]:
         """Reload these endpoints, one after the other; all if none is named."""
         names = subjects or self.agent.subjects
-        return [self.agent.reload(subject, observer=gate, cancel=cancel) for subject in names]
+        done = [self.agent.reload(subject, observer=gate, cancel=cancel) for subject in names]
+        if gate is not None:
+            gate.check_fired(names)
+        return done
 
     def reload_parallel(self, subjects: Iterable[str], *, workers: int) -> list[Outcome]:
         """Reload in parallel; the first failure is raised when all are done."""
@@ -240,14 +276,21 @@ class Scenario(Watched):
         gate: Gate | None = None,
         cancel: threading.Event | None = None,
     ) -> ReloadlabError:
-        """Reload, expecting this error, and hold the reload to it: the node must be as before. Returns the error."""
+        """Reload, expecting this error, and hold the reload to it: the node must be as before. Returns the error.
+
+        A gate must fire before the error: behind it, the gate would test nothing.
+        """
         __tracebackhide__ = True
         before = take(self.node)
         try:
             self.agent.reload(subject, observer=gate, cancel=cancel)
         except error as raised:
             self.violations += check_unchanged(before, take(self.node))
+            if gate is not None:
+                gate.check_fired([subject], raised)
             return raised
+        if gate is not None:
+            gate.check_fired([subject])
         raise AssertionError(f"reload of {subject} succeeded, {error.__name__} expected")
 
 
@@ -277,13 +320,17 @@ class ClusterScenario(Watched):
         return self
 
     def expect_on(self, number: int, **changes: Any) -> None:
-        """Say what this scenario does on purpose on one node, beside what holds for all until now."""
+        """Declare the intended effects on one node, in addition to what `expect` has declared for all nodes so far."""
         name = self.cluster.node(number).name
         self._expected_on[name] = self._expected_on.get(name, self._expected).and_also(**changes)
 
     def reload(self, *names: str, gate: Gate | None = None) -> list[Outcome]:
         """Reload these, such as 2/pod-1, one after the other; everything on all nodes if none is named."""
-        return [self.cluster.reload(name, observer=gate) for name in names or self.cluster.subjects]
+        subjects = names or self.cluster.subjects
+        done = [self.cluster.reload(name, observer=gate) for name in subjects]
+        if gate is not None:
+            gate.check_fired(subjects)
+        return done
 
     def silence(self, *, count: int = 3, flows: Sequence[str] | None = None) -> list[str]:
         """Send a burst over all flows, or these; return those in which not every packet is answered."""

@@ -84,7 +84,8 @@ def _reload(request: Request) -> None:
 
     gate = None
     if request.nth is not None:
-        gate = Gate(die, **{"after" if request.after else "before": "*"}, nth=request.nth)
+        step = {"after" if request.after else "before": "*"}
+        gate = Gate(die, before=step.get("before"), after=step.get("after"), nth=request.nth)
     with Rig(Node.open(request.node), Path(request.templates)) as rig:
         rig.configure(defines=tuple((name, value) for name, value in request.defines))
         rig.entries = request.entries

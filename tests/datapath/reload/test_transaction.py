@@ -224,7 +224,8 @@ def test_failure_of_a_toggle_at_each_step(rig: Rig, first: bool) -> None:
     wrong = []
     for number in range(len(rig.plan("pod-1", routes=first).steps) - 1):
         for when in ("before", "after"):
-            gate = Gate(support.inject, **{when: "*"}, nth=number)
+            step = {when: "*"}
+            gate = Gate(support.inject, before=step.get("before"), after=step.get("after"), nth=number)
             wrong += fails(rig, "pod-1", first, f"{when} step {number}", gate, Injected)
     assert wrong == []
     check(rig, "pod-1", first)

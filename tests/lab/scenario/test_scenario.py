@@ -1,16 +1,21 @@
-"""Drops of what a pod's kernel asks by itself are told from those of somebody's packets."""
+"""What a scenario checks: its gates, its traffic, and drops of what a pod's kernel asks by itself."""
 
 from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from bpf import LIBRARY
+from datapath.errors import ReloadlabError
+from datapath.reload.step import Step
+from datapath.reload.workspace import Workspace
+from lab.agent.cluster import cluster_specs
 from lab.node.topology import NodeSpec
-from lab.scenario.scenario import InvariantsViolated, Scenario
+from lab.scenario.scenario import BadGate, ClusterScenario, Gate, GateNeverFired, InvariantsViolated, Scenario
 from lab.watch import metrics
 from tests.lab.labs import unique_name
 from tests.lab.wires import ip
@@ -66,3 +71,74 @@ def test_all_other_drops_of_unknown_targets_are_violations(library: Path) -> Non
     (violation,) = caught.value.violations
     words = f"{own + others} packets dropped as Unknown L3 target address (150, egress) instead of 0, and up to "
     assert violation.what == f"{words}{own} solicitations of the kernel"
+
+
+class Injected(ReloadlabError):
+    """Our own error."""
+
+
+def inject(step: Step, work: Workspace) -> None:
+    raise Injected("injected")
+
+
+def nothing(step: Step, work: Workspace) -> None:
+    """Do nothing at a gate."""
+
+
+@pytest.fixture(scope="module")
+def scenario() -> Iterator[Scenario]:
+    with Scenario(NodeSpec(unique_name("gates"), pods=1)) as scenario:
+        yield scenario
+
+
+@pytest.mark.parametrize(
+    ("gate", "name"),
+    [
+        (Gate(nothing, before="comit"), "Gate(before='comit')"),
+        (Gate(nothing, after="commit", target="eth7"), "Gate(after='commit', target='eth7')"),
+        (Gate(nothing, before="commit", nth=7), "Gate(before='commit', nth=7)"),
+    ],
+    ids=["step", "target", "nth"],
+)
+def test_a_gate_that_never_fires_is_an_error(scenario: Scenario, gate: Gate, name: str) -> None:
+    with pytest.raises(GateNeverFired) as caught:
+        scenario.reload("pod-1", gate=gate)
+    message = str(caught.value)
+    assert message.startswith(f"{name} never fired; the steps of the reload of pod-1 were compile ")
+    assert message.endswith(", commit pod-1")
+    with pytest.raises(GateNeverFired, match="never fired"):
+        scenario.reload_fails("pod-1", Injected, gate=gate)
+
+
+def test_a_gate_behind_the_expected_failure_is_an_error(scenario: Scenario) -> None:
+    """It would test nothing; the error that came first is told as well."""
+
+    class Early(Gate):
+        def before(self, step: Step, work: Workspace) -> None:
+            super().before(step, work)
+            if step.name == "load programs":
+                inject(step, work)
+
+    early = Early(nothing, before="commit")
+    with pytest.raises(GateNeverFired, match=r"load programs bpf_lxc\.o, then it failed: injected") as caught:
+        scenario.reload_fails("pod-1", Injected, gate=early)
+    assert isinstance(caught.value.__cause__, Injected)
+    scenario.reload_fails("pod-1", Injected, gate=Gate(inject, before="commit"))
+
+
+def test_an_optional_gate_may_not_fire(scenario: Scenario) -> None:
+    scenario.reload("pod-1", gate=Gate(nothing, before="install tunnel", optional=True))
+
+
+def test_a_gate_without_a_step_is_refused() -> None:
+    with pytest.raises(BadGate, match="a gate names a step"):
+        Gate(nothing)
+
+
+def test_a_gate_of_several_nodes_must_fire() -> None:
+    with ClusterScenario(cluster_specs(unique_name("gates")[:28], 2, pods=1)) as cluster:
+        gate = Gate(nothing, before="attach ingress")
+        cluster.reload("1/pod-1", "2/pod-1", gate=gate)
+        assert gate.passed == 2
+        with pytest.raises(GateNeverFired, match="reload of 1/pod-1, 2/pod-1 were"):
+            cluster.reload("1/pod-1", "2/pod-1", gate=Gate(nothing, before="comit"))
