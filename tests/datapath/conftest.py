@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from datapath.build.compile import Compiler, compile_source, probe_compiler
 from datapath.errors import ToolMissing
+from datapath.kernel.pins import Pin
+from tests.datapath.pinned import NAME
 
 PREAMBLE = r"""
 typedef unsigned char __u8;
@@ -85,3 +88,21 @@ def templates(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "templates"
     directory.mkdir(exist_ok=True)
     return directory
+
+
+@pytest.fixture
+def stack() -> Iterator[ExitStack]:
+    with ExitStack() as held:
+        yield held
+
+
+@pytest.fixture
+def pins(bpffs: Path) -> Path:
+    """Return a directory in which nothing is pinned yet; the kernel puts files of its own into the root."""
+    (bpffs / "globals").mkdir()
+    return bpffs / "globals"
+
+
+@pytest.fixture
+def pin(pins: Path) -> Pin:
+    return Pin(pins / NAME)

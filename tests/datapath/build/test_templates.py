@@ -22,6 +22,7 @@ from datapath.build.templates import Fetched, Kind, Origin, TemplateCache
 from datapath.endpoint import LABEL_HOST, DatapathConfig, Endpoint, NodeConfig
 from datapath.errors import Cancelled, CompileError, ObjectError
 from datapath.object.reader import read_object
+from tests.datapath.values import NODE, POD
 
 UTILS = """
 typedef unsigned int __u32;
@@ -65,26 +66,6 @@ CALLS(CALLS_MAP);
 __attribute__((section("from-overlay"), used)) int cil_from_overlay(void *ctx) { (void)ctx; return SECLABEL; }
 """
 
-NODE = NodeConfig(
-    router_ipv4=IPv4Address("10.0.0.1"),
-    router_ipv6=IPv6Address("fd00::1"),
-    cilium_host_ifindex=3,
-    cilium_host_mac="02:00:00:00:00:03",
-    cilium_net_ifindex=2,
-    cilium_net_mac="02:00:00:00:00:02",
-    encap_ifindex=5,
-    encap_mac="02:00:00:00:00:05",
-    mtu=1500,
-)
-POD = Endpoint(
-    id=1332,
-    ifname="lxc0123456789ab",
-    mac="0a:00:00:00:00:01",
-    node_mac="0a:0b:0c:0d:0e:0f",
-    ipv4=IPv4Address("10.0.0.2"),
-    ipv6=IPv6Address("fd00::2"),
-    identity=4711,
-)
 HOST_ENDPOINT = replace(POD, id=7, ipv4=None, ipv6=None, identity=1, labels=frozenset({LABEL_HOST}))
 
 Compiled = list[tuple[Kind, str]]

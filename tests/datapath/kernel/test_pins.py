@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import struct
-from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -16,33 +15,8 @@ from datapath.errors import BpfError
 from datapath.kernel import bpf, inventory
 from datapath.kernel.pins import Pin, left_behind, map_id
 from tests.datapath import support
+from tests.datapath.pinned import NAME, SS, P, S, names
 from tests.datapath.support import Array
-
-NAME = "cilium_calls_00101"
-P, S, SS = ":pending", ":stale", ":stale:stale"
-
-
-@pytest.fixture
-def stack() -> Iterator[ExitStack]:
-    with ExitStack() as held:
-        yield held
-
-
-@pytest.fixture
-def pins(bpffs: Path) -> Path:
-    """Return a directory in which nothing is pinned yet; the kernel puts files of its own into the root."""
-    (bpffs / "globals").mkdir()
-    return bpffs / "globals"
-
-
-@pytest.fixture
-def pin(pins: Path) -> Pin:
-    return Pin(pins / NAME)
-
-
-def names(pin: Pin) -> list[str]:
-    return sorted(name.removeprefix(NAME) for name in os.listdir(pin.path.parent))
-
 
 pytestmark = pytest.mark.privileged
 

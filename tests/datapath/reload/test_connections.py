@@ -16,7 +16,7 @@ from datapath.base.mapnames import CONNECTIONS
 from datapath.kernel import bpf
 from datapath.kernel.map import Map
 from datapath.reload.connections import carry_over, lifetime_of, merged, owner, remember, seconds
-from tests.datapath.build.test_headers import HOST, NODE, POD
+from tests.datapath.values import HOST, NODE, POD
 
 pytestmark = [pytest.mark.privileged, pytest.mark.usefixtures("no_descriptor_left")]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -13,36 +12,10 @@ from datapath.base.bpftypes import MapType
 from datapath.kernel import bpf
 from datapath.kernel.pins import Pin, map_id
 from datapath.reload.recovery import put_right
+from tests.datapath.pinned import NAME, SS, P, S, names
 from tests.datapath.support import Array
 
 pytestmark = pytest.mark.privileged
-
-NAME = "cilium_calls_00101"
-
-
-@pytest.fixture
-def stack() -> Iterator[ExitStack]:
-    with ExitStack() as held:
-        yield held
-
-
-@pytest.fixture
-def pins(bpffs: Path) -> Path:
-    """Return a directory in which nothing is pinned yet; the kernel puts files of its own into the root."""
-    (bpffs / "globals").mkdir()
-    return bpffs / "globals"
-
-
-@pytest.fixture
-def pin(pins: Path) -> Pin:
-    return Pin(pins / NAME)
-
-
-def names(pin: Pin) -> list[str]:
-    return sorted(name.removeprefix(NAME) for name in os.listdir(pin.path.parent))
-
-
-P, S, SS = ":pending", ":stale", ":stale:stale"
 
 
 @pytest.mark.parametrize(
