@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address
 
-from datapath.endpoint import Endpoint, NodeConfig
+from datapath.endpoint import LABEL_HOST, Endpoint, NodeConfig
 
 NODE = NodeConfig(
     router_ipv4=IPv4Address("10.244.2.110"),
@@ -28,3 +29,4 @@ POD = Endpoint(
     labels=frozenset({"k8s:app=x"}),
     generation=9,
 )
+HOST = replace(POD, id=7, ifname="cilium_host", ipv4=None, ipv6=None, identity=1, labels=frozenset({LABEL_HOST}))

@@ -14,13 +14,11 @@ import pytest
 from bpf import LIBRARY
 from datapath.build import headers
 from datapath.build.compile import Compiler, compile_source, probe_compiler
-from datapath.endpoint import LABEL_HOST, Endpoint, NodeConfig
+from datapath.endpoint import Endpoint, NodeConfig
 from datapath.errors import InvalidName
 from datapath.object.reader import read_object
 from datapath.object.spec import CollectionSpec, Substitution
-from tests.datapath.values import NODE, POD
-
-HOST = replace(POD, id=7, ifname="cilium_host", ipv4=None, ipv6=None, identity=1, labels=frozenset({LABEL_HOST}))
+from tests.datapath.values import HOST, NODE, POD
 
 REFERENCE = "RELOADLAB_CILIUM_BPF"
 REFERENCE_OPTIONS = (
