@@ -37,15 +37,21 @@ class Agent(Reloader):
         `document` is what lab.policyfile.parse takes; an empty list lets everything pass. Raises PolicyError,
         UnknownTarget, PolicyMapFull.
         """
-        enforcement.check(self.node, parse(document))
+        policies = parse(document)
         with self.updating(cancel=cancel):
+            enforcement.check(self.node, policies)
             before = enforcement.document_of(self.node)
-            enforcement.store(self.node, document)
-            try:
+            with ExitStack() as undo:
+                undo.callback(self._restore_policies, before)
+                enforcement.store(self.node, document)
                 self.sync(cancel=cancel)
-            except BaseException:
-                enforcement.store(self.node, before)
-                raise
+                undo.pop_all()
+
+    def _restore_policies(self, document: object) -> None:
+        """Let these policies hold again in all maps; None: none was ever given."""
+        enforcement.store(self.node, [] if document is None else document)
+        self.sync()
+        enforcement.store(self.node, document)
 
     def set_endpoint_routes(
         self,

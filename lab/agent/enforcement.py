@@ -56,7 +56,7 @@ def document_of(node: Node) -> object:
 
 
 def store(node: Node, document: object) -> None:
-    """Keep a document of policies, whole or not at all; None forgets what there is."""
+    """Store the policy document atomically; None deletes the stored one."""
     path = _path(node)
     if document is None:
         path.unlink(missing_ok=True)
@@ -103,7 +103,10 @@ def identities_of(node: Node) -> dict[int, list[Labels]]:
 
 def wanted(node: Node, endpoint_id: int, policies: Sequence[Policy]) -> dict[PolicyKey, bool]:
     """Return the policy map of one endpoint: for every key whether it denies."""
-    name, labels = next(end for end in endpoints(node) if _endpoint_id(node, end[0]) == endpoint_id)
+    found = next((end for end in endpoints(node) if _endpoint_id(node, end[0]) == endpoint_id), None)
+    if found is None:
+        raise UnknownTarget(node.name, f"endpoint with id {endpoint_id}", tuple(name for name, _ in endpoints(node)))
+    name, labels = found
     return resolve(policies, name, labels, identities_of(node))
 
 
@@ -188,12 +191,12 @@ class PolicyUpdate:
 
     def _set(self, target: Map, key: PolicyKey, deny: bool | None) -> None:
         packed = key.pack().ljust(target.info.key_size, b"\0")
-        before = target.lookup(packed)
+        # Before the write: a signal may come right after it.
+        self._undo.callback(_restore, target, packed, target.lookup(packed))
         if deny is None:
             target.delete(packed)
         else:
             target.update(packed, key.entry(deny=deny).pack().ljust(target.info.value_size, b"\0"))
-        self._undo.callback(_restore, target, packed, before)
 
 
 def _restore(target: Map, key: bytes, value: bytes | None) -> None:

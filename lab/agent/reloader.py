@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from datapath.endpoint import Endpoint
+from datapath.errors import ReloadlabError
 from datapath.kernel.map import Map
 from datapath.loader import Loader
 from datapath.object.spec import CollectionSpec
@@ -33,6 +34,15 @@ from lab.system.limits import descriptors_of, require_descriptors
 
 Change = Callable[[Plan], Plan]
 """Turns a plan into the plan that is applied in its place."""
+
+
+class NestedReload(ReloadlabError):
+    """A reload that was asked for at a gate of another reload by the same thread, which would wait for itself."""
+
+    def __init__(self, subject: str, outer: str) -> None:
+        super().__init__(f"{subject} cannot be reloaded at a gate of {outer}'s reload: do it after")
+        self.subject = subject
+        self.outer = outer
 
 
 class Reloader:
@@ -62,6 +72,7 @@ class Reloader:
         self.on_outcome: Callable[[Outcome], object] | None = None
         self._stack = ExitStack()
         self._maps_holders: list[int] = []
+        self._reloads: dict[int, str] = {}
         # Shared by reloads, held exclusively while a setting changes that all programs of the node are built with.
         self._mode = Turn(self.config.state / "mode.lock")
         self._seen, self._known = (node.spec, node.facts), config.node
@@ -179,15 +190,27 @@ class Reloader:
     ) -> Outcome:
         """Reload one endpoint, the host or the overlay, under a generation number of its own.
 
-        It waits while another process switches the whole node to another mode.
+        It waits while another process switches the whole node to another mode. NestedReload at a gate of a reload.
         """
-        with self.reloading(cancel=cancel):
+        with self._not_nested(subject), self.reloading(cancel=cancel):
             plan = self.plan(subject, generation=self.next_generation())
             plan = self.change(plan) if self.change is not None else plan
             with system_errors(self.node.name), self._holding_maps():
                 outcome = self.loader.apply(plan, observer=observer, cancel=cancel)
             self._tell(outcome)
             return outcome
+
+    @contextmanager
+    def _not_nested(self, subject: str) -> Iterator[None]:
+        """Refuse a reload from within a reload by the calling thread, which holds locks that the other would take."""
+        thread = threading.get_ident()
+        if thread in self._reloads:
+            raise NestedReload(subject, self._reloads[thread])
+        self._reloads[thread] = subject
+        try:
+            yield
+        finally:
+            del self._reloads[thread]
 
     def _tell(self, outcome: Outcome) -> None:
         if self.on_outcome is not None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from lab.cli.datapath import require_compiler
 from lab.cli.targets import BadOption, Target, add_targets, check_targets, find_targets, print_json
 from lab.doctor.doctor import require
+from lab.system.signals import cancel_on_signals
 
 if TYPE_CHECKING:
     from argparse import _SubParsersAction
@@ -69,8 +70,8 @@ def _apply(targets: list[Target], document: object) -> None:
     pairs = [(target.node, Options.kept(target.node)) for target in targets]
     for _, options in pairs:
         require_compiler(options.clang)
-    with ExitStack() as stack:
-        apply_policies([stack.enter_context(open_agent(*pair)) for pair in pairs], document)
+    with cancel_on_signals() as cancel, ExitStack() as stack:
+        apply_policies([stack.enter_context(open_agent(*pair)) for pair in pairs], document, cancel=cancel)
 
 
 def _document(target: Target) -> dict[str, Any]:

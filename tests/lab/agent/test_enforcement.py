@@ -102,6 +102,50 @@ def test_failure_on_the_way_is_undone(agent: Agent) -> None:
         assert dict(pinned.items()) == before
 
 
+def test_failure_right_after_a_write_is_undone(agent: Agent, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A signal that comes between the write and what follows it."""
+    agent.apply_policies(allow(500))
+    with policy_pin(agent) as pinned:
+        before = dict(pinned.items())
+        write = Map.update
+
+        def interrupted(target: Map, key: bytes, value: bytes) -> None:
+            write(target, key, value)
+            monkeypatch.undo()
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(Map, "update", interrupted)
+        with pytest.raises(KeyboardInterrupt), PolicyUpdate(agent.node, agent.config.globals, parse(allow(501))) as up:
+            up.add()
+        assert dict(pinned.items()) == before
+
+
+@pytest.mark.parametrize("before", [None, allow(500)], ids=["none", "other"])
+def test_failure_after_the_maps_brings_all_of_them_back(
+    agent: Agent, monkeypatch: pytest.MonkeyPatch, before: dict[str, Any] | None
+) -> None:
+    """The addresses that only the new policies name, too."""
+    agent.apply_policies([] if before is None else before)
+    enforcement.store(agent.node, before)
+    with open_pin(agent.config.globals / "cilium_ipcache") as ipcache, policy_pin(agent) as rules:
+        entries = dict(ipcache.items()), dict(rules.items())
+
+        def fails() -> None:
+            monkeypatch.undo()
+            raise BpfError("routes", 7, "injected")
+
+        monkeypatch.setattr(agent.node, "sync_routes", fails)
+        with pytest.raises(BpfError, match="injected"):
+            agent.apply_policies(allow(ingress=[{"fromCIDR": ["192.0.2.0/24"]}]))
+        assert (dict(ipcache.items()), dict(rules.items())) == entries
+    assert enforcement.document_of(agent.node) == before
+
+
+def test_unknown_endpoint_id_is_one_line(agent: Agent) -> None:
+    with pytest.raises(UnknownTarget, match="has no endpoint with id 4711"):
+        enforcement.wanted(agent.node, 4711, ())
+
+
 def replace_and_fail(agent: Agent, update: PolicyUpdate) -> None:
     with update:
         update.add()

@@ -13,6 +13,7 @@ from datapath.errors import Cancelled
 from lab.agent import enforcement
 from lab.agent.agent import Agent
 from lab.agent.cluster import Cluster, cluster_specs
+from lab.agent.reloader import NestedReload
 from lab.node.node import Node
 from lab.node.topology import NodeSpec
 from lab.scenario.scenario import Gate
@@ -123,6 +124,17 @@ def test_an_update_at_a_gate(lab: str) -> None:
         check(agent)
         with Agent(Node.open(lab)) as other:
             other.apply_policies([])
+
+
+def test_a_reload_at_a_gate_is_refused(lab: str) -> None:
+    """It would wait for the locks that its own thread holds; afterwards, and in another thread, it is none of that."""
+    with Agent(Node.open(lab)) as agent:
+        for subject in ("pod-1", "health"):
+            gate = Gate(lambda _, __: agent.reload(subject), before="commit")  # noqa: B023 - called before the next
+            with pytest.raises(NestedReload, match=f"{subject} cannot be reloaded at a gate of pod-1's reload: do it"):
+                agent.reload("pod-1", observer=gate)
+        agent.reload("pod-1")
+        agent.reload("health")
 
 
 def test_nodes_of_a_cluster_agree() -> None:

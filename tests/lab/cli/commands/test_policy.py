@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from lab.agent import enforcement
 from lab.cli.main import main
 from lab.node.node import Node
 from lab.node.topology import NodeSpec
@@ -69,6 +72,29 @@ def test_a_peer_that_selects_nobody_is_a_warning(lab: str, tmp_path: Path, capsy
     file.write_text(json.dumps({**CLOSED, "ingress": [{"fromEndpoints": [{"matchLabels": {"name": "pod-1"}}]}]}))
     assert main(["policy", lab, str(file)]) == 0
     assert capsys.readouterr().err == ""
+
+
+def test_interrupted_command_leaves_one_of_the_two(
+    loaded: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Ctrl-C right after the policies are stored: what is stored and what the maps hold still agree."""
+    before = document(loaded, capsys)
+    file = tmp_path / "open.json"
+    file.write_text(json.dumps({**CLOSED, "ingress": [{"fromIdentities": [500]}]}))
+    store = enforcement.store
+
+    def interrupted(node: Node, policies: object) -> None:
+        store(node, policies)
+        monkeypatch.undo()
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(enforcement, "store", interrupted)
+    assert main(["policy", loaded, str(file)]) == 130
+    after = document(loaded, capsys)
+    identities = {row["identity"] for row in after["entries"] if row["endpoint"] == "pod-1"}
+    assert (500 in identities) == (after["policies"] != before["policies"])
+    file.write_text(json.dumps(CLOSED))
+    assert main(["policy", loaded, str(file)]) == 0
 
 
 SMALL = "POLICY_MAP_SIZE=8"
