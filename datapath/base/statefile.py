@@ -40,13 +40,20 @@ class DamagedFile(ReloadlabError):
 
 def read_json(path: Path) -> object:
     """Return the document of a file; DamagedFile unless it is JSON."""
-    data = path.read_bytes()
+    try:
+        return parse_json(path.read_bytes())
+    except WrongContent as error:
+        raise DamagedFile(path, error.reason) from error
+
+
+def parse_json(data: bytes) -> object:
+    """Return a document; WrongContent unless it is JSON."""
     try:
         document: object = json.loads(data.decode())
     except UnicodeDecodeError as error:
-        raise DamagedFile(path, "not UTF-8") from error
+        raise WrongContent("not UTF-8") from error
     except (ValueError, RecursionError) as error:
-        raise DamagedFile(path, "empty" if not data.strip() else f"not JSON ({error})") from error
+        raise WrongContent("empty" if not data.strip() else f"not JSON ({error})") from error
     return document
 
 

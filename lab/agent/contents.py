@@ -31,7 +31,7 @@ def endpoints(node: Node) -> Entries:
 
 
 def identities(node: Node) -> Entries:
-    """Return cilium_ipcache: who is behind an address, and behind which node; the world is behind all others."""
+    """Return the entries of cilium_ipcache: identity and node of each address; all others have the world's identity."""
     yield from _identities(node, HOST_ID, layouts.NO_TUNNEL)
     for peer in node.peers:
         yield from _identities(peer, REMOTE_NODE_ID, peer.spec.node4.ip if node.spec.tunnel else layouts.NO_TUNNEL)

@@ -79,10 +79,10 @@ class Options:
 
 def parse_macro(text: str) -> tuple[str, str]:
     """Return (name, value) of NAME or NAME=VALUE, as a compiler's -D takes it; BadMacro if NAME is no identifier."""
-    name, _, value = text.partition("=")
+    name, equals, value = text.partition("=")
     if not name.isidentifier():
         raise BadMacro(name)
-    return name, value or "1"
+    return name, value if equals else "1"
 
 
 def check_library(library: Path | str | None) -> None:

@@ -1,4 +1,4 @@
-"""Policies, and what they become in the policy maps. Pure; how they are written down is lab.policyfile's."""
+"""Policies, and the policy map entries computed from them. Pure. `lab.agent.policyfile` parses their JSON form."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ class Selector:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """One rule. Whoever is not restricted (`peers` None, `ports` empty) is anybody, on any port.
+    """One rule. `peers` None matches every peer; empty `ports` match every port.
 
     `ports` are (protocol, port), the port 0 for any; of ICMP it is the type of the message.
     """

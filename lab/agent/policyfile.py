@@ -13,12 +13,12 @@ The keys are those of Cilium (pkg/policy/api), as far as they are known here; an
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 
+from datapath.base.statefile import DamagedFile, read_json
 from lab.agent.policy import (
     ALL,
     ANY,
@@ -46,9 +46,9 @@ _ICMP = {"IPv4": PROTOCOLS["ICMP"], "IPv6": PROTOCOLS["ICMPV6"]}
 def load(path: Path) -> object:
     """Return the document of a JSON file, which `parse` takes; PolicyError if it cannot be read or is wrong."""
     try:
-        document: object = json.loads(path.read_text())
-    except (ValueError, OSError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
+        document = read_json(path)
+    except (DamagedFile, OSError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error.reason
         raise PolicyError(str(path), f"cannot be read: {reason}") from error
     parse(document)
     return document

@@ -11,7 +11,7 @@ from datapath.base.locks import FairLock
 
 
 class Turn:
-    """A lock on a file that is not taken where the calling thread holds it already, at a gate of its own reload say.
+    """A reentrant lock on a file: a thread that holds it does not take it again.
 
     A process that the holder forks counts as that thread.
     """

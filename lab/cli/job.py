@@ -25,6 +25,7 @@ from lab.system.scratch import scratch
 if TYPE_CHECKING:
     from rich.console import Console
 
+_STDERR = 2
 WRONG_CALL = 2
 """Exit code: pytest does not understand what was handed on to it."""
 
@@ -93,7 +94,8 @@ def _scenarios(console: Console, args: argparse.Namespace, file: RunFile) -> lis
     )
     told: set[str] = set()
     with scratch() as directory, _swept():
-        suites = Suites(call, directory)
+        # With --json, stdout holds one document and nothing else.
+        suites = Suites(call, directory, stdout=_STDERR if args.json else None)
 
         def on_look(changed: Sequence[Record]) -> None:
             # What is handed on to pytest may well concern what it prints: then that is what is shown.

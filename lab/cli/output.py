@@ -84,7 +84,7 @@ class OutputDirectory:
             os.close(parent)
 
     def read(self, name: str) -> str | None:
-        """Return what is in a file; None if there is no file of that name, a link or a directory being none."""
+        """Return the content of a file. None if it is missing, a symbolic link or a directory."""
         flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         try:
             descriptor = os.open(name, flags, dir_fd=self._descriptor)
@@ -92,8 +92,12 @@ class OutputDirectory:
             if error.errno not in (errno.ENOENT, errno.ELOOP):
                 raise
             return None
-        with open(descriptor, errors="replace", closefd=True) as file:
-            return file.read() if stat.S_ISREG(os.fstat(descriptor).st_mode) else None
+        # open() would refuse a directory, and leave the descriptor open.
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            os.close(descriptor)
+            return None
+        with open(descriptor, errors="replace") as file:
+            return file.read()
 
     def write(self, name: str, text: str) -> None:
         """Write a file whole, or leave the old one; OSError tells why."""

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from datapath.base.statefile import WrongContent, parse_json
 from lab.bench.parallel import ParallelReport, Percentiles, WorkerReport
 from lab.cli.output import OutputDirectory
 from lab.scenario.records import ERROR, FAILED, NOT_RUN, PASSED, SKIPPED, Record
@@ -114,11 +115,11 @@ def run_json(
 def failed_before(text: str | None) -> list[str]:
     """Return what had failed according to a run.json, given as text; nothing if it is none or of another format."""
     try:
-        document = json.loads(text or "null")
+        document: Any = None if text is None else parse_json(text.encode(errors="replace"))
         if document is None or document["format"] != FORMAT:
             return []
         return [str(each["name"]) for each in document["scenarios"] if each["outcome"] in (FAILED, ERROR)]
-    except (ValueError, KeyError, TypeError):
+    except (WrongContent, KeyError, TypeError):
         return []
 
 

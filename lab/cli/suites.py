@@ -74,7 +74,7 @@ def our_suites() -> Path:
 
 
 def environment(own: Mapping[str, str]) -> dict[str, str]:
-    """Return the environment of pytest: ours, without what would make it another call than the one we make."""
+    """Return the environment for pytest: ours without the PYTEST_ variables, which would change the call."""
     return {name: value for name, value in own.items() if not name.startswith("PYTEST_")} | {"PYTHONSAFEPATH": "1"}
 
 
@@ -82,12 +82,13 @@ class Suites:
     """A run of pytest that keeps its records in the empty directory `directory`.
 
     Its own output goes to a file there, or, where options are handed on to it, to the terminal: then it is pytest that
-    the user talks to, and pytest that Ctrl-C ends.
+    the user talks to, and pytest that Ctrl-C ends. `stdout` is a descriptor that takes the place of our stdout then.
     """
 
-    def __init__(self, call: Call, directory: Path) -> None:
+    def __init__(self, call: Call, directory: Path, *, stdout: int | None = None) -> None:
         self._call = call
         self._directory = directory
+        self._stdout = stdout
         self._log = None if call.handed_on else directory / "pytest.log"
         self._shares_terminal = bool(call.handed_on) and os.isatty(0)
         self._seen: dict[Path, tuple[int, int]] = {}
@@ -141,7 +142,7 @@ class Suites:
             process = stack.enter_context(
                 subprocess.Popen(
                     self._call.argv(self._directory),
-                    stdout=log,
+                    stdout=self._stdout if log is None else log,
                     stderr=log,
                     env=environment(os.environ),
                     # In a session of its own it does not hear Ctrl-C: we pass it on, once.

@@ -80,6 +80,12 @@ class PodSpec:
             raise InvalidSpec(f"identity {self.identity} of {self.name}: pods have 256 to {(1 << 24) - 1}")
 
 
+def check_pod_count(count: int) -> None:
+    """Raise InvalidSpec for a number of pods that no node can have."""
+    if not 0 <= count <= MAX_PODS:
+        raise InvalidSpec(f"a node has 0 to {MAX_PODS} pods, not {count}")
+
+
 @dataclass(frozen=True, slots=True)
 class NodeSpec:
     """A node as asked for.
@@ -109,8 +115,7 @@ class NodeSpec:
 
     def _check_pods(self) -> None:
         count = self.pods if isinstance(self.pods, int) else len(self.pods)
-        if not 0 <= count <= MAX_PODS:
-            raise InvalidSpec(f"a node has 0 to {MAX_PODS} pods, not {count}")
+        check_pod_count(count)
         if isinstance(self.pods, int):
             # One form from here on, so that a spec read back from a file equals the one that was written.
             object.__setattr__(self, "pods", tuple(PodSpec(f"pod-{number}") for number in range(1, count + 1)))

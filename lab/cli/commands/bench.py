@@ -167,7 +167,7 @@ def _counts(text: str) -> tuple[int, ...]:
 
 
 def _warn(others: float) -> None:
-    """Say so if other processes had more of the CPUs (0 to 1) than does the figures good."""
+    """Warn if other processes used so much of the CPUs (0 to 1) that the figures are unreliable."""
     from lab.bench.rounds import NOISY
 
     if others > NOISY:

@@ -55,7 +55,7 @@ def _workers(text: str) -> str:
 
 
 def _expression(text: str) -> str:
-    """Refuse what pytest would: its workers, which find out, die of it with a traceback."""
+    """Refuse an invalid -k expression now: pytest's workers would fail on it with a traceback."""
     from _pytest.mark import expression
 
     # Before pytest 9 it has an error of its own.

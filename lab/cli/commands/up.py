@@ -114,9 +114,10 @@ def run(args: argparse.Namespace) -> int:
 
 def _specs(name: str, args: argparse.Namespace) -> tuple[NodeSpec, ...]:
     from lab.agent.cluster import cluster_specs
-    from lab.node.topology import NodeSpec, PodSpec
+    from lab.node.topology import NodeSpec, PodSpec, check_pod_count
 
     anonymous = args.pods if args.pods is not None else 0 if args.named else DEFAULT_PODS
+    check_pod_count(anonymous)
     options: dict[str, Any] = {
         "pods": (*args.named, *(PodSpec(f"pod-{at}") for at in range(1, anonymous + 1))) if args.named else anonymous,
         "endpoint_routes": args.endpoint_routes,

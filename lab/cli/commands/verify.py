@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from datapath.base.statefile import DamagedFile, read_json
 from lab.cli.datapath import define
 from lab.cli.tables import add_row, make_table, print_table
 from lab.cli.targets import BadOption, count, plural, print_json
@@ -70,9 +70,9 @@ def run(args: argparse.Namespace) -> int:
 def _read(path: Path) -> dict[str, dict[str, int | None]]:
     """Return the numbers of each program of an earlier output."""
     try:
-        document = json.loads(path.read_text())
+        document: Any = read_json(path)
         return {program["name"]: {name: program[name] for name in NUMBERS} for program in document["programs"]}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, DamagedFile, KeyError, TypeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "no output of reloadlab verify --json"
         raise BadOption(f"--compare {path}: {reason}") from error
 

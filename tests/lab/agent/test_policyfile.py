@@ -132,3 +132,15 @@ def test_files(tmp_path: Path) -> None:
         load(path)
     with pytest.raises(PolicyError, match="No such file"):
         load(tmp_path / "nope.json")
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [(b"[" * 100_000, "not JSON"), (b"\xff\x00", "not UTF-8"), (b"", "empty")],
+    ids=["deep", "binary", "empty"],
+)
+def test_files_that_are_no_json_are_one_line(tmp_path: Path, content: bytes, words: str) -> None:
+    path = tmp_path / "policy.json"
+    path.write_bytes(content)
+    with pytest.raises(PolicyError, match=rf"^{path}: cannot be read: {words}"):
+        load(path)

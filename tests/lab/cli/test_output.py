@@ -34,6 +34,15 @@ def test_a_file_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
 
 
+def test_a_directory_is_not_read(tmp_path: Path) -> None:
+    """What is written there fails with one line later; no descriptor is left open."""
+    (tmp_path / "run.json").mkdir()
+    with OutputDirectory(tmp_path) as output:
+        descriptors = os.listdir("/proc/self/fd")
+        assert output.read("run.json") is None
+        assert os.listdir("/proc/self/fd") == descriptors
+
+
 def test_a_link_is_replaced_not_written_through(tmp_path: Path) -> None:
     target = tmp_path / "target"
     target.write_text("precious")

@@ -81,5 +81,15 @@ def test_what_failed_before_is_read_from_run_json() -> None:
     records = [replace(RECORD, name=outcome, outcome=outcome) for outcome in outcomes]
     document = run_json(records, None, 1.0, complete=False)
     assert failed_before(json.dumps(document)) == ["failed", "error"]
-    for text in (None, "", "{", "null", "[]", "{}", '{"format": 2}', json.dumps(document | {"format": 1})):
+    for text in (
+        None,
+        "",
+        "{",
+        "[" * 100_000,
+        "null",
+        "[]",
+        "{}",
+        '{"format": 2}',
+        json.dumps(document | {"format": 1}),
+    ):
         assert failed_before(text) == []

@@ -168,6 +168,15 @@ def test_what_run_json_holds_is_printed_on_demand(suite: Path) -> None:
     assert "1 scenario failed" in ran.err
 
 
+def test_report_of_pytest_does_not_mix_with_the_json(suite: Path) -> None:
+    suite.write_text(THREE)
+    base = command(suite)
+    ran = call(suite, [*base, "--json", "--", "-v"])
+    assert ran.code == 1
+    assert json.loads(ran.out) == ran.document
+    assert "test_mine.py::test_one" in ran.err
+
+
 def test_a_run_in_which_all_is_skipped_has_checked_nothing(suite: Path) -> None:
     suite.write_text(SKIPPED)
     ran = run(suite, "-k", "two")

@@ -43,6 +43,8 @@ def test_options_reach_the_node(name: str, capsys: pytest.CaptureFixture[str]) -
         ([".."], "invalid lab name '..'"),
         (["x" * 40], "at most 32"),
         (["--pods", "-1"], "0 to 4000 pods"),
+        (["--pods", "1000000000", "--pod", "web"], "0 to 4000 pods, not 1000000000"),
+        (["--pods", "-3", "--pod", "web"], "0 to 4000 pods, not -3"),
         (["--nodes", "0"], "1 to 16 nodes"),
         (["--mtu", "60"], "1280 to 65520"),
         (["--devices", "eth0,a/b"], "invalid interface name 'a/b'"),

@@ -126,7 +126,11 @@ def test_differences_are_signed(source: Path, tmp_path: Path, capsys: pytest.Cap
     assert rows["cil_from_container"][4] == "0"
 
 
-@pytest.mark.parametrize("text", ["nothing of the kind", "{}", '{"programs": [{"name": "cil_from_container"}]}'])
+@pytest.mark.parametrize(
+    "text",
+    ["nothing of the kind", "{}", '{"programs": [{"name": "cil_from_container"}]}', "[" * 100_000],
+    ids=["text", "empty", "no numbers", "too deep"],
+)
 def test_no_earlier_output(text: str, source: Path, tmp_path: Path) -> None:
     earlier = tmp_path / "earlier.json"
     earlier.write_text(text)
