@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeAlias, TypeVar
 
 from datapath.kernel.libc import function
 
@@ -23,19 +23,22 @@ T = TypeVar("T")
 _sched_getcpu = function("sched_getcpu")
 
 
+_Jobs: TypeAlias = "queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None]"
+
+
 @dataclass(slots=True)
 class _Worker:
     """A thread, its CPU, and what it still has to do; None in the queue ends it."""
 
     cpu: int
-    jobs: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = field(default_factory=queue.SimpleQueue)
+    jobs: _Jobs = field(default_factory=queue.SimpleQueue)
     pending: int = 0
     thread: threading.Thread | None = None
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def run(self) -> None:
+    def run(self, jobs: _Jobs) -> None:
         os.sched_setaffinity(0, {self.cpu})
-        while (job := self.jobs.get()) is not None:
+        while (job := jobs.get()) is not None:
             self._do(*job)
             del job  # a thread that waits must not keep the last result alive
 
@@ -62,7 +65,7 @@ class _Worker:
         self._count(1)
         self.jobs.put(job)
         if self.thread is None:
-            self.thread = threading.Thread(target=self.run, name=f"verifier-{self.cpu}", daemon=True)
+            self.thread = threading.Thread(target=self.run, args=(self.jobs,), name=f"verifier-{self.cpu}", daemon=True)
             self.thread.start()
 
 
@@ -94,7 +97,8 @@ class VerifierThreads(Executor):
             threads = [worker.thread for worker in idle if worker.thread is not None]
             for worker in idle:
                 worker.jobs.put(None)
-                worker.thread = None
+                # The next thread has a queue of its own: it must not take the end of this one.
+                worker.thread, worker.jobs = None, queue.SimpleQueue()
         for thread in threads:
             thread.join()
 

@@ -116,3 +116,28 @@ def test_stopping_ends_idle_threads_only_and_they_come_back() -> None:
         assert set(threading.enumerate()) <= before
         assert verifiers.submit(lambda: 7).result(10) == 7
     assert set(threading.enumerate()) <= before
+
+
+def test_threads_can_be_stopped_while_others_submit() -> None:
+    """A thread that is started meanwhile must not take the end of the one that is being stopped."""
+    go, finishing, gate = threading.Event(), threading.Event(), threading.Event()
+
+    def finish(_: object) -> None:
+        finishing.set()
+        assert gate.wait(10)
+
+    with VerifierThreads([min(os.sched_getaffinity(0))]) as verifiers:
+        verifiers.submit(go.wait, 10).add_done_callback(finish)
+        go.set()
+        assert finishing.wait(10)
+        stopper = threading.Thread(target=verifiers.stop_idle, daemon=True)
+        stopper.start()
+        stopper.join(0.2)
+        late = verifiers.submit(lambda: 7)
+        # Time for the new thread to take what is first in its queue.
+        stopper.join(0.2)
+        assert stopper.is_alive()
+        gate.set()
+        assert late.result(10) == 7
+        stopper.join(10)
+        assert not stopper.is_alive()
