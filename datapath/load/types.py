@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 from types import TracebackType
@@ -11,6 +12,10 @@ from datapath.errors import BpfError
 from datapath.kernel import bpf
 from datapath.kernel.uapi import MapBtf, ProgBtf
 from datapath.object.spec import CollectionSpec, MapSpec, ProgramSpec
+
+_ENOTSUPP = 524  # the kernel's own number
+_REFUSALS = (errno.EINVAL, errno.E2BIG, _ENOTSUPP, errno.EOPNOTSUPP)
+"""How a kernel says that it does not take the BTF; anything else, such as EPERM or ENOMEM, is another failure."""
 
 
 class TypeStore:
@@ -35,6 +40,8 @@ class TypeStore:
                 try:
                     self._fds[spec.btf] = bpf.btf_load(spec.btf)
                 except BpfError as error:
+                    if error.errno not in _REFUSALS:
+                        raise
                     self._refused[spec.btf] = error
                     self._fds[spec.btf] = 0
             return self._fds[spec.btf]

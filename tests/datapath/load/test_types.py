@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from datapath.errors import VerifierError
+from datapath.errors import BpfError, VerifierError
+from datapath.kernel import bpf
 from datapath.load.maps import MapSet, load_maps
 from datapath.load.programs import load_programs, refused_instruction
 from datapath.load.types import TypeStore
@@ -140,3 +141,28 @@ def test_the_kernel_takes_the_btf_of_every_kind_of_object(name: str, compile_c: 
     spec = read_object(compile_c(HELPERS + SNIPPETS[name].source)).spec
     with TypeStore() as types:
         assert types.fd(spec) > 0
+
+
+@pytest.mark.parametrize(
+    ("number", "refused"),
+    [
+        *((number, True) for number in (errno.EINVAL, errno.E2BIG, 524, errno.EOPNOTSUPP)),
+        *((number, False) for number in (errno.EPERM, errno.ENOMEM, errno.EMFILE)),
+    ],
+)
+def test_only_a_refusal_lets_an_object_go_without_its_btf(
+    number: int, refused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: bytes) -> int:
+        raise BpfError("BPF_BTF_LOAD", number, "no")
+
+    monkeypatch.setattr(bpf, "btf_load", fail)
+    spec = CollectionSpec("none", {}, {}, {}, b"", "", btf=b"btf")
+    with TypeStore() as types:
+        if refused:
+            assert types.fd(spec) == 0
+            assert types.refusal(spec) is not None
+        else:
+            for _ in range(2):
+                with pytest.raises(BpfError, match="BPF_BTF_LOAD"):
+                    types.fd(spec)
