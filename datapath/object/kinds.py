@@ -103,12 +103,12 @@ _PREFIXES = (
 
 def known_kind(section: str) -> ProgramKind | None:
     """Return what libbpf reads in a section's name; None for a name that means nothing to it."""
-    name = section.removeprefix("?")  # not loaded unless asked for
+    whole = name = section.removeprefix("?")  # not loaded unless asked for
     while name:
         if name in _BY_NAME:
             return _BY_NAME[name]
         name = name.rpartition("/")[0]
-    prefix = next((prefix for prefix in _PREFIXES if section.startswith(prefix)), None)
+    prefix = next((prefix for prefix in _PREFIXES if whole.startswith(prefix)), None)
     return None if prefix is None else _BY_NAME[prefix]
 
 

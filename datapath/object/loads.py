@@ -51,14 +51,18 @@ _POINTER_ARGUMENTS = {
     93: (1,),  # spin_lock
     94: (1,),  # spin_unlock
     99: (2,),  # skc_lookup_tcp
+    100: (2, 4),  # tcp_check_syncookie
     105: (1, 4),  # strtol
     106: (1, 4),  # strtoul
+    110: (2, 4),  # tcp_gen_syncookie
     112: (1, 3),  # probe_read_user
     113: (1, 3),  # probe_read_kernel
     114: (1, 3),  # probe_read_user_str
     115: (1, 3),  # probe_read_kernel_str
     130: (2,),  # ringbuf_output
     152: (2,),  # redirect_neigh
+    163: (3,),  # check_mtu
+    164: (3,),  # for_each_map_elem
     165: (1, 3, 4),  # snprintf
     169: (1,),  # timer_init
     170: (1,),  # timer_set_callback

@@ -37,6 +37,7 @@ SECTIONS = {
     "sockops": ProgType.SOCK_OPS,
     "struct_ops/name": ProgType.STRUCT_OPS,
     "xdp_pass": ProgType.XDP,
+    "?xdp_pass": ProgType.XDP,
     "socket1": ProgType.SOCKET_FILTER,
     "tc_ingress": ProgType.SCHED_CLS,
 }

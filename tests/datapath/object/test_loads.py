@@ -51,6 +51,17 @@ def test_the_use_of_the_register_tells_what_was_loaded(code: bytes, use: Use) ->
     assert use_of_load(Region(LOAD + code + EXIT), 0) is use
 
 
+@pytest.mark.parametrize(
+    ("helper", "argument"),
+    [(100, 2), (100, 4), (110, 2), (110, 4), (163, 3), (164, 3)],
+    ids=lambda value: str(value),
+)
+def test_an_argument_of_a_helper_that_takes_a_pointer_is_one(helper: int, argument: int) -> None:
+    """tcp_check_syncookie, tcp_gen_syncookie, check_mtu, for_each_map_elem."""
+    code = insn(MOV64, argument, 1) + insn(0x85, 0, 0, 0, helper)
+    assert use_of_load(Region(LOAD + code + EXIT), 0) is Use.ADDRESS
+
+
 def test_the_end_of_the_code_is_the_end() -> None:
     assert use_of_load(Region(LOAD), 0) is Use.UNKNOWN
     assert use_of_load(Region(LOAD + insn(0x05, 0, 0, 1000)), 0) is Use.UNKNOWN
