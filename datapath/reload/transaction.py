@@ -109,4 +109,4 @@ def _undo(begun: list[Step], work: Workspace, failures: list[tuple[Step, BaseExc
 
 
 def _said(error: BaseException) -> str:
-    return str(error) or type(error).__name__
+    return "; ".join((str(error) or type(error).__name__, *getattr(error, "__notes__", ())))

@@ -35,8 +35,21 @@ def test_a_single_failure_stays_what_it_is() -> None:
     attempt_all(lambda: None)
 
 
-def test_an_interruption_is_not_put_off() -> None:
+def test_an_interruption_is_raised_when_everything_is_attempted() -> None:
     later: list[int] = []
-    with pytest.raises(KeyboardInterrupt):
-        attempt_all(lambda: fail(KeyboardInterrupt()), lambda: later.append(1))
-    assert later == []
+    with pytest.raises(KeyboardInterrupt) as info:
+        attempt_all(lambda: fail(OSError(1, "no")), lambda: fail(KeyboardInterrupt()), lambda: later.append(1))
+    assert later == [1]
+    assert info.value.__notes__ == ["also failed: [Errno 1] no"]
+
+
+def test_what_the_block_raises_has_the_failures_as_notes() -> None:
+    def block() -> None:
+        with each() as attempt:
+            attempt(lambda: fail(OSError(1, "no")))
+            attempt(lambda: fail(KeyboardInterrupt()))
+            raise ValueError("odd")
+
+    with pytest.raises(ValueError, match="odd") as info:
+        block()
+    assert info.value.__notes__ == ["also failed: KeyboardInterrupt", "also failed: [Errno 1] no"]
