@@ -14,7 +14,7 @@ from pathlib import Path
 
 from datapath.base.mapnames import endpoint_maps
 from datapath.endpoint import DatapathConfig, Endpoint
-from datapath.errors import LinkNotFound
+from datapath.errors import LinkNotFound, NetlinkError
 from datapath.kernel import hooks, routes
 from datapath.kernel.hooks import Direction
 from datapath.kernel.netlink import NetlinkSocket
@@ -39,9 +39,7 @@ def unload(config: DatapathConfig, netlink: NetlinkSocket, endpoint: Endpoint, f
         for route in routes.endpoint_routes(endpoint, ifindex):
             routes.remove_all(netlink, route, lambda _: None)
         for direction in Direction:
-            for found in hooks.filters(netlink, ifindex, direction):
-                if found.is_ours:
-                    hooks.detach(netlink, found)
+            _detach_ours(netlink, ifindex, direction)
     forget()
     policyarrays.clear(config.globals, endpoint.id)
     for name in endpoint_maps(endpoint.id):
@@ -49,6 +47,25 @@ def unload(config: DatapathConfig, netlink: NetlinkSocket, endpoint: Endpoint, f
         pin.finalize()
         pin.path.unlink(missing_ok=True)
     _remove_directory(config.state / str(endpoint.id))
+
+
+def _detach_ours(netlink: NetlinkSocket, ifindex: int, direction: Direction) -> None:
+    """Remove our filters; what goes meanwhile, with its qdisc or interface perhaps, needs no removal."""
+    try:
+        present = hooks.filters(netlink, ifindex, direction)
+    except NetlinkError as error:
+        if error.errno != errno.ENODEV:
+            raise
+        return
+    for found in present:
+        if not found.is_ours:
+            continue
+        try:
+            hooks.detach(netlink, found)
+        except NetlinkError as error:
+            # EINVAL: there is no qdisc any more.
+            if error.errno not in (errno.ENOENT, errno.ENODEV, errno.EINVAL):
+                raise
 
 
 def _interface(netlink: NetlinkSocket, endpoint: Endpoint) -> int | None:

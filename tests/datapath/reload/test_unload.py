@@ -233,3 +233,30 @@ def test_a_directory_that_cannot_be_removed_is_an_error(rig: Rig) -> None:
     assert info.value.errno == errno.EBUSY
     unload(rig, "pod-1")
     assert not directory.exists()
+
+
+@pytest.mark.parametrize("what", ["filter", "qdisc", "interface"])
+def test_what_goes_meanwhile_is_removed(rig: Rig, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
+    pod = rig.node.pod("pod-1")
+    netns = rig.config.netns
+    listed = hooks.filters
+    gone: list[str] = []
+
+    def go(netlink: NetlinkSocket, ifindex: int, direction: Direction) -> tuple[hooks.Filter, ...]:
+        found = listed(netlink, ifindex, direction)
+        if not gone:
+            gone.append(what)
+            if what == "interface":
+                support.ip(netns, "link", "del", pod.ifname)
+            elif what == "qdisc":
+                support.tc(netns, "qdisc", "del", "dev", pod.ifname, "clsact")
+            else:
+                support.tc(netns, "filter", "del", "dev", pod.ifname, str(direction))
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(hooks, "filters", go)
+        unload(rig, "pod-1")
+    assert gone
+    assert pod.endpoint_id not in take(rig.node).policy
+    assert not (rig.config.state / str(pod.endpoint_id)).exists()
