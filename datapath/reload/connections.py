@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from datapath.base.mapnames import CONNECTIONS, WRITTEN_BY_PACKETS
-from datapath.base.statefile import read_typed, write_json
+from datapath.base.statefile import DamagedFile, read_typed, write_json
 from datapath.endpoint import Endpoint, NodeConfig
 from datapath.errors import BpfError
 from datapath.kernel import bpf
@@ -51,7 +51,11 @@ def seconds() -> int:
 def remember(directory: Path, maps: Mapping[str, Map]) -> None:
     """Note in an endpoint's directory which of these maps its programs use from now on."""
     used = _ids(maps)
-    if used and used != _remembered(directory):
+    try:
+        known = _remembered(directory)
+    except DamagedFile:
+        known = {}
+    if used and used != known:
         write_json(directory / _FILE, used)
 
 
@@ -72,7 +76,7 @@ def carry_over(directory: Path, maps: Mapping[str, Map], owns: Owns) -> dict[str
 
     Of connections only its own: an endpoint whose programs use the new map already knows its own better, and a removed
     one must not leave them to its successor. Of all other entries those that the new map lacks. Returns how many
-    entries did not fit, for the maps where any did not.
+    entries did not fit, for the maps where any did not. DamagedFile if it is not known which maps those are.
     """
     used = _ids(maps)
     if not used:
@@ -179,7 +183,12 @@ def _ids(maps: Mapping[str, Map]) -> dict[str, int]:
 
 
 def _remembered(directory: Path) -> dict[str, int]:
+    path = directory / _FILE
     try:
-        return read_typed(dict[str, int], directory / _FILE)
+        found = read_typed(dict[str, int], path)
     except FileNotFoundError:
         return {}
+    for name, ident in found.items():
+        if not 0 < ident < 1 << 32:
+            raise DamagedFile(path, f"{name}: {ident} is no id of a map")
+    return found

@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass
 
 from datapath.base.mapnames import CONNECTIONS, POLICY_ARRAYS, is_calls_map
+from datapath.base.statefile import DamagedFile
 from datapath.build.objectfile import ObjectFile
 from datapath.build.templates import Kind
 from datapath.endpoint import Endpoint
@@ -196,7 +197,15 @@ def _is_always_new(spec: CollectionSpec, name: str) -> bool:
 def carry_connections_over(item: ObjectFile, work: Workspace) -> None:
     """Let the new programs know what an endpoint's old ones have noted, its connections above all."""
     maps, owns = work.objects[item.name].collection.maps, connections.owner(work.config.node, item.endpoint)
-    for name, left_out in connections.carry_over(item.path.parent, maps, owns).items():
+    try:
+        left = connections.carry_over(item.path.parent, maps, owns)
+    except DamagedFile as error:
+        # The commit writes the file anew.
+        warning = f"{error}: connections in maps that were replaced are not carried over"
+        if warning not in work.warnings:
+            work.warnings.append(warning)
+        return
+    for name, left_out in left.items():
         what = "connections" if name.startswith(CONNECTIONS) else "entries"
         work.warnings.append(f"map {name}: {left_out} {what} do not fit into {maps[name].info.max_entries}")
 

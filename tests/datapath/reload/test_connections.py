@@ -13,6 +13,7 @@ import pytest
 
 from datapath.base.bpftypes import MapType
 from datapath.base.mapnames import CONNECTIONS
+from datapath.base.statefile import DamagedFile
 from datapath.kernel import bpf
 from datapath.kernel.map import Map
 from datapath.reload.connections import carry_over, lifetime_of, merged, owner, remember, seconds
@@ -207,3 +208,15 @@ def test_a_table_without_room_takes_what_it_can(stack: ExitStack, tmp_path: Path
     put(old, dict.fromkeys(range(1, 33), seconds() + 60))
     assert carry_over(tmp_path, {NAME: new}, owns) == {NAME: 24}
     assert len(lifetimes(new)) == 8
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"NAME": "x"}', '{"NAME": -1}', '{"NAME": 4294967296}'])
+def test_a_damaged_note_is_an_error_and_is_written_anew(stack: ExitStack, tmp_path: Path, content: str) -> None:
+    new = make(stack)
+    path = tmp_path / "connections"
+    path.write_text(content.replace("NAME", NAME))
+    with pytest.raises(DamagedFile, match="connections is damaged"):
+        carry_over(tmp_path, {NAME: new}, owns)
+    remember(tmp_path, {NAME: new})
+    assert json.loads(path.read_text()) == {NAME: new.info.id}
+    carry_over(tmp_path, {NAME: new}, owns)
