@@ -164,6 +164,19 @@ class LinkNotFound(ReloadlabError):
         self.ifname = ifname
 
 
+class LinkReplaced(LinkNotFound):
+    """The interface of an endpoint is gone; one that came later has its name."""
+
+    def __init__(self, ifname: str, found: int, wanted: int) -> None:
+        super().__init__(ifname)
+        self.args = (
+            f"interface {printable(ifname)} has the index {found}, that of the endpoint had {wanted}: "
+            f"it belongs to another endpoint by now",
+        )
+        self.found = found
+        self.wanted = wanted
+
+
 class InvalidName(ReloadlabError):
     """A name that cannot become a path or an interface name."""
 

@@ -40,14 +40,14 @@ def pod_plan(config: DatapathConfig, endpoint: Endpoint, *, subject: str) -> Pla
     steps: list[Step] = [Compile(item.kind.source, endpoint), *_load(item, programs)]
     # With an egress program the policy program leaves the policy to it: it must be there before.
     if endpoint.require_egress_prog:
-        steps.append(_attach(config, ifname, Direction.EGRESS, "cil_to_container", item))
+        steps.append(_attach(config, ifname, Direction.EGRESS, "cil_to_container", item, endpoint.ifindex))
     steps.append(InsertPolicy(item.name, endpoint.id))
-    steps.append(_attach(config, ifname, Direction.INGRESS, "cil_from_container", item))
+    steps.append(_attach(config, ifname, Direction.INGRESS, "cil_from_container", item, endpoint.ifindex))
     # The route decides whether a packet for the pod meets the egress program: it comes after that program, and
     # goes before it, so that no packet arrives unchecked.
     steps.append(InstallRoutes(ifname, endpoint) if endpoint.require_endpoint_route else RemoveRoutes(ifname, endpoint))
     if not endpoint.require_egress_prog:
-        steps.append(Detach(ifname, Direction.EGRESS))
+        steps.append(Detach(ifname, Direction.EGRESS, ifindex=endpoint.ifindex))
     steps.append(Commit(subject, (item,)))
     return Plan(subject, endpoint.id, endpoint.generation, tuple(steps))
 
@@ -115,8 +115,15 @@ def _load(item: ObjectFile, programs: tuple[str, ...]) -> list[Step]:
     ]
 
 
-def _attach(config: DatapathConfig, ifname: str, direction: Direction, program: str, item: ObjectFile) -> Attach:
-    return Attach(ifname, direction, program, item.name, config.filter_priority or 1)
+def _attach(
+    config: DatapathConfig,
+    ifname: str,
+    direction: Direction,
+    program: str,
+    item: ObjectFile,
+    ifindex: int | None = None,
+) -> Attach:
+    return Attach(ifname, direction, program, item.name, config.filter_priority or 1, ifindex)
 
 
 def _obsolete(links: Mapping[str, Interface], devices: Sequence[str]) -> list[Step]:

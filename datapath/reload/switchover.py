@@ -11,7 +11,7 @@ from pathlib import Path
 from datapath.base.mapnames import POLICY_ARRAYS
 from datapath.build.objectfile import ObjectFile
 from datapath.endpoint import Endpoint
-from datapath.errors import LinkNotFound, NetlinkError, ReloadlabError
+from datapath.errors import LinkNotFound, LinkReplaced, NetlinkError, ReloadlabError
 from datapath.kernel import hooks, progarray, routes
 from datapath.kernel.hooks import Direction, Filter, HookShared, HookTaken
 from datapath.kernel.map import open_pin
@@ -71,6 +71,7 @@ class Attach(Step):
     program: str
     object: str
     priority: int
+    ifindex: int | None = None  # a later interface of the same name is another's
 
     @property
     def name(self) -> str:
@@ -82,7 +83,7 @@ class Attach(Step):
     def apply(self, work: Workspace) -> None:
         netlink = work.netlink
         program = work.objects[self.object].collection.programs[self.program]
-        ifindex = netlink.ifindex(self.target)
+        ifindex = _interface(work, self.target, self.ifindex)
         present = hooks.filters(netlink, ifindex, self.direction)
         here = [f for f in present if (f.priority, f.handle) == (self.priority, hooks.HANDLE)]
         for found in present:
@@ -120,6 +121,7 @@ class Detach(Step):
     direction: Direction
     prefix: str = hooks.OURS
     required: bool = True  # False: no interface, nothing to remove
+    ifindex: int | None = None  # a later interface of the same name is another's
 
     @property
     def name(self) -> str:
@@ -130,7 +132,7 @@ class Detach(Step):
 
     def apply(self, work: Workspace) -> None:
         try:
-            ifindex = work.netlink.ifindex(self.target)
+            ifindex = _interface(work, self.target, self.ifindex)
         except LinkNotFound:
             if self.required:
                 raise
@@ -155,7 +157,7 @@ class InstallRoutes(Step):
         return f"route {_addresses(self.endpoint)} directly to {self.target}"
 
     def apply(self, work: Workspace) -> None:
-        for route in routes.endpoint_routes(self.endpoint, work.netlink.ifindex(self.target)):
+        for route in routes.endpoint_routes(self.endpoint, _interface(work, self.target, self.endpoint.ifindex)):
             before = routes.current(work.netlink, route.address)
             if before is not None and before.ifindex == route.ifindex:
                 continue
@@ -184,7 +186,7 @@ class RemoveRoutes(Step):
         def note(before: Installed) -> None:
             work.on_undo(self, partial(_restore, work, before, routes.add_again))
 
-        for route in routes.endpoint_routes(self.endpoint, work.netlink.ifindex(self.target)):
+        for route in routes.endpoint_routes(self.endpoint, _interface(work, self.target, self.endpoint.ifindex)):
             routes.remove_all(work.netlink, route, note)
 
 
@@ -236,6 +238,14 @@ class Commit(Step):
         for ident in {item.endpoint.id for item in self.objects if item.endpoint is not None}:
             filled = {name for name in POLICY_ARRAYS for each in maps if name in each and ident in each[name].contents}
             policyarrays.clear(work.config.globals, ident, keep=filled)
+
+
+def _interface(work: Workspace, ifname: str, wanted: int | None) -> int:
+    """Return the index of an interface; LinkReplaced if it is not the wanted one."""
+    found = work.netlink.ifindex(ifname)
+    if wanted not in (None, found):
+        raise LinkReplaced(ifname, found, wanted)
+    return found
 
 
 def _attempt(work: Workspace, what: str, action: Callable[[], object]) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from datapath.errors import InvalidName, NetlinkError, ReloadlabError
+from datapath.errors import InvalidName, LinkReplaced, NetlinkError, ReloadlabError
 from datapath.kernel import hooks
 from datapath.kernel import routes as routes_module
 from datapath.kernel.hooks import Direction, HookBlocked, HookShared, HookTaken
@@ -544,3 +544,30 @@ def test_the_host_is_reloaded_beside_an_interface_of_any_name(rig: Rig) -> None:
     put(rig, "bad\udcff", "cil_from_netdev-bad\udcff", priority=1)
     rig.reload("host")
     assert hooks.filters(rig.netlink, rig.netlink.ifindex("bad\udcff"), INGRESS) == ()
+
+
+@pytest.mark.parametrize("moment", ["attach ingress", "remove routes", "detach egress", "install routes"])
+def test_a_later_interface_of_the_same_name_is_not_touched(rig: Rig, lxc: str, moment: str) -> None:
+    """It belongs to another pod, whose packets would meet this one's programs."""
+    netns = str(rig.config.netns)
+
+    def recreate(*_: object) -> None:
+        ip(netns, "link", "del", lxc)
+        ip(netns, "link", "add", lxc, "type", "veth", "peer", "name", "later")
+        ip(netns, "link", "set", lxc, "up")
+
+    plan = rig.plan("pod-1", routes=moment == "install routes")
+    with pytest.raises(LinkReplaced, match=f"interface {lxc} has the index .* belongs to another endpoint"):
+        rig.loader.apply(plan, observer=Gate(recreate, before=moment))
+    ifindex = rig.netlink.ifindex(lxc)
+    assert hooks.filters(rig.netlink, ifindex, INGRESS) == hooks.filters(rig.netlink, ifindex, EGRESS) == ()
+    assert not run(nsenter(netns, "ip", "route", "show", "dev", lxc))
+
+
+def test_a_damaged_note_of_connections_is_a_warning_once(rig: Rig) -> None:
+    rig.reload("pod-1")
+    note = rig.config.state / str(rig.node.pod("pod-1").endpoint_id) / "connections"
+    note.write_text("{")
+    (warning,) = rig.reload("pod-1").warnings
+    assert warning.startswith(f"{note} is damaged: ")
+    assert rig.reload("pod-1").warnings == ()
