@@ -211,7 +211,7 @@ def test_reloaded(cluster: ClusterScenario, devices: bool, fragments: bool) -> N
 TUNNEL_ALLOWED = {"fromEntities": ["remote-node"], "toPorts": ports("8472/UDP")}
 
 
-@pytest.mark.cluster(pods=PODS, tunnel=True, devices=("eth0",), flows=lambda _: [], agent=AGENT)
+@pytest.mark.cluster(pods=PODS, tunnel=True, devices=("eth0",), flows=lambda _: [], rate=0, agent=AGENT)
 def test_the_tunnel_is_traffic_of_the_host(cluster: ClusterScenario) -> None:
     """What pods send through it passes the policy of the receiving node's host first, as a packet of the other node."""
     nodes, receiver = cluster.cluster.nodes, cluster.cluster.node(2)

@@ -154,6 +154,8 @@ class Watched:
             return
         self._finished = True
         self.pause()
+        if self._rate > 0 and self.sent == 0:
+            self.violations.append(Violation(7, "no packet was sent; a scenario without traffic has rate=0"))
         for agent, before in self._before:
             name = agent.node.name
             expected = self._expected_on.get(name, self._expected)
@@ -297,7 +299,8 @@ class Scenario(Watched):
 class ClusterScenario(Watched):
     """A scenario on several nodes: `cluster` has them; what lives on one is named such as 2/pod-1.
 
-    By default traffic runs across the nodes, between all kinds of endpoints, both ways. `options` go to every Agent.
+    By default traffic runs across the nodes, between all kinds of endpoints, both ways; on a single node as in a
+    Scenario. `options` go to every Agent.
     """
 
     def __init__(
@@ -309,7 +312,7 @@ class ClusterScenario(Watched):
         **options: Any,
     ) -> None:
         super().__init__(rate)
-        self._flows = flows or (lambda cluster: cluster_flows(cluster.nodes))
+        self._flows = flows or _flows_of
         self.cluster = Cluster(specs, **options)
 
     def __enter__(self) -> Self:
@@ -335,3 +338,7 @@ class ClusterScenario(Watched):
     def silence(self, *, count: int = 3, flows: Sequence[str] | None = None) -> list[str]:
         """Send a burst over all flows, or these; return those in which not every packet is answered."""
         return [str(burst) for burst in self.traffic.burst_all(count, flows) if not burst.complete]
+
+
+def _flows_of(cluster: Cluster) -> list[Flow]:
+    return cluster_flows(cluster.nodes) if len(cluster.nodes) > 1 else default_flows(cluster.nodes[0])

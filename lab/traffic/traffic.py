@@ -13,6 +13,7 @@ lock.
 from __future__ import annotations
 
 import dataclasses
+import math
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -112,6 +113,9 @@ class Traffic:
         """
         if self._started:
             raise TrafficError("traffic was started already: enter its context or call start(), once")
+        rate = self._settings["rate"]
+        if not (math.isfinite(rate) and rate >= 0):
+            raise TrafficError(f"the rate is packets a second, 0 for bursts only, not {rate}")
         check_flows(self._flows)
         self._started = True
         self._child.start()

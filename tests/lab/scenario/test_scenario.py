@@ -142,3 +142,14 @@ def test_a_gate_of_several_nodes_must_fire() -> None:
         assert gate.passed == 2
         with pytest.raises(GateNeverFired, match="reload of 1/pod-1, 2/pod-1 were"):
             cluster.reload("1/pod-1", "2/pod-1", gate=Gate(nothing, before="comit"))
+
+
+def test_a_scenario_that_sends_nothing_is_a_violation() -> None:
+    quiet = Scenario(NodeSpec(unique_name("quiet"), pods=0), flows=lambda _: [])
+    with pytest.raises(InvariantsViolated) as caught, quiet:
+        quiet.finish()
+    assert [str(each) for each in caught.value.violations] == [
+        "invariant 7: no packet was sent; a scenario without traffic has rate=0"
+    ]
+    with Scenario(NodeSpec(unique_name("quiet"), pods=0), flows=lambda _: [], rate=0) as scenario:
+        scenario.finish()

@@ -454,3 +454,12 @@ def test_flows_that_make_no_sense_start_nothing() -> None:
     with pytest.raises(TrafficError, match="flow a: the name is taken twice"):
         traffic.start()
     assert traffic.pid == 0
+
+
+@pytest.mark.parametrize("rate", [-1.0, float("nan"), float("inf")])
+def test_a_rate_that_sends_nothing_is_refused(rate: float) -> None:
+    """Not a rate of 0, which is asked for: bursts only."""
+    traffic = Traffic([], rate=rate)
+    with pytest.raises(TrafficError, match="the rate is packets a second, 0 for bursts only, not "):
+        traffic.start()
+    assert traffic.pid == 0
