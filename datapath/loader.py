@@ -121,7 +121,10 @@ class Loader:
 
     @contextmanager
     def lock_maps(self, *, cancel: threading.Event | None = None) -> Iterator[None]:
-        """Have the node's maps alone: reloads, in whatever process, have ended or wait. Not from within a reload."""
+        """Hold the maps lock exclusively: no reload in any process uses the maps meanwhile.
+
+        Do not call it from a step or a gate of a reload.
+        """
         lock = self._maps_lock(cancel or threading.Event())
         try:
             lock.acquire(exclusive=True)

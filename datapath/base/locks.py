@@ -57,7 +57,7 @@ class Lock:
 
 
 class FairLock:
-    """A lock that many share, or one has alone, with a queue: who waits is not overtaken by who comes later and shares.
+    """A fair reader-writer lock: a later reader does not overtake a waiting writer.
 
     Two flock(2) locks: the queue is held while one waits for the lock proper, and no longer. So those who come later
     wait behind a writer, who waits only for those that have the lock already; who waits in the queue itself gets it in
@@ -106,7 +106,7 @@ class FairLock:
 
 @contextmanager
 def locked(path: Path, cancel: threading.Event) -> Iterator[None]:
-    """Hold the lock on a file that its last holder may remove: who waited for that file begins anew with another."""
+    """Hold the lock on a file that its last holder may remove; if it was removed while waiting, lock the new file."""
     while True:
         lock = Lock(path, cancel)
         try:

@@ -155,7 +155,7 @@ def ensure_pin_dir(pin_dir: Path) -> None:
 
 
 def differences(spec: MapSpec, info: MapInfo) -> list[MapDifference]:
-    """Return in what a map differs from its definition, after what the kernel changes by itself is allowed for."""
+    """List the properties in which a map differs from its definition, ignoring those that the kernel changes itself."""
     flags = info.flags
     if info.type in _DEVMAPS:
         # dev_map_init_map() sets it on every device map.

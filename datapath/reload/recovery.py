@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from datapath.base.mapnames import POLICY_ARRAYS
+from datapath.base.mapnames import POLICY_ARRAYS, WRITTEN_BY_PACKETS
 from datapath.kernel.inventory import reach
+from datapath.kernel.map import open_pin
 from datapath.kernel.pins import Pin, is_program_array, left_behind, map_id
 from datapath.object.spec import CollectionSpec
 from datapath.reload import policyarrays
@@ -14,7 +15,7 @@ from datapath.reload.workspace import Workspace
 
 
 def find(work: Workspace, spec: CollectionSpec) -> list[Pin]:
-    """Return the pins of this object's maps that another reload has moved aside and did not live to put right."""
+    """Return the pins of this object's maps that a killed reload moved aside."""
     left = left_behind(work.config.globals)
     if not left:
         return []
@@ -34,6 +35,16 @@ def recover(work: Workspace, spec: CollectionSpec, left: list[Pin]) -> None:
         done = put_right(pin, used.__contains__)
         if done is not None:
             work.warnings.append(done)
+            _fill_again(work, pin)
+
+
+def _fill_again(work: Workspace, pin: Pin) -> None:
+    """Have the control plane fill a map that was put right: meanwhile it may have written to the other one."""
+    name = pin.path.name
+    if work.on_new_map is None or name.startswith(WRITTEN_BY_PACKETS) or is_program_array(pin.path):
+        return
+    with open_pin(pin.path) as pinned:
+        work.on_new_map(pinned)
 
 
 def put_right(pin: Pin, in_use: Callable[[int], bool]) -> str | None:

@@ -174,6 +174,27 @@ def test_killed_during_a_migration(rig: Rig, templates: Path, killer: Crasher, n
     assert wrong == []
 
 
+@pytest.mark.parametrize("later", ["old", "new"])
+def test_what_the_control_plane_has_written_after_a_kill_is_there(
+    rig: Rig, templates: Path, killer: Crasher, later: str
+) -> None:
+    """It writes to the map that is pinned; the one that the attached programs use comes back."""
+    name, define = "cilium_ipcache", ("IPCACHE_MAP_SIZE", "4096")
+    rig.reload("pod-1")
+    number = [step.name for step in rig.plan("pod-1").steps].index("load programs")
+    assert killer.run(request(rig, templates, "pod-1", False, nth=number, defines=[define])) == SIGKILLED
+    rig.entries = 2
+    with open_pin(rig.pin(name)) as pinned:
+        assert pinned.info.max_entries == 4096
+        key = struct.pack("=I", 1).ljust(pinned.info.key_size, b"\0")
+        pinned.update(key, b"\1" * pinned.value_bytes)
+    rig.configure(defines=(define,) if later == "new" else ())
+    rig.reload("pod-1")
+    with open_pin(rig.pin(name)) as pinned:
+        assert (pinned.info.max_entries == 4096) == (later == "new")
+        assert key in list(pinned.keys())  # a look-up in a trie would find a shorter prefix
+
+
 SMALL = [("POLICY_MAP_SIZE", "4096"), ("IPCACHE_MAP_SIZE", "4096"), ("POLICY_PROG_MAP_SIZE", "300")]
 LARGE = [("POLICY_MAP_SIZE", "8192"), ("IPCACHE_MAP_SIZE", "8192"), ("POLICY_PROG_MAP_SIZE", "301")]
 
