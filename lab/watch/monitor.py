@@ -33,7 +33,7 @@ class Monitor:
         self._path = node.datapath_config().globals / EVENTS
         self._stack = ExitStack()
         self._listening = ExitStack()
-        self._inode = (0, 0)
+        self._inode: tuple[int, int] | None = None
         self._reader: PerfReader
 
     def __enter__(self) -> Self:
@@ -57,19 +57,25 @@ class Monitor:
     def _listen(self) -> None:
         """Install our rings in the map that is pinned now."""
         with ExitStack() as stack:
+            # The pin first: a map that is replaced in between is then opened again by the next `read`.
+            inode = self._pinned()
             opened = stack.enter_context(open_map(self._node, EVENTS))
-            self._inode = self._pinned()
+            self._inode = inode
             self._reader = stack.enter_context(PerfReader(opened))
             self._listening = stack.pop_all()
 
-    def _pinned(self) -> tuple[int, int]:
-        found = self._path.stat()
+    def _pinned(self) -> tuple[int, int] | None:
+        """Return what identifies the pin; None while a migration has moved it aside."""
+        try:
+            found = self._path.stat()
+        except FileNotFoundError:
+            return None
         return found.st_dev, found.st_ino
 
     def read(self, timeout: float) -> Iterator[Event]:
         """Yield the pending events, after waiting at most `timeout` seconds for the first."""
         for sample in self._reader.read(timeout):
             yield Lost(sample.lost, sample.cpu) if sample.lost else decode(sample.data)
-        if self._path.exists() and self._pinned() != self._inode:
+        if self._pinned() not in (None, self._inode):
             self._listening.close()
             self._listen()

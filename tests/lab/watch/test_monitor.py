@@ -14,12 +14,13 @@ from datapath.base.bpftypes import MapType
 from datapath.base.mapnames import EVENTS
 from datapath.kernel import bpf
 from datapath.kernel.cpus import cpu_ids
-from datapath.kernel.map import open_pin
+from datapath.kernel.map import Map, open_pin
 from lab.cli.main import main
-from lab.node.maps import MapNotLoaded
+from lab.node.maps import MapNotLoaded, open_map
 from lab.node.node import Node
 from lab.node.topology import NodeSpec
 from lab.system.perfring import PerfReader
+from lab.watch import monitor as monitor_module
 from lab.watch.events import Drop
 from lab.watch.monitor import Monitor, MonitorBusy
 from tests.lab.labs import unique_name
@@ -141,6 +142,41 @@ def test_reader_leaves_nothing_in_the_map(node: Node, send: Send) -> None:
 def test_a_replaced_map_is_followed(node: Node, send: Send) -> None:
     with Monitor(node) as monitor:
         (node.datapath_config().globals / EVENTS).unlink()
+        pin_events(node)
+        assert list(monitor.read(0.0)) == []
+        send(1)
+        assert [type(event) for event in monitor.read(1.0)] == [Drop]
+
+
+def test_a_map_that_is_replaced_while_it_is_opened_is_followed(
+    node: Node, send: Send, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = node.datapath_config().globals / EVENTS
+
+    def replaced_behind(node: Node, name: str) -> Map:
+        opened = open_map(node, name)
+        monkeypatch.undo()
+        path.unlink()
+        pin_events(node)
+        return opened
+
+    monkeypatch.setattr(monitor_module, "open_map", replaced_behind)
+    with Monitor(node) as monitor:
+        assert list(monitor.read(0.0)) == []
+        send(1)
+        assert [type(event) for event in monitor.read(1.0)] == [Drop]
+
+
+def test_a_pin_that_a_migration_has_moved_aside_is_waited_for(
+    node: Node, send: Send, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whenever it goes: between two looks at it as well."""
+    path = node.datapath_config().globals / EVENTS
+    with Monitor(node) as monitor:
+        path.unlink()
+        monkeypatch.setattr(type(path), "exists", lambda _: True)
+        assert list(monitor.read(0.0)) == []
+        monkeypatch.undo()
         pin_events(node)
         assert list(monitor.read(0.0)) == []
         send(1)
