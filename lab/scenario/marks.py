@@ -9,6 +9,7 @@ from types import NoneType
 from typing import Any, Self
 
 from datapath.errors import ReloadlabError
+from lab.node.topology import PodSpec
 
 Kinds = Mapping[str, tuple[type, ...]]
 
@@ -23,6 +24,8 @@ NODE: Kinds = {
     "tunnel_port": (int,),
 }
 """The fields of NodeSpec, and of what kind they are; the name is the plugin's."""
+ITEMS: Mapping[str, type] = {"pods": PodSpec, "devices": str}
+"""Of what type the items of a list are."""
 CLUSTER: Kinds = {
     **{name: kinds for name, kinds in NODE.items() if name not in ("node_index", "cluster")},
     "nodes": (int,),
@@ -65,17 +68,14 @@ class MarkOptions:
         _check(mark, options, {**nodes, **SCENARIO, "agent": (dict,)})
         agent = dict(options.get("agent", {}))
         _check(f"{mark}, agent", agent, AGENT)
-        for number, own in (options.get("each") or {}).items():
-            if not isinstance(own, dict):
-                raise BadMark(mark, f"each: {number!r} has {own!r}, not a dictionary of fields")
-            _check(f"{mark}, each, {number}", own, nodes)
+        each = _each(mark, options.get("each") or {}, nodes)
         if isinstance(agent.get("library"), str):
             agent["library"] = Path(agent["library"]).resolve()
         for pair in agent.get("defines", ()):
             if not (isinstance(pair, tuple) and len(pair) == 2 and all(isinstance(word, str) for word in pair)):
                 raise BadMark(mark, f"agent: defines has {pair!r}, not (NAME, VALUE)")
         return cls(
-            {name: _as_tuple(value) for name, value in options.items() if name in nodes},
+            {**_tuples({name: value for name, value in options.items() if name in nodes}), **each},
             {**agent, **{name: value for name, value in options.items() if name in SCENARIO}},
         )
 
@@ -84,10 +84,28 @@ def _check(where: str, options: Mapping[str, Any], known: Kinds) -> None:
     for name, value in options.items():
         if name not in known:
             raise BadMark(where, f"no option {name}; there are {', '.join(sorted(known))}")
-        if not isinstance(value, known[name]):
+        # A bool is an int to Python, but no number here.
+        wrong = isinstance(value, bool) and bool not in known[name]
+        if wrong or not isinstance(value, known[name]):
             kinds = " or ".join("None" if kind is NoneType else kind.__name__ for kind in known[name])
             raise BadMark(where, f"{name} is {value!r}, not {kinds}")
+        for item in value if name in ITEMS and isinstance(value, tuple | list) else ():
+            if not isinstance(item, ITEMS[name]):
+                raise BadMark(where, f"{name} has {item!r}, not {ITEMS[name].__name__}")
 
 
-def _as_tuple(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
+def _each(mark: str, each: Mapping[Any, Any], nodes: Kinds) -> dict[str, Any]:
+    """Return the option `each` with the fields of single nodes checked; nothing if there are none."""
+    fields = {name: kinds for name, kinds in nodes.items() if name in NODE}
+    for number, own in each.items():
+        if not isinstance(number, int) or isinstance(number, bool):
+            raise BadMark(mark, f"each: {number!r} is not the number of a node")
+        if not isinstance(own, dict):
+            raise BadMark(mark, f"each: {number!r} has {own!r}, not a dictionary of fields")
+        _check(f"{mark}, each, {number}", own, fields)
+    return {"each": {number: _tuples(own) for number, own in each.items()}} if each else {}
+
+
+def _tuples(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options with tuples instead of lists: a spec is hashable."""
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}

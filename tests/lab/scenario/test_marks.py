@@ -46,6 +46,11 @@ def test_options_are_sorted() -> None:
         ({"agent": {"defines": {"A": "1"}}}, "mark node, agent: defines is {'A': '1'}, not tuple or list"),
         ({"agent": {"defines": ("A=1",)}}, "mark node: agent: defines has 'A=1', not (NAME, VALUE)"),
         ({"flows": []}, "mark node: flows is [], not Callable"),
+        ({"pods": True}, "mark node: pods is True, not int or tuple or list"),
+        ({"rate": False}, "mark node: rate is False, not int or float"),
+        ({"agent": {"verifiers": True}}, "mark node, agent: verifiers is True, not int or None"),
+        ({"pods": ["web"]}, "mark node: pods has 'web', not PodSpec"),
+        ({"devices": [1]}, "mark node: devices has 1, not str"),
     ],
 )
 def test_wrong_options_are_named(options: dict[str, Any], words: str) -> None:
@@ -60,7 +65,7 @@ def test_options_without_a_name_are_refused() -> None:
 
 
 def test_options_of_single_nodes_are_checked() -> None:
-    def cluster(each: dict[int, Any]) -> MarkOptions:
+    def cluster(each: dict[Any, Any]) -> MarkOptions:
         return MarkOptions.parse("cluster", (), {"each": each}, nodes=CLUSTER)
 
     assert cluster({2: {"endpoint_routes": True}}).nodes == {"each": {2: {"endpoint_routes": True}}}
@@ -68,3 +73,11 @@ def test_options_of_single_nodes_are_checked() -> None:
         cluster({2: {"podz": 1}})
     with pytest.raises(BadMark, match="mark cluster: each: 2 has True, not a dictionary of fields"):
         cluster({2: True})
+    with pytest.raises(BadMark, match="mark cluster, each, 1: no option nodes; there are "):
+        cluster({1: {"nodes": 3}})
+    with pytest.raises(BadMark, match="mark cluster: each: '2' is not the number of a node"):
+        cluster({"2": {}, 5: {}})
+    with pytest.raises(BadMark, match="mark cluster, each, 1: devices has 1, not str"):
+        cluster({1: {"devices": [1]}})
+    listed = cluster({1: {"devices": ["eth0"]}})
+    assert len({*cluster_specs("listed", 2, **listed.nodes)}) == 2, "a spec is hashable"
