@@ -9,7 +9,6 @@ from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
-from bpf import LIBRARY
 from datapath.errors import ReloadlabError
 from datapath.reload.outcome import Outcome
 from datapath.reload.step import Step
@@ -17,7 +16,7 @@ from datapath.reload.workspace import Workspace
 from lab.agent.agent import Agent, Failure
 from lab.agent.cluster import Cluster
 from lab.node.node import Node
-from lab.node.topology import NODE, NodeSpec
+from lab.node.topology import NodeSpec
 from lab.traffic.defaults import RATE, cluster_flows, default_flows
 from lab.traffic.flows import Flow, TrafficError
 from lab.traffic.traffic import Traffic, TrafficReport
@@ -30,9 +29,9 @@ from lab.watch.invariants import (
     check_traffic,
     check_unchanged,
     check_warnings,
+    count_solicitations,
 )
 from lab.watch.snapshot import take
-from lab.watch.solicitations import LinkLocalSolicitations
 
 
 class InvariantsViolated(ReloadlabError):
@@ -137,7 +136,7 @@ class Watched:
     def _watch(self, stack: ExitStack, agents: Sequence[Agent], flows: Sequence[Flow]) -> None:
         """Start the traffic, remember how everything is, and keep what `stack` holds until the scenario ends."""
         self.traffic = stack.enter_context(Traffic(flows, rate=self._rate))
-        self._before = tuple((agent, baseline(agent, _solicitations(stack, agent))) for agent in agents)
+        self._before = tuple((agent, baseline(agent, count_solicitations(stack, agent))) for agent in agents)
         for agent in agents:
             agent.on_outcome = partial(self._note, agent.node.name)
         self._stack = stack.pop_all()
@@ -206,13 +205,6 @@ class Watched:
     def expect(self, **changes: Any) -> None:
         """Say what this scenario does on purpose: fields of invariants.Expected; on every node."""
         self._expected = self._expected.and_also(**changes)
-
-
-def _solicitations(stack: ExitStack, agent: Agent) -> LinkLocalSolicitations | None:
-    """Have them counted where they may be dropped: our own programs let them pass."""
-    if agent.config.library == LIBRARY:
-        return None
-    return stack.enter_context(LinkLocalSolicitations(agent.node.netns(NODE)))
 
 
 class Scenario(Watched):

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import io
 import os
+import threading
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
@@ -9,10 +11,15 @@ from rich.console import Console
 from datapath.base.timing import Interval
 from datapath.errors import ReloadlabError
 from datapath.reload.outcome import Outcome, Span
-from lab.agent.agent import Failure
+from lab.agent.agent import Agent, Failure
+from lab.bench import parallel
 from lab.bench.parallel import ParallelReport, Percentiles, WorkerRounds, measure_parallel
 from lab.cli.report import print_parallel
 from lab.node import registry
+from lab.node.node import Node
+from lab.system.sockets import Address
+from lab.traffic.defaults import ends
+from lab.traffic.exchange import Probe, exchange
 from lab.watch.tracing import SyscallEvent, SyscallTracer
 
 MS = 1_000_000
@@ -53,6 +60,32 @@ def test_lost_events_make_a_trace_incomplete() -> None:
     assert tracer.incomplete is None
     tracer.lost = 3
     assert tracer.incomplete == "3 system calls did not fit the tracer's buffer"
+
+
+@pytest.mark.privileged
+def test_warnings_and_drops_are_problems(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Warner(Agent):
+        def start(self, *, workers: int = 1, cancel: threading.Event | None = None) -> list[Outcome]:
+            done = super().start(workers=workers, cancel=cancel)
+            self.change = lambda plan: replace(plan, warnings=("device eth7 does not exist",))
+            return done
+
+    def drop(number: int, workers: int, rate: float) -> None:
+        """Send to a pod whose policy lets nothing pass; the traffic runs between others."""
+        with Agent(Node.open(f"parallel-{os.getpid()}")) as agent:
+            agent.apply_policies([{"name": "nothing", "endpoint": "pod-2", "ingress": [{}]}])
+            (source, ip, _), (target, to, _) = ends(agent.node)["pod-1"], ends(agent.node)["pod-2"]
+            probe = Probe("udp", 53, count=3)
+            here, there = Address(source, str(ip), 30000), Address(target, str(to), 53)
+            assert exchange(here, there, probe, timeout=0.5).arrived == 0
+
+    monkeypatch.setattr(parallel, "Agent", Warner)
+    report = measure_parallel(pods=1, workers=(1,), rounds=1, on_round=drop)
+    assert report.problems == (
+        "invariant 11: reload of pod-2 warns: device eth7 does not exist",
+        "invariant 6: 3 packets dropped as Policy denied (133, ingress) instead of 0",
+    )
+    assert not report.passed
 
 
 @pytest.mark.privileged
