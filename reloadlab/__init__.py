@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from lab.node.node import Node
     from lab.node.topology import HEALTH, HOST, NODE, OUTSIDE, VXLAN_OVERHEAD, InvalidSpec, NodeSpec, PodSpec
     from lab.scenario.faults import finalize_too_early, keep_old_egress, keep_old_routes, never_finalize, skip_revert
-    from lab.scenario.scenario import ClusterScenario, Gate, InvariantsViolated, Scenario
+    from lab.scenario.scenario import BadGate, ClusterScenario, Gate, GateNeverFired, InvariantsViolated, Scenario
     from lab.system.sockets import Address, allow_fragments, bound_socket
     from lab.traffic.defaults import End, cluster_flows, default_flows, ends
     from lab.traffic.exchange import DROPPED, IPV4, IPV6, UDP_OR_ECHO, Probe, Result, exchange
@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 
 _NAMES = {
     # Scenarios: nodes under traffic whose invariants are checked.
-    "lab.scenario.scenario": "ClusterScenario Gate InvariantsViolated Scenario",
+    "lab.scenario.scenario": "BadGate ClusterScenario Gate GateNeverFired InvariantsViolated Scenario",
     "lab.watch.invariants": "Expected Violation",
     # Nodes, and what lives on them.
     "lab.agent.agent": "Agent",
@@ -126,6 +126,7 @@ __all__ = [
     "WORLD_ID",
     "Address",
     "Agent",
+    "BadGate",
     "Burst",
     "Cancelled",
     "Cluster",
@@ -136,6 +137,7 @@ __all__ = [
     "Expected",
     "Flow",
     "Gate",
+    "GateNeverFired",
     "HookTaken",
     "InvalidSpec",
     "InvariantsViolated",
