@@ -27,6 +27,11 @@ def add_datapath_options(parser: argparse.ArgumentParser, *, new: bool = False) 
 def add_source_options(group: argparse._ActionsContainer) -> None:
     """Declare which C is compiled."""
     group.add_argument("--library", type=Path, metavar="DIR", help="C sources instead of our own, e.g. Cilium's bpf/")
+    add_define_option(group)
+
+
+def add_define_option(group: argparse._ActionsContainer) -> None:
+    """Declare the macros for the C."""
     group.add_argument(
         "-D",
         dest="defines",

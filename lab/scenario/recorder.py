@@ -26,9 +26,6 @@ from lab.scenario.records import (
     write,
 )
 
-_CRASHED = "???"
-"""What xdist says instead of a phase when the worker died."""
-
 
 class Recorder:
     """Writes a record per test into `directory`: when it is collected, when it begins, when it ends."""

@@ -20,9 +20,6 @@ from lab.system.mounts import leave_mount_namespace, mount
 from lab.system.scratch import scratch
 from lab.watch.tracing import RECORD, Headers, find_headers, has_kheaders
 
-CLONE_NEWNS = 0x00020000
-MS_REC, MS_PRIVATE = 0x4000, 0x40000
-
 BUFFER_PAGES = 4096
 """Pages of the ring buffer: 16 MiB, 400,000 events, far more than a second produces."""
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lab.agent.options import check_library
-from lab.cli.datapath import add_source_options, define
+from lab.cli.datapath import add_define_option, add_source_options
 from lab.cli.targets import count, print_json
 from lab.doctor.doctor import require
 
@@ -55,15 +55,7 @@ def _add_reload(benches: _SubParsersAction[argparse.ArgumentParser]) -> None:
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--object", type=Path, metavar="FILE.o", help="this object, e.g. a bpf_lxc.o of Cilium's")
     source.add_argument("--library", type=Path, metavar="DIR", help="C sources instead of our own, e.g. Cilium's bpf/")
-    parser.add_argument(
-        "-D",
-        dest="defines",
-        type=define,
-        action="append",
-        default=[],
-        metavar="NAME[=VALUE]",
-        help="a macro for the C; may be repeated",
-    )
+    add_define_option(parser)
     parser.add_argument("--pods", type=count, default=20, metavar="N", help="pods of the many reloads (20)")
     parser.add_argument(
         "--endpoint-routes",
