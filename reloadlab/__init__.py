@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from lab.traffic.flows import Flow, TrafficReport
     from lab.traffic.traffic import Burst, Traffic
     from lab.watch.capture import TunnelCapture
-    from lab.watch.invariants import Expected, Violation
+    from lab.watch.invariants import Expected
     from lab.watch.mapview import conntrack as conntrack_rows
     from lab.watch.metrics import EGRESS as METRIC_EGRESS
     from lab.watch.metrics import INGRESS as METRIC_INGRESS
@@ -47,11 +47,12 @@ if TYPE_CHECKING:
     from lab.watch.metrics import rules as rule_counters
     from lab.watch.snapshot import calls_maps
     from lab.watch.snapshot import take as take_snapshot
+    from lab.watch.violation import Violation
 
 _NAMES = {
     # Scenarios: nodes under traffic whose invariants are checked.
     "lab.scenario.scenario": "BadGate ClusterScenario Gate GateNeverFired InvariantsViolated Scenario",
-    "lab.watch.invariants": "Expected Violation",
+    "lab.watch.invariants": "Expected",
     # Nodes, and what lives on them.
     "lab.agent.agent": "Agent",
     "lab.agent.cluster": "Cluster cluster_specs",
@@ -76,6 +77,7 @@ _NAMES = {
     "lab.abi.policymap": "POLICY_ENTRY_ALLOW PolicyEntry PolicyKey policy_key_any",
     # Looking at a node: a snapshot, its maps, its counters, the tunnel's packets.
     "lab.watch.snapshot": "calls_maps take_snapshot",
+    "lab.watch.violation": "Violation",
     "lab.watch.metrics": "Counters METRIC_EGRESS METRIC_INGRESS packet_counters rule_counters",
     "lab.watch.mapview": "conntrack_rows",
     "lab.watch.capture": "TunnelCapture",

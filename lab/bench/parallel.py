@@ -20,13 +20,13 @@ from lab.traffic.traffic import Traffic
 from lab.watch.invariants import (
     Baseline,
     Expected,
-    Violation,
     baseline,
     check_drops,
     check_warnings,
     count_solicitations,
 )
 from lab.watch.tracing import SyscallEvent, SyscallTracer, TracingUnavailable, kernel_share
+from lab.watch.violation import Violation
 
 WORKERS = (1, 2, 4, 8)
 

@@ -30,7 +30,7 @@ from lab.scenario.marks import Kinds, MarkOptions
 from lab.scenario.recorder import Recorder
 from lab.scenario.scenario import ClusterScenario, InvariantsViolated, Scenario, Watched
 from lab.scenario.tracebacks import shortened
-from lab.watch.invariants import Violation
+from lab.watch.violation import Violation
 
 _SCENARIOS = pytest.StashKey[list[Watched]]()
 """The scenarios of a test, of one node and of several, in the order in which it asked for them."""

@@ -23,7 +23,6 @@ from lab.traffic.traffic import Traffic, TrafficReport
 from lab.watch.invariants import (
     Baseline,
     Expected,
-    Violation,
     baseline,
     check,
     check_traffic,
@@ -32,6 +31,7 @@ from lab.watch.invariants import (
     count_solicitations,
 )
 from lab.watch.snapshot import take
+from lab.watch.violation import Violation
 
 
 class InvariantsViolated(ReloadlabError):

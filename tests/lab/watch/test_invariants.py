@@ -25,8 +25,9 @@ from lab.abi.conntrack import CtEntry, CtTuple
 from lab.agent.agent import Agent
 from lab.node.node import Node
 from lab.node.topology import NODE, NodeSpec
-from lab.watch.invariants import Baseline, Expected, Violation, baseline, check, check_unchanged
+from lab.watch.invariants import Baseline, Expected, baseline, check, check_unchanged
 from lab.watch.snapshot import PinnedMap, Snapshot
+from lab.watch.violation import Violation
 from tests.lab.labs import unique_name
 
 pytestmark = pytest.mark.privileged

@@ -1,0 +1,95 @@
+"""Invariants 1 and 10: the programs at the hooks, ours and those of others."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from datapath.kernel.bpf import prog_info
+from datapath.kernel.hooks import HANDLE, Direction, filter_name
+from datapath.kernel.inventory import program_by_id
+from datapath.reload.outcome import Outcome
+from datapath.reload.plans import CILIUM_HOST, CILIUM_NET, CILIUM_VXLAN, OVERLAY_SUBJECT
+from lab.agent.agent import Agent
+from lab.node.topology import HEALTH, HOST
+from lab.watch.snapshot import Snapshot
+from lab.watch.violation import Violation
+
+KERNEL_NAME = 15
+"""Characters of a program's name that the kernel keeps (BPF_OBJ_NAME_LEN, with a final NUL)."""
+
+
+def check_hooks(agent: Agent, now: Snapshot, outcomes: Iterable[Outcome]) -> Iterator[Violation]:
+    """Yield the hooks without exactly one program of ours, from the last reload (invariant 1)."""
+    yield from (Violation(1, what) for what in _hooks(agent, now))
+    yield from (Violation(1, what) for what in _outdated(agent, now, outcomes))
+
+
+def check_foreign(before: Snapshot, now: Snapshot) -> Iterator[Violation]:
+    """Yield the foreign filters that are gone (invariant 10)."""
+    yield from (Violation(10, what) for what in _foreign(before, now))
+
+
+def wanted_programs(agent: Agent) -> dict[tuple[str, Direction], str]:
+    """Return the program that belongs at each hook in the node's present mode."""
+    node, config = agent.node, agent.config
+    wanted = {
+        (CILIUM_HOST, Direction.INGRESS): "cil_to_host",
+        (CILIUM_HOST, Direction.EGRESS): "cil_from_host",
+        (CILIUM_NET, Direction.INGRESS): "cil_to_host",
+    }
+    if node.spec.tunnel:
+        wanted[CILIUM_VXLAN, Direction.INGRESS] = "cil_from_overlay"
+        wanted[CILIUM_VXLAN, Direction.EGRESS] = "cil_to_overlay"
+    for device in config.devices:
+        wanted[device, Direction.INGRESS] = "cil_from_netdev"
+        if config.egress_devices:
+            wanted[device, Direction.EGRESS] = "cil_to_netdev"
+    for name in (HEALTH, *(pod.name for pod in node.pods)):
+        wanted[node.pod(name).ifname, Direction.INGRESS] = "cil_from_container"
+        if agent.endpoint_routes:
+            wanted[node.pod(name).ifname, Direction.EGRESS] = "cil_to_container"
+    return wanted
+
+
+def _hooks(agent: Agent, now: Snapshot) -> Iterator[str]:
+    wanted = wanted_programs(agent)
+    priority = agent.config.filter_priority
+    for place in sorted(wanted.keys() | now.filters.keys(), key=lambda p: (p[0], str(p[1]))):
+        where = f"{place[0]} {place[1]}"
+        ours = [f for f in now.filters.get(place, ()) if f.is_ours]
+        program = wanted.get(place)
+        if program is None:
+            yield from (f"{where}: {f.name} is left over" for f in ours)
+        elif len(ours) != 1:
+            yield f"{where}: {len(ours)} programs instead of {program}: {', '.join(f.name for f in ours) or 'none'}"
+        elif (ours[0].name, ours[0].priority, ours[0].handle) != (filter_name(program, place[0]), priority, HANDLE):
+            yield f"{where}: {ours[0].name} priority {ours[0].priority} handle {ours[0].handle:#x} instead of {program}"
+        elif (name := _program_name(ours[0].program_id)) != program[:KERNEL_NAME]:
+            yield f"{where}: program {name} instead of {program}"
+
+
+def _program_name(program_id: int) -> str:
+    """Return the kernel's name of a program, which has at most KERNEL_NAME characters."""
+    with program_by_id(program_id) as fd:
+        return prog_info(fd).name
+
+
+def _outdated(agent: Agent, now: Snapshot, outcomes: Iterable[Outcome]) -> Iterator[str]:
+    """Yield the hooks whose program is older than the last reload of its endpoint.
+
+    Program ids grow with time: a program that was loaded after that reload is not older.
+    """
+    last = {outcome.subject: min((each.program_id for each in outcome.attached), default=0) for outcome in outcomes}
+    subjects = {agent.node.pod(name).ifname: name for name in (HEALTH, *(pod.name for pod in agent.node.pods))}
+    for ifname, direction in wanted_programs(agent):
+        subject = subjects.get(ifname, OVERLAY_SUBJECT if ifname == CILIUM_VXLAN else HOST)
+        for item in now.filters.get((ifname, direction), ()):
+            if item.is_ours and item.program_id < last.get(subject, 0):
+                yield f"{ifname} {direction}: program {item.program_id} is older than the last reload of {subject}"
+
+
+def _foreign(before: Snapshot, now: Snapshot) -> Iterator[str]:
+    for (ifname, direction), found in before.filters.items():
+        for item in found:
+            if not item.is_ours and item not in now.filters.get((ifname, direction), ()):
+                yield f"{ifname} {direction}: foreign filter {item.name or item.kind} is gone"

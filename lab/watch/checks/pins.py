@@ -1,0 +1,67 @@
+"""Invariants 2 and 9: the names under which maps are pinned, and who uses them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from datapath.base.mapnames import OVERLAY_CALLS_MAP, calls_map
+from datapath.kernel.inventory import program_maps
+from datapath.kernel.pins import RETIRED
+from datapath.reload.plans import CILIUM_HOST, CILIUM_VXLAN
+from lab.agent.agent import Agent
+from lab.node.topology import HEALTH, HOST_ENDPOINT
+from lab.watch.checks.text import difference
+from lab.watch.snapshot import Snapshot, calls_maps
+from lab.watch.violation import Violation
+
+_OWN_MAP = re.compile(r"cilium_(?P<kind>calls(?:_custom|_hostns|_netdev)?|policy)_(?P<number>\d{5})")
+
+
+def check_pins(agent: Agent, now: Snapshot) -> Iterator[Violation]:
+    """Yield leftover pins, and programs that use another calls map than their own pinned one (invariant 2)."""
+    yield from (Violation(2, what) for what in _pins(agent, now))
+
+
+def check_orphans(agent: Agent, now: Snapshot) -> Iterator[Violation]:
+    """Yield the pins of endpoints and devices that are gone (invariant 9)."""
+    yield from (Violation(9, what) for what in _orphans(agent, now))
+
+
+def _pins(agent: Agent, now: Snapshot) -> Iterator[str]:
+    yield from (f"pin {name} is left over" for name in now.pins if ":" in name and RETIRED not in name)
+    yield from _retired(now)
+    pinned = {ident: name for name, ident in calls_maps(now).items()}
+    pods = {agent.node.pod(name) for name in (HEALTH, *(pod.name for pod in agent.node.pods))}
+    wanted = {pod.ifname: calls_map(pod.endpoint_id) for pod in pods}
+    wanted |= {CILIUM_HOST: calls_map(HOST_ENDPOINT, "hostns_"), CILIUM_VXLAN: OVERLAY_CALLS_MAP}
+    for (ifname, direction), found in now.filters.items():
+        for item in found:
+            own = now.calls.intersection(program_maps(item.program_id)) if item.is_ours else ()
+            name = wanted.get(ifname, calls_map(item.ifindex, "netdev_"))
+            for ident in own:
+                if ident not in pinned:
+                    yield f"{ifname} {direction}: {item.name} uses a calls map that is not pinned"
+                elif pinned[ident] != name:
+                    yield f"{ifname} {direction}: {item.name} uses {pinned[ident]} instead of {name}"
+
+
+def _retired(now: Snapshot) -> Iterator[str]:
+    """Yield replaced policy arrays that no program uses, or whose slots differ from those of the present array."""
+    used = {ident for program in now.reachable for ident in program_maps(program)} if now.retired else set()
+    for name, slots in now.retired.items():
+        if now.pins[name].id not in used:
+            yield f"pin {name} is left over: no program uses it"
+        present = now.policies.get(name.partition(RETIRED)[0], {})
+        if slots != present:
+            yield f"pin {name}: slots differ from those of the new array: {difference(present, slots)}"
+
+
+def _orphans(agent: Agent, now: Snapshot) -> Iterator[str]:
+    """Yield the pins of endpoints and devices that are gone. A pin keeps its map, and a calls map its programs."""
+    ids = {endpoint.id for endpoint in agent.node.endpoints()}
+    devices = {item.ifindex for found in now.filters.values() for item in found if item.is_ours}
+    for name in now.pins:
+        match = _OWN_MAP.fullmatch(name)
+        if match and int(match["number"]) not in (devices if match["kind"] == "calls_netdev" else ids):
+            yield f"map {name} is pinned for an endpoint or device that is gone"
