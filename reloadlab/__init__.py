@@ -31,7 +31,9 @@ if TYPE_CHECKING:
     from lab.node.node import Node
     from lab.node.topology import HEALTH, HOST, NODE, OUTSIDE, VXLAN_OVERHEAD, InvalidSpec, NodeSpec, PodSpec
     from lab.scenario.faults import finalize_too_early, keep_old_egress, keep_old_routes, never_finalize, skip_revert
-    from lab.scenario.scenario import BadGate, ClusterScenario, Gate, GateNeverFired, InvariantsViolated, Scenario
+    from lab.scenario.gate import BadGate, Gate, GateNeverFired
+    from lab.scenario.scenario import ClusterScenario, Scenario
+    from lab.scenario.watched import InvariantsViolated
     from lab.system.sockets import Address, allow_fragments, bound_socket
     from lab.traffic.defaults import End, cluster_flows, default_flows, ends
     from lab.traffic.exchange import DROPPED, IPV4, IPV6, UDP_OR_ECHO, Probe, Result, exchange
@@ -51,7 +53,9 @@ if TYPE_CHECKING:
 
 _NAMES = {
     # Scenarios: nodes under traffic whose invariants are checked.
-    "lab.scenario.scenario": "BadGate ClusterScenario Gate GateNeverFired InvariantsViolated Scenario",
+    "lab.scenario.gate": "BadGate Gate GateNeverFired",
+    "lab.scenario.scenario": "ClusterScenario Scenario",
+    "lab.scenario.watched": "InvariantsViolated",
     "lab.watch.invariants": "Expected",
     # Nodes, and what lives on them.
     "lab.agent.agent": "Agent",

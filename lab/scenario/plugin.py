@@ -28,8 +28,9 @@ from lab.node.topology import NodeSpec
 from lab.scenario import marks
 from lab.scenario.marks import Kinds, MarkOptions
 from lab.scenario.recorder import Recorder
-from lab.scenario.scenario import ClusterScenario, InvariantsViolated, Scenario, Watched
+from lab.scenario.scenario import ClusterScenario, Scenario
 from lab.scenario.tracebacks import shortened
+from lab.scenario.watched import InvariantsViolated, Watched
 from lab.watch.violation import Violation
 
 _SCENARIOS = pytest.StashKey[list[Watched]]()

@@ -21,7 +21,7 @@ from datapath.kernel.pins import map_id
 from datapath.loader import Loader
 from datapath.reload.step import Step
 from datapath.reload.workspace import Workspace
-from lab.scenario.scenario import Gate
+from lab.scenario.gate import Gate
 from lab.watch.snapshot import take
 from tests.datapath import support
 from tests.datapath.reload.crasher import Request, crasher

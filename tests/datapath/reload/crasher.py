@@ -20,7 +20,7 @@ from datapath.errors import ReloadlabError
 from datapath.reload.step import Step
 from datapath.reload.workspace import Workspace
 from lab.node.node import Node
-from lab.scenario.scenario import Gate
+from lab.scenario.gate import Gate
 from tests.datapath.support import Rig
 
 ROOT = Path(__file__).parents[3]

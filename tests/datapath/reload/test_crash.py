@@ -20,7 +20,7 @@ from datapath.base.bpftypes import MapType
 from datapath.kernel import bpf
 from datapath.kernel.inventory import slots
 from datapath.kernel.map import open_pin
-from lab.scenario.scenario import Gate
+from lab.scenario.gate import Gate
 from tests.datapath import support
 from tests.datapath.reload.crasher import Crasher, Request, crasher
 from tests.datapath.support import Injected, Rig

@@ -20,7 +20,7 @@ from datapath.object.reader import read_object
 from datapath.reload.outcome import Outcome
 from datapath.reload.transaction import Observer
 from lab.bench.objects import object_template, plan_with_object
-from lab.scenario.scenario import Gate
+from lab.scenario.gate import Gate
 from tests.datapath import support
 from tests.datapath.support import Injected, Rig
 

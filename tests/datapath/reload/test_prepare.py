@@ -24,7 +24,7 @@ from datapath.reload.outcome import Outcome
 from datapath.reload.step import Step
 from datapath.reload.transaction import RollbackFailed
 from datapath.reload.workspace import Workspace
-from lab.scenario.scenario import Gate
+from lab.scenario.gate import Gate
 from tests.datapath import support
 from tests.datapath.support import Injected, Rig
 

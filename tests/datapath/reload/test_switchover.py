@@ -21,7 +21,7 @@ from datapath.kernel.map import open_pin
 from datapath.reload.step import Step
 from datapath.reload.transaction import RollbackFailed
 from datapath.reload.workspace import Workspace
-from lab.scenario.scenario import Gate
+from lab.scenario.gate import Gate
 from lab.system.tools import run
 from lab.watch.snapshot import take
 from tests.datapath import support

@@ -19,7 +19,7 @@ from datapath.kernel.map import open_pin
 from datapath.kernel.netlink import NetlinkSocket
 from datapath.reload.step import Step
 from datapath.reload.workspace import Workspace
-from lab.scenario.scenario import Gate
+from lab.scenario.gate import Gate
 from lab.system.mounts import mount, umount
 from lab.watch.snapshot import take
 from tests.datapath import support

@@ -24,7 +24,7 @@ from lab.agent.agent import Agent, Failure
 from lab.errors import LabSystemError
 from lab.node.node import Node, UnknownTarget
 from lab.node.topology import InvalidSpec, NodeSpec, PodSpec, label_identity
-from lab.scenario.scenario import Gate
+from lab.scenario.gate import Gate
 from lab.watch import metrics
 from lab.watch.invariants import baseline, check
 from lab.watch.snapshot import take

@@ -16,7 +16,7 @@ from lab.agent.cluster import Cluster, cluster_specs
 from lab.agent.reloader import NestedReload
 from lab.node.node import Node
 from lab.node.topology import NodeSpec
-from lab.scenario.scenario import Gate
+from lab.scenario.gate import Gate
 from lab.system.signals import SignalEvent
 from lab.watch import mapview
 from tests.lab.labs import cli, python, removed, start, unique_name

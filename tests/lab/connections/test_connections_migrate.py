@@ -11,7 +11,7 @@ from datapath.base.mapnames import CT_MAPS
 from lab.agent.agent import Agent
 from lab.node.node import Node
 from lab.node.topology import NodeSpec
-from lab.scenario.scenario import Gate
+from lab.scenario.gate import Gate
 from lab.watch import metrics
 from tests.lab.agent.test_collector import udp
 from tests.lab.labs import receives, unique_name

@@ -14,7 +14,9 @@ from lab.agent.agent import Change
 from lab.agent.cluster import cluster_specs
 from lab.node.topology import NodeSpec
 from lab.scenario import faults
-from lab.scenario.scenario import ClusterScenario, Gate, InvariantsViolated, Scenario
+from lab.scenario.gate import Gate
+from lab.scenario.scenario import ClusterScenario, Scenario
+from lab.scenario.watched import InvariantsViolated
 from scenarios import test_endpoint_routes, test_hitless, test_rollback
 from tests.lab.labs import unique_name
 

@@ -15,7 +15,9 @@ from datapath.reload.step import Step
 from datapath.reload.workspace import Workspace
 from lab.agent.cluster import cluster_specs
 from lab.node.topology import NodeSpec
-from lab.scenario.scenario import BadGate, ClusterScenario, Gate, GateNeverFired, InvariantsViolated, Scenario
+from lab.scenario.gate import BadGate, Gate, GateNeverFired
+from lab.scenario.scenario import ClusterScenario, Scenario
+from lab.scenario.watched import InvariantsViolated
 from lab.watch import metrics
 from tests.lab.labs import unique_name
 from tests.lab.wires import ip
