@@ -149,7 +149,7 @@ int cil_from_host(struct __ctx_buff *ctx)
 	struct trace trace = TRACE_UNTRACKED(0);
 	int ret;
 
-	count_hit(PROGRAM_FROM_HOST);
+	begin_chain(ctx, PROGRAM_FROM_HOST);
 	trace.src_label = mark_take_identity(ctx);
 	trace_packet(ctx, &trace, TRACE_FROM_HOST);
 	ret = host_dispatch(ctx, trace.src_label, CILIUM_CALL_IPV4_FROM_HOST, CILIUM_CALL_IPV6_FROM_HOST);
@@ -163,7 +163,7 @@ int cil_from_netdev(struct __ctx_buff *ctx)
 	const struct trace trace = TRACE_UNTRACKED(WORLD_ID);
 	int ret;
 
-	count_hit(PROGRAM_FROM_NETDEV);
+	begin_chain(ctx, PROGRAM_FROM_NETDEV);
 	trace_packet(ctx, &trace, TRACE_FROM_NETWORK);
 	ret = host_dispatch(ctx, WORLD_ID, CILIUM_CALL_IPV4_FROM_NETDEV, CILIUM_CALL_IPV6_FROM_NETDEV);
 	return ret < 0 ? drop_packet_verdict(ctx, &trace, ret, METRIC_INGRESS, TC_ACT_OK) : ret;
@@ -199,7 +199,7 @@ int cil_to_netdev(struct __ctx_buff *ctx)
 {
 	struct trace trace = TRACE_UNTRACKED(0);
 
-	count_hit(PROGRAM_TO_NETDEV);
+	begin_chain(ctx, PROGRAM_TO_NETDEV);
 #ifdef ENABLE_HOST_FIREWALL
 	{
 		int ret = host_to_netdev(ctx, &trace);
@@ -227,7 +227,7 @@ TAIL_PROGRAM(tail_ipv6_host_policy_ingress, CILIUM_CALL_IPV6_TO_HOST_POLICY_ONLY
 __section("to-host")
 int cil_to_host(struct __ctx_buff *ctx)
 {
-	count_hit(PROGRAM_TO_HOST);
+	begin_chain(ctx, PROGRAM_TO_HOST);
 #ifdef ENABLE_HOST_FIREWALL
 	{
 		int ret = host_dispatch(ctx, 0, CILIUM_CALL_IPV4_TO_HOST_POLICY_ONLY,
@@ -285,7 +285,7 @@ int handle_lxc_traffic(struct __ctx_buff *ctx)
 	struct trace trace = TRACE_UNTRACKED(0);
 	int ret;
 
-	count_hit(PROGRAM_HANDLE_LXC_TRAFFIC);
+	begin_chain(ctx, PROGRAM_HANDLE_LXC_TRAFFIC);
 	ret = host_lxc_traffic(ctx, &trace);
 	return ret < 0 ? drop_packet(ctx, &trace, ret, dir) : ret;
 }

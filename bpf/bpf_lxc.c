@@ -274,7 +274,7 @@ int cil_from_container(struct __ctx_buff *ctx)
 {
 	int ret;
 
-	count_hit(PROGRAM_FROM_CONTAINER);
+	begin_chain(ctx, PROGRAM_FROM_CONTAINER);
 	clear_cb(ctx);
 	trace_from(ctx, SECLABEL, TRACE_FROM_LXC);
 	ret = lxc_from_container(ctx);
@@ -415,7 +415,7 @@ int handle_policy(struct __ctx_buff *ctx)
 {
 	int ret;
 
-	count_hit(PROGRAM_HANDLE_POLICY);
+	begin_chain(ctx, PROGRAM_HANDLE_POLICY);
 	ret = lxc_handle_policy(ctx);
 	return ret < 0 ? drop_from(ctx, cb_load(ctx, CB_SRC_LABEL), ret, METRIC_INGRESS) : ret;
 }
@@ -466,7 +466,7 @@ int cil_to_container(struct __ctx_buff *ctx)
 {
 	int ret;
 
-	count_hit(PROGRAM_TO_CONTAINER);
+	begin_chain(ctx, PROGRAM_TO_CONTAINER);
 	trace_from(ctx, 0, TRACE_FROM_STACK);
 	ret = lxc_to_container(ctx);
 	return ret < 0 ? drop_from(ctx, cb_load(ctx, CB_SRC_LABEL), ret, METRIC_INGRESS) : ret;

@@ -104,7 +104,7 @@ int cil_from_overlay(struct __ctx_buff *ctx)
 {
 	int ret;
 
-	count_hit(PROGRAM_FROM_OVERLAY);
+	begin_chain(ctx, PROGRAM_FROM_OVERLAY);
 	clear_cb(ctx);
 	trace_from(ctx, 0, TRACE_FROM_OVERLAY);
 	ret = overlay_from_overlay(ctx);
@@ -115,7 +115,7 @@ int cil_from_overlay(struct __ctx_buff *ctx)
 __section("to-overlay")
 int cil_to_overlay(struct __ctx_buff *ctx)
 {
-	count_hit(PROGRAM_TO_OVERLAY);
+	begin_chain(ctx, PROGRAM_TO_OVERLAY);
 	return pass_from(ctx, 0, TRACE_TO_OVERLAY);
 }
 

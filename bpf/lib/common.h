@@ -68,12 +68,13 @@ struct packet {
 
 /*
  * Words of __sk_buff.cb: what one program of a chain leaves for the next one. They
- * survive tail calls and redirects, so every entry program clears them first.
+ * survive tail calls and redirects, so every entry program clears them first, except
+ * CB_GENERATION, which it sets.
  */
 enum cb_word {
 	CB_SRC_LABEL,		/* identity of the source */
 	CB_IFINDEX,		/* device of the destination pod */
-	CB_POLICY,
+	CB_GENERATION,		/* which load the chain began with; see hits.h */
 	CB_FROM_HOST,		/* not 0: the packet comes from the host */
 	CB_FROM_TUNNEL,		/* not 0: the packet came through the tunnel */
 };
@@ -105,7 +106,6 @@ static __always_inline void clear_cb(struct __ctx_buff *ctx)
 {
 	cb_store(ctx, CB_SRC_LABEL, 0);
 	cb_store(ctx, CB_IFINDEX, 0);
-	cb_store(ctx, CB_POLICY, 0);
 	cb_store(ctx, CB_FROM_HOST, 0);
 	cb_store(ctx, CB_FROM_TUNNEL, 0);
 }

@@ -51,6 +51,9 @@ enum program_id {
 	PROGRAM_IPV6_FROM_OVERLAY = 67,
 };
 
+/* Added to the number of a program: another load's program called it. */
+#define HIT_MIXED_LOADS 0x80
+
 /* Whose program it is: the id of the pod, 0 in the objects of host and overlay. */
 #ifndef HITS_SOURCE
 # define HITS_SOURCE 0
@@ -59,7 +62,7 @@ enum program_id {
 struct hits_key {
 	__u32 generation;
 	__u16 source;
-	__u8 program;		/* enum program_id */
+	__u8 program;		/* enum program_id, and HIT_MIXED_LOADS */
 	__u8 pad;
 };
 
@@ -75,13 +78,12 @@ struct {
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
 } HITS_MAP __maps_btf;
 
-/* The first statement of every program. */
-static __always_inline void count_hit(enum program_id program)
+static __always_inline void count_hit(__u8 program)
 {
 	struct hits_key key = {
 		.generation = GENERATION,
 		.source = HITS_SOURCE,
-		.program = (__u8)program,
+		.program = program,
 	};
 	__u64 one = 1;
 	__u64 *packets = map_lookup_elem(&HITS_MAP, &key);
@@ -91,6 +93,23 @@ static __always_inline void count_hit(enum program_id program)
 		(*packets)++;
 	else
 		map_update_elem(&HITS_MAP, &key, &one, BPF_ANY);
+}
+
+/* The first statement of a program that begins a chain: an entry program, or one in POLICY_CALL_MAP. */
+static __always_inline void begin_chain(struct __ctx_buff *ctx, const enum program_id program)
+{
+	count_hit((__u8)program);
+	cb_store(ctx, CB_GENERATION, GENERATION);
+}
+
+/*
+ * The first statement of a program in CALLS_MAP. Every load has a calls map of its own, so
+ * the chain began with the same load. If it did not, somebody has put the programs of one
+ * load into the map of another, and the packet met both.
+ */
+static __always_inline void continue_chain(const struct __ctx_buff *ctx, const enum program_id program)
+{
+	count_hit((__u8)program | (cb_load(ctx, CB_GENERATION) == GENERATION ? 0 : HIT_MIXED_LOADS));
 }
 
 #endif /* RELOADLAB_HITS_H */

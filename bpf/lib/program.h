@@ -18,7 +18,7 @@
 		struct trace trace = TRACE_UNTRACKED(label); \
 		int ret; \
 	\
-		count_hit(hit); \
+		continue_chain(ctx, hit); \
 		ret = (body); \
 		return ret < 0 ? drop_packet(ctx, &trace, ret, dir) : ret; \
 	}

@@ -78,6 +78,10 @@ class Program(IntEnum):
     IPV6_FROM_OVERLAY = 67
 
 
+HIT_MIXED_LOADS = 0x80
+"""Added to the number of a program in reloadlab_hits: a program of another load called it (bpf/lib/hits.h)."""
+
+
 class MetricDirection(IntEnum):
     """Directions of cilium_metrics (bpf/lib/metrics.h, enum metric_dir)."""
 
@@ -212,7 +216,10 @@ class MetricsValue:
 
 @dataclass(frozen=True, slots=True)
 class HitsKey:
-    """Key of reloadlab_hits: a program of one load. `source` is the endpoint id of a pod, 0 for host and overlay."""
+    """Key of reloadlab_hits: a program of one load. `source` is the endpoint id of a pod, 0 for host and overlay.
+
+    `program` is a number of Program; HIT_MIXED_LOADS is added for packets that another load's program handed over.
+    """
 
     SIZE: ClassVar[int] = HITS_KEY.size
 

@@ -19,6 +19,7 @@ from lab.watch import metrics
 from lab.watch.checks.hooks import check_foreign, check_hooks
 from lab.watch.checks.leaks import check_leaks
 from lab.watch.checks.maps import check_maps
+from lab.watch.checks.mixed_loads import check_mixed_loads
 from lab.watch.checks.pins import check_orphans, check_pins
 from lab.watch.checks.routes import check_routes
 from lab.watch.checks.slots import check_slots
@@ -112,6 +113,7 @@ def check(
         *check_pins(agent, now),
         *check_maps(before.snapshot, now, migrated=expected.migrated, changed=expected.changed),
         *check_slots(agent, now),
+        *check_mixed_loads(before.counters, metrics.read(agent.node)),
         *check_routes(agent, now),
         *check_drops(agent, before, expected),
     ]

@@ -109,15 +109,15 @@ def compiled(build: Build) -> ObjectImage:
         return read_object(output)
 
 
-def spec_of(build: Build) -> CollectionSpec:
+def spec_of(build: Build, generation: int = POD.generation) -> CollectionSpec:
     """Return the object as it would be loaded for POD, for HOST, or for the tunnel device."""
     spec = compiled(build).spec
     if build.source == "bpf_overlay.c":
-        return spec.substitute(overlay_substitution(POD.generation))
+        return spec.substitute(overlay_substitution(generation))
     if build.source == "bpf_host.c":
         firewall = any(name == "ENABLE_HOST_FIREWALL" for name, _ in build.defines)
-        return spec.substitute(substitution(HOST, host_firewall=firewall))
-    return spec.substitute(substitution(POD))
+        return spec.substitute(substitution(replace(HOST, generation=generation), host_firewall=firewall))
+    return spec.substitute(substitution(replace(POD, generation=generation)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,12 +212,14 @@ def mark_of(result: TestRun) -> int:
 
 
 @contextmanager
-def loaded(build: Build, *, allow: bool = True, pin_dir: Path | None = None) -> Iterator[Datapath]:
+def loaded(
+    build: Build, *, allow: bool = True, pin_dir: Path | None = None, generation: int = POD.generation
+) -> Iterator[Datapath]:
     """Load an object, all of its tail calls in place, with a policy that allows everything or nothing.
 
     Objects with the same `pin_dir` share their pinned maps, and so reach each other's policy programs.
     """
-    with Collection.load(_small(spec_of(build)), pin_dir=pin_dir) as collection:
+    with Collection.load(_small(spec_of(build, generation)), pin_dir=pin_dir) as collection:
         datapath = Datapath(collection)
         for name in collection.maps if allow else ():
             if name.startswith("cilium_policy_"):

@@ -300,6 +300,13 @@ def test_program_ids_are_those_of_hits_h() -> None:
     assert {name: int(number) for name, number in found} == {p.name: p.value for p in layouts.Program}
 
 
+def test_mark_of_mixed_loads_is_that_of_hits_h() -> None:
+    assert re.findall(r"^#define HIT_MIXED_LOADS (\w+)$", header("hits.h"), re.MULTILINE) == [
+        f"{layouts.HIT_MIXED_LOADS:#x}"
+    ]
+    assert max(layouts.Program) < layouts.HIT_MIXED_LOADS
+
+
 @pytest.mark.parametrize(
     ("file", "prefix", "numbers"),
     [
@@ -334,6 +341,6 @@ def test_source_files_are_those_of_source_file_h() -> None:
 def test_every_program_counts_its_hits_under_its_own_number(source: str) -> None:
     text = (LIBRARY / source).read_text()
     programs = re.findall(r"^(?:__section(?:_tail)?\([^\n]*\)\nint |TAIL_PROGRAM\()(\w+)", text, re.MULTILINE)
-    counted = re.findall(r"^(?:\tcount_hit\(|TAIL_PROGRAM\(\w+, \w+,\s+)PROGRAM_(\w+)", text, re.MULTILINE)
+    counted = re.findall(r"^(?:\tbegin_chain\(ctx, |TAIL_PROGRAM\(\w+, \w+,\s+)PROGRAM_(\w+)", text, re.MULTILINE)
     assert len(counted) == len(set(counted)) == len(programs)
     assert set(counted) <= {p.name for p in layouts.Program}
