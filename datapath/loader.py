@@ -20,7 +20,7 @@ from datapath.load.types import TypeStore
 from datapath.reload.outcome import Outcome
 from datapath.reload.plans import host_plan, overlay_plan, pod_plan
 from datapath.reload.step import Plan
-from datapath.reload.transaction import Observer, apply
+from datapath.reload.transaction import Observer, OnFailure, apply
 from datapath.reload.unload import endpoint_lock, unload
 from datapath.reload.workspace import Workspace
 
@@ -89,8 +89,18 @@ class Loader:
         """Return the plan of the overlay's reload; nothing is done."""
         return overlay_plan(self.config, generation)
 
-    def apply(self, plan: Plan, *, observer: Observer | None = None, cancel: threading.Event | None = None) -> Outcome:
-        """Apply a plan; entirely, or not at all. Two reloads of the same endpoint wait for each other."""
+    def apply(
+        self,
+        plan: Plan,
+        *,
+        observer: Observer | None = None,
+        cancel: threading.Event | None = None,
+        on_failure: OnFailure | None = None,
+    ) -> Outcome:
+        """Apply a plan; entirely, or not at all. Two reloads of the same endpoint wait for each other.
+
+        `on_failure` hears of a reload that failed, when it is undone.
+        """
         cancel = cancel or threading.Event()
         with ExitStack() as stack:
             stack.enter_context(locked(endpoint_lock(self.config, plan.endpoint_id), cancel))
@@ -107,7 +117,7 @@ class Loader:
                 on_new_map=self._on_new_map,
             )
             stack.enter_context(work)
-            return apply(plan, work, observer=observer)
+            return apply(plan, work, observer=observer, on_failure=on_failure)
 
     def unload(self, endpoint: Endpoint, *, forget: Callable[[], None], cancel: threading.Event | None = None) -> None:
         """Take a pod out of the datapath; `forget` is where the control plane drops its own entries.

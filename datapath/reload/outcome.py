@@ -33,6 +33,23 @@ class Attached:
 
 
 @dataclass(frozen=True, slots=True)
+class FailedReload:
+    """A reload that failed: how far it came, and when it was undone.
+
+    The last of `spans` is the step that failed; without a failing step, such as at a cancellation, it is the last step
+    that was done. `rollback` is None if the reload failed after the commit, when nothing is undone. `error` is the
+    message of what was raised.
+    """
+
+    subject: str
+    endpoint_id: int
+    generation: int
+    spans: tuple[Span, ...]
+    rollback: Interval | None
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
 class Outcome:
     """A reload that came to its end; times in nanoseconds. `migrated` names the maps that were replaced."""
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol
 
 from datapath.base.timing import Interval
 from datapath.errors import Cancelled, ReloadlabError, printable
 from datapath.reload.interrupts import signals_held_back
-from datapath.reload.outcome import Outcome, Span
+from datapath.reload.outcome import FailedReload, Outcome, Span
 from datapath.reload.step import Plan, Step
 from datapath.reload.workspace import Workspace
 
@@ -22,6 +24,24 @@ class Observer(Protocol):
     def after(self, step: Step, work: Workspace) -> None: ...
 
 
+@dataclass(frozen=True, slots=True)
+class Observers:
+    """Several observers in the place of one: each step is shown to all of them, in their order."""
+
+    all: tuple[Observer, ...]
+
+    def before(self, step: Step, work: Workspace) -> None:
+        for observer in self.all:
+            observer.before(step, work)
+
+    def after(self, step: Step, work: Workspace) -> None:
+        for observer in self.all:
+            observer.after(step, work)
+
+
+OnFailure = Callable[[FailedReload], object]
+
+
 class RollbackFailed(ReloadlabError):
     """A reload failed and not all of it could be undone: `failures` says what; `cause` is what came first."""
 
@@ -32,11 +52,13 @@ class RollbackFailed(ReloadlabError):
         self.failures = tuple(failures)
 
 
-def apply(plan: Plan, work: Workspace, *, observer: Observer | None = None) -> Outcome:
+def apply(
+    plan: Plan, work: Workspace, *, observer: Observer | None = None, on_failure: OnFailure | None = None
+) -> Outcome:
     """Apply a plan. On any exception every step begun so far is undone, the last one first, and the exception goes on.
 
     Ctrl-C during the rollback is delivered when all is undone. An exception after the commit undoes nothing, and goes
-    on: the reload is done.
+    on: the reload is done. `on_failure` hears of a failed reload when it is undone.
 
     The caller owns `work` and closes it afterwards: until then the programs that were replaced stay loaded, so that
     they can be attached again.
@@ -50,14 +72,18 @@ def apply(plan: Plan, work: Workspace, *, observer: Observer | None = None) -> O
             if observer is not None:
                 observer.before(step, work)
             begun.append(step)
-            spans.append(_timed(step, work))
+            _apply_timed(step, work, spans)
             if observer is not None:
                 observer.after(step, work)
     except BaseException as cause:
-        if work.committed:
-            # The old program arrays are let go, and emptied: there is no way back, and no need of one.
-            raise
-        _roll_back(begun, work, cause)
+        start = time.monotonic_ns()
+        try:
+            # After the commit the old program arrays are let go, and emptied: there is no way back, and no need of one.
+            if not work.committed:
+                _roll_back(begun, work, cause)
+        finally:
+            if on_failure is not None:
+                on_failure(_failed(plan, work, spans, start, cause))
         raise
     return Outcome(
         subject=plan.subject,
@@ -70,12 +96,20 @@ def apply(plan: Plan, work: Workspace, *, observer: Observer | None = None) -> O
     )
 
 
-def _timed(step: Step, work: Workspace) -> Span:
+def _apply_timed(step: Step, work: Workspace, spans: list[Span]) -> None:
+    """Apply a step, and note its span, also if it fails."""
     start = time.monotonic_ns()
-    step.apply(work)
-    end = time.monotonic_ns()
-    helpers = tuple(work.take_intervals())
-    return Span(step.name, printable(step.target), Interval(threading.get_native_id(), start, end), helpers)
+    try:
+        step.apply(work)
+    finally:
+        interval = Interval(threading.get_native_id(), start, time.monotonic_ns())
+        spans.append(Span(step.name, printable(step.target), interval, tuple(work.take_intervals())))
+
+
+def _failed(plan: Plan, work: Workspace, spans: list[Span], start_ns: int, cause: BaseException) -> FailedReload:
+    """Return the record of a reload that failed, and was undone since `start_ns`."""
+    undone = None if work.committed else Interval(threading.get_native_id(), start_ns, time.monotonic_ns())
+    return FailedReload(plan.subject, plan.endpoint_id, plan.generation, tuple(spans), undone, _said(cause))
 
 
 def _roll_back(begun: list[Step], work: Workspace, cause: BaseException) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from contextlib import ExitStack
 
 from datapath.reload.outcome import Outcome
@@ -18,7 +19,9 @@ __all__ = ["Agent", "Change", "Failure"]
 
 
 class Agent(Reloader):
-    """The control plane of one node."""
+    """The control plane of one node. `on_policies` is called before other policies begin to hold."""
+
+    on_policies: Callable[[], object] | None = None
 
     def start(self, *, workers: int = 1, cancel: threading.Event | None = None) -> list[Outcome]:
         """Fill the shared maps and reload everything once; the first failure is raised."""
@@ -40,6 +43,8 @@ class Agent(Reloader):
         policies = parse(document)
         with self.updating(cancel=cancel):
             enforcement.check(self.node, policies)
+            if self.on_policies is not None:
+                self.on_policies()
             before = enforcement.document_of(self.node)
             with ExitStack() as undo:
                 undo.callback(self._restore_policies, before)

@@ -22,7 +22,7 @@ from datapath.object.spec import CollectionSpec
 from datapath.reload.outcome import Outcome
 from datapath.reload.plans import OVERLAY_SUBJECT
 from datapath.reload.step import Plan
-from datapath.reload.transaction import Observer
+from datapath.reload.transaction import Observer, Observers, OnFailure
 from lab.agent import mapfill
 from lab.agent.generations import next_generation
 from lab.agent.reloads import Failure, reload_by_workers, reload_one_by_one
@@ -50,7 +50,8 @@ class Reloader:
 
     `defines` are further macros for every program, as -D options; `library` the C sources, ours by default, `clang` the
     compiler. `change` is applied to every plan: so a test can give the agent a faulty loader. `on_outcome` hears of
-    every reload that succeeds, whichever process does it.
+    every reload that succeeds and `on_failure` of every one that fails in a step, whichever process does it.
+    `on_reload` is asked before each reload in this process for one more observer of it.
     """
 
     def __init__(
@@ -70,6 +71,8 @@ class Reloader:
         self.loader = Loader(self.config, verifiers=verifiers, on_new_map=self._fill, on_compile=on_compile)
         self.change: Change | None = None
         self.on_outcome: Callable[[Outcome], object] | None = None
+        self.on_failure: OnFailure | None = None
+        self.on_reload: Callable[[Plan], Observer | None] | None = None
         self._stack = ExitStack()
         self._maps_holders: list[int] = []
         self._reloads: dict[int, str] = {}
@@ -195,10 +198,17 @@ class Reloader:
         with self._not_nested(subject), self.reloading(cancel=cancel):
             plan = self.plan(subject, generation=self.next_generation())
             plan = self.change(plan) if self.change is not None else plan
+            watching = self._observers(plan, observer)
             with system_errors(self.node.name), self._holding_maps():
-                outcome = self.loader.apply(plan, observer=observer, cancel=cancel)
+                outcome = self.loader.apply(plan, observer=watching, cancel=cancel, on_failure=self.on_failure)
             self._tell(outcome)
             return outcome
+
+    def _observers(self, plan: Plan, given: Observer | None) -> Observer | None:
+        """Return who looks on at a reload: `given`, and before it what `on_reload` returns."""
+        own = self.on_reload(plan) if self.on_reload is not None else None
+        both = tuple(observer for observer in (own, given) if observer is not None)
+        return Observers(both) if len(both) > 1 else both[0] if both else None
 
     @contextmanager
     def _not_nested(self, subject: str) -> Iterator[None]:
@@ -241,6 +251,8 @@ class Reloader:
             for result in results:
                 if isinstance(result, Outcome):
                     self._tell(result)
+                elif result.reload is not None and self.on_failure is not None:
+                    self.on_failure(result.reload)
         if set(self.subjects) <= set(names) and not any(isinstance(result, Failure) for result in results):
             self._settle_routes(cancel)
         return results

@@ -6,12 +6,12 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from datapath.build.headers import template_endpoint
 from datapath.errors import ReloadlabError
-from datapath.reload.outcome import Outcome
+from datapath.reload.outcome import FailedReload, Outcome
 from datapath.reload.plans import OVERLAY_SUBJECT
 from datapath.reload.transaction import Observer
 from lab.system.forkpool import fork_map
@@ -22,10 +22,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """A reload that failed; the old state lives on."""
+    """A reload that failed; the old state lives on. `reload` says how far it came, if a worker process did it."""
 
     subject: str
     error: ReloadlabError
+    reload: FailedReload | None = None
 
 
 def reload_one_by_one(
@@ -51,8 +52,17 @@ def reload_by_workers(
         if on_worker is not None:
             on_worker(os.getpid())
         spare = len(os.sched_getaffinity(0)) // workers
+        failed: list[FailedReload] = []
+        # Whoever looks on at reloads in the parent process must not hear of ours in this copy of it.
+        reloader.on_reload, reloader.on_failure = None, failed.append
+
+        def reload(subject: str) -> Outcome | Failure:
+            failed.clear()
+            result = _attempt(reloader, subject, cancelled)
+            return replace(result, reload=failed[0]) if failed and isinstance(result, Failure) else result
+
         with reloader.loader.inherited(verifiers=max(spare, 1)) as reloader.loader:
-            yield lambda subject: _attempt(reloader, subject, cancelled)
+            yield reload
 
     results = fork_map(worker, subjects, workers=workers, cancel=cancel)
     return [

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from datapath.errors import Cancelled, LinkNotFound
-from datapath.reload.outcome import Outcome
+from datapath.reload.outcome import FailedReload, Outcome
 from datapath.reload.step import Plan, Step
-from datapath.reload.transaction import RollbackFailed
+from datapath.reload.transaction import Observers, RollbackFailed
 from datapath.reload.workspace import Workspace
 from lab.scenario.gate import Gate
 from tests.datapath import support
@@ -77,6 +77,43 @@ def test_undone_in_reverse_the_failed_step_included(rig: Rig) -> None:
     with pytest.raises(Injected, match="b failed"):
         rig.loader.apply(plan(Noted("a", log), Noted("b", log, fail=True), Noted("c", log)))
     assert log == ["do a", "do b", "undo b", "undo a"]
+
+
+def test_a_failed_reload_tells_its_steps_and_its_rollback(rig: Rig) -> None:
+    """The step that failed is the last one, and the rollback comes after it."""
+    heard: list[FailedReload] = []
+    steps = (Noted("a", []), Noted("b", [], fail=True), Noted("c", []))
+    with pytest.raises(Injected):
+        rig.loader.apply(plan(*steps), on_failure=heard.append)
+    (failed,) = heard
+    assert (failed.subject, failed.generation, failed.error) == ("test", 1, "b failed")
+    assert [span.target for span in failed.spans] == ["a", "b"]
+    assert failed.rollback is not None
+    assert failed.spans[1].work.end_ns <= failed.rollback.start_ns <= failed.rollback.end_ns
+
+
+def test_a_reload_that_fails_after_its_commit_is_not_rolled_back(rig: Rig) -> None:
+    heard: list[FailedReload] = []
+    made = rig.plan("pod-1", routes=True)
+    with pytest.raises(Injected):
+        rig.loader.apply(replace(made, steps=(*made.steps, Noted("late", [], fail=True))), on_failure=heard.append)
+    (failed,) = heard
+    assert failed.rollback is None
+    assert [span.step for span in failed.spans][-2:] == ["commit", "noted"]
+
+
+def test_a_reload_that_succeeds_is_no_failure(rig: Rig) -> None:
+    heard: list[FailedReload] = []
+    rig.loader.apply(plan(Noted("a", [])), on_failure=heard.append)
+    assert heard == []
+
+
+def test_several_observers_are_called_in_their_order(rig: Rig) -> None:
+    seen: list[str] = []
+    first = Gate(lambda step, _: seen.append(f"first {step.target}"), before="noted", after="noted")
+    second = Gate(lambda step, _: seen.append(f"second {step.target}"), before="noted")
+    rig.loader.apply(plan(Noted("a", seen)), observer=Observers((first, second)))
+    assert seen == ["first a", "second a", "do a", "first a"]
 
 
 @pytest.mark.parametrize(

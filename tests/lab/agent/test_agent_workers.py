@@ -13,12 +13,13 @@ from pathlib import Path
 import pytest
 
 from datapath.errors import Cancelled, ReloadlabError
-from datapath.reload.outcome import Outcome
+from datapath.reload.outcome import FailedReload, Outcome
 from datapath.reload.step import Plan, Step
 from datapath.reload.workspace import Workspace
 from lab.agent.agent import Agent, Failure
 from lab.node.node import Node
 from lab.node.topology import NodeSpec
+from lab.scenario.gate import Gate
 from lab.system.forkpool import WorkerDied
 from lab.watch.invariants import check_unchanged
 from lab.watch.snapshot import take
@@ -162,6 +163,31 @@ def test_a_failed_reload_comes_back_as_its_error(agent: Agent) -> None:
         assert isinstance(result, Failure)
         assert str(result.error) == "injected"
     assert check_unchanged(before, take(agent.node)) == []
+
+
+def test_a_failed_reload_of_a_worker_tells_its_steps(agent: Agent, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And what looks on at reloads in this process hears nothing of those of others."""
+    heard: list[FailedReload] = []
+    monkeypatch.setattr(agent, "on_failure", heard.append)
+    monkeypatch.setattr(agent, "on_reload", lambda plan: pytest.fail("called in a worker"))
+    agent.change = before_commit("pod-1", fail)
+    results = agent.reload_many(["pod-1", "pod-2"], workers=2)
+    assert [type(result) for result in results] == [Failure, Outcome]
+    (failed,) = heard
+    assert (failed.subject, failed.error) == ("pod-1", "injected")
+    assert [span.step for span in failed.spans][-1] == "do"
+    assert failed.rollback is not None
+    assert failed.spans[-1].work.tid != os.getpid()
+
+
+def test_on_reload_gives_an_observer_beside_the_callers(agent: Agent, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+    own = Gate(lambda *_: seen.append("own"), before="commit")
+    monkeypatch.setattr(agent, "on_reload", lambda plan: own if plan.subject == "pod-1" else None)
+    agent.reload("pod-1", observer=Gate(lambda *_: seen.append("caller's"), before="commit"))
+    agent.reload("pod-1")
+    agent.reload("pod-2")
+    assert seen == ["own", "caller's", "own"]
 
 
 def test_a_cancelled_reload_is_undone_by_its_worker(agent: Agent) -> None:
