@@ -28,9 +28,9 @@ if TYPE_CHECKING:
     from lab.agent.cluster import Cluster, cluster_specs
     from lab.agent.policy import PROTOCOLS, cidrs
     from lab.agent.policyfile import parse as parse_policies
+    from lab.corpus.loaders import finalize_too_early, keep_old_egress, keep_old_routes, never_finalize, skip_revert
     from lab.node.node import Node
     from lab.node.topology import HEALTH, HOST, NODE, OUTSIDE, VXLAN_OVERHEAD, InvalidSpec, NodeSpec, PodSpec
-    from lab.scenario.faults import finalize_too_early, keep_old_egress, keep_old_routes, never_finalize, skip_revert
     from lab.scenario.gate import BadGate, Gate, GateNeverFired
     from lab.scenario.scenario import ClusterScenario, Scenario
     from lab.scenario.watched import InvariantsViolated
@@ -68,7 +68,7 @@ _NAMES = {
     "datapath.reload.plans": "host_plan",
     "datapath.reload.step": "Plan Step",
     "datapath.reload.workspace": "Workspace",
-    "lab.scenario.faults": "finalize_too_early keep_old_egress keep_old_routes never_finalize skip_revert",
+    "lab.corpus.loaders": "finalize_too_early keep_old_egress keep_old_routes never_finalize skip_revert",
     # Traffic that runs all the time, and single questions.
     "lab.traffic.defaults": "End cluster_flows default_flows ends",
     "lab.traffic.exchange": "DROPPED IPV4 IPV6 Probe Result UDP_OR_ECHO exchange",

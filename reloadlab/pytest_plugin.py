@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from reloadlab import hooks
 from reloadlab.home import Shadowed, enter
 
 if TYPE_CHECKING:
@@ -48,6 +49,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="NAME[=VALUE]",
         help="a macro for the C of every node",
     )
+
+
+def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
+    """Declare the hooks of scenarios."""
+    pluginmanager.add_hookspecs(hooks)
 
 
 def pytest_configure(config: pytest.Config) -> None:

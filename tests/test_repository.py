@@ -40,6 +40,7 @@ ROOMS = {
         ("agent",),
         ("watch",),
         ("doctor", "scenario", "bench"),
+        ("corpus",),
         ("cli",),
     ),
 }

@@ -179,10 +179,12 @@ class Reloader:
         return found if found.is_host else found.with_endpoint_routes(self.endpoint_routes)
 
     def plan(self, subject: str, *, generation: int = 0) -> Plan:
-        """Return the plan of the next reload of `subject`; nothing is done."""
+        """Return the plan of the next reload of `subject`, as `change` makes it; nothing is done."""
         if subject == OVERLAY_SUBJECT:
-            return self.loader.plan_overlay(generation)
-        return self.loader.plan(replace(self.endpoint(subject), generation=generation), subject=subject)
+            plan = self.loader.plan_overlay(generation)
+        else:
+            plan = self.loader.plan(replace(self.endpoint(subject), generation=generation), subject=subject)
+        return plan if self.change is None else self.change(plan)
 
     def reload(
         self,
@@ -197,7 +199,6 @@ class Reloader:
         """
         with self._not_nested(subject), self.reloading(cancel=cancel):
             plan = self.plan(subject, generation=self.next_generation())
-            plan = self.change(plan) if self.change is not None else plan
             watching = self._observers(plan, observer)
             with system_errors(self.node.name), self._holding_maps():
                 outcome = self.loader.apply(plan, observer=watching, cancel=cancel, on_failure=self.on_failure)

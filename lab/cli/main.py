@@ -33,6 +33,7 @@ COMMANDS = {
     "verify": "have the verifier judge every program of an object or a C file",
     "bench": "measure reloads, nodes and traffic, next to other ways of doing the same",
     "run": "doctor, all scenarios with traffic, parallel reload times; the main job",
+    "corpus": "put known bugs into the lab and say which scenario notices each",
     "completion": "print the script that lets a shell complete commands, options and labs",
 }
 """The commands, each a module of lab.cli.commands, with the line that `--help` prints for it."""

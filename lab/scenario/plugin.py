@@ -61,6 +61,7 @@ def scenario(request: pytest.FixtureRequest) -> Iterator[Scenario]:
     options = _options(request, "reloadlab_node", marks.NODE)
     spec = NodeSpec(_node_name(request.node.name), **options.nodes)
     with Scenario(spec, **options.scenario) as running, _checked(request, running):
+        request.node.ihook.pytest_reloadlab_loaded(item=request.node, running=running)
         yield running
 
 
@@ -70,6 +71,7 @@ def cluster(request: pytest.FixtureRequest) -> Iterator[ClusterScenario]:
     options = _options(request, "reloadlab_cluster", marks.CLUSTER)
     specs = cluster_specs(_node_name(request.node.name), **{"nodes": 2, **options.nodes})
     with ClusterScenario(specs, **options.scenario) as running, _checked(request, running):
+        request.node.ihook.pytest_reloadlab_loaded(item=request.node, running=running)
         yield running
 
 
@@ -105,6 +107,7 @@ def _options(request: pytest.FixtureRequest, name: str, nodes: Kinds) -> MarkOpt
         options.scenario["library"] = Path(library).resolve()
     check_library(options.scenario.get("library"))
     options.scenario["defines"] = (*_defines(request.config), *options.scenario.get("defines", ()))
+    request.node.ihook.pytest_reloadlab_options(item=request.node, options=options)
     return options
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lab.cli.datapath import add_source_options
+from lab.cli.expressions import expression
 from lab.cli.targets import BadOption, count
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ def add_parser(subparsers: _SubParsersAction[argparse.ArgumentParser]) -> None:
     )
     parser.add_argument("paths", nargs="*", type=Path, metavar="PATH", help="suites to run instead of ours")
     parser.add_argument(
-        "-k", dest="select", type=_expression, metavar="EXPRESSION", help="only scenarios that match, as in pytest"
+        "-k", dest="select", type=expression, metavar="EXPRESSION", help="only scenarios that match, as in pytest"
     )
     parser.add_argument("--workers", type=_workers, default="auto", metavar="N", help="scenarios at a time (all CPUs)")
     parser.add_argument("--out", type=Path, default=Path("out"), metavar="DIR", help="where run.json goes (out)")
@@ -52,19 +53,6 @@ def run(args: argparse.Namespace) -> int:
 
 def _workers(text: str) -> str:
     return text if text == "auto" else str(count(text))
-
-
-def _expression(text: str) -> str:
-    """Refuse an invalid -k expression now: pytest's workers would fail on it with a traceback."""
-    from _pytest.mark import expression
-
-    # Before pytest 9 it has an error of its own.
-    wrong: tuple[type[Exception], ...] = (SyntaxError, getattr(expression, "ParseError", SyntaxError))
-    try:
-        expression.Expression.compile(text)
-    except wrong as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is no expression: {error.args[0]}") from error
-    return text
 
 
 def _rounds(text: str) -> int:

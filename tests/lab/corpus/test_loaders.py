@@ -12,8 +12,8 @@ from datapath.reload.switchover import Attach
 from lab.abi.reasons import MISSED_TAIL_CALL
 from lab.agent.agent import Change
 from lab.agent.cluster import cluster_specs
+from lab.corpus import loaders
 from lab.node.topology import NodeSpec
-from lab.scenario import faults
 from lab.scenario.gate import Gate
 from lab.scenario.scenario import ClusterScenario, Scenario
 from lab.scenario.watched import InvariantsViolated
@@ -37,7 +37,7 @@ def broken(fault: Change, *, endpoint_routes: bool = False) -> Scenario:
 
 def test_finalize_too_early() -> None:
     """The calls map of the program that is still attached in the other direction is emptied: missed tail calls."""
-    with broken(faults.finalize_too_early, endpoint_routes=True) as scenario:
+    with broken(loaders.finalize_too_early, endpoint_routes=True) as scenario:
         with pytest.raises(AssertionError, match="answered"):
             test_hitless.push_between_steps(scenario, "pod-1", dwell=0.15)
         scenario.agent.change = None
@@ -49,7 +49,7 @@ def test_finalize_too_early() -> None:
 
 def test_release_arrays_too_early() -> None:
     """The policy programs of pods are gone for all senders that have not been reloaded."""
-    with broken(faults.release_arrays_too_early) as scenario:
+    with broken(loaders.release_arrays_too_early) as scenario:
         scenario.expect(migrated={POLICY_CALLS})
         scenario.define(POLICY_PROG_MAP_SIZE="32768")
         scenario.reload("pod-1")
@@ -62,7 +62,7 @@ def test_release_arrays_too_early() -> None:
 
 def test_skip_revert() -> None:
     """A refused program leaves the old maps at :pending and fresh ones in their place."""
-    with pytest.raises(InvariantsViolated) as caught, broken(faults.skip_revert) as scenario:
+    with pytest.raises(InvariantsViolated) as caught, broken(loaders.skip_revert) as scenario:
         test_rollback.refuse(scenario, "pod-1")
     assert {2, 8} <= caught.value.invariants
     assert "cilium_calls_00101:pending" in str(caught.value)
@@ -70,7 +70,7 @@ def test_skip_revert() -> None:
 
 def test_keep_old_egress() -> None:
     """Endpoint routes are off and the egress program still enforces policy a second time."""
-    with pytest.raises(InvariantsViolated) as caught, broken(faults.keep_old_egress, endpoint_routes=True) as scenario:
+    with pytest.raises(InvariantsViolated) as caught, broken(loaders.keep_old_egress, endpoint_routes=True) as scenario:
         test_endpoint_routes.test_switched_off(scenario)
     assert 1 in caught.value.invariants
     assert "cil_to_container" in str(caught.value)
@@ -78,7 +78,7 @@ def test_keep_old_egress() -> None:
 
 def test_keep_old_routes() -> None:
     """Endpoint routes are off and packets still take them."""
-    with pytest.raises(InvariantsViolated) as caught, broken(faults.keep_old_routes, endpoint_routes=True) as scenario:
+    with pytest.raises(InvariantsViolated) as caught, broken(loaders.keep_old_routes, endpoint_routes=True) as scenario:
         test_endpoint_routes.test_switched_off(scenario)
     assert 5 in caught.value.invariants
     assert "direct route to 10.244.0.4 is left over" in str(caught.value)
@@ -109,7 +109,7 @@ def test_old_program_stays_at_a_hook_of_one_of_two_nodes() -> None:
 
 def test_never_finalize() -> None:
     """Old maps stay pinned."""
-    with pytest.raises(InvariantsViolated) as caught, broken(faults.never_finalize) as scenario:
+    with pytest.raises(InvariantsViolated) as caught, broken(loaders.never_finalize) as scenario:
         test_endpoint_routes.test_off(scenario)
     assert 2 in caught.value.invariants
 
@@ -119,7 +119,7 @@ def test_one_of_two_nodes() -> None:
     name = unique_name("fault")[:28]
     with ClusterScenario(cluster_specs(name, 2, pods=1, tunnel=True)) as scenario:
         broken = scenario.cluster.agent(2)
-        broken.change = faults.finalize_too_early
+        broken.change = loaders.finalize_too_early
         gate = Gate(lambda *_: dwell(scenario), after="let go of calls")
         scenario.reload("1/host")
         assert gate.passed == 0

@@ -1,4 +1,4 @@
-"""Faulty loaders: functions from plan to plan, each a bug that a loader has really had. Scenarios must catch them."""
+"""Faulty loaders: functions from plan to plan, each a bug that a loader has really had."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from datapath.reload.prepare import RepinMaps
 from datapath.reload.step import Plan, Step
 from datapath.reload.switchover import Attach, Commit, Detach, RemoveRoutes
 from datapath.reload.workspace import Workspace
+from lab.corpus.fault import Fault
 
 
 @dataclass(frozen=True)
@@ -86,3 +87,54 @@ def keep_old_routes(plan: Plan) -> Plan:
 def never_finalize(plan: Plan) -> Plan:
     """Leave the old maps pinned for ever."""
     return plan.change(lambda step: None if isinstance(step, Commit) else step)
+
+
+FAULTS = (
+    Fault(
+        "finalize-too-early",
+        "named",
+        "lets go of the old calls map after the first attach",
+        change=finalize_too_early,
+        cites=("cilium issue 16561", "cilium issue 17744"),
+        only=("hitless", "endpoint_routes"),
+    ),
+    Fault(
+        "release-arrays-too-early",
+        "named",
+        "removes the replaced cilium_call_policy at once, while other endpoints jump through it",
+        change=release_arrays_too_early,
+        cites=("the reference commit",),
+        only=("policy_array",),
+    ),
+    Fault(
+        "skip-revert",
+        "named",
+        "leaves moved maps at :pending when the load fails",
+        change=skip_revert,
+        cites=("the reference commit, replaceDatapath",),
+        only=("rollback",),
+    ),
+    Fault(
+        "keep-old-egress",
+        "named",
+        "leaves the egress program when endpoint routes are switched off",
+        change=keep_old_egress,
+        cites=("cilium issue 13773",),
+        only=("switched_off",),
+    ),
+    Fault(
+        "keep-old-routes",
+        "named",
+        "leaves the endpoint's routes when endpoint routes are switched off",
+        change=keep_old_routes,
+        cites=("the reference commit",),
+        only=("switched_off",),
+    ),
+    Fault(
+        "never-finalize",
+        "named",
+        "leaves the old maps pinned for ever",
+        change=never_finalize,
+        only=("test_off", "hitless"),
+    ),
+)

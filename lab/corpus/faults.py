@@ -1,0 +1,17 @@
+"""All faults, from the modules that list them."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from lab.corpus import loaders
+from lab.corpus.fault import BadFault, Fault
+
+
+def all_faults() -> tuple[Fault, ...]:
+    """Return every fault of the corpus, in the order in which they are listed; no two have the same name."""
+    found = (*loaders.FAULTS,)
+    for name, times in Counter(fault.name for fault in found).items():
+        if times > 1:
+            raise BadFault(name, f"{times} faults have this name")
+    return found

@@ -1,0 +1,212 @@
+"""The runner: scenarios are collected once, and each fault is tried by a process that is forked from there.
+
+It is a pytest plugin that takes the place of the loop over the tests. A forked process inherits what is imported and
+collected, which takes longer than most faults need to be caught.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import select
+import signal
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from datapath.errors import ReloadlabError
+from datapath.kernel.libc import check, function
+from lab.corpus.fault import Fault
+from lab.corpus.trial import APPLIED, RESULT, RUNNING, run_trial
+from lab.corpus.verdict import Catch, How, Outcome, Trial, Verdict
+from lab.node import registry
+
+_POLL_MS = 200
+_GRACE = 20.0
+"""Seconds that an interrupted process has to take its nodes down."""
+_PR_SET_PDEATHSIG = 1
+_prctl = function("prctl", ctypes.c_int, *[ctypes.c_ulong] * 4)
+
+
+class CorpusError(ReloadlabError):
+    """The scenarios could not be collected, or a trial's process failed by itself."""
+
+
+@dataclass(slots=True)
+class _Process:
+    """A fault under trial. `deadline` is when the scenario that runs now counts as hung, `scenario` its name."""
+
+    fault: Fault | None
+    directory: Path
+    pid: int
+    pidfd: int
+    deadline: float
+    scenario: str = ""
+    hung: bool = False
+
+    def signal(self, number: int) -> None:
+        try:
+            os.killpg(self.pid, number)
+        except ProcessLookupError:
+            return
+
+    def reap(self) -> int:
+        """Wait for the end; return the exit status as os.waitstatus_to_exitcode does."""
+        _, status = os.waitpid(self.pid, 0)
+        os.close(self.pidfd)
+        return os.waitstatus_to_exitcode(status)
+
+
+class Runner:
+    """Tries faults on the scenarios that pytest collects, `workers` at a time; `on_verdict` hears of each at its end.
+
+    `patience` are the seconds that a single scenario may take before it counts as hung. `faults` may hold None: no
+    fault, the control. Everything is kept in the empty directory `directory`.
+    """
+
+    def __init__(
+        self,
+        faults: Sequence[Fault | None],
+        directory: Path,
+        *,
+        workers: int,
+        patience: float,
+        on_verdict: Callable[[Fault | None, Trial], object],
+    ) -> None:
+        self._faults = list(faults)
+        self._directory = directory
+        self._workers = workers
+        self._patience = patience
+        self._on_verdict = on_verdict
+        self._processes: list[_Process] = []
+        self.broken: list[str] = []
+        self.error: BaseException | None = None
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_configure(self, config: pytest.Config) -> None:
+        """Have pytest itself say nothing; what its terminal plugin declares is still needed."""
+        config.pluginmanager.unregister(name="terminalreporter")
+
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        """Note a file that cannot be collected."""
+        if report.failed:
+            self.broken.append(f"{report.nodeid}: {report.longreprtext}")
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtestloop(self, session: pytest.Session) -> bool:
+        """Try every fault, in place of pytest's own loop."""
+        if self.broken:
+            return True
+        try:
+            self._run(session)
+        except BaseException as error:  # noqa: BLE001 - pytest would make an exit code of it: the caller raises it
+            self.error = error
+        return True
+
+    def _run(self, session: pytest.Session) -> None:
+        waiting = self._faults[::-1]
+        try:
+            while waiting or self._processes:
+                while waiting and len(self._processes) < self._workers:
+                    self._start(session, waiting.pop())
+                self._look()
+        except BaseException:
+            self._stop()
+            raise
+
+    def _start(self, session: pytest.Session, fault: Fault | None) -> None:
+        directory = self._directory / f"{len(list(self._directory.iterdir())):04}"
+        directory.mkdir()
+        pid = os.fork()
+        if pid == 0:
+            _be_child(session, fault, directory)
+        self._processes.append(
+            _Process(fault, directory, pid, os.pidfd_open(pid), time.monotonic() + self._patience + _GRACE)
+        )
+
+    def _look(self) -> None:
+        """Wait a moment; take note of processes that have ended, and end those whose scenario does not."""
+        poll = select.poll()
+        for process in self._processes:
+            poll.register(process.pidfd, select.POLLIN)
+        ended = {descriptor for descriptor, _ in poll.poll(_POLL_MS)}
+        for process in list(self._processes):
+            if process.pidfd in ended:
+                self._processes.remove(process)
+                self._on_verdict(process.fault, _trial_of(process, process.reap()))
+            else:
+                self._watch(process)
+
+    def _watch(self, process: _Process) -> None:
+        now, running = time.monotonic(), _text(process.directory / RUNNING)
+        if running != process.scenario:
+            process.scenario, process.deadline = running, now + self._patience
+        elif now > process.deadline:
+            process.signal(signal.SIGKILL if process.hung else signal.SIGINT)
+            process.hung, process.deadline = True, now + _GRACE
+
+    def _stop(self) -> None:
+        """Have all processes take their nodes down, and kill those that take too long."""
+        for process in self._processes:
+            process.signal(signal.SIGINT)
+        deadline = time.monotonic() + _GRACE
+        for process in self._processes:
+            poll = select.poll()
+            poll.register(process.pidfd, select.POLLIN)
+            if not poll.poll(max(deadline - time.monotonic(), 0) * 1000):
+                process.signal(signal.SIGKILL)
+            process.reap()
+        self._processes.clear()
+
+
+def _be_child(session: pytest.Session, fault: Fault | None, directory: Path) -> None:
+    """Try a fault, in the forked process, and leave."""
+    code = 1
+    try:
+        os.setsid()
+        check(_prctl(_PR_SET_PDEATHSIG, signal.SIGINT, 0, 0, 0), "prctl(PR_SET_PDEATHSIG)")
+        log = os.open(directory / "log", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        run_trial(session, fault, directory)
+        code = 0
+    except BaseException:  # noqa: BLE001 - the process ends here, whatever it was
+        traceback.print_exc()
+    finally:
+        os._exit(code)
+
+
+def _trial_of(process: _Process, code: int) -> Trial:
+    """Return what a trial has left; what its process has left of labs is removed."""
+    result = process.directory / RESULT
+    if result.exists() and not process.hung:
+        return Trial.from_json(json.loads(result.read_text()))
+    registry.sweep()
+    scenario = _text(process.directory / RUNNING)
+    said = _text(process.directory / "log").strip()
+    if code >= 0 and not process.hung:
+        raise CorpusError(f"the process of a trial ended with exit code {code} in {scenario or 'no scenario'}:\n{said}")
+    how = How.HUNG if process.hung else How.DIED
+    text = said if process.hung else f"killed by {signal.Signals(-code).name}: {said}"
+    applied = (scenario,) if (process.directory / APPLIED).exists() else ()
+    return Trial(applied, (scenario,), catch=Catch(scenario, how, text=text))
+
+
+def verdict(fault: Fault, trial: Trial) -> Verdict:
+    """Return what a trial says of its fault."""
+    found = Outcome.SURVIVED if trial.applied else Outcome.NOT_EXERCISED
+    if trial.catch is not None:
+        found = Outcome.CAUGHT if trial.catch.scenario in trial.applied else Outcome.FALSE_ALARM
+    return Verdict(fault.name, fault.kind, found, fault.what, fault.cites, fault.equivalent, trial)
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text()
+    except FileNotFoundError:
+        return ""

@@ -1,0 +1,134 @@
+"""The trial of one fault: in a process of its own, scenario by scenario, until the first that fails."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Generator, Iterable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from datapath.errors import ReloadlabError
+from lab.corpus.fault import Fault
+from lab.corpus.verdict import Catch, How, Trial
+from lab.scenario.gate import GateNeverFired
+from lab.scenario.watched import InvariantsViolated, Watched
+from lab.watch.violation import Violation
+
+if TYPE_CHECKING:
+    from lab.scenario.marks import MarkOptions
+    from lab.scenario.scenario import ClusterScenario, Scenario
+
+RUNNING, APPLIED, RESULT = "running", "applied", "result.json"
+"""Files of a trial's directory: the scenario that runs now, whether the fault took effect, and the result."""
+
+
+class Injector:
+    """A plugin for one process: puts a fault into every scenario, and notes the first that fails."""
+
+    def __init__(self, fault: Fault | None, directory: Path) -> None:
+        self._fault = fault
+        self._directory = directory
+        self._library: Path | None = None
+        self._running: list[Watched] = []
+        self.catch: Catch | None = None
+        self.sent = 0
+
+    def begin(self, scenario: str) -> None:
+        """Forget what the scenario before has noted."""
+        self._running.clear()
+        (self._directory / RUNNING).write_text(scenario)
+        (self._directory / APPLIED).unlink(missing_ok=True)
+
+    @property
+    def applied(self) -> bool:
+        """Whether the fault took effect in this scenario."""
+        return (self._directory / APPLIED).exists()
+
+    def pytest_reloadlab_options(self, options: MarkOptions) -> None:
+        """Build the scenario's programs from the patched C, where the fault is in the C."""
+        if self._fault is None or not self._fault.patches:
+            return
+        if self._library is None:
+            self._library = self._fault.patched(self._directory)
+        options.scenario["library"] = self._library
+        self._note_applied()
+
+    def pytest_reloadlab_loaded(self, running: Scenario | ClusterScenario) -> None:
+        """Give the agents their fault."""
+        self._running.append(running)
+        if self._fault is not None:
+            for agent in running.agents:
+                self._fault.put_into(agent, self._note_applied)
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_runtest_makereport(
+        self, item: pytest.Item, call: pytest.CallInfo[None]
+    ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+        """Count what was sent, and note a failure."""
+        report = yield
+        details = getattr(report, "reloadlab", None)
+        if details is not None and report.when == "call":
+            self.sent += json.loads(details)["sent"]
+        if report.failed and call.excinfo is not None and self.catch is None:
+            error = call.excinfo.value
+            # A gate at a step that the fault has taken out of the plan says nothing about packets.
+            if not isinstance(error, GateNeverFired):
+                self.catch = _catch(item.nodeid, error, [v for running in self._running for v in _violations(running)])
+        return report
+
+    def _note_applied(self) -> None:
+        # A file, because a reload may be another process's.
+        (self._directory / APPLIED).touch()
+
+
+def _catch(scenario: str, error: BaseException, violations: Sequence[Violation]) -> Catch:
+    invariants = tuple(sorted({violation.invariant for violation in violations}))
+    text = str(error) if isinstance(error, ReloadlabError) else f"{type(error).__name__}: {error}"
+    if isinstance(error, InvariantsViolated):
+        return Catch(scenario, How.INVARIANT, invariants, text=text)
+    how = How.ASSERTION if isinstance(error, AssertionError | pytest.fail.Exception) else How.RELOAD
+    return Catch(scenario, how, invariants, text="\n".join((text, *map(str, violations))))
+
+
+def _violations(running: Watched) -> list[Violation]:
+    """Return what does not hold of a scenario that has failed, whether or not it had come to its checks."""
+    with suppress(InvariantsViolated):
+        running.finish()
+    return running.violations
+
+
+def run_trial(session: pytest.Session, fault: Fault | None, directory: Path) -> None:
+    """Run the session's scenarios with a fault (None: without any) until one fails; write the result.
+
+    The session ends with it: a process does this once.
+    """
+    injector = Injector(fault, directory)
+    session.config.pluginmanager.register(injector)
+    items = ordered(session.items, () if fault is None else fault.only)
+    started, ran, applied = time.monotonic(), list[str](), list[str]()
+    try:
+        for item, following in zip(items, [*items[1:], None], strict=True):
+            injector.begin(item.nodeid)
+            item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
+            ran.append(item.nodeid)
+            applied += [item.nodeid] if injector.applied else []
+            if injector.catch is not None:
+                break
+    finally:
+        session.config.hook.pytest_sessionfinish(session=session, exitstatus=pytest.ExitCode.OK)
+    seconds = round(time.monotonic() - started, 3)
+    trial = Trial(tuple(applied), tuple(ran), injector.sent, seconds, injector.catch)
+    (directory / RESULT).write_text(json.dumps(trial.to_json()))
+
+
+def ordered(items: Iterable[pytest.Item], hints: tuple[str, ...]) -> list[pytest.Item]:
+    """Return the scenarios, first those whose name has the first hint, then the next, the others in their order."""
+
+    def rank(item: pytest.Item) -> int:
+        return next((number for number, hint in enumerate(hints) if hint in item.nodeid), len(hints))
+
+    return sorted(items, key=rank)
