@@ -21,6 +21,9 @@ from datapath.kernel.uapi import MapInfo
 _BATCH = 4096
 """Entries that one system call reads."""
 
+_A_MAP = "anon_inode:bpf-map"
+"""What the kernel calls the descriptor of a map; programs and links have other names (kernel/bpf/syscall.c)."""
+
 
 @dataclass(frozen=True, slots=True)
 class Map:
@@ -233,6 +236,27 @@ class MapCache:
 def open_pin(path: Path, name: str | None = None) -> Map:
     """Open a pinned map; BpfError with ENOENT if nothing is pinned at `path`."""
     return Map.of(bpf.obj_get(path), path.name if name is None else name)
+
+
+def pinned_maps(directory: Path) -> Iterator[Map]:
+    """Open the maps pinned in a directory one after the other, in the order of their names, each until the next one.
+
+    Directories, programs and links, which others may keep beside them, are left out; so is a pin that goes meanwhile.
+    """
+    for path in sorted(directory.iterdir()) if directory.is_dir() else ():
+        if path.is_dir():
+            continue
+        try:
+            fd = bpf.obj_get(path)
+        except BpfError as error:
+            if error.errno != errno.ENOENT:
+                raise
+            continue
+        if os.readlink(f"/proc/self/fd/{fd}") != _A_MAP:
+            os.close(fd)
+            continue
+        with Map.of(fd, path.name) as opened:
+            yield opened
 
 
 def _open(path: str) -> Map:

@@ -13,7 +13,7 @@ from datapath.errors import BpfError
 from datapath.kernel import bpf, hooks, progarray
 from datapath.kernel.hooks import Direction, Filter
 from datapath.kernel.inventory import program_maps, reach, read_slots
-from datapath.kernel.map import Map, open_pin
+from datapath.kernel.map import Map, pinned_maps
 from datapath.kernel.netlink import NetlinkSocket
 from datapath.kernel.pins import RETIRED
 from datapath.kernel.routes import current
@@ -104,9 +104,8 @@ def take(node: Node) -> Snapshot:
     """Read a node. No descriptor stays open: one of an unpinned calls map would keep the kernel from emptying it."""
     directory = node.datapath_config().globals
     maps = _Maps()
-    for path in sorted(directory.iterdir()) if directory.is_dir() else ():
-        with open_pin(path) as pinned:
-            _read_map(pinned, [endpoint.id for endpoint in node.endpoints()], maps)
+    for pinned in pinned_maps(directory):
+        _read_map(pinned, [endpoint.id for endpoint in node.endpoints()], maps)
     with NetlinkSocket(node.netns(NODE)) as netlink:
         filters = {
             (link.name, direction): found

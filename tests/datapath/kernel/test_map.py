@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-from datapath.base.bpftypes import HASH_TYPES
+from datapath.base.bpftypes import HASH_TYPES, MapType
 from datapath.errors import BpfError
 from datapath.kernel import bpf, map
 from datapath.kernel.map import Map
+from tests.datapath import support
 
 pytestmark = [pytest.mark.privileged, pytest.mark.usefixtures("no_descriptor_left")]
 
@@ -71,3 +73,21 @@ def test_the_kernel_says_whether_it_can() -> None:
     assert bpf.has_lookup_batch() == ((major, minor) >= (5, 6))
     with pytest.raises(BpfError, match="BPF_MAP_LOOKUP_BATCH: Bad file descriptor"):
         bpf.map_lookup_batch(1 << 20, None, 4, 8, 1)
+
+
+def test_pinned_maps_leaves_out_what_others_pin_beside_them(bpffs: Path) -> None:
+    """Directories and programs: iproute2 and others keep theirs in the same place."""
+    first, second = bpf.map_create(MapType.ARRAY, 4, 4, 1), bpf.map_create(MapType.PROG_ARRAY, 4, 4, 1)
+    program = support.load_using(second)
+    bpf.obj_pin(second, bpffs / "b_map")
+    bpf.obj_pin(first, bpffs / "a_map")
+    bpf.obj_pin(program, bpffs / "a_program")
+    (bpffs / "directory").mkdir()
+    bpf.obj_pin(first, bpffs / "directory/map")
+    for fd in (first, second, program):
+        os.close(fd)
+    assert [(found.name, found.info.type) for found in map.pinned_maps(bpffs)] == [
+        ("a_map", MapType.ARRAY),
+        ("b_map", MapType.PROG_ARRAY),
+    ]
+    assert list(map.pinned_maps(bpffs / "missing")) == []
