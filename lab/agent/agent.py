@@ -28,10 +28,13 @@ class Agent(Reloader):
         self.sync(cancel=cancel)
         return self.reload_all(workers=workers, cancel=cancel)
 
-    def sync(self, *, cancel: threading.Event | None = None) -> None:
-        """Bring maps and routes in line with what is declared, of this node and of the others of its cluster."""
+    def sync(self, *, unloaded: PodFacts | None = None, cancel: threading.Event | None = None) -> None:
+        """Bring maps and routes in line with what is declared, of this node and of the others of its cluster.
+
+        A pod that is `unloaded` is not yet in cilium_lxc afterwards: nobody delivers to it.
+        """
         with self.updating(cancel=cancel):
-            mapfill.fill_all(self.node, self.config.globals, self.host_spec(cancel=cancel))
+            mapfill.fill_all(self.node, self.config.globals, self.host_spec(cancel=cancel), unloaded=unloaded)
             self.node.sync_routes()
 
     def apply_policies(self, document: object, *, cancel: threading.Event | None = None) -> None:
@@ -78,10 +81,12 @@ class Agent(Reloader):
         return modes.set_mtu(self, mtu, workers=workers, cancel=cancel)
 
     def add_pod(self, pod: PodSpec | str) -> Outcome:
-        """Make one more pod, tell the maps about it, and load its programs."""
+        """Make one more pod, load its programs, and only then let others find it (lxcmap.WriteEndpoint)."""
         made = self.node.add_pod(pod)
+        self.sync(unloaded=made)
+        outcome = self.reload(made.name)
         self.sync()
-        return self.reload(made.name)
+        return outcome
 
     def remove_pod(self, name: str) -> None:
         """Remove a pod, from the datapath first, then from the node."""

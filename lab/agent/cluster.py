@@ -118,11 +118,14 @@ class Cluster:
         return agent.reload(own, **options)
 
     def add_pod(self, name: str, *, labels: Iterable[str] = ()) -> Outcome:
-        """Make one more pod, with these labels; all other nodes know it before it has its programs."""
+        """Make one more pod, with these labels; all nodes know it before its own node delivers to it."""
         agent, own = self.find(name)
-        agent.node.add_pod(PodSpec(own, labels=frozenset(labels)))
-        self.sync()
-        return agent.reload(own)
+        made = agent.node.add_pod(PodSpec(own, labels=frozenset(labels)))
+        for each in self.agents:
+            each.sync(unloaded=made)
+        outcome = agent.reload(own)
+        agent.sync()
+        return outcome
 
     def remove_pod(self, name: str) -> None:
         """Remove a pod, from its own node first; then the other nodes forget it and its connections."""

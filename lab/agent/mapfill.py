@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -16,8 +17,8 @@ from lab.node.node import Node
 from lab.node.topology import PodFacts
 
 
-def fill(node: Node, target: Map) -> frozenset[bytes]:
-    """Write what the control plane knows into a map, which may be new; return the keys."""
+def fill(node: Node, target: Map, *, without: Container[bytes] = ()) -> frozenset[bytes]:
+    """Write what the control plane knows into a map, which may be new, but for some keys; return those written."""
     entries: contents.Entries = ()
     if target.name.startswith(mapnames.POLICY):
         entries = contents.policy(node, int(target.name.removeprefix(mapnames.POLICY)))
@@ -25,6 +26,8 @@ def fill(node: Node, target: Map) -> frozenset[bytes]:
         entries = contents.NODE_MAPS[target.name](node)
     written = set()
     for key, value in entries:
+        if key in without:
+            continue
         # A build may have appended words to key or value: they are zero.
         padded = key.ljust(target.info.key_size, b"\0")
         target.update(padded, value.ljust(target.info.value_size, b"\0"))
@@ -32,12 +35,14 @@ def fill(node: Node, target: Map) -> frozenset[bytes]:
     return frozenset(written)
 
 
-def fill_all(node: Node, pins: Path, host: CollectionSpec) -> None:
+def fill_all(node: Node, pins: Path, host: CollectionSpec, *, unloaded: PodFacts | None = None) -> None:
     """Bring the maps that are pinned in `pins` in line with what is declared; the caller excludes other updates.
 
+    An `unloaded` pod is known to all maps but cilium_lxc: whoever finds it there delivers to it.
     Maps that are missing are created as `host`, the host's object, defines them. What is new is written before what is
     stale goes, so that no packet finds less than before or after (cilium#10936).
     """
+    hidden = frozenset(layouts.endpoint_key(a) for a in (unloaded.ipv4, unloaded.ipv6)) if unloaded is not None else ()
     mine = {name: item for name, item in host.maps.items() if item.pinned and name in contents.NODE_MAPS}
     with ExitStack() as stack:
         maps = load_maps(replace(host, maps=mine, programs={}), pins, fill=lambda new: _fill_new(node, new))
@@ -48,7 +53,7 @@ def fill_all(node: Node, pins: Path, host: CollectionSpec) -> None:
             update = stack.enter_context(enforcement.PolicyUpdate(node, pins, policies))
             update.add()
         for item in maps.maps.values():
-            written = fill(node, item)
+            written = fill(node, item, without=hidden if item.name == mapnames.ENDPOINTS else ())
             for key in [key for key in item.keys() if key not in written]:  # noqa: SIM118 - a map of the kernel
                 item.delete(key)
         if update is not None:

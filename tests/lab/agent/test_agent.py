@@ -137,6 +137,26 @@ def test_pod_comes_and_goes(agent: Agent) -> None:
     assert pod.endpoint_id not in take(agent.node).policy
 
 
+def test_a_new_pod_is_found_when_it_is_loaded(agent: Agent) -> None:
+    """Before, whoever delivers to it would call a policy program that is not there."""
+    seen = []
+
+    def look(plan: Plan) -> Plan:
+        pod = agent.node.pod("late")
+        found = layouts.endpoint_key(pod.ipv4) in content(agent, "cilium_lxc")
+        seen.append((found, identity(agent, layouts.ipcache_key(pod.ipv4, 32)) == pod.identity))
+        return plan
+
+    agent.change = look
+    try:
+        agent.add_pod("late")
+    finally:
+        agent.change = None
+    assert seen == [(False, True)]
+    assert layouts.endpoint_key(agent.node.pod("late").ipv4) in content(agent, "cilium_lxc")
+    agent.remove_pod("late")
+
+
 def test_removing_a_pod_waits_for_its_reload(agent: Agent) -> None:
     """Which waits for the maps in its turn: whoever has those must not wait for the endpoint."""
     before = baseline(agent)
