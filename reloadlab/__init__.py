@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from datapath.base.mapnames import CT_MAPS
     from datapath.endpoint import HOST_ID, REMOTE_NODE_ID, WORLD_ID
     from datapath.errors import Cancelled, LinkNotFound, ReloadlabError, VerifierError
-    from datapath.kernel.hooks import Direction, HookTaken, attach, detach, filters
+    from datapath.kernel.hooks import Direction, Filter, HookTaken, attach, detach, filters
+    from datapath.kernel.inventory import program_by_id
     from datapath.kernel.map import open_pin
     from datapath.kernel.netlink import NLM_F_REQUEST, NetlinkSocket
     from datapath.kernel.uapi import MapInfo
@@ -24,17 +25,29 @@ if TYPE_CHECKING:
     from datapath.reload.workspace import Workspace
     from lab.abi.layouts import ipcache_key
     from lab.abi.policymap import POLICY_ENTRY_ALLOW, PolicyEntry, PolicyKey, policy_key_any
-    from lab.agent.agent import Agent
+    from lab.agent.agent import Agent, Failure
     from lab.agent.cluster import Cluster, cluster_specs
     from lab.agent.policy import PROTOCOLS, cidrs
     from lab.agent.policyfile import parse as parse_policies
     from lab.corpus.loaders import finalize_too_early, keep_old_egress, keep_old_routes, never_finalize, skip_revert
     from lab.node.node import Node
-    from lab.node.topology import HEALTH, HOST, NODE, OUTSIDE, VXLAN_OVERHEAD, InvalidSpec, NodeSpec, PodSpec
+    from lab.node.topology import (
+        HEALTH,
+        HOST,
+        NODE,
+        OUTSIDE,
+        VXLAN_OVERHEAD,
+        InvalidSpec,
+        NodeSpec,
+        PodFacts,
+        PodSpec,
+    )
     from lab.scenario.gate import BadGate, Gate, GateNeverFired
     from lab.scenario.scenario import ClusterScenario, Scenario
     from lab.scenario.watched import InvariantsViolated
+    from lab.system.netns import enter as enter_netns
     from lab.system.sockets import Address, allow_fragments, bound_socket
+    from lab.system.tools import run as run_tool
     from lab.traffic.defaults import End, cluster_flows, default_flows, ends
     from lab.traffic.exchange import DROPPED, IPV4, IPV6, UDP_OR_ECHO, Probe, Result, exchange
     from lab.traffic.flows import Flow, TrafficReport
@@ -58,10 +71,10 @@ _NAMES = {
     "lab.scenario.watched": "InvariantsViolated",
     "lab.watch.invariants": "Expected",
     # Nodes, and what lives on them.
-    "lab.agent.agent": "Agent",
+    "lab.agent.agent": "Agent Failure",
     "lab.agent.cluster": "Cluster cluster_specs",
     "lab.node.node": "Node",
-    "lab.node.topology": "HEALTH HOST InvalidSpec NODE NodeSpec OUTSIDE PodSpec VXLAN_OVERHEAD",
+    "lab.node.topology": "HEALTH HOST InvalidSpec NODE NodeSpec OUTSIDE PodFacts PodSpec VXLAN_OVERHEAD",
     "datapath.endpoint": "HOST_ID REMOTE_NODE_ID WORLD_ID",
     # Reloads: their plans and results, and loaders with a fault.
     "datapath.reload.outcome": "Outcome",
@@ -90,9 +103,13 @@ _NAMES = {
     # The kernel: hooks, pinned maps, netlink.
     "datapath.base.bpftypes": "MapType",
     "datapath.kernel.uapi": "MapInfo",
-    "datapath.kernel.hooks": "Direction HookTaken attach detach filters",
+    "datapath.kernel.hooks": "Direction Filter HookTaken attach detach filters",
+    "datapath.kernel.inventory": "program_by_id",
     "datapath.kernel.netlink": "NLM_F_REQUEST NetlinkSocket",
     "datapath.kernel.map": "open_pin",
+    # What others do on a node.
+    "lab.system.netns": "enter_netns",
+    "lab.system.tools": "run_tool",
     # Errors.
     "datapath.errors": "Cancelled LinkNotFound ReloadlabError VerifierError",
 }
@@ -102,9 +119,11 @@ _ORIGINALS = {
     "METRIC_EGRESS": "EGRESS",
     "METRIC_INGRESS": "INGRESS",
     "conntrack_rows": "conntrack",
+    "enter_netns": "enter",
     "packet_counters": "packets",
     "parse_policies": "parse",
     "rule_counters": "rules",
+    "run_tool": "run",
     "take_snapshot": "take",
 }
 """What those are called in their modules that have another name here."""
@@ -141,6 +160,8 @@ __all__ = [
     "Direction",
     "End",
     "Expected",
+    "Failure",
+    "Filter",
     "Flow",
     "Gate",
     "GateNeverFired",
@@ -155,6 +176,7 @@ __all__ = [
     "NodeSpec",
     "Outcome",
     "Plan",
+    "PodFacts",
     "PodSpec",
     "PolicyEntry",
     "PolicyKey",
@@ -180,6 +202,7 @@ __all__ = [
     "default_flows",
     "detach",
     "ends",
+    "enter_netns",
     "exchange",
     "filters",
     "finalize_too_early",
@@ -192,7 +215,9 @@ __all__ = [
     "packet_counters",
     "parse_policies",
     "policy_key_any",
+    "program_by_id",
     "rule_counters",
+    "run_tool",
     "skip_revert",
     "take_snapshot",
 ]

@@ -23,6 +23,11 @@ class Agent(Reloader):
 
     on_policies: Callable[[], object] | None = None
 
+    def take_over(self, former: Agent) -> None:
+        """Hand on what others have set on a former agent of the node: who listens to it, and its change of plans."""
+        self.change, self.on_policies = former.change, former.on_policies
+        self.on_reload, self.on_outcome, self.on_failure = former.on_reload, former.on_outcome, former.on_failure
+
     def start(self, *, workers: int = 1, cancel: threading.Event | None = None) -> list[Outcome]:
         """Fill the shared maps and reload everything once; the first failure is raised."""
         self.sync(cancel=cancel)

@@ -92,6 +92,10 @@ class Reloader:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End: let go of everything that is kept between reloads. The node runs on. A second call does nothing."""
         self._stack.close()
 
     @property

@@ -51,6 +51,17 @@ class Scenario(Watched):
             self._watch(stack, [self.agent], self._flows(self.node))
         return self
 
+    def restart(self, *, workers: int = 2) -> list[Outcome]:
+        """End the agent and start another with the same options, as its upgrade does; return what that has reloaded.
+
+        The new one knows only what is on the node; changes by `define` and `Agent.configure` are gone.
+        """
+        old = self.agent
+        old.close()
+        self.agent = self._stack.enter_context(type(old)(self.node, **self._options))
+        self._succeed(old, self.agent)
+        return self.agent.start(workers=workers)
+
     def define(self, **macros: str) -> None:
         """Add these macros to the initial ones for later reloads; without arguments, restore the initial macros."""
         self.agent.configure(defines=(*self._options.get("defines", ()), *macros.items()))

@@ -69,6 +69,12 @@ class Watched:
             agent.on_outcome = partial(self._note, agent.node.name)
         self._stack = stack.pop_all()
 
+    def _succeed(self, old: Agent, new: Agent) -> None:
+        """Watch an agent that takes the place of another, on the same node."""
+        new.take_over(old)
+        self.agents = tuple(new if agent is old else agent for agent in self.agents)
+        self._before = tuple((new if agent is old else agent, before) for agent, before in self._before)
+
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
         with self._stack:
             if kind is None and not self._abandoned:

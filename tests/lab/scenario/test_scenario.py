@@ -11,7 +11,8 @@ import pytest
 
 from bpf import LIBRARY
 from datapath.errors import ReloadlabError
-from datapath.reload.step import Step
+from datapath.reload.step import Plan, Step
+from datapath.reload.switchover import Attach
 from datapath.reload.workspace import Workspace
 from lab.agent.cluster import cluster_specs
 from lab.node.topology import NodeSpec
@@ -155,3 +156,21 @@ def test_a_scenario_that_sends_nothing_is_a_violation() -> None:
     ]
     with Scenario(NodeSpec(unique_name("quiet"), pods=0), flows=lambda _: [], rate=0) as scenario:
         scenario.finish()
+
+
+def leave_cilium_net_alone(plan: Plan) -> Plan:
+    return plan.change(lambda step: None if isinstance(step, Attach) and step.target == "cilium_net" else step)
+
+
+def test_an_agent_that_was_started_again_is_watched_as_the_first() -> None:
+    """Its options and its faulty loader are the same, its reloads are noted and the node is checked."""
+    with Scenario(NodeSpec(unique_name(), pods=1), filter_priority=3) as scenario:
+        former, scenario.agent.change = scenario.agent, leave_cilium_net_alone
+        scenario.define(POLICY_MAP_SIZE="4096")
+        done = scenario.restart()
+        assert scenario.agents == (scenario.agent,)
+        assert scenario.agent is not former
+        assert (scenario.agent.config.filter_priority, scenario.agent.config.defines) == (3, ())
+        assert scenario.outcomes == tuple(done)
+        with pytest.raises(InvariantsViolated, match="cilium_net ingress: program"):
+            scenario.finish()

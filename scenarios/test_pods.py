@@ -1,0 +1,113 @@
+"""Pods that come and go while others talk: made, removed, and made anew under the same name and address."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from reloadlab import (
+    METRIC_INGRESS,
+    Address,
+    Counters,
+    Flow,
+    Node,
+    PodFacts,
+    Scenario,
+    Traffic,
+    bound_socket,
+    packet_counters,
+)
+
+ROUNDS = 4
+BURST = 5
+"""Packets of each flow."""
+GUEST = "guest"
+STALE = 151, METRIC_INGRESS
+"""Nobody here has the address: counted where cilium_host takes the packet."""
+PAUSE = 0.0002
+"""Seconds between two packets to an address: a few dozen for each step of a removal."""
+
+NETWORKS = [
+    pytest.param("node", marks=pytest.mark.node(pods=2)),
+    pytest.param("endpoint-routes", marks=pytest.mark.node(pods=2, endpoint_routes=True)),
+]
+
+
+def to_guest(node: Node) -> list[Flow]:
+    """Return UDP and TCP, IPv4 and IPv6, from a pod to the one that comes and goes."""
+    sender, guest = node.pod("pod-1"), node.pod(GUEST)
+    here, there = str(node.netns("pod-1")), str(node.netns(GUEST))
+    return [
+        Flow("udp v4", here, str(sender.ipv4), there, str(guest.ipv4), port=7027),
+        Flow("udp v6", here, str(sender.ipv6), there, str(guest.ipv6), port=7027),
+        Flow("tcp v4", here, str(sender.ipv4), there, str(guest.ipv4), protocol="tcp", port=7028),
+        Flow("tcp v6", here, str(sender.ipv6), there, str(guest.ipv6), protocol="tcp", port=7028),
+    ]
+
+
+def talk(node: Node) -> None:
+    """Open connections to the guest and have every packet answered."""
+    with Traffic(to_guest(node), rate=0) as traffic:
+        for burst in traffic.burst_all(BURST):
+            assert burst.complete, burst
+        assert traffic.stop().problems() == []
+
+
+@contextmanager
+def knocking(node: Node, target: PodFacts) -> Iterator[None]:
+    """Send packets from a pod to the addresses of another all the time, whether it is there or not."""
+    sender, here = node.pod("pod-1"), str(node.netns("pod-1"))
+    pairs = ((sender.ipv4, target.ipv4), (sender.ipv6, target.ipv6))
+    deadline = time.monotonic() + 5
+    sockets = [
+        (bound_socket(Address(here, str(source), 0), socket.SOCK_DGRAM, deadline), (str(ip), 7029))
+        for source, ip in pairs
+    ]
+    done = threading.Event()
+
+    def knock() -> None:
+        while not done.wait(PAUSE):
+            for sock, address in sockets:
+                sock.sendto(b"knock", address)
+
+    thread = threading.Thread(target=knock)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+        for sock, _ in sockets:
+            sock.close()
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_made_anew_under_the_same_name(scenario: Scenario, network: str) -> None:
+    """What is known of the former pod does not hold for the new one; traffic reaches it as soon as it is loaded."""
+    for _ in range(ROUNDS):
+        scenario.agent.add_pod(GUEST)
+        talk(scenario.node)
+        scenario.reload(GUEST)
+        scenario.agent.remove_pod(GUEST)
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_packets_to_a_pod_that_comes_and_goes(scenario: Scenario, network: str) -> None:
+    """Nobody finds it before it is complete, nor half of it while it dies: a packet is delivered, or has no target."""
+    scenario.agent.add_pod(GUEST)
+    guest = scenario.node.pod(GUEST)
+    before = Counters(packet_counters(scenario.node))
+    with knocking(scenario.node, guest):
+        for _ in range(ROUNDS):
+            scenario.agent.remove_pod(GUEST)
+            scenario.agent.add_pod(GUEST)
+            assert scenario.node.pod(GUEST).ipv4 == guest.ipv4
+    dropped = Counters(packet_counters(scenario.node)).drops_since(before)
+    assert dropped.keys() <= {STALE}, dropped
+    scenario.expect(drops=dropped)
+    scenario.agent.remove_pod(GUEST)
