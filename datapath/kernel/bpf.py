@@ -32,6 +32,7 @@ BPF_ANY, BPF_NOEXIST, BPF_EXIST = 0, 1, 2
 FUNC_INFO_SIZE, LINE_INFO_SIZE = 8, 16
 """Bytes of struct bpf_func_info and struct bpf_line_info."""
 
+_PROGRAM_IDS = 64  # the kernel's own limit for a tcx hook (BPF_MPROG_MAX)
 _MAP_IDS = 64  # more than one program of ours uses; a larger answer is asked for again
 
 
@@ -339,14 +340,52 @@ def prog_fd_by_id(ident: int) -> int:
 
 def prog_next_id(ident: int) -> int | None:
     """Return the next program id after `ident` (0 to begin), None after the last."""
+    return _next_id(Cmd.PROG_GET_NEXT_ID, ident)
+
+
+def _next_id(cmd: Cmd, ident: int) -> int | None:
     attr = ctypes.create_string_buffer(uapi.ID.pack(ident, 0, 0), uapi.ID.size)
-    result = _raw(Cmd.PROG_GET_NEXT_ID, attr, uapi.ID.size)
+    result = _raw(cmd, attr, uapi.ID.size)
     if result == -errno.ENOENT:
         return None
     if result < 0:
-        raise _error(Cmd.PROG_GET_NEXT_ID, -result, "")
+        raise _error(cmd, -result, "")
     following: int = uapi.ID.unpack(attr.raw)[1]
     return following
+
+
+def prog_query(ifindex: int, attach_type: int) -> tuple[int, ...]:
+    """Return the programs at a tcx hook of an interface of the calling thread's namespace, in their order.
+
+    EINVAL before Linux 6.6, ENODEV without the interface.
+    """
+    ids = (ctypes.c_uint32 * _PROGRAM_IDS)()
+    attr = ctypes.create_string_buffer(
+        uapi.QUERY.pack(ifindex, attach_type, 0, 0, ctypes.addressof(ids), len(ids), 0, 0, 0, 0), uapi.QUERY.size
+    )
+    result = _raw(Cmd.PROG_QUERY, attr, uapi.QUERY.size)
+    if result == -errno.ENOENT:
+        return ()
+    if result < 0:
+        raise _error(Cmd.PROG_QUERY, -result, f"interface {ifindex}")
+    return tuple(ids[: uapi.QUERY.unpack(attr.raw)[5]])
+
+
+def link_next_id(ident: int) -> int | None:
+    """Return the next id of a BPF link after `ident` (0 to begin), None after the last."""
+    return _next_id(Cmd.LINK_GET_NEXT_ID, ident)
+
+
+def link_program(ident: int) -> int:
+    """Return the id of the program that a BPF link attaches; ENOENT if there is no such link."""
+    fd = _call(Cmd.LINK_GET_FD_BY_ID, uapi.ID.pack(ident, 0, 0), f"link {ident}")
+    try:
+        info = ctypes.create_string_buffer(uapi.LINK_INFO.size)
+        _call(Cmd.OBJ_GET_INFO_BY_FD, uapi.INFO.pack(fd, len(info), ctypes.addressof(info)))
+    finally:
+        os.close(fd)
+    program: int = uapi.LINK_INFO.unpack(info.raw)[2]
+    return program
 
 
 def prog_test_run(fd: int, data: bytes, *, repeat: int = 1, context: bytes = b"", room: int = 512) -> TestRun:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 from datapath.base.bpftypes import MapType
 from datapath.errors import BpfError
 from datapath.kernel import bpf
+from datapath.kernel.uapi import ProgInfo
 
 LARGEST_CALLS_MAP = 256
 """Program arrays beyond this size belong to the whole node (cilium_call_policy), not to one object: not followed."""
@@ -41,8 +42,26 @@ def program_maps(program_id: int) -> tuple[int, ...]:
         return bpf.prog_info(fd).map_ids
 
 
-def reach(program_ids: Iterable[int]) -> Reach:
-    """Follow the calls maps of the given programs; programs that are gone are passed over."""
+def all_programs() -> dict[int, ProgInfo]:
+    """Return every program of the machine by id; those that are freed meanwhile are left out."""
+    found = {}
+    ident = bpf.prog_next_id(0)
+    while ident is not None:
+        try:
+            with program_by_id(ident) as fd:
+                found[ident] = bpf.prog_info(fd)
+        except BpfError as error:
+            if error.errno != errno.ENOENT:
+                raise
+        ident = bpf.prog_next_id(ident)
+    return found
+
+
+def reach(program_ids: Iterable[int], maps_of: Callable[[int], tuple[int, ...]] = program_maps) -> Reach:
+    """Follow the calls maps of the given programs; programs that are gone are passed over.
+
+    `maps_of` returns the ids of the maps that a program uses; BpfError with ENOENT for one that is gone.
+    """
     programs: set[int] = set()
     maps: set[int] = set()
     calls: set[int] = set()
@@ -52,7 +71,7 @@ def reach(program_ids: Iterable[int]) -> Reach:
         if ident in programs:
             continue
         try:
-            used = program_maps(ident)
+            used = maps_of(ident)
         except BpfError as error:
             if error.errno == errno.ENOENT:
                 continue

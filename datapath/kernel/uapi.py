@@ -27,6 +27,8 @@ MAP_INFO = struct.Struct("=6I16s")
 # the head of struct bpf_prog_info, type to name; run_time_ns, run_cnt, recursion_misses and verified_insns follow later
 PROG_INFO = struct.Struct("=2I8s2I2QQ2IQ16s")
 PROG_INFO_LEN = 232
+QUERY = struct.Struct("=4IQI4x4Q")
+LINK_INFO = struct.Struct("=3I")
 RUN_STATS = struct.Struct("=3QI")
 RUN_STATS_OFFSET = 192
 
@@ -48,9 +50,12 @@ class Cmd(IntEnum):
     PROG_GET_FD_BY_ID = 13
     MAP_GET_FD_BY_ID = 14
     OBJ_GET_INFO_BY_FD = 15
+    PROG_QUERY = 16
     BTF_LOAD = 18
     MAP_FREEZE = 22
     MAP_LOOKUP_BATCH = 24
+    LINK_GET_FD_BY_ID = 30
+    LINK_GET_NEXT_ID = 31
 
 
 @dataclass(frozen=True, slots=True)

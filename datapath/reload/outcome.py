@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from datapath.base.timing import Interval
@@ -50,8 +51,24 @@ class FailedReload:
 
 
 @dataclass(frozen=True, slots=True)
+class Loaded:
+    """One object that the reload loaded: the kernel's ids of its programs by name.
+
+    `arrays` are the ids of its program arrays by name, `slots` the program ids that it declares for the slots of each.
+    """
+
+    object: str
+    programs: Mapping[str, int]
+    arrays: Mapping[str, int]
+    slots: Mapping[str, Mapping[int, int]]
+
+
+@dataclass(frozen=True, slots=True)
 class Outcome:
-    """A reload that came to its end; times in nanoseconds. `migrated` names the maps that were replaced."""
+    """A reload that came to its end; times in nanoseconds. `migrated` names the maps that were replaced.
+
+    `loaded` are the objects of the load, whether attached or not.
+    """
 
     subject: str
     endpoint_id: int
@@ -60,12 +77,15 @@ class Outcome:
     migrated: tuple[str, ...]
     warnings: tuple[str, ...]
     spans: tuple[Span, ...]
+    loaded: tuple[Loaded, ...] = ()
 
     @property
     def duration_ns(self) -> int:
         return self.spans[-1].work.end_ns - self.spans[0].work.start_ns if self.spans else 0
 
     def to_json(self) -> dict[str, Any]:
-        """Return the outcome as JSON values, with durations added."""
+        """Return the outcome as JSON values, with durations added; without `loaded`: its ids mean nothing later."""
         spans = [asdict(span) | {"duration_ns": span.duration_ns} for span in self.spans]
-        return asdict(self) | {"spans": spans, "duration_ns": self.duration_ns}
+        values = asdict(replace(self, loaded=()))
+        del values["loaded"]
+        return values | {"spans": spans, "duration_ns": self.duration_ns}

@@ -43,6 +43,11 @@ class LoadedObject:
     _collection: Collection | None = None
 
     @property
+    def is_open(self) -> bool:
+        """Whether the object's maps are open, so that there is a collection."""
+        return self._collection is not None
+
+    @property
     def collection(self) -> Collection:
         """The object in the kernel; there is one once its maps are open."""
         if self._collection is None:

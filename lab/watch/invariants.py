@@ -16,6 +16,7 @@ from lab.agent.agent import Agent
 from lab.node.topology import LXC_PREFIX, NODE
 from lab.traffic.traffic import TrafficReport
 from lab.watch import metrics
+from lab.watch.checks.generation import check_generation
 from lab.watch.checks.hooks import check_foreign, check_hooks
 from lab.watch.checks.leaks import check_leaks
 from lab.watch.checks.maps import check_maps
@@ -99,17 +100,17 @@ def check(
     *,
     expected: Expected | None = None,
     traffic: TrafficReport | None = None,
-    outcomes: Sequence[Outcome] = (),
+    outcomes: Sequence[Outcome] | None = None,
 ) -> list[Violation]:
     """Return all violations on the node now; invariants 8 and, without `traffic`, 7 are not checked.
 
-    `outcomes` are the reloads on this node since `before`, in their order. Without them a program that the last reload
-    should have replaced is found only if it uses a calls map.
+    `outcomes` are all reloads on this node since `before`; none of them may be missing. Without them a program of
+    another load than the last is found only if it uses a calls map.
     """
     expected = expected or Expected()
     now = take(agent.node)
     found = [
-        *check_hooks(agent, now, outcomes),
+        *check_hooks(agent, now),
         *check_pins(agent, now),
         *check_maps(before.snapshot, now, migrated=expected.migrated, changed=expected.changed),
         *check_slots(agent, now),
@@ -117,6 +118,8 @@ def check(
         *check_routes(agent, now),
         *check_drops(agent, before, expected),
     ]
+    if outcomes is not None:
+        found += check_generation(agent, before.snapshot, now, outcomes)
     if traffic is not None:
         found += check_traffic(traffic, expected)
     found += check_leaks(agent)

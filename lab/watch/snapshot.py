@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from datapath.base import mapnames
 from datapath.base.bpftypes import MapType
 from datapath.base.mapnames import CONNECTIONS, POLICY_ARRAYS, POLICY_CALLS, is_calls_map
-from datapath.errors import BpfError
-from datapath.kernel import bpf, hooks, progarray
+from datapath.kernel import hooks, progarray
 from datapath.kernel.hooks import Direction, Filter
-from datapath.kernel.inventory import program_maps, reach, read_slots
+from datapath.kernel.inventory import all_programs, program_maps, reach, read_slots
 from datapath.kernel.map import Map, pinned_maps
 from datapath.kernel.netlink import NetlinkSocket
 from datapath.kernel.pins import RETIRED
 from datapath.kernel.routes import current
+from datapath.kernel.uapi import ProgInfo
 from datapath.reload.connections import lifetime_of
 from lab.node.node import Node
 from lab.node.topology import NODE
@@ -26,6 +25,9 @@ COUNTERS = (
     *(mapnames.FRAGMENTS4, mapnames.FRAGMENTS6),
 )
 """Prefixes of maps whose content changes with every packet."""
+
+KERNEL_NAME = 15
+"""Characters of a program's name that the kernel keeps (BPF_OBJ_NAME_LEN, with a final NUL)."""
 
 POLICY_VERDICT = 8
 """Bytes of struct policy_entry before the counters."""
@@ -55,6 +57,7 @@ class Snapshot:
     `retired` has the slots of each replaced policy array that is still pinned because programs use it, by pin name.
     `programs` are the ids of all loaded programs that use a map of this node, `reachable` those that are attached or in
     a slot of a pinned calls map, and the targets of their tail calls; `calls` are the ids of their calls maps.
+    `infos` describes both.
     """
 
     filters: Mapping[tuple[str, Direction], tuple[Filter, ...]]
@@ -66,6 +69,12 @@ class Snapshot:
     programs: frozenset[int]
     reachable: frozenset[int]
     calls: frozenset[int]
+    infos: Mapping[int, ProgInfo] = field(default_factory=dict)
+
+    def maps_of(self, program: int) -> tuple[int, ...]:
+        """Return the ids of the maps that a program of the node uses; BpfError with ENOENT for one that is gone."""
+        info = self.infos.get(program)
+        return program_maps(program) if info is None else info.map_ids
 
     @property
     def policy(self) -> Mapping[int, int]:
@@ -115,10 +124,16 @@ def take(node: Node) -> Snapshot:
         }
         routes = _routes(netlink, node)
     attached = {each.program_id for found in filters.values() for each in found if each.program_id}
-    held = reach(attached | maps.programs)
-    loaded = programs_using(held.maps | {pin.id for pin in maps.pins.values()})
+    infos = all_programs()
+    held = reach(
+        attached | maps.programs, lambda ident: infos[ident].map_ids if ident in infos else program_maps(ident)
+    )
+    # Programs of other nodes use other maps: several nodes side by side do not count each other's.
+    shared = held.maps | {pin.id for pin in maps.pins.values()}
+    loaded = frozenset(ident for ident, info in infos.items() if shared.intersection(info.map_ids))
+    kept = {ident: info for ident, info in infos.items() if ident in loaded or ident in held.programs}
     state = maps.pins, maps.slots, maps.policies, maps.retired
-    return Snapshot(filters, *state, routes, loaded, held.programs, held.calls - maps.policy_arrays)
+    return Snapshot(filters, *state, routes, loaded, held.programs, held.calls - maps.policy_arrays, kept)
 
 
 def _read_map(pinned: Map, endpoint_ids: Sequence[int], maps: _Maps) -> None:
@@ -173,21 +188,3 @@ def _steady(name: str, value: bytes) -> bytes:
 def _policy(fd: int, ids: Sequence[int]) -> dict[int, int]:
     found = {ident: progarray.program_at(fd, ident) for ident in ids}
     return {ident: program for ident, program in found.items() if program is not None}
-
-
-def programs_using(maps: frozenset[int]) -> frozenset[int]:
-    """Return the ids of all loaded programs that use one of `maps`.
-
-    Programs of other nodes use other maps, so several nodes side by side do not count each other's.
-    """
-    programs = set()
-    ident = bpf.prog_next_id(0)
-    while ident is not None:
-        try:
-            if maps.intersection(program_maps(ident)):
-                programs.add(ident)
-        except BpfError as error:
-            if error.errno != errno.ENOENT:  # unloaded between the two calls
-                raise
-        ident = bpf.prog_next_id(ident)
-    return frozenset(programs)

@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
-from datapath.kernel.bpf import prog_info
 from datapath.kernel.hooks import HANDLE, Direction, filter_name
-from datapath.kernel.inventory import program_by_id
-from datapath.reload.outcome import Outcome
-from datapath.reload.plans import CILIUM_HOST, CILIUM_NET, CILIUM_VXLAN, OVERLAY_SUBJECT
+from datapath.reload.plans import CILIUM_HOST, CILIUM_NET, CILIUM_VXLAN
 from lab.agent.agent import Agent
-from lab.node.topology import HEALTH, HOST
-from lab.watch.snapshot import Snapshot
+from lab.node.topology import HEALTH
+from lab.watch.snapshot import KERNEL_NAME, Snapshot
 from lab.watch.violation import Violation
 
-KERNEL_NAME = 15
-"""Characters of a program's name that the kernel keeps (BPF_OBJ_NAME_LEN, with a final NUL)."""
 
-
-def check_hooks(agent: Agent, now: Snapshot, outcomes: Iterable[Outcome]) -> Iterator[Violation]:
-    """Yield the hooks without exactly one program of ours, from the last reload (invariant 1)."""
+def check_hooks(agent: Agent, now: Snapshot) -> Iterator[Violation]:
+    """Yield the hooks without exactly one program of ours, or with one that does not belong there (invariant 1)."""
     yield from (Violation(1, what) for what in _hooks(agent, now))
-    yield from (Violation(1, what) for what in _outdated(agent, now, outcomes))
 
 
 def check_foreign(before: Snapshot, now: Snapshot) -> Iterator[Violation]:
@@ -64,28 +57,8 @@ def _hooks(agent: Agent, now: Snapshot) -> Iterator[str]:
             yield f"{where}: {len(ours)} programs instead of {program}: {', '.join(f.name for f in ours) or 'none'}"
         elif (ours[0].name, ours[0].priority, ours[0].handle) != (filter_name(program, place[0]), priority, HANDLE):
             yield f"{where}: {ours[0].name} priority {ours[0].priority} handle {ours[0].handle:#x} instead of {program}"
-        elif (name := _program_name(ours[0].program_id)) != program[:KERNEL_NAME]:
+        elif (name := now.infos[ours[0].program_id].name) != program[:KERNEL_NAME]:
             yield f"{where}: program {name} instead of {program}"
-
-
-def _program_name(program_id: int) -> str:
-    """Return the kernel's name of a program, which has at most KERNEL_NAME characters."""
-    with program_by_id(program_id) as fd:
-        return prog_info(fd).name
-
-
-def _outdated(agent: Agent, now: Snapshot, outcomes: Iterable[Outcome]) -> Iterator[str]:
-    """Yield the hooks whose program is older than the last reload of its endpoint.
-
-    Program ids grow with time: a program that was loaded after that reload is not older.
-    """
-    last = {outcome.subject: min((each.program_id for each in outcome.attached), default=0) for outcome in outcomes}
-    subjects = {agent.node.pod(name).ifname: name for name in (HEALTH, *(pod.name for pod in agent.node.pods))}
-    for ifname, direction in wanted_programs(agent):
-        subject = subjects.get(ifname, OVERLAY_SUBJECT if ifname == CILIUM_VXLAN else HOST)
-        for item in now.filters.get((ifname, direction), ()):
-            if item.is_ours and item.program_id < last.get(subject, 0):
-                yield f"{ifname} {direction}: program {item.program_id} is older than the last reload of {subject}"
 
 
 def _foreign(before: Snapshot, now: Snapshot) -> Iterator[str]:

@@ -6,7 +6,6 @@ import re
 from collections.abc import Iterator
 
 from datapath.base.mapnames import OVERLAY_CALLS_MAP, calls_map
-from datapath.kernel.inventory import program_maps
 from datapath.kernel.pins import RETIRED
 from datapath.reload.plans import CILIUM_HOST, CILIUM_VXLAN
 from lab.agent.agent import Agent
@@ -37,7 +36,7 @@ def _pins(agent: Agent, now: Snapshot) -> Iterator[str]:
     wanted |= {CILIUM_HOST: calls_map(HOST_ENDPOINT, "hostns_"), CILIUM_VXLAN: OVERLAY_CALLS_MAP}
     for (ifname, direction), found in now.filters.items():
         for item in found:
-            own = now.calls.intersection(program_maps(item.program_id)) if item.is_ours else ()
+            own = now.calls.intersection(now.maps_of(item.program_id)) if item.is_ours else ()
             name = wanted.get(ifname, calls_map(item.ifindex, "netdev_"))
             for ident in own:
                 if ident not in pinned:
@@ -48,7 +47,7 @@ def _pins(agent: Agent, now: Snapshot) -> Iterator[str]:
 
 def _retired(now: Snapshot) -> Iterator[str]:
     """Yield replaced policy arrays that no program uses, or whose slots differ from those of the present array."""
-    used = {ident for program in now.reachable for ident in program_maps(program)} if now.retired else set()
+    used = {ident for program in now.reachable for ident in now.maps_of(program)} if now.retired else set()
     for name, slots in now.retired.items():
         if now.pins[name].id not in used:
             yield f"pin {name} is left over: no program uses it"

@@ -1,0 +1,139 @@
+"""Invariants 1 and 4: every program, at a hook or in a slot, is of the load that the last reload names.
+
+The names and slots alone do not tell: two loads of the same object have the same. What tells is the kernel's ids, which
+each reload reports (datapath.reload.outcome.Loaded). So this holds for every C source, ours or not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from datapath.base.mapnames import OVERLAY_CALLS_MAP, POLICY_ARRAYS, calls_map, is_calls_map
+from datapath.kernel.hooks import Direction
+from datapath.reload.outcome import Loaded, Outcome
+from datapath.reload.plans import CILIUM_VXLAN, OVERLAY_SUBJECT
+from lab.agent.agent import Agent
+from lab.node.topology import HEALTH, HOST
+from lab.watch.checks.hooks import wanted_programs
+from lab.watch.snapshot import Snapshot, calls_maps
+from lab.watch.violation import Violation
+
+Place = tuple[str, Direction]
+
+
+def check_generation(agent: Agent, before: Snapshot, now: Snapshot, outcomes: Sequence[Outcome]) -> Iterator[Violation]:
+    """Yield what is not of the load that it should be of; `outcomes` are all reloads since `before`.
+
+    What was reloaded has the programs of its last reload, all else those that it had before.
+    """
+    done = sorted(outcomes, key=_end)
+    last = {outcome.subject: outcome for outcome in done}
+    yield from (Violation(1, what) for what in _hooks(agent, before, now, last))
+    for subject in (each for each in last if each in agent.subjects):
+        for loaded in last[subject].loaded:
+            yield from (Violation(4, what) for what in _slots(now, subject, loaded))
+    yield from (Violation(4, what) for what in _kept_slots(agent, before, now, last))
+    yield from (Violation(4, what) for what in _reused(before, done))
+
+
+def _end(outcome: Outcome) -> int:
+    """Return when a reload ended. Generations do not tell the order: a reload has its number before its turn."""
+    return outcome.spans[-1].work.end_ns if outcome.spans else 0
+
+
+def _hooks(agent: Agent, before: Snapshot, now: Snapshot, last: Mapping[str, Outcome]) -> Iterator[str]:
+    for (ifname, direction), subject in _subjects(agent).items():
+        old = _programs(before, (ifname, direction))
+        reload = last.get(subject)
+        if reload is None:
+            # No hook before: the interface was made, or the mode switched, without a reload.
+            wanted = old
+            whose = "the one before, without a reload"
+        else:
+            attached = (each for each in reload.attached if (each.ifname, each.direction) == (ifname, str(direction)))
+            wanted = tuple(each.program_id for each in attached)
+            whose = f"that of the last reload of {subject}"
+        found = _programs(now, (ifname, direction))
+        # One too many, or none at all, is what check_hooks tells.
+        if len(found) == 1 and len(wanted) == 1 and found != wanted:
+            yield f"{ifname} {direction}: program {found[0]} instead of {wanted[0]}, {whose}"
+        elif len(found) == 1 and not wanted and reload is not None:
+            yield f"{ifname} {direction}: program {found[0]} although the last reload of {subject} attached none"
+
+
+def _programs(snapshot: Snapshot, place: Place) -> tuple[int, ...]:
+    return tuple(item.program_id for item in snapshot.filters.get(place, ()) if item.is_ours)
+
+
+def _subjects(agent: Agent) -> dict[Place, str]:
+    """Return what is reloaded to give a hook its program."""
+    pods = {agent.node.pod(name).ifname: name for name in (HEALTH, *(pod.name for pod in agent.node.pods))}
+    return {
+        place: pods.get(place[0], OVERLAY_SUBJECT if place[0] == CILIUM_VXLAN else HOST)
+        for place in wanted_programs(agent)
+    }
+
+
+def _slots(now: Snapshot, subject: str, loaded: Loaded) -> Iterator[str]:
+    """Yield the slots that differ from what the object declares, and a calls map that is not the load's."""
+    pinned = calls_maps(now)
+    for name, slots in loaded.slots.items():
+        if name in POLICY_ARRAYS:
+            filled = now.policies.get(name, {})
+            yield from _differing(name, slots, {slot: filled[slot] for slot in slots if slot in filled}, subject)
+        elif is_calls_map(name):
+            if pinned.get(name) != loaded.arrays[name]:
+                yield f"{name} is map {pinned.get(name)} instead of {loaded.arrays[name]}, the last reload of {subject}"
+            yield from _differing(name, slots, now.slots.get(name, {}), subject)
+
+
+def _differing(name: str, wanted: Mapping[int, int], filled: Mapping[int, int], subject: str) -> Iterator[str]:
+    for slot in sorted(wanted.keys() | filled.keys()):
+        if slot in filled and wanted.get(slot) != filled[slot]:
+            said = f"instead of {wanted[slot]}, " if slot in wanted else "which is none of "
+            yield f"{name} slot {slot}: program {filled[slot]} {said}the last reload of {subject}"
+
+
+def _kept_slots(agent: Agent, before: Snapshot, now: Snapshot, last: Mapping[str, Outcome]) -> Iterator[str]:
+    """Yield the slots of what was not reloaded that are not as they were before."""
+    for subject, names in _calls(agent, now).items():
+        if subject in last:
+            continue
+        for name in names:
+            old, new = before.slots.get(name, {}), now.slots.get(name, {})
+            for slot in sorted(slot for slot in old.keys() & new.keys() if old[slot] != new[slot]):
+                yield f"{name} slot {slot}: program {new[slot]} instead of {old[slot]}, {subject} was not reloaded"
+    for endpoint, subject in _endpoints(agent).items():
+        if subject in last:
+            continue
+        for array in POLICY_ARRAYS:
+            was, has = before.policies.get(array, {}).get(endpoint), now.policies.get(array, {}).get(endpoint)
+            if was is not None and has is not None and was != has:
+                yield f"{array} slot {endpoint}: program {has} instead of {was}, {subject} was not reloaded"
+
+
+def _endpoints(agent: Agent) -> dict[int, str]:
+    node = agent.node
+    return {node.endpoint(name).id: name for name in (HOST, HEALTH, *(pod.name for pod in node.pods))}
+
+
+def _calls(agent: Agent, now: Snapshot) -> dict[str, list[str]]:
+    """Return the names of the calls maps of each subject."""
+    pods = {calls_map(ident, kind): name for ident, name in _endpoints(agent).items() for kind in ("", "custom_")}
+    found: dict[str, list[str]] = {subject: [] for subject in agent.subjects}
+    for name in calls_maps(now):
+        found.setdefault(OVERLAY_SUBJECT if name == OVERLAY_CALLS_MAP else pods.get(name, HOST), []).append(name)
+    return found
+
+
+def _reused(before: Snapshot, outcomes: Sequence[Outcome]) -> Iterator[str]:
+    """Yield the calls maps that two loads share: the old load's tail calls lead to the new one (cilium issue 20691)."""
+    seen = {ident: f"the load before, {name}" for name, ident in calls_maps(before).items()}
+    for outcome in outcomes:
+        for loaded in outcome.loaded:
+            for name, ident in loaded.arrays.items():
+                if not is_calls_map(name):
+                    continue
+                if ident in seen:
+                    yield f"{name}: load {outcome.generation} of {outcome.subject} uses the calls map of {seen[ident]}"
+                seen[ident] = f"load {outcome.generation} of {outcome.subject}"
