@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from bpf import LIBRARY
+from bpf import LIBRARY, OURS
 from datapath.errors import ReloadlabError
 from datapath.reload.step import Plan
 from lab.agent.agent import Agent, Change
@@ -75,9 +75,13 @@ class Fault:
             self.install(agent, applied)
 
     def patched(self, directory: Path) -> Path:
-        """Return a copy of our C sources in `directory`, with the patches; BadFault where one does not fit."""
+        """Return a copy of our C sources in `directory`, with the patches; BadFault where one does not fit.
+
+        The copy is held to everything that the sources promise.
+        """
         library = directory / "bpf"
         shutil.copytree(LIBRARY, library, ignore=shutil.ignore_patterns("__pycache__"))
+        (library / OURS).touch()
         for patch in self.patches:
             path = library / patch.file
             text = path.read_text() if path.is_file() else ""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from datapath.errors import ReloadlabError
+from datapath.errors import CompileError, ReloadlabError, VerifierError
 from lab.corpus.fault import Fault
 from lab.corpus.verdict import Catch, How, Trial
 from lab.scenario.gate import GateNeverFired
@@ -75,10 +75,17 @@ class Injector:
             self.sent += json.loads(details)["sent"]
         if report.failed and call.excinfo is not None and self.catch is None:
             error = call.excinfo.value
-            # A gate at a step that the fault has taken out of the plan says nothing about packets.
-            if not isinstance(error, GateNeverFired):
+            if not self._says_nothing(error):
                 self.catch = _catch(item.nodeid, error, [v for running in self._running for v in _violations(running)])
         return report
+
+    def _says_nothing(self, error: BaseException) -> bool:
+        """Tell whether a failure is no finding about packets.
+
+        That is so for a gate at a step that the fault has taken out of the plan, and for C that is not even loaded.
+        """
+        patched = self._fault is not None and bool(self._fault.patches)
+        return isinstance(error, GateNeverFired) or (patched and isinstance(error, CompileError | VerifierError))
 
     def _note_applied(self) -> None:
         # A file, because a reload may be another process's.

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-from bpf import LIBRARY
+from bpf import is_ours
 from datapath.errors import ReloadlabError
 from datapath.reload.outcome import Outcome
 from lab.abi import reasons
@@ -89,7 +89,7 @@ def baseline(agent: Agent, solicitations: LinkLocalSolicitations | None = None) 
 
 def count_solicitations(stack: ExitStack, agent: Agent) -> LinkLocalSolicitations | None:
     """Have the kernels' own solicitations counted where they may be dropped: our own programs let them pass."""
-    if agent.config.library == LIBRARY:
+    if is_ours(agent.config.library):
         return None
     return stack.enter_context(LinkLocalSolicitations(agent.node.netns(NODE)))
 

@@ -75,13 +75,14 @@ _MARK = slice(8, 12)
 
 @dataclass(frozen=True, slots=True)
 class Build:
-    """What is compiled: a source, the mode, -D options, and options of the node."""
+    """What is compiled: a source, the mode, -D options, options of the node, and whose sources."""
 
     source: str
     endpoint_routes: bool = False
     tunnel: bool = False
     defines: tuple[tuple[str, str], ...] = ()
     options: tuple[tuple[str, str], ...] = ()
+    library: Path = LIBRARY
 
 
 @cache
@@ -99,9 +100,9 @@ def compiled(build: Build) -> ObjectImage:
             endpoint = (HOST if build.source == "bpf_host.c" else POD).with_endpoint_routes(build.endpoint_routes)
             (directory / "ep_config.h").write_text(template_header(endpoint))
         output = compile_source(
-            LIBRARY / build.source,
+            build.library / build.source,
             directory / "object.o",
-            includes=(directory, LIBRARY, LIBRARY / "include"),
+            includes=(directory, build.library, build.library / "include"),
             defines={**(overlay_defines(node) if overlay else {}), **dict(build.defines)},
             compiler=probe_compiler(),
             werror=True,
