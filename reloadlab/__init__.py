@@ -50,7 +50,8 @@ if TYPE_CHECKING:
     from lab.system.tools import run as run_tool
     from lab.traffic.defaults import End, cluster_flows, default_flows, ends
     from lab.traffic.exchange import DROPPED, IPV4, IPV6, UDP_OR_ECHO, Probe, Result, exchange
-    from lab.traffic.flows import Flow, TrafficReport
+    from lab.traffic.flows import Flow
+    from lab.traffic.report import Finding, FlowReport, TrafficReport
     from lab.traffic.traffic import Burst, Traffic
     from lab.watch.capture import TunnelCapture
     from lab.watch.invariants import Expected
@@ -85,7 +86,8 @@ _NAMES = {
     # Traffic that runs all the time, and single questions.
     "lab.traffic.defaults": "End cluster_flows default_flows ends",
     "lab.traffic.exchange": "DROPPED IPV4 IPV6 Probe Result UDP_OR_ECHO exchange",
-    "lab.traffic.flows": "Flow TrafficReport",
+    "lab.traffic.flows": "Flow",
+    "lab.traffic.report": "Finding FlowReport TrafficReport",
     "lab.traffic.traffic": "Burst Traffic",
     "lab.system.sockets": "Address allow_fragments bound_socket",
     # Policies.
@@ -162,7 +164,9 @@ __all__ = [
     "Expected",
     "Failure",
     "Filter",
+    "Finding",
     "Flow",
+    "FlowReport",
     "Gate",
     "GateNeverFired",
     "HookTaken",

@@ -141,7 +141,7 @@ def measure_parallel(
             workers=tuple(each.report(events) for each in done),
             sent=report.sent,
             lost=report.lost,
-            problems=(*report.problems(), *map(str, _violations(agent, before, done))),
+            problems=(*map(str, report.findings()), *map(str, _violations(agent, before, done))),
             failures=tuple(f"{failure.subject}: {failure.error}" for each in done for failure in each.failures),
             tracing=reason,
         )

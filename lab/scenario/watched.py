@@ -12,7 +12,8 @@ from datapath.errors import ReloadlabError
 from datapath.reload.outcome import Outcome
 from lab.agent.agent import Agent
 from lab.traffic.flows import Flow, TrafficError
-from lab.traffic.traffic import Traffic, TrafficReport
+from lab.traffic.report import TrafficReport
+from lab.traffic.traffic import Traffic
 from lab.watch.invariants import (
     Baseline,
     Expected,

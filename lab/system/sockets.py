@@ -17,16 +17,27 @@ from datapath.kernel.libc import check, function
 from datapath.kernel.netns import enter
 
 SO_SNDBUFFORCE, SO_RCVBUFFORCE = 32, 33
+SO_TIMESTAMPNS = 35
+IP_RECVERR, IPV6_RECVERR = 11, 25
 SO_MEMINFO, SK_MEMINFO_DROPS = 55, 8
 IP_RECVTTL, IPV6_RECVHOPLIMIT = 12, 51
 IP_MTU_DISCOVER, IPV6_MTU_DISCOVER, IPV6_DONTFRAG = 10, 23, 62
 IP_PMTUDISC_DONT, IP_PMTUDISC_DO = 0, 2
-TCP_INFO_TOTAL_RETRANS, TCP_INFO_SEGS_OUT = 100, 136
-"""What Python's socket module lacks of uapi's socket.h, in.h and in6.h; the last are offsets in tcp.h's tcp_info."""
+"""What Python's socket module lacks of uapi's socket.h, in.h and in6.h."""
 
 BUFFER = 4 << 20
 """Bytes of socket buffer: a receiver that sleeps for a second at 2000 packets a second still loses none."""
 
+ARRIVAL_SPACE = socket.CMSG_SPACE(4) + socket.CMSG_SPACE(16)
+"""Bytes of ancillary data that recvmsg() needs for report_arrival()."""
+
+_TIMESPEC = struct.Struct("=qq")
+_TCP_INFO = struct.Struct("=100xI32xII72xI8xI")
+"""total_retrans, segs_out, segs_in, dsack_dups and snd_wnd of struct tcp_info."""
+
+_UNSPEC = bytes(28)
+"""A struct sockaddr_in6 of family AF_UNSPEC (0)."""
+_connect = function("connect", ctypes.c_int, ctypes.c_char_p, ctypes.c_uint)
 _timerfd_create = function("timerfd_create", ctypes.c_int, ctypes.c_int)
 _timerfd_settime = function("timerfd_settime", ctypes.c_int, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)
 
@@ -77,17 +88,59 @@ def _bind(sock: socket.socket, address: Address, deadline: float) -> None:
         time.sleep(0.02)
 
 
-def report_hop_limit(sock: socket.socket) -> None:
-    """Make recvmsg() of a UDP socket say with which TTL or hop limit each packet came."""
+def report_arrival(sock: socket.socket) -> None:
+    """Make recvmsg() of a UDP socket say when each packet came, and with which TTL or hop limit."""
+    sock.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPNS, 1)
     if sock.family == socket.AF_INET6:
         sock.setsockopt(socket.IPPROTO_IPV6, IPV6_RECVHOPLIMIT, 1)
     else:
         sock.setsockopt(socket.IPPROTO_IP, IP_RECVTTL, 1)
 
 
-def hop_limit(ancillary: list[tuple[int, int, bytes]]) -> int:
-    """Return the TTL or hop limit out of recvmsg()'s ancillary data, of a socket that reports nothing else."""
-    return int.from_bytes(ancillary[0][2], sys.byteorder) if ancillary else -1
+def arrival(ancillary: list[tuple[int, int, bytes]]) -> tuple[int, int]:
+    """Return out of recvmsg()'s ancillary data the TTL or hop limit, and for how many nanoseconds the packet waited.
+
+    It has waited in the socket since the kernel took it from the last device (net/core/dev.c, netif_rx). -1 and 0 stand
+    for what is not there.
+    """
+    hops, waited = -1, 0
+    for level, kind, data in ancillary:
+        if level != socket.SOL_SOCKET:
+            hops = int.from_bytes(data[:4], sys.byteorder)
+        elif kind == SO_TIMESTAMPNS:
+            seconds, nanoseconds = _TIMESPEC.unpack(data)
+            # Both by the same clock, which may be set meanwhile.
+            waited = max(time.time_ns() - seconds * 1_000_000_000 - nanoseconds, 0)
+    return hops, waited
+
+
+def queue_errors(sock: socket.socket) -> None:
+    """Have ICMP errors queued together with the packet that each is about, for refused_payload()."""
+    if sock.family == socket.AF_INET6:
+        sock.setsockopt(socket.IPPROTO_IPV6, IPV6_RECVERR, 1)
+    else:
+        sock.setsockopt(socket.IPPROTO_IP, IP_RECVERR, 1)
+
+
+def refused_payload(sock: socket.socket) -> tuple[bytes, str] | None:
+    """Take a queued error: the beginning of the packet's payload, and the errno's name; None if there is none."""
+    try:
+        data, ancillary, _, _ = sock.recvmsg(2048, 256, socket.MSG_ERRQUEUE)
+    except BlockingIOError:
+        return None
+    # struct sock_extended_err begins with the errno (uapi/linux/errqueue.h).
+    number = next((int.from_bytes(body[:4], sys.byteorder) for _, _, body in ancillary), 0)
+    return data, errno.errorcode.get(number, str(number))
+
+
+def new_source_port(sock: socket.socket, peer: tuple[str, int]) -> None:
+    """Connect a socket again, from another port of the kernel's choice; its address stays. OSError if refused.
+
+    A socket whose port was the kernel's choice loses it when it is disconnected (AF_UNSPEC; net/ipv4/udp.c,
+    __udp_disconnect): cheaper than a new socket, for which one must enter the namespace.
+    """
+    check(_connect(sock.fileno(), _UNSPEC, len(_UNSPEC)), "connect(AF_UNSPEC)")
+    sock.connect(peer)
 
 
 def drops(sock: socket.socket) -> int:
@@ -106,19 +159,25 @@ def allow_fragments(sock: socket.socket, on: bool) -> None:
         sock.setsockopt(socket.IPPROTO_IP, IP_MTU_DISCOVER, wanted)
 
 
-def retransmits(sock: socket.socket) -> int:
-    """Return how many segments this TCP socket has sent more than once."""
-    return _tcp_info(sock, TCP_INFO_TOTAL_RETRANS)
+@dataclass(frozen=True, slots=True)
+class TcpInfo:
+    """What TCP_INFO says of one end of a connection (uapi/linux/tcp.h), counted since it was opened.
+
+    `segments_out` and `segments_in` are all segments, SYN, FIN and bare acknowledgements included. `retransmits` were
+    sent again, and the receiver has reported `duplicates` of them as there already (RFC 2883). `window` is what the
+    other end lets this one send, in bytes.
+    """
+
+    retransmits: int
+    segments_out: int
+    segments_in: int
+    duplicates: int
+    window: int
 
 
-def segments_sent(sock: socket.socket) -> int:
-    """Return how many segments this TCP socket has sent, SYN, FIN and bare acknowledgements included."""
-    return _tcp_info(sock, TCP_INFO_SEGS_OUT)
-
-
-def _tcp_info(sock: socket.socket, offset: int) -> int:
-    info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256)
-    return int(struct.unpack_from("=I", info, offset)[0])
+def tcp_info(sock: socket.socket) -> TcpInfo:
+    """Return the kernel's account of this end of a connection."""
+    return TcpInfo(*_TCP_INFO.unpack_from(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO.size)))
 
 
 class _TimerSpec(ctypes.Structure):

@@ -12,17 +12,17 @@ import select
 import socket
 import sys
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import cycle
 from typing import Any
 
-from datapath.kernel.netns import NamespaceNotFound
 from lab.system.companion import Control
-from lab.system.sockets import Address, periodic_timer
-from lab.traffic.flows import Flow, TrafficError, TrafficReport
-from lab.traffic.tcp import TcpStream, listen
-from lab.traffic.udp import Reflector, UdpStream
+from lab.system.sockets import periodic_timer
+from lab.traffic.delays import Pauses, late_bound
+from lab.traffic.flows import Flow, TrafficError
+from lab.traffic.report import TrafficReport
+from lab.traffic.streams import Settings, Stream, Streams
 
 SHORTEST_TICK_NS = 1_000_000
 """Waking up more often than this costs more than it shows: higher rates send several packets a tick."""
@@ -30,19 +30,8 @@ SHORTEST_TICK_NS = 1_000_000
 NICENESS = -10
 """The probe must run while all cores verify programs, or it does not see the gaps that it is there to see."""
 
-Stream = UdpStream | TcpStream
-
-
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """The engine's half of lab.traffic.Traffic's options; times in seconds."""
-
-    rate: float
-    size: int
-    stall_after: float
-    start_timeout: float
-    warm_up: bool
-    token: int
+CALM_ROUNDS = 5
+"""Packets of each flow that show how long an undisturbed path takes."""
 
 
 @dataclass(slots=True)
@@ -52,89 +41,84 @@ class _Burst:
     parts: list[tuple[Stream, int, int]]
     deadline_ns: int
 
-    def waiting(self) -> dict[str, int]:
-        """Return by flow how many packets are not answered yet."""
-        return {stream.flow.name: stream.unanswered(first, end) for stream, first, end in self.parts}
+    @property
+    def waiting(self) -> bool:
+        return any(stream.unanswered(first, end) for stream, first, end in self.parts)
+
+    def results(self) -> dict[str, tuple[int, int]]:
+        """Return by flow how many packets were sent, and how many answered (of a denied flow, how many arrived)."""
+        return {stream.flow.name: (end - first, stream.arrivals(first, end)) for stream, first, end in self.parts}
+
+
+class _Turn:
+    """Whose turn it is to send: everyone's, one after the other, or every other time that of the flows in focus."""
+
+    def __init__(self, streams: list[Stream]) -> None:
+        self._streams = streams
+        self._all = cycle(streams)
+        self._focus: Iterator[Stream] | None = None
+        self._focused = False
+
+    def focus(self, names: list[str]) -> None:
+        """Give these flows every other packet; none of them: treat all alike."""
+        wanted = [stream for stream in self._streams if stream.flow.name in names]
+        self._focus = cycle(wanted) if wanted else None
+
+    def next(self) -> Stream:
+        """Return who sends the next packet."""
+        self._focused = not self._focused and self._focus is not None
+        return next(self._focus if self._focused and self._focus is not None else self._all)
 
 
 class Engine:
-    """Streams, reflectors, the timer, and the loop that serves them."""
+    """The timer, the commands, and the loop that serves them and the streams."""
 
     def __init__(self, control: Control, settings: Settings) -> None:
         self._control = control
         self._settings = settings
-        self._stack = ExitStack()
         self._poll = select.epoll()
         self._handlers: dict[int, Callable[[], None]] = {}
         self._sockets: set[int] = set()
-        self._streams: list[Stream] = []
-        self._reflectors: dict[Address, Reflector] = {}
-        self._next = 0
+        self._pauses = Pauses()
+        self._streams = Streams(settings, self._pauses, self._watch_socket)
+        self._late_after_ns = 0
+        self._turn = _Turn([])
         self._per_tick = 1
+        self._tick_ns = 0
         self._timer = -1
         self._burst: _Burst | None = None
         self._drain_ns: int | None = None
         self._started_ns = 0
         self._last_tick_ns = 0
+        self._ran_ns = 0
         self._longest_pause_ns = 0
 
     def open(self, flows: list[Flow]) -> None:
-        """Open every socket, connect every connection, wait for every UDP path to answer once, or TrafficError."""
+        """Open every socket, connect every connection, wait for every UDP path to answer, or TrafficError."""
         deadline = time.monotonic() + self._settings.start_timeout
-        listeners: dict[Address, socket.socket] = {}
-        udp: dict[int, UdpStream] = {}
-        with ExitStack() as opening:
-            for index, flow in enumerate(flows):
-                target = Address(flow.target_ns, flow.target_ip, flow.port)
-                try:
-                    if flow.protocol == "tcp":
-                        if target not in listeners:
-                            listeners[target] = opening.enter_context(listen(target, deadline))
-                        self._open_tcp(index, flow, listeners[target], deadline)
-                    else:
-                        self._open_udp(index, flow, target, udp, deadline)
-                except (OSError, NamespaceNotFound) as error:
-                    number = error.errno if isinstance(error, OSError) else None
-                    reason = os.strerror(number) if number else str(error)
-                    raise TrafficError(f"flow {flow.name}: {reason}") from error
+        self._streams.open(flows, deadline)
+        self._turn = _Turn(self._streams.all)
         if self._settings.warm_up:
-            self._warm_up(list(udp.values()), deadline)
+            self._warm_up(deadline)
+        calm = [sample for stream in self._streams.answering for sample in stream.calm_ns]
+        self._late_after_ns = late_bound(round(self._settings.late_after * 1e9), calm)
 
-    def _open_tcp(self, index: int, flow: Flow, listener: socket.socket, deadline: float) -> None:
-        settings = self._settings
-        stream = TcpStream(index, flow, settings.token, settings.size, round(settings.stall_after * 1e9))
-        self._stack.callback(stream.close)
-        stream.open(listener, deadline)
-        self._streams.append(stream)
-        self._watch_socket(stream.source, stream.source_readable)
-        self._watch_socket(stream.target, stream.target_readable)
-
-    def _open_udp(self, index: int, flow: Flow, target: Address, udp: dict[int, UdpStream], deadline: float) -> None:
-        if target not in self._reflectors:
-            reflector = Reflector(target, self._settings.token, udp, deadline)
-            self._stack.callback(reflector.close)
-            self._reflectors[target] = reflector
-            self._watch_socket(reflector.socket, reflector.readable)
-        stream = UdpStream(index, flow, self._settings.token, self._settings.size, deadline)
-        self._stack.callback(stream.close)
-        udp[index] = stream
-        self._streams.append(stream)
-        self._watch_socket(stream.socket, stream.readable)
-
-    def _warm_up(self, streams: list[UdpStream], deadline: float) -> None:
-        cold = streams
-        while cold:
-            if time.monotonic() > deadline:
-                raise TrafficError(f"flow {cold[0].flow.name}: {cold[0].flow.target_ip} does not answer")
-            for stream in cold:
-                stream.warm_up()
-            again = time.monotonic() + 0.2
-            while cold and time.monotonic() < again:
-                self._serve(0.05)
-                cold = [stream for stream in cold if not stream.warm]
-        for stream in streams:
-            # The neighbour that was not resolved at first may have been announced unreachable by ICMP.
-            stream.icmp_errors = 0
+    def _warm_up(self, deadline: float) -> None:
+        """Wait for the first answer of every path, then take samples of how long an answer takes."""
+        for wanted in range(1, CALM_ROUNDS + 2):
+            cold = self._streams.answering
+            while cold:
+                if time.monotonic() > deadline:
+                    raise TrafficError(f"flow {cold[0].flow.name}: {cold[0].flow.target_ip} does not answer")
+                for stream in cold:
+                    stream.warm_up()
+                again = time.monotonic() + 0.2
+                while cold and time.monotonic() < again:
+                    self._serve(0.05)
+                    cold = [stream for stream in cold if len(stream.calm_ns) < wanted]
+        for stream in self._streams.answering:
+            # The first had its neighbours to find.
+            del stream.calm_ns[0]
 
     def _watch(self, descriptor: int, handler: Callable[[], None]) -> None:
         self._handlers[descriptor] = handler
@@ -155,22 +139,28 @@ class Engine:
 
     def _serve(self, timeout: float) -> None:
         handlers = self._handlers
-        for descriptor, _ in self._poll.poll(timeout):
+        ready = self._poll.poll(timeout)
+        if self._tick_ns:
+            # The timer ends the wait: whatever is longer, the engine has wanted to run and did not.
+            self._pauses.note(self._ran_ns + self._tick_ns, time.monotonic_ns())
+        for descriptor, _ in ready:
             # A stop in this same round has closed the timer that was due as well.
             if descriptor in handlers:
                 handlers[descriptor]()
+        self._ran_ns = time.monotonic_ns()
 
     def run(self) -> None:
         """Serve until the parent says stop, or is gone."""
         messages, parent = self._control.descriptors
         self._watch(messages, self._command)
         self._watch(parent, self._leave)
-        if self._settings.rate > 0 and self._streams:
+        self._started_ns = self._last_tick_ns = self._ran_ns = time.monotonic_ns()
+        if self._settings.rate > 0 and self._streams.all:
             interval = 1e9 / self._settings.rate
             self._per_tick = max(1, round(SHORTEST_TICK_NS / interval))
-            self._timer = periodic_timer(round(interval * self._per_tick))
+            self._tick_ns = round(interval * self._per_tick)
+            self._timer = periodic_timer(self._tick_ns)
             self._watch(self._timer, self._tick)
-        self._started_ns = self._last_tick_ns = time.monotonic_ns()
         while True:
             self._serve(-1 if self._burst is None and self._drain_ns is None else 0.01)
             if self._burst is not None:
@@ -184,10 +174,8 @@ class Engine:
         now = time.monotonic_ns()
         self._longest_pause_ns = max(self._longest_pause_ns, now - self._last_tick_ns)
         self._last_tick_ns = now
-        streams = self._streams
         for _ in range(self._per_tick):
-            streams[self._next].send()
-            self._next = (self._next + 1) % len(streams)
+            self._turn.next().send()
 
     def _command(self) -> None:
         message = self._control.receive()
@@ -197,32 +185,32 @@ class Engine:
             case {"do": "snapshot"}:
                 self._control.send(self._report(final=False).to_json())
             case {"do": "burst", "flows": names, "count": count, "timeout": timeout}:
-                parts: list[tuple[Stream, int, int]] = []
-                for stream in self._streams:
-                    if stream.flow.name in names:
-                        first = stream.sent
-                        stream.send(count)
-                        parts.append((stream, first, stream.sent))
-                self._burst = _Burst(parts, time.monotonic_ns() + round(timeout * 1e9))
+                self._send_burst(frozenset(names), count, timeout)
+            case {"do": "focus", "flows": names}:
+                self._turn.focus(names)
+                self._control.send({"focus": names})
             case {"do": "stop", "drain": drain}:
                 self._stop(drain)
             case other:
                 raise ValueError(f"unknown command {other}")
 
+    def _send_burst(self, names: frozenset[str], count: int, timeout: float) -> None:
+        parts: list[tuple[Stream, int, int]] = []
+        for stream in self._streams.all:
+            if stream.flow.name in names:
+                first = stream.sent
+                stream.send(count)
+                parts.append((stream, first, stream.sent))
+        self._burst = _Burst(parts, time.monotonic_ns() + round(timeout * 1e9))
+
     def _check_burst(self, burst: _Burst) -> None:
-        waiting = burst.waiting()
-        if any(waiting.values()):
+        if burst.waiting:
             if time.monotonic_ns() < burst.deadline_ns:
                 return
             # Whoever was kept from reading for a while finds the answers now.
             self._read_all()
-            waiting = burst.waiting()
         self._burst = None
-        answer = {
-            stream.flow.name: [end - first, end - first - waiting[stream.flow.name]]
-            for stream, first, end in burst.parts
-        }
-        self._control.send({"bursts": answer})
+        self._control.send({"bursts": burst.results()})
 
     def _stop(self, drain: float) -> None:
         if self._timer >= 0:
@@ -230,47 +218,38 @@ class Engine:
             del self._handlers[self._timer]
             os.close(self._timer)
             self._timer = -1
+            self._tick_ns = 0
         self._drain_ns = round(drain * 1e9)
 
     def _drained(self, drain_ns: int) -> bool:
         # What was lost long ago is not waited for; what was sent just now is, as long as `drain_ns`.
         since = time.monotonic_ns() - drain_ns
-        if not self._idle(since):
+        if not self._streams.idle(since):
             return False
         # An engine that did not run for a while has old packets unread in its sockets, and their answers still to send.
         self._read_all()
-        if not self._idle(since):
+        if not self._streams.idle(since):
             return False
         self._control.send(self._report(final=True).to_json())
         return True
 
-    def _idle(self, since_ns: int) -> bool:
-        return all(stream.idle(since_ns) for stream in self._streams)
-
     def _report(self, *, final: bool) -> TrafficReport:
-        udp = [stream for stream in self._streams if isinstance(stream, UdpStream)]
         return TrafficReport(
             started_ns=self._started_ns,
             stopped_ns=time.monotonic_ns(),
             longest_pause_ns=self._longest_pause_ns,
             cpu_ns=time.process_time_ns(),
-            udp=tuple(
-                stream.report(socket_drops=self._reflectors[self._target(stream.flow)].drops, final=final)
-                for stream in udp
-            ),
-            tcp=tuple(stream.report() for stream in self._streams if isinstance(stream, TcpStream)),
+            late_after_ns=self._late_after_ns,
+            starved=tuple(self._pauses.all),
+            flows=self._streams.report(self._late_after_ns, final=final),
         )
-
-    @staticmethod
-    def _target(flow: Flow) -> Address:
-        return Address(flow.target_ns, flow.target_ip, flow.port)
 
     def _leave(self) -> None:
         raise ParentGone
 
     def close(self) -> None:
         """Close everything that open() and run() opened."""
-        self._stack.close()
+        self._streams.close()
         self._poll.close()
 
 

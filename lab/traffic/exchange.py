@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from datapath.errors import ReloadlabError
-from lab.system.sockets import Address, allow_fragments, bound_socket, segments_sent
+from lab.system.sockets import Address, allow_fragments, bound_socket, tcp_info
 
 ETHERNET, IPV4, IPV6, FRAGMENT_HEADER, UDP_OR_ECHO = 14, 20, 40, 8, 8
 """Bytes of the headers."""
@@ -211,15 +211,15 @@ def _tcp(
     while not select.select([listener], [], [], 0 if done else _POLL)[0]:
         refused = out.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         if refused or done or time.monotonic() > deadline:
-            return Result(error=errno.errorcode[refused] if refused else "", segments=segments_sent(out))
+            return Result(error=errno.errorcode[refused] if refused else "", segments=tcp_info(out).segments_out)
         done = settled()
     into = stack.enter_context(listener.accept()[0])
     for sock in (out, into):
         sock.settimeout(max(deadline - time.monotonic(), 0.01))
     try:
-        return Result(1, _talk(out, into, probe), "", segments_sent(out))
+        return Result(1, _talk(out, into, probe), "", tcp_info(out).segments_out)
     except OSError as error:
-        return Result(1, 0, errno.errorcode.get(error.errno or errno.ETIMEDOUT, str(error)), segments_sent(out))
+        return Result(1, 0, errno.errorcode.get(error.errno or errno.ETIMEDOUT, str(error)), tcp_info(out).segments_out)
 
 
 def _talk(out: socket.socket, into: socket.socket, probe: Probe) -> int:

@@ -4,43 +4,49 @@ from __future__ import annotations
 
 import errno
 import socket
-import struct
 import time
 from collections import deque
 from typing import Literal
 
-from lab.system.sockets import Address, bound_socket, retransmits
-from lab.traffic.flows import Break, Flow, Stall, TcpReport
+from lab.system.sockets import Address, bound_socket
+from lab.traffic.delays import DelayRecorder, Pauses
+from lab.traffic.flows import Flow
+from lab.traffic.payload import Payloads
+from lab.traffic.report import Connections, Event, FlowReport, LostPacket
+from lab.traffic.segments import Segments
+from lab.traffic.sources import OnReadable
 
-HEADER = struct.Struct("!QIQ")
 WINDOW = 64
 """Records under way at most: during a stall nothing is added but what fits the socket's buffer by far."""
+
+Side = Literal["source", "target"]
 
 
 class TcpStream:
     """A connection between two namespaces, both ends of it."""
 
-    def __init__(self, index: int, flow: Flow, token: int, size: int, stall_after_ns: int) -> None:
+    def __init__(
+        self, flow: Flow, payloads: Payloads, delays: DelayRecorder, pauses: Pauses, stall_after_ns: int
+    ) -> None:
         self.flow = flow
         self.sent = 0
         self.received = 0
-        self.broken: Break | None = None
-        self._prefix = (token, index)
-        padding = max(size - HEADER.size, 0)
-        self._padding = (bytes(range(256)) * (padding // 256 + 1))[:padding]
-        self._record_size = HEADER.size + len(self._padding)
+        self.broken = ""
+        self._payloads = payloads
+        self._delays = delays
+        self._pauses = pauses
         self._stall_after = stall_after_ns
-        self._stalls: list[Stall] = []
+        self._events: list[Event] = []
         self._progress_ns = 0
-        self._longest = 0
-        self._corrupted = 0
+        self._answered = 0
+        self._bytes_sent = 0
         self._bytes_received = 0
-        self._retransmits = 0
         self._under_way: deque[int] = deque()
         self._unsent = bytearray()
         self._unechoed = bytearray()
         self._partial = bytearray()
         self._sockets: list[socket.socket] = []
+        self._segments: Segments
 
     def open(self, listener: socket.socket, deadline: float) -> None:
         """Connect, and accept the connection; OSError if that fails before `deadline` (time.monotonic)."""
@@ -59,43 +65,50 @@ class TcpStream:
         for sock in self._sockets:
             sock.setblocking(False)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._segments = Segments(source, target)
+
+    def watch(self, on_readable: OnReadable) -> None:
+        """Have both ends read when something comes."""
+        on_readable(self._source, self._source_readable)
+        on_readable(self._target, self._target_readable)
 
     @property
-    def source(self) -> socket.socket:
+    def _source(self) -> socket.socket:
         return self._sockets[0]
 
     @property
-    def target(self) -> socket.socket:
+    def _target(self) -> socket.socket:
         return self._sockets[1]
-
-    def _record(self, number: int) -> bytes:
-        return HEADER.pack(*self._prefix, number) + self._padding
 
     def send(self, count: int = 1) -> None:
         """Send the next records, unless the connection is broken or too much is under way already."""
         if self.broken:
             return
         now = time.monotonic_ns()
+        self._segments.look(self.sent, now, quiet=not self._under_way)
         if count > 1 or len(self._under_way) < WINDOW:
             for number in range(self.sent, self.sent + count):
-                self._unsent += self._record(number)
+                self._unsent += self._payloads.of(number)
                 self._under_way.append(now)
             self.sent += count
-        self._flush(self.source, self._unsent, "source")
-        self._flush(self.target, self._unechoed, "target")
+        self._flush(self._source, self._unsent, "source")
+        self._flush(self._target, self._unechoed, "target")
 
-    def _flush(self, sock: socket.socket, data: bytearray, side: Literal["source", "target"]) -> None:
+    def _flush(self, sock: socket.socket, data: bytearray, side: Side) -> None:
         if not data or self.broken:
             return
         try:
-            del data[: sock.send(data)]
+            taken = sock.send(data)
         except BlockingIOError:
             # The buffer is full, as it is when nothing arrives for long. The next send() tries again.
             return
         except OSError as error:
             self._break(side, error)
+        else:
+            del data[:taken]
+            self._bytes_sent += taken if side == "source" else 0
 
-    def _receive(self, sock: socket.socket, side: Literal["source", "target"]) -> bytes:
+    def _receive(self, sock: socket.socket, side: Side) -> bytes:
         if self.broken:
             return b""
         try:
@@ -109,79 +122,106 @@ class TcpStream:
             self._break(side, None)
         return data
 
-    def target_readable(self) -> None:
+    def _target_readable(self) -> None:
         """Echo what has arrived."""
-        self._unechoed += self._receive(self.target, "target")
-        self._flush(self.target, self._unechoed, "target")
+        self._unechoed += self._receive(self._target, "target")
+        self._flush(self._target, self._unechoed, "target")
 
-    def source_readable(self) -> None:
+    def _source_readable(self) -> None:
         """Compare the echo with the records, one by one."""
-        data = self._receive(self.source, "source")
+        data = self._receive(self._source, "source")
         if not data:
             return
         now = time.monotonic_ns()
         self._end_stall(now)
         self._bytes_received += len(data)
         self._partial += data
-        size = self._record_size
-        while len(self._partial) >= size:
-            if self._partial[:size] != self._record(self.received + self._corrupted):
-                self._corrupted += 1
-            else:
+        while self._answered < self.sent:
+            wanted = self._payloads.of(self._answered)
+            if len(self._partial) < len(wanted):
+                break
+            sent_ns = self._under_way.popleft()
+            if self._partial[: len(wanted)] == wanted:
                 self.received += 1
-            del self._partial[:size]
-            if self._under_way:
-                self._longest = max(self._longest, now - self._under_way.popleft())
+            else:
+                self._events.append(Event("corrupted", sent_ns))
+            del self._partial[: len(wanted)]
+            self._answered += 1
+            self._delays.round_trip(sent_ns, self._delays.packet(sent_ns, now))
         self._progress_ns = now
 
     def _waiting_since(self) -> int | None:
         return max(self._under_way[0], self._progress_ns) if self._under_way else None
 
     def _end_stall(self, now: int) -> None:
-        since = self._waiting_since()
-        if since is not None and now - since > self._stall_after:
-            self._stalls.append(Stall(since, now))
+        if (stall := self._stall(now)) is not None:
+            self._events.append(stall)
 
-    def _break(self, side: Literal["source", "target"], error: OSError | None) -> None:
+    def _stall(self, now: int) -> Event | None:
+        """Return the time without progress up to now, if it is a stall: an engine that did not run makes none."""
+        since = self._waiting_since()
+        if since is None or self.broken:
+            return None
+        lasted = now - since - self._pauses.within(since, now)
+        return Event("stall", since, f"{lasted / 1e9:.1f} s") if lasted > self._stall_after else None
+
+    def _break(self, side: Side, error: OSError | None) -> None:
         name = "EOF" if error is None else errno.errorcode.get(error.errno or 0, str(error))
-        self.broken = Break(time.monotonic_ns(), name, side)
-        self._retransmits = self._count_retransmits()
+        self.broken = name
+        self._events.append(Event("reset", time.monotonic_ns(), f"{name} at the {side}"))
         # The other end learns of it in its own way; it has nothing to add.
         for sock in self._sockets:
             sock.close()
 
-    def _count_retransmits(self) -> int:
-        return sum(retransmits(sock) for sock in self._sockets if sock.fileno() >= 0)
-
     def unanswered(self, first: int, end: int) -> int:
         """Return how many of the records [first, end) have no echo yet."""
-        done = self.received + self._corrupted
-        return max(end - max(first, done), 0)
+        return max(end - max(first, self._answered), 0)
+
+    def arrivals(self, first: int, end: int) -> int:
+        """Return how many of the records [first, end) have an echo."""
+        return end - first - self.unanswered(first, end)
 
     def idle(self, since_ns: int) -> bool:
         """Tell whether there is nothing to wait for: all echoed, or broken, or nothing has moved since `since_ns`."""
         waiting = self._waiting_since()
-        return self.broken is not None or waiting is None or waiting < since_ns
+        return bool(self.broken) or waiting is None or waiting < since_ns
 
-    def report(self) -> TcpReport:
-        """Return the account so far."""
-        stalls = list(self._stalls)
-        since = self._waiting_since()
-        if since is not None and not self.broken and time.monotonic_ns() - since > self._stall_after:
-            stalls.append(Stall(since, None))
-        return TcpReport(
+    def report(self, *, late_after_ns: int, final: bool) -> FlowReport:
+        """Return the account so far; records without an echo count as lost if `final`."""
+        now = time.monotonic_ns()
+        if not self.broken:
+            self._segments.look(self.sent, now, quiet=final or not self._under_way)
+        lost = self._lost() if final else []
+        stall = self._stall(now)
+        return FlowReport(
             name=self.flow.name,
+            protocol="tcp",
             sent=self.sent,
+            delivered=self._answered,
             received=self.received,
-            in_flight=self.sent - self.received - self._corrupted,
-            corrupted=self._corrupted,
-            bytes_sent=self.sent * self._record_size - len(self._unsent),
-            bytes_received=self._bytes_received,
-            retransmits=self._retransmits if self.broken else self._count_retransmits(),
-            longest_ns=self._longest,
-            stalls=tuple(stalls),
-            broken=self.broken,
+            in_flight=0 if final else len(self._under_way),
+            lost=tuple(lost),
+            events=(
+                *self._events,
+                *([stall] if stall else ()),
+                *(() if self.broken else self._segments.events),
+                *self._delays.late(late_after_ns),
+            ),
+            delays=self._delays.report(),
+            connections=Connections(
+                opened=1,
+                bytes_sent=self._bytes_sent,
+                bytes_received=self._bytes_received,
+                retransmits=self._segments.retransmits,
+                spurious=self._segments.spurious,
+            ),
         )
+
+    def _lost(self) -> list[LostPacket]:
+        """Return the missing segments; without any, or if the connection broke, the records without an echo."""
+        if not self.broken and self._segments.lost:
+            return self._segments.lost
+        return [LostPacket(n, at, "exchange", self.broken) for n, at in enumerate(self._under_way, self._answered)]
 
     def close(self) -> None:
         for sock in self._sockets:

@@ -4,7 +4,7 @@
         ...                                   # reload
         traffic.burst("pod-1 to pod-2", 20)   # at a gate: packets now, answered before the reload goes on
         report = traffic.stop()
-    assert not report.problems()
+    assert not report.findings()
 
 The engine is a process of its own (lab.traffic.engine): neither it nor the reload waits for the other's interpreter
 lock.
@@ -20,30 +20,8 @@ from dataclasses import dataclass
 from types import TracebackType
 
 from lab.system.companion import Child
-from lab.traffic.flows import (
-    Break,
-    Flow,
-    LostPacket,
-    Stall,
-    TcpReport,
-    TrafficError,
-    TrafficReport,
-    UdpReport,
-    check_flows,
-)
-
-__all__ = [
-    "Break",
-    "Burst",
-    "Flow",
-    "LostPacket",
-    "Stall",
-    "TcpReport",
-    "Traffic",
-    "TrafficError",
-    "TrafficReport",
-    "UdpReport",
-]
+from lab.traffic.flows import Flow, TrafficError, check_flows
+from lab.traffic.report import TrafficReport
 
 _ANSWER = 10.0
 """Seconds that the engine has for an answer beyond what it was told to wait: it shares the cores with reloads."""
@@ -54,15 +32,17 @@ LARGEST_BURST = 4000
 
 @dataclass(frozen=True, slots=True)
 class Burst:
-    """How many packets (or records) a burst sent, and how many were answered in time."""
+    """How many packets (or records) a burst sent, and how many were answered in time; of a denied flow, arrived."""
 
     flow: str
     sent: int
     answered: int
+    denied: bool = False
 
     @property
     def complete(self) -> bool:
-        return self.sent == self.answered > 0
+        """Whether all is as it should be: every packet answered, or, of a denied flow, none arrived."""
+        return self.sent > 0 and self.answered == (0 if self.denied else self.sent)
 
 
 class Traffic:
@@ -75,20 +55,24 @@ class Traffic:
         rate: float = 1000.0,
         size: int = 64,
         stall_after: float = 1.0,
+        late_after: float = 0.2,
         start_timeout: float = 10.0,
         warm_up: bool = True,
     ) -> None:
         """Describe the traffic; nothing is started or opened yet.
 
         `rate` is in packets (and TCP records) a second over all flows in turn, 0 for bursts only; `size` in bytes of
-        payload; a connection that makes no progress for `stall_after` seconds is stalled. Unless `warm_up` is false,
-        start() waits until each UDP flow was answered once: paths that must not work need it false.
+        payload; a connection that makes no progress for `stall_after` seconds is stalled, a packet that is under way
+        for `late_after` seconds is late, or for longer if the undisturbed path is slow (lab.traffic.delays.late_bound).
+        Unless `warm_up` is false, start() waits until each UDP flow was answered: paths that must not work need it
+        false.
         """
         self._flows = tuple(flows)
         self._settings = {
             "rate": rate,
             "size": size,
             "stall_after": stall_after,
+            "late_after": late_after,
             "start_timeout": start_timeout,
             "warm_up": warm_up,
         }
@@ -143,16 +127,25 @@ class Traffic:
 
     def burst_all(self, count: int, flows: Sequence[str] | None = None, *, timeout: float = 1.0) -> list[Burst]:
         """Do the same for several flows at a time (all, if none are named), `count` packets each."""
-        names = [flow.name for flow in self._flows]
-        wanted = names if flows is None else list(flows)
-        unknown = sorted(set(wanted) - set(names))
-        if unknown:
-            raise TrafficError(f"no flow {unknown[0]}: there are {', '.join(names)}")
+        wanted = [flow.name for flow in self._flows] if flows is None else list(flows)
+        self._check_names(wanted)
         if not 0 < count * len(wanted) <= LARGEST_BURST:
             raise TrafficError(f"a burst has 1 to {LARGEST_BURST} packets, not {count} of {len(wanted)} flows")
         message = {"do": "burst", "flows": wanted, "count": count, "timeout": timeout}
         answer, _ = self._child.request(message, timeout=timeout + _ANSWER)
-        return [Burst(name, *answer["bursts"][name]) for name in wanted]
+        denied = {flow.name for flow in self._flows if flow.denied}
+        return [Burst(name, sent, done, name in denied) for name in wanted for sent, done in [answer["bursts"][name]]]
+
+    def focus(self, flows: Sequence[str]) -> None:
+        """From now on send every other packet over these flows, the rest over all in turn; none: over all alike."""
+        self._check_names(flows)
+        self._child.request({"do": "focus", "flows": list(flows)}, timeout=_ANSWER)
+
+    def _check_names(self, flows: Sequence[str]) -> None:
+        names = [flow.name for flow in self._flows]
+        unknown = sorted(set(flows) - set(names))
+        if unknown:
+            raise TrafficError(f"no flow {unknown[0]}: there are {', '.join(names)}")
 
     def stop(self, *, drain: float = 1.0) -> TrafficReport:
         """Stop sending, wait for what is under way (at most `drain` seconds), end the engine, return the account.

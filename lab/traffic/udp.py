@@ -4,156 +4,198 @@ from __future__ import annotations
 
 import errno
 import socket
-import struct
 import time
+from array import array
 from collections.abc import Mapping
+from functools import partial
 
-from lab.system.sockets import Address, bound_socket, drops, hop_limit, report_hop_limit
-from lab.traffic.flows import Flow, LostPacket, RequestOrReply, UdpReport
-
-HEADER = struct.Struct("!QIQ")
-"""The token of this run, the flow's index, the packet's number."""
-
-WARM_UP = (1 << 64) - 1
-"""The number of packets that only make the path ready (neighbours resolved); they are not counted."""
+from lab.system.sockets import (
+    ARRIVAL_SPACE,
+    Address,
+    arrival,
+    bound_socket,
+    drops,
+    queue_errors,
+    refused_payload,
+    report_arrival,
+)
+from lab.traffic.account import Way
+from lab.traffic.delays import DelayRecorder
+from lab.traffic.flows import Flow
+from lab.traffic.payload import HEADER, WARM_UP, Payloads
+from lab.traffic.report import Event, FlowReport
+from lab.traffic.sources import OnReadable, Source, Sources
 
 _LARGEST = 65536
-_ANCILLARY = socket.CMSG_SPACE(4)
-
-
-class _Way:
-    """One direction of a stream: what is under way, and what came of the rest."""
-
-    __slots__ = ("detours", "duplicates", "errors", "first_hop_limit", "highest", "name", "reordered", "under_way")
-
-    def __init__(self, name: RequestOrReply) -> None:
-        self.name = name
-        self.under_way: dict[int, int] = {}
-        self.errors: dict[int, str] = {}
-        self.highest = -1
-        self.first_hop_limit = -1
-        self.duplicates = 0
-        self.reordered = 0
-        self.detours = 0
-
-    def arrived(self, number: int, hops: int) -> bool:
-        """Account for a packet; False if it is not the first of its number."""
-        if self.under_way.pop(number, None) is None:
-            self.duplicates += 1
-            return False
-        if number < self.highest:
-            self.reordered += 1
-        else:
-            self.highest = number
-        if hops != self.first_hop_limit:
-            if self.first_hop_limit < 0:
-                self.first_hop_limit = hops
-            else:
-                self.detours += 1
-        return True
-
-    def lost(self) -> list[LostPacket]:
-        return [LostPacket(n, at, self.name, self.errors.get(n, "")) for n, at in self.under_way.items()]
 
 
 class UdpStream:
     """The source of a flow."""
 
-    def __init__(self, index: int, flow: Flow, token: int, size: int, deadline: float) -> None:
+    def __init__(self, flow: Flow, payloads: Payloads, delays: DelayRecorder, deadline: float) -> None:
         self.flow = flow
-        self.index = index
         self.sent = 0
         self.received = 0
-        self.warm = False
-        self.requests = _Way("request")
-        self.replies = _Way("reply")
-        self.icmp_errors = 0
-        self.strays = 0
-        self.broken = False
-        self._token = token
-        self._padding = bytes(max(size - HEADER.size, 0))
-        self.socket = bound_socket(Address(flow.source_ns, flow.source_ip, 0), socket.SOCK_DGRAM, deadline)
-        try:
-            self.socket.setblocking(False)
-            report_hop_limit(self.socket)
-            self.socket.connect((flow.target_ip, flow.port))
-        except OSError:
-            self.socket.close()
-            raise
+        self.warm = flow.denied or flow.refused
+        self.calm_ns: list[int] = []
+        self.requests = Way("request")
+        self.replies = Way("reply")
+        self.delays = delays
+        self._strays = 0
+        self._events: list[Event] = []
+        self._payloads = payloads
+        self._times = array("q")
+        self._took: dict[int, int] = {}
+        self._warm_up_ns = 0
+        self._sources = Sources(flow, socket.SOCK_DGRAM, deadline)
+        for source in self._sources.all:
+            (queue_errors if flow.refused else report_arrival)(source.socket)
+
+    def watch(self, on_readable: OnReadable) -> None:
+        """Have the answers read when they come."""
+        read = self._read_refusals if self.flow.refused else self._read_reply
+        for source in self._sources.all:
+            on_readable(source.socket, partial(read, source))
 
     def send(self, count: int = 1) -> None:
         """Send the next packets. One that the kernel refuses has a number, too: it is lost, with its errno."""
         for number in range(self.sent, self.sent + count):
-            self.requests.under_way[number] = time.monotonic_ns()
-            error = self._send(HEADER.pack(self._token, self.index, number) + self._padding)
+            source = self._sources.take(number)
+            now = time.monotonic_ns()
+            self._times.append(now)
+            error = self._send(source, self._payloads.of(number))
             if error:
                 self.requests.errors[number] = error
+            elif self.flow.denied:
+                continue
+            else:
+                source.waiting += 1
+            self.requests.under_way[number] = now
         self.sent += count
 
     def warm_up(self) -> None:
-        self._send(HEADER.pack(self._token, self.index, WARM_UP) + self._padding)
+        """Send a packet that is not counted; its answer makes the flow warm, and is a sample of `calm_ns`."""
+        self._warm_up_ns = time.monotonic_ns()
+        self._send(self._sources.all[0], self._payloads.of(WARM_UP))
 
-    def _send(self, packet: bytes) -> str:
+    def _send(self, source: Source, packet: bytes) -> str:
         for _ in range(3):
             try:
-                self.socket.send(packet)
+                source.socket.send(packet)
             except ConnectionRefusedError:
                 # The answer to an earlier packet, handed out in place of sending this one: send again.
-                self.icmp_errors += 1
+                self._refused()
             except OSError as error:
                 return errno.errorcode.get(error.errno or 0, str(error))
             else:
                 return ""
         return "ECONNREFUSED"
 
-    def readable(self) -> None:
-        """Take one reply."""
+    def _refused(self) -> None:
+        # The neighbour that was not resolved at first may have been announced unreachable.
+        if self._times and not self.flow.refused:
+            self._events.append(Event("icmp-error", self._times[-1]))
+
+    def _read_reply(self, source: Source) -> None:
         try:
-            data, ancillary, _, _ = self.socket.recvmsg(_LARGEST, _ANCILLARY)
+            data, ancillary, _, _ = source.socket.recvmsg(_LARGEST, ARRIVAL_SPACE)
         except BlockingIOError:
             return
         except OSError:
             # A pending ICMP error; reading it has cleared it.
-            self.icmp_errors += 1
+            self._refused()
             return
-        token, index, number = HEADER.unpack_from(data) if len(data) >= HEADER.size else (0, 0, 0)
-        if token != self._token or index != self.index:
-            self.strays += 1
-        elif number == WARM_UP:
+        now = time.monotonic_ns()
+        number = self._payloads.number(data)
+        hops, waited = arrival(ancillary)
+        if number == WARM_UP:
             self.warm = True
-        elif self.replies.arrived(number, hop_limit(ancillary)):
+            self.calm_ns.append(now - self._warm_up_ns - waited)
+        elif number is None or number >= self.sent:
+            self._strays += 1
+        elif (sent_ns := self.replies.arrived(number, hops)) is None:
+            self._events.append(Event("duplicate", self._times[number]))
+        else:
+            source.waiting -= 1
             self.received += 1
+            self._check(data, number)
+            took = self.delays.packet(sent_ns, now, waited)
+            self.delays.round_trip(self._times[number], took + self._took.pop(number))
+
+    def _read_refusals(self, source: Source) -> None:
+        while (refusal := refused_payload(source.socket)) is not None:
+            now = time.monotonic_ns()
+            data, error = refusal
+            number = self._payloads.number(data)
+            sent_ns = self.requests.under_way.pop(number, None) if number is not None else None
+            if number is None or sent_ns is None:
+                self._strays += 1
+                continue
+            source.waiting -= 1
+            self.received += 1
+            self.delays.round_trip(sent_ns, self.delays.packet(sent_ns, now))
+            if error != "ECONNREFUSED":
+                self._events.append(Event("icmp-error", sent_ns, f"{error} instead of ECONNREFUSED"))
+
+    def request_arrived(self, data: bytes, number: int, ancillary: list[tuple[int, int, bytes]]) -> bool:
+        """Account for a request at its target; tell whether it is to be answered. A duplicate is not."""
+        if self.flow.denied:
+            self._events.append(Event("leaked", self._times[number]))
+            return False
+        now = time.monotonic_ns()
+        hops, waited = arrival(ancillary)
+        sent_ns = self.requests.arrived(number, hops)
+        if sent_ns is None:
+            self._events.append(Event("duplicate", self._times[number]))
+            return False
+        self._check(data, number)
+        self._took[number] = self.delays.packet(sent_ns, now, waited)
+        self.replies.under_way[number] = time.monotonic_ns()
+        return True
+
+    def _check(self, data: bytes, number: int) -> None:
+        if data != self._payloads.of(number):
+            self._events.append(Event("corrupted", self._times[number]))
 
     def unanswered(self, first: int, end: int) -> int:
-        """Return how many of the packets [first, end) have not come back yet."""
+        """Return how many of the packets [first, end) have not come back yet; of a denied flow none will."""
         waiting = (self.requests.under_way, self.replies.under_way)
         return sum(1 for number in range(first, end) if number in waiting[0] or number in waiting[1])
 
+    def arrivals(self, first: int, end: int) -> int:
+        """Return how many of the packets [first, end) were answered; of a denied flow, how many arrived."""
+        if self.flow.denied:
+            times = set(self._times[first:end])
+            return sum(1 for event in self._events if event.kind == "leaked" and event.at_ns in times)
+        return end - first - self.unanswered(first, end)
+
     def idle(self, since_ns: int) -> bool:
         """Tell whether everything that was sent after `since_ns` has arrived."""
-        return all(at < since_ns for way in (self.requests, self.replies) for at in way.under_way.values())
+        return self.requests.idle(since_ns) and self.replies.idle(since_ns)
 
-    def report(self, *, socket_drops: int, final: bool) -> UdpReport:
+    def report(self, *, late_after_ns: int, socket_drops: int, final: bool) -> FlowReport:
         """Return the account so far; what is under way counts as lost if `final`."""
         ways = (self.requests, self.replies)
         lost = sorted((p for way in ways for p in way.lost()), key=lambda packet: packet.number) if final else []
-        return UdpReport(
+        socket_drops += sum(drops(source.socket) for source in self._sources.all)
+        dropped = [Event("socket-drop", time.monotonic_ns())] * socket_drops
+        events = [*self._events, *(event for way in ways for event in way.events), *self.delays.late(late_after_ns)]
+        return FlowReport(
             name=self.flow.name,
+            protocol="udp",
             sent=self.sent,
             delivered=self.sent - len(self.requests.under_way),
             received=self.received,
-            in_flight=0 if final else self.sent - self.received,
+            in_flight=0 if final or self.flow.denied else self.sent - self.received,
             lost=tuple(lost),
-            duplicates=sum(way.duplicates for way in ways),
-            reordered=sum(way.reordered for way in ways),
-            detours=sum(way.detours for way in ways),
-            icmp_errors=self.icmp_errors,
-            socket_drops=socket_drops + drops(self.socket),
-            strays=self.strays,
+            events=(*events, *dropped),
+            delays=self.delays.report(),
+            denied=self.flow.denied,
+            strays=self._strays,
         )
 
     def close(self) -> None:
-        self.socket.close()
+        self._sources.close()
 
 
 class Reflector:
@@ -165,23 +207,21 @@ class Reflector:
         self.strays = 0
         self.socket = bound_socket(address, socket.SOCK_DGRAM, deadline)
         self.socket.setblocking(False)
-        report_hop_limit(self.socket)
+        report_arrival(self.socket)
 
     def readable(self) -> None:
         """Take one request and answer it. A duplicate is not answered, or it would count in both directions."""
         try:
-            data, ancillary, _, source = self.socket.recvmsg(_LARGEST, _ANCILLARY)
+            data, ancillary, _, source = self.socket.recvmsg(_LARGEST, ARRIVAL_SPACE)
         except BlockingIOError:
             return
         token, index, number = HEADER.unpack_from(data) if len(data) >= HEADER.size else (0, 0, 0)
         stream = self._streams.get(index) if token == self._token else None
-        if stream is None:
+        if stream is None or (number != WARM_UP and number >= stream.sent):
             self.strays += 1
             return
-        if number != WARM_UP:
-            if not stream.requests.arrived(number, hop_limit(ancillary)):
-                return
-            stream.replies.under_way[number] = time.monotonic_ns()
+        if number != WARM_UP and not stream.request_arrived(data, number, ancillary):
+            return
         try:
             self.socket.sendto(data, source)
         except OSError as error:

@@ -14,7 +14,7 @@ from datapath.reload.outcome import Outcome
 from lab.abi import reasons
 from lab.agent.agent import Agent
 from lab.node.topology import LXC_PREFIX, NODE
-from lab.traffic.traffic import TrafficReport
+from lab.traffic.report import TrafficReport
 from lab.watch import metrics
 from lab.watch.checks.generation import check_generation
 from lab.watch.checks.hooks import check_foreign, check_hooks
@@ -135,7 +135,7 @@ def check_drops(agent: Agent, before: Baseline, expected: Expected) -> list[Viol
 
 def check_traffic(traffic: TrafficReport, expected: Expected) -> list[Violation]:
     """Return the violations that the traffic shows (invariant 7)."""
-    return [Violation(7, what) for what in traffic.problems(other_path=expected.other_path)]
+    return [Violation(7, str(found), found.at) for found in traffic.findings(other_path=expected.other_path)]
 
 
 def check_warnings(outcomes: Iterable[Outcome], expected: Expected) -> list[Violation]:

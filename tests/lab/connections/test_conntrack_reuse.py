@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import pytest
 
-from lab.system.sockets import retransmits
+from lab.system.sockets import tcp_info
 from tests.lab.conversations import (
     BULK,
     CLIENT,
@@ -159,7 +159,7 @@ def test_time_wait_that_takes_the_syn_for_an_old_one(both: tuple[Pods, Pods]) ->
             talks.append((talk, client, listener))
         for talk, client, listener in talks:
             accept_again(talk, client, listener)
-            assert retransmits(client) > 0, "the first SYN was none to the server"
+            assert tcp_info(client).retransmits > 0, "the first SYN was none to the server"
     finally:
         both[0].sysctl(CLIENT, tcp_timestamps=1)
 

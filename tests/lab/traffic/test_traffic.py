@@ -18,9 +18,10 @@ import pytest
 
 from datapath.kernel.netns import enter
 from lab.system.companion import ChildError
-from lab.traffic.flows import TcpReport, UdpReport
-from lab.traffic.traffic import Flow, Traffic, TrafficError, TrafficReport
-from lab.traffic.udp import HEADER
+from lab.traffic.flows import Flow, TrafficError
+from lab.traffic.payload import HEADER
+from lab.traffic.report import TrafficReport
+from lab.traffic.traffic import Traffic
 from tests.lab.wires import TCP, UDP, Pair, Wire, address, ip, namespace, pass_all, payload, reset_of, veth_pair, wire
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -43,16 +44,8 @@ def flows(pair: Pair, protocol: str = "udp") -> list[Flow]:
     return [v4, replace(v4, name="six", source_ip="fd09::1", target_ip="fd09::2")]
 
 
-def udp(report: TrafficReport, name: str = "four") -> UdpReport:
-    found = report.flow(name)
-    assert isinstance(found, UdpReport)
-    return found
-
-
-def tcp(report: TrafficReport, name: str = "four") -> TcpReport:
-    found = report.flow(name)
-    assert isinstance(found, TcpReport)
-    return found
+def told(report: TrafficReport) -> list[str]:
+    return [str(finding) for finding in report.findings()]
 
 
 def number_of(packet: bytes) -> int:
@@ -77,13 +70,15 @@ def test_quiet_link_loses_nothing(pair: Pair) -> None:
             time.sleep(0.02)
         report = traffic.stop()
         assert traffic.stop() is report
-    assert report.problems() == []
+    assert report.findings() == []
     assert running.sent >= 200
     assert report.sent == report.received
-    for flow in report.udp:
+    assert report.lost == 0
+    for flow in report.flows:
         assert flow.delivered == flow.sent
-    for stream in report.tcp:
-        assert stream.bytes_sent == stream.bytes_received == stream.sent * 300
+        assert flow.delays.count >= flow.sent
+        if flow.connections is not None:
+            assert flow.connections.bytes_sent == flow.connections.bytes_received == flow.sent * 300
     assert report.started_ns < report.stopped_ns <= time.monotonic_ns()
 
 
@@ -98,10 +93,10 @@ def test_link_down_loses_exactly_what_was_sent(pair: Pair) -> None:
         ip(pair.b, "link", "set", "eth0", "up")
         assert traffic.burst("four", 10, timeout=5).complete
         report = traffic.stop()
-    lost = udp(report).lost
+    lost = report.flow("four").lost
     assert [(packet.number, packet.direction) for packet in lost] == [(n, "request") for n in range(10, 30)]
     assert report.lost_between(start, end) == [("four", packet) for packet in lost]
-    assert (udp(report).sent, udp(report).received, udp(report).delivered) == (40, 20, 20)
+    assert (report.flow("four").sent, report.flow("four").received, report.flow("four").delivered) == (40, 20, 20)
 
 
 @pytest.mark.privileged
@@ -110,7 +105,9 @@ def test_packets_that_the_kernel_refuses_are_lost_with_the_reason(pair: Pair) ->
         ip(pair.a, "link", "set", "eth0", "down")
         assert traffic.burst("four", 3, timeout=0.1).answered == 0
         report = traffic.stop(drain=0)
-    assert [(packet.number, packet.error) for packet in udp(report).lost] == [(n, "ENETUNREACH") for n in range(3)]
+    assert [(packet.number, packet.error) for packet in report.flow("four").lost] == [
+        (n, "ENETUNREACH") for n in range(3)
+    ]
 
 
 @pytest.mark.privileged
@@ -121,9 +118,9 @@ def test_lost_request_and_lost_reply_are_told_apart(tapped: Wire) -> None:
     with Traffic(flows(tapped.pair)[:1], rate=0) as traffic:
         tapped.judge = judge
         assert traffic.burst("four", 10, timeout=0.2).answered == 8
-        report = udp(traffic.stop(drain=0.1))
+        report = traffic.stop(drain=0.1).flow("four")
     assert [(packet.number, packet.direction) for packet in report.lost] == [(4, "request"), (7, "reply")]
-    assert (report.sent, report.delivered, report.received, report.duplicates) == (10, 9, 8, 0)
+    assert (report.sent, report.delivered, report.received, report.events) == (10, 9, 8, ())
 
 
 @pytest.mark.privileged
@@ -135,9 +132,8 @@ def test_duplicates_in_both_directions(tapped: Wire) -> None:
         tapped.judge = judge
         assert traffic.burst("four", 10).complete
         assert traffic.burst("four", 10).complete
-        report = udp(traffic.stop())
-    assert report.duplicates == 4
-    assert report.problems() == ["four: 4 duplicates"]
+        report = traffic.stop().flow("four")
+    assert [str(finding) for finding in report.findings()] == ["four: 4 duplicates"]
     assert (report.sent, report.received, report.lost) == (20, 20, ())
 
 
@@ -157,9 +153,9 @@ def test_packets_out_of_order(tapped: Wire) -> None:
     with Traffic(flows(tapped.pair)[:1], rate=0) as traffic:
         tapped.judge = judge
         assert traffic.burst("four", 10).complete
-        report = udp(traffic.stop())
+        report = traffic.stop().flow("four")
     # Two requests late, and the replies to them as well: they are answered in the order of their arrival.
-    assert report.problems() == ["four: 4 reordered"]
+    assert [str(finding) for finding in report.findings()] == ["four: 4 reordered"]
 
 
 @pytest.mark.privileged
@@ -176,7 +172,7 @@ def test_a_changed_path_shows_as_detour(tapped: Wire) -> None:
         assert traffic.burst("six", 5).complete
         assert traffic.burst("four", 5).complete
         report = traffic.stop()
-    assert report.problems() == ["six: 5 detours"]
+    assert told(report) == ["six: 5 took another path"]
 
 
 @pytest.mark.privileged
@@ -204,8 +200,8 @@ def test_icmp_refusals_cost_no_packet(tapped: Wire) -> None:
         tapped.judge = judge
         assert traffic.burst("four", 5, timeout=0.3).answered == 4
         assert traffic.burst("four", 5).complete
-        report = udp(traffic.stop(drain=0.1))
-    assert report.icmp_errors == 1
+        report = traffic.stop(drain=0.1).flow("four")
+    assert report.count("icmp-error") == 1
     assert [packet.number for packet in report.lost] == [2]
 
 
@@ -222,11 +218,10 @@ def test_tcp_reset_is_one_broken_connection(tapped: Wire) -> None:
         assert (burst.sent, burst.answered) == (5, 0)
         assert traffic.burst("six", 5).complete
         report = traffic.stop()
-    broken = tcp(report).broken
-    assert broken is not None
-    assert (broken.error, broken.side) == ("ECONNRESET", "target")
-    assert before < broken.at_ns < report.stopped_ns
-    assert report.problems() == ["four: connection broken: ECONNRESET at the target"]
+    lost, reset = report.findings()
+    assert str(lost) == "four: 5 of 10 packets lost (ECONNRESET), the first is exchange 5"
+    assert str(reset) == "four: 1 connections broken: ECONNRESET at the target"
+    assert before < min(lost.at) < max(reset.at) < report.stopped_ns
 
 
 @pytest.mark.privileged
@@ -238,17 +233,19 @@ def test_tcp_stall_is_seen_while_it_lasts_and_after(tapped: Wire) -> None:
         assert traffic.burst("four", 5).complete
         tapped.judge = deaf
         assert traffic.burst("four", 5, timeout=0.8).answered == 0
-        (lasting,) = tcp(traffic.snapshot()).stalls
-        assert lasting.end_ns is None
+        (lasting,) = traffic.snapshot().flow("four").events
+        assert lasting.kind == "stall"
         tapped.judge = lambda packet, to_b: [packet]
         assert traffic.burst("four", 5, timeout=10).complete
-        report = tcp(traffic.stop())
-    (stall,) = report.stalls
-    assert stall.start_ns == lasting.start_ns
-    assert stall.end_ns is not None
-    assert stall.end_ns - stall.start_ns == report.longest_ns > 500_000_000
-    assert report.retransmits > 0
-    assert (report.sent, report.received, report.in_flight, report.broken) == (15, 15, 0, None)
+        report = traffic.stop().flow("four")
+    stall = next(event for event in report.events if event.kind == "stall")
+    assert stall.at_ns == lasting.at_ns
+    assert report.delays.worst_ns > 500_000_000
+    assert {finding.kind for finding in report.findings()} == {"lost", "late", "stall", "retransmit"}
+    assert report.connections is not None
+    assert report.connections.retransmits > report.connections.spurious == 0
+    assert report.count("lost") >= 1
+    assert (report.sent, report.received, report.in_flight) == (15, 15, 0)
 
 
 @pytest.mark.privileged
@@ -262,8 +259,8 @@ def test_tcp_echo_that_differs(tapped: Wire) -> None:
     with Traffic(flows(tapped.pair, "tcp")[:1], rate=0) as traffic:
         tapped.judge = judge
         traffic.burst("four", 1)
-        report = tcp(traffic.stop())
-    assert report.problems() == ["four: 1 echoes differ from their record"]
+        report = traffic.stop().flow("four")
+    assert [str(finding) for finding in report.findings()] == ["four: 1 differ from what was sent"]
 
 
 # Starting and ending
@@ -367,7 +364,7 @@ def test_a_stop_that_comes_with_the_timer_is_served(pair: Pair) -> None:
         resume.start()
         report = traffic.stop()
         resume.join()
-    assert report.problems() == []
+    assert report.findings() == []
 
 
 @pytest.mark.privileged
@@ -398,8 +395,8 @@ def test_what_lies_unread_in_a_socket_is_not_lost(tapped: Wire, requests: bool) 
         resume.start()
         report = traffic.stop(drain=0.2)
         resume.join()
-    assert report.problems() == []
-    assert (udp(report).sent, udp(report).received) == (20, 20)
+    assert report.findings() == []
+    assert (report.flow("four").sent, report.flow("four").received) == (20, 20)
 
 
 def nudge(tapped: Wire, *, to_b: bool) -> None:
