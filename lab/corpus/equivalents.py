@@ -1,0 +1,64 @@
+"""Which systematic faults are without effect, and why: no packet, and nobody who looks at the node, can tell.
+
+Each reason rests on what the steps in datapath/reload/ do. Whoever changes a step reads the reasons that name it.
+"""
+
+from __future__ import annotations
+
+from fnmatch import fnmatchcase
+
+_FETCHED_AGAIN = "the template cache returns the template that it has just returned"
+_WRITTEN_AGAIN = "the same bytes replace the file that nobody has read yet; taking it back twice removes it once"
+_MOVED_AGAIN = "the second time no map is pinned at the places that were cleared, so nothing is moved; the lock is held"
+_OPENED_AGAIN = "the maps that the first time made are used by nothing, are not pinned, and close with the reload"
+_FILLED_AGAIN = "nothing uses the maps yet: each entry is written again with the same value, and the pin is found"
+_SLOTS_AGAIN = "each slot is given the program that it has; carrying connections over twice merges equal states"
+_POLICY_AGAIN = "each slot is given the program that it has; the undo puts this one back and then the old one"
+_ROUTES_AGAIN = "the routes are as the step wants them: it finds nothing to do"
+_FILTERS_AGAIN = "no filter of ours is left in that direction: it finds nothing to do"
+_NO_UNDO = "the step registers no undo: what it makes closes with the reload"
+_ONE_OBJECT = "nothing can fail between the publication of the only object and the point of no return"
+_PINNED_LATER = (
+    "a program refers to its maps, not to their pins, and runs only once it is attached; nobody else can pin a map "
+    "of the same name meanwhile: the step before holds the lock for it"
+)
+_OTHER_OBJECT = "the two steps belong to two objects and have nothing in common"
+_TO_AND_FROM = (
+    "no packet meets both: the policy slot and the routes are met on the way to the pod, the ingress program on the way "
+    "from it; each of them is complete by itself, in either order"
+)
+_TWO_HOOKS = (
+    "no packet meets both hooks of the device; each program has its own calls map, old or new, in either order"
+)
+
+REASONS: dict[str, str] = {
+    "*/compile/twice": _FETCHED_AGAIN,
+    "*/compile/not-undone": _NO_UNDO,
+    "*/write-object*/twice": _WRITTEN_AGAIN,
+    "*/repin-maps*/twice": _MOVED_AGAIN,
+    "*/open-maps*/twice": _OPENED_AGAIN,
+    "*/open-maps*/not-undone": _NO_UNDO,
+    "*/migrate-maps*/twice": _FILLED_AGAIN,
+    "*/migrate-maps*/swapped": _PINNED_LATER,
+    "*/load-programs*/not-undone": _NO_UNDO,
+    "*/fill-arrays*/twice": _SLOTS_AGAIN,
+    "*/fill-arrays*/not-undone": _NO_UNDO,
+    "*/insert-policy/twice": _POLICY_AGAIN,
+    "*/install-routes/twice": _ROUTES_AGAIN,
+    "*/remove-routes/twice": _ROUTES_AGAIN,
+    "*/detach-*/twice": _FILTERS_AGAIN,
+    "pod*/commit/not-undone": _ONE_OBJECT,
+    "overlay/commit/not-undone": _ONE_OBJECT,
+    "host/fill-arrays:*/swapped": _OTHER_OBJECT,
+    "pod*/insert-policy/swapped": _TO_AND_FROM,
+    "pod*/attach-ingress/swapped": _TO_AND_FROM,
+    "overlay/attach-ingress/swapped": _TWO_HOOKS,
+    "host/attach-ingress:device/swapped": _TWO_HOOKS,
+    "host/detach-ingress:obsolete/swapped": _TWO_HOOKS,
+}
+"""The reasons, by patterns of names of faults; the first that fits counts."""
+
+
+def reason(name: str) -> str:
+    """Return why a fault is without effect, "" if it is not."""
+    return next((why for pattern, why in REASONS.items() if fnmatchcase(name, pattern)), "")

@@ -1,0 +1,90 @@
+"""Steps that go wrong in the same way whatever they do: skipped, done twice, done without an undo, done on one side."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from datapath.reload.step import Plan, Step
+from datapath.reload.workspace import Workspace
+
+Chooses = Callable[[Plan, Step], bool]
+"""Tells whether a step of a plan is the one that goes wrong."""
+
+
+@dataclass(frozen=True)
+class Changed(Step):
+    """A step in the place of `step`, under its name: gates stop at it, and what is undone is what `step` has done."""
+
+    step: Step
+
+    @property
+    def name(self) -> str:
+        return self.step.name
+
+    def describe(self) -> str:
+        return f"{self.step.describe()} ({type(self).__name__.lower()})"
+
+
+@dataclass(frozen=True)
+class Skipped(Changed):
+    """Does nothing."""
+
+    def apply(self, work: Workspace) -> None:
+        return
+
+
+@dataclass(frozen=True)
+class Twice(Changed):
+    """Does it, and then again."""
+
+    def apply(self, work: Workspace) -> None:
+        self.step.apply(work)
+        self.step.apply(work)
+
+
+@dataclass(frozen=True)
+class Kept(Changed):
+    """Does it, and does not take it back."""
+
+    def apply(self, work: Workspace) -> None:
+        self.step.apply(work)
+
+    def undo(self, work: Workspace) -> None:
+        work.take_undo(self.step)
+
+
+def skipped(step: Step) -> Step:
+    """Return a step that does nothing in the place of this one."""
+    return Skipped(step.target, step)
+
+
+def twice(step: Step) -> Step:
+    """Return a step that does twice what this one does."""
+    return Twice(step.target, step)
+
+
+def kept(step: Step) -> Step:
+    """Return a step that is never taken back."""
+    return Kept(step.target, step)
+
+
+def each(plan: Plan, chosen: Chooses, change: Callable[[Step], Step]) -> Plan:
+    """Return the plan with every chosen step replaced by what `change` makes of it."""
+    return plan.change(lambda step: change(step) if chosen(plan, step) else step)
+
+
+def swapped(plan: Plan, chosen: Chooses) -> Plan:
+    """Return the plan with the first chosen step done after the one that follows it."""
+    steps = list(plan.steps)
+    for at, step in enumerate(steps[:-1]):
+        if chosen(plan, step):
+            steps[at : at + 2] = steps[at + 1], step
+            break
+    return replace(plan, steps=tuple(steps))
+
+
+def postponed(plan: Plan, chosen: Chooses) -> Plan:
+    """Return the plan with the chosen steps done when all others are, in their order; their places stay, empty."""
+    late = [step for step in plan.steps if chosen(plan, step)]
+    return replace(each(plan, chosen, skipped), steps=(*each(plan, chosen, skipped).steps, *late)) if late else plan

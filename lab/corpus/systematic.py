@@ -1,0 +1,96 @@
+"""The systematic faults: every step of every plan skipped, done twice, out of order, or not taken back.
+
+They are made from the plans themselves, so that a new step of the pipeline has its faults at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+
+from datapath.reload.step import Plan, Step
+from lab.corpus import steps
+from lab.corpus.equivalents import reason
+from lab.corpus.fault import Fault
+from lab.corpus.models import HOST, OVERLAY, POD, POD_ROUTES, models, place_of, shape_of
+
+_SCENARIOS = {
+    POD: ("test_hitless.py::test_between_any_two_steps[pod-1]", "test_endpoint_routes", "test_rollback"),
+    POD_ROUTES: ("steps_with_endpoint_routes[pod-1]", "test_endpoint_routes", "test_rollback"),
+    HOST: ("test_hitless.py::test_between_any_two_steps[host]", "test_host.py", "test_rollback"),
+    OVERLAY: ("test_overlay", "test_two_nodes"),
+}
+"""Which scenarios are likely to notice a fault of a plan first."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """A step of a plan of some shape, wherever such a plan is made."""
+
+    shape: str
+    step: str
+    place: str
+
+    @property
+    def text(self) -> str:
+        """The place as it stands in the names of faults: pod/attach-ingress, host/attach-ingress:cilium_net."""
+        where = f":{self.place}" if self.place else ""
+        return f"{self.shape}/{self.step.replace(' ', '-')}{where}"
+
+    def chooses(self, plan: Plan, step: Step) -> bool:
+        """Tell whether this is the step of that plan."""
+        return step.name == self.step and shape_of(plan) == self.shape and place_of(plan, step) == self.place
+
+
+def _dropped(place: Place, plan: Plan) -> Plan:
+    return steps.each(plan, place.chooses, steps.skipped)
+
+
+def _twice(place: Place, plan: Plan) -> Plan:
+    return steps.each(plan, place.chooses, steps.twice)
+
+
+def _swapped(place: Place, plan: Plan) -> Plan:
+    return steps.swapped(plan, place.chooses)
+
+
+def _after_commit(place: Place, plan: Plan) -> Plan:
+    return steps.postponed(plan, place.chooses)
+
+
+def _not_undone(place: Place, plan: Plan) -> Plan:
+    return steps.each(plan, place.chooses, steps.kept)
+
+
+WAYS: dict[str, tuple[str, Callable[[Place, Plan], Plan]]] = {
+    "dropped": ("is left out", _dropped),
+    "twice": ("is done twice", _twice),
+    "swapped": ("is done after the step that follows it", _swapped),
+    "after-commit": ("is done when the commit is", _after_commit),
+    "not-undone": ("is not taken back when the reload fails", _not_undone),
+}
+"""How a step goes wrong, by the last part of the fault's name."""
+
+
+def faults() -> tuple[Fault, ...]:
+    """Return all of them, in the order of the plans and their steps."""
+    return tuple(fault for shape, plan in models().items() for fault in _faults_of(shape, plan))
+
+
+def _faults_of(shape: str, plan: Plan) -> Iterator[Fault]:
+    for place in dict.fromkeys(Place(shape, step.name, place_of(plan, step)) for step in plan.steps):
+        for way, (what, change) in WAYS.items():
+            # Nothing follows the commit.
+            if place.step == "commit" and way in ("swapped", "after-commit"):
+                continue
+            hints = ("test_rollback", *_SCENARIOS[shape]) if way == "not-undone" else _SCENARIOS[shape]
+            name = f"{place.text}/{way}"
+            yield Fault(
+                name,
+                "plan",
+                f"{place.step}{f' of {place.place}' if place.place else ''} {what}",
+                change=partial(change, place),
+                equivalent=reason(name),
+                only=hints,
+            )
