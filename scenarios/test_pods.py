@@ -55,7 +55,7 @@ def talk(node: Node) -> None:
     with Traffic(to_guest(node), rate=0) as traffic:
         for burst in traffic.burst_all(BURST):
             assert burst.complete, burst
-        assert traffic.stop().problems() == []
+        assert traffic.stop().findings() == []
 
 
 @contextmanager
