@@ -24,12 +24,13 @@ from datapath.kernel.libc import function
 from datapath.kernel.map import Map
 
 _SYSCALL = {"x86_64": 298, "aarch64": 241}
-_TYPE_SOFTWARE, _COUNT_SW_BPF_OUTPUT, _SAMPLE_RAW = 1, 10, 1 << 10
+_TYPE_SOFTWARE, _COUNT_SW_BPF_OUTPUT, _SAMPLE_TIME, _SAMPLE_RAW = 1, 10, 1 << 2, 1 << 10
+_USE_CLOCKID, _CLOCK_MONOTONIC = 1 << 25, 1
 _FLAG_FD_CLOEXEC = 1 << 3
 _IOC_ENABLE = 0x2400
 _RECORD_LOST, _RECORD_SAMPLE = 2, 9
 _HEAD, _TAIL = 1024, 1032
-_RECORD = struct.Struct("<IHH")
+_RECORD, _SAMPLE = struct.Struct("<IHH"), struct.Struct("<QI")
 _ATTR_SIZE = 112
 
 PAGES = 64
@@ -41,11 +42,15 @@ _perf_event_open = function("syscall", _LONG, ctypes.c_void_p, _INT, _INT, _INT,
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """What a program wrote, with up to seven bytes of padding at its end; empty with `lost` messages instead."""
+    """What a program wrote, with up to seven bytes of padding at its end; empty with `lost` messages instead.
+
+    `time_ns` is when it was written (CLOCK_MONOTONIC).
+    """
 
     cpu: int
     data: bytes
     lost: int = 0
+    time_ns: int = 0
 
 
 class _Ring:
@@ -72,8 +77,8 @@ class _Ring:
             tail += size
             struct.pack_into("<Q", self._map, _TAIL, tail)
             if kind == _RECORD_SAMPLE:
-                (length,) = struct.unpack_from("<I", record)
-                yield Sample(self.cpu, record[4 : 4 + length])
+                written, length = _SAMPLE.unpack_from(record)
+                yield Sample(self.cpu, record[_SAMPLE.size : _SAMPLE.size + length], time_ns=written)
             elif kind == _RECORD_LOST:
                 yield Sample(self.cpu, b"", struct.unpack_from("<QQ", record)[1])
 
@@ -136,9 +141,10 @@ def _open(cpu: int) -> int:
     number = _SYSCALL.get(platform.machine())
     if number is None:
         raise BpfError("perf_event_open", 0, f"its number on {platform.machine()} is not known here")
-    attributes = struct.pack("<IIQQQ", _TYPE_SOFTWARE, _ATTR_SIZE, _COUNT_SW_BPF_OUTPUT, 1, _SAMPLE_RAW)
-    # From here to wakeup_events: read_format, flags; then one message wakes the reader up.
-    attributes += struct.pack("<QQI", 0, 0, 1)
+    sample = _SAMPLE_TIME | _SAMPLE_RAW
+    attributes = struct.pack("<IIQQQ", _TYPE_SOFTWARE, _ATTR_SIZE, _COUNT_SW_BPF_OUTPUT, 1, sample)
+    # From here to wakeup_events: read_format, flags; then one message wakes the reader up; far behind, the clock.
+    attributes += struct.pack("<QQI40xi", 0, _USE_CLOCKID, 1, _CLOCK_MONOTONIC)
     buffer = ctypes.create_string_buffer(attributes, _ATTR_SIZE)
     fd = int(_perf_event_open(number, buffer, -1, cpu, -1, _FLAG_FD_CLOEXEC))
     if fd < 0:

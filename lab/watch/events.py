@@ -6,18 +6,15 @@ pkg/monitor. A message is followed by the beginning of its packet, which may be 
 
 from __future__ import annotations
 
-import socket
-import struct
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from ipaddress import ip_address
 from typing import Any
 
 from lab.abi import notifications, reasons
 from lab.abi.conntrack import ConnState
 from lab.abi.notifications import SOURCE_FILES, DropNotify, PolicyVerdictNotify, TraceNotify, TracePoint
 from lab.abi.policymap import PolicyMatch
-from lab.agent.policy import PROTOCOLS
+from lab.watch.packet import summary
 
 _POINTS: dict[int, str] = {
     TracePoint.TO_LXC: "-> endpoint {}",
@@ -51,9 +48,6 @@ _BODIES: dict[int, type[DropNotify | TraceNotify | PolicyVerdictNotify]] = {
 }
 # In a trace, a bit beside the state: the packet was encrypted.
 _ENCRYPTED = 0x80
-_NAMES = {number: name.lower() for name, number in PROTOCOLS.items()}
-_TCP_FLAGS = ("FIN", "SYN", "RST", "PSH", "ACK", "URG")
-_ETHERNET = 14
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,37 +190,3 @@ def to_json(event: Event) -> dict[str, Any]:
     if isinstance(event, Trace):
         words["where"] = _POINTS.get(event.point, "?").format("").strip()
     return words | dict(fields)
-
-
-def summary(frame: bytes) -> str:
-    """Return a packet's addresses, ports and protocol, such as `10.0.0.1:80 -> 10.0.0.2:40000 tcp SYN, ACK`."""
-    kind = int.from_bytes(frame[12:14], "big") if len(frame) >= _ETHERNET else 0
-    if kind == 0x0800 and len(frame) >= _ETHERNET + 20:
-        offset = _ETHERNET + (frame[_ETHERNET] & 0xF) * 4
-        # Ports are in the first fragment only.
-        first = not int.from_bytes(frame[_ETHERNET + 6 : _ETHERNET + 8], "big") & 0x1FFF
-        source, target = (socket.inet_ntop(socket.AF_INET, frame[at : at + 4]) for at in (26, 30))
-        return _upper(source, target, frame[_ETHERNET + 9], frame[offset:] if first else b"")
-    if kind == 0x86DD and len(frame) >= _ETHERNET + 40:
-        source, target = (socket.inet_ntop(socket.AF_INET6, frame[at : at + 16]) for at in (22, 38))
-        return _upper(source, target, frame[_ETHERNET + 6], frame[_ETHERNET + 40 :])
-    if kind == 0x0806:
-        return "arp"
-    return f"{len(frame)} bytes, protocol {kind:#06x}"
-
-
-def _upper(source: str, target: str, protocol: int, data: bytes) -> str:
-    name = _NAMES.get(protocol, f"protocol {protocol}")
-    if protocol in (6, 17, 132) and len(data) >= 4:
-        ports = struct.unpack_from("!HH", data)
-        source, target = (_with_port(host, port) for host, port in zip((source, target), ports, strict=True))
-    if protocol == 6 and len(data) >= 14:
-        flags = ", ".join(flag for bit, flag in enumerate(_TCP_FLAGS) if data[13] >> bit & 1)
-        return f"{source} -> {target} {name} {flags}".rstrip()
-    if protocol in (1, 58) and len(data) >= 2:
-        return f"{source} -> {target} {name} type {data[0]} code {data[1]}"
-    return f"{source} -> {target} {name}"
-
-
-def _with_port(host: str, port: int) -> str:
-    return f"[{host}]:{port}" if ip_address(host).version == 6 else f"{host}:{port}"

@@ -14,7 +14,7 @@ from datapath.errors import ReloadlabError
 from lab.node import registry
 from lab.node.maps import open_map
 from lab.node.node import Node
-from lab.system.perfring import PerfReader
+from lab.system.perfring import PerfReader, Sample
 from lab.watch.events import Event, Lost, decode
 
 
@@ -74,8 +74,12 @@ class Monitor:
 
     def read(self, timeout: float) -> Iterator[Event]:
         """Yield the pending events, after waiting at most `timeout` seconds for the first."""
-        for sample in self._reader.read(timeout):
+        for sample in self.samples(timeout):
             yield Lost(sample.lost, sample.cpu) if sample.lost else decode(sample.data)
+
+    def samples(self, timeout: float) -> Iterator[Sample]:
+        """Yield the pending events as they were written."""
+        yield from self._reader.read(timeout)
         if self._pinned() not in (None, self._inode):
             self._listening.close()
             self._listen()

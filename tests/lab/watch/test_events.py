@@ -5,7 +5,7 @@ import struct
 
 import pytest
 
-from lab.watch.events import Drop, Lost, Trace, Unknown, Verdict, decode, summary, to_json
+from lab.watch.events import Drop, Lost, Trace, Unknown, Verdict, decode, to_json
 
 MACS = bytes(12)
 
@@ -83,29 +83,6 @@ def test_a_verdict_is_allowed_proxied_or_denied() -> None:
         assert isinstance(event, Verdict)
         assert (event.direction, event.match) == ("egress", "none")
         assert f"action {action}" in str(event)
-
-
-@pytest.mark.parametrize(
-    ("frame", "words"),
-    [
-        pytest.param(ipv4(17, PORTS), "10.0.0.1:40000 -> 10.0.0.2:80 udp", id="UDP"),
-        pytest.param(ipv4(17, PORTS, offset=5), "10.0.0.1 -> 10.0.0.2 udp", id="later fragment"),
-        pytest.param(ipv4(1, b"\x03\x04"), "10.0.0.1 -> 10.0.0.2 icmp type 3 code 4", id="ICMP"),
-        pytest.param(ipv4(47, b""), "10.0.0.1 -> 10.0.0.2 protocol 47", id="GRE"),
-        pytest.param(ipv6(17, PORTS), "[fd00::1]:40000 -> [fd00::2]:80 udp", id="IPv6"),
-        pytest.param(ipv6(58, b"\x87\0"), "fd00::1 -> fd00::2 icmpv6 type 135 code 0", id="ICMPv6"),
-        pytest.param(MACS + b"\x08\x06" + bytes(28), "arp", id="ARP"),
-        pytest.param(MACS + b"\x88\xcc", "14 bytes, protocol 0x88cc", id="LLDP"),
-        pytest.param(b"", "0 bytes, protocol 0x0000", id="nothing"),
-    ],
-)
-def test_packet_summaries(frame: bytes, words: str) -> None:
-    assert summary(frame) == words
-
-
-@pytest.mark.parametrize("length", range(len(TCP)))
-def test_truncated_packets_have_a_summary(length: int) -> None:
-    assert summary(TCP[:length])
 
 
 def test_json_names_the_type_and_the_reason() -> None:
