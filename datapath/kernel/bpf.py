@@ -409,7 +409,7 @@ def prog_test_run(fd: int, data: bytes, *, repeat: int = 1, context: bytes = b""
     return TestRun(retval, out.raw[:size], duration, around.raw[:context_size])
 
 
-# --- pins, ids, BTF ---
+# --- pins, ids, BTF, tracepoints ---
 
 
 def obj_pin(fd: int, path: str | os.PathLike[str]) -> None:
@@ -427,3 +427,13 @@ def obj_get(path: str | os.PathLike[str]) -> int:
 def btf_load(data: bytes) -> int:
     """Give BTF to the kernel and return its descriptor."""
     return _call(Cmd.BTF_LOAD, uapi.BTF_LOAD.pack(_address(data), 0, len(data), 0, 0, 0))
+
+
+def raw_tracepoint_open(name: str, prog_fd: int) -> int:
+    """Attach a program to a tracepoint of the kernel; it stays there until the returned descriptor is closed.
+
+    ENOENT if the kernel has no such tracepoint, EINVAL if the program reads more arguments than that one has.
+    """
+    encoded = name.encode() + b"\0"
+    attr = uapi.RAW_TRACEPOINT.pack(_address(encoded), prog_fd, 0)
+    return _call(Cmd.RAW_TRACEPOINT_OPEN, attr, f"tracepoint {name}")

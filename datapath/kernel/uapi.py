@@ -22,6 +22,7 @@ INFO = struct.Struct("=2IQ")
 TEST_RUN = struct.Struct("=4I2Q4I2Q2I")
 CONTEXT_ROOM = 1024
 """Bytes that hold struct __sk_buff (192 in Linux 6.18): the kernel refuses to write a part of it."""
+RAW_TRACEPOINT = struct.Struct("=Q2I")
 BTF_LOAD = struct.Struct("=2Q4I")
 MAP_INFO = struct.Struct("=6I16s")
 # the head of struct bpf_prog_info, type to name; run_time_ns, run_cnt, recursion_misses and verified_insns follow later
@@ -51,6 +52,7 @@ class Cmd(IntEnum):
     MAP_GET_FD_BY_ID = 14
     OBJ_GET_INFO_BY_FD = 15
     PROG_QUERY = 16
+    RAW_TRACEPOINT_OPEN = 17
     BTF_LOAD = 18
     MAP_FREEZE = 22
     MAP_LOOKUP_BATCH = 24

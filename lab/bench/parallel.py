@@ -17,13 +17,13 @@ from lab.node.node import Node
 from lab.node.topology import NodeSpec
 from lab.traffic.defaults import RATE, default_flows
 from lab.traffic.traffic import Traffic
+from lab.watch.drops import Drops
 from lab.watch.invariants import (
     Baseline,
     Expected,
     baseline,
-    check_drops,
+    check_counters,
     check_warnings,
-    count_solicitations,
 )
 from lab.watch.tracing import SyscallEvent, SyscallTracer, TracingUnavailable, kernel_share
 from lab.watch.violation import Violation
@@ -125,7 +125,8 @@ def measure_parallel(
         agent.start(workers=2)
         tracer, reason = _tracer(stack)
         traffic = stack.enter_context(Traffic(default_flows(node), rate=RATE))
-        before = baseline(agent, count_solicitations(stack, agent))
+        drops = stack.enter_context(Drops([node], traffic.flows))
+        before = baseline(agent)
         # The first and the last pod exchange traffic; those between them are reloaded.
         subjects = [pod.name for pod in node.pods[1:-1]]
         follow = tracer.follow if tracer is not None else None
@@ -141,16 +142,16 @@ def measure_parallel(
             workers=tuple(each.report(events) for each in done),
             sent=report.sent,
             lost=report.lost,
-            problems=(*map(str, report.findings()), *map(str, _violations(agent, before, done))),
+            problems=(*map(str, report.findings()), *map(str, _violations(agent, before, drops, done))),
             failures=tuple(f"{failure.subject}: {failure.error}" for each in done for failure in each.failures),
             tracing=reason,
         )
 
 
-def _violations(agent: Agent, before: Baseline, done: Iterable[WorkerRounds]) -> list[Violation]:
+def _violations(agent: Agent, before: Baseline, drops: Drops, done: Iterable[WorkerRounds]) -> list[Violation]:
     """Return the warnings of the reloads, and the drops since `before`: none is expected."""
     outcomes = [outcome for each in done for outcome in each.outcomes]
-    return [*check_warnings(outcomes, Expected()), *check_drops(agent, before, Expected())]
+    return [*check_warnings(outcomes, Expected()), *check_counters(agent, before, Expected(), drops)]
 
 
 def reload_rounds(

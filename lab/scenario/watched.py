@@ -14,15 +14,18 @@ from lab.agent.agent import Agent
 from lab.traffic.flows import Flow, TrafficError
 from lab.traffic.report import TrafficReport
 from lab.traffic.traffic import Traffic
+from lab.watch.checks.kernel_log import check_kernel_log
+from lab.watch.drops import Drops
 from lab.watch.invariants import (
     Baseline,
     Expected,
     baseline,
     check,
+    check_kernel_drops,
     check_traffic,
     check_warnings,
-    count_solicitations,
 )
+from lab.watch.kernel_log import KernelLog, KernelLogUnavailable
 from lab.watch.violation import Violation
 
 
@@ -43,7 +46,7 @@ class Watched:
 
     A context manager. Leaving it without an exception checks every invariant on every node and raises
     InvariantsViolated. `phases` are the reports of its traffic: one, and one more for each pause. `agents` are the
-    agents of its nodes, in the nodes' order, once it is up.
+    agents of its nodes, in the nodes' order, once it is up. `gaps` says what could not be watched.
     """
 
     def __init__(self, rate: float) -> None:
@@ -55,17 +58,25 @@ class Watched:
         self._outcomes: list[tuple[str, Outcome]] = []
         self.violations: list[Violation] = []
         self.phases: list[TrafficReport] = []
+        self.gaps: list[str] = []
         self._finished = False
         self._paused = False
         self.agents: tuple[Agent, ...] = ()
         self.traffic: Traffic
+        self.kernel_log = KernelLog()
+        self.drops: Drops
         self._before: tuple[tuple[Agent, Baseline], ...]
 
     def _watch(self, stack: ExitStack, agents: Sequence[Agent], flows: Sequence[Flow]) -> None:
         """Start the traffic, remember how everything is, and keep what `stack` holds until the scenario ends."""
         self.traffic = stack.enter_context(Traffic(flows, rate=self._rate))
         self.agents = tuple(agents)
-        self._before = tuple((agent, baseline(agent, count_solicitations(stack, agent))) for agent in agents)
+        self.drops = stack.enter_context(Drops([agent.node for agent in agents], flows))
+        try:
+            stack.enter_context(self.kernel_log)
+        except KernelLogUnavailable as error:
+            self.gaps.append(f"the kernel's log is not read: {error}")
+        self._before = tuple((agent, baseline(agent)) for agent in agents)
         for agent in agents:
             agent.on_outcome = partial(self._note, agent.node.name)
         self._stack = stack.pop_all()
@@ -94,9 +105,13 @@ class Watched:
             name = agent.node.name
             expected = self._expected_on.get(name, self._expected)
             outcomes = [outcome for node, outcome in self._outcomes if node == name]
-            found = check(agent, before, expected=expected, outcomes=outcomes)
+            found = check(agent, before, expected=expected, outcomes=outcomes, drops=self.drops)
             found += check_warnings(outcomes, expected)
             self.violations += found if len(self._before) == 1 else [v.on(name) for v in found]
+        dropped = self.drops.read()
+        self.gaps += dropped.gaps
+        self.violations += check_kernel_drops(dropped, self.phases, self._expected)
+        self.violations += check_kernel_log(self.kernel_log)
         if self.violations:
             raise InvariantsViolated(self.violations)
 

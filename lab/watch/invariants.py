@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from bpf import is_ours
 from datapath.errors import ReloadlabError
 from datapath.reload.outcome import Outcome
-from lab.abi import reasons
 from lab.agent.agent import Agent
-from lab.node.topology import LXC_PREFIX, NODE
 from lab.traffic.report import TrafficReport
 from lab.watch import metrics
+from lab.watch.checks.drops import Window, check_drops, check_kernel, check_uncounted
 from lab.watch.checks.generation import check_generation
 from lab.watch.checks.hooks import check_foreign, check_hooks
 from lab.watch.checks.leaks import check_leaks
@@ -25,9 +22,9 @@ from lab.watch.checks.pins import check_orphans, check_pins
 from lab.watch.checks.routes import check_routes
 from lab.watch.checks.slots import check_slots
 from lab.watch.checks.text import difference
+from lab.watch.drops import NOTHING, Dropped, Drops
 from lab.watch.metrics import Counters
 from lab.watch.snapshot import Snapshot, take
-from lab.watch.solicitations import LinkLocalSolicitations
 from lab.watch.violation import Violation
 
 
@@ -41,7 +38,8 @@ class Expected:
 
     `drops` is the exact number of packets by (reason, direction); no other drop counter may move. `migrated` names
     maps that may be replaced, `changed` maps whose content may differ. `other_path`: packets may change their path.
-    A reload may give warnings that contain one of the texts in `warnings`.
+    A reload may give warnings that contain one of the texts in `warnings`. The kernel may drop packets of the flows for
+    the reasons in `kernel_drops` (enum skb_drop_reason, such as IP_OUTNOROUTES).
     """
 
     drops: Mapping[tuple[int, int], int] = field(default_factory=dict)
@@ -49,9 +47,10 @@ class Expected:
     changed: frozenset[str] = frozenset()
     other_path: bool = False
     warnings: frozenset[str] = frozenset()
+    kernel_drops: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
-        for name in ("migrated", "changed", "warnings"):
+        for name in ("migrated", "changed", "warnings", "kernel_drops"):
             if isinstance(getattr(self, name), str):
                 raise BadExpectation(f"{name} is the text {getattr(self, name)!r}: give a set of texts")
         if "" in self.warnings:
@@ -68,30 +67,15 @@ class Expected:
 
 @dataclass(frozen=True, slots=True)
 class Baseline:
-    """The state and the counters of a node before a scenario.
-
-    `solicitations` counts the kernels' own neighbour solicitations, whose drops are no violation; None if there is no
-    such exception. `asked` is their number by interface at the time of the baseline.
-    """
+    """The state and the counters of a node before a scenario."""
 
     snapshot: Snapshot
     counters: Counters
-    solicitations: LinkLocalSolicitations | None = None
-    asked: Mapping[str, int] = field(default_factory=dict)
 
 
-def baseline(agent: Agent, solicitations: LinkLocalSolicitations | None = None) -> Baseline:
-    """Read the state and the counters of a node; with `solicitations`, drops of them are no violation."""
-    snapshot = take(agent.node)
-    asked = solicitations.seen() if solicitations is not None else {}
-    return Baseline(snapshot, metrics.read(agent.node), solicitations, asked)
-
-
-def count_solicitations(stack: ExitStack, agent: Agent) -> LinkLocalSolicitations | None:
-    """Have the kernels' own solicitations counted where they may be dropped: our own programs let them pass."""
-    if is_ours(agent.config.library):
-        return None
-    return stack.enter_context(LinkLocalSolicitations(agent.node.netns(NODE)))
+def baseline(agent: Agent) -> Baseline:
+    """Read the state and the counters of a node."""
+    return Baseline(take(agent.node), metrics.read(agent.node))
 
 
 def check(
@@ -101,6 +85,7 @@ def check(
     expected: Expected | None = None,
     traffic: TrafficReport | None = None,
     outcomes: Sequence[Outcome] | None = None,
+    drops: Drops | None = None,
 ) -> list[Violation]:
     """Return all violations on the node now; invariants 8 and, without `traffic`, 7 are not checked.
 
@@ -116,7 +101,7 @@ def check(
         *check_slots(agent, now),
         *check_mixed_loads(before.counters, metrics.read(agent.node)),
         *check_routes(agent, now),
-        *check_drops(agent, before, expected),
+        *check_counters(agent, before, expected, drops),
     ]
     if outcomes is not None:
         found += check_generation(agent, before.snapshot, now, outcomes)
@@ -128,14 +113,30 @@ def check(
     return found
 
 
-def check_drops(agent: Agent, before: Baseline, expected: Expected) -> list[Violation]:
-    """Return the drop counters that have not moved as expected (invariant 6)."""
-    return [Violation(6, what) for what in _drops(agent, before, expected)]
+def check_counters(agent: Agent, before: Baseline, expected: Expected, drops: Drops | None = None) -> list[Violation]:
+    """Return the drops that have not been counted as expected (invariant 6), or not at all (invariant 12).
+
+    With `drops` it is known whose packets they were, and those of the kernels themselves may be dropped.
+    """
+    counted = metrics.read(agent.node).drops_since(before.counters)
+    # Read after the counters, so that every counted drop has been seen.
+    dropped = drops.read() if drops is not None else NOTHING
+    name = agent.node.name
+    return [
+        *check_drops(counted, expected.drops, dropped, name, foreign=not is_ours(agent.config.library)),
+        *check_uncounted(counted, dropped, name),
+    ]
 
 
 def check_traffic(traffic: TrafficReport, expected: Expected) -> list[Violation]:
     """Return the violations that the traffic shows (invariant 7)."""
     return [Violation(7, str(found), found.at) for found in traffic.findings(other_path=expected.other_path)]
+
+
+def check_kernel_drops(dropped: Dropped, phases: Iterable[TrafficReport], expected: Expected) -> list[Violation]:
+    """Return the packets of flows that the kernel dropped while the traffic ran (invariant 12)."""
+    windows = [Window(phase.started_ns, phase.stopped_ns) for phase in phases]
+    return check_kernel(dropped, windows, expected.kernel_drops)
 
 
 def check_warnings(outcomes: Iterable[Outcome], expected: Expected) -> list[Violation]:
@@ -153,23 +154,3 @@ def check_unchanged(before: Snapshot, now: Snapshot) -> list[Violation]:
     names = ("filters", "pins", "contents", "slots", "policy slots", "routes")
     pairs = zip(names, before.datapath(), now.datapath(), strict=True)
     return [Violation(8, f"{name} differ: {difference(old, new)}") for name, old, new in pairs if old != new]
-
-
-def _drops(agent: Agent, before: Baseline, expected: Expected) -> Iterator[str]:
-    moved = metrics.read(agent.node).drops_since(before.counters)
-    # Read after the drop counters, so that every dropped solicitation has been counted.
-    own = _solicitations(before)
-    for key in sorted(moved.keys() | expected.drops.keys()):
-        have, want, allowed = moved.get(key, 0), expected.drops.get(key, 0), own.get(key, 0)
-        if not want <= have <= want + allowed:
-            more = f", and up to {allowed} solicitations of the kernel" if allowed else ""
-            yield f"{have} packets dropped as {metrics.describe(*key)} instead of {want}{more}"
-
-
-def _solicitations(before: Baseline) -> Counter[tuple[int, int]]:
-    """Return the kernels' own solicitations since the baseline, with the key that their drops would have."""
-    found: Counter[tuple[int, int]] = Counter()
-    for ifname, count in before.solicitations.seen().items() if before.solicitations is not None else ():
-        direction = metrics.EGRESS if ifname.startswith(LXC_PREFIX) else metrics.INGRESS
-        found[reasons.UNKNOWN_TARGET, direction] += count - before.asked.get(ifname, 0)
-    return found

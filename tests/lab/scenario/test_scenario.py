@@ -72,8 +72,22 @@ def test_all_other_drops_of_unknown_targets_are_violations(library: Path) -> Non
             scenario.finish()
     assert min(own, others) > 0
     (violation,) = caught.value.violations
-    words = f"{own + others} packets dropped as Unknown L3 target address (150, egress) instead of 0, and up to "
-    assert violation.what == f"{words}{own} solicitations of the kernel"
+    words = f"{own + others} packets dropped as Unknown L3 target address (150, egress) instead of 0: "
+    assert violation.what.startswith(words)
+    assert f"{own} of the kernel's neighbour solicitation of {LINK_LOCAL}" in violation.what
+    assert f"{others} of fe80::" in violation.what
+    assert len(violation.at) == others
+
+
+def test_what_the_kernel_says_of_its_own_faults_fails_the_scenario() -> None:
+    with Scenario(NodeSpec(unique_name(), pods=1), rate=0) as scenario:
+        # What a process writes has a facility of its own, which is read in place of the kernel's.
+        scenario.kernel_log.facility = 1
+        text = f"WARNING: CPU: 0 PID: 1 at {scenario.node.name}"
+        with open("/dev/kmsg", "wb", buffering=0) as log:
+            log.write(f"<4>{text}\n".encode())
+        with pytest.raises(InvariantsViolated, match=f"invariant 13: the kernel says: {text}"):
+            scenario.finish()
 
 
 class Injected(ReloadlabError):

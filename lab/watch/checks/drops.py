@@ -1,0 +1,134 @@
+"""Drops: those that cilium_metrics counts (invariant 6), and those of the kernel itself (invariant 12)."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from lab.system.symbols import places
+from lab.watch import metrics
+from lab.watch.attribution import Ownership, of_the_kernel
+from lab.watch.drop_events import DropEvent
+from lab.watch.drops import Dropped
+from lab.watch.kernel_drops import KernelDrop
+from lab.watch.violation import Violation
+
+VERDICTS = frozenset(("TC_INGRESS", "TC_EGRESS", "XDP"))
+"""Reasons of the kernel that mean: a program said so. Ours counts the packet in cilium_metrics, for its own reason."""
+
+HARMLESS = frozenset(
+    (
+        # What a closed socket had not sent or read yet.
+        *("QUEUE_PURGE", "SOCKET_CLOSE"),
+        # The receiver has the data already, or had acknowledged more: TCP sent something twice, which traffic counts.
+        *("TCP_OLD_DATA", "TCP_OLD_ACK", "TCP_TOO_OLD_ACK", "TCP_OFOMERGE", "TCP_OLD_SEQUENCE"),
+    )
+)
+"""Reasons for which a flow's packet may die although nothing is lost."""
+
+_SHOWN = 3
+"""Places or owners that one violation names."""
+
+Key = tuple[int, int]
+"""Reason and direction of a drop in cilium_metrics."""
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """A time in which the traffic ran, nanoseconds of CLOCK_MONOTONIC."""
+
+    start_ns: int
+    end_ns: int
+
+    def __contains__(self, time_ns: int) -> bool:
+        return self.start_ns <= time_ns <= self.end_ns
+
+
+def check_drops(
+    counted: Mapping[Key, int], expected: Mapping[Key, int], dropped: Dropped, node: str, *, foreign: bool
+) -> list[Violation]:
+    """Return the drop counters of a node that have not moved as expected (invariant 6), and whose the packets were.
+
+    `counted` are the drops in cilium_metrics. `foreign` sources may drop what kernels send by themselves: Cilium's
+    answer neighbour solicitations for the router and for endpoints, and drop all others.
+    """
+    return list(_unexpected(counted, expected, dropped.programs.get(node, ()), dropped.ownership, foreign))
+
+
+def _unexpected(
+    counted: Mapping[Key, int],
+    expected: Mapping[Key, int],
+    events: Sequence[DropEvent],
+    ownership: Ownership,
+    foreign: bool,
+) -> Iterator[Violation]:
+    for key in sorted(counted.keys() | expected.keys()):
+        have, want = counted.get(key, 0), expected.get(key, 0)
+        mine = [event for event in events if event.reason == key[0]]
+        excused = {event for event in mine if foreign and event.packet is not None and of_the_kernel(event.packet)}
+        allowed = sum(event in excused for event in mine)
+        if want <= have <= want + allowed:
+            continue
+        known = _listed(f"{ownership.owner(e.packet)}{f' ({e.place})' if e.place else ''}" for e in mine)
+        more = f": {known}" if known else ""
+        what = f"{have} packets dropped as {metrics.describe(*key)} instead of {want}{more}"
+        yield Violation(6, what, tuple(event.time_ns for event in mine if event not in excused))
+
+
+def check_uncounted(counted: Mapping[Key, int], dropped: Dropped, node: str) -> list[Violation]:
+    """Return the packets that programs on a node dropped without counting them in cilium_metrics (invariant 12)."""
+    ownership = dropped.ownership
+    shot = [
+        drop
+        for drop in dropped.kernel
+        if drop.reason in VERDICTS and dropped.namespaces[drop.netns].node == node and _is_ours(drop, ownership)
+    ]
+    missing = len(shot) - sum(counted.values())
+    if missing <= 0:
+        return []
+    known = _listed(f"{ownership.owner(d.packet)} ({d.reason} of {d.ifname})" for d in shot)
+    what = f"{missing} packets dropped by a program that cilium_metrics does not count: {known}"
+    return [Violation(12, what, tuple(drop.time_ns for drop in shot))]
+
+
+def check_kernel(
+    dropped: Dropped, windows: Sequence[Window], expected: frozenset[str] = frozenset()
+) -> list[Violation]:
+    """Return the packets of flows that the kernel dropped while traffic ran (invariant 12).
+
+    `expected` are reasons that are no violation, such as IP_OUTNOROUTES. Where the kernel does not tell of its drops,
+    every counter of losses that has moved is a violation.
+    """
+    if not dropped.kernel_watched:
+        moved = sorted(dropped.counters.items())
+        return [Violation(12, f"{place}: the kernel counts {by} lost packets ({name})") for (place, name), by in moved]
+    ownership = dropped.ownership
+    found: defaultdict[tuple[str, str, int, str], list[int]] = defaultdict(list)
+    for drop in dropped.kernel:
+        flow = ownership.flow(ownership.inside(drop.packet)) if drop.packet is not None else None
+        harmless = drop.reason in HARMLESS | VERDICTS | expected
+        if flow is None or harmless or not any(drop.time_ns in window for window in windows):
+            continue
+        found[flow, drop.reason, drop.location, dropped.place(drop)].append(drop.time_ns)
+    names = places(location for _, _, location, _ in found)
+    return [
+        Violation(
+            12, f"{flow}: {len(at)} packets dropped by the kernel: {reason} at {names[location]}{where}", tuple(at)
+        )
+        for (flow, reason, location, where), at in found.items()
+    ]
+
+
+def _is_ours(drop: KernelDrop, ownership: Ownership) -> bool:
+    return drop.packet is not None and ownership.is_of_scenario(drop.packet)
+
+
+def _listed(items: Iterable[str]) -> str:
+    """Return `3 of this, 1 of that`, the most frequent first."""
+    found: defaultdict[str, int] = defaultdict(int)
+    for item in items:
+        found[item] += 1
+    ordered = sorted(found, key=lambda item: -found[item])
+    shown = ", ".join(f"{found[item]} of {item}" for item in ordered[:_SHOWN])
+    return shown + (" ..." if len(ordered) > _SHOWN else "")

@@ -1,0 +1,90 @@
+"""The drop notifications of a node's programs: which packet, why, and where in the C that was decided."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+from lab.abi import notifications, reasons
+from lab.abi.notifications import SOURCE_FILES, DropNotify
+from lab.node.node import Node
+from lab.watch.monitor import Monitor
+from lab.watch.packet import Packet, decode_frame
+
+
+@dataclass(frozen=True, slots=True)
+class DropEvent:
+    """A packet that a program dropped, at `time_ns` (CLOCK_MONOTONIC), for `reason` (cilium_metrics counts it too).
+
+    `file` and `line` are the place of the decision in our programs, and of the notification in Cilium's; empty and 0 in
+    sources that do not tell. `endpoint` is the id of the program's endpoint, `ifindex` its interface on the node.
+    `packet` is None if it was no IP packet.
+    """
+
+    time_ns: int
+    reason: int
+    file: str
+    line: int
+    endpoint: int
+    ifindex: int
+    packet: Packet | None
+
+    @property
+    def place(self) -> str:
+        """File and line, such as `bpf_lxc.c:214`; empty if unknown."""
+        return f"{self.file}:{self.line}" if self.file else ""
+
+    def __str__(self) -> str:
+        return ", ".join(part for part in (reasons.describe(self.reason), self.place) if part)
+
+
+class DropEvents:
+    """Collects the drop notifications of a node while its context is open; call `drain` ten times a second.
+
+    It hears only programs that were compiled with DROP_NOTIFY, as they are by default. Entering it raises what
+    Monitor raises: MapNotLoaded, MonitorBusy.
+    """
+
+    def __init__(self, node: Node) -> None:
+        self._monitor = Monitor(node)
+        self._stack = ExitStack()
+        self._events: list[DropEvent] = []
+        self._lost = 0
+
+    def __enter__(self) -> Self:
+        self._stack.enter_context(self._monitor)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
+        self._stack.close()
+
+    @property
+    def lost(self) -> int:
+        """Messages, of drops or of something else, that did not fit the rings between two calls of `drain`."""
+        return self._lost
+
+    @property
+    def events(self) -> tuple[DropEvent, ...]:
+        """The drops up to the last `drain`, in the order of their times."""
+        return tuple(sorted(self._events, key=lambda event: event.time_ns))
+
+    def drain(self) -> None:
+        """Read what the programs have written since the last time."""
+        for sample in self._monitor.samples(0.0):
+            self._lost += sample.lost
+            event = decode(sample.data, sample.time_ns)
+            if event is not None:
+                self._events.append(event)
+
+
+def decode(data: bytes, time_ns: int) -> DropEvent | None:
+    """Decode a message that was written at `time_ns`; None if it is no drop notification, or is cut off."""
+    if len(data) < DropNotify.SIZE or data[0] != notifications.NOTIFY_DROP:
+        return None
+    found = DropNotify.unpack(data)
+    head = found.header
+    packet = decode_frame(data[DropNotify.SIZE : DropNotify.SIZE + head.len_cap])
+    file = SOURCE_FILES.get(found.file, f"file {found.file}") if found.file else ""
+    return DropEvent(time_ns, head.subtype, file, found.line, head.source, found.ifindex, packet)

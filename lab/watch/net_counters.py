@@ -1,0 +1,71 @@
+"""The kernel's counters of packets that it lost, per network namespace: /proc/net/dev, snmp, netstat and snmp6.
+
+They say less than the tracepoint does (lab.watch.kernel_drops), but every kernel has them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from datapath.kernel.netns import NamespaceNotFound, enter
+
+NetCounters = Mapping[tuple[str, str], int]
+"""Counters by namespace and name, such as ("pod-1", "Ip InNoRoutes") or ("node", "lxc1 rx_dropped")."""
+
+_PROC = Path("/proc/thread-self/net")
+"""/proc/net shows the namespace of the main thread."""
+
+_DEVICE = {2: "rx_errors", 3: "rx_dropped", 10: "tx_errors", 11: "tx_dropped"}
+"""The columns of /proc/net/dev behind the interface's name (net/core/net-procfs.c), from 0 on."""
+
+_LOSSES = frozenset(
+    (
+        *("Ip InHdrErrors", "Ip InAddrErrors", "Ip InUnknownProtos", "Ip InDiscards", "Ip OutDiscards"),
+        *("Ip OutNoRoutes", "Ip ReasmFails", "Ip FragFails", "IpExt InNoRoutes", "IpExt InTruncatedPkts"),
+        *("Icmp InCsumErrors", "Udp InErrors", "Udp RcvbufErrors", "Udp SndbufErrors", "Udp InCsumErrors"),
+        *("Tcp InErrs", "Tcp InCsumErrors", "TcpExt TCPBacklogDrop", "TcpExt RcvPruned", "TcpExt ListenDrops"),
+        *("TcpExt IPReversePathFilter", "TcpExt TCPRcvQDrop"),
+        *("Ip6InHdrErrors", "Ip6InTooBigErrors", "Ip6InAddrErrors", "Ip6InUnknownProtos", "Ip6InTruncatedPkts"),
+        *("Ip6InDiscards", "Ip6OutDiscards", "Ip6InNoRoutes", "Ip6OutNoRoutes", "Ip6ReasmFails", "Ip6FragFails"),
+        *("Icmp6InCsumErrors", "Udp6InErrors", "Udp6RcvbufErrors", "Udp6SndbufErrors", "Udp6InCsumErrors"),
+    )
+)
+"""Counters of packets that are gone. Others, such as Udp NoPorts, count what was answered."""
+
+
+def read(namespaces: Mapping[str, Path]) -> NetCounters:
+    """Read the counters of losses in each namespace; one that is gone has none."""
+    found: dict[tuple[str, str], int] = {}
+    for name, path in namespaces.items():
+        try:
+            with enter(path):
+                found |= {(name, counter): value for counter, value in _read()}
+        except NamespaceNotFound:
+            continue
+    return found
+
+
+def moved(before: NetCounters, now: NetCounters) -> NetCounters:
+    """Return the counters that have grown, with what was added; those of new interfaces started from 0."""
+    growth = {key: value - before.get(key, 0) for key, value in now.items()}
+    return {key: added for key, added in growth.items() if added > 0}
+
+
+def _read() -> Iterator[tuple[str, int]]:
+    for line in (_PROC / "dev").read_text().splitlines()[2:]:
+        ifname, _, columns = line.partition(":")
+        values = columns.split()
+        yield from ((f"{ifname.strip()} {_DEVICE[at]}", int(values[at])) for at in _DEVICE)
+    for table in ("snmp", "netstat"):
+        lines = (_PROC / table).read_text().splitlines()
+        # Pairs of lines: names and values, each behind the name of their group.
+        for names, values_line in zip(lines[::2], lines[1::2], strict=True):
+            group, *keys = names.split()
+            numbers = values_line.split()[1:]
+            pairs = ((f"{group.rstrip(':')} {key}", int(value)) for key, value in zip(keys, numbers, strict=True))
+            yield from (pair for pair in pairs if pair[0] in _LOSSES)
+    for line in (_PROC / "snmp6").read_text().splitlines():
+        key, value = line.split()
+        if key in _LOSSES:
+            yield key, int(value)

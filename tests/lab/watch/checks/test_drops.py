@@ -1,0 +1,124 @@
+"""Drops in a scenario: whose packets died, where, and that each is counted."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import socket
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from bpf import LIBRARY
+from datapath.base.mapnames import calls_map
+from datapath.kernel import progarray
+from datapath.kernel.map import open_pin
+from lab.node.node import Node
+from lab.node.topology import NODE, OUTSIDE, NodeSpec
+from lab.scenario.scenario import Scenario
+from lab.scenario.watched import InvariantsViolated
+from lab.system.netns import enter
+from lab.traffic.defaults import ends
+from lab.traffic.flows import Flow
+from lab.watch.violation import Violation
+from tests.lab.labs import unique_name
+from tests.lab.wires import ip
+
+pytestmark = pytest.mark.privileged
+
+ODD_SIZE = 777
+"""Bytes of payload that no flow has."""
+
+
+def to_the_outside(node: Node) -> Sequence[Flow]:
+    """UDP from a pod to the outside, which the node's kernel forwards."""
+    known = ends(node)
+    (pod, *pod_ips), (outside, *outside_ips) = known["pod-1"], known[OUTSIDE]
+    pairs = enumerate(zip(pod_ips, outside_ips, strict=True))
+    return [Flow(f"out v{4 + 2 * n}", pod, str(a), outside, str(b)) for n, (a, b) in pairs]
+
+
+def violations(scenario: Scenario, invariant: int) -> list[Violation]:
+    with pytest.raises(InvariantsViolated) as caught:
+        scenario.finish()
+    return [violation for violation in caught.value.violations if violation.invariant == invariant]
+
+
+@pytest.fixture
+def scenario() -> Iterator[Scenario]:
+    with Scenario(NodeSpec(unique_name("drops"), pods=2), flows=to_the_outside, rate=200) as scenario:
+        yield scenario
+        scenario.abandon()
+
+
+def test_a_clean_reload_has_no_drops() -> None:
+    with Scenario(NodeSpec(unique_name("drops"), pods=2)) as scenario:
+        scenario.reload()
+        scenario.pause()
+        assert scenario.gaps == []
+
+
+@pytest.mark.parametrize("family", ["v4", "v6"])
+def test_a_packet_that_the_kernel_drops_is_named_with_its_flow(scenario: Scenario, family: str) -> None:
+    target = scenario.traffic.flows[family == "v6"].target_ip
+    netns = str(scenario.node.netns(NODE))
+    ip(netns, "route", "add", "blackhole", target)
+    burst = scenario.traffic.burst(f"out {family}", 5, timeout=0.2)
+    ip(netns, "route", "delete", "blackhole", target)
+    assert burst.answered == 0
+    (found,) = violations(scenario, 12)
+    assert re.match(rf"out {family}: \d+ packets dropped by the kernel: [A-Z_]+ at \w+\+0x", found.what)
+    assert f" on {scenario.node.pod('pod-1').ifname} in node" in found.what
+    assert len(found.at) >= 5
+
+
+def test_reasons_that_a_scenario_declares_are_no_violation(scenario: Scenario) -> None:
+    target, netns = scenario.traffic.flows[0].target_ip, str(scenario.node.netns(NODE))
+    ip(netns, "route", "add", "blackhole", target)
+    scenario.traffic.burst("out v4", 5, timeout=0.2)
+    ip(netns, "route", "delete", "blackhole", target)
+    dropped = {drop.reason for drop in scenario.drops.read().kernel if drop.ifname}
+    assert dropped
+    scenario.expect(kernel_drops=dropped)
+    assert violations(scenario, 12) == []
+
+
+def test_a_drop_of_a_program_is_named_with_its_flow_and_its_line(scenario: Scenario) -> None:
+    endpoint = scenario.node.pod("pod-1").endpoint_id
+    with open_pin(scenario.agent.config.globals / calls_map(endpoint)) as calls:
+        for slot in progarray.programs(calls.fd):
+            progarray.clear(calls.fd, slot)
+        burst = scenario.traffic.burst("out v4", 3, timeout=0.2)
+    assert burst.answered == 0
+    (found,) = violations(scenario, 6)
+    assert "packets dropped as Missed tail call (140, egress) instead of 0: " in found.what
+    assert " of out v4 (bpf_lxc.c:" in found.what
+    assert len(found.at) >= 3
+
+
+@pytest.fixture
+def library(tmp_path: Path) -> Path:
+    """Our sources, with a program that drops packets of an odd size and does not count them."""
+    library = shutil.copytree(LIBRARY, tmp_path / "bpf")
+    source = library / "bpf_lxc.c"
+    entry = "\tbegin_chain(ctx, PROGRAM_FROM_CONTAINER);\n"
+    assert entry in source.read_text()
+    drop = f"\tif (ctx->len == {14 + 20 + 8 + ODD_SIZE})\n\t\treturn TC_ACT_SHOT;\n"
+    source.write_text(source.read_text().replace(entry, entry + drop))
+    return Path(library)
+
+
+def test_a_packet_that_a_program_drops_without_counting_it_is_named(library: Path) -> None:
+    spec = NodeSpec(unique_name("drops"), pods=2)
+    with Scenario(spec, flows=to_the_outside, rate=200, library=library) as scenario:
+        pods = scenario.node.pods
+        with enter(scenario.node.netns("pod-1")):
+            sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        with sock:
+            sock.sendto(bytes(ODD_SIZE), (str(pods[1].ipv4), 9))
+        (found,) = violations(scenario, 12)
+        scenario.abandon()
+    assert found.what.startswith("1 packets dropped by a program that cilium_metrics does not count: ")
+    assert f"of the probe {pods[0].ipv4}:" in found.what
+    assert f"(TC_INGRESS of {pods[0].ifname})" in found.what
