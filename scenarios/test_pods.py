@@ -7,6 +7,8 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv6Address
 
 import pytest
 
@@ -94,6 +96,26 @@ def test_made_anew_under_the_same_name(scenario: Scenario, network: str) -> None
         talk(scenario.node)
         scenario.reload(GUEST)
         scenario.agent.remove_pod(GUEST)
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_deletion_of_a_former_pod_comes_late(scenario: Scenario, network: str) -> None:
+    """Its interface had the name that another pod's has by now: nothing of that one is touched."""
+    agent = scenario.agent
+    present = agent.endpoint("pod-2")
+    assert present.ifindex is not None
+    former = replace(
+        present,
+        id=present.id + 1000,
+        ifindex=present.ifindex + 1000,
+        ipv4=IPv4Address("10.244.15.200"),
+        ipv6=IPv6Address("fd00:10:244::ff00"),
+    )
+    agent.loader.unload(former, forget=lambda: None)
+    for burst in scenario.traffic.burst_all(BURST):
+        assert burst.complete, burst
+    scenario.reload("pod-2")
+    agent.loader.unload(former, forget=lambda: None)
 
 
 @pytest.mark.parametrize("network", NETWORKS)

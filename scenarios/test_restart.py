@@ -83,6 +83,41 @@ def test_killed_before_each_step(scenario: Scenario, subject: str, network: str)
         scenario.reload(subject)
 
 
+@pytest.mark.parametrize("later", ["new", "former"])
+@pytest.mark.node(pods=2)
+def test_killed_while_maps_are_replaced(scenario: Scenario, later: str) -> None:
+    """One that all share and one of the pod; the next reload is one of the new build, or of the former."""
+    # The other reload, of health, is one of the new build too.
+    maps = frozenset({"cilium_ipcache", "cilium_policy_00101", "cilium_policy_00002"})
+    scenario.expect(warnings=WARNINGS, migrated=maps)
+    names = [step.name for step in scenario.agent.plan("pod-1").steps]
+    for number in range(names.index("open maps"), len(names)):
+        scenario.define(IPCACHE_MAP_SIZE="4096", POLICY_MAP_SIZE="4096")
+        kill(scenario, "pod-1", number)
+        answered(scenario)
+        if later == "former":
+            scenario.define()
+        scenario.reload("pod-1")
+        scenario.define()
+        scenario.reload("pod-1")
+    scenario.restart()
+
+
+@pytest.mark.node(pods=2)
+def test_killed_while_lost_maps_are_made(scenario: Scenario) -> None:
+    """Whatever it has come to: what the next one finds under a map's name has the map's whole content."""
+    maps = frozenset({"cilium_ipcache", "cilium_policy_00101"})
+    scenario.expect(warnings=WARNINGS, migrated=maps)
+    names = [step.name for step in scenario.agent.plan("pod-1").steps]
+    for number in range(names.index("open maps"), len(names)):
+        for name in maps:
+            (scenario.agent.config.globals / name).unlink()
+        kill(scenario, "pod-1", number)
+        answered(scenario)
+        scenario.reload("pod-1")
+    scenario.restart()
+
+
 @pytest.mark.parametrize("step", ["open maps", "insert policy", "attach ingress", "remove routes", "commit"])
 @pytest.mark.node(pods=2)
 def test_killed_and_started_again(scenario: Scenario, step: str) -> None:
@@ -116,6 +151,7 @@ def test_templates_are_lost(scenario: Scenario) -> None:
     """Somebody has cleaned up on the disk: what is not there is compiled again, by this agent or by the next."""
     templates = scenario.agent.config.state / "templates"
     shutil.rmtree(templates)
-    scenario.reload("pod-1")
+    (outcome,) = scenario.reload("pod-1")
+    assert outcome.attached
     shutil.rmtree(templates, ignore_errors=True)
     scenario.restart()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -85,10 +85,7 @@ class Attach(Step):
         program = work.objects[self.object].collection.programs[self.program]
         ifindex = _interface(work, self.target, self.ifindex)
         present = hooks.filters(netlink, ifindex, self.direction)
-        here = [f for f in present if (f.priority, f.handle) == (self.priority, hooks.HANDLE)]
-        for found in present:
-            if not found.is_ours and hooks.collides(found, self.priority):
-                raise HookTaken(self.target, found)
+        self._refuse_foreign(present)
         ours = [f for f in present if f.is_ours]
         replaced = _Replaced(ifindex, filters=[(f, work.keep_program(f.program_id)) for f in ours])
         work.on_undo(self, partial(_put_back, work, replaced))
@@ -100,10 +97,20 @@ class Attach(Step):
             ifindex, self.direction, self.priority, hooks.ETH_P_ALL, hooks.HANDLE, "bpf", name, program_id
         )
         hooks.attach(netlink, ifindex, self.direction, program_fd=program.fd, name=name, priority=self.priority)
-        for stale in ours:
-            if stale not in here:
-                hooks.detach(netlink, stale)
+        self._remove_stale(netlink, ours)
         work.attached[self.key] = Attached(self.target, str(self.direction), self.program, program_id)
+
+    def _refuse_foreign(self, present: Sequence[Filter]) -> None:
+        """Raise HookTaken where the kernel would put our filter in the place of somebody else's."""
+        for found in present:
+            if not found.is_ours and hooks.collides(found, self.priority):
+                raise HookTaken(self.target, found)
+
+    def _remove_stale(self, netlink: NetlinkSocket, ours: Sequence[Filter]) -> None:
+        """Remove those of our former filters that the new one has not replaced."""
+        for stale in ours:
+            if (stale.priority, stale.handle) != (self.priority, hooks.HANDLE):
+                hooks.detach(netlink, stale)
 
     def _ensure_clsact(self, work: Workspace, replaced: _Replaced) -> None:
         found = hooks.qdisc(work.netlink, replaced.ifindex)

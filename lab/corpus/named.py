@@ -1,0 +1,16 @@
+"""Named faults: bugs that Cilium, or this lab's own loader, really had; numbered as in docs/corpus.md."""
+
+from __future__ import annotations
+
+from lab.corpus import named_agents, named_hooks, named_maps
+
+FAULTS = (*named_maps.FAULTS, *named_hooks.FAULTS, *named_agents.FAULTS)
+
+NOT_YET = {
+    "B8": "the commit that removes pins and pins anew (issue 36094): needs the commit protocol of later releases",
+    "B18": "tc to tcx and back: the pipeline attaches by tc only",
+    "B19": "a BPF file system that is mounted anew: needs links, which hold programs without a pin",
+    "B20": "XDP programs that are detached: the pipeline has no XDP",
+    "B33": "missed tail calls in teardowns whose mechanism was never found: nothing to put back",
+}
+"""Entries of the corpus that do not apply to what the pipeline does today, each with the reason."""
