@@ -83,8 +83,9 @@ class NodeConfig:
 class DatapathConfig:
     """Where a node keeps its things, and how its programs are attached.
 
-    `library` holds the C sources, `state` the endpoints' directories and `templates/`, `bpffs` is the mount point of
-    the node's own BPF file system, `netns` the path of its network namespace.
+    `library` holds the C sources, `state` the endpoints' directories, `bpffs` is the mount point of the node's own BPF
+    file system, `netns` the path of its network namespace. Nodes may share a directory of templates,
+    `shared_templates`; else they are in `state`.
     `devices` are the native devices (option devices), `egress_devices` whether they get cil_to_netdev as well
     (AreDevicesRequired), `filter_priority` is option bpf-filter-priority (0 means 1).
     """
@@ -99,6 +100,12 @@ class DatapathConfig:
     filter_priority: int = 1
     clang: str | None = None
     defines: tuple[tuple[str, str], ...] = field(default=())
+    shared_templates: Path | None = None
+
+    @property
+    def templates(self) -> Path:
+        """The directory of the compiled templates, one directory each (TemplatesDir)."""
+        return self.shared_templates or self.state / "templates"
 
     @property
     def globals(self) -> Path:

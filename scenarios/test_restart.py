@@ -146,10 +146,10 @@ def test_started_again(scenario: Scenario, network: str) -> None:
         assert {outcome.subject for outcome in outcomes} == set(scenario.agent.subjects)
 
 
-@pytest.mark.node(pods=2)
+@pytest.mark.node(pods=2, agent={"templates": None})
 def test_templates_are_lost(scenario: Scenario) -> None:
     """Somebody has cleaned up on the disk: what is not there is compiled again, by this agent or by the next."""
-    templates = scenario.agent.config.state / "templates"
+    templates = scenario.agent.config.templates
     shutil.rmtree(templates)
     (outcome,) = scenario.reload("pod-1")
     assert outcome.attached

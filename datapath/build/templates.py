@@ -28,8 +28,6 @@ from datapath.errors import CompileError, ObjectError
 from datapath.object.reader import ObjectImage, read_object
 from datapath.object.spec import Substitution
 
-TEMPLATES_DIR = "templates"
-
 _ATTEMPTS = 3
 """How often a template's directory may vanish under a compilation before that is an error."""
 
@@ -162,7 +160,7 @@ class TemplateCache:
 
     @property
     def directory(self) -> Path:
-        return self._config.state / TEMPLATES_DIR
+        return self._config.templates
 
     def update(self, config: DatapathConfig) -> None:
         """Take another configuration: from now on hashes are those of its node and its defines (objectCache.Update)."""

@@ -49,9 +49,10 @@ class Reloader:
     """A context manager around the loader of one node.
 
     `defines` are further macros for every program, as -D options; `library` the C sources, ours by default, `clang` the
-    compiler. `change` is applied to every plan: so a test can give the agent a faulty loader. `on_outcome` hears of
-    every reload that succeeds and `on_failure` of every one that fails in a step, whichever process does it.
-    `on_reload` is asked before each reload in this process for one more observer of it.
+    compiler, `templates` a directory that nodes share, so that each template is compiled once for all of them. `change`
+    is applied to every plan: so a test can give the agent a faulty loader. `on_outcome` hears of every reload that
+    succeeds and `on_failure` of every one that fails in a step, whichever process does it. `on_reload` is asked before
+    each reload in this process for one more observer of it.
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class Reloader:
         *,
         library: Path | None = None,
         clang: str | None = None,
+        templates: Path | None = None,
         defines: Sequence[tuple[str, str]] = (),
         verifiers: int | None = None,
         filter_priority: int = 1,
@@ -67,7 +69,9 @@ class Reloader:
     ) -> None:
         self.node = node
         config = node.datapath_config(library=library, clang=clang)
-        self.config = replace(config, defines=tuple(defines), filter_priority=filter_priority)
+        self.config = replace(
+            config, defines=tuple(defines), filter_priority=filter_priority, shared_templates=templates
+        )
         self.loader = Loader(self.config, verifiers=verifiers, on_new_map=self._fill, on_compile=on_compile)
         self.change: Change | None = None
         self.on_outcome: Callable[[Outcome], object] | None = None

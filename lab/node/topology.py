@@ -253,10 +253,18 @@ def random_mac(random_bytes: Callable[[int], bytes] = os.urandom) -> str:
     return value.hex(":")
 
 
+def device_mac(spec: NodeSpec, device: str) -> str:
+    """Return the MAC of a device that the programs know by its MAC: the same in each lab, another on each node.
+
+    Nodes whose programs are built with the same numbers can share what is compiled.
+    """
+    return random_mac(hashlib.shake_128(f"{spec.node_index} {device}".encode()).digest)
+
+
 def plan_node(spec: NodeSpec, random_bytes: Callable[[int], bytes] = os.urandom) -> NodeFacts:
-    """Derive all facts of a node; only MACs and container ids are random."""
+    """Derive all facts of a node; only container ids and the MACs of veths are random."""
     macs = _distinct_macs(random_bytes)
-    host_mac, net_mac = next(macs), next(macs)
+    host_mac, net_mac = device_mac(spec, "cilium_host"), device_mac(spec, "cilium_net")
     health = PodFacts(
         name=HEALTH,
         endpoint_id=HEALTH_ENDPOINT,
@@ -275,7 +283,7 @@ def plan_node(spec: NodeSpec, random_bytes: Callable[[int], bytes] = os.urandom)
         uplink=DeviceFacts(UPLINK, _UPLINK_IFINDEX, next(macs), next(macs)),
         cilium_net=DeviceFacts("cilium_net", _NET_IFINDEX, net_mac, host_mac),
         cilium_host=DeviceFacts("cilium_host", _HOST_IFINDEX, host_mac, net_mac),
-        vxlan=DeviceFacts("cilium_vxlan", _VXLAN_IFINDEX, next(macs)),
+        vxlan=DeviceFacts("cilium_vxlan", _VXLAN_IFINDEX, device_mac(spec, "cilium_vxlan")),
         health=health,
         pods=tuple(_plan_pod(spec, pod, number, macs, random_bytes) for number, pod in enumerate(spec.pod_specs)),
     )

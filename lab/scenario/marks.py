@@ -37,6 +37,7 @@ SCENARIO: Kinds = {"flows": (Callable,), "rate": (int, float)}  # type: ignore[d
 AGENT: Kinds = {
     "library": (str, Path, NoneType),
     "clang": (str, NoneType),
+    "templates": (str, Path, NoneType),
     "defines": (tuple, list),
     "verifiers": (int, NoneType),
     "filter_priority": (int,),
@@ -69,8 +70,9 @@ class MarkOptions:
         agent = dict(options.get("agent", {}))
         _check(f"{mark}, agent", agent, AGENT)
         each = _each(mark, options.get("each") or {}, nodes)
-        if isinstance(agent.get("library"), str):
-            agent["library"] = Path(agent["library"]).resolve()
+        for name in ("library", "templates"):
+            if isinstance(agent.get(name), str):
+                agent[name] = Path(agent[name]).resolve()
         for pair in agent.get("defines", ()):
             if not (isinstance(pair, tuple) and len(pair) == 2 and all(isinstance(word, str) for word in pair)):
                 raise BadMark(mark, f"agent: defines has {pair!r}, not (NAME, VALUE)")

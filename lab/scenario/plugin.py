@@ -106,9 +106,16 @@ def _options(request: pytest.FixtureRequest, name: str, nodes: Kinds) -> MarkOpt
     if library is not None:
         options.scenario["library"] = Path(library).resolve()
     check_library(options.scenario.get("library"))
+    options.scenario.setdefault("templates", _templates(request.getfixturevalue("tmp_path_factory")))
     options.scenario["defines"] = (*_defines(request.config), *options.scenario.get("defines", ()))
     request.node.ihook.pytest_reloadlab_options(item=request.node, options=options)
     return options
+
+
+def _templates(factory: pytest.TempPathFactory) -> Path:
+    """Return the directory of compiled templates that all scenarios of a session share, in whatever worker they run."""
+    base = factory.getbasetemp()
+    return (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "reloadlab-templates"
 
 
 def _defines(config: pytest.Config) -> list[tuple[str, str]]:

@@ -16,7 +16,6 @@ from types import TracebackType
 from typing import Any, Self
 
 from datapath.base.bpftypes import MapType, ProgType
-from datapath.build.templates import TEMPLATES_DIR
 from datapath.endpoint import DatapathConfig, Endpoint
 from datapath.errors import ReloadlabError
 from datapath.kernel import bpf, hooks
@@ -194,8 +193,7 @@ class Rig:
 
     `entries` makes it more; `on_entry` is called before each of them is written.
 
-    All rigs have the same node configuration, whatever MACs their node has, and so share their templates: no test waits
-    for a compiler that another test has waited for.
+    All rigs share their templates: no test waits for a compiler that another test has waited for.
     """
 
     def __init__(self, node: Node, templates: Path, **changes: Any) -> None:
@@ -251,7 +249,7 @@ class Rig:
     def state(self) -> State:
         """Read everything."""
         # The lock files are there to stay; what a template is made of is no part of the node's state.
-        objects = [path for path in self.config.state.rglob("*.o*") if "templates" not in path.parts]
+        objects = self.config.state.rglob("*.o*")
         files = {str(path.relative_to(self.config.state)): _identity(path) for path in objects}
         return State(take(self.node), frozenset(qdiscs(self.netlink)), files, dangerous_descriptors())
 
@@ -287,15 +285,7 @@ class Rig:
         assert [name for name in now if "bpf" in name] == [name for name in before if "bpf" in name]
 
     def _configuration(self, templates: Path, **changes: Any) -> DatapathConfig:
-        config = self.node.datapath_config()
-        fixed = replace(config.node, cilium_host_mac="02:00:00:00:00:01", cilium_net_mac="02:00:00:00:00:02")
-        if fixed.encap_mac is not None:
-            fixed = replace(fixed, encap_mac="02:00:00:00:00:03")
-        link = config.state / TEMPLATES_DIR
-        if not link.is_symlink():
-            config.state.mkdir(parents=True, exist_ok=True)
-            link.symlink_to(templates)
-        return replace(config, node=fixed, **changes)
+        return replace(self.node.datapath_config(), shared_templates=templates, **changes)
 
     def _fill(self, new: Map) -> None:
         self.new_maps.append(new.name)

@@ -171,3 +171,12 @@ def test_pods_without_labels_share_no_identity() -> None:
 def test_bad_tunnel_port(port: int) -> None:
     with pytest.raises(InvalidSpec, match="the tunnel's port is 1 to 65535"):
         NodeSpec("demo", tunnel_port=port)
+
+
+def test_devices_that_programs_know_have_the_same_macs_in_each_lab_and_others_on_each_node() -> None:
+    def macs(name: str, index: int) -> list[str]:
+        facts = plan_node(NodeSpec(name, node_index=index))
+        return [device.mac for device in (facts.cilium_host, facts.cilium_net, facts.vxlan)]
+
+    assert macs("one", 0) == macs("another", 0)
+    assert len({mac for index in range(16) for mac in macs("one", index)}) == 3 * 16
