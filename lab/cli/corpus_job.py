@@ -55,11 +55,9 @@ def _tried(console: Console, args: argparse.Namespace, faults: Sequence[Fault]) 
 
     registry.sweep()
     with scratch() as directory:
-        trials = directory / "trials"
-        trials.mkdir()
         runner = Runner(
             [fault for fault in faults if not fault.equivalent],
-            trials,
+            directory,
             workers=args.workers,
             patience=args.patience,
             on_verdict=note,

@@ -24,8 +24,8 @@ _PINNED_LATER = (
 )
 _OTHER_OBJECT = "the two steps belong to two objects and have nothing in common"
 _TO_AND_FROM = (
-    "no packet meets both: the policy slot and the routes are met on the way to the pod, the ingress program on the way "
-    "from it; each of them is complete by itself, in either order"
+    "no packet meets both: the policy slot and the routes are met on the way to the pod, the ingress program on the "
+    "way from it; each of them is complete by itself, in either order"
 )
 _TWO_HOOKS = "no packet meets both hooks of the device; each program has its own calls map, old or new, in either order"
 

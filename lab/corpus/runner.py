@@ -84,6 +84,7 @@ class Runner:
         self._patience = patience
         self._on_verdict = on_verdict
         self._processes: list[_Process] = []
+        self._number = 0
         self.broken: list[str] = []
         self.error: BaseException | None = None
 
@@ -120,11 +121,14 @@ class Runner:
             raise
 
     def _start(self, session: pytest.Session, fault: Fault | None) -> None:
-        directory = self._directory / f"{len(list(self._directory.iterdir())):04}"
+        templates = self._directory / "templates"
+        templates.mkdir(exist_ok=True)
+        self._number += 1
+        directory = self._directory / str(self._number)
         directory.mkdir()
         pid = os.fork()
         if pid == 0:
-            _be_child(session, fault, directory)
+            _be_child(session, fault, directory, templates)
         self._processes.append(
             _Process(fault, directory, pid, os.pidfd_open(pid), time.monotonic() + self._patience + _GRACE)
         )
@@ -164,7 +168,7 @@ class Runner:
         self._processes.clear()
 
 
-def _be_child(session: pytest.Session, fault: Fault | None, directory: Path) -> None:
+def _be_child(session: pytest.Session, fault: Fault | None, directory: Path, templates: Path) -> None:
     """Try a fault, in the forked process, and leave."""
     code = 1
     try:
@@ -173,7 +177,7 @@ def _be_child(session: pytest.Session, fault: Fault | None, directory: Path) -> 
         log = os.open(directory / "log", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
         os.dup2(log, 1)
         os.dup2(log, 2)
-        run_trial(session, fault, directory)
+        run_trial(session, fault, directory, templates)
         code = 0
     except BaseException:  # noqa: BLE001 - the process ends here, whatever it was
         traceback.print_exc()

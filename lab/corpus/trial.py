@@ -29,13 +29,13 @@ RUNNING, APPLIED, RESULT = "running", "applied", "result.json"
 class Injector:
     """A plugin for one process: puts a fault into every scenario, and notes the first that fails."""
 
-    def __init__(self, fault: Fault | None, directory: Path) -> None:
+    def __init__(self, fault: Fault | None, directory: Path, templates: Path) -> None:
         self._fault = fault
+        self._templates = templates
         self._directory = directory
         self._library: Path | None = None
         self._running: list[Watched] = []
         self.catch: Catch | None = None
-        self.sent = 0
 
     def begin(self, scenario: str) -> None:
         """Forget what the scenario before has noted."""
@@ -48,8 +48,14 @@ class Injector:
         """Whether the fault took effect in this scenario."""
         return (self._directory / APPLIED).exists()
 
+    @property
+    def sent(self) -> int:
+        """Packets of this scenario's traffic."""
+        return sum(running.sent for running in self._running)
+
     def pytest_reloadlab_options(self, options: MarkOptions) -> None:
-        """Build the scenario's programs from the patched C, where the fault is in the C."""
+        """Build the scenario's programs from the patched C, where the fault is in the C; compile each program once."""
+        options.scenario["templates"] = self._templates
         if self._fault is None or not self._fault.patches:
             return
         if self._library is None:
@@ -68,11 +74,8 @@ class Injector:
     def pytest_runtest_makereport(
         self, item: pytest.Item, call: pytest.CallInfo[None]
     ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-        """Count what was sent, and note a failure."""
+        """Note a failure."""
         report = yield
-        details = getattr(report, "reloadlab", None)
-        if details is not None and report.when == "call":
-            self.sent += json.loads(details)["sent"]
         if report.failed and call.excinfo is not None and self.catch is None:
             error = call.excinfo.value
             if not self._says_nothing(error):
@@ -108,27 +111,29 @@ def _violations(running: Watched) -> list[Violation]:
     return running.violations
 
 
-def run_trial(session: pytest.Session, fault: Fault | None, directory: Path) -> None:
+def run_trial(session: pytest.Session, fault: Fault | None, directory: Path, templates: Path) -> None:
     """Run the session's scenarios with a fault (None: without any) until one fails; write the result.
 
-    The session ends with it: a process does this once.
+    `directory` is the trial's own, `templates` what all trials have compiled. The session ends with it: a
+    process does this once.
     """
-    injector = Injector(fault, directory)
+    injector = Injector(fault, directory, templates)
     session.config.pluginmanager.register(injector)
     items = ordered(session.items, () if fault is None else fault.only)
-    started, ran, applied = time.monotonic(), list[str](), list[str]()
+    started, ran, applied, sent = time.monotonic(), list[str](), list[str](), 0
     try:
         for item, following in zip(items, [*items[1:], None], strict=True):
             injector.begin(item.nodeid)
             item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
             ran.append(item.nodeid)
             applied += [item.nodeid] if injector.applied else []
+            sent += injector.sent
             if injector.catch is not None:
                 break
     finally:
         session.config.hook.pytest_sessionfinish(session=session, exitstatus=pytest.ExitCode.OK)
     seconds = round(time.monotonic() - started, 3)
-    trial = Trial(tuple(applied), tuple(ran), injector.sent, seconds, injector.catch)
+    trial = Trial(tuple(applied), tuple(ran), sent, seconds, injector.catch)
     (directory / RESULT).write_text(json.dumps(trial.to_json()))
 
 
