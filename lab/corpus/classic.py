@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from datapath.base.mapnames import is_calls_map
-from datapath.kernel import hooks, progarray
+from datapath.kernel import hooks
 from datapath.kernel.hooks import Direction
 from datapath.reload.plans import CILIUM_HOST
 from datapath.reload.prepare import FillArrays, RepinMaps, WriteObject
@@ -16,26 +16,12 @@ from datapath.reload.step import Plan, Step
 from datapath.reload.switchover import Attach, Commit, Detach, InsertPolicy, InstallRoutes, RemoveRoutes
 from datapath.reload.workspace import Workspace
 from lab.corpus.fault import Fault
+from lab.corpus.halves import FillAllBut
 from lab.corpus.loaders import finalize_too_early, never_finalize, skip_revert
 from lab.corpus.steps import skipped
 
 GAP = 0.002
 """Seconds for which a hook is left without a program."""
-
-
-@dataclass(frozen=True)
-class FillAllBut(FillArrays):
-    """Fills the slots of all tail calls but those of some programs."""
-
-    left_out: frozenset[str]
-
-    def apply(self, work: Workspace) -> None:
-        super().apply(work)
-        collection = work.objects[self.target].collection
-        for spec in collection.spec.maps.values():
-            for slot, program in spec.contents.items():
-                if program in self.left_out:
-                    progarray.clear(collection.maps[spec.name].fd, slot)
 
 
 @dataclass(frozen=True)
@@ -98,7 +84,7 @@ def leave_slots_empty(*programs: str) -> Callable[[Plan], Plan]:
     """Return a change that leaves the slots of these programs empty."""
 
     def change(step: Step) -> Step:
-        return FillAllBut(step.target, step.object, frozenset(programs)) if isinstance(step, FillArrays) else step
+        return FillAllBut(step.target, step.object, programs) if isinstance(step, FillArrays) else step
 
     return lambda plan: plan.change(change)
 

@@ -10,9 +10,11 @@ from dataclasses import dataclass
 from functools import partial
 
 from datapath.reload.step import Plan, Step
+from lab.agent.agent import Change
 from lab.corpus import steps
 from lab.corpus.equivalents import reason
 from lab.corpus.fault import Fault
+from lab.corpus.halves import HALVES
 from lab.corpus.models import HOST, OVERLAY, POD, POD_ROUTES, models, place_of, shape_of
 
 _SCENARIOS = {
@@ -75,22 +77,40 @@ WAYS: dict[str, tuple[str, Callable[[Place, Plan], Plan]]] = {
 
 def faults() -> tuple[Fault, ...]:
     """Return all of them, in the order of the plans and their steps."""
-    return tuple(fault for shape, plan in models().items() for fault in _faults_of(shape, plan))
+    return tuple(
+        fault
+        for shape, plan in models().items()
+        for place in dict.fromkeys(Place(shape, step.name, place_of(plan, step)) for step in plan.steps)
+        for fault in (*_faults_of(place), *_halves_of(place))
+    )
 
 
-def _faults_of(shape: str, plan: Plan) -> Iterator[Fault]:
-    for place in dict.fromkeys(Place(shape, step.name, place_of(plan, step)) for step in plan.steps):
-        for way, (what, change) in WAYS.items():
-            # Nothing follows the commit.
-            if place.step == "commit" and way in ("swapped", "after-commit"):
-                continue
-            hints = ("test_rollback", *_SCENARIOS[shape]) if way == "not-undone" else _SCENARIOS[shape]
-            name = f"{place.text}/{way}"
-            yield Fault(
-                name,
-                "plan",
-                f"{place.step}{f' of {place.place}' if place.place else ''} {what}",
-                change=partial(change, place),
-                equivalent=reason(name),
-                only=hints,
-            )
+def _faults_of(place: Place) -> Iterator[Fault]:
+    for way, (what, change) in WAYS.items():
+        # Nothing follows the commit.
+        if place.step == "commit" and way in ("swapped", "after-commit"):
+            continue
+        hints = ("test_rollback",) if way == "not-undone" else ()
+        yield _fault(place, way, what, partial(change, place), hints)
+
+
+def _halves_of(place: Place) -> Iterator[Fault]:
+    for half in HALVES:
+        if half.step == place.step and (not half.shapes or place.shape in half.shapes):
+            yield _fault(place, half.way, half.what, partial(_changed, place, half.change), half.only)
+
+
+def _changed(place: Place, change: Callable[[Step], Step], plan: Plan) -> Plan:
+    return steps.each(plan, place.chooses, change)
+
+
+def _fault(place: Place, way: str, what: str, change: Change, hints: tuple[str, ...]) -> Fault:
+    name = f"{place.text}/{way}"
+    return Fault(
+        name,
+        "plan",
+        f"{place.step}{f' of {place.place}' if place.place else ''} {what}",
+        change=change,
+        equivalent=reason(name),
+        only=(*hints, *_SCENARIOS[place.shape]),
+    )

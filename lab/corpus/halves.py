@@ -1,0 +1,212 @@
+"""Steps that are done by half: for one address family, for some of the maps, for some of what they should let go of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from functools import partial
+
+from datapath.base.mapnames import CT_MAPS, is_calls_map
+from datapath.kernel import progarray
+from datapath.kernel.map import Map
+from datapath.reload.prepare import FillArrays, MigrateMaps, RepinMaps
+from datapath.reload.step import Step
+from datapath.reload.switchover import Commit, InsertPolicy, InstallRoutes, RemoveRoutes
+from datapath.reload.workspace import Workspace
+from lab.corpus.models import HOST, OVERLAY, POD, POD_ROUTES
+
+IPV4, IPV6 = ("*ipv4*", "*arp*"), ("*ipv6*", "*icmp6*")
+"""Names of programs that handle packets of one family."""
+
+
+@dataclass(frozen=True)
+class FillAllBut(FillArrays):
+    """Fills the slots of all tail calls but those of some programs, given as patterns of their names."""
+
+    left_out: tuple[str, ...]
+
+    def apply(self, work: Workspace) -> None:
+        super().apply(work)
+        collection = work.objects[self.target].collection
+        for spec in collection.spec.maps.values():
+            for slot, program in spec.contents.items():
+                if any(fnmatchcase(program, pattern) for pattern in self.left_out):
+                    progarray.clear(collection.maps[spec.name].fd, slot)
+
+
+@dataclass(frozen=True)
+class FillSlotsOnly(FillArrays):
+    """Does not carry the connections over."""
+
+    def apply(self, work: Workspace) -> None:
+        collection = work.objects[self.target].collection
+        for spec in collection.spec.maps.values():
+            for slot, program in spec.contents.items() if is_calls_map(spec.name) else ():
+                progarray.put(collection.maps[spec.name].fd, slot, collection.programs[program].fd)
+
+
+@dataclass(frozen=True)
+class MigrateAllBut(MigrateMaps):
+    """Leaves new maps of some names, given as patterns, as empty as they are."""
+
+    left_out: tuple[str, ...]
+
+    def apply(self, work: Workspace) -> None:
+        fill, item = work.on_new_map, work.objects[self.target]
+        empty = [pin for pin in item.moved if self._leaves(pin.path.name)]
+        item.moved[:] = [pin for pin in item.moved if pin not in empty]
+        # Without a map that it replaces, the control plane fills it.
+        work.on_new_map = partial(self._fill, fill)
+        try:
+            super().apply(work)
+        finally:
+            work.on_new_map = fill
+            item.moved += empty
+
+    def _leaves(self, name: str) -> bool:
+        return any(fnmatchcase(name, pattern) for pattern in self.left_out)
+
+    def _fill(self, fill: Callable[[Map], None] | None, new: Map) -> None:
+        if fill is not None and not self._leaves(new.name):
+            fill(new)
+
+
+@dataclass(frozen=True)
+class MoveCallsOnly(RepinMaps):
+    """Leaves the pins of incompatible maps in place."""
+
+    def apply(self, work: Workspace) -> None:
+        super().apply(work)
+        item = work.objects[self.target]
+        work.take_undo(self)
+        for pin in list(item.moved):
+            if is_calls_map(pin.path.name):
+                work.on_undo(self, pin.revert)
+            else:
+                pin.revert()
+                item.moved.remove(pin)
+                work.migrated.remove(pin.path.name)
+
+
+@dataclass(frozen=True)
+class InsertIntoOneArray(InsertPolicy):
+    """Fills the slot of the array that the object has opened, and of no other."""
+
+    def apply(self, work: Workspace) -> None:
+        collection = work.objects[self.target].collection
+        for spec in collection.spec.maps.values():
+            for slot, program in spec.contents.items() if not is_calls_map(spec.name) else ():
+                array = collection.maps[spec.name]
+                old = progarray.open_program_at(array.fd, slot)
+                if old is not None:
+                    work.on_undo(self, partial(progarray.put, array.fd, slot, work.keep_open(old)))
+                progarray.put(array.fd, slot, collection.programs[program].fd)
+
+
+@dataclass(frozen=True)
+class CommitUnpublished(Commit):
+    """Leaves the object of the load before where everybody looks for the one that runs."""
+
+    def apply(self, work: Workspace) -> None:
+        former = {item: item.path.read_bytes() for item in self.objects if item.path.exists()}
+        super().apply(work)
+        for item, image in former.items():
+            item.path.write_bytes(image)
+
+
+def _routes_of_one_family(lost: str) -> Callable[[Step], Step]:
+    def change(step: Step) -> Step:
+        if not isinstance(step, InstallRoutes | RemoveRoutes):
+            return step
+        without = {"v4": replace(step.endpoint, ipv4=None), "v6": replace(step.endpoint, ipv6=None)}
+        return replace(step, endpoint=without[lost])
+
+    return change
+
+
+def _fill_all_but(*left_out: str) -> Callable[[Step], Step]:
+    return lambda step: FillAllBut(step.target, step.object, left_out) if isinstance(step, FillArrays) else step
+
+
+def _migrate_all_but(*left_out: str) -> Callable[[Step], Step]:
+    return lambda step: MigrateAllBut(step.target, left_out) if isinstance(step, MigrateMaps) else step
+
+
+def _slots_only(step: Step) -> Step:
+    return FillSlotsOnly(step.target, step.object) if isinstance(step, FillArrays) else step
+
+
+def _one_array(step: Step) -> Step:
+    return InsertIntoOneArray(step.target, step.endpoint_id) if isinstance(step, InsertPolicy) else step
+
+
+def _unpublished(step: Step) -> Step:
+    return CommitUnpublished(step.target, step.objects, step.obsolete) if isinstance(step, Commit) else step
+
+
+def _obsolete_kept(step: Step) -> Step:
+    return replace(step, obsolete=()) if isinstance(step, Commit) else step
+
+
+@dataclass(frozen=True)
+class Half:
+    """One way of doing a step by half, for plans of these shapes; `only` are hints as those of a fault."""
+
+    step: str
+    way: str
+    what: str
+    change: Callable[[Step], Step]
+    shapes: tuple[str, ...] = ()
+    only: tuple[str, ...] = ()
+
+
+_ANY_POD = (POD, POD_ROUTES)
+_CT4, _CT6 = (tuple(name for name in CT_MAPS if family in name) for family in "46")
+
+HALVES: tuple[Half, ...] = (
+    *(
+        Half(step, f"without-{lost}", f"is not done for IP{lost}", _routes_of_one_family(lost), (), ("switched",))
+        for step in ("install routes", "remove routes")
+        for lost in ("v4", "v6")
+    ),
+    Half("fill arrays", "without-v4", "is not done for IPv4", _fill_all_but(*IPV4), (*_ANY_POD, HOST, OVERLAY)),
+    Half("fill arrays", "without-v6", "is not done for IPv6", _fill_all_but(*IPV6), (*_ANY_POD, HOST, OVERLAY)),
+    Half(
+        "fill arrays",
+        "without-connections",
+        "carries no connections over",
+        _slots_only,
+        _ANY_POD,
+        ("map_migration", "policy_reload"),
+    ),
+    Half(
+        "migrate maps",
+        "without-v4",
+        "loses the IPv4 connections",
+        _migrate_all_but(*_CT4),
+        _ANY_POD,
+        ("map_migration",),
+    ),
+    Half(
+        "migrate maps",
+        "without-v6",
+        "loses the IPv6 connections",
+        _migrate_all_but(*_CT6),
+        _ANY_POD,
+        ("map_migration",),
+    ),
+    Half("migrate maps", "unfilled", "leaves every new map empty", _migrate_all_but("*"), (), ("map_migration",)),
+    Half(
+        "repin maps",
+        "calls-only",
+        "leaves incompatible maps in place",
+        lambda step: MoveCallsOnly(step.target) if isinstance(step, RepinMaps) else step,
+        (),
+        ("map_migration", "policy_array"),
+    ),
+    Half("insert policy", "one-array", "leaves the other arrays", _one_array, _ANY_POD, ("policy_array",)),
+    Half("commit", "unpublished", "publishes no object", _unpublished),
+    Half("commit", "obsolete-kept", "keeps what devices have left", _obsolete_kept, (HOST,), ("taken_from_the_list",)),
+)
+"""All of them."""
