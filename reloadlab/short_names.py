@@ -39,8 +39,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Give every test the marks that its short ones stand for, and skip what needs root where there is none."""
     for item in items:
         for name in MARKS:
-            mark = item.get_closest_marker(name)
-            if mark is not None:
+            for mark in list(item.iter_markers(name)):
                 item.add_marker(getattr(pytest.mark, f"reloadlab_{name}")(*mark.args, **mark.kwargs))
         if os.geteuid() != 0 and item.get_closest_marker("privileged"):
             item.add_marker(pytest.mark.skip(reason="needs root"))

@@ -172,7 +172,7 @@ AGENT = {"defines": (("ENABLE_HOST_FIREWALL", "1"),)}
 
 def network(name: str, *, fragments: bool = False, **options: Any) -> Any:
     agent = {"defines": AGENT["defines"] + TRACKED["defines"]} if fragments else AGENT
-    mark = pytest.mark.cluster(pods=PODS, mtu=9000, flows=quiet_host, agent=agent, **options)
+    mark = pytest.mark.cluster(pods=PODS, mtu=9000, flows=quiet_host, policy=None, agent=agent, **options)
     return pytest.param("devices" in options, fragments, id=name, marks=mark)
 
 
@@ -211,7 +211,7 @@ def test_reloaded(cluster: ClusterScenario, devices: bool, fragments: bool) -> N
 TUNNEL_ALLOWED = {"fromEntities": ["remote-node"], "toPorts": ports("8472/UDP")}
 
 
-@pytest.mark.cluster(pods=PODS, tunnel=True, devices=("eth0",), flows=lambda _: [], rate=0, agent=AGENT)
+@pytest.mark.cluster(pods=PODS, tunnel=True, devices=("eth0",), flows=lambda _: [], rate=0, policy=None, agent=AGENT)
 def test_the_tunnel_is_traffic_of_the_host(cluster: ClusterScenario) -> None:
     """What pods send through it passes the policy of the receiving node's host first, as a packet of the other node."""
     nodes, receiver = cluster.cluster.nodes, cluster.cluster.node(2)

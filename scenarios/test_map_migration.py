@@ -102,7 +102,7 @@ ONE_WAY = {"name": "one way", "endpoint": "pod-1", "ingress": [{"fromEntities": 
         ("nothing", "endpoint-routes"),
     ],
 )
-@pytest.mark.node(pods=2)
+@pytest.mark.node(pods=2, policy=None)
 def test_connections(scenario: Scenario, change: str, network: str) -> None:
     """Open connections go on although the answers depend on tables that are replaced, there and back, or just stay."""
     if network == "endpoint-routes":

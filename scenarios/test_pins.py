@@ -27,7 +27,7 @@ def test_map_of_the_control_plane_is_lost(scenario: Scenario, name: str) -> None
         reload()
 
 
-@pytest.mark.node(pods=2)
+@pytest.mark.node(pods=2, policy=None)
 def test_connections_are_lost(scenario: Scenario) -> None:
     """Answers that depend on the lost maps go on: what the old programs use is carried over."""
     scenario.agent.apply_policies(ONE_WAY)

@@ -35,8 +35,8 @@ PAUSE = 0.0002
 """Seconds between two packets to an address: a few dozen for each step of a removal."""
 
 NETWORKS = [
-    pytest.param("node", marks=pytest.mark.node(pods=2)),
-    pytest.param("endpoint-routes", marks=pytest.mark.node(pods=2, endpoint_routes=True)),
+    pytest.param("node", marks=pytest.mark.node(pods=2, policy=None)),
+    pytest.param("endpoint-routes", marks=pytest.mark.node(pods=2, policy=None, endpoint_routes=True)),
 ]
 
 

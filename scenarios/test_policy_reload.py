@@ -16,6 +16,8 @@ from scenarios.tables import ANYTHING, PING, PODS, allowed, chapter, refused, tc
 from scenarios.test_policy_wire import MIXED, TCP, UDP, WEB_AND_DNS, label
 from scenarios.wire import Wire
 
+pytestmark = pytest.mark.cluster(policy=None)
+
 WEB, DNS = tcp(80), udp(53)
 MAP = "cilium_policy_00103"
 """Of the server."""

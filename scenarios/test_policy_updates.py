@@ -23,7 +23,7 @@ POLICIES = [open_to(EVERYBODY), open_to(SPELLED_OUT), []]
 
 
 @pytest.mark.parametrize("network", [pytest.param("node"), pytest.param("endpoint-routes")])
-@pytest.mark.node(pods=3)
+@pytest.mark.node(pods=3, policy=None)
 def test_one_node(scenario: Scenario, network: str) -> None:
     """From one policy to the next, with reloads in between, which see whatever state the maps are in."""
     if network == "endpoint-routes":
@@ -35,7 +35,7 @@ def test_one_node(scenario: Scenario, network: str) -> None:
     scenario.agent.apply_policies([])
 
 
-@pytest.mark.cluster(pods=2, tunnel=True, each={2: {"endpoint_routes": True}})
+@pytest.mark.cluster(pods=2, tunnel=True, each={2: {"endpoint_routes": True}}, policy=None)
 def test_two_nodes(cluster: ClusterScenario) -> None:
     """Both nodes, one after the other: between the two they have different policies."""
     for number in range(ROUNDS):
@@ -49,6 +49,7 @@ DENIED, BURST = (181, 1), 50
 
 
 @pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.cluster(policy=None)
 def test_denied_on_the_other_node(cluster: ClusterScenario, network: str) -> None:
     """One pod is kept out by its labels, wherever it lives; all others are let in by a wider rule; to the packet."""
     document = open_to(EVERYBODY)[0] | {"ingressDeny": [{"fromEndpoints": [{"matchLabels": {"name": "pod-2"}}]}]}

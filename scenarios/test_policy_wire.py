@@ -13,6 +13,8 @@ from reloadlab import ClusterScenario
 from scenarios.tables import ANYTHING, JUMBO_PING, PING, PODS, TOO_BIG, Case, allowed, chapter, refused, tcp, udp
 from scenarios.wire import Wire
 
+pytestmark = pytest.mark.cluster(policy=None)
+
 TCP, UDP = 6, 17
 WEB, DNS, OTHER = tcp(80), udp(53), udp(54)
 EVERYTHING = (PING, JUMBO_PING, WEB, DNS, udp(53, "full"), udp(53, "fragments"))

@@ -89,6 +89,7 @@ def test_identities_in_the_tunnel(cluster: ClusterScenario) -> None:
 
 
 @pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.cluster(policy=None)
 def test_identities_arrive(cluster: ClusterScenario, network: str) -> None:
     """The receiving pod's policy sees the sender by its own identity, and never as the world."""
     sender, receiver = cluster.cluster.pod("1/pod-1"), cluster.cluster.pod("2/pod-1")
@@ -116,6 +117,7 @@ def _packets(value: bytes | None) -> int:
 
 
 @pytest.mark.parametrize("network", NETWORKS[::3])
+@pytest.mark.cluster(policy=None)
 def test_pods_come_and_go(cluster: ClusterScenario, network: str) -> None:
     """The other node learns of a pod, and forgets it; what it knew of the others never goes for a moment."""
     cluster.expect(changed=frozenset({"cilium_lxc"}))
@@ -144,7 +146,7 @@ def _connections(cluster: ClusterScenario, address: IPv4Address) -> set[int]:
     return {n for n, node in nodes if any(f"{address}:" in row["destination"] for row in conntrack_rows(node))}
 
 
-@pytest.mark.cluster(pods=2, tunnel=True)
+@pytest.mark.cluster(pods=2, tunnel=True, policy=None)
 def test_pod_that_ipcache_does_not_know(cluster: ClusterScenario) -> None:
     """The tunnel map leads to its node all the same."""
     pod = cluster.cluster.pod("2/pod-1")
@@ -181,6 +183,7 @@ def test_tunnel_port(cluster: ClusterScenario) -> None:
 
 @pytest.mark.parametrize("network", NETWORKS[::3])
 @pytest.mark.parametrize("mtu", [1400, 9000], ids=["smaller", "larger"])
+@pytest.mark.cluster(policy=None)
 def test_mtu(cluster: ClusterScenario, network: str, mtu: int) -> None:
     """In place: no device is made anew, no connection notices."""
     nodes = cluster.cluster.nodes

@@ -91,6 +91,8 @@ def _scenarios(console: Console, args: argparse.Namespace, file: RunFile) -> lis
         defines=args.defines,
         handed_on=args.handed_on,
         failed=file.before,
+        keep=args.keep,
+        pcap=args.pcap,
     )
     told: set[str] = set()
     with scratch() as directory, _swept():

@@ -18,7 +18,7 @@ from lab.bench.parallel import ParallelReport, Percentiles, WorkerReport
 from lab.cli.output import OutputDirectory
 from lab.scenario.records import ERROR, FAILED, NOT_RUN, PASSED, SKIPPED, Record
 
-FORMAT = 2
+FORMAT = 3
 """Version of run.json; see docs/run-json.md."""
 
 RUN_JSON = "run.json"
@@ -26,13 +26,16 @@ RUN_JSON = "run.json"
 _PAUSE = 0.5
 """Seconds between two writings of run.json, at least."""
 
+_KINDS = 5
+"""Kinds of steps that one line names."""
+
 _STEP_WIDTH, _CELL_WIDTH = 15, 20
 """Columns for a step's name, and for the percentiles and the kernel's share of one worker count."""
 
 
 def print_scenarios(console: Console, records: Sequence[Record]) -> None:
     """Print one line per scenario, then the reasons."""
-    table = Table("scenario", "outcome", "reloads", "sent", "lost", box=None, pad_edge=False)
+    table = Table("scenario", "outcome", "reloads", "unseen", "sent", "lost", box=None, pad_edge=False)
     for column in table.columns[2:]:
         column.justify = "right"
     for record in records:
@@ -41,11 +44,32 @@ def print_scenarios(console: Console, records: Sequence[Record]) -> None:
             escape(short_name(record.name)),
             f"[{style}]{record.outcome}[/]",
             str(len(record.reloads)),
+            str(record.steps["unseen"]),
             str(record.sent),
             str(record.lost),
         )
     console.print(table)
+    print_steps(console, records)
     print_reasons(console, records)
+
+
+def print_steps(console: Console, records: Sequence[Record]) -> None:
+    """Print how many steps of reloads had packets under way, and which kinds of steps no scenario has seen."""
+    seen = sum(record.steps["seen"] for record in records)
+    total = seen + sum(record.steps["unseen"] for record in records)
+    if total == 0:
+        return
+    never = _never_seen(records)
+    more = f", ... and {len(never) - _KINDS} more" if len(never) > _KINDS else ""
+    rest = f"; never: {', '.join(never[:_KINDS])}{more}" if never else ""
+    console.print(f"\n{seen} of {total} steps had packets under way{rest}", markup=False, highlight=False)
+
+
+def _never_seen(records: Sequence[Record]) -> list[str]:
+    """Return the kinds of steps that are unseen in every scenario that has them."""
+    seen = {kind for record in records for kind in record.steps["seen_kinds"]}
+    unseen = dict.fromkeys(kind for record in records for kind in record.steps["unseen_kinds"])
+    return [kind for kind in unseen if kind not in seen]
 
 
 def print_reasons(console: Console, records: Sequence[Record]) -> None:

@@ -49,6 +49,8 @@ class Call:
     defines: Sequence[tuple[str, str]] = ()
     handed_on: Sequence[str] = ()
     failed: Sequence[str] = ()
+    keep: bool = False
+    pcap: Path | None = None
 
     def argv(self, records: Path) -> list[str]:
         """Return the command line; everything that pytest writes goes below `records`."""
@@ -58,6 +60,8 @@ class Call:
         argv += [] if self.handed_on else ["-q"]
         argv += ["-k", self.select] if self.select else []
         argv += [] if self.library is None else ["--reloadlab-library", str(self.library)]
+        argv += ["--reloadlab-keep"] if self.keep else []
+        argv += [] if self.pcap is None else ["--reloadlab-pcap", str(self.pcap)]
         argv += [word for name, value in self.defines for word in ("--reloadlab-define", f"{name}={value}")]
         argv += self.handed_on
         if not self.paths:

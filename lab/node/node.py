@@ -60,6 +60,7 @@ class Node:
         self._facts: NodeFacts | None = None
         self._stamp: Stamp | None = None
         self._held: int | None = None
+        self._kept = False
 
     @classmethod
     def up(cls, spec: NodeSpec, *, size: str = registry.DEFAULT_SIZE) -> Self:
@@ -87,7 +88,16 @@ class Node:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
-        self.down()
+        if not self._kept:
+            self.down()
+
+    def keep(self) -> None:
+        """Let a node stay when its context ends, like one of `up`; from now on others can use and remove it."""
+        registry.keep(self.name)
+        self._kept = True
+        if self._held is not None:
+            os.close(self._held)
+            self._held = None
 
     def down(self, *, force: bool = False) -> None:
         """Remove the node, with everything that runs in its namespaces; LabBusy if others use it."""

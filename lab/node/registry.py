@@ -115,6 +115,12 @@ def claim(name: str, size: str = DEFAULT_SIZE, *, cluster: str = "") -> Iterator
         yield claimed
 
 
+def keep(name: str) -> None:
+    """Let a lab stay that would have gone with its process: nobody sweeps it away. Its holder may let its lock go."""
+    with system_errors(name), _run_lock():
+        (lab_root(name) / status.BORROWED).unlink(missing_ok=True)
+
+
 def write_facts(root: Path, spec: NodeSpec, facts: NodeFacts) -> None:
     """Write node.json, whole or not at all."""
     write_json(root / FACTS, encode(spec, facts))

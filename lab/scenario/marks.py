@@ -32,7 +32,12 @@ CLUSTER: Kinds = {
     "each": (dict, NoneType),
 }
 """The arguments of cluster_specs."""
-SCENARIO: Kinds = {"flows": (Callable,), "rate": (int, float)}  # type: ignore[dict-item]
+SCENARIO: Kinds = {
+    "flows": (Callable,),  # type: ignore[dict-item]
+    "rate": (int, float),
+    "bursts": (str,),
+    "policy": (str, NoneType),
+}
 """Options of Scenario and ClusterScenario that stand beside them."""
 AGENT: Kinds = {
     "library": (str, Path, NoneType),

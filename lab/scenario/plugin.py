@@ -17,7 +17,6 @@ import re
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -26,11 +25,13 @@ from lab.agent.cluster import cluster_specs
 from lab.agent.options import check_library, parse_macro
 from lab.node.topology import NodeSpec
 from lab.scenario import marks
+from lab.scenario.details import details
+from lab.scenario.keeping import keep
 from lab.scenario.marks import Kinds, MarkOptions
 from lab.scenario.recorder import Recorder
 from lab.scenario.scenario import ClusterScenario, Scenario
-from lab.scenario.tracebacks import shortened
-from lab.scenario.watched import InvariantsViolated, Watched
+from lab.scenario.tracebacks import shortened, with_notes
+from lab.scenario.watched import InvariantsViolated, NoVerdict, Watched
 from lab.watch.violation import Violation
 
 _SCENARIOS = pytest.StashKey[list[Watched]]()
@@ -86,21 +87,31 @@ def _checked(request: pytest.FixtureRequest, running: Watched) -> Iterator[None]
 
 
 def check(item: pytest.Item) -> None:
-    """Check the invariants of all scenarios that a test has; InvariantsViolated, with those of all, fails the test."""
+    """Check the invariants of all scenarios that a test has; InvariantsViolated, with those of all, fails the test.
+
+    NoVerdict makes it an error of the test, if nothing was violated.
+    """
     violations: list[Violation] = []
+    undecided: NoVerdict | None = None
     for running in item.stash.get(_SCENARIOS, []):
         try:
             running.finish()
         except InvariantsViolated as error:
             violations += error.violations
+        except NoVerdict as error:
+            undecided = error
     if violations:
         raise InvariantsViolated(violations)
+    if undecided is not None:
+        raise undecided
 
 
 def _options(request: pytest.FixtureRequest, name: str, nodes: Kinds) -> MarkOptions:
     """Return what the mark and the command line say about the nodes, and about the scenario and its agents."""
-    mark = request.node.get_closest_marker(name)
-    args, kwargs = (mark.args, mark.kwargs) if mark is not None else ((), {})
+    # Several marks add up, such as one of the module and one of a parameter; of two values the closest is taken.
+    found = list(request.node.iter_markers(name))
+    args = tuple(arg for mark in found for arg in mark.args)
+    kwargs = {option: value for mark in reversed(found) for option, value in mark.kwargs.items()}
     options = MarkOptions.parse(name, args, kwargs, nodes=nodes)
     library = request.config.getoption("--reloadlab-library")
     if library is not None:
@@ -130,23 +141,25 @@ def pytest_runtest_makereport(
     report = yield
     if call.excinfo is not None and report.failed:
         report.longrepr = shortened(item, call.excinfo, report.longrepr)
+    scenarios = item.stash.get(_SCENARIOS, [])
     if report.when == "call":
         item.stash[_PASSED] = report.passed
-    scenarios = item.stash.get(_SCENARIOS, [])
+        if report.failed and call.excinfo is not None:
+            report.longrepr = with_notes(report.longrepr, _notes(item, scenarios, call.excinfo.value))
     if scenarios and (report.when == "call" or report.failed):
         # As text, which every kind of worker can send.
-        report.reloadlab = json.dumps(_details(scenarios))  # type: ignore[attr-defined]
+        error = None if call.excinfo is None else call.excinfo.value
+        report.reloadlab = json.dumps(details(scenarios, error))  # type: ignore[attr-defined]
     return report
 
 
-def _details(scenarios: Sequence[Watched]) -> dict[str, Any]:
-    """Return the fields of a record that are those of the scenarios."""
-    return {
-        "violations": [str(violation) for running in scenarios for violation in running.violations],
-        "reloads": [outcome.to_json() for running in scenarios for outcome in running.outcomes],
-        "sent": sum(running.sent for running in scenarios),
-        "lost": sum(running.lost for running in scenarios),
-    }
+def _notes(item: pytest.Item, scenarios: Sequence[Watched], error: BaseException) -> list[str]:
+    """Return what is told of the scenarios of a failed test besides its error: findings so far, and labs that stay."""
+    found = [] if isinstance(error, InvariantsViolated) else [v for running in scenarios for v in running.findings]
+    notes = ["violated until then:", *(f"  {violation}" for violation in found)] if found else []
+    if item.config.getoption("--reloadlab-keep"):
+        notes += [line for running in scenarios for line in keep(running.agents)]
+    return notes
 
 
 def _node_name(test: str) -> str:

@@ -10,7 +10,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -21,6 +21,9 @@ END = "end"
 """A file beside the records, written when the session ends by itself: it holds one of the following."""
 FINISHED, INTERRUPTED = "finished", "interrupted"
 
+NO_STEPS: dict[str, Any] = {"seen": 0, "unseen": 0, "seen_kinds": [], "unseen_kinds": []}
+"""Of a test without reloads."""
+
 _ORDER = {outcome: rank for rank, outcome in enumerate((NOT_RUN, RUNNING, PASSED, SKIPPED, FAILED, ERROR))}
 _READABLE = 100
 
@@ -30,7 +33,9 @@ class Record:
     """A scenario by pytest's name of it.
 
     `message` says what failed, or why it was skipped or not run. `violations` are the invariants that did not hold,
-    `reloads` those of Outcome.to_json(), `sent` and `lost` the packets of its traffic, all phases together.
+    `reloads` those of Outcome.to_json(), `sent` and `lost` the packets of its traffic, all phases together, and
+    `denied` those of them that its policy had to stop. `steps` says how many steps of reloads had packets under way,
+    `traffic` has an object for each phase; `starved_ns` is for how long the traffic had no CPU. See docs/run-json.md.
     """
 
     name: str
@@ -41,6 +46,10 @@ class Record:
     reloads: tuple[dict[str, Any], ...] = ()
     sent: int = 0
     lost: int = 0
+    denied: int = 0
+    starved_ns: int = 0
+    steps: dict[str, Any] = field(default_factory=lambda: dict(NO_STEPS))
+    traffic: tuple[dict[str, Any], ...] = ()
 
     @property
     def good(self) -> bool:
@@ -65,7 +74,7 @@ class Record:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Self:
-        lists = {name: tuple(data[name]) for name in ("violations", "reloads")}
+        lists = {name: tuple(data[name]) for name in ("violations", "reloads", "traffic")}
         return cls(**{**data, **lists})
 
 

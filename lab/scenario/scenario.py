@@ -13,19 +13,21 @@ from lab.agent.agent import Agent, Failure
 from lab.agent.cluster import Cluster
 from lab.node.node import Node
 from lab.node.topology import NodeSpec
+from lab.scenario.flowpolicy import PolicyOption
 from lab.scenario.gate import Gate
+from lab.scenario.stepping import Bursts
 from lab.scenario.watched import Watched
 from lab.traffic.defaults import RATE, cluster_flows, default_flows
 from lab.traffic.flows import Flow
-from lab.watch.invariants import check_unchanged
-from lab.watch.snapshot import take
 
 
 class Scenario(Watched):
     """A scenario on one node.
 
     `flows` run all the time; by default between the pods, the host, the health endpoint and the outside, UDP and TCP,
-    IPv4 and IPv6. `options` go to the Agent.
+    IPv4 and IPv6. Unless `policy` is None, a policy lets exactly these flows pass. `bursts` says which reloads stop
+    after each step until a packet of every flow is answered: "first" of each kind, "all" or "none". `options` go to the
+    Agent.
     """
 
     def __init__(
@@ -34,9 +36,11 @@ class Scenario(Watched):
         *,
         flows: Callable[[Node], Sequence[Flow]] | None = None,
         rate: float = RATE,
+        bursts: Bursts = "first",
+        policy: PolicyOption = "flows",
         **options: Any,
     ) -> None:
-        super().__init__(rate)
+        super().__init__(rate=rate, bursts=bursts, policy=policy)
         self._spec = spec
         self._flows = flows or default_flows
         self._options = options
@@ -100,24 +104,14 @@ class Scenario(Watched):
         A gate must fire before the error: behind it, the gate would test nothing.
         """
         __tracebackhide__ = True
-        before = take(self.node)
-        try:
-            self.agent.reload(subject, observer=gate, cancel=cancel)
-        except error as raised:
-            self.violations += check_unchanged(before, take(self.node))
-            if gate is not None:
-                gate.check_fired([subject], raised)
-            return raised
-        if gate is not None:
-            gate.check_fired([subject])
-        raise AssertionError(f"reload of {subject} succeeded, {error.__name__} expected")
+        return self._fails([subject], lambda: self.agent.reload(subject, observer=gate, cancel=cancel), error, gate)
 
 
 class ClusterScenario(Watched):
     """A scenario on several nodes: `cluster` has them; what lives on one is named such as 2/pod-1.
 
     By default traffic runs across the nodes, between all kinds of endpoints, both ways; on a single node as in a
-    Scenario. `options` go to every Agent.
+    Scenario. `policy` and `bursts` are those of a Scenario. `options` go to every Agent.
     """
 
     def __init__(
@@ -126,9 +120,11 @@ class ClusterScenario(Watched):
         *,
         flows: Callable[[Cluster], Sequence[Flow]] | None = None,
         rate: float = RATE,
+        bursts: Bursts = "first",
+        policy: PolicyOption = "flows",
         **options: Any,
     ) -> None:
-        super().__init__(rate)
+        super().__init__(rate=rate, bursts=bursts, policy=policy)
         self._flows = flows or _flows_of
         self.cluster = Cluster(specs, **options)
 
@@ -151,6 +147,14 @@ class ClusterScenario(Watched):
         if gate is not None:
             gate.check_fired(subjects)
         return done
+
+    def reload_fails(self, name: str, error: type[ReloadlabError], *, gate: Gate | None = None) -> ReloadlabError:
+        """Reload, expecting this error, and hold the reload to it: all nodes must be as before. Returns the error.
+
+        A gate must fire before the error: behind it, the gate would test nothing.
+        """
+        __tracebackhide__ = True
+        return self._fails([name], lambda: self.cluster.reload(name, observer=gate), error, gate)
 
     def silence(self, *, count: int = 3, flows: Sequence[str] | None = None) -> list[str]:
         """Send a burst over all flows, or these; return those in which not every packet is answered."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pluggy
 import pytest
+from _pytest._code.code import ExceptionRepr
 
 import datapath
 import lab
@@ -24,10 +26,12 @@ _HIDDEN = (
 def shortened(item: pytest.Item, error: pytest.ExceptionInfo[BaseException], longrepr: Any) -> Any:
     """Return what is printed of an error of ours: the lines of the suite that led to it and its message; no causes.
 
-    Just the message if there are no such lines. Everything else is printed as pytest does it (`longrepr`), as is
-    everything with --full-trace: frames are evidence.
+    Just the message if there are no such lines. Of what the suite itself raises, at a gate say, the lines of the suite
+    are printed, and its causes. Everything else is printed as pytest does it (`longrepr`), as is everything with
+    --full-trace: frames are evidence.
     """
-    if not isinstance(error.value, ReloadlabError) or item.config.getoption("fulltrace"):
+    ours = isinstance(error.value, ReloadlabError)
+    if item.config.getoption("fulltrace") or not (ours or _passed_through_us(error)):
         return longrepr
     if not _lines_of_the_suite(error):
         return str(error.value)
@@ -36,12 +40,29 @@ def shortened(item: pytest.Item, error: pytest.ExceptionInfo[BaseException], lon
         style="long" if style == "auto" else style,
         showlocals=item.config.getoption("showlocals"),
         tbfilter=_lines_of_the_suite,
-        chain=False,
+        chain=not ours,
     )
+
+
+def with_notes(longrepr: Any, notes: Sequence[str]) -> Any:
+    """Return what is printed of an error with these lines below it."""
+    if not notes:
+        return longrepr
+    if isinstance(longrepr, ExceptionRepr):
+        longrepr.addsection("reloadlab", "\n".join(notes))
+        return longrepr
+    return "\n".join([str(longrepr), *notes])
 
 
 def _lines_of_the_suite(error: pytest.ExceptionInfo[BaseException]) -> Any:
     return error.traceback.filter(lambda entry: not _is_ours(entry))
+
+
+def _passed_through_us(error: pytest.ExceptionInfo[BaseException]) -> bool:
+    """Tell whether the suite raised it, in a function that we have called for it."""
+    entries = list(error.traceback)
+    first = next((number for number, entry in enumerate(entries) if not _is_ours(entry)), len(entries))
+    return any(_is_ours(entry) for entry in entries[first:]) and not _is_ours(entries[-1])
 
 
 def _is_ours(entry: Any) -> bool:

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from types import TracebackType
 from typing import Any
 
 from datapath.errors import ReloadlabError
-from datapath.reload.outcome import Outcome
+from datapath.reload.outcome import FailedReload, Outcome
+from datapath.reload.step import Plan
+from datapath.reload.transaction import Observer
 from lab.agent.agent import Agent
-from lab.traffic.flows import Flow, TrafficError
+from lab.scenario.coverage import Coverage, coverage, starved_in
+from lab.scenario.flowpolicy import PolicyOption
+from lab.scenario.gate import Gate
+from lab.scenario.stepping import Bursts, Stepping, check_bursts
+from lab.scenario.timeline import Reload, Timeline
+from lab.scenario.traffic import ScenarioTraffic
+from lab.traffic.flows import Flow
 from lab.traffic.report import TrafficReport
 from lab.traffic.traffic import Traffic
 from lab.watch.checks.kernel_log import check_kernel_log
@@ -23,10 +33,15 @@ from lab.watch.invariants import (
     check,
     check_kernel_drops,
     check_traffic,
+    check_unchanged,
     check_warnings,
 )
 from lab.watch.kernel_log import KernelLog, KernelLogUnavailable
+from lab.watch.snapshot import take
 from lab.watch.violation import Violation
+
+MOST_STARVED = 0.5
+"""The part of the time of all reloads in which the traffic may have had no CPU."""
 
 
 class InvariantsViolated(ReloadlabError):
@@ -41,51 +56,74 @@ class InvariantsViolated(ReloadlabError):
         return frozenset(violation.invariant for violation in self.violations)
 
 
+class NoVerdict(ReloadlabError):
+    """A scenario in which nothing was found wrong, but whose traffic could not have seen it; times in nanoseconds."""
+
+    def __init__(self, starved_ns: int, total_ns: int) -> None:
+        super().__init__(
+            f"no verdict: the traffic got no CPU for {starved_ns / 1e6:.0f} of the {total_ns / 1e6:.0f} ms of reloads"
+        )
+        self.starved_ns, self.total_ns = starved_ns, total_ns
+
+
 class Watched:
     """What is common to a scenario on one node and on several: traffic over them, and the checks at the end.
 
     A context manager. Leaving it without an exception checks every invariant on every node and raises
-    InvariantsViolated. `phases` are the reports of its traffic: one, and one more for each pause. `agents` are the
-    agents of its nodes, in the nodes' order, once it is up. `gaps` says what could not be watched.
+    InvariantsViolated. `agents` are the agents of its nodes, in the nodes' order, once it is up. `timeline` has every
+    step of every reload since then, `coverage` how many of them had packets under way, once it has finished. `gaps`
+    says what could not be watched.
     """
 
-    def __init__(self, rate: float) -> None:
-        self._rate = rate
+    def __init__(self, *, rate: float, bursts: Bursts, policy: PolicyOption) -> None:
+        check_bursts(bursts)
         self._stack = ExitStack()
         self._expected = Expected()
         self._expected_on: dict[str, Expected] = {}
         self._abandoned = False
         self._outcomes: list[tuple[str, Outcome]] = []
         self.violations: list[Violation] = []
-        self.phases: list[TrafficReport] = []
         self.gaps: list[str] = []
+        self.timeline = Timeline()
+        self.coverage = Coverage()
         self._finished = False
-        self._paused = False
+        self._traffic = ScenarioTraffic(rate=rate, policy=policy)
+        self._stepping = Stepping(bursts, self._push)
         self.agents: tuple[Agent, ...] = ()
-        self.traffic: Traffic
         self.kernel_log = KernelLog()
         self.drops: Drops
         self._before: tuple[tuple[Agent, Baseline], ...]
 
     def _watch(self, stack: ExitStack, agents: Sequence[Agent], flows: Sequence[Flow]) -> None:
         """Start the traffic, remember how everything is, and keep what `stack` holds until the scenario ends."""
-        self.traffic = stack.enter_context(Traffic(flows, rate=self._rate))
         self.agents = tuple(agents)
+        # Traffic that begins after a pause ends with the others.
+        self._traffic.start(stack.enter_context(ExitStack()), agents, flows)
         self.drops = stack.enter_context(Drops([agent.node for agent in agents], flows))
         try:
             stack.enter_context(self.kernel_log)
         except KernelLogUnavailable as error:
             self.gaps.append(f"the kernel's log is not read: {error}")
         self._before = tuple((agent, baseline(agent)) for agent in agents)
-        for agent in agents:
-            agent.on_outcome = partial(self._note, agent.node.name)
+        self._traffic.begin()
+        self._listen()
         self._stack = stack.pop_all()
+
+    def _listen(self) -> None:
+        """Have all agents tell what they do."""
+        for number, agent in enumerate(self.agents, 1):
+            prefix = f"{number}/" if len(self.agents) > 1 else ""
+            agent.on_outcome = partial(self._note, agent.node.name, prefix)
+            agent.on_failure = partial(self._note_failure, prefix)
+            agent.on_reload = partial(self._observer, agent)
+            agent.on_policies = self._traffic.stop_denied
 
     def _succeed(self, old: Agent, new: Agent) -> None:
         """Watch an agent that takes the place of another, on the same node."""
         new.take_over(old)
         self.agents = tuple(new if agent is old else agent for agent in self.agents)
         self._before = tuple((new if agent is old else agent, before) for agent, before in self._before)
+        self._listen()
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
         with self._stack:
@@ -93,35 +131,84 @@ class Watched:
                 self.finish()
 
     def finish(self) -> None:
-        """Stop the traffic and check everything; once. Called when the block ends."""
+        """Stop the traffic and check everything; once. Called when the block ends.
+
+        Raises InvariantsViolated, or NoVerdict if nothing was found because the traffic could not run.
+        """
         __tracebackhide__ = True
         if self._finished:
             return
         self._finished = True
         self.pause()
-        if self._rate > 0 and self.sent == 0:
+        if self._traffic.rate > 0 and self.sent == 0:
             self.violations.append(Violation(7, "no packet was sent; a scenario without traffic has rate=0"))
         for agent, before in self._before:
-            name = agent.node.name
-            expected = self._expected_on.get(name, self._expected)
-            outcomes = [outcome for node, outcome in self._outcomes if node == name]
-            found = check(agent, before, expected=expected, outcomes=outcomes, drops=self.drops)
-            found += check_warnings(outcomes, expected)
-            self.violations += found if len(self._before) == 1 else [v.on(name) for v in found]
+            self._check(agent, before)
         dropped = self.drops.read()
         self.gaps += dropped.gaps
         self.violations += check_kernel_drops(dropped, self.phases, self._expected)
         self.violations += check_kernel_log(self.kernel_log)
+        self.coverage = coverage(self.timeline.reloads, self._traffic.sent_to)
         if self.violations:
-            raise InvariantsViolated(self.violations)
+            raise InvariantsViolated(self.findings)
+        pauses = [pause for report in self.phases for pause in report.starved]
+        starved, total = starved_in(self.timeline.reloads, pauses)
+        if starved > total * MOST_STARVED:
+            raise NoVerdict(starved, total)
 
-    def _note(self, node: str, outcome: Outcome) -> None:
+    def _check(self, agent: Agent, before: Baseline) -> None:
+        name = agent.node.name
+        expected = self._expected_on.get(name, self._expected)
+        expected = expected.and_also(drops=Counter(expected.drops) + self._traffic.refused(name))
+        outcomes = [outcome for node, outcome in self._outcomes if node == name]
+        found = check(agent, before, expected=expected, outcomes=outcomes, drops=self.drops)
+        found += check_warnings(outcomes, expected)
+        self._found(agent, found)
+
+    def _found(self, agent: Agent, violations: Sequence[Violation]) -> None:
+        """Remember what was found on a node, with its name if there are several."""
+        several = len(self.agents) > 1
+        self.violations += [violation.on(agent.node.name) for violation in violations] if several else violations
+
+    @property
+    def findings(self) -> list[Violation]:
+        """The violations found so far, with the steps of reloads during which they happened."""
+        return [self._placed(violation) for violation in self.violations]
+
+    def _placed(self, violation: Violation) -> Violation:
+        if not violation.at:
+            return violation
+        word = "sent " if violation.invariant == 7 else ""
+        return replace(violation, what=f"{violation.what}, {word}{self.timeline.places(violation.at)}")
+
+    def _observer(self, agent: Agent, plan: Plan) -> Observer | None:
+        """Return who looks on at a reload of this process."""
+        return self._stepping.observer(agent.config, plan)
+
+    def _push(self) -> None:
+        self.violations += self._traffic.push()
+
+    def _note(self, node: str, prefix: str, outcome: Outcome) -> None:
         self._outcomes.append((node, outcome))
+        self.timeline.add(Reload.of(outcome, prefix + outcome.subject))
+
+    def _note_failure(self, prefix: str, failed: FailedReload) -> None:
+        self.timeline.add(Reload.of(failed, prefix + failed.subject))
 
     @property
     def outcomes(self) -> tuple[Outcome, ...]:
         """The reloads since the scenario began, whoever asked the agents for them, in the order of their ends."""
         return tuple(outcome for _, outcome in self._outcomes)
+
+    @property
+    def traffic(self) -> Traffic:
+        """The traffic of the present phase."""
+        return self._traffic.traffic
+
+    @property
+    def phases(self) -> list[TrafficReport]:
+        """The reports of the traffic that was stopped: one at the end, and one more for each pause."""
+        return self._traffic.phases
 
     @property
     def sent(self) -> int:
@@ -133,20 +220,33 @@ class Watched:
         """Those of them that were lost."""
         return sum(report.lost for report in self.phases)
 
+    def _fails(
+        self, names: Sequence[str], reload: Callable[[], object], error: type[ReloadlabError], gate: Gate | None
+    ) -> ReloadlabError:
+        """Reload, expecting this error, and hold all nodes to it: they must be as before. Returns the error."""
+        __tracebackhide__ = True
+        before = [(agent, take(agent.node)) for agent in self.agents]
+        try:
+            reload()
+        except error as raised:
+            for agent, snapshot in before:
+                self._found(agent, check_unchanged(snapshot, take(agent.node)))
+            if gate is not None:
+                gate.check_fired(names, raised)
+            return raised
+        if gate is not None:
+            gate.check_fired(names)
+        raise AssertionError(f"reload of {', '.join(names)} succeeded, {error.__name__} expected")
+
     def pause(self) -> None:
         """Stop the traffic, before something that interrupts it say; what has gone wrong until then is remembered."""
-        if self._paused:
-            return
-        self._paused = True
-        self.phases.append(self.traffic.stop())
-        self.violations += check_traffic(self.phases[-1], self._expected)
+        report = self._traffic.pause()
+        if report is not None:
+            self.violations += check_traffic(report, self._expected)
 
     def resume(self) -> None:
         """Start the traffic anew after a pause, with new connections."""
-        if not self._paused:
-            raise TrafficError("the traffic is not paused")
-        self._paused = False
-        self.traffic = self._stack.enter_context(Traffic(self.traffic.flows, rate=self._rate))
+        self._traffic.resume()
 
     def abandon(self) -> None:
         """Check nothing when the block ends: the scenario has failed already, by itself."""

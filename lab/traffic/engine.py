@@ -12,7 +12,7 @@ import select
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from itertools import cycle
 from typing import Any
@@ -22,6 +22,7 @@ from lab.system.sockets import periodic_timer
 from lab.traffic.delays import Pauses, late_bound
 from lab.traffic.flows import Flow, TrafficError
 from lab.traffic.report import TrafficReport
+from lab.traffic.sendlog import SendLog
 from lab.traffic.streams import Settings, Stream, Streams
 
 SHORTEST_TICK_NS = 1_000_000
@@ -53,21 +54,28 @@ class _Burst:
 class _Turn:
     """Whose turn it is to send: everyone's, one after the other, or every other time that of the flows in focus."""
 
-    def __init__(self, streams: list[Stream]) -> None:
+    def __init__(self, streams: list[Stream], muted: Collection[str] = ()) -> None:
         self._streams = streams
-        self._all = cycle(streams)
-        self._focus: Iterator[Stream] | None = None
+        self._names: Collection[str] = ()
         self._focused = False
+        self.mute(muted)
 
-    def focus(self, names: list[str]) -> None:
+    def mute(self, names: Collection[str]) -> None:
+        """Let these flows send nothing until they are not among the muted ones any more."""
+        self.muted = frozenset(names)
+        self._all = cycle(stream for stream in self._streams if stream.flow.name not in self.muted)
+        self.focus(self._names)
+
+    def focus(self, names: Collection[str]) -> None:
         """Give these flows every other packet; none of them: treat all alike."""
-        wanted = [stream for stream in self._streams if stream.flow.name in names]
-        self._focus = cycle(wanted) if wanted else None
+        self._names = names
+        wanted = [s for s in self._streams if s.flow.name in names and s.flow.name not in self.muted]
+        self._focus: Iterator[Stream] | None = cycle(wanted) if wanted else None
 
-    def next(self) -> Stream:
-        """Return who sends the next packet."""
+    def next(self) -> Stream | None:
+        """Return who sends the next packet; None if all are muted."""
         self._focused = not self._focused and self._focus is not None
-        return next(self._focus if self._focused and self._focus is not None else self._all)
+        return next(self._focus if self._focused and self._focus is not None else self._all, None)
 
 
 class Engine:
@@ -83,6 +91,8 @@ class Engine:
         self._streams = Streams(settings, self._pauses, self._watch_socket)
         self._late_after_ns = 0
         self._turn = _Turn([])
+        self._numbers: dict[str, int] = {}
+        self._sent = SendLog()
         self._per_tick = 1
         self._tick_ns = 0
         self._timer = -1
@@ -97,7 +107,8 @@ class Engine:
         """Open every socket, connect every connection, wait for every UDP path to answer, or TrafficError."""
         deadline = time.monotonic() + self._settings.start_timeout
         self._streams.open(flows, deadline)
-        self._turn = _Turn(self._streams.all)
+        self._numbers = {flow.name: number for number, flow in enumerate(flows)}
+        self._turn = _Turn(self._streams.all, self._settings.muted)
         if self._settings.warm_up:
             self._warm_up(deadline)
         calm = [sample for stream in self._streams.answering for sample in stream.calm_ns]
@@ -175,7 +186,14 @@ class Engine:
         self._longest_pause_ns = max(self._longest_pause_ns, now - self._last_tick_ns)
         self._last_tick_ns = now
         for _ in range(self._per_tick):
-            self._turn.next().send()
+            stream = self._turn.next()
+            if stream is not None:
+                self._send(stream)
+
+    def _send(self, stream: Stream, count: int = 1) -> None:
+        """Send packets, and note when."""
+        self._sent.note(time.monotonic_ns(), self._numbers[stream.flow.name])
+        stream.send(count)
 
     def _command(self) -> None:
         message = self._control.receive()
@@ -189,6 +207,9 @@ class Engine:
             case {"do": "focus", "flows": names}:
                 self._turn.focus(names)
                 self._control.send({"focus": names})
+            case {"do": "mute", "flows": names}:
+                self._turn.mute(names)
+                self._control.send({"mute": names})
             case {"do": "stop", "drain": drain}:
                 self._stop(drain)
             case other:
@@ -197,9 +218,9 @@ class Engine:
     def _send_burst(self, names: frozenset[str], count: int, timeout: float) -> None:
         parts: list[tuple[Stream, int, int]] = []
         for stream in self._streams.all:
-            if stream.flow.name in names:
+            if stream.flow.name in names and stream.flow.name not in self._turn.muted:
                 first = stream.sent
-                stream.send(count)
+                self._send(stream, count)
                 parts.append((stream, first, stream.sent))
         self._burst = _Burst(parts, time.monotonic_ns() + round(timeout * 1e9))
 
@@ -230,7 +251,7 @@ class Engine:
         self._read_all()
         if not self._streams.idle(since):
             return False
-        self._control.send(self._report(final=True).to_json())
+        self._control.send(self._report(final=True).to_json(), self._sent.pack())
         return True
 
     def _report(self, *, final: bool) -> TrafficReport:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
@@ -31,6 +31,7 @@ class Settings:
     late_after: float
     start_timeout: float
     warm_up: bool
+    muted: Sequence[str]
     token: int
 
 

@@ -15,13 +15,14 @@ from __future__ import annotations
 import dataclasses
 import math
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 
 from lab.system.companion import Child
 from lab.traffic.flows import Flow, TrafficError, check_flows
 from lab.traffic.report import TrafficReport
+from lab.traffic.sendlog import unpack
 
 _ANSWER = 10.0
 """Seconds that the engine has for an answer beyond what it was told to wait: it shares the cores with reloads."""
@@ -46,7 +47,10 @@ class Burst:
 
 
 class Traffic:
-    """Runs flows from start() to stop(). A context manager: leaving it ends the engine, whatever happened."""
+    """Runs flows from start() to stop(). A context manager: leaving it ends the engine, whatever happened.
+
+    `sent_at` says, once it has stopped, when the packets of each flow were sent (CLOCK_MONOTONIC, nanoseconds).
+    """
 
     def __init__(
         self,
@@ -58,6 +62,7 @@ class Traffic:
         late_after: float = 0.2,
         start_timeout: float = 10.0,
         warm_up: bool = True,
+        muted: Sequence[str] = (),
     ) -> None:
         """Describe the traffic; nothing is started or opened yet.
 
@@ -65,7 +70,7 @@ class Traffic:
         payload; a connection that makes no progress for `stall_after` seconds is stalled, a packet that is under way
         for `late_after` seconds is late, or for longer if the undisturbed path is slow (lab.traffic.delays.late_bound).
         Unless `warm_up` is false, start() waits until each UDP flow was answered: paths that must not work need it
-        false.
+        false. The flows in `muted` send nothing until `mute` says otherwise.
         """
         self._flows = tuple(flows)
         self._settings = {
@@ -75,10 +80,13 @@ class Traffic:
             "late_after": late_after,
             "start_timeout": start_timeout,
             "warm_up": warm_up,
+            "muted": list(muted),
         }
+        self._rate = rate
         self._start_timeout = start_timeout
         self._child = Child("lab.traffic.engine")
         self._report: TrafficReport | None = None
+        self.sent_at: Mapping[str, Sequence[int]] = {}
         self._started = False
 
     @property
@@ -97,9 +105,8 @@ class Traffic:
         """
         if self._started:
             raise TrafficError("traffic was started already: enter its context or call start(), once")
-        rate = self._settings["rate"]
-        if not (math.isfinite(rate) and rate >= 0):
-            raise TrafficError(f"the rate is packets a second, 0 for bursts only, not {rate}")
+        if not (math.isfinite(self._rate) and self._rate >= 0):
+            raise TrafficError(f"the rate is packets a second, 0 for bursts only, not {self._rate}")
         check_flows(self._flows)
         self._started = True
         self._child.start()
@@ -126,7 +133,10 @@ class Traffic:
         return self.burst_all(count, [flow], timeout=timeout)[0]
 
     def burst_all(self, count: int, flows: Sequence[str] | None = None, *, timeout: float = 1.0) -> list[Burst]:
-        """Do the same for several flows at a time (all, if none are named), `count` packets each."""
+        """Do the same for several flows at a time (all, if none are named), `count` packets each.
+
+        Muted flows send none, and have no part in the answer.
+        """
         wanted = [flow.name for flow in self._flows] if flows is None else list(flows)
         self._check_names(wanted)
         if not 0 < count * len(wanted) <= LARGEST_BURST:
@@ -134,12 +144,19 @@ class Traffic:
         message = {"do": "burst", "flows": wanted, "count": count, "timeout": timeout}
         answer, _ = self._child.request(message, timeout=timeout + _ANSWER)
         denied = {flow.name for flow in self._flows if flow.denied}
-        return [Burst(name, sent, done, name in denied) for name in wanted for sent, done in [answer["bursts"][name]]]
+        bursts = answer["bursts"]
+        found = {name: bursts[name] for name in wanted if name in bursts}
+        return [Burst(name, sent, done, name in denied) for name, (sent, done) in found.items()]
 
     def focus(self, flows: Sequence[str]) -> None:
         """From now on send every other packet over these flows, the rest over all in turn; none: over all alike."""
         self._check_names(flows)
         self._child.request({"do": "focus", "flows": list(flows)}, timeout=_ANSWER)
+
+    def mute(self, flows: Sequence[str]) -> None:
+        """Let these flows send nothing from now on, and all others go on; none: let all of them send."""
+        self._check_names(flows)
+        self._child.request({"do": "mute", "flows": list(flows)}, timeout=_ANSWER)
 
     def _check_names(self, flows: Sequence[str]) -> None:
         names = [flow.name for flow in self._flows]
@@ -153,8 +170,9 @@ class Traffic:
         A second call returns the same report.
         """
         if self._report is None:
-            answer, _ = self._child.request({"do": "stop", "drain": drain}, timeout=drain + _ANSWER)
+            answer, log = self._child.request({"do": "stop", "drain": drain}, timeout=drain + _ANSWER)
             self._report = TrafficReport.from_json(answer)
+            self.sent_at = unpack(log, [flow.name for flow in self._flows])
             self._child.close()
         return self._report
 

@@ -34,6 +34,10 @@ def add_parser(subparsers: _SubParsersAction[argparse.ArgumentParser]) -> None:
     parser.add_argument("--out", type=Path, default=Path("out"), metavar="DIR", help="where run.json goes (out)")
     parser.add_argument("--pods", type=count, default=PODS, metavar="N", help=f"pods of the measurement ({PODS})")
     parser.add_argument("--rounds", type=_rounds, default=ROUNDS, metavar="N", help=f"its rounds ({ROUNDS}; 0: none)")
+    parser.add_argument("--keep", action="store_true", help="leave the labs of scenarios that fail, to look at them")
+    parser.add_argument(
+        "--pcap", type=Path, metavar="DIR", help="write the packets around each finding to this directory"
+    )
     add_source_options(parser)
     parser.add_argument("--json", action="store_true", help="print what run.json holds, and the progress on stderr")
     parser.set_defaults(run=run)

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from lab.cli.output import OutputDirectory
 from lab.cli.report import RunFile, failed_before, print_scenarios, run_json, short_name
-from lab.scenario.records import Record
+from lab.scenario.records import NO_STEPS, Record
 
 RECORD = Record(
     "scenarios/test_map_migration.py::test_shared_map[key size]",
@@ -18,6 +18,7 @@ RECORD = Record(
     1.0,
     reloads=({"subject": "pod-1"}, {"subject": "host"}),
     sent=120,
+    steps={"seen": 7, "unseen": 3, "seen_kinds": ["compile of a pod"], "unseen_kinds": ["commit of a pod"]},
 )
 
 
@@ -29,11 +30,22 @@ def printed(*records: Record) -> str:
 
 def test_scenario_is_one_line() -> None:
     lines = printed(RECORD).splitlines()
-    assert lines[0].split() == ["scenario", "outcome", "reloads", "sent", "lost"]
+    assert lines[0].split() == ["scenario", "outcome", "reloads", "unseen", "sent", "lost"]
     # Brackets are markup to the library that prints, and text to us.
     assert lines[1].startswith("map migration: shared map[key size] ")
-    assert lines[1].split()[-4:] == ["passed", "2", "120", "0"]
-    assert len(lines) == 2
+    assert lines[1].split()[-5:] == ["passed", "2", "3", "120", "0"]
+    assert len(lines) == 4
+    assert lines[3] == "7 of 10 steps had packets under way; never: commit of a pod"
+
+
+def test_a_kind_of_step_that_one_scenario_has_seen_is_not_called_unseen() -> None:
+    steps = {"seen": 1, "unseen": 0, "seen_kinds": ["commit of a pod"], "unseen_kinds": []}
+    text = printed(RECORD, replace(RECORD, name="test_other.py::test_it", steps=steps))
+    assert text.splitlines()[-1] == "8 of 11 steps had packets under way"
+
+
+def test_a_run_without_reloads_tells_nothing_of_steps() -> None:
+    assert "steps" not in printed(replace(RECORD, reloads=(), steps=NO_STEPS))
 
 
 def test_failure_is_told_whole() -> None:
@@ -89,7 +101,7 @@ def test_what_failed_before_is_read_from_run_json() -> None:
         "null",
         "[]",
         "{}",
-        '{"format": 2}',
-        json.dumps(document | {"format": 1}),
+        '{"format": 3}',
+        json.dumps(document | {"format": 2}),
     ):
         assert failed_before(text) == []

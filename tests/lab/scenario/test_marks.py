@@ -38,7 +38,7 @@ def test_options_are_sorted() -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"podz": 1}, "mark node: no option podz; there are agent, cluster, devices, "),
+        ({"podz": 1}, "mark node: no option podz; there are agent, bursts, cluster, "),
         ({"pods": "2"}, "mark node: pods is '2', not int or tuple or list"),
         ({"agent": "bpf"}, "mark node: agent is 'bpf', not dict"),
         ({"agent": {"libary": "bpf"}}, "mark node, agent: no option libary; there are clang, "),

@@ -1,0 +1,62 @@
+"""What a scenario did, as the fields of its record (lab.scenario.records)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from lab.scenario.records import ERROR
+from lab.scenario.watched import NoVerdict, Watched
+from lab.traffic.report import FlowReport, TrafficReport
+
+
+def details(scenarios: Sequence[Watched], error: BaseException | None = None) -> dict[str, Any]:
+    """Return the fields of a test's record that come from its scenarios, all of them together, as JSON values.
+
+    `error` is what has ended the test: without a verdict it has not failed, but is an error.
+    """
+    phases = [report for running in scenarios for report in running.phases]
+    steps = [running.coverage for running in scenarios]
+    seen_kinds = {kind for each in steps for kind in each.seen_kinds}
+    found: dict[str, Any] = {
+        "violations": [str(violation) for running in scenarios for violation in running.findings],
+        "reloads": [outcome.to_json() for running in scenarios for outcome in running.outcomes],
+        "sent": sum(report.sent for report in phases),
+        "lost": sum(report.lost for report in phases),
+        "denied": sum(sum(report.denied.values()) for report in phases),
+        "starved_ns": sum(report.starved_ns for report in phases),
+        "steps": {
+            "seen": sum(each.seen for each in steps),
+            "unseen": sum(each.unseen for each in steps),
+            "seen_kinds": sorted(seen_kinds),
+            "unseen_kinds": sorted({kind for each in steps for kind in each.unseen_kinds} - seen_kinds),
+        },
+        "traffic": [_phase(report) for report in phases],
+    }
+    return found | ({"outcome": ERROR} if isinstance(error, NoVerdict) else {})
+
+
+def _phase(report: TrafficReport) -> dict[str, Any]:
+    values = ("started_ns", "stopped_ns", "longest_pause_ns", "late_after_ns", "cpu_ns")
+    return {
+        **{name: getattr(report, name) for name in values},
+        "starved": [dataclasses.asdict(pause) for pause in report.starved],
+        "flows": [_flow(flow) for flow in report.flows],
+    }
+
+
+def _flow(flow: FlowReport) -> dict[str, Any]:
+    """Return a flow's account; what happened to it is counted by its kind."""
+    connections = flow.connections
+    return {
+        "name": flow.name,
+        "protocol": flow.protocol,
+        "denied": flow.denied,
+        "sent": flow.sent,
+        "lost": len(flow.lost),
+        "events": dict(Counter(event.kind for event in flow.events)),
+        "delays": dataclasses.asdict(flow.delays),
+        "connections": None if connections is None else dataclasses.asdict(connections),
+    }

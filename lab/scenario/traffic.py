@@ -1,0 +1,123 @@
+"""The traffic of a scenario: the policy that it needs, its phases between pauses, and bursts between steps."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import ExitStack
+
+from lab.agent.agent import Agent
+from lab.node.node import Node
+from lab.scenario.ends import meets
+from lab.scenario.flowpolicy import POLICY_DENIED, FlowPolicy, PolicyOption, check_policy, flow_policy
+from lab.traffic.flows import Flow, TrafficError
+from lab.traffic.report import TrafficReport
+from lab.traffic.traffic import Traffic
+from lab.watch.violation import Violation
+
+BURST_TIMEOUT = 1.0
+"""Seconds in which a burst between two steps must be answered."""
+
+
+class ScenarioTraffic:
+    """Runs a scenario's flows on its nodes, from `start` to the end of the stack that it is given.
+
+    `phases` are the reports: one, and one more for each pause. With the policy "flows" exactly the flows pass and the
+    denied ones are dropped; without a policy nothing is denied, and the denied flows do not run.
+    """
+
+    def __init__(self, *, rate: float, policy: PolicyOption) -> None:
+        check_policy(policy)
+        self.rate = rate
+        self.phases: list[TrafficReport] = []
+        self._option = policy
+        self._policy: FlowPolicy | None = None
+        self._nodes: list[Node] = []
+        self._flows: tuple[Flow, ...] = ()
+        self._running: tuple[Flow, ...] = ()
+        self._paused = False
+        self._silent = False
+        self._sent_at: dict[str, list[int]] = {}
+        self._stack = ExitStack()
+        self.traffic: Traffic
+
+    def start(self, stack: ExitStack, agents: Sequence[Agent], flows: Sequence[Flow]) -> None:
+        """Apply the policy and start the flows, all but the denied ones."""
+        self._stack = stack
+        self._nodes = [agent.node for agent in agents]
+        self._flows = tuple(flows)
+        self._running = tuple(flow for flow in flows if self._option is not None or not flow.denied)
+        if self._option is not None:
+            self._policy = flow_policy(self._nodes, flows)
+            for agent in agents:
+                agent.apply_policies(self._policy.documents[agent.node.name])
+        self.traffic = stack.enter_context(Traffic(self._running, rate=self.rate, muted=self._denied_flows))
+
+    def begin(self) -> None:
+        """Start the denied flows as well: from here on each of their packets moves a counter that is known."""
+        self.traffic.mute([])
+
+    def stop_denied(self) -> None:
+        """Stop the denied flows for good: what becomes of them under other policies is not known here."""
+        if self._denied_flows and not self._paused:
+            self.traffic.mute(self._denied_flows)
+        self._running = tuple(flow for flow in self._running if not flow.denied)
+
+    @property
+    def _denied_flows(self) -> list[str]:
+        return [flow.name for flow in self._running if flow.denied]
+
+    def pause(self) -> TrafficReport | None:
+        """Stop the traffic and return the report of this phase; None if it is paused already."""
+        if self._paused:
+            return None
+        self._paused = True
+        report = self.traffic.stop()
+        self.phases.append(report)
+        for name, times in self.traffic.sent_at.items():
+            self._sent_at.setdefault(name, []).extend(times)
+        return report
+
+    def resume(self) -> None:
+        """Start the traffic anew after a pause, with new connections."""
+        if not self._paused:
+            raise TrafficError("the traffic is not paused")
+        self._paused = False
+        self.traffic = self._stack.enter_context(Traffic(self._running, rate=self.rate))
+
+    def push(self) -> list[Violation]:
+        """Send a packet over each flow between two steps and wait for all; return what was not answered.
+
+        Nothing is sent during a pause, in a scenario that has no traffic of its own, and after the first finding: one
+        that stays silent is enough, each more of them would take as long.
+        """
+        if self._paused or self._silent or self.rate == 0 or not self._running:
+            return []
+        at = time.monotonic_ns()
+        bursts = self.traffic.burst_all(1, [flow.name for flow in self._running], timeout=BURST_TIMEOUT)
+        # What arrives of a denied flow is found when the traffic ends.
+        silent = [burst for burst in bursts if not burst.complete and not burst.denied]
+        self._silent = bool(silent)
+        what = f"a packet between two steps was not answered within {BURST_TIMEOUT:g} s"
+        return [Violation(7, f"{burst.flow}: {what}", (at,)) for burst in silent]
+
+    def refused(self, node: str) -> Counter[tuple[int, int]]:
+        """Return how many packets of denied flows must have been dropped on a node, by reason and direction."""
+        found: Counter[tuple[int, int]] = Counter()
+        refusals = {} if self._policy is None else self._policy.refusals
+        for name, count in ((name, count) for report in self.phases for name, count in report.denied.items()):
+            where, direction = refusals.get(name, ("", 0))
+            if where == node:
+                found[POLICY_DENIED, direction] += count
+        return found
+
+    def sent_to(self, subject: str) -> list[int]:
+        """Return when packets were sent, in the phases so far, that meet a subject's programs and are answered.
+
+        `subject` is that of a timeline: pod-1, or 2/pod-1 if there are several nodes.
+        """
+        number, _, name = subject.rpartition("/")
+        node = self._nodes[int(number or 1) - 1]
+        met = [flow for flow in self._flows if not flow.denied and meets(flow, self._nodes, node, name)]
+        return sorted(at for flow in met for at in self._sent_at.get(flow.name, ()))

@@ -1,0 +1,166 @@
+"""Findings name the step of the reload during which the packets were sent, here by loaders that break something."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import pytest
+
+from datapath.base.mapnames import POLICY_CALLS
+from datapath.errors import ReloadlabError
+from datapath.kernel import progarray
+from datapath.kernel.map import open_pin
+from datapath.reload.step import Plan, Step
+from datapath.reload.workspace import Workspace
+from lab.agent.cluster import cluster_specs
+from lab.node.topology import NodeSpec
+from lab.scenario.gate import Gate
+from lab.scenario.scenario import ClusterScenario, Scenario
+from lab.scenario.watched import InvariantsViolated
+from tests.lab.labs import unique_name
+
+pytestmark = pytest.mark.privileged
+
+FIRST_POD = 101
+"""The endpoint id of pod-1, and its slot in cilium_call_policy."""
+GAP = 0.06
+"""Seconds without the pod's policy program: a few packets of each flow."""
+
+
+@dataclass(frozen=True)
+class EmptySlot(Step):
+    """Take the policy program of pod-1 away, and put it back after `gap` seconds; 0: leave it to FillSlot."""
+
+    gap: float
+    name = "empty slot"
+
+    def describe(self) -> str:
+        return "empty the slot of pod-1 in cilium_call_policy"
+
+    def apply(self, work: Workspace) -> None:
+        with open_pin(work.config.globals / POLICY_CALLS) as array:
+            program = progarray.open_program_at(array.fd, FIRST_POD)
+            assert program is not None
+            try:
+                progarray.clear(array.fd, FIRST_POD)
+                time.sleep(self.gap)
+                if self.gap:
+                    progarray.put(array.fd, FIRST_POD, program)
+            finally:
+                os.close(program)
+
+
+@dataclass(frozen=True)
+class Fail(Step):
+    """Fail."""
+
+    name = "fail"
+
+    def describe(self) -> str:
+        return "fail"
+
+    def apply(self, work: Workspace) -> None:
+        raise ReloadlabError("injected")
+
+
+def before(name: str, *steps: Step) -> Callable[[Plan], Plan]:
+    """Return a loader that does something more before the first step of this name."""
+
+    def change(plan: Plan) -> Plan:
+        at = [step.name for step in plan.steps].index(name)
+        return replace(plan, steps=(*plan.steps[:at], *steps, *plan.steps[at:]))
+
+    return change
+
+
+def violations(scenario: Scenario | ClusterScenario) -> list[str]:
+    """End a scenario and return what it finds."""
+    with pytest.raises(InvariantsViolated) as caught:
+        scenario.finish()
+    return [violation.what for violation in caught.value.violations]
+
+
+def losses(found: list[str]) -> list[str]:
+    return [line for line in found if " udp v" in line and " lost" in line]
+
+
+@pytest.mark.parametrize("subject", ["pod-2", "host"])
+def test_a_loss_inside_a_step_is_told_with_the_step(subject: str) -> None:
+    """Whoever is reloaded: what is lost belongs to another endpoint than that of the reload."""
+    with Scenario(NodeSpec(unique_name("where"), pods=2)) as scenario:
+        scenario.reload(subject)
+        scenario.agent.change = before("attach ingress", EmptySlot("slot", GAP))
+        (outcome,) = scenario.reload(subject)
+        scenario.agent.change = None
+        scenario.reload(subject)
+        found = losses(violations(scenario))
+    assert found
+    place = rf'sent during "empty slot slot" of {subject} \(generation {outcome.generation}, '
+    for line in found:
+        match = re.search(place + r"\+([\d.]+)(?: to \+([\d.]+))? ms\)$", line)
+        assert match is not None, line
+        assert all(0 <= float(offset) <= GAP * 1000 + 50 for offset in match.groups() if offset)
+
+
+def test_a_burst_between_two_steps_that_stays_silent_is_told_with_them() -> None:
+    """The first reload of its kind is stepped through: nothing else would see a gap that is as short as that."""
+    fault = before("attach ingress", EmptySlot("slot", 0))
+    with Scenario(NodeSpec(unique_name("where"), pods=2), rate=20) as scenario:
+        scenario.agent.change = fault
+        (outcome,) = scenario.reload("pod-1")
+        scenario.agent.change = None
+        scenario.reload("pod-1")
+        found = [line for line in violations(scenario) if "between two steps" in line]
+    target = outcome.attached[-1].ifname
+    steps = f'"empty slot slot" and "attach ingress {target}"'
+    wanted = f"sent between {steps} of pod-1 (generation {outcome.generation}, "
+    assert found
+    assert [line for line in found if wanted not in line] == []
+
+
+def test_losses_of_a_failed_reload_are_told_as_well() -> None:
+    with Scenario(NodeSpec(unique_name("where"), pods=2)) as scenario:
+        scenario.agent.change = before("attach ingress", EmptySlot("slot", GAP), Fail("it"))
+        scenario.reload_fails("pod-2", ReloadlabError)
+        scenario.agent.change = None
+        found = losses(violations(scenario))
+    assert found
+    assert all('sent during "empty slot slot" of pod-2 (generation ' in line for line in found)
+
+
+def test_losses_during_reloads_by_workers_are_told_as_well() -> None:
+    fault = before("attach ingress", EmptySlot("slot", GAP))
+    with Scenario(NodeSpec(unique_name("where"), pods=3)) as scenario:
+        scenario.agent.change = lambda plan: fault(plan) if plan.subject == "pod-2" else plan
+        scenario.reload_parallel(["pod-2", "pod-3"], workers=2)
+        scenario.agent.change = None
+        found = losses(violations(scenario))
+    assert found
+    assert all('during "empty slot slot" of pod-2 (generation ' in line for line in found)
+
+
+def test_several_nodes_are_told_apart() -> None:
+    with ClusterScenario(cluster_specs(unique_name("where")[:28], 2, pods=1, tunnel=True)) as scenario:
+        scenario.cluster.agent(2).change = before("attach ingress", EmptySlot("slot", GAP))
+        scenario.reload("1/host", "2/host")
+        scenario.cluster.agent(2).change = None
+        found = losses(violations(scenario))
+    assert found
+    assert all('sent during "empty slot slot" of 2/host (generation ' in line for line in found)
+
+
+def test_a_clean_reload_is_stepped_through_without_a_finding() -> None:
+    """Together with a gate of the test's own, which sends bursts as well."""
+    with Scenario(NodeSpec(unique_name("where"), pods=2)) as scenario:
+
+        def push(step: Step, work: Workspace) -> None:
+            assert all(burst.complete for burst in scenario.traffic.burst_all(2))
+
+        scenario.reload("pod-1", gate=Gate(push, before="*", after="*"))
+        scenario.set_endpoint_routes(True)
+        scenario.finish()
+    assert scenario.findings == []
