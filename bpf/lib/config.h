@@ -219,6 +219,9 @@
  * The maps of connections as another type: BPF_MAP_TYPE_HASH, which refuses new entries when it is full
  *   CT_MAP_TYPE			BPF_MAP_TYPE_LRU_HASH
  *
+ * The slots of tail calls as another release might number them: those of IPv4 and IPv6 change places
+ *   RENUMBERED_SLOTS	a program of one numbering must never jump through a calls map of the other
+ *
  * A program that cannot be loaded:
  *   REJECTED_BY_VERIFIER	add a tail program (slot 8) that reads packet data without a bounds check
  */

@@ -14,8 +14,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from datapath.base.mapnames import POLICY_CALLS
 from datapath.endpoint import Endpoint
 from datapath.errors import ReloadlabError
+from datapath.kernel import progarray
 from datapath.kernel.map import Map
 from datapath.loader import Loader
 from datapath.object.spec import CollectionSpec
@@ -28,8 +30,9 @@ from lab.agent.generations import next_generation
 from lab.agent.reloads import Failure, reload_by_workers, reload_one_by_one
 from lab.agent.turns import Turn
 from lab.errors import system_errors
+from lab.node.maps import find_map
 from lab.node.node import Node, UnknownTarget
-from lab.node.topology import HEALTH, HOST
+from lab.node.topology import HEALTH, HOST, HOST_ENDPOINT
 from lab.system.limits import descriptors_of, require_descriptors
 
 Change = Callable[[Plan], Plan]
@@ -277,8 +280,11 @@ class Reloader:
     ) -> list[Outcome]:
         """Reload the host and the overlay, then the endpoints in parallel; the first failure is raised when they are.
 
-        `first` is what comes even before the host, `last` what waits for the endpoints.
+        `first` is what comes even before the host, `last` what waits for the endpoints. The host does if it is about
+        to lose its policy program, which the pods' programs call until they are reloaded.
         """
+        if HOST not in first and self._host_loses_policy(cancel):
+            last = (*last, HOST)
         order = [name for name in dict.fromkeys((*first, *self.node_subjects)) if name not in last]
         done = [self.reload(subject, observer=observer, cancel=cancel) for subject in order]
         endpoints = [name for name in self.subjects if name not in (*order, *last)]
@@ -290,6 +296,16 @@ class Reloader:
         done += [self.reload(subject, observer=observer, cancel=cancel) for subject in last]
         self._settle_routes(cancel)
         return done
+
+    def _host_loses_policy(self, cancel: threading.Event | None) -> bool:
+        """Tell whether the host has a policy program, and will have none: its firewall is being switched off."""
+        present = find_map(self.node, POLICY_CALLS)
+        if present is None:
+            return False
+        with present:
+            has = progarray.program_at(present.fd, HOST_ENDPOINT) is not None
+        array = self.host_spec(cancel=cancel).maps.get(POLICY_CALLS) if has else None
+        return has and (array is None or not array.contents)
 
     def _settle_routes(self, cancel: threading.Event | None) -> None:
         """Remove the node route that an interrupted switch has left: every pod has a route of its own again."""

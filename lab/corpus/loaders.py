@@ -91,7 +91,7 @@ def never_finalize(plan: Plan) -> Plan:
 
 FAULTS = (
     Fault(
-        "finalize-too-early",
+        "B2-finalize-too-early",
         "named",
         "lets go of the old calls map after the first attach",
         change=finalize_too_early,
@@ -115,7 +115,7 @@ FAULTS = (
         only=("rollback",),
     ),
     Fault(
-        "keep-old-egress",
+        "B23-keep-old-egress",
         "named",
         "leaves the egress program when endpoint routes are switched off",
         change=keep_old_egress,
@@ -123,7 +123,7 @@ FAULTS = (
         only=("switched_off",),
     ),
     Fault(
-        "keep-old-routes",
+        "B23-keep-old-routes",
         "named",
         "leaves the endpoint's routes when endpoint routes are switched off",
         change=keep_old_routes,

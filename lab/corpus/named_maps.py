@@ -361,6 +361,15 @@ FAULTS = (
         only=("test_off",),
     ),
     Fault(
+        "B34-calls-map-of-another-numbering",
+        "named",
+        "overwrites the slots of a calls map whose numbers mean other steps: old programs jump into the wrong ones, "
+        "and none of them misses",
+        change=reuse_calls_map,
+        cites=("cilium issue 20691",),
+        only=("renumbered",),
+    ),
+    Fault(
         "pin-before-filling",
         "named",
         "pins new maps empty and fills them afterwards: a kill in between leaves them so for good",
