@@ -34,3 +34,25 @@ def test_sudo_keeps_every_variable_of_ours(path: str) -> None:
     assert option == "--preserve-env"
     assert set(names.split(",")) == {"CI", "RELOADLAB_CILIUM_BPF", "RELOADLAB_CLANG", "RELOADLAB_RUN"}
     assert command == ["PYTHONDONTWRITEBYTECODE=1", "command", "word"]
+
+
+def test_soak_counts_the_runs_that_are_not_green_and_keeps_what_they_said(tmp_path: Path) -> None:
+    script = tmp_path / "tools" / "soak"
+    script.parent.mkdir()
+    script.write_bytes((ROOT / "tools" / "soak").read_bytes())
+    stand_in = tmp_path / ".venv" / "bin" / "reloadlab"
+    stand_in.parent.mkdir(parents=True)
+    # Its second run is red.
+    stand_in.write_text('#!/bin/sh\nmkdir -p "$5" && echo "ran $*" && [ "$5" != out/soak/2 ]\n')
+    stand_in.chmod(0o755)
+    done = subprocess.run(["sh", script, "3", "-k", "x"], capture_output=True, text=True, timeout=60, check=False)
+    assert [line.partition(",")[0] for line in done.stdout.splitlines()] == [
+        "run 1 of 3 (calm): green",
+        "run 2 of 3 (busy): RED",
+        "run 3 of 3 (calm): green",
+        "3 runs",
+    ]
+    assert (done.returncode, done.stdout.splitlines()[-1]) == (1, "3 runs, 1 of them not green")
+    kept = tmp_path / "out" / "soak"
+    assert (kept / "2" / "log").read_text() == "ran run --rounds 0 --out out/soak/2 -k x\n"
+    assert not (kept / "1").exists()
