@@ -13,6 +13,9 @@ from lab.node.node import Node
 from lab.watch.monitor import Monitor
 from lab.watch.packet import Packet, decode_frame
 
+RING_PAGES = 256
+"""Pages of the ring of each CPU: 1 MiB, about 5,000 messages. Programs of devices write one for each packet."""
+
 
 @dataclass(frozen=True, slots=True)
 class DropEvent:
@@ -48,7 +51,7 @@ class DropEvents:
     """
 
     def __init__(self, node: Node) -> None:
-        self._monitor = Monitor(node)
+        self._monitor = Monitor(node, pages=RING_PAGES)
         self._stack = ExitStack()
         self._events: list[DropEvent] = []
         self._lost = 0

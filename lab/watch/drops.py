@@ -102,9 +102,8 @@ class Drops:
         """Return what was dropped until now."""
         self._collect()
         with self._lock:
-            lost = {f"drop notifications of {name}": events.lost for name, events in self._events.items()}
-            lost["kernel drops"] = self._kernel.lost if self._kernel is not None else 0
-            late = (f"{count} {what} came too fast to be read" for what, count in lost.items() if count)
+            lost = self._kernel.lost if self._kernel is not None else 0
+            late = [f"{lost} packets dropped by the kernel came too fast to be read"] if lost else []
             return Dropped(
                 ownership=self._ownership(),
                 programs={name: events.events for name, events in self._events.items()},

@@ -14,7 +14,7 @@ from datapath.errors import ReloadlabError
 from lab.node import registry
 from lab.node.maps import open_map
 from lab.node.node import Node
-from lab.system.perfring import PerfReader, Sample
+from lab.system.perfring import PAGES, PerfReader, Sample
 from lab.watch.events import Event, Lost, decode
 
 
@@ -28,8 +28,10 @@ class MonitorBusy(ReloadlabError):
 class Monitor:
     """A context manager: `read` yields the events since its context was entered. MapNotLoaded, MonitorBusy."""
 
-    def __init__(self, node: Node) -> None:
+    def __init__(self, node: Node, *, pages: int = PAGES) -> None:
+        """Prepare to read the events of a node; `pages` is the size of the ring of each CPU."""
         self._node = node
+        self._pages = pages
         self._path = node.datapath_config().globals / EVENTS
         self._stack = ExitStack()
         self._listening = ExitStack()
@@ -61,7 +63,7 @@ class Monitor:
             inode = self._pinned()
             opened = stack.enter_context(open_map(self._node, EVENTS))
             self._inode = inode
-            self._reader = stack.enter_context(PerfReader(opened))
+            self._reader = stack.enter_context(PerfReader(opened, pages=self._pages))
             self._listening = stack.pop_all()
 
     def _pinned(self) -> tuple[int, int] | None:

@@ -21,17 +21,21 @@ _DEVICE = {2: "rx_errors", 3: "rx_dropped", 10: "tx_errors", 11: "tx_dropped"}
 
 _LOSSES = frozenset(
     (
-        *("Ip InHdrErrors", "Ip InAddrErrors", "Ip InUnknownProtos", "Ip InDiscards", "Ip OutDiscards"),
+        *("Ip InHdrErrors", "Ip InAddrErrors", "Ip InUnknownProtos", "Ip InDiscards"),
         *("Ip OutNoRoutes", "Ip ReasmFails", "Ip FragFails", "IpExt InNoRoutes", "IpExt InTruncatedPkts"),
-        *("Icmp InCsumErrors", "Udp InErrors", "Udp RcvbufErrors", "Udp SndbufErrors", "Udp InCsumErrors"),
+        *("Icmp InCsumErrors", "Udp InErrors", "Udp RcvbufErrors", "Udp InCsumErrors"),
         *("Tcp InErrs", "Tcp InCsumErrors", "TcpExt TCPBacklogDrop", "TcpExt RcvPruned", "TcpExt ListenDrops"),
         *("TcpExt IPReversePathFilter", "TcpExt TCPRcvQDrop"),
         *("Ip6InHdrErrors", "Ip6InTooBigErrors", "Ip6InAddrErrors", "Ip6InUnknownProtos", "Ip6InTruncatedPkts"),
-        *("Ip6InDiscards", "Ip6OutDiscards", "Ip6InNoRoutes", "Ip6OutNoRoutes", "Ip6ReasmFails", "Ip6FragFails"),
-        *("Icmp6InCsumErrors", "Udp6InErrors", "Udp6RcvbufErrors", "Udp6SndbufErrors", "Udp6InCsumErrors"),
+        *("Ip6InDiscards", "Ip6InNoRoutes", "Ip6OutNoRoutes", "Ip6ReasmFails", "Ip6FragFails"),
+        *("Icmp6InCsumErrors", "Udp6InErrors", "Udp6RcvbufErrors", "Udp6InCsumErrors"),
     )
 )
-"""Counters of packets that are gone. Others, such as Udp NoPorts, count what was answered."""
+"""Counters of packets that are gone.
+
+Others count what was answered (Udp NoPorts), or also what a program at the egress of a device has dropped on purpose
+(Ip OutDiscards, Udp SndbufErrors).
+"""
 
 
 def read(namespaces: Mapping[str, Path]) -> NetCounters:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import socket
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from lab.scenario.watched import InvariantsViolated
 from lab.system.netns import enter
 from lab.traffic.defaults import ends
 from lab.traffic.flows import Flow
+from lab.watch import kernel_drops
 from lab.watch.violation import Violation
 from tests.lab.labs import unique_name
 from tests.lab.wires import ip
@@ -122,3 +124,38 @@ def test_a_packet_that_a_program_drops_without_counting_it_is_named(library: Pat
     assert found.what.startswith("1 packets dropped by a program that cilium_metrics does not count: ")
     assert f"of the probe {pods[0].ipv4}:" in found.what
     assert f"(TC_INGRESS of {pods[0].ifname})" in found.what
+
+
+@pytest.fixture
+def without_tracepoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A machine whose kernel does not tell its types."""
+    kernel_drops.tracing.cache_clear()
+    monkeypatch.setattr(kernel_drops, "VMLINUX", tmp_path / "vmlinux")
+    yield
+    kernel_drops.tracing.cache_clear()
+
+
+@pytest.mark.usefixtures("without_tracepoint")
+def test_without_the_tracepoint_a_counter_of_losses_is_a_violation() -> None:
+    spec = NodeSpec(unique_name("drops"), pods=1)
+    with Scenario(spec, flows=to_the_outside, rate=200) as scenario:
+        netns = str(scenario.node.netns(NODE))
+        ip(netns, "route", "add", "unreachable", "2001:db8::/32")
+        with enter(scenario.node.netns("pod-1")):
+            sock = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+        with sock:
+            sock.sendto(b"lost", ("2001:db8::1", 9))
+            deadline = time.monotonic() + 5
+            while not scenario.drops.read().counters and time.monotonic() < deadline:
+                time.sleep(0.02)
+        ip(netns, "route", "delete", "unreachable", "2001:db8::/32")
+        found = violations(scenario, 12)
+        scenario.abandon()
+    assert [what for what in (violation.what for violation in found) if what.startswith("node: the kernel counts ")]
+    assert any("kernel drops are not watched, only counted: the kernel has no BTF" in gap for gap in scenario.gaps)
+
+
+@pytest.mark.usefixtures("without_tracepoint")
+def test_without_the_tracepoint_a_clean_reload_passes() -> None:
+    with Scenario(NodeSpec(unique_name("drops"), pods=2, endpoint_routes=True)) as scenario:
+        scenario.reload()
