@@ -27,8 +27,12 @@ static __always_inline int lxc_address_stack(struct __ctx_buff *ctx __maybe_unus
 #ifdef ENABLE_ROUTING
 	union macaddr router = NODE_MAC;
 
-	if (!ip_stays_on_link(pkt, family))
+	if (!ip_stays_on_link(pkt, family)) {
+		/* The kernel has judged by the old MAC. */
+		if (ctx->pkt_type == PACKET_OTHERHOST)
+			skb_change_type(ctx, PACKET_HOST);
 		return eth_store_dest(ctx, router.addr);
+	}
 #endif /* ENABLE_ROUTING */
 	return 0;
 }

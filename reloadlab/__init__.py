@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from lab.traffic.defaults import End, cluster_flows, default_flows, ends
     from lab.traffic.exchange import DROPPED, IPV4, IPV6, UDP_OR_ECHO, Probe, Result, exchange
     from lab.traffic.flows import Flow
+    from lab.traffic.framesocket import FrameSocket
     from lab.traffic.report import Finding, FlowReport, TrafficReport
     from lab.traffic.traffic import Burst, Traffic
     from lab.watch.capture import TunnelCapture
@@ -87,6 +88,7 @@ _NAMES = {
     "lab.traffic.defaults": "End cluster_flows default_flows ends",
     "lab.traffic.exchange": "DROPPED IPV4 IPV6 Probe Result UDP_OR_ECHO exchange",
     "lab.traffic.flows": "Flow",
+    "lab.traffic.framesocket": "FrameSocket",
     "lab.traffic.report": "Finding FlowReport TrafficReport",
     "lab.traffic.traffic": "Burst Traffic",
     "lab.system.sockets": "Address allow_fragments bound_socket",
@@ -167,6 +169,7 @@ __all__ = [
     "Finding",
     "Flow",
     "FlowReport",
+    "FrameSocket",
     "Gate",
     "GateNeverFired",
     "HookTaken",

@@ -105,6 +105,14 @@ POD_MUTANTS = (
         "frames",
     ),
     mutant(
+        "lxc-old-mac-for-another-host",
+        "a packet that the pod sent to an old MAC stays addressed to somebody else for the kernel",
+        LXC,
+        "if (ctx->pkt_type == PACKET_OTHERHOST)",
+        "if (ctx->pkt_type == PACKET_HOST)",
+        "frames",
+    ),
+    mutant(
         "lxc-multicast-listener-reports-dropped",
         "what a pod's kernel tells its link is dropped as spoofed",
         LXC,

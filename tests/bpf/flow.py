@@ -9,7 +9,7 @@ from datapath.kernel.map import Map
 from datapath.kernel.uapi import TestRun
 from lab.abi import conntrack
 from lab.abi.conntrack import CtEntry, CtTuple
-from tests.bpf.frames import ETH_P_IP, ETH_P_IPV6, ICMP, ICMPV6, TCP, eth, ipv4, ipv6
+from scenarios.frames import ETH_P_IP, ETH_P_IPV6, ICMP, ICMPV6, TCP, eth, ipv4, ipv6
 from tests.bpf.loaded import POD, WORLD4, WORLD6, Datapath
 from tests.bpf.pod import POD4, POD6, from_pod
 

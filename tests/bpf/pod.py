@@ -5,8 +5,8 @@ from __future__ import annotations
 from ipaddress import IPv6Address
 
 from lab.abi.layouts import Program
-from tests.bpf import frames
-from tests.bpf.frames import ETH_P_IP, ETH_P_IPV6, eth, ipv4, ipv6, udp
+from scenarios import frames
+from scenarios.frames import ETH_P_IP, ETH_P_IPV6, eth, ipv4, ipv6, udp
 from tests.bpf.loaded import GATEWAY4, PEER4, PEER6, POD, Build, Datapath
 
 assert POD.ipv4 is not None

@@ -13,9 +13,9 @@ import pytest
 
 from datapath.endpoint import WORLD_ID
 from lab.abi import conntrack, policymap
-from tests.bpf import frames
+from scenarios import frames
+from scenarios.frames import ACK, FIN, ICMP, RST, SCTP, SYN, TCP, UDP, icmp, tcp, udp
 from tests.bpf.flow import PORT, SERVICE, Peer
-from tests.bpf.frames import ACK, FIN, ICMP, RST, SCTP, SYN, TCP, UDP, icmp, tcp, udp
 from tests.bpf.loaded import DROP, PASS, PEER4, PEER6, POD, WORLD4, Build, Datapath, loaded
 from tests.bpf.pod import EGRESS, INGRESS, ON, POD4, POD6
 

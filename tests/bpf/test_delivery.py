@@ -10,8 +10,8 @@ from lab.abi import layouts
 from lab.abi.conntrack import CtEntry
 from lab.abi.layouts import Program
 from lab.abi.policymap import policy_key_any
-from tests.bpf import frames
-from tests.bpf.frames import ETH_LEN, ETH_P_IP, ETH_P_IPV6, eth, ipv4, ipv6, udp
+from scenarios import frames
+from scenarios.frames import ETH_LEN, ETH_P_IP, ETH_P_IPV6, eth, ipv4, ipv6, udp
 from tests.bpf.loaded import (
     DROP,
     PASS,

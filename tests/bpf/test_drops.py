@@ -13,9 +13,10 @@ import pytest
 from datapath.kernel.uapi import TestRun
 from lab.abi.notifications import NOTIFY_DROP, SOURCE_FILES, DropNotify
 from lab.abi.policymap import PolicyKey
-from tests.bpf import frames, perf
+from scenarios import frames
+from scenarios.frames import ETH_P_IP, ETH_P_IPV6, ICMP, ICMPV6, TCP, UDP, eth, icmp, ipv4, ipv6, tcp, udp
+from tests.bpf import perf
 from tests.bpf.faults import Helper, failing, missing
-from tests.bpf.frames import ETH_P_IP, ETH_P_IPV6, ICMP, ICMPV6, TCP, UDP, eth, icmp, ipv4, ipv6, tcp, udp
 from tests.bpf.loaded import (
     CILIUM_HOST_MAC,
     DROP,

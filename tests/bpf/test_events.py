@@ -11,9 +11,9 @@ from lab.abi import notifications, policymap
 from lab.abi.conntrack import ConnState
 from lab.abi.notifications import SOURCE_FILES, DropNotify, PolicyVerdictNotify, TraceNotify, TracePoint
 from lab.abi.policymap import PolicyMatch
+from scenarios.frames import ACK, SYN, TCP, UDP, tcp, udp
 from tests.bpf import perf
 from tests.bpf.flow import PORT, SERVICE, Peer
-from tests.bpf.frames import ACK, SYN, TCP, UDP, tcp, udp
 from tests.bpf.loaded import DROP, LIBRARY, PASS, POD, Build, loaded
 from tests.bpf.pod import from_pod
 

@@ -10,7 +10,7 @@ import pytest
 
 from lab.abi.conntrack import CtTuple
 from lab.abi.policymap import POLICY_ENTRY_ALLOW, PolicyEntry, PolicyKey
-from tests.bpf.frames import ETH_P_IP, ETH_P_IPV6, ICMPV6, MORE_FRAGMENTS, UDP, eth, icmp6, ipv4, ipv6, udp
+from scenarios.frames import ETH_P_IP, ETH_P_IPV6, ICMPV6, MORE_FRAGMENTS, UDP, eth, icmp6, ipv4, ipv6, udp
 from tests.bpf.loaded import (
     CILIUM_HOST_MAC,
     CILIUM_NET_MAC,

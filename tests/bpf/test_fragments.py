@@ -8,9 +8,9 @@ from collections.abc import Iterator
 import pytest
 
 from lab.abi.policymap import policy_key_any
-from tests.bpf import frames
+from scenarios import frames
+from scenarios.frames import UDP, icmp, ipv4, ipv6, udp
 from tests.bpf.flow import Peer
-from tests.bpf.frames import UDP, icmp, ipv4, ipv6, udp
 from tests.bpf.loaded import DROP, PASS, WORLD4, WORLD6, Build, loaded
 from tests.bpf.pod import EGRESS, POD4, POD6, from_pod
 

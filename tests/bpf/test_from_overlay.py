@@ -6,7 +6,7 @@ from ipaddress import IPv4Address, IPv6Address
 
 import pytest
 
-from tests.bpf.frames import ETH_P_IP, ETH_P_IPV6, MORE_FRAGMENTS, eth, ipv4, ipv6, udp
+from scenarios.frames import ETH_P_IP, ETH_P_IPV6, MORE_FRAGMENTS, eth, ipv4, ipv6, udp
 from tests.bpf.loaded import (
     CILIUM_HOST_MAC,
     CILIUM_NET_MAC,

@@ -10,8 +10,8 @@ from ipaddress import IPv4Address, IPv6Address
 import pytest
 
 from datapath.errors import BpfError
-from tests.bpf import frames
-from tests.bpf.frames import ETH_P_ARP, ETH_P_IP, ETH_P_IPV6, TCP, UDP, eth, icmp, ipv4, ipv6, tcp, udp
+from scenarios import frames
+from scenarios.frames import ETH_P_ARP, ETH_P_IP, ETH_P_IPV6, TCP, UDP, eth, icmp, ipv4, ipv6, tcp, udp
 from tests.bpf.loaded import DROP, GATEWAY6, PASS, POD, REDIRECT, ROUTER4, WORLD4, WORLD6, Build, Datapath, loaded
 from tests.bpf.pod import ARP_REQUEST, LINK_LOCAL, POD4, POD6
 

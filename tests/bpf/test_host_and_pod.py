@@ -13,7 +13,7 @@ from datapath.kernel.map import Map
 from datapath.kernel.uapi import TestRun
 from lab.abi.layouts import Program
 from lab.abi.policymap import POLICY_ENTRY_ALLOW, PolicyEntry, PolicyKey
-from tests.bpf.frames import ETH_P_IP, ETH_P_IPV6, eth, ipv4, ipv6, udp
+from scenarios.frames import ETH_P_IP, ETH_P_IPV6, eth, ipv4, ipv6, udp
 from tests.bpf.loaded import (
     CILIUM_HOST_MAC,
     DROP,

@@ -7,8 +7,8 @@ from ipaddress import IPv4Address, IPv6Address
 import pytest
 
 from lab.abi.layouts import Program
-from tests.bpf import frames
-from tests.bpf.frames import ETH_P_IPV6, eth, ipv4, ipv6, udp
+from scenarios import frames
+from scenarios.frames import ETH_P_IPV6, eth, ipv4, ipv6, udp
 from tests.bpf.loaded import (
     DROP,
     GATEWAY4,

@@ -24,7 +24,7 @@ from lab.node.node import Node
 from lab.node.topology import NODE, OUTSIDE, NodeSpec
 from lab.system import tools
 from lab.watch import metrics
-from tests.bpf import frames
+from scenarios import frames
 from tests.netns import nsenter
 
 pytestmark = pytest.mark.privileged

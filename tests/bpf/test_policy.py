@@ -12,8 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lab.abi.policymap import PolicyEntry, PolicyKey
-from tests.bpf import frames
-from tests.bpf.frames import ETH_P_IP, ETH_P_IPV6, ICMP, ICMPV6, TCP, UDP, eth, icmp, ipv4, ipv6, tcp, udp
+from scenarios import frames
+from scenarios.frames import ETH_P_IP, ETH_P_IPV6, ICMP, ICMPV6, TCP, UDP, eth, icmp, ipv4, ipv6, tcp, udp
 from tests.bpf.loaded import DROP, PASS, POD, Build, Datapath, loaded
 from tests.bpf.pod import EGRESS, INGRESS, ON, POD4, POD6, from_pod
 

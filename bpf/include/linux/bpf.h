@@ -46,6 +46,7 @@
 
 /* bpf_skb_change_type(): "this packet is for us" (include/uapi/linux/if_packet.h). */
 #define PACKET_HOST			0
+#define PACKET_OTHERHOST		3
 
 /* The kernel's view of a socket buffer, as far as it is needed here. */
 struct __sk_buff {

@@ -22,7 +22,7 @@ from lab.node.node import Node
 from lab.node.topology import NODE, OUTSIDE, UPLINK, PodSpec
 from lab.system.netns import enter, sysctl
 from lab.system.sockets import Address, bound_socket
-from tests.bpf import frames
+from scenarios import frames
 from tests.lab import labs, wires
 from tests.lab.conversations import (
     BULK,

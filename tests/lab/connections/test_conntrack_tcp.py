@@ -14,7 +14,7 @@ import pytest
 from lab.abi.conntrack import CtEntry
 from lab.system.netns import enter
 from lab.system.sockets import SO_RCVBUFFORCE
-from tests.bpf.frames import checksum
+from scenarios.frames import checksum
 from tests.lab.conversations import (
     BULK,
     CLIENT,
