@@ -42,6 +42,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("reloadlab")
     group.addoption("--reloadlab-record", metavar="DIR", help="write a JSON file per scenario into this directory")
     group.addoption("--reloadlab-keep", action="store_true", help="leave the labs of tests that fail, to look at them")
+    group.addoption("--reloadlab-pcap", metavar="DIR", help="write the packets around each finding into this directory")
     group.addoption("--reloadlab-library", metavar="DIR", help="C sources instead of our own, e.g. Cilium's bpf/")
     group.addoption(
         "--reloadlab-define",
@@ -66,7 +67,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers", "reloadlab_own_sources: needs macros that only our own C knows (bpf/lib/config.h)"
     )
-    if any(config.getoption(f"--reloadlab-{name}") for name in ("record", "keep", "library", "define")):
+    if any(config.getoption(f"--reloadlab-{name}") for name in ("record", "keep", "pcap", "library", "define")):
         try:
             _load(config)
         except Shadowed as error:

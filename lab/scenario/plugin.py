@@ -46,14 +46,25 @@ def pytest_configure(config: pytest.Config) -> None:
         _defines(config)
     except ReloadlabError as error:
         raise pytest.UsageError(str(error)) from error
-    record = config.getoption("--reloadlab-record")
-    if record is not None and not hasattr(config, "workerinput"):
-        directory = Path(record).resolve()
-        try:
-            directory.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise pytest.UsageError(f"--reloadlab-record {record}: {error.strerror}") from error
-        config.pluginmanager.register(Recorder(directory), "reloadlab.recorder")
+    if hasattr(config, "workerinput"):
+        return
+    record = _made(config, "--reloadlab-record")
+    if record is not None:
+        config.pluginmanager.register(Recorder(record), "reloadlab.recorder")
+    _made(config, "--reloadlab-pcap")
+
+
+def _made(config: pytest.Config, option: str) -> Path | None:
+    """Return the directory that an option names, which is made if it is missing; None if the option is not given."""
+    given = config.getoption(option)
+    if given is None:
+        return None
+    directory = Path(given).resolve()
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise pytest.UsageError(f"{option} {given}: {error.strerror}") from error
+    return directory
 
 
 @contextmanager
@@ -62,6 +73,7 @@ def scenario(request: pytest.FixtureRequest) -> Iterator[Scenario]:
     options = _options(request, "reloadlab_node", marks.NODE)
     spec = NodeSpec(_node_name(request.node.name), **options.nodes)
     with Scenario(spec, **options.scenario) as running, _checked(request, running):
+        _capture(request, running)
         request.node.ihook.pytest_reloadlab_loaded(item=request.node, running=running)
         yield running
 
@@ -72,6 +84,7 @@ def cluster(request: pytest.FixtureRequest) -> Iterator[ClusterScenario]:
     options = _options(request, "reloadlab_cluster", marks.CLUSTER)
     specs = cluster_specs(_node_name(request.node.name), **{"nodes": 2, **options.nodes})
     with ClusterScenario(specs, **options.scenario) as running, _checked(request, running):
+        _capture(request, running)
         request.node.ihook.pytest_reloadlab_loaded(item=request.node, running=running)
         yield running
 
@@ -84,6 +97,13 @@ def _checked(request: pytest.FixtureRequest, running: Watched) -> Iterator[None]
     # The checks would only hide why the test has failed.
     if not request.node.stash.get(_PASSED, False):
         running.abandon()
+
+
+def _capture(request: pytest.FixtureRequest, running: Watched) -> None:
+    """Keep the packets of a scenario if there is a directory for those around its findings."""
+    directory = request.config.getoption("--reloadlab-pcap")
+    if directory is not None:
+        running.capture(Path(directory).resolve() / f"{running.agents[0].node.name}.pcapng")
 
 
 def check(item: pytest.Item) -> None:
@@ -157,6 +177,7 @@ def _notes(item: pytest.Item, scenarios: Sequence[Watched], error: BaseException
     """Return what is told of the scenarios of a failed test besides its error: findings so far, and labs that stay."""
     found = [] if isinstance(error, InvariantsViolated) else [v for running in scenarios for v in running.findings]
     notes = ["violated until then:", *(f"  {violation}" for violation in found)] if found else []
+    notes += [f"packets around the findings: {path}" for running in scenarios if (path := running.write_packets())]
     if item.config.getoption("--reloadlab-keep"):
         notes += [line for running in scenarios for line in keep(running.agents)]
     return notes

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -18,6 +19,7 @@ from lab.agent.agent import Agent
 from lab.scenario.coverage import Coverage, coverage, starved_in
 from lab.scenario.flowpolicy import PolicyOption
 from lab.scenario.gate import Gate
+from lab.scenario.packetfile import PacketFile
 from lab.scenario.stepping import Bursts, Stepping, check_bursts
 from lab.scenario.timeline import Reload, Timeline
 from lab.scenario.traffic import ScenarioTraffic
@@ -93,6 +95,7 @@ class Watched:
         self.kernel_log = KernelLog()
         self.drops: Drops
         self._before: tuple[tuple[Agent, Baseline], ...]
+        self._packets: PacketFile | None = None
 
     def _watch(self, stack: ExitStack, agents: Sequence[Agent], flows: Sequence[Flow]) -> None:
         """Start the traffic, remember how everything is, and keep what `stack` holds until the scenario ends."""
@@ -247,6 +250,15 @@ class Watched:
     def resume(self) -> None:
         """Start the traffic anew after a pause, with new connections."""
         self._traffic.resume()
+
+    def capture(self, path: Path) -> None:
+        """Capture packets from now on, so that `write_packets` can write those around the findings; CaptureFailed."""
+        self._packets = self._stack.enter_context(PacketFile(path, [agent.node for agent in self.agents]))
+
+    def write_packets(self) -> Path | None:
+        """Write the packets around the findings so far; return the file. None without packets, or without capture."""
+        times = [at for violation in self.violations for at in violation.at]
+        return None if self._packets is None else self._packets.write(times)
 
     def abandon(self) -> None:
         """Check nothing when the block ends: the scenario has failed already, by itself."""

@@ -21,6 +21,8 @@ HARMLESS = frozenset(
     (
         # What a closed socket had not sent or read yet.
         *("QUEUE_PURGE", "SOCKET_CLOSE"),
+        # The copy for somebody who captures packets: the packet itself goes on.
+        "PACKET_SOCK_ERROR",
         # The receiver has the data already, or had acknowledged more: TCP sent something twice, which traffic counts.
         *("TCP_OLD_DATA", "TCP_OLD_ACK", "TCP_TOO_OLD_ACK", "TCP_OFOMERGE", "TCP_OLD_SEQUENCE"),
     )

@@ -1,0 +1,46 @@
+"""The packets around the findings of a scenario, in a file of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from datapath.errors import ReloadlabError
+from lab.node.node import Node
+from lab.node.topology import NODE
+from lab.watch.packet_ring import PacketRing
+
+
+class CaptureFailed(ReloadlabError):
+    """Packets that cannot be captured, or a file that cannot be written; `errno` is kept."""
+
+    def __init__(self, path: Path, error: OSError) -> None:
+        super().__init__(f"{path}: packets are not captured: {error.strerror}")
+        self.path, self.errno = path, error.errno
+
+
+class PacketFile:
+    """A context manager: keeps the last packets of all interfaces of nodes, for `write`. Raises CaptureFailed."""
+
+    def __init__(self, path: Path, nodes: Sequence[Node]) -> None:
+        self._path = path
+        self._ring = PacketRing({node.name: node.netns(NODE) for node in nodes})
+
+    def __enter__(self) -> Self:
+        try:
+            self._ring.__enter__()
+        except OSError as error:
+            raise CaptureFailed(self._path, error) from error
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
+        self._ring.__exit__(kind, value, tb)
+
+    def write(self, around: Iterable[int]) -> Path | None:
+        """Write the packets around these times (CLOCK_MONOTONIC, nanoseconds), as pcapng; None if there are none."""
+        try:
+            return self._path if self._ring.write(self._path, list(around)) else None
+        except OSError as error:
+            raise CaptureFailed(self._path, error) from error
