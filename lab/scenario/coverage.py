@@ -36,7 +36,8 @@ def coverage(reloads: Sequence[Reload], sent_at: Callable[[str], Sequence[int]])
         following = next((r.start_ns for r in reloads[number + 1 :] if r.start_ns >= reload.end_ns), None)
         # What a failed reload has done is there until it is undone.
         following = following if reload.rollback is None else reload.end_ns
-        ends = [*(span.work.start_ns for span in reload.spans[1:]), following]
+        # One that is cancelled before its first step has none.
+        ends = [*(span.work.start_ns for span in reload.spans), following][1:]
         for span, end in zip(reload.spans, ends, strict=True):
             found = _any_within(known[reload.subject], span.work.start_ns, end)
             seen, unseen = seen + found, unseen + (not found)

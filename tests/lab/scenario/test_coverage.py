@@ -61,3 +61,8 @@ def test_what_a_failed_reload_has_done_is_there_until_it_is_undone() -> None:
     failed = reload("pod-1", ("compile", 10, 20), rollback=(30, 40))
     assert covered([failed], pod_1=[35]).seen == 1
     assert covered([failed], pod_1=[45]).seen == 0
+
+
+def test_a_reload_that_was_cancelled_before_its_first_step_has_none() -> None:
+    never = reload("pod-1", rollback=(30, 40))
+    assert covered([never, POD], pod_1=[15, 45, 55]) == Coverage(3, 0, KINDS)
