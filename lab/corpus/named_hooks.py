@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
-from datapath.errors import LinkNotFound
+from datapath.errors import LinkNotFound, NetlinkError
 from datapath.kernel import hooks, routes
 from datapath.kernel.hooks import Filter, HookTaken
 from datapath.kernel.netlink import NetlinkSocket
@@ -88,7 +88,12 @@ class DetachEverybody(Detach):
         except LinkNotFound:
             return
         for found in present:
-            hooks.detach(work.netlink, found)
+            try:
+                hooks.detach(work.netlink, found)
+            except NetlinkError as error:
+                # A classifier's hash table takes its filters with it.
+                if error.errno != errno.ENOENT:
+                    raise
 
 
 @dataclass(frozen=True)
