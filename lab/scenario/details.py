@@ -33,6 +33,7 @@ def details(scenarios: Sequence[Watched], error: BaseException | None = None) ->
             "seen_kinds": sorted(seen_kinds),
             "unseen_kinds": sorted({kind for each in steps for kind in each.unseen_kinds} - seen_kinds),
         },
+        "gaps": list(dict.fromkeys(gap for running in scenarios for gap in running.gaps)),
         "traffic": [_phase(report) for report in phases],
     }
     return found | ({"outcome": ERROR} if isinstance(error, NoVerdict) else {})

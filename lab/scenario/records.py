@@ -35,7 +35,8 @@ class Record:
     `message` says what failed, or why it was skipped or not run. `violations` are the invariants that did not hold,
     `reloads` those of Outcome.to_json(), `sent` and `lost` the packets of its traffic, all phases together, and
     `denied` those of them that its policy had to stop. `steps` says how many steps of reloads had packets under way,
-    `traffic` has an object for each phase; `starved_ns` is for how long the traffic had no CPU. See docs/run-json.md.
+    `traffic` has an object for each phase; `starved_ns` is for how long the traffic had no CPU, `gaps` what could not
+    be watched. See docs/run-json.md.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Record:
     starved_ns: int = 0
     steps: dict[str, Any] = field(default_factory=lambda: dict(NO_STEPS))
     traffic: tuple[dict[str, Any], ...] = ()
+    gaps: tuple[str, ...] = ()
 
     @property
     def good(self) -> bool:
@@ -74,7 +76,7 @@ class Record:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Self:
-        lists = {name: tuple(data[name]) for name in ("violations", "reloads", "traffic")}
+        lists = {name: tuple(data[name]) for name in ("violations", "reloads", "traffic", "gaps")}
         return cls(**{**data, **lists})
 
 
