@@ -1,9 +1,9 @@
-# `make run` and `make test` do all the set-up themselves; see README.md. ARGS is handed to reloadlab run or to pytest.
+# `make run` and `make test` do all the set-up themselves; see README.md. ARGS is handed to reloadlab or to pytest.
 SHELL := /bin/sh
 ARGS ?=
 RUNS ?= 100
 
-.PHONY: run test soak setup lock
+.PHONY: run test corpus soak setup lock
 .DEFAULT_GOAL := run
 
 run: setup
@@ -14,6 +14,9 @@ test: setup
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 	@tools/as-root .venv/bin/python -m pytest -n auto -p no:cacheprovider $(ARGS)
+
+corpus: setup
+	@tools/as-root .venv/bin/reloadlab corpus $(ARGS)
 
 soak: setup
 	@tools/as-root tools/soak $(RUNS) $(ARGS)

@@ -22,8 +22,8 @@ import pytest
 from datapath.errors import ReloadlabError
 from datapath.kernel.libc import check, function
 from lab.corpus.fault import Fault
-from lab.corpus.trial import APPLIED, RESULT, RUNNING, run_trial
-from lab.corpus.verdict import Catch, How, Outcome, Trial, Verdict
+from lab.corpus.trial import APPLIED, RESULT, RUNNING, Task, run_trial
+from lab.corpus.verdict import Catch, How, Trial
 from lab.node import registry
 
 _POLL_MS = 200
@@ -39,9 +39,9 @@ class CorpusError(ReloadlabError):
 
 @dataclass(slots=True)
 class _Process:
-    """A fault under trial. `deadline` is when the scenario that runs now counts as hung, `scenario` its name."""
+    """A task under way. `deadline` is when the scenario that runs now counts as hung, `scenario` its name."""
 
-    fault: Fault | None
+    task: Task
     directory: Path
     pid: int
     pidfd: int
@@ -63,27 +63,28 @@ class _Process:
 
 
 class Runner:
-    """Tries faults on the scenarios that pytest collects, `workers` at a time; `on_verdict` hears of each at its end.
+    """Tries faults on the scenarios that pytest collects, `workers` at a time; `on_trial` hears of each at its end.
 
-    `patience` are the seconds that a single scenario may take before it counts as hung. `faults` may hold None: no
-    fault, the control. Everything is kept in the empty directory `directory`.
+    Scenarios in which something failed are run once more without any fault, as a control. `patience` are the seconds
+    that a single scenario may take before it counts as hung. Everything is kept in the empty directory `directory`.
     """
 
     def __init__(
         self,
-        faults: Sequence[Fault | None],
+        faults: Sequence[Fault],
         directory: Path,
         *,
         workers: int,
         patience: float,
-        on_verdict: Callable[[Fault | None, Trial], object],
+        on_trial: Callable[[Fault | None, Trial], object],
     ) -> None:
-        self._faults = list(faults)
+        self._faults = faults
         self._directory = directory
         self._workers = workers
         self._patience = patience
-        self._on_verdict = on_verdict
+        self._on_trial = on_trial
         self._processes: list[_Process] = []
+        self._failed: dict[str, None] = {}
         self._number = 0
         self.broken: list[str] = []
         self.error: BaseException | None = None
@@ -110,17 +111,21 @@ class Runner:
         return True
 
     def _run(self, session: pytest.Session) -> None:
-        waiting = self._faults[::-1]
         try:
-            while waiting or self._processes:
-                while waiting and len(self._processes) < self._workers:
-                    self._start(session, waiting.pop())
-                self._look()
+            self._try(session, [Task(fault) for fault in self._faults])
+            self._try(session, [Task(None, (scenario,)) for scenario in self._failed])
         except BaseException:
             self._stop()
             raise
 
-    def _start(self, session: pytest.Session, fault: Fault | None) -> None:
+    def _try(self, session: pytest.Session, tasks: Sequence[Task]) -> None:
+        waiting = list(tasks)[::-1]
+        while waiting or self._processes:
+            while waiting and len(self._processes) < self._workers:
+                self._start(session, waiting.pop())
+            self._look()
+
+    def _start(self, session: pytest.Session, task: Task) -> None:
         templates = self._directory / "templates"
         templates.mkdir(exist_ok=True)
         self._number += 1
@@ -128,9 +133,9 @@ class Runner:
         directory.mkdir()
         pid = os.fork()
         if pid == 0:
-            _be_child(session, fault, directory, templates)
+            _be_child(session, task, directory, templates)
         self._processes.append(
-            _Process(fault, directory, pid, os.pidfd_open(pid), time.monotonic() + self._patience + _GRACE)
+            _Process(task, directory, pid, os.pidfd_open(pid), time.monotonic() + self._patience + _GRACE)
         )
 
     def _look(self) -> None:
@@ -142,7 +147,10 @@ class Runner:
         for process in list(self._processes):
             if process.pidfd in ended:
                 self._processes.remove(process)
-                self._on_verdict(process.fault, _trial_of(process, process.reap()))
+                trial = _trial_of(process, process.reap())
+                if trial.catch is not None and process.task.fault is not None:
+                    self._failed[trial.catch.scenario] = None
+                self._on_trial(process.task.fault, trial)
             else:
                 self._watch(process)
 
@@ -168,7 +176,7 @@ class Runner:
         self._processes.clear()
 
 
-def _be_child(session: pytest.Session, fault: Fault | None, directory: Path, templates: Path) -> None:
+def _be_child(session: pytest.Session, task: Task, directory: Path, templates: Path) -> None:
     """Try a fault, in the forked process, and leave."""
     code = 1
     try:
@@ -177,7 +185,7 @@ def _be_child(session: pytest.Session, fault: Fault | None, directory: Path, tem
         log = os.open(directory / "log", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
         os.dup2(log, 1)
         os.dup2(log, 2)
-        run_trial(session, fault, directory, templates)
+        run_trial(session, task, directory, templates)
         code = 0
     except BaseException:  # noqa: BLE001 - the process ends here, whatever it was
         traceback.print_exc()
@@ -199,14 +207,6 @@ def _trial_of(process: _Process, code: int) -> Trial:
     text = said if process.hung else f"killed by {signal.Signals(-code).name}: {said}"
     applied = (scenario,) if (process.directory / APPLIED).exists() else ()
     return Trial(applied, (scenario,), catch=Catch(scenario, how, text=text))
-
-
-def verdict(fault: Fault, trial: Trial) -> Verdict:
-    """Return what a trial says of its fault."""
-    found = Outcome.SURVIVED if trial.applied else Outcome.NOT_EXERCISED
-    if trial.catch is not None:
-        found = Outcome.CAUGHT if trial.catch.scenario in trial.applied else Outcome.FALSE_ALARM
-    return Verdict(fault.name, fault.kind, found, fault.what, fault.cites, fault.equivalent, trial)
 
 
 def _text(path: Path) -> str:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,6 +26,29 @@ if TYPE_CHECKING:
 
 RUNNING, APPLIED, RESULT = "running", "applied", "result.json"
 """Files of a trial's directory: the scenario that runs now, whether the fault took effect, and the result."""
+
+FIRST = ("test_hitless", "test_host.py", "test_rollback", "switched", "test_pods", "test_two_nodes")
+"""Scenarios that find much in little time: run before those that no hint of the fault names."""
+
+_STEP = re.compile(r'(?:during|between|after) ".*?(?= \(generation)')
+"""Where a finding says at which step of which reload it was."""
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What one process tries: a fault (None: no fault, the control), on all scenarios or on these."""
+
+    fault: Fault | None
+    scenarios: tuple[str, ...] = ()
+
+    def ordered(self, items: Iterable[pytest.Item]) -> list[pytest.Item]:
+        """Return the scenarios to run: first those that the fault's hints name, in the order of the hints."""
+        hints = (*(self.fault.only if self.fault is not None else ()), *FIRST)
+
+        def rank(item: pytest.Item) -> int:
+            return next((number for number, hint in enumerate(hints) if hint in item.nodeid), len(hints))
+
+        return sorted((item for item in items if item.nodeid in self.scenarios or not self.scenarios), key=rank)
 
 
 class Injector:
@@ -99,9 +124,12 @@ def _catch(scenario: str, error: BaseException, violations: Sequence[Violation])
     invariants = tuple(sorted({violation.invariant for violation in violations}))
     text = str(error) if isinstance(error, ReloadlabError) else f"{type(error).__name__}: {error}"
     if isinstance(error, InvariantsViolated):
-        return Catch(scenario, How.INVARIANT, invariants, text=text)
-    how = How.ASSERTION if isinstance(error, AssertionError | pytest.fail.Exception) else How.RELOAD
-    return Catch(scenario, how, invariants, text="\n".join((text, *map(str, violations))))
+        how = How.INVARIANT
+    else:
+        how = How.ASSERTION if isinstance(error, AssertionError | pytest.fail.Exception) else How.RELOAD
+        text = "\n".join((text, *map(str, violations)))
+    step = _STEP.search(text)
+    return Catch(scenario, how, invariants, "" if step is None else step[0], text)
 
 
 def _violations(running: Watched) -> list[Violation]:
@@ -111,15 +139,15 @@ def _violations(running: Watched) -> list[Violation]:
     return running.violations
 
 
-def run_trial(session: pytest.Session, fault: Fault | None, directory: Path, templates: Path) -> None:
-    """Run the session's scenarios with a fault (None: without any) until one fails; write the result.
+def run_trial(session: pytest.Session, task: Task, directory: Path, templates: Path) -> None:
+    """Run the session's scenarios with a fault until one fails; write the result.
 
-    `directory` is the trial's own, `templates` what all trials have compiled. The session ends with it: a
-    process does this once.
+    `directory` is the trial's own, `templates` what all trials have compiled. The session ends with it: a process does
+    this once.
     """
-    injector = Injector(fault, directory, templates)
+    injector = Injector(task.fault, directory, templates)
     session.config.pluginmanager.register(injector)
-    items = ordered(session.items, () if fault is None else fault.only)
+    items = task.ordered(session.items)
     started, ran, applied, sent = time.monotonic(), list[str](), list[str](), 0
     try:
         for item, following in zip(items, [*items[1:], None], strict=True):
@@ -135,12 +163,3 @@ def run_trial(session: pytest.Session, fault: Fault | None, directory: Path, tem
     seconds = round(time.monotonic() - started, 3)
     trial = Trial(tuple(applied), tuple(ran), sent, seconds, injector.catch)
     (directory / RESULT).write_text(json.dumps(trial.to_json()))
-
-
-def ordered(items: Iterable[pytest.Item], hints: tuple[str, ...]) -> list[pytest.Item]:
-    """Return the scenarios, first those whose name has the first hint, then the next, the others in their order."""
-
-    def rank(item: pytest.Item) -> int:
-        return next((number for number, hint in enumerate(hints) if hint in item.nodeid), len(hints))
-
-    return sorted(items, key=rank)

@@ -6,6 +6,8 @@ import enum
 from dataclasses import asdict, dataclass, field
 from typing import Any, Self
 
+from lab.corpus.fault import Fault
+
 
 class Outcome(enum.StrEnum):
     """What came of a fault."""
@@ -16,6 +18,8 @@ class Outcome(enum.StrEnum):
     EQUIVALENT = "equivalent"
     FALSE_ALARM = "false alarm"
     """A scenario failed in which the fault did not take effect."""
+    REFUTED = "refuted"
+    """It is said to be equivalent to no fault, and was caught."""
 
 
 class How(enum.StrEnum):
@@ -41,10 +45,14 @@ class Catch:
     step: str = ""
     text: str = ""
 
-    def __str__(self) -> str:
+    @property
+    def by(self) -> str:
+        """By what the scenario noticed it, in words."""
         told = f"invariant {', '.join(map(str, self.invariants))}" if self.invariants else ""
-        by = told if self.how is How.INVARIANT else ", ".join(filter(None, (self.how, told)))
-        return f"{by} at {self.step}" if self.step else by
+        return told if self.how is How.INVARIANT else ", ".join(filter(None, (self.how, told)))
+
+    def __str__(self) -> str:
+        return f"{self.by}, {self.step}" if self.step else self.by
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +92,19 @@ class Verdict:
     equivalent: str = ""
     trial: Trial = field(default_factory=Trial)
 
+    @classmethod
+    def of(cls, fault: Fault, trial: Trial | None) -> Self:
+        """Return what a trial says of its fault; without a trial, which is for equivalent ones, just that."""
+        return cls(
+            fault.name,
+            fault.kind,
+            Outcome.EQUIVALENT if trial is None else _outcome(fault, trial),
+            fault.what,
+            fault.cites,
+            fault.equivalent,
+            trial or Trial(),
+        )
+
     @property
     def good(self) -> bool:
         """Whether the corpus is content with it."""
@@ -91,3 +112,13 @@ class Verdict:
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
+
+
+def _outcome(fault: Fault, trial: Trial) -> Outcome:
+    if trial.catch is None:
+        if fault.equivalent:
+            return Outcome.EQUIVALENT
+        return Outcome.SURVIVED if trial.applied else Outcome.NOT_EXERCISED
+    if trial.catch.scenario not in trial.applied:
+        return Outcome.FALSE_ALARM
+    return Outcome.REFUTED if fault.equivalent else Outcome.CAUGHT

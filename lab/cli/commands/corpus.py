@@ -13,7 +13,7 @@ from lab.cli.targets import BadOption, count
 if TYPE_CHECKING:
     from argparse import _SubParsersAction
 
-PATIENCE = 120
+PATIENCE = 300
 """Seconds that one scenario may take before it counts as hung."""
 
 
@@ -28,6 +28,11 @@ def add_parser(subparsers: _SubParsersAction[argparse.ArgumentParser]) -> None:
     parser.add_argument(
         "-k", dest="select", type=expression, metavar="EXPRESSION", help="only faults whose names match, as in pytest"
     )
+    parser.add_argument(
+        "--sample", type=count, metavar="N", help="only N faults, spread evenly over the kinds and the plans"
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="another sample of the same size (0)")
+    parser.add_argument("--equivalent", action="store_true", help="try also the faults that are without effect")
     parser.add_argument("--list", action="store_true", help="list the faults and try none")
     parser.add_argument("--workers", type=count, default=None, metavar="N", help="faults at a time (all CPUs)")
     parser.add_argument(
