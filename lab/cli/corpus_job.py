@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import pytest
 from rich.console import Console
 from rich.markup import escape
 
@@ -19,7 +17,7 @@ from lab.cli.suites import our_suites
 from lab.cli.targets import BadOption, make_console, plural
 from lab.corpus.fault import Fault
 from lab.corpus.faults import all_faults
-from lab.corpus.runner import CorpusError, Runner
+from lab.corpus.runner import Runner
 from lab.corpus.sample import sample
 from lab.corpus.verdict import Trial, Verdict
 from lab.node import registry
@@ -70,7 +68,7 @@ def _tried(console: Console, args: argparse.Namespace, faults: Sequence[Fault]) 
     with scratch() as directory:
         runner = Runner(tried, directory, workers=args.workers, patience=args.patience, on_trial=note)
         try:
-            _collect(runner, args.paths)
+            runner.run(_suites(args.paths))
         finally:
             registry.sweep()
     order = {fault.name: number for number, fault in enumerate(faults)}
@@ -78,19 +76,7 @@ def _tried(console: Console, args: argparse.Namespace, faults: Sequence[Fault]) 
     return report
 
 
-def _collect(runner: Runner, paths: Sequence[Path]) -> None:
-    """Have pytest collect the scenarios and the runner try its faults on them."""
-    for name in [name for name in os.environ if name.startswith("PYTEST_")]:
-        # They would change the call.
-        del os.environ[name]
-    argv = ["-p", "reloadlab.short_names", "-s"]
-    argv += [word for name in ("xdist", "cacheprovider") for word in ("-p", f"no:{name}")]
+def _suites(paths: Sequence[Path]) -> list[str]:
+    """Return what pytest is called with: the scenarios of `reloadlab run`, or these."""
     ours = our_suites()
-    argv += map(str, paths) if paths else ["-c", str(ours / "suite.ini"), "--rootdir", str(ours.parent), str(ours)]
-    code = pytest.main(argv, plugins=[runner])
-    if runner.error is not None:
-        raise runner.error
-    if runner.broken:
-        raise CorpusError("\n".join(runner.broken))
-    if code not in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
-        raise CorpusError(f"pytest ended with exit code {int(code)}")
+    return [str(path) for path in paths] or ["-c", str(ours / "suite.ini"), "--rootdir", str(ours.parent), str(ours)]

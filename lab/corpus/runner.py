@@ -86,8 +86,24 @@ class Runner:
         self._processes: list[_Process] = []
         self._failed: dict[str, None] = {}
         self._number = 0
-        self.broken: list[str] = []
-        self.error: BaseException | None = None
+        self._broken: list[str] = []
+        self._error: BaseException | None = None
+
+    def run(self, suites: Sequence[str]) -> None:
+        """Have pytest collect the scenarios, and try the faults on them. `suites` are its arguments.
+
+        CorpusError if they cannot be collected. pytest's environment does not count, it would change the call.
+        """
+        for name in [name for name in os.environ if name.startswith("PYTEST_")]:
+            del os.environ[name]
+        left_out = [word for name in ("xdist", "cacheprovider") for word in ("-p", f"no:{name}")]
+        code = pytest.main(["-p", "reloadlab.short_names", "-s", *left_out, *suites], plugins=[self])
+        if self._error is not None:
+            raise self._error
+        if self._broken:
+            raise CorpusError("\n".join(self._broken))
+        if code not in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
+            raise CorpusError(f"pytest ended with exit code {int(code)}")
 
     @pytest.hookimpl(trylast=True)
     def pytest_configure(self, config: pytest.Config) -> None:
@@ -97,17 +113,17 @@ class Runner:
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
         """Note a file that cannot be collected."""
         if report.failed:
-            self.broken.append(f"{report.nodeid}: {report.longreprtext}")
+            self._broken.append(f"{report.nodeid}: {report.longreprtext}")
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
         """Try every fault, in place of pytest's own loop."""
-        if self.broken:
+        if self._broken:
             return True
         try:
             self._run(session)
-        except BaseException as error:  # noqa: BLE001 - pytest would make an exit code of it: the caller raises it
-            self.error = error
+        except BaseException as error:  # noqa: BLE001 - pytest would make an exit code of it: run() raises it
+            self._error = error
         return True
 
     def _run(self, session: pytest.Session) -> None:

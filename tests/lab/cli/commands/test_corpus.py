@@ -1,0 +1,86 @@
+"""`reloadlab corpus`: what it selects, what it refuses, what it prints, and the sample of the corpus."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from dataclasses import dataclass
+
+import pytest
+
+from tests.lab.labs import ROOT, cli
+
+SAMPLE = 44
+"""Faults that are tried in every run of the tests; `make corpus` tries all."""
+
+
+@dataclass(frozen=True)
+class Result:
+    code: int
+    out: str
+    err: str
+
+
+def corpus(*words: str, timeout: float = 60) -> Result:
+    done = subprocess.run(cli("corpus", *words), cwd=ROOT, capture_output=True, text=True, timeout=timeout, check=False)
+    return Result(done.returncode, done.stdout, done.stderr)
+
+
+def test_the_list_names_what_is_selected() -> None:
+    result = corpus("--list", "-k", "insert-policy and dropped")
+    assert (result.code, result.err) == (0, "")
+    assert result.out.splitlines() == [
+        "pod/insert-policy/dropped (plan): insert policy is left out",
+        "pod-routes/insert-policy/dropped (plan): insert policy is left out",
+        "host/insert-policy/dropped (plan): insert policy is left out",
+    ]
+
+
+def test_the_list_says_why_a_fault_is_without_effect() -> None:
+    result = corpus("--list", "-k", "pod/compile/twice")
+    assert "; equivalent: the template cache returns the template that it has just returned" in result.out.replace(
+        "\n", " "
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (("-k", "no-such-fault"), 1, "no fault matches no-such-fault"),
+        (("-k", "a and"), 2, "'a and' is no expression"),
+        (("--sample", "0"), 2, "0"),
+        (("no/such/suite.py",), 1, "no/such/suite.py: no such file or directory"),
+    ],
+    ids=["no fault", "no expression", "no number", "no suite"],
+)
+def test_bad_input_is_one_line(words: tuple[str, ...], code: int, said: str) -> None:
+    result = corpus(*words)
+    assert (result.code, result.out) == (code, "")
+    assert result.err.startswith("reloadlab: ")
+    assert said in result.err
+    assert result.err.count("\n") == 1
+
+
+@pytest.mark.privileged
+def test_the_verdict_names_scenario_invariant_and_packets() -> None:
+    result = corpus("--json", "-k", "B23-keep-old-routes", timeout=150)
+    document = json.loads(result.out)
+    assert (result.code, document["caught"]) == (0, ["B23-keep-old-routes"])
+    assert [document[name] for name in ("survived", "not_exercised", "equivalent", "false_alarm")] == [[], [], [], []]
+    (fault,) = document["faults"]
+    assert fault["cites"]
+    assert fault["trial"]["catch"]["scenario"] == "scenarios/test_endpoint_routes.py::test_switched_off"
+    assert 5 in fault["trial"]["catch"]["invariants"]
+    assert fault["trial"]["sent"] > 0
+    assert document["control"][0]["passed"]
+    assert "1 fault in" in result.err
+
+
+@pytest.mark.privileged
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_sample_of_the_corpus_is_caught() -> None:
+    result = corpus("--json", "--sample", str(SAMPLE), timeout=850)
+    document = json.loads(result.out)
+    assert len(document["caught"]) == SAMPLE, result.err
+    assert result.code == 0, result.err

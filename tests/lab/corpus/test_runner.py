@@ -1,0 +1,184 @@
+"""The runner, on a small suite: every outcome there is, and nothing left over, however it ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lab.node import registry
+from lab.node.registry import RUN_VARIABLE
+from tests.lab.labs import ROOT
+
+pytestmark = pytest.mark.privileged
+
+SUITE = """
+import time
+import pytest
+from reloadlab import Scenario
+
+@pytest.mark.node(pods=2)
+def test_first(scenario: Scenario) -> None:
+    scenario.reload("pod-1")
+
+@pytest.mark.node(pods=2)
+def test_second(scenario: Scenario) -> None:
+    scenario.reload("pod-2", "host")
+"""
+
+DRIVER = """
+import json, os, signal, sys, time
+from dataclasses import replace
+from pathlib import Path
+from datapath.reload.switchover import Attach, Commit
+from lab.corpus import steps
+from lab.corpus.fault import Fault
+from lab.corpus.runner import Runner
+from lab.corpus.steps import Changed
+from lab.corpus.verdict import Verdict
+from lab.system.scratch import scratch
+from lab.system.signals import terminable
+
+class Hangs(Changed):
+    def apply(self, work):
+        time.sleep(3600)
+
+class Dies(Changed):
+    def apply(self, work):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+class Fails(Changed):
+    def apply(self, work):
+        raise KeyError("no such object")
+
+def at_commit(change, subject):
+    def changed(plan):
+        return plan.change(lambda s: change(s) if isinstance(s, Commit) and plan.subject == subject else s)
+    return changed
+
+class Same(Changed):
+    def apply(self, work):
+        self.step.apply(work)
+
+FAULTS = {
+    "caught": at_commit(steps.skipped, "host"),
+    "survives": at_commit(lambda s: Same(s.target, s), "pod-1"),
+    "elsewhere": at_commit(steps.skipped, "overlay"),
+    "hangs": at_commit(lambda s: Hangs(s.target, s), "pod-1"),
+    "dies": at_commit(lambda s: Dies(s.target, s), "pod-1"),
+    "fails": at_commit(lambda s: Fails(s.target, s), "pod-1"),
+}
+wanted, suite, patience = sys.argv[1].split(","), sys.argv[2], float(sys.argv[3])
+found, control = [], []
+
+def note(fault, trial):
+    if fault is None:
+        control.append([trial.scenarios, trial.catch is None])
+    else:
+        found.append(Verdict.of(fault, trial).to_json())
+
+faults = [Fault(name, "plan", "is wrong", change=FAULTS[name]) for name in wanted]
+with terminable(), scratch() as directory:
+    runner = Runner(faults, directory, workers=2, patience=patience, on_trial=note)
+    runner.run(["-c", os.devnull, "--rootdir", suite, suite])
+print(json.dumps({"faults": {each["fault"]: each for each in found}, "control": control}))
+"""
+
+
+@pytest.fixture
+def run_directory(tmp_path: Path) -> Iterator[Path]:
+    """Labs of a test's own, so that what is left there is what the runner left."""
+    path = Path(f"/run/reloadlab-test-{uuid.uuid4().hex[:12]}")
+    (tmp_path / "suite").mkdir()
+    (tmp_path / "suite" / "test_small.py").write_text(SUITE)
+    before = os.environ.get(RUN_VARIABLE)
+    os.environ[RUN_VARIABLE] = str(path)
+    try:
+        yield path
+        registry.sweep()
+        assert not list(path.glob("*/ns"))
+    finally:
+        os.environ.pop(RUN_VARIABLE)
+        if before is not None:
+            os.environ[RUN_VARIABLE] = before
+
+
+def start(tmp_path: Path, *faults: str, patience: float = 60.0) -> subprocess.Popen[str]:
+    argv = [sys.executable, "-P", "-c", DRIVER, ",".join(faults), str(tmp_path / "suite"), str(patience)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+
+
+def answer(process: subprocess.Popen[str]) -> dict[str, Any]:
+    out, err = process.communicate(timeout=150)
+    assert process.returncode == 0, err
+    return dict(json.loads(out.splitlines()[-1]))
+
+
+def test_every_outcome(run_directory: Path, tmp_path: Path) -> None:
+    found = answer(start(tmp_path, "caught", "survives", "elsewhere", "dies", "fails"))
+    outcomes = {name: each["outcome"] for name, each in found["faults"].items()}
+    assert outcomes == {
+        "caught": "caught",
+        "survives": "survived",
+        "elsewhere": "not exercised",
+        "dies": "caught",
+        "fails": "caught",
+    }
+    by = {name: each["trial"]["catch"] and each["trial"]["catch"]["how"] for name, each in found["faults"].items()}
+    assert by == {"caught": "invariant", "survives": None, "elsewhere": None, "dies": "died", "fails": "reload"}
+    caught = found["faults"]["caught"]["trial"]
+    assert caught["scenarios"] == ["test_small.py::test_first", "test_small.py::test_second"]
+    assert caught["applied"] == ["test_small.py::test_second"]
+    assert 2 in caught["catch"]["invariants"]
+    assert caught["sent"] > 0
+    assert sorted(found["control"]) == [[["test_small.py::test_first"], True], [["test_small.py::test_second"], True]]
+
+
+def test_a_scenario_that_does_not_end_is_hung(run_directory: Path, tmp_path: Path) -> None:
+    found = answer(start(tmp_path, "hangs", patience=15))
+    catch = found["faults"]["hangs"]["trial"]["catch"]
+    assert (catch["how"], catch["scenario"]) == ("hung", "test_small.py::test_first")
+
+
+def test_a_suite_that_fails_by_itself_is_a_false_alarm(run_directory: Path, tmp_path: Path) -> None:
+    broken = SUITE.replace('scenario.reload("pod-1")', "assert not scenario.node.pods")
+    (tmp_path / "suite" / "test_small.py").write_text(broken)
+    found = answer(start(tmp_path, "survives"))
+    assert found["faults"]["survives"]["outcome"] == "false alarm"
+    assert found["control"] == [[["test_small.py::test_first"], False]]
+
+
+def test_a_suite_that_cannot_be_collected_is_an_error(run_directory: Path, tmp_path: Path) -> None:
+    (tmp_path / "suite" / "test_small.py").write_text("import no_such_module")
+    process = start(tmp_path, "survives")
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "CorpusError: test_small.py" in err
+    assert "No module named 'no_such_module'" in err
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda number: number.name)
+def test_nothing_is_left_of_a_runner_that_is_ended(run_directory: Path, tmp_path: Path, number: signal.Signals) -> None:
+    process = start(tmp_path, "hangs")
+    wait_for(lambda: list(run_directory.glob("*/node.json")))
+    process.send_signal(number)
+    process.communicate(timeout=60)
+    assert process.returncode != 0
+    wait_for(lambda: not list(run_directory.glob("*/node.json")))
+
+
+def wait_for(condition: Any) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)

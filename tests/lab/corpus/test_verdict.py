@@ -1,0 +1,57 @@
+"""What a trial says of its fault."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from datapath.reload.step import Plan
+from lab.corpus.fault import Fault
+from lab.corpus.verdict import Catch, How, Outcome, Trial, Verdict
+
+
+def fault(equivalent: str = "") -> Fault:
+    def change(plan: Plan) -> Plan:
+        return plan
+
+    return Fault("x", "plan", "is wrong", change=change, equivalent=equivalent)
+
+
+CATCH = Catch("b", How.INVARIANT, (6, 7), 'during "commit" of pod-1')
+
+
+@pytest.mark.parametrize(
+    ("outcome", "trial", "why"),
+    [
+        (Outcome.CAUGHT, Trial(("a", "b"), ("a", "b"), catch=CATCH), ""),
+        (Outcome.SURVIVED, Trial(("a",), ("a", "b")), ""),
+        (Outcome.NOT_EXERCISED, Trial((), ("a", "b")), ""),
+        (Outcome.FALSE_ALARM, Trial(("a",), ("a", "b"), catch=CATCH), ""),
+        (Outcome.EQUIVALENT, Trial(("a",), ("a", "b")), "no packet meets it"),
+        (Outcome.EQUIVALENT, None, "no packet meets it"),
+        (Outcome.REFUTED, Trial(("a", "b"), ("a", "b"), catch=CATCH), "no packet meets it"),
+    ],
+)
+def test_outcomes(outcome: Outcome, trial: Trial | None, why: str) -> None:
+    verdict = Verdict.of(fault(why), trial)
+    assert verdict.outcome is outcome
+    assert verdict.good == (outcome in (Outcome.CAUGHT, Outcome.EQUIVALENT))
+
+
+def test_a_trial_survives_json() -> None:
+    trial = Trial(("b",), ("a", "b"), 7, 1.5, CATCH)
+    assert Trial.from_json(json.loads(json.dumps(trial.to_json()))) == trial
+
+
+@pytest.mark.parametrize(
+    ("catch", "text"),
+    [
+        (CATCH, "invariant 6, 7"),
+        (Catch("b", How.ASSERTION, (7,)), "assertion, invariant 7"),
+        (Catch("b", How.RELOAD), "reload"),
+        (Catch("b", How.HUNG), "hung"),
+    ],
+)
+def test_by_what_a_scenario_noticed_it(catch: Catch, text: str) -> None:
+    assert catch.by == text
