@@ -16,7 +16,9 @@ from datapath.reload.outcome import Attached, Outcome, Span
 from lab.bench.parallel import ParallelReport, Percentiles, WorkerReport
 from lab.cli.main import COMMANDS, build_parser
 from lab.cli.report import FORMAT, run_json
+from lab.scenario.details import phase
 from lab.scenario.records import Record
+from lab.traffic.report import Connections, FlowReport, Pause, TrafficReport
 from lab.watch.violation import Violation
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -77,10 +79,14 @@ def test_documented_keys_of_run_json() -> None:
     assert f"| `format` | {FORMAT};" in text
     parts = re.split(r"^## ", text, flags=re.MULTILINE)
     scenario, reload, parallel = document["scenarios"][0], document["reloads"][0], document["parallel"]
-    for part, value in zip(parts, (document, scenario, reload, parallel), strict=True):
+    traffic = scenario["traffic"][0]
+    for part, value in zip(parts, (document, scenario, traffic, reload, parallel), strict=True):
         assert table_keys(part) == set(value)
     prose = {word for part in parts for word in re.findall(r"`(\w+)`", part)}
     span, worker = reload["spans"][0], parallel["workers"][0]
+    flow = traffic["flows"][0]
+    for value in (scenario["steps"], traffic["starved"][0], flow, flow["delays"], flow["connections"]):
+        assert set(value) - prose == set()
     for value in (document["machine"], reload["attached"][0], span, span["work"], worker, worker["reload"]):
         assert set(value) - prose == set()
 
@@ -97,7 +103,9 @@ def written() -> dict[str, Any]:
     spans = (Span("compile", "bpf_lxc.c", work, (work,)),)
     attached = (Attached("lxc1", "ingress", "cil_from_container", 7),)
     outcome = Outcome("pod-1", 101, 2, attached, ("cilium_lxc",), ("careful",), spans)
-    record = Record("a.py::test_b", "passed", 1.0, reloads=(outcome.to_json(),), sent=3)
+    flow = FlowReport("a -> b tcp v4", "tcp", 3, 3, 3, 0, connections=Connections(1, 9, 9, 0, 0))
+    sent = TrafficReport(1, 9, 2, 3, 4, (Pause(2, 3),), (flow,))
+    record = Record("a.py::test_b", "passed", 1.0, reloads=(outcome.to_json(),), sent=3, traffic=(phase(sent),))
     times = Percentiles(1.0, 2.0, 3.0, 0.5)
     row = WorkerReport(workers=1, reloads=1, reloads_per_second=9.0, reload=times, steps={"compile": times})
     report = ParallelReport(pods=1, rounds=1, workers=(row,), sent=1, lost=0, problems=(), failures=(), tracing=None)

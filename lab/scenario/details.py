@@ -34,12 +34,13 @@ def details(scenarios: Sequence[Watched], error: BaseException | None = None) ->
             "unseen_kinds": sorted({kind for each in steps for kind in each.unseen_kinds} - seen_kinds),
         },
         "gaps": list(dict.fromkeys(gap for running in scenarios for gap in running.gaps)),
-        "traffic": [_phase(report) for report in phases],
+        "traffic": [phase(report) for report in phases],
     }
     return found | ({"outcome": ERROR} if isinstance(error, NoVerdict) else {})
 
 
-def _phase(report: TrafficReport) -> dict[str, Any]:
+def phase(report: TrafficReport) -> dict[str, Any]:
+    """Return the report of one phase of traffic as JSON values."""
     values = ("started_ns", "stopped_ns", "longest_pause_ns", "late_after_ns", "cpu_ns")
     return {
         **{name: getattr(report, name) for name in values},
