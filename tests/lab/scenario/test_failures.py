@@ -12,6 +12,7 @@ import pytest
 
 from lab.errors import Status
 from lab.node import registry
+from lab.scenario.records import ERROR, read
 from tests.lab.labs import ROOT, cli
 
 pytest_plugins = ["pytester"]
@@ -50,6 +51,19 @@ import pytest
 @pytest.mark.node(pods=1)
 def test_good(scenario):
     scenario.reload("pod-1")
+"""
+
+
+STARVED = """
+import os, signal, pytest
+
+@pytest.mark.node(pods=1, bursts="none")
+def test_starved(scenario):
+    os.kill(scenario.traffic.pid, signal.SIGSTOP)
+    try:
+        scenario.reload()
+    finally:
+        os.kill(scenario.traffic.pid, signal.SIGCONT)
 """
 
 
@@ -119,3 +133,13 @@ def test_without_findings_no_packets_are_written(pytester: pytest.Pytester, labs
     result = pytester.runpytest_subprocess(*PLUGIN, "--reloadlab-pcap", str(tmp_path / "packets"), timeout=170)
     result.assert_outcomes(passed=1)
     assert list((tmp_path / "packets").iterdir()) == []
+
+
+def test_traffic_that_could_not_run_is_no_verdict(pytester: pytest.Pytester, labs: Path) -> None:
+    """The scenario has not passed, and nothing is wrong with what it tests: an error."""
+    out = run(pytester, STARVED, "--reloadlab-record", "records")
+    assert re.search(r"^no verdict: the traffic got no CPU for \d+ of the \d+ ms of reloads$", out, re.MULTILINE)
+    (record,) = read((pytester.path / "records").glob("*.json"))
+    assert (record.outcome, record.violations) == (ERROR, ())
+    assert record.message.startswith("no verdict: ")
+    assert record.starved_ns > 0

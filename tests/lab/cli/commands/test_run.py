@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from lab.errors import Status
 from lab.node import registry
 from tests.lab.labs import ROOT, cli
 
@@ -119,6 +120,40 @@ def test_a_crashed_worker_is_an_error_and_leaves_no_lab(suite: Path, labs: Path)
     assert "1 scenario failed" in ran.out
     assert registry.list_labs() == ()
     assert ran.document["complete"] is True
+
+
+LOST = """
+import pytest
+from tests.lab.emptied import GAP, EmptySlot, before
+
+@pytest.mark.node(pods=2)
+def test_lost(scenario):
+    scenario.agent.change = before("attach ingress", EmptySlot("slot", GAP))
+    scenario.reload("pod-2")
+    scenario.agent.change = None
+"""
+
+
+def test_a_kept_lab_is_there_after_the_run_and_the_findings_name_the_step(suite: Path, labs: Path) -> None:
+    """The run sweeps away what dead workers leave, but not what was kept; the terminal and run.json say the same."""
+    suite.write_text(LOST)
+    ran = call(suite, [*command(suite), "--keep"])
+    kept = registry.list_labs()
+    registry.remove_all()
+    assert (ran.code, ran.outcomes) == (1, {"test_lost": "failed"})
+    assert [lab.status for lab in kept] == [Status.UP]
+    (scenario,) = ran.document["scenarios"]
+    told = [text for text in scenario["violations"] if 'sent during "empty slot slot" of pod-2 (generation ' in text]
+    assert told
+    assert all(f"  {text}" in ran.message("test_lost").splitlines() for text in told)
+    assert f"reloadlab down {kept[0].name}" in ran.message("test_lost")
+    for line in (told[0], f"lab {kept[0].name} is kept:"):
+        assert line in ran.out
+    assert "Traceback" not in ran.out
+    (phase,) = scenario["traffic"]
+    assert scenario["lost"] == sum(flow["lost"] for flow in phase["flows"]) > 0
+    assert scenario["steps"]["seen"] > 0
+    assert f"{scenario['steps']['seen']} of " in ran.out
 
 
 def test_pytest_that_dies_is_an_error(suite: Path) -> None:
