@@ -15,7 +15,7 @@ from datapath.reload.outcome import Outcome, Span
 from lab.agent.agent import Agent, Failure
 from lab.node.node import Node
 from lab.node.topology import NodeSpec
-from lab.traffic.defaults import RATE, default_flows
+from lab.traffic.defaults import RATE, default_flows, flows_of_each
 from lab.traffic.traffic import Traffic
 from lab.watch.drops import Drops
 from lab.watch.invariants import (
@@ -124,10 +124,12 @@ def measure_parallel(
         agent = stack.enter_context(Agent(node, **options))
         agent.start(workers=2)
         tracer, reason = _tracer(stack)
-        traffic = stack.enter_context(Traffic(default_flows(node), rate=RATE))
+        # Without a policy nothing is denied.
+        flows = [flow for flow in (*default_flows(node), *flows_of_each(node)) if not flow.denied]
+        traffic = stack.enter_context(Traffic(flows, rate=RATE))
         drops = stack.enter_context(Drops([node], traffic.flows))
         before = baseline(agent)
-        # The first and the last pod exchange traffic; those between them are reloaded.
+        # The first and the last pod exchange most of it; those between them are reloaded.
         subjects = [pod.name for pod in node.pods[1:-1]]
         follow = tracer.follow if tracer is not None else None
         done = reload_rounds(agent, subjects, workers=workers, rounds=rounds, on_worker=follow, on_round=on_round)

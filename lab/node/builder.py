@@ -28,8 +28,11 @@ THREADS = 2
 
 # Set before there are links: they inherit the defaults, which saves a write per link.
 _NO_DAD = (("ipv6/conf/default/accept_dad", "0"),)
+# Every packet that nobody listens for is refused, so that traffic can count on it; the kernel refuses few a second.
+_ALL_REFUSALS = (("ipv4/icmp_ratelimit", "0"), ("ipv6/icmp/ratelimit", "0"))
 NODE_SYSCTLS = (
     *_NO_DAD,
+    *_ALL_REFUSALS,
     ("ipv6/conf/all/disable_ipv6", "0"),
     ("ipv6/conf/all/forwarding", "1"),
     ("ipv4/ip_forward", "1"),
@@ -43,7 +46,7 @@ CILIUM_HOST_SYSCTLS = tuple(
     for name, value in (("accept_local", "1"), ("send_redirects", "0"))
 )
 # A pod has its addresses and its gateway: it needs no router advertisement, and its questions would only be drops.
-POD_SYSCTLS = (*_NO_DAD, ("ipv6/conf/default/router_solicitations", "0"))
+POD_SYSCTLS = (*_NO_DAD, *_ALL_REFUSALS, ("ipv6/conf/default/router_solicitations", "0"))
 OUTSIDE_SYSCTLS = (*POD_SYSCTLS, ("ipv4/conf/all/rp_filter", "0"), ("ipv4/conf/default/rp_filter", "0"))
 
 Job = Callable[[NetlinkSocket], None]

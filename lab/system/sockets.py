@@ -133,14 +133,13 @@ def refused_payload(sock: socket.socket) -> tuple[bytes, str] | None:
     return data, errno.errorcode.get(number, str(number))
 
 
-def new_source_port(sock: socket.socket, peer: tuple[str, int]) -> None:
-    """Connect a socket again, from another port of the kernel's choice; its address stays. OSError if refused.
+def disconnect(sock: socket.socket) -> None:
+    """Undo connect() on a socket whose port was the kernel's choice: connected again it has another.
 
-    A socket whose port was the kernel's choice loses it when it is disconnected (AF_UNSPEC; net/ipv4/udp.c,
-    __udp_disconnect): cheaper than a new socket, for which one must enter the namespace.
+    OSError if refused. Its address stays. It is cheaper than a new socket, for which one must enter the namespace
+    (AF_UNSPEC; net/ipv4/udp.c, __udp_disconnect, and net/ipv4/tcp.c, tcp_disconnect).
     """
     check(_connect(sock.fileno(), _UNSPEC, len(_UNSPEC)), "connect(AF_UNSPEC)")
-    sock.connect(peer)
 
 
 def drops(sock: socket.socket) -> int:

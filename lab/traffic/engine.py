@@ -8,11 +8,9 @@ path is seen, which is why they are spread evenly and not sent in bulk.
 from __future__ import annotations
 
 import os
-import select
-import socket
 import sys
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from itertools import cycle
 from typing import Any
@@ -21,6 +19,8 @@ from lab.system.companion import Control
 from lab.system.sockets import periodic_timer
 from lab.traffic.delays import Pauses, late_bound
 from lab.traffic.flows import Flow, TrafficError
+from lab.traffic.neighbours import Neighbours
+from lab.traffic.poller import Poller
 from lab.traffic.report import TrafficReport
 from lab.traffic.sendlog import SendLog
 from lab.traffic.streams import Settings, Stream, Streams
@@ -84,11 +84,11 @@ class Engine:
     def __init__(self, control: Control, settings: Settings) -> None:
         self._control = control
         self._settings = settings
-        self._poll = select.epoll()
-        self._handlers: dict[int, Callable[[], None]] = {}
-        self._sockets: set[int] = set()
+        self._poller = Poller()
         self._pauses = Pauses()
-        self._streams = Streams(settings, self._pauses, self._watch_socket)
+        self._streams = Streams(settings, self._pauses, self._poller)
+        self._neighbours = Neighbours()
+        self._forget_every_ns = round(settings.forget_every * 1e9)
         self._late_after_ns = 0
         self._turn = _Turn([])
         self._numbers: dict[str, int] = {}
@@ -101,6 +101,7 @@ class Engine:
         self._started_ns = 0
         self._last_tick_ns = 0
         self._ran_ns = 0
+        self._forgot_ns = 0
         self._longest_pause_ns = 0
 
     def open(self, flows: list[Flow]) -> None:
@@ -109,6 +110,8 @@ class Engine:
         self._streams.open(flows, deadline)
         self._numbers = {flow.name: number for number, flow in enumerate(flows)}
         self._turn = _Turn(self._streams.all, self._settings.muted)
+        if self._forget_every_ns:
+            self._neighbours.open(path for flow in flows for path in (flow.source_ns, flow.target_ns))
         if self._settings.warm_up:
             self._warm_up(deadline)
         calm = [sample for stream in self._streams.answering for sample in stream.calm_ns]
@@ -131,47 +134,26 @@ class Engine:
             # The first had its neighbours to find.
             del stream.calm_ns[0]
 
-    def _watch(self, descriptor: int, handler: Callable[[], None]) -> None:
-        self._handlers[descriptor] = handler
-        self._poll.register(descriptor, select.EPOLLIN)
-
-    def _watch_socket(self, sock: socket.socket, handler: Callable[[], None]) -> None:
-        self._sockets.add(sock.fileno())
-        self._watch(sock.fileno(), handler)
-
-    def _read_all(self) -> None:
-        """Read all sockets until they are empty: what lies unread in one of them is not lost.
-
-        It ends because nothing is sent meanwhile but the answers to what is read.
-        """
-        while ready := self._sockets.intersection(descriptor for descriptor, _ in self._poll.poll(0)):
-            for descriptor in ready:
-                self._handlers[descriptor]()
-
     def _serve(self, timeout: float) -> None:
-        handlers = self._handlers
-        ready = self._poll.poll(timeout)
+        ready = self._poller.wait(timeout)
         if self._tick_ns:
             # The timer ends the wait: whatever is longer, the engine has wanted to run and did not.
             self._pauses.note(self._ran_ns + self._tick_ns, time.monotonic_ns())
-        for descriptor, _ in ready:
-            # A stop in this same round has closed the timer that was due as well.
-            if descriptor in handlers:
-                handlers[descriptor]()
+        self._poller.handle(ready)
         self._ran_ns = time.monotonic_ns()
 
     def run(self) -> None:
         """Serve until the parent says stop, or is gone."""
         messages, parent = self._control.descriptors
-        self._watch(messages, self._command)
-        self._watch(parent, self._leave)
+        self._poller.watch(messages, self._command)
+        self._poller.watch(parent, self._leave)
         self._started_ns = self._last_tick_ns = self._ran_ns = time.monotonic_ns()
         if self._settings.rate > 0 and self._streams.all:
             interval = 1e9 / self._settings.rate
             self._per_tick = max(1, round(SHORTEST_TICK_NS / interval))
             self._tick_ns = round(interval * self._per_tick)
             self._timer = periodic_timer(self._tick_ns)
-            self._watch(self._timer, self._tick)
+            self._poller.watch(self._timer, self._tick)
         while True:
             self._serve(-1 if self._burst is None and self._drain_ns is None else 0.01)
             if self._burst is not None:
@@ -189,6 +171,9 @@ class Engine:
             stream = self._turn.next()
             if stream is not None:
                 self._send(stream)
+        if self._forget_every_ns and now - self._forgot_ns >= self._forget_every_ns:
+            self._forgot_ns = now
+            self._neighbours.forget_one()
 
     def _send(self, stream: Stream, count: int = 1) -> None:
         """Send packets, and note when."""
@@ -229,14 +214,13 @@ class Engine:
             if time.monotonic_ns() < burst.deadline_ns:
                 return
             # Whoever was kept from reading for a while finds the answers now.
-            self._read_all()
+            self._poller.read_all()
         self._burst = None
         self._control.send({"bursts": burst.results()})
 
     def _stop(self, drain: float) -> None:
         if self._timer >= 0:
-            self._poll.unregister(self._timer)
-            del self._handlers[self._timer]
+            self._poller.forget(self._timer)
             os.close(self._timer)
             self._timer = -1
             self._tick_ns = 0
@@ -248,7 +232,7 @@ class Engine:
         if not self._streams.idle(since):
             return False
         # An engine that did not run for a while has old packets unread in its sockets, and their answers still to send.
-        self._read_all()
+        self._poller.read_all()
         if not self._streams.idle(since):
             return False
         self._control.send(self._report(final=True).to_json(), self._sent.pack())
@@ -270,8 +254,9 @@ class Engine:
 
     def close(self) -> None:
         """Close everything that open() and run() opened."""
+        self._neighbours.close()
         self._streams.close()
-        self._poll.close()
+        self._poller.close()
 
 
 class ParentGone(Exception):

@@ -14,7 +14,6 @@ import errno
 import math
 import select
 import socket
-import struct
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -23,6 +22,7 @@ from typing import Literal
 
 from datapath.errors import ReloadlabError
 from lab.system.sockets import Address, allow_fragments, bound_socket, tcp_info
+from lab.traffic import icmp
 
 ETHERNET, IPV4, IPV6, FRAGMENT_HEADER, UDP_OR_ECHO = 14, 20, 40, 8, 8
 """Bytes of the headers."""
@@ -30,8 +30,6 @@ ETHERNET, IPV4, IPV6, FRAGMENT_HEADER, UDP_OR_ECHO = 14, 20, 40, 8, 8
 DROPPED = "ENOBUFS"
 """What the kernel says of ICMPv6 that its own interface has dropped, a program at its egress for example."""
 
-_ECHO = struct.Struct("!BBHHH")
-_REQUEST_AND_REPLY = {4: (8, 0), 6: (128, 129)}
 _POLL = 0.001
 
 
@@ -142,7 +140,7 @@ def _send(out: socket.socket, ident: int, target: Address, probe: Probe) -> str:
     for number in range(probe.count):
         payload = _payload(probe.size, number)
         if probe.protocol == "icmp":
-            payload = _echo(6 if out.family == socket.AF_INET6 else 4, ident, number, payload)
+            payload = icmp.echo_request(_version(out), ident, number, payload)
         try:
             out.sendto(payload, (target.ip, target.port))
         except OSError as refusal:
@@ -165,12 +163,11 @@ def _receive(
             return replace(result, answered=result.answered + 1)
         sock.sendto(data, peer)
         return replace(result, arrived=result.arrived + 1)
-    if sock.family == socket.AF_INET:
-        data = data[(data[0] & 15) * 4 :]
-    kind, _, _, found, _ = _ECHO.unpack_from(data)
+    data = icmp.message(sock.family, data)
+    kind, _, _, found, _ = icmp.ECHO.unpack_from(data)
     # A raw socket gets all ICMP of its namespace: other exchanges, neighbour discovery.
-    request, reply = _REQUEST_AND_REPLY[6 if sock.family == socket.AF_INET6 else 4]
-    if found != ident or data[_ECHO.size :] not in payloads:
+    request, reply = icmp.REQUEST_AND_REPLY[_version(sock)]
+    if found != ident or data[icmp.ECHO.size :] not in payloads:
         return result
     if sock is out and kind == reply and peer[0] == target.ip:
         return replace(result, answered=result.answered + 1)
@@ -179,22 +176,12 @@ def _receive(
     return result
 
 
+def _version(sock: socket.socket) -> int:
+    return 6 if sock.family == socket.AF_INET6 else 4
+
+
 def _payload(size: int, number: int) -> bytes:
     return (bytes([number]) * 8 + bytes(range(256)) * (size // 256 + 1))[:size]
-
-
-def _echo(version: int, ident: int, number: int, payload: bytes) -> bytes:
-    kind = _REQUEST_AND_REPLY[version][0]
-    packet = _ECHO.pack(kind, 0, 0, ident, number) + payload
-    # The kernel fills in the checksum of ICMPv6, which covers addresses that only it knows (RFC 3542, 3.1).
-    return packet if version == 6 else _ECHO.pack(kind, 0, _checksum(packet), ident, number) + payload
-
-
-def _checksum(data: bytes) -> int:
-    """The Internet checksum (RFC 1071)."""
-    data += bytes(len(data) % 2)
-    words: tuple[int, ...] = struct.unpack(f"!{len(data) // 2}H", data)
-    return 0xFFFF - sum(words) % 0xFFFF
 
 
 def _tcp(

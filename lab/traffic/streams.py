@@ -10,15 +10,17 @@ from dataclasses import dataclass
 
 from datapath.kernel.netns import NamespaceNotFound
 from lab.system.sockets import Address
+from lab.traffic.connections import Acceptor, TcpConnections
 from lab.traffic.delays import DelayRecorder, Pauses
+from lab.traffic.echo import EchoStream
 from lab.traffic.flows import Flow, TrafficError
 from lab.traffic.payload import Payloads
+from lab.traffic.poller import Poller
 from lab.traffic.report import FlowReport
-from lab.traffic.sources import OnReadable
 from lab.traffic.tcp import TcpStream, listen
 from lab.traffic.udp import Reflector, UdpStream
 
-Stream = UdpStream | TcpStream
+Stream = UdpStream | EchoStream | TcpStream | TcpConnections
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +31,7 @@ class Settings:
     size: int
     stall_after: float
     late_after: float
+    forget_every: float
     start_timeout: float
     warm_up: bool
     muted: Sequence[str]
@@ -36,63 +39,65 @@ class Settings:
 
 
 class Streams:
-    """The streams in the order of their flows. A context manager: leaving it closes every socket."""
+    """The streams in the order of their flows, and what listens for them; close() closes every socket."""
 
-    def __init__(self, settings: Settings, pauses: Pauses, on_readable: OnReadable) -> None:
+    def __init__(self, settings: Settings, pauses: Pauses, poller: Poller) -> None:
         self.all: list[Stream] = []
         self._settings = settings
         self._pauses = pauses
-        self._on_readable = on_readable
+        self._poller = poller
         self._stack = ExitStack()
         self._udp: dict[int, UdpStream] = {}
+        self._connections: dict[int, TcpConnections] = {}
         self._reflectors: dict[Address, Reflector] = {}
+        self._listeners: dict[Address, socket.socket] = {}
 
     def open(self, flows: list[Flow], deadline: float) -> None:
         """Open every socket and connect every connection; TrafficError if one cannot be (time.monotonic)."""
-        listeners: dict[Address, socket.socket] = {}
-        with ExitStack() as opening:
-            for index, flow in enumerate(flows):
-                target = _target(flow)
-                with _naming(flow):
-                    if flow.protocol == "tcp":
-                        if target not in listeners:
-                            listeners[target] = opening.enter_context(listen(target, deadline))
-                        self._open_tcp(index, flow, listeners[target], deadline)
-                    else:
-                        self._open_udp(index, flow, target, deadline)
+        for index, flow in enumerate(flows):
+            with _naming(flow):
+                self._listen(flow, deadline)
+                stream = self._stream(index, flow)
+                self._stack.callback(stream.close)
+                stream.open(self._poller, deadline)
+            self.all.append(stream)
+        # Not before the others are open: until then each accepts its own connection.
+        for target in {_target(stream.flow) for stream in self._connections.values()}:
+            acceptor = Acceptor(self._listeners[target], self._settings.token, self._connections, self._poller)
+            self._stack.callback(acceptor.close)
 
-    def _open_tcp(self, index: int, flow: Flow, listener: socket.socket, deadline: float) -> None:
-        stall_after_ns = round(self._settings.stall_after * 1e9)
-        stream = TcpStream(flow, self._payloads(index, flow), self._delays(), self._pauses, stall_after_ns)
-        self._stack.callback(stream.close)
-        stream.open(listener, deadline)
-        self._add(stream)
-
-    def _open_udp(self, index: int, flow: Flow, target: Address, deadline: float) -> None:
-        if target not in self._reflectors and not flow.refused:
+    def _listen(self, flow: Flow, deadline: float) -> None:
+        """Open what listens at the target, once for all flows there."""
+        target = _target(flow)
+        if flow.protocol == "tcp" and target not in self._listeners:
+            self._listeners[target] = listen(target, deadline)
+            self._stack.callback(self._listeners[target].close)
+        elif flow.protocol == "udp" and not flow.refused and target not in self._reflectors:
             reflector = Reflector(target, self._settings.token, self._udp, deadline)
             self._stack.callback(reflector.close)
             self._reflectors[target] = reflector
-            self._on_readable(reflector.socket, reflector.readable)
-        stream = UdpStream(flow, self._payloads(index, flow), self._delays(), deadline)
-        self._stack.callback(stream.close)
-        self._udp[index] = stream
-        self._add(stream)
+            self._poller.watch_socket(reflector.socket, reflector.readable)
 
-    def _add(self, stream: Stream) -> None:
-        self.all.append(stream)
-        stream.watch(self._on_readable)
-
-    def _payloads(self, index: int, flow: Flow) -> Payloads:
-        return Payloads(self._settings.token, index, flow.sizes or (self._settings.size,))
-
-    def _delays(self) -> DelayRecorder:
-        return DelayRecorder(self._pauses, round(self._settings.late_after * 1e9))
+    def _stream(self, index: int, flow: Flow) -> Stream:
+        settings = self._settings
+        payloads = Payloads(settings.token, index, flow.sizes or (settings.size,))
+        delays = DelayRecorder(self._pauses, round(settings.late_after * 1e9))
+        if flow.protocol == "icmp":
+            return EchoStream(index, flow, payloads, delays)
+        if flow.protocol == "udp":
+            self._udp[index] = UdpStream(flow, payloads, delays)
+            return self._udp[index]
+        if flow.fresh:
+            self._connections[index] = TcpConnections(flow, payloads, delays)
+            return self._connections[index]
+        listener = self._listeners[_target(flow)]
+        return TcpStream(flow, payloads, delays, self._pauses, listener, round(settings.stall_after * 1e9))
 
     @property
-    def answering(self) -> list[UdpStream]:
+    def answering(self) -> list[UdpStream | EchoStream]:
         """The streams whose path can be tried beforehand."""
-        return [stream for stream in self._udp.values() if not (stream.flow.denied or stream.flow.refused)]
+        tried = (stream for stream in self.all if isinstance(stream, UdpStream | EchoStream))
+        return [stream for stream in tried if not (stream.flow.denied or stream.flow.refused)]
 
     def idle(self, since_ns: int) -> bool:
         """Tell whether everything that was sent after `since_ns` has arrived."""
@@ -103,7 +108,7 @@ class Streams:
         return tuple(self._report(stream, late_after_ns, final) for stream in self.all)
 
     def _report(self, stream: Stream, late_after_ns: int, final: bool) -> FlowReport:
-        if isinstance(stream, TcpStream):
+        if not isinstance(stream, UdpStream):
             return stream.report(late_after_ns=late_after_ns, final=final)
         reflector = self._reflectors.get(_target(stream.flow))
         dropped = reflector.drops if reflector is not None else 0

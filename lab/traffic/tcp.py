@@ -12,9 +12,9 @@ from lab.system.sockets import Address, bound_socket
 from lab.traffic.delays import DelayRecorder, Pauses
 from lab.traffic.flows import Flow
 from lab.traffic.payload import Payloads
+from lab.traffic.poller import Poller
 from lab.traffic.report import Connections, Event, FlowReport, LostPacket
 from lab.traffic.segments import Segments
-from lab.traffic.sources import OnReadable
 
 WINDOW = 64
 """Records under way at most: during a stall nothing is added but what fits the socket's buffer by far."""
@@ -26,7 +26,13 @@ class TcpStream:
     """A connection between two namespaces, both ends of it."""
 
     def __init__(
-        self, flow: Flow, payloads: Payloads, delays: DelayRecorder, pauses: Pauses, stall_after_ns: int
+        self,
+        flow: Flow,
+        payloads: Payloads,
+        delays: DelayRecorder,
+        pauses: Pauses,
+        listener: socket.socket,
+        stall_after_ns: int,
     ) -> None:
         self.flow = flow
         self.sent = 0
@@ -35,6 +41,7 @@ class TcpStream:
         self._payloads = payloads
         self._delays = delays
         self._pauses = pauses
+        self._listener = listener
         self._stall_after = stall_after_ns
         self._events: list[Event] = []
         self._progress_ns = 0
@@ -47,10 +54,11 @@ class TcpStream:
         self._partial = bytearray()
         self._sockets: list[socket.socket] = []
         self._segments: Segments
+        self._poller: Poller
 
-    def open(self, listener: socket.socket, deadline: float) -> None:
+    def open(self, poller: Poller, deadline: float) -> None:
         """Connect, and accept the connection; OSError if that fails before `deadline` (time.monotonic)."""
-        flow = self.flow
+        flow, listener = self.flow, self._listener
         source = bound_socket(Address(flow.source_ns, flow.source_ip, 0), socket.SOCK_STREAM, deadline)
         self._sockets.append(source)
         source.settimeout(max(deadline - time.monotonic(), 0.01))
@@ -66,11 +74,9 @@ class TcpStream:
             sock.setblocking(False)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._segments = Segments(source, target)
-
-    def watch(self, on_readable: OnReadable) -> None:
-        """Have both ends read when something comes."""
-        on_readable(self._source, self._source_readable)
-        on_readable(self._target, self._target_readable)
+        self._poller = poller
+        poller.watch_socket(self._source, self._source_readable)
+        poller.watch_socket(self._target, self._target_readable)
 
     @property
     def _source(self) -> socket.socket:
@@ -171,6 +177,7 @@ class TcpStream:
         self._events.append(Event("reset", time.monotonic_ns(), f"{name} at the {side}"))
         # The other end learns of it in its own way; it has nothing to add.
         for sock in self._sockets:
+            self._poller.forget(sock.fileno())
             sock.close()
 
     def unanswered(self, first: int, end: int) -> int:

@@ -60,6 +60,7 @@ class Traffic:
         size: int = 64,
         stall_after: float = 1.0,
         late_after: float = 0.2,
+        forget_every: float = 0.1,
         start_timeout: float = 10.0,
         warm_up: bool = True,
         muted: Sequence[str] = (),
@@ -69,6 +70,7 @@ class Traffic:
         `rate` is in packets (and TCP records) a second over all flows in turn, 0 for bursts only; `size` in bytes of
         payload; a connection that makes no progress for `stall_after` seconds is stalled, a packet that is under way
         for `late_after` seconds is late, or for longer if the undisturbed path is slow (lab.traffic.delays.late_bound).
+        Every `forget_every` seconds one neighbour is to be found anew (0: never; lab.traffic.neighbours).
         Unless `warm_up` is false, start() waits until each UDP flow was answered: paths that must not work need it
         false. The flows in `muted` send nothing until `mute` says otherwise.
         """
@@ -78,6 +80,7 @@ class Traffic:
             "size": size,
             "stall_after": stall_after,
             "late_after": late_after,
+            "forget_every": forget_every,
             "start_timeout": start_timeout,
             "warm_up": warm_up,
             "muted": list(muted),

@@ -7,6 +7,7 @@ import socket
 import time
 from array import array
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import partial
 
 from lab.system.sockets import (
@@ -23,8 +24,9 @@ from lab.traffic.account import Way
 from lab.traffic.delays import DelayRecorder
 from lab.traffic.flows import Flow
 from lab.traffic.payload import HEADER, WARM_UP, Payloads
+from lab.traffic.poller import Poller
 from lab.traffic.report import Event, FlowReport
-from lab.traffic.sources import OnReadable, Source, Sources
+from lab.traffic.sources import Source, Sources
 
 _LARGEST = 65536
 
@@ -32,11 +34,10 @@ _LARGEST = 65536
 class UdpStream:
     """The source of a flow."""
 
-    def __init__(self, flow: Flow, payloads: Payloads, delays: DelayRecorder, deadline: float) -> None:
+    def __init__(self, flow: Flow, payloads: Payloads, delays: DelayRecorder) -> None:
         self.flow = flow
         self.sent = 0
         self.received = 0
-        self.warm = flow.denied or flow.refused
         self.calm_ns: list[int] = []
         self.requests = Way("request")
         self.replies = Way("reply")
@@ -47,15 +48,15 @@ class UdpStream:
         self._times = array("q")
         self._took: dict[int, int] = {}
         self._warm_up_ns = 0
-        self._sources = Sources(flow, socket.SOCK_DGRAM, deadline)
-        for source in self._sources.all:
-            (queue_errors if flow.refused else report_arrival)(source.socket)
+        self._sources = Sources(flow)
 
-    def watch(self, on_readable: OnReadable) -> None:
-        """Have the answers read when they come."""
+    def open(self, poller: Poller, deadline: float) -> None:
+        """Open the sockets, and have answers read when they come; OSError if the kernel refuses."""
+        self._sources.open(deadline)
         read = self._read_refusals if self.flow.refused else self._read_reply
         for source in self._sources.all:
-            on_readable(source.socket, partial(read, source))
+            (queue_errors if self.flow.refused else report_arrival)(source.socket)
+            poller.watch_socket(source.socket, partial(read, source))
 
     def send(self, count: int = 1) -> None:
         """Send the next packets. One that the kernel refuses has a number, too: it is lost, with its errno."""
@@ -74,7 +75,7 @@ class UdpStream:
         self.sent += count
 
     def warm_up(self) -> None:
-        """Send a packet that is not counted; its answer makes the flow warm, and is a sample of `calm_ns`."""
+        """Send a packet that is not counted; its answer is a sample of `calm_ns`."""
         self._warm_up_ns = time.monotonic_ns()
         self._send(self._sources.all[0], self._payloads.of(WARM_UP))
 
@@ -109,7 +110,6 @@ class UdpStream:
         number = self._payloads.number(data)
         hops, waited = arrival(ancillary)
         if number == WARM_UP:
-            self.warm = True
             self.calm_ns.append(now - self._warm_up_ns - waited)
         elif number is None or number >= self.sent:
             self._strays += 1
@@ -123,6 +123,10 @@ class UdpStream:
             self.delays.round_trip(self._times[number], took + self._took.pop(number))
 
     def _read_refusals(self, source: Source) -> None:
+        # Whoever answers instead does not refuse; unread, it would wake the engine for ever.
+        with suppress(OSError):
+            source.socket.recv(_LARGEST)
+            self._strays += 1
         while (refusal := refused_payload(source.socket)) is not None:
             now = time.monotonic_ns()
             data, error = refusal
@@ -141,6 +145,7 @@ class UdpStream:
         """Account for a request at its target; tell whether it is to be answered. A duplicate is not."""
         if self.flow.denied:
             self._events.append(Event("leaked", self._times[number]))
+        if self.flow.denied or self.flow.refused:
             return False
         now = time.monotonic_ns()
         hops, waited = arrival(ancillary)

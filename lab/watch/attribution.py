@@ -44,12 +44,17 @@ class Ownership:
         self._flows: dict[tuple[Address, Address, str, int], str] = {}
         self._ends = {*ends}
         self._tunnel_ports = tuple(tunnel_ports)
+        self._socketless: set[str] = set()
         for flow in flows:
             source, target = ip_address(flow.source_ip), ip_address(flow.target_ip)
             port = flow.port if flow.protocol in ("udp", "tcp") else 0
             # Of several flows that look the same on the wire, the first gives its name.
             self._flows.setdefault((source, target, flow.protocol, port), flow.name)
             self._ends |= {source, target}
+            if flow.refused:
+                self._socketless.add(flow.name)
+            elif flow.protocol == "icmp":
+                self._socketless.add(f"{flow.name}, reply")
 
     def inside(self, packet: Packet) -> Packet:
         """Return the packet that a tunnel's packet carries, or the packet itself."""
@@ -64,6 +69,13 @@ class Ownership:
             return name
         name = self._flows.get((packet.target, packet.source, protocol, source))
         return f"{name}, reply" if name is not None else None
+
+    def without_socket(self, flow: str) -> bool:
+        """Tell whether the packets of a flow, as `flow` names them, end without a socket, as they should.
+
+        What is refused has no receiver, and raw sockets read copies of echo replies.
+        """
+        return flow in self._socketless
 
     def is_of_scenario(self, packet: Packet) -> bool:
         """Tell whether a packet runs between two ends of the scenario: a flow's or a probe's."""

@@ -1,0 +1,69 @@
+"""Makes the kernel ask for its neighbours again and again: ARP and neighbour discovery go through every reload.
+
+A neighbour that was found is not asked for again for minutes. Here one entry at a time is deleted, in one namespace
+after the other; the next packet waits until the neighbour has answered. If it does not, packets are late or lost.
+"""
+
+from __future__ import annotations
+
+import errno
+import struct
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from ipaddress import ip_address
+from pathlib import Path
+
+from datapath.kernel.netlink import NLM_F_REQUEST, NetlinkSocket, attributes, unless
+
+_RTM_DELNEIGH, _RTM_GETNEIGH = 29, 30
+_NDA_DST = 1
+_HEADER = struct.Struct("=IHHII")
+_NDMSG = struct.Struct("=BxxxiHBB")
+"""Family, interface, state, flags and type of struct ndmsg (uapi/linux/neighbour.h)."""
+
+_FOUND = 0x02 | 0x04 | 0x08 | 0x10
+"""NUD_REACHABLE, NUD_STALE, NUD_DELAY and NUD_PROBE: neither what is configured (permanent) nor what is asked for."""
+
+
+class Neighbours:
+    """The neighbours in some namespaces."""
+
+    def __init__(self) -> None:
+        self._stack = ExitStack()
+        self._sockets: list[NetlinkSocket] = []
+        self._turn = 0
+
+    def open(self, namespaces: Iterable[str]) -> None:
+        """Open a socket in each of these namespaces; OSError if the kernel refuses."""
+        for path in dict.fromkeys(namespaces):
+            self._sockets.append(self._stack.enter_context(NetlinkSocket(Path(path))))
+
+    def close(self) -> None:
+        self._stack.close()
+
+    def forget_one(self) -> None:
+        """Delete one entry of the next namespace. NetlinkError if the kernel refuses."""
+        if not self._sockets:
+            return
+        rounds, place = divmod(self._turn, len(self._sockets))
+        self._turn += 1
+        sock = self._sockets[place]
+        found = [*_found(sock)]
+        if found:
+            # It may have gone by itself meanwhile.
+            unless(errno.ENOENT, sock, "forget a neighbour", found[rounds % len(found)])
+
+
+def _found(sock: NetlinkSocket) -> Iterator[bytes]:
+    """Yield a request for each neighbour that was asked for and found; it deletes the entry.
+
+    Link-local ones are left alone: no flow has such an address.
+    """
+    dump = _HEADER.pack(_HEADER.size + _NDMSG.size, _RTM_GETNEIGH, NLM_F_REQUEST, 0, 0) + bytes(_NDMSG.size)
+    for answer in sock.dump("list neighbours", dump):
+        family, ifindex, state, _, _ = _NDMSG.unpack_from(answer, _HEADER.size)
+        address = dict(attributes(answer, _HEADER.size + _NDMSG.size)).get(_NDA_DST)
+        if not state & _FOUND or address is None or ip_address(bytes(address)).is_link_local:
+            continue
+        body = _NDMSG.pack(family, ifindex, 0, 0, 0) + struct.pack("=HH", 4 + len(address), _NDA_DST) + bytes(address)
+        yield _HEADER.pack(_HEADER.size + len(body), _RTM_DELNEIGH, NLM_F_REQUEST, 0, 0) + body
