@@ -25,8 +25,9 @@ pytestmark = pytest.mark.privileged
 
 
 def with_denied(flows: Sequence[Flow]) -> list[Flow]:
-    """Return flows, and for each of UDP that a pod's policy can refuse one that must be denied."""
-    udp = [flow for flow in flows if flow.protocol == "udp" and "host" not in flow.name and not flow.denied]
+    """Return flows, and for each of old UDP that a pod's policy can refuse one that must be denied."""
+    udp = [flow for flow in flows if flow.protocol == "udp" and "host" not in flow.name]
+    udp = [flow for flow in udp if not (flow.fresh or flow.refused or flow.denied)]
     return [*flows, *(replace(flow, name=f"{flow.name} no", port=7014, denied=True) for flow in udp)]
 
 
