@@ -18,7 +18,7 @@ import pytest
 from datapath.endpoint import LABEL_HOST, Endpoint
 from datapath.errors import InvalidName, LinkNotFound, NetlinkError
 from datapath.kernel.netlink import NetlinkSocket
-from lab.errors import LabBusy, LabNotFound, LabSystemError
+from lab.errors import LabBusy, LabNotFound, LabSystemError, Status
 from lab.node import node as node_module
 from lab.node import registry
 from lab.node.node import Node, UnknownTarget
@@ -410,3 +410,16 @@ def test_failure_in_a_thread_ends_the_build(monkeypatch: pytest.MonkeyPatch) -> 
 def test_endpoint_is_a_value(node: Node) -> None:
     assert isinstance(node.endpoint("web"), Endpoint)
     assert hash(node.endpoint("web")) == hash(Node.open(node.name).endpoint("web"))
+
+
+def test_a_kept_node_stays_when_its_context_ends() -> None:
+    """Anybody can use and remove it then, and nobody sweeps it away."""
+    with removed(unique_name("kept")) as name:
+        with Node(NodeSpec(name, pods=0)) as node:
+            node.keep()
+            node.keep()
+            registry.sweep()
+        (lab,) = [lab for lab in registry.list_labs() if lab.name == name]
+        assert (lab.status, lab.is_left_over, lab.pids) == (Status.UP, False, ())
+        registry.sweep()
+        assert Node.open(name).spec.name == name

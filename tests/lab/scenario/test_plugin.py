@@ -265,3 +265,24 @@ def test_an_error_of_ours_is_a_line(pytester: pytest.Pytester) -> None:
     for word in ("topology.py", "the cause"):
         assert word not in text
     assert "ValueError: foreign" in found["test_not_ours"]
+
+
+MARKS = """
+import pytest
+
+pytestmark = pytest.mark.node(pods=0, policy=None)
+
+@pytest.mark.node(pods=2)
+@pytest.mark.parametrize("routes", [pytest.param(True, marks=pytest.mark.node(endpoint_routes=True))])
+def test_marks(scenario, routes):
+    assert len(scenario.node.pods) == 2
+    assert scenario.node.spec.endpoint_routes
+    with pytest.raises(FileNotFoundError):
+        (scenario.node.root / "state" / "policies.json").stat()
+"""
+
+
+@pytest.mark.privileged
+def test_marks_add_up_and_the_closest_counts(pytester: pytest.Pytester) -> None:
+    (record,) = records_of(pytester, MARKS).values()
+    assert (record["outcome"], record["message"]) == ("passed", "")

@@ -11,6 +11,8 @@ import pytest
 
 from bpf import LIBRARY
 from datapath.errors import ReloadlabError
+from datapath.kernel.hooks import Direction, detach, filters
+from datapath.kernel.netlink import NetlinkSocket
 from datapath.reload.step import Plan, Step
 from datapath.reload.switchover import Attach
 from datapath.reload.workspace import Workspace
@@ -188,3 +190,25 @@ def test_an_agent_that_was_started_again_is_watched_as_the_first() -> None:
         assert scenario.outcomes == tuple(done)
         with pytest.raises(InvariantsViolated, match="cilium_net ingress: program"):
             scenario.finish()
+
+
+def test_a_reload_that_fails_is_held_to_it_on_all_nodes() -> None:
+    """A fault on one node that shows on the other: both are compared."""
+    with ClusterScenario(cluster_specs(unique_name("fails")[:28], 2, pods=1)) as cluster:
+        error = cluster.reload_fails("1/pod-1", Injected, gate=Gate(inject, before="commit"))
+        assert str(error) == "injected"
+        assert cluster.violations == []
+
+        def spoil(step: Step, work: Workspace) -> None:
+            with NetlinkSocket(cluster.cluster.node(2).netns("node")) as netlink:
+                (ours,) = filters(netlink, cluster.cluster.node(2).pods[0].ifindex, Direction.INGRESS)
+                detach(netlink, ours)
+            inject(step, work)
+
+        cluster.reload_fails("1/pod-1", Injected, gate=Gate(spoil, before="commit"))
+        assert [str(violation) for violation in cluster.violations] != []
+        assert all(v.what.startswith(f"{cluster.cluster.node(2).name}: ") for v in cluster.violations)
+        assert {violation.invariant for violation in cluster.violations} == {8}
+        with pytest.raises(AssertionError, match="reload of 2/pod-1 succeeded, Injected expected"):
+            cluster.reload_fails("2/pod-1", Injected)
+        cluster.abandon()
