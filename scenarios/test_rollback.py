@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 import threading
+from dataclasses import replace
 
 import pytest
 
@@ -122,17 +123,91 @@ def test_cancelled_before_every_step(scenario: Scenario, subject: str) -> None:
     scenario.reload(subject)
 
 
-@pytest.mark.parametrize("subject", ["pod-1", "host"])
-@pytest.mark.node(pods=2)
+@pytest.mark.parametrize(
+    "subject",
+    [
+        pytest.param("pod-1", marks=pytest.mark.node(pods=2)),
+        pytest.param("host", marks=pytest.mark.node(pods=2)),
+        pytest.param("host", marks=pytest.mark.node(pods=2, devices=("eth0",)), id="host-with-devices"),
+        pytest.param("overlay", marks=pytest.mark.node(pods=2, tunnel=True)),
+        pytest.param("pod-1", marks=pytest.mark.node(pods=2, endpoint_routes=True), id="pod-1-endpoint-routes"),
+    ],
+)
 def test_fault_after_every_step(scenario: Scenario, subject: str) -> None:
     """An error behind each step but the commit undoes all steps, the one that has just been done included."""
+    fail_after_every_step(scenario, subject)
+    scenario.reload(subject)
+
+
+def fail_after_every_step(scenario: Scenario, subject: str) -> None:
+    """Reload again and again, with an error behind the first step, then behind the second, and so on."""
 
     def fail(step: Step, work: Workspace) -> None:
         raise Injected(f"after {step.name} {step.target}")
 
     for number, _ in enumerate(scenario.agent.plan(subject).steps[:-1]):
         scenario.reload_fails(subject, Injected, gate=Gate(fail, after="*", nth=number))
-    scenario.reload(subject)
+
+
+@pytest.mark.parametrize(
+    "on",
+    [
+        pytest.param(True, marks=pytest.mark.node(pods=2), id="on"),
+        pytest.param(False, marks=pytest.mark.node(pods=2, endpoint_routes=True), id="off"),
+    ],
+)
+def test_fault_while_endpoint_routes_are_switched(scenario: Scenario, on: bool) -> None:
+    """Filters and routes of the pod are again those of the mode that the node is in."""
+    scenario.expect(other_path=True)
+    before = scenario.agent.config.node
+    # As a switch does: without endpoint routes the node's route leads to the pods.
+    scenario.node.set_node_route(True)
+    scenario.agent.configure(node=replace(before, endpoint_routes=on))
+    fail_after_every_step(scenario, "pod-1")
+    scenario.agent.configure(node=before)
+    scenario.node.set_node_route(on)
+    scenario.reload("pod-1")
+
+
+@pytest.mark.node(pods=2, devices=("eth0",))
+def test_fault_while_a_device_is_added(scenario: Scenario) -> None:
+    """The device has no filter, no map and no object, as before.
+
+    It has had them: its clsact is there. The kernel stops the queue of a device for a moment to give it one
+    (qdisc_graft: dev_deactivate), and drops what is sent meanwhile.
+    """
+    scenario.agent.configure(devices=())
+    scenario.reload("host")
+    scenario.agent.configure(devices=("eth0",))
+    fail_after_every_step(scenario, "host")
+    scenario.reload("host")
+
+
+@pytest.mark.parametrize(
+    "network",
+    [
+        pytest.param("node", marks=pytest.mark.node(pods=2)),
+        pytest.param("endpoint-routes", marks=pytest.mark.node(pods=2, endpoint_routes=True)),
+    ],
+)
+def test_fault_in_the_first_load_of_a_pod(scenario: Scenario, network: str) -> None:
+    """Nothing is left of a pod's programs and maps until its first load succeeds."""
+    scenario.node.add_pod("late")
+    scenario.agent.sync()
+    fail_after_every_step(scenario, "late")
+    scenario.reload("late")
+    scenario.agent.remove_pod("late")
+
+
+@pytest.mark.node(pods=2)
+def test_object_that_cannot_be_published(scenario: Scenario) -> None:
+    """Somebody has cleaned up on the disk: the commit fails at its second object and takes the first one back."""
+    directory = scenario.agent.config.state / str(scenario.agent.endpoint("host").id)
+    before = (directory / "bpf_host.o").read_bytes()
+    gate = Gate(lambda *_: (directory / "bpf_host_cilium_net.o.new").unlink(), before="commit")
+    scenario.reload_fails("host", ReloadlabError, gate=gate)
+    assert (directory / "bpf_host.o").read_bytes() == before
+    scenario.reload("host")
 
 
 def _delete(netlink: NetlinkSocket, ifindex: int) -> None:
