@@ -1,0 +1,101 @@
+"""What another node may say through the tunnel, and what it may not: VXLAN made by hand, sent from outside."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address
+
+import pytest
+
+from reloadlab import (
+    HOST_ID,
+    METRIC_INGRESS,
+    OUTSIDE,
+    WORLD_ID,
+    Address,
+    ClusterScenario,
+    FrameSocket,
+    bound_socket,
+    packet_counters,
+)
+from scenarios.frames import ETH_P_IP, datagram, eth, ipv4, vxlan
+from scenarios.tables import PODS, POLICY
+
+pytestmark = [pytest.mark.own_sources, pytest.mark.cluster(nodes=2, pods=PODS, tunnel=True, policy=None)]
+
+INVALID_IDENTITY = 171
+"""Why a packet from another node that says that it is this host is dropped (bpf/lib/drop.h)."""
+REFUSED = (POLICY, METRIC_INGRESS)
+MAC = "02:00:00:00:00:01"
+PATIENCE = 5.0
+"""Seconds that a packet may take."""
+KNOWN, UNKNOWN = IPv4Address("203.0.113.7"), IPv4Address("203.0.113.8")
+"""Addresses outside that no node has; a policy names one of them."""
+
+
+@dataclass
+class Forger:
+    """Sends datagrams to the first node's server by its tunnel, and says what has become of them."""
+
+    cluster: ClusterScenario
+    outside: socket.socket
+    at_server: FrameSocket
+    drops: Counter[tuple[int, int]] = field(default_factory=Counter)
+    wrong: list[str] = field(default_factory=list)
+    _number: int = 0
+
+    def send(self, vni: int, source: IPv4Address, dropped: tuple[int, int] | None = None) -> None:
+        """Send a datagram with this VNI and inner source address; it must arrive, or be dropped for this."""
+        node = self.cluster.cluster.node(1)
+        target, self._number = node.pod("server").ipv4, self._number + 1
+        tag, before = f"<forged {self._number:06}>".encode(), self._counted()
+        inner = eth(MAC, MAC, ETH_P_IP, ipv4(source, target, datagram(source, target, tag, sport=1, dport=2)))
+        self.outside.sendto(vxlan(vni, inner), (str(node.spec.node4.ip), node.spec.tunnel_port))
+        what = f"VNI {vni} from {source}"
+        if dropped is None:
+            if self.at_server.receive(lambda frame: tag in frame, timeout=PATIENCE) is None:
+                self.wrong.append(f"{what}: dropped {dict(self._counted() - before)}")
+            return
+        self.drops[dropped] += 1
+        deadline = time.monotonic() + PATIENCE
+        while not (moved := self._counted() - before) and time.monotonic() < deadline:
+            time.sleep(0.005)
+        if moved != Counter({dropped: 1}):
+            self.wrong.append(f"{what}: dropped {dict(moved)}, not {dropped} once")
+        if self.at_server.receive(lambda frame: tag in frame, timeout=0) is not None:
+            self.wrong.append(f"{what}: it arrived")
+
+    def _counted(self) -> Counter[tuple[int, int]]:
+        counters = packet_counters(self.cluster.cluster.node(1))
+        return Counter({key: counters.get(key, 0) for key in (REFUSED, (INVALID_IDENTITY, METRIC_INGRESS))})
+
+
+def only(peer: Mapping[str, Sequence[str]]) -> list[dict[str, object]]:
+    """Return a policy by which the server takes only what comes from a peer."""
+    return [{"name": "only", "endpointSelector": {"matchLabels": {"app": "server"}}, "ingress": [dict(peer)]}]
+
+
+def test_identities_of_forged_packets(cluster: ClusterScenario) -> None:
+    """Nobody but this host is the host; an address range is known by the address, whatever the VNI says."""
+    node = cluster.cluster.node(1)
+    outside = Address(str(node.netns(OUTSIDE)), str(node.spec.outside4.ip), 0)
+    with (
+        bound_socket(outside, socket.SOCK_DGRAM, time.monotonic() + PATIENCE) as sender,
+        FrameSocket(node.netns("server"), node.pod("server").inner_ifname) as at_server,
+    ):
+        forger = Forger(cluster, sender, at_server)
+        for _ in range(2):
+            cluster.cluster.apply_policies(only({"fromEntities": ["host"]}))
+            forger.send(HOST_ID, KNOWN, (INVALID_IDENTITY, METRIC_INGRESS))
+            forger.send(WORLD_ID, node.spec.router4, REFUSED)
+            cluster.cluster.apply_policies(only({"fromCIDR": [f"{KNOWN}/32"]}))
+            forger.send(WORLD_ID, KNOWN)
+            forger.send(WORLD_ID, UNKNOWN, REFUSED)
+            cluster.reload("1/overlay", "1/server")
+    cluster.cluster.apply_policies([])
+    cluster.expect_on(1, drops=dict(forger.drops))
+    assert not forger.wrong, "\n".join(forger.wrong)
