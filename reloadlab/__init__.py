@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from datapath.reload.plans import host_plan
     from datapath.reload.step import Plan, Step
     from datapath.reload.workspace import Workspace
-    from lab.abi.layouts import ipcache_key
+    from lab.abi.layouts import Program, ipcache_key
     from lab.abi.policymap import POLICY_ENTRY_ALLOW, PolicyEntry, PolicyKey, policy_key_any
     from lab.agent.agent import Agent, Failure
     from lab.agent.cluster import Cluster, cluster_specs
@@ -61,6 +61,7 @@ if TYPE_CHECKING:
     from lab.watch.metrics import INGRESS as METRIC_INGRESS
     from lab.watch.metrics import Counters
     from lab.watch.metrics import packets as packet_counters
+    from lab.watch.metrics import read as read_counters
     from lab.watch.metrics import rules as rule_counters
     from lab.watch.snapshot import calls_maps
     from lab.watch.snapshot import take as take_snapshot
@@ -99,11 +100,11 @@ _NAMES = {
     # Looking at a node: a snapshot, its maps, its counters, the tunnel's packets.
     "lab.watch.snapshot": "calls_maps take_snapshot",
     "lab.watch.violation": "Violation",
-    "lab.watch.metrics": "Counters METRIC_EGRESS METRIC_INGRESS packet_counters rule_counters",
+    "lab.watch.metrics": "Counters METRIC_EGRESS METRIC_INGRESS packet_counters read_counters rule_counters",
     "lab.watch.mapview": "conntrack_rows",
     "lab.watch.capture": "TunnelCapture",
     "datapath.base.mapnames": "CT_MAPS",
-    "lab.abi.layouts": "ipcache_key",
+    "lab.abi.layouts": "Program ipcache_key",
     # The kernel: hooks, pinned maps, netlink.
     "datapath.base.bpftypes": "MapType",
     "datapath.kernel.uapi": "MapInfo",
@@ -125,6 +126,7 @@ _ORIGINALS = {
     "conntrack_rows": "conntrack",
     "enter_netns": "enter",
     "packet_counters": "packets",
+    "read_counters": "read",
     "parse_policies": "parse",
     "rule_counters": "rules",
     "run_tool": "run",
@@ -188,6 +190,7 @@ __all__ = [
     "PolicyEntry",
     "PolicyKey",
     "Probe",
+    "Program",
     "ReloadlabError",
     "Result",
     "Scenario",
@@ -223,6 +226,7 @@ __all__ = [
     "parse_policies",
     "policy_key_any",
     "program_by_id",
+    "read_counters",
     "rule_counters",
     "run_tool",
     "skip_revert",

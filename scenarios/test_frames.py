@@ -211,8 +211,9 @@ def neighbours(frames: RawFrames) -> None:
     ask = solicitation(client.mac, client.ipv6, router, options=source_option(client.mac))
     expected = advertisement(client.mac, client.node_mac, router, client.ipv6)
     frames.expect_answer("solicitation", ask, neighbour_answer, expected)
-    probe = solicitation(client.mac, IPv6Address(0), client.ipv6)
-    frames.expect_nothing("probe for duplicates", tag, probe, neighbour_answer)
+    for address in (client.ipv6, LINK_LOCAL):
+        probe = solicitation(client.mac, IPv6Address(0), address)
+        frames.expect_nothing(f"probe for duplicates of {address}", tag, probe, neighbour_answer)
     own = solicitation(client.mac, LINK_LOCAL, client.ipv6)
     frames.expect_nothing("solicitation for the own address", tag, own, neighbour_answer)
     far = solicitation(client.mac, client.ipv6, router, options=source_option(client.mac), hops=254)

@@ -213,6 +213,6 @@ CONNECTION_MUTANTS = (
         ENFORCE,
         "\tif (dir == CT_INGRESS && icmp6_is_discovery(pkt, family))\n\t\treturn 0;\n",
         "",
-        "frames",
+        "test_frames",
     ),
 )

@@ -37,7 +37,7 @@ HOST_MUTANTS = (
         HOST,
         "if (!info || identity_to_carry(info->sec_identity) == WORLD_ID)",
         "if (info && identity_to_carry(info->sec_identity) == WORLD_ID)",
-        "frames",
+        "test_frames",
     ),
     mutant(
         "host-address-range-to-stack",
@@ -45,7 +45,7 @@ HOST_MUTANTS = (
         HOST,
         "if (!info || identity_to_carry(info->sec_identity) == WORLD_ID)",
         "if (!info)",
-        "frames",
+        "test_frames",
     ),
     mutant(
         "host-wrong-neighbour",
@@ -53,7 +53,8 @@ HOST_MUTANTS = (
         HOST,
         "const union macaddr cilium_net = CILIUM_NET_MAC;",
         "const union macaddr cilium_net = HOST_IFINDEX_MAC;",
-        "frames",
+        "two_nodes",
+        "test_frames",
     ),
     mutant(
         "host-to-host-counted-as-ingress",
@@ -61,7 +62,7 @@ HOST_MUTANTS = (
         HOST,
         "\treturn pass_from(ctx, 0, TRACE_TO_STACK);\n#endif /* ENABLE_HOST_FIREWALL */",
         "\treturn pass_from(ctx, 0, TRACE_TO_LXC);\n#endif /* ENABLE_HOST_FIREWALL */",
-        "frames",
+        "counters",
     ),
     mutant(
         "host-miss-not-counted",
@@ -141,7 +142,7 @@ HOST_MUTANTS = (
         OVERLAY,
         "\tif (*identity == HOST_ID)\n\t\treturn DROP_INVALID_IDENTITY;\n",
         "",
-        "frames",
+        "tunnel_frames",
     ),
     mutant(
         "overlay-address-range-not-resolved",
@@ -149,7 +150,7 @@ HOST_MUTANTS = (
         OVERLAY,
         "\t*identity = resolve_source(*identity, pkt, family);\n",
         "",
-        "frames",
+        "tunnel_frames",
     ),
     mutant(
         "overlay-identity-by-destination",
@@ -198,7 +199,7 @@ HOST_MUTANTS = (
         ENCAP,
         "return len > MTU - TUNNEL_OVERHEAD;",
         "return len > MTU - TUNNEL_OVERHEAD + ETH_HLEN;",
-        "frames",
+        "two_nodes",
     ),
     mutant(
         "encap-segments-taken-for-one",

@@ -14,7 +14,7 @@ PACKET_MUTANTS = (
         IP,
         "pkt->l4_off = off + ip->ihl * 4U;",
         "pkt->l4_off = off + (__u32)sizeof(*ip);",
-        "frames",
+        "test_frames",
     ),
     mutant(
         "ipv6-extension-too-short",
@@ -22,7 +22,7 @@ PACKET_MUTANTS = (
         IP,
         "pkt->l4_off += (opt.hdrlen + 1U) * 8;",
         "pkt->l4_off += opt.hdrlen * 8U;",
-        "frames",
+        "test_frames",
     ),
     mutant(
         "ipv6-authentication-header-too-short",
@@ -30,7 +30,7 @@ PACKET_MUTANTS = (
         IP,
         "pkt->l4_off += (opt.hdrlen + 2U) * 4;",
         "pkt->l4_off += (opt.hdrlen + 1U) * 4;",
-        "frames",
+        "test_frames",
     ),
     mutant(
         "ipv4-first-fragment-whole",
@@ -54,7 +54,7 @@ PACKET_MUTANTS = (
         IP,
         "__u8 ttl = (__u8)(pkt->ttl - 1);",
         "__u8 ttl = (__u8)(pkt->ttl - 2);",
-        "frames",
+        "test_frames",
     ),
     mutant(
         "ttl-expired-delivered",
@@ -62,7 +62,7 @@ PACKET_MUTANTS = (
         IP,
         "if (pkt->ttl <= 1)",
         "if (pkt->ttl < 1)",
-        "frames",
+        "test_frames",
     ),
     mutant(
         "ipv6-hop-limit-kept",
@@ -71,7 +71,7 @@ PACKET_MUTANTS = (
         "if (family == FAMILY_IPV6)\n\t\treturn skb_store_bytes(ctx, hop_off,",
         "if (family == FAMILY_IPV6)\n\t\treturn skb_load_bytes(ctx, hop_off, &ttl, sizeof(ttl)) ? DROP_INVALID : 0;\n"
         "\tif (family == FAMILY_IPV6)\n\t\treturn skb_store_bytes(ctx, hop_off,",
-        "frames",
+        "test_frames",
     ),
     mutant(
         "ipv4-checksum-of-other-byte",
@@ -87,7 +87,7 @@ PACKET_MUTANTS = (
         IP,
         "if (ip.version != 6 || ETH_HLEN + sizeof(ip) + bpf_ntohs(ip.payload_len) > ctx->len)",
         "if (ip.version != 6)",
-        "frames",
+        "test_frames",
     ),
     mutant(
         "ipv4-length-not-checked",
@@ -95,7 +95,7 @@ PACKET_MUTANTS = (
         IP,
         " || total < header || ETH_HLEN + total > ctx->len)",
         " || total < header)",
-        "frames",
+        "test_frames",
     ),
     mutant(
         "l4-source-port-decides",
@@ -111,7 +111,7 @@ PACKET_MUTANTS = (
         L4,
         "\tcase IPPROTO_SCTP:\n",
         "",
-        "frames",
+        "test_frames",
     ),
     mutant(
         "l4-echo-reply-as-request",
@@ -215,7 +215,7 @@ PACKET_MUTANTS = (
         POLICY,
         "if (!(POLICY_VERDICT_LOG_FILTER & dir))",
         "if (POLICY_VERDICT_LOG_FILTER & dir)",
-        "frames",
+        "test_frames",
     ),
     mutant(
         "ipcache-ipv6-half-address",
@@ -231,7 +231,7 @@ PACKET_MUTANTS = (
         IPCACHE,
         "if (!info || !info->sec_identity || info->sec_identity == HOST_ID)",
         "if (!info || !info->sec_identity)",
-        "frames",
+        "tunnel_frames",
     ),
     mutant(
         "endpoints-ipv4-only",
@@ -263,7 +263,7 @@ PACKET_MUTANTS = (
         MARK,
         "\tctx->mark = 0;\n",
         "",
-        "frames",
+        "test_frames",
     ),
     mutant(
         "delivery-macs-exchanged",
@@ -279,7 +279,7 @@ PACKET_MUTANTS = (
         DELIVERY,
         "eth_store(ctx, (const __u8 *)&ep->mac, (const __u8 *)&ep->node_mac)",
         "eth_store(ctx, (const __u8 *)&ep->mac, (const __u8 *)&ep->mac)",
-        "frames",
+        "test_frames",
     ),
     mutant(
         "delivery-back-to-sender",
@@ -295,7 +295,7 @@ PACKET_MUTANTS = (
         DELIVERY,
         "\tupdate_metrics(ctx, REASON_FORWARDED, from.dir);\n",
         "",
-        "frames",
+        "counters",
     ),
     mutant(
         "drop-policy-has-wrong-reason",
@@ -319,7 +319,7 @@ PACKET_MUTANTS = (
         TRACE,
         "\tcase TRACE_TO_LXC:\n\t\tupdate_metrics(ctx, REASON_FORWARDED, METRIC_INGRESS);",
         "\tcase TRACE_TO_LXC:\n\t\tupdate_metrics(ctx, REASON_FORWARDED, METRIC_EGRESS);",
-        "frames",
+        "counters",
     ),
     mutant(
         "forwarded-bytes-not-counted",
@@ -327,7 +327,7 @@ PACKET_MUTANTS = (
         METRICS,
         "\t\tvalue->bytes += ctx->len;\n",
         "",
-        "frames",
+        "counters",
     ),
     mutant(
         "hits-without-generation",
@@ -343,6 +343,6 @@ PACKET_MUTANTS = (
         HITS,
         "\t\t.source = HITS_SOURCE,\n",
         "\t\t.source = 0 * HITS_SOURCE,\n",
-        "hitless",
+        "counters",
     ),
 )

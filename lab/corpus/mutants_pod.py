@@ -37,7 +37,7 @@ POD_MUTANTS = (
         LXC,
         "\tif (pkt->saddr.ip4 != LXC_IPV4)\n\t\treturn DROP_INVALID_SIP;\n",
         "",
-        "frames",
+        "test_frames",
     ),
     mutant(
         "lxc-ipv6-source-not-checked",
@@ -45,7 +45,7 @@ POD_MUTANTS = (
         LXC,
         "if (ip_equal(&pkt->saddr, &own)) {",
         "if (ip_equal(&pkt->saddr, &own) || type < 0) {",
-        "frames",
+        "test_frames",
     ),
     mutant(
         "lxc-arp-for-own-address",
@@ -53,7 +53,7 @@ POD_MUTANTS = (
         LXC,
         "if (!arp_load_request(ctx, &frame, &mac) || frame.addrs.tip == LXC_IPV4)",
         "if (!arp_load_request(ctx, &frame, &mac))",
-        "frames",
+        "test_frames",
     ),
     mutant(
         "lxc-neighbour-probe-answered",
@@ -61,7 +61,7 @@ POD_MUTANTS = (
         LXC,
         "if (icmp6_is_solicitation(pkt, type) && !ipv6_is_unspecified(&pkt->saddr)) {",
         "if (icmp6_is_solicitation(pkt, type)) {",
-        "frames",
+        "test_frames",
     ),
     mutant(
         "lxc-neighbour-own-address",
@@ -69,7 +69,7 @@ POD_MUTANTS = (
         LXC,
         "if (ip_equal((const union ipaddr *)msg.target, &own))",
         "if (ip_equal((const union ipaddr *)ip.daddr, &own))",
-        "frames",
+        "test_frames",
     ),
     mutant(
         "lxc-delivers-to-source",
@@ -102,7 +102,7 @@ POD_MUTANTS = (
         LXC,
         "if (!ip_stays_on_link(pkt, family))",
         "if (ip_stays_on_link(pkt, family))",
-        "frames",
+        "test_frames",
     ),
     mutant(
         "lxc-old-mac-for-another-host",
@@ -110,7 +110,7 @@ POD_MUTANTS = (
         LXC,
         "if (ctx->pkt_type == PACKET_OTHERHOST)",
         "if (ctx->pkt_type == PACKET_HOST)",
-        "frames",
+        "test_frames",
     ),
     mutant(
         "lxc-multicast-listener-reports-dropped",
@@ -118,7 +118,7 @@ POD_MUTANTS = (
         LXC,
         "\tif (icmp6_is_link_housekeeping(pkt, type))\n\t\treturn pass_from(ctx, SECLABEL, TRACE_TO_STACK);\n",
         "",
-        "frames",
+        "test_frames",
     ),
     mutant(
         "lxc-no-mark-into-pod",
@@ -175,7 +175,7 @@ POD_MUTANTS = (
         LXC,
         "return ip_stays_on_link(pkt, family) || (ep && ep->flags & ENDPOINT_F_HOST);",
         "return ip_stays_on_link(pkt, family) || ep;",
-        "frames",
+        "test_frames",
     ),
     mutant(
         "lxc-unknown-ethertype-not-counted",
@@ -183,7 +183,7 @@ POD_MUTANTS = (
         LXC,
         "return ret < 0 ? drop_from(ctx, SECLABEL, ret, METRIC_EGRESS) : ret;",
         "return ret < 0 ? TC_ACT_SHOT : ret;",
-        "frames",
+        "test_frames",
     ),
     mutant(
         "lxc-hit-of-wrong-program",
@@ -199,7 +199,7 @@ POD_MUTANTS = (
         ARP,
         "\tmemcpy(frame->addrs.sha, mac->addr, ETH_ALEN);\n",
         "",
-        "frames",
+        "test_frames",
     ),
     mutant(
         "arp-answer-for-itself",
@@ -207,7 +207,7 @@ POD_MUTANTS = (
         ARP,
         "__be32 asked = frame->addrs.tip;",
         "__be32 asked = frame->addrs.sip;",
-        "frames",
+        "test_frames",
     ),
     mutant(
         "neighbour-wrong-target",
@@ -215,7 +215,7 @@ POD_MUTANTS = (
         ICMP6,
         "memcpy(advert.msg.target, asked->target, sizeof(advert.msg.target));",
         "memcpy(advert.msg.target, ip->daddr, sizeof(advert.msg.target));",
-        "frames",
+        "test_frames",
     ),
     mutant(
         "neighbour-far-solicitation-answered",
@@ -223,7 +223,7 @@ POD_MUTANTS = (
         ICMP6,
         "if (ip->hop_limit != ND_HOP_LIMIT || msg->code)",
         "if (msg->code)",
-        "frames",
+        "test_frames",
     ),
     mutant(
         "neighbour-discovery-from-afar",
@@ -231,7 +231,7 @@ POD_MUTANTS = (
         ICMP6,
         "pkt->protocol == NEXTHDR_ICMP && pkt->ttl == ND_HOP_LIMIT &&",
         "pkt->protocol == NEXTHDR_ICMP &&",
-        "frames",
+        "test_frames",
     ),
     mutant(
         "neighbour-not-solicited",
@@ -239,6 +239,6 @@ POD_MUTANTS = (
         ICMP6,
         "bpf_htonl(ND_NA_ROUTER | ND_NA_SOLICITED | ND_NA_OVERRIDE)",
         "bpf_htonl(ND_NA_ROUTER | ND_NA_OVERRIDE)",
-        "frames",
+        "test_frames",
     ),
 )

@@ -20,10 +20,14 @@ INGRESS, EGRESS = MetricDirection.INGRESS, MetricDirection.EGRESS
 
 @dataclass(frozen=True)
 class Counters:
-    """Packets by (reason, direction), and `hits`, packets by (generation, source, program); sums over all CPUs."""
+    """Packets by (reason, direction), and their bytes; `hits`, packets by (generation, source, program).
+
+    All of them are sums over all CPUs.
+    """
 
     packets: Mapping[tuple[int, int], int] = field(default_factory=dict)
     hits: Mapping[tuple[int, int, int], int] = field(default_factory=dict)
+    lengths: Mapping[tuple[int, int], int] = field(default_factory=dict)
 
     def drops_since(self, before: Counters) -> dict[tuple[int, int], int]:
         """Return the drops since `before` by (reason, direction); a counter that went back counts below zero."""
@@ -34,7 +38,12 @@ class Counters:
 
 def read(node: Node) -> Counters:
     """Read the counters of a node; empty before the first load."""
-    return Counters(packets(node), _hits(node))
+    counted = _forwarded_and_dropped(node)
+    return Counters(
+        {key: value.count for key, value in counted.items()},
+        _hits(node),
+        {key: value.length for key, value in counted.items()},
+    )
 
 
 def _hits(node: Node) -> dict[tuple[int, int, int], int]:
@@ -52,11 +61,15 @@ def _hits(node: Node) -> dict[tuple[int, int, int], int]:
 
 def packets(node: Node) -> dict[tuple[int, int], int]:
     """Return the packets of cilium_metrics by (reason, direction), all CPUs together; empty before the first load."""
+    return {key: value.count for key, value in _forwarded_and_dropped(node).items()}
+
+
+def _forwarded_and_dropped(node: Node) -> dict[tuple[int, int], MetricsValue]:
     opened = find_map(node, METRICS)
     if opened is None:
         return {}
     with opened:
-        return {(key.reason, key.dir): value.count for key, value in totals(opened).items()}
+        return {(key.reason, key.dir): value for key, value in totals(opened).items()}
 
 
 def totals(metrics_map: Map) -> dict[MetricsKey, MetricsValue]:
