@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from lab.corpus import named_agents, named_hooks, named_maps
+from lab.corpus import named_agents, named_commit, named_hooks, named_maps
 
-FAULTS = (*named_maps.FAULTS, *named_hooks.FAULTS, *named_agents.FAULTS)
+FAULTS = (*named_maps.FAULTS, *named_commit.FAULTS, *named_hooks.FAULTS, *named_agents.FAULTS)
 
 NOT_YET = {
-    "B8": "the commit that removes pins and pins anew (issue 36094): needs the commit protocol of later releases",
     "B18": "tc to tcx and back: the pipeline attaches by tc only",
     "B19": "a BPF file system that is mounted anew: needs links, which hold programs without a pin",
     "B20": "XDP programs that are detached: the pipeline has no XDP",

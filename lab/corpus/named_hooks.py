@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -14,7 +15,7 @@ from datapath.kernel.hooks import Filter, HookTaken
 from datapath.kernel.netlink import NetlinkSocket
 from datapath.reload.prepare import FillArrays, LoadPrograms
 from datapath.reload.step import Plan, Step
-from datapath.reload.switchover import Attach, Commit, Detach, InsertPolicy, RemoveRoutes
+from datapath.reload.switchover import Attach, Commit, Detach, InsertPolicy, InstallRoutes, RemoveRoutes
 from datapath.reload.workspace import Workspace
 from lab.corpus.fault import Fault
 from lab.corpus.named_plans import instead, moved_before
@@ -62,10 +63,26 @@ class AttachIfThere(Attach):
     """Calls an interface that is gone a success."""
 
     def apply(self, work: Workspace) -> None:
-        try:
+        with suppress(LinkNotFound):
             super().apply(work)
-        except LinkNotFound:
-            return
+
+
+@dataclass(frozen=True)
+class InstallIfThere(InstallRoutes):
+    """The same for its routes."""
+
+    def apply(self, work: Workspace) -> None:
+        with suppress(LinkNotFound):
+            super().apply(work)
+
+
+@dataclass(frozen=True)
+class RemoveIfThere(RemoveRoutes):
+    """The same for routes that are to go."""
+
+    def apply(self, work: Workspace) -> None:
+        with suppress(LinkNotFound):
+            super().apply(work)
 
 
 @dataclass(frozen=True)
@@ -139,6 +156,13 @@ def forget_obsolete(plan: Plan) -> Plan:
     return plan.change(lambda step: replace(step, obsolete=()) if isinstance(step, Commit) else step)
 
 
+def miss_no_interface(plan: Plan) -> Plan:
+    """Go on without the interface, wherever it is found to be gone (cilium issue 32689)."""
+    plan = instead(instead(plan, InstallRoutes, InstallIfThere), RemoveRoutes, RemoveIfThere)
+    plan = plan.change(lambda step: replace(step, required=False) if isinstance(step, Detach) else step)
+    return instead(plan, Attach, AttachIfThere)
+
+
 def _faulty(kind: type[Step], faulty: type[Step]) -> Callable[[Plan], Plan]:
     return lambda plan: instead(plan, kind, faulty)
 
@@ -204,7 +228,7 @@ FAULTS = (
         "B30-gone-interface-is-a-success",
         "named",
         "calls the reload of an interface that is gone a success",
-        change=_faulty(Attach, AttachIfThere),
+        change=miss_no_interface,
         cites=("cilium issue 32689", "cilium issue 35803"),
         only=("disappears",),
     ),
