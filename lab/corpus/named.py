@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-from lab.corpus import named_agents, named_commit, named_hooks, named_maps
+from lab.corpus import named_agents, named_commit, named_content, named_hooks, named_maps
 
-FAULTS = (*named_maps.FAULTS, *named_commit.FAULTS, *named_hooks.FAULTS, *named_agents.FAULTS)
+FAULTS = (
+    *named_maps.FAULTS,
+    *named_content.FAULTS,
+    *named_commit.FAULTS,
+    *named_hooks.FAULTS,
+    *named_agents.FAULTS,
+)
 
 NOT_YET = {
     "B18": "tc to tcx and back: the pipeline attaches by tc only",

@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 
-from datapath.errors import LinkNotFound, NetlinkError
+from datapath.errors import LinkNotFound
 from datapath.kernel import hooks, routes
 from datapath.kernel.hooks import Filter, HookTaken
 from datapath.kernel.netlink import NetlinkSocket
@@ -104,13 +104,9 @@ class DetachEverybody(Detach):
             present = hooks.filters(work.netlink, work.netlink.ifindex(self.target), self.direction)
         except LinkNotFound:
             return
-        for found in present:
-            try:
-                hooks.detach(work.netlink, found)
-            except NetlinkError as error:
-                # A classifier's hash table takes its filters with it.
-                if error.errno != errno.ENOENT:
-                    raise
+        # Handle 0 stands for all filters of a priority.
+        for found in {each.priority: each for each in present}.values():
+            hooks.detach(work.netlink, replace(found, handle=0))
 
 
 @dataclass(frozen=True)

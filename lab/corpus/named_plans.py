@@ -1,11 +1,13 @@
-"""What named faults do to plans: a step instead of another, or at another place."""
+"""What named faults do to plans and steps: a step instead of another, at another place, or half undone."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import fields, replace
 
+from datapath.kernel.pins import Pin
 from datapath.reload.step import Plan, Step
+from datapath.reload.workspace import Workspace
 
 
 def instead(plan: Plan, kind: type[Step], faulty: type[Step]) -> Plan:
@@ -25,3 +27,13 @@ def moved_before(plan: Plan, kind: type[Step], first: Callable[[Step, Step], boo
         number = next((number for number, other in enumerate(steps) if first(step, other)), len(steps))
         steps.insert(number, step)
     return replace(plan, steps=tuple(steps))
+
+
+def stay(step: Step, work: Workspace, pins: list[Pin], moved: list[Pin]) -> None:
+    """Forget that these pins were moved aside: neither the commit nor the undo of `step` knows of them."""
+    reverts = [pin.revert for pin in pins]
+    for action in reversed(work.take_undo(step)):
+        if action not in reverts:
+            work.on_undo(step, action)
+    for pin in pins:
+        moved.remove(pin)
