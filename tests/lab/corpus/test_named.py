@@ -55,6 +55,12 @@ def test_every_entry_is_a_fault_or_has_a_reason() -> None:
     assert not present & named.NOT_YET.keys()
 
 
+def test_what_is_left_out_is_documented() -> None:
+    text = (ROOT / "docs/corpus.md").read_text()
+    rows = re.findall(r"^\| (B\d+) \| (.+) \|$", text, re.MULTILINE)
+    assert dict(rows) == named.NOT_YET
+
+
 @pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
 def test_is_told_in_a_line_that_says_where_it_was_real(fault: Fault) -> None:
     assert fault.kind == "named"
