@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from lab.system.netns import enter as enter_netns
     from lab.system.sockets import Address, allow_fragments, bound_socket
     from lab.system.tools import run as run_tool
-    from lab.traffic.defaults import End, cluster_flows, default_flows, ends
+    from lab.traffic.defaults import End, cluster_flows, default_flows, ends, flows_of_each
     from lab.traffic.exchange import DROPPED, IPV4, IPV6, UDP_OR_ECHO, Probe, Result, exchange
     from lab.traffic.flows import Flow
     from lab.traffic.framesocket import FrameSocket
@@ -86,7 +86,7 @@ _NAMES = {
     "datapath.reload.workspace": "Workspace",
     "lab.corpus.loaders": "finalize_too_early keep_old_egress keep_old_routes never_finalize skip_revert",
     # Traffic that runs all the time, and single questions.
-    "lab.traffic.defaults": "End cluster_flows default_flows ends",
+    "lab.traffic.defaults": "End cluster_flows default_flows ends flows_of_each",
     "lab.traffic.exchange": "DROPPED IPV4 IPV6 Probe Result UDP_OR_ECHO exchange",
     "lab.traffic.flows": "Flow",
     "lab.traffic.framesocket": "FrameSocket",
@@ -216,6 +216,7 @@ __all__ = [
     "exchange",
     "filters",
     "finalize_too_early",
+    "flows_of_each",
     "host_plan",
     "ipcache_key",
     "keep_old_egress",
