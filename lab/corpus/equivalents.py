@@ -51,7 +51,6 @@ REASONS: dict[str, str] = {
     "pod*/insert-policy/swapped": _TO_AND_FROM,
     "pod*/attach-ingress/swapped": _TO_AND_FROM,
     "overlay/attach-ingress/swapped": _TWO_HOOKS,
-    "host/attach-ingress:device/swapped": _TWO_HOOKS,
     "host/detach-ingress:obsolete/swapped": _TWO_HOOKS,
 }
 """The reasons, by patterns of names of faults; the first that fits counts."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -12,6 +12,7 @@ from bpf import LIBRARY, OURS
 from datapath.errors import ReloadlabError
 from datapath.reload.step import Plan
 from lab.agent.agent import Agent, Change
+from lab.corpus.steps import Changed
 
 Kind = Literal["plan", "named", "c"]
 KINDS: tuple[Kind, ...] = ("plan", "named", "c")
@@ -94,12 +95,15 @@ class Fault:
 
 
 def _telling(change: Change, applied: Applied) -> Change:
-    """Return a change that calls `applied` for each plan that becomes another one."""
+    """Return a change that has `applied` called: by the steps that tell when they go wrong, or for a plan that differs.
+
+    The steps tell it in whatever process the reload runs.
+    """
 
     def told(plan: Plan) -> Plan:
         changed = change(plan)
-        if changed != plan:
+        if changed != plan and not any(isinstance(step, Changed) for step in changed.steps):
             applied()
-        return changed
+        return changed.change(lambda step: replace(step, applied=applied) if isinstance(step, Changed) else step)
 
     return told

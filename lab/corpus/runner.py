@@ -147,9 +147,10 @@ class Runner:
         self._number += 1
         directory = self._directory / str(self._number)
         directory.mkdir()
+        parent = os.getpid()
         pid = os.fork()
         if pid == 0:
-            _be_child(session, task, directory, templates)
+            _be_child(session, task, directory, templates, parent)
         self._processes.append(
             _Process(task, directory, pid, os.pidfd_open(pid), time.monotonic() + self._patience + _GRACE)
         )
@@ -192,12 +193,14 @@ class Runner:
         self._processes.clear()
 
 
-def _be_child(session: pytest.Session, task: Task, directory: Path, templates: Path) -> None:
-    """Try a fault, in the forked process, and leave."""
+def _be_child(session: pytest.Session, task: Task, directory: Path, templates: Path, parent: int) -> None:
+    """Try a fault, in the forked process, and leave; at once if the parent has gone already."""
     code = 1
     try:
         os.setsid()
         check(_prctl(_PR_SET_PDEATHSIG, signal.SIGINT, 0, 0, 0), "prctl(PR_SET_PDEATHSIG)")
+        if os.getppid() != parent:
+            return
         log = os.open(directory / "log", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
         os.dup2(log, 1)
         os.dup2(log, 2)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from datapath.reload.step import Plan, Step
 from datapath.reload.workspace import Workspace
@@ -12,11 +12,19 @@ Chooses = Callable[[Plan, Step], bool]
 """Tells whether a step of a plan is the one that goes wrong."""
 
 
+def _unheard() -> None:
+    """Tell nobody."""
+
+
 @dataclass(frozen=True)
 class Changed(Step):
-    """A step in the place of `step`, under its name: gates stop at it, and what is undone is what `step` has done."""
+    """A step in the place of `step`, under its name: gates stop at it, and what is undone is what `step` has done.
+
+    `applied` is called when it does something else than `step` would.
+    """
 
     step: Step
+    applied: Callable[[], object] = field(default=_unheard, compare=False)
 
     @property
     def name(self) -> str:
@@ -31,7 +39,7 @@ class Skipped(Changed):
     """Does nothing."""
 
     def apply(self, work: Workspace) -> None:
-        return
+        self.applied()
 
 
 @dataclass(frozen=True)
@@ -40,6 +48,7 @@ class Twice(Changed):
 
     def apply(self, work: Workspace) -> None:
         self.step.apply(work)
+        self.applied()
         self.step.apply(work)
 
 
@@ -51,7 +60,8 @@ class Kept(Changed):
         self.step.apply(work)
 
     def undo(self, work: Workspace) -> None:
-        work.take_undo(self.step)
+        if work.take_undo(self.step):
+            self.applied()
 
 
 def skipped(step: Step) -> Step:

@@ -10,6 +10,7 @@ import pytest
 from datapath.reload.step import Plan
 from lab.corpus.fault import BadFault, Fault, Patch
 from lab.corpus.models import models
+from lab.corpus.steps import skipped
 
 
 def nothing(plan: Plan) -> Plan:
@@ -59,3 +60,15 @@ def test_it_tells_when_a_plan_became_another_one() -> None:
         Fault("x", "plan", "is wrong", change=change).put_into(agent, lambda: applied.append(1))  # type: ignore[arg-type]
         assert agent.change(plan) == change(plan)
         assert len(applied) == times
+
+
+def test_a_step_that_goes_wrong_tells_when_it_does() -> None:
+    applied: list[int] = []
+    plan = models()["pod"]
+    agent = Recorded()
+    fault = Fault("x", "plan", "is wrong", change=lambda plan: plan.change(skipped))
+    fault.put_into(agent, lambda: applied.append(1))  # type: ignore[arg-type]
+    changed = agent.change(plan)
+    assert applied == []
+    changed.steps[0].apply(None)  # type: ignore[arg-type]
+    assert applied == [1]

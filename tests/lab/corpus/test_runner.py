@@ -50,14 +50,17 @@ from lab.system.signals import terminable
 
 class Hangs(Changed):
     def apply(self, work):
+        self.applied()
         time.sleep(3600)
 
 class Dies(Changed):
     def apply(self, work):
+        self.applied()
         os.kill(os.getpid(), signal.SIGKILL)
 
 class Fails(Changed):
     def apply(self, work):
+        self.applied()
         raise KeyError("no such object")
 
 def at_commit(change, subject):
@@ -67,6 +70,7 @@ def at_commit(change, subject):
 
 class Same(Changed):
     def apply(self, work):
+        self.applied()
         self.step.apply(work)
 
 FAULTS = {
