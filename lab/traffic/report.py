@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from lab.traffic.flows import Protocol
 
@@ -31,6 +31,8 @@ Kind = Literal[
 path. `reordered`: later than a packet with a higher number (RFC 4737). `leaked`: it arrived although it is denied.
 `socket-drop`: our own socket dropped it, so the measurement has failed, not the path."""
 
+KINDS: frozenset[str] = frozenset(get_args(Kind))
+
 OTHER_PATH: frozenset[Kind] = frozenset({"reordered", "detour"})
 """What is no finding where the path is changed on purpose."""
 
@@ -38,7 +40,7 @@ _TEXTS: Mapping[Kind, str] = {
     "duplicate": "{} duplicates",
     "reordered": "{} reordered",
     "detour": "{} took another path",
-    "late": "{} were held too long",
+    "late": "{} held too long",
     "corrupted": "{} differ from what was sent",
     "leaked": "{} of {sent} packets passed although they are denied",
     "icmp-error": "{} unexpected ICMP errors",

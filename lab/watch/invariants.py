@@ -10,8 +10,9 @@ from bpf import is_ours
 from datapath.errors import ReloadlabError
 from datapath.reload.outcome import Outcome
 from lab.agent.agent import Agent
-from lab.traffic.report import TrafficReport
+from lab.traffic.report import KINDS, TrafficReport
 from lab.watch import metrics
+from lab.watch.checks.connections import lost_connections
 from lab.watch.checks.drops import Window, check_drops, check_kernel, check_uncounted
 from lab.watch.checks.generation import check_generation
 from lab.watch.checks.hooks import check_foreign, check_hooks
@@ -39,7 +40,8 @@ class Expected:
     `drops` is the exact number of packets by (reason, direction); no other drop counter may move. `migrated` names
     maps that may be replaced, `changed` maps whose content may differ. `other_path`: packets may change their path.
     A reload may give warnings that contain one of the texts in `warnings`. The kernel may drop packets of the flows for
-    the reasons in `kernel_drops` (enum skb_drop_reason, such as IP_OUTNOROUTES).
+    the reasons in `kernel_drops` (enum skb_drop_reason, such as IP_OUTNOROUTES), and the traffic may show the kinds of
+    findings in `findings` (lab.traffic.report.Kind, such as retransmit).
     """
 
     drops: Mapping[tuple[int, int], int] = field(default_factory=dict)
@@ -48,13 +50,16 @@ class Expected:
     other_path: bool = False
     warnings: frozenset[str] = frozenset()
     kernel_drops: frozenset[str] = frozenset()
+    findings: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
-        for name in ("migrated", "changed", "warnings", "kernel_drops"):
+        for name in ("migrated", "changed", "warnings", "kernel_drops", "findings"):
             if isinstance(getattr(self, name), str):
                 raise BadExpectation(f"{name} is the text {getattr(self, name)!r}: give a set of texts")
         if "" in self.warnings:
             raise BadExpectation("warnings: every warning contains the empty text")
+        if unknown := sorted(self.findings - KINDS):
+            raise BadExpectation(f"findings: there is no kind {unknown[0]}; there are {', '.join(sorted(KINDS))}")
 
     def and_also(self, **changes: Any) -> Expected:
         """Return a copy with other values of some fields; BadExpectation if there is no such field."""
@@ -130,7 +135,8 @@ def check_counters(agent: Agent, before: Baseline, expected: Expected, drops: Dr
 
 def check_traffic(traffic: TrafficReport, expected: Expected) -> list[Violation]:
     """Return the violations that the traffic shows (invariant 7)."""
-    return [Violation(7, str(found), found.at) for found in traffic.findings(other_path=expected.other_path)]
+    found = traffic.findings(other_path=expected.other_path)
+    return [Violation(7, str(each), each.at) for each in found if each.kind not in expected.findings]
 
 
 def check_kernel_drops(dropped: Dropped, phases: Iterable[TrafficReport], expected: Expected) -> list[Violation]:
@@ -153,4 +159,5 @@ def check_unchanged(before: Snapshot, now: Snapshot) -> list[Violation]:
     """Return what differs after a failed reload (invariant 8)."""
     names = ("filters", "pins", "contents", "slots", "policy slots", "routes")
     pairs = zip(names, before.datapath(), now.datapath(), strict=True)
-    return [Violation(8, f"{name} differ: {difference(old, new)}") for name, old, new in pairs if old != new]
+    found = [Violation(8, f"{name} differ: {difference(old, new)}") for name, old, new in pairs if old != new]
+    return found + [Violation(8, what) for what in lost_connections(before, now)]

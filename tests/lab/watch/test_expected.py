@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from datapath.reload.outcome import Outcome
-from lab.watch.invariants import BadExpectation, Expected, check_warnings
+from lab.traffic.report import Event, FlowReport, TrafficReport
+from lab.watch.invariants import BadExpectation, Expected, check_traffic, check_warnings
 
 
 def outcome(*warnings: str) -> Outcome:
@@ -22,12 +23,26 @@ def test_warnings_that_nobody_expects_are_violations() -> None:
     assert check_warnings(outcomes, Expected(warnings=frozenset({"eth7", "do not fit"}))) == []
 
 
+def test_findings_of_the_traffic_are_violations_with_their_times() -> None:
+    events = (Event("retransmit", 30), Event("retransmit", 20), Event("detour", 40), Event("zero-window", 50))
+    flow = FlowReport("t", "tcp", 9, 9, 9, 0, events=events)
+    report = TrafficReport(1, 99, 2, 3, 4, (), (flow,))
+    found = check_traffic(report, Expected(other_path=True))
+    assert [(str(violation), violation.at) for violation in found] == [
+        ("invariant 7: t: 2 segments retransmitted", (20, 30)),
+        ("invariant 7: t: 1 times the receiver's window was closed", (50,)),
+    ]
+    (other,) = check_traffic(report, Expected(findings=frozenset({"retransmit", "zero-window"})))
+    assert other.at == (40,)
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
         ({"warnings": "eth7"}, "warnings is the text 'eth7': give a set of texts"),
         ({"migrated": "cilium_lxc"}, "migrated is the text 'cilium_lxc': give a set of texts"),
         ({"warnings": {""}}, "warnings: every warning contains the empty text"),
+        ({"findings": {"lose"}}, "findings: there is no kind lose; there are corrupted, detour, "),
         ({"warning": {"eth7"}}, "nothing called warning can be expected; there are drops, migrated, "),
     ],
 )

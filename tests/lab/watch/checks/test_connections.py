@@ -1,0 +1,24 @@
+"""A failed reload must keep the connections that are alive; those that traffic begins meanwhile are its own affair."""
+
+from __future__ import annotations
+
+from datapath.reload.connections import seconds
+from lab.watch.invariants import check_unchanged
+from lab.watch.snapshot import PinnedMap, Snapshot
+
+ALIVE, OVER = seconds() + 3600, 0
+
+
+def snapshot(*keys: bytes) -> Snapshot:
+    lifetimes = {key: OVER if key == b"over" else ALIVE for key in keys}
+    pins = {"cilium_ct4_global": PinnedMap(7, 1, dict.fromkeys(keys, b""), lifetimes)}
+    return Snapshot({}, pins, {}, {}, {}, {}, frozenset(), frozenset(), frozenset())
+
+
+def test_new_connections_and_those_that_are_over_are_no_change() -> None:
+    assert check_unchanged(snapshot(b"a", b"over"), snapshot(b"a", b"new")) == []
+
+
+def test_a_connection_that_is_alive_and_gone_is_found() -> None:
+    (violation,) = check_unchanged(snapshot(b"a", b"b"), snapshot(b"b", b"new"))
+    assert str(violation) == "invariant 8: map cilium_ct4_global: 1 of 2 connections are gone"
