@@ -64,6 +64,11 @@ class Loader:
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
         self._stack.close()
 
+    @property
+    def idle_sockets(self) -> int:
+        """How many netlink sockets are kept for the next reloads."""
+        return self._sockets.qsize()
+
     def stop_idle_threads(self) -> None:
         """End the threads that verify until they are needed again: a process is best forked from a single thread."""
         if self._executor is not None:

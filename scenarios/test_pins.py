@@ -41,6 +41,7 @@ def test_connections_are_lost(scenario: Scenario) -> None:
 def test_pins_of_others_stay(scenario: Scenario, subject: str) -> None:
     """Whatever they are called: beside our maps, in directories, and under names that look like ours."""
     directory = scenario.agent.config.globals
+    scenario.expect(pins=frozenset({"acme"}))
     (directory / "acme").mkdir()
     names = ("acme_flows", "acme/cilium_ipcache", "cilium_calls_acme", "cilium_policy_acme")
     with open_pin(directory / IPCACHE) as somebodys:

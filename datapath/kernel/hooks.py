@@ -288,6 +288,22 @@ def _parse(message: bytes, asked: int, direction: Direction) -> Filter | None:
     return Filter(*place, kind, name, program_id, chain=chain, block=block)
 
 
+def notified(message: bytes) -> Filter | None:
+    """Return the filter of RTM_NEWTFILTER or RTM_DELTFILTER as the kernel tells it to who listens, with its header.
+
+    None if it is at no hook. With handle 0, all filters of the priority are meant; with priority 0, all of the hook.
+    """
+    _, _, _, ifindex, _, parent, _ = _TCMSG.unpack_from(message, 16)
+    directions = {direction.value: direction for direction in Direction}
+    return _parse(message, ifindex, directions[parent]) if parent in directions else None
+
+
+def qdisc_of_hooks(message: bytes) -> int | None:
+    """Return the interface whose hooks the qdisc of a message makes up, None if it is another kind of qdisc."""
+    _, _, _, ifindex, _, parent, _ = _TCMSG.unpack_from(message, 16)
+    return int(ifindex) if parent == _TC_H_CLSACT else None
+
+
 def _swap(protocol: int) -> int:
     return (protocol & 0xFF) << 8 | protocol >> 8
 

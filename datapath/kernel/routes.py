@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import socket
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 
@@ -28,7 +28,7 @@ from datapath.kernel.netlink import (
 RTM_NEWROUTE, RTM_DELROUTE, RTM_GETROUTE = 24, 25, 26
 RT_TABLE_MAIN, RTPROT_BOOT, RTN_UNICAST = 254, 3, 1
 RT_SCOPE_UNIVERSE, RT_SCOPE_LINK = 0, 253
-_RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_MULTIPATH, _RTA_VIA, _RTA_NH_ID = 1, 4, 5, 9, 18, 30
+_RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_MULTIPATH, _RTA_TABLE, _RTA_VIA, _RTA_NH_ID = 1, 4, 5, 9, 15, 18, 30
 _RTM_F_CLONED, _RTM_F_LOOKUP_TABLE, _RTM_F_FIB_MATCH = 0x200, 0x1000, 0x2000
 _RTNH_F_ONLINK = 4
 _NLM_F_DUMP_FILTERED = 0x20
@@ -123,6 +123,51 @@ def current(netlink: NetlinkSocket, address: IPv4Address | IPv6Address) -> Insta
     if table != RT_TABLE_MAIN or length != address.max_prefixlen or kind != RTN_UNICAST:
         return None
     return Installed(address, next(iter(_interfaces(answer)), 0), answer)
+
+
+def way(netlink: NetlinkSocket, address: IPv4Address | IPv6Address) -> tuple[int, int] | None:
+    """Return the table and the interface by which a packet of the namespace itself leaves for an address.
+
+    Rules before the main table are followed as the kernel follows them. None if there is no route.
+    """
+    try:
+        answer = netlink.get(f"look up route {address}", _lookup(address))
+    except NetlinkError as error:
+        if error.errno in (*_NO_ROUTE, *_FORBIDDEN):
+            return None
+        raise
+    said = dict(attributes(answer, 28))
+    table = int.from_bytes(said[_RTA_TABLE], "little") if _RTA_TABLE in said else answer[20]
+    return table, next(iter(_interfaces(answer)), 0)
+
+
+def direct(messages: Iterable[bytes], addresses: Container[bytes]) -> dict[bytes, set[int]]:
+    """Return the host routes of the main table to packed addresses, by address: the interfaces that they lead to.
+
+    `messages` are routes as the kernel tells them, without the header of the message.
+    """
+    found: dict[bytes, set[int]] = {}
+    for message in messages:
+        family, length, _, _, table, *_ = _RTMSG.unpack_from(message)
+        # Most routes are others: what they lead to is not read.
+        if table != RT_TABLE_MAIN or length != (32 if family == socket.AF_INET else 128):
+            continue
+        route = main_route(message)
+        if route is not None and route[0][0] in addresses:
+            found.setdefault(route[0][0], set()).update(route[1])
+    return found
+
+
+def main_route(message: bytes) -> tuple[tuple[bytes, int], tuple[int, ...]] | None:
+    """Return the destination of a route, as (packed address, prefix length), and the interfaces that it leads to.
+
+    None for one that is not of the main table, or that only remembers an answer of it. `message` is without its header.
+    """
+    _, length, _, _, table, _, _, kind, flags = _RTMSG.unpack_from(message)
+    if table != RT_TABLE_MAIN or kind != RTN_UNICAST or flags & _RTM_F_CLONED:
+        return None
+    destination = bytes(dict(attributes(message, 12)).get(_RTA_DST, b""))
+    return (destination, length), tuple(_interfaces(bytes(16) + message))
 
 
 def restore(netlink: NetlinkSocket, installed: Installed) -> None:

@@ -16,6 +16,7 @@ from datapath.reload.outcome import FailedReload, Outcome
 from datapath.reload.step import Plan
 from datapath.reload.transaction import Observer
 from lab.agent.agent import Agent
+from lab.node.topology import NODE
 from lab.scenario.coverage import Coverage, coverage, starved_in
 from lab.scenario.flowpolicy import PolicyOption
 from lab.scenario.gate import Gate
@@ -38,6 +39,7 @@ from lab.watch.invariants import (
     check_unchanged,
     check_warnings,
 )
+from lab.watch.journal import Journal
 from lab.watch.kernel_log import KernelLog, KernelLogUnavailable
 from lab.watch.snapshot import take
 from lab.watch.violation import Violation
@@ -94,6 +96,7 @@ class Watched:
         self.agents: tuple[Agent, ...] = ()
         self.kernel_log = KernelLog()
         self.drops: Drops
+        self._journals: dict[str, Journal] = {}
         self._before: tuple[tuple[Agent, Baseline], ...]
         self._packets: PacketFile | None = None
 
@@ -107,6 +110,7 @@ class Watched:
             stack.enter_context(self.kernel_log)
         except KernelLogUnavailable as error:
             self.gaps.append(f"the kernel's log is not read: {error}")
+        self._journals = {a.node.name: stack.enter_context(Journal(a.node.netns(NODE))) for a in agents}
         self._before = tuple((agent, baseline(agent)) for agent in agents)
         self._traffic.begin()
         self._listen()
@@ -164,7 +168,9 @@ class Watched:
         expected = self._expected_on.get(name, self._expected)
         expected = expected.and_also(drops=Counter(expected.drops) + self._traffic.refused(name))
         outcomes = [outcome for node, outcome in self._outcomes if node == name]
-        found = check(agent, before, expected=expected, outcomes=outcomes, drops=self.drops)
+        journal = self._journals[name]
+        found = check(agent, before, expected=expected, outcomes=outcomes, drops=self.drops, journal=journal)
+        self.gaps += [f"{name}: {gap}" for gap in journal.stop().gaps]
         found += check_warnings(outcomes, expected)
         self._found(agent, found)
 

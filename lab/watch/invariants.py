@@ -16,16 +16,21 @@ from lab.watch.checks.connections import lost_connections
 from lab.watch.checks.drops import Window, check_drops, check_kernel, check_uncounted
 from lab.watch.checks.generation import check_generation
 from lab.watch.checks.hooks import check_foreign, check_hooks
-from lab.watch.checks.leaks import check_leaks
-from lab.watch.checks.maps import check_maps
+from lab.watch.checks.journal import check_journal
+from lab.watch.checks.leaks import check_descriptors, check_leaks
+from lab.watch.checks.maps import Changed, Objects, check_counters_rise, check_maps
 from lab.watch.checks.mixed_loads import check_mixed_loads
+from lab.watch.checks.network import check_network
+from lab.watch.checks.objects import object_files, read_objects
 from lab.watch.checks.pins import check_orphans, check_pins
 from lab.watch.checks.routes import check_routes
 from lab.watch.checks.slots import check_slots
 from lab.watch.checks.text import difference
+from lab.watch.descriptors import Descriptors, own_descriptors
 from lab.watch.drops import NOTHING, Dropped, Drops
+from lab.watch.journal import Journal
 from lab.watch.metrics import Counters
-from lab.watch.snapshot import Snapshot, take
+from lab.watch.snapshot import DATAPATH, Snapshot, take
 from lab.watch.violation import Violation
 
 
@@ -38,26 +43,31 @@ class Expected:
     """The changes that a scenario declares.
 
     `drops` is the exact number of packets by (reason, direction); no other drop counter may move. `migrated` names
-    maps that may be replaced, `changed` maps whose content may differ. `other_path`: packets may change their path.
-    A reload may give warnings that contain one of the texts in `warnings`. The kernel may drop packets of the flows for
-    the reasons in `kernel_drops` (enum skb_drop_reason, such as IP_OUTNOROUTES), and the traffic may show the kinds of
-    findings in `findings` (lab.traffic.report.Kind, such as retransmit).
+    maps that may be replaced, `changed` maps whose content may differ, or by name the keys whose entries may.
+    `other_path`: packets may change their path. A reload may give warnings that contain one of the texts in `warnings`;
+    what changes in the network of the node or its pods must contain one of the texts in `network`, and the path of what
+    others pin meanwhile one of those in `pins`. The kernel may drop packets of the flows for the reasons in
+    `kernel_drops` (enum skb_drop_reason, such as IP_OUTNOROUTES), and the traffic may show the kinds of findings in
+    `findings` (lab.traffic.report.Kind, such as retransmit).
     """
 
     drops: Mapping[tuple[int, int], int] = field(default_factory=dict)
     migrated: frozenset[str] = frozenset()
-    changed: frozenset[str] = frozenset()
+    changed: Changed = frozenset()
     other_path: bool = False
     warnings: frozenset[str] = frozenset()
+    network: frozenset[str] = frozenset()
+    pins: frozenset[str] = frozenset()
     kernel_drops: frozenset[str] = frozenset()
     findings: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
-        for name in ("migrated", "changed", "warnings", "kernel_drops", "findings"):
+        for name in ("migrated", "changed", "warnings", "network", "pins", "kernel_drops", "findings"):
             if isinstance(getattr(self, name), str):
                 raise BadExpectation(f"{name} is the text {getattr(self, name)!r}: give a set of texts")
-        if "" in self.warnings:
-            raise BadExpectation("warnings: every warning contains the empty text")
+        for name in ("warnings", "network", "pins"):
+            if "" in getattr(self, name):
+                raise BadExpectation(f"{name}: every text contains the empty one")
         if unknown := sorted(self.findings - KINDS):
             raise BadExpectation(f"findings: there is no kind {unknown[0]}; there are {', '.join(sorted(KINDS))}")
 
@@ -72,15 +82,18 @@ class Expected:
 
 @dataclass(frozen=True, slots=True)
 class Baseline:
-    """The state and the counters of a node before a scenario."""
+    """The state, counters and object files of a node before a scenario, and what this process had open of it."""
 
     snapshot: Snapshot
     counters: Counters
+    descriptors: Descriptors
+    objects: Objects
 
 
 def baseline(agent: Agent) -> Baseline:
     """Read the state and the counters of a node."""
-    return Baseline(take(agent.node), metrics.read(agent.node))
+    descriptors = own_descriptors(agent.node, idle_sockets=agent.loader.idle_sockets)
+    return Baseline(take(agent.node), metrics.read(agent.node), descriptors, object_files(agent))
 
 
 def check(
@@ -91,28 +104,37 @@ def check(
     traffic: TrafficReport | None = None,
     outcomes: Sequence[Outcome] | None = None,
     drops: Drops | None = None,
+    journal: Journal | None = None,
 ) -> list[Violation]:
     """Return all violations on the node now; invariants 8 and, without `traffic`, 7 are not checked.
+
+    `journal` has recorded the changes of the node's network since before the baseline; it is stopped. Without it,
+    invariant 15 is not checked.
 
     `outcomes` are all reloads on this node since `before`; none of them may be missing. Without them a program of
     another load than the last is found only if it uses a calls map.
     """
     expected = expected or Expected()
-    now = take(agent.node)
+    now, objects, counters = take(agent.node), read_objects(agent), metrics.read(agent.node)
     found = [
         *check_hooks(agent, now),
         *check_pins(agent, now),
-        *check_maps(before.snapshot, now, migrated=expected.migrated, changed=expected.changed),
-        *check_slots(agent, now),
-        *check_mixed_loads(before.counters, metrics.read(agent.node)),
+        *check_maps(before.snapshot, now, before.objects, migrated=expected.migrated, changed=expected.changed),
+        *check_counters_rise(before.counters, counters),
+        *check_slots(agent, now, objects),
+        *check_mixed_loads(before.counters, counters),
         *check_routes(agent, now),
+        *check_network(before.snapshot, now, expected.network),
         *check_counters(agent, before, expected, drops),
     ]
     if outcomes is not None:
         found += check_generation(agent, before.snapshot, now, outcomes)
+    if journal is not None:
+        found += check_journal(agent, before.snapshot, now, journal.stop(), outcomes or ())
     if traffic is not None:
         found += check_traffic(traffic, expected)
-    found += check_leaks(agent)
+    found += check_leaks(agent, before.snapshot, now, objects, expected.pins)
+    found += check_descriptors(agent, before.descriptors, now)
     found += check_orphans(agent, now)
     found += check_foreign(before.snapshot, now)
     return found
@@ -157,7 +179,6 @@ def check_warnings(outcomes: Iterable[Outcome], expected: Expected) -> list[Viol
 
 def check_unchanged(before: Snapshot, now: Snapshot) -> list[Violation]:
     """Return what differs after a failed reload (invariant 8)."""
-    names = ("filters", "pins", "contents", "slots", "policy slots", "routes")
-    pairs = zip(names, before.datapath(), now.datapath(), strict=True)
+    pairs = zip(DATAPATH, before.datapath(), now.datapath(), strict=True)
     found = [Violation(8, f"{name} differ: {difference(old, new)}") for name, old, new in pairs if old != new]
     return found + [Violation(8, what) for what in lost_connections(before, now)]

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from ipaddress import IPv4Address, IPv6Address
 
 from datapath.base import mapnames
 from datapath.base.bpftypes import MapType
 from datapath.base.mapnames import CONNECTIONS, POLICY_ARRAYS, POLICY_CALLS, is_calls_map
-from datapath.kernel import hooks, progarray
+from datapath.endpoint import Endpoint
+from datapath.kernel import hooks, progarray, routes
 from datapath.kernel.hooks import Direction, Filter
 from datapath.kernel.inventory import all_programs, program_maps, reach, read_slots
 from datapath.kernel.map import Map, pinned_maps
 from datapath.kernel.netlink import NetlinkSocket
 from datapath.kernel.pins import RETIRED
-from datapath.kernel.routes import current
 from datapath.kernel.uapi import ProgInfo
 from datapath.reload.connections import lifetime_of
+from lab.abi.policymap import PolicyEntry
 from lab.node.node import Node
 from lab.node.topology import NODE
+from lab.watch.surroundings import Surroundings, read_surroundings
 
 COUNTERS = (
     *(mapnames.METRICS, "reloadlab_hits", mapnames.EVENTS, mapnames.SIGNALS, mapnames.SNAT4, mapnames.SNAT6),
@@ -33,18 +36,28 @@ POLICY_VERDICT = 8
 """Bytes of struct policy_entry before the counters."""
 
 
+DATAPATH = (
+    *("filters", "pins", "contents", "slots", "policy slots", "routes"),
+    *("networks", "tcx programs", "other pins"),
+)
+"""What Snapshot.datapath returns."""
+
+
 @dataclass(frozen=True, slots=True)
 class PinnedMap:
     """A pinned map: its id, and its content unless it counts packets (None then).
 
     Of connections, the content is the keys alone; `lifetimes` says until when each holds, in seconds of the clock of
-    datapath.reload.connections.
+    datapath.reload.connections. Of an endpoint's policy, `counters` are the packets and bytes of each entry.
+    `sizes` are the bytes of a key and of a value.
     """
 
     id: int
     type: int
     content: Mapping[bytes, bytes] | None
     lifetimes: Mapping[bytes, int] = field(default_factory=dict)
+    counters: Mapping[bytes, tuple[int, int]] = field(default_factory=dict)
+    sizes: tuple[int, int] = (0, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +70,8 @@ class Snapshot:
     `retired` has the slots of each replaced policy array that is still pinned because programs use it, by pin name.
     `programs` are the ids of all loaded programs that use a map of this node, `reachable` those that are attached or in
     a slot of a pinned calls map, and the targets of their tail calls; `calls` are the ids of their calls maps.
-    `infos` describes both.
+    `infos` describes both. `ways` is address -> (table, interface index) by which the node's own packets leave for an
+    endpoint.
     """
 
     filters: Mapping[tuple[str, Direction], tuple[Filter, ...]]
@@ -66,10 +80,12 @@ class Snapshot:
     policies: Mapping[str, Mapping[int, int]]
     retired: Mapping[str, Mapping[int, int]]
     routes: Mapping[str, int]
+    ways: Mapping[str, tuple[int, int]]
     programs: frozenset[int]
     reachable: frozenset[int]
     calls: frozenset[int]
-    infos: Mapping[int, ProgInfo] = field(default_factory=dict)
+    infos: Mapping[int, ProgInfo]
+    around: Surroundings
 
     def maps_of(self, program: int) -> tuple[int, ...]:
         """Return the ids of the maps that a program of the node uses; BpfError with ENOENT for one that is gone."""
@@ -82,11 +98,13 @@ class Snapshot:
         return self.policies.get(POLICY_CALLS, {})
 
     def datapath(self) -> tuple[object, ...]:
-        """Return everything that a failed reload must leave as it was."""
+        """Return everything that a failed reload must leave as it was, in the order of DATAPATH."""
         pins = {name: pin.id for name, pin in self.pins.items()}
         # Traffic begins connections all the time.
         contents = {name: pin.content for name, pin in self.pins.items() if not name.startswith(CONNECTIONS)}
-        return self.filters, pins, contents, self.slots, (self.policies, self.retired), self.routes
+        policy, around = (self.policies, self.retired), self.around
+        networks = {NODE: around.network, **around.inside}
+        return self.filters, pins, contents, self.slots, policy, self.routes, networks, around.tcx, around.pins
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,9 +131,9 @@ class _Maps:
 def take(node: Node) -> Snapshot:
     """Read a node. No descriptor stays open: one of an unpinned calls map would keep the kernel from emptying it."""
     directory = node.datapath_config().globals
-    maps = _Maps()
+    maps, endpoints = _Maps(), node.endpoints()
     for pinned in pinned_maps(directory):
-        _read_map(pinned, [endpoint.id for endpoint in node.endpoints()], maps)
+        _read_map(pinned, [endpoint.id for endpoint in endpoints], maps)
     with NetlinkSocket(node.netns(NODE)) as netlink:
         filters = {
             (link.name, direction): found
@@ -123,18 +141,35 @@ def take(node: Node) -> Snapshot:
             for direction in Direction
             if (found := hooks.all_filters(netlink, link.ifindex, direction))
         }
-        routes = _routes(netlink, node)
+        ways = {
+            str(address): way for address in _addresses(endpoints) if (way := routes.way(netlink, address)) is not None
+        }
     attached = {each.program_id for found in filters.values() for each in found if each.program_id}
     infos = all_programs()
-    held = reach(
-        attached | maps.programs, lambda ident: infos[ident].map_ids if ident in infos else program_maps(ident)
-    )
+
+    def maps_of(ident: int) -> tuple[int, ...]:
+        return infos[ident].map_ids if ident in infos else program_maps(ident)
+
+    held = reach(attached | maps.programs, maps_of)
     # Programs of other nodes use other maps: several nodes side by side do not count each other's.
     shared = held.maps | {pin.id for pin in maps.pins.values()}
     loaded = frozenset(ident for ident, info in infos.items() if shared.intersection(info.map_ids))
     kept = {ident: info for ident, info in infos.items() if ident in loaded or ident in held.programs}
-    state = maps.pins, maps.slots, maps.policies, maps.retired
-    return Snapshot(filters, *state, routes, loaded, held.programs, held.calls - maps.policy_arrays, kept)
+    around = read_surroundings(node, kept, maps.pins.keys())
+    return Snapshot(
+        filters=filters,
+        pins=maps.pins,
+        slots=maps.slots,
+        policies=maps.policies,
+        retired=maps.retired,
+        routes=_direct(around.network.routes, endpoints),
+        ways=ways,
+        programs=loaded,
+        reachable=held.programs,
+        calls=held.calls - maps.policy_arrays,
+        infos=kept,
+        around=around,
+    )
 
 
 def _read_map(pinned: Map, endpoint_ids: Sequence[int], maps: _Maps) -> None:
@@ -142,6 +177,7 @@ def _read_map(pinned: Map, endpoint_ids: Sequence[int], maps: _Maps) -> None:
     name, info = pinned.name, pinned.info
     content: dict[bytes, bytes] | None = None
     lifetimes: dict[bytes, int] = {}
+    counters: dict[bytes, tuple[int, int]] = {}
     if info.type == MapType.PROG_ARRAY:
         _read_program_array(pinned, endpoint_ids, maps)
     elif not name.startswith(COUNTERS):
@@ -149,7 +185,10 @@ def _read_map(pinned: Map, endpoint_ids: Sequence[int], maps: _Maps) -> None:
         content = {key: _steady(name, value) for key, value in items.items()}
         if name.startswith(CONNECTIONS):
             lifetimes = {key: lifetime_of(value) for key, value in items.items()}
-    maps.pins[name] = PinnedMap(info.id, info.type, content, lifetimes)
+        elif name.startswith(mapnames.POLICY) and info.value_size >= PolicyEntry.SIZE:
+            entries = {key: PolicyEntry.unpack(value) for key, value in items.items()}
+            counters = {key: (entry.packets, entry.length) for key, entry in entries.items()}
+    maps.pins[name] = PinnedMap(info.id, info.type, content, lifetimes, counters, (info.key_size, info.value_size))
 
 
 def _read_program_array(pinned: Map, endpoint_ids: Sequence[int], maps: _Maps) -> None:
@@ -163,14 +202,21 @@ def _read_program_array(pinned: Map, endpoint_ids: Sequence[int], maps: _Maps) -
         maps.slots[name] = filled
 
 
-def _routes(netlink: NetlinkSocket, node: Node) -> dict[str, int]:
-    """Return address -> interface index of the endpoints' own routes."""
+def _addresses(endpoints: Sequence[Endpoint]) -> Iterator[IPv4Address | IPv6Address]:
+    """Yield the addresses of the endpoints that have routes of their own: all but the host."""
+    for endpoint in endpoints:
+        if not endpoint.is_host:
+            yield from (address for address in (endpoint.ipv4, endpoint.ipv6) if address is not None)
+
+
+def _direct(messages: frozenset[bytes], endpoints: Sequence[Endpoint]) -> dict[str, int]:
+    """Return address -> interface index of the endpoints' own routes; one to its own interface before another."""
     found = {}
-    for endpoint in node.endpoints():
-        for address in (endpoint.ipv4, endpoint.ipv6):
-            route = None if address is None or endpoint.is_host else current(netlink, address)
-            if route is not None:
-                found[str(address)] = route.ifindex
+    wanted = {address.packed: address for address in _addresses(endpoints)}
+    interfaces = {address: endpoint.ifindex for endpoint in endpoints for address in (endpoint.ipv4, endpoint.ipv6)}
+    for packed, ifindexes in routes.direct(messages, wanted).items():
+        own = interfaces.get(wanted[packed])
+        found[str(wanted[packed])] = own if own is not None and own in ifindexes else min(ifindexes, default=0)
     return found
 
 

@@ -6,15 +6,19 @@ from collections.abc import Iterator
 
 from datapath.base.mapnames import CONNECTIONS
 from datapath.reload.connections import seconds
-from lab.watch.snapshot import Snapshot
+from lab.watch.snapshot import PinnedMap, Snapshot
 
 
 def lost_connections(before: Snapshot, now: Snapshot) -> Iterator[str]:
     """Yield, for each map that lacks some, how many of the connections that are alive are gone."""
     for name, old in before.pins.items():
         new = now.pins.get(name)
-        if not name.startswith(CONNECTIONS) or new is None or new.content is None:
-            continue
-        alive = {key for key, until in old.lifetimes.items() if until >= seconds()}
-        if lost := alive - new.content.keys():
-            yield f"map {name}: {len(lost)} of {len(alive)} connections are gone"
+        if name.startswith(CONNECTIONS) and new is not None and (lost := lost_of(old, new)):
+            yield f"map {name}: {lost}"
+
+
+def lost_of(old: PinnedMap, new: PinnedMap) -> str:
+    """Return how many of the connections that are alive are gone, "" for none."""
+    alive = {key for key, until in old.lifetimes.items() if until >= seconds()}
+    lost = alive - new.content.keys() if new.content is not None else ()
+    return f"{len(lost)} of {len(alive)} connections are gone" if lost else ""

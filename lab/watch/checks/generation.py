@@ -30,8 +30,9 @@ def check_generation(agent: Agent, before: Snapshot, now: Snapshot, outcomes: Se
     last = {outcome.subject: outcome for outcome in done}
     yield from (Violation(1, what) for what in _hooks(agent, before, now, last))
     for subject in (each for each in last if each in agent.subjects):
+        yield from (Violation(4, what) for what in _policy_slots(now, subject, last[subject].loaded))
         for loaded in last[subject].loaded:
-            yield from (Violation(4, what) for what in _slots(now, subject, loaded))
+            yield from (Violation(4, what) for what in _calls_slots(now, subject, loaded))
     yield from (Violation(4, what) for what in _kept_slots(agent, before, now, last))
     yield from (Violation(4, what) for what in _reused(before, done))
 
@@ -74,17 +75,25 @@ def _subjects(agent: Agent) -> dict[Place, str]:
     }
 
 
-def _slots(now: Snapshot, subject: str, loaded: Loaded) -> Iterator[str]:
+def _calls_slots(now: Snapshot, subject: str, loaded: Loaded) -> Iterator[str]:
     """Yield the slots that differ from what the object declares, and a calls map that is not the load's."""
     pinned = calls_maps(now)
     for name, slots in loaded.slots.items():
-        if name in POLICY_ARRAYS:
-            filled = now.policies.get(name, {})
-            yield from _differing(name, slots, {slot: filled[slot] for slot in slots if slot in filled}, subject)
-        elif is_calls_map(name):
+        if is_calls_map(name):
             if pinned.get(name) != loaded.arrays[name]:
                 yield f"{name} is map {pinned.get(name)} instead of {loaded.arrays[name]}, the last reload of {subject}"
             yield from _differing(name, slots, now.slots.get(name, {}), subject)
+
+
+def _policy_slots(now: Snapshot, subject: str, loaded: Sequence[Loaded]) -> Iterator[str]:
+    """Yield the slots of policy arrays that differ from what the first object declares that declares them.
+
+    The objects of the host's devices have a policy program of the host as well: that of the first counts.
+    """
+    for name in POLICY_ARRAYS:
+        wanted = {slot: program for each in reversed(loaded) for slot, program in each.slots.get(name, {}).items()}
+        filled = now.policies.get(name, {})
+        yield from _differing(name, wanted, {slot: filled[slot] for slot in wanted if slot in filled}, subject)
 
 
 def _differing(name: str, wanted: Mapping[int, int], filled: Mapping[int, int], subject: str) -> Iterator[str]:

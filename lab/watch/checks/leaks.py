@@ -1,30 +1,116 @@
-"""Invariant 9: what is loaded and reached by nothing."""
+"""Invariant 9: what is loaded, pinned, linked or held open, and of no use."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
 
+from datapath.base.bpftypes import MapType
+from datapath.errors import BpfError
+from datapath.kernel import bpf
+from datapath.kernel.hooks import OURS
+from datapath.kernel.inventory import all_programs
+from datapath.kernel.map import Map
 from lab.agent.agent import Agent
+from lab.watch.checks.objects import InterfaceObject
+from lab.watch.checks.pins import OWN_MAP
 from lab.watch.checks.text import some
-from lab.watch.snapshot import take
+from lab.watch.descriptors import Descriptors, own_descriptors
+from lab.watch.snapshot import Snapshot, take
 from lab.watch.violation import Violation
 
 UNLOAD_SECONDS = 5.0
 """Seconds in which the kernel frees the programs that a reload replaced."""
 
 
-def check_leaks(agent: Agent) -> Iterator[Violation]:
-    """Yield the programs that nothing reaches (invariant 9)."""
-    yield from (Violation(9, what) for what in _leaks(agent))
+def check_leaks(
+    agent: Agent,
+    before: Snapshot,
+    now: Snapshot,
+    objects: Sequence[InterfaceObject],
+    expected: Collection[str] = (),
+) -> Iterator[Violation]:
+    """Yield programs that nothing reaches, links, and pins that no object declares (invariants 9 and 10).
+
+    A new pin whose path contains one of the texts in `expected` is somebody else's.
+    """
+    yield from (Violation(9, what) for what in _programs(agent, now))
+    yield from (Violation(9, f"BPF link {ident} is left over") for ident in now.around.links - before.around.links)
+    yield from (Violation(9, what) for what in _pins(before, now, objects, expected))
+    yield from _tcx(before, now)
 
 
-def _leaks(agent: Agent) -> Iterator[str]:
+def check_descriptors(agent: Agent, before: Descriptors, now: Snapshot) -> Iterator[Violation]:
+    """Yield what this process holds open of the node, more than at `before` and than it may keep (invariant 9)."""
+    found = own_descriptors(agent.node, idle_sockets=agent.loader.idle_sockets)
+    yield from (Violation(9, what) for what in _maps(before, found, now))
+    for what, was, has in (
+        ("netlink sockets in the node", before.netlink, found.netlink),
+        ("descriptors of its namespaces", before.namespaces, found.namespaces),
+    ):
+        if has > was:
+            yield Violation(9, f"this process has {has} {what} open instead of {was}")
+
+
+def _programs(agent: Agent, now: Snapshot) -> Iterator[str]:
     """Yield programs that nothing reaches. The kernel frees programs with a delay: wait for it."""
     deadline = time.monotonic() + UNLOAD_SECONDS
-    while extra := (now := take(agent.node)).programs - now.reachable:
-        if time.monotonic() > deadline:
-            break
+    while (extra := now.programs - now.reachable) and time.monotonic() < deadline:
         time.sleep(0.02)
+        now = take(agent.node)
     if extra:
         yield f"{len(extra)} programs are loaded that nothing reaches: {some(extra)}"
+
+
+def _pins(
+    before: Snapshot, now: Snapshot, objects: Sequence[InterfaceObject], expected: Collection[str]
+) -> Iterator[str]:
+    declared = {name for each in objects if each.spec is not None for name in each.spec.maps}
+    declared |= {name for name in now.pins if any(text in name for text in expected)}
+    for name in sorted(now.pins.keys() - before.pins.keys() - declared):
+        # The checks of pins tell the others.
+        if ":" not in name and OWN_MAP.fullmatch(name) is None:
+            yield f"map {name} is pinned, and no object declares it"
+    for path in sorted(now.around.pins - before.around.pins):
+        if not any(text in path for text in expected):
+            yield f"pin {path} is left over"
+
+
+def _tcx(before: Snapshot, now: Snapshot) -> Iterator[Violation]:
+    """The loader attaches by tc alone: a program of ours at a tcx hook would run as well, and before it."""
+    was, has = before.around.tcx, now.around.tcx
+    for ifname, direction in sorted(was.keys() | has.keys(), key=str):
+        old, new = was.get((ifname, direction), ()), has.get((ifname, direction), ())
+        for ident in new:
+            name = now.infos[ident].name if ident in now.infos else ""
+            if name.startswith(OURS):
+                yield Violation(1, f"{ifname} {direction}: {name} is attached by tcx as well")
+            elif ident not in old:
+                yield Violation(9, f"{ifname} {direction}: tcx program {ident} is left over")
+        yield from (Violation(10, f"{ifname} {direction}: tcx program {i} is gone") for i in old if i not in new)
+
+
+def _maps(before: Descriptors, found: Descriptors, now: Snapshot) -> Iterator[str]:
+    """Yield maps that only this process keeps.
+
+    The loader keeps the shared maps open. One that another process has replaced meanwhile stays open until the loader
+    looks at its pin again: one of each name, and never a program array.
+    """
+    pinned = {pin.id for pin in now.pins.values()}
+    kept = [ident for ident in found.maps if ident not in before.maps and ident not in pinned]
+    if not kept:
+        return
+    used = {ident for info in all_programs().values() for ident in info.map_ids}
+    orphans = Counter[str]()
+    for ident in kept:
+        if ident in used:
+            continue
+        try:
+            with Map.of(bpf.map_fd_by_id(ident), "") as orphan:
+                info = orphan.info
+        except BpfError:
+            continue
+        orphans[info.name] += 1
+        if info.type == MapType.PROG_ARRAY or orphans[info.name] > 1:
+            yield f"this process keeps map {ident} ({info.name}), which nothing uses"

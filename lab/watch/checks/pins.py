@@ -14,7 +14,8 @@ from lab.watch.checks.text import difference
 from lab.watch.snapshot import Snapshot, calls_maps
 from lab.watch.violation import Violation
 
-_OWN_MAP = re.compile(r"cilium_(?P<kind>calls(?:_custom|_hostns|_netdev)?|policy)_(?P<number>\d{5})")
+OWN_MAP = re.compile(r"cilium_(?P<kind>calls(?:_custom|_hostns|_netdev)?|policy)_(?P<number>\d{5})")
+"""The name of a map that belongs to one endpoint or device."""
 
 
 def check_pins(agent: Agent, now: Snapshot) -> Iterator[Violation]:
@@ -61,6 +62,6 @@ def _orphans(agent: Agent, now: Snapshot) -> Iterator[str]:
     ids = {endpoint.id for endpoint in agent.node.endpoints()}
     devices = {item.ifindex for found in now.filters.values() for item in found if item.is_ours}
     for name in now.pins:
-        match = _OWN_MAP.fullmatch(name)
+        match = OWN_MAP.fullmatch(name)
         if match and int(match["number"]) not in (devices if match["kind"] == "calls_netdev" else ids):
             yield f"map {name} is pinned for an endpoint or device that is gone"

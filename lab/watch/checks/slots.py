@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 
 from datapath.base.mapnames import calls_map, is_calls_map
-from datapath.object.reader import read_object
 from datapath.object.spec import CollectionSpec
 from datapath.object.tailcalls import tail_calls
-from datapath.reload.plans import CILIUM_HOST, CILIUM_NET, CILIUM_VXLAN
 from lab.agent.agent import Agent
-from lab.node.topology import HEALTH, HOST_ENDPOINT
+from lab.watch.checks.objects import InterfaceObject
 from lab.watch.snapshot import KERNEL_NAME, Snapshot, calls_maps
 from lab.watch.violation import Violation
 
 
-def check_slots(agent: Agent, now: Snapshot) -> Iterator[Violation]:
+def check_slots(agent: Agent, now: Snapshot, objects: Sequence[InterfaceObject]) -> Iterator[Violation]:
     """Yield the slots that differ from what the object files declare, or hold a program of another load (invariant 4).
 
     Yields as well what a program of an object file jumps to and the file does not declare.
     """
     yield from (Violation(4, what) for what in _generations(now))
     yield from (Violation(4, what) for what in _policy_slots(agent, now))
-    yield from (Violation(4, what) for what in _declared_slots(agent, now))
+    yield from (Violation(4, what) for what in _declared_slots(agent, now, objects))
 
 
 def _generations(now: Snapshot) -> Iterator[str]:
@@ -48,14 +45,14 @@ def _policy_slots(agent: Agent, now: Snapshot) -> Iterator[str]:
                 yield f"{array} slot {endpoint.id}: program {program} belongs to another load"
 
 
-def _declared_slots(agent: Agent, now: Snapshot) -> Iterator[str]:
+def _declared_slots(agent: Agent, now: Snapshot, objects: Sequence[InterfaceObject]) -> Iterator[str]:
     """Yield what is wrong with the slots of the calls maps and policy arrays of attached programs."""
     attached = {ifname for (ifname, _), found in now.filters.items() if any(item.is_ours for item in found)}
-    for ifname, path in _object_files(agent):
-        if path.exists():
-            yield from _slots_of(read_object(path).spec, now)
-        elif ifname in attached:
-            yield f"{ifname} has programs, but no object file {path.relative_to(agent.config.state)}"
+    for each in objects:
+        if each.spec is not None:
+            yield from _slots_of(each.spec, now)
+        elif each.ifname in attached:
+            yield f"{each.ifname} has programs, but no object file {each.path.relative_to(agent.config.state)}"
 
 
 def _slots_of(spec: CollectionSpec, now: Snapshot) -> Iterator[str]:
@@ -85,17 +82,3 @@ def _undeclared_targets(spec: CollectionSpec) -> Iterator[str]:
                 if not is_calls_map(call.map):
                     continue
                 yield f"{program.name} jumps to slot {call.slot} of {call.map}, which {spec.path} leaves empty"
-
-
-def _object_files(agent: Agent) -> Iterator[tuple[str, Path]]:
-    """Yield the interfaces that have programs of ours, and the object file that each is loaded from."""
-    node, state = agent.node, agent.config.state
-    host = state / str(HOST_ENDPOINT)
-    yield CILIUM_HOST, host / "bpf_host.o"
-    yield CILIUM_NET, host / f"bpf_host_{CILIUM_NET}.o"
-    yield from ((device, host / f"bpf_netdev_{device}.o") for device in agent.config.devices)
-    if node.spec.tunnel:
-        yield CILIUM_VXLAN, state / "bpf_overlay.o"
-    for name in (HEALTH, *(pod.name for pod in node.pods)):
-        pod = node.pod(name)
-        yield pod.ifname, state / str(pod.endpoint_id) / "bpf_lxc.o"

@@ -41,7 +41,8 @@ def test_findings_of_the_traffic_are_violations_with_their_times() -> None:
     [
         ({"warnings": "eth7"}, "warnings is the text 'eth7': give a set of texts"),
         ({"migrated": "cilium_lxc"}, "migrated is the text 'cilium_lxc': give a set of texts"),
-        ({"warnings": {""}}, "warnings: every warning contains the empty text"),
+        ({"network": "eth0"}, "network is the text 'eth0': give a set of texts"),
+        ({"warnings": {""}}, "warnings: every text contains the empty one"),
         ({"findings": {"lose"}}, "findings: there is no kind lose; there are corrupted, detour, "),
         ({"warning": {"eth7"}}, "nothing called warning can be expected; there are drops, migrated, "),
     ],

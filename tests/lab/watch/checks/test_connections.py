@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from datapath.reload.connections import seconds
+from lab.node.topology import NodeSpec, plan_node
 from lab.watch.invariants import check_unchanged
+from lab.watch.network import Network
 from lab.watch.snapshot import PinnedMap, Snapshot
+from lab.watch.surroundings import Surroundings
 
 ALIVE, OVER = seconds() + 3600, 0
 
@@ -12,7 +15,11 @@ ALIVE, OVER = seconds() + 3600, 0
 def snapshot(*keys: bytes) -> Snapshot:
     lifetimes = {key: OVER if key == b"over" else ALIVE for key in keys}
     pins = {"cilium_ct4_global": PinnedMap(7, 1, dict.fromkeys(keys, b""), lifetimes)}
-    return Snapshot({}, pins, {}, {}, {}, {}, frozenset(), frozenset(), frozenset())
+    none: frozenset[int] = frozenset()
+    nothing: frozenset[str] = frozenset()
+    spec = NodeSpec("test")
+    around = Surroundings(spec, plan_node(spec), Network(), {}, {}, none, nothing, nothing, nothing)
+    return Snapshot({}, pins, {}, {}, {}, {}, {}, none, none, none, {}, around)
 
 
 def test_new_connections_and_those_that_are_over_are_no_change() -> None:

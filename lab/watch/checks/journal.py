@@ -1,0 +1,113 @@
+"""Invariant 15: what must be there is there at every moment, not only before and after."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+from datapath.kernel.hooks import Direction
+from datapath.reload.outcome import Outcome
+from lab.agent.agent import Agent
+from lab.node.topology import PodFacts
+from lab.watch.checks.replay import Hook, Replay
+from lab.watch.journal import Recorded
+from lab.watch.networkdiff import names
+from lab.watch.snapshot import Snapshot
+from lab.watch.violation import Violation
+
+
+def check_journal(
+    agent: Agent, before: Snapshot, now: Snapshot, recorded: Recorded, outcomes: Sequence[Outcome]
+) -> Iterator[Violation]:
+    """Yield the moments in which a hook was empty, an endpoint had no route, or a link was down.
+
+    A pod's egress hook must have its program whenever a direct route leads to the pod: nothing else enforces the policy
+    then. Any other hook that has a program before and after may be without one only while a reload takes it off by its
+    plan. After messages were lost nothing is known: only what came before them is looked at.
+    """
+    watch = _Watch(before, now, outcomes)
+    replay = Replay(before)
+    lost = min(recorded.lost_ns, default=None)
+    watch.look(replay, {*names(before.around.network)}, 0)
+    for change in recorded.changes:
+        if lost is not None and change.time_ns >= lost:
+            break
+        concerned = replay.apply(change)
+        if concerned:
+            watch.look(replay, concerned, change.time_ns)
+    yield from watch.found
+    yield from watch.left()
+
+
+class _Watch:
+    """Remembers since when something is missing, and what has been missing for a time."""
+
+    def __init__(self, before: Snapshot, now: Snapshot, outcomes: Sequence[Outcome]) -> None:
+        self._outcomes = outcomes
+        self._names = {**names(before.around.network), **names(now.around.network)}
+        stay = names(before.around.network).keys() & names(now.around.network).keys()
+        self._pods = {p.ifindex: p for p in (now.around.facts.health, *now.around.facts.pods) if p.ifindex in stay}
+        self._hooks = _hooks(before) & _hooks(now)
+        self._links = {ifindex for ifindex in stay if _up(before, now, self._names[ifindex])}
+        self._since: dict[tuple[int, str], int] = {}
+        self.found: list[Violation] = []
+
+    def look(self, replay: Replay, concerned: set[int], time_ns: int) -> None:
+        """See what is missing at a moment; with 0 for its time it is the beginning, and nothing was taken away."""
+        # The node route is the way to every pod that has none of its own.
+        ifindexes = {*concerned, *self._pods} if replay.cilium_host in concerned else concerned
+        missing = {(ifindex, what) for ifindex in ifindexes for what in self._missing(replay, ifindex)}
+        for key in sorted(missing - self._since.keys()):
+            self._since[key] = time_ns
+        for key in [key for key in self._since if key[0] in ifindexes and key not in missing]:
+            start = self._since.pop(key)
+            if start and not self._planned(key[1], start):
+                text = f"{key[1]} for {(time_ns - start) / 1e6:.2f} ms"
+                self.found.append(Violation(15, text, (start, time_ns)))
+
+    def left(self) -> Iterator[Violation]:
+        """Yield what is missing since some moment, and still is."""
+        for (_, what), start in self._since.items():
+            if start and not self._planned(what, start):
+                yield Violation(15, f"{what} from then on", (start,))
+
+    def _missing(self, replay: Replay, ifindex: int) -> Iterator[str]:
+        for direction in Direction:
+            if (ifindex, direction) in self._hooks and not replay.programs((ifindex, direction)):
+                yield f"{self._names[ifindex]} {direction} had no program"
+        if ifindex in self._pods:
+            yield from _pod(replay, self._pods[ifindex])
+        if ifindex in self._links and ifindex in replay.down:
+            yield f"interface {self._names[ifindex]} was down"
+
+    def _planned(self, what: str, time_ns: int) -> bool:
+        """Tell whether a reload took a program off by its plan, to be without one at its end."""
+        for outcome in self._outcomes:
+            attached = {f"{each.ifname} {each.direction} had no program" for each in outcome.attached}
+            for span in outcome.spans:
+                step = f"{span.target} {span.step.removeprefix('detach ')} had no program"
+                if step == what and what not in attached and span.work.start_ns <= time_ns <= span.work.end_ns:
+                    return True
+        return False
+
+
+def _pod(replay: Replay, pod: PodFacts) -> Iterator[str]:
+    direct = [address for address in (pod.ipv4, pod.ipv6) if pod.ifindex in replay.direct(address)]
+    if direct and not replay.programs((pod.ifindex, Direction.EGRESS)):
+        yield f"{pod.name}: a direct route led to {pod.ifname}, whose egress hook had no program"
+    for address in (pod.ipv4, pod.ipv6):
+        if address not in direct and not replay.has_node_route(address):
+            yield f"{pod.name}: no route led to {address}"
+
+
+def _hooks(snapshot: Snapshot) -> set[Hook]:
+    """Return the hooks with a program of ours, but for those that `_pod` looks at."""
+    pods = {pod.ifindex for pod in (snapshot.around.facts.health, *snapshot.around.facts.pods)}
+    ours: Iterable[Hook] = (
+        (item.ifindex, item.direction) for found in snapshot.filters.values() for item in found if item.is_ours
+    )
+    return {hook for hook in ours if not (hook[0] in pods and hook[1] is Direction.EGRESS)}
+
+
+def _up(before: Snapshot, now: Snapshot, name: str) -> bool:
+    links = [snapshot.around.network.links.get(name) for snapshot in (before, now)]
+    return all(link is not None and link.flags & 1 for link in links)

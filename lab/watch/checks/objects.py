@@ -1,0 +1,49 @@
+"""The object files that a node's programs are loaded from, read once for all checks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from datapath.object.reader import read_object
+from datapath.object.spec import CollectionSpec
+from datapath.reload.plans import CILIUM_HOST, CILIUM_NET, CILIUM_VXLAN
+from lab.agent.agent import Agent
+from lab.node.topology import HEALTH, HOST_ENDPOINT
+
+
+@dataclass(frozen=True, slots=True)
+class InterfaceObject:
+    """The object file of an interface's programs; `spec` is None if there is no such file."""
+
+    ifname: str
+    path: Path
+    spec: CollectionSpec | None
+
+
+def read_objects(agent: Agent) -> tuple[InterfaceObject, ...]:
+    """Read the object file of each interface that may have programs of ours."""
+    return tuple(
+        InterfaceObject(ifname, path, read_object(path).spec if path.exists() else None)
+        for ifname, path in _object_files(agent)
+    )
+
+
+def object_files(agent: Agent) -> dict[Path, bytes]:
+    """Return the content of the object files that exist, unread, by path."""
+    return {path: path.read_bytes() for _, path in _object_files(agent) if path.exists()}
+
+
+def _object_files(agent: Agent) -> Iterator[tuple[str, Path]]:
+    """Yield the interfaces that have programs of ours, and the object file that each is loaded from."""
+    node, state = agent.node, agent.config.state
+    host = state / str(HOST_ENDPOINT)
+    yield CILIUM_HOST, host / "bpf_host.o"
+    yield CILIUM_NET, host / f"bpf_host_{CILIUM_NET}.o"
+    yield from ((device, host / f"bpf_netdev_{device}.o") for device in agent.config.devices)
+    if node.spec.tunnel:
+        yield CILIUM_VXLAN, state / "bpf_overlay.o"
+    for name in (HEALTH, *(pod.name for pod in node.pods)):
+        pod = node.pod(name)
+        yield pod.ifname, state / str(pod.endpoint_id) / "bpf_lxc.o"

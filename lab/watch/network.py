@@ -1,0 +1,160 @@
+"""The network of one namespace as the kernel tells it: links, addresses, routes of all tables, rules, neighbours.
+
+Messages of the kernel are kept as they came, without what changes by itself, and read only where they differ.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from datapath.kernel.netlink import NLM_F_REQUEST, RTM_GETLINK, NetlinkSocket, attributes, text
+from datapath.kernel.netns import enter
+
+_RTM_GETADDR, _RTM_GETROUTE, _RTM_GETNEIGH, _RTM_GETRULE = 22, 26, 30, 34
+_IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_MASTER, _IFLA_AF_SPEC, _IFLA_EXT_MASK, _IFLA_XDP = 1, 3, 4, 10, 26, 29, 43
+_RTEXT_FILTER_SKIP_STATS = 8
+_IFLA_XDP_PROG_ID, _INET_CONF, _INET6_CONF = 4, 1, 2
+_IFA_CACHEINFO, _RTA_CACHEINFO, _RTM_F_CLONED = 6, 12, 0x200
+_RTMSG_FLAGS, _NDMSG_STATE = 24, 24  # offsets in the messages, their headers included
+_NUD_PERMANENT, _NDA_DST, _NDA_LLADDR = 0x80, 1, 2
+
+FLAGS = {0x1: "up", 0x80: "noarp", 0x100: "promisc", 0x200: "allmulti"}
+"""Flags of a link that somebody sets (IFF_UP, IFF_NOARP, IFF_PROMISC, IFF_ALLMULTI)."""
+IPV4_CONF = {
+    **{1: "forwarding", 3: "proxy_arp", 4: "accept_redirects", 6: "send_redirects", 8: "rp_filter"},
+    **{18: "arp_announce", 19: "arp_ignore", 23: "accept_local", 26: "route_localnet"},
+}
+"""Names of settings by their place in IFLA_INET_CONF (IPV4_DEVCONF_*, which count from 1)."""
+IPV6_CONF = {
+    **{0: "forwarding", 1: "hop_limit", 3: "accept_ra", 4: "accept_redirects", 5: "autoconf"},
+    **{22: "proxy_ndp", 26: "disable_ipv6", 27: "accept_dad"},
+}
+"""The same in IFLA_INET6_CONF (DEVCONF_*)."""
+_IPV6_MTU = 2  # follows the MTU of the link
+
+_SETTINGS = (
+    *("ipv4/ip_forward", "ipv4/fib_multipath_use_neigh"),
+    *(f"ipv4/conf/{group}/{name}" for group in ("all", "default") for name in IPV4_CONF.values()),
+    *(f"ipv6/conf/{group}/{name}" for group in ("all", "default") for name in IPV6_CONF.values()),
+)
+"""Settings of a whole namespace, below /proc/sys/net."""
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """A link; `mtu` in bytes, `xdp` the ids of its XDP programs, `conf4` and `conf6` the sysctls of the interface."""
+
+    ifindex: int
+    flags: int
+    mtu: int
+    mac: str
+    master: int
+    xdp: tuple[int, ...]
+    conf4: tuple[int, ...]
+    conf6: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Network:
+    """The network of a namespace. `neighbours` are the permanent ones; `settings` are sysctls of the namespace.
+
+    Addresses, routes, rules and neighbours are messages of the kernel.
+    """
+
+    links: Mapping[str, Link] = field(default_factory=dict)
+    addresses: frozenset[bytes] = frozenset()
+    routes: frozenset[bytes] = frozenset()
+    rules: frozenset[bytes] = frozenset()
+    neighbours: frozenset[bytes] = frozenset()
+    settings: Mapping[str, str] = field(default_factory=dict)
+
+
+def read_network(netns: Path, *, settings: bool = True) -> Network:
+    """Read the network of a namespace; without `settings`, its links have theirs all the same."""
+    with NetlinkSocket(netns) as netlink:
+        addresses = frozenset(
+            _kept(answer, 8, _IFA_CACHEINFO) for answer in netlink.dump("list addresses", _request(_RTM_GETADDR, 8))
+        )
+        rules = frozenset(answer[16:] for answer in netlink.dump("list rules", _request(_RTM_GETRULE, 12)))
+        routes = frozenset(
+            _kept(answer, 12, _RTA_CACHEINFO)
+            for answer in netlink.dump("list routes", _request(_RTM_GETROUTE, 12))
+            if not struct.unpack_from("=I", answer, _RTMSG_FLAGS)[0] & _RTM_F_CLONED
+        )
+        neighbours = frozenset(
+            answer[16:28]
+            + b"".join(_attribute(n, v) for n, v in attributes(answer, 28) if n in (_NDA_DST, _NDA_LLADDR))
+            for answer in netlink.dump("list neighbours", _request(_RTM_GETNEIGH, 12))
+            if struct.unpack_from("=H", answer, _NDMSG_STATE)[0] & _NUD_PERMANENT
+        )
+        links = _links(netlink)
+    return Network(links, addresses, routes, rules, neighbours, _settings(netns) if settings else {})
+
+
+def _request(kind: int, head: int) -> bytes:
+    return struct.pack("=IHHII", 16 + head, kind, NLM_F_REQUEST, 0, 0) + bytes(head)
+
+
+def _kept(answer: bytes, head: int, dropped: int) -> bytes:
+    """Return a message without its header and without the attribute that changes by itself."""
+    said = (_attribute(number, value) for number, value in attributes(answer, 16 + head) if number != dropped)
+    return answer[16 : 16 + head] + b"".join(said)
+
+
+def _neighbour(answer: bytes) -> bytes:
+    """Return a neighbour without the times at which it was used and confirmed."""
+    said = (_attribute(n, value) for n, value in attributes(answer, 28) if n in (_NDA_DST, _NDA_LLADDR))
+    return answer[16:28] + b"".join(said)
+
+
+def _attribute(number: int, value: bytes | memoryview) -> bytes:
+    return struct.pack("=HH", 4 + len(value), number) + bytes(value) + bytes(-len(value) % 4)
+
+
+def _links(netlink: NetlinkSocket) -> dict[str, Link]:
+    # Without their counters, which are most of the answer.
+    mask = _attribute(_IFLA_EXT_MASK, struct.pack("=I", _RTEXT_FILTER_SKIP_STATS))
+    message = struct.pack("=IHHII", 32 + len(mask), RTM_GETLINK, NLM_F_REQUEST, 0, 0) + bytes(16) + mask
+    found = {}
+    for answer in netlink.dump("list links", message):
+        ifindex, flags = struct.unpack_from("=iI", answer, 20)
+        said = dict(attributes(answer, 32))
+        conf4, conf6 = _configurations(said.get(_IFLA_AF_SPEC, memoryview(b"")))
+        xdp = [int.from_bytes(v, "little") for n, v in attributes(said.get(_IFLA_XDP, b"")) if n >= _IFLA_XDP_PROG_ID]
+        found[text(said[_IFLA_IFNAME])] = Link(
+            ifindex=ifindex,
+            flags=flags & sum(FLAGS),
+            mtu=int.from_bytes(said[_IFLA_MTU], "little"),
+            mac=bytes(said.get(_IFLA_ADDRESS, b"")).hex(":"),
+            master=int.from_bytes(said.get(_IFLA_MASTER, b""), "little"),
+            xdp=tuple(sorted({program for program in xdp if program})),
+            conf4=conf4,
+            conf6=conf6,
+        )
+    return found
+
+
+def _configurations(families: memoryview) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    found: dict[int, tuple[int, ...]] = {}
+    for family, said in attributes(families):
+        wanted = _INET_CONF if family == socket.AF_INET else _INET6_CONF
+        if family in (socket.AF_INET, socket.AF_INET6):
+            values = dict(attributes(said)).get(wanted, memoryview(b""))
+            found[family] = struct.unpack(f"={len(values) // 4}i", values)
+    conf6 = found.get(socket.AF_INET6, ())
+    return found.get(socket.AF_INET, ()), conf6[:_IPV6_MTU] + conf6[_IPV6_MTU + 1 :]
+
+
+def _settings(netns: Path) -> dict[str, str]:
+    found = {}
+    with enter(netns):
+        for name in _SETTINGS:
+            try:
+                found[name] = (Path("/proc/sys/net") / name).read_text().strip()
+            except FileNotFoundError:
+                continue
+    return found
