@@ -51,6 +51,7 @@ class Scenario(Watched):
         with ExitStack() as stack:
             self.node = stack.enter_context(Node(self._spec))
             self.agent = stack.enter_context(Agent(self.node, **self._options))
+            self._history.hear_first_loads([self.agent])
             self.agent.start(workers=2)
             self._watch(stack, [self.agent], self._flows(self.node))
         return self
@@ -131,6 +132,7 @@ class ClusterScenario(Watched):
     def __enter__(self) -> Self:
         with ExitStack() as stack:
             stack.enter_context(self.cluster)
+            self._history.hear_first_loads(self.cluster.agents)
             self.cluster.start(workers=2)
             self._watch(stack, self.cluster.agents, self._flows(self.cluster))
         return self

@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Any
 
 from datapath.errors import ReloadlabError
-from datapath.reload.outcome import FailedReload, Outcome
+from datapath.reload.outcome import Outcome
 from datapath.reload.step import Plan
 from datapath.reload.transaction import Observer
 from lab.agent.agent import Agent
@@ -20,13 +20,16 @@ from lab.node.topology import NODE
 from lab.scenario.coverage import Coverage, coverage, starved_in
 from lab.scenario.flowpolicy import PolicyOption
 from lab.scenario.gate import Gate
+from lab.scenario.history import History
 from lab.scenario.packetfile import PacketFile
 from lab.scenario.stepping import Bursts, Stepping, check_bursts
-from lab.scenario.timeline import Reload, Timeline
+from lab.scenario.timeline import Timeline
 from lab.scenario.traffic import ScenarioTraffic
 from lab.traffic.flows import Flow
 from lab.traffic.report import TrafficReport
 from lab.traffic.traffic import Traffic
+from lab.watch import metrics
+from lab.watch.checks.hits import check_hits
 from lab.watch.checks.kernel_log import check_kernel_log
 from lab.watch.drops import Drops
 from lab.watch.invariants import (
@@ -74,9 +77,8 @@ class Watched:
     """What is common to a scenario on one node and on several: traffic over them, and the checks at the end.
 
     A context manager. Leaving it without an exception checks every invariant on every node and raises
-    InvariantsViolated. `agents` are the agents of its nodes, in the nodes' order, once it is up. `timeline` has every
-    step of every reload since then, `coverage` how many of them had packets under way, once it has finished. `gaps`
-    says what could not be watched.
+    InvariantsViolated. `agents` are the agents of its nodes, in the nodes' order, once it is up. `coverage` says how
+    many steps of reloads had packets under way, once it has finished, `gaps` what could not be watched.
     """
 
     def __init__(self, *, rate: float, bursts: Bursts, policy: PolicyOption) -> None:
@@ -85,10 +87,9 @@ class Watched:
         self._expected = Expected()
         self._expected_on: dict[str, Expected] = {}
         self._abandoned = False
-        self._outcomes: list[tuple[str, Outcome]] = []
+        self._history = History()
         self.violations: list[Violation] = []
         self.gaps: list[str] = []
-        self.timeline = Timeline()
         self.coverage = Coverage()
         self._finished = False
         self._traffic = ScenarioTraffic(rate=rate, policy=policy)
@@ -118,10 +119,8 @@ class Watched:
 
     def _listen(self) -> None:
         """Have all agents tell what they do."""
-        for number, agent in enumerate(self.agents, 1):
-            prefix = f"{number}/" if len(self.agents) > 1 else ""
-            agent.on_outcome = partial(self._note, agent.node.name, prefix)
-            agent.on_failure = partial(self._note_failure, prefix)
+        self._history.hear(self.agents)
+        for agent in self.agents:
             agent.on_reload = partial(self._observer, agent)
             agent.on_policies = self._traffic.stop_denied
 
@@ -146,6 +145,7 @@ class Watched:
         if self._finished:
             return
         self._finished = True
+        self._check_hits()
         self.pause()
         if self._traffic.rate > 0 and self.sent == 0:
             self.violations.append(Violation(7, "no packet was sent; a scenario without traffic has rate=0"))
@@ -163,11 +163,20 @@ class Watched:
         if starved > total * MOST_STARVED:
             raise NoVerdict(starved, total)
 
+    def _check_hits(self) -> None:
+        """Send one more packet over each flow: it must meet the loads that are there now, and no other."""
+        before = [metrics.read(agent.node) for agent in self.agents]
+        self._push()
+        for agent, counters in zip(self.agents, before, strict=True):
+            self._found(
+                agent, list(check_hits(counters, metrics.read(agent.node), self._history.replaced_on(agent.node.name)))
+            )
+
     def _check(self, agent: Agent, before: Baseline) -> None:
         name = agent.node.name
         expected = self._expected_on.get(name, self._expected)
         expected = expected.and_also(drops=Counter(expected.drops) + self._traffic.refused(name))
-        outcomes = [outcome for node, outcome in self._outcomes if node == name]
+        outcomes = self._history.outcomes_on(name)
         journal = self._journals[name]
         found = check(agent, before, expected=expected, outcomes=outcomes, drops=self.drops, journal=journal)
         self.gaps += [f"{name}: {gap}" for gap in journal.stop().gaps]
@@ -197,17 +206,15 @@ class Watched:
     def _push(self) -> None:
         self.violations += self._traffic.push()
 
-    def _note(self, node: str, prefix: str, outcome: Outcome) -> None:
-        self._outcomes.append((node, outcome))
-        self.timeline.add(Reload.of(outcome, prefix + outcome.subject))
-
-    def _note_failure(self, prefix: str, failed: FailedReload) -> None:
-        self.timeline.add(Reload.of(failed, prefix + failed.subject))
-
     @property
     def outcomes(self) -> tuple[Outcome, ...]:
         """The reloads since the scenario began, whoever asked the agents for them, in the order of their ends."""
-        return tuple(outcome for _, outcome in self._outcomes)
+        return tuple(outcome for _, outcome in self._history.outcomes)
+
+    @property
+    def timeline(self) -> Timeline:
+        """Every step of every reload since the scenario began, of failed ones as well."""
+        return self._history.timeline
 
     @property
     def traffic(self) -> Traffic:

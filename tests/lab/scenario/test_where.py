@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import pytest
 
 from datapath.errors import ReloadlabError
-from datapath.reload.step import Step
+from datapath.reload.step import Plan, Step
+from datapath.reload.switchover import Attach
 from datapath.reload.workspace import Workspace
 from lab.agent.cluster import cluster_specs
 from lab.node.topology import NodeSpec
@@ -122,3 +123,19 @@ def test_a_clean_reload_is_stepped_through_without_a_finding() -> None:
         scenario.set_endpoint_routes(True)
         scenario.finish()
     assert scenario.findings == []
+
+
+def leave_the_hook_of_pod_2_alone(plan: Plan) -> Plan:
+    return plan.change(lambda step: None if isinstance(step, Attach) and plan.subject == "pod-2" else step)
+
+
+def test_packets_that_meet_a_replaced_load_are_told_with_it() -> None:
+    """After all reloads, by the counters of the programs themselves."""
+    with Scenario(NodeSpec(unique_name("where"), pods=2)) as scenario:
+        _, second = scenario.reload("pod-1", "pod-2")
+        scenario.agent.change = leave_the_hook_of_pod_2_alone
+        scenario.reload("pod-1", "pod-2")
+        scenario.agent.change = None
+        found = [line for line in violations(scenario) if " packets met generation " in line]
+    (line,) = found
+    assert line.endswith(f" packets met generation {second.generation} of pod-2, which another has replaced")
