@@ -106,3 +106,10 @@ def chapter(name: str, rules: Mapping[str, Any], *cases: Sequence[Case], subject
     """Return a chapter; whose policy it is follows from its direction, unless it is told."""
     egress = any(key.startswith("egress") for key in rules)
     return Chapter(name, rules, tuple(itertools.chain(*cases)), subject or ("client" if egress else "server"), egress)
+
+
+SILENT = [
+    {"name": "no egress", "endpointSelector": {"matchLabels": {"app": "server"}}, "egress": [{}]},
+    {"name": "no ingress", "endpointSelector": {"matchLabels": {"app": "client"}}, "ingress": [{}]},
+]
+"""A policy: the server begins nothing, and nobody but the host begins anything with the client."""

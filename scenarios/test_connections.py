@@ -28,7 +28,7 @@ from scenarios.frames import (
     ipv6,
 )
 from scenarios.rawframes import PORT, SOURCE_PORT, raw_frames
-from scenarios.tables import PODS, POLICY
+from scenarios.tables import PODS, POLICY, SILENT
 
 pytestmark = pytest.mark.node(policy=None)
 
@@ -267,13 +267,6 @@ def test_answer_that_comes_too_late(scenario: Scenario) -> None:
                 client.recv(2000)
     scenario.expect(drops={(POLICY, METRIC_EGRESS): 2})
     scenario.agent.apply_policies([])
-
-
-SILENT = [
-    {"name": "no egress", "endpointSelector": {"matchLabels": {"app": "server"}}, "egress": [{}]},
-    {"name": "no ingress", "endpointSelector": {"matchLabels": {"app": "client"}}, "ingress": [{}]},
-]
-"""The server begins nothing, and nobody begins anything with the client."""
 
 
 @pytest.mark.parametrize("network", NETWORKS)

@@ -5,6 +5,7 @@ Every frame is followed to its end: dropped for the one reason, counted once, or
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from ipaddress import IPv4Address, IPv6Address
@@ -12,7 +13,19 @@ from typing import Any
 
 import pytest
 
-from reloadlab import METRIC_EGRESS, METRIC_INGRESS, Scenario
+from reloadlab import (
+    HOST,
+    METRIC_EGRESS,
+    METRIC_INGRESS,
+    NODE,
+    Address,
+    Probe,
+    Scenario,
+    ends,
+    enter_netns,
+    exchange,
+    run_tool,
+)
 from scenarios.frames import (
     AUTHENTICATION,
     BROADCAST,
@@ -34,8 +47,8 @@ from scenarios.frames import (
     solicitation,
     source_option,
 )
-from scenarios.rawframes import ARP_REPLY, NOWHERE, PORT, SOURCE_PORT, RawFrames, raw_frames
-from scenarios.tables import PODS
+from scenarios.rawframes import ARP_REPLY, NOWHERE, PORT, SOURCE_PORT, RawFrames, Where, raw_frames
+from scenarios.tables import PODS, POLICY, SILENT
 
 pytestmark = [pytest.mark.own_sources, pytest.mark.node(policy=None)]
 """Others have reasons and answers of their own for much of this."""
@@ -44,6 +57,7 @@ INVALID_SOURCE, INVALID, UNKNOWN_L4, UNKNOWN_L3, UNROUTABLE, EXTENSIONS, NO_ETHE
 """Why frames are dropped (bpf/lib/drop.h)."""
 LINK_LOCAL, ALL_ROUTERS = IPv6Address("fe80::bb:1"), IPv6Address("ff02::16")
 STALE_MAC = "02:ee:00:00:00:0e"
+ECHO_ID = 77
 NO_OPERATION = b"\1\1\1\0"
 """Options of IPv4: three of no operation, and the end."""
 NEIGHBOUR_ADVERTISEMENT, ECHO_REQUEST, LISTENER_REPORT = 136, 128, 143
@@ -56,11 +70,14 @@ BY_PORT = [
             {
                 "fromEndpoints": [{"matchLabels": {"app": "client"}}],
                 "toPorts": [{"ports": [{"port": "53", "protocol": protocol} for protocol in ("UDP", "SCTP")]}],
-            }
+            },
+            {"fromCIDR": ["10.244.0.0/16"], "toPorts": [{"ports": [{"port": "9", "protocol": "UDP"}]}]},
         ],
     }
 ]
-"""What the server takes: only packets whose ports were found where they are."""
+"""What the server takes: only packets whose ports were found where they are. An address range has an identity for it:
+no address in the range is a pod's because of that.
+"""
 
 
 def network(name: str, **options: Any) -> Any:
@@ -83,6 +100,37 @@ def test_before_and_after_a_reload(scenario: Scenario, off: bool) -> None:
             scenario.reload("client", "server", "host")
     scenario.expect(drops=dict(frames.drops))
     scenario.agent.apply_policies([])
+
+
+@pytest.mark.parametrize("off", NETWORKS)
+def test_neighbour_discovery(scenario: Scenario, off: bool) -> None:
+    """It needs no rule between a pod and its node; between two pods, or from afar, it does."""
+    scenario.agent.apply_policies(SILENT)
+    drops: Counter[Where] = Counter()
+    for source, target, hops, direction in (
+        ("server", "stranger", 255, METRIC_EGRESS),
+        ("stranger", "client", 64, METRIC_INGRESS),
+    ):
+        with raw_frames(scenario, source, target) as frames:
+            tag, one, other = frames.tag(), frames.client, frames.server
+            body = icmp6(one.ipv6, other.ipv6, bytes((NEIGHBOUR_ADVERTISEMENT, 0)) + bytes(6) + tag)
+            frame = frames.frame(ipv6(one.ipv6, other.ipv6, body, next_header=ICMPV6, hops=hops))
+            frames.expect_refusal(f"advertisement of {source}, {hops} hops left", tag, frame, (POLICY, direction))
+        drops += frames.drops
+    ask_for_the_client(scenario)
+    scenario.agent.apply_policies([])
+    scenario.expect(drops=dict(drops))
+
+
+def ask_for_the_client(scenario: Scenario) -> None:
+    """Let the host forget the client's MAC, and ping it."""
+    client = scenario.node.pod("client")
+    with enter_netns(scenario.node.netns(NODE)):
+        run_tool(["ip", "neigh", "flush", "dev", client.ifname])
+    here, there = ends(scenario.node)[HOST], ends(scenario.node)["client"]
+    for which in (1, 2):
+        host, pod = Address(here[0], str(here[which]), ECHO_ID), Address(there[0], str(there[which]), 0)
+        assert exchange(host, pod, Probe("icmp")).answered == 2
 
 
 def what_is_delivered(frames: RawFrames) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import socket
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from ipaddress import IPv4Address
 
 import pytest
@@ -19,10 +21,11 @@ from reloadlab import (
     Address,
     ClusterScenario,
     FrameSocket,
+    PodFacts,
     bound_socket,
     packet_counters,
 )
-from scenarios.frames import ETH_P_IP, datagram, eth, ipv4, vxlan
+from scenarios.frames import ETH_P_IP, ETH_P_IPV6, IPV4_LEN, IPV6_LEN, datagram, eth, ipv4, ipv6, vxlan
 from scenarios.tables import PODS, POLICY
 
 pytestmark = [pytest.mark.own_sources, pytest.mark.cluster(nodes=2, pods=PODS, tunnel=True, policy=None)]
@@ -99,3 +102,32 @@ def test_identities_of_forged_packets(cluster: ClusterScenario) -> None:
     cluster.cluster.apply_policies([])
     cluster.expect_on(1, drops=dict(forger.drops))
     assert not forger.wrong, "\n".join(forger.wrong)
+
+
+def test_what_does_not_fit(cluster: ClusterScenario) -> None:
+    """A packet a byte larger than the tunnel takes is refused with the path MTU; one that fits arrives."""
+    node = cluster.cluster.node(1)
+    client, server = node.pod("client"), cluster.cluster.node(2).pod("server")
+    with (
+        FrameSocket(node.netns("client"), client.inner_ifname) as here,
+        FrameSocket(cluster.cluster.node(2).netns("server"), server.inner_ifname) as there,
+    ):
+        for version, over in itertools.product((4, 6), (0, 1)):
+            tag = f"<IPv{version} {over} over>".encode()
+            packet = sized(client, server, version, node.spec.route_mtu + over, tag)
+            here.send(eth(client.node_mac, client.mac, ETH_P_IP if version == 4 else ETH_P_IPV6, packet))
+            arrived = (here if over else there).receive(partial(_has, tag), timeout=PATIENCE)
+            assert arrived is not None, f"IPv{version}: {over} bytes over"
+
+
+def sized(source: PodFacts, target: PodFacts, version: int, size: int, tag: bytes) -> bytes:
+    """Return an IP packet of this size, bytes."""
+    if version == 4:
+        payload = tag.ljust(size - IPV4_LEN - 8)
+        return ipv4(source.ipv4, target.ipv4, datagram(source.ipv4, target.ipv4, payload, sport=1, dport=2))
+    payload = tag.ljust(size - IPV6_LEN - 8)
+    return ipv6(source.ipv6, target.ipv6, datagram(source.ipv6, target.ipv6, payload, sport=1, dport=2))
+
+
+def _has(tag: bytes, frame: bytes) -> bool:
+    return tag in frame

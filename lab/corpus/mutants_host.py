@@ -71,6 +71,7 @@ HOST_MUTANTS = (
         "CILIUM_CALL_IPV6_FROM_HOST);\n"
         "\treturn ret < 0 ? drop_packet_verdict(ctx, &trace, ret, METRIC_INGRESS, TC_ACT_OK)",
         "CILIUM_CALL_IPV6_FROM_HOST);\n\treturn ret < 0 ? TC_ACT_OK",
+        equivalent="only a packet that finds an empty slot meets it, and each load fills its slots before packets come",
     ),
     mutant(
         "host-forwarded-is-its-own",
@@ -199,7 +200,7 @@ HOST_MUTANTS = (
         ENCAP,
         "return len > MTU - TUNNEL_OVERHEAD;",
         "return len > MTU - TUNNEL_OVERHEAD + ETH_HLEN;",
-        "two_nodes",
+        "tunnel_frames",
     ),
     mutant(
         "encap-segments-taken-for-one",

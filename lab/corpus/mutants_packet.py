@@ -335,7 +335,7 @@ PACKET_MUTANTS = (
         HITS,
         "\t\t.generation = GENERATION,\n",
         "\t\t.generation = GENERATION & 1,\n",
-        "hitless",
+        "counters",
     ),
     mutant(
         "hits-of-host-source",

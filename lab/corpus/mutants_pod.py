@@ -191,7 +191,7 @@ POD_MUTANTS = (
         LXC,
         "CILIUM_CALL_IPV6_TO_LXC_POLICY_ONLY, PROGRAM_IPV6_POLICY,",
         "CILIUM_CALL_IPV6_TO_LXC_POLICY_ONLY, PROGRAM_IPV4_POLICY,",
-        "hitless",
+        "counters",
     ),
     mutant(
         "arp-own-mac-answered",
