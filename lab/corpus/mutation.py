@@ -6,8 +6,8 @@ from lab.corpus.fault import Fault, Patch
 
 
 def mutant(name: str, what: str, file: str, old: str, new: str, *only: str, equivalent: str = "") -> Fault:
-    """Return the fault "bpf/NAME": `old`, which stands once in `file` (below bpf/), became `new`.
+    """Return the fault "mutant/NAME": `old`, which stands once in `file` (below bpf/), became `new`.
 
     `only` are parts of the names of scenarios that are tried first, `equivalent` why no packet meets a difference.
     """
-    return Fault(f"bpf/{name}", "c", what, patches=(Patch(file, old, new),), only=only, equivalent=equivalent)
+    return Fault(f"mutant/{name}", "c", what, patches=(Patch(file, old, new),), only=only, equivalent=equivalent)
