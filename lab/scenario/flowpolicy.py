@@ -24,6 +24,9 @@ POLICY_DENIED = 133
 PolicyOption = Literal["flows"] | None
 """Which policy a scenario begins with: that of its flows, or none."""
 
+_NEIGHBOURS = {"icmps": [{"fields": [{"type": number, "family": "IPv6"} for number in (135, 136)]}]}
+"""Solicitations and advertisements."""
+
 _ECHO = {4: ("IPv4", 8), 6: ("IPv6", 128)}
 """ICMP echo requests: family and type."""
 
@@ -49,27 +52,34 @@ class FlowPolicy:
     refusals: Mapping[str, tuple[str, int]]
 
 
-def flow_policy(nodes: Sequence[Node], flows: Sequence[Flow]) -> FlowPolicy:
+def flow_policy(nodes: Sequence[Node], flows: Sequence[Flow], *, foreign: bool = False) -> FlowPolicy:
     """Return the policy for the pods and health endpoints of all nodes that lets exactly these flows pass.
 
-    The host has no policy of its own, and always reaches its own pods.
+    The host has no policy of its own, and always reaches its own pods. To `foreign` sources, Cilium's, its packets come
+    from the world if endpoint routes lead them to a pod, neighbour discovery included: they know the host by a mark
+    that Cilium's agent sets with iptables, and the lab does not.
     """
     refusals = {flow.name: refusal for flow in flows if flow.denied and (refusal := _refusal(nodes, flow)) is not None}
-    return FlowPolicy({node.name: list(_policies(node, nodes, flows)) for node in nodes}, refusals)
+    return FlowPolicy({node.name: list(_policies(node, nodes, flows, foreign)) for node in nodes}, refusals)
 
 
-def _policies(node: Node, nodes: Sequence[Node], flows: Sequence[Flow]) -> Iterator[dict[str, Any]]:
+def _policies(node: Node, nodes: Sequence[Node], flows: Sequence[Flow], foreign: bool) -> Iterator[dict[str, Any]]:
     for pod in (node.facts.health, *node.pods):
         own = {str(pod.ipv4), str(pod.ipv6)}
         # The empty rule allows nothing, and closes the direction.
         rules: dict[str, list[dict[str, Any]]] = {"ingress": [{}], "egress": [{}]}
+        if foreign:
+            rules["ingress"].append({"fromIdentities": [WORLD_ID], **_NEIGHBOURS})
+            rules["egress"].append({"toIdentities": [WORLD_ID], **_NEIGHBOURS})
         for flow in flows:
             refusing = _refusing(nodes, flow)
             for address, peer, section, side in (
                 (flow.target_ip, flow.source_ip, "ingress", "from"),
                 (flow.source_ip, flow.target_ip, "egress", "to"),
             ):
-                rule = {f"{side}Identities": [_identity(node, nodes, peer)], **_ports(flow)}
+                identity = _identity(node, nodes, peer)
+                seen_as = [HOST_ID, WORLD_ID] if foreign and identity == HOST_ID else [identity]
+                rule = {f"{side}Identities": seen_as, **_ports(flow)}
                 if address in own and refusing != (node, pod) and rule not in rules[section]:
                     rules[section].append(rule)
         yield {"name": f"flows of {pod.name}", "endpoint": pod.name, **rules}

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
 
+from bpf import is_ours
 from lab.agent.agent import Agent
 from lab.node.node import Node
 from lab.scenario.ends import meets
@@ -49,7 +50,8 @@ class ScenarioTraffic:
         self._flows = tuple(flows)
         self._running = tuple(flow for flow in flows if self._option is not None or not flow.denied)
         if self._option is not None:
-            self._policy = flow_policy(self._nodes, flows)
+            foreign = any(not is_ours(agent.config.library) for agent in agents)
+            self._policy = flow_policy(self._nodes, flows, foreign=foreign)
             for agent in agents:
                 agent.apply_policies(self._policy.documents[agent.node.name])
         self.traffic = stack.enter_context(Traffic(self._running, rate=self.rate, muted=self._denied_flows))

@@ -137,6 +137,21 @@ def test_rules_name_peers_by_identity_and_nothing_else_passes(node: Node) -> Non
         assert rules(document, idle) == ([{}], [{}])
 
 
+def test_foreign_sources_see_the_host_as_the_world_and_need_its_neighbour_discovery(node: Node) -> None:
+    flows = [flow(node, "pod-1", "pod-2"), flow(node, "host", "pod-1")]
+    document = flow_policy([node], flows, foreign=True).documents[node.name]
+    assert len(parse(document)) == 4
+    types = [{"type": 135, "family": "IPv6"}, {"type": 136, "family": "IPv6"}]
+    ingress, egress = rules(document, "pod-1")
+    assert ingress[1:] == [
+        {"fromIdentities": [2], "icmps": [{"fields": types}]},
+        {"fromIdentities": [1, 2], **port("UDP")},
+    ]
+    assert egress[1] == {"toIdentities": [2], "icmps": [{"fields": types}]}
+    # Between pods it stays as it is.
+    assert rules(document, "pod-2")[0][2:] == [{"fromIdentities": [node.pod("pod-1").identity], **port("UDP")}]
+
+
 def test_echo_is_allowed_by_its_type(node: Node) -> None:
     policy = flow_policy([node], [flow(node, "pod-1", "pod-2", protocol="icmp")])
     _, egress = rules(policy.documents[node.name], "pod-1")
