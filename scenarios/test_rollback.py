@@ -147,6 +147,9 @@ def fail_after_every_step(scenario: Scenario, subject: str) -> None:
 
     for number, _ in enumerate(scenario.agent.plan(subject).steps[:-1]):
         scenario.reload_fails(subject, Injected, gate=Gate(fail, after="*", nth=number))
+        left = [path.name for path in scenario.agent.config.state.glob("*.new")]
+        left += [path.name for path in scenario.agent.config.state.glob("*/*.new")]
+        assert left == []
 
 
 @pytest.mark.parametrize(
@@ -180,6 +183,7 @@ def test_fault_while_a_device_is_added(scenario: Scenario) -> None:
     scenario.reload("host")
     scenario.agent.configure(devices=("eth0",))
     fail_after_every_step(scenario, "host")
+    scenario.agent.configure(devices=())
     scenario.reload("host")
 
 
