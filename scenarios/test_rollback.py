@@ -22,7 +22,6 @@ from reloadlab import (
     VerifierError,
     Workspace,
     attach,
-    detach,
     filters,
     take_snapshot,
 )
@@ -68,21 +67,24 @@ def test_second_attach_fails(scenario: Scenario) -> None:
     with NetlinkSocket(scenario.node.netns("node")) as netlink:
         (ours,) = filters(netlink, pod.ifindex, Direction.EGRESS)
 
-        def squat(step: Step, work: Workspace) -> None:
-            fd = work.keep_program(ours.program_id)
-            attach(netlink, pod.ifindex, Direction.EGRESS, program_fd=fd, name="acme-firewall", priority=1)
+        def named(name: str) -> Gate:
+            """Return a gate at which the filter gets another name; its program stays, and so no packet passes."""
 
-        gate = Gate(squat, before="repin maps")
+            def attach_again(step: Step, work: Workspace) -> None:
+                fd = work.keep_program(ours.program_id)
+                attach(netlink, pod.ifindex, Direction.EGRESS, program_fd=fd, name=name, priority=1)
+
+            return Gate(attach_again, before="repin maps")
+
         before = take_snapshot(scenario.node)
         with pytest.raises(HookTaken, match="acme-firewall"):
-            scenario.agent.reload("pod-1", observer=gate)
+            scenario.agent.reload("pod-1", observer=named("acme-firewall"))
         now = take_snapshot(scenario.node)
         assert now.filters[pod.ifname, Direction.INGRESS] == before.filters[pod.ifname, Direction.INGRESS]
         assert now.datapath()[1:] == before.datapath()[1:]
         (foreign,) = filters(netlink, pod.ifindex, Direction.EGRESS)
         assert foreign.name == "acme-firewall"
-        detach(netlink, foreign)
-    scenario.reload("pod-1")
+        scenario.reload("pod-1", gate=named(ours.name))
 
 
 @pytest.mark.parametrize("when", ["load programs", "attach ingress", "attach egress", "commit"])
