@@ -1,0 +1,90 @@
+"""The account of TCP's segments: it tells what was lost from what was only late."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+
+import pytest
+
+from lab.traffic.flows import Flow
+from lab.traffic.traffic import Traffic
+from tests.lab.wires import TCP, Wire, pass_all, payload, wire
+
+pytestmark = pytest.mark.privileged
+
+
+@pytest.fixture
+def tapped() -> Iterator[Wire]:
+    with wire() as made:
+        yield made
+
+
+def connection(tapped: Wire, *, fresh: bool = False) -> Flow:
+    return Flow("flow", tapped.pair.a, "10.9.0.1", tapped.pair.b, "10.9.0.2", "tcp", 7008, fresh=fresh)
+
+
+def test_a_lost_acknowledgement_is_a_lost_segment_though_nothing_is_sent_again(tapped: Wire) -> None:
+    dropped: list[bytes] = []
+
+    def judge(packet: bytes, to_b: bool) -> Sequence[bytes]:
+        if to_b and packet[9] == TCP and not payload(packet, TCP) and not dropped:
+            dropped.append(packet)
+            return []
+        return [packet]
+
+    with Traffic([connection(tapped)], rate=0) as traffic:
+        tapped.judge = judge
+        deadline = time.monotonic() + 10
+        while not dropped:
+            assert time.monotonic() < deadline, "the source has acknowledged nothing by itself"
+            assert traffic.burst("flow", 1).complete
+            time.sleep(0.1)
+        assert traffic.burst("flow", 1).complete
+        (found,) = traffic.stop().findings()
+    assert (found.kind, found.text.split(",")[0]) == ("lost", "1 segments lost")
+
+
+def test_segments_that_are_late_and_sent_again_are_not_lost(tapped: Wire) -> None:
+    """What a busy machine looks like: the kernel sends again what has arrived, and the receiver says so (DSACK)."""
+    held: list[bytes] = []
+
+    def hold(packet: bytes, to_b: bool) -> Sequence[bytes]:
+        if to_b and packet[9] == TCP:
+            held.append(packet)
+            # The first and what was sent again in its place arrive together.
+            if len(held) < 2:
+                return []
+            tapped.judge = pass_all
+            return held
+        return [packet]
+
+    with Traffic([connection(tapped)], rate=0, late_after=5.0) as traffic:
+        assert traffic.burst("flow", 3).complete
+        tapped.judge = hold
+        assert traffic.burst("flow", 1, timeout=10).complete
+        assert traffic.burst("flow", 3).complete
+        report = traffic.stop()
+    assert report.findings() == []
+    found = report.flow("flow").connections
+    assert found is not None
+    assert found.retransmits == found.spurious >= 1
+
+
+@pytest.mark.parametrize("fresh", [False, True], ids=["old", "fresh"])
+def test_a_segment_that_arrives_twice_is_a_duplicate(tapped: Wire, fresh: bool) -> None:
+    def judge(packet: bytes, to_b: bool) -> Sequence[bytes]:
+        return [packet] * (2 if to_b and payload(packet, TCP) else 1)
+
+    with Traffic([connection(tapped, fresh=fresh)], rate=0) as traffic:
+        assert traffic.burst("flow", 1).complete
+        tapped.judge = judge
+        before = time.monotonic_ns()
+        assert traffic.burst("flow", 1).complete
+        tapped.judge = pass_all
+        assert traffic.burst("flow", 1).complete
+        report = traffic.stop()
+    (found,) = report.findings()
+    assert found.kind == "duplicate"
+    assert min(found.at) > before
+    assert report.lost == 0
