@@ -38,6 +38,7 @@ HOST_MUTANTS = (
         "if (!info || identity_to_carry(info->sec_identity) == WORLD_ID)",
         "if (info && identity_to_carry(info->sec_identity) == WORLD_ID)",
         "test_frames",
+        equivalent="ipcache has an entry for all of each family, the world, so that every look-up finds one",
     ),
     mutant(
         "host-address-range-to-stack",

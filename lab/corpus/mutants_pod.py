@@ -93,8 +93,7 @@ POD_MUTANTS = (
         LXC,
         "\tmark_set_identity(ctx, SECLABEL);\n\treturn pass_packet(ctx, trace, TRACE_TO_STACK);",
         "\treturn pass_packet(ctx, trace, TRACE_TO_STACK);",
-        "policy_wire",
-        "endpoint_routes",
+        "identities",
     ),
     mutant(
         "lxc-mac-of-link-rewritten",
