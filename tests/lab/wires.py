@@ -158,6 +158,15 @@ def checksum(data: bytes) -> int:
     return ~total & 0xFFFF
 
 
+def rechecked(packet: bytes) -> bytes:
+    """Return the IPv4 TCP packet with a checksum that is right (without options in the IP header)."""
+    segment = bytearray(packet[20:])
+    segment[16:18] = bytes(2)
+    pseudo = packet[12:20] + bytes([0, TCP]) + len(segment).to_bytes(2, "big")
+    segment[16:18] = checksum(pseudo + bytes(segment) + bytes(len(segment) % 2)).to_bytes(2, "big")
+    return packet[:20] + bytes(segment)
+
+
 def reset_of(packet: bytes) -> bytes:
     """Return the RST that would take the place of this IPv4 TCP segment (without options in the IP header)."""
     tcp = bytearray(packet[20:40])

@@ -14,7 +14,7 @@ from lab.system.tools import run
 from lab.traffic.flows import Flow
 from lab.traffic.report import TrafficReport
 from lab.traffic.traffic import Traffic
-from tests.lab.wires import Pair, Wire, checksum, ip, pass_all, veth_pair, wire
+from tests.lab.wires import Pair, Wire, ip, pass_all, rechecked, veth_pair, wire
 from tests.netns import nsenter
 
 ICMP, TCP, UDP = 1, 6, 17
@@ -199,15 +199,6 @@ def from_port(packet: bytes, port: int) -> bytes:
     return rechecked(packet[:20] + port.to_bytes(2, "big") + packet[22:])
 
 
-def rechecked(packet: bytes) -> bytes:
-    """Return the TCP packet with a checksum that is right."""
-    segment = bytearray(packet[20:])
-    segment[16:18] = bytes(2)
-    pseudo = packet[12:20] + bytes([0, TCP]) + len(segment).to_bytes(2, "big")
-    segment[16:18] = checksum(pseudo + bytes(segment) + bytes(len(segment) % 2)).to_bytes(2, "big")
-    return packet[:20] + bytes(segment)
-
-
 @pytest.mark.privileged
 def test_a_lost_segment_of_a_new_connection_is_a_finding_though_tcp_mends_it(tapped: Wire) -> None:
     dropped: list[bytes] = []
@@ -366,6 +357,24 @@ def test_a_bound_that_is_declared_takes_the_place_of_the_default(tapped: Wire) -
         assert traffic.burst("flow", 3).complete
         (found,) = traffic.stop().findings()
     assert found.kind == "late"
+
+
+# Sending
+
+
+@pytest.mark.privileged
+def test_flows_in_focus_get_every_other_packet(pair: Pair) -> None:
+    names = [f"flow {number}" for number in range(5)]
+    with Traffic([flow(pair, name=name) for name in names], rate=1000) as traffic:
+        before = traffic.snapshot()
+        traffic.focus(names[:1])
+        wait_for_packets(traffic, before.sent + 500)
+        after = traffic.snapshot()
+        sent = [after.flow(name).sent - before.flow(name).sent for name in names]
+        traffic.focus([])
+        assert traffic.stop().findings() == []
+    assert sent[0] > sum(sent[1:])
+    assert min(sent[1:]) > 0
 
 
 # Neighbours

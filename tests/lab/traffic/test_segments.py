@@ -9,7 +9,7 @@ import pytest
 
 from lab.traffic.flows import Flow
 from lab.traffic.traffic import Traffic
-from tests.lab.wires import TCP, Wire, pass_all, payload, wire
+from tests.lab.wires import TCP, Wire, pass_all, payload, rechecked, wire
 
 pytestmark = pytest.mark.privileged
 
@@ -88,3 +88,25 @@ def test_a_segment_that_arrives_twice_is_a_duplicate(tapped: Wire, fresh: bool) 
     assert found.kind == "duplicate"
     assert min(found.at) > before
     assert report.lost == 0
+
+
+def test_a_closed_window_is_told_once(tapped: Wire) -> None:
+    def judge(packet: bytes, to_b: bool) -> Sequence[bytes]:
+        if to_b or packet[9] != TCP:
+            return [packet]
+        # The receiver's window, bytes 14 and 15 of the header.
+        return [rechecked(packet[:34] + bytes(2) + packet[36:])]
+
+    with Traffic([connection(tapped)], rate=0) as traffic:
+        assert traffic.burst("flow", 1).complete
+        tapped.judge = judge
+        assert traffic.burst("flow", 1).complete
+        before = time.monotonic_ns()
+        assert traffic.burst("flow", 1, timeout=0.1).answered == 0
+        traffic.burst("flow", 1, timeout=0.1)
+        tapped.judge = pass_all
+        assert traffic.burst("flow", 1, timeout=10).complete
+        report = traffic.stop()
+    (found,) = [finding for finding in report.findings() if finding.kind == "zero-window"]
+    assert len(found.at) == 1
+    assert found.at[0] > before
