@@ -118,6 +118,21 @@ def test_a_rule_before_the_main_table_does_not_fool_the_check_of_routes(sound_no
         ip(sound_node, "ip", "route", "del", f"{pod.ipv4}/32", "dev", "cilium_host", "table", "77")
 
 
+def test_the_node_route_of_the_other_mode_is_found(sound_node: Agent) -> None:
+    """With endpoint routes there is no route to all pods by cilium_host; before and after are alike in that."""
+    sound_node.node.set_node_route(True)
+    try:
+        before = baseline(sound_node)
+        found = violations(sound_node, before)
+        assert found == [
+            f"invariant 5: the node's route to {pods} is left over"
+            for pods in (sound_node.node.spec.pod_cidr4, sound_node.node.spec.pod_cidr6)
+        ]
+    finally:
+        sound_node.node.set_node_route(False)
+    assert violations(sound_node, baseline(sound_node)) == []
+
+
 def test_what_the_nodes_settings_say_is_declared(sound_node: Agent) -> None:
     """Another mode, another MTU, another tunnel device, one pod more: each brings routes and links of its own."""
     agent = sound_node
