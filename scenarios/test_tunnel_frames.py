@@ -118,6 +118,9 @@ def test_what_does_not_fit(cluster: ClusterScenario) -> None:
             here.send(eth(client.node_mac, client.mac, ETH_P_IP if version == 4 else ETH_P_IPV6, packet))
             arrived = (here if over else there).receive(partial(_has, tag), timeout=PATIENCE)
             assert arrived is not None, f"IPv{version}: {over} bytes over"
+            # The node says so, before the packet is in the tunnel; whose transport would say so in the server's name.
+            speaker, server_ip = (arrived[26:30], server.ipv4) if version == 4 else (arrived[22:38], server.ipv6)
+            assert not over or speaker != server_ip.packed, f"IPv{version}: refused in the name of the server"
 
 
 def sized(source: PodFacts, target: PodFacts, version: int, size: int, tag: bytes) -> bytes:
