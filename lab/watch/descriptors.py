@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lab.node.node import Node
+from lab.node.registry import NAMESPACES
 from lab.system.netns import inode
 
 _SIOCGSKNS = 0x894C
@@ -34,6 +35,7 @@ def own_descriptors(node: Node, *, idle_sockets: int = 0) -> Descriptors:
     `idle_sockets` are netlink sockets that the loader keeps: they do not count.
     """
     own = {inode(node.netns(name)) for name in node.namespaces}
+    bound = f"{node.root / NAMESPACES}/"
     maps: Counter[int] = Counter()
     netlink = namespaces = 0
     for descriptor, target in _open():
@@ -41,6 +43,8 @@ def own_descriptors(node: Node, *, idle_sockets: int = 0) -> Descriptors:
             maps[_map_id(descriptor)] += 1
         elif target.startswith("net:["):
             namespaces += int(target[5:-1]) in own
+        elif target.startswith(bound):
+            namespaces += 1
         elif target.startswith("socket:"):
             netlink += _netlink_namespace(descriptor) in own
     return Descriptors(dict(maps), netlink - idle_sockets, namespaces)

@@ -151,8 +151,9 @@ def test_lost_messages_are_a_gap_and_end_what_is_looked_at(sound_node: Agent) ->
         routes = [links.route(24, IPv4Network((f"10.99.{n // 256}.{n % 256}", 32)), 1) for n in range(1000)]
         gone = [links.route(25, IPv4Network((f"10.99.{n // 256}.{n % 256}", 32)), 1) for n in range(1000)]
         with NetlinkSocket(sound_node.node.netns(NODE)) as netlink:
-            netlink.request("add", *routes)
-            netlink.request("remove", *gone)
+            for _ in range(10):
+                netlink.request("add", *routes)
+                netlink.request("remove", *gone)
         take_off_and_put_back(sound_node, "lxc_health", Direction.INGRESS)
         recorded = journal.stop()
     assert recorded.lost_ns
