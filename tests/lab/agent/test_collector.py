@@ -168,16 +168,18 @@ def test_no_packet_notices(library: str, endpoint_routes: bool) -> None:
     options: dict[str, Any] = {"library": Path(TREE or "")} if library == "cilium" else {}
     spec = NodeSpec(unique_name("gc"), pods=2, endpoint_routes=endpoint_routes)
     with Scenario(spec, **options) as scenario:
-        over = 0
         for number in range(20):
             for name in CT_MAPS:
                 with pin(scenario.agent, name) as table:
                     table.update(key_of(name, 1000 + number), CtEntry(lifetime=1).pack())
             found = scenario.agent.collect_connections()
             assert all(item.alive > 0 for item in found), "connections are open in every map"
-            over += sum(item.deleted for item in found)
-            assert all(burst.complete for burst in scenario.traffic.burst_all(3))
-        assert over == 20 * len(CT_MAPS)
+            # The traffic's own short connections are over sometimes as well.
+            assert all(item.deleted > 0 for item in found)
+            for name in CT_MAPS:
+                with pin(scenario.agent, name) as table:
+                    assert table.lookup(key_of(name, 1000 + number)) is None
+            assert all(burst.complete or burst.denied for burst in scenario.traffic.burst_all(3))
     assert scenario.sent > scenario.lost == 0
 
 
