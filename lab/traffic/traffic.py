@@ -59,7 +59,7 @@ class Traffic:
         rate: float = 1000.0,
         size: int = 64,
         stall_after: float = 1.0,
-        late_after: float = 0.2,
+        late_after: float = 0.5,
         forget_every: float = 0.1,
         start_timeout: float = 10.0,
         warm_up: bool = True,
