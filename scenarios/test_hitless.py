@@ -26,6 +26,19 @@ def test_between_any_two_steps_with_endpoint_routes(scenario: Scenario, subject:
     push_between_steps(scenario, subject)
 
 
+@pytest.mark.parametrize(
+    "subject",
+    [
+        pytest.param("pod-1", marks=pytest.mark.node(pods=2, endpoint_routes=True)),
+        pytest.param("host", marks=pytest.mark.node(pods=2)),
+        pytest.param("overlay", marks=pytest.mark.node(pods=2, tunnel=True)),
+    ],
+)
+def test_time_between_any_two_steps(scenario: Scenario, subject: str) -> None:
+    """Those with several hooks: a calls map that one of their programs still uses has time to be emptied."""
+    push_between_steps(scenario, subject, dwell=0.15)
+
+
 def push_between_steps(scenario: Scenario, subject: str, *, dwell: float = 0.0) -> None:
     """Reload, stopping before and after each step until all packets of a burst are answered.
 
