@@ -199,7 +199,7 @@ class Wire:
             near = here == there
             if case.near not in (None, near) or (OUTSIDE in (case.source, case.target) and not near):
                 continue
-            if not self._ours and case.source == HOST and near:
+            if not self._ours and case.source == HOST:
                 # Cilium's programs know the host by a mark that its agent sets with iptables, and the lab does not.
                 continue
             for version in (4, 6):
