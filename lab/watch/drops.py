@@ -133,15 +133,18 @@ class Drops:
                 self._kernel.drain()
 
     def _find_namespaces(self) -> None:
-        """Watch the namespaces that are there; the name of a namespace that is gone is kept."""
+        """Watch the namespaces that are there, and no others; the name of a namespace that is gone is kept.
+
+        The kernel gives the number of one that is gone to the next one that anybody makes, in another lab say.
+        """
+        present: dict[int, Namespace] = {}
         for namespace, path in self._namespaces():
             # A pod's namespace may go at any moment; its file is there before the namespace is mounted on it.
             with suppress(FileNotFoundError):
-                inode = path.stat().st_ino
-                if inode not in self._names:
-                    self._names[inode] = namespace
-                    if self._kernel is not None:
-                        self._kernel.watch(inode)
+                present[path.stat().st_ino] = namespace
+        self._names |= present
+        if self._kernel is not None:
+            self._kernel.watch(present)
 
     def _namespaces(self) -> Iterator[tuple[Namespace, Path]]:
         for node in self._nodes:

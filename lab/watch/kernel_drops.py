@@ -10,7 +10,7 @@ import errno
 import os
 import socket
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cache
@@ -48,7 +48,7 @@ class DropsUnavailable(ReloadlabError):
 class KernelDrop:
     """A packet that the kernel dropped.
 
-    `time_ns` is CLOCK_MONOTONIC. `location` is the address of the code that dropped it; see lab.watch.symbols.
+    `time_ns` is CLOCK_MONOTONIC. `location` is the address of the code that dropped it; see lab.system.symbols.
     `netns` is the namespace's inode number, `ifname` the interface to which the packet belonged, empty if none.
     `packet` is None if it was no IP packet.
     """
@@ -127,6 +127,7 @@ class KernelDrops:
         self._records: list[bytes] = []
         self._lost = 0
         self._reasons: Mapping[int, str] = {}
+        self._namespaces: frozenset[int] = frozenset()
         self._watched: int
         self._reader: PerfReader
 
@@ -149,9 +150,14 @@ class KernelDrops:
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
         self._stack.close()
 
-    def watch(self, netns: int) -> None:
-        """Watch a namespace from now on, by its inode number; call it inside the context."""
-        bpf.map_update(self._watched, struct.pack("=I", netns), struct.pack("=I", 1))
+    def watch(self, namespaces: Iterable[int]) -> None:
+        """Watch these namespaces, by their inode numbers, and no others from now on; call it inside the context."""
+        wanted = frozenset(namespaces)
+        for netns in wanted - self._namespaces:
+            bpf.map_update(self._watched, struct.pack("=I", netns), struct.pack("=I", 1))
+        for netns in self._namespaces - wanted:
+            bpf.map_delete(self._watched, struct.pack("=I", netns))
+        self._namespaces = wanted
 
     @property
     def lost(self) -> int:

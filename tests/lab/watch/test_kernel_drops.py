@@ -36,8 +36,7 @@ def drops(pair: Pair) -> Iterator[KernelDrops]:
             drops = stack.enter_context(KernelDrops())
         except DropsUnavailable as error:
             pytest.skip(str(error))
-        for netns in (pair.a, pair.b):
-            drops.watch(Path(netns).stat().st_ino)
+        drops.watch([Path(netns).stat().st_ino for netns in (pair.a, pair.b)])
         yield drops
 
 
@@ -118,6 +117,19 @@ def test_what_arrives_is_no_drop_and_other_namespaces_are_not_told_of(pair: Pair
         str(wait_for(drops, f":{PORT + 2} udp").packet)
     ]
     assert drops.lost == 0
+
+
+def test_a_namespace_that_is_watched_no_longer_is_not_told_of(pair: Pair, drops: KernelDrops) -> None:
+    """When it is gone, its number is the next one's, which may be of another lab."""
+    # The first packet waits for its neighbour.
+    send(pair.a, "fd09::1", "fd09::2")
+    wait_for(drops, f":{PORT} udp")
+    drops.watch([])
+    send(pair.a, "fd09::1", "fd09::2", PORT + 1)
+    drops.watch([Path(netns).stat().st_ino for netns in (pair.a, pair.b)])
+    send(pair.a, "fd09::1", "fd09::2", PORT + 2)
+    wait_for(drops, f":{PORT + 2} udp")
+    assert [drop for drop in drops.events if str(drop.packet).endswith(f":{PORT + 1} udp")] == []
 
 
 def test_drops_that_are_not_read_in_time_are_counted(pair: Pair, drops: KernelDrops) -> None:
