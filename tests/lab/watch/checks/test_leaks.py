@@ -22,7 +22,8 @@ from datapath.kernel.netns import enter
 from lab.agent.agent import Agent
 from lab.node.topology import NODE
 from lab.system.tools import run
-from lab.watch.invariants import Expected, baseline
+from lab.watch.invariants import Expected, baseline, check
+from lab.watch.journal import Journal
 from tests.lab.watch.faults import program_at, violations
 from tests.netns import nsenter
 
@@ -90,6 +91,15 @@ def test_a_netlink_socket_that_stays_open_is_found(sound_node: Agent) -> None:
         (found,) = violations(sound_node, before)
     assert found.startswith("invariant 9: this process has ")
     assert "netlink sockets in the node open instead of" in found
+
+
+def test_a_netlink_socket_is_found_beside_that_of_the_journal(sound_node: Agent) -> None:
+    netns = sound_node.node.netns(NODE)
+    with Journal(netns) as journal:
+        before = baseline(sound_node)
+        with NetlinkSocket(netns):
+            (found,) = check(sound_node, before, journal=journal)
+    assert "netlink sockets in the node open instead of" in found.what
 
 
 def test_a_descriptor_of_a_namespace_that_stays_open_is_found(sound_node: Agent) -> None:
