@@ -22,7 +22,8 @@ from datapath.kernel.netns import enter
 from lab.agent.agent import Agent
 from lab.node.topology import NODE
 from lab.system.tools import run
-from lab.watch.invariants import Expected, baseline, check
+from lab.watch import invariants
+from lab.watch.invariants import Expected, baseline
 from lab.watch.journal import Journal
 from tests.lab.watch.faults import program_at, violations
 from tests.netns import nsenter
@@ -98,7 +99,7 @@ def test_a_netlink_socket_is_found_beside_that_of_the_journal(sound_node: Agent)
     with Journal(netns) as journal:
         before = baseline(sound_node)
         with NetlinkSocket(netns):
-            (found,) = check(sound_node, before, journal=journal)
+            (found,) = invariants.check(sound_node, before, journal=journal)
     assert "netlink sockets in the node open instead of" in found.what
 
 
