@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from rich.table import Table
 from datapath.base.statefile import WrongContent, parse_json
 from lab.bench.parallel import ParallelReport, Percentiles, WorkerReport
 from lab.cli.output import OutputDirectory
+from lab.cli.targets import plural
 from lab.scenario.records import ERROR, FAILED, NOT_RUN, PASSED, SKIPPED, Record
 
 FORMAT = 3
@@ -28,6 +30,9 @@ _PAUSE = 0.5
 
 _KINDS = 5
 """Kinds of steps that one line names."""
+
+_GAPS = 5
+"""Texts of what was not watched that are printed."""
 
 _STEP_WIDTH, _CELL_WIDTH = 15, 20
 """Columns for a step's name, and for the percentiles and the kernel's share of one worker count."""
@@ -50,6 +55,7 @@ def print_scenarios(console: Console, records: Sequence[Record]) -> None:
         )
     console.print(table)
     print_steps(console, records)
+    print_gaps(console, records)
     print_reasons(console, records)
 
 
@@ -70,6 +76,15 @@ def _never_seen(records: Sequence[Record]) -> list[str]:
     seen = {kind for record in records for kind in record.steps["seen_kinds"]}
     unseen = dict.fromkeys(kind for record in records for kind in record.steps["unseen_kinds"])
     return [kind for kind in unseen if kind not in seen]
+
+
+def print_gaps(console: Console, records: Sequence[Record]) -> None:
+    """Print what could not be watched, and in how many scenarios: of that, a scenario that passed says nothing."""
+    gaps = Counter(gap for record in records for gap in record.gaps)
+    for gap, count in gaps.most_common(_GAPS):
+        console.print(f"not watched in {plural(count, 'scenario')}: {gap}", markup=False, highlight=False)
+    if len(gaps) > _GAPS:
+        console.print(f"... and {len(gaps) - _GAPS} more that are in {RUN_JSON}", highlight=False)
 
 
 def print_reasons(console: Console, records: Sequence[Record]) -> None:

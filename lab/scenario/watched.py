@@ -155,6 +155,8 @@ class Watched:
         self.gaps += dropped.gaps
         self.violations += check_kernel_drops(dropped, self.phases, self._expected)
         self.violations += check_kernel_log(self.kernel_log)
+        if self.kernel_log.overwritten:
+            self.gaps.append("the kernel's log has run over: lines were lost before they were read")
         self.coverage = coverage(self.timeline.reloads, self._traffic.sent_to)
         if self.violations:
             raise InvariantsViolated(self.findings)

@@ -104,6 +104,8 @@ class Drops:
         with self._lock:
             lost = self._kernel.lost if self._kernel is not None else 0
             late = [f"{lost} packets dropped by the kernel came too fast to be read"] if lost else []
+            if any(events.lost for events in self._events.values()):
+                late.append("drop notifications may be missing: programs wrote faster than their rings were read")
             return Dropped(
                 ownership=self._ownership(),
                 programs={name: events.events for name, events in self._events.items()},

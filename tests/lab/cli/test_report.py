@@ -44,6 +44,12 @@ def test_a_kind_of_step_that_one_scenario_has_seen_is_not_called_unseen() -> Non
     assert text.splitlines()[-1] == "8 of 11 steps had packets under way"
 
 
+def test_what_could_not_be_watched_is_told_once_with_its_scenarios() -> None:
+    gap = "the kernel's log is not read: /dev/kmsg: Operation not permitted"
+    records = [replace(RECORD, name=f"test_{name}.py::test_it", gaps=(gap,)) for name in "ab"]
+    assert printed(*records, RECORD).splitlines()[-1] == f"not watched in 2 scenarios: {gap}"
+
+
 def test_a_run_without_reloads_tells_nothing_of_steps() -> None:
     assert "steps" not in printed(replace(RECORD, reloads=(), steps=NO_STEPS))
 
