@@ -176,9 +176,11 @@ class Engine:
             self._neighbours.forget_one()
 
     def _send(self, stream: Stream, count: int = 1) -> None:
-        """Send packets, and note when."""
-        self._sent.note(time.monotonic_ns(), self._numbers[stream.flow.name])
+        """Send packets, and note when; a connection that is broken or waits for too many answers sends none."""
+        now, before = time.monotonic_ns(), stream.sent
         stream.send(count)
+        if stream.sent > before:
+            self._sent.note(now, self._numbers[stream.flow.name])
 
     def _command(self) -> None:
         message = self._control.receive()
