@@ -13,7 +13,8 @@ from contextlib import ExitStack
 from ipaddress import ip_address
 from pathlib import Path
 
-from datapath.kernel.netlink import NLM_F_REQUEST, NetlinkSocket, attributes, unless
+from datapath.errors import NetlinkError
+from datapath.kernel.netlink import NLM_F_REQUEST, NetlinkSocket, attributes
 
 _RTM_DELNEIGH, _RTM_GETNEIGH = 29, 30
 _NDA_DST = 1
@@ -50,8 +51,12 @@ class Neighbours:
         sock = self._sockets[place]
         found = [*_found(sock)]
         if found:
-            # It may have gone by itself meanwhile.
-            unless(errno.ENOENT, sock, "forget a neighbour", found[rounds % len(found)])
+            try:
+                sock.request("forget a neighbour", found[rounds % len(found)])
+            except NetlinkError as error:
+                # It may have gone by itself meanwhile, or with its interface.
+                if error.errno not in (errno.ENOENT, errno.ENODEV):
+                    raise
 
 
 def _found(sock: NetlinkSocket) -> Iterator[bytes]:
