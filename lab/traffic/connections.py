@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import socket
 import time
-from array import array
 from collections import deque
 from collections.abc import Mapping
 from contextlib import suppress
@@ -72,7 +71,6 @@ class TcpConnections:
         self._way = Way("exchange")
         self._events: list[Event] = []
         self._segments: list[LostPacket] = []
-        self._times = array("q")
         self._links: dict[int, Link] = {}
         self._settling: deque[tuple[Link, int]] = deque()
         self._bytes_sent = 0
@@ -105,7 +103,6 @@ class TcpConnections:
     def _begin(self, number: int) -> None:
         sock = self._spare.popleft() if self._spare else self._socket(time.monotonic() + 1)
         link = Link(number, sock, time.monotonic_ns(), self.payloads.of(number))
-        self._times.append(link.sent_ns)
         self._way.under_way[number] = link.sent_ns
         self._links[number] = link
         disconnect(sock)
@@ -207,8 +204,10 @@ class TcpConnections:
         return sum(1 for number in range(first, end) if number not in self._way.under_way)
 
     def idle(self, since_ns: int) -> bool:
-        """Tell whether every connection that was begun after `since_ns` is done."""
-        return all(link.sent_ns < since_ns for link in self._links.values())
+        """Tell whether every connection that was begun after `since_ns` is done, and its last segments have arrived."""
+        self._settle()
+        answered = (at < since_ns for _, at in self._settling)
+        return all(link.sent_ns < since_ns for link in self._links.values()) and all(answered)
 
     def report(self, *, late_after_ns: int, final: bool) -> FlowReport:
         """Return the account so far; what is under way counts as lost if `final`."""

@@ -56,6 +56,15 @@ class Segments:
         self._since = (number, now_ns)
 
     @property
+    def all_arrived(self) -> bool:
+        """Whether every segment that was sent has arrived, but for those that are known to be lost.
+
+        The last acknowledgement may still be under way when the last record is there.
+        """
+        missing = (now - before for now, before in zip(_missing(*self._read()), self._offsets, strict=True))
+        return all(count <= len(lost) for count, lost in zip(missing, self._lost, strict=True))
+
+    @property
     def lost(self) -> list[LostPacket]:
         return [*self._lost[0], *self._lost[1]]
 

@@ -189,9 +189,10 @@ class TcpStream:
         return end - first - self.unanswered(first, end)
 
     def idle(self, since_ns: int) -> bool:
-        """Tell whether there is nothing to wait for: all echoed, or broken, or nothing has moved since `since_ns`."""
-        waiting = self._waiting_since()
-        return bool(self.broken) or waiting is None or waiting < since_ns
+        """Tell whether there is nothing to wait for: all has arrived, it broke, or nothing moved since `since_ns`."""
+        if self.broken or (not self._under_way and self._segments.all_arrived):
+            return True
+        return (self._waiting_since() or self._progress_ns) < since_ns
 
     def report(self, *, late_after_ns: int, final: bool) -> FlowReport:
         """Return the account so far; records without an echo count as lost if `final`."""
