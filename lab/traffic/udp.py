@@ -189,7 +189,7 @@ class UdpStream:
             name=self.flow.name,
             protocol="udp",
             sent=self.sent,
-            delivered=self.sent - len(self.requests.under_way),
+            delivered=self.arrivals(0, self.sent) if self.flow.denied else self.sent - len(self.requests.under_way),
             received=self.received,
             in_flight=0 if final or self.flow.denied else self.sent - self.received,
             lost=tuple(lost),

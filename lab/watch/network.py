@@ -86,8 +86,7 @@ def read_network(netns: Path, *, settings: bool = True) -> Network:
             if not struct.unpack_from("=I", answer, _RTMSG_FLAGS)[0] & _RTM_F_CLONED
         )
         neighbours = frozenset(
-            answer[16:28]
-            + b"".join(_attribute(n, v) for n, v in attributes(answer, 28) if n in (_NDA_DST, _NDA_LLADDR))
+            _neighbour(answer)
             for answer in netlink.dump("list neighbours", _request(_RTM_GETNEIGH, 12))
             if struct.unpack_from("=H", answer, _NDMSG_STATE)[0] & _NUD_PERMANENT
         )
