@@ -120,6 +120,9 @@ class Runner:
         """Try every fault, in place of pytest's own loop."""
         if self._broken:
             return True
+        if not session.items:
+            self._error = CorpusError("there is no scenario to try the faults on")
+            return True
         try:
             self._run(session)
         except BaseException as error:  # noqa: BLE001 - pytest would make an exit code of it: run() raises it

@@ -17,7 +17,7 @@ from datapath.errors import CompileError, ReloadlabError, VerifierError
 from lab.corpus.fault import Fault
 from lab.corpus.verdict import Catch, How, Trial
 from lab.scenario.gate import GateNeverFired
-from lab.scenario.watched import InvariantsViolated, Watched
+from lab.scenario.watched import InvariantsViolated, NoVerdict, Watched
 from lab.watch.violation import Violation
 
 if TYPE_CHECKING:
@@ -80,7 +80,9 @@ class Injector:
 
     def pytest_reloadlab_options(self, options: MarkOptions) -> None:
         """Build the scenario's programs from the patched C, where the fault is in the C; compile each program once."""
-        options.scenario["templates"] = self._templates
+        # A scenario that wants templates of its own removes them: not those of all trials.
+        if options.scenario["templates"] is not None:
+            options.scenario["templates"] = self._templates
         if self._fault is None or not self._fault.patches:
             return
         if self._library is None:
@@ -110,10 +112,12 @@ class Injector:
     def _says_nothing(self, error: BaseException) -> bool:
         """Tell whether a failure is no finding about packets.
 
-        That is so for a gate at a step that the fault has taken out of the plan, and for C that is not even loaded.
+        That is so for a gate at a step that the fault has taken out of the plan, for traffic that could see nothing,
+        and for C that is not even loaded.
         """
         patched = self._fault is not None and bool(self._fault.patches)
-        return isinstance(error, GateNeverFired) or (patched and isinstance(error, CompileError | VerifierError))
+        refused = patched and isinstance(error, CompileError | VerifierError)
+        return refused or isinstance(error, GateNeverFired | NoVerdict)
 
     def _note_applied(self) -> None:
         # A file, because a reload may be another process's.
@@ -134,7 +138,7 @@ def _catch(scenario: str, error: BaseException, violations: Sequence[Violation])
 
 def _violations(running: Watched) -> list[Violation]:
     """Return what does not hold of a scenario that has failed, whether or not it had come to its checks."""
-    with suppress(InvariantsViolated):
+    with suppress(InvariantsViolated, NoVerdict):
         running.finish()
     return running.violations
 

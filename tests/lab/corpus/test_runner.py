@@ -171,6 +171,14 @@ def test_a_suite_that_cannot_be_collected_is_an_error(run_directory: Path, tmp_p
     assert "No module named 'no_such_module'" in err
 
 
+def test_a_suite_without_scenarios_is_an_error(run_directory: Path, tmp_path: Path) -> None:
+    (tmp_path / "suite" / "test_small.py").write_text("")
+    process = start(tmp_path, "survives")
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "CorpusError: there is no scenario to try the faults on" in err
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda number: number.name)
 def test_nothing_is_left_of_a_runner_that_is_ended(run_directory: Path, tmp_path: Path, number: signal.Signals) -> None:
     process = start(tmp_path, "hangs")
