@@ -194,7 +194,7 @@ _LOADERS: tuple[tuple[str, str, Callable[[Plan], Plan], tuple[str, ...]], ...] =
         "calls-map-reused",
         "fills the calls map that attached programs use",
         reuse_calls,
-        ("cilium issue 16561", "cilium issue 17744"),
+        ("cilium issue 20691",),
     ),
     ("hook-emptied", "leaves each hook empty for 2 ms before it attaches", attach_late, ()),
     ("attached-behind", "attaches behind the program that it should replace", attach_behind, ()),
@@ -207,7 +207,12 @@ _LOADERS: tuple[tuple[str, str, Callable[[Plan], Plan], tuple[str, ...]], ...] =
         ("the reference commit, reloadDatapath",),
     ),
     ("routes-removed", "removes the endpoint's routes where they are wanted", remove_installed_routes, ()),
-    ("finalized-after-first-attach", "lets go of the old calls map after the first attach", finalize_too_early, ()),
+    (
+        "finalized-after-first-attach",
+        "lets go of the old calls map after the first attach",
+        finalize_too_early,
+        ("cilium issue 16561", "cilium issue 17744"),
+    ),
     ("maps-not-reverted", "leaves moved maps at :pending when the load fails", skip_revert, ()),
     ("old-maps-kept", "leaves the old maps pinned for ever", never_finalize, ()),
 )

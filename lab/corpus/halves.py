@@ -99,8 +99,8 @@ class InsertIntoOneArray(InsertPolicy):
             for slot, program in spec.contents.items() if not is_calls_map(spec.name) else ():
                 array = collection.maps[spec.name]
                 old = progarray.open_program_at(array.fd, slot)
-                if old is not None:
-                    work.on_undo(self, partial(progarray.put, array.fd, slot, work.keep_open(old)))
+                back = partial(progarray.clear if old is None else progarray.put, array.fd, slot)
+                work.on_undo(self, back if old is None else partial(back, work.keep_open(old)))
                 progarray.put(array.fd, slot, collection.programs[program].fd)
 
 

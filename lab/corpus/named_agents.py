@@ -186,7 +186,7 @@ def working_without_a_datapath(applied: Applied) -> type[Agent]:
 
         def plan(self, subject: str, *, generation: int = 0) -> Plan:
             plan = super().plan(subject, generation=generation)
-            if (self.config.state / "templates").exists():
+            if self.config.templates.exists():
                 return plan
             applied()
             return plan.change(lambda step: step if isinstance(step, Compile) else None)
