@@ -1,6 +1,7 @@
 """Which systematic faults are without effect, and why: no packet, and nobody who looks at the node, can tell.
 
-Each reason rests on what the steps in datapath/reload/ do. Whoever changes a step reads the reasons that name it.
+Each reason rests on what the steps in datapath/reload/ do. Whoever changes a step reads the reasons that name it, and
+has a new or changed reason checked by somebody else (docs/corpus.md says when that was done last).
 """
 
 from __future__ import annotations
@@ -9,25 +10,38 @@ from fnmatch import fnmatchcase
 
 _FETCHED_AGAIN = "the template cache returns the template that it has just returned"
 _WRITTEN_AGAIN = "the same bytes replace the file that nobody has read yet; taking it back twice removes it once"
-_MOVED_AGAIN = "the second time no map is pinned at the places that were cleared, so nothing is moved; the lock is held"
+_MOVED_AGAIN = (
+    "the second time no map is pinned at the places that were cleared, what lies beside them is known to be of this "
+    "reload, and the lock is held: nothing is moved"
+)
 _OPENED_AGAIN = "the maps that the first time made are used by nothing, are not pinned, and close with the reload"
-_FILLED_AGAIN = "nothing uses the maps yet: each entry is written again with the same value, and the pin is found"
-_SLOTS_AGAIN = "each slot is given the program that it has; carrying connections over twice merges equal states"
+_FILLED_AGAIN = (
+    "nothing uses the new maps yet, and updates wait for the lock: each entry is written again, as the old map has it "
+    "by then, and the pin is found; that entries do not fit is warned of twice"
+)
+_SLOTS_AGAIN = "each slot is given the program that it has; connections are merged once more, as the commit does it too"
 _POLICY_AGAIN = "each slot is given the program that it has; the undo puts this one back and then the old one"
-_ROUTES_AGAIN = "the routes are as the step wants them: it finds nothing to do"
+_ROUTES_AGAIN = "the routes are as the step wants them: it finds nothing to do, or installs the same route again"
 _FILTERS_AGAIN = "no filter of ours is left in that direction: it finds nothing to do"
-_NO_UNDO = "the step registers no undo: what it makes closes with the reload"
-_ONE_OBJECT = "nothing can fail between the publication of the only object and the point of no return"
+_NO_UNDO = "the step registers no undo: there is none to leave out"
+_ONE_OBJECT = (
+    "nothing can fail between the publication of the only object and the point of no return; a signal could come "
+    "between these two statements, and then the object on the disk is newer than the programs until the next reload"
+)
 _PINNED_LATER = (
     "a program refers to its maps, not to their pins, and runs only once it is attached; nobody else can pin a map "
-    "of the same name meanwhile: the step before holds the lock for it"
+    "of the same name meanwhile: who would waits for the lock on the maps, or on the endpoint, that the reload holds"
 )
-_OTHER_OBJECT = "the two steps belong to two objects and have nothing in common"
+_OTHER_OBJECT = "the two steps belong to two objects; connections, which both know, are carried over for each of them"
 _TO_AND_FROM = (
-    "no packet meets both: the policy slot and the routes are met on the way to the pod, the ingress program on the "
-    "way from it; each of them is complete by itself, in either order"
+    "the policy slot and the routes are met on the way to the pod, the ingress program on the way from it, and each is "
+    "complete by itself; what meets both, a connection or a frame to the pod itself, meets an old and a new one in "
+    "either order"
 )
-_TWO_HOOKS = "no packet meets both hooks of the device; each program has its own calls map, old or new, in either order"
+_TWO_HOOKS = (
+    "each program is complete by itself, and cil_to_overlay only counts; a packet that is sent back into the tunnel "
+    "meets an old and a new one in either order"
+)
 
 REASONS: dict[str, str] = {
     "*/compile/twice": _FETCHED_AGAIN,
@@ -51,7 +65,6 @@ REASONS: dict[str, str] = {
     "pod*/insert-policy/swapped": _TO_AND_FROM,
     "pod*/attach-ingress/swapped": _TO_AND_FROM,
     "overlay/attach-ingress/swapped": _TWO_HOOKS,
-    "host/detach-ingress:obsolete/swapped": _TWO_HOOKS,
 }
 """The reasons, by patterns of names of faults; the first that fits counts."""
 

@@ -38,7 +38,6 @@ HOST_MUTANTS = (
         "if (!info || identity_to_carry(info->sec_identity) == WORLD_ID)",
         "if (info && identity_to_carry(info->sec_identity) == WORLD_ID)",
         "test_frames",
-        equivalent="ipcache has an entry for all of each family, the world, so that every look-up finds one",
     ),
     mutant(
         "host-address-range-to-stack",
@@ -72,7 +71,7 @@ HOST_MUTANTS = (
         "CILIUM_CALL_IPV6_FROM_HOST);\n"
         "\treturn ret < 0 ? drop_packet_verdict(ctx, &trace, ret, METRIC_INGRESS, TC_ACT_OK)",
         "CILIUM_CALL_IPV6_FROM_HOST);\n\treturn ret < 0 ? TC_ACT_OK",
-        equivalent="only a packet that finds an empty slot meets it, and each load fills its slots before packets come",
+        "test_pins",
     ),
     mutant(
         "host-forwarded-is-its-own",
