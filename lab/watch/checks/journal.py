@@ -80,14 +80,20 @@ class _Watch:
             yield f"interface {self._names[ifindex]} was down"
 
     def _planned(self, what: str, time_ns: int) -> bool:
-        """Tell whether a reload took a program off by its plan, to be without one at its end."""
+        """Tell whether a reload took a program off by its plan, to be without one at its end, and none attached since.
+
+        A change is read later than it happened, on a busy machine maybe when the step has ended.
+        """
+        planned, begun_ns = False, 0
         for outcome in self._outcomes:
             attached = {f"{each.ifname} {each.direction} had no program" for each in outcome.attached}
             for span in outcome.spans:
-                step = f"{span.target} {span.step.removeprefix('detach ')} had no program"
-                if step == what and what not in attached and span.work.start_ns <= time_ns <= span.work.end_ns:
-                    return True
-        return False
+                verb, _, direction = span.step.partition(" ")
+                if verb not in ("attach", "detach") or f"{span.target} {direction} had no program" != what:
+                    continue
+                if begun_ns < span.work.start_ns <= time_ns:
+                    planned, begun_ns = verb == "detach" and what not in attached, span.work.start_ns
+        return planned
 
 
 def _pod(replay: Replay, pod: PodFacts) -> Iterator[str]:

@@ -101,6 +101,24 @@ def test_an_emptied_hook_is_found(observed: Observed, ifname: str, direction: Di
     assert observed.found() == [f"{ifname} {direction} had no program"]
 
 
+def test_a_hook_that_is_emptied_by_plan_may_be_empty_until_a_reload_attaches(sound_node: Agent) -> None:
+    agent, observed = sound_node, Observed(sound_node)
+    agent.configure(devices=("eth0",))
+    agent.reload("host")
+    agent.on_outcome = observed.outcomes.append
+    with observed.journal:
+        observed.before = baseline(agent)
+        for devices in ((), ("eth0",)):
+            agent.configure(devices=devices)
+            agent.reload("host")
+        take_off_and_put_back(agent, "eth0", Direction.INGRESS)
+        found = observed.found()
+    agent.on_outcome = None
+    agent.configure(devices=())
+    agent.reload("host")
+    assert found == ["eth0 ingress had no program"]
+
+
 def test_a_clsact_that_was_made_anew_is_found(observed: Observed) -> None:
     agent = observed.agent
     with NetlinkSocket(agent.node.netns(NODE)) as netlink:
