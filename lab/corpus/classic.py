@@ -7,37 +7,21 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
-from datapath.base.mapnames import is_calls_map
 from datapath.kernel import hooks
 from datapath.kernel.hooks import Direction
 from datapath.reload.plans import CILIUM_HOST
-from datapath.reload.prepare import FillArrays, RepinMaps, WriteObject
+from datapath.reload.prepare import FillArrays, WriteObject
 from datapath.reload.step import Plan, Step
 from datapath.reload.switchover import Attach, Commit, Detach, InsertPolicy, InstallRoutes, RemoveRoutes
 from datapath.reload.workspace import Workspace
 from lab.corpus.fault import Fault
 from lab.corpus.halves import FillAllBut
 from lab.corpus.loaders import finalize_too_early, never_finalize, skip_revert
+from lab.corpus.named_maps import reuse_calls_map
 from lab.corpus.steps import skipped
 
 GAP = 0.002
 """Seconds for which a hook is left without a program."""
-
-
-@dataclass(frozen=True)
-class ReuseCalls(RepinMaps):
-    """Leaves the calls map where it is: the new tail calls take the place of those that attached programs use."""
-
-    def apply(self, work: Workspace) -> None:
-        super().apply(work)
-        item = work.objects[self.target]
-        work.take_undo(self)
-        for pin in list(item.moved):
-            if is_calls_map(pin.path.name):
-                pin.revert()
-                item.moved.remove(pin)
-            else:
-                work.on_undo(self, pin.revert)
 
 
 @dataclass(frozen=True)
@@ -116,11 +100,6 @@ def keep_policy_slots(plan: Plan) -> Plan:
     return plan.change(lambda step: skipped(step) if isinstance(step, InsertPolicy) else step)
 
 
-def reuse_calls(plan: Plan) -> Plan:
-    """Fill the calls map that the attached programs use."""
-    return plan.change(lambda step: ReuseCalls(step.target) if type(step) is RepinMaps else step)
-
-
 def attach_late(plan: Plan) -> Plan:
     """Empty each hook for a moment before the new program is attached."""
     return plan.change(lambda step: _as(AttachLate, step) if type(step) is Attach else step)
@@ -193,7 +172,7 @@ _LOADERS: tuple[tuple[str, str, Callable[[Plan], Plan], tuple[str, ...]], ...] =
     (
         "calls-map-reused",
         "fills the calls map that attached programs use",
-        reuse_calls,
+        reuse_calls_map,
         ("cilium issue 20691",),
     ),
     ("hook-emptied", "leaves each hook empty for 2 ms before it attaches", attach_late, ()),
