@@ -38,6 +38,8 @@ HOST_MUTANTS = (
         "if (!info || identity_to_carry(info->sec_identity) == WORLD_ID)",
         "if (info && identity_to_carry(info->sec_identity) == WORLD_ID)",
         "test_frames",
+        equivalent="in every build that scenarios load, ipcache is a prefix tree with an entry for all of each family, "
+        "the world, so that every look-up finds one; with IPCACHE_MAP_TYPE=BPF_MAP_TYPE_HASH it would show",
     ),
     mutant(
         "host-address-range-to-stack",
