@@ -13,6 +13,9 @@ from typing import TypeVar
 from lab.system.sockets import TcpInfo, tcp_info
 from lab.traffic.report import Direction, Event, LostPacket
 
+_READINGS = 20
+"""The counters of two ends are read one after the other: what passes in between is gone when they are read again."""
+
 _T = TypeVar("_T")
 
 
@@ -33,12 +36,26 @@ class Segments:
     def _read(self) -> tuple[TcpInfo, TcpInfo]:
         return tcp_info(self._ends[0]), tcp_info(self._ends[1])
 
+    def _read_quiet(self) -> tuple[TcpInfo, TcpInfo]:
+        """Read the counters, several times while they show a loss or a duplicate that is new."""
+        for _ in range(_READINGS):
+            infos = self._read()
+            counts = self._counts(infos)
+            if counts == (len(self._lost[0]), len(self._lost[1])):
+                break
+        return infos
+
+    def _counts(self, infos: tuple[TcpInfo, TcpInfo]) -> tuple[int, int]:
+        """Return how many segments are missing each way; below zero, how many have arrived twice."""
+        (requests, replies), (first_requests, first_replies) = _missing(*infos), self._offsets
+        return requests - first_requests, replies - first_replies
+
     def look(self, number: int, now_ns: int, *, quiet: bool) -> None:
         """Read the counters of both ends, before record `number` is sent at `now_ns`; compare them if all is `quiet`.
 
         What differs was lost since the last comparison. If a segment was only late, the next one takes that back.
         """
-        infos = self._infos = self._read()
+        infos = self._infos = self._read_quiet() if quiet else self._read()
         closed = not all(info.window for info in infos)
         if closed and not self._window_closed:
             self._closed_windows.append(Event("zero-window", now_ns))
@@ -46,7 +63,7 @@ class Segments:
         if not quiet:
             return
         first, since_ns = self._since
-        missing = tuple(now - before for now, before in zip(_missing(*infos), self._offsets, strict=True))
+        missing = self._counts(infos)
         directions: tuple[Direction, Direction] = ("request", "reply")
         for lost, count, direction in zip(self._lost, missing, directions, strict=True):
             _adjust(lost, count, lambda direction=direction: LostPacket(first, since_ns, direction))  # type: ignore[misc]
@@ -61,8 +78,8 @@ class Segments:
 
         The last acknowledgement may still be under way when the last record is there.
         """
-        missing = (now - before for now, before in zip(_missing(*self._read()), self._offsets, strict=True))
-        return all(count <= len(lost) for count, lost in zip(missing, self._lost, strict=True))
+        counts = self._counts(self._read())
+        return all(count <= len(lost) for count, lost in zip(counts, self._lost, strict=True))
 
     @property
     def lost(self) -> list[LostPacket]:
