@@ -60,8 +60,9 @@ def _map(
     if new.id != old.id and name not in migrated:
         yield f" was replaced (id {old.id} -> {new.id})"
         return
-    # The control plane fills what replaces a map of another layout, or a lost one: the counters begin anew.
-    if old.id == new.id or (old.sizes == new.sizes and name not in changed):
+    # The counters of an entry begin anew where the control plane writes it anew: in a map that replaces one of another
+    # type or layout, and where the scenario says that entries come and go.
+    if name not in changed and (old.id == new.id or (old.type, old.sizes) == (new.type, new.sizes)):
         yield from _counters(old, new)
     if old.content is None or new.content is None or (name in changed and not isinstance(changed, Mapping)):
         return
