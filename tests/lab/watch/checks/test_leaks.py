@@ -6,6 +6,8 @@ import ctypes
 import errno
 import os
 import struct
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -112,6 +114,25 @@ def test_a_descriptor_of_a_namespace_that_stays_open_is_found(sound_node: Agent)
         ]
     finally:
         os.close(fd)
+
+
+def test_a_namespace_that_another_thread_enters_again_and_again_is_no_leak(sound_node: Agent) -> None:
+    """As a capture does, which wants to know the names of new interfaces."""
+    before, done = baseline(sound_node), threading.Event()
+
+    def enter_it() -> None:
+        while not done.is_set():
+            with enter(sound_node.node.netns(NODE)):
+                time.sleep(0.02)
+            time.sleep(0.002)
+
+    thread = threading.Thread(target=enter_it)
+    thread.start()
+    try:
+        assert violations(sound_node, before) == []
+    finally:
+        done.set()
+        thread.join()
 
 
 def attach_or_detach(command: int, netns: Path, ifindex: int, fd: int) -> None:
