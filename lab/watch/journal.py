@@ -63,6 +63,7 @@ class Journal:
         self._changes: list[Change] = []
         self._lost: list[int] = []
         self._stopped = False
+        self._error: BaseException | None = None
         self._socket: socket.socket
         self._wake: int
         self._thread: threading.Thread
@@ -80,7 +81,7 @@ class Journal:
         except OSError:
             self._socket.close()
             raise
-        self._thread = threading.Thread(target=self._read, name="journal", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="journal", daemon=True)
         self._thread.start()
         return self
 
@@ -88,14 +89,25 @@ class Journal:
         self.stop()
 
     def stop(self) -> Recorded:
-        """Stop recording, and return what was recorded until then; a second call returns the same."""
+        """Stop recording, and return what was recorded until then; a second call returns the same.
+
+        Raises what has ended the recording before, if anything has.
+        """
         if not self._stopped:
             self._stopped = True
             os.eventfd_write(self._wake, 1)
             self._thread.join()
             os.close(self._wake)
             self._socket.close()
+        if self._error is not None:
+            raise self._error
         return Recorded(tuple(self._changes), tuple(self._lost))
+
+    def _run(self) -> None:
+        try:
+            self._read()
+        except BaseException as error:  # noqa: BLE001 - raised by stop(), in the thread that wants to know
+            self._error = error
 
     def _read(self) -> None:
         poll = select.poll()

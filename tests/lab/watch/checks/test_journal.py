@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from ipaddress import IPv4Network
@@ -178,6 +179,24 @@ def test_lost_messages_are_a_gap_and_end_what_is_looked_at(sound_node: Agent) ->
     assert len(recorded.gaps) == 1
     assert "incomplete" in recorded.gaps[0]
     assert list(check_journal(sound_node, before, take(sound_node.node), recorded, ())) == []
+
+
+def test_a_journal_that_cannot_read_on_says_so(sound_node: Agent) -> None:
+    known = set(os.listdir("/proc/self/fd"))
+    journal = Journal(sound_node.node.netns(NODE)).__enter__()
+    mine = {int(number) for number in set(os.listdir("/proc/self/fd")) - known if number.isdigit()}
+    (broken,) = (number for number in mine if _is_socket(number))
+    with open(os.devnull, "rb") as nothing:
+        os.dup2(nothing.fileno(), broken)
+    with pytest.raises(OSError, match=os.strerror(errno.ENOTSOCK)):
+        journal.stop()
+
+
+def _is_socket(descriptor: int) -> bool:
+    try:
+        return os.readlink(f"/proc/self/fd/{descriptor}").startswith("socket:")
+    except FileNotFoundError:  # that of the listing itself
+        return False
 
 
 def test_a_journal_leaves_nothing_open(sound_node: Agent) -> None:
