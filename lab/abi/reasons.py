@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 FORWARDED, PLAINTEXT = 0, 3
+POLICY_DENIED = 133
 MISSED_TAIL_CALL = 140
 UNKNOWN_TARGET = 150
 
@@ -15,7 +16,7 @@ WORDS: Mapping[int, str] = {
     FORWARDED: "Forwarded",
     PLAINTEXT: "Plaintext",
     132: "Invalid source ip",
-    133: "Policy denied",
+    POLICY_DENIED: "Policy denied",
     134: "Invalid packet",
     135: "CT: Truncated or invalid header",
     136: "Fragmentation needed",

@@ -18,9 +18,6 @@ from lab.scenario.ends import endpoint_of, host_of
 from lab.traffic.flows import Flow
 from lab.watch import metrics
 
-POLICY_DENIED = 133
-"""The drop reason of what no rule lets pass (bpf/lib/drop.h)."""
-
 PolicyOption = Literal["flows"] | None
 """Which policy a scenario begins with: that of its flows, or none."""
 

@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 
 from bpf import is_ours
+from lab.abi.reasons import POLICY_DENIED
 from lab.agent.agent import Agent
 from lab.node.node import Node
 from lab.scenario.ends import meets
-from lab.scenario.flowpolicy import POLICY_DENIED, FlowPolicy, PolicyOption, check_policy, flow_policy
+from lab.scenario.flowpolicy import FlowPolicy, PolicyOption, check_policy, flow_policy
 from lab.traffic.flows import Flow, TrafficError
 from lab.traffic.report import TrafficReport
 from lab.traffic.traffic import Traffic

@@ -90,10 +90,12 @@ def _links(programs: Container[int]) -> Iterator[int]:
 
 
 def _pins(bpffs: Path, own: Path, maps: Container[str]) -> Iterator[str]:
-    """Yield what is in a bpffs, directories too, but for the pinned maps in the directory `own`."""
+    """Yield what is in a bpffs, directories too, but for the pinned maps in the directory `own` and the way to it."""
+    way = {own, *own.parents}
     for directory, names, files in os.walk(bpffs):
         at = Path(directory)
-        yield from (str((at / name).relative_to(bpffs)) for name in (*names, *files) if at != own or name not in maps)
+        found = (at / name for name in (*names, *files) if at != own or name not in maps)
+        yield from (str(path.relative_to(bpffs)) for path in found if path not in way)
 
 
 def _mounts(root: Path) -> Iterator[str]:
