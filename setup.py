@@ -38,6 +38,7 @@ setup(
     package_data={
         "reloadlab": ["py.typed"],
         PLACES["bpf"]: ["*.c", "*.h", "lib/*.h", "include/**/*.h", "LICENSE.*"],
+        f"{PLACES['lab']}.watch": ["*.c"],
         PLACES["scenarios"]: ["suite.ini"],
     },
 )

@@ -10,6 +10,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from bpf import is_ours
     from datapath.base.bpftypes import MapType
     from datapath.base.mapnames import CT_MAPS
     from datapath.endpoint import HOST_ID, REMOTE_NODE_ID, WORLD_ID
@@ -103,6 +104,7 @@ _NAMES = {
     "lab.watch.metrics": "Counters METRIC_EGRESS METRIC_INGRESS packet_counters read_counters rule_counters",
     "lab.watch.mapview": "conntrack_rows",
     "lab.watch.capture": "TunnelCapture",
+    "bpf": "is_ours",
     "datapath.base.mapnames": "CT_MAPS",
     "lab.abi.layouts": "Program ipcache_key",
     # The kernel: hooks, pinned maps, netlink.
@@ -219,6 +221,7 @@ __all__ = [
     "flows_of_each",
     "host_plan",
     "ipcache_key",
+    "is_ours",
     "keep_old_egress",
     "keep_old_routes",
     "never_finalize",

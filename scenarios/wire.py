@@ -13,7 +13,6 @@ from dataclasses import dataclass
 
 import pytest
 
-from bpf import is_ours
 from reloadlab import (
     DROPPED,
     HOST,
@@ -36,6 +35,7 @@ from reloadlab import (
     cidrs,
     ends,
     exchange,
+    is_ours,
     packet_counters,
     parse_policies,
     rule_counters,

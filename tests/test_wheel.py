@@ -87,7 +87,7 @@ def test_scenarios_run_from_an_empty_directory(installed: Environment, project: 
     assert done.stderr == ""
     assert [path.name for path in project.iterdir()] == ["out"]
     names = [scenario["name"] for scenario in json.loads((project / "out/run.json").read_text())["scenarios"]]
-    assert len(names) == 8
+    assert len(names) == 11
     assert all(name.startswith("scenarios/test_hitless.py::") for name in names)
 
 

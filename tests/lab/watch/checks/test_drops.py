@@ -139,7 +139,7 @@ def without_tracepoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Itera
 @pytest.mark.usefixtures("without_tracepoint")
 def test_without_the_tracepoint_a_counter_of_losses_is_a_violation() -> None:
     spec = NodeSpec(unique_name("drops"), pods=1)
-    with Scenario(spec, flows=to_the_outside, rate=200) as scenario:
+    with Scenario(spec, flows=to_the_outside, rate=200, policy=None) as scenario:
         netns = str(scenario.node.netns(NODE))
         ip(netns, "route", "add", "unreachable", "2001:db8::/32")
         with enter(scenario.node.netns("pod-1")):

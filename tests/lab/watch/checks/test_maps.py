@@ -46,7 +46,7 @@ def test_counters_of_policy_entries_only_rise(sound_node: Agent) -> None:
             text = f"map {path.name}: counters of {key.hex()} went back from (5, 500) to (5, 100)"
             assert violations(sound_node, before) == [f"invariant 3: {text}"]
             expected = Expected(migrated=frozenset({path.name}), changed={path.name: ()})
-            assert violations(sound_node, before, expected=expected), "it was not replaced"
+            assert violations(sound_node, before, expected=expected) == [], "its entries come and go"
         finally:
             pinned.delete(key)
 
