@@ -144,8 +144,9 @@ def _violations(running: Watched) -> list[Violation]:
 
 
 def run_trial(session: pytest.Session, task: Task, directory: Path, templates: Path) -> None:
-    """Run the session's scenarios with a fault until one fails; write the result.
+    """Run the session's scenarios with a fault until one catches it; write the result.
 
+    A scenario that fails although the fault has not taken effect in it catches nothing: the others follow.
     `directory` is the trial's own, `templates` what all trials have compiled. The session ends with it: a process does
     this once.
     """
@@ -153,6 +154,7 @@ def run_trial(session: pytest.Session, task: Task, directory: Path, templates: P
     session.config.pluginmanager.register(injector)
     items = task.ordered(session.items)
     started, ran, applied, sent = time.monotonic(), list[str](), list[str](), 0
+    false_alarm: Catch | None = None
     try:
         for item, following in zip(items, [*items[1:], None], strict=True):
             injector.begin(item.nodeid)
@@ -160,10 +162,11 @@ def run_trial(session: pytest.Session, task: Task, directory: Path, templates: P
             ran.append(item.nodeid)
             applied += [item.nodeid] if injector.applied else []
             sent += injector.sent
-            if injector.catch is not None:
+            if injector.catch is not None and (task.fault is None or injector.applied):
                 break
+            false_alarm, injector.catch = false_alarm or injector.catch, None
     finally:
         session.config.hook.pytest_sessionfinish(session=session, exitstatus=pytest.ExitCode.OK)
     seconds = round(time.monotonic() - started, 3)
-    trial = Trial(tuple(applied), tuple(ran), sent, seconds, injector.catch)
+    trial = Trial(tuple(applied), tuple(ran), sent, seconds, injector.catch or false_alarm)
     (directory / RESULT).write_text(json.dumps(trial.to_json()))

@@ -99,6 +99,7 @@ class Watched:
         self._expected = Expected()
         self._expected_on: dict[str, Expected] = {}
         self._abandoned = False
+        self._new_policies = False
         self._history = History()
         self.violations: list[Violation] = []
         self.gaps: list[str] = []
@@ -134,7 +135,11 @@ class Watched:
         self._history.hear(self.agents)
         for agent in self.agents:
             agent.on_reload = partial(self._observer, agent)
-            agent.on_policies = self._traffic.stop_denied
+            agent.on_policies = self._note_policies
+
+    def _note_policies(self) -> None:
+        self._new_policies = True
+        self._traffic.stop_denied()
 
     def _succeed(self, old: Agent, new: Agent) -> None:
         """Watch an agent that takes the place of another, on the same node."""
@@ -192,7 +197,15 @@ class Watched:
         expected = expected.and_also(drops=Counter(expected.drops) + self._traffic.refused(name))
         outcomes = self._history.outcomes_on(name)
         journal = self._journals[name]
-        found = check(agent, before, expected=expected, outcomes=outcomes, drops=self.drops, journal=journal)
+        found = check(
+            agent,
+            before,
+            expected=expected,
+            outcomes=outcomes,
+            drops=self.drops,
+            journal=journal,
+            new_policies=self._new_policies,
+        )
         self.gaps += [f"{name}: {gap}" for gap in journal.stop().gaps]
         found += check_warnings(outcomes, expected)
         self._found(agent, found)

@@ -16,8 +16,12 @@ RATE = 2000.0
 UDP_PORT, TCP_PORT, REFUSED_PORT, DENIED_PORT = 7007, 7008, 7009, 7013
 """Where UDP and TCP are answered, where nothing listens and every packet is refused, and what no policy lets pass."""
 
-SMALL, GSO = 64, 65_000
-"""Bytes of most payloads, and of one that leaves a socket whole and is cut into segments on its way or not at all."""
+SMALL, GSO = 64, 9_000
+"""Bytes of most payloads, and of one that leaves a socket whole and is cut into segments on its way or not at all.
+
+While a neighbour is looked for, the kernel keeps 208 KiB of packets for it and drops what is more (unres_qlen_bytes):
+the payloads of all flows at once must fit.
+"""
 
 _HEADERS = {4: 20, 6: 40}
 _UDP, _TCP_WITH_TIMESTAMPS = 8, 32

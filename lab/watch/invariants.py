@@ -107,11 +107,14 @@ def check(
     outcomes: Sequence[Outcome] | None = None,
     drops: Drops | None = None,
     journal: Journal | None = None,
+    new_policies: bool = False,
 ) -> list[Violation]:
     """Return all violations on the node now; invariants 8 and, without `traffic`, 7 are not checked.
 
     `journal` has recorded the changes of the node's network since before the baseline; it is stopped. Without it,
     invariant 15 is not checked.
+
+    `new_policies` says that policies were applied since `before`: the counters of their entries may begin anew.
 
     `outcomes` are all reloads on this node since `before`; none of them may be missing. Without them a program of
     another load than the last is found only if it uses a calls map.
@@ -121,7 +124,14 @@ def check(
     found = [
         *check_hooks(agent, now),
         *check_pins(agent, now),
-        *check_maps(before.snapshot, now, before.objects, migrated=expected.migrated, changed=expected.changed),
+        *check_maps(
+            before.snapshot,
+            now,
+            before.objects,
+            migrated=expected.migrated,
+            changed=expected.changed,
+            new_policies=new_policies,
+        ),
         *check_counters_rise(before.counters, counters),
         *check_slots(agent, now, objects),
         *check_mixed_loads(before.counters, counters),

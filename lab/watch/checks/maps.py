@@ -22,16 +22,24 @@ Changed = Collection[str] | Mapping[str, Keys]
 
 
 def check_maps(
-    before: Snapshot, now: Snapshot, objects: Objects, *, migrated: Collection[str], changed: Changed
+    before: Snapshot,
+    now: Snapshot,
+    objects: Objects,
+    *,
+    migrated: Collection[str],
+    changed: Changed,
+    new_policies: bool = False,
 ) -> Iterator[Violation]:
     """Yield the shared maps that were replaced or changed, other than these (invariant 3).
 
     `objects` are the object files at the time of `before`: the layout of an old map is in no other place.
+    `new_policies` says that policies were applied since then: their entries and the counters in them may be new.
     """
     for name, old in before.pins.items():
         if is_calls_map(name) or ":" in name:
             continue
-        yield from (Violation(3, f"map {name}{what}") for what in _map(name, old, now, objects, migrated, changed))
+        found = _map(name, old, now, objects, migrated, changed, new_policies=new_policies)
+        yield from (Violation(3, f"map {name}{what}") for what in found)
 
 
 def check_counters_rise(before: Counters, now: Counters) -> Iterator[Violation]:
@@ -51,7 +59,14 @@ def check_counters_rise(before: Counters, now: Counters) -> Iterator[Violation]:
 
 
 def _map(
-    name: str, old: PinnedMap, now: Snapshot, objects: Objects, migrated: Collection[str], changed: Changed
+    name: str,
+    old: PinnedMap,
+    now: Snapshot,
+    objects: Objects,
+    migrated: Collection[str],
+    changed: Changed,
+    *,
+    new_policies: bool,
 ) -> Iterator[str]:
     new = now.pins.get(name)
     if new is None:
@@ -61,8 +76,9 @@ def _map(
         yield f" was replaced (id {old.id} -> {new.id})"
         return
     # The counters of an entry begin anew where the control plane writes it anew: in a map that replaces one of another
-    # type or layout, and where the scenario says that entries come and go.
-    if name not in changed and (old.id == new.id or (old.type, old.sizes) == (new.type, new.sizes)):
+    # type or layout, and where entries come and go.
+    rewritten = name in changed or new_policies
+    if not rewritten and (old.id == new.id or (old.type, old.sizes) == (new.type, new.sizes)):
         yield from _counters(old, new)
     if old.content is None or new.content is None or (name in changed and not isinstance(changed, Mapping)):
         return
