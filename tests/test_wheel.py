@@ -206,7 +206,7 @@ def test_own_fixtures(cluster, scenario):
 
 def test_nothing_of_reloadlab_is_loaded():
     loaded = {name for name in sys.modules if name.partition(".")[0] in ("reloadlab", "pyroute2", "nsenter", "rich")}
-    assert loaded <= {"reloadlab", "reloadlab.home", "reloadlab.pytest_plugin"}
+    assert loaded <= {"reloadlab", "reloadlab.home", "reloadlab.hooks", "reloadlab.pytest_plugin"}
     assert not [place for place in sys.path if "_packages" in place and "reloadlab" in place]
 """,
 }

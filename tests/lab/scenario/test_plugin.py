@@ -80,10 +80,11 @@ def test_suite_of_a_user(pytester: pytest.Pytester, records: Path, monkeypatch: 
     assert found["test_good"]["violations"] == []
     assert any(text.startswith("invariant 1: ") for text in found["test_broken"]["violations"])
     message = found["test_broken"]["message"]
-    assert message.splitlines() == [
-        "invariants violated:",
-        *(f"  {text}" for text in found["test_broken"]["violations"]),
-    ]
+    title, *lines = message.splitlines()
+    assert title == "invariants violated:"
+    told = [line.strip() for line in lines if not line.endswith(" more")]
+    assert told
+    assert set(told) <= set(found["test_broken"]["violations"])
     # What is checked at the end would only hide why this one failed.
     assert "assert 1 == 2" in found["test_fails_by_itself"]["message"]
     assert found["test_fails_by_itself"]["violations"] == []

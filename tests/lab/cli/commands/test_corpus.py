@@ -10,8 +10,27 @@ import pytest
 
 from tests.lab.labs import ROOT, cli
 
-SAMPLE = 44
-"""Faults that are tried in every run of the tests; `make corpus` tries all."""
+SAMPLE = (
+    *("pod/compile/after-commit", "pod/load-programs/after-commit", "pod/fill-arrays/swapped"),
+    *("pod/insert-policy/dropped", "pod-routes/write-object/swapped", "pod-routes/open-maps/dropped"),
+    *("pod-routes/open-maps/after-commit", "pod-routes/insert-policy/dropped", "host/load-programs:device/swapped"),
+    *("host/fill-arrays:cilium_net/without-v6", "host/attach-egress:cilium_host/after-commit"),
+    *("host/attach-ingress:cilium_net/dropped", "host/attach-ingress:cilium_host/dropped"),
+    *("host/attach-egress:cilium_host/dropped", "host/attach-ingress:device/dropped"),
+    *("host/detach-ingress:obsolete/after-commit", "overlay/compile/dropped", "overlay/repin-maps/after-commit"),
+    *(
+        "loader/arp-slot-empty",
+        "loader/neighbour-slot-empty",
+        "loader/ipv6-slot-empty",
+        "loader/to-host-never-attached",
+    ),
+    *("loader/egress-never-attached", "loader/wrong-identity", "loader/policy-slots-kept", "loader/calls-map-reused"),
+    *("loader/hook-emptied", "loader/attached-behind", "loader/fill-after-attach", "loader/detach-before-load"),
+    *("loader/routes-removed", "loader/old-maps-kept", "B2-finalize-too-early", "skip-revert"),
+    *("B16-teardown-slot-first", "mutant/lxc-egress-program-passes-ipv6", "mutant/ct-flags-not-remembered"),
+    *("mutant/host-address-range-to-stack", "mutant/policy-bytes-of-payload", "mutant/mark-identity-cut-off"),
+)
+"""Faults of every kind that are tried in every run of the tests: such as one of the first scenarios catches."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +99,8 @@ def test_the_verdict_names_scenario_invariant_and_packets() -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_sample_of_the_corpus_is_caught() -> None:
-    result = corpus("--json", "--sample", str(SAMPLE), timeout=850)
+    assert len(SAMPLE) >= 40
+    result = corpus("--json", "-k", " or ".join(SAMPLE), timeout=850)
     document = json.loads(result.out)
-    assert len(document["caught"]) == SAMPLE, result.err
+    assert sorted(document["caught"]) == sorted(SAMPLE), result.err
     assert result.code == 0, result.err
