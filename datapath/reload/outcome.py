@@ -83,6 +83,11 @@ class Outcome:
     def duration_ns(self) -> int:
         return self.spans[-1].work.end_ns - self.spans[0].work.start_ns if self.spans else 0
 
+    @property
+    def end_ns(self) -> int:
+        """When it ended. Generations do not tell the order of reloads: each has its number before its turn."""
+        return self.spans[-1].work.end_ns if self.spans else 0
+
     def to_json(self) -> dict[str, Any]:
         """Return the outcome as JSON values, with durations added; without `loaded`: its ids mean nothing later."""
         spans = [asdict(span) | {"duration_ns": span.duration_ns} for span in self.spans]

@@ -41,7 +41,7 @@ class History:
         """Return the generations of a node that others have replaced, and what they were loads of."""
         found: dict[int, str] = {}
         last = dict(self._first.get(node, {}))
-        for outcome in sorted(self.outcomes_on(node), key=_end):
+        for outcome in sorted(self.outcomes_on(node), key=lambda outcome: outcome.end_ns):
             if outcome.subject in last:
                 found[last[outcome.subject]] = outcome.subject
             last[outcome.subject] = outcome.generation
@@ -57,7 +57,3 @@ class History:
 
     def _note_failure(self, prefix: str, failed: FailedReload) -> None:
         self.timeline.add(Reload.of(failed, prefix + failed.subject))
-
-
-def _end(outcome: Outcome) -> int:
-    return outcome.spans[-1].work.end_ns if outcome.spans else 0

@@ -7,7 +7,6 @@ import socket
 import time
 from collections import deque
 from collections.abc import Mapping
-from contextlib import suppress
 from functools import partial
 
 from lab.system.sockets import Address, bound_socket, disconnect, tcp_info
@@ -51,9 +50,11 @@ class Link:
 
     def close(self) -> None:
         """Close both ends, the source first."""
-        # A connection that was reset meanwhile has nothing to shut down.
-        with suppress(OSError):
+        try:
             self.source.shutdown(socket.SHUT_WR)
+        except OSError as error:
+            if error.errno != errno.ENOTCONN:  # reset meanwhile, or never connected
+                raise
         if self.target is not None:
             self.target.close()
 

@@ -123,7 +123,8 @@ class UdpStream:
             self.delays.round_trip(self._times[number], took + self._took.pop(number))
 
     def _read_refusals(self, source: Source) -> None:
-        # Whoever answers instead does not refuse; unread, it would wake the engine for ever.
+        # Whoever answers instead does not refuse; unread, it would wake the engine for ever. An error that is pending,
+        # whichever, is told by the error queue as well.
         with suppress(OSError):
             source.socket.recv(_LARGEST)
             self._strays += 1

@@ -71,6 +71,7 @@ class Drops:
         self._flows = tuple(flows)
         self._stack = ExitStack()
         self._done = threading.Event()
+        self._error: BaseException | None = None
         self._lock = threading.Lock()
         self._events: dict[str, DropEvents] = {}
         self._kernel: KernelDrops | None = None
@@ -99,7 +100,9 @@ class Drops:
         self._stack.close()
 
     def read(self) -> Dropped:
-        """Return what was dropped until now."""
+        """Return what was dropped until now. Raises what has ended the reading of the rings before, if anything has."""
+        if self._error is not None:
+            raise self._error
         self._collect()
         with self._lock:
             lost = self._kernel.lost if self._kernel is not None else 0
@@ -123,8 +126,11 @@ class Drops:
             self._gaps.append(f"drop notifications are not read: {error}")
 
     def _run(self) -> None:
-        while not self._done.wait(INTERVAL):
-            self._collect()
+        try:
+            while not self._done.wait(INTERVAL):
+                self._collect()
+        except BaseException as error:  # noqa: BLE001 - raised by read(), in the thread that wants to know
+            self._error = error
 
     def _collect(self) -> None:
         with self._lock:

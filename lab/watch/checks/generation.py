@@ -26,7 +26,7 @@ def check_generation(agent: Agent, before: Snapshot, now: Snapshot, outcomes: Se
 
     What was reloaded has the programs of its last reload, all else those that it had before.
     """
-    done = sorted(outcomes, key=_end)
+    done = sorted(outcomes, key=lambda outcome: outcome.end_ns)
     last = {outcome.subject: outcome for outcome in done}
     yield from (Violation(1, what) for what in _hooks(agent, before, now, last))
     for subject in (each for each in last if each in agent.subjects):
@@ -35,11 +35,6 @@ def check_generation(agent: Agent, before: Snapshot, now: Snapshot, outcomes: Se
             yield from (Violation(4, what) for what in _calls_slots(now, subject, loaded))
     yield from (Violation(4, what) for what in _kept_slots(agent, before, now, last))
     yield from (Violation(4, what) for what in _reused(before, done))
-
-
-def _end(outcome: Outcome) -> int:
-    """Return when a reload ended. Generations do not tell the order: a reload has its number before its turn."""
-    return outcome.spans[-1].work.end_ns if outcome.spans else 0
 
 
 def _hooks(agent: Agent, before: Snapshot, now: Snapshot, last: Mapping[str, Outcome]) -> Iterator[str]:

@@ -81,7 +81,8 @@ def wait_for_packets(traffic: Traffic, count: int) -> None:
 @pytest.mark.privileged
 def test_every_kind_of_flow_is_silent_without_a_fault(pair: Pair) -> None:
     with Traffic(every_kind(pair), rate=2000) as traffic:
-        assert all(burst.complete for burst in traffic.burst_all(10, timeout=10))
+        # No more: a namespace may send 50 ICMP errors at once (icmp_msgs_burst), and a few less by chance.
+        assert all(burst.complete for burst in traffic.burst_all(5, timeout=10))
         wait_for_packets(traffic, 2000)
         report = traffic.stop()
     assert report.findings() == []
