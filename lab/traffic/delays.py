@@ -6,8 +6,8 @@ from collections import Counter
 
 from lab.traffic.report import Delays, Event, Pause
 
-STARVED_NS = 20_000_000
-"""An engine that should have run and did not for this long has starved: a step of a reload is over by then."""
+STARVED_NS = 5_000_000
+"""An engine that should have run and did not for this long has starved: steps of a reload are over by then."""
 
 CALM_FACTOR = 20
 """A packet is late if it takes this many times as long as 99.9 % of the packets did before the first reload."""
