@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+
 import pytest
 
 from reloadlab import CT_MAPS, Scenario, open_pin
 from scenarios.test_map_migration import ENDPOINT_MAP, ONE_WAY, open_connections
+from scenarios.test_rollback import fail_after_every_step
 
 IPCACHE, ENDPOINTS = "cilium_ipcache", "cilium_lxc"
 
@@ -34,6 +37,21 @@ def test_connections_are_lost(scenario: Scenario) -> None:
     scenario.expect(changed=frozenset({ENDPOINT_MAP}), migrated=frozenset(CT_MAPS))
     lose(scenario, *CT_MAPS)
     scenario.reload()
+
+
+@pytest.mark.parametrize("subject", ["pod-1", "host"])
+@pytest.mark.node(pods=2, devices=("eth0",))
+def test_reload_fails_while_pins_are_lost(scenario: Scenario, subject: str) -> None:
+    """What it has pinned where the lost ones were goes with it, at whatever step it fails."""
+    paths = sorted(scenario.agent.config.globals.glob("cilium_calls_*"))
+    with ExitStack() as stack:
+        # A calls map that nobody has a descriptor of would be emptied.
+        lost = [(path, stack.enter_context(open_pin(path))) for path in paths]
+        lose(scenario, *(path.name for path in paths))
+        fail_after_every_step(scenario, subject)
+        for path, calls in lost:
+            calls.pin(path)
+    scenario.reload(subject)
 
 
 @pytest.mark.parametrize("subject", ["pod-1", "host"])

@@ -90,7 +90,9 @@ def _faults_of(place: Place) -> Iterator[Fault]:
         # Nothing follows the commit.
         if place.step == "commit" and way in ("swapped", "after-commit"):
             continue
-        hints = ("test_rollback",) if way == "not-undone" else ()
+        # A map that replaces another is put away by the undo of that; one that is simply new is not.
+        first = ("pins_are_lost",) if place.step == "migrate maps" else ()
+        hints = (*first, "test_rollback") if way == "not-undone" else ()
         yield _fault(place, way, what, partial(change, place), hints)
 
 
