@@ -34,23 +34,6 @@ class Attached:
 
 
 @dataclass(frozen=True, slots=True)
-class FailedReload:
-    """A reload that failed: how far it came, and when it was undone.
-
-    The last of `spans` is the step that failed; without a failing step, such as at a cancellation, it is the last step
-    that was done. `rollback` is None if the reload failed after the commit, when nothing is undone. `error` is the
-    message of what was raised.
-    """
-
-    subject: str
-    endpoint_id: int
-    generation: int
-    spans: tuple[Span, ...]
-    rollback: Interval | None
-    error: str
-
-
-@dataclass(frozen=True, slots=True)
 class Loaded:
     """One object that the reload loaded: the kernel's ids of its programs by name.
 
@@ -94,3 +77,21 @@ class Outcome:
         values = asdict(replace(self, loaded=()))
         del values["loaded"]
         return values | {"spans": spans, "duration_ns": self.duration_ns}
+
+
+@dataclass(frozen=True, slots=True)
+class FailedReload:
+    """A reload that failed: how far it came, and when it was undone.
+
+    The last of `spans` is the step that failed; without a failing step, such as at a cancellation, it is the last step
+    that was done. `error` is the message of what was raised. A reload that failed after the commit is not undone: its
+    load stays, `done` says what it has done, and `rollback` is None. Of all others `done` is None.
+    """
+
+    subject: str
+    endpoint_id: int
+    generation: int
+    spans: tuple[Span, ...]
+    rollback: Interval | None
+    error: str
+    done: Outcome | None = None

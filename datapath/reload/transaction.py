@@ -87,6 +87,11 @@ def apply(
             if on_failure is not None:
                 on_failure(_failed(plan, work, spans, start, cause))
         raise
+    return _outcome(plan, work, spans)
+
+
+def _outcome(plan: Plan, work: Workspace, spans: list[Span]) -> Outcome:
+    """Return what a reload has done that has passed its commit."""
     return Outcome(
         subject=plan.subject,
         endpoint_id=plan.endpoint_id,
@@ -125,9 +130,10 @@ def _apply_timed(step: Step, work: Workspace, spans: list[Span]) -> None:
 
 
 def _failed(plan: Plan, work: Workspace, spans: list[Span], start_ns: int, cause: BaseException) -> FailedReload:
-    """Return the record of a reload that failed, and was undone since `start_ns`."""
+    """Return the record of a reload that failed, and was undone since `start_ns`, or passed its commit."""
     undone = None if work.committed else Interval(threading.get_native_id(), start_ns, time.monotonic_ns())
-    return FailedReload(plan.subject, plan.endpoint_id, plan.generation, tuple(spans), undone, _said(cause))
+    done = _outcome(plan, work, spans) if work.committed else None
+    return FailedReload(plan.subject, plan.endpoint_id, plan.generation, tuple(spans), undone, _said(cause), done)
 
 
 def _roll_back(begun: list[Step], work: Workspace, cause: BaseException) -> None:

@@ -103,7 +103,7 @@ class ScenarioTraffic:
         silent = [burst for burst in bursts if not burst.complete and not burst.denied]
         self._silent = bool(silent)
         what = f"a packet between two steps was not answered within {BURST_TIMEOUT:g} s"
-        return [Violation(7, f"{burst.flow}: {what}", (at,)) for burst in silent]
+        return [Violation(7, f"{burst.flow}: {what}", (at,), burst.flow) for burst in silent]
 
     def refused(self, node: str) -> Counter[tuple[int, int]]:
         """Return how many packets of denied flows must have been dropped on a node, by reason and direction."""

@@ -17,6 +17,7 @@ from datapath.reload.step import Plan
 from datapath.reload.transaction import Observer
 from lab.agent.agent import Agent
 from lab.node.topology import NODE
+from lab.scenario.causes import Causes
 from lab.scenario.coverage import Coverage, coverage, starved_in
 from lab.scenario.flowpolicy import PolicyOption
 from lab.scenario.gate import Gate
@@ -31,7 +32,7 @@ from lab.traffic.traffic import Traffic
 from lab.watch import metrics
 from lab.watch.checks.hits import check_hits
 from lab.watch.checks.kernel_log import check_kernel_log
-from lab.watch.drops import Drops
+from lab.watch.drops import NOTHING, Drops
 from lab.watch.invariants import (
     Baseline,
     Expected,
@@ -110,6 +111,7 @@ class Watched:
         self.agents: tuple[Agent, ...] = ()
         self.kernel_log = KernelLog()
         self.drops: Drops
+        self._causes = Causes(NOTHING, self._history.generations_at)
         self._journals: dict[str, Journal] = {}
         self._before: tuple[tuple[Agent, Baseline], ...]
         self._packets: PacketFile | None = None
@@ -169,6 +171,7 @@ class Watched:
         for agent, before in self._before:
             self._check(agent, before)
         dropped = self.drops.read()
+        self._causes = Causes(dropped, self._history.generations_at)
         self.gaps += dropped.gaps
         self.violations += check_kernel_drops(dropped, self.phases, self._expected)
         self.violations += check_kernel_log(self.kernel_log)
@@ -195,19 +198,20 @@ class Watched:
         name = agent.node.name
         expected = self._expected_on.get(name, self._expected)
         expected = expected.and_also(drops=Counter(expected.drops) + self._traffic.refused(name))
-        outcomes = self._history.outcomes_on(name)
+        loads = self._history.loads_on(name)
         journal = self._journals[name]
         found = check(
             agent,
             before,
             expected=expected,
-            outcomes=outcomes,
+            outcomes=loads,
+            undone=self._history.undone_on(name),
             drops=self.drops,
             journal=journal,
             new_policies=self._new_policies,
         )
         self.gaps += [f"{name}: {gap}" for gap in journal.stop().gaps]
-        found += check_warnings(outcomes, expected)
+        found += check_warnings(loads, expected)
         self._found(agent, found)
 
     def _found(self, agent: Agent, violations: Sequence[Violation]) -> None:
@@ -217,14 +221,19 @@ class Watched:
 
     @property
     def findings(self) -> list[Violation]:
-        """The violations found so far, with the steps of reloads during which they happened."""
+        """The violations found so far, with the steps of reloads during which they happened.
+
+        Once the scenario has finished, they also say what dropped the packets that were lost.
+        """
         return [self._placed(violation) for violation in self.violations]
 
     def _placed(self, violation: Violation) -> Violation:
         if not violation.at:
             return violation
         word = "sent " if violation.invariant == 7 else ""
-        return replace(violation, what=f"{violation.what}, {word}{self.timeline.places(violation.at)}")
+        cause = self._causes.text(violation.loser, violation.at) if violation.loser else ""
+        where = f"{word}{self.timeline.places(violation.at)}{'; ' * bool(cause)}{cause}"
+        return replace(violation, what=f"{violation.what}, {where}")
 
     def _observer(self, agent: Agent, plan: Plan) -> Observer | None:
         """Return who looks on at a reload of this process."""

@@ -45,11 +45,12 @@ class Ownership:
         self._ends = {*ends}
         self._tunnel_ports = tuple(tunnel_ports)
         self._socketless: set[str] = set()
+        self._looks: dict[str, str] = {}
         for flow in flows:
             source, target = ip_address(flow.source_ip), ip_address(flow.target_ip)
             port = flow.port if flow.protocol in ("udp", "tcp") else 0
             # Of several flows that look the same on the wire, the first gives its name.
-            self._flows.setdefault((source, target, flow.protocol, port), flow.name)
+            self._looks[flow.name] = self._flows.setdefault((source, target, flow.protocol, port), flow.name)
             self._ends |= {source, target}
             if flow.refused:
                 self._socketless.add(flow.name)
@@ -69,6 +70,10 @@ class Ownership:
             return name
         name = self._flows.get((packet.target, packet.source, protocol, source))
         return f"{name}, reply" if name is not None else None
+
+    def look(self, flow: str) -> str:
+        """Return the flow whose name packets of a flow get: the first of those that look the same on the wire."""
+        return self._looks.get(flow, flow)
 
     def without_socket(self, flow: str) -> bool:
         """Tell whether the packets of a flow, as `flow` names them, end without a socket, as they should.

@@ -8,7 +8,7 @@ from typing import Any
 
 from bpf import is_ours
 from datapath.errors import ReloadlabError
-from datapath.reload.outcome import Outcome
+from datapath.reload.outcome import FailedReload, Outcome
 from lab.agent.agent import Agent
 from lab.traffic.report import KINDS, TrafficReport
 from lab.watch import metrics
@@ -105,6 +105,7 @@ def check(
     expected: Expected | None = None,
     traffic: TrafficReport | None = None,
     outcomes: Sequence[Outcome] | None = None,
+    undone: Sequence[FailedReload] = (),
     drops: Drops | None = None,
     journal: Journal | None = None,
     new_policies: bool = False,
@@ -116,8 +117,8 @@ def check(
 
     `new_policies` says that policies were applied since `before`: the counters of their entries may begin anew.
 
-    `outcomes` are all reloads on this node since `before`; none of them may be missing. Without them a program of
-    another load than the last is found only if it uses a calls map.
+    `outcomes` are all reloads on this node since `before` whose load stays; none of them may be missing. Without them a
+    program of another load than the last is found only if it uses a calls map. `undone` are those that failed.
     """
     expected = expected or Expected()
     now, objects, counters = take(agent.node), read_objects(agent), metrics.read(agent.node)
@@ -144,7 +145,7 @@ def check(
     if outcomes is not None:
         found += check_generation(agent, before.snapshot, now, outcomes)
     if journal is not None:
-        gaps = check_journal(agent, before.snapshot, now, journal.stop(), outcomes or ())
+        gaps = check_journal(agent, before.snapshot, now, journal.stop(), outcomes or (), undone)
         found += [gap for gap in gaps if not any(text in gap.what for text in expected.moments)]
     if traffic is not None:
         found += check_traffic(traffic, expected)
@@ -172,7 +173,8 @@ def check_counters(agent: Agent, before: Baseline, expected: Expected, drops: Dr
 def check_traffic(traffic: TrafficReport, expected: Expected) -> list[Violation]:
     """Return the violations that the traffic shows (invariant 7)."""
     found = traffic.findings(other_path=expected.other_path)
-    return [Violation(7, str(each), each.at) for each in found if each.kind not in expected.findings]
+    wrong = (each for each in found if each.kind not in expected.findings)
+    return [Violation(7, str(each), each.at, each.flow if each.kind == "lost" else "") for each in wrong]
 
 
 def check_kernel_drops(dropped: Dropped, phases: Iterable[TrafficReport], expected: Expected) -> list[Violation]:

@@ -17,7 +17,9 @@ IPV4, IPV6, ARP = 0x0800, 0x86DD, 0x0806
 ICMP, TCP, UDP, ICMPV6, SCTP = 1, 6, 17, 58, 132
 """Protocols over IP."""
 
-_UDP, _VXLAN = 8, 8
+_UDP, _VXLAN, _ICMP = 8, 8, 8
+_ICMP_ERRORS, _ICMPV6_ERRORS = (3, 11, 12), (1, 2, 3, 4)
+"""Types of ICMP messages (RFC 792, RFC 4443): unreachable, too big, time exceeded, parameter problem."""
 _NAMES = {number: name.lower() for name, number in PROTOCOLS.items()}
 _TCP_FLAGS = ("FIN", "SYN", "RST", "PSH", "ACK", "URG")
 
@@ -59,6 +61,14 @@ class Packet:
         if self.icmp is not None:
             return "{} -> {} {} type {} code {}".format(source, target, name, *self.icmp)
         return f"{source} -> {target} {name}"
+
+    @property
+    def quoted(self) -> Packet | None:
+        """The packet that an ICMP error is about, as far as the error has it; None of all others."""
+        kind, _ = self.icmp or (0, 0)
+        if self.protocol == ICMP:
+            return decode(IPV4, self.data[_ICMP:]) if kind in _ICMP_ERRORS else None
+        return decode(IPV6, self.data[_ICMP:]) if kind in _ICMPV6_ERRORS else None
 
     def tunnelled(self, port: int) -> Packet | None:
         """Return the packet inside, if this one is VXLAN to that UDP port."""

@@ -10,12 +10,13 @@ class Violation:
     """A violated invariant: its number in docs/invariants.md, and the finding.
 
     `at` are the times at which the packets concerned were sent, or the event happened, in nanoseconds of
-    CLOCK_MONOTONIC; empty for what has no time.
+    CLOCK_MONOTONIC; empty for what has no time. `loser` is the flow whose packets were lost, if some were.
     """
 
     invariant: int
     what: str
     at: tuple[int, ...] = ()
+    loser: str = ""
 
     def __str__(self) -> str:
         return f"invariant {self.invariant}: {self.what}"

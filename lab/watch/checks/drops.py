@@ -29,7 +29,8 @@ HARMLESS = frozenset(
 )
 """Reasons for which a flow's packet may die although nothing is lost."""
 
-_NO_SOCKET = "NO_SOCKET"
+NO_SOCKET = "NO_SOCKET"
+"""What becomes of a packet for which nobody listens."""
 
 _SHOWN = 3
 """Places or owners that one violation names."""
@@ -115,7 +116,7 @@ def check_kernel(
         harmless = drop.reason in HARMLESS | VERDICTS | expected
         if flow is None or harmless or not any(drop.time_ns in window for window in windows):
             continue
-        if drop.reason == _NO_SOCKET and ownership.without_socket(flow):
+        if drop.reason == NO_SOCKET and ownership.without_socket(flow):
             continue
         found[flow, drop.reason, drop.location, dropped.place(drop)].append(drop.time_ns)
     names = places(location for _, _, location, _ in found)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 
 from datapath.kernel.hooks import Direction
-from datapath.reload.outcome import Outcome
+from datapath.reload.outcome import FailedReload, Outcome, Span
 from lab.agent.agent import Agent
 from lab.node.topology import PodFacts
 from lab.watch.checks.replay import Hook, Replay
@@ -16,15 +16,21 @@ from lab.watch.violation import Violation
 
 
 def check_journal(
-    agent: Agent, before: Snapshot, now: Snapshot, recorded: Recorded, outcomes: Sequence[Outcome]
+    agent: Agent,
+    before: Snapshot,
+    now: Snapshot,
+    recorded: Recorded,
+    outcomes: Sequence[Outcome],
+    undone: Sequence[FailedReload] = (),
 ) -> Iterator[Violation]:
     """Yield the moments in which a hook was empty, an endpoint had no route, or a link was down.
 
     A pod's egress hook must have its program whenever a direct route leads to the pod: nothing else enforces the policy
     then. Any other hook that has a program before and after may be without one only while a reload takes it off by its
-    plan. After messages were lost nothing is known: only what came before them is looked at.
+    plan, also one that was `undone`, until its rollback attaches it again. After messages were lost nothing is known:
+    only what came before them is looked at.
     """
-    watch = _Watch(before, now, outcomes)
+    watch = _Watch(before, now, (*outcomes, *undone))
     replay = Replay(before)
     lost = min(recorded.lost_ns, default=None)
     watch.look(replay, {*names(before.around.network)}, 0)
@@ -41,8 +47,8 @@ def check_journal(
 class _Watch:
     """Remembers since when something is missing, and what has been missing for a time."""
 
-    def __init__(self, before: Snapshot, now: Snapshot, outcomes: Sequence[Outcome]) -> None:
-        self._outcomes = outcomes
+    def __init__(self, before: Snapshot, now: Snapshot, reloads: Sequence[Outcome | FailedReload]) -> None:
+        self._reloads = reloads
         self._names = {**names(before.around.network), **names(now.around.network)}
         stay = names(before.around.network).keys() & names(now.around.network).keys()
         self._pods = {p.ifindex: p for p in (now.around.facts.health, *now.around.facts.pods) if p.ifindex in stay}
@@ -85,15 +91,19 @@ class _Watch:
         A change is read later than it happened, on a busy machine maybe when the step has ended.
         """
         planned, begun_ns = False, 0
-        for outcome in self._outcomes:
-            attached = {f"{each.ifname} {each.direction} had no program" for each in outcome.attached}
-            for span in outcome.spans:
-                verb, _, direction = span.step.partition(" ")
-                if verb not in ("attach", "detach") or f"{span.target} {direction} had no program" != what:
-                    continue
-                if begun_ns < span.work.start_ns <= time_ns:
-                    planned, begun_ns = verb == "detach" and what not in attached, span.work.start_ns
+        for reload in self._reloads:
+            steps = [(verb, span.work.start_ns) for span in reload.spans if (verb := _verb(span, what))]
+            for verb, start_ns in steps:
+                if begun_ns < start_ns <= time_ns:
+                    planned, begun_ns = verb == "detach" and steps[-1][0] == "detach", start_ns
         return planned
+
+
+def _verb(span: Span, what: str) -> str:
+    """Return `attach` or `detach` if a step does that at the hook that is missing; else nothing."""
+    verb, _, direction = span.step.partition(" ")
+    concerned = verb in ("attach", "detach") and f"{span.target} {direction} had no program" == what
+    return verb if concerned else ""
 
 
 def _pod(replay: Replay, pod: PodFacts) -> Iterator[str]:

@@ -149,6 +149,14 @@ def test_an_optional_gate_may_not_fire(scenario: Scenario) -> None:
     scenario.reload("pod-1", gate=Gate(nothing, before="install tunnel", optional=True))
 
 
+def test_the_load_of_a_reload_that_fails_after_its_commit_is_the_last_one() -> None:
+    with Scenario(NodeSpec(unique_name("late"), pods=1)) as scenario:
+        with pytest.raises(Injected):
+            scenario.reload("pod-1", gate=Gate(inject, after="commit"))
+        assert scenario.outcomes == ()
+        scenario.finish()
+
+
 def test_a_gate_without_a_step_is_refused() -> None:
     with pytest.raises(BadGate, match="a gate names a step"):
         Gate(nothing)

@@ -12,12 +12,13 @@ from datapath.reload.step import Plan, Step
 from datapath.reload.switchover import Attach
 from datapath.reload.workspace import Workspace
 from lab.agent.cluster import cluster_specs
-from lab.node.topology import NodeSpec
+from lab.node.topology import NODE, NodeSpec
 from lab.scenario.gate import Gate
 from lab.scenario.scenario import ClusterScenario, Scenario
 from lab.scenario.watched import InvariantsViolated
 from tests.lab.emptied import GAP, EmptySlot, before
 from tests.lab.labs import unique_name
+from tests.lab.wires import ip
 
 pytestmark = pytest.mark.privileged
 
@@ -46,6 +47,10 @@ def losses(found: list[str]) -> list[str]:
     return [line for line in found if " udp v" in line and " lost" in line]
 
 
+PLACE = r"\+([\d.]+)(?: to \+([\d.]+))? ms\)"
+CAUSE = r"; dropped by generation ([\d or]+), Missed tail call, [a-z_]+\.[ch]:\d+(?: \(\d+\))?"
+
+
 @pytest.mark.parametrize("subject", ["pod-2", "host"])
 def test_a_loss_inside_a_step_is_told_with_the_step(subject: str) -> None:
     """Whoever is reloaded: what is lost belongs to another endpoint than that of the reload."""
@@ -60,9 +65,34 @@ def test_a_loss_inside_a_step_is_told_with_the_step(subject: str) -> None:
     assert found
     place = rf'sent during "empty slot slot" of {subject} \(generation {outcome.generation}, '
     for line in found:
-        match = re.search(place + r"\+([\d.]+)(?: to \+([\d.]+))? ms\)$", line)
+        match = re.search(f"{place}{PLACE}{CAUSE}", line)
         assert match is not None, line
-        assert all(0 <= float(offset) <= span.duration_ns / 1e6 for offset in match.groups() if offset)
+        assert all(0 <= float(offset) <= span.duration_ns / 1e6 for offset in match.groups()[:2] if offset)
+
+
+def test_a_loss_is_told_with_the_load_that_dropped_it() -> None:
+    """Replies: programs of pod-2 look for the policy program of pod-1, while the host is reloaded."""
+    with Scenario(NodeSpec(unique_name("where"), pods=2)) as scenario:
+        (outcome,) = scenario.reload("pod-2")
+        scenario.agent.change = before("attach ingress", EmptySlot("slot", GAP))
+        scenario.reload("host")
+        scenario.agent.change = None
+        found = [line for line in losses(violations(scenario)) if line.startswith("pod-1 -> pod-2 udp v4: ")]
+    (line,) = found
+    assert re.search(rf"; dropped by generation {outcome.generation}, Missed tail call, delivery\.h:\d+$", line), line
+
+
+def test_a_loss_in_the_kernel_is_told_with_its_reason() -> None:
+    with Scenario(NodeSpec(unique_name("where"), pods=1)) as scenario:
+        target = next(flow.target_ip for flow in scenario.traffic.flows if flow.name == "pod-1 -> outside udp v4")
+        netns = str(scenario.node.netns(NODE))
+        ip(netns, "route", "add", "blackhole", target)
+        burst = scenario.traffic.burst("pod-1 -> outside udp v4", 3, timeout=0.2)
+        ip(netns, "route", "delete", "blackhole", target)
+        assert burst.answered == 0
+        found = [line for line in losses(violations(scenario)) if line.startswith("pod-1 -> outside udp v4: ")]
+    (line,) = found
+    assert re.search(r"; dropped by the kernel, [A-Z_]+ at \w+\+0x[0-9a-f]+(?: \(\d+\))?$", line), line
 
 
 def test_a_burst_between_two_steps_that_stays_silent_is_told_with_them() -> None:

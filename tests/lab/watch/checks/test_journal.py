@@ -9,14 +9,18 @@ from ipaddress import IPv4Network
 
 import pytest
 
+from datapath.errors import ReloadlabError
 from datapath.kernel import hooks
 from datapath.kernel.hooks import Direction
 from datapath.kernel.inventory import program_by_id
 from datapath.kernel.netlink import NetlinkSocket
-from datapath.reload.outcome import Outcome
+from datapath.reload.outcome import FailedReload, Outcome
+from datapath.reload.step import Step
+from datapath.reload.workspace import Workspace
 from lab.agent.agent import Agent
 from lab.node import links
 from lab.node.topology import NODE
+from lab.scenario.gate import Gate
 from lab.system.tools import run
 from lab.watch.checks.journal import check_journal
 from lab.watch.invariants import Baseline, Expected, baseline, check
@@ -35,12 +39,20 @@ class Observed:
         self.agent = agent
         self.journal = Journal(agent.node.netns(NODE))
         self.outcomes: list[Outcome] = []
+        self.undone: list[FailedReload] = []
         self.before: Baseline
 
     def found(self) -> list[str]:
         """Stop, and return what the journal shows, without the milliseconds."""
         expected = Expected(changed=frozenset({"cilium_lxc", "cilium_ipcache"}))
-        violations = check(self.agent, self.before, expected=expected, outcomes=self.outcomes, journal=self.journal)
+        violations = check(
+            self.agent,
+            self.before,
+            expected=expected,
+            outcomes=self.outcomes,
+            undone=self.undone,
+            journal=self.journal,
+        )
         assert all(v.invariant == 15 for v in violations), violations
         assert all(v.at and v.at[0] < v.at[-1] for v in violations)
         return [v.what.partition(" for ")[0] for v in violations]
@@ -118,6 +130,30 @@ def test_a_hook_that_is_emptied_by_plan_may_be_empty_until_a_reload_attaches(sou
     agent.configure(devices=())
     agent.reload("host")
     assert found == ["eth0 ingress had no program"]
+
+
+def fail_at_the_commit(step: Step, work: Workspace) -> None:
+    raise ReloadlabError("injected")
+
+
+def test_a_hook_that_is_emptied_by_plan_may_be_empty_until_a_rollback_attaches(sound_node: Agent) -> None:
+    agent, observed = sound_node, Observed(sound_node)
+    agent.configure(devices=("eth0",))
+    agent.reload("host")
+    agent.on_failure = observed.undone.append
+    with observed.journal:
+        observed.before = baseline(agent)
+        agent.configure(devices=())
+        with pytest.raises(ReloadlabError, match="injected"):
+            agent.reload("host", observer=Gate(fail_at_the_commit, before="commit"))
+        agent.configure(devices=("eth0",))
+        found = observed.found()
+    agent.on_failure = None
+    agent.configure(devices=())
+    agent.reload("host")
+    (failed,) = observed.undone
+    assert "detach ingress" in [span.step for span in failed.spans if span.target == "eth0"]
+    assert found == []
 
 
 def test_a_clsact_that_was_made_anew_is_found(observed: Observed) -> None:
