@@ -13,13 +13,13 @@ from rich.markup import escape
 
 from datapath.errors import ReloadlabError
 from lab.bench.parallel import ParallelReport, measure_parallel
-from lab.cli.output import OutputDirectory
 from lab.cli.report import RunFile, print_parallel, print_reasons, print_scenarios, short_name
 from lab.cli.suites import Call, Suites, WrongCall
 from lab.cli.targets import make_console, plural
 from lab.doctor import doctor
 from lab.node import registry
 from lab.scenario.records import ERROR, FAILED, NOT_RUN, PASSED, RUNNING, SKIPPED, Record
+from lab.system.output import OutputDirectory
 from lab.system.scratch import scratch
 
 if TYPE_CHECKING:

@@ -16,9 +16,9 @@ from rich.table import Table
 
 from datapath.base.statefile import WrongContent, parse_json
 from lab.bench.parallel import ParallelReport, Percentiles, WorkerReport
-from lab.cli.output import OutputDirectory
 from lab.cli.targets import plural
 from lab.scenario.records import ERROR, FAILED, NOT_RUN, PASSED, SKIPPED, Record
+from lab.system.output import OutputDirectory
 
 FORMAT = 3
 """Version of run.json; see docs/run-json.md."""

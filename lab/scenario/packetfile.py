@@ -10,7 +10,12 @@ from typing import Self
 from datapath.errors import ReloadlabError
 from lab.node.node import Node
 from lab.node.topology import NODE
+from lab.system.output import OutputDirectory
+from lab.watch import pcapng
 from lab.watch.packet_ring import PacketRing
+
+_MODE = 0o600
+"""Packets are for nobody else to read."""
 
 
 class CaptureFailed(ReloadlabError):
@@ -22,7 +27,10 @@ class CaptureFailed(ReloadlabError):
 
 
 class PacketFile:
-    """A context manager: keeps the last packets of all interfaces of nodes, for `write`. Raises CaptureFailed."""
+    """A context manager: keeps the last packets of all interfaces of nodes, for `write`. Raises CaptureFailed.
+
+    The file is written as results are (lab.system.output): no link is followed, and it belongs to the user of sudo.
+    """
 
     def __init__(self, path: Path, nodes: Sequence[Node]) -> None:
         self._path = path
@@ -38,9 +46,22 @@ class PacketFile:
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
         self._ring.__exit__(kind, value, tb)
 
+    @property
+    def gaps(self) -> list[str]:
+        """What was not captured, as texts."""
+        return self._ring.gaps
+
     def write(self, around: Iterable[int]) -> Path | None:
-        """Write the packets around these times (CLOCK_MONOTONIC, nanoseconds), as pcapng; None if there are none."""
+        """Write the packets around these times (CLOCK_MONOTONIC, nanoseconds), as pcapng; None if there are none.
+
+        CaptureFailed if the file cannot be written, BadDirectory if its directory is a link.
+        """
+        packets = self._ring.packets(list(around))
+        if not packets:
+            return None
         try:
-            return self._path if self._ring.write(self._path, list(around)) else None
+            with OutputDirectory(self._path.parent) as directory:
+                directory.write(self._path.name, pcapng.encode(packets), mode=_MODE)
         except OSError as error:
             raise CaptureFailed(self._path, error) from error
+        return self._path

@@ -32,6 +32,7 @@ from lab.scenario.recorder import Recorder
 from lab.scenario.scenario import ClusterScenario, Scenario
 from lab.scenario.tracebacks import shortened, with_notes
 from lab.scenario.watched import InvariantsViolated, NoVerdict, Watched
+from lab.system.output import BadDirectory, OutputDirectory
 from lab.watch.violation import Violation
 
 _SCENARIOS = pytest.StashKey[list[Watched]]()
@@ -59,12 +60,12 @@ def _made(config: pytest.Config, option: str) -> Path | None:
     given = config.getoption(option)
     if given is None:
         return None
-    directory = Path(given).resolve()
     try:
-        directory.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise pytest.UsageError(f"{option} {given}: {error.strerror}") from error
-    return directory
+        with OutputDirectory(Path(given).absolute()) as directory:
+            return directory.path
+    except (OSError, BadDirectory) as error:
+        said = error.strerror if isinstance(error, OSError) else error
+        raise pytest.UsageError(f"{option} {given}: {said}") from error
 
 
 @contextmanager
@@ -103,7 +104,7 @@ def _capture(request: pytest.FixtureRequest, running: Watched) -> None:
     """Keep the packets of a scenario if there is a directory for those around its findings."""
     directory = request.config.getoption("--reloadlab-pcap")
     if directory is not None:
-        running.capture(Path(directory).resolve() / f"{running.agents[0].node.name}.pcapng")
+        running.capture(Path(directory).absolute() / f"{running.agents[0].node.name}.pcapng")
 
 
 def check(item: pytest.Item) -> None:
@@ -177,10 +178,22 @@ def _notes(item: pytest.Item, scenarios: Sequence[Watched], error: BaseException
     """Return what is told of the scenarios of a failed test besides its error: findings so far, and labs that stay."""
     found = [] if isinstance(error, InvariantsViolated) else [v for running in scenarios for v in running.findings]
     notes = ["violated until then:", *(f"  {violation}" for violation in found)] if found else []
-    notes += [f"packets around the findings: {path}" for running in scenarios if (path := running.write_packets())]
+    notes += [line for running in scenarios for line in _packets(running)]
     if item.config.getoption("--reloadlab-keep"):
         notes += [line for running in scenarios for line in keep(running.agents)]
     return notes
+
+
+def _packets(running: Watched) -> Iterator[str]:
+    """Write the packets around the findings; yield where they are, and what is missing."""
+    try:
+        path = running.write_packets()
+    except ReloadlabError as error:
+        yield str(error)
+        return
+    if path is not None:
+        yield f"packets around the findings: {path}"
+        yield from running.packet_gaps
 
 
 def _node_name(test: str) -> str:

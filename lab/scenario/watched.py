@@ -177,6 +177,7 @@ class Watched:
         self.violations += check_kernel_log(self.kernel_log)
         if self.kernel_log.overwritten:
             self.gaps.append("the kernel's log has run over: lines were lost before they were read")
+        self.gaps += self.packet_gaps
         self.coverage = coverage(self.timeline.reloads, self._traffic.sent_to)
         if self.violations:
             raise InvariantsViolated(self.findings)
@@ -304,8 +305,16 @@ class Watched:
         """Capture packets from now on, so that `write_packets` can write those around the findings; CaptureFailed."""
         self._packets = self._stack.enter_context(PacketFile(path, [agent.node for agent in self.agents]))
 
+    @property
+    def packet_gaps(self) -> list[str]:
+        """What the capture of packets has missed, as texts."""
+        return [] if self._packets is None else self._packets.gaps
+
     def write_packets(self) -> Path | None:
-        """Write the packets around the findings so far; return the file. None without packets, or without capture."""
+        """Write the packets around the findings so far; return the file. None without packets, or without capture.
+
+        CaptureFailed or BadDirectory if it cannot be written.
+        """
         times = [at for violation in self.violations for at in violation.at]
         return None if self._packets is None else self._packets.write(times)
 

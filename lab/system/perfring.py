@@ -6,6 +6,7 @@ perf_event_open(2) and its mapped page as in include/uapi/linux/perf_event.h.
 from __future__ import annotations
 
 import ctypes
+import errno
 import fcntl
 import mmap
 import os
@@ -25,12 +26,15 @@ from datapath.kernel.map import Map
 
 _SYSCALL = {"x86_64": 298, "aarch64": 241}
 _TYPE_SOFTWARE, _COUNT_SW_BPF_OUTPUT, _SAMPLE_TIME, _SAMPLE_RAW = 1, 10, 1 << 2, 1 << 10
+_FORMAT_LOST = 1 << 4
 _USE_CLOCKID, _CLOCK_MONOTONIC = 1 << 25, 1
 _FLAG_FD_CLOEXEC = 1 << 3
 _IOC_ENABLE = 0x2400
 _RECORD_LOST, _RECORD_SAMPLE = 2, 9
 _HEAD, _TAIL = 1024, 1032
 _RECORD, _SAMPLE = struct.Struct("<IHH"), struct.Struct("<QI")
+_COUNTS = struct.Struct("<QQ")
+"""What read(2) of an event with PERF_FORMAT_LOST returns: its count, which is 0 here, and the lost messages."""
 _ATTR_SIZE = 112
 
 PAGES = 64
@@ -63,6 +67,13 @@ class _Ring:
             os.close(self.fd)
             raise
         self._size = pages * mmap.PAGESIZE
+        self._told = 0
+
+    @property
+    def lost(self) -> int:
+        """Messages that did not fit, by the kernel's count; before Linux 6.0 those that records have told of."""
+        counted = os.read(self.fd, _COUNTS.size)
+        return _COUNTS.unpack(counted)[1] if len(counted) == _COUNTS.size else self._told
 
     def enable(self) -> None:
         fcntl.ioctl(self.fd, _IOC_ENABLE, 0)
@@ -80,7 +91,9 @@ class _Ring:
                 written, length = _SAMPLE.unpack_from(record)
                 yield Sample(self.cpu, record[_SAMPLE.size : _SAMPLE.size + length], time_ns=written)
             elif kind == _RECORD_LOST:
-                yield Sample(self.cpu, b"", struct.unpack_from("<QQ", record)[1])
+                lost: int = struct.unpack_from("<QQ", record)[1]
+                self._told += lost
+                yield Sample(self.cpu, b"", lost)
 
     def _at(self, position: int, length: int) -> bytes:
         """Return bytes of the ring, which may go on at its beginning."""
@@ -97,6 +110,9 @@ class _Ring:
 class PerfReader:
     """The rings of a perf event array, for the time of a block.
 
+    `lost` counts the messages that did not fit up to the last `read`; a record in the ring tells of them too, but only
+    with the next message that fits.
+
     The kernel takes them out of the map again when the descriptor of `target` is closed, which must therefore stay
     open that long. Whoever listened to the same map before hears nothing any more.
     """
@@ -107,6 +123,7 @@ class PerfReader:
         self._stack = ExitStack()
         self._rings: dict[int, _Ring] = {}
         self._poll = select.poll()
+        self.lost = 0
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
@@ -129,7 +146,9 @@ class PerfReader:
     def read(self, timeout: float) -> list[Sample]:
         """Return what has been written; waits at most `timeout` seconds for the first of it."""
         ready = self._poll.poll(round(timeout * 1000))
-        return [sample for fd, _ in ready for sample in self._rings[fd].read()]
+        found = [sample for fd, _ in ready for sample in self._rings[fd].read()]
+        self.lost = sum(ring.lost for ring in self._rings.values())
+        return found
 
 
 def os_cpus() -> set[int]:
@@ -138,13 +157,22 @@ def os_cpus() -> set[int]:
 
 
 def _open(cpu: int) -> int:
+    try:
+        return _open_counting(cpu, _FORMAT_LOST)
+    except BpfError as error:
+        if error.errno != errno.EINVAL:  # before Linux 6.0
+            raise
+    return _open_counting(cpu, 0)
+
+
+def _open_counting(cpu: int, read_format: int) -> int:
     number = _SYSCALL.get(platform.machine())
     if number is None:
         raise BpfError("perf_event_open", 0, f"its number on {platform.machine()} is not known here")
     sample = _SAMPLE_TIME | _SAMPLE_RAW
     attributes = struct.pack("<IIQQQ", _TYPE_SOFTWARE, _ATTR_SIZE, _COUNT_SW_BPF_OUTPUT, 1, sample)
-    # From here to wakeup_events: read_format, flags; then one message wakes the reader up; far behind, the clock.
-    attributes += struct.pack("<QQI40xi", 0, _USE_CLOCKID, 1, _CLOCK_MONOTONIC)
+    # From here to wakeup_events: flags; then one message wakes the reader up; far behind, the clock.
+    attributes += struct.pack("<QQI40xi", read_format, _USE_CLOCKID, 1, _CLOCK_MONOTONIC)
     buffer = ctypes.create_string_buffer(attributes, _ATTR_SIZE)
     fd = int(_perf_event_open(number, buffer, -1, cpu, -1, _FLAG_FD_CLOEXEC))
     if fd < 0:

@@ -54,7 +54,6 @@ class DropEvents:
         self._monitor = Monitor(node, pages=RING_PAGES)
         self._stack = ExitStack()
         self._events: list[DropEvent] = []
-        self._lost = 0
 
     def __enter__(self) -> Self:
         self._stack.enter_context(self._monitor)
@@ -65,8 +64,8 @@ class DropEvents:
 
     @property
     def lost(self) -> int:
-        """Messages, of drops or of something else, that did not fit the rings between two calls of `drain`."""
-        return self._lost
+        """Messages, of drops or of something else, that did not fit the rings, up to the last `drain`."""
+        return self._monitor.lost
 
     @property
     def events(self) -> tuple[DropEvent, ...]:
@@ -76,7 +75,6 @@ class DropEvents:
     def drain(self) -> None:
         """Read what the programs have written since the last time."""
         for sample in self._monitor.samples(0.0):
-            self._lost += sample.lost
             event = decode(sample.data, sample.time_ns)
             if event is not None:
                 self._events.append(event)

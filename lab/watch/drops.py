@@ -13,6 +13,7 @@ from typing import Self
 from lab.node import registry
 from lab.node.maps import MapNotLoaded
 from lab.node.node import Node
+from lab.system.repeated import Repeated
 from lab.traffic.defaults import ends
 from lab.traffic.flows import Flow
 from lab.watch.attribution import Ownership
@@ -70,8 +71,7 @@ class Drops:
         self._nodes = tuple(nodes)
         self._flows = tuple(flows)
         self._stack = ExitStack()
-        self._done = threading.Event()
-        self._error: BaseException | None = None
+        self._reading = Repeated("drops", self._collect, interval=INTERVAL)
         self._lock = threading.Lock()
         self._events: dict[str, DropEvents] = {}
         self._kernel: KernelDrops | None = None
@@ -89,20 +89,19 @@ class Drops:
                 self._gaps.append(f"kernel drops are not watched, only counted: {error}")
             self._collect()
             self._before = self._counters()
-            thread = threading.Thread(target=self._run, name="drops", daemon=True)
-            thread.start()
-            stack.callback(thread.join)
-            stack.callback(self._done.set)
+            stack.enter_context(self._reading)
             self._stack = stack.pop_all()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
-        self._stack.close()
+        self._stack.__exit__(kind, value, tb)
 
     def read(self) -> Dropped:
-        """Return what was dropped until now. Raises what has ended the reading of the rings before, if anything has."""
-        if self._error is not None:
-            raise self._error
+        """Return what was dropped until now. Raises what has ended the reading of the rings before, if anything has.
+
+        If nobody asks, leaving the context raises it.
+        """
+        self._reading.check()
         self._collect()
         with self._lock:
             lost = self._kernel.lost if self._kernel is not None else 0
@@ -124,13 +123,6 @@ class Drops:
             self._events[node.name] = stack.enter_context(DropEvents(node))
         except (MapNotLoaded, MonitorBusy) as error:
             self._gaps.append(f"drop notifications are not read: {error}")
-
-    def _run(self) -> None:
-        try:
-            while not self._done.wait(INTERVAL):
-                self._collect()
-        except BaseException as error:  # noqa: BLE001 - raised by read(), in the thread that wants to know
-            self._error = error
 
     def _collect(self) -> None:
         with self._lock:

@@ -125,7 +125,6 @@ class KernelDrops:
     def __init__(self) -> None:
         self._stack = ExitStack()
         self._records: list[bytes] = []
-        self._lost = 0
         self._reasons: Mapping[int, str] = {}
         self._namespaces: frozenset[int] = frozenset()
         self._watched: int
@@ -161,8 +160,8 @@ class KernelDrops:
 
     @property
     def lost(self) -> int:
-        """Drops that did not fit the rings between two calls of `drain`, and are in no event."""
-        return self._lost
+        """Drops that did not fit the rings between two calls of `drain`, and are in no event; up to the last one."""
+        return self._reader.lost
 
     @property
     def events(self) -> tuple[KernelDrop, ...]:
@@ -172,7 +171,6 @@ class KernelDrops:
     def drain(self) -> None:
         """Read what the kernel has dropped since the last time. The rings hold about 1,000 drops for each CPU."""
         for sample in self._reader.read(0.0):
-            self._lost += sample.lost
             if sample.data:
                 self._records.append(sample.data)
 

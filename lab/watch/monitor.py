@@ -36,6 +36,7 @@ class Monitor:
         self._stack = ExitStack()
         self._listening = ExitStack()
         self._inode: tuple[int, int] | None = None
+        self._lost_before = 0
         self._reader: PerfReader
 
     def __enter__(self) -> Self:
@@ -74,6 +75,11 @@ class Monitor:
             return None
         return found.st_dev, found.st_ino
 
+    @property
+    def lost(self) -> int:
+        """Messages that did not fit the rings, up to the last read."""
+        return self._lost_before + self._reader.lost
+
     def read(self, timeout: float) -> Iterator[Event]:
         """Yield the pending events, after waiting at most `timeout` seconds for the first."""
         for sample in self.samples(timeout):
@@ -83,5 +89,6 @@ class Monitor:
         """Yield the pending events as they were written."""
         yield from self._reader.read(timeout)
         if self._pinned() not in (None, self._inode):
+            self._lost_before += self._reader.lost
             self._listening.close()
             self._listen()

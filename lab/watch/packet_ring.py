@@ -1,4 +1,4 @@
-"""The last packets of all interfaces of some namespaces, kept in memory and written only around the times of findings.
+"""The last packets of all interfaces of some namespaces, kept in memory and read only around the times of findings.
 
 The kernel puts the packets into a mapped ring (AF_PACKET, TPACKET_V3: Documentation/networking/packet_mmap.rst). It
 overwrites nothing, so a thread gives it back the oldest blocks; no packet is looked at before there is a finding.
@@ -21,6 +21,7 @@ from types import TracebackType
 from typing import Self
 
 from datapath.kernel.netns import NamespaceNotFound, enter
+from lab.system.repeated import Repeated
 from lab.watch import pcapng
 from lab.watch.pcapng import CapturedPacket, Interface
 
@@ -38,7 +39,9 @@ _FRAME = 1 << 11
 _RETIRE_MS = 200
 """Milliseconds after which the kernel hands over a block that is not full."""
 
-_SOL_PACKET, _PACKET_RX_RING, _PACKET_VERSION, _TPACKET_V3 = 263, 5, 10, 2
+_SOL_PACKET, _PACKET_RX_RING, _PACKET_STATISTICS, _PACKET_VERSION, _TPACKET_V3 = 263, 5, 6, 10, 2
+_STATISTICS = struct.Struct("=III")
+"""struct tpacket_stats_v3: packets, those of them that were dropped, and how often the ring was full."""
 _SO_ATTACH_FILTER, _RETURN = 26, 0x06
 _ETH_P_ALL = 0x0003
 _OUTGOING, _ARPHRD_ETHER, _ARPHRD_LOOPBACK = 4, 1, 772
@@ -60,6 +63,7 @@ class _Ring:
         self._netns = netns
         self._count = size // _BLOCK
         self._links: dict[int, str] = {}
+        self._lost = 0
         with enter(netns):
             self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(_ETH_P_ALL))
         with ExitStack() as stack:
@@ -73,6 +77,8 @@ class _Ring:
             self._map = mmap.mmap(self._socket.fileno(), self._count * _BLOCK)
             stack.callback(self._map.close)
             self.learn_names()
+            # What came before the filter counts as well.
+            self._read_lost()
             stack.pop_all()
 
     def _cut_off(self) -> None:
@@ -84,6 +90,17 @@ class _Ring:
     def close(self) -> None:
         self._map.close()
         self._socket.close()
+
+    @property
+    def lost(self) -> int:
+        """Packets that did not fit the ring."""
+        self._lost += self._read_lost()
+        return self._lost
+
+    def _read_lost(self) -> int:
+        """Return how many packets the kernel has dropped since the last time: it counts from 0 again."""
+        counted = self._socket.getsockopt(_SOL_PACKET, _PACKET_STATISTICS, _STATISTICS.size)
+        return int(_STATISTICS.unpack(counted)[1])
 
     def learn_names(self) -> None:
         """Note the names of the interfaces that are there; those of removed ones are kept."""
@@ -133,7 +150,7 @@ class PacketRing:
         self._size = size
         self._stack = ExitStack()
         self._lock = threading.Lock()
-        self._done = threading.Event()
+        self._emptying = Repeated("packet-ring", self._make_room, interval=_RETIRE_MS / 1000)
         self._rings: list[_Ring] = []
 
     def __enter__(self) -> Self:
@@ -142,32 +159,38 @@ class PacketRing:
                 ring = _Ring(name, netns, self._size)
                 stack.callback(ring.close)
                 self._rings.append(ring)
-            thread = threading.Thread(target=self._run, name="packet-ring", daemon=True)
-            thread.start()
-            stack.callback(thread.join)
-            stack.callback(self._done.set)
+            stack.enter_context(self._emptying)
             self._stack = stack.pop_all()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
-        self._stack.close()
+        self._stack.__exit__(kind, value, tb)
         self._rings.clear()
 
-    def write(self, path: Path, around: Sequence[int]) -> int:
-        """Write the packets within WINDOW_NS of these times (CLOCK_MONOTONIC) as pcapng; return how many there are.
+    @property
+    def gaps(self) -> list[str]:
+        """What was not captured, as texts. Otherwise what has ended the capture is raised when the context is left."""
+        found = []
+        if self._emptying.error is not None:
+            found.append(f"packets were not captured to the end: {self._emptying.error!r}")
+        with self._lock:
+            lost = sum(ring.lost for ring in self._rings)
+        return [*found, *([f"{lost} packets were not captured: they came too fast"] if lost else [])]
 
-        The first packet from each time on has a comment. Times that the rings have forgotten have no packets; nothing
-        is written where no packet is left. OSError if the file cannot be written.
+    def packets(self, around: Sequence[int]) -> list[CapturedPacket]:
+        """Return the packets within WINDOW_NS of these times (CLOCK_MONOTONIC), in the order in which they came.
+
+        The first packet from each time on has a comment. Times that the rings have forgotten have no packets.
         """
         if not around:
-            return 0
+            return []
         self._settle()
         offset = time.time_ns() - time.monotonic_ns()
         times = sorted(at + offset for at in around)
         with self._lock:
             found = [packet for ring in self._rings for packet in ring.packets() if _is_near(packet, times)]
         found.sort(key=lambda packet: packet.time_ns)
-        return pcapng.write(path, _commented(found, times)) if found else 0
+        return list(_commented(found, times))
 
     def _settle(self) -> None:
         """Wait until the kernel has handed over the blocks with what was captured until now; not all are full."""
@@ -176,12 +199,11 @@ class PacketRing:
         while time.monotonic() < deadline and any(map(int.__eq__, before, (ring.newest() for ring in self._rings))):
             time.sleep(_RETIRE_MS / 10_000)
 
-    def _run(self) -> None:
-        while not self._done.wait(_RETIRE_MS / 1000):
-            with self._lock:
-                for ring in self._rings:
-                    ring.make_room()
-                    ring.learn_names()
+    def _make_room(self) -> None:
+        with self._lock:
+            for ring in self._rings:
+                ring.make_room()
+                ring.learn_names()
 
 
 def _is_near(packet: CapturedPacket, times: Sequence[int]) -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 ETHERNET, RAW_IP = 1, 101
 """Link types (LINKTYPE_ETHERNET, LINKTYPE_RAW)."""
@@ -39,19 +38,16 @@ class CapturedPacket:
     comment: str = ""
 
 
-def write(path: Path, packets: Iterable[CapturedPacket]) -> int:
-    """Write packets, in their order, and return how many there are. OSError if that fails."""
+def encode(packets: Iterable[CapturedPacket]) -> bytes:
+    """Return a file's content: the packets in their order."""
     interfaces: dict[Interface, int] = {}
-    count = 0
-    with path.open("wb") as file:
-        file.write(_block(_SECTION, struct.pack("<IHHQ", _BYTE_ORDER, 1, 0, _UNKNOWN_LENGTH), []))
-        for packet in packets:
-            if packet.interface not in interfaces:
-                interfaces[packet.interface] = len(interfaces)
-                file.write(_interface(packet.interface))
-            file.write(_packet(packet, interfaces[packet.interface]))
-            count += 1
-    return count
+    blocks = [_block(_SECTION, struct.pack("<IHHQ", _BYTE_ORDER, 1, 0, _UNKNOWN_LENGTH), [])]
+    for packet in packets:
+        if packet.interface not in interfaces:
+            interfaces[packet.interface] = len(interfaces)
+            blocks.append(_interface(packet.interface))
+        blocks.append(_packet(packet, interfaces[packet.interface]))
+    return b"".join(blocks)
 
 
 def _interface(interface: Interface) -> bytes:

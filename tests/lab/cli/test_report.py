@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from lab.cli.output import OutputDirectory
 from lab.cli.report import RunFile, failed_before, print_scenarios, run_json, short_name
 from lab.scenario.records import NO_STEPS, Record
+from lab.system.output import OutputDirectory
 
 RECORD = Record(
     "scenarios/test_map_migration.py::test_shared_map[key size]",

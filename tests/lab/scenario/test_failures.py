@@ -19,6 +19,8 @@ pytest_plugins = ["pytester"]
 
 pytestmark = pytest.mark.privileged
 
+USER, GROUP = 12345, 12346
+
 PLUGIN = ("-p", "no:cacheprovider", "-p", "reloadlab.short_names")
 
 LOST = """
@@ -121,12 +123,29 @@ def test_a_kept_lab_stays_and_can_be_used(pytester: pytest.Pytester, labs: Path)
     assert registry.list_labs() == ()
 
 
-def test_packets_around_findings_are_written(pytester: pytest.Pytester, labs: Path, tmp_path: Path) -> None:
+def test_packets_around_findings_are_written(
+    pytester: pytest.Pytester, labs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They belong to the user of sudo, as the directory does, and nobody else may read them."""
+    monkeypatch.setenv("SUDO_UID", str(USER))
+    monkeypatch.setenv("SUDO_GID", str(GROUP))
+    os.chown(tmp_path, USER, GROUP)
     directory = tmp_path / "a" / "packets"
     out = run(pytester, LOST, "--reloadlab-pcap", str(directory))
     (file,) = directory.iterdir()
+    for made, mode in ((directory, 0o755), (file, 0o600)):
+        found = made.stat()
+        assert (found.st_uid, found.st_gid, found.st_mode & 0o777) == (USER, GROUP, mode)
     assert f"packets around the findings: {file}" in out
     assert file.read_bytes()[:4] == b"\x0a\x0d\x0d\x0a", "no pcapng"
+
+
+def test_a_directory_of_packets_that_is_a_link_is_refused(pytester: pytest.Pytester, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path)
+    pytester.makepyfile(test_mine=GOOD)
+    result = pytester.runpytest_subprocess(*PLUGIN, "--reloadlab-pcap", str(tmp_path / "link"), timeout=170)
+    said = f"{tmp_path}/link is a symbolic link: name the directory that it leads to"
+    result.stderr.fnmatch_lines([f"ERROR: --reloadlab-pcap {tmp_path}/link: {said}"])
 
 
 def test_without_findings_no_packets_are_written(pytester: pytest.Pytester, labs: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 
 import pytest
@@ -27,6 +28,23 @@ def test_the_namespace_of_a_new_pod_is_watched_and_keeps_its_name() -> None:
                 time.sleep(0.02)
             node.remove_pod("late")
             assert drops.read().namespaces[inode] == Namespace(node.name, "late")
+
+
+def test_what_ends_the_reading_is_raised_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended = threading.Event()
+
+    def broken(_: object) -> None:
+        ended.set()
+        raise ValueError("injected")
+
+    with Node(NodeSpec(unique_name(), pods=0)) as node:
+        drops = Drops([node], []).__enter__()
+        monkeypatch.setattr(Drops, "_find_namespaces", broken)
+        assert ended.wait(10)
+        with pytest.raises(ValueError, match="injected"):
+            drops.__exit__(None, None, None)
+        with pytest.raises(ValueError, match="injected"):
+            drops.read()
 
 
 def test_events_that_another_process_reads_are_a_gap() -> None:

@@ -114,11 +114,28 @@ def test_lost_events_are_counted(node: Node, send: Send) -> None:
     with open_pin(node.datapath_config().globals / EVENTS) as pinned, PerfReader(pinned, pages=1) as reader:
         send(1000)
         got = reader.read(1.0)
+        assert reader.lost == 1000 - len(got)
         # That some were lost is said with the next one that fits.
         send(1)
         got += reader.read(1.0)
     assert sum(sample.lost for sample in got) + sum(1 for sample in got if not sample.lost) == 1001
     assert any(sample.lost for sample in got)
+    assert reader.lost == sum(sample.lost for sample in got)
+
+
+def test_lost_events_are_still_known_when_the_map_is_another(node: Node, send: Send) -> None:
+    path = node.datapath_config().globals / EVENTS
+    with Monitor(node, pages=1) as monitor:
+        send(1000)
+        found = list(monitor.samples(1.0))
+        lost = monitor.lost
+        assert lost == 1000 - len(found)
+        path.unlink()
+        pin_events(node)
+        assert list(monitor.samples(0)) == []
+        send(1)
+        assert len(list(monitor.samples(1.0))) == 1
+        assert monitor.lost == lost > 0
 
 
 def test_a_node_has_one_reader_of_events(node: Node, send: Send) -> None:

@@ -99,24 +99,24 @@ class OutputDirectory:
         with open(descriptor, errors="replace") as file:
             return file.read()
 
-    def write(self, name: str, text: str) -> None:
-        """Write a file whole, or leave the old one; OSError tells why."""
+    def write(self, name: str, content: str | bytes, *, mode: int = 0o644) -> None:
+        """Write a file whole, with these permissions, or leave the old one; OSError tells why."""
         unfinished = f".{name}.{os.getpid()}"
         try:
-            self._write(unfinished, text)
+            self._write(unfinished, content.encode() if isinstance(content, str) else content, mode)
             os.replace(unfinished, name, src_dir_fd=self._descriptor, dst_dir_fd=self._descriptor)
         except OSError as error:
             with suppress(FileNotFoundError):
                 os.unlink(unfinished, dir_fd=self._descriptor)
             raise OSError(error.errno, error.strerror, str(self.path / name)) from error
 
-    def _write(self, name: str, text: str) -> None:
+    def _write(self, name: str, content: bytes, mode: int) -> None:
         # Of a killed process that had our id.
         with suppress(FileNotFoundError):
             os.unlink(name, dir_fd=self._descriptor)
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        descriptor = os.open(name, flags, 0o644, dir_fd=self._descriptor)
-        with open(descriptor, "w") as file:
-            file.write(text)
+        descriptor = os.open(name, flags, mode, dir_fd=self._descriptor)
+        with open(descriptor, "wb") as file:
+            file.write(content)
             if self._caller is not None:
                 self._caller.given(descriptor, self._descriptor)

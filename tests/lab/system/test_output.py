@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lab.cli.output import BadDirectory, OutputDirectory
+from lab.system.output import BadDirectory, OutputDirectory
 
 USER, GROUP, OTHER = 12345, 12346, 12347
 
@@ -138,3 +138,10 @@ def test_what_sudo_does_not_say_counts_for_nothing(tmp_path: Path, monkeypatch: 
     monkeypatch.setenv("SUDO_GID", uid)
     write(tmp_path)
     assert owner(tmp_path / "run.json") == (0, 0)
+
+
+def test_a_file_has_the_permissions_that_are_asked_for(tmp_path: Path) -> None:
+    with OutputDirectory(tmp_path) as output:
+        output.write("packets", b"\x00\xff", mode=0o600)
+    assert (tmp_path / "packets").read_bytes() == b"\x00\xff"
+    assert (tmp_path / "packets").stat().st_mode & 0o777 == 0o600
