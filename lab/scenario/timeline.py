@@ -39,17 +39,24 @@ class Reload:
     @property
     def start_ns(self) -> int:
         """When its first step began; without a step, when it was undone."""
-        return self._parts[0][1].start_ns
+        return self._ends[0].start_ns
 
     @property
     def end_ns(self) -> int:
         """When its last step, or its rollback, came to its end."""
-        return self._parts[-1][1].end_ns
+        return self._ends[1].end_ns
 
     @property
     def is_empty(self) -> bool:
         """Whether no step was begun, and so nothing was undone."""
-        return not self._parts
+        return not self.spans and self.rollback is None
+
+    @property
+    def _ends(self) -> tuple[Interval, Interval]:
+        """What was done first and last. Thousands of packets may ask for it."""
+        works = self.spans[:1] + self.spans[-1:]
+        done = [*(span.work for span in works), *([] if self.rollback is None else [self.rollback])]
+        return done[0], done[-1]
 
     @property
     def _parts(self) -> list[tuple[str, Interval, tuple[Interval, ...]]]:
