@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
@@ -65,7 +66,7 @@ class Causes:
         for node, events in self._dropped.programs.items():
             for event in events:
                 found[self._flow(event.packet)].append((event.time_ns, self._program(node, event)))
-        told = {flow: [at for at, _ in drops] for flow, drops in found.items()}
+        told = {flow: sorted(at for at, _ in drops) for flow, drops in found.items()}
         names = places(drop.location for drop in self._dropped.kernel)
         for drop in self._dropped.kernel:
             flow = self._flow(drop.packet)
@@ -73,7 +74,7 @@ class Causes:
                 continue
             if drop.reason not in VERDICTS:
                 found[flow].append((drop.time_ns, f"the kernel, {drop.reason} at {names[drop.location]}"))
-            elif not any(abs(at - drop.time_ns) <= SAME_NS for at in told.get(flow, ())):
+            elif not _any_near(told.get(flow, ()), drop.time_ns):
                 found[flow].append((drop.time_ns, self._silent(drop)))
         return {flow: sorted(drops) for flow, drops in found.items()}
 
@@ -97,3 +98,9 @@ class Causes:
 
     def _silent(self, drop: KernelDrop) -> str:
         return f"a program that told nothing, {drop.reason}{self._dropped.place(drop)}"
+
+
+def _any_near(times: Sequence[int], time_ns: int) -> bool:
+    """Tell whether one of the times, in their order, is at most SAME_NS away."""
+    first = bisect_left(times, time_ns - SAME_NS)
+    return first < len(times) and times[first] <= time_ns + SAME_NS
