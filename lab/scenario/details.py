@@ -27,6 +27,7 @@ def details(scenarios: Sequence[Watched], error: BaseException | None = None) ->
         "lost": sum(report.lost for report in phases),
         "denied": sum(sum(report.denied.values()) for report in phases),
         "starved_ns": sum(report.starved_ns for report in phases),
+        "starved_part": round(max((running.starved_part for running in scenarios), default=0.0), 3),
         "steps": {
             "seen": sum(each.seen for each in steps),
             "unseen": sum(each.unseen for each in steps),

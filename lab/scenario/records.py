@@ -35,8 +35,8 @@ class Record:
     `message` says what failed, or why it was skipped or not run. `violations` are the invariants that did not hold,
     `reloads` those of Outcome.to_json(), `sent` and `lost` the packets of its traffic, all phases together, and
     `denied` those of them that its policy had to stop. `steps` says how many steps of reloads had packets under way,
-    `traffic` has an object for each phase; `starved_ns` is for how long the traffic had no CPU, `gaps` what could not
-    be watched. See docs/run-json.md.
+    `traffic` has an object for each phase; `starved_ns` is for how long the traffic had no CPU,
+    `starved_part` in which part of the time of the reloads, `gaps` what could not be watched. See docs/run-json.md.
     """
 
     name: str
@@ -49,6 +49,7 @@ class Record:
     lost: int = 0
     denied: int = 0
     starved_ns: int = 0
+    starved_part: float = 0.0
     steps: dict[str, Any] = field(default_factory=lambda: dict(NO_STEPS))
     traffic: tuple[dict[str, Any], ...] = ()
     gaps: tuple[str, ...] = ()

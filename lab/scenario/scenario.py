@@ -19,6 +19,7 @@ from lab.scenario.stepping import Bursts
 from lab.scenario.watched import Watched
 from lab.traffic.defaults import RATE, cluster_flows, default_flows
 from lab.traffic.flows import Flow
+from lab.watch.invariants import OF_FLOWS, BadExpectation
 
 
 class Scenario(Watched):
@@ -138,7 +139,13 @@ class ClusterScenario(Watched):
         return self
 
     def expect_on(self, number: int, **changes: Any) -> None:
-        """Declare the intended effects on one node, in addition to what `expect` has declared for all nodes so far."""
+        """Declare the intended effects on one node, in addition to what `expect` has declared for all nodes so far.
+
+        BadExpectation for what is expected of flows: those are of no single node.
+        """
+        for name in OF_FLOWS:
+            if name in changes:
+                raise BadExpectation(f"{name} is expected of flows, which are of no single node: say it with expect()")
         name = self.cluster.node(number).name
         self._expected_on[name] = self._expected_on.get(name, self._expected).and_also(**changes)
 

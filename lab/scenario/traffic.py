@@ -89,13 +89,22 @@ class ScenarioTraffic:
         self._paused = False
         self.traffic = self._stack.enter_context(Traffic(self._running, rate=self.rate))
 
+    @property
+    def mute_because(self) -> str:
+        """Why `push` sends nothing; empty if it sends."""
+        if self.rate == 0:
+            return "the scenario has rate=0"
+        if not self._running:
+            return "it has no flows"
+        return "its traffic is paused" if self._paused else "a packet was not answered before" if self._silent else ""
+
     def push(self) -> list[Violation]:
         """Send a packet over each flow between two steps and wait for all; return what was not answered.
 
         Nothing is sent during a pause, in a scenario that has no traffic of its own, and after the first finding: one
         that stays silent is enough, each more of them would take as long.
         """
-        if self._paused or self._silent or self.rate == 0 or not self._running:
+        if self.mute_because:
             return []
         at = time.monotonic_ns()
         bursts = self.traffic.burst_all(1, [flow.name for flow in self._running], timeout=BURST_TIMEOUT)

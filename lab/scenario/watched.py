@@ -181,19 +181,39 @@ class Watched:
         self.coverage = coverage(self.timeline.reloads, self._traffic.sent_to)
         if self.violations:
             raise InvariantsViolated(self.findings)
-        pauses = [pause for report in self.phases for pause in report.starved]
-        starved, total = starved_in(self.timeline.reloads, pauses)
+        starved, total = self._starved
         if starved > total * MOST_STARVED:
             raise NoVerdict(starved, total)
 
+    @property
+    def _starved(self) -> tuple[int, int]:
+        """For how long the traffic did not run during reloads, and how long they took, in nanoseconds."""
+        pauses = [pause for report in self.phases for pause in report.starved]
+        return starved_in(self.timeline.reloads, pauses)
+
+    @property
+    def starved_part(self) -> float:
+        """The part of the time of the reloads in which the traffic had no CPU; without a verdict above MOST_STARVED."""
+        starved, total = self._starved
+        return starved / total if total else 0.0
+
     def _check_hits(self) -> None:
-        """Send one more packet over each flow: it must meet the loads that are there now, and no other."""
+        """Send one more packet over each flow: it must meet the loads that are there now, and no other.
+
+        Where none can be sent, or counters of loads were evicted meanwhile, that is a gap.
+        """
+        replaced = {agent.node.name: self._history.replaced_on(agent.node.name) for agent in self.agents}
+        if (why := self._traffic.mute_because) and any(replaced.values()):
+            self.gaps.append(f"no last packet was sent to see which loads are met: {why}")
         before = [metrics.read(agent.node) for agent in self.agents]
         self._push()
         for agent, counters in zip(self.agents, before, strict=True):
-            self._found(
-                agent, list(check_hits(counters, metrics.read(agent.node), self._history.replaced_on(agent.node.name)))
-            )
+            now = metrics.read(agent.node)
+            self._found(agent, list(check_hits(counters, now, replaced[agent.node.name])))
+        for agent, start in self._before:
+            if evicted := metrics.read(agent.node).evicted_since(start.counters):
+                said = f"{evicted} counters of loads made room for others in reloadlab_hits, which is too small"
+                self.gaps.append(f"{agent.node.name}: {said}")
 
     def _check(self, agent: Agent, before: Baseline) -> None:
         name = agent.node.name

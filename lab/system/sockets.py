@@ -35,6 +35,8 @@ _TIMESPEC = struct.Struct("=qq")
 _TCP_INFO = struct.Struct("=100xI32xII72xI8xI")
 """total_retrans, segs_out, segs_in, dsack_dups and snd_wnd of struct tcp_info."""
 
+_TCP_CLOSE = 7
+
 _UNSPEC = bytes(28)
 """A struct sockaddr_in6 of family AF_UNSPEC (0)."""
 _connect = function("connect", ctypes.c_int, ctypes.c_char_p, ctypes.c_uint)
@@ -177,6 +179,15 @@ class TcpInfo:
 def tcp_info(sock: socket.socket) -> TcpInfo:
     """Return the kernel's account of this end of a connection."""
     return TcpInfo(*_TCP_INFO.unpack_from(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO.size)))
+
+
+def is_closed(sock: socket.socket) -> bool:
+    """Tell whether a TCP socket has no connection, neither an open one nor one whose end the other side has to tell.
+
+    What is in TIME_WAIT is not the socket any more: it is closed, and the kernel gives its port to nobody.
+    """
+    state: bytes = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)
+    return state[0] == _TCP_CLOSE
 
 
 class _TimerSpec(ctypes.Structure):

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Mapping
 from functools import partial
 
-from lab.system.sockets import Address, bound_socket, disconnect, tcp_info
+from lab.system.sockets import Address, bound_socket, disconnect, is_closed, tcp_info
 from lab.traffic.account import Way
 from lab.traffic.delays import DelayRecorder
 from lab.traffic.flows import Flow
@@ -102,7 +102,7 @@ class TcpConnections:
         self.sent += count
 
     def _begin(self, number: int) -> None:
-        sock = self._spare.popleft() if self._spare else self._socket(time.monotonic() + 1)
+        sock = self._take()
         link = Link(number, sock, time.monotonic_ns(), self.payloads.of(number))
         self._way.under_way[number] = link.sent_ns
         self._links[number] = link
@@ -114,6 +114,18 @@ class TcpConnections:
         self._poller.watch_socket(sock, partial(self._source_ready, link), READ_OR_WRITE)
         # The handshake is often over before connect() returns.
         self._push(link)
+
+    def _take(self) -> socket.socket:
+        """Return a socket whose last connection both ends have closed.
+
+        One that is still being closed would be reset, and its port be free at once, while the other end still sends.
+        """
+        for _ in range(len(self._spare)):
+            sock = self._spare.popleft()
+            if is_closed(sock):
+                return sock
+            self._spare.append(sock)
+        return self._spare.popleft() if len(self._spare) > _UNDER_WAY else self._socket(time.monotonic() + 1)
 
     def _push(self, link: Link) -> None:
         try:

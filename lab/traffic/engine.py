@@ -36,11 +36,16 @@ CALM_ROUNDS = 5
 
 
 @dataclass(slots=True)
-class _Burst:
-    """Packets sent on request, as (stream, first number, end), waited for until `deadline_ns`."""
+class Burst:
+    """Packets sent on request at `sent_ns`, as (stream, first number, end), waited for as long as `timeout_ns`."""
 
     parts: list[tuple[Stream, int, int]]
-    deadline_ns: int
+    sent_ns: int
+    timeout_ns: int
+
+    def is_over(self, now_ns: int, pauses: Pauses) -> bool:
+        """Tell whether the time is over, without that in which the engine did not run."""
+        return now_ns - self.sent_ns - pauses.within(self.sent_ns, now_ns) >= self.timeout_ns
 
     @property
     def waiting(self) -> bool:
@@ -96,7 +101,7 @@ class Engine:
         self._per_tick = 1
         self._tick_ns = 0
         self._timer = -1
-        self._burst: _Burst | None = None
+        self._burst: Burst | None = None
         self._drain_ns: int | None = None
         self._started_ns = 0
         self._last_tick_ns = 0
@@ -136,9 +141,10 @@ class Engine:
 
     def _serve(self, timeout: float) -> None:
         ready = self._poller.wait(timeout)
-        if self._tick_ns:
-            # The timer ends the wait: whatever is longer, the engine has wanted to run and did not.
-            self._pauses.note(self._ran_ns + self._tick_ns, time.monotonic_ns())
+        if self._tick_ns or self._burst is not None:
+            # The timer ends the wait, or its timeout: whatever is longer, the engine has wanted to run and did not.
+            wanted = self._tick_ns or round(timeout * 1e9)
+            self._pauses.note(self._ran_ns + wanted, time.monotonic_ns())
         self._poller.handle(ready)
         self._ran_ns = time.monotonic_ns()
 
@@ -209,11 +215,11 @@ class Engine:
                 first = stream.sent
                 self._send(stream, count)
                 parts.append((stream, first, stream.sent))
-        self._burst = _Burst(parts, time.monotonic_ns() + round(timeout * 1e9))
+        self._burst = Burst(parts, time.monotonic_ns(), round(timeout * 1e9))
 
-    def _check_burst(self, burst: _Burst) -> None:
+    def _check_burst(self, burst: Burst) -> None:
         if burst.waiting:
-            if time.monotonic_ns() < burst.deadline_ns:
+            if not burst.is_over(time.monotonic_ns(), self._pauses):
                 return
             # Whoever was kept from reading for a while finds the answers now.
             self._poller.read_all()

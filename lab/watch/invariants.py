@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
@@ -33,9 +34,16 @@ from lab.watch.metrics import Counters
 from lab.watch.snapshot import DATAPATH, Snapshot, take
 from lab.watch.violation import Violation
 
+SETTLE_SECONDS = 1.0
+"""Seconds in which the last packets of a scenario come to their end."""
+
 
 class BadExpectation(ReloadlabError):
     """An expectation of the wrong type, which would match more than it should."""
+
+
+OF_FLOWS = ("other_path", "kernel_drops", "findings")
+"""The fields of Expected that say something of the traffic, and not of a node."""
 
 
 @dataclass(frozen=True)
@@ -160,7 +168,7 @@ def check_counters(agent: Agent, before: Baseline, expected: Expected, drops: Dr
 
     With `drops` it is known whose packets they were, and those of the kernels themselves may be dropped.
     """
-    counted = metrics.read(agent.node).drops_since(before.counters)
+    counted = _counted(agent, before.counters, expected)
     # Read after the counters, so that every counted drop has been seen.
     dropped = drops.read() if drops is not None else NOTHING
     name = agent.node.name
@@ -168,6 +176,22 @@ def check_counters(agent: Agent, before: Baseline, expected: Expected, drops: Dr
         *check_drops(counted, expected.drops, dropped, name, foreign=not is_ours(agent.config.library)),
         *check_uncounted(counted, dropped, name),
     ]
+
+
+def _counted(agent: Agent, before: Counters, expected: Expected) -> dict[tuple[int, int], int]:
+    """Return the drops that are counted since `before`: the same twice, and none missing, for at most SETTLE_SECONDS.
+
+    Packets that were sent may still lie in a queue of the kernel when the traffic has stopped.
+    """
+    deadline = time.monotonic() + SETTLE_SECONDS
+    earlier: dict[tuple[int, int], int] | None = None
+    while True:
+        found = metrics.read(agent.node).drops_since(before)
+        complete = found == earlier and all(found.get(key, 0) >= count for key, count in expected.drops.items())
+        if complete or time.monotonic() > deadline:
+            return found
+        earlier = found
+        time.sleep(0.01)
 
 
 def check_traffic(traffic: TrafficReport, expected: Expected) -> list[Violation]:

@@ -29,6 +29,10 @@ class Counters:
     hits: Mapping[tuple[int, int, int], int] = field(default_factory=dict)
     lengths: Mapping[tuple[int, int], int] = field(default_factory=dict)
 
+    def evicted_since(self, before: Counters) -> int:
+        """Return how many counters of `hits` are gone since `before`: the kernel has made room for others (LRU)."""
+        return len(before.hits.keys() - self.hits.keys())
+
     def drops_since(self, before: Counters) -> dict[tuple[int, int], int]:
         """Return the drops since `before` by (reason, direction); a counter that went back counts below zero."""
         keys = (key for key in {**before.packets, **self.packets} if key[0] >= reasons.FIRST_DROP)

@@ -16,7 +16,9 @@ def check_hits(before: Counters, now: Counters, replaced: Mapping[int, str]) -> 
     """
     met: dict[int, int] = {}
     for key, packets in now.hits.items():
-        met[key[0]] = met.get(key[0], 0) + packets - before.hits.get(key, 0)
+        earlier = before.hits.get(key, 0)
+        # A counter that went back had made room for others, and came again.
+        met[key[0]] = met.get(key[0], 0) + (packets - earlier if packets >= earlier else packets)
     for generation, subject in sorted(replaced.items()):
         if met.get(generation, 0) > 0:
             yield Violation(

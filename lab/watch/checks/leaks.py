@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import time
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
@@ -122,7 +123,9 @@ def _maps(before: Descriptors, found: Descriptors, now: Snapshot) -> Iterator[st
         try:
             with Map.of(bpf.map_fd_by_id(ident), "") as orphan:
                 info = orphan.info
-        except BpfError:
+        except BpfError as error:
+            if error.errno != errno.ENOENT:  # gone meanwhile
+                raise
             continue
         orphans[info.name] += 1
         if info.type == MapType.PROG_ARRAY or orphans[info.name] > 1:

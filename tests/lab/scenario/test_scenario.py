@@ -6,6 +6,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,6 +23,7 @@ from lab.scenario.gate import BadGate, Gate, GateNeverFired
 from lab.scenario.scenario import ClusterScenario, Scenario
 from lab.scenario.watched import InvariantsViolated
 from lab.watch import metrics
+from lab.watch.invariants import BadExpectation
 from tests.lab.labs import unique_name
 from tests.lab.wires import ip
 
@@ -160,6 +162,14 @@ def test_the_load_of_a_reload_that_fails_after_its_commit_is_the_last_one() -> N
 def test_a_gate_without_a_step_is_refused() -> None:
     with pytest.raises(BadGate, match="a gate names a step"):
         Gate(nothing)
+
+
+@pytest.mark.parametrize("what", [{"findings": {"lost"}}, {"kernel_drops": {"NO_SOCKET"}}, {"other_path": True}])
+def test_what_flows_may_show_is_not_expected_on_one_node(what: dict[str, Any]) -> None:
+    scenario = ClusterScenario(cluster_specs(unique_name("flows")[:28], 2, pods=1))
+    (name,) = what
+    with pytest.raises(BadExpectation, match=f"{name} is expected of flows, which are of no single node"):
+        scenario.expect_on(1, **what)
 
 
 def test_a_gate_of_several_nodes_must_fire() -> None:

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lab.traffic.delays import LATEST_NS, STARVED_NS, DelayRecorder, Pauses, late_bound, percentile
+from lab.traffic.engine import Burst
 
 MS = 1_000_000
 
@@ -63,3 +64,13 @@ def test_the_bound_follows_the_undisturbed_path_within_limits() -> None:
     assert late_bound(200 * MS, [20 * MS] * 100) == 400 * MS
     assert late_bound(200 * MS, [900 * MS] * 100) == LATEST_NS
     assert late_bound(2000 * MS, [900 * MS] * 100) == 2000 * MS
+
+
+def test_a_burst_does_not_wait_while_the_engine_has_no_cpu() -> None:
+    pauses = Pauses()
+    burst = Burst([], sent_ns=1_000, timeout_ns=2 * STARVED_NS)
+    assert not burst.is_over(1_000 + 2 * STARVED_NS - 1, pauses)
+    assert burst.is_over(1_000 + 2 * STARVED_NS, pauses)
+    pauses.note(500, 1_000 + 10 * STARVED_NS)
+    assert not burst.is_over(1_000 + 12 * STARVED_NS - 1, pauses)
+    assert burst.is_over(1_000 + 12 * STARVED_NS, pauses)

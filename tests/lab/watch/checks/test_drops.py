@@ -7,6 +7,7 @@ import shutil
 import socket
 import time
 from collections.abc import Iterator, Sequence
+from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,11 @@ from lab.system.netns import enter
 from lab.traffic.defaults import ends
 from lab.traffic.flows import Flow
 from lab.watch import kernel_drops
+from lab.watch.attribution import Ownership
+from lab.watch.checks.drops import check_uncounted
+from lab.watch.drop_events import DropEvent
+from lab.watch.drops import Dropped
+from lab.watch.packet import UDP, Packet
 from lab.watch.violation import Violation
 from tests.lab.labs import unique_name
 from tests.lab.wires import ip
@@ -125,6 +131,18 @@ def test_a_packet_that_a_program_drops_without_counting_it_is_named(library: Pat
     assert found.what.startswith("1 packets dropped by a program that cilium_metrics does not count: ")
     assert f"of the probe {pods[0].ipv4}:" in found.what
     assert f"(TC_INGRESS of {pods[0].ifname})" in found.what
+
+
+def test_drops_that_are_counted_for_another_reason_are_named() -> None:
+    """The sum is right; which of the two counters is wrong is not known."""
+    flow = Flow("there", "a", "10.0.0.1", "b", "10.0.0.2", port=7)
+    packet = Packet(ip_address(flow.source_ip), ip_address(flow.target_ip), UDP, bytes((9, 9, 0, 7)))
+    events = tuple(DropEvent(time_ns, 140, "bpf_lxc.c", 214, 101, 5, packet) for time_ns in (1, 2, 3))
+    dropped = Dropped(Ownership([flow]), {"n": events}, (), True, {}, {}, ())
+    assert check_uncounted({(140, 1): 1, (140, 2): 2}, dropped, "n") == []
+    (found,) = check_uncounted({(140, 2): 1, (134, 2): 2}, dropped, "n")
+    what = "2 packets dropped as Missed tail call that cilium_metrics does not count so: 3 of there (bpf_lxc.c:214)"
+    assert (found.invariant, found.what, found.at) == (12, what, (1, 2, 3))
 
 
 @pytest.fixture

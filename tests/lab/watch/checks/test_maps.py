@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import threading
 
 import pytest
 
@@ -11,7 +12,7 @@ from datapath.kernel.map import open_pin
 from lab.abi.policymap import PolicyEntry, policy_key_any
 from lab.agent.agent import Agent
 from lab.watch.checks.layouts import Layout
-from lab.watch.invariants import Expected, baseline
+from lab.watch.invariants import Expected, baseline, check_counters
 from tests.lab.watch.faults import violations
 
 pytestmark = pytest.mark.privileged
@@ -63,6 +64,21 @@ def test_metrics_only_rise(sound_node: Agent) -> None:
         assert found.startswith("invariant 3: map cilium_metrics: ")
         assert found.endswith(f"went back from {7 * cpus} to {6 * cpus}")
         pinned.delete(key)
+
+
+def test_drops_that_are_counted_a_moment_later_are_waited_for(sound_node: Agent) -> None:
+    """A packet may lie in a queue of the kernel when the traffic has stopped."""
+    with open_pin(sound_node.config.globals / METRICS) as pinned:
+        key = struct.pack("=BB6x", 133, 1)[: pinned.info.key_size]
+        cpus = pinned.value_bytes // 16
+        pinned.update(key, bytes(pinned.value_bytes))
+        before = baseline(sound_node)
+        later = threading.Timer(0.2, pinned.update, (key, struct.pack("=QQ", 1, 100) * cpus))
+        later.start()
+        found = check_counters(sound_node, before, Expected(drops={(133, 1): cpus}))
+        later.join()
+        pinned.delete(key)
+    assert found == []
 
 
 def test_fields_that_moved_are_the_same_and_values_that_did_not_are_not() -> None:
