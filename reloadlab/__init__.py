@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     )
     from lab.scenario.gate import BadGate, Gate, GateNeverFired
     from lab.scenario.scenario import ClusterScenario, Scenario
-    from lab.scenario.watched import InvariantsViolated
+    from lab.scenario.verdict import InvariantsViolated
     from lab.system.netns import enter as enter_netns
     from lab.system.sockets import Address, allow_fragments, bound_socket
     from lab.system.tools import run as run_tool
@@ -72,7 +72,7 @@ _NAMES = {
     # Scenarios: nodes under traffic whose invariants are checked.
     "lab.scenario.gate": "BadGate Gate GateNeverFired",
     "lab.scenario.scenario": "ClusterScenario Scenario",
-    "lab.scenario.watched": "InvariantsViolated",
+    "lab.scenario.verdict": "InvariantsViolated",
     "lab.watch.invariants": "Expected",
     # Nodes, and what lives on them.
     "lab.agent.agent": "Agent Failure",

@@ -21,11 +21,11 @@ from datapath.kernel.netlink import (
     NLM_F_CREATE,
     NLM_F_ECHO,
     NLM_F_EXCL,
-    NLM_F_REQUEST,
     MessageTemplate,
     NetlinkSocket,
     attributes,
     encode,
+    pack_message,
     text,
 )
 
@@ -166,10 +166,9 @@ def ensure_clsact(netlink: NetlinkSocket, ifindex: int) -> bool:
 def qdisc(netlink: NetlinkSocket, ifindex: int) -> Qdisc | None:
     """Return the qdisc to which an interface's hooks belong, None if it has none."""
     # Without ECHO the kernel gives no answer to this question, other than to a dump.
-    flags = NLM_F_REQUEST | NLM_F_ECHO
-    message = struct.pack("=IHHII", 36, RTM_GETQDISC, flags, 0, 0) + _TCMSG.pack(0, 0, 0, ifindex, 0, _TC_H_CLSACT, 0)
+    wanted = pack_message(RTM_GETQDISC, _TCMSG.pack(0, 0, 0, ifindex, 0, _TC_H_CLSACT, 0), NLM_F_ECHO)
     try:
-        answer = netlink.find("look up qdisc clsact", message)
+        answer = netlink.find("look up qdisc clsact", wanted)
     except NetlinkError as error:
         if error.errno != errno.ENOENT:
             raise
@@ -252,9 +251,9 @@ def filters(netlink: NetlinkSocket, ifindex: int, direction: Direction) -> tuple
 
 def all_filters(netlink: NetlinkSocket, ifindex: int, direction: Direction) -> tuple[Filter, ...]:
     """Return the filters at one hook, those of other chains and of a shared block included."""
-    message = struct.pack("=IHHII", 36, RTM_GETTFILTER, 1, 0, 0) + _TCMSG.pack(0, 0, 0, ifindex, 0, direction.value, 0)
+    wanted = pack_message(RTM_GETTFILTER, _TCMSG.pack(0, 0, 0, ifindex, 0, direction.value, 0))
     try:
-        answers = netlink.dump(f"list filters {direction}", message)
+        answers = netlink.dump(f"list filters {direction}", wanted)
     except NetlinkError as error:
         # Without a qdisc there is nothing to list; the kernel says so in two ways.
         if error.errno in (errno.EINVAL, errno.ENOENT):

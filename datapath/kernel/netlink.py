@@ -54,6 +54,16 @@ def encode(
     return bytes(message.data)
 
 
+def pack_message(kind: int, body: bytes, flags: int = 0) -> bytes:
+    """Return the bytes of a message of this type: a header, which is numbered when it is sent, and the body."""
+    return _HEADER.pack(_HEADER.size + len(body), kind, NLM_F_REQUEST | flags, 0, 0) + body
+
+
+def pack_attribute(number: int, value: bytes | memoryview) -> bytes:
+    """Return an attribute as `attributes` reads it, filled up to four bytes."""
+    return _ATTRIBUTE.pack(4 + len(value), number) + bytes(value) + bytes(-len(value) % 4)
+
+
 class MessageTemplate:
     """An encoded message with holes.
 
@@ -207,10 +217,9 @@ class NetlinkSocket:
     def ifindex(self, ifname: str) -> int:
         """Return the index of an interface; LinkNotFound if there is none of this name."""
         name = os.fsencode(ifname) + b"\0"
-        attribute = _ATTRIBUTE.pack(4 + len(name), IFLA_IFNAME) + name + bytes(-len(name) % 4)
-        message = _HEADER.pack(32 + len(attribute), RTM_GETLINK, NLM_F_REQUEST, 0, 0) + bytes(16) + attribute
+        wanted = pack_message(RTM_GETLINK, bytes(16) + pack_attribute(IFLA_IFNAME, name))
         try:
-            answer = self.get(f"look up {printable(ifname)}", message)
+            answer = self.get(f"look up {printable(ifname)}", wanted)
         except NetlinkError as error:
             if error.errno != errno.ENODEV:
                 raise
@@ -219,9 +228,8 @@ class NetlinkSocket:
 
     def interfaces(self) -> dict[str, Interface]:
         """Return every interface of the namespace by name."""
-        message = _HEADER.pack(32, RTM_GETLINK, NLM_F_REQUEST, 0, 0) + bytes(16)
         found = {}
-        for answer in self.dump("list interfaces", message):
+        for answer in self.dump("list interfaces", pack_message(RTM_GETLINK, bytes(16))):
             values = dict(attributes(answer, 32))
             name, address = text(values[IFLA_IFNAME]), values.get(IFLA_ADDRESS)
             mac = ":".join(f"{byte:02x}" for byte in address) if address is not None and len(address) == 6 else None

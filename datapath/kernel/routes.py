@@ -19,9 +19,10 @@ from datapath.errors import NetlinkError, ReloadlabError
 from datapath.kernel.netlink import (
     NLM_F_CREATE,
     NLM_F_REPLACE,
-    NLM_F_REQUEST,
     NetlinkSocket,
     attributes,
+    pack_attribute,
+    pack_message,
     unless,
 )
 
@@ -239,19 +240,15 @@ def _request(kind: int, flags: int, installed: Installed) -> bytes:
     if _RTA_NH_ID in said:
         # The kernel tells what the nexthop object consists of, and does not take it back.
         said = {k: v for k, v in said.items() if k not in (_RTA_OIF, _RTA_GATEWAY, _RTA_VIA, _RTA_MULTIPATH)}
-    body = bytes(rtmsg) + b"".join(_attribute(number, bytes(value)) for number, value in said.items())
-    return struct.pack("=IHHII", 16 + len(body), kind, NLM_F_REQUEST | flags, 0, 0) + body
-
-
-def _attribute(number: int, value: bytes) -> bytes:
-    return struct.pack("=HH", 4 + len(value), number) + value + bytes(-len(value) % 4)
+    body = bytes(rtmsg) + b"".join(pack_attribute(number, bytes(value)) for number, value in said.items())
+    return pack_message(kind, body, flags)
 
 
 def _listing(route: Route) -> bytes:
     """Ask for the routes of the main table through one interface."""
     body = _RTMSG.pack(_family(route.address), 0, 0, 0, RT_TABLE_MAIN, 0, 0, 0, 0)
-    body += _attribute(_RTA_OIF, struct.pack("=I", route.ifindex))
-    return struct.pack("=IHHII", 16 + len(body), RTM_GETROUTE, NLM_F_REQUEST, 0, 0) + body
+    body += pack_attribute(_RTA_OIF, struct.pack("=I", route.ifindex))
+    return pack_message(RTM_GETROUTE, body)
 
 
 def _lookup(address: IPv4Address | IPv6Address) -> bytes:
@@ -259,8 +256,8 @@ def _lookup(address: IPv4Address | IPv6Address) -> bytes:
     # Without LOOKUP_TABLE every IPv4 route is said to be in the main table; for IPv6 the kernel refuses the flag.
     flags = _RTM_F_FIB_MATCH | (_RTM_F_LOOKUP_TABLE if address.version == 4 else 0)
     body = _RTMSG.pack(_family(address), address.max_prefixlen, 0, 0, 0, 0, 0, 0, flags)
-    body += _attribute(_RTA_DST, address.packed)
-    return struct.pack("=IHHII", 16 + len(body), RTM_GETROUTE, NLM_F_REQUEST, 0, 0) + body
+    body += pack_attribute(_RTA_DST, address.packed)
+    return pack_message(RTM_GETROUTE, body)
 
 
 def _family(address: IPv4Address | IPv6Address) -> int:
@@ -273,5 +270,5 @@ def _message(kind: int, flags: int, route: Route) -> bytes:
     body = _RTMSG.pack(
         _family(route.address), len(address) * 8, 0, 0, RT_TABLE_MAIN, RTPROT_BOOT, scope, RTN_UNICAST, 0
     )
-    body += _attribute(_RTA_DST, address) + _attribute(_RTA_OIF, struct.pack("=I", route.ifindex))
-    return struct.pack("=IHHII", 16 + len(body), kind, NLM_F_REQUEST | flags, 0, 0) + body
+    body += pack_attribute(_RTA_DST, address) + pack_attribute(_RTA_OIF, struct.pack("=I", route.ifindex))
+    return pack_message(kind, body, flags)

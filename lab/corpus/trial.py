@@ -17,7 +17,8 @@ from datapath.errors import CompileError, ReloadlabError, VerifierError
 from lab.corpus.fault import Fault
 from lab.corpus.verdict import Catch, How, Trial
 from lab.scenario.gate import GateNeverFired
-from lab.scenario.watched import InvariantsViolated, NoVerdict, Watched
+from lab.scenario.verdict import InvariantsViolated, NoVerdict
+from lab.scenario.watched import Watched
 from lab.watch.violation import Violation
 
 if TYPE_CHECKING:

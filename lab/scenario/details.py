@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from lab.scenario.records import ERROR
-from lab.scenario.watched import NoVerdict, Watched
+from lab.scenario.verdict import NoVerdict
+from lab.scenario.watched import Watched
 from lab.traffic.report import FlowReport, TrafficReport
 
 

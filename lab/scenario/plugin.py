@@ -31,7 +31,8 @@ from lab.scenario.marks import Kinds, MarkOptions
 from lab.scenario.recorder import Recorder
 from lab.scenario.scenario import ClusterScenario, Scenario
 from lab.scenario.tracebacks import shortened, with_notes
-from lab.scenario.watched import InvariantsViolated, NoVerdict, Watched
+from lab.scenario.verdict import InvariantsViolated, NoVerdict
+from lab.scenario.watched import Watched
 from lab.system.output import BadDirectory, OutputDirectory
 from lab.watch.violation import Violation
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -26,6 +26,7 @@ from lab.scenario.packetfile import PacketFile
 from lab.scenario.stepping import Bursts, Stepping, check_bursts
 from lab.scenario.timeline import Timeline
 from lab.scenario.traffic import ScenarioTraffic
+from lab.scenario.verdict import InvariantsViolated, NoVerdict
 from lab.traffic.flows import Flow
 from lab.traffic.report import TrafficReport
 from lab.traffic.traffic import Traffic
@@ -50,40 +51,6 @@ from lab.watch.violation import Violation
 
 MOST_STARVED = 0.5
 """The part of the time of all reloads in which the traffic may have had no CPU."""
-
-SHOWN = 8
-"""Violations of one invariant that an error's text tells; of more it tells the number."""
-
-
-class InvariantsViolated(ReloadlabError):
-    """A scenario after which something does not hold; `violations` lists all of it, the text the first of each kind."""
-
-    def __init__(self, violations: Sequence[Violation]) -> None:
-        super().__init__("\n".join(["invariants violated:", *(f"  {line}" for line in _lines(violations))]))
-        self.violations = tuple(violations)
-
-    @property
-    def invariants(self) -> frozenset[int]:
-        return frozenset(violation.invariant for violation in self.violations)
-
-
-def _lines(violations: Sequence[Violation]) -> Iterator[str]:
-    """Yield a line per violation, in the order of the invariants, at most SHOWN for each."""
-    for number in sorted({violation.invariant for violation in violations}):
-        found = [violation for violation in violations if violation.invariant == number]
-        yield from map(str, found[:SHOWN])
-        if len(found) > SHOWN:
-            yield f"invariant {number}: and {len(found) - SHOWN} more"
-
-
-class NoVerdict(ReloadlabError):
-    """A scenario in which nothing was found wrong, but whose traffic could not have seen it; times in nanoseconds."""
-
-    def __init__(self, starved_ns: int, total_ns: int) -> None:
-        super().__init__(
-            f"no verdict: the traffic got no CPU for {starved_ns / 1e6:.0f} of the {total_ns / 1e6:.0f} ms of reloads"
-        )
-        self.starved_ns, self.total_ns = starved_ns, total_ns
 
 
 class Watched:

@@ -14,11 +14,12 @@ from ipaddress import ip_address
 from pathlib import Path
 
 from datapath.errors import NetlinkError
-from datapath.kernel.netlink import NLM_F_REQUEST, NetlinkSocket, attributes
+from datapath.kernel.netlink import NetlinkSocket, attributes, pack_attribute, pack_message
 
 _RTM_DELNEIGH, _RTM_GETNEIGH = 29, 30
 _NDA_DST = 1
-_HEADER = struct.Struct("=IHHII")
+_HEADER = 16
+"""Bytes of struct nlmsghdr, with which an answer begins."""
 _NDMSG = struct.Struct("=BxxxiHBB")
 """Family, interface, state, flags and type of struct ndmsg (uapi/linux/neighbour.h)."""
 
@@ -64,11 +65,9 @@ def _found(sock: NetlinkSocket) -> Iterator[bytes]:
 
     Link-local ones are left alone: no flow has such an address.
     """
-    dump = _HEADER.pack(_HEADER.size + _NDMSG.size, _RTM_GETNEIGH, NLM_F_REQUEST, 0, 0) + bytes(_NDMSG.size)
-    for answer in sock.dump("list neighbours", dump):
-        family, ifindex, state, _, _ = _NDMSG.unpack_from(answer, _HEADER.size)
-        address = dict(attributes(answer, _HEADER.size + _NDMSG.size)).get(_NDA_DST)
+    for answer in sock.dump("list neighbours", pack_message(_RTM_GETNEIGH, bytes(_NDMSG.size))):
+        family, ifindex, state, _, _ = _NDMSG.unpack_from(answer, _HEADER)
+        address = dict(attributes(answer, _HEADER + _NDMSG.size)).get(_NDA_DST)
         if not state & _FOUND or address is None or ip_address(bytes(address)).is_link_local:
             continue
-        body = _NDMSG.pack(family, ifindex, 0, 0, 0) + struct.pack("=HH", 4 + len(address), _NDA_DST) + bytes(address)
-        yield _HEADER.pack(_HEADER.size + len(body), _RTM_DELNEIGH, NLM_F_REQUEST, 0, 0) + body
+        yield pack_message(_RTM_DELNEIGH, _NDMSG.pack(family, ifindex, 0, 0, 0) + pack_attribute(_NDA_DST, address))

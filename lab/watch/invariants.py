@@ -14,7 +14,7 @@ from lab.agent.agent import Agent
 from lab.traffic.report import KINDS, TrafficReport
 from lab.watch import metrics
 from lab.watch.checks.connections import lost_connections
-from lab.watch.checks.drops import Window, check_drops, check_kernel, check_uncounted
+from lab.watch.checks.drops import check_drops, check_kernel, check_uncounted
 from lab.watch.checks.generation import check_generation
 from lab.watch.checks.hooks import check_foreign, check_hooks
 from lab.watch.checks.journal import check_journal
@@ -201,10 +201,9 @@ def check_traffic(traffic: TrafficReport, expected: Expected) -> list[Violation]
     return [Violation(7, str(each), each.at, each.flow if each.kind == "lost" else "") for each in wrong]
 
 
-def check_kernel_drops(dropped: Dropped, phases: Iterable[TrafficReport], expected: Expected) -> list[Violation]:
+def check_kernel_drops(dropped: Dropped, phases: Sequence[TrafficReport], expected: Expected) -> list[Violation]:
     """Return the packets of flows that the kernel dropped while the traffic ran (invariant 12)."""
-    windows = [Window(phase.started_ns, phase.stopped_ns) for phase in phases]
-    return check_kernel(dropped, windows, expected.kernel_drops)
+    return check_kernel(dropped, phases, expected.kernel_drops)
 
 
 def check_warnings(outcomes: Iterable[Outcome], expected: Expected) -> list[Violation]:

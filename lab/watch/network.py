@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from datapath.kernel.netlink import NLM_F_REQUEST, RTM_GETLINK, NetlinkSocket, attributes, text
+from datapath.kernel.netlink import RTM_GETLINK, NetlinkSocket, attributes, pack_attribute, pack_message, text
 from datapath.kernel.netns import enter
 
 _RTM_GETADDR, _RTM_GETROUTE, _RTM_GETNEIGH, _RTM_GETRULE = 22, 26, 30, 34
@@ -77,49 +77,41 @@ def read_network(netns: Path, *, settings: bool = True) -> Network:
     """Read the network of a namespace; without `settings`, its links have theirs all the same."""
     with NetlinkSocket(netns) as netlink:
         addresses = frozenset(
-            _kept(answer, 8, _IFA_CACHEINFO) for answer in netlink.dump("list addresses", _request(_RTM_GETADDR, 8))
+            _kept(answer, 8, _IFA_CACHEINFO)
+            for answer in netlink.dump("list addresses", pack_message(_RTM_GETADDR, bytes(8)))
         )
-        rules = frozenset(answer[16:] for answer in netlink.dump("list rules", _request(_RTM_GETRULE, 12)))
+        rules = frozenset(answer[16:] for answer in netlink.dump("list rules", pack_message(_RTM_GETRULE, bytes(12))))
         routes = frozenset(
             _kept(answer, 12, _RTA_CACHEINFO)
-            for answer in netlink.dump("list routes", _request(_RTM_GETROUTE, 12))
+            for answer in netlink.dump("list routes", pack_message(_RTM_GETROUTE, bytes(12)))
             if not struct.unpack_from("=I", answer, _RTMSG_FLAGS)[0] & _RTM_F_CLONED
         )
         neighbours = frozenset(
             _neighbour(answer)
-            for answer in netlink.dump("list neighbours", _request(_RTM_GETNEIGH, 12))
+            for answer in netlink.dump("list neighbours", pack_message(_RTM_GETNEIGH, bytes(12)))
             if struct.unpack_from("=H", answer, _NDMSG_STATE)[0] & _NUD_PERMANENT
         )
         links = _links(netlink)
     return Network(links, addresses, routes, rules, neighbours, _settings(netns) if settings else {})
 
 
-def _request(kind: int, head: int) -> bytes:
-    return struct.pack("=IHHII", 16 + head, kind, NLM_F_REQUEST, 0, 0) + bytes(head)
-
-
 def _kept(answer: bytes, head: int, dropped: int) -> bytes:
     """Return a message without its header and without the attribute that changes by itself."""
-    said = (_attribute(number, value) for number, value in attributes(answer, 16 + head) if number != dropped)
+    said = (pack_attribute(number, value) for number, value in attributes(answer, 16 + head) if number != dropped)
     return answer[16 : 16 + head] + b"".join(said)
 
 
 def _neighbour(answer: bytes) -> bytes:
     """Return a neighbour without the times at which it was used and confirmed."""
-    said = (_attribute(n, value) for n, value in attributes(answer, 28) if n in (_NDA_DST, _NDA_LLADDR))
+    said = (pack_attribute(n, value) for n, value in attributes(answer, 28) if n in (_NDA_DST, _NDA_LLADDR))
     return answer[16:28] + b"".join(said)
-
-
-def _attribute(number: int, value: bytes | memoryview) -> bytes:
-    return struct.pack("=HH", 4 + len(value), number) + bytes(value) + bytes(-len(value) % 4)
 
 
 def _links(netlink: NetlinkSocket) -> dict[str, Link]:
     # Without their counters, which are most of the answer.
-    mask = _attribute(_IFLA_EXT_MASK, struct.pack("=I", _RTEXT_FILTER_SKIP_STATS))
-    message = struct.pack("=IHHII", 32 + len(mask), RTM_GETLINK, NLM_F_REQUEST, 0, 0) + bytes(16) + mask
+    mask = pack_attribute(_IFLA_EXT_MASK, struct.pack("=I", _RTEXT_FILTER_SKIP_STATS))
     found = {}
-    for answer in netlink.dump("list links", message):
+    for answer in netlink.dump("list links", pack_message(RTM_GETLINK, bytes(16) + mask)):
         ifindex, flags = struct.unpack_from("=iI", answer, 20)
         said = dict(attributes(answer, 32))
         conf4, conf6 = _configurations(said.get(_IFLA_AF_SPEC, memoryview(b"")))

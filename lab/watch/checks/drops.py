@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
 from lab.abi import reasons
 from lab.system.symbols import places
+from lab.traffic.report import TrafficReport
 from lab.watch import metrics
 from lab.watch.attribution import of_the_kernel
 from lab.watch.drop_events import DropEvent
@@ -38,17 +38,6 @@ _SHOWN = 3
 
 Key = tuple[int, int]
 """Reason and direction of a drop in cilium_metrics."""
-
-
-@dataclass(frozen=True, slots=True)
-class Window:
-    """A time in which the traffic ran, nanoseconds of CLOCK_MONOTONIC."""
-
-    start_ns: int
-    end_ns: int
-
-    def __contains__(self, time_ns: int) -> bool:
-        return self.start_ns <= time_ns <= self.end_ns
 
 
 def check_drops(
@@ -122,7 +111,7 @@ def _is_of_the_kernel(drop: DropEvent | KernelDrop) -> bool:
 
 
 def check_kernel(
-    dropped: Dropped, windows: Sequence[Window], expected: frozenset[str] = frozenset()
+    dropped: Dropped, phases: Sequence[TrafficReport], expected: frozenset[str] = frozenset()
 ) -> list[Violation]:
     """Return the packets of flows that the kernel dropped while traffic ran (invariant 12).
 
@@ -137,7 +126,8 @@ def check_kernel(
     for drop in dropped.kernel:
         flow = ownership.flow(ownership.inside(drop.packet)) if drop.packet is not None else None
         harmless = drop.reason in HARMLESS | VERDICTS | expected
-        if flow is None or harmless or not any(drop.time_ns in window for window in windows):
+        running = any(phase.started_ns <= drop.time_ns <= phase.stopped_ns for phase in phases)
+        if flow is None or harmless or not running:
             continue
         if drop.reason == NO_SOCKET and ownership.without_socket(flow):
             continue

@@ -16,7 +16,7 @@ from lab.corpus import loaders
 from lab.node.topology import NodeSpec
 from lab.scenario.gate import Gate
 from lab.scenario.scenario import ClusterScenario, Scenario
-from lab.scenario.watched import InvariantsViolated
+from lab.scenario.verdict import InvariantsViolated
 from scenarios import test_endpoint_routes, test_hitless, test_rollback
 from tests.lab.labs import unique_name
 

@@ -19,7 +19,7 @@ from lab.corpus.named_maps import ReuseCalls
 from lab.corpus.named_plans import instead, moved_before
 from lab.node.topology import NodeSpec
 from lab.scenario.scenario import Scenario
-from lab.scenario.watched import InvariantsViolated
+from lab.scenario.verdict import InvariantsViolated
 from scenarios import test_filters, test_pods, test_restart
 from tests.datapath.reload.test_plans import CONFIG, HOST, LINKS, POD
 from tests.lab.labs import ROOT, unique_name

@@ -10,7 +10,7 @@ from datapath.errors import CompileError, ReloadlabError
 from lab.corpus.fault import Fault, Patch
 from lab.corpus.trial import Injector
 from lab.corpus.verdict import Catch, How
-from lab.scenario.watched import InvariantsViolated, NoVerdict
+from lab.scenario.verdict import InvariantsViolated, NoVerdict
 from lab.watch.violation import Violation
 
 PATCHED = Fault("x", "c", "is wrong", patches=(Patch("bpf_lxc.c", "a", "b"),))

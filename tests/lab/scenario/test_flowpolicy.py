@@ -15,7 +15,7 @@ from lab.node.node import Node
 from lab.node.topology import FIRST_ENDPOINT, HEALTH, HEALTH_ENDPOINT, NodeSpec
 from lab.scenario.flowpolicy import flow_policy
 from lab.scenario.scenario import ClusterScenario, Scenario
-from lab.scenario.watched import InvariantsViolated
+from lab.scenario.verdict import InvariantsViolated
 from lab.traffic.defaults import cluster_flows, default_flows, ends
 from lab.traffic.flows import Flow
 from lab.watch import metrics

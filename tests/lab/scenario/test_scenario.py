@@ -21,7 +21,7 @@ from lab.agent.cluster import cluster_specs
 from lab.node.topology import NodeSpec
 from lab.scenario.gate import BadGate, Gate, GateNeverFired
 from lab.scenario.scenario import ClusterScenario, Scenario
-from lab.scenario.watched import InvariantsViolated
+from lab.scenario.verdict import InvariantsViolated
 from lab.watch import metrics
 from lab.watch.invariants import BadExpectation
 from tests.lab.labs import unique_name

@@ -15,7 +15,7 @@ from lab.agent.cluster import cluster_specs
 from lab.node.topology import NODE, NodeSpec
 from lab.scenario.gate import Gate
 from lab.scenario.scenario import ClusterScenario, Scenario
-from lab.scenario.watched import InvariantsViolated
+from lab.scenario.verdict import InvariantsViolated
 from tests.lab.emptied import GAP, EmptySlot, before
 from tests.lab.labs import unique_name
 from tests.lab.wires import ip

@@ -20,7 +20,7 @@ from lab.node.node import Node
 from lab.node.topology import NODE, OUTSIDE, NodeSpec
 from lab.scenario.details import details
 from lab.scenario.scenario import Scenario
-from lab.scenario.watched import InvariantsViolated
+from lab.scenario.verdict import InvariantsViolated
 from lab.system.netns import enter
 from lab.traffic.defaults import ends
 from lab.traffic.flows import Flow

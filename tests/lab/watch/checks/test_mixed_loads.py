@@ -12,7 +12,7 @@ from datapath.reload.workspace import Workspace
 from lab.node.topology import NodeSpec
 from lab.scenario.gate import Gate
 from lab.scenario.scenario import Scenario
-from lab.scenario.watched import InvariantsViolated
+from lab.scenario.verdict import InvariantsViolated
 from tests.lab.labs import unique_name
 
 pytestmark = pytest.mark.privileged

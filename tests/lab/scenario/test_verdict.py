@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lab.scenario.watched import SHOWN, InvariantsViolated
+from lab.scenario.verdict import SHOWN, InvariantsViolated
 from lab.watch.violation import Violation
 
 
