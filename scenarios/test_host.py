@@ -34,6 +34,16 @@ def test_device_is_taken_from_the_list(scenario: Scenario) -> None:
     assert ("eth0", Direction.INGRESS) not in take_snapshot(scenario.node).filters
 
 
+@pytest.mark.node(pods=2, devices=("eth0",))
+def test_device_needs_an_egress_program_no_more(scenario: Scenario) -> None:
+    """It keeps the ingress program (AreDevicesRequired); and there and back again."""
+    for needed in (False, True, False):
+        scenario.agent.configure(egress_devices=needed)
+        scenario.reload("host")
+        present = take_snapshot(scenario.node).filters
+        assert {d: ("eth0", d) in present for d in Direction} == {Direction.INGRESS: True, Direction.EGRESS: needed}
+
+
 @pytest.mark.node(pods=2)
 def test_missing_device_is_a_warning(scenario: Scenario) -> None:
     """The other interfaces are reloaded all the same."""

@@ -191,6 +191,14 @@ def test_fault_while_a_device_is_added(scenario: Scenario) -> None:
     scenario.reload("host")
 
 
+@pytest.mark.node(pods=2, devices=("eth0",))
+def test_fault_while_a_device_loses_its_egress_program(scenario: Scenario) -> None:
+    """The device has both programs, as before, until a reload goes through."""
+    scenario.agent.configure(egress_devices=False)
+    fail_after_every_step(scenario, "host")
+    scenario.reload("host")
+
+
 @pytest.mark.parametrize(
     "network",
     [

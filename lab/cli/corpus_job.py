@@ -31,15 +31,16 @@ def do(args: argparse.Namespace) -> int:
     if args.list:
         print_list(console, faults)
         return 0
-    report = _tried(console, args, faults)
-    console.print()
-    print_verdicts(console, report.verdicts)
-    console.print()
-    print_counts(console, report)
-    seconds = time.monotonic() - started
-    console.print(f"\n{plural(len(faults), 'fault')} in {seconds:.0f} s")
-    if args.json:
-        print(json.dumps(report.to_json(seconds), indent=2))
+    report = Report()
+    try:
+        _try(console, args, faults, report)
+    except BaseException as error:
+        # What was found until then is told all the same, above all when Ctrl-C ends it.
+        if report.verdicts or isinstance(error, KeyboardInterrupt):
+            _print(console, args, faults, report, time.monotonic() - started)
+        raise
+    report.complete = True
+    _print(console, args, faults, report, time.monotonic() - started)
     return 0 if report.good else 1
 
 
@@ -53,9 +54,22 @@ def chosen(args: argparse.Namespace) -> list[Fault]:
     return faults
 
 
-def _tried(console: Console, args: argparse.Namespace, faults: Sequence[Fault]) -> Report:
+def _print(console: Console, args: argparse.Namespace, faults: Sequence[Fault], report: Report, seconds: float) -> None:
+    order = {fault.name: number for number, fault in enumerate(faults)}
+    report.verdicts.sort(key=lambda each: order[each.fault])
+    console.print()
+    print_verdicts(console, report.verdicts)
+    console.print()
+    print_counts(console, report)
+    done = plural(len(faults), "fault") if report.complete else f"{len(report.verdicts)} of {len(faults)} faults"
+    console.print(f"\n{done} in {seconds:.0f} s")
+    if args.json:
+        print(json.dumps(report.to_json(seconds), indent=2))
+
+
+def _try(console: Console, args: argparse.Namespace, faults: Sequence[Fault], report: Report) -> None:
+    """Try the faults; `report` has what came of those that are done."""
     tried = [fault for fault in faults if args.equivalent or not fault.equivalent]
-    report = Report([Verdict.of(fault, None) for fault in faults if fault not in tried])
 
     def note(fault: Fault | None, trial: Trial) -> None:
         if fault is None:
@@ -71,9 +85,7 @@ def _tried(console: Console, args: argparse.Namespace, faults: Sequence[Fault]) 
             runner.run(_suites(args.paths))
         finally:
             registry.sweep()
-    order = {fault.name: number for number, fault in enumerate(faults)}
-    report.verdicts.sort(key=lambda each: order[each.fault])
-    return report
+    report.verdicts += [Verdict.of(fault, None) for fault in faults if fault not in tried]
 
 
 def _suites(paths: Sequence[Path]) -> list[str]:

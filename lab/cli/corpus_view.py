@@ -15,7 +15,7 @@ from lab.cli.report import short_name
 from lab.corpus.fault import KINDS, Fault
 from lab.corpus.verdict import Outcome, Trial, Verdict
 
-FORMAT = 1
+FORMAT = 2
 """Version of the document that --json prints."""
 
 _STYLES = {Outcome.CAUGHT: "green", Outcome.EQUIVALENT: "default"}
@@ -23,10 +23,14 @@ _STYLES = {Outcome.CAUGHT: "green", Outcome.EQUIVALENT: "default"}
 
 @dataclass(slots=True)
 class Report:
-    """The verdicts so far, and the control: what scenarios did without a fault in which one had failed."""
+    """The verdicts so far, and the control: what scenarios did without a fault in which one had failed.
+
+    `complete` tells whether all faults were tried, and the control was run.
+    """
 
     verdicts: list[Verdict] = field(default_factory=list)
     control: list[Trial] = field(default_factory=list)
+    complete: bool = False
 
     @property
     def good(self) -> bool:
@@ -46,6 +50,7 @@ class Report:
         """Return the document that --json prints."""
         return {
             "format": FORMAT,
+            "complete": self.complete,
             "seconds": round(seconds, 3),
             "faults": [each.to_json() for each in self.verdicts],
             **{
@@ -61,7 +66,7 @@ class Report:
 
 def line(each: Verdict) -> str:
     """Return what is printed when a fault's trial has ended."""
-    catch = each.trial.catch
+    catch = each.trial.failure
     by = "" if catch is None else f" by {short_name(catch.scenario)}: {catch}"
     mark = each.outcome if each.good else each.outcome.upper()
     return f"{mark:8} {each.fault}{by} ({each.trial.seconds:.1f} s)"
@@ -72,13 +77,16 @@ def print_verdicts(console: Console, verdicts: Sequence[Verdict]) -> None:
     table = Table("fault", "kind", "caught by", "invariant or error", "at", "sent", box=None, pad_edge=False)
     table.columns[-1].justify = "right"
     for each in verdicts:
-        catch = each.trial.catch
+        catch = each.trial.failure
         style = _STYLES.get(each.outcome, "bold red")
         unnamed = each.outcome if each.good else each.outcome.upper()
+        by = "" if catch is None or each.trial.error else short_name(catch.scenario)
+        if by and each.outcome not in (Outcome.CAUGHT, Outcome.REFUTED):
+            by = f"{unnamed}: {by}"
         table.add_row(
             escape(each.fault),
             each.kind,
-            f"[{style}]{unnamed if catch is None else escape(short_name(catch.scenario))}[/]",
+            f"[{style}]{escape(by or unnamed)}[/]",
             "" if catch is None else escape(catch.by),
             "" if catch is None else escape(catch.step),
             str(each.trial.sent) if each.trial.scenarios else "",
@@ -96,6 +104,9 @@ def print_counts(console: Console, report: Report) -> None:
     total = Counter(each.outcome for each in report.verdicts)
     table.add_row("all", str(total.total()), *(str(total[outcome]) for outcome in Outcome))
     console.print(table)
+    for each in report.verdicts:
+        if each.trial.error:
+            console.print(f"{each.fault} could not be tried: {each.trial.error}", markup=False, style="bold red")
     for trial in report.alarms:
         text = "" if trial.catch is None else trial.catch.text
         console.print(f"without a fault, {trial.scenarios[0]} failed too:\n{text}", markup=False, style="bold red")

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from bpf import LIBRARY, OURS
 from datapath.errors import ReloadlabError
-from datapath.reload.step import Plan
 from lab.agent.agent import Agent, Change
-from lab.corpus.steps import Changed
+from lab.corpus.steps import telling
 
 Kind = Literal["plan", "named", "c"]
 KINDS: tuple[Kind, ...] = ("plan", "named", "c")
 
 Applied = Callable[[], object]
-"""Called when a fault takes effect, from whatever process: a fault that never does is not exercised."""
+"""Called when a fault takes effect, in whatever process the reload runs: one that never does is not exercised."""
 Install = Callable[[Agent, Applied], object]
 """Gives an agent, loaded and under traffic, a fault that is no change of its plans. It calls `applied` in due time."""
 
@@ -71,7 +70,8 @@ class Fault:
     def put_into(self, agent: Agent, applied: Applied) -> None:
         """Give an agent this fault; a patch of the C is no matter of agents and does nothing here."""
         if self.change is not None:
-            agent.change = _telling(self.change, applied)
+            change = self.change
+            agent.change = lambda plan: telling(plan, change(plan), applied)
         if self.install is not None:
             self.install(agent, applied)
 
@@ -81,7 +81,7 @@ class Fault:
         The copy is held to everything that the sources promise.
         """
         library = directory / "bpf"
-        shutil.copytree(LIBRARY, library, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(LIBRARY, library, ignore=shutil.ignore_patterns("__pycache__"), dirs_exist_ok=True)
         (library / OURS).touch()
         for patch in self.patches:
             path = library / patch.file
@@ -92,18 +92,3 @@ class Fault:
                 )
             path.write_text(text.replace(patch.old, patch.new))
         return library
-
-
-def _telling(change: Change, applied: Applied) -> Change:
-    """Return a change that has `applied` called: by the steps that tell when they go wrong, or for a plan that differs.
-
-    The steps tell it in whatever process the reload runs.
-    """
-
-    def told(plan: Plan) -> Plan:
-        changed = change(plan)
-        if changed != plan and not any(isinstance(step, Changed) for step in changed.steps):
-            applied()
-        return changed.change(lambda step: replace(step, applied=applied) if isinstance(step, Changed) else step)
-
-    return told

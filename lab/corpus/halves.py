@@ -10,18 +10,20 @@ from functools import partial
 from datapath.base.mapnames import CT_MAPS, is_calls_map
 from datapath.kernel import progarray
 from datapath.kernel.map import Map
+from datapath.reload import policyarrays
 from datapath.reload.prepare import FillArrays, MigrateMaps, RepinMaps
 from datapath.reload.step import Step
 from datapath.reload.switchover import Commit, InsertPolicy, InstallRoutes, RemoveRoutes
 from datapath.reload.workspace import Workspace
 from lab.corpus.models import HOST, OVERLAY, POD, POD_ROUTES
+from lab.corpus.steps import Telling
 
 IPV4, IPV6 = ("*ipv4*", "*arp*"), ("*ipv6*", "*icmp6*")
 """Names of programs that handle packets of one family."""
 
 
 @dataclass(frozen=True)
-class FillAllBut(FillArrays):
+class FillAllBut(Telling, FillArrays):
     """Fills the slots of all tail calls but those of some programs, given as patterns of their names."""
 
     left_out: tuple[str, ...]
@@ -33,6 +35,7 @@ class FillAllBut(FillArrays):
             for slot, program in spec.contents.items():
                 if any(fnmatchcase(program, pattern) for pattern in self.left_out):
                     progarray.clear(collection.maps[spec.name].fd, slot)
+                    self.applied()
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,7 @@ class FillSlotsOnly(FillArrays):
 
 
 @dataclass(frozen=True)
-class MigrateAllBut(MigrateMaps):
+class MigrateAllBut(Telling, MigrateMaps):
     """Leaves new maps of some names, given as patterns, as empty as they are."""
 
     left_out: tuple[str, ...]
@@ -56,6 +59,8 @@ class MigrateAllBut(MigrateMaps):
         fill, item = work.on_new_map, work.objects[self.target]
         empty = [pin for pin in item.moved if self._leaves(pin.path.name)]
         item.moved[:] = [pin for pin in item.moved if pin not in empty]
+        if empty:
+            self.applied()
         # Without a map that it replaces, the control plane fills it.
         work.on_new_map = partial(self._fill, fill)
         try:
@@ -68,12 +73,16 @@ class MigrateAllBut(MigrateMaps):
         return any(fnmatchcase(name, pattern) for pattern in self.left_out)
 
     def _fill(self, fill: Callable[[Map], None] | None, new: Map) -> None:
-        if fill is not None and not self._leaves(new.name):
+        if fill is None:
+            return
+        if self._leaves(new.name):
+            self.applied()
+        else:
             fill(new)
 
 
 @dataclass(frozen=True)
-class MoveCallsOnly(RepinMaps):
+class MoveCallsOnly(Telling, RepinMaps):
     """Leaves the pins of incompatible maps in place."""
 
     def apply(self, work: Workspace) -> None:
@@ -87,16 +96,21 @@ class MoveCallsOnly(RepinMaps):
                 pin.revert()
                 item.moved.remove(pin)
                 work.migrated.remove(pin.path.name)
+                self.applied()
 
 
 @dataclass(frozen=True)
-class InsertIntoOneArray(InsertPolicy):
+class InsertIntoOneArray(Telling, InsertPolicy):
     """Fills the slot of the array that the object has opened, and of no other."""
 
     def apply(self, work: Workspace) -> None:
         collection = work.objects[self.target].collection
         for spec in collection.spec.maps.values():
-            for slot, program in spec.contents.items() if not is_calls_map(spec.name) else ():
+            if is_calls_map(spec.name) or not spec.contents:
+                continue
+            if policyarrays.others(work.config.globals, spec.name):
+                self.applied()
+            for slot, program in spec.contents.items():
                 array = collection.maps[spec.name]
                 old = progarray.open_program_at(array.fd, slot)
                 back = partial(progarray.clear if old is None else progarray.put, array.fd, slot)

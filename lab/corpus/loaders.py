@@ -11,6 +11,7 @@ from datapath.reload.step import Plan, Step
 from datapath.reload.switchover import Attach, Commit, Detach, RemoveRoutes
 from datapath.reload.workspace import Workspace
 from lab.corpus.fault import Fault
+from lab.corpus.steps import Telling, kept, skipped
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class LetGoOfCalls(Step):
 
 
 @dataclass(frozen=True)
-class LetGoOfArrays(Step):
+class LetGoOfArrays(Telling):
     """Drop the arrays of policy programs that were replaced, whoever still jumps through them."""
 
     name = "let go of arrays"
@@ -42,14 +43,7 @@ class LetGoOfArrays(Step):
         for name in POLICY_ARRAYS:
             for path in policyarrays.others(work.config.globals, name):
                 path.unlink()
-
-
-@dataclass(frozen=True)
-class RepinForEver(RepinMaps):
-    """Moves maps aside and never back."""
-
-    def undo(self, work: Workspace) -> None:
-        work.take_undo(self)
+                self.applied()
 
 
 def finalize_too_early(plan: Plan) -> Plan:
@@ -71,22 +65,22 @@ def release_arrays_too_early(plan: Plan) -> Plan:
 
 def skip_revert(plan: Plan) -> Plan:
     """Leave moved maps where they are when the load fails (the reference commit does, replaceDatapath)."""
-    return plan.change(lambda step: RepinForEver(step.target) if type(step) is RepinMaps else step)
+    return plan.change(lambda step: kept(step) if isinstance(step, RepinMaps) else step)
 
 
 def keep_old_egress(plan: Plan) -> Plan:
     """Leave the egress program when endpoint routes are switched off (cilium issue 13773)."""
-    return plan.change(lambda step: None if isinstance(step, Detach) else step)
+    return plan.change(lambda step: skipped(step) if isinstance(step, Detach) else step)
 
 
 def keep_old_routes(plan: Plan) -> Plan:
     """Leave the endpoint's routes when endpoint routes are switched off, as at the reference commit."""
-    return plan.change(lambda step: None if isinstance(step, RemoveRoutes) else step)
+    return plan.change(lambda step: skipped(step) if isinstance(step, RemoveRoutes) else step)
 
 
 def never_finalize(plan: Plan) -> Plan:
     """Leave the old maps pinned for ever."""
-    return plan.change(lambda step: None if isinstance(step, Commit) else step)
+    return plan.change(lambda step: skipped(step) if isinstance(step, Commit) else step)
 
 
 FAULTS = (

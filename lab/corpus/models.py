@@ -10,7 +10,7 @@ from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 
 from datapath.endpoint import HOST_ID, LABEL_HOST, DatapathConfig, Endpoint, Interface, NodeConfig
-from datapath.reload.plans import CILIUM_HOST, CILIUM_NET, OVERLAY_SUBJECT, host_plan, overlay_plan, pod_plan
+from datapath.reload.plans import CILIUM_HOST, CILIUM_NET, CILIUM_WG, OVERLAY_SUBJECT, host_plan, overlay_plan, pod_plan
 from datapath.reload.step import Plan, Step
 from datapath.reload.switchover import Detach, InstallRoutes
 
@@ -24,14 +24,16 @@ _NOWHERE = Path("/nonexistent")
 
 def models() -> dict[str, Plan]:
     """Return one plan of each shape, as the pipeline makes it; nothing of them can be applied."""
-    links = {name: Interface(name, index, _MAC) for index, name in enumerate((CILIUM_HOST, CILIUM_NET, "eth0", "old"))}
+    names = (CILIUM_HOST, CILIUM_NET, "eth0", CILIUM_WG, "old")
+    links = {name: Interface(name, index, _MAC) for index, name in enumerate(names)}
     config = DatapathConfig(
         library=_NOWHERE,
         state=_NOWHERE,
         bpffs=_NOWHERE,
         netns=_NOWHERE,
         node=NodeConfig(IPv4Address("10.0.0.1"), IPv6Address("fd00::1"), 1, _MAC, 2, _MAC, 3, _MAC, 1500),
-        devices=("eth0",),
+        # The second never has an egress program, as any device whose egress program is not required.
+        devices=("eth0", CILIUM_WG),
     )
     pod = Endpoint(1, "lxc1", _MAC, _MAC, IPv4Address("10.0.0.2"), IPv6Address("fd00::2"), 1000)
     host = Endpoint(

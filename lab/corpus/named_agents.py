@@ -18,6 +18,7 @@ from datapath.reload.step import Plan
 from datapath.reload.transaction import Observer
 from lab.agent.agent import Agent
 from lab.corpus.fault import Applied, Fault, Install
+from lab.corpus.steps import Skipped
 from lab.node.topology import PodFacts
 
 WORK = 0.02
@@ -188,8 +189,9 @@ def working_without_a_datapath(applied: Applied) -> type[Agent]:
             plan = super().plan(subject, generation=generation)
             if self.config.templates.exists():
                 return plan
-            applied()
-            return plan.change(lambda step: step if isinstance(step, Compile) else None)
+            return plan.change(
+                lambda step: step if isinstance(step, Compile) else Skipped(step.target, step, applied=applied)
+            )
 
     return WithoutDatapath
 

@@ -15,13 +15,14 @@ from datapath.reload.switchover import Commit
 from datapath.reload.workspace import Workspace
 from lab.corpus.fault import Fault
 from lab.corpus.named_plans import instead
+from lab.corpus.steps import Telling
 
 BETWEEN = 0.02
 """Seconds between the removal of a pin and the pin in its place: another loader's removal may come in between."""
 
 
 @dataclass(frozen=True)
-class LeaveIncompatible(RepinMaps):
+class LeaveIncompatible(Telling, RepinMaps):
     """Moves calls maps aside, notes incompatible maps, and keeps nobody else from replacing those."""
 
     def apply(self, work: Workspace) -> None:
@@ -36,13 +37,16 @@ class LeaveIncompatible(RepinMaps):
                 info = work.map_cache.info(str(pin.path))
                 if info is not None and differences(wanted, info):
                     work.migrated.append(name)
+                    self.applied()
 
 
 @dataclass(frozen=True)
-class OpenBeside(OpenMaps):
+class OpenBeside(Telling, OpenMaps):
     """Makes new maps for those that are incompatible, without a pin."""
 
     def apply(self, work: Workspace) -> None:
+        if work.migrated:
+            self.applied()
         spec = work.objects[self.target].spec
         maps = {
             name: replace(item, pinned=item.pinned and name not in work.migrated) for name, item in spec.maps.items()
@@ -53,7 +57,7 @@ class OpenBeside(OpenMaps):
 
 
 @dataclass(frozen=True)
-class FillBeside(MigrateMaps):
+class FillBeside(Telling, MigrateMaps):
     """Has the maps without a pin filled as well."""
 
     def apply(self, work: Workspace) -> None:
@@ -61,11 +65,12 @@ class FillBeside(MigrateMaps):
         maps = work.objects[self.target].collection.maps
         for name in work.migrated:
             if name in maps and work.on_new_map is not None:
+                self.applied()
                 work.on_new_map(maps[name])
 
 
 @dataclass(frozen=True)
-class PinAnew(Commit):
+class PinAnew(Telling, Commit):
     """Removes each pin, then pins the new map in its place."""
 
     def apply(self, work: Workspace) -> None:
@@ -75,6 +80,7 @@ class PinAnew(Commit):
                 if name in maps:
                     path = work.config.globals / name
                     path.unlink(missing_ok=True)
+                    self.applied()
                     time.sleep(BETWEEN)
                     maps[name].pin(path)
         super().apply(work)

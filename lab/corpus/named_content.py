@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from datapath.base.mapnames import POLICY, POLICY_ARRAYS, POLICY_CALLS, is_calls_map
-from datapath.kernel.map import open_pin
+from datapath.kernel.map import Map, open_pin
 from datapath.kernel.pins import Pin
 from datapath.reload.prepare import MigrateMaps, RepinMaps
 from datapath.reload.step import Plan, Step
 from datapath.reload.workspace import Workspace
 from lab.corpus.fault import Fault
 from lab.corpus.named_plans import instead, stay
+from lab.corpus.steps import Telling
 
 
 @dataclass(frozen=True)
-class RevertToEmpty(RepinMaps):
+class RevertToEmpty(Telling, RepinMaps):
     """Moves maps back, and brings the policy map in line with a policy that was never noted."""
 
     def undo(self, work: Workspace) -> None:
@@ -28,10 +27,11 @@ class RevertToEmpty(RepinMaps):
                 with open_pin(path) as rules:
                     for key in list(rules.keys()):
                         rules.delete(key)
+                        self.applied()
 
 
 @dataclass(frozen=True)
-class RemoveIncompatible(RepinMaps):
+class RemoveIncompatible(Telling, RepinMaps):
     """Removes the pins of incompatible maps, instead of moving them aside."""
 
     def apply(self, work: Workspace) -> None:
@@ -40,29 +40,29 @@ class RemoveIncompatible(RepinMaps):
         others = [pin for pin in moved if not is_calls_map(pin.path.name)]
         for pin in others:
             pin.pending.unlink()
+            self.applied()
         stay(self, work, others, moved)
 
 
 @dataclass(frozen=True)
-class PinEmpty(MigrateMaps):
+class PinEmpty(Telling, MigrateMaps):
     """Pins new maps that the control plane does not hear of: it goes on with those that it has open."""
 
     def apply(self, work: Workspace) -> None:
-        with _deaf(work):
+        told = work.on_new_map
+        if told is not None:
+            work.on_new_map = self._keep_it_to_itself
+        try:
             super().apply(work)
+        finally:
+            work.on_new_map = told
 
-
-@contextmanager
-def _deaf(work: Workspace) -> Iterator[None]:
-    told, work.on_new_map = work.on_new_map, None
-    try:
-        yield
-    finally:
-        work.on_new_map = told
+    def _keep_it_to_itself(self, _: Map) -> None:
+        self.applied()
 
 
 @dataclass(frozen=True)
-class RenameArray(RepinMaps):
+class RenameArray(Telling, RepinMaps):
     """Gives the host a new array of policy programs."""
 
     def apply(self, work: Workspace) -> None:
@@ -71,10 +71,11 @@ class RenameArray(RepinMaps):
         if self.target == "bpf_host.o" and pin.repin():
             work.on_undo(self, pin.revert)
             work.objects[self.target].moved.append(pin)
+            self.applied()
 
 
 @dataclass(frozen=True)
-class StartArrayEmpty(MigrateMaps):
+class StartArrayEmpty(Telling, MigrateMaps):
     """Leaves new arrays of policy programs empty: each endpoint's next reload fills its slot."""
 
     def apply(self, work: Workspace) -> None:
@@ -84,6 +85,8 @@ class StartArrayEmpty(MigrateMaps):
         item.moved[:] = kept
         super().apply(work)
         item.moved[:] = [*kept, *arrays]
+        if arrays:
+            self.applied()
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -19,83 +18,109 @@ from datapath.reload.switchover import Attach, Commit, Detach, InsertPolicy, Ins
 from datapath.reload.workspace import Workspace
 from lab.corpus.fault import Fault
 from lab.corpus.named_plans import instead, moved_before
+from lab.corpus.steps import Telling
 
 
 @dataclass(frozen=True)
-class AttachBeside(Attach):
+class AttachBeside(Telling, Attach):
     """Leaves former filters of ours at other priorities and handles."""
 
     def _remove_stale(self, netlink: NetlinkSocket, ours: Sequence[Filter]) -> None:
-        return
+        if any((stale.priority, stale.handle) != (self.priority, hooks.HANDLE) for stale in ours):
+            self.applied()
 
 
 @dataclass(frozen=True)
-class AttachOver(Attach):
+class AttachOver(Telling, Attach):
     """Replaces whatever filter sits where ours belongs."""
 
     def _refuse_foreign(self, present: Sequence[Filter]) -> None:
-        return
+        try:
+            super()._refuse_foreign(present)
+        except HookTaken:
+            self.applied()
 
 
 @dataclass(frozen=True)
-class AttachAlone(Attach):
+class AttachAlone(Telling, Attach):
     """Takes a filter of another chain for one that is in its way."""
 
     def apply(self, work: Workspace) -> None:
         for found in hooks.all_filters(work.netlink, work.netlink.ifindex(self.target), self.direction):
             if found.chain and found.priority == self.priority:
+                self.applied()
                 raise HookTaken(self.target, found)
         super().apply(work)
 
 
 @dataclass(frozen=True)
-class AttachUndotted(Attach):
+class AttachUndotted(Telling, Attach):
     """Makes a directory for the interface on the BPF file system, which takes no dot in a name."""
 
     def apply(self, work: Workspace) -> None:
         if "." in self.target:
+            self.applied()
             raise PermissionError(errno.EPERM, os.strerror(errno.EPERM), str(work.config.bpffs / self.target))
         super().apply(work)
 
 
 @dataclass(frozen=True)
-class AttachIfThere(Attach):
+class AttachIfThere(Telling, Attach):
     """Calls an interface that is gone a success."""
 
     def apply(self, work: Workspace) -> None:
-        with suppress(LinkNotFound):
+        try:
             super().apply(work)
+        except LinkNotFound:
+            self.applied()
 
 
 @dataclass(frozen=True)
-class InstallIfThere(InstallRoutes):
+class InstallIfThere(Telling, InstallRoutes):
     """The same for its routes."""
 
     def apply(self, work: Workspace) -> None:
-        with suppress(LinkNotFound):
+        try:
             super().apply(work)
+        except LinkNotFound:
+            self.applied()
 
 
 @dataclass(frozen=True)
-class RemoveIfThere(RemoveRoutes):
+class RemoveIfThere(Telling, RemoveRoutes):
     """The same for routes that are to go."""
 
     def apply(self, work: Workspace) -> None:
-        with suppress(LinkNotFound):
+        try:
             super().apply(work)
+        except LinkNotFound:
+            self.applied()
 
 
 @dataclass(frozen=True)
-class DetachUndotted(Detach):
+class DetachIfThere(Telling, Detach):
+    """The same for filters."""
+
+    def apply(self, work: Workspace) -> None:
+        try:
+            super().apply(work)
+        except LinkNotFound:
+            self.applied()
+
+
+@dataclass(frozen=True)
+class DetachUndotted(Telling, Detach):
     """Does not find an interface with a dot in its name."""
 
     def apply(self, work: Workspace) -> None:
-        if "." not in self.target:
+        if "." in self.target:
+            self.applied()
+        else:
             super().apply(work)
 
 
 @dataclass(frozen=True)
-class DetachEverybody(Detach):
+class DetachEverybody(Telling, Detach):
     """Removes all filters of a hook, whoever attached them."""
 
     def apply(self, work: Workspace) -> None:
@@ -107,6 +132,7 @@ class DetachEverybody(Detach):
         # Handle 0 stands for all filters of a priority.
         for found in {each.priority: each for each in present}.values():
             hooks.detach(work.netlink, replace(found, handle=0))
+            self.applied()
 
 
 @dataclass(frozen=True)
@@ -155,7 +181,7 @@ def forget_obsolete(plan: Plan) -> Plan:
 def miss_no_interface(plan: Plan) -> Plan:
     """Go on without the interface, wherever it is found to be gone (cilium issue 32689)."""
     plan = instead(instead(plan, InstallRoutes, InstallIfThere), RemoveRoutes, RemoveIfThere)
-    plan = plan.change(lambda step: replace(step, required=False) if isinstance(step, Detach) else step)
+    plan = instead(plan, Detach, DetachIfThere)
     return instead(plan, Attach, AttachIfThere)
 
 

@@ -16,13 +16,14 @@ from datapath.reload.switchover import Commit
 from datapath.reload.workspace import LoadedObject, Workspace
 from lab.corpus.fault import Fault
 from lab.corpus.named_plans import instead, stay
+from lab.corpus.steps import Telling
 
 BETWEEN_SLOTS = 0.001
 """Seconds between two slots of a calls map that is filled in place: time for a packet."""
 
 
 @dataclass(frozen=True)
-class ReuseCalls(RepinMaps):
+class ReuseCalls(Telling, RepinMaps):
     """Moves incompatible maps aside, but never a calls map."""
 
     def apply(self, work: Workspace) -> None:
@@ -31,6 +32,7 @@ class ReuseCalls(RepinMaps):
         calls = [pin for pin in moved if is_calls_map(pin.path.name)]
         for pin in calls:
             pin.revert()
+            self.applied()
         stay(self, work, calls, moved)
 
 
@@ -61,24 +63,25 @@ class RepinElsewhere(RepinMaps):
 
 
 @dataclass(frozen=True)
-class RepinOnce(RepinMaps):
+class RepinOnce(Telling, RepinMaps):
     """Cannot move a map aside where another lies already."""
 
     def apply(self, work: Workspace) -> None:
         for name, wanted in work.objects[self.target].spec.maps.items():
             pending = Pin(work.config.globals / name).pending
             if wanted.pinned and pending.exists():
+                self.applied()
                 raise BpfError("BPF_OBJ_PIN", errno.EEXIST, f"{pending.name} exists")
         super().apply(work)
 
 
 @dataclass(frozen=True)
-class RepinUnlessCancelled(RepinMaps):
+class RepinUnlessCancelled(Telling, RepinMaps):
     """Moves maps back, unless the reload was cancelled."""
 
     def undo(self, work: Workspace) -> None:
-        if work.cancel.is_set():
-            work.take_undo(self)
+        if work.cancel.is_set() and work.take_undo(self):
+            self.applied()
         super().undo(work)
 
 

@@ -1,4 +1,4 @@
-"""The runner: scenarios are collected once, and each fault is tried by a process that is forked from there.
+"""The runner: scenarios are collected once, and each fault is tried by processes that are forked from there.
 
 It is a pytest plugin that takes the place of the loop over the tests. A forked process inherits what is imported and
 collected, which takes longer than most faults need to be caught.
@@ -14,15 +14,16 @@ import signal
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 
 from datapath.errors import ReloadlabError
 from datapath.kernel.libc import check, function
+from lab.corpus.course import Course, ordered
 from lab.corpus.fault import Fault
-from lab.corpus.trial import APPLIED, RESULT, RUNNING, Task, run_trial
+from lab.corpus.trial import APPLIED, RESULT, RUNNING, run_part
 from lab.corpus.verdict import Catch, How, Trial
 from lab.node import registry
 
@@ -34,17 +35,21 @@ _prctl = function("prctl", ctypes.c_int, *[ctypes.c_ulong] * 4)
 
 
 class CorpusError(ReloadlabError):
-    """The scenarios could not be collected, or a trial's process failed by itself."""
+    """The scenarios could not be collected."""
 
 
 @dataclass(slots=True)
 class _Process:
-    """A task under way. `deadline` is when the scenario that runs now counts as hung, `scenario` its name."""
+    """A part of a trial under way, since `started`.
 
-    task: Task
+    `deadline` is when the scenario that runs now counts as hung, `scenario` its name.
+    """
+
+    course: Course
     directory: Path
     pid: int
     pidfd: int
+    started: float
     deadline: float
     scenario: str = ""
     hung: bool = False
@@ -85,7 +90,7 @@ class Runner:
         self._on_trial = on_trial
         self._processes: list[_Process] = []
         self._failed: dict[str, None] = {}
-        self._number = 0
+        self._directories: dict[Course, Path] = {}
         self._broken: list[str] = []
         self._error: BaseException | None = None
 
@@ -131,48 +136,54 @@ class Runner:
 
     def _run(self, session: pytest.Session) -> None:
         try:
-            self._try(session, [Task(fault) for fault in self._faults])
-            self._try(session, [Task(None, (scenario,)) for scenario in self._failed])
+            self._try(session, [Course(fault, ordered(fault, session.items)) for fault in self._faults])
+            self._try(session, [Course(None, (scenario,)) for scenario in self._failed])
         except BaseException:
             self._stop()
             raise
 
-    def _try(self, session: pytest.Session, tasks: Sequence[Task]) -> None:
-        waiting = list(tasks)[::-1]
+    def _try(self, session: pytest.Session, courses: Sequence[Course]) -> None:
+        waiting = list(courses)[::-1]
         while waiting or self._processes:
             while waiting and len(self._processes) < self._workers:
                 self._start(session, waiting.pop())
-            self._look()
+            waiting += self._look()
 
-    def _start(self, session: pytest.Session, task: Task) -> None:
+    def _start(self, session: pytest.Session, course: Course) -> None:
         templates = self._directory / "templates"
         templates.mkdir(exist_ok=True)
-        self._number += 1
-        directory = self._directory / str(self._number)
-        directory.mkdir()
+        directory = self._directories.setdefault(course, self._directory / str(len(self._directories)))
+        directory.mkdir(exist_ok=True)
+        for name in (RUNNING, APPLIED, RESULT):
+            (directory / name).unlink(missing_ok=True)
         parent = os.getpid()
         pid = os.fork()
         if pid == 0:
-            _be_child(session, task, directory, templates, parent)
-        self._processes.append(
-            _Process(task, directory, pid, os.pidfd_open(pid), time.monotonic() + self._patience + _GRACE)
-        )
+            _be_child(session, course, directory, templates, parent)
+        now = time.monotonic()
+        self._processes.append(_Process(course, directory, pid, os.pidfd_open(pid), now, now + self._patience + _GRACE))
 
-    def _look(self) -> None:
-        """Wait a moment; take note of processes that have ended, and end those whose scenario does not."""
+    def _look(self) -> list[Course]:
+        """Wait a moment; end processes whose scenario does not. Return trials that go on in another process."""
         poll = select.poll()
         for process in self._processes:
             poll.register(process.pidfd, select.POLLIN)
         ended = {descriptor for descriptor, _ in poll.poll(_POLL_MS)}
+        unfinished: list[Course] = []
         for process in list(self._processes):
-            if process.pidfd in ended:
-                self._processes.remove(process)
-                trial = _trial_of(process, process.reap())
-                if trial.catch is not None and process.task.fault is not None:
-                    self._failed[trial.catch.scenario] = None
-                self._on_trial(process.task.fault, trial)
-            else:
+            if process.pidfd not in ended:
                 self._watch(process)
+                continue
+            self._processes.remove(process)
+            course = process.course
+            course.note(_part_of(process, process.reap()))
+            if course.next_scenarios():
+                unfinished.append(course)
+                continue
+            if course.fault is not None:
+                self._failed |= dict.fromkeys(course.trial.failed)
+            self._on_trial(course.fault, course.trial)
+        return unfinished
 
     def _watch(self, process: _Process) -> None:
         now, running = time.monotonic(), _text(process.directory / RUNNING)
@@ -196,7 +207,7 @@ class Runner:
         self._processes.clear()
 
 
-def _be_child(session: pytest.Session, task: Task, directory: Path, templates: Path, parent: int) -> None:
+def _be_child(session: pytest.Session, course: Course, directory: Path, templates: Path, parent: int) -> None:
     """Try a fault, in the forked process, and leave; at once if the parent has gone already."""
     code = 1
     try:
@@ -204,10 +215,10 @@ def _be_child(session: pytest.Session, task: Task, directory: Path, templates: P
         check(_prctl(_PR_SET_PDEATHSIG, signal.SIGINT, 0, 0, 0), "prctl(PR_SET_PDEATHSIG)")
         if os.getppid() != parent:
             return
-        log = os.open(directory / "log", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        log = os.open(directory / "log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         os.dup2(log, 1)
         os.dup2(log, 2)
-        run_trial(session, task, directory, templates)
+        run_part(session, course.fault, course.next_scenarios(), directory, templates)
         code = 0
     except BaseException:  # noqa: BLE001 - the process ends here, whatever it was
         traceback.print_exc()
@@ -215,20 +226,29 @@ def _be_child(session: pytest.Session, task: Task, directory: Path, templates: P
         os._exit(code)
 
 
-def _trial_of(process: _Process, code: int) -> Trial:
-    """Return what a trial has left; what its process has left of labs is removed."""
-    result = process.directory / RESULT
-    if result.exists() and not process.hung:
-        return Trial.from_json(json.loads(result.read_text()))
+def _part_of(process: _Process, code: int) -> Trial:
+    """Return what a process has found until its end, and how it ended; what it has left of labs is removed."""
+    directory = process.directory
+    result = _text(directory / RESULT)
+    part = Trial.from_json(json.loads(result)) if result else Trial()
+    part = replace(part, seconds=time.monotonic() - process.started)
+    if code == 0 and not process.hung:
+        return part
     registry.sweep()
-    scenario = _text(process.directory / RUNNING)
-    said = _text(process.directory / "log").strip()
-    if code >= 0 and not process.hung:
-        raise CorpusError(f"the process of a trial ended with exit code {code} in {scenario or 'no scenario'}:\n{said}")
-    how = How.HUNG if process.hung else How.DIED
-    text = said if process.hung else f"killed by {signal.Signals(-code).name}: {said}"
-    applied = (scenario,) if (process.directory / APPLIED).exists() else ()
-    return Trial(applied, (scenario,), catch=Catch(scenario, how, text=text))
+    scenario, said = _text(directory / RUNNING), _text(directory / "log").strip()
+    if not scenario or (code > 0 and not process.hung):
+        end = f"exit code {code}" if code >= 0 else signal.Signals(-code).name
+        return replace(part, error=f"the process ended with {end} in {scenario or 'no scenario'}:\n{said}")
+    how, text = (How.HUNG, said) if process.hung else (How.DIED, f"killed by {signal.Signals(-code).name}: {said}")
+    catch, applied = Catch(scenario, how, text=text), (directory / APPLIED).exists()
+    caught = applied or process.course.fault is None
+    return replace(
+        part,
+        applied=tuple(dict.fromkeys((*part.applied, *([scenario] if applied else ())))),
+        scenarios=tuple(dict.fromkeys((*part.scenarios, scenario))),
+        catch=part.catch or (catch if caught else None),
+        false_alarm=part.false_alarm or (None if caught else catch),
+    )
 
 
 def _text(path: Path) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from itertools import chain, repeat
 
 from datapath.reload.step import Plan, Step
 from datapath.reload.workspace import Workspace
@@ -17,14 +18,17 @@ def _unheard() -> None:
 
 
 @dataclass(frozen=True)
-class Changed(Step):
-    """A step in the place of `step`, under its name: gates stop at it, and what is undone is what `step` has done.
+class Telling(Step):
+    """A step in the place of another. It calls `applied` when it does, or takes back, something else than that one."""
 
-    `applied` is called when it does something else than `step` would.
-    """
+    applied: Callable[[], object] = field(default=_unheard, compare=False, kw_only=True)
+
+
+@dataclass(frozen=True)
+class Changed(Telling):
+    """A step in the place of `step`, under its name: gates stop at it, and what is undone is what `step` has done."""
 
     step: Step
-    applied: Callable[[], object] = field(default=_unheard, compare=False)
 
     @property
     def name(self) -> str:
@@ -64,6 +68,21 @@ class Kept(Changed):
             self.applied()
 
 
+@dataclass(frozen=True)
+class Misplaced(Changed):
+    """Does it where the plan has another step, or none."""
+
+    def describe(self) -> str:
+        return self.step.describe()
+
+    def apply(self, work: Workspace) -> None:
+        self.applied()
+        self.step.apply(work)
+
+    def undo(self, work: Workspace) -> None:
+        self.step.undo(work)
+
+
 def skipped(step: Step) -> Step:
     """Return a step that does nothing in the place of this one."""
     return Skipped(step.target, step)
@@ -98,3 +117,20 @@ def postponed(plan: Plan, chosen: Chooses) -> Plan:
     """Return the plan with the chosen steps done when all others are, in their order; their places stay, empty."""
     late = [step for step in plan.steps if chosen(plan, step)]
     return replace(each(plan, chosen, skipped), steps=(*each(plan, chosen, skipped).steps, *late)) if late else plan
+
+
+def telling(plan: Plan, changed: Plan, applied: Callable[[], object]) -> Plan:
+    """Return `changed`, which calls `applied` as soon as something is done otherwise than by `plan`.
+
+    Where `changed` only ends earlier, the steps that it lacks stand in it as skipped ones.
+    """
+    kept = len(changed.steps)
+    lost = map(skipped, plan.steps[kept:] if changed.steps == plan.steps[:kept] else ())
+
+    def told(step: Step, original: Step | None) -> Step:
+        if isinstance(step, Telling):
+            return replace(step, applied=applied)
+        return step if step == original else Misplaced(step.target, step, applied=applied)
+
+    pairs = zip((*changed.steps, *lost), chain(plan.steps, repeat(None)), strict=False)
+    return replace(changed, steps=tuple(told(step, original) for step, original in pairs))

@@ -1,13 +1,12 @@
-"""The trial of one fault: in a process of its own, scenario by scenario, until the first that fails."""
+"""A part of the trial of one fault: in a process of its own, scenario by scenario, until the first that fails."""
 
 from __future__ import annotations
 
 import json
 import re
-import time
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,28 +27,8 @@ if TYPE_CHECKING:
 RUNNING, APPLIED, RESULT = "running", "applied", "result.json"
 """Files of a trial's directory: the scenario that runs now, whether the fault took effect, and the result."""
 
-FIRST = ("test_hitless", "test_host.py", "test_rollback", "switched", "test_pods", "test_two_nodes")
-"""Scenarios that find much in little time: run before those that no hint of the fault names."""
-
 _STEP = re.compile(r'(?:during|between|after) ".*?(?= \(generation)')
 """Where a finding says at which step of which reload it was."""
-
-
-@dataclass(frozen=True, slots=True)
-class Task:
-    """What one process tries: a fault (None: no fault, the control), on all scenarios or on these."""
-
-    fault: Fault | None
-    scenarios: tuple[str, ...] = ()
-
-    def ordered(self, items: Iterable[pytest.Item]) -> list[pytest.Item]:
-        """Return the scenarios to run: first those that the fault's hints name, in the order of the hints."""
-        hints = (*(self.fault.only if self.fault is not None else ()), *FIRST)
-
-        def rank(item: pytest.Item) -> int:
-            return next((number for number, hint in enumerate(hints) if hint in item.nodeid), len(hints))
-
-        return sorted((item for item in items if item.nodeid in self.scenarios or not self.scenarios), key=rank)
 
 
 class Injector:
@@ -59,13 +38,15 @@ class Injector:
         self._fault = fault
         self._templates = templates
         self._directory = directory
-        self._library: Path | None = None
+        self._library = fault.patched(directory) if fault is not None and fault.patches else None
         self._running: list[Watched] = []
         self.catch: Catch | None = None
+        self.error = ""
 
     def begin(self, scenario: str) -> None:
         """Forget what the scenario before has noted."""
         self._running.clear()
+        self.catch = None
         (self._directory / RUNNING).write_text(scenario)
         (self._directory / APPLIED).unlink(missing_ok=True)
 
@@ -84,12 +65,10 @@ class Injector:
         # A scenario that wants templates of its own removes them: not those of all trials.
         if options.scenario["templates"] is not None:
             options.scenario["templates"] = self._templates
-        if self._fault is None or not self._fault.patches:
-            return
-        if self._library is None:
-            self._library = self._fault.patched(self._directory)
-        options.scenario["library"] = self._library
-        self._note_applied()
+        if self._library is not None:
+            options.scenario["library"] = self._library
+            # Unless it is refused, which is an error of the fault, the scenario begins with these programs.
+            self._note_applied()
 
     def pytest_reloadlab_loaded(self, running: Scenario | ClusterScenario) -> None:
         """Give the agents their fault."""
@@ -106,19 +85,22 @@ class Injector:
         report = yield
         if report.failed and call.excinfo is not None and self.catch is None:
             error = call.excinfo.value
-            if not self._says_nothing(error):
+            refusal = self._refusal(error)
+            if refusal is not None:
+                self.error = self.error or f"{item.nodeid}: {refusal}"
+            # A gate at a step that the fault has taken out of the plan, and traffic that could see nothing, are no
+            # findings about packets.
+            elif not isinstance(error, GateNeverFired | NoVerdict):
                 self.catch = _catch(item.nodeid, error, [v for running in self._running for v in _violations(running)])
         return report
 
-    def _says_nothing(self, error: BaseException) -> bool:
-        """Tell whether a failure is no finding about packets.
-
-        That is so for a gate at a step that the fault has taken out of the plan, for traffic that could see nothing,
-        and for C that is not even loaded.
-        """
-        patched = self._fault is not None and bool(self._fault.patches)
-        refused = patched and isinstance(error, CompileError | VerifierError)
-        return refused or isinstance(error, GateNeverFired | NoVerdict)
+    def _refusal(self, error: BaseException | None) -> CompileError | VerifierError | None:
+        """Return why the patched C is not even loaded, if it is for that that a scenario failed."""
+        while self._library is not None and error is not None:
+            if isinstance(error, CompileError | VerifierError):
+                return error
+            error = error.__cause__
+        return None
 
     def _note_applied(self) -> None:
         # A file, because a reload may be another process's.
@@ -144,30 +126,48 @@ def _violations(running: Watched) -> list[Violation]:
     return running.violations
 
 
-def run_trial(session: pytest.Session, task: Task, directory: Path, templates: Path) -> None:
-    """Run the session's scenarios with a fault until one catches it; write the result.
+def run_part(
+    session: pytest.Session, fault: Fault | None, scenarios: Sequence[str], directory: Path, templates: Path
+) -> None:
+    """Run scenarios of the session with a fault, in this order, until one catches it; write the result of each.
 
     A scenario that fails although the fault has not taken effect in it catches nothing: the others follow.
     `directory` is the trial's own, `templates` what all trials have compiled. The session ends with it: a process does
     this once.
     """
-    injector = Injector(task.fault, directory, templates)
+    injector = Injector(fault, directory, templates)
     session.config.pluginmanager.register(injector)
-    items = task.ordered(session.items)
-    started, ran, applied, sent = time.monotonic(), list[str](), list[str](), 0
-    false_alarm: Catch | None = None
+    items = {item.nodeid: item for item in session.items}
+    chosen = [items[name] for name in scenarios]
+    part = Trial()
     try:
-        for item, following in zip(items, [*items[1:], None], strict=True):
+        for item, following in zip(chosen, [*chosen[1:], None], strict=True):
             injector.begin(item.nodeid)
             item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
-            ran.append(item.nodeid)
-            applied += [item.nodeid] if injector.applied else []
-            sent += injector.sent
-            if injector.catch is not None and (task.fault is None or injector.applied):
+            part = _with(part, item.nodeid, injector, is_control=fault is None)
+            _write(directory / RESULT, part)
+            if part.catch is not None or part.error:
                 break
-            false_alarm, injector.catch = false_alarm or injector.catch, None
     finally:
         session.config.hook.pytest_sessionfinish(session=session, exitstatus=pytest.ExitCode.OK)
-    seconds = round(time.monotonic() - started, 3)
-    trial = Trial(tuple(applied), tuple(ran), sent, seconds, injector.catch or false_alarm)
-    (directory / RESULT).write_text(json.dumps(trial.to_json()))
+
+
+def _with(part: Trial, scenario: str, injector: Injector, *, is_control: bool) -> Trial:
+    """Return the part with one more scenario, which has just been run."""
+    caught = is_control or injector.applied
+    return replace(
+        part,
+        applied=(*part.applied, scenario) if injector.applied else part.applied,
+        scenarios=(*part.scenarios, scenario),
+        sent=part.sent + injector.sent,
+        catch=injector.catch if caught else None,
+        false_alarm=part.false_alarm or (None if caught else injector.catch),
+        error=injector.error,
+    )
+
+
+def _write(path: Path, part: Trial) -> None:
+    """Write it as a whole: the process may be killed at any time."""
+    new = path.with_suffix(".new")
+    new.write_text(json.dumps(part.to_json()))
+    new.replace(path)

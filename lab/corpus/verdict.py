@@ -1,4 +1,4 @@
-"""What came of a fault: caught, and by what; survived; never exercised; or declared equivalent and not tried."""
+"""What came of a fault: caught, and by what; survived; never exercised; or why nothing can be said of it."""
 
 from __future__ import annotations
 
@@ -20,6 +20,10 @@ class Outcome(enum.StrEnum):
     """A scenario failed in which the fault did not take effect."""
     REFUTED = "refuted"
     """It is said to be equivalent to no fault, and was caught."""
+    FLAKY = "flaky"
+    """Scenarios failed with it, but not again."""
+    ERROR = "error"
+    """It could not be tried: its C is refused, or its process ended by itself."""
 
 
 class How(enum.StrEnum):
@@ -37,13 +41,21 @@ class How(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Catch:
-    """The first scenario that failed: which, by what, the invariants that did not hold, the step, and what it said."""
+    """A scenario that failed: which, by what, the invariants that did not hold, the step, and what it said.
+
+    `tries` is how often it was run with the fault until it had failed twice, or could no more.
+    """
 
     scenario: str
     how: How
     invariants: tuple[int, ...] = ()
     step: str = ""
     text: str = ""
+    tries: int = 1
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Self:
+        return cls(**{**data, "how": How(data["how"]), "invariants": tuple(data["invariants"])})
 
     @property
     def by(self) -> str:
@@ -59,7 +71,9 @@ class Catch:
 class Trial:
     """What one fault's scenarios did: those that ran, in order, the packets that they sent, and the seconds.
 
-    `applied` are those in which the fault took effect.
+    `applied` are those in which the fault took effect, `catch` the one that caught it, `unconfirmed` those that failed
+    once and not again, `false_alarm` the first that failed without the fault's effect. `error` says why the trial could
+    not go on.
     """
 
     applied: tuple[str, ...] = ()
@@ -67,17 +81,28 @@ class Trial:
     sent: int = 0
     seconds: float = 0.0
     catch: Catch | None = None
+    unconfirmed: tuple[Catch, ...] = ()
+    false_alarm: Catch | None = None
+    error: str = ""
+
+    @property
+    def failure(self) -> Catch | None:
+        """The failure that weighs most, None if no scenario failed."""
+        return next((catch for catch in (self.catch, *self.unconfirmed, self.false_alarm) if catch is not None), None)
+
+    @property
+    def failed(self) -> tuple[str, ...]:
+        """The scenarios that failed."""
+        return tuple(catch.scenario for catch in (self.catch, *self.unconfirmed, self.false_alarm) if catch is not None)
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Self:
-        catch = data["catch"]
-        if catch is not None:
-            catch = Catch(**{**catch, "how": How(catch["how"]), "invariants": tuple(catch["invariants"])})
+        one = {name: data[name] and Catch.from_json(data[name]) for name in ("catch", "false_alarm")}
         lists = {name: tuple(data[name]) for name in ("applied", "scenarios")}
-        return cls(**{**data, **lists, "catch": catch})
+        return cls(**{**data, **lists, **one, "unconfirmed": tuple(map(Catch.from_json, data["unconfirmed"]))})
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,10 +140,14 @@ class Verdict:
 
 
 def _outcome(fault: Fault, trial: Trial) -> Outcome:
-    if trial.catch is None:
-        if fault.equivalent:
-            return Outcome.EQUIVALENT
-        return Outcome.SURVIVED if trial.applied else Outcome.NOT_EXERCISED
-    if trial.catch.scenario not in trial.applied:
+    if trial.error:
+        return Outcome.ERROR
+    if trial.catch is not None:
+        return Outcome.REFUTED if fault.equivalent else Outcome.CAUGHT
+    if trial.unconfirmed:
+        return Outcome.FLAKY
+    if trial.false_alarm is not None:
         return Outcome.FALSE_ALARM
-    return Outcome.REFUTED if fault.equivalent else Outcome.CAUGHT
+    if fault.equivalent:
+        return Outcome.EQUIVALENT
+    return Outcome.SURVIVED if trial.applied else Outcome.NOT_EXERCISED

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 
-from datapath.reload.step import Plan
+from datapath.reload.step import Plan, Step
+from datapath.reload.workspace import Workspace
+from lab.corpus import steps
 from lab.corpus.fault import BadFault, Fault, Patch
 from lab.corpus.models import models
-from lab.corpus.steps import skipped
 
 
 def nothing(plan: Plan) -> Plan:
@@ -52,23 +54,72 @@ class Recorded:
     change = staticmethod(nothing)
 
 
-def test_it_tells_when_a_plan_became_another_one() -> None:
-    applied: list[int] = []
-    plan = models()["pod"]
-    for change, times in ((nothing, 0), (lambda plan: replace(plan, steps=plan.steps[1:]), 1)):
-        agent = Recorded()
-        Fault("x", "plan", "is wrong", change=change).put_into(agent, lambda: applied.append(1))  # type: ignore[arg-type]
-        assert agent.change(plan) == change(plan)
-        assert len(applied) == times
+@dataclass(frozen=True)
+class Note(Step):
+    """Notes that it is done, and taken back."""
+
+    notes: list[str]
+
+    @property
+    def name(self) -> str:
+        return self.target
+
+    def describe(self) -> str:
+        return self.target
+
+    def apply(self, work: Workspace) -> None:
+        self.notes.append(self.target)
+
+    def undo(self, work: Workspace) -> None:
+        self.notes.append(f"no {self.target}")
 
 
-def test_a_step_that_goes_wrong_tells_when_it_does() -> None:
-    applied: list[int] = []
-    plan = models()["pod"]
+@dataclass(frozen=True)
+class Otherwise(Note):
+    """Does it otherwise."""
+
+
+def first(plan: Plan, step: Step) -> bool:
+    return step is plan.steps[0]
+
+
+@pytest.mark.parametrize(
+    ("change", "done"),
+    [
+        (nothing, ["a", "b", "c"]),
+        (lambda plan: replace(plan, steps=plan.steps[1:]), ["*", "b", "*", "c"]),
+        (lambda plan: replace(plan, steps=plan.steps[:2]), ["a", "b", "*"]),
+        (lambda plan: steps.swapped(plan, first), ["*", "b", "*", "a", "c"]),
+        (lambda plan: steps.postponed(plan, first), ["*", "b", "c", "*", "a"]),
+        (lambda plan: plan.change(lambda s: Otherwise("b", s.notes) if s.name == "b" else s), ["a", "*", "b", "c"]),
+        (lambda plan: plan.change(steps.skipped), ["*", "*", "*"]),
+        (lambda plan: plan.change(steps.kept), ["a", "b", "c"]),
+    ],
+    ids=["as it is", "without the first", "without the last", "swapped", "late", "otherwise", "skipped", "kept"],
+)
+def test_it_tells_when_something_is_done_otherwise(change: Callable[[Plan], Plan], done: list[str]) -> None:
+    """A star stands for the word of it; none comes when a plan is made."""
+    notes: list[str] = []
     agent = Recorded()
-    fault = Fault("x", "plan", "is wrong", change=lambda plan: plan.change(skipped))
-    fault.put_into(agent, lambda: applied.append(1))  # type: ignore[arg-type]
-    changed = agent.change(plan)
-    assert applied == []
-    changed.steps[0].apply(None)  # type: ignore[arg-type]
-    assert applied == [1]
+    Fault("x", "plan", "is wrong", change=change).put_into(agent, lambda: notes.append("*"))  # type: ignore[arg-type]
+    plan = agent.change(Plan("pod-1", 1, 1, tuple(Note(name, notes) for name in "abc")))
+    assert notes == []
+    for step in plan.steps:
+        step.apply(None)  # type: ignore[arg-type]
+    assert notes == done
+
+
+def test_a_step_at_another_place_is_taken_back_as_it_is() -> None:
+    notes: list[str] = []
+    plan = Plan("pod-1", 1, 1, tuple(Note(name, notes) for name in "ab"))
+    moved = steps.telling(plan, steps.swapped(plan, first), lambda: None)
+    for step in moved.steps:
+        step.undo(None)  # type: ignore[arg-type]
+    assert notes == ["no b", "no a"]
+
+
+def test_a_plan_that_only_ends_earlier_keeps_its_places() -> None:
+    """So that a gate there fires."""
+    plan = models()["pod"]
+    short = steps.telling(plan, replace(plan, steps=plan.steps[:-2]), lambda: None)
+    assert [step.key for step in short.steps] == [step.key for step in plan.steps]

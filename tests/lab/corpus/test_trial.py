@@ -13,12 +13,12 @@ from lab.corpus.verdict import Catch, How
 from lab.scenario.verdict import InvariantsViolated, NoVerdict
 from lab.watch.violation import Violation
 
-PATCHED = Fault("x", "c", "is wrong", patches=(Patch("bpf_lxc.c", "a", "b"),))
+PATCHED = Fault("x", "c", "is wrong", patches=(Patch("bpf_lxc.c", "SPDX-License-Identifier", "patched"),))
 REFUSED = CompileError("bpf_lxc.c", (), "error: expected expression")
 
 
-def caught(item: pytest.Item, directory: Path, error: BaseException, fault: Fault | None = None) -> Catch | None:
-    """Return what a trial of a fault makes of a test that raises this error."""
+def tried(item: pytest.Item, directory: Path, error: BaseException, fault: Fault | None = None) -> Injector:
+    """Return what a trial of a fault has noted of a test that raises this error."""
 
     def fail() -> None:
         raise error
@@ -29,7 +29,11 @@ def caught(item: pytest.Item, directory: Path, error: BaseException, fault: Faul
     next(noting)
     with pytest.raises(StopIteration):
         noting.send(pytest.TestReport.from_item_and_call(item, call))
-    return injector.catch
+    return injector
+
+
+def caught(item: pytest.Item, directory: Path, error: BaseException, fault: Fault | None = None) -> Catch | None:
+    return tried(item, directory, error, fault).catch
 
 
 @pytest.mark.parametrize(
@@ -55,5 +59,16 @@ def test_traffic_that_could_see_nothing_is_none(
     assert caught(request.node, tmp_path, NoVerdict(6_000_000, 10_000_000), fault) is None
 
 
-def test_c_that_is_not_compiled_is_none(request: pytest.FixtureRequest, tmp_path: Path) -> None:
-    assert caught(request.node, tmp_path, REFUSED, PATCHED) is None
+def stopped_by(cause: BaseException) -> ReloadlabError:
+    error = ReloadlabError("the rollback is incomplete")
+    error.__cause__ = cause
+    return error
+
+
+@pytest.mark.parametrize("error", [REFUSED, stopped_by(REFUSED)], ids=["by itself", "as a cause"])
+def test_c_that_is_refused_is_an_error_of_the_fault(
+    request: pytest.FixtureRequest, tmp_path: Path, error: ReloadlabError
+) -> None:
+    found = tried(request.node, tmp_path, error, PATCHED)
+    assert found.catch is None
+    assert found.error == f"{request.node.nodeid}: {REFUSED}"

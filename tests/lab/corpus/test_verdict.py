@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -27,7 +28,11 @@ CATCH = Catch("b", How.INVARIANT, (6, 7), 'during "commit" of pod-1')
         (Outcome.CAUGHT, Trial(("a", "b"), ("a", "b"), catch=CATCH), ""),
         (Outcome.SURVIVED, Trial(("a",), ("a", "b")), ""),
         (Outcome.NOT_EXERCISED, Trial((), ("a", "b")), ""),
-        (Outcome.FALSE_ALARM, Trial(("a",), ("a", "b"), catch=CATCH), ""),
+        (Outcome.FALSE_ALARM, Trial(("a",), ("a", "b"), false_alarm=CATCH), ""),
+        (Outcome.FLAKY, Trial(("a", "b"), ("a", "b"), unconfirmed=(CATCH,), false_alarm=CATCH), ""),
+        (Outcome.FLAKY, Trial(("a", "b"), ("a", "b"), unconfirmed=(CATCH,)), "no packet meets it"),
+        (Outcome.CAUGHT, Trial(("a", "b"), ("a", "b"), catch=CATCH, unconfirmed=(CATCH,)), ""),
+        (Outcome.ERROR, Trial(("a", "b"), ("a", "b"), unconfirmed=(CATCH,), error="exit code 1"), ""),
         (Outcome.EQUIVALENT, Trial(("a",), ("a", "b")), "no packet meets it"),
         (Outcome.EQUIVALENT, None, "no packet meets it"),
         (Outcome.REFUTED, Trial(("a", "b"), ("a", "b"), catch=CATCH), "no packet meets it"),
@@ -40,8 +45,15 @@ def test_outcomes(outcome: Outcome, trial: Trial | None, why: str) -> None:
 
 
 def test_a_trial_survives_json() -> None:
-    trial = Trial(("b",), ("a", "b"), 7, 1.5, CATCH)
+    trial = Trial(("b",), ("a", "b"), 7, 1.5, CATCH, (CATCH, CATCH), CATCH, "exit code 1")
     assert Trial.from_json(json.loads(json.dumps(trial.to_json()))) == trial
+
+
+def test_of_several_failures_the_catch_weighs_most() -> None:
+    trial = Trial(catch=CATCH, unconfirmed=(replace(CATCH, scenario="a"),), false_alarm=replace(CATCH, scenario="c"))
+    assert trial.failure is CATCH
+    assert trial.failed == ("b", "a", "c")
+    assert Trial().failure is None
 
 
 @pytest.mark.parametrize(

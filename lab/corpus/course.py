@@ -1,0 +1,86 @@
+"""The course of one fault's trial over several processes: what is known so far, and what the next process runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+import pytest
+
+from lab.corpus.fault import Fault
+from lab.corpus.verdict import Catch, Trial
+
+TRIES, NEEDED = 3, 2
+"""How often a scenario that failed is run with the same fault at most, and how often it must fail to have caught it."""
+
+FIRST = ("test_hitless", "test_host.py", "test_rollback", "switched", "test_pods", "test_two_nodes")
+"""Scenarios that find much in little time: run before those that no hint of the fault names."""
+
+
+def ordered(fault: Fault, items: Iterable[pytest.Item]) -> list[str]:
+    """Return the scenarios to run: first those that the fault's hints name, in the order of the hints."""
+    hints = (*fault.only, *FIRST)
+
+    def rank(item: pytest.Item) -> int:
+        return next((number for number, hint in enumerate(hints) if hint in item.nodeid), len(hints))
+
+    return [item.nodeid for item in sorted(items, key=rank)]
+
+
+class Course:
+    """The trial of `fault` (None: no fault, the control) on these scenarios, in their order.
+
+    `trial` is what has come of it. A scenario that failed is run again, by a process of its own. If it does not fail
+    again, the trial goes on behind it.
+    """
+
+    def __init__(self, fault: Fault | None, scenarios: Sequence[str]) -> None:
+        self.fault = fault
+        self.trial = Trial()
+        self._left = tuple(scenarios)
+        self._doubted: Catch | None = None
+        self._failures = 0
+
+    def next_scenarios(self) -> tuple[str, ...]:
+        """Return what the next process runs, until one fails; nothing if the trial has ended."""
+        return self._left if self._doubted is None else (self._doubted.scenario,)
+
+    def note(self, part: Trial) -> None:
+        """Add what a process has found with the next scenarios."""
+        seconds = round(self.trial.seconds + part.seconds, 3)
+        if part.error:
+            self.trial = replace(self.trial, seconds=seconds, error=part.error)
+            self._end()
+        elif self._doubted is not None:
+            self.trial = replace(self.trial, seconds=seconds)
+            self._repeated(self._doubted, part.catch is not None)
+        else:
+            self.trial = replace(
+                self.trial,
+                applied=(*self.trial.applied, *part.applied),
+                scenarios=(*self.trial.scenarios, *part.scenarios),
+                sent=self.trial.sent + part.sent,
+                seconds=seconds,
+                false_alarm=self.trial.false_alarm or part.false_alarm,
+            )
+            self._left = self._left[len(part.scenarios) :]
+            if part.catch is not None:
+                self._doubted, self._failures = part.catch, 1
+                if self.fault is None:
+                    self._catch(part.catch)
+
+    def _repeated(self, catch: Catch, failed: bool) -> None:
+        catch = self._doubted = replace(catch, tries=catch.tries + 1)
+        self._failures += failed
+        if self._failures == NEEDED:
+            self._catch(catch)
+        elif catch.tries == TRIES:
+            self.trial = replace(self.trial, unconfirmed=(*self.trial.unconfirmed, catch))
+            self._doubted = None
+
+    def _catch(self, catch: Catch) -> None:
+        self.trial = replace(self.trial, catch=catch)
+        self._end()
+
+    def _end(self) -> None:
+        self._left, self._doubted = (), None
