@@ -41,7 +41,7 @@ from dataclasses import replace
 from pathlib import Path
 from datapath.reload.switchover import Attach, Commit
 from lab.corpus import steps
-from lab.corpus.fault import Fault
+from lab.corpus.fault import Fault, Patch
 from lab.corpus.runner import Runner
 from lab.corpus.steps import Changed
 from lab.corpus.verdict import Verdict
@@ -57,6 +57,28 @@ class Dies(Changed):
     def apply(self, work):
         self.applied()
         os.kill(os.getpid(), signal.SIGKILL)
+
+class Exits(Changed):
+    def apply(self, work):
+        self.applied()
+        print("what it said", flush=True)
+        os._exit(3)
+
+class FailsAt(Changed):
+    def apply(self, work):
+        self.applied()
+        self.step.apply(work)
+        with (Path(sys.argv[2]) / self.number).open("a+") as file:
+            file.write("x")
+            file.flush()
+            if str(file.tell()) in self.number:
+                raise KeyError("no such object")
+
+class FailsOnce(FailsAt):
+    number = "1"
+
+class FailsTwiceInThree(FailsAt):
+    number = "1 3"
 
 class Fails(Changed):
     def apply(self, work):
@@ -75,6 +97,9 @@ class Same(Changed):
 
 FAULTS = {
     "caught": at_commit(steps.skipped, "host"),
+    "exits": at_commit(lambda s: Exits(s.target, s), "pod-1"),
+    "fails once": at_commit(lambda s: FailsOnce(s.target, s), "pod-1"),
+    "fails twice in three": at_commit(lambda s: FailsTwiceInThree(s.target, s), "pod-1"),
     "survives": at_commit(lambda s: Same(s.target, s), "pod-1"),
     "elsewhere": at_commit(steps.skipped, "overlay"),
     "hangs": at_commit(lambda s: Hangs(s.target, s), "pod-1"),
@@ -90,7 +115,10 @@ def note(fault, trial):
     else:
         found.append(Verdict.of(fault, trial).to_json())
 
-faults = [Fault(name, "plan", "is wrong", change=FAULTS[name]) for name in wanted]
+REFUSED = Fault("refused", "c", "is no C", patches=(Patch("bpf_lxc.c", '#include "lib/arp.h"', "#error no C"),))
+MISFIT = Fault("misfit", "c", "fits nowhere", patches=(Patch("bpf_lxc.c", "no such text", ""),))
+C = {fault.name: fault for fault in (REFUSED, MISFIT)}
+faults = [C.get(name) or Fault(name, "plan", "is wrong", change=FAULTS[name]) for name in wanted]
 with terminable(), scratch() as directory:
     runner = Runner(faults, directory, workers=2, patience=patience, on_trial=note)
     runner.run(["-c", os.devnull, "--rootdir", suite, suite])
@@ -148,10 +176,40 @@ def test_every_outcome(run_directory: Path, tmp_path: Path) -> None:
     assert sorted(found["control"]) == [[["test_small.py::test_first"], True], [["test_small.py::test_second"], True]]
 
 
+def test_a_trial_that_breaks_is_an_error_and_the_others_follow(run_directory: Path, tmp_path: Path) -> None:
+    said = {
+        "exits": "the process ended with exit code 3 in test_small.py::test_first:\nwhat it said",
+        "refused": "test_small.py::test_first: ",
+        "misfit": "its old text stands in bpf_lxc.c 0 times, not once",
+    }
+    found = answer(start(tmp_path, *said, "caught"))["faults"]
+    assert {name: each["outcome"] for name, each in found.items()} == {
+        **dict.fromkeys(said, "error"),
+        "caught": "caught",
+    }
+    for name, text in said.items():
+        assert text in found[name]["trial"]["error"]
+        assert found[name]["trial"]["catch"] is None
+    assert "no C" in found["refused"]["trial"]["error"]
+
+
+def test_a_catch_is_confirmed_by_two_failures_of_three(run_directory: Path, tmp_path: Path) -> None:
+    found = answer(start(tmp_path, "fails once", "fails twice in three"))["faults"]
+    assert {name: each["outcome"] for name, each in found.items()} == {
+        "fails once": "flaky",
+        "fails twice in three": "caught",
+    }
+    once, twice = (found[name]["trial"] for name in ("fails once", "fails twice in three"))
+    assert once["catch"] is None
+    assert [(each["scenario"], each["tries"]) for each in once["unconfirmed"]] == [("test_small.py::test_first", 3)]
+    assert once["scenarios"] == ["test_small.py::test_first", "test_small.py::test_second"]
+    assert (twice["catch"]["scenario"], twice["catch"]["tries"]) == ("test_small.py::test_first", 3)
+
+
 def test_a_scenario_that_does_not_end_is_hung(run_directory: Path, tmp_path: Path) -> None:
     found = answer(start(tmp_path, "hangs", patience=15))
     catch = found["faults"]["hangs"]["trial"]["catch"]
-    assert (catch["how"], catch["scenario"]) == ("hung", "test_small.py::test_first")
+    assert (catch["how"], catch["scenario"], catch["tries"]) == ("hung", "test_small.py::test_first", 2)
 
 
 def test_a_suite_that_fails_by_itself_is_a_false_alarm(run_directory: Path, tmp_path: Path) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
@@ -84,15 +86,48 @@ def test_bad_input_is_one_line(words: tuple[str, ...], code: int, said: str) -> 
 def test_the_verdict_names_scenario_invariant_and_packets() -> None:
     result = corpus("--json", "-k", "B23-keep-old-routes", timeout=150)
     document = json.loads(result.out)
-    assert (result.code, document["caught"]) == (0, ["B23-keep-old-routes"])
+    assert (result.code, document["complete"], document["caught"]) == (0, True, ["B23-keep-old-routes"])
     assert [document[name] for name in ("survived", "not_exercised", "equivalent", "false_alarm")] == [[], [], [], []]
+    assert [document[name] for name in ("refuted", "flaky", "error")] == [[], [], []]
     (fault,) = document["faults"]
     assert fault["cites"]
     assert fault["trial"]["catch"]["scenario"] == "scenarios/test_endpoint_routes.py::test_switched_off"
     assert 5 in fault["trial"]["catch"]["invariants"]
+    assert fault["trial"]["catch"]["tries"] == 2
     assert fault["trial"]["sent"] > 0
     assert document["control"][0]["passed"]
     assert "1 fault in" in result.err
+
+
+SUITE = """
+import time
+import pytest
+from reloadlab import Scenario
+
+@pytest.mark.node(pods=2)
+def test_reload(scenario: Scenario) -> None:
+    scenario.reload("host")
+
+def test_that_waits() -> None:
+    time.sleep(600)
+"""
+
+
+@pytest.mark.privileged
+def test_what_was_found_is_printed_when_it_is_interrupted(tmp_path: Path) -> None:
+    """The second fault takes effect in no scenario, and the last one does not end."""
+    (tmp_path / "test_small.py").write_text(SUITE)
+    words = ("corpus", "--json", "--workers", "1", "-k", "commit/dropped and (host or overlay)", str(tmp_path))
+    with subprocess.Popen(cli(*words), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        assert "caught   host/commit/dropped" in process.stderr.readline()
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    document = json.loads(out)
+    assert (process.returncode, document["complete"]) == (130, False)
+    assert [each["fault"] for each in document["faults"]] == document["caught"] == ["host/commit/dropped"]
+    assert "1 of 2 faults in" in err
+    assert err.endswith("reloadlab: interrupted\n")
 
 
 @pytest.mark.privileged
