@@ -13,24 +13,25 @@ import pytest
 from tests.lab.labs import ROOT, cli
 
 SAMPLE = (
-    *("pod/compile/after-commit", "pod/load-programs/after-commit", "pod/fill-arrays/swapped"),
-    *("pod/insert-policy/dropped", "pod-routes/write-object/swapped", "pod-routes/open-maps/dropped"),
-    *("pod-routes/open-maps/after-commit", "pod-routes/insert-policy/dropped", "host/load-programs:device/swapped"),
-    *("host/fill-arrays:cilium_net/without-v6", "host/attach-egress:cilium_host/after-commit"),
-    *("host/attach-ingress:cilium_net/dropped", "host/attach-ingress:cilium_host/dropped"),
-    *("host/attach-egress:cilium_host/dropped", "host/attach-ingress:device/dropped"),
-    *("host/detach-ingress:obsolete/after-commit", "overlay/compile/dropped", "overlay/repin-maps/after-commit"),
     *(
-        "loader/arp-slot-empty",
-        "loader/neighbour-slot-empty",
-        "loader/ipv6-slot-empty",
-        "loader/to-host-never-attached",
+        "pod/compile/after-commit",
+        "pod/write-object/swapped",
+        "pod/open-maps/dropped",
+        "pod/load-programs/after-commit",
     ),
-    *("loader/egress-never-attached", "loader/wrong-identity", "loader/policy-slots-kept", "loader/calls-map-reused"),
-    *("loader/hook-emptied", "loader/attached-behind", "loader/fill-after-attach", "loader/detach-before-load"),
-    *("loader/routes-removed", "loader/old-maps-kept", "B2-finalize-too-early", "skip-revert"),
-    *("B16-teardown-slot-first", "mutant/lxc-egress-program-passes-ipv6", "mutant/ct-flags-not-remembered"),
-    *("mutant/host-address-range-to-stack", "mutant/policy-bytes-of-payload", "mutant/mark-identity-cut-off"),
+    *("pod-routes/compile/dropped", "pod-routes/open-maps/after-commit", "pod-routes/load-programs/swapped"),
+    *("pod-routes/insert-policy/dropped", "host/compile/dropped", "host/write-object:cilium_host/after-commit"),
+    *("host/repin-maps:cilium_host/dropped", "host/open-maps:cilium_host/dropped"),
+    *("host/load-programs:cilium_host/after-commit", "host/repin-maps:cilium_net/swapped"),
+    *("host/migrate-maps:cilium_net/dropped", "host/fill-arrays:cilium_net/without-v6"),
+    *("host/attach-ingress:cilium_host/dropped", "host/attach-ingress:cilium_net/dropped"),
+    *("overlay/compile/dropped", "overlay/write-object/dropped", "overlay/repin-maps/after-commit"),
+    *("overlay/open-maps/after-commit", "overlay/load-programs/dropped", "overlay/attach-egress/dropped"),
+    *("loader/arp-slot-empty", "loader/neighbour-slot-empty", "loader/ipv6-slot-empty"),
+    *("loader/to-host-never-attached", "loader/egress-never-attached", "loader/wrong-identity"),
+    *("loader/policy-slots-kept", "loader/calls-map-reused", "loader/hook-emptied", "loader/attached-behind"),
+    *("loader/old-maps-kept", "B2-finalize-too-early", "B11-load-unpatched-template", "skip-revert"),
+    *("mutant/lxc-egress-program-passes-ipv6", "mutant/ct-flags-not-remembered", "mutant/policy-bytes-of-payload"),
 )
 """Faults of every kind that are tried in every run of the tests: such as one of the first scenarios catches."""
 
