@@ -22,16 +22,21 @@ SAMPLE = (
     *("pod-routes/compile/dropped", "pod-routes/open-maps/after-commit", "pod-routes/load-programs/swapped"),
     *("pod-routes/insert-policy/dropped", "host/compile/dropped", "host/write-object:cilium_host/after-commit"),
     *("host/repin-maps:cilium_host/dropped", "host/open-maps:cilium_host/dropped"),
+    *(
+        "host/open-maps:cilium_host/swapped",
+        "host/open-maps:cilium_net/dropped",
+        "host/write-object:cilium_net/dropped",
+    ),
     *("host/load-programs:cilium_host/after-commit", "host/repin-maps:cilium_net/swapped"),
     *("host/migrate-maps:cilium_net/dropped", "host/fill-arrays:cilium_net/without-v6"),
     *("host/attach-ingress:cilium_host/dropped", "host/attach-ingress:cilium_net/dropped"),
     *("overlay/compile/dropped", "overlay/write-object/dropped", "overlay/repin-maps/after-commit"),
     *("overlay/open-maps/after-commit", "overlay/load-programs/dropped", "overlay/attach-egress/dropped"),
-    *("loader/arp-slot-empty", "loader/neighbour-slot-empty", "loader/ipv6-slot-empty"),
+    *("loader/arp-slot-empty", "loader/neighbour-slot-empty"),
     *("loader/to-host-never-attached", "loader/egress-never-attached", "loader/wrong-identity"),
-    *("loader/policy-slots-kept", "loader/calls-map-reused", "loader/hook-emptied", "loader/attached-behind"),
-    *("loader/old-maps-kept", "B2-finalize-too-early", "B11-load-unpatched-template", "skip-revert"),
-    *("mutant/lxc-egress-program-passes-ipv6", "mutant/ct-flags-not-remembered", "mutant/policy-bytes-of-payload"),
+    *("loader/policy-slots-kept", "loader/calls-map-reused", "loader/hook-emptied"),
+    *("loader/old-maps-kept", "B11-load-unpatched-template", "skip-revert"),
+    *("mutant/ct-flags-not-remembered", "mutant/policy-bytes-of-payload"),
 )
 """Faults of every kind that are tried in every run of the tests: such as one of the first scenarios catches."""
 
