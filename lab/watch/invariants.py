@@ -24,6 +24,7 @@ from lab.watch.checks.mixed_loads import check_mixed_loads
 from lab.watch.checks.network import check_network
 from lab.watch.checks.objects import object_files, read_objects
 from lab.watch.checks.pins import check_orphans, check_pins
+from lab.watch.checks.published import check_published
 from lab.watch.checks.routes import check_routes
 from lab.watch.checks.slots import check_slots
 from lab.watch.checks.text import difference
@@ -143,6 +144,7 @@ def check(
         ),
         *check_counters_rise(before.counters, counters),
         *check_slots(agent, now, objects),
+        *check_published(agent, now, objects),
         *check_mixed_loads(before.counters, counters),
         *check_routes(agent, now),
         *check_network(before.snapshot, now, expected.network),
