@@ -62,14 +62,15 @@ def ipv4(
     first: int = 0x45,
     total: int | None = None,
     options: bytes = b"",
+    ident: int = 1,
 ) -> bytes:
-    """Return an IPv4 packet; `first` is version and header length, `total` the length it claims.
+    """Return an IPv4 packet; `first` is version and header length, `total` the length it claims, `ident` its id.
 
     `options` are whole words of four bytes, which the header's length takes in.
     """
     length = IPV4_LEN + len(options) + len(payload) if total is None else total
     first += len(options) // 4
-    fixed = struct.pack("!BBHHHBBH4s4s", first, 0, length, 1, fragment, ttl, protocol, 0, src.packed, dst.packed)
+    fixed = struct.pack("!BBHHHBBH4s4s", first, 0, length, ident, fragment, ttl, protocol, 0, src.packed, dst.packed)
     header = fixed + options
     return header[:10] + checksum(header).to_bytes(2, "big") + header[12:] + payload
 
@@ -92,6 +93,11 @@ def ipv6(
 def extension(next_header: int, payload: bytes, *, words: int = 0) -> bytes:
     """Return an options header of (`words` + 1) * 8 bytes, filled with padding."""
     return bytes((next_header, words)) + bytes(6 + 8 * words) + payload
+
+
+def fragment_header(next_header: int, offset: int, payload: bytes, *, more: bool, ident: int) -> bytes:
+    """Return a part of a datagram behind its fragment header; `offset` is its place in bytes, eight by eight."""
+    return struct.pack("!BBHI", next_header, 0, offset | more, ident) + payload
 
 
 def icmp6(src: IPv6Address, dst: IPv6Address, message: bytes) -> bytes:

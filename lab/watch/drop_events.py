@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from contextlib import ExitStack
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
 from lab.abi import notifications, reasons
-from lab.abi.notifications import SOURCE_FILES, DropNotify
+from lab.abi.notifications import SOURCE_FILES, DropNotify, PolicyVerdictNotify
 from lab.node.node import Node
 from lab.watch.monitor import Monitor
 from lab.watch.packet import Packet, decode_frame
@@ -54,6 +55,7 @@ class DropEvents:
         self._monitor = Monitor(node, pages=RING_PAGES)
         self._stack = ExitStack()
         self._events: list[DropEvent] = []
+        self._refusals: Counter[int] = Counter()
 
     def __enter__(self) -> Self:
         self._stack.enter_context(self._monitor)
@@ -72,12 +74,26 @@ class DropEvents:
         """The drops up to the last `drain`, in the order of their times."""
         return tuple(sorted(self._events, key=lambda event: event.time_ns))
 
+    @property
+    def refusals(self) -> Counter[int]:
+        """How often policies have reported up to the last `drain` that they refuse a packet, by the drop's reason."""
+        return self._refusals.copy()
+
     def drain(self) -> None:
         """Read what the programs have written since the last time."""
         for sample in self._monitor.samples(0.0):
             event = decode(sample.data, sample.time_ns)
             if event is not None:
                 self._events.append(event)
+            elif reason := refusal(sample.data):
+                self._refusals[reason] += 1
+
+
+def refusal(data: bytes) -> int:
+    """Return why a policy refuses a packet; 0 if the message is no policy verdict, is cut off, or allows the packet."""
+    if len(data) < PolicyVerdictNotify.SIZE or data[0] != notifications.NOTIFY_POLICY_VERDICT:
+        return 0
+    return max(-PolicyVerdictNotify.unpack(data).verdict, 0)
 
 
 def decode(data: bytes, time_ns: int) -> DropEvent | None:

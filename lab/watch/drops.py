@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -40,7 +40,8 @@ class Dropped:
 
     `programs` are the drop notifications by node, `kernel` the drops of the kernel, if `kernel_watched`. `counters` are
     the counters of losses that have moved, by namespace and name. `namespaces` are by inode number. `gaps` says what
-    could not be watched, and why. `ownership` tells whose a packet is.
+    could not be watched, and why. `ownership` tells whose a packet is. `refusals` are the verdicts of policies that
+    refuse a packet, by node and the drop's reason; a node of which messages were lost has none.
     """
 
     ownership: Ownership
@@ -50,6 +51,7 @@ class Dropped:
     counters: NetCounters
     namespaces: Mapping[int, Namespace]
     gaps: tuple[str, ...]
+    refusals: Mapping[str, Mapping[int, int]] = field(default_factory=dict)
 
     def place(self, drop: KernelDrop) -> str:
         """Return where a packet was dropped, such as ` on lxc1 in node`."""
@@ -116,6 +118,7 @@ class Drops:
                 counters=moved(self._before, self._counters()),
                 namespaces=dict(self._names),
                 gaps=(*self._gaps, *late),
+                refusals={name: events.refusals for name, events in self._events.items() if not events.lost},
             )
 
     def _listen(self, stack: ExitStack, node: Node) -> None:

@@ -14,7 +14,7 @@ from lab.agent.agent import Agent
 from lab.traffic.report import KINDS, TrafficReport
 from lab.watch import metrics
 from lab.watch.checks.connections import lost_connections
-from lab.watch.checks.drops import check_drops, check_kernel, check_uncounted
+from lab.watch.checks.drops import check_drops, check_kernel, check_uncounted, check_verdicts
 from lab.watch.checks.generation import check_generation
 from lab.watch.checks.hooks import check_foreign, check_hooks
 from lab.watch.checks.journal import check_journal
@@ -173,9 +173,11 @@ def check_counters(agent: Agent, before: Baseline, expected: Expected, drops: Dr
     counted = _counted(agent, before.counters, expected)
     # Read after the counters, so that every counted drop has been seen.
     dropped = drops.read() if drops is not None else NOTHING
-    name = agent.node.name
+    name, ours = agent.node.name, is_ours(agent.config.library)
     return [
-        *check_drops(counted, expected.drops, dropped, name, foreign=not is_ours(agent.config.library)),
+        *check_drops(counted, expected.drops, dropped, name, foreign=not ours),
+        # The sources of others may be told to report fewer verdicts.
+        *(check_verdicts(dropped, name) if ours else ()),
         *check_uncounted(counted, dropped, name),
     ]
 

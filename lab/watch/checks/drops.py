@@ -33,6 +33,9 @@ HARMLESS = frozenset(
 NO_SOCKET = "NO_SOCKET"
 """What becomes of a packet for which nobody listens."""
 
+POLICY_REASONS = frozenset((133, 181))
+"""Reasons of drops that a policy decides: no rule allows the packet, or one denies it."""
+
 _SHOWN = 3
 """Places or owners that one violation names."""
 
@@ -60,6 +63,24 @@ def check_drops(
             known = _listed(f"{ownership.owner(e.packet)}{f' ({e.place})' if e.place else ''}" for e in mine)
             what = f"{have} packets dropped as {metrics.describe(*key)} instead of {want}{known and ': '}{known}"
             found.append(Violation(6, what, tuple(event.time_ns for event in mine if event not in own)))
+    return found
+
+
+def check_verdicts(dropped: Dropped, node: str) -> list[Violation]:
+    """Return the packets of a node that a policy refused without reporting its verdict (invariant 6).
+
+    Whoever asks why a packet died hears of the verdict first: each of ours writes it right before the drop.
+    """
+    refusals = dropped.refusals.get(node)
+    if refusals is None:
+        return []
+    found = []
+    for reason in sorted(POLICY_REASONS):
+        refused = [event for event in dropped.programs[node] if event.reason == reason]
+        if (missing := len(refused) - refusals.get(reason, 0)) > 0:
+            known = _listed(dropped.ownership.owner(event.packet) for event in refused)
+            what = f"{missing} of {len(refused)} packets dropped as {reasons.describe(reason)} without a policy verdict: {known}"
+            found.append(Violation(6, what, tuple(event.time_ns for event in refused)))
     return found
 
 
