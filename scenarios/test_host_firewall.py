@@ -16,6 +16,7 @@ import pytest
 from reloadlab import (
     HOST,
     METRIC_INGRESS,
+    NODE,
     OUTSIDE,
     REMOTE_NODE_ID,
     Address,
@@ -27,6 +28,9 @@ from reloadlab import (
     PolicyKey,
     Probe,
     Result,
+    Scenario,
+    Step,
+    Workspace,
     cluster_flows,
     ends,
     exchange,
@@ -231,3 +235,28 @@ def test_the_tunnel_is_traffic_of_the_host(cluster: ClusterScenario) -> None:
         assert counted == [arrived, arrived]
     cluster.expect_on(2, drops={DENIED_BY_DEFAULT: 5})
     cluster.cluster.apply_policies([])
+
+
+@pytest.mark.node(pods=2, devices=("eth0",), policy=None, agent=AGENT)
+def test_whom_the_host_asks_may_answer(scenario: Scenario) -> None:
+    """Although nobody may begin anything with it; at every step, also of the reload that takes its device away."""
+    scenario.agent.apply_policies([{"name": "nobody", "endpoint": HOST, "ingress": [{}]}])
+    spec, ports = scenario.node.spec, itertools.count(30000)
+    pairs = ((spec.node4.ip, spec.outside4.ip), (spec.node6.ip, spec.outside6.ip))
+    unanswered: list[str] = []
+
+    def ask(step: Step, _: Workspace) -> None:
+        for own, other in pairs:
+            here = Address(str(scenario.node.netns(NODE)), str(own), next(ports))
+            there = Address(str(scenario.node.netns(OUTSIDE)), str(other), 53)
+            result = exchange(here, there, Probe("udp", 53, count=1))
+            if result != Result(1, 1):
+                unanswered.append(f"{step}: {own} -> {other}: {result}")
+
+    gate = Gate(ask, after="*")
+    scenario.reload("host", gate=gate)
+    scenario.agent.configure(devices=())
+    scenario.reload("host", gate=gate)
+    scenario.agent.apply_policies([])
+    assert gate.passed > 40
+    assert not unanswered, "\n".join(unanswered)

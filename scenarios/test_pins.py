@@ -2,15 +2,31 @@
 
 from __future__ import annotations
 
+import itertools
+import time
 from contextlib import ExitStack
 
 import pytest
 
-from reloadlab import CT_MAPS, Scenario, open_pin
+from reloadlab import (
+    CT_MAPS,
+    HOST,
+    METRIC_INGRESS,
+    Address,
+    Counters,
+    Probe,
+    Scenario,
+    ends,
+    exchange,
+    open_pin,
+    packet_counters,
+)
 from scenarios.test_map_migration import ENDPOINT_MAP, ONE_WAY, open_connections
 from scenarios.test_rollback import fail_after_every_step
 
-IPCACHE, ENDPOINTS = "cilium_ipcache", "cilium_lxc"
+IPCACHE, ENDPOINTS, HOST_CALLS = "cilium_ipcache", "cilium_lxc", "cilium_calls_hostns_00001"
+MISSED = (140, METRIC_INGRESS)
+"""Reason and direction under which a missed tail call of the host's programs is counted."""
 
 
 def lose(scenario: Scenario, *names: str) -> None:
@@ -37,6 +53,38 @@ def test_connections_are_lost(scenario: Scenario) -> None:
     scenario.expect(changed=frozenset({ENDPOINT_MAP}), migrated=frozenset(CT_MAPS))
     lose(scenario, *CT_MAPS)
     scenario.reload()
+
+
+@pytest.mark.own_sources
+@pytest.mark.node(pods=2, policy=None, flows=lambda _: [], rate=0)
+def test_calls_map_of_the_host_is_lost(scenario: Scenario) -> None:
+    """The kernel empties it: every packet of the host to a pod is lost, and counted once, until the next reload."""
+    ports = itertools.count(30000)
+
+    def asked(version: int) -> tuple[int, dict[tuple[int, int], int]]:
+        """Send a datagram; return how many arrived, and what was dropped meanwhile."""
+        before = Counters(packet_counters(scenario.node))
+        (here, *sources), (there, *targets) = ends(scenario.node)[HOST], ends(scenario.node)["pod-1"]
+        source, target = (str(addresses[version == 6]) for addresses in (sources, targets))
+        result = exchange(
+            Address(here, source, next(ports)),
+            Address(there, target, 53),
+            Probe("udp", 53, count=1),
+            settled=lambda: bool(Counters(packet_counters(scenario.node)).drops_since(before)),
+        )
+        return result.arrived, dict(Counters(packet_counters(scenario.node)).drops_since(before))
+
+    assert asked(4) == asked(6) == (1, {})
+    lose(scenario, HOST_CALLS)
+    deadline, missed = time.monotonic() + 5, 0
+    while not missed and time.monotonic() < deadline:
+        missed += asked(4)[1].get(MISSED, 0)
+    for version in (4, 6) * 10:
+        assert asked(version) == (0, {MISSED: 1})
+        missed += 1
+    scenario.expect(drops={MISSED: missed})
+    scenario.reload("host")
+    assert asked(4) == asked(6) == (1, {})
 
 
 @pytest.mark.parametrize("subject", ["pod-1", "host"])

@@ -55,8 +55,7 @@ HOST_MUTANTS = (
         HOST,
         "const union macaddr cilium_net = CILIUM_NET_MAC;",
         "const union macaddr cilium_net = HOST_IFINDEX_MAC;",
-        "two_nodes",
-        "test_frames",
+        "routing_rules",
     ),
     mutant(
         "host-to-host-counted-as-ingress",
@@ -73,7 +72,7 @@ HOST_MUTANTS = (
         "CILIUM_CALL_IPV6_FROM_HOST);\n"
         "\treturn ret < 0 ? drop_packet_verdict(ctx, &trace, ret, METRIC_INGRESS, TC_ACT_OK)",
         "CILIUM_CALL_IPV6_FROM_HOST);\n\treturn ret < 0 ? TC_ACT_OK",
-        "test_pins",
+        "calls_map_of_the_host",
     ),
     mutant(
         "host-forwarded-is-its-own",

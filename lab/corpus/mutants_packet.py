@@ -151,7 +151,7 @@ PACKET_MUTANTS = (
         L4,
         "\tkey->id = pkt->fragment_id;\n",
         "",
-        "policy_wire",
+        "test_fragments",
     ),
     mutant(
         "policy-direction-exchanged",
@@ -215,7 +215,7 @@ PACKET_MUTANTS = (
         POLICY,
         "if (!(POLICY_VERDICT_LOG_FILTER & dir))",
         "if (POLICY_VERDICT_LOG_FILTER & dir)",
-        "test_frames",
+        "hitless",
     ),
     mutant(
         "ipcache-ipv6-half-address",
@@ -263,7 +263,7 @@ PACKET_MUTANTS = (
         MARK,
         "\tctx->mark = 0;\n",
         "",
-        "test_frames",
+        "routing_rules",
     ),
     mutant(
         "delivery-macs-exchanged",

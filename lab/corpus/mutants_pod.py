@@ -141,8 +141,7 @@ POD_MUTANTS = (
         LXC,
         "\tif (ifindex) {\n",
         "\tif (!ifindex) {\n",
-        "switched",
-        "host_firewall",
+        "endpoint_routes_are_switched[tunnel-on",
     ),
     mutant(
         "lxc-egress-program-passes-ipv6",

@@ -93,7 +93,9 @@ def _faults_of(place: Place) -> Iterator[Fault]:
         # A map that replaces another is put away by the undo of that; one that is simply new is not.
         first = ("pins_are_lost",) if place.step == "migrate maps" else ()
         hints = (*first, "test_rollback") if way == "not-undone" else ()
-        yield _fault(place, way, what, partial(change, place), hints)
+        # A device that is one no more is there in few scenarios.
+        taken = ("is_taken", "whom_the_host_asks") if place.place == "obsolete" else ()
+        yield _fault(place, way, what, partial(change, place), (*hints, *taken))
 
 
 def _halves_of(place: Place) -> Iterator[Fault]:

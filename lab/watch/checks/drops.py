@@ -79,8 +79,8 @@ def check_verdicts(dropped: Dropped, node: str) -> list[Violation]:
         refused = [event for event in dropped.programs[node] if event.reason == reason]
         if (missing := len(refused) - refusals.get(reason, 0)) > 0:
             known = _listed(dropped.ownership.owner(event.packet) for event in refused)
-            what = f"{missing} of {len(refused)} packets dropped as {reasons.describe(reason)} without a policy verdict: {known}"
-            found.append(Violation(6, what, tuple(event.time_ns for event in refused)))
+            what = f"{missing} of {len(refused)} packets dropped as {reasons.describe(reason)} without a policy verdict"
+            found.append(Violation(6, f"{what}: {known}", tuple(event.time_ns for event in refused)))
     return found
 
 
