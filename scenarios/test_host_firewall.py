@@ -246,7 +246,7 @@ def test_whom_the_host_asks_may_answer(scenario: Scenario) -> None:
     unanswered: list[str] = []
 
     def ask(step: Step, _: Workspace) -> None:
-        for own, other in pairs:
+        for own, other in pairs if not unanswered else ():
             here = Address(str(scenario.node.netns(NODE)), str(own), next(ports))
             there = Address(str(scenario.node.netns(OUTSIDE)), str(other), 53)
             result = exchange(here, there, Probe("udp", 53, count=1))
