@@ -199,6 +199,15 @@ def test_fault_while_a_device_loses_its_egress_program(scenario: Scenario) -> No
     scenario.reload("host")
 
 
+@pytest.mark.node(pods=2, devices=("eth0",))
+def test_fault_while_a_device_is_taken_away(scenario: Scenario) -> None:
+    """It keeps its programs, its map and its object."""
+    scenario.agent.configure(devices=())
+    fail_after_every_step(scenario, "host")
+    scenario.agent.configure(devices=("eth0",))
+    scenario.reload("host")
+
+
 @pytest.mark.parametrize(
     "network",
     [

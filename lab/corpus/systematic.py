@@ -17,13 +17,27 @@ from lab.corpus.fault import Fault
 from lab.corpus.halves import HALVES
 from lab.corpus.models import HOST, OVERLAY, POD, POD_ROUTES, models, place_of, shape_of
 
+_UNDONE = {
+    POD: "fault_after_every_step[pod-1]",
+    POD_ROUTES: "fault_after_every_step[pod-1-endpoint-routes]",
+    HOST: "fault_after_every_step[host]",
+    OVERLAY: "fault_after_every_step[overlay]",
+}
+"""Which scenario undoes every step of a plan."""
+
 _SCENARIOS = {
-    POD: ("test_hitless.py::test_between_any_two_steps[pod-1]", "test_endpoint_routes", "test_rollback"),
-    POD_ROUTES: ("steps_with_endpoint_routes[pod-1]", "test_endpoint_routes", "test_rollback"),
-    HOST: ("test_hitless.py::test_between_any_two_steps[host]", "test_host.py", "test_rollback"),
-    OVERLAY: ("test_overlay", "test_two_nodes"),
+    POD: ("test_hitless.py::test_between_any_two_steps[pod-1]", _UNDONE[POD], "test_endpoint_routes", "test_rollback"),
+    POD_ROUTES: ("steps_with_endpoint_routes[pod-1]", _UNDONE[POD_ROUTES], "test_endpoint_routes", "test_rollback"),
+    HOST: ("test_hitless.py::test_between_any_two_steps[host]", "test_host.py", _UNDONE[HOST], "test_rollback"),
+    OVERLAY: ("test_overlay", _UNDONE[OVERLAY], "time_between_any_two_steps[overlay]", "test_two_nodes"),
 }
 """Which scenarios are likely to notice a fault of a plan first."""
+
+_DEVICES = {
+    "device": ("fault_after_every_step[host-with-devices]", "test_devices"),
+    "obsolete": ("fault_while_a_device_is_taken", "is_taken_from_the_list", "whom_the_host_asks"),
+}
+"""Which scenarios have such devices."""
 
 
 @dataclass(frozen=True)
@@ -90,12 +104,12 @@ def _faults_of(place: Place) -> Iterator[Fault]:
         # Nothing follows the commit.
         if place.step == "commit" and way in ("swapped", "after-commit"):
             continue
-        # A map that replaces another is put away by the undo of that; one that is simply new is not.
-        first = ("pins_are_lost",) if place.step == "migrate maps" else ()
-        hints = (*first, "test_rollback") if way == "not-undone" else ()
-        # A device that is one no more is there in few scenarios.
-        taken = ("is_taken", "whom_the_host_asks") if place.place == "obsolete" else ()
-        yield _fault(place, way, what, partial(change, place), (*hints, *taken))
+        hints = _DEVICES.get(place.place, ())
+        if way == "not-undone":
+            # A map that replaces another is put away by the undo of that; one that is simply new is not.
+            first = ("pins_are_lost",) if place.step == "migrate maps" else ()
+            hints = (*first, *hints, _UNDONE[place.shape], "test_rollback")
+        yield _fault(place, way, what, partial(change, place), hints)
 
 
 def _halves_of(place: Place) -> Iterator[Fault]:
