@@ -216,7 +216,7 @@ HALVES: tuple[Half, ...] = (
         "leaves every new map empty",
         _migrate_all_but("*"),
         (),
-        ("endpoint_map[type]", "interface_disappears[load", "map_migration"),
+        ("endpoint_map[type]", "map_migration"),
     ),
     Half(
         "repin maps",
