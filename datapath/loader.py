@@ -74,7 +74,7 @@ class Loader:
         if self._executor is not None:
             self._executor.stop_idle()
 
-    def inherited(self, *, verifiers: int) -> Loader:
+    def inherited(self, *, verifiers: int | None) -> Loader:
         """Return a loader for a forked process. It knows the templates of this one; everything else is its own."""
         templates = self.templates.inherited()
         return Loader(self.config, verifiers=verifiers, on_new_map=self._on_new_map, templates=templates)

@@ -34,13 +34,13 @@ ROOMS = {
     "lab": (
         ("errors",),
         ("system",),
-        ("abi",),
+        ("abi", "gates"),
         ("node",),
         ("traffic",),
         ("agent",),
         ("watch",),
         ("doctor", "scenario", "bench"),
-        ("corpus",),
+        ("corpus", "proof"),
         ("cli",),
     ),
 }

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Generic, TypeVar, cast
 
 from datapath.build.headers import template_endpoint
 from datapath.errors import ReloadlabError
@@ -18,6 +18,8 @@ from lab.system.forkpool import fork_map
 
 if TYPE_CHECKING:
     from lab.agent.reloader import Reloader
+
+R = TypeVar("R")
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +71,60 @@ def reload_by_workers(
         Failure(subject, result) if isinstance(result, ReloadlabError) else result
         for subject, result in zip(subjects, results, strict=True)
     ]
+
+
+def do_in_worker(
+    reloader: Reloader, do: Callable[[], R], *, on_worker: Callable[[], object], cancel: threading.Event | None = None
+) -> R:
+    """Do something with a copy of `reloader` in one forked process, which calls `on_worker` first.
+
+    What was reloaded there is told to those who listen to `reloader`. Raises what `do` raised, WorkerDied if the
+    process was killed.
+    """
+    reloader.loader.stop_idle_threads()
+
+    @contextmanager
+    def worker(cancelled: threading.Event) -> Iterator[Callable[[None], _Done[R]]]:
+        on_worker()
+        outcomes: list[Outcome] = []
+        failed: list[FailedReload] = []
+        reloader.on_reload, reloader.on_outcome, reloader.on_failure = None, outcomes.append, failed.append
+
+        def run(_: None) -> _Done[R]:
+            try:
+                return _Done(do(), None, outcomes, failed)
+            except ReloadlabError as error:
+                return _Done(None, error, outcomes, failed)
+
+        with reloader.loader.inherited(verifiers=None) as reloader.loader:
+            yield run
+
+    (done,) = fork_map(worker, [None], workers=1, cancel=cancel)
+    if isinstance(done, ReloadlabError):
+        raise done
+    _tell(reloader, done.outcomes, done.failed)
+    if done.error is not None:
+        raise done.error
+    return cast(R, done.result)
+
+
+@dataclass(frozen=True, slots=True)
+class _Done(Generic[R]):
+    """What one process did: the result, or the error that came instead, and the reloads."""
+
+    result: R | None
+    error: ReloadlabError | None
+    outcomes: Sequence[Outcome]
+    failed: Sequence[FailedReload]
+
+
+def _tell(reloader: Reloader, outcomes: Sequence[Outcome], failed: Sequence[FailedReload]) -> None:
+    if reloader.on_outcome is not None:
+        for outcome in outcomes:
+            reloader.on_outcome(outcome)
+    if reloader.on_failure is not None:
+        for failure in failed:
+            reloader.on_failure(failure)
 
 
 def _attempt(

@@ -113,6 +113,13 @@ REQUIREMENTS: tuple[Requirement, ...] = (
     ),
     Requirement("cls_bpf", probes.cls_bpf, _kernel("CONFIG_NET_CLS_BPF"), ("root", "tc", "netns", "clsact")),
     Requirement("tcx", probes.tcx, "needs Linux 6.6 with CONFIG_NET_XGRESS", ("root", "bpf"), optional=True),
+    Requirement(
+        "notify",
+        probes.notify,
+        "needs Linux 5.0 with CONFIG_SECCOMP_FILTER (`reloadlab prove` uses it)",
+        ("root",),
+        optional=True,
+    ),
     Requirement("clang", probes.clang, _apt(f"{PREFERRED_CLANG} (or clang)"), quick=lambda: str(find_clang())),
     Requirement("strace", _tool("strace"), f"{_apt('strace')} (only tests use it)", optional=True),
     Requirement(

@@ -113,6 +113,14 @@ def bpf() -> str:
     return "bpf(2) makes maps"
 
 
+def notify() -> str:
+    """That a process can be stopped at its system calls, by seccomp(2)."""
+    from lab.gates.seccomp import check_available
+
+    check_available()
+    return "system calls can be gates"
+
+
 def bpffs() -> str:
     """A BPF file system, mounted where only the child sees it."""
     tools.run(["unshare", "--mount", "mount", "-t", "bpf", "bpf", "/tmp"])

@@ -1,0 +1,80 @@
+"""`reloadlab prove`: packets of all kinds at every system call of a reload."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from lab.cli.datapath import add_source_options, define, require_compiler
+from lab.cli.targets import count, make_console, print_json
+from lab.doctor.doctor import require
+
+if TYPE_CHECKING:
+    from argparse import _SubParsersAction
+
+    from lab.node.topology import NodeSpec
+
+PODS = 2
+LAB = "proof"
+
+
+def add_parser(subparsers: _SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Declare the command."""
+    parser = subparsers.add_parser(
+        "prove",
+        description="Build a node, and stop each of its reloads before every system call until packets of all kinds "
+        "were answered: old and new connections, IPv4 and IPv6, and what must be denied. Exit code 1 if one was lost, "
+        "got where it must not, or took another way.",
+    )
+    parser.add_argument("subjects", nargs="*", metavar="SUBJECT", help="what is reloaded: pod-1, host, ... (each kind)")
+    parser.add_argument("--switch", action="store_true", help="switch endpoint routes, and back, instead of reloads")
+    parser.add_argument(
+        "--with",
+        dest="changed",
+        type=define,
+        action="append",
+        default=[],
+        metavar="NAME[=VALUE]",
+        help="a macro that only the reloads under proof are built with; may be repeated",
+    )
+    parser.add_argument("--rounds", type=count, default=1, metavar="N", help="all of it N times (1)")
+    parser.add_argument("--pods", type=count, default=PODS, metavar="N", help=f"pods of the node ({PODS})")
+    parser.add_argument("--endpoint-routes", action="store_true", help="a route per pod instead of one by cilium_host")
+    parser.add_argument("--tunnel", action="store_true", help="VXLAN to other nodes instead of native routing")
+    parser.add_argument("--devices", default="", metavar="NAMES", help="native devices that get programs, such as eth0")
+    add_source_options(parser)
+    parser.add_argument("--json", action="store_true", help="print one JSON object, with every call")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prove the reloads, and print what came of it."""
+    from lab.agent.options import check_library
+    from lab.cli.proof_view import print_proof
+    from lab.proof.actions import reloads, switches
+    from lab.proof.prove import prove
+
+    check_library(args.library)
+    spec = _spec(args)
+    actions = switches(spec) if args.switch else reloads(spec, args.subjects, args.changed)
+    require("root", "notify")
+    require_compiler(None)
+    console = make_console(stderr=args.json)
+    proof = prove(spec, actions, rounds=args.rounds, library=args.library, defines=tuple(args.defines))
+    print_proof(console, proof)
+    if args.json:
+        print_json(proof.to_json())
+    return 0 if proof.holds else 1
+
+
+def _spec(args: argparse.Namespace) -> NodeSpec:
+    from lab.node.topology import NodeSpec, check_pod_count
+
+    check_pod_count(args.pods)
+    return NodeSpec(
+        LAB,
+        pods=args.pods,
+        endpoint_routes=args.endpoint_routes,
+        tunnel=args.tunnel,
+        devices=tuple(name for name in args.devices.split(",") if name),
+    )

@@ -1,0 +1,55 @@
+"""A system call that is about to happen, in words."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+_READS = (
+    "MAP_LOOKUP",
+    "MAP_GET_NEXT",
+    "OBJ_GET",
+    "PROG_QUERY",
+    "PROG_GET",
+    "LINK_GET",
+    "BTF_GET",
+    "MAP_GET",
+    "RTM_GET",
+)
+"""How the names of calls begin that only look at something."""
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A call by which a process reads or changes a node: what it is (`name`), and of what (`subject`).
+
+    `number` counts the calls of one supervised run from 1. `name` is the kernel's: a command of bpf(2) without BPF_ and
+    _ELEM (MAP_UPDATE), a message of rtnetlink (RTM_NEWTFILTER), or the system call (renameat2). `syscall` and `thread`
+    say how it was made. `subject` is a map with its slot, a program, a path, an interface with its hook, a route.
+    """
+
+    number: int
+    name: str
+    subject: str
+    syscall: str
+    thread: int
+
+    @property
+    def text(self) -> str:
+        """The call as patterns see it, and as it is printed: MAP_UPDATE cilium_calls_00101[7]."""
+        return f"{self.name} {self.subject}".rstrip()
+
+    @property
+    def map(self) -> str:
+        """The map of which the call is about an element, by its key; empty for others, and for arrays of programs."""
+        name, bracket, key = self.subject.partition("[")
+        return name if bracket and self.name.startswith("MAP_") and not key[:-1].isdecimal() else ""
+
+    @property
+    def changes(self) -> bool:
+        """Whether something may be another after the call than before it."""
+        return not self.name.startswith(_READS)
+
+    def fits(self, pattern: str) -> bool:
+        """Tell whether this is such a call: a pattern as the shell's, which [ and ] do not take part in."""
+        return fnmatchcase(self.text, pattern.replace("[", "[[]"))

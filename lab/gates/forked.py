@@ -1,0 +1,83 @@
+"""Gates for work that a process of ours does: it is forked, puts itself under the filter, and is decided on here."""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from lab.gates.memory import Process
+from lab.gates.seccomp import Listener, install
+from lab.gates.supervisor import Decide, Supervisor
+
+_NUMBERS = struct.Struct("=ii")
+
+
+@contextmanager
+def gated(
+    decide: Decide, *, directories: Sequence[Path], pins: Path, receives: bool = False
+) -> Iterator[Callable[[], None]]:
+    """Yield what a forked process calls to have its calls decided on from then on, by a thread of this process.
+
+    The process has to be forked, and waited for, inside. What `decide` raises is raised at the end, and the calls that
+    are left fail with ENOSYS. `directories`, `pins` and `receives` are as the Supervisor's.
+    """
+    raised: list[BaseException] = []
+    with ExitStack() as stack:
+        outer, inner = (stack.enter_context(end) for end in socket.socketpair())
+
+        def serve() -> None:
+            try:
+                listener = _take(outer)
+                if listener is not None:
+                    with Supervisor(
+                        listener, decide, directories=directories, pins=pins, receives=receives
+                    ) as supervisor:
+                        supervisor.serve()
+            except BaseException as error:  # noqa: BLE001 - raised again by the caller
+                raised.append(error)
+
+        thread = threading.Thread(target=serve, name="gates", daemon=True)
+        thread.start()
+        try:
+            yield lambda: _enter(inner)
+        finally:
+            # For a thread that waits for a process that has never come.
+            inner.shutdown(socket.SHUT_RDWR)
+            thread.join()
+    if raised:
+        raise raised[0]
+
+
+def _enter(inner: socket.socket) -> None:
+    """Put the calling process under the filter; return once the other side has the listener.
+
+    Not by SCM_RIGHTS: sendmsg(2) is stopped by then, and nobody is there yet.
+    """
+    listener = install()
+    try:
+        os.write(inner.fileno(), _NUMBERS.pack(os.getpid(), listener))
+        os.read(inner.fileno(), 1)
+    finally:
+        # The other side's descriptor is the only one: if it dies, nothing waits for it.
+        os.close(listener)
+
+
+def _take(outer: socket.socket) -> Listener | None:
+    """Return the listener of the process that enters, None if none does."""
+    data = os.read(outer.fileno(), _NUMBERS.size)
+    if len(data) < _NUMBERS.size:
+        return None
+    pid, number = _NUMBERS.unpack(data)
+    process = Process(pid)
+    try:
+        with process.borrowed(number) as listener:
+            descriptor = os.dup(listener)
+    finally:
+        process.close()
+    os.write(outer.fileno(), b"\0")
+    return Listener(descriptor)

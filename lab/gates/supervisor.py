@@ -1,0 +1,132 @@
+"""The supervisor of stopped calls: names each, asks what is to become of it, and answers.
+
+It serves calls one after the other, in the order in which they come; those of other threads wait meanwhile. When it
+ends, whatever the reason, no call is left waiting: the listener is closed, and what is stopped fails with ENOSYS.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import signal
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from datapath.errors import BpfError
+from lab.gates import bpfcalls, filecalls, netlinkcalls
+from lab.gates.call import Call
+from lab.gates.memory import Process
+from lab.gates.seccomp import Listener, Notification
+
+_GONE = (errno.ESRCH, errno.ENOENT, errno.EBADF, errno.EFAULT)
+"""What reading a thread fails with if it dies, or its descriptor is closed by another thread, meanwhile."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fail:
+    """The call fails with an errno, and does not happen."""
+
+    errno: int
+
+
+@dataclass(frozen=True, slots=True)
+class Kill:
+    """The process is killed (SIGKILL) at the call, which does not happen."""
+
+
+Answer = Fail | Kill | None
+"""None: the call happens."""
+
+Decide = Callable[[Call], Answer]
+
+
+class Supervisor:
+    """Decides on the calls of one process and of what it starts; a context manager around the listener.
+
+    `directories` are those whose files and pins count, as the process names them; calls elsewhere happen at once, as
+    those on sockets that are not netlink's. Maps are called as they are pinned in `pins`. `receives` also stops what is
+    read from netlink sockets.
+    """
+
+    def __init__(
+        self, listener: Listener, decide: Decide, *, directories: Sequence[Path], pins: Path, receives: bool = False
+    ) -> None:
+        self._listener = listener
+        self._decide = decide
+        self._roots = tuple(os.path.normpath(directory) for directory in directories)
+        self._receives = receives
+        self._maps = bpfcalls.MapNames(pins)
+        self._processes: dict[int, Process] = {}
+        self._stack = ExitStack()
+        self._stack.callback(listener.close)
+        self.number = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
+        self._stack.close()
+
+    def serve(self) -> None:
+        """Serve calls until every process under the filter has ended; what `decide` raises ends it as well."""
+        poll = select.poll()
+        poll.register(self._listener.descriptor, select.POLLIN)
+        while True:
+            ((_, happened),) = poll.poll() or ((0, 0),)
+            if happened & select.POLLIN:
+                notification = self._listener.receive()
+                if notification is not None:
+                    self._serve(notification)
+            elif happened & (select.POLLHUP | select.POLLERR):
+                return
+
+    def _serve(self, notification: Notification) -> None:
+        try:
+            process = self._process(notification.thread)
+            described = self._describe(process, notification)
+        except (OSError, BpfError) as error:
+            if error.errno not in _GONE:
+                raise
+            # Whatever it is, the kernel finds the same and says so.
+            described = None
+        if described is None or not self._listener.is_waiting(notification):
+            self._listener.let_go(notification)
+            return
+        self.number += 1
+        name, subject = described
+        answer = self._decide(Call(self.number, name, subject, notification.name, notification.thread))
+        if isinstance(answer, Fail):
+            self._listener.fail(notification, answer.errno)
+        elif isinstance(answer, Kill):
+            with suppress(ProcessLookupError):
+                signal.pidfd_send_signal(process.pidfd, signal.SIGKILL)
+        else:
+            self._listener.let_go(notification)
+
+    def _process(self, thread: int) -> Process:
+        if thread not in self._processes:
+            process = Process.of_thread(thread)
+            self._stack.callback(process.close)
+            self._processes[thread] = process
+        return self._processes[thread]
+
+    def _describe(self, process: Process, notification: Notification) -> tuple[str, str] | None:
+        """Return (name, subject) of a call, None for one that is no gate."""
+        name, args = notification.name, notification.args
+        if name == "bpf":
+            return bpfcalls.describe(process, args, self._maps)
+        if name in ("sendto", "sendmsg", "recvfrom", "recvmsg"):
+            with process.borrowed(args[0] & 0xFFFFFFFF) as descriptor:
+                if not netlinkcalls.is_netlink(descriptor):
+                    return None
+                if name.startswith("recv"):
+                    return ("netlink answer", "") if self._receives else None
+                return netlinkcalls.describe(netlinkcalls.sent(process, name, args), descriptor)
+        named = filecalls.paths(process, name, args)
+        inside = any(path == root or path.startswith(f"{root}/") for path in named for root in self._roots)
+        return (name, filecalls.describe(named)) if inside else None

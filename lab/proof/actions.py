@@ -1,0 +1,52 @@
+"""What can be proved: reloads of endpoints, of another build as well, and switches of the node's mode."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+
+from datapath.reload.plans import OVERLAY_SUBJECT
+from lab.node.node import UnknownTarget
+from lab.node.topology import HEALTH, HOST, NodeSpec
+from lab.proof.prove import Action
+from lab.scenario.scenario import Scenario
+
+WORKERS = 2
+"""Endpoints that are reloaded at a time by a switch of the node."""
+
+
+def reloads(spec: NodeSpec, subjects: Sequence[str], macros: Sequence[tuple[str, str]]) -> list[Action]:
+    """Return a reload of each subject, or of one of each kind; with macros, one with them and one without again."""
+    pods = tuple(pod.name for pod in spec.pod_specs)
+    overlay = (OVERLAY_SUBJECT,) if spec.tunnel else ()
+    for name in subjects:
+        if name not in (known := (HOST, *overlay, HEALTH, *pods)):
+            raise UnknownTarget(spec.name, f"endpoint {name}", known)
+    chosen = subjects or (*pods[:1], HEALTH, HOST, *overlay)
+    return [action for subject in chosen for action in _reloads(subject, dict(macros))]
+
+
+def _reloads(subject: str, macros: dict[str, str]) -> Iterator[Action]:
+    if not macros:
+        yield Action(f"reload of {subject}", lambda scenario: scenario.agent.reload(subject))
+        return
+    text = " ".join(f"{name}={value}" for name, value in macros.items())
+    yield Action(f"reload of {subject} with {text}", partial(_rebuild, subject, macros))
+    yield Action(f"reload of {subject} as before", partial(_rebuild, subject, {}))
+
+
+def _rebuild(subject: str, macros: dict[str, str], scenario: Scenario) -> None:
+    scenario.define(**macros)
+    scenario.agent.reload(subject)
+
+
+def switches(spec: NodeSpec) -> list[Action]:
+    """Return the switch of the node to the other routing mode, and the one back."""
+    return [_switch(not spec.endpoint_routes), _switch(spec.endpoint_routes)]
+
+
+def _switch(on: bool) -> Action:
+    def do(scenario: Scenario) -> None:
+        scenario.agent.set_endpoint_routes(on, workers=WORKERS)
+
+    return Action(f"endpoint routes {'on' if on else 'off'}", do, other_path=True)

@@ -1,0 +1,119 @@
+"""The proof of a reload: at every system call packets of all kinds go through before it is let on."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+from datapath.errors import ReloadlabError
+from lab.agent.reloads import do_in_worker
+from lab.gates.call import Call
+from lab.gates.forked import gated
+from lab.gates.supervisor import Answer
+from lab.node import registry
+from lab.node.topology import NodeSpec
+from lab.proof.result import Gated, Proof, place
+from lab.scenario.scenario import Scenario
+from lab.scenario.verdict import InvariantsViolated
+from lab.watch.violation import Violation
+
+BURST = 1
+"""Packets of every flow at a call."""
+
+RATE = 200.0
+"""Packets a second over all flows between the calls."""
+
+_TIMEOUT = 0.1
+"""Seconds in which they must be answered; what comes later is late, or lost, and found at the end."""
+
+
+@dataclass(frozen=True, slots=True)
+class Action:
+    """What is done under watch, in a process of its own: `do` may use a scenario's agent and node, not its traffic.
+
+    `other_path`: packets may take another way afterwards.
+    """
+
+    name: str
+    do: Callable[[Scenario], object]
+    other_path: bool = False
+
+
+@dataclass
+class Prover:
+    """Decides on the calls of what a scenario does: each happens, once packets have met what was there before it.
+
+    Nothing new can be met at a call if no call before it has changed anything. Of a series of updates of one map, which
+    is none of programs, only the first is met: packets that came at each of thousands would note as many connections,
+    and these would have to be carried over as well.
+    """
+
+    scenario: Scenario
+    calls: list[Gated] = field(default_factory=list)
+    _what: str = ""
+    _round: int = 1
+    _pending: dict[int, str] = field(default_factory=dict)
+    _series: str = ""
+
+    def begin(self, what: str, round: int) -> None:
+        """Name what follows."""
+        self._what, self._round = what, round
+        self._pending, self._series = {0: "the beginning"}, ""
+
+    def decide(self, call: Call) -> Answer:
+        """Send a packet over each flow, and let the call go on."""
+        self.calls.append(Gated(self._round, self._what, call, time.monotonic_ns()))
+        changed = set(self._pending.values())
+        if changed - {self._series}:
+            self._burst()
+            self._series = changed.pop() if len(changed) == 1 else ""
+        # What its thread had under way is done; that of others may change something yet.
+        self._pending = {thread: what for thread, what in self._pending.items() if thread not in (0, call.thread)}
+        if call.changes:
+            self._pending[call.thread] = call.map or call.text
+        return None
+
+    def do(self, action: Action, round: int) -> None:
+        """Do something of which every call is stopped. ReloadlabError if it fails."""
+        self.begin(action.name, round)
+        if action.other_path:
+            self.scenario.expect(other_path=True)
+        with self._gated() as enter:
+            do_in_worker(self.scenario.agent, lambda: action.do(self.scenario), on_worker=enter)
+        self._burst()
+
+    def _burst(self) -> None:
+        self.scenario.traffic.burst_all(BURST, timeout=_TIMEOUT)
+
+    @contextmanager
+    def _gated(self) -> Iterator[Callable[[], None]]:
+        node = self.scenario.node
+        pins = self.scenario.agent.config.globals
+        with gated(self.decide, directories=[node.root / registry.STATE, pins], pins=pins) as enter:
+            yield enter
+
+
+def prove(spec: NodeSpec, actions: Sequence[Action], *, rounds: int = 1, **options: Any) -> Proof:
+    """Prove actions on a node of its own, one after the other; `options` go to the Scenario.
+
+    Maps that the reloads replace, as they say themselves, are held to their contents.
+    """
+    scenario = Scenario(spec, bursts="none", rate=RATE, **options)
+    prover = Prover(scenario)
+    failed: list[Violation] = []
+    with scenario:
+        for round in range(1, rounds + 1):
+            for action in actions:
+                try:
+                    prover.do(action, round)
+                except ReloadlabError as error:
+                    failed.append(Violation(8, f"{action.name} failed: {error}", (time.monotonic_ns(),)))
+        scenario.expect(migrated=frozenset(name for outcome in scenario.outcomes for name in outcome.migrated))
+        with suppress(InvariantsViolated):
+            scenario.finish()
+        scenario.abandon()
+    findings = place([*failed, *scenario.findings], prover.calls)
+    return Proof(prover.calls, findings, scenario.sent, scenario.lost, scenario.gaps)

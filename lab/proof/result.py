@@ -1,0 +1,93 @@
+"""What came of a proof: every call, and what went wrong before the next one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lab.gates.call import Call
+from lab.watch.violation import Violation
+
+
+@dataclass(frozen=True, slots=True)
+class Gated:
+    """A call at which packets went through before it was let on: they met what the calls before it had left.
+
+    `what` is the reload, `round` counts from 1, `at_ns` is when the call was stopped (CLOCK_MONOTONIC, nanoseconds).
+    """
+
+    round: int
+    what: str
+    call: Call
+    at_ns: int
+
+    @property
+    def title(self) -> str:
+        return f"call {self.call.number} of {self.what}, before {self.call.text}"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Something that does not hold, and the call before which it was met; None: at no call, or at many."""
+
+    violation: Violation
+    gated: Gated | None
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """The calls of all reloads in their order, packets that were sent and lost, the findings, and what was not seen."""
+
+    calls: Sequence[Gated]
+    findings: Sequence[Finding]
+    sent: int
+    lost: int
+    gaps: Sequence[str]
+
+    @property
+    def holds(self) -> bool:
+        return not self.findings
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the proof as a JSON object; a finding's `call` is its place in `calls`, null without one."""
+        places = {id(gated): place for place, gated in enumerate(self.calls)}
+        return {
+            "calls": [
+                {
+                    "round": gated.round,
+                    "reload": gated.what,
+                    "number": gated.call.number,
+                    "call": gated.call.text,
+                    "syscall": gated.call.syscall,
+                    "thread": gated.call.thread,
+                    "at_ns": gated.at_ns,
+                }
+                for gated in self.calls
+            ],
+            "sent": self.sent,
+            "lost": self.lost,
+            "findings": [
+                {
+                    "invariant": finding.violation.invariant,
+                    "what": finding.violation.what,
+                    "call": None if finding.gated is None else places[id(finding.gated)],
+                }
+                for finding in self.findings
+            ],
+            "gaps": list(self.gaps),
+        }
+
+
+def place(violations: Sequence[Violation], calls: Sequence[Gated]) -> list[Finding]:
+    """Return each violation with the call before which it happened; one that happened at several, at each of them."""
+    findings = []
+    for violation in violations:
+        met = dict.fromkeys(_before(calls, at_ns) for at_ns in violation.at) or {None: None}
+        findings += [Finding(violation, gated) for gated in met]
+    return findings
+
+
+def _before(calls: Sequence[Gated], at_ns: int) -> Gated | None:
+    """Return the last call that was stopped by then."""
+    return next((gated for gated in reversed(calls) if gated.at_ns <= at_ns), None)

@@ -1,0 +1,218 @@
+"""Gates at system calls: what a stopped process is seen to do, and what becomes of it."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+import pytest
+
+from datapath.base.bpftypes import MapType
+from datapath.errors import BpfError, ReloadlabError
+from datapath.kernel import bpf
+from datapath.kernel.netlink import NLM_F_REQUEST, RTM_GETLINK, NetlinkSocket
+from lab.gates.call import Call
+from lab.gates.forked import gated
+from lab.gates.supervisor import Answer, Fail, Kill
+from lab.system.forkpool import WorkerDied, fork_map
+
+R = TypeVar("R")
+
+
+class Refused(ReloadlabError):
+    """What a test's supervisor raises."""
+
+
+def under_gates(decide: Callable[[Call], Answer], do: Callable[[], R], directory: Path) -> R:
+    """Do something in a process of its own, every call of which is decided on."""
+    with gated(decide, directories=[directory], pins=directory) as enter:
+
+        @contextmanager
+        def setup(cancel: threading.Event) -> Iterator[Callable[[None], R]]:
+            enter()
+            yield lambda _: do()
+
+        (result,) = fork_map(setup, [None], workers=1)
+    if isinstance(result, ReloadlabError):
+        raise result
+    return result
+
+
+def seen(do: Callable[[], object], directory: Path) -> list[Call]:
+    calls: list[Call] = []
+    under_gates(lambda call: calls.append(call), do, directory)
+    return calls
+
+
+def make_a_map(path: Path, kind: MapType = MapType.ARRAY) -> None:
+    fd = bpf.map_create(kind, 4, 4, 8, name="doors_with_a_long_name")
+    bpf.obj_pin(fd, path)
+    bpf.map_update(fd, (3).to_bytes(4, "little"), b"open")
+    os.close(fd)
+
+
+def test_maps_are_called_as_their_pins(bpffs: Path) -> None:
+    path = bpffs / "doors_with_a_long_name"
+    texts = [call.text for call in seen(lambda: make_a_map(path), bpffs)]
+    assert texts == ["MAP_CREATE doors_with_a_lo", f"OBJ_PIN {path}", "MAP_UPDATE doors_with_a_long_name[3]"]
+    assert path.exists()
+
+
+def test_keys_of_hashes_are_written_in_hexadecimal(bpffs: Path) -> None:
+    calls = seen(lambda: make_a_map(bpffs / "doors", MapType.HASH), bpffs)
+    assert calls[-1].text == "MAP_UPDATE doors[0x03000000]"
+    assert calls[-1].map == "doors"
+
+
+def test_files_below_the_directories_only(tmp_path: Path) -> None:
+    inside, outside = tmp_path / "inside", tmp_path / "outside"
+    inside.mkdir()
+    outside.mkdir()
+
+    def do() -> None:
+        for directory in (inside, outside):
+            (directory / "a").write_text("")
+            (directory / "a").read_text()
+            (directory / "a").rename(directory / "b")
+            os.link(directory / "b", directory / "c")
+            (directory / "c").unlink()
+            (directory / "d").mkdir()
+            (directory / "d").rmdir()
+
+    assert [call.text for call in seen(do, inside)] == [
+        f"openat {inside}/a",
+        f"rename {inside}/a -> {inside}/b",
+        f"link {inside}/b -> {inside}/c",
+        f"unlink {inside}/c",
+        f"mkdir {inside}/d",
+        f"rmdir {inside}/d",
+    ]
+
+
+def test_paths_relative_to_a_directory(tmp_path: Path) -> None:
+    def do() -> None:
+        fd = os.open(tmp_path, os.O_RDONLY)
+        os.mkdir("new", dir_fd=fd)
+        os.chdir(tmp_path)
+        os.rmdir("new")
+
+    assert [call.subject for call in seen(do, tmp_path)] == [f"{tmp_path}/new"] * 2
+
+
+def test_netlink_messages_and_no_other_sockets(tmp_path: Path) -> None:
+    def do() -> None:
+        with NetlinkSocket() as netlink:
+            netlink.ifindex("lo")
+        one, other = socket.socketpair()
+        one.send(b"x")
+        one.sendmsg([b"y"])
+        other.recv(1)
+
+    (call,) = seen(do, tmp_path)
+    assert call.text == "RTM_GETLINK lo"
+    assert call.syscall == "sendto"
+    assert not call.changes
+
+
+def test_a_message_by_sendmsg_in_parts(tmp_path: Path) -> None:
+    def do() -> None:
+        header = (32).to_bytes(4, "little") + RTM_GETLINK.to_bytes(2, "little") + NLM_F_REQUEST.to_bytes(2, "little")
+        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE) as netlink:
+            netlink.sendmsg([header, bytes(8), bytes(4) + (1).to_bytes(4, "little") + bytes(8)])
+
+    assert [call.text for call in seen(do, tmp_path)] == ["RTM_GETLINK lo"]
+
+
+def test_a_call_that_fails_does_not_happen(bpffs: Path) -> None:
+    def decide(call: Call) -> Answer:
+        return Fail(errno.ENOSPC) if call.fits("OBJ_PIN *") else None
+
+    with pytest.raises(BpfError) as raised:
+        under_gates(decide, lambda: make_a_map(bpffs / "doors"), bpffs)
+    assert raised.value.errno == errno.ENOSPC
+    assert not (bpffs / "doors").exists()
+
+
+def test_a_process_that_is_killed_at_a_call(bpffs: Path) -> None:
+    def decide(call: Call) -> Answer:
+        return Kill() if call.fits("MAP_UPDATE doors[3]") else None
+
+    with pytest.raises(WorkerDied, match="SIGKILL"):
+        under_gates(decide, lambda: make_a_map(bpffs / "doors"), bpffs)
+    fd = bpf.obj_get(bpffs / "doors")
+    assert bpf.map_lookup(fd, (3).to_bytes(4, "little"), 4) == bytes(4)
+    os.close(fd)
+
+
+def test_a_supervisor_that_fails_leaves_nobody_waiting(bpffs: Path) -> None:
+    """The process goes on, with calls that fail."""
+    failed: list[int] = []
+
+    def decide(call: Call) -> Answer:
+        raise Refused("no")
+
+    def do() -> None:
+        try:
+            make_a_map(bpffs / "doors")
+        except BpfError as error:
+            os.write(writer, bytes([error.errno]))
+
+    reader, writer = os.pipe()
+    with pytest.raises(Refused):
+        under_gates(decide, do, bpffs)
+    failed += os.read(reader, 8)
+    os.close(reader)
+    os.close(writer)
+    assert failed == [errno.ENOSYS]
+
+
+def test_calls_of_many_threads_and_processes(tmp_path: Path) -> None:
+    """Each happens once, also those of processes that are forked by the stopped one."""
+    count, each = 4, 8
+
+    def make(name: str) -> None:
+        for number in range(each):
+            (tmp_path / f"{name}-{number}").mkdir()
+
+    def do() -> None:
+        pid = os.fork()
+        if pid == 0:
+            make("child")
+            os._exit(0)
+        threads = [threading.Thread(target=make, args=(f"thread-{at}",)) for at in range(count)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        os.waitpid(pid, 0)
+
+    calls = seen(do, tmp_path)
+    assert len(calls) == (count + 1) * each
+    assert len({call.subject for call in calls}) == len(calls)
+    assert len(list(tmp_path.iterdir())) == len(calls)
+    assert len({call.thread for call in calls}) == count + 1
+
+
+def test_a_process_that_never_enters(tmp_path: Path) -> None:
+    with gated(lambda call: None, directories=[tmp_path], pins=tmp_path):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("pattern", "fits"),
+    [
+        ("MAP_UPDATE cilium_calls_*", True),
+        ("MAP_UPDATE cilium_calls_00101[7]", True),
+        ("MAP_UPDATE cilium_calls_00101[8]", False),
+        ("MAP_*", True),
+        ("RTM_*", False),
+    ],
+)
+def test_patterns(pattern: str, fits: bool) -> None:
+    assert Call(1, "MAP_UPDATE", "cilium_calls_00101[7]", "bpf", 1).fits(pattern) is fits

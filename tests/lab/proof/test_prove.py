@@ -1,0 +1,79 @@
+"""The proof of a reload: clean for our loader, and what a faulty one does is found at its call."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from lab.cli.main import main
+from lab.node.topology import NodeSpec
+from lab.proof.actions import reloads
+from lab.proof.prove import Action, prove
+from lab.scenario.scenario import Scenario
+from tests.lab.emptied import EmptySlot, before
+
+GAP = 0.001
+"""Seconds that a slot stays empty by itself: packets come at the next call, however soon that is."""
+
+
+def test_no_call_of_our_loader_loses_a_packet() -> None:
+    spec = NodeSpec("proof-of-ours", endpoint_routes=True)
+    proof = prove(spec, reloads(spec, ["pod-1"], []))
+    assert proof.findings == []
+    assert (proof.lost, proof.gaps) == (0, [])
+    texts = [gated.call.text for gated in proof.calls]
+    assert "MAP_UPDATE cilium_call_policy[101]" in texts
+    attached = [text.split() for text in texts if text.startswith("RTM_NEWTFILTER lxc")]
+    assert sorted(hook for _, _, hook in attached) == ["egress", "ingress"]
+    # Every call is a gate, and packets of all flows went through at each that follows a change.
+    assert proof.sent > len(texts)
+
+
+def test_the_call_at_which_packets_are_lost_is_named() -> None:
+    """The slot is empty from the call after its deletion until it is filled again, and nowhere else."""
+
+    def reload(scenario: Scenario) -> None:
+        scenario.agent.change = before("attach ingress", EmptySlot("slot", GAP))
+        scenario.agent.reload("pod-1")
+
+    proof = prove(NodeSpec("proof-of-fault"), [Action("reload of pod-1", reload)])
+    assert proof.lost > 0
+    lost = {finding.gated for finding in proof.findings if finding.violation.invariant == 7}
+    assert None not in lost
+    previous = {proof.calls.index(gated) - 1 for gated in lost if gated is not None}
+    assert {proof.calls[at].call.text for at in previous} == {"MAP_DELETE cilium_call_policy[101]"}
+    document = proof.to_json()
+    assert json.loads(json.dumps(document)) == document
+    assert {finding["call"] - 1 for finding in document["findings"] if finding["call"] is not None} >= previous
+
+
+def test_a_reload_that_fails_is_a_finding() -> None:
+    def reload(scenario: Scenario) -> None:
+        scenario.define(REJECTED_BY_VERIFIER="1")
+        scenario.agent.reload("pod-1")
+
+    proof = prove(NodeSpec("proof-of-failure"), [Action("reload of pod-1", reload)])
+    assert not proof.holds
+    assert "reload of pod-1 failed" in proof.findings[0].violation.what
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["pod-9"], "no endpoint pod-9; it has host, health, pod-1, pod-2"),
+        (["overlay"], "no endpoint overlay"),
+        (["--with", "1x"], "'1x' is not the name of a macro"),
+        (["--library", "/nowhere"], "/nowhere holds no bpf_lxc.c"),
+        (["--rounds", "0"], "0"),
+    ],
+)
+def test_wrong_calls(argv: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    try:
+        code = main(["prove", *argv])
+    except SystemExit as error:
+        code = int(error.code or 0)
+    captured = capsys.readouterr()
+    assert code in (1, 2)
+    assert said in captured.err
+    assert "Traceback" not in captured.err
