@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 FIXTURES = frozenset({"reloadlab_scenario", "reloadlab_cluster"})
 
 NEEDS_ROOT = "needs root"
+NEEDS_MACROS = "needs macros that only our own C knows"
 
 _LAB = pytest.StashKey[Any]()
 """The module lab.scenario.plugin, once it is loaded."""
@@ -65,7 +66,7 @@ def pytest_configure(config: pytest.Config) -> None:
         "markers", "reloadlab_cluster(nodes, each, **spec): several nodes, as arguments of cluster_specs"
     )
     config.addinivalue_line(
-        "markers", "reloadlab_own_sources: needs macros that only our own C knows (bpf/lib/config.h)"
+        "markers", "reloadlab_own_sources(reason): checks what other C sources than ours do not promise"
     )
     if any(config.getoption(f"--reloadlab-{name}") for name in ("record", "keep", "pcap", "library", "define")):
         try:
@@ -79,8 +80,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if os.geteuid() != 0 and FIXTURES.intersection(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.skip(reason=NEEDS_ROOT))
-        if config.getoption("--reloadlab-library") is not None and item.get_closest_marker("reloadlab_own_sources"):
-            item.add_marker(pytest.mark.skip(reason="needs macros that only our own C knows"))
+        ours = item.get_closest_marker("reloadlab_own_sources")
+        if config.getoption("--reloadlab-library") is not None and ours is not None:
+            item.add_marker(pytest.mark.skip(reason=ours.args[0] if ours.args else NEEDS_MACROS))
 
 
 @pytest.fixture

@@ -30,7 +30,7 @@ def pytest_configure(config: pytest.Config) -> None:
     """Declare the marks."""
     config.addinivalue_line("markers", "node(**spec): reloadlab_node")
     config.addinivalue_line("markers", "cluster(nodes, each, **spec): reloadlab_cluster")
-    config.addinivalue_line("markers", "own_sources: reloadlab_own_sources")
+    config.addinivalue_line("markers", "own_sources(reason): reloadlab_own_sources")
     config.addinivalue_line("markers", "privileged: needs root and the real kernel")
 
 

@@ -31,8 +31,7 @@ from reloadlab import (
 )
 from scenarios.tables import PODS
 
-pytestmark = pytest.mark.own_sources
-"""Programs of others have no such counters."""
+pytestmark = pytest.mark.own_sources("counts by programs: only our own C has counters for them (reloadlab_hits)")
 
 PORT, SIZE, TRIES = 53, 100, 200
 PATIENCE = 5.0

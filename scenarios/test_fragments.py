@@ -14,8 +14,10 @@ from scenarios.rawframes import PORT, SOURCE_PORT, RawFrames, raw_frames
 from scenarios.tables import PODS, POLICY
 from scenarios.test_policy_wire import TRACKED
 
-pytestmark = [pytest.mark.own_sources, pytest.mark.node(policy=None, agent=TRACKED)]
-"""Others do not track fragments of IPv6."""
+pytestmark = [
+    pytest.mark.own_sources("fragments of two datagrams at once: other C sources do not track those of IPv6"),
+    pytest.mark.node(policy=None, agent=TRACKED),
+]
 
 OPEN_PORT = [
     {

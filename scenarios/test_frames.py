@@ -50,8 +50,10 @@ from scenarios.frames import (
 from scenarios.rawframes import ARP_REPLY, NOWHERE, PORT, SOURCE_PORT, RawFrames, Where, raw_frames
 from scenarios.tables import PODS, POLICY, SILENT
 
-pytestmark = [pytest.mark.own_sources, pytest.mark.node(policy=None)]
-"""Others have reasons and answers of their own for much of this."""
+pytestmark = [
+    pytest.mark.own_sources("what no socket sends: other C sources have drop reasons and answers of their own"),
+    pytest.mark.node(policy=None),
+]
 
 INVALID_SOURCE, INVALID, UNKNOWN_L4, UNKNOWN_L3, UNROUTABLE, EXTENSIONS, NO_ETHERNET = 132, 134, 137, 139, 151, 156, 166
 """Why frames are dropped (bpf/lib/drop.h)."""

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from reloadlab import Address, Probe, Scenario, ends, exchange, ipcache_key, open_pin
+from scenarios.neighbours import known_neighbours
 from scenarios.tables import PODS
 
 ONLY_CLIENT = [
@@ -31,11 +32,12 @@ def test_pod_that_ipcache_does_not_know(scenario: Scenario, network: str) -> Non
     with open_pin(scenario.agent.config.globals / "cilium_ipcache") as ipcache:
         for address in (client.ipv4, client.ipv6):
             assert ipcache.delete(ipcache_key(address, address.max_prefixlen))
-    for which in (1, 2):
-        for turn in range(2):
-            source = Address(places["client"][0], str(places["client"][which]), SOURCE_PORT + turn)
-            target = Address(places["server"][0], str(places["server"][which]), PORT)
-            assert exchange(source, target, Probe("udp", PORT)).answered == 2
-            scenario.reload("client", "server")
-    scenario.agent.sync()
-    scenario.agent.apply_policies([])
+    with known_neighbours([scenario.node], scenario.agent.config.library):
+        for which in (1, 2):
+            for turn in range(2):
+                source = Address(places["client"][0], str(places["client"][which]), SOURCE_PORT + turn)
+                target = Address(places["server"][0], str(places["server"][which]), PORT)
+                assert exchange(source, target, Probe("udp", PORT)).answered == 2
+                scenario.reload("client", "server")
+        scenario.agent.sync()
+        scenario.agent.apply_policies([])

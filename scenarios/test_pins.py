@@ -55,7 +55,7 @@ def test_connections_are_lost(scenario: Scenario) -> None:
     scenario.reload()
 
 
-@pytest.mark.own_sources
+@pytest.mark.own_sources("a lost calls map of the host: programs of others pass on what misses a tail call")
 @pytest.mark.node(pods=2, policy=None, flows=lambda _: [], rate=0)
 def test_calls_map_of_the_host_is_lost(scenario: Scenario) -> None:
     """The kernel empties it: every packet of the host to a pod is lost, and counted once, until the next reload."""

@@ -103,6 +103,10 @@ SEEN_BY_PACKETS = (
 )
 
 
+@pytest.mark.own_sources(
+    "policies during a live switch of endpoint routes: two programs ask, and that of other C sources which comes first "
+    "takes off the mark by which the second knows the host"
+)
 @pytest.mark.parametrize("on", [True, False], ids=["on", "off"])
 @pytest.mark.parametrize(
     "network",

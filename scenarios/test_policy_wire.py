@@ -11,7 +11,7 @@ import pytest
 
 from reloadlab import ClusterScenario
 from scenarios.tables import ANYTHING, JUMBO_PING, PING, PODS, TOO_BIG, Case, allowed, chapter, refused, tcp, udp
-from scenarios.wire import Wire, require_neighbours
+from scenarios.wire import Wire
 
 pytestmark = pytest.mark.cluster(policy=None)
 
@@ -184,7 +184,6 @@ def network(name: str, **options: Any) -> Any:
 )
 def test_policy(cluster: ClusterScenario, fragments: bool) -> None:
     """Who may, is answered; who may not, is dropped on the right node; each packet is held against one rule, once."""
-    require_neighbours(cluster)
     wire = Wire(cluster, fragments=fragments)
     wrong = wire.run([*INGRESS, *EGRESS])
     wire.close()

@@ -161,6 +161,12 @@ def test_pod_that_ipcache_does_not_know(cluster: ClusterScenario) -> None:
     cluster.cluster.sync()
 
 
+SWITCHED_IN_A_TUNNEL = pytest.mark.own_sources(
+    "a live switch of endpoint routes in a tunnel: other C sources leave packets to a direct route before it is there"
+)
+
+
+@SWITCHED_IN_A_TUNNEL
 @pytest.mark.cluster(pods=2, tunnel=True)
 def test_endpoint_routes_are_switched(cluster: ClusterScenario) -> None:
     """One node goes over to a route per pod and back, the other does not notice."""

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from bpf import is_ours
 from datapath.base.mapnames import POLICY_CALLS
 from datapath.endpoint import Endpoint
 from datapath.errors import ReloadlabError
@@ -30,9 +31,10 @@ from lab.agent.generations import next_generation
 from lab.agent.reloads import Failure, reload_by_workers, reload_one_by_one
 from lab.agent.turns import Turn
 from lab.errors import system_errors
+from lab.node.hostmark import set_host_mark
 from lab.node.maps import find_map
 from lab.node.node import Node, UnknownTarget
-from lab.node.topology import HEALTH, HOST, HOST_ENDPOINT
+from lab.node.topology import HEALTH, HOST, HOST_ENDPOINT, NODE
 from lab.system.limits import descriptors_of, require_descriptors
 
 Change = Callable[[Plan], Plan]
@@ -94,6 +96,8 @@ class Reloader:
             stack.enter_context(self.node.lock_shared())
             self.node.recover()
             self._refresh()
+            if not is_ours(self.config.library):
+                set_host_mark(self.node.netns(NODE))
             stack.enter_context(self.loader)
             self._stack = stack.pop_all()
         return self

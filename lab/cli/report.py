@@ -31,8 +31,8 @@ _PAUSE = 0.5
 _KINDS = 5
 """Kinds of steps that one line names."""
 
-_GAPS = 5
-"""Texts of what was not watched that are printed."""
+_GAPS = 20
+"""Texts of what was not checked that are printed."""
 
 _STEP_WIDTH, _CELL_WIDTH = 15, 20
 """Columns for a step's name, and for the percentiles and the kernel's share of one worker count."""
@@ -56,6 +56,7 @@ def print_scenarios(console: Console, records: Sequence[Record]) -> None:
     console.print(table)
     print_steps(console, records)
     print_gaps(console, records)
+    print_skipped(console, records)
     print_reasons(console, records)
 
 
@@ -79,12 +80,19 @@ def _never_seen(records: Sequence[Record]) -> list[str]:
 
 
 def print_gaps(console: Console, records: Sequence[Record]) -> None:
-    """Print what could not be watched, and in how many scenarios: of that, a scenario that passed says nothing."""
+    """Print what was not checked, and in how many scenarios: of that, a scenario that passed says nothing."""
     gaps = Counter(gap for record in records for gap in record.gaps)
     for gap, count in gaps.most_common(_GAPS):
-        console.print(f"not watched in {plural(count, 'scenario')}: {gap}", markup=False, highlight=False)
+        console.print(f"not checked in {plural(count, 'scenario')}: {gap}", markup=False, highlight=False)
     if len(gaps) > _GAPS:
         console.print(f"... and {len(gaps) - _GAPS} more that are in {RUN_JSON}", highlight=False)
+
+
+def print_skipped(console: Console, records: Sequence[Record]) -> None:
+    """Print why scenarios were skipped, and how many for each reason."""
+    reasons = Counter(record.message.removeprefix("Skipped: ") for record in records if record.outcome == SKIPPED)
+    for reason, count in reasons.most_common():
+        console.print(f"skipped {plural(count, 'scenario')}: {reason}", markup=False, highlight=False)
 
 
 def print_reasons(console: Console, records: Sequence[Record]) -> None:

@@ -52,9 +52,9 @@ class FlowPolicy:
 def flow_policy(nodes: Sequence[Node], flows: Sequence[Flow], *, foreign: bool = False) -> FlowPolicy:
     """Return the policy for the pods and health endpoints of all nodes that lets exactly these flows pass.
 
-    The host has no policy of its own, and always reaches its own pods. To `foreign` sources, Cilium's, its packets come
-    from the world if endpoint routes lead them to a pod, neighbour discovery included: they know the host by a mark
-    that Cilium's agent sets with iptables, and the lab does not.
+    The host has no policy of its own, and always reaches its own pods. To `foreign` sources, Cilium's, neighbour
+    discovery comes from the world if endpoint routes lead it to a pod: the host asks from a link-local address, and
+    what a pod's program answers has no mark.
     """
     refusals = {flow.name: refusal for flow in flows if flow.denied and (refusal := _refusal(nodes, flow)) is not None}
     return FlowPolicy({node.name: list(_policies(node, nodes, flows, foreign)) for node in nodes}, refusals)
@@ -75,8 +75,7 @@ def _policies(node: Node, nodes: Sequence[Node], flows: Sequence[Flow], foreign:
                 (flow.source_ip, flow.target_ip, "egress", "to"),
             ):
                 identity = _identity(node, nodes, peer)
-                seen_as = [HOST_ID, WORLD_ID] if foreign and identity == HOST_ID else [identity]
-                rule = {f"{side}Identities": seen_as, **_ports(flow)}
+                rule = {f"{side}Identities": [identity], **_ports(flow)}
                 if address in own and refusing != (node, pod) and rule not in rules[section]:
                     rules[section].append(rule)
         yield {"name": f"flows of {pod.name}", "endpoint": pod.name, **rules}

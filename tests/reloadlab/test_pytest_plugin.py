@@ -11,7 +11,7 @@ PLUGIN = ("-p", "no:cacheprovider")
 
 def test_declares_names_of_its_own_alone(pytester: pytest.Pytester) -> None:
     shown = pytester.runpytest_subprocess("--markers", *PLUGIN).stdout.str()
-    for name in ("reloadlab_node(", "reloadlab_cluster(", "reloadlab_own_sources:"):
+    for name in ("reloadlab_node(", "reloadlab_cluster(", "reloadlab_own_sources("):
         assert f"@pytest.mark.{name}" in shown
     for name in ("node", "cluster", "own_sources", "privileged"):
         assert f"@pytest.mark.{name}" not in shown

@@ -47,7 +47,13 @@ def test_a_kind_of_step_that_one_scenario_has_seen_is_not_called_unseen() -> Non
 def test_what_could_not_be_watched_is_told_once_with_its_scenarios() -> None:
     gap = "the kernel's log is not read: /dev/kmsg: Operation not permitted"
     records = [replace(RECORD, name=f"test_{name}.py::test_it", gaps=(gap,)) for name in "ab"]
-    assert printed(*records, RECORD).splitlines()[-1] == f"not watched in 2 scenarios: {gap}"
+    assert printed(*records, RECORD).splitlines()[-1] == f"not checked in 2 scenarios: {gap}"
+
+
+def test_why_scenarios_were_skipped_is_told_once_with_their_number() -> None:
+    skipped = replace(RECORD, outcome="skipped", message="Skipped: theirs count otherwise", reloads=(), steps=NO_STEPS)
+    lines = printed(skipped, replace(skipped, name="test_b.py::test_it"), RECORD).splitlines()
+    assert lines[-1] == "skipped 2 scenarios: theirs count otherwise"
 
 
 def test_a_run_without_reloads_tells_nothing_of_steps() -> None:
@@ -76,7 +82,7 @@ def test_short_name(nodeid: str, name: str) -> None:
 def test_every_outcome_is_in_the_table(outcome: str) -> None:
     text = printed(replace(RECORD, outcome=outcome, message="the reason"))
     assert f"  {outcome} " in text
-    assert ("the reason" in text) == (outcome == "error")
+    assert ("the reason" in text) == (outcome != "not run")
 
 
 def test_run_json_replaces_what_was_there(tmp_path: Path) -> None:

@@ -137,7 +137,7 @@ def test_rules_name_peers_by_identity_and_nothing_else_passes(node: Node) -> Non
         assert rules(document, idle) == ([{}], [{}])
 
 
-def test_foreign_sources_see_the_host_as_the_world_and_need_its_neighbour_discovery(node: Node) -> None:
+def test_foreign_sources_see_neighbour_discovery_as_traffic_of_the_world(node: Node) -> None:
     flows = [flow(node, "pod-1", "pod-2"), flow(node, "host", "pod-1")]
     document = flow_policy([node], flows, foreign=True).documents[node.name]
     assert len(parse(document)) == 4
@@ -145,7 +145,7 @@ def test_foreign_sources_see_the_host_as_the_world_and_need_its_neighbour_discov
     ingress, egress = rules(document, "pod-1")
     assert ingress[1:] == [
         {"fromIdentities": [2], "icmps": [{"fields": types}]},
-        {"fromIdentities": [1, 2], **port("UDP")},
+        {"fromIdentities": [1], **port("UDP")},
     ]
     assert egress[1] == {"toIdentities": [2], "icmps": [{"fields": types}]}
     # Between pods it stays as it is.

@@ -96,7 +96,7 @@ def read(path: Path) -> dict[str, Any]:
 
 def test_marks_are_declared(pytester: pytest.Pytester) -> None:
     result = pytester.runpytest_subprocess("--markers", *PLUGIN)
-    result.stdout.fnmatch_lines(["@pytest.mark.node(*", "@pytest.mark.own_sources: *", "@pytest.mark.privileged: *"])
+    result.stdout.fnmatch_lines(["@pytest.mark.node(*", "@pytest.mark.own_sources(*", "@pytest.mark.privileged: *"])
 
 
 OTHER_SOURCES = """
@@ -112,10 +112,16 @@ def test_built_from_them(scenario):
     assert scenario.agent.config.defines == (*config.defines, ("POLICY_MAP_SIZE", "64"))
     scenario.define()
     assert scenario.agent.config.defines == config.defines
+    scenario.leave_out("an answer that theirs do not promise")
 
 @pytest.mark.own_sources
 @pytest.mark.node(pods=1)
 def test_ours(scenario):
+    pass
+
+@pytest.mark.own_sources("theirs count otherwise")
+@pytest.mark.node(pods=1)
+def test_counters(scenario):
     pass
 """
 
@@ -125,9 +131,15 @@ def test_other_sources(pytester: pytest.Pytester, tmp_path: Path) -> None:
     """A copy of ours stands for those of somebody else."""
     library = shutil.copytree(LIBRARY, tmp_path / "bpf")
     pytester.makepyfile(test_theirs=OTHER_SOURCES.replace("LIBRARY", str(library)))
-    options = ("--reloadlab-library", str(library), "--reloadlab-define", "CT_MAP_SIZE_TCP=256")
-    result = pytester.runpytest_subprocess(*PLUGIN, *options, timeout=150)
-    result.assert_outcomes(passed=1, skipped=1)
+    record = tmp_path / "record"
+    defined = ("--reloadlab-library", str(library), "--reloadlab-define", "CT_MAP_SIZE_TCP=256")
+    options = (*defined, "--reloadlab-record", str(record))
+    result = pytester.runpytest_subprocess(*PLUGIN, *options, "-rs", timeout=150)
+    result.assert_outcomes(passed=1, skipped=2)
+    reasons = ["*needs macros that only our own C knows", "*theirs count otherwise"]
+    result.stdout.fnmatch_lines_random(reasons)
+    gaps = [gap for path in record.glob("*.json") for gap in json.loads(path.read_text()).get("gaps", ())]
+    assert gaps == ["an answer that theirs do not promise"]
 
 
 SPOILT = """
