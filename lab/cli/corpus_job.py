@@ -76,7 +76,7 @@ def _try(console: Console, args: argparse.Namespace, faults: Sequence[Fault], re
             report.control.append(trial)
             return
         report.verdicts.append(Verdict.of(fault, trial))
-        console.print(f"  {escape(line(report.verdicts[-1]))}", highlight=False)
+        console.print(f"  {escape(line(report.verdicts[-1]))}", highlight=False, soft_wrap=True)
 
     registry.sweep()
     with scratch() as directory:

@@ -106,10 +106,14 @@ def print_counts(console: Console, report: Report) -> None:
     console.print(table)
     for each in report.verdicts:
         if each.trial.error:
-            console.print(f"{each.fault} could not be tried: {each.trial.error}", markup=False, style="bold red")
+            console.print(
+                f"{each.fault} could not be tried: {each.trial.error}", markup=False, style="bold red", soft_wrap=True
+            )
     for trial in report.alarms:
         text = "" if trial.catch is None else trial.catch.text
-        console.print(f"without a fault, {trial.scenarios[0]} failed too:\n{text}", markup=False, style="bold red")
+        console.print(
+            f"without a fault, {trial.scenarios[0]} failed too:\n{text}", markup=False, style="bold red", soft_wrap=True
+        )
 
 
 def print_list(console: Console, faults: Sequence[Fault]) -> None:
@@ -117,4 +121,6 @@ def print_list(console: Console, faults: Sequence[Fault]) -> None:
     for fault in faults:
         cited = f" [{', '.join(fault.cites)}]" if fault.cites else ""
         told = f"; equivalent: {fault.equivalent}" if fault.equivalent else ""
-        console.print(f"{fault.name} ({fault.kind}): {fault.what}{cited}{told}", markup=False, highlight=False)
+        console.print(
+            f"{fault.name} ({fault.kind}): {fault.what}{cited}{told}", markup=False, highlight=False, soft_wrap=True
+        )

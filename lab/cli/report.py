@@ -69,7 +69,9 @@ def print_steps(console: Console, records: Sequence[Record]) -> None:
     never = _never_seen(records)
     more = f", ... and {len(never) - _KINDS} more" if len(never) > _KINDS else ""
     rest = f"; never: {', '.join(never[:_KINDS])}{more}" if never else ""
-    console.print(f"\n{seen} of {total} steps had packets under way{rest}", markup=False, highlight=False)
+    console.print(
+        f"\n{seen} of {total} steps had packets under way{rest}", markup=False, highlight=False, soft_wrap=True
+    )
 
 
 def _never_seen(records: Sequence[Record]) -> list[str]:
@@ -83,7 +85,9 @@ def print_gaps(console: Console, records: Sequence[Record]) -> None:
     """Print what was not checked, and in how many scenarios: of that, a scenario that passed says nothing."""
     gaps = Counter(gap for record in records for gap in record.gaps)
     for gap, count in gaps.most_common(_GAPS):
-        console.print(f"not checked in {plural(count, 'scenario')}: {gap}", markup=False, highlight=False)
+        console.print(
+            f"not checked in {plural(count, 'scenario')}: {gap}", markup=False, highlight=False, soft_wrap=True
+        )
     if len(gaps) > _GAPS:
         console.print(f"... and {len(gaps) - _GAPS} more that are in {RUN_JSON}", highlight=False)
 
@@ -92,7 +96,7 @@ def print_skipped(console: Console, records: Sequence[Record]) -> None:
     """Print why scenarios were skipped, and how many for each reason."""
     reasons = Counter(record.message.removeprefix("Skipped: ") for record in records if record.outcome == SKIPPED)
     for reason, count in reasons.most_common():
-        console.print(f"skipped {plural(count, 'scenario')}: {reason}", markup=False, highlight=False)
+        console.print(f"skipped {plural(count, 'scenario')}: {reason}", markup=False, highlight=False, soft_wrap=True)
 
 
 def print_reasons(console: Console, records: Sequence[Record]) -> None:
@@ -100,7 +104,7 @@ def print_reasons(console: Console, records: Sequence[Record]) -> None:
     for record in records:
         if record.outcome in (FAILED, ERROR):
             console.print(f"\n[bold red]{escape(short_name(record.name))}[/]")
-            console.print(record.message, markup=False, highlight=False)
+            console.print(record.message, markup=False, highlight=False, soft_wrap=True)
 
 
 def print_parallel(console: Console, report: ParallelReport) -> None:
@@ -125,7 +129,7 @@ def print_parallel(console: Console, report: ParallelReport) -> None:
     else:
         console.print(f"kernel share not measured: {report.tracing}", highlight=False)
     for line in (*report.failures, *report.problems):
-        console.print(line, style="bold red", markup=False, highlight=False)
+        console.print(line, style="bold red", markup=False, highlight=False, soft_wrap=True)
 
 
 def _steps(rows: Sequence[WorkerReport]) -> Table:

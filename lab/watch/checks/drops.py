@@ -26,6 +26,8 @@ HARMLESS = frozenset(
         "PACKET_SOCK_ERROR",
         # The receiver has the data already, or had acknowledged more: TCP sent something twice, which traffic counts.
         *("TCP_OLD_DATA", "TCP_OLD_ACK", "TCP_TOO_OLD_ACK", "TCP_OFOMERGE", "TCP_OLD_SEQUENCE"),
+        # An acknowledgement without data that a later one has overtaken.
+        "TCP_RFC7323_PAWS_ACK",
     )
 )
 """Reasons for which a flow's packet may die although nothing is lost."""
