@@ -19,6 +19,7 @@ _IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_MASTER, _IFLA_AF_SPEC, _IFLA_EXT_M
 _RTEXT_FILTER_SKIP_STATS = 8
 _IFLA_XDP_PROG_ID, _INET_CONF, _INET6_CONF = 4, 1, 2
 _IFA_CACHEINFO, _RTA_CACHEINFO, _RTM_F_CLONED = 6, 12, 0x200
+_IFADDRMSG_FLAGS, _IFA_FLAGS, _IFA_F_TENTATIVE = 2, 8, 0x40
 _RTMSG_FLAGS, _NDMSG_STATE = 24, 24  # offsets in the messages, their headers included
 _NUD_PERMANENT, _NDA_DST, _NDA_LLADDR = 0x80, 1, 2
 
@@ -77,8 +78,7 @@ def read_network(netns: Path, *, settings: bool = True) -> Network:
     """Read the network of a namespace; without `settings`, its links have theirs all the same."""
     with NetlinkSocket(netns) as netlink:
         addresses = frozenset(
-            _kept(answer, 8, _IFA_CACHEINFO)
-            for answer in netlink.dump("list addresses", pack_message(_RTM_GETADDR, bytes(8)))
+            _address(answer) for answer in netlink.dump("list addresses", pack_message(_RTM_GETADDR, bytes(8)))
         )
         rules = frozenset(answer[16:] for answer in netlink.dump("list rules", pack_message(_RTM_GETRULE, bytes(12))))
         routes = frozenset(
@@ -95,9 +95,20 @@ def read_network(netns: Path, *, settings: bool = True) -> Network:
     return Network(links, addresses, routes, rules, neighbours, _settings(netns) if settings else {})
 
 
-def _kept(answer: bytes, head: int, dropped: int) -> bytes:
-    """Return a message without its header and without the attribute that changes by itself."""
-    said = (pack_attribute(number, value) for number, value in attributes(answer, 16 + head) if number != dropped)
+def _address(answer: bytes) -> bytes:
+    """Return an address without its times, and whether or not others on the link are still asked for it."""
+    kept = bytearray(_kept(answer, 8, _IFA_CACHEINFO, _IFA_FLAGS))
+    kept[_IFADDRMSG_FLAGS] &= ~_IFA_F_TENTATIVE & 0xFF
+    flags = dict(attributes(answer, 24)).get(_IFA_FLAGS)
+    if flags is None:
+        return bytes(kept)
+    wide = int.from_bytes(flags, "little") & ~_IFA_F_TENTATIVE
+    return bytes(kept) + pack_attribute(_IFA_FLAGS, struct.pack("=I", wide))
+
+
+def _kept(answer: bytes, head: int, *dropped: int) -> bytes:
+    """Return a message without its header and without the attributes that change by themselves."""
+    said = (pack_attribute(number, value) for number, value in attributes(answer, 16 + head) if number not in dropped)
     return answer[16 : 16 + head] + b"".join(said)
 
 
