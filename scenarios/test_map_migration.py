@@ -123,3 +123,16 @@ def test_connections(scenario: Scenario, change: str, network: str) -> None:
         scenario.define(**wanted)
         migrated = [name for outcome in scenario.reload() for name in outcome.migrated]
         assert sorted(migrated) == (sorted(CT_MAPS) if macros else [])
+
+
+@pytest.mark.node(pods=2, policy=None, flows=open_connections)
+def test_connections_of_a_former_release(scenario: Scenario) -> None:
+    """Nobody has noted which tables the running programs use: what these hold comes along with the tables."""
+    scenario.agent.apply_policies(ONE_WAY)
+    scenario.expect(changed=frozenset({ENDPOINT_MAP}), migrated=frozenset(CT_MAPS))
+    notes = list(scenario.agent.config.state.glob("*/connections"))
+    assert notes
+    for note in notes:
+        note.unlink()
+    scenario.define(**CONNECTIONS["max_entries"])
+    scenario.reload()

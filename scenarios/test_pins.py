@@ -35,7 +35,15 @@ def lose(scenario: Scenario, *names: str) -> None:
         (scenario.agent.config.globals / name).unlink()
 
 
-@pytest.mark.parametrize("name", [IPCACHE, ENDPOINTS, ENDPOINT_MAP])
+@pytest.mark.parametrize(
+    "name",
+    [
+        IPCACHE,
+        ENDPOINTS,
+        ENDPOINT_MAP,
+        pytest.param(ENDPOINT_MAP, marks=pytest.mark.node(endpoint_routes=True), id=f"{ENDPOINT_MAP}-endpoint-routes"),
+    ],
+)
 @pytest.mark.node(pods=2)
 def test_map_of_the_control_plane_is_lost(scenario: Scenario, name: str) -> None:
     """The next reload makes another, filled before a packet reads it; so does a new agent."""

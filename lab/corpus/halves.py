@@ -200,7 +200,7 @@ HALVES: tuple[Half, ...] = (
         "loses the IPv4 connections",
         _migrate_all_but(*_CT4),
         _ANY_POD,
-        ("map_migration",),
+        ("former_release", "map_migration"),
     ),
     Half(
         "migrate maps",
@@ -208,7 +208,7 @@ HALVES: tuple[Half, ...] = (
         "loses the IPv6 connections",
         _migrate_all_but(*_CT6),
         _ANY_POD,
-        ("map_migration",),
+        ("former_release", "map_migration"),
     ),
     Half(
         "migrate maps",
@@ -216,7 +216,7 @@ HALVES: tuple[Half, ...] = (
         "leaves every new map empty",
         _migrate_all_but("*"),
         (),
-        ("endpoint_map[type]", "map_migration"),
+        ("endpoint_map[type]", "control_plane_is_lost", "map_migration"),
     ),
     Half(
         "repin maps",
