@@ -125,8 +125,11 @@ def test_connections(scenario: Scenario, change: str, network: str) -> None:
         assert sorted(migrated) == (sorted(CT_MAPS) if macros else [])
 
 
+@pytest.mark.parametrize(
+    "network", [pytest.param("node"), pytest.param("endpoint-routes", marks=pytest.mark.node(endpoint_routes=True))]
+)
 @pytest.mark.node(pods=2, policy=None, flows=open_connections)
-def test_connections_of_a_former_release(scenario: Scenario) -> None:
+def test_connections_of_a_former_release(scenario: Scenario, network: str) -> None:
     """Nobody has noted which tables the running programs use: what these hold comes along with the tables."""
     scenario.agent.apply_policies(ONE_WAY)
     scenario.expect(changed=frozenset({ENDPOINT_MAP}), migrated=frozenset(CT_MAPS))

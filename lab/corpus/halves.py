@@ -192,7 +192,7 @@ HALVES: tuple[Half, ...] = (
         "carries no connections over",
         _slots_only,
         _ANY_POD,
-        ("map_migration", "policy_reload"),
+        ("connections_are_lost", "map_migration", "policy_reload"),
     ),
     Half(
         "migrate maps",
