@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
+from datapath.base.bpftypes import MapType
 from datapath.base.mapnames import CONNECTIONS, POLICY_ARRAYS, is_calls_map
 from datapath.base.statefile import DamagedFile
 from datapath.build.objectfile import ObjectFile
@@ -19,6 +20,7 @@ from datapath.load.maps import differences, open_maps
 from datapath.load.programs import load_programs
 from datapath.object.spec import CollectionSpec
 from datapath.reload import connections, recovery
+from datapath.reload.outcome import Loaded
 from datapath.reload.step import Step
 from datapath.reload.workspace import LoadedObject, Workspace
 
@@ -164,9 +166,26 @@ class LoadPrograms(Step):
             types=work.types,
             on_interval=work.note_interval,
         )
+        # Now: what can fail must not come after the commit.
+        work.objects[self.target].loaded = _loaded(self.target, collection)
         refused = work.types.refusal(collection.spec)
         if refused is not None:
             work.warnings.append(f"{self.target} was loaded without its BTF, which the kernel refuses: {refused}")
+
+
+def _loaded(name: str, collection: Collection) -> Loaded:
+    """Ask for the ids of an object's programs and program arrays."""
+    programs = {program.name: program.id for program in collection.programs.values()}
+    arrays = [item for item in collection.spec.maps.values() if item.type == MapType.PROG_ARRAY]
+    return Loaded(
+        object=name,
+        programs=programs,
+        arrays={item.name: collection.maps[item.name].info.id for item in arrays},
+        slots={
+            item.name: {slot: programs[program] for slot, program in item.contents.items() if program in programs}
+            for item in arrays
+        },
+    )
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from datapath.base.bpftypes import MapType
 from datapath.base.timing import Interval
 from datapath.errors import Cancelled, ReloadlabError, printable
-from datapath.load.collection import Collection
 from datapath.reload.interrupts import signals_held_back
-from datapath.reload.outcome import FailedReload, Loaded, Outcome, Span
+from datapath.reload.outcome import FailedReload, Outcome, Span
 from datapath.reload.step import Plan, Step
 from datapath.reload.workspace import Workspace
 
@@ -100,22 +98,7 @@ def _outcome(plan: Plan, work: Workspace, spans: list[Span]) -> Outcome:
         migrated=tuple(work.migrated),
         warnings=plan.warnings + tuple(work.warnings),
         spans=tuple(spans),
-        loaded=tuple(_loaded(name, item.collection) for name, item in work.objects.items() if item.is_open),
-    )
-
-
-def _loaded(name: str, collection: Collection) -> Loaded:
-    """Ask for the ids of an object's programs and program arrays."""
-    programs = {program.name: program.id for program in collection.programs.values()}
-    arrays = [item for item in collection.spec.maps.values() if item.type == MapType.PROG_ARRAY]
-    return Loaded(
-        object=name,
-        programs=programs,
-        arrays={item.name: collection.maps[item.name].info.id for item in arrays},
-        slots={
-            item.name: {slot: programs[program] for slot, program in item.contents.items() if program in programs}
-            for item in arrays
-        },
+        loaded=tuple(item.loaded for item in work.objects.values() if item.loaded is not None),
     )
 
 

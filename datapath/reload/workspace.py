@@ -22,7 +22,7 @@ from datapath.kernel.pins import Pin
 from datapath.load.collection import Collection
 from datapath.load.types import TypeStore
 from datapath.object.spec import CollectionSpec
-from datapath.reload.outcome import Attached
+from datapath.reload.outcome import Attached, Loaded
 from datapath.reload.step import Step
 
 Undo = Callable[[], object]
@@ -34,18 +34,14 @@ class LoadedObject:
     """One object on its way into the kernel.
 
     `own_maps` are the maps that were renamed for this object: nobody shares them. `moved` are the pins that were moved
-    aside for it.
+    aside for it. `loaded` are the kernel's ids, once its programs are loaded.
     """
 
     spec: CollectionSpec
     own_maps: frozenset[str]
     moved: list[Pin] = field(default_factory=list)
+    loaded: Loaded | None = None
     _collection: Collection | None = None
-
-    @property
-    def is_open(self) -> bool:
-        """Whether the object's maps are open, so that there is a collection."""
-        return self._collection is not None
 
     @property
     def collection(self) -> Collection:

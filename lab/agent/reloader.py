@@ -212,10 +212,10 @@ class Reloader:
 
         It waits while another process switches the whole node to another mode. NestedReload at a gate of a reload.
         """
-        with self._not_nested(subject), self.reloading(cancel=cancel):
+        with self._not_nested(subject), system_errors(self.node.name), self.reloading(cancel=cancel):
             plan = self.plan(subject, generation=self.next_generation())
             watching = self._observers(plan, observer)
-            with system_errors(self.node.name), self._holding_maps():
+            with self._holding_maps():
                 outcome = self.loader.apply(plan, observer=watching, cancel=cancel, on_failure=self.on_failure)
             self._tell(outcome)
             return outcome

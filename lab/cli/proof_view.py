@@ -1,4 +1,4 @@
-"""What `reloadlab prove` prints: the calls at which something went wrong, and how many there were."""
+"""What `reloadlab prove` and `reloadlab faults` print: calls and cases in which something went wrong, and sums."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ from collections import Counter
 
 from rich.console import Console
 from rich.markup import escape
+from rich.table import Table
 
 from lab.cli.targets import plural
 from lab.proof.result import Gated, Proof
+from lab.proof.sweep import KILL, Case, SweepResult
 
 
 def print_proof(console: Console, proof: Proof) -> None:
@@ -32,3 +34,35 @@ def print_proof(console: Console, proof: Proof) -> None:
 
 def _title(gated: Gated | None) -> str:
     return "at no call in particular" if gated is None else f"round {gated.round}, {gated.title}"
+
+
+def case_line(case: Case) -> str:
+    """Return what is printed of a case that was not survived, with how to run it alone."""
+    subject = case.what.removeprefix("reload of ")
+    fault = "--kill" if case.fault == KILL else f"--errno {case.fault} --no-kill"
+    alone = f"reloadlab faults {subject} --calls '{case.place.pattern}' --nth {case.place.nth} {fault}"
+    wrong = "; ".join(case.wrong) or case.ended
+    return f"{case.title}: {case.ended}: {wrong}\n    {alone}"
+
+
+def print_sweep(console: Console, result: SweepResult) -> None:
+    """Print how the cases of each reload ended, and the sum."""
+    table = Table(
+        "reload", "cases", "failed", "succeeded", "killed", "not reached", "survived", box=None, pad_edge=False
+    )
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for what in dict.fromkeys(case.what for case in result.cases):
+        cases = [case for case in result.cases if case.what == what]
+        ends = Counter(case.ended.partition(":")[0] for case in cases)
+        numbers = (ends[how] for how in ("failed", "succeeded", "killed", "not reached"))
+        table.add_row(what, str(len(cases)), *map(str, numbers), str(sum(case.survived for case in cases)))
+    console.print(table)
+    for violation in result.findings:
+        console.print(f"at no case in particular: {violation}", markup=False, highlight=False, soft_wrap=True)
+    for gap in result.gaps:
+        console.print(f"not seen: {gap}", markup=False, highlight=False, soft_wrap=True)
+    survived = sum(case.survived for case in result.cases)
+    console.print(
+        f"\n{plural(len(result.cases), 'case')} in {result.seconds:.0f} s, {survived} survived", highlight=False
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -17,6 +18,10 @@ _READS = (
     "RTM_GET",
 )
 """How the names of calls begin that only look at something."""
+
+
+_OF_ONE_NODE = re.compile(r"\blxc(?=[0-9a-f]{12})[0-9a-f]+|/[^ ]*(?=/(state|bpf)/)")
+"""Names that a node has by itself: its pods' interfaces, its directory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +54,12 @@ class Call:
     def changes(self) -> bool:
         """Whether something may be another after the call than before it."""
         return not self.name.startswith(_READS)
+
+    @property
+    def pattern(self) -> str:
+        """A pattern that this call fits on every node: without interfaces of pods, ids and directories."""
+        subject = _OF_ONE_NODE.sub("*", self.subject)
+        return f"{self.name} {'*' if subject.isdecimal() else subject}".rstrip()
 
     def fits(self, pattern: str) -> bool:
         """Tell whether this is such a call: a pattern as the shell's, which [ and ] do not take part in."""

@@ -38,13 +38,18 @@ def add_parser(subparsers: _SubParsersAction[argparse.ArgumentParser]) -> None:
         help="a macro that only the reloads under proof are built with; may be repeated",
     )
     parser.add_argument("--rounds", type=count, default=1, metavar="N", help="all of it N times (1)")
+    add_node_options(parser)
+    parser.add_argument("--json", action="store_true", help="print one JSON object, with every call")
+    parser.set_defaults(run=run)
+
+
+def add_node_options(parser: argparse.ArgumentParser) -> None:
+    """Declare what the node of the command is like."""
     parser.add_argument("--pods", type=count, default=PODS, metavar="N", help=f"pods of the node ({PODS})")
     parser.add_argument("--endpoint-routes", action="store_true", help="a route per pod instead of one by cilium_host")
     parser.add_argument("--tunnel", action="store_true", help="VXLAN to other nodes instead of native routing")
     parser.add_argument("--devices", default="", metavar="NAMES", help="native devices that get programs, such as eth0")
     add_source_options(parser)
-    parser.add_argument("--json", action="store_true", help="print one JSON object, with every call")
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -55,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
     from lab.proof.prove import prove
 
     check_library(args.library)
-    spec = _spec(args)
+    spec = node_spec(args, LAB)
     actions = switches(spec) if args.switch else reloads(spec, args.subjects, args.changed)
     require("root", "notify")
     require_compiler(None)
@@ -67,12 +72,13 @@ def run(args: argparse.Namespace) -> int:
     return 0 if proof.holds else 1
 
 
-def _spec(args: argparse.Namespace) -> NodeSpec:
+def node_spec(args: argparse.Namespace, name: str) -> NodeSpec:
+    """Return the node that the options ask for."""
     from lab.node.topology import NodeSpec, check_pod_count
 
     check_pod_count(args.pods)
     return NodeSpec(
-        LAB,
+        name,
         pods=args.pods,
         endpoint_routes=args.endpoint_routes,
         tunnel=args.tunnel,

@@ -1,0 +1,111 @@
+"""`reloadlab faults`: every system call of a reload fails, or is where the process dies."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING
+
+from lab.cli.commands.prove import add_node_options, node_spec
+from lab.cli.datapath import require_compiler
+from lab.cli.targets import BadOption, count, make_console, print_json
+from lab.doctor.doctor import require
+
+if TYPE_CHECKING:
+    from argparse import _SubParsersAction
+
+    from lab.gates.call import Call
+    from lab.proof.sweep import Case
+
+LAB = "faults"
+
+
+def add_parser(subparsers: _SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Declare the command."""
+    parser = subparsers.add_parser(
+        "faults",
+        description="Build a node, and reload with a fault at each system call in turn: it fails, or the process is "
+        "killed there. After each case the node must be entirely as before or as after a reload, packets of all kinds "
+        "must be answered, and the next reload must succeed. Exit code 1 if a case was not survived.",
+    )
+    parser.add_argument("subjects", nargs="*", metavar="SUBJECT", help="what is reloaded: pod-1, host, ... (each kind)")
+    parser.add_argument(
+        "--errno",
+        metavar="LIST",
+        help="errors with which calls fail, such as ENOMEM,EBUSY; all: each that a call can have (the likeliest one)",
+    )
+    parser.add_argument("--no-kill", dest="kill", action="store_false", help="do not kill the process at the calls")
+    parser.add_argument("--kill", dest="only_kill", action="store_true", help="kill it, and have no call fail")
+    parser.add_argument("--calls", metavar="PATTERN", help="only calls like this: 'MAP_UPDATE cilium_calls_*'")
+    parser.add_argument("--nth", type=count, metavar="N", help="only the Nth of the calls that look alike")
+    parser.add_argument("--sample", type=count, metavar="N", help="only N cases, spread evenly over the calls")
+    add_node_options(parser)
+    parser.add_argument("--json", action="store_true", help="print one JSON object, with every case")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the cases, and print what came of them."""
+    from lab.agent.options import check_library
+    from lab.cli.proof_view import case_line, print_sweep
+    from lab.proof.actions import reloads
+    from lab.proof.sweep import sweep
+
+    check_library(args.library)
+    if args.only_kill and (args.errno or not args.kill):
+        raise BadOption("--kill means kills alone: without --errno and --no-kill")
+    spec = node_spec(args, LAB)
+    actions = reloads(spec, args.subjects, [])
+    errnos = _errnos(args)
+    require("root", "notify")
+    require_compiler(None)
+    console = make_console(stderr=args.json)
+
+    def note(case: Case) -> None:
+        if not case.survived:
+            console.print(f"  {case_line(case)}", markup=False, highlight=False, soft_wrap=True)
+
+    result = sweep(
+        spec,
+        actions,
+        errnos=errnos,
+        kill=args.kill,
+        choose=partial(_chosen, args),
+        on_case=note,
+        library=args.library,
+        defines=tuple(args.defines),
+    )
+    print_sweep(console, result)
+    if args.json:
+        print_json(result.to_json())
+    return 0 if result.holds else 1
+
+
+def _errnos(args: argparse.Namespace) -> Callable[[Call], Sequence[int]]:
+    from lab.proof.errnos import errnos_of, first_errno_of
+
+    if args.only_kill:
+        return lambda call: ()
+    if args.errno is None:
+        return first_errno_of
+    if args.errno == "all":
+        return errnos_of
+    numbers = []
+    for name in args.errno.split(","):
+        number = getattr(errno, name, None)
+        if name not in errno.errorcode.values() or number is None:
+            raise BadOption(f"--errno {name}: no such error; they are called ENOMEM, EBUSY, ...")
+        numbers.append(number)
+    return lambda call: numbers
+
+
+def _chosen(args: argparse.Namespace, cases: Sequence[Case]) -> Sequence[Case]:
+    found = [case for case in cases if args.calls is None or case.place.fits(args.calls)]
+    found = [case for case in found if args.nth is None or case.place.nth == args.nth]
+    if not found:
+        raise BadOption(f"no call fits {args.calls or ''}{f', number {args.nth}' if args.nth else ''}".strip())
+    if args.sample is None or args.sample >= len(found):
+        return found
+    return [found[number * len(found) // args.sample] for number in range(args.sample)]
