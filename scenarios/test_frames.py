@@ -82,11 +82,16 @@ no address in the range is a pod's because of that.
 """
 
 
-def network(name: str, **options: Any) -> Any:
-    return pytest.param(not options, id=name, marks=pytest.mark.node(pods=PODS, **options))
+def network(name: str, *, off: bool = True, **options: Any) -> Any:
+    return pytest.param(off, id=name, marks=pytest.mark.node(pods=PODS, **options))
 
 
-NETWORKS = (network("off"), network("endpoint-routes", endpoint_routes=True))
+HOST_FIREWALL = ("ENABLE_HOST_FIREWALL", "1")
+NETWORKS = (
+    network("off"),
+    network("endpoint-routes", off=False, endpoint_routes=True),
+    network("host-firewall", off=False, endpoint_routes=True, agent={"defines": (HOST_FIREWALL,)}),
+)
 
 
 @pytest.mark.parametrize("off", NETWORKS)
@@ -288,7 +293,8 @@ def hops(frames: RawFrames, *, off: bool) -> None:
             frames.expect_drop(f"IPv{version} without a hop left", tag, frame, (INVALID, METRIC_EGRESS))
         else:
             frames.expect_answer(f"IPv{version} without a hop left", frame, partial(has, tag))
-    if off:
+    # The stack takes what is addressed to the device, or what a program has said is for the host.
+    if off or HOST_FIREWALL in frames.scenario.agent.config.defines:
         for version, router in ((4, node.spec.router4), (6, node.spec.router6)):
             tag = frames.tag()
             stale = frames.frame(frames.packet(version, tag, target=router), dst=STALE_MAC)

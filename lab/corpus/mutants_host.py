@@ -104,7 +104,7 @@ HOST_MUTANTS = (
         FIREWALL,
         "\tif (!ret)\n\t\tskb_change_type(ctx, PACKET_HOST);\n",
         "",
-        "host_firewall",
+        "test_frames",
     ),
     mutant(
         "firewall-masqueraded-not-remembered",
