@@ -23,6 +23,9 @@ from lab.watch.violation import Violation
 BURST = 1
 """Packets of every flow at a call."""
 
+END = "the end"
+"""What stands in the place of a call behind the last one."""
+
 RATE = 200.0
 """Packets a second over all flows between the calls."""
 
@@ -57,15 +60,16 @@ class Prover:
     _round: int = 1
     _pending: dict[int, str] = field(default_factory=dict)
     _series: str = ""
+    _left_ns: int = 0
 
     def begin(self, what: str, round: int) -> None:
         """Name what follows."""
-        self._what, self._round = what, round
+        self._what, self._round, self._left_ns = what, round, time.monotonic_ns()
         self._pending, self._series = {0: "the beginning"}, ""
 
     def decide(self, call: Call) -> Answer:
         """Send a packet over each flow, and let the call go on."""
-        self.calls.append(Gated(self._round, self._what, call, time.monotonic_ns()))
+        self._gate(call)
         changed = set(self._pending.values())
         if changed - {self._series}:
             self._burst()
@@ -74,6 +78,7 @@ class Prover:
         self._pending = {thread: what for thread, what in self._pending.items() if thread not in (0, call.thread)}
         if call.changes:
             self._pending[call.thread] = call.map or call.text
+        self._left_ns = time.monotonic_ns()
         return None
 
     def do(self, action: Action, round: int) -> None:
@@ -83,7 +88,11 @@ class Prover:
             self.scenario.expect(other_path=True)
         with self._gated() as enter:
             do_in_worker(self.scenario.agent, lambda: action.do(self.scenario), on_worker=enter)
+        self._gate(Call(self.calls[-1].call.number + 1 if self.calls else 1, END, "", "", 0))
         self._burst()
+
+    def _gate(self, call: Call) -> None:
+        self.calls.append(Gated(self._round, self._what, call, self._left_ns))
 
     def _burst(self) -> None:
         self.scenario.traffic.burst_all(BURST, timeout=_TIMEOUT)

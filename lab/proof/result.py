@@ -14,7 +14,8 @@ from lab.watch.violation import Violation
 class Gated:
     """A call at which packets went through before it was let on: they met what the calls before it had left.
 
-    `what` is the reload, `round` counts from 1, `at_ns` is when the call was stopped (CLOCK_MONOTONIC, nanoseconds).
+    `what` is the reload, `round` counts from 1. `at_ns` is when the call before was let on (CLOCK_MONOTONIC,
+    nanoseconds): packets that are sent from then on may meet what it has left.
     """
 
     round: int
@@ -89,5 +90,5 @@ def place(violations: Sequence[Violation], calls: Sequence[Gated]) -> list[Findi
 
 
 def _before(calls: Sequence[Gated], at_ns: int) -> Gated | None:
-    """Return the last call that was stopped by then."""
+    """Return the call that was waited for, or stopped, then."""
     return next((gated for gated in reversed(calls) if gated.at_ns <= at_ns), None)

@@ -19,7 +19,9 @@ _IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_MASTER, _IFLA_AF_SPEC, _IFLA_EXT_M
 _RTEXT_FILTER_SKIP_STATS = 8
 _IFLA_XDP_PROG_ID, _INET_CONF, _INET6_CONF = 4, 1, 2
 _IFA_CACHEINFO, _RTA_CACHEINFO, _RTM_F_CLONED = 6, 12, 0x200
-_IFADDRMSG_FLAGS, _IFA_FLAGS, _IFA_F_TENTATIVE = 2, 8, 0x40
+_IFADDRMSG_FLAGS, _IFA_ADDRESS, _IFA_FLAGS, _IFA_F_TENTATIVE = 2, 1, 8, 0x40
+_RTMSG_PROTOCOL, _RTPROT_KERNEL, _RTA_DST = 21, 2, 1
+_FLAGS_OF_KEPT, _RTNH_F_DEAD, _RTNH_F_LINKDOWN = 8, 0x1, 0x10
 _RTMSG_FLAGS, _NDMSG_STATE = 24, 24  # offsets in the messages, their headers included
 _NUD_PERMANENT, _NDA_DST, _NDA_LLADDR = 0x80, 1, 2
 
@@ -78,13 +80,15 @@ def read_network(netns: Path, *, settings: bool = True) -> Network:
     """Read the network of a namespace; without `settings`, its links have theirs all the same."""
     with NetlinkSocket(netns) as netlink:
         addresses = frozenset(
-            _address(answer) for answer in netlink.dump("list addresses", pack_message(_RTM_GETADDR, bytes(8)))
+            _address(answer)
+            for answer in netlink.dump("list addresses", pack_message(_RTM_GETADDR, bytes(8)))
+            if not _is_link_local(dict(attributes(answer, 24)).get(_IFA_ADDRESS))
         )
         rules = frozenset(answer[16:] for answer in netlink.dump("list rules", pack_message(_RTM_GETRULE, bytes(12))))
         routes = frozenset(
-            _kept(answer, 12, _RTA_CACHEINFO)
+            _route(answer)
             for answer in netlink.dump("list routes", pack_message(_RTM_GETROUTE, bytes(12)))
-            if not struct.unpack_from("=I", answer, _RTMSG_FLAGS)[0] & _RTM_F_CLONED
+            if not struct.unpack_from("=I", answer, _RTMSG_FLAGS)[0] & _RTM_F_CLONED and not _is_the_links(answer)
         )
         neighbours = frozenset(
             _neighbour(answer)
@@ -104,6 +108,26 @@ def _address(answer: bytes) -> bytes:
         return bytes(kept)
     wide = int.from_bytes(flags, "little") & ~_IFA_F_TENTATIVE
     return bytes(kept) + pack_attribute(_IFA_FLAGS, struct.pack("=I", wide))
+
+
+def _route(answer: bytes) -> bytes:
+    """Return a route without what changes when its link gets or loses its carrier, which the kernel notes later."""
+    kept = bytearray(_kept(answer, 12, _RTA_CACHEINFO))
+    (flags,) = struct.unpack_from("=I", kept, _FLAGS_OF_KEPT)
+    struct.pack_into("=I", kept, _FLAGS_OF_KEPT, flags & ~(_RTNH_F_DEAD | _RTNH_F_LINKDOWN))
+    return bytes(kept)
+
+
+def _is_the_links(answer: bytes) -> bool:
+    """Tell whether a route is one that the kernel gives every link with a carrier: link-local, or multicast of IPv6."""
+    destination = dict(attributes(answer, 28)).get(_RTA_DST)
+    multicast = destination is not None and len(destination) == 16 and destination[0] == 0xFF
+    return answer[_RTMSG_PROTOCOL] == _RTPROT_KERNEL and (multicast or _is_link_local(destination))
+
+
+def _is_link_local(address: memoryview | None) -> bool:
+    """Tell whether an address is in fe80::/10: the kernel makes them itself, some time after a link is up."""
+    return address is not None and len(address) == 16 and address[0] == 0xFE and address[1] & 0xC0 == 0x80
 
 
 def _kept(answer: bytes, head: int, *dropped: int) -> bytes:

@@ -41,11 +41,14 @@ def test_the_call_at_which_packets_are_lost_is_named() -> None:
     assert proof.lost > 0
     lost = {finding.gated for finding in proof.findings if finding.violation.invariant == 7}
     assert None not in lost
-    previous = {proof.calls.index(gated) - 1 for gated in lost if gated is not None}
-    assert {proof.calls[at].call.text for at in previous} == {"MAP_DELETE cilium_call_policy[101]"}
+    at = {proof.calls.index(gated) for gated in lost if gated is not None}
+    emptied = next(n for n, gated in enumerate(proof.calls) if gated.call.text == "MAP_DELETE cilium_call_policy[101]")
+    # What was sent right before may be under way still.
+    assert emptied + 1 in at
+    assert at <= {emptied, emptied + 1}
     document = proof.to_json()
     assert json.loads(json.dumps(document)) == document
-    assert {finding["call"] - 1 for finding in document["findings"] if finding["call"] is not None} >= previous
+    assert {finding["call"] for finding in document["findings"]} >= at
 
 
 def test_a_reload_that_fails_is_a_finding() -> None:
