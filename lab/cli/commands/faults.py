@@ -12,6 +12,7 @@ from lab.cli.commands.prove import add_node_options, node_spec
 from lab.cli.datapath import require_compiler
 from lab.cli.targets import BadOption, count, make_console, print_json
 from lab.doctor.doctor import require
+from lab.node import registry
 
 if TYPE_CHECKING:
     from argparse import _SubParsersAction
@@ -61,6 +62,7 @@ def run(args: argparse.Namespace) -> int:
     errnos = _errnos(args)
     require("root", "notify")
     require_compiler(None)
+    registry.sweep()
     console = make_console(stderr=args.json)
 
     def note(case: Case) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import os
 from typing import TYPE_CHECKING
 
 from lab.cli.datapath import add_source_options, define, require_compiler
-from lab.cli.targets import count, make_console, print_json
+from lab.cli.targets import BadOption, count, make_console, print_json
 from lab.doctor.doctor import require
+from lab.node import registry
 
 if TYPE_CHECKING:
     from argparse import _SubParsersAction
@@ -60,10 +62,13 @@ def run(args: argparse.Namespace) -> int:
     from lab.proof.prove import prove
 
     check_library(args.library)
+    if args.switch and (args.subjects or args.changed):
+        raise BadOption("--switch switches the whole node: without a SUBJECT and without --with")
     spec = node_spec(args, LAB)
     actions = switches(spec) if args.switch else reloads(spec, args.subjects, args.changed)
     require("root", "notify")
     require_compiler(None)
+    registry.sweep()
     console = make_console(stderr=args.json)
     proof = prove(spec, actions, rounds=args.rounds, library=args.library, defines=tuple(args.defines))
     print_proof(console, proof)
@@ -73,12 +78,12 @@ def run(args: argparse.Namespace) -> int:
 
 
 def node_spec(args: argparse.Namespace, name: str) -> NodeSpec:
-    """Return the node that the options ask for."""
+    """Return the node that the options ask for, under a name of this process."""
     from lab.node.topology import NodeSpec, check_pod_count
 
     check_pod_count(args.pods)
     return NodeSpec(
-        name,
+        f"{name}-{os.getpid()}",
         pods=args.pods,
         endpoint_routes=args.endpoint_routes,
         tunnel=args.tunnel,

@@ -69,6 +69,7 @@ def test_a_reload_that_fails_is_a_finding() -> None:
         (["--with", "1x"], "'1x' is not the name of a macro"),
         (["--library", "/nowhere"], "/nowhere holds no bpf_lxc.c"),
         (["--rounds", "0"], "0"),
+        (["--switch", "host"], "--switch switches the whole node"),
     ],
 )
 def test_wrong_calls(argv: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
