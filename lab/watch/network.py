@@ -20,6 +20,7 @@ _RTEXT_FILTER_SKIP_STATS = 8
 _IFLA_XDP_PROG_ID, _INET_CONF, _INET6_CONF = 4, 1, 2
 _IFA_CACHEINFO, _RTA_CACHEINFO, _RTM_F_CLONED = 6, 12, 0x200
 _IFADDRMSG_FLAGS, _IFA_ADDRESS, _IFA_FLAGS, _IFA_F_TENTATIVE = 2, 1, 8, 0x40
+_RTMSG_TABLE, _RT_TABLE_LOCAL = 20, 255
 _RTMSG_PROTOCOL, _RTPROT_KERNEL, _RTA_DST = 21, 2, 1
 _FLAGS_OF_KEPT, _RTNH_F_DEAD, _RTNH_F_LINKDOWN = 8, 0x1, 0x10
 _RTMSG_FLAGS, _NDMSG_STATE = 24, 24  # offsets in the messages, their headers included
@@ -119,10 +120,12 @@ def _route(answer: bytes) -> bytes:
 
 
 def _is_the_links(answer: bytes) -> bool:
-    """Tell whether a route is one that the kernel gives every link with a carrier: link-local, or multicast of IPv6."""
-    destination = dict(attributes(answer, 28)).get(_RTA_DST)
-    multicast = destination is not None and len(destination) == 16 and destination[0] == 0xFF
-    return answer[_RTMSG_PROTOCOL] == _RTPROT_KERNEL and (multicast or _is_link_local(destination))
+    """Tell whether a route is one that the kernel itself makes, some time after a link or an address is there.
+
+    Such are the routes of its table `local`, which follow the addresses, and those of link-local addresses.
+    """
+    local = answer[_RTMSG_TABLE] == _RT_TABLE_LOCAL or _is_link_local(dict(attributes(answer, 28)).get(_RTA_DST))
+    return local and answer[_RTMSG_PROTOCOL] == _RTPROT_KERNEL
 
 
 def _is_link_local(address: memoryview | None) -> bool:
