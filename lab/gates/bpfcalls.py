@@ -16,25 +16,12 @@ from lab.gates.memory import Process
 _ATTR_BYTES = 152
 """As much of union bpf_attr as is looked at: PROG_LOAD's name ends before that."""
 
-_ELEMENT = (Cmd.MAP_LOOKUP_ELEM, Cmd.MAP_UPDATE_ELEM, Cmd.MAP_DELETE_ELEM, Cmd.MAP_GET_NEXT_KEY)
+_ELEMENT = (
+    *(Cmd.MAP_LOOKUP_ELEM, Cmd.MAP_LOOKUP_AND_DELETE_ELEM, Cmd.MAP_UPDATE_ELEM, Cmd.MAP_DELETE_ELEM),
+    Cmd.MAP_GET_NEXT_KEY,
+)
 _INDEXED = (MapType.PROG_ARRAY, MapType.ARRAY, MapType.PERCPU_ARRAY, MapType.PERF_EVENT_ARRAY, MapType.ARRAY_OF_MAPS)
-_MORE = {
-    26: "MAP_DELETE_BATCH",
-    25: "MAP_UPDATE_BATCH",
-    28: "LINK_CREATE",
-    29: "LINK_UPDATE",
-    34: "LINK_DETACH",
-    8: "PROG_ATTACH",
-    9: "PROG_DETACH",
-    32: "ENABLE_STATS",
-    35: "PROG_BIND_MAP",
-    20: "TASK_FD_QUERY",
-    19: "BTF_GET_FD_BY_ID",
-    23: "BTF_GET_NEXT_ID",
-    24: "MAP_LOOKUP_BATCH",
-    21: "MAP_LOOKUP_AND_DELETE_ELEM",
-}
-"""enum bpf_cmd, where the loader of this project has no use for a command."""
+_BATCH = (Cmd.MAP_LOOKUP_BATCH, Cmd.MAP_LOOKUP_AND_DELETE_BATCH, Cmd.MAP_UPDATE_BATCH, Cmd.MAP_DELETE_BATCH)
 
 
 class MapNames:
@@ -62,8 +49,10 @@ class MapNames:
 
 def name_of(command: int) -> str:
     """Return a command as it is called here: MAP_UPDATE, PROG_LOAD."""
-    known = {member.value: member.name for member in Cmd}
-    return known.get(command, _MORE.get(command, f"BPF_{command}")).removesuffix("_ELEM")
+    try:
+        return Cmd(command).name.removesuffix("_ELEM")
+    except ValueError:  # of a later kernel than this file
+        return f"BPF_{command}"
 
 
 def describe(process: Process, args: tuple[int, ...], maps: MapNames) -> tuple[str, str]:
@@ -90,7 +79,7 @@ def _subject(process: Process, command: int, attr: bytes, maps: MapNames) -> str
         return path
     if command in (Cmd.MAP_FREEZE, Cmd.OBJ_GET_INFO_BY_FD):
         return _of_descriptor(process, first, maps)
-    if command in (Cmd.MAP_LOOKUP_BATCH, 25, 26):
+    if command in _BATCH:
         return _of_descriptor(process, struct.unpack_from("=I", attr, 36)[0], maps)
     if name_of(command).endswith("_BY_ID"):
         return str(first)

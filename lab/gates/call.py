@@ -53,7 +53,7 @@ class Call:
     @property
     def changes(self) -> bool:
         """Whether something may be another after the call than before it."""
-        return not self.name.startswith(_READS)
+        return not self.name.startswith(_READS) or self.name.startswith("MAP_LOOKUP_AND_DELETE")
 
     @property
     def pattern(self) -> str:

@@ -73,11 +73,7 @@ def _take(outer: socket.socket) -> Listener | None:
     if len(data) < _NUMBERS.size:
         return None
     pid, number = _NUMBERS.unpack(data)
-    process = Process(pid)
-    try:
-        with process.borrowed(number) as listener:
-            descriptor = os.dup(listener)
-    finally:
-        process.close()
+    with Process(pid) as process, process.borrowed(number) as listener:
+        descriptor = os.dup(listener)
     os.write(outer.fileno(), b"\0")
     return Listener(descriptor)

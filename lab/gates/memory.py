@@ -7,7 +7,8 @@ import os
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from types import TracebackType
+from typing import Self
 
 from datapath.kernel.libc import check, function
 
@@ -47,7 +48,10 @@ class Process:
             line = next(line for line in status if line.startswith("Tgid:"))
         return cls(int(line.split()[1]))
 
-    def close(self) -> None:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
         os.close(self._pidfd)
 
     @property
@@ -92,7 +96,3 @@ class Process:
             yield own
         finally:
             os.close(own)
-
-    @property
-    def netns(self) -> Path:
-        return Path(f"/proc/{self.pid}/ns/net")

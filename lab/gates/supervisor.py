@@ -64,7 +64,7 @@ class Supervisor:
         self._processes: dict[int, Process] = {}
         self._stack = ExitStack()
         self._stack.callback(listener.close)
-        self.number = 0
+        self._number = 0
 
     def __enter__(self) -> Self:
         return self
@@ -97,9 +97,9 @@ class Supervisor:
         if described is None or not self._listener.is_waiting(notification):
             self._listener.let_go(notification)
             return
-        self.number += 1
+        self._number += 1
         name, subject = described
-        answer = self._decide(Call(self.number, name, subject, notification.name, notification.thread))
+        answer = self._decide(Call(self._number, name, subject, notification.name, notification.thread))
         if isinstance(answer, Fail):
             self._listener.fail(notification, answer.errno)
         elif isinstance(answer, Kill):
@@ -110,9 +110,7 @@ class Supervisor:
 
     def _process(self, thread: int) -> Process:
         if thread not in self._processes:
-            process = Process.of_thread(thread)
-            self._stack.callback(process.close)
-            self._processes[thread] = process
+            self._processes[thread] = self._stack.enter_context(Process.of_thread(thread))
         return self._processes[thread]
 
     def _describe(self, process: Process, notification: Notification) -> tuple[str, str] | None:

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from datapath.errors import NetlinkError
-from datapath.kernel.netlink import ANSWER_SECONDS, NLM_F_ACK, NLM_F_CREATE, NLM_F_REQUEST, NLMSG_ERROR
+from datapath.kernel.netlink import ANSWER_SECONDS, NLM_F_ACK, NLM_F_CREATE, NLM_F_REQUEST, NLMSG_ERROR, pack_attribute
 from datapath.kernel.netns import enter
 
 MARK_MAGIC_HOST, MARK_MAGIC_HOST_MASK = 0x0C00, 0x0F00
@@ -50,17 +50,17 @@ def set_host_mark(netns: Path) -> None:
 
 def _transaction() -> Iterator[bytes]:
     """Yield the messages of one transaction, numbered from 0; the last but one asks for an acknowledgement."""
-    table = _attribute(1, _TABLE)
+    table = pack_attribute(1, _TABLE)
     yield _message(0, _BATCH_BEGIN, family=0, subsystem=_SUBSYSTEM)
     # Made if it is missing, so that there is one to delete.
     yield _message(1, _SUBSYSTEM << 8 | _NEWTABLE, table, flags=NLM_F_CREATE)
     yield _message(2, _SUBSYSTEM << 8 | _DELTABLE, table)
     yield _message(3, _SUBSYSTEM << 8 | _NEWTABLE, table, flags=NLM_F_CREATE)
     hook = _nested(4, _number(1, _LOCAL_OUT), _number(2, 0))
-    chain = table + _attribute(3, _CHAIN) + hook + _attribute(7, b"filter\0")
+    chain = table + pack_attribute(3, _CHAIN) + hook + pack_attribute(7, b"filter\0")
     yield _message(4, _SUBSYSTEM << 8 | _NEWCHAIN, chain, flags=NLM_F_CREATE)
     expressions = _nested(4, *_expressions())
-    rule = table + _attribute(2, _CHAIN) + expressions
+    rule = table + pack_attribute(2, _CHAIN) + expressions
     yield _message(5, _SUBSYSTEM << 8 | _NEWRULE, rule, flags=NLM_F_CREATE | NLM_F_ACK)
     yield _message(6, _BATCH_END, family=0, subsystem=_SUBSYSTEM)
 
@@ -73,25 +73,21 @@ def _expressions() -> Iterator[bytes]:
     yield _expression(
         b"bitwise\0",
         *(_number(1, _REGISTER), _number(2, _REGISTER), _number(3, 4)),
-        *(_nested(4, _attribute(1, keep)), _nested(5, _attribute(1, flip))),
+        *(_nested(4, pack_attribute(1, keep)), _nested(5, pack_attribute(1, flip))),
     )
     yield _expression(b"meta\0", _number(2, _META_MARK), _number(3, _REGISTER))
 
 
 def _expression(name: bytes, *attributes: bytes) -> bytes:
-    return _nested(1, _attribute(1, name), _nested(2, *attributes))
-
-
-def _attribute(kind: int, payload: bytes) -> bytes:
-    return struct.pack("=HH", 4 + len(payload), kind) + payload + bytes(-len(payload) % 4)
+    return _nested(1, pack_attribute(1, name), _nested(2, *attributes))
 
 
 def _number(kind: int, value: int) -> bytes:
-    return _attribute(kind, struct.pack("!I", value))
+    return pack_attribute(kind, struct.pack("!I", value))
 
 
 def _nested(kind: int, *attributes: bytes) -> bytes:
-    return _attribute(kind | _NESTED, b"".join(attributes))
+    return pack_attribute(kind | _NESTED, b"".join(attributes))
 
 
 def _message(

@@ -17,6 +17,7 @@ from datapath.base.bpftypes import MapType
 from datapath.errors import BpfError, ReloadlabError
 from datapath.kernel import bpf
 from datapath.kernel.netlink import NLM_F_REQUEST, RTM_GETLINK, NetlinkSocket
+from lab.gates.bpfcalls import name_of
 from lab.gates.call import Call
 from lab.gates.forked import gated
 from lab.gates.supervisor import Answer, Fail, Kill
@@ -202,6 +203,20 @@ def test_calls_of_many_threads_and_processes(tmp_path: Path) -> None:
 def test_a_process_that_never_enters(tmp_path: Path) -> None:
     with gated(lambda call: None, directories=[tmp_path], pins=tmp_path):
         pass
+
+
+@pytest.mark.parametrize(
+    ("number", "name"), [(2, "MAP_UPDATE"), (27, "MAP_DELETE_BATCH"), (29, "LINK_UPDATE"), (999, "BPF_999")]
+)
+def test_commands_have_the_names_of_the_kernels_enum(number: int, name: str) -> None:
+    assert name_of(number) == name
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"), [("MAP_LOOKUP", False), ("MAP_LOOKUP_AND_DELETE", True), ("MAP_UPDATE_BATCH", True)]
+)
+def test_which_calls_change_something(name: str, changes: bool) -> None:
+    assert Call(1, name, "doors[1]", "bpf", 1).changes is changes
 
 
 @pytest.mark.parametrize(
