@@ -8,7 +8,7 @@ from functools import partial
 from datapath.reload.plans import OVERLAY_SUBJECT
 from lab.node.node import UnknownTarget
 from lab.node.topology import HEALTH, HOST, NodeSpec
-from lab.proof.prove import Action
+from lab.proof.action import Action
 from lab.scenario.scenario import Scenario
 
 WORKERS = 2

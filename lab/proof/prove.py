@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from datapath.errors import ReloadlabError
-from lab.agent.reloads import do_in_worker
+from datapath.errors import Cancelled, ReloadlabError
 from lab.gates.call import Call
-from lab.gates.forked import gated
 from lab.gates.supervisor import Answer
-from lab.node import registry
 from lab.node.topology import NodeSpec
+from lab.proof.action import RATE, Action, do_gated
 from lab.proof.result import Gated, Proof, place
 from lab.scenario.scenario import Scenario
 from lab.scenario.verdict import InvariantsViolated
@@ -26,23 +25,8 @@ BURST = 1
 END = "the end"
 """What stands in the place of a call behind the last one."""
 
-RATE = 200.0
-"""Packets a second over all flows between the calls."""
-
 _TIMEOUT = 0.1
 """Seconds in which they must be answered; what comes later is late, or lost, and found at the end."""
-
-
-@dataclass(frozen=True, slots=True)
-class Action:
-    """What is done under watch, in a process of its own: `do` may use a scenario's agent and node, not its traffic.
-
-    `other_path`: packets may take another way afterwards.
-    """
-
-    name: str
-    do: Callable[[Scenario], object]
-    other_path: bool = False
 
 
 @dataclass
@@ -55,6 +39,7 @@ class Prover:
     """
 
     scenario: Scenario
+    cancel: threading.Event | None = None
     calls: list[Gated] = field(default_factory=list)
     _what: str = ""
     _round: int = 1
@@ -86,8 +71,7 @@ class Prover:
         self.begin(action.name, round)
         if action.other_path:
             self.scenario.expect(other_path=True)
-        with self._gated() as enter:
-            do_in_worker(self.scenario.agent, lambda: action.do(self.scenario), on_worker=enter)
+        do_gated(self.scenario, action, self.decide, cancel=self.cancel)
         self._gate(Call(self.calls[-1].call.number + 1 if self.calls else 1, END, "", "", 0))
         self._burst()
 
@@ -97,27 +81,29 @@ class Prover:
     def _burst(self) -> None:
         self.scenario.traffic.burst_all(BURST, timeout=_TIMEOUT)
 
-    @contextmanager
-    def _gated(self) -> Iterator[Callable[[], None]]:
-        node = self.scenario.node
-        pins = self.scenario.agent.config.globals
-        with gated(self.decide, directories=[node.root / registry.STATE, pins], pins=pins) as enter:
-            yield enter
 
-
-def prove(spec: NodeSpec, actions: Sequence[Action], *, rounds: int = 1, **options: Any) -> Proof:
-    """Prove actions on a node of its own, one after the other; `options` go to the Scenario.
+def prove(
+    spec: NodeSpec,
+    actions: Sequence[Action],
+    *,
+    rounds: int = 1,
+    cancel: threading.Event | None = None,
+    **options: Any,
+) -> Proof:
+    """Prove actions on a node of its own, one after the other; `options` go to the Scenario. Cancelled by `cancel`.
 
     Maps that the reloads replace, as they say themselves, are held to their contents.
     """
     scenario = Scenario(spec, bursts="none", rate=RATE, **options)
-    prover = Prover(scenario)
+    prover = Prover(scenario, cancel)
     failed: list[Violation] = []
     with scenario:
         for round in range(1, rounds + 1):
             for action in actions:
                 try:
                     prover.do(action, round)
+                except Cancelled:
+                    raise
                 except ReloadlabError as error:
                     failed.append(Violation(8, f"{action.name} failed: {error}", (time.monotonic_ns(),)))
         scenario.expect(migrated=frozenset(name for outcome in scenario.outcomes for name in outcome.migrated))

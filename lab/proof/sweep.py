@@ -8,6 +8,7 @@ case during which it happened.
 from __future__ import annotations
 
 import errno
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -16,15 +17,12 @@ from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
 
-from datapath.errors import ReloadlabError
-from lab.agent.reloads import do_in_worker
+from datapath.errors import Cancelled, ReloadlabError
 from lab.gates.call import Call
-from lab.gates.forked import gated
-from lab.gates.supervisor import Answer, Decide, Fail, Kill
-from lab.node import registry
+from lab.gates.supervisor import Answer, Fail, Kill
 from lab.node.topology import NodeSpec
+from lab.proof.action import RATE, Action, do_gated
 from lab.proof.errnos import errnos_of
-from lab.proof.prove import Action
 from lab.scenario.scenario import Scenario
 from lab.scenario.verdict import InvariantsViolated
 from lab.system.forkpool import WorkerDied
@@ -33,9 +31,6 @@ from lab.watch.checks.mixed_loads import check_mixed_loads
 from lab.watch.invariants import check_unchanged
 from lab.watch.snapshot import take
 from lab.watch.violation import Violation
-
-RATE = 200.0
-"""Packets a second over all flows."""
 
 _TIMEOUT = 0.5
 """Seconds in which a packet of every flow is answered after a case."""
@@ -124,13 +119,14 @@ def cases_of(
 class Sweep:
     """Runs cases on a scenario's node."""
 
-    def __init__(self, scenario: Scenario) -> None:
+    def __init__(self, scenario: Scenario, cancel: threading.Event | None = None) -> None:
         self._scenario = scenario
+        self._cancel = cancel
 
     def calls(self, action: Action) -> list[Call]:
         """Return the calls of an action, which is done."""
         found: list[Call] = []
-        self._do(action, lambda call: found.append(call))
+        do_gated(self._scenario, action, found.append, cancel=self._cancel)
         return found
 
     def run(self, action: Action, case: Case) -> None:
@@ -149,10 +145,12 @@ class Sweep:
         before, counted = take(scenario.node), metrics.read(scenario.node)
         case.start_ns = time.monotonic_ns()
         try:
-            self._do(action, decide)
+            do_gated(scenario, action, decide, cancel=self._cancel)
             case.ended = "succeeded"
         except WorkerDied:
             case.ended = "killed"
+        except Cancelled:
+            raise
         except ReloadlabError as error:
             case.ended = f"failed: {error}"
             case.wrong += [str(violation) for violation in check_unchanged(before, take(scenario.node))]
@@ -166,12 +164,6 @@ class Sweep:
         case.wrong += [f"{burst.flow}: not answered afterwards" for burst in bursts if not burst.complete]
         case.wrong += map(str, check_mixed_loads(counted, metrics.read(scenario.node)))
 
-    def _do(self, action: Action, decide: Decide) -> None:
-        scenario = self._scenario
-        pins = scenario.agent.config.globals
-        with gated(decide, directories=[scenario.node.root / registry.STATE, pins], pins=pins) as enter:
-            do_in_worker(scenario.agent, lambda: action.do(scenario), on_worker=enter)
-
 
 def sweep(
     spec: NodeSpec,
@@ -181,16 +173,17 @@ def sweep(
     kill: bool = True,
     choose: Callable[[Sequence[Case]], Sequence[Case]] = lambda cases: cases,
     on_case: Callable[[Case], object] = lambda case: None,
+    cancel: threading.Event | None = None,
     **options: Any,
 ) -> SweepResult:
     """Run the cases of actions on a node of their own; `choose` picks them, `on_case` hears of each at its end.
 
-    `options` go to the Scenario.
+    `options` go to the Scenario. Cancelled by `cancel`.
     """
     started, done = time.monotonic(), list[Case]()
     scenario = Scenario(spec, bursts="none", rate=RATE, **options)
     with scenario:
-        runner = Sweep(scenario)
+        runner = Sweep(scenario, cancel)
         for action in actions:
             for case in choose(cases_of(action, runner.calls(action), errnos, kill=kill)):
                 runner.run(action, case)

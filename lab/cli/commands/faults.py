@@ -8,11 +8,12 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
-from lab.cli.commands.prove import add_node_options, node_spec
 from lab.cli.datapath import require_compiler
+from lab.cli.networks import add_node_options, own_node
 from lab.cli.targets import BadOption, count, make_console, print_json
 from lab.doctor.doctor import require
 from lab.node import registry
+from lab.system.signals import cancel_on_signals
 
 if TYPE_CHECKING:
     from argparse import _SubParsersAction
@@ -57,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
     check_library(args.library)
     if args.only_kill and (args.errno or not args.kill):
         raise BadOption("--kill means kills alone: without --errno and --no-kill")
-    spec = node_spec(args, LAB)
+    spec = own_node(args, LAB)
     actions = reloads(spec, args.subjects, [])
     errnos = _errnos(args)
     require("root", "notify")
@@ -69,16 +70,18 @@ def run(args: argparse.Namespace) -> int:
         if not case.survived:
             console.print(f"  {case_line(case)}", markup=False, highlight=False, soft_wrap=True)
 
-    result = sweep(
-        spec,
-        actions,
-        errnos=errnos,
-        kill=args.kill,
-        choose=partial(_chosen, args),
-        on_case=note,
-        library=args.library,
-        defines=tuple(args.defines),
-    )
+    with cancel_on_signals() as cancel:
+        result = sweep(
+            spec,
+            actions,
+            errnos=errnos,
+            kill=args.kill,
+            choose=partial(_chosen, args),
+            on_case=note,
+            cancel=cancel,
+            library=args.library,
+            defines=tuple(args.defines),
+        )
     print_sweep(console, result)
     if args.json:
         print_json(result.to_json())

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import argparse
-import os
 from typing import TYPE_CHECKING
 
-from lab.cli.datapath import add_source_options, define, require_compiler
+from lab.cli.datapath import define, require_compiler
+from lab.cli.networks import add_node_options, own_node
 from lab.cli.targets import BadOption, count, make_console, print_json
 from lab.doctor.doctor import require
 from lab.node import registry
+from lab.system.signals import cancel_on_signals
 
 if TYPE_CHECKING:
     from argparse import _SubParsersAction
 
-    from lab.node.topology import NodeSpec
-
-PODS = 2
 LAB = "proof"
 
 
@@ -45,15 +43,6 @@ def add_parser(subparsers: _SubParsersAction[argparse.ArgumentParser]) -> None:
     parser.set_defaults(run=run)
 
 
-def add_node_options(parser: argparse.ArgumentParser) -> None:
-    """Declare what the node of the command is like."""
-    parser.add_argument("--pods", type=count, default=PODS, metavar="N", help=f"pods of the node ({PODS})")
-    parser.add_argument("--endpoint-routes", action="store_true", help="a route per pod instead of one by cilium_host")
-    parser.add_argument("--tunnel", action="store_true", help="VXLAN to other nodes instead of native routing")
-    parser.add_argument("--devices", default="", metavar="NAMES", help="native devices that get programs, such as eth0")
-    add_source_options(parser)
-
-
 def run(args: argparse.Namespace) -> int:
     """Prove the reloads, and print what came of it."""
     from lab.agent.options import check_library
@@ -64,28 +53,16 @@ def run(args: argparse.Namespace) -> int:
     check_library(args.library)
     if args.switch and (args.subjects or args.changed):
         raise BadOption("--switch switches the whole node: without a SUBJECT and without --with")
-    spec = node_spec(args, LAB)
+    spec = own_node(args, LAB)
     actions = switches(spec) if args.switch else reloads(spec, args.subjects, args.changed)
     require("root", "notify")
     require_compiler(None)
     registry.sweep()
     console = make_console(stderr=args.json)
-    proof = prove(spec, actions, rounds=args.rounds, library=args.library, defines=tuple(args.defines))
+    sources = {"library": args.library, "defines": tuple(args.defines)}
+    with cancel_on_signals() as cancel:
+        proof = prove(spec, actions, rounds=args.rounds, cancel=cancel, **sources)
     print_proof(console, proof)
     if args.json:
         print_json(proof.to_json())
     return 0 if proof.holds else 1
-
-
-def node_spec(args: argparse.Namespace, name: str) -> NodeSpec:
-    """Return the node that the options ask for, under a name of this process."""
-    from lab.node.topology import NodeSpec, check_pod_count
-
-    check_pod_count(args.pods)
-    return NodeSpec(
-        f"{name}-{os.getpid()}",
-        pods=args.pods,
-        endpoint_routes=args.endpoint_routes,
-        tunnel=args.tunnel,
-        devices=tuple(name for name in args.devices.split(",") if name),
-    )

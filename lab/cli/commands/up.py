@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from datapath.errors import ReloadlabError
 from lab.agent.options import Options, check_library, open_agent
 from lab.cli.datapath import add_datapath_options, require_compiler, wanted_options
+from lab.cli.networks import add_network_options, network_options
 from lab.cli.targets import DEFAULT_LAB, BadOption, number, plural, print_json
 from lab.doctor.doctor import require
 from lab.system.signals import cancel_on_signals
@@ -59,10 +60,8 @@ def add_parser(subparsers: _SubParsersAction[argparse.ArgumentParser]) -> None:
         metavar="N",
         help=f"N pods called pod-1, pod-2, ... (default {DEFAULT_PODS}, with --pod none)",
     )
-    parser.add_argument("--endpoint-routes", action="store_true", help="a route per pod instead of one by cilium_host")
-    parser.add_argument("--tunnel", action="store_true", help="VXLAN to other nodes instead of native routing")
     parser.add_argument("--mtu", type=number, default=1500, metavar="BYTES", help="MTU of all devices (default 1500)")
-    parser.add_argument("--devices", default="", metavar="NAMES", help="native devices that get programs, such as eth0")
+    add_network_options(parser)
     parser.add_argument("--no-programs", action="store_true", help="leave the node bare: interfaces and routes only")
     parser.add_argument("--keep", action="store_true", help="keep the node if its programs cannot be loaded")
     parser.add_argument("--json", action="store_true", help="print a JSON list, one object per node")
@@ -120,10 +119,8 @@ def _specs(name: str, args: argparse.Namespace) -> tuple[NodeSpec, ...]:
     check_pod_count(anonymous)
     options: dict[str, Any] = {
         "pods": (*args.named, *(PodSpec(f"pod-{at}") for at in range(1, anonymous + 1))) if args.named else anonymous,
-        "endpoint_routes": args.endpoint_routes,
-        "tunnel": args.tunnel,
-        "devices": tuple(name for name in args.devices.split(",") if name),
         "mtu": args.mtu,
+        **network_options(args),
     }
     if args.nodes == 1:
         return (NodeSpec(name, **options),)

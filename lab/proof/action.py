@@ -1,0 +1,46 @@
+"""What is done in a process of its own while every system call of it is decided on."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from datapath.errors import Cancelled
+from lab.agent.reloads import do_in_worker
+from lab.gates.call import Call
+from lab.gates.forked import gated
+from lab.gates.supervisor import Answer, Decide
+from lab.node import registry
+from lab.scenario.scenario import Scenario
+
+RATE = 200.0
+"""Packets a second over all flows, besides those at the calls."""
+
+
+@dataclass(frozen=True, slots=True)
+class Action:
+    """Something to do: `do` may use a scenario's agent and node, not its traffic.
+
+    `other_path`: packets may take another way afterwards.
+    """
+
+    name: str
+    do: Callable[[Scenario], object]
+    other_path: bool = False
+
+
+def do_gated(scenario: Scenario, action: Action, decide: Decide, *, cancel: threading.Event | None = None) -> None:
+    """Do it, and have each call decided on; once `cancel` is set, all happen at once.
+
+    Raises what the action raised, WorkerDied if its process was killed, Cancelled even if it came to its end.
+    """
+    pins = scenario.agent.config.globals
+
+    def unless_cancelled(call: Call) -> Answer:
+        return None if cancel is not None and cancel.is_set() else decide(call)
+
+    with gated(unless_cancelled, directories=[scenario.node.root / registry.STATE, pins], pins=pins) as enter:
+        do_in_worker(scenario.agent, lambda: action.do(scenario), on_worker=enter, cancel=cancel)
+    if cancel is not None and cancel.is_set():
+        raise Cancelled(f"cancelled during {action.name}")
