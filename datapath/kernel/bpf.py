@@ -377,7 +377,10 @@ def link_next_id(ident: int) -> int | None:
 
 
 def link_program(ident: int) -> int:
-    """Return the id of the program that a BPF link attaches; ENOENT if there is no such link."""
+    """Return the id of the program that a BPF link attaches.
+
+    The errno of the error is ENOENT if there is no such link, EAGAIN if the call that makes it has not yet attached it.
+    """
     fd = _call(Cmd.LINK_GET_FD_BY_ID, uapi.ID.pack(ident, 0, 0), f"link {ident}")
     try:
         info = ctypes.create_string_buffer(uapi.LINK_INFO.size)

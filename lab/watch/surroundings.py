@@ -84,7 +84,7 @@ def _links(programs: Container[int]) -> Iterator[int]:
             if bpf.link_program(ident) in programs:
                 yield ident
         except BpfError as error:
-            if error.errno != errno.ENOENT:  # gone between the two calls
+            if error.errno not in (errno.ENOENT, errno.EAGAIN):  # gone between the two calls, or not yet attached
                 raise
         ident = bpf.link_next_id(ident)
 
