@@ -54,8 +54,11 @@ def test_map_of_the_control_plane_is_lost(scenario: Scenario, name: str) -> None
         reload()
 
 
+@pytest.mark.parametrize(
+    "network", [pytest.param("node"), pytest.param("endpoint-routes", marks=pytest.mark.node(endpoint_routes=True))]
+)
 @pytest.mark.node(pods=2, policy=None, flows=open_connections)
-def test_connections_are_lost(scenario: Scenario) -> None:
+def test_connections_are_lost(scenario: Scenario, network: str) -> None:
     """Answers that depend on the lost maps go on: what the old programs use is carried over."""
     scenario.agent.apply_policies(ONE_WAY)
     scenario.expect(changed=frozenset({ENDPOINT_MAP}), migrated=frozenset(CT_MAPS))

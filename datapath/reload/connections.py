@@ -27,6 +27,8 @@ from datapath.load.content import can_copy, put
 _FILE = "connections"
 _CLOCK_MONOTONIC_COARSE = 6  # linux/time.h; Python's time module does not name it
 _POD_PREFIX6 = 96  # bpf/lib/encap.h
+_ON_EVERY_LINK = (*(bytes([first]) for first in range(224, 240)), b"\xff", b"\xa9\xfe", b"\xfe\x80")
+"""How multicast and link-local addresses begin, of either family."""
 _TUPLE_F_IN, _PORTS_AND_FLAGS = 1, 6  # bpf/lib/conntrack.h, struct ipv4_ct_tuple and ipv6_ct_tuple
 _LIFETIME = struct.Struct("<32xI")
 _ENTRY = struct.Struct("<4QI3H2B3I")  # struct ct_entry; a build may append words
@@ -60,9 +62,13 @@ def remember(directory: Path, maps: Mapping[str, Map]) -> None:
 
 
 def owner(node: NodeConfig, endpoint: Endpoint | None) -> Owns:
-    """Return a test of whether an address is the endpoint's; the host and the overlay (None) have all but the pods'."""
+    """Return a test of whether an address is the endpoint's; the host and the overlay (None) have all but the pods'.
+
+    Multicast and link-local addresses are everybody's: a pod's programs note what its node reports to a group (MLD).
+    """
     if endpoint is not None and not endpoint.is_host:
-        return frozenset(address.packed for address in (endpoint.ipv4, endpoint.ipv6) if address).__contains__
+        own = frozenset(address.packed for address in (endpoint.ipv4, endpoint.ipv6) if address)
+        return lambda packed: packed in own or packed.startswith(_ON_EVERY_LINK)
     routers = (node.router_ipv4.packed, node.router_ipv6.packed)
     pods = (
         ip_network((node.router_ipv4, node.pod_prefix4), strict=False),

@@ -168,7 +168,7 @@ def test_those_of_others_are_left_alone(stack: ExitStack, tmp_path: Path) -> Non
 
 
 def test_whose_an_address_is() -> None:
-    """The host has all that are no pod's, of which there may be many."""
+    """The host has all that are no pod's, of which there may be many; some are everybody's."""
     addresses = [
         POD.ipv4,
         POD.ipv6,
@@ -176,8 +176,10 @@ def test_whose_an_address_is() -> None:
         NODE.router_ipv6,
         IPv4Address("172.20.0.1"),
         IPv6Address("fe80::1"),
+        IPv6Address("ff02::16"),
     ]
-    for endpoint, wanted in ((POD, addresses[:2]), (HOST, addresses[2:]), (None, addresses[2:])):
+    pod = [*addresses[:2], *addresses[-2:]]
+    for endpoint, wanted in ((POD, pod), (HOST, addresses[2:]), (None, addresses[2:])):
         assert [each for each in addresses if each and owner(NODE, endpoint)(each.packed)] == wanted
     neighbour = IPv4Address(int(NODE.router_ipv4) + 77)
     assert not owner(NODE, POD)(neighbour.packed)
