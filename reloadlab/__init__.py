@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from lab.agent.policy import PROTOCOLS, cidrs
     from lab.agent.policyfile import parse as parse_policies
     from lab.corpus.loaders import finalize_too_early, keep_old_egress, keep_old_routes, never_finalize, skip_revert
+    from lab.gates.call import Call
     from lab.node.node import Node
     from lab.node.topology import (
         HEALTH,
@@ -71,6 +72,7 @@ if TYPE_CHECKING:
 _NAMES = {
     # Scenarios: nodes under traffic whose invariants are checked.
     "lab.scenario.gate": "BadGate Gate GateNeverFired",
+    "lab.gates.call": "Call",
     "lab.scenario.scenario": "ClusterScenario Scenario",
     "lab.scenario.verdict": "InvariantsViolated",
     "lab.watch.invariants": "Expected",
@@ -161,6 +163,7 @@ __all__ = [
     "Agent",
     "BadGate",
     "Burst",
+    "Call",
     "Cancelled",
     "Cluster",
     "ClusterScenario",

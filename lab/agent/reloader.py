@@ -238,6 +238,15 @@ class Reloader:
         finally:
             del self._reloads[thread]
 
+    @contextmanager
+    def at_gate_of(self, subject: str) -> Iterator[None]:
+        """Count the calling thread as the one that reloads `subject`, which a copy of this agent does (do_in_worker).
+
+        That one waits meanwhile, with its locks. NestedReload within it, as at a gate of a reload in this process.
+        """
+        with self._not_nested(subject), self._holding_maps():
+            yield
+
     def _tell(self, outcome: Outcome) -> None:
         if self.on_outcome is not None:
             self.on_outcome(outcome)

@@ -74,10 +74,15 @@ def reload_by_workers(
 
 
 def do_in_worker(
-    reloader: Reloader, do: Callable[[], R], *, on_worker: Callable[[], object], cancel: threading.Event | None = None
+    reloader: Reloader,
+    do: Callable[[threading.Event], R],
+    *,
+    on_worker: Callable[[], object],
+    cancel: threading.Event | None = None,
 ) -> R:
     """Do something with a copy of `reloader` in one forked process, which calls `on_worker` first.
 
+    `do` gets the event that is set if the process is to stop: by `cancel`, or by a SIGTERM to it alone.
     What was reloaded there is told to those who listen to `reloader`. Raises what `do` raised, WorkerDied if the
     process was killed.
     """
@@ -92,7 +97,7 @@ def do_in_worker(
 
         def run(_: None) -> _Done[R]:
             try:
-                return _Done(do(), None, outcomes, failed)
+                return _Done(do(cancelled), None, outcomes, failed)
             except ReloadlabError as error:
                 return _Done(None, error, outcomes, failed)
 

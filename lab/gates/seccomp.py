@@ -108,6 +108,11 @@ def _machine() -> tuple[int, int, dict[str, int]]:
     return _MACHINES[machine]
 
 
+def number_of(name: str) -> int:
+    """Return the number of a system call that can be a gate; KeyError for another one."""
+    return _machine()[2][name]
+
+
 def install() -> int:
     """Put the calling process under the filter, and return the listener, which exec closes. Needs CAP_SYS_ADMIN.
 

@@ -7,11 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from datapath.errors import Cancelled
-from lab.agent.reloads import do_in_worker
+from lab.agent.gated import under_gates
 from lab.gates.call import Call
-from lab.gates.forked import gated
 from lab.gates.supervisor import Answer, Decide
-from lab.node import registry
 from lab.scenario.scenario import Scenario
 
 RATE = 200.0
@@ -20,13 +18,13 @@ RATE = 200.0
 
 @dataclass(frozen=True, slots=True)
 class Action:
-    """Something to do: `do` may use a scenario's agent and node, not its traffic.
+    """Something to do: `do` may use a scenario's agent and node, not its traffic; an event cancels it.
 
     `other_path`: packets may take another way afterwards.
     """
 
     name: str
-    do: Callable[[Scenario], object]
+    do: Callable[[Scenario, threading.Event], object]
     other_path: bool = False
 
 
@@ -35,12 +33,10 @@ def do_gated(scenario: Scenario, action: Action, decide: Decide, *, cancel: thre
 
     Raises what the action raised, WorkerDied if its process was killed, Cancelled even if it came to its end.
     """
-    pins = scenario.agent.config.globals
 
     def unless_cancelled(call: Call) -> Answer:
         return None if cancel is not None and cancel.is_set() else decide(call)
 
-    with gated(unless_cancelled, directories=[scenario.node.root / registry.STATE, pins], pins=pins) as enter:
-        do_in_worker(scenario.agent, lambda: action.do(scenario), on_worker=enter, cancel=cancel)
+    under_gates(scenario.agent, lambda cancelled: action.do(scenario, cancelled), unless_cancelled, cancel=cancel)
     if cancel is not None and cancel.is_set():
         raise Cancelled(f"cancelled during {action.name}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Sequence
 from functools import partial
 
@@ -28,16 +29,16 @@ def reloads(spec: NodeSpec, subjects: Sequence[str], macros: Sequence[tuple[str,
 
 def _reloads(subject: str, macros: dict[str, str]) -> Iterator[Action]:
     if not macros:
-        yield Action(f"reload of {subject}", lambda scenario: scenario.agent.reload(subject))
+        yield Action(f"reload of {subject}", lambda scenario, cancel: scenario.agent.reload(subject, cancel=cancel))
         return
     text = " ".join(f"{name}={value}" for name, value in macros.items())
     yield Action(f"reload of {subject} with {text}", partial(_rebuild, subject, macros))
     yield Action(f"reload of {subject} as before", partial(_rebuild, subject, {}))
 
 
-def _rebuild(subject: str, macros: dict[str, str], scenario: Scenario) -> None:
+def _rebuild(subject: str, macros: dict[str, str], scenario: Scenario, cancel: threading.Event) -> None:
     scenario.define(**macros)
-    scenario.agent.reload(subject)
+    scenario.agent.reload(subject, cancel=cancel)
 
 
 def switches(spec: NodeSpec) -> list[Action]:
@@ -46,7 +47,7 @@ def switches(spec: NodeSpec) -> list[Action]:
 
 
 def _switch(on: bool) -> Action:
-    def do(scenario: Scenario) -> None:
-        scenario.agent.set_endpoint_routes(on, workers=WORKERS)
+    def do(scenario: Scenario, cancel: threading.Event) -> None:
+        scenario.agent.set_endpoint_routes(on, workers=WORKERS, cancel=cancel)
 
     return Action(f"endpoint routes {'on' if on else 'off'}", do, other_path=True)

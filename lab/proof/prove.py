@@ -12,6 +12,7 @@ from typing import Any
 from datapath.errors import Cancelled, ReloadlabError
 from lab.gates.call import Call
 from lab.gates.supervisor import Answer
+from lab.gates.underway import is_under_way
 from lab.node.topology import NodeSpec
 from lab.proof.action import RATE, Action, do_gated
 from lab.proof.result import Gated, Proof, place
@@ -33,9 +34,9 @@ _TIMEOUT = 0.1
 class Prover:
     """Decides on the calls of what a scenario does: each happens, once packets have met what was there before it.
 
-    Nothing new can be met at a call if no call before it has changed anything. Of a series of updates of one map, which
-    is none of programs, only the first is met: packets that came at each of thousands would note as many connections,
-    and these would have to be carried over as well.
+    Nothing new can be met at a call if no call before it has changed anything. Of a series of updates of one map by its
+    keys, the first is met, the last, and those between whose number is a power of 4: packets that came at each of
+    thousands would note as many connections, and these would have to be carried over as well.
     """
 
     scenario: Scenario
@@ -43,28 +44,34 @@ class Prover:
     calls: list[Gated] = field(default_factory=list)
     _what: str = ""
     _round: int = 1
-    _pending: dict[int, str] = field(default_factory=dict)
-    _series: str = ""
+    _begun: bool = True
+    _pending: dict[int, Call] = field(default_factory=dict)
+    _length: int = 0
     _left_ns: int = 0
 
     def begin(self, what: str, round: int) -> None:
         """Name what follows."""
         self._what, self._round, self._left_ns = what, round, time.monotonic_ns()
-        self._pending, self._series = {0: "the beginning"}, ""
+        self._begun, self._pending, self._length = True, {}, 0
 
     def decide(self, call: Call) -> Answer:
         """Send a packet over each flow, and let the call go on."""
         self._gate(call)
-        changed = set(self._pending.values())
-        if changed - {self._series}:
+        if self._begun or (self._pending and not self._is_within_series(call)):
+            # What its thread had under way is done; that of others may change something yet.
+            under_way = {at: each for at, each in self._pending.items() if at != call.thread and is_under_way(each)}
             self._burst()
-            self._series = changed.pop() if len(changed) == 1 else ""
-        # What its thread had under way is done; that of others may change something yet.
-        self._pending = {thread: what for thread, what in self._pending.items() if thread not in (0, call.thread)}
+            self._begun, self._pending = False, under_way
         if call.changes:
-            self._pending[call.thread] = call.map or call.text
+            self._pending[call.thread] = call
         self._left_ns = time.monotonic_ns()
         return None
+
+    def _is_within_series(self, call: Call) -> bool:
+        """Tell whether nothing has happened but another update of a series, which goes on and is not to be met."""
+        goes_on = bool(call.map) and all(each.map == call.map for each in self._pending.values())
+        self._length = self._length + 1 if goes_on else 0
+        return goes_on and not _is_met(self._length)
 
     def do(self, action: Action, round: int) -> None:
         """Do something of which every call is stopped. ReloadlabError if it fails."""
@@ -80,6 +87,11 @@ class Prover:
 
     def _burst(self) -> None:
         self.scenario.traffic.burst_all(BURST, timeout=_TIMEOUT)
+
+
+def _is_met(number: int) -> bool:
+    """Tell whether the update of this number in its series, from 1 on, is met: at 1, 4, 16, 64, ..."""
+    return number.bit_count() == 1 and number.bit_length() % 2 == 1
 
 
 def prove(

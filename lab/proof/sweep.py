@@ -157,7 +157,7 @@ class Sweep:
         if not reached:
             case.ended = "not reached"
         try:
-            action.do(scenario)
+            action.do(scenario, threading.Event())
         except ReloadlabError as error:
             case.wrong.append(f"the next one failed: {error}")
         bursts = scenario.traffic.burst_all(1, timeout=_TIMEOUT)

@@ -15,6 +15,7 @@ from lab.node.node import Node
 from lab.node.topology import NodeSpec
 from lab.scenario.flowpolicy import PolicyOption
 from lab.scenario.gate import Gate
+from lab.scenario.gated import reload_at
 from lab.scenario.stepping import Bursts
 from lab.scenario.watched import Watched
 from lab.traffic.defaults import RATE, cluster_flows, default_flows
@@ -75,7 +76,7 @@ class Scenario(Watched):
     def reload(self, *subjects: str, gate: Gate | None = None, cancel: threading.Event | None = None) -> list[Outcome]:
         """Reload these endpoints, one after the other; all if none is named."""
         names = subjects or self.agent.subjects
-        done = [self.agent.reload(subject, observer=gate, cancel=cancel) for subject in names]
+        done = [reload_at(gate, self.agent, subject, cancel=cancel) for subject in names]
         if gate is not None:
             gate.check_fired(names)
         return done
@@ -106,7 +107,7 @@ class Scenario(Watched):
         A gate must fire before the error: behind it, the gate would test nothing.
         """
         __tracebackhide__ = True
-        return self._fails([subject], lambda: self.agent.reload(subject, observer=gate, cancel=cancel), error, gate)
+        return self._fails([subject], lambda: reload_at(gate, self.agent, subject, cancel=cancel), error, gate)
 
 
 class ClusterScenario(Watched):
@@ -152,7 +153,7 @@ class ClusterScenario(Watched):
     def reload(self, *names: str, gate: Gate | None = None) -> list[Outcome]:
         """Reload these, such as 2/pod-1, one after the other; everything on all nodes if none is named."""
         subjects = names or self.cluster.subjects
-        done = [self.cluster.reload(name, observer=gate) for name in subjects]
+        done = [reload_at(gate, *self.cluster.find(name)) for name in subjects]
         if gate is not None:
             gate.check_fired(subjects)
         return done
@@ -163,7 +164,7 @@ class ClusterScenario(Watched):
         A gate must fire before the error: behind it, the gate would test nothing.
         """
         __tracebackhide__ = True
-        return self._fails([name], lambda: self.cluster.reload(name, observer=gate), error, gate)
+        return self._fails([name], lambda: reload_at(gate, *self.cluster.find(name)), error, gate)
 
     def silence(self, *, count: int = 3, flows: Sequence[str] | None = None) -> list[str]:
         """Send a burst over all flows, or these; return those in which not every packet is answered."""

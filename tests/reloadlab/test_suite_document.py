@@ -45,6 +45,6 @@ def test_shown_suite_passes(pytester: pytest.Pytester, monkeypatch: pytest.Monke
     pytester.makeconftest(configuration)
     pytester.makepyfile(test_mine="\n\n".join(suite))
     number = sum(code.count("def test_") for code in suite)
-    assert number == 8
+    assert number == 9
     result = pytester.runpytest_subprocess("-p", "no:cacheprovider", "--strict-markers", timeout=500)
     result.assert_outcomes(passed=number)

@@ -37,7 +37,7 @@ def test_no_call_of_our_loader_loses_a_packet() -> None:
 def test_the_call_at_which_packets_are_lost_is_named() -> None:
     """The slot is empty from the call after its deletion until it is filled again, and nowhere else."""
 
-    def reload(scenario: Scenario) -> None:
+    def reload(scenario: Scenario, cancel: threading.Event) -> None:
         scenario.agent.change = before("attach ingress", EmptySlot("slot", GAP))
         scenario.agent.reload("pod-1")
 
@@ -56,7 +56,7 @@ def test_the_call_at_which_packets_are_lost_is_named() -> None:
 
 
 def test_a_reload_that_fails_is_a_finding() -> None:
-    def reload(scenario: Scenario) -> None:
+    def reload(scenario: Scenario, cancel: threading.Event) -> None:
         scenario.define(REJECTED_BY_VERIFIER="1")
         scenario.agent.reload("pod-1")
 
@@ -84,7 +84,7 @@ def test_cancelled_in_the_middle() -> None:
     """What is left of a long reload is not stopped any more, and nothing stays of the node."""
     cancel = threading.Event()
 
-    def reload(scenario: Scenario) -> None:
+    def reload(scenario: Scenario, cancel: threading.Event) -> None:
         scenario.agent.reload("pod-1")
 
     before = registry.list_labs()

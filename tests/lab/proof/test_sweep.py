@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -46,7 +47,7 @@ def named(pattern: str) -> Callable[[Sequence[Case]], list[Case]]:
 def test_a_step_that_is_not_taken_back_is_found() -> None:
     """The object cannot be published, and the new program stays at the hook."""
 
-    def reload(scenario: Scenario) -> None:
+    def reload(scenario: Scenario, cancel: threading.Event) -> None:
         scenario.agent.change = partial(
             steps.each, chosen=lambda _, step: step.name == "attach ingress", change=steps.kept
         )
