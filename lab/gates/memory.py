@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import signal
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -53,6 +54,15 @@ class Process:
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
         os.close(self._pidfd)
+
+    def has(self, thread: int) -> bool:
+        """Tell whether a thread that is alive is one of this process."""
+        try:
+            signal.pidfd_send_signal(self._pidfd, 0)
+        except ProcessLookupError:
+            return False
+        # Nobody else has the id of the process now, so this is its directory.
+        return os.access(f"/proc/{self.pid}/task/{thread}", os.F_OK)
 
     @property
     def pidfd(self) -> int:

@@ -109,9 +109,11 @@ class Supervisor:
             self._listener.let_go(notification)
 
     def _process(self, thread: int) -> Process:
-        if thread not in self._processes:
-            self._processes[thread] = self._stack.enter_context(Process.of_thread(thread))
-        return self._processes[thread]
+        known = self._processes.get(thread)
+        if known is None or not known.has(thread):
+            # Ids are used again: what is known may be of a thread that has ended.
+            known = self._processes[thread] = self._stack.enter_context(Process.of_thread(thread))
+        return known
 
     def _describe(self, process: Process, notification: Notification) -> tuple[str, str] | None:
         """Return (name, subject) of a call, None for one that is no gate."""

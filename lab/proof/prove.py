@@ -46,13 +46,14 @@ class Prover:
     _round: int = 1
     _begun: bool = True
     _pending: dict[int, Call] = field(default_factory=dict)
+    _series: str = ""
     _length: int = 0
     _left_ns: int = 0
 
     def begin(self, what: str, round: int) -> None:
         """Name what follows."""
         self._what, self._round, self._left_ns = what, round, time.monotonic_ns()
-        self._begun, self._pending, self._length = True, {}, 0
+        self._begun, self._pending, self._series, self._length = True, {}, "", 0
 
     def decide(self, call: Call) -> Answer:
         """Send a packet over each flow, and let the call go on."""
@@ -64,13 +65,14 @@ class Prover:
             self._begun, self._pending = False, under_way
         if call.changes:
             self._pending[call.thread] = call
+            self._length = self._length + 1 if call.map == self._series else 1
+            self._series = call.map
         self._left_ns = time.monotonic_ns()
         return None
 
     def _is_within_series(self, call: Call) -> bool:
         """Tell whether nothing has happened but another update of a series, which goes on and is not to be met."""
         goes_on = bool(call.map) and all(each.map == call.map for each in self._pending.values())
-        self._length = self._length + 1 if goes_on else 0
         return goes_on and not _is_met(self._length)
 
     def do(self, action: Action, round: int) -> None:

@@ -80,12 +80,19 @@ class Proof:
         }
 
 
+MOST = 8
+"""Calls that a violation is told at; one that happened at more belongs to none in particular."""
+
+
 def place(violations: Sequence[Violation], calls: Sequence[Gated]) -> list[Finding]:
-    """Return each violation with the call before which it happened; one that happened at several, at each of them."""
+    """Return each violation with the call before which it happened; one that happened at several, at each of them.
+
+    One that happened at more than MOST is told once, without a call.
+    """
     findings = []
     for violation in violations:
         met = dict.fromkeys(_before(calls, at_ns) for at_ns in violation.at) or {None: None}
-        findings += [Finding(violation, gated) for gated in met]
+        findings += [Finding(violation, gated) for gated in (met if len(met) <= MOST else (None,))]
     return findings
 
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
+import signal
 import socket
+import struct
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -231,3 +235,51 @@ def test_which_calls_change_something(name: str, changes: bool) -> None:
 )
 def test_patterns(pattern: str, fits: bool) -> None:
     assert Call(1, "MAP_UPDATE", "cilium_calls_00101[7]", "bpf", 1).fits(pattern) is fits
+
+
+def fork_as(pid: int) -> int:
+    """Fork a process with this id, which must be free; return as fork(2) does (clone3(2), Linux 5.5)."""
+    wanted = ctypes.c_int(pid)
+    arguments = struct.pack("=11Q", 0, 0, 0, 0, signal.SIGCHLD, 0, 0, 0, ctypes.addressof(wanted), 1, 0)
+    libc = ctypes.CDLL(None, use_errno=True)
+    child = int(libc.syscall(ctypes.c_long(435), arguments, ctypes.c_size_t(len(arguments))))
+    if child < 0:
+        raise OSError(ctypes.get_errno(), "clone3")
+    return child
+
+
+def once_free(pid: int) -> int:
+    """The same, once the kernel has let go of the id of a thread that was joined."""
+    deadline = time.monotonic() + 10
+    while True:
+        try:
+            return fork_as(pid)
+        except FileExistsError:
+            assert time.monotonic() < deadline
+
+
+def test_a_thread_id_that_another_process_has_later(tmp_path: Path) -> None:
+    """The process that is killed at a call is the one that makes it, not the one that had such a thread before."""
+
+    def do() -> int:
+        ids: list[int] = []
+
+        def make() -> None:
+            ids.append(threading.get_native_id())
+            (tmp_path / "by-a-thread").mkdir()
+
+        thread = threading.Thread(target=make)
+        thread.start()
+        thread.join()
+        child = once_free(ids[0])
+        if child == 0:
+            (tmp_path / "by-a-process").mkdir()
+            os._exit(0)
+        assert child == ids[0]
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+    def decide(call: Call) -> Answer:
+        return Kill() if call.subject.endswith("by-a-process") else None
+
+    assert under_gates(decide, do, tmp_path) == -signal.SIGKILL
+    assert [path.name for path in tmp_path.iterdir()] == ["by-a-thread"]

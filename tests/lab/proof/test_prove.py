@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
+import struct
 import threading
+from dataclasses import dataclass, field
 
 import pytest
 
+from datapath.base.bpftypes import MapType
 from datapath.errors import Cancelled
+from datapath.kernel import bpf
 from lab.node import registry
 from lab.node.topology import NodeSpec
 from lab.proof.action import Action
 from lab.proof.actions import reloads
-from lab.proof.prove import prove
+from lab.proof.prove import Prover, prove
 from lab.scenario.scenario import Scenario
 from tests.lab.emptied import EmptySlot, before
 from tests.lab.proof.refused import refused
@@ -63,6 +68,42 @@ def test_a_reload_that_fails_is_a_finding() -> None:
     proof = prove(NodeSpec("proof-of-failure"), [Action("reload of pod-1", reload)])
     assert not proof.holds
     assert "reload of pod-1 failed" in proof.findings[0].violation.what
+
+
+@dataclass
+class Counting(Prover):
+    """A proof that notes before which of its calls packets went through."""
+
+    met: list[int] = field(default_factory=list)
+
+    def _burst(self) -> None:
+        self.met.append(len(self.calls))
+        super()._burst()
+
+
+def test_a_series_of_updates_is_met_at_some_of_them() -> None:
+    """The first, the last, and those between whose number is a power of 4; another map's are met at once."""
+
+    def update(scenario: Scenario, cancel: threading.Event) -> None:
+        for count in (20, 3):
+            fd = bpf.map_create(MapType.HASH, 4, 4, 32, name=f"series_{count}")
+            for key in range(count):
+                bpf.map_update(fd, struct.pack("=I", key), bytes(4))
+                bpf.map_lookup(fd, struct.pack("=I", key), 4)
+            os.close(fd)
+
+    with Scenario(NodeSpec("proof-series", pods=1), bursts="none", rate=10) as scenario:
+        prover = Counting(scenario)
+        prover.do(Action("updates", update), 1)
+        scenario.finish()
+    texts = [gated.call.text.partition("[")[0] for gated in prover.calls]
+    assert len(texts) == 1 + 40 + 1 + 6 + 1
+    assert (texts[0], texts[41], texts[-1]) == ("MAP_CREATE series_20", "MAP_CREATE series_3", "the end")
+    # By the number of the call that waits: what the updates of the numbers 1, 4 and 16 have left is met, then the 20th.
+    met_after = [texts[: at - 1].count("MAP_UPDATE series_20") for at in prover.met if 3 <= at <= 42]
+    assert met_after == [1, 4, 16, 20]
+    assert prover.met[:2] == [1, 2]
+    assert prover.met[-1] == len(texts)
 
 
 @pytest.mark.parametrize(
