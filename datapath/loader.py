@@ -124,15 +124,23 @@ class Loader:
             stack.enter_context(work)
             return apply(plan, work, observer=observer, on_failure=on_failure)
 
-    def unload(self, endpoint: Endpoint, *, forget: Callable[[], None], cancel: threading.Event | None = None) -> None:
+    def unload(
+        self,
+        endpoint: Endpoint,
+        *,
+        forget: Callable[[], None],
+        detach: Callable[[], object] | None = None,
+        cancel: threading.Event | None = None,
+    ) -> None:
         """Take a pod out of the datapath; `forget` is where the control plane drops its own entries.
 
+        `detach` removes routes and filters, if somebody else than this loader is to do it.
         Waits for a reload of the endpoint. Whoever needs the node's maps alone locks them in `forget`: a reload has the
         lock of its endpoint already when it waits for the maps.
         """
         lock = endpoint_lock(self.config, endpoint.id)
         with locked(lock, cancel or threading.Event()), self._socket() as netlink:
-            unload(self.config, netlink, endpoint, forget)
+            unload(self.config, netlink, endpoint, forget, detach=detach)
 
     @contextmanager
     def lock_maps(self, *, cancel: threading.Event | None = None) -> Iterator[None]:

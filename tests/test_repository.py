@@ -36,7 +36,7 @@ ROOMS = {
         ("system",),
         ("abi", "gates"),
         ("node",),
-        ("traffic",),
+        ("loaders", "traffic"),
         ("agent",),
         ("watch",),
         ("doctor", "scenario", "bench"),

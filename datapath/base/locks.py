@@ -193,12 +193,12 @@ class DirectoryLock:
         return True
 
 
-def acquire_thread_lock(lock: threading.Lock, cancel: threading.Event | None) -> None:
+def acquire_thread_lock(lock: threading.Lock, cancel: threading.Event | None, what: str = "a template") -> None:
     """Acquire a lock of this process; Cancelled once `cancel` is set."""
     if cancel is None:
         lock.acquire()
     else:
-        _wait_for(lambda: lock.acquire(blocking=False), cancel, "a template")
+        _wait_for(lambda: lock.acquire(blocking=False), cancel, what)
 
 
 def _wait_for(attempt: Callable[[], bool], cancel: threading.Event, what: str) -> None:

@@ -29,17 +29,23 @@ def endpoint_lock(config: DatapathConfig, number: int) -> Path:
     return config.state / str(number) / _LOCK
 
 
-def unload(config: DatapathConfig, netlink: NetlinkSocket, endpoint: Endpoint, forget: Callable[[], None]) -> None:
+def unload(
+    config: DatapathConfig,
+    netlink: NetlinkSocket,
+    endpoint: Endpoint,
+    forget: Callable[[], None],
+    *,
+    detach: Callable[[], object] | None = None,
+) -> None:
     """Remove everything that reloads of a pod have made; the caller holds its lock. What is gone already is no error.
 
-    An interface of the same name that came later is another endpoint's: nothing there is touched (cilium issue 44530).
+    `detach` removes its routes and filters, where another loader does that. An interface of the same name that came
+    later is another endpoint's: nothing there is touched (cilium issue 44530).
     """
-    ifindex = _interface(netlink, endpoint)
-    if ifindex is not None:
-        for route in routes.endpoint_routes(endpoint, ifindex):
-            routes.remove_all(netlink, route, lambda _: None)
-        for direction in Direction:
-            _detach_ours(netlink, ifindex, direction)
+    if detach is None:
+        detach_endpoint(netlink, endpoint)
+    else:
+        detach()
     forget()
     policyarrays.clear(config.globals, endpoint.id)
     for name in endpoint_maps(endpoint.id):
@@ -47,6 +53,17 @@ def unload(config: DatapathConfig, netlink: NetlinkSocket, endpoint: Endpoint, f
         pin.finalize()
         pin.path.unlink(missing_ok=True)
     _remove_directory(config.state / str(endpoint.id))
+
+
+def detach_endpoint(netlink: NetlinkSocket, endpoint: Endpoint) -> None:
+    """Remove the routes of an endpoint, then its filters."""
+    ifindex = _interface(netlink, endpoint)
+    if ifindex is None:
+        return
+    for route in routes.endpoint_routes(endpoint, ifindex):
+        routes.remove_all(netlink, route, lambda _: None)
+    for direction in Direction:
+        _detach_ours(netlink, ifindex, direction)
 
 
 def _detach_ours(netlink: NetlinkSocket, ifindex: int, direction: Direction) -> None:

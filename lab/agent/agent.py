@@ -104,7 +104,7 @@ class Agent(Reloader):
                 self.node.pod(name)  # UnknownTarget if another has removed it meanwhile
                 mapfill.forget(self.config.globals, pod)
 
-            self.loader.unload(self.endpoint(name), forget=forget)
+            self.unload(name, forget=forget)
             self.forget_connections(pod)
             self.node.remove_pod(name)
 

@@ -7,6 +7,7 @@ of the whole node.
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import fields, replace
@@ -16,7 +17,7 @@ from typing import Any, Self
 
 from bpf import is_ours
 from datapath.base.mapnames import POLICY_CALLS
-from datapath.endpoint import Endpoint
+from datapath.endpoint import DatapathConfig, Endpoint
 from datapath.errors import ReloadlabError
 from datapath.kernel import progarray
 from datapath.kernel.map import Map
@@ -31,6 +32,11 @@ from lab.agent.generations import next_generation
 from lab.agent.reloads import Failure, reload_by_workers, reload_one_by_one
 from lab.agent.turns import Turn
 from lab.errors import system_errors
+from lab.loaders import protocol
+from lab.loaders.client import LoaderClient
+from lab.loaders.command import LoaderCommand
+from lab.loaders.plan import loader_plan
+from lab.loaders.requests import describe_node, unload_request
 from lab.node.hostmark import set_host_mark
 from lab.node.maps import find_map
 from lab.node.node import Node, UnknownTarget
@@ -39,6 +45,9 @@ from lab.system.limits import descriptors_of, require_descriptors
 
 Change = Callable[[Plan], Plan]
 """Turns a plan into the plan that is applied in its place."""
+
+KINDS_OF_SUBJECTS = {HOST: protocol.HOST, OVERLAY_SUBJECT: protocol.OVERLAY}
+"""What a subject is to a loader, if it is no pod."""
 
 
 class NestedReload(ReloadlabError):
@@ -58,6 +67,9 @@ class Reloader:
     is applied to every plan: so a test can give the agent a faulty loader. `on_outcome` hears of every reload that
     succeeds and `on_failure` of every one that fails in a step, whichever process does it. `on_reload` is asked before
     each reload in this process for one more observer of it.
+
+    With `loader`, that command loads the programs, not our own pipeline (`external` is its client then); what
+    it does not support is left to ours, and counted in `not_supported`.
     """
 
     def __init__(
@@ -71,6 +83,7 @@ class Reloader:
         verifiers: int | None = None,
         filter_priority: int = 1,
         on_compile: Callable[..., None] | None = None,
+        loader: LoaderCommand | None = None,
     ) -> None:
         self.node = node
         config = node.datapath_config(library=library, clang=clang)
@@ -78,6 +91,8 @@ class Reloader:
             config, defines=tuple(defines), filter_priority=filter_priority, shared_templates=templates
         )
         self.loader = Loader(self.config, verifiers=verifiers, on_new_map=self._fill, on_compile=on_compile)
+        self.external = None if loader is None else LoaderClient(loader, self._describe)
+        self.not_supported = Counter[str]()
         self.change: Change | None = None
         self.on_outcome: Callable[[Outcome], object] | None = None
         self.on_failure: OnFailure | None = None
@@ -99,11 +114,13 @@ class Reloader:
             if not is_ours(self.config.library):
                 set_host_mark(self.node.netns(NODE))
             stack.enter_context(self.loader)
+            if self.external is not None:
+                stack.enter_context(self.external)
             self._stack = stack.pop_all()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
-        self.close()
+        self._stack.pop_all().__exit__(kind, value, tb)
 
     def close(self) -> None:
         """End: let go of everything that is kept between reloads. The node runs on. A second call does nothing."""
@@ -199,7 +216,50 @@ class Reloader:
             plan = self.loader.plan_overlay(generation)
         else:
             plan = self.loader.plan(replace(self.endpoint(subject), generation=generation), subject=subject)
-        return plan if self.change is None else self.change(plan)
+        plan = self._by_external(plan)
+        return plan if self.change is None else self._changed(plan, self.change)
+
+    def _by_external(self, plan: Plan) -> Plan:
+        """Return the plan of the loader that does it: ours, unless another one supports it."""
+        external, kind = self.external, KINDS_OF_SUBJECTS.get(plan.subject, protocol.POD)
+        if external is None:
+            return plan
+        if not external.supports(kind):
+            self.not_supported[f"{kind}: loaded by the built-in loader"] += 1
+            return plan
+        if self.endpoint_routes and kind == protocol.POD:
+            external.require(protocol.ENDPOINT_ROUTES, "endpoint routes")
+        return loader_plan(plan, external, self.config)
+
+    def _changed(self, plan: Plan, change: Change) -> Plan:
+        """Return the changed plan; NotSupported if there is nothing to change in that of another loader."""
+        changed = change(plan)
+        if self.external is not None and changed == plan:
+            raise protocol.NotSupported(self.external.name, "a fault that is put into the plan of our own pipeline")
+        return changed
+
+    def unload(self, name: str, *, forget: Callable[[], None]) -> None:
+        """Take a pod out of the datapath; `forget` is where the control plane drops its own entries."""
+        endpoint, external = self.endpoint(name), self.external
+        if external is None:
+            self.loader.unload(endpoint, forget=forget)
+            return
+        external.require(protocol.UNLOAD, "the removal of a pod's programs")
+        request = unload_request(self.config, name, endpoint)
+        self.loader.unload(endpoint, forget=forget, detach=lambda: external.ask(request))
+
+    def _describe(self) -> tuple[DatapathConfig, dict[str, Any]]:
+        """Return what a loader that is not ours is told of the node."""
+        return self.config, describe_node(self.node, self.config)
+
+    @contextmanager
+    def as_worker(self, *, verifiers: int | None) -> Iterator[None]:
+        """Be the copy of a reloader in a forked process, with a loader of its own."""
+        with ExitStack() as stack:
+            self.loader = stack.enter_context(self.loader.inherited(verifiers=verifiers))
+            if self.external is not None:
+                self.external = stack.enter_context(self.external.inherited())
+            yield
 
     def reload(
         self,

@@ -63,7 +63,7 @@ def reload_by_workers(
             result = _attempt(reloader, subject, cancelled)
             return replace(result, reload=failed[0]) if failed and isinstance(result, Failure) else result
 
-        with reloader.loader.inherited(verifiers=max(spare, 1)) as reloader.loader:
+        with reloader.as_worker(verifiers=max(spare, 1)):
             yield reload
 
     results = fork_map(worker, subjects, workers=workers, cancel=cancel)
@@ -101,7 +101,7 @@ def do_in_worker(
             except ReloadlabError as error:
                 return _Done(None, error, outcomes, failed)
 
-        with reloader.loader.inherited(verifiers=None) as reloader.loader:
+        with reloader.as_worker(verifiers=None):
             yield run
 
     (done,) = fork_map(worker, [None], workers=1, cancel=cancel)

@@ -203,10 +203,15 @@ def unload_by_name(agent: Agent, applied: Applied) -> None:
         """Does not ask whether an interface is still the one that it was."""
 
         def unload(
-            self, endpoint: Endpoint, *, forget: Callable[[], None], cancel: threading.Event | None = None
+            self,
+            endpoint: Endpoint,
+            *,
+            forget: Callable[[], None],
+            detach: Callable[[], object] | None = None,
+            cancel: threading.Event | None = None,
         ) -> None:
             applied()
-            super().unload(replace(endpoint, ifindex=None), forget=forget, cancel=cancel)
+            super().unload(replace(endpoint, ifindex=None), forget=forget, detach=detach, cancel=cancel)
 
     agent.loader.__class__ = UnloadByName
 

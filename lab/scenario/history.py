@@ -7,10 +7,11 @@ from functools import partial
 
 from datapath.reload.outcome import FailedReload, Outcome
 from lab.agent.agent import Agent
+from lab.loaders.plan import PREFIX
 from lab.scenario.timeline import Reload, Timeline
 
-_EXCHANGES = ("insert", "attach")
-"""The first words of the steps after which packets meet the programs of the new load."""
+_EXCHANGES = ("insert ", "attach ", PREFIX)
+"""What the names of the steps begin with after which packets meet the programs of the new load."""
 
 
 class History:
@@ -84,5 +85,5 @@ class History:
 
 def _exchange_ns(reload: Outcome | FailedReload) -> float:
     """Return when the first program of a load came into use; infinity if none did."""
-    begun = (span.work.start_ns for span in reload.spans if span.step.partition(" ")[0] in _EXCHANGES)
+    begun = (span.work.start_ns for span in reload.spans if span.step.startswith(_EXCHANGES))
     return min(begun, default=float("inf"))

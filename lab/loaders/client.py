@@ -1,0 +1,184 @@
+"""The lab's end of a loader: starts its process when it is needed, and asks it to load and unload."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Any, Self
+
+from datapath.base.locks import acquire_thread_lock
+from datapath.endpoint import DatapathConfig
+from datapath.errors import Cancelled
+from lab.loaders import protocol
+from lab.loaders.command import LoaderCommand, answer_seconds
+from lab.loaders.process import LoaderProcess
+from lab.loaders.protocol import (
+    BadAnswer,
+    Done,
+    Greeting,
+    LoaderBroken,
+    LoaderDied,
+    LoaderFailed,
+    NotSupported,
+)
+
+Describe = Callable[[], tuple[DatapathConfig, dict[str, Any]]]
+"""Returns the present configuration of the node, and what `hello` says of it."""
+
+
+class LoaderClient:
+    """A loader of one node; a context manager that starts its process, and ends it.
+
+    A process that has broken the protocol, or was told of another node, is replaced by a new one with the next request.
+    Any thread may ask; one waits for the other.
+    """
+
+    def __init__(self, command: LoaderCommand, describe: Describe) -> None:
+        self.command = command
+        self._describe = describe
+        self._timeout = answer_seconds()
+        self._lock = threading.Lock()
+        self._process: LoaderProcess | None = None
+        self._told: Mapping[str, Any] = {}
+        self._greeting: Greeting | None = None
+        self._gate: Callable[[], None] | None = None
+
+    def __enter__(self) -> Self:
+        with self._lock:
+            self._running(None)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
+        left = self._close()
+        if left and value is None:
+            raise LoaderBroken(self.name, f"left processes behind, which were killed: {', '.join(map(str, left))}")
+
+    @property
+    def name(self) -> str:
+        """What it calls itself; before it has said that, what it was called by."""
+        return self.command.name if self._greeting is None else self._greeting.name
+
+    @property
+    def greeting(self) -> Greeting:
+        """What it has said of itself when it was started."""
+        if self._greeting is None:
+            raise LoaderBroken(self.name, "it was not started")
+        return self._greeting
+
+    @property
+    def pid(self) -> int:
+        """Its process; 0 if there is none at this moment."""
+        return 0 if self._process is None else self._process.pid
+
+    def supports(self, ability: str) -> bool:
+        """Tell whether it has declared an ability, one of protocol.ABILITIES."""
+        return ability in self.greeting.supports
+
+    def require(self, ability: str, what: str) -> None:
+        """Raise NotSupported for what needs an ability that it has not declared."""
+        if not self.supports(ability):
+            raise NotSupported(self.name, what)
+
+    def inherited(self) -> LoaderClient:
+        """Return a client for a forked process, which starts a process of its own."""
+        other = LoaderClient(self.command, self._describe)
+        other._greeting, other._gate = self._greeting, self._gate
+        return other
+
+    @contextmanager
+    def gated(self, gate: Callable[[], None]) -> Iterator[None]:
+        """Have requests inside done by a process that calls `gate` before it becomes the loader; it ends with them."""
+        with self._lock:
+            self._end()
+            self._gate = gate
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._gate = None
+                self._end()
+
+    def touch(self) -> None:
+        """Give the process its whole time to answer once more: something has held it up."""
+        process = self._process
+        if process is not None:
+            process.touch()
+
+    def ask(self, request: Mapping[str, Any], *, cancel: threading.Event | None = None) -> Done:
+        """Have a request done, and return what the loader says of it.
+
+        LoaderFailed with the loader's own error, LoaderBroken if it does not do its part, Cancelled.
+        """
+        acquire_thread_lock(self._lock, cancel, f"loader {self.name}")
+        try:
+            process = self._running(cancel)
+            answer = self._asked(process, request, cancel)
+            error = protocol.error_of(answer)
+            if cancel is not None and cancel.is_set():
+                # It may have been told so a moment after its answer.
+                self._end()
+                if error is not None:
+                    raise Cancelled(f"cancelled: {error}")
+            if error is not None:
+                raise LoaderFailed(self.name, error)
+            try:
+                return protocol.done(answer, process.pid)
+            except BadAnswer as bad:
+                self._kill()
+                raise LoaderBroken(self.name, bad.reason) from bad
+        finally:
+            self._lock.release()
+
+    def _asked(
+        self, process: LoaderProcess, request: Mapping[str, Any], cancel: threading.Event | None
+    ) -> dict[str, Any]:
+        can_cancel = self._greeting is not None and protocol.CANCEL in self._greeting.supports
+        try:
+            return process.ask(request, cancel=cancel, can_cancel=can_cancel)
+        except BaseException:
+            self._process = None
+            raise
+
+    def _running(self, cancel: threading.Event | None) -> LoaderProcess:
+        """Return a process that knows the node as it is now."""
+        config, node = self._describe()
+        process = self._process
+        if process is not None and process.has_ended:
+            self._process = None
+            process.kill()
+            raise LoaderDied(self.name, "ended between two requests", killed=False)
+        if process is not None and node != self._told:
+            self._end()
+            process = None
+        return self._start(config, node, cancel) if process is None else process
+
+    def _start(self, config: DatapathConfig, node: dict[str, Any], cancel: threading.Event | None) -> LoaderProcess:
+        process = self._process = LoaderProcess(self.command, config, timeout=self._timeout, gate=self._gate)
+        hello = {"request": "hello", "version": protocol.VERSION, "node": node}
+        answer = self._asked(process, hello, cancel)
+        error = protocol.error_of(answer)
+        try:
+            if error is not None:
+                raise BadAnswer(f"refuses the node: {error}")
+            self._greeting = protocol.greeting(answer)
+        except BadAnswer as bad:
+            self._kill()
+            raise LoaderBroken(self.name, bad.reason) from bad
+        self._told = node
+        process.name = self._greeting.name
+        return process
+
+    def _kill(self) -> None:
+        process, self._process = self._process, None
+        if process is not None:
+            process.kill()
+
+    def _close(self) -> tuple[int, ...]:
+        with self._lock:
+            return self._end()
+
+    def _end(self) -> tuple[int, ...]:
+        process, self._process = self._process, None
+        return () if process is None else process.close()

@@ -1,0 +1,100 @@
+"""Which loader is meant: a name, or a command with its arguments."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from datapath.errors import ReloadlabError
+
+BUILTIN = "builtin"
+"""The name of our own pipeline, in the lab's own process."""
+
+TIMEOUT_VARIABLE = "RELOADLAB_LOADER_TIMEOUT"
+"""Environment variable: seconds in which a loader has to answer."""
+
+TIMEOUT = 60.0
+
+_PROJECT = "pyproject.toml"
+
+
+class BadLoader(ReloadlabError):
+    """A name or command by which no loader is found."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoaderCommand:
+    """The command of a loader, and what it is called until it says its own name."""
+
+    name: str
+    argv: tuple[str, ...]
+
+
+def find_loader(text: str, directory: Path | None = None) -> LoaderCommand | None:
+    """Return the command of a loader by name or as it is spelled; None for our own pipeline. BadLoader.
+
+    Names are those of `[tool.reloadlab.loaders]` in the pyproject.toml of `directory` (the current one) or above it.
+    Anything else is a command in the form of a shell, without a shell. Paths are relative to the file that has them.
+    """
+    here = Path.cwd() if directory is None else directory
+    if text == BUILTIN:
+        return None
+    project, named = _project_loaders(here)
+    if text in named:
+        return LoaderCommand(text, _resolved(named[text], project))
+    try:
+        argv = shlex.split(text)
+    except ValueError as error:
+        raise BadLoader(f"--loader {text}: {error}") from error
+    if not argv or not argv[0]:
+        raise BadLoader(f"--loader {text!r}: name a loader, or give a command")
+    if "/" not in argv[0] and shutil.which(argv[0]) is None:
+        known = ", ".join((BUILTIN, *sorted(named)))
+        raise BadLoader(f"no loader {argv[0]}: it is no program in PATH, and the names are {known}")
+    return LoaderCommand(os.path.basename(argv[0]), _resolved(argv, here))
+
+
+def answer_seconds() -> float:
+    """Return the seconds in which a loader has to answer; BadLoader if the environment says no number."""
+    text = os.environ.get(TIMEOUT_VARIABLE, "")
+    try:
+        seconds = float(text) if text else TIMEOUT
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < float("inf"):
+        raise BadLoader(f"{TIMEOUT_VARIABLE} is {text!r}, not a number of seconds")
+    return seconds
+
+
+def _resolved(argv: list[str], directory: Path) -> tuple[str, ...]:
+    """Return a command whose program is found from wherever it is started."""
+    program = argv[0]
+    return (os.path.abspath(directory / program) if "/" in program else program, *argv[1:])
+
+
+def _project_loaders(directory: Path) -> tuple[Path, Mapping[str, list[str]]]:
+    """Return the directory of the project, and the loaders that its pyproject.toml names; none without one."""
+    for place in (directory, *directory.parents):
+        path = place / _PROJECT
+        try:
+            with path.open("rb") as file:
+                document = tomllib.load(file)
+        except FileNotFoundError:
+            continue
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise BadLoader(f"{path}: {error}") from error
+        table = document.get("tool", {}).get("reloadlab", {}).get("loaders", {})
+        if not isinstance(table, dict):
+            raise BadLoader(f"{path}: tool.reloadlab.loaders is no table")
+        for name, argv in table.items():
+            if not (isinstance(argv, list) and argv and all(isinstance(word, str) and word for word in argv[:1])):
+                raise BadLoader(f'{path}: loader {name} is no list of words such as ["./loader", "--verbose"]')
+            if not all(isinstance(word, str) for word in argv):
+                raise BadLoader(f"{path}: loader {name} has words that are no text")
+        return place, table
+    return directory, {}

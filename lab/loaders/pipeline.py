@@ -1,0 +1,243 @@
+"""Our own pipeline as a loader like any other: a process in the node that speaks the protocol (`reloadlab loader`).
+
+It loads the object files that the lab has written. Its locks lie in a directory of their own: the lab holds those of
+the endpoint and of the maps while it waits for the answer.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import sys
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from functools import partial
+from ipaddress import IPv4Address, IPv4Network, IPv6Address
+from pathlib import Path
+from types import FrameType
+from typing import IO, Any
+
+from datapath.base.mapnames import endpoint_maps, is_calls_map
+from datapath.base.timing import VerifyTimes
+from datapath.build.objectfile import ObjectFile
+from datapath.build.templates import Kind, Template
+from datapath.endpoint import LABEL_HOST, DatapathConfig, Endpoint, NodeConfig
+from datapath.errors import ReloadlabError
+from datapath.kernel.netlink import NetlinkSocket
+from datapath.kernel.netns import OWN
+from datapath.loader import Loader
+from datapath.object.reader import read_object
+from datapath.reload.outcome import Outcome
+from datapath.reload.prepare import Compile, WriteObject
+from datapath.reload.step import Plan, Step
+from datapath.reload.switchover import Commit
+from datapath.reload.unload import detach_endpoint
+from datapath.reload.workspace import LoadedObject, Workspace
+from lab.loaders.protocol import ABILITIES, VERSION
+from lab.system.signals import SignalEvent
+
+NAME = "pipeline"
+
+_DIRECTORY = "loader"
+
+
+@dataclass(frozen=True)
+class GivenObject(ObjectFile):
+    """An object file that the lab has put into its place: it is neither written nor published here."""
+
+    def publish(self) -> None:
+        """Do nothing: it is there."""
+
+    def retract(self) -> None:
+        """Do nothing: who has put it there takes it back."""
+
+    def settle(self) -> None:
+        """Do nothing: who has put it there has the former one."""
+
+
+@dataclass(frozen=True)
+class TakeObject(Step):
+    """Read an object file as it is."""
+
+    object: ObjectFile
+    verify_times: dict[Kind, VerifyTimes]
+
+    name = "take object"
+
+    def describe(self) -> str:
+        return f"read {self.object.path}"
+
+    def apply(self, work: Workspace) -> None:
+        image = read_object(self.object.path)
+        image.spec.check()
+        kind, endpoint = self.object.kind, self.object.endpoint
+        times = self.verify_times.setdefault(kind, VerifyTimes())
+        work.template[kind] = Template("given", kind, self.object.path, image, times)
+        own = {name for name in image.spec.maps if is_calls_map(name)}
+        own |= set() if endpoint is None else set(endpoint_maps(endpoint.id))
+        work.objects[self.object.name] = LoadedObject(image.spec, own_maps=frozenset(own))
+
+
+class Pipeline:
+    """Answers requests about one node. A context manager, which keeps what the pipeline keeps between reloads."""
+
+    def __init__(self) -> None:
+        self._stack = ExitStack()
+        self._loader: Loader | None = None
+        self._verify_times: dict[Kind, VerifyTimes] = {}
+        self.cancel = SignalEvent()
+
+    def __enter__(self) -> Pipeline:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def answer(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """Do what is asked; what goes wrong is the answer."""
+        do = {"hello": self._hello, "reload": self._reload, "unload": self._unload}.get(request["request"])
+        if do is None:
+            return {"ok": False, "error": f"unknown request {request['request']}"}
+        try:
+            return {"ok": True, **do(request)}
+        except ReloadlabError as error:
+            return {"ok": False, "error": str(error)}
+        except OSError as error:
+            where = f"{error.filename}: " if error.filename else ""
+            return {"ok": False, "error": f"{where}{error.strerror}"}
+
+    def _hello(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        if request["version"] != VERSION:
+            raise ReloadlabError(f"version {request['version']} of the protocol is not spoken here")
+        self._stack.close()
+        self._loader = self._stack.enter_context(Loader(_config(request["node"])))
+        return {"name": NAME, "version": VERSION, "supports": list(ABILITIES)}
+
+    @property
+    def loader(self) -> Loader:
+        """The pipeline; ReloadlabError before `hello`."""
+        if self._loader is None:
+            raise ReloadlabError("the first request is hello")
+        return self._loader
+
+    def _reload(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        loader = self.loader
+        node = replace(loader.config.node, endpoint_routes=request["endpoint_routes"])
+        devices, egress = tuple(request["devices"]), request["egress_devices"]
+        loader.configure(replace(loader.config, node=node, devices=devices, egress_devices=egress))
+        outcome = loader.apply(self._plan(request), cancel=self.cancel)
+        return {"spans": _spans(outcome), "warnings": list(outcome.warnings)}
+
+    def _plan(self, request: Mapping[str, Any]) -> Plan:
+        """Return the usual plan, with the given object files in place of those that it would make."""
+        subject, generation, paths = request["subject"], request["generation"], _paths(request)
+        if request["endpoint"] is None:
+            plan = self.loader.plan_overlay(generation)
+        else:
+            endpoint = replace(_endpoint(request), generation=generation)
+            plan = self.loader.plan(endpoint, subject=subject)
+
+        def given(item: ObjectFile) -> GivenObject:
+            path = Path(paths[item.name])
+            return GivenObject(item.kind, path, item.generation, item.endpoint, item.device)
+
+        def change(step: Step) -> Step | None:
+            if isinstance(step, Compile):
+                return None
+            if isinstance(step, WriteObject):
+                return TakeObject(step.target, given(step.object), self._verify_times)
+            if isinstance(step, Commit):
+                return replace(step, objects=tuple(map(given, step.objects)))
+            return step
+
+        return plan.change(change)
+
+    def _unload(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        endpoint = _endpoint(request)
+        with NetlinkSocket(OWN) as netlink:
+            detach_endpoint(netlink, endpoint)
+        shutil.rmtree(self.loader.config.state / str(endpoint.id), ignore_errors=True)
+        return {}
+
+
+def _config(node: Mapping[str, Any]) -> DatapathConfig:
+    host, net, tunnel = node["cilium_host"], node["cilium_net"], node["tunnel"]
+    return DatapathConfig(
+        library=Path(node["library"]),
+        state=Path(node["state"]) / _DIRECTORY,
+        bpffs=Path(node["bpffs"]),
+        netns=OWN,
+        filter_priority=node["filter_priority"],
+        node=NodeConfig(
+            router_ipv4=IPv4Address(node["router_ipv4"]),
+            router_ipv6=IPv6Address(node["router_ipv6"]),
+            cilium_host_ifindex=host["ifindex"],
+            cilium_host_mac=host["mac"],
+            cilium_net_ifindex=net["ifindex"],
+            cilium_net_mac=net["mac"],
+            encap_ifindex=None if tunnel is None else tunnel["ifindex"],
+            encap_mac=None if tunnel is None else tunnel["mac"],
+            mtu=node["mtu"],
+            pod_prefix4=IPv4Network(node["pod_cidr_ipv4"]).prefixlen,
+        ),
+    )
+
+
+def _endpoint(request: Mapping[str, Any]) -> Endpoint:
+    said = request["endpoint"]
+    host = LABEL_HOST in said["labels"]
+    endpoint = Endpoint(
+        id=said["id"],
+        ifname=request["interface"],
+        mac=said["mac"],
+        node_mac=said["node_mac"],
+        ipv4=None if said["ipv4"] is None else IPv4Address(said["ipv4"]),
+        ipv6=None if said["ipv6"] is None else IPv6Address(said["ipv6"]),
+        identity=said["identity"],
+        labels=frozenset(said["labels"]),
+        ifindex=None if host else request["ifindex"],
+    )
+    return endpoint if host else endpoint.with_endpoint_routes(request["endpoint_routes"])
+
+
+def _paths(request: Mapping[str, Any]) -> dict[str, str]:
+    """Return the object files of a request by the names of the files."""
+    return {Path(path).name: path for path in (request["object"], *request["objects"].values())}
+
+
+def _spans(outcome: Outcome) -> list[dict[str, Any]]:
+    return [
+        {
+            "name": f"{span.step} {span.target}",
+            "start_ns": span.work.start_ns,
+            "end_ns": span.work.end_ns,
+        }
+        for span in outcome.spans
+    ]
+
+
+def serve(requests: IO[str], answers: IO[str]) -> None:
+    """Answer requests until there are no more. SIGINT cancels the one that is being done, and all others."""
+    with Pipeline() as pipeline:
+        signal.signal(signal.SIGINT, partial(_cancel, pipeline))
+        for line in requests:
+            request = json.loads(line)
+            if request["request"] == "stop":
+                return
+            answers.write(json.dumps(pipeline.answer(request)) + "\n")
+            answers.flush()
+
+
+def _cancel(pipeline: Pipeline, _: int, __: FrameType | None) -> None:
+    pipeline.cancel.set()
+
+
+def main() -> None:
+    """Serve on the standard streams."""
+    serve(sys.stdin, sys.stdout)
+
+
+if __name__ == "__main__":
+    main()

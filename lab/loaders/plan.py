@@ -1,0 +1,200 @@
+"""The reload by a loader that is not ours, as a plan: objects and maps are made here, the rest is one step."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from datapath.base.bpftypes import MapType
+from datapath.base.mapnames import is_calls_map
+from datapath.build.objectfile import ObjectFile
+from datapath.endpoint import DatapathConfig
+from datapath.errors import LinkNotFound
+from datapath.kernel import hooks, progarray
+from datapath.kernel.map import open_pin
+from datapath.kernel.pins import map_id
+from datapath.load.collection import Collection
+from datapath.load.maps import open_maps
+from datapath.object.spec import CollectionSpec, MapSpec
+from datapath.reload.outcome import Attached, Loaded
+from datapath.reload.prepare import Compile, WriteObject
+from datapath.reload.step import Plan, Step
+from datapath.reload.switchover import Attach, Commit
+from datapath.reload.workspace import LoadedObject, Workspace
+from lab.loaders.client import LoaderClient
+from lab.loaders.requests import reload_request
+
+PREFIX = "load by "
+"""What the name of the step begins with that a loader does."""
+
+
+def loader_plan(plan: Plan, client: LoaderClient, config: DatapathConfig) -> Plan:
+    """Return the plan of the same reload by a loader; `plan` is that of our own pipeline."""
+    commit = next(step for step in plan.steps if isinstance(step, Commit))
+    objects = commit.objects
+    steps: list[Step] = [step for step in plan.steps if isinstance(step, Compile)]
+    for step in plan.steps:
+        if isinstance(step, WriteObject):
+            steps.append(KnowObject(step.target, step.object) if client.greeting.compiles else step)
+    steps += [CreateMaps(item.name) for item in objects]
+    attaches = tuple(step for step in plan.steps if isinstance(step, Attach))
+    request = reload_request(config, plan.subject, objects, attaches)
+    steps.append(Load(plan.subject, client, request, objects, attaches, commit.obsolete))
+    return replace(plan, steps=tuple(steps))
+
+
+@dataclass(frozen=True)
+class KnowObject(Step):
+    """Know what an object will define that the loader makes itself."""
+
+    object: ObjectFile
+
+    name = "know object"
+
+    def describe(self) -> str:
+        return f"know the maps of {self.object.path}, which the loader writes"
+
+    def apply(self, work: Workspace) -> None:
+        template = work.template[self.object.kind]
+        substitution = self.object.substitution(template)
+        spec = template.image.spec.substitute(substitution, strict=False)
+        work.objects[self.object.name] = LoadedObject(spec, own_maps=frozenset(substitution.names.values()))
+
+
+@dataclass(frozen=True)
+class CreateMaps(Step):
+    """Create, fill and pin the maps that are missing, as a control plane does; calls maps are the loader's own."""
+
+    name = "create maps"
+
+    def describe(self) -> str:
+        return f"create and fill the maps of {self.target} that are missing, but for its calls map; pin them"
+
+    def apply(self, work: Workspace) -> None:
+        item = work.objects[self.target]
+        work.maps_lock.acquire(exclusive=False)
+        missing = _missing(item.spec, work.config.globals)
+        if missing.keys() - item.own_maps:
+            # Nobody may open a map that goes again if this reload fails.
+            work.maps_lock.acquire(exclusive=True)
+            missing = _missing(item.spec, work.config.globals)
+        if not missing:
+            return
+        spec = replace(item.spec, maps=missing, programs={}, sections={})
+        collection = Collection(spec, open_maps(spec, work.config.globals, types=work.types), {})
+        work.keep_collection(self.target, collection)
+        work.on_undo(self, collection.remove_pins)
+        collection.map_set.pin_created(work.on_new_map)
+
+
+@dataclass(frozen=True)
+class Load(Step):
+    """Have the loader load, attach and commit. Afterwards the kernel is asked what it has done.
+
+    It finds the object files in their place; if it fails, the former ones are put back. Nothing else of what it has
+    done is undone here.
+    """
+
+    loader: LoaderClient = field(compare=False, repr=False)
+    request: Mapping[str, Any] = field(compare=False, repr=False)
+    objects: tuple[ObjectFile, ...]
+    attaches: tuple[Attach, ...]
+    obsolete: tuple[Path, ...] = ()
+
+    @property
+    def name(self) -> str:
+        return f"{PREFIX}{self.loader.name}"
+
+    def describe(self) -> str:
+        hooks_ = ", ".join(f"{each.target} {each.direction}" for each in self.attaches)
+        return f"have {' '.join(self.loader.command.argv)} load {self.target} and attach it to {hooks_}"
+
+    def apply(self, work: Workspace) -> None:
+        work.maps_lock.acquire(exclusive=False)
+        before = dict(self._shared_maps(work))
+        if not self.loader.greeting.compiles:
+            for item in self.objects:
+                item.publish()
+                work.on_undo(self, item.retract)
+        done = self.loader.ask(self.request, cancel=work.cancel)
+        work.committed = True
+        for _, interval in done.spans:
+            work.note_interval(interval)
+        work.warnings += done.warnings
+        self._settle(work)
+        for name, ident in self._shared_maps(work):
+            if before.get(name) != ident:
+                self._take_over(name, work)
+        for each in self.attaches:
+            self._note_attached(each, work)
+        for item in self.objects:
+            known = work.objects[item.name]
+            known.loaded = _loaded(item.name, known.spec, work.config.globals)
+
+    def _settle(self, work: Workspace) -> None:
+        """Let go of the former object files, and of those of interfaces that have no programs any more."""
+        for item in self.objects:
+            item.settle()
+        for path in self.obsolete:
+            if path.is_relative_to(work.config.state):
+                path.unlink(missing_ok=True)
+
+    def _shared_maps(self, work: Workspace) -> Iterator[tuple[str, int]]:
+        """Yield the names and ids of the pinned maps of the objects, but for calls maps."""
+        names = {
+            name for item in self.objects for name, spec in work.objects[item.name].spec.maps.items() if spec.pinned
+        }
+        for name in sorted(names):
+            path = work.config.globals / name
+            if not is_calls_map(name) and os.access(path, os.F_OK):
+                yield name, map_id(path)
+
+    def _take_over(self, name: str, work: Workspace) -> None:
+        """Have the control plane fill a map that the loader has replaced."""
+        if work.on_new_map is not None:
+            with open_pin(work.config.globals / name) as new:
+                work.on_new_map(new)
+        work.migrated.append(name)
+
+    def _note_attached(self, wanted: Attach, work: Workspace) -> None:
+        """Note which program is at a hook; a hook without one is what the checks tell."""
+        try:
+            ifindex = work.netlink.ifindex(wanted.target)
+        except LinkNotFound:
+            return
+        ours = [found for found in hooks.filters(work.netlink, ifindex, wanted.direction) if found.is_ours]
+        if ours:
+            work.attached[wanted.key] = Attached(
+                wanted.target, str(wanted.direction), wanted.program, ours[0].program_id
+            )
+
+
+def _missing(spec: CollectionSpec, pins: Path) -> dict[str, MapSpec]:
+    return {
+        name: item
+        for name, item in spec.maps.items()
+        if item.pinned and not is_calls_map(name) and not item.replace_pin and not os.access(pins / name, os.F_OK)
+    }
+
+
+def _loaded(name: str, spec: CollectionSpec, pins: Path) -> Loaded:
+    """Return what is in the program arrays of an object, as the kernel says: all slots of those that are its own."""
+    arrays: dict[str, int] = {}
+    slots: dict[str, dict[int, int]] = {}
+    programs: dict[str, int] = {}
+    for item in spec.maps.values():
+        path = pins / item.name
+        if item.type != MapType.PROG_ARRAY or not item.pinned or not os.access(path, os.F_OK):
+            continue
+        with open_pin(path) as array:
+            arrays[item.name] = array.info.id
+            # An array that the whole node shares has a slot for each endpoint there can be.
+            asked = range(array.info.max_entries) if is_calls_map(item.name) else item.contents
+            found = {slot: progarray.program_at(array.fd, slot) for slot in asked}
+        filled = {slot: program for slot, program in found.items() if program is not None}
+        slots[item.name] = filled
+        programs |= {program: filled[slot] for slot, program in item.contents.items() if slot in filled}
+    return Loaded(name, programs, arrays, slots)

@@ -1,0 +1,99 @@
+"""Our own pipeline as a process of its own: whole scenarios hold through the seam."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from datapath.errors import Cancelled
+from datapath.reload.outcome import Outcome
+from lab.loaders.command import LoaderCommand
+from lab.loaders.protocol import Done, LoaderFailed, NotSupported
+from lab.node.topology import HOST, NodeSpec
+from lab.scenario.scenario import Scenario
+from lab.system.launch import module_argv
+from lab.watch.checks.generation import check_generation
+from lab.watch.snapshot import take
+
+PIPELINE = LoaderCommand("ours", tuple(module_argv("lab.loaders.pipeline")))
+
+
+def steps(outcome: Outcome) -> list[str]:
+    return [span.step for span in outcome.spans]
+
+
+@pytest.fixture(scope="module")
+def templates(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The compiled templates of all nodes here."""
+    return tmp_path_factory.mktemp("templates")
+
+
+def test_reloads_by_a_process_lose_no_packet(templates: Path) -> None:
+    """A pod, the host with a device and the overlay, one after the other and by workers, and the removal of a pod."""
+    spec = NodeSpec("seam-hitless", pods=1, devices=("eth0",), tunnel=True)
+    with Scenario(spec, loader=PIPELINE, templates=templates) as scenario:
+        external = scenario.agent.external
+        assert external is not None
+        pid = external.pid
+        outcomes = [outcome for subject in scenario.agent.subjects for outcome in scenario.reload(subject)]
+        assert {steps(outcome)[-1] for outcome in outcomes} == {"load by pipeline"}
+        # Pieces of work that the loader tells of.
+        assert all(outcome.spans[-1].helpers for outcome in outcomes)
+        assert [each.ifname for each in outcomes[0].attached] == [*2 * ["cilium_host"], "cilium_net", *2 * ["eth0"]]
+        assert all(loaded.arrays and loaded.slots for outcome in outcomes for loaded in outcome.loaded)
+        scenario.set_endpoint_routes(True)
+        scenario.agent.add_pod("more")
+        scenario.agent.remove_pod("more")
+        # Workers had processes of their own.
+        assert (external.pid, scenario.agent.not_supported) == (pid, {})
+
+
+def test_a_reload_that_fails_in_the_process_leaves_everything_as_it_was(templates: Path) -> None:
+    with Scenario(NodeSpec("seam-fails", pods=1), loader=PIPELINE, templates=templates) as scenario:
+        scenario.define(REJECTED_BY_VERIFIER="1")
+        for subject in ("pod-1", HOST):
+            error = scenario.reload_fails(subject, LoaderFailed)
+            assert "loader pipeline: program tail_rejected_by_verifier" in str(error)
+        scenario.define()
+        scenario.reload("pod-1", HOST)
+
+
+def test_what_was_loaded_is_read_from_the_kernel(templates: Path) -> None:
+    """The checks compare it with what is there at the end; and nothing is put into a plan that is not ours."""
+    with Scenario(NodeSpec("seam-read", pods=1), loader=PIPELINE, templates=templates) as scenario:
+        before = take(scenario.node)
+        (honest,) = scenario.reload("pod-1")
+        after = take(scenario.node)
+        assert {each.program_id for each in honest.attached} <= after.programs - before.programs
+        assert list(check_generation(scenario.agent, before, after, [honest])) == []
+        # As if it had claimed one more reload, with the calls map of the one before.
+        assert any(
+            "uses the calls map" in str(v) for v in check_generation(scenario.agent, before, after, 2 * [honest])
+        )
+
+        scenario.agent.change = lambda plan: plan
+        with pytest.raises(NotSupported, match="not supported by loader pipeline: a fault"):
+            scenario.reload("pod-1")
+        scenario.agent.change = None
+
+
+def test_a_reload_is_cancelled_in_the_process(templates: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As by Ctrl-C while it loads: it undoes what it has done, and is started anew."""
+    with Scenario(NodeSpec("seam-cancel", pods=1), loader=PIPELINE, templates=templates) as scenario:
+        external, cancel = scenario.agent.external, threading.Event()
+        assert external is not None
+        ask = external.ask
+
+        def cancelled(request: Mapping[str, Any], *, cancel: threading.Event | None = None) -> Done:
+            assert cancel is not None
+            cancel.set()
+            return ask(request, cancel=cancel)
+
+        monkeypatch.setattr(external, "ask", cancelled)
+        scenario.reload_fails("pod-1", Cancelled, cancel=cancel)
+        monkeypatch.undo()
+        scenario.reload("pod-1")

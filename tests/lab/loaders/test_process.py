@@ -1,0 +1,240 @@
+"""A loader's process: where it lives, and what becomes of one that does not do its part."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from datapath.endpoint import DatapathConfig
+from datapath.errors import Cancelled, ReloadlabError
+from lab.loaders.client import LoaderClient
+from lab.loaders.command import LoaderCommand
+from lab.loaders.protocol import LoaderBroken, LoaderDied, LoaderFailed
+from lab.loaders.requests import describe_node
+from lab.node.node import Node
+from lab.node.topology import NODE, NodeSpec
+
+HELLO = """read hello; echo '{"ok":true,"name":"mine","supports":["pod"]}'
+"""
+ASK = {"request": "reload"}
+
+
+@pytest.fixture(scope="module")
+def node() -> Iterator[Node]:
+    with Node(NodeSpec(f"loaders-{os.getpid()}", pods=1)) as node:
+        yield node
+
+
+def client(node: Node, script: str, *, shell: str = "bash") -> LoaderClient:
+    """A loader that is a script."""
+    config = node.datapath_config()
+
+    def describe() -> tuple[DatapathConfig, dict[str, object]]:
+        return config, describe_node(node, config)
+
+    return LoaderClient(LoaderCommand("script", (shell, "-c", script)), describe)
+
+
+def living_in(path: Path) -> list[int]:
+    """The processes that have this directory as their own."""
+    found = []
+    for entry in os.scandir("/proc"):
+        try:
+            if entry.name.isdigit() and os.readlink(f"{entry.path}/cwd") == str(path):
+                found.append(int(entry.name))
+        except OSError:
+            continue
+    return found
+
+
+def test_a_loader_lives_in_the_node(node: Node) -> None:
+    script = HELLO + (
+        'read r; echo "{\\"ok\\":false,\\"error\\":\\"$(readlink /proc/self/ns/net) $PWD '
+        "$(stat -f -c %T /sys/fs/bpf) $(ls /sys/class/net | tr '\\n' ' ')\\\"}\"; read stop"
+    )
+    with client(node, script) as loader:
+        assert (loader.name, loader.greeting.supports) == ("mine", frozenset({"pod"}))
+        with pytest.raises(LoaderFailed) as raised:
+            loader.ask(ASK)
+    words = raised.value.reason.split()
+    config = node.datapath_config()
+    inode = os.stat(node.netns(NODE)).st_ino
+    assert words[:3] == [f"net:[{inode}]", str(config.state), "bpf_fs"]
+    assert {"cilium_host", "cilium_net"} <= set(words[3:])
+    # Its mounts are its own.
+    assert os.stat("/sys/fs/bpf").st_dev != os.stat(config.bpffs).st_dev
+
+
+@pytest.mark.parametrize(
+    ("script", "reason"),
+    [
+        ("exit 3", "ended with exit code 3"),
+        ("echo no luck >&2; exit 3", "ended with exit code 3: no luck"),
+        ("kill -TERM $$; sleep 9", "was killed by SIGTERM"),
+        ("exec >&-; sleep 100", "closed its output"),
+        ("read h; echo hello; sleep 100", "answered 'hello', which is not JSON"),
+        ('read h; echo \'{"ok":false,"error":"no"}\'; sleep 100', "refuses the node: no"),
+        ('read h; echo \'{"ok":true,"version":7,"name":"x","supports":[]}\'; sleep 100', "speaks version 7"),
+        ("read h; printf '1\\n2\\n' | dd bs=9 iflag=fullblock 2>/dev/null; sleep 100", "answered more than one line"),
+        ("read h; yes ok | tr -d '\\n'; sleep 100", "answered more than 1048576 bytes"),
+        ("sleep 100", "no answer within 0.3 s"),
+        ("echo thinking >&2; sleep 100", "no answer within 0.3 s: thinking"),
+        ("yes noise >&2", "no answer within 0.3 s: noise"),
+        ("sleep 100 & sleep 100", "no answer within 0.3 s"),
+    ],
+)
+def test_a_bad_loader_is_one_line_and_leaves_nothing(
+    node: Node, script: str, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RELOADLAB_LOADER_TIMEOUT", "0.3" if "0.3" in reason else "20")
+    with pytest.raises(LoaderBroken) as raised, client(node, script):
+        pass
+    assert reason in str(raised.value)
+    assert str(raised.value).startswith("loader script: ")
+    assert len(str(raised.value).splitlines()) == 1
+    assert living_in(node.datapath_config().state) == []
+
+
+@pytest.mark.parametrize(
+    ("argv", "reason"),
+    [
+        (("/no/such/loader",), "/no/such/loader cannot be run: No such file or directory"),
+        ((str(Path(__file__)),), f"{__file__} cannot be run: Permission denied"),
+        (("/",), "/ cannot be run: Permission denied"),
+    ],
+)
+def test_what_is_no_program_is_named(node: Node, argv: tuple[str, ...], reason: str) -> None:
+    config = node.datapath_config()
+    loader = LoaderClient(LoaderCommand("none", argv), lambda: (config, describe_node(node, config)))
+    before = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(LoaderBroken) as raised, loader:
+        pass
+    assert str(raised.value) == f"loader none: {reason}"
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_file_without_an_interpreter_is_no_program(node: Node, tmp_path: Path) -> None:
+    path = tmp_path / "loader"
+    path.write_text("nothing")
+    path.chmod(0o700)
+    config = node.datapath_config()
+    loader = LoaderClient(LoaderCommand("none", (str(path),)), lambda: (config, describe_node(node, config)))
+    with pytest.raises(LoaderBroken, match="cannot be run: Exec format error"), loader:
+        pass
+
+
+def test_megabytes_of_log_do_not_hold_it_up(node: Node) -> None:
+    script = HELLO + "read r; head -c 3000000 /dev/zero | tr '\\0' x >&2; echo; echo '{\"ok\":true}'; read stop"
+    with client(node, script.replace("echo; ", "")) as loader:
+        loader.ask(ASK)
+
+
+def test_an_answer_that_nobody_asked_for_is_refused(node: Node) -> None:
+    mark = node.datapath_config().state / "said"
+    script = HELLO + f"read a; echo '{{\"ok\":true}}'; sleep 0.1; echo '{{\"ok\":true}}'; touch {mark}; read b; read c"
+    with client(node, script) as loader:
+        loader.ask(ASK)
+        while not mark.exists():
+            time.sleep(0.01)
+        with pytest.raises(LoaderBroken, match="without being asked"):
+            loader.ask(ASK)
+    mark.unlink()
+
+
+def test_a_broken_loader_is_started_anew_for_the_next_request(node: Node) -> None:
+    mark = node.datapath_config().state / "second"
+    script = HELLO + f"read r; if [ -e {mark} ]; then echo '{{\"ok\":true}}'; read s; fi; touch {mark}; exit 1"
+    with client(node, script) as loader:
+        first = loader.pid
+        with pytest.raises(LoaderDied, match="exit code 1"):
+            loader.ask(ASK)
+        assert loader.pid == 0
+        loader.ask(ASK)
+        assert loader.pid not in (0, first)
+    mark.unlink()
+
+
+def test_a_loader_that_ends_by_itself_between_requests_is_told(node: Node) -> None:
+    with client(node, HELLO + "exit 0") as loader:
+        while not Path(f"/proc/{loader.pid}/stat").read_text().rpartition(")")[2].startswith(" Z"):
+            time.sleep(0.01)
+        with pytest.raises(LoaderDied, match="ended between two requests"):
+            loader.ask(ASK)
+
+
+def test_a_loader_survives_the_end_of_the_thread_that_started_it(node: Node) -> None:
+    """The kernel kills what such a thread has started with PR_SET_PDEATHSIG."""
+    script = HELLO + "while read r; do echo '{\"ok\":true}'; done"
+    loader = client(node, script)
+    thread = threading.Thread(target=loader.__enter__)
+    thread.start()
+    thread.join()
+    try:
+        loader.ask(ASK)
+        loader.ask(ASK)
+    finally:
+        loader.__exit__(None, None, None)
+
+
+def test_children_that_are_left_are_killed_and_told(node: Node) -> None:
+    script = HELLO + "sleep 100 & read stop"
+    with pytest.raises(LoaderBroken, match=r"left processes behind, which were killed: [0-9]+$"), client(node, script):
+        pass
+    assert living_in(node.datapath_config().state) == []
+
+
+def test_who_is_cancelled_and_does_not_end_is_killed(node: Node) -> None:
+    cancel = threading.Event()
+    with client(node, HELLO + "read r; sleep 100") as loader:
+        threading.Timer(0.1, cancel.set).start()
+        with pytest.raises(Cancelled, match=r"loader mine did not end within 2 s, and was killed"):
+            loader.ask(ASK, cancel=cancel)
+    assert living_in(node.datapath_config().state) == []
+
+
+def test_who_can_be_cancelled_is_told(node: Node) -> None:
+    script = (
+        HELLO.replace('"pod"', '"cancel"')
+        + 'trap \'echo "{\\"ok\\":false,\\"error\\":\\"undone\\"}"\' INT; read r; sleep 100 & wait; kill $!; read stop'
+    )
+    cancel = threading.Event()
+    with client(node, script) as loader:
+        threading.Timer(0.1, cancel.set).start()
+        with pytest.raises(Cancelled, match="cancelled: undone"):
+            loader.ask(ASK, cancel=cancel)
+
+
+def test_ctrl_c_ends_a_loader_that_hangs(node: Node) -> None:
+    with client(node, HELLO + "read r; sleep 100") as loader:
+        threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT)).start()
+        with pytest.raises(KeyboardInterrupt):
+            loader.ask(ASK)
+    assert living_in(node.datapath_config().state) == []
+
+
+def test_a_loader_hears_of_a_changed_node(node: Node) -> None:
+    config = node.datapath_config()
+    values = describe_node(node, config)
+    command = LoaderCommand("script", ("bash", "-c", HELLO + "while read r; do echo '{\"ok\":true}'; done"))
+    with LoaderClient(command, lambda: (config, dict(values))) as loader:
+        first = loader.pid
+        loader.ask(ASK)
+        assert loader.pid == first
+        values["mtu"] = 1400
+        loader.ask(ASK)
+        assert loader.pid != first
+
+
+def test_errors_go_from_process_to_process() -> None:
+    import pickle
+
+    for error in (LoaderDied("mine", "was killed", killed=True), LoaderFailed("mine", "no")):
+        copy = pickle.loads(pickle.dumps(error))
+        assert isinstance(copy, ReloadlabError)
+        assert (str(copy), vars(copy)) == (str(error), vars(error))
