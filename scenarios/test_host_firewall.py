@@ -37,6 +37,7 @@ from reloadlab import (
     packet_counters,
     rule_counters,
 )
+from scenarios.masquerade import masquerading
 from scenarios.tables import (
     ANYTHING,
     JUMBO_PING,
@@ -259,4 +260,27 @@ def test_whom_the_host_asks_may_answer(scenario: Scenario) -> None:
     scenario.reload("host", gate=gate)
     scenario.agent.apply_policies([])
     assert gate.passed > 40
+    assert not unanswered, "\n".join(unanswered)
+
+
+@pytest.mark.node(pods=1, devices=("eth0",), flows=lambda _: [], rate=0, policy=None, agent=AGENT)
+def test_who_asks_in_the_name_of_the_host_is_answered(scenario: Scenario) -> None:
+    """A pod whose packets get the host's address as they leave, although nobody may begin anything with the host."""
+    scenario.agent.apply_policies([{"name": "nobody", "endpoint": HOST, "ingress": [{}]}])
+    places, ports = ends(scenario.node), itertools.count(30000)
+    unanswered: list[str] = []
+
+    def ask(step: Step, _: Workspace) -> None:
+        pod, outside = places["pod-1"], places[OUTSIDE]
+        for family in (1, 2) if not unanswered else ():
+            here, there = Address(pod[0], str(pod[family]), next(ports)), Address(outside[0], str(outside[family]), 53)
+            result = exchange(here, there, Probe("udp", 53, count=2))
+            if result != Result(2, 2):
+                unanswered.append(f"{step}: {pod[family]} -> {outside[family]}: {result}")
+
+    gate = Gate(ask, after="*")
+    with masquerading(scenario.node.netns(NODE), "eth0"):
+        scenario.reload("host", "pod-1", gate=gate)
+    scenario.agent.apply_policies([])
+    assert gate.passed > 30
     assert not unanswered, "\n".join(unanswered)

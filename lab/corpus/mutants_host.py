@@ -112,7 +112,7 @@ HOST_MUTANTS = (
         FIREWALL,
         "} else if (pkt->ct == CT_NEW || pkt->ct == CT_REOPENED) {",
         "} else if (pkt->ct == CT_REOPENED) {",
-        "host_firewall",
+        "in_the_name_of_the_host",
     ),
     mutant(
         "firewall-discovery-asked",
