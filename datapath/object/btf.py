@@ -9,6 +9,7 @@ import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import NamedTuple
 
 MAGIC = 0xEB9F
 _HEADER = struct.Struct("<HBBIIIII")
@@ -52,7 +53,6 @@ class TypeKind(IntEnum):
     ENUM64 = 19
 
 
-_KINDS = tuple(TypeKind)
 _MODIFIERS = frozenset((TypeKind.TYPEDEF, TypeKind.VOLATILE, TypeKind.CONST, TypeKind.RESTRICT, TypeKind.TYPE_TAG))
 _SIZED = frozenset(
     (TypeKind.INT, TypeKind.STRUCT, TypeKind.UNION, TypeKind.ENUM, TypeKind.FLOAT, TypeKind.ENUM64, TypeKind.DATASEC)
@@ -86,9 +86,11 @@ class Member:
     bits: int
 
 
-@dataclass(frozen=True, slots=True)
-class Type:
-    """struct btf_type: `value` is a size in bytes or a type id, `extra` where its further data begins."""
+class Type(NamedTuple):
+    """struct btf_type: `value` is a size in bytes or a type id, `extra` where its further data begins.
+
+    A tuple, since the kernel's BTF has more than 100,000 of them.
+    """
 
     name: str
     kind: TypeKind
@@ -101,7 +103,7 @@ class Type:
 class Btf:
     """The types of one .BTF section, by id; id 0 is void."""
 
-    def __init__(self, data: bytes, types: tuple[Type, ...], index: Mapping[tuple[TypeKind, str], int]) -> None:
+    def __init__(self, data: bytes, types: tuple[Type, ...], index: Mapping[TypeKind, Mapping[str, int]]) -> None:
         self._data = data
         self._index = index
         self.types = types
@@ -115,13 +117,13 @@ class Btf:
     def find(self, name: str, *kinds: TypeKind) -> int:
         """Return the id of the first type of that name and kind; BtfError if there is none."""
         for kind in kinds:
-            if (kind, name) in self._index:
-                return self._index[kind, name]
+            if name in self._index[kind]:
+                return self._index[kind][name]
         raise BtfError(f"no {' or '.join(k.name.lower() for k in kinds)} {name}")
 
     def index_of(self, name: str, kind: TypeKind) -> int | None:
         """Return the id of the first type of that name and kind, None if there is none."""
-        return self._index.get((kind, name))
+        return self._index[kind].get(name)
 
     def resolve(self, ident: int) -> int:
         """Follow typedefs and qualifiers to the type behind them."""
@@ -241,13 +243,9 @@ class MapDefinition:
 def parse(data: bytes) -> Btf:
     """Read a .BTF section; BtfError if it is damaged."""
     try:
-        types = tuple(_types(data))
+        return _read(data)
     except struct.error as error:
         raise BtfError(f"truncated: {error}") from error
-    index: dict[tuple[TypeKind, str], int] = {}
-    for ident, item in enumerate(types):
-        index.setdefault((item.kind, item.name), ident)
-    return Btf(data, types, index)
 
 
 def map_definition(btf: Btf, variable: str) -> MapDefinition:
@@ -315,24 +313,28 @@ def _string(data: bytes, base: int, offset: int) -> str:
     return data[base + offset : end].decode(errors="replace")
 
 
-def _types(data: bytes) -> Iterator[Type]:
+def _read(data: bytes) -> Btf:
     magic, version, _, header, start, length, _, _ = _HEADER.unpack_from(data)
     if magic != MAGIC or version != 1:
         raise BtfError(f"magic {magic:#x}, version {version}: not the BTF that we know")
     position, end, strings = header + start, header + start + length, _strings(data)
     if strings_range(data)[1] > len(data) or end > len(data):
         raise BtfError("truncated")
-    yield Type("", TypeKind.VOID, 0, False, 0, 0)
+    index: dict[TypeKind, dict[str, int]] = {kind: {} for kind in TypeKind}
+    kinds = {int(kind): (kind, index[kind], *_EXTRA.get(kind, (0, 0))) for kind in TypeKind if kind != TypeKind.VOID}
+    types = [Type("", TypeKind.VOID, 0, False, 0, 0)]
     while position < end:
-        name, info, value = _TYPE.unpack_from(data, position)
+        offset, info, value = _TYPE.unpack_from(data, position)
         position += _TYPE.size
-        number, vlen = info >> 24 & 0x1F, info & 0xFFFF
-        if not TypeKind.VOID < number < len(_KINDS):
-            raise BtfError(f"unknown kind {number}")
-        kind = _KINDS[number]
-        once, each = _EXTRA.get(kind, (0, 0))
-        yield Type(_string(data, strings, name), kind, vlen, bool(info >> 31), value, position)
+        try:
+            kind, named, once, each = kinds[info >> 24 & 0x1F]
+        except KeyError:
+            raise BtfError(f"unknown kind {info >> 24 & 0x1F}") from None
+        vlen, name = info & 0xFFFF, _string(data, strings, offset) if offset else ""
+        named.setdefault(name, len(types))
+        types.append(Type(name, kind, vlen, info >> 31 == 1, value, position))
         position += once + each * vlen
+    return Btf(data, tuple(types), index)
 
 
 def for_kernel(btf: Btf, data: bytes, sizes: Mapping[str, int], offsets: Mapping[str, int]) -> bytes:

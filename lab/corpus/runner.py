@@ -14,6 +14,7 @@ import signal
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from lab.corpus.fault import Fault
 from lab.corpus.trial import APPLIED, RESULT, RUNNING, run_part
 from lab.corpus.verdict import Catch, How, Trial
 from lab.node import registry
+from lab.watch.kernel_drops import DropsUnavailable, tracing
 
 _POLL_MS = 200
 _GRACE = 20.0
@@ -135,6 +137,9 @@ class Runner:
         return True
 
     def _run(self, session: pytest.Session) -> None:
+        # Each process would make it for itself, in a second. If it cannot be made, they say why.
+        with suppress(DropsUnavailable):
+            tracing()
         try:
             self._try(session, [Course(fault, ordered(fault, session.items)) for fault in self._faults])
             self._try(session, [Course(None, (scenario,)) for scenario in self._failed])
