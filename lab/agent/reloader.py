@@ -154,7 +154,7 @@ class Reloader:
     @contextmanager
     def reloading(self, *, cancel: threading.Event | None = None) -> Iterator[None]:
         """Exclude switches of this node, and read its present state."""
-        with self._mode.take(exclusive=False, cancel=cancel):
+        with system_errors(self.node.name), self._mode.take(exclusive=False, cancel=cancel):
             self._refresh()
             yield
 
@@ -164,7 +164,7 @@ class Reloader:
 
         It may be nested. In a thread that is reloading, at a gate say, it takes no lock: it would wait for itself.
         """
-        with ExitStack() as stack:
+        with system_errors(self.node.name), ExitStack() as stack:
             if threading.get_ident() not in self._maps_holders:
                 # Nobody waits for the compiler but us.
                 self.host_spec(cancel=cancel)
@@ -176,7 +176,7 @@ class Reloader:
     @contextmanager
     def switching(self, *, cancel: threading.Event | None = None) -> Iterator[None]:
         """Exclude reloads and switches by others, while everything is reloaded for a new mode."""
-        with self._mode.take(exclusive=True, cancel=cancel):
+        with system_errors(self.node.name), self._mode.take(exclusive=True, cancel=cancel):
             self._refresh()
             yield
 

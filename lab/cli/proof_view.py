@@ -9,8 +9,12 @@ from rich.markup import escape
 from rich.table import Table
 
 from lab.cli.targets import plural
+from lab.proof.cases import Case
 from lab.proof.result import Gated, Proof
-from lab.proof.sweep import KILL, Case, SweepResult
+from lab.proof.sweep import SweepResult
+
+ENDS = ("failed", "succeeded", "killed", "cancelled", "not reached")
+"""How a case can end."""
 
 
 def print_proof(console: Console, proof: Proof) -> None:
@@ -38,24 +42,19 @@ def _title(gated: Gated | None) -> str:
 
 def case_line(case: Case) -> str:
     """Return what is printed of a case that was not survived, with how to run it alone."""
-    subject = case.what.removeprefix("reload of ")
-    fault = "--kill" if case.fault == KILL else f"--errno {case.fault} --no-kill"
-    alone = f"reloadlab faults {subject} --calls '{case.place.pattern}' --nth {case.place.nth} {fault}"
     wrong = "; ".join(case.wrong) or case.ended
-    return f"{case.title}: {case.ended}: {wrong}\n    {alone}"
+    return f"{case.title}: {case.ended}: {wrong}\n    {case.command}"
 
 
 def print_sweep(console: Console, result: SweepResult) -> None:
     """Print how the cases of each reload ended, and the sum."""
-    table = Table(
-        "reload", "cases", "failed", "succeeded", "killed", "not reached", "survived", box=None, pad_edge=False
-    )
+    table = Table("what", "cases", *ENDS, "survived", box=None, pad_edge=False)
     for column in table.columns[1:]:
         column.justify = "right"
     for what in dict.fromkeys(case.what for case in result.cases):
         cases = [case for case in result.cases if case.what == what]
         ends = Counter(case.ended.partition(":")[0] for case in cases)
-        numbers = (ends[how] for how in ("failed", "succeeded", "killed", "not reached"))
+        numbers = (ends[how] for how in ENDS)
         table.add_row(what, str(len(cases)), *map(str, numbers), str(sum(case.survived for case in cases)))
     console.print(table)
     for violation in result.findings:

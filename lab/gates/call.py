@@ -23,6 +23,9 @@ _READS = (
 _OF_ONE_NODE = re.compile(r"\blxc(?=[0-9a-f]{12})[0-9a-f]+|/[^ ]*(?=/(state|bpf)/)")
 """Names that a node has by itself: its pods' interfaces, its directory."""
 
+_TEMPORARY = re.compile(r"(?<=\.)[a-z0-9_]{8}(?=$| )")
+"""What tempfile.mkstemp() has chosen of a name."""
+
 
 @dataclass(frozen=True, slots=True)
 class Call:
@@ -57,8 +60,10 @@ class Call:
 
     @property
     def pattern(self) -> str:
-        """A pattern that this call fits on every node: without interfaces of pods, ids and directories."""
-        subject = _OF_ONE_NODE.sub("*", self.subject)
+        """A pattern that this call fits on every node: without interfaces of pods, ids, directories and keys."""
+        subject = _TEMPORARY.sub("*", _OF_ONE_NODE.sub("*", self.subject))
+        if self.map:
+            subject = f"{self.map}[0x*]"
         return f"{self.name} {'*' if subject.isdecimal() else subject}".rstrip()
 
     def fits(self, pattern: str) -> bool:

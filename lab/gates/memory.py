@@ -64,9 +64,12 @@ class Process:
         # Nobody else has the id of the process now, so this is its directory.
         return os.access(f"/proc/{self.pid}/task/{thread}", os.F_OK)
 
-    @property
-    def pidfd(self) -> int:
-        return self._pidfd
+    def signal(self, number: int) -> None:
+        """Send it a signal, if it is alive."""
+        try:
+            signal.pidfd_send_signal(self._pidfd, number)
+        except ProcessLookupError:
+            return
 
     def read(self, address: int, size: int) -> bytes:
         """Return `size` bytes at an address; fewer where the memory ends."""

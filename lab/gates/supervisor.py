@@ -11,7 +11,7 @@ import os
 import select
 import signal
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -39,7 +39,14 @@ class Kill:
     """The process is killed (SIGKILL) at the call, which does not happen."""
 
 
-Answer = Fail | Kill | None
+@dataclass(frozen=True, slots=True)
+class Signal:
+    """The process gets a signal, and the call happens: a handler runs when it is done."""
+
+    number: int
+
+
+Answer = Fail | Kill | Signal | None
 """None: the call happens."""
 
 Decide = Callable[[Call], Answer]
@@ -103,9 +110,10 @@ class Supervisor:
         if isinstance(answer, Fail):
             self._listener.fail(notification, answer.errno)
         elif isinstance(answer, Kill):
-            with suppress(ProcessLookupError):
-                signal.pidfd_send_signal(process.pidfd, signal.SIGKILL)
+            process.signal(signal.SIGKILL)
         else:
+            if isinstance(answer, Signal):
+                process.signal(answer.number)
             self._listener.let_go(notification)
 
     def _process(self, thread: int) -> Process:

@@ -20,12 +20,22 @@ RATE = 200.0
 class Action:
     """Something to do: `do` may use a scenario's agent and node, not its traffic; an event cancels it.
 
-    `other_path`: packets may take another way afterwards.
+    `before` brings the node back to where it can be done once more. `other_path`: packets may take another way
+    afterwards. `whole`: if it fails, everything is as before; of a switch of a whole node, each endpoint is.
+    `arguments` are those with which a command does it.
     """
 
     name: str
     do: Callable[[Scenario, threading.Event], object]
+    before: Callable[[Scenario, threading.Event], object] | None = None
     other_path: bool = False
+    whole: bool = True
+    arguments: tuple[str, ...] = ()
+
+    def prepare(self, scenario: Scenario) -> None:
+        """Bring the node to where this can be done."""
+        if self.before is not None:
+            self.before(scenario, threading.Event())
 
 
 def do_gated(scenario: Scenario, action: Action, decide: Decide, *, cancel: threading.Event | None = None) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 from datapath.reload.plans import OVERLAY_SUBJECT
@@ -11,6 +11,8 @@ from lab.node.node import UnknownTarget
 from lab.node.topology import HEALTH, HOST, NodeSpec
 from lab.proof.action import Action
 from lab.scenario.scenario import Scenario
+
+Switch = Callable[[Scenario, threading.Event], object]
 
 WORKERS = 2
 """Endpoints that are reloaded at a time by a switch of the node."""
@@ -29,11 +31,17 @@ def reloads(spec: NodeSpec, subjects: Sequence[str], macros: Sequence[tuple[str,
 
 def _reloads(subject: str, macros: dict[str, str]) -> Iterator[Action]:
     if not macros:
-        yield Action(f"reload of {subject}", lambda scenario, cancel: scenario.agent.reload(subject, cancel=cancel))
+        yield Action(
+            f"reload of {subject}",
+            lambda scenario, cancel: scenario.agent.reload(subject, cancel=cancel),
+            arguments=(subject,),
+        )
         return
-    text = " ".join(f"{name}={value}" for name, value in macros.items())
-    yield Action(f"reload of {subject} with {text}", partial(_rebuild, subject, macros))
-    yield Action(f"reload of {subject} as before", partial(_rebuild, subject, {}))
+    given = [f"{name}={value}" for name, value in macros.items()]
+    arguments = (subject, *(word for macro in given for word in ("--with", macro)))
+    there, back = partial(_rebuild, subject, macros), partial(_rebuild, subject, {})
+    yield Action(f"reload of {subject} with {' '.join(given)}", there, back, arguments=arguments)
+    yield Action(f"reload of {subject} as before", back, there, arguments=arguments)
 
 
 def _rebuild(subject: str, macros: dict[str, str], scenario: Scenario, cancel: threading.Event) -> None:
@@ -43,11 +51,17 @@ def _rebuild(subject: str, macros: dict[str, str], scenario: Scenario, cancel: t
 
 def switches(spec: NodeSpec) -> list[Action]:
     """Return the switch of the node to the other routing mode, and the one back."""
-    return [_switch(not spec.endpoint_routes), _switch(spec.endpoint_routes)]
+    there, back = partial(_switch, not spec.endpoint_routes), partial(_switch, spec.endpoint_routes)
+    return [
+        _switched(not spec.endpoint_routes, there, back),
+        _switched(spec.endpoint_routes, back, there),
+    ]
 
 
-def _switch(on: bool) -> Action:
-    def do(scenario: Scenario, cancel: threading.Event) -> None:
-        scenario.agent.set_endpoint_routes(on, workers=WORKERS, cancel=cancel)
+def _switched(on: bool, do: Switch, before: Switch) -> Action:
+    name = f"endpoint routes {'on' if on else 'off'}"
+    return Action(name, do, before, other_path=True, whole=False, arguments=("--switch",))
 
-    return Action(f"endpoint routes {'on' if on else 'off'}", do, other_path=True)
+
+def _switch(on: bool, scenario: Scenario, cancel: threading.Event) -> None:
+    scenario.agent.set_endpoint_routes(on, workers=WORKERS, cancel=cancel)

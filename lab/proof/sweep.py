@@ -7,21 +7,18 @@ case during which it happened.
 
 from __future__ import annotations
 
-import errno
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
-from fnmatch import fnmatchcase
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from datapath.errors import Cancelled, ReloadlabError
 from lab.gates.call import Call
-from lab.gates.supervisor import Answer, Fail, Kill
 from lab.node.topology import NodeSpec
 from lab.proof.action import RATE, Action, do_gated
+from lab.proof.cases import NOT_REACHED, Case, Faults, Trigger, cases_of
 from lab.proof.errnos import errnos_of
 from lab.scenario.scenario import Scenario
 from lab.scenario.verdict import InvariantsViolated
@@ -32,49 +29,14 @@ from lab.watch.invariants import check_unchanged
 from lab.watch.snapshot import take
 from lab.watch.violation import Violation
 
+EVERY_ERRNO = Faults(errnos_of)
+"""Each call fails with each error that it can have, and is where the process dies."""
+
 _TIMEOUT = 0.5
 """Seconds in which a packet of every flow is answered after a case."""
 
 _WARNINGS = 11
 """The invariant on warnings: a reload that goes on although a call has failed says so."""
-
-KILL = "SIGKILL"
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """A call on any node: the `nth`, from 1, that fits a pattern."""
-
-    pattern: str
-    nth: int
-
-    def fits(self, pattern: str) -> bool:
-        """Tell whether a pattern chooses this call."""
-        return self.pattern == pattern or fnmatchcase(self.pattern, pattern.replace("[", "[[]"))
-
-
-@dataclass(slots=True)
-class Case:
-    """A call that fails with an errno (its name), or at which the process is killed (KILL), and what came of it.
-
-    `ended` says how: `failed: ...`, `succeeded`, `killed`, or `not reached` if the call did not come. `wrong` is what
-    does not hold, empty if the case was survived. `start_ns` is when it began (CLOCK_MONOTONIC).
-    """
-
-    what: str
-    place: Place
-    fault: str
-    ended: str = ""
-    wrong: list[str] = field(default_factory=list)
-    start_ns: int = 0
-
-    @property
-    def survived(self) -> bool:
-        return not self.wrong and self.ended != "not reached"
-
-    @property
-    def title(self) -> str:
-        return f"{self.what}, {self.place.pattern} ({self.place.nth}): {self.fault}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,25 +57,11 @@ class SweepResult:
         return {
             "cases": len(self.cases),
             "survived": sum(case.survived for case in self.cases),
-            "failures": [asdict(case) for case in self.cases if not case.survived],
+            "failures": [asdict(case) | {"command": case.command} for case in self.cases if not case.survived],
             "findings": [str(violation) for violation in self.findings],
             "gaps": list(self.gaps),
             "seconds": round(self.seconds, 3),
         }
-
-
-def cases_of(
-    action: Action, calls: Sequence[Call], errnos: Callable[[Call], Sequence[int]], *, kill: bool
-) -> list[Case]:
-    """Return the cases of an action, of which these are the calls."""
-    seen: Counter[str] = Counter()
-    cases = []
-    for call in calls:
-        seen[call.pattern] += 1
-        place = Place(call.pattern, seen[call.pattern])
-        faults = [errno.errorcode[number] for number in errnos(call)] + ([KILL] if kill else [])
-        cases += [Case(action.name, place, fault) for fault in faults]
-    return cases
 
 
 class Sweep:
@@ -122,55 +70,57 @@ class Sweep:
     def __init__(self, scenario: Scenario, cancel: threading.Event | None = None) -> None:
         self._scenario = scenario
         self._cancel = cancel
+        self._first = metrics.read(scenario.node).hits
 
     def calls(self, action: Action) -> list[Call]:
-        """Return the calls of an action, which is done."""
+        """Return the calls of an action, which is done twice: the second time, everything is compiled already."""
         found: list[Call] = []
-        do_gated(self._scenario, action, found.append, cancel=self._cancel)
+        for decide in (lambda call: None, found.append):
+            action.prepare(self._scenario)
+            do_gated(self._scenario, action, decide, cancel=self._cancel)
         return found
 
     def run(self, action: Action, case: Case) -> None:
         """Run a case, and note what came of it."""
-        scenario, place, seen = self._scenario, case.place, Counter[str]()
-        reached = False
-
-        def decide(call: Call) -> Answer:
-            nonlocal reached
-            seen[call.pattern] += 1
-            if reached or call.pattern != place.pattern or seen[call.pattern] != place.nth:
-                return None
-            reached = True
-            return Kill() if case.fault == KILL else Fail(getattr(errno, case.fault))
-
-        before, counted = take(scenario.node), metrics.read(scenario.node)
+        scenario, trigger = self._scenario, Trigger(case)
+        # Nothing is counted here: loads that are gone would fill the map.
+        metrics.forget_hits(scenario.node, keep=self._first)
+        counted = metrics.read(scenario.node)
+        action.prepare(scenario)
+        before = take(scenario.node)
         case.start_ns = time.monotonic_ns()
         try:
-            do_gated(scenario, action, decide, cancel=self._cancel)
+            do_gated(scenario, action, trigger.decide, cancel=self._cancel)
             case.ended = "succeeded"
         except WorkerDied:
             case.ended = "killed"
-        except Cancelled:
-            raise
         except ReloadlabError as error:
-            case.ended = f"failed: {error}"
-            case.wrong += [str(violation) for violation in check_unchanged(before, take(scenario.node))]
-        if not reached:
-            case.ended = "not reached"
+            if self._cancel is not None and self._cancel.is_set():
+                raise
+            case.ended = "cancelled" if isinstance(error, Cancelled) else f"failed: {error}"
+            if action.whole:
+                case.wrong += [str(violation) for violation in check_unchanged(before, take(scenario.node))]
+        if not trigger.reached:
+            case.ended = NOT_REACHED
+        self._push(case, "not answered before the next one")
         try:
             action.do(scenario, threading.Event())
         except ReloadlabError as error:
             case.wrong.append(f"the next one failed: {error}")
-        bursts = scenario.traffic.burst_all(1, timeout=_TIMEOUT)
-        case.wrong += [f"{burst.flow}: not answered afterwards" for burst in bursts if not burst.complete]
+        self._push(case, "not answered after the next one")
         case.wrong += map(str, check_mixed_loads(counted, metrics.read(scenario.node)))
+
+    def _push(self, case: Case, what: str) -> None:
+        bursts = self._scenario.traffic.burst_all(1, timeout=_TIMEOUT)
+        # What arrives of a denied flow is found when the traffic ends.
+        case.wrong += [f"{burst.flow}: {what}" for burst in bursts if not burst.complete and not burst.denied]
 
 
 def sweep(
     spec: NodeSpec,
     actions: Sequence[Action],
     *,
-    errnos: Callable[[Call], Sequence[int]] = errnos_of,
-    kill: bool = True,
+    faults: Faults = EVERY_ERRNO,
     choose: Callable[[Sequence[Case]], Sequence[Case]] = lambda cases: cases,
     on_case: Callable[[Case], object] = lambda case: None,
     cancel: threading.Event | None = None,
@@ -185,10 +135,13 @@ def sweep(
     with scenario:
         runner = Sweep(scenario, cancel)
         for action in actions:
-            for case in choose(cases_of(action, runner.calls(action), errnos, kill=kill)):
+            if action.other_path:
+                scenario.expect(other_path=True)
+            for case in choose(cases_of(action, runner.calls(action), faults)):
                 runner.run(action, case)
                 done.append(case)
                 on_case(case)
+        scenario.expect(migrated=frozenset(name for outcome in scenario.outcomes for name in outcome.migrated))
         with suppress(InvariantsViolated):
             scenario.finish()
         scenario.abandon()

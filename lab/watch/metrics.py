@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from datapath.base.mapnames import METRICS, policy_map
@@ -61,6 +61,21 @@ def _hits(node: Node) -> dict[tuple[int, int, int], int]:
         (key.generation, key.source, key.program): sum(int.from_bytes(value, "little") for value in values)
         for key, values in found.items()
     }
+
+
+def forget_hits(node: Node, *, keep: Container[tuple[int, int, int]]) -> None:
+    """Delete the counters of loads, all but those to be kept: thousands of loads have more than there is room for.
+
+    Of a load that is attached, they begin anew.
+    """
+    opened = find_map(node, "reloadlab_hits")
+    if opened is None:
+        return
+    with opened:
+        for key in list(opened.keys()):
+            found = HitsKey.unpack(key)
+            if (found.generation, found.source, found.program) not in keep:
+                opened.delete(key)
 
 
 def packets(node: Node) -> dict[tuple[int, int], int]:

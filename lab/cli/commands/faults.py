@@ -9,7 +9,8 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from lab.cli.datapath import require_compiler
-from lab.cli.networks import add_node_options, own_node
+from lab.cli.networks import own_node
+from lab.cli.proofs import actions_of, add_action_options, check_actions
 from lab.cli.targets import BadOption, count, make_console, print_json
 from lab.doctor.doctor import require
 from lab.node import registry
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from argparse import _SubParsersAction
 
     from lab.gates.call import Call
-    from lab.proof.sweep import Case
+    from lab.proof.cases import Case, Faults
 
 LAB = "faults"
 
@@ -32,7 +33,7 @@ def add_parser(subparsers: _SubParsersAction[argparse.ArgumentParser]) -> None:
         "killed there. After each case the node must be entirely as before or as after a reload, packets of all kinds "
         "must be answered, and the next reload must succeed. Exit code 1 if a case was not survived.",
     )
-    parser.add_argument("subjects", nargs="*", metavar="SUBJECT", help="what is reloaded: pod-1, host, ... (each kind)")
+    add_action_options(parser)
     parser.add_argument(
         "--errno",
         metavar="LIST",
@@ -40,10 +41,10 @@ def add_parser(subparsers: _SubParsersAction[argparse.ArgumentParser]) -> None:
     )
     parser.add_argument("--no-kill", dest="kill", action="store_false", help="do not kill the process at the calls")
     parser.add_argument("--kill", dest="only_kill", action="store_true", help="kill it, and have no call fail")
+    parser.add_argument("--cancel", action="store_true", help="cancel it at each call (SIGTERM), and have no call fail")
     parser.add_argument("--calls", metavar="PATTERN", help="only calls like this: 'MAP_UPDATE cilium_calls_*'")
     parser.add_argument("--nth", type=count, metavar="N", help="only the Nth of the calls that look alike")
     parser.add_argument("--sample", type=count, metavar="N", help="only N cases, spread evenly over the calls")
-    add_node_options(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object, with every case")
     parser.set_defaults(run=run)
 
@@ -52,15 +53,16 @@ def run(args: argparse.Namespace) -> int:
     """Run the cases, and print what came of them."""
     from lab.agent.options import check_library
     from lab.cli.proof_view import case_line, print_sweep
-    from lab.proof.actions import reloads
     from lab.proof.sweep import sweep
 
     check_library(args.library)
+    check_actions(args)
     if args.only_kill and (args.errno or not args.kill):
         raise BadOption("--kill means kills alone: without --errno and --no-kill")
+    if args.cancel and (args.errno or not args.kill):
+        raise BadOption("--cancel means cancellations alone, or with --kill: without --errno and --no-kill")
     spec = own_node(args, LAB)
-    actions = reloads(spec, args.subjects, [])
-    errnos = _errnos(args)
+    actions, faults = actions_of(args, spec), _faults(args)
     require("root", "notify")
     require_compiler(None)
     registry.sweep()
@@ -74,8 +76,7 @@ def run(args: argparse.Namespace) -> int:
         result = sweep(
             spec,
             actions,
-            errnos=errnos,
-            kill=args.kill,
+            faults=faults,
             choose=partial(_chosen, args),
             on_case=note,
             cancel=cancel,
@@ -83,16 +84,24 @@ def run(args: argparse.Namespace) -> int:
             defines=tuple(args.defines),
         )
     print_sweep(console, result)
+    if not result.cases:
+        raise BadOption(f"no call fits {args.calls or ''}{f', number {args.nth}' if args.nth else ''}".strip())
     if args.json:
         print_json(result.to_json())
     return 0 if result.holds else 1
 
 
+def _faults(args: argparse.Namespace) -> Faults:
+    from lab.proof.cases import Faults
+
+    alone = args.only_kill or args.cancel
+    errnos = (lambda call: ()) if alone else _errnos(args)
+    return Faults(errnos, kill=args.only_kill if alone else args.kill, cancel=args.cancel)
+
+
 def _errnos(args: argparse.Namespace) -> Callable[[Call], Sequence[int]]:
     from lab.proof.errnos import errnos_of, first_errno_of
 
-    if args.only_kill:
-        return lambda call: ()
     if args.errno is None:
         return first_errno_of
     if args.errno == "all":
@@ -109,8 +118,6 @@ def _errnos(args: argparse.Namespace) -> Callable[[Call], Sequence[int]]:
 def _chosen(args: argparse.Namespace, cases: Sequence[Case]) -> Sequence[Case]:
     found = [case for case in cases if args.calls is None or case.place.fits(args.calls)]
     found = [case for case in found if args.nth is None or case.place.nth == args.nth]
-    if not found:
-        raise BadOption(f"no call fits {args.calls or ''}{f', number {args.nth}' if args.nth else ''}".strip())
     if args.sample is None or args.sample >= len(found):
         return found
     return [found[number * len(found) // args.sample] for number in range(args.sample)]

@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from lab.cli.datapath import define, require_compiler
-from lab.cli.networks import add_node_options, own_node
-from lab.cli.targets import BadOption, count, make_console, print_json
+from lab.cli.datapath import require_compiler
+from lab.cli.networks import own_node
+from lab.cli.proofs import actions_of, add_action_options, check_actions
+from lab.cli.targets import count, make_console, print_json
 from lab.doctor.doctor import require
 from lab.node import registry
 from lab.system.signals import cancel_on_signals
@@ -26,19 +27,8 @@ def add_parser(subparsers: _SubParsersAction[argparse.ArgumentParser]) -> None:
         "were answered: old and new connections, IPv4 and IPv6, and what must be denied. Exit code 1 if one was lost, "
         "got where it must not, or took another way.",
     )
-    parser.add_argument("subjects", nargs="*", metavar="SUBJECT", help="what is reloaded: pod-1, host, ... (each kind)")
-    parser.add_argument("--switch", action="store_true", help="switch endpoint routes, and back, instead of reloads")
-    parser.add_argument(
-        "--with",
-        dest="changed",
-        type=define,
-        action="append",
-        default=[],
-        metavar="NAME[=VALUE]",
-        help="a macro that only the reloads under proof are built with; may be repeated",
-    )
     parser.add_argument("--rounds", type=count, default=1, metavar="N", help="all of it N times (1)")
-    add_node_options(parser)
+    add_action_options(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object, with every call")
     parser.set_defaults(run=run)
 
@@ -47,14 +37,12 @@ def run(args: argparse.Namespace) -> int:
     """Prove the reloads, and print what came of it."""
     from lab.agent.options import check_library
     from lab.cli.proof_view import print_proof
-    from lab.proof.actions import reloads, switches
     from lab.proof.prove import prove
 
     check_library(args.library)
-    if args.switch and (args.subjects or args.changed):
-        raise BadOption("--switch switches the whole node: without a SUBJECT and without --with")
+    check_actions(args)
     spec = own_node(args, LAB)
-    actions = switches(spec) if args.switch else reloads(spec, args.subjects, args.changed)
+    actions = actions_of(args, spec)
     require("root", "notify")
     require_compiler(None)
     registry.sweep()

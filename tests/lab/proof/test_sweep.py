@@ -15,8 +15,9 @@ from lab.gates.call import Call
 from lab.node.topology import NodeSpec
 from lab.proof.action import Action
 from lab.proof.actions import reloads
-from lab.proof.errnos import errnos_of, first_errno_of
-from lab.proof.sweep import KILL, Case, Place, sweep
+from lab.proof.cases import KILL, Case, Faults, Place
+from lab.proof.errnos import first_errno_of
+from lab.proof.sweep import sweep
 from lab.scenario.scenario import Scenario
 from tests.lab.proof.refused import refused
 
@@ -31,7 +32,7 @@ def spread(number: int, cases: Sequence[Case]) -> list[Case]:
 @pytest.mark.parametrize("subject", ["pod-1", "host"])
 def test_a_sample_of_the_cases_is_survived(subject: str) -> None:
     spec = NodeSpec(f"sweep-{subject}", endpoint_routes=True)
-    result = sweep(spec, reloads(spec, [subject], []), errnos=errnos_of, choose=partial(spread, SAMPLE))
+    result = sweep(spec, reloads(spec, [subject], []), choose=partial(spread, SAMPLE))
     assert [case.title for case in result.cases if not case.survived] == []
     assert (result.findings, result.gaps) == ([], [])
     assert result.holds
@@ -55,7 +56,7 @@ def test_a_step_that_is_not_taken_back_is_found() -> None:
 
     spec = NodeSpec("sweep-of-fault")
     action = Action("reload of pod-1", reload)
-    result = sweep(spec, [action], errnos=first_errno_of, kill=False, choose=named("link *"))
+    result = sweep(spec, [action], faults=Faults(first_errno_of, kill=False), choose=named("link *"))
     (case,) = result.cases
     assert not result.holds
     assert case.ended.startswith("failed: ")

@@ -1,0 +1,55 @@
+"""The arguments of `reloadlab prove` and `reloadlab faults`: what is done, and on which node."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from lab.cli.datapath import define
+from lab.cli.networks import PODS, add_node_options
+from lab.cli.targets import BadOption
+
+if TYPE_CHECKING:
+    from lab.node.topology import NodeSpec
+    from lab.proof.action import Action
+
+
+def add_action_options(parser: argparse.ArgumentParser) -> None:
+    """Declare what is done, and the node that it is done on."""
+    parser.add_argument("subjects", nargs="*", metavar="SUBJECT", help="what is reloaded: pod-1, host, ... (each kind)")
+    parser.add_argument("--switch", action="store_true", help="switch endpoint routes, and back, instead of reloads")
+    parser.add_argument(
+        "--with",
+        dest="changed",
+        type=define,
+        action="append",
+        default=[],
+        metavar="NAME[=VALUE]",
+        help="a macro that only these reloads are built with; may be repeated",
+    )
+    add_node_options(parser)
+
+
+def check_actions(args: argparse.Namespace) -> None:
+    """Raise BadOption for what does not go together."""
+    if args.switch and (args.subjects or args.changed):
+        raise BadOption("--switch switches the whole node: without a SUBJECT and without --with")
+
+
+def actions_of(args: argparse.Namespace, spec: NodeSpec) -> list[Action]:
+    """Return what the options ask for, each with the arguments that ask for it alone."""
+    from lab.proof.actions import reloads, switches
+
+    actions = switches(spec) if args.switch else reloads(spec, args.subjects, args.changed)
+    node = _node_arguments(args)
+    return [replace(action, arguments=(*action.arguments, *node)) for action in actions]
+
+
+def _node_arguments(args: argparse.Namespace) -> tuple[str, ...]:
+    """Return the arguments that make such a node again."""
+    found = [] if args.pods == PODS else ["--pods", str(args.pods)]
+    found += [option for option in ("--endpoint-routes", "--tunnel") if vars(args)[option[2:].replace("-", "_")]]
+    found += ["--devices", args.devices] if args.devices else []
+    found += ["--library", str(args.library)] if args.library is not None else []
+    return (*found, *(word for name, value in args.defines for word in ("-D", f"{name}={value}")))

@@ -1,0 +1,120 @@
+"""The cases of a sweep: what happens at which call, and what came of it."""
+
+from __future__ import annotations
+
+import errno
+import shlex
+import signal
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+
+from lab.gates.call import Call
+from lab.gates.supervisor import Answer, Fail, Kill, Signal
+from lab.proof.action import Action
+
+KILL = "SIGKILL"
+CANCEL = "cancelled"
+
+NOT_REACHED = "not reached"
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A call on any node: the `nth`, from 1, that fits a pattern."""
+
+    pattern: str
+    nth: int
+
+    def fits(self, pattern: str) -> bool:
+        """Tell whether a pattern chooses this call."""
+        return self.pattern == pattern or fnmatchcase(self.pattern, pattern.replace("[", "[[]"))
+
+
+@dataclass(slots=True)
+class Case:
+    """A fault at a call, and what came of it.
+
+    The call fails with an errno (its name), the process is killed there (KILL), or what it does is cancelled (CANCEL).
+    `ended` says how: `failed: ...`, `succeeded`, `killed`, `cancelled`, or `not reached` if the call did not come.
+    `wrong` is what does not hold, empty if the case was survived. `start_ns` is when it began (CLOCK_MONOTONIC).
+    `arguments` are those of the action.
+    """
+
+    what: str
+    place: Place
+    fault: str
+    ended: str = ""
+    wrong: list[str] = field(default_factory=list)
+    start_ns: int = 0
+    arguments: tuple[str, ...] = ()
+
+    @property
+    def command(self) -> str:
+        """The command that runs this case alone."""
+        fault = {KILL: ("--kill",), CANCEL: ("--cancel",)}.get(self.fault, ("--errno", self.fault, "--no-kill"))
+        where = ("--calls", self.place.pattern, "--nth", str(self.place.nth))
+        return shlex.join(("reloadlab", "faults", *self.arguments, *where, *fault))
+
+    @property
+    def survived(self) -> bool:
+        return not self.wrong and self.ended != NOT_REACHED
+
+    @property
+    def title(self) -> str:
+        return f"{self.what}, {self.place.pattern} ({self.place.nth}): {self.fault}"
+
+    @property
+    def answer(self) -> Answer:
+        """What becomes of the call."""
+        if self.fault == KILL:
+            return Kill()
+        return Signal(signal.SIGTERM) if self.fault == CANCEL else Fail(getattr(errno, self.fault))
+
+
+@dataclass(frozen=True, slots=True)
+class Faults:
+    """What happens at each call, one after the other: `errnos` of it, a kill, a cancellation."""
+
+    errnos: Callable[[Call], Sequence[int]]
+    kill: bool = True
+    cancel: bool = False
+
+    def of(self, call: Call) -> Iterator[str]:
+        """Yield the faults at a call, by their names."""
+        yield from (errno.errorcode[number] for number in self.errnos(call))
+        if self.kill:
+            yield KILL
+        if self.cancel:
+            yield CANCEL
+
+
+class Trigger:
+    """Decides on the calls of a case: the one of its place gets the case's answer, all others happen."""
+
+    def __init__(self, case: Case) -> None:
+        self._case = case
+        self._seen = 0
+        self.reached = False
+
+    def decide(self, call: Call) -> Answer:
+        """Answer a call."""
+        if self.reached or call.pattern != self._case.place.pattern:
+            return None
+        self._seen += 1
+        self.reached = self._seen == self._case.place.nth
+        return self._case.answer if self.reached else None
+
+
+def cases_of(action: Action, calls: Sequence[Call], faults: Faults) -> list[Case]:
+    """Return the cases of an action of which these are the calls; of a series of one map's keys, a few."""
+    total, seen = Counter(call.pattern for call in calls), Counter[str]()
+    cases = []
+    for call in calls:
+        seen[call.pattern] += 1
+        place, count = Place(call.pattern, seen[call.pattern]), total[call.pattern]
+        # By parts of the whole: the number of entries differs from one time to the next.
+        if not call.map or place.nth in (1, 2, count // 4, count // 2):
+            cases += [Case(action.name, place, fault, arguments=action.arguments) for fault in faults.of(call)]
+    return cases
