@@ -16,14 +16,21 @@ R = TypeVar("R")
 
 
 def under_gates(
-    reloader: Reloader, do: Callable[[threading.Event], R], decide: Decide, *, cancel: threading.Event | None = None
+    reloader: Reloader,
+    do: Callable[[threading.Event], R],
+    decide: Decide,
+    *,
+    cancel: threading.Event | None = None,
+    look_ups: bool = True,
 ) -> R:
     """Do something with a copy of `reloader`, and have each call below its node's state and pins decided on.
+
+    Without `look_ups`, single look-ups of maps are not stopped.
 
     `do` gets the event that cancels it. `decide` is called in a thread of this process. Raises what `do` raised,
     WorkerDied if the process was killed, and what `decide` raised, which ends the gates: the calls that are left fail
     with ENOSYS.
     """
     pins = reloader.config.globals
-    with gated(decide, directories=[reloader.node.root / registry.STATE, pins], pins=pins) as enter:
+    with gated(decide, directories=[reloader.node.root / registry.STATE, pins], pins=pins, look_ups=look_ups) as enter:
         return do_in_worker(reloader, do, on_worker=enter, cancel=cancel)

@@ -12,6 +12,7 @@ from lab.cli.targets import plural
 from lab.proof.cases import Case
 from lab.proof.result import Gated, Proof
 from lab.proof.sweep import SweepResult
+from lab.proof.two import Meeting, Meetings
 
 ENDS = ("failed", "succeeded", "killed", "cancelled", "not reached")
 """How a case can end."""
@@ -65,3 +66,26 @@ def print_sweep(console: Console, result: SweepResult) -> None:
     console.print(
         f"\n{plural(len(result.cases), 'case')} in {result.seconds:.0f} s, {survived} survived", highlight=False
     )
+
+
+def meeting_line(meeting: Meeting) -> str:
+    """Return what is printed of a meeting at which something was wrong."""
+    return f"{meeting.title}: {'; '.join(meeting.wrong)}"
+
+
+def print_meetings(console: Console, result: Meetings) -> None:
+    """Print how many meetings of each pair there were, and the sum."""
+    table = Table("reloads", "meetings", "wrong", box=None, pad_edge=False)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for what in dict.fromkeys(meeting.what for meeting in result.meetings):
+        meetings = [meeting for meeting in result.meetings if meeting.what == what]
+        table.add_row(what, str(len(meetings)), str(sum(bool(meeting.wrong) for meeting in meetings)))
+    console.print(table)
+    for violation in result.findings:
+        console.print(f"at no meeting in particular: {violation}", markup=False, highlight=False, soft_wrap=True)
+    for gap in result.gaps:
+        console.print(f"not seen: {gap}", markup=False, highlight=False, soft_wrap=True)
+    wrong = sum(bool(meeting.wrong) for meeting in result.meetings)
+    count = plural(len(result.meetings), "meeting")
+    console.print(f"\n{count} in {result.seconds:.0f} s, something was wrong at {wrong}", highlight=False)

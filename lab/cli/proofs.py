@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from lab.cli.datapath import define
 from lab.cli.networks import PODS, add_node_options
@@ -13,6 +14,8 @@ from lab.cli.targets import BadOption
 if TYPE_CHECKING:
     from lab.node.topology import NodeSpec
     from lab.proof.action import Action
+
+T = TypeVar("T")
 
 
 def add_action_options(parser: argparse.ArgumentParser) -> None:
@@ -44,6 +47,13 @@ def actions_of(args: argparse.Namespace, spec: NodeSpec) -> list[Action]:
     actions = switches(spec) if args.switch else reloads(spec, args.subjects, args.changed)
     node = _node_arguments(args)
     return [replace(action, arguments=(*action.arguments, *node)) for action in actions]
+
+
+def spread(items: Sequence[T], number: int | None) -> Sequence[T]:
+    """Return so many of the items, spread evenly; None: all."""
+    if number is None or number >= len(items):
+        return items
+    return [items[at * len(items) // number] for at in range(number)]
 
 
 def _node_arguments(args: argparse.Namespace) -> tuple[str, ...]:

@@ -54,6 +54,16 @@ class Call:
         return name if bracket and self.name.startswith("MAP_") and not key[:-1].isdecimal() else ""
 
     @property
+    def is_look_up(self) -> bool:
+        """Whether it is a look-up of one element, or of the next key: loaders read tens of thousands."""
+        return self.syscall == "bpf" and self.name in ("MAP_LOOKUP", "MAP_GET_NEXT_KEY")
+
+    @property
+    def series(self) -> str:
+        """The map, if the call is likely to be one of many that differ in the key alone; empty for others."""
+        return self.subject.partition("[")[0] if self.is_look_up else self.map
+
+    @property
     def changes(self) -> bool:
         """Whether something may be another after the call than before it."""
         return not self.name.startswith(_READS) or self.name.startswith("MAP_LOOKUP_AND_DELETE")
@@ -62,8 +72,8 @@ class Call:
     def pattern(self) -> str:
         """A pattern that this call fits on every node: without interfaces of pods, ids, directories and keys."""
         subject = _TEMPORARY.sub("*", _OF_ONE_NODE.sub("*", self.subject))
-        if self.map:
-            subject = f"{self.map}[0x*]"
+        if self.series and "[" in subject:
+            subject = f"{self.series}[*]"
         return f"{self.name} {'*' if subject.isdecimal() else subject}".rstrip()
 
     def fits(self, pattern: str) -> bool:

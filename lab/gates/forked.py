@@ -15,16 +15,17 @@ from lab.gates.seccomp import Listener, install
 from lab.gates.supervisor import Decide, Supervisor
 
 _NUMBERS = struct.Struct("=ii")
+_LISTENER = "anon_inode:seccomp notify"
 
 
 @contextmanager
 def gated(
-    decide: Decide, *, directories: Sequence[Path], pins: Path, receives: bool = False
+    decide: Decide, *, directories: Sequence[Path], pins: Path, receives: bool = False, look_ups: bool = True
 ) -> Iterator[Callable[[], None]]:
     """Yield what a forked process calls to have its calls decided on from then on, by a thread of this process.
 
     The process has to be forked, and waited for, inside. What `decide` raises is raised at the end, and the calls that
-    are left fail with ENOSYS. `directories`, `pins` and `receives` are as the Supervisor's.
+    are left fail with ENOSYS. `directories`, `pins` and `receives` are as the Supervisor's, `look_ups` as install()'s.
     """
     raised: list[BaseException] = []
     with ExitStack() as stack:
@@ -44,7 +45,7 @@ def gated(
         thread = threading.Thread(target=serve, name="gates", daemon=True)
         thread.start()
         try:
-            yield lambda: _enter(inner)
+            yield lambda: _enter(inner, look_ups=look_ups)
         finally:
             # For a thread that waits for a process that has never come.
             inner.shutdown(socket.SHUT_RDWR)
@@ -53,18 +54,29 @@ def gated(
         raise raised[0]
 
 
-def _enter(inner: socket.socket) -> None:
+def _enter(inner: socket.socket, *, look_ups: bool) -> None:
     """Put the calling process under the filter; return once the other side has the listener.
 
     Not by SCM_RIGHTS: sendmsg(2) is stopped by then, and nobody is there yet.
     """
-    listener = install()
+    _close_inherited()
+    listener = install(look_ups=look_ups)
     try:
         os.write(inner.fileno(), _NUMBERS.pack(os.getpid(), listener))
         os.read(inner.fileno(), 1)
     finally:
         # The other side's descriptor is the only one: if it dies, nothing waits for it.
         os.close(listener)
+
+
+def _close_inherited() -> None:
+    """Close the listeners that came with the fork: who is stopped by them must not wait for this process as well."""
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            if os.readlink(f"/proc/self/fd/{name}") == _LISTENER:
+                os.close(int(name))
+        except FileNotFoundError:  # the directory itself
+            continue
 
 
 def _take(outer: socket.socket) -> Listener | None:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 from datapath.errors import ReloadlabError
 from datapath.kernel.libc import function
+from datapath.kernel.uapi import Cmd
 
 _SECCOMP_SET_MODE_FILTER, _SECCOMP_GET_ACTION_AVAIL = 1, 2
 _NEW_LISTENER = 1 << 3
@@ -113,14 +114,16 @@ def number_of(name: str) -> int:
     return _machine()[2][name]
 
 
-def install() -> int:
+def install(*, look_ups: bool = True) -> int:
     """Put the calling process under the filter, and return the listener, which exec closes. Needs CAP_SYS_ADMIN.
 
+    Without `look_ups`, the bpf(2) by which one element of a map is looked up, or the next key, is not stopped: some
+    loaders read tens of thousands.
     The caller hands the listener on, and closes its own descriptor: else nothing ends the calls when the other end
     dies.
     """
     arch, seccomp, numbers = _machine()
-    program = _program(arch, numbers)
+    program = _program(arch, numbers, look_ups=look_ups)
     code = ctypes.create_string_buffer(program, len(program))
     fprog = struct.pack("@HP", len(program) // _INSTRUCTION.size, ctypes.addressof(code))
     for flags in (_NEW_LISTENER | _WAIT_KILLABLE_RECV, _NEW_LISTENER):
@@ -133,12 +136,21 @@ def install() -> int:
     raise NoUserNotification(f"seccomp(SECCOMP_FILTER_FLAG_NEW_LISTENER): {os.strerror(number)}")
 
 
-def _program(arch: int, numbers: dict[str, int]) -> bytes:
+def _program(arch: int, numbers: dict[str, int], *, look_ups: bool) -> bytes:
     """Return the filter: these calls are stopped, those that open a file only if it may be written."""
     flags = {"open": 1, "openat": 2}
     body: list[tuple[int, int, int, int]] = []
     for name, number in numbers.items():
-        if name in flags:
+        if name == "bpf" and not look_ups:
+            body += [
+                (_JUMP_EQUAL, 0, 5, number),
+                (_LOAD, 0, 0, 16),
+                (_JUMP_EQUAL, 1, 0, Cmd.MAP_LOOKUP_ELEM),
+                (_JUMP_EQUAL, 0, 1, Cmd.MAP_GET_NEXT_KEY),
+                (_RETURN, 0, 0, _RET_ALLOW),
+                (_RETURN, 0, 0, _RET_USER_NOTIF),
+            ]
+        elif name in flags:
             # seccomp_data.args[n], its lower half: both machines are little-endian.
             body += [
                 (_JUMP_EQUAL, 0, 4, number),

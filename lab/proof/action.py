@@ -38,8 +38,12 @@ class Action:
             self.before(scenario, threading.Event())
 
 
-def do_gated(scenario: Scenario, action: Action, decide: Decide, *, cancel: threading.Event | None = None) -> None:
+def do_gated(
+    scenario: Scenario, action: Action, decide: Decide, *, cancel: threading.Event | None = None, look_ups: bool = True
+) -> None:
     """Do it, and have each call decided on; once `cancel` is set, all happen at once.
+
+    Without `look_ups`, single look-ups of maps are not stopped.
 
     Raises what the action raised, WorkerDied if its process was killed, Cancelled even if it came to its end.
     """
@@ -47,6 +51,12 @@ def do_gated(scenario: Scenario, action: Action, decide: Decide, *, cancel: thre
     def unless_cancelled(call: Call) -> Answer:
         return None if cancel is not None and cancel.is_set() else decide(call)
 
-    under_gates(scenario.agent, lambda cancelled: action.do(scenario, cancelled), unless_cancelled, cancel=cancel)
+    under_gates(
+        scenario.agent,
+        lambda cancelled: action.do(scenario, cancelled),
+        unless_cancelled,
+        cancel=cancel,
+        look_ups=look_ups,
+    )
     if cancel is not None and cancel.is_set():
         raise Cancelled(f"cancelled during {action.name}")

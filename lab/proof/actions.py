@@ -65,3 +65,13 @@ def _switched(on: bool, do: Switch, before: Switch) -> Action:
 
 def _switch(on: bool, scenario: Scenario, cancel: threading.Event) -> None:
     scenario.agent.set_endpoint_routes(on, workers=WORKERS, cancel=cancel)
+
+
+def pairs(spec: NodeSpec, subjects: Sequence[str], macros: Sequence[tuple[str, str]]) -> list[tuple[Action, Action]]:
+    """Return two reloads at once: of two subjects, of one twice, or of a pod with each kind and with itself."""
+    if not subjects:
+        pods = [pod.name for pod in spec.pod_specs]
+        others = (*pods[1:2], HOST, *((OVERLAY_SUBJECT,) if spec.tunnel else ()), pods[0])
+        return [pair for other in others for pair in pairs(spec, (pods[0], other), macros)]
+    first, second = (reloads(spec, [subject], macros) for subject in (*subjects, *subjects)[:2])
+    return list(zip(first, second, strict=True))

@@ -6,13 +6,15 @@ import errno
 import shlex
 import signal
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from typing import Protocol
 
 from lab.gates.call import Call
 from lab.gates.supervisor import Answer, Fail, Kill, Signal
 from lab.proof.action import Action
+from lab.watch.violation import Violation
 
 KILL = "SIGKILL"
 CANCEL = "cancelled"
@@ -26,6 +28,11 @@ class Place:
 
     pattern: str
     nth: int
+
+    @property
+    def is_look_up(self) -> bool:
+        """Whether it is one of the calls that can be left to happen at once (lab.gates.seccomp.install)."""
+        return self.pattern.startswith(("MAP_LOOKUP ", "MAP_GET_NEXT_KEY "))
 
     def fits(self, pattern: str) -> bool:
         """Tell whether a pattern chooses this call."""
@@ -107,14 +114,42 @@ class Trigger:
         return self._case.answer if self.reached else None
 
 
-def cases_of(action: Action, calls: Sequence[Call], faults: Faults) -> list[Case]:
-    """Return the cases of an action of which these are the calls; of a series of one map's keys, a few."""
+def places_of(calls: Sequence[Call]) -> Iterator[tuple[Call, Place]]:
+    """Yield calls with their places; of a series of one map's keys, a few."""
     total, seen = Counter(call.pattern for call in calls), Counter[str]()
-    cases = []
     for call in calls:
         seen[call.pattern] += 1
-        place, count = Place(call.pattern, seen[call.pattern]), total[call.pattern]
+        nth, count = seen[call.pattern], total[call.pattern]
         # By parts of the whole: the number of entries differs from one time to the next.
-        if not call.map or place.nth in (1, 2, count // 4, count // 2):
-            cases += [Case(action.name, place, fault, arguments=action.arguments) for fault in faults.of(call)]
-    return cases
+        if not call.series or nth in (1, 2, count // 4, count // 2):
+            yield call, Place(call.pattern, nth)
+
+
+def cases_of(action: Action, calls: Sequence[Call], faults: Faults) -> list[Case]:
+    """Return the cases of an action of which these are the calls."""
+    return [
+        Case(action.name, place, fault, arguments=action.arguments)
+        for call, place in places_of(calls)
+        for fault in faults.of(call)
+    ]
+
+
+class Timed(Protocol):
+    """Something that began at a time (CLOCK_MONOTONIC), and what does not hold of it."""
+
+    start_ns: int
+    wrong: list[str]
+
+
+def note_findings(violations: Iterable[Violation], done: Sequence[Timed]) -> Iterator[Violation]:
+    """Note violations with what was done when they happened; yield those that belong to nothing."""
+    for violation in violations:
+        found = {id(each): each for at in violation.at if (each := _at(done, at)) is not None}
+        for each in found.values():
+            each.wrong.append(str(violation))
+        if not found:
+            yield violation
+
+
+def _at(done: Sequence[Timed], at_ns: int) -> Timed | None:
+    return next((each for each in reversed(done) if each.start_ns <= at_ns), None)

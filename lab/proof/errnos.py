@@ -1,7 +1,7 @@
 """With which errors each system call of a loader can fail, other than for a fault of the loader itself.
 
-Not those that say of the node what is not so: ENOENT of what is there, EEXIST of what is not. The call that fails has
-not happened, and a loader may rely on what it was told.
+Not those that say of the node what is not so: ENOENT of what is there, EEXIST of what is not, E2BIG of a map that has
+room. The call that fails has not happened, and a loader may rely on what it was told.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _OF_CALLS = {
     "MAP_CREATE": (errno.ENOMEM, errno.EPERM),
     "PROG_LOAD": (errno.EACCES, errno.EAGAIN, errno.E2BIG, errno.ENOMEM),
     "BTF_LOAD": (errno.EINVAL, errno.ENOMEM),
-    "MAP_UPDATE": (errno.ENOMEM, errno.E2BIG, errno.EBUSY),
+    "MAP_UPDATE": (errno.ENOMEM, errno.EBUSY),
     "MAP_DELETE": (errno.EBUSY,),
     "MAP_LOOKUP": (errno.ENOMEM,),
     "MAP_GET_NEXT_KEY": (errno.ENOMEM,),

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -18,7 +18,7 @@ from datapath.errors import Cancelled, ReloadlabError
 from lab.gates.call import Call
 from lab.node.topology import NodeSpec
 from lab.proof.action import RATE, Action, do_gated
-from lab.proof.cases import NOT_REACHED, Case, Faults, Trigger, cases_of
+from lab.proof.cases import NOT_REACHED, Case, Faults, Trigger, cases_of, note_findings
 from lab.proof.errnos import errnos_of
 from lab.scenario.scenario import Scenario
 from lab.scenario.verdict import InvariantsViolated
@@ -36,7 +36,7 @@ _TIMEOUT = 0.5
 """Seconds in which a packet of every flow is answered after a case."""
 
 _WARNINGS = 11
-"""The invariant on warnings: a reload that goes on although a call has failed says so."""
+"""The number of the invariant on warnings."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,11 +73,12 @@ class Sweep:
         self._first = metrics.read(scenario.node).hits
 
     def calls(self, action: Action) -> list[Call]:
-        """Return the calls of an action, which is done twice: the second time, everything is compiled already."""
+        """Return the calls of an action, which is done twice: the second time, everything is compiled and known."""
         found: list[Call] = []
-        for decide in (lambda call: None, found.append):
-            action.prepare(self._scenario)
-            do_gated(self._scenario, action, decide, cancel=self._cancel)
+        action.prepare(self._scenario)
+        action.do(self._scenario, self._cancel or threading.Event())
+        action.prepare(self._scenario)
+        do_gated(self._scenario, action, found.append, cancel=self._cancel)
         return found
 
     def run(self, action: Action, case: Case) -> None:
@@ -90,7 +91,7 @@ class Sweep:
         before = take(scenario.node)
         case.start_ns = time.monotonic_ns()
         try:
-            do_gated(scenario, action, trigger.decide, cancel=self._cancel)
+            do_gated(scenario, action, trigger.decide, cancel=self._cancel, look_ups=case.place.is_look_up)
             case.ended = "succeeded"
         except WorkerDied:
             case.ended = "killed"
@@ -145,21 +146,7 @@ def sweep(
         with suppress(InvariantsViolated):
             scenario.finish()
         scenario.abandon()
-    rest = list(_unplaced(scenario.findings, done))
+    # A reload that goes on although a call has failed warns of it.
+    found = [violation for violation in scenario.findings if violation.invariant != _WARNINGS]
+    rest = list(note_findings(found, done))
     return SweepResult(done, rest, scenario.gaps, time.monotonic() - started)
-
-
-def _unplaced(violations: Sequence[Violation], cases: Sequence[Case]) -> Iterator[Violation]:
-    """Note violations with the cases during which they happened; yield those that belong to none."""
-    for violation in violations:
-        if violation.invariant == _WARNINGS:
-            continue
-        found = {case.start_ns: case for at in violation.at if (case := _during(cases, at)) is not None}
-        for case in found.values():
-            case.wrong.append(str(violation))
-        if not found:
-            yield violation
-
-
-def _during(cases: Sequence[Case], at_ns: int) -> Case | None:
-    return next((case for case in reversed(cases) if case.start_ns <= at_ns), None)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from lab.cli.datapath import require_compiler
 from lab.cli.networks import own_node
-from lab.cli.proofs import actions_of, add_action_options, check_actions
+from lab.cli.proofs import actions_of, add_action_options, check_actions, spread
 from lab.cli.targets import BadOption, count, make_console, print_json
 from lab.doctor.doctor import require
 from lab.node import registry
@@ -68,8 +68,11 @@ def run(args: argparse.Namespace) -> int:
     registry.sweep()
     console = make_console(stderr=args.json)
 
+    told: dict[int, int] = {}
+
     def note(case: Case) -> None:
-        if not case.survived:
+        if not case.survived and told.get(id(case)) != len(case.wrong):
+            told[id(case)] = len(case.wrong)
             console.print(f"  {case_line(case)}", markup=False, highlight=False, soft_wrap=True)
 
     with cancel_on_signals() as cancel:
@@ -83,6 +86,9 @@ def run(args: argparse.Namespace) -> int:
             library=args.library,
             defines=tuple(args.defines),
         )
+    # What was found at the end as well.
+    for case in result.cases:
+        note(case)
     print_sweep(console, result)
     if not result.cases:
         raise BadOption(f"no call fits {args.calls or ''}{f', number {args.nth}' if args.nth else ''}".strip())
@@ -118,6 +124,4 @@ def _errnos(args: argparse.Namespace) -> Callable[[Call], Sequence[int]]:
 def _chosen(args: argparse.Namespace, cases: Sequence[Case]) -> Sequence[Case]:
     found = [case for case in cases if args.calls is None or case.place.fits(args.calls)]
     found = [case for case in found if args.nth is None or case.place.nth == args.nth]
-    if args.sample is None or args.sample >= len(found):
-        return found
-    return [found[number * len(found) // args.sample] for number in range(args.sample)]
+    return spread(found, args.sample)

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from lab.cli.datapath import require_compiler
 from lab.cli.networks import own_node
-from lab.cli.proofs import actions_of, add_action_options, check_actions
-from lab.cli.targets import count, make_console, print_json
+from lab.cli.proofs import actions_of, add_action_options, check_actions, spread
+from lab.cli.targets import BadOption, count, make_console, print_json
 from lab.doctor.doctor import require
 from lab.node import registry
 from lab.system.signals import cancel_on_signals
 
 if TYPE_CHECKING:
     from argparse import _SubParsersAction
+
+    from lab.proof.cases import Place
 
 LAB = "proof"
 
@@ -27,7 +30,14 @@ def add_parser(subparsers: _SubParsersAction[argparse.ArgumentParser]) -> None:
         "were answered: old and new connections, IPv4 and IPv6, and what must be denied. Exit code 1 if one was lost, "
         "got where it must not, or took another way.",
     )
-    parser.add_argument("--rounds", type=count, default=1, metavar="N", help="all of it N times (1)")
+    parser.add_argument("--rounds", type=count, metavar="N", help="all of it N times (1)")
+    parser.add_argument(
+        "--two",
+        action="store_true",
+        help="reload two SUBJECTs at once, the first of which is stopped at each of its calls until the other is done",
+    )
+    parser.add_argument("--calls", metavar="PATTERN", help="with --two: only at calls like this")
+    parser.add_argument("--sample", type=count, metavar="N", help="with --two: only at N calls, spread evenly")
     add_action_options(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object, with every call")
     parser.set_defaults(run=run)
@@ -41,6 +51,9 @@ def run(args: argparse.Namespace) -> int:
 
     check_library(args.library)
     check_actions(args)
+    _check_two(args)
+    if args.two:
+        return _run_two(args)
     spec = own_node(args, LAB)
     actions = actions_of(args, spec)
     require("root", "notify")
@@ -49,8 +62,50 @@ def run(args: argparse.Namespace) -> int:
     console = make_console(stderr=args.json)
     sources = {"library": args.library, "defines": tuple(args.defines)}
     with cancel_on_signals() as cancel:
-        proof = prove(spec, actions, rounds=args.rounds, cancel=cancel, **sources)
+        proof = prove(spec, actions, rounds=args.rounds or 1, cancel=cancel, **sources)
     print_proof(console, proof)
     if args.json:
         print_json(proof.to_json())
     return 0 if proof.holds else 1
+
+
+def _check_two(args: argparse.Namespace) -> None:
+    if not args.two:
+        if args.calls is not None or args.sample is not None:
+            raise BadOption("--calls and --sample choose where two reloads meet: with --two")
+    elif args.switch or args.rounds is not None or len(args.subjects) > 2:
+        raise BadOption("--two takes one SUBJECT, which is reloaded twice, or two; without --switch and --rounds")
+
+
+def _run_two(args: argparse.Namespace) -> int:
+    from lab.cli.proof_view import meeting_line, print_meetings
+    from lab.proof.actions import pairs
+    from lab.proof.two import Meeting, prove_two
+
+    spec = own_node(args, LAB)
+    wanted = pairs(spec, args.subjects, args.changed)
+    require("root", "notify")
+    require_compiler(None)
+    registry.sweep()
+    console = make_console(stderr=args.json)
+
+    told: dict[int, int] = {}
+
+    def note(meeting: Meeting) -> None:
+        if told.get(id(meeting), 0) != len(meeting.wrong):
+            told[id(meeting)] = len(meeting.wrong)
+            console.print(f"  {meeting_line(meeting)}", markup=False, highlight=False, soft_wrap=True)
+
+    def choose(places: Sequence[Place]) -> Sequence[Place]:
+        return spread([place for place in places if args.calls is None or place.fits(args.calls)], args.sample)
+
+    sources = {"library": args.library, "defines": tuple(args.defines)}
+    with cancel_on_signals() as cancel:
+        found = prove_two(spec, wanted, choose=choose, on_meeting=note, cancel=cancel, **sources)
+    # What was found at the end as well.
+    for meeting in found.meetings:
+        note(meeting)
+    print_meetings(console, found)
+    if args.json:
+        print_json(found.to_json())
+    return 0 if found.holds else 1

@@ -1,0 +1,211 @@
+"""Two reloads at once on one node, by two processes, in lockstep: what one has half done, the other meets.
+
+One stays at a call until the other has come to its end, or waits for it; and both make their calls in turns. After each
+such meeting both have succeeded, their programs use the maps that are pinned, no pin is left over, and packets of every
+flow are answered. What else does not hold is found at the end.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+from datapath.errors import Cancelled, ReloadlabError
+from datapath.kernel import bpf
+from datapath.kernel.inventory import reach
+from datapath.reload.outcome import Outcome
+from lab.gates.call import Call
+from lab.gates.lockstep import InTurns, Lockstep, Order, Within
+from lab.node.topology import NodeSpec
+from lab.proof.action import RATE, Action, do_gated
+from lab.proof.cases import Place, note_findings, places_of
+from lab.scenario.scenario import Scenario
+from lab.scenario.verdict import InvariantsViolated
+from lab.watch import metrics
+from lab.watch.checks.hooks import check_hooks
+from lab.watch.checks.mixed_loads import check_mixed_loads
+from lab.watch.checks.pins import check_pins
+from lab.watch.snapshot import Snapshot, take
+from lab.watch.violation import Violation
+
+Pair = tuple[Action, Action]
+"""What is done at once: the first stays at a call while the second goes on."""
+
+_TIMEOUT = 0.5
+"""Seconds in which packets must be answered, while one is stopped and after both have ended."""
+
+
+@dataclass(slots=True)
+class Meeting:
+    """Two actions, the first of which was stopped at a place; None: both made their calls in turns.
+
+    `wrong` is what does not hold. `start_ns` is when it began (CLOCK_MONOTONIC).
+    """
+
+    what: str
+    place: Place | None
+    wrong: list[str] = field(default_factory=list)
+    start_ns: int = 0
+
+    @property
+    def title(self) -> str:
+        where = "in turns" if self.place is None else f"at {self.place.pattern} ({self.place.nth})"
+        return f"{self.what}, {where}"
+
+
+@dataclass(frozen=True, slots=True)
+class Meetings:
+    """All meetings, what does not hold and belongs to none of them, and what could not be watched."""
+
+    meetings: Sequence[Meeting]
+    findings: Sequence[Violation]
+    gaps: Sequence[str]
+    seconds: float
+
+    @property
+    def holds(self) -> bool:
+        return not self.findings and not any(meeting.wrong for meeting in self.meetings)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as a JSON object: the number of `meetings`, and the `failures` among them."""
+        return {
+            "meetings": len(self.meetings),
+            "failures": [{"what": each.title, "wrong": each.wrong} for each in self.meetings if each.wrong],
+            "findings": [str(violation) for violation in self.findings],
+            "gaps": list(self.gaps),
+            "seconds": round(self.seconds, 3),
+        }
+
+
+class Two:
+    """Has pairs of actions meet on a scenario's node."""
+
+    def __init__(self, scenario: Scenario, cancel: threading.Event | None = None) -> None:
+        self._scenario = scenario
+        self._cancel = cancel
+        self._first = metrics.read(scenario.node).hits
+
+    def places(self, action: Action) -> list[Place]:
+        """Return the calls of an action that change something; it is done twice."""
+        found: list[Call] = []
+        action.prepare(self._scenario)
+        action.do(self._scenario, self._cancel or threading.Event())
+        action.prepare(self._scenario)
+        do_gated(self._scenario, action, found.append, cancel=self._cancel, look_ups=False)
+        return [place for call, place in places_of(found) if call.changes]
+
+    def meet(self, pair: Pair, meeting: Meeting) -> None:
+        """Do both at once, and note what does not hold."""
+        scenario = self._scenario
+        metrics.forget_hits(scenario.node, keep=self._first)
+        counted = metrics.read(scenario.node)
+        for action in pair:
+            action.prepare(scenario)
+        done = len(scenario.outcomes)
+        meeting.start_ns = time.monotonic_ns()
+        order = self._order(meeting)
+        self._at_once(pair, Lockstep(order), meeting)
+        if isinstance(order, Within) and not order.reached:
+            meeting.wrong.append("the call did not come")
+        self._push(meeting, "not answered afterwards")
+        now = take(scenario.node)
+        meeting.wrong += map(str, check_hooks(scenario.agent, now))
+        meeting.wrong += map(str, check_pins(scenario.agent, now))
+        meeting.wrong += _split(scenario.outcomes[done:], now)
+        meeting.wrong += map(str, check_mixed_loads(counted, metrics.read(scenario.node)))
+
+    def _order(self, meeting: Meeting) -> Order:
+        if meeting.place is None:
+            return InTurns()
+        place, seen = meeting.place, Counter[str]()
+
+        def is_there(call: Call) -> bool:
+            seen[call.pattern] += 1
+            return Place(call.pattern, seen[call.pattern]) == place
+
+        return Within(is_there, lambda: self._push(meeting, "not answered when the other had done what it could"))
+
+    def _at_once(self, pair: Pair, lockstep: Lockstep, meeting: Meeting) -> None:
+        raised: list[BaseException] = []
+
+        def do(who: int) -> None:
+            try:
+                do_gated(self._scenario, pair[who], lockstep.decide(who), cancel=self._cancel, look_ups=False)
+            except Cancelled as error:
+                raised.append(error)
+            except ReloadlabError as error:
+                meeting.wrong.append(f"{pair[who].name} failed: {error}")
+            except BaseException as error:  # noqa: BLE001 - raised below, in the caller's thread
+                raised.append(error)
+            finally:
+                lockstep.end(who)
+
+        threads = [threading.Thread(target=do, args=(who,), name=f"meeting-{who}") for who in (0, 1)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        if raised:
+            raise raised[0]
+
+    def _push(self, meeting: Meeting, what: str) -> None:
+        bursts = self._scenario.traffic.burst_all(1, timeout=_TIMEOUT)
+        meeting.wrong += [f"{burst.flow}: {what}" for burst in bursts if not burst.complete and not burst.denied]
+
+
+def prove_two(
+    spec: NodeSpec,
+    pairs: Sequence[Pair],
+    *,
+    choose: Callable[[Sequence[Place]], Sequence[Place]] = lambda places: places,
+    on_meeting: Callable[[Meeting], object] = lambda meeting: None,
+    cancel: threading.Event | None = None,
+    **options: Any,
+) -> Meetings:
+    """Have pairs meet on a node of their own: in turns, and at each place of the first that `choose` picks.
+
+    `on_meeting` hears of each at its end; `options` go to the Scenario. Cancelled by `cancel`.
+    """
+    started, done = time.monotonic(), list[Meeting]()
+    scenario = Scenario(spec, bursts="none", rate=RATE, **options)
+    with scenario:
+        two = Two(scenario, cancel)
+        for pair in pairs:
+            what = " and ".join(action.name for action in pair)
+            for place in (None, *choose(two.places(pair[0]))):
+                meeting = Meeting(what, place)
+                two.meet(pair, meeting)
+                done.append(meeting)
+                on_meeting(meeting)
+        scenario.expect(migrated=frozenset(name for outcome in scenario.outcomes for name in outcome.migrated))
+        with suppress(InvariantsViolated):
+            scenario.finish()
+        scenario.abandon()
+    rest = list(note_findings(scenario.findings, done))
+    return Meetings(done, rest, scenario.gaps, time.monotonic() - started)
+
+
+def _split(outcomes: Sequence[Outcome], now: Snapshot) -> Iterator[str]:
+    """Yield the maps that a reload's programs use and that are not pinned, although one of the same name is."""
+    pinned = {pin.id for pin in now.pins.values()}
+    # The kernel keeps no more of a name.
+    names = {name[: bpf.OBJ_NAME_LEN - 1] for name in now.pins}
+    for outcome in outcomes:
+        used = reach(attached.program_id for attached in outcome.attached).maps
+        for ident in sorted(used - pinned):
+            if (name := _name(ident)) in names:
+                yield f"{outcome.subject} uses a map {name} (id {ident}) that is not the pinned one"
+
+
+def _name(map_id: int) -> str:
+    fd = bpf.map_fd_by_id(map_id)
+    try:
+        return bpf.map_info(fd).name
+    finally:
+        os.close(fd)
