@@ -12,16 +12,22 @@ from datapath.kernel.map import Map, open_pin
 from datapath.load.maps import load_maps
 from datapath.object.spec import CollectionSpec
 from lab.abi import layouts
+from lab.abi.policymap import PolicyEntry
 from lab.agent import contents, enforcement
 from lab.node.node import Node
 from lab.node.topology import PodFacts
 
 
 def fill(node: Node, target: Map, *, without: Container[bytes] = ()) -> frozenset[bytes]:
-    """Write what the control plane knows into a map, which may be new, but for some keys; return those written."""
+    """Write what the control plane knows into a map, which may be new, but for some keys; return those written.
+
+    An entry of a policy map that says the same already stays, with its counters.
+    """
     entries: contents.Entries = ()
+    present: dict[bytes, bytes] = {}
     if target.name.startswith(mapnames.POLICY):
         entries = contents.policy(node, int(target.name.removeprefix(mapnames.POLICY)))
+        present = dict(target.items())
     elif target.name in contents.NODE_MAPS:
         entries = contents.NODE_MAPS[target.name](node)
     written = set()
@@ -30,9 +36,16 @@ def fill(node: Node, target: Map, *, without: Container[bytes] = ()) -> frozense
             continue
         # A build may have appended words to key or value: they are zero.
         padded = key.ljust(target.info.key_size, b"\0")
-        target.update(padded, value.ljust(target.info.value_size, b"\0"))
+        if padded not in present or not _is_same_rule(present[padded], value):
+            target.update(padded, value.ljust(target.info.value_size, b"\0"))
         written.add(padded)
     return frozenset(written)
+
+
+def _is_same_rule(one: bytes, other: bytes) -> bool:
+    """Tell whether two entries of a policy map differ in nothing but their counters."""
+    first, second = (replace(PolicyEntry.unpack(value), packets=0, length=0) for value in (one, other))
+    return first == second
 
 
 def fill_all(node: Node, pins: Path, host: CollectionSpec, *, unloaded: PodFacts | None = None) -> None:

@@ -1,0 +1,83 @@
+"""Two reloads at once: nothing is split or lost, and what a faulty loader makes of it is told."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Sequence
+from functools import partial
+
+import pytest
+
+from datapath.kernel.map import open_pin
+from lab.cli.proofs import spread
+from lab.node.topology import NodeSpec
+from lab.proof.action import Action
+from lab.proof.actions import pairs
+from lab.proof.cases import Place
+from lab.proof.two import prove_two
+from lab.scenario.scenario import Scenario
+from tests.lab.proof.refused import refused
+
+SAMPLE = 4
+"""Meetings of about 60: all of them are `reloadlab prove --two`."""
+
+
+@pytest.mark.parametrize("subjects", [("pod-1", "pod-2"), ("pod-1", "pod-1")], ids="+".join)
+def test_two_reloads_at_once(subjects: tuple[str, str]) -> None:
+    spec = NodeSpec("two-at-once", pods=2)
+    result = prove_two(spec, pairs(spec, subjects, []), choose=partial(spread, number=SAMPLE))
+    assert [(meeting.title, meeting.wrong) for meeting in result.meetings if meeting.wrong] == []
+    assert (result.findings, result.gaps) == ([], [])
+    assert result.holds
+    assert len(result.meetings) == SAMPLE + 1
+
+
+def test_two_reloads_that_replace_a_map_of_the_node() -> None:
+    """Each finds the map that the other has made, not one of its own."""
+    spec = NodeSpec("two-migrations", pods=2)
+
+    def choose(places: Sequence[Place]) -> Sequence[Place]:
+        return [place for place in places if place.fits("*globals/cilium_lxc*")][:SAMPLE]
+
+    result = prove_two(spec, pairs(spec, ["pod-1", "host"], [("ENDPOINTS_MAP_SIZE", "4096")]), choose=choose)
+    assert [(meeting.title, meeting.wrong) for meeting in result.meetings if meeting.wrong] == []
+    assert result.holds
+
+
+def test_a_map_of_its_own_is_found() -> None:
+    """The pin of a map is replaced behind the back of a reload that has opened it."""
+
+    def reload(scenario: Scenario, cancel: threading.Event) -> None:
+        scenario.agent.reload("pod-1", cancel=cancel)
+
+    def unpin(scenario: Scenario, cancel: threading.Event) -> None:
+        path = scenario.agent.config.globals / "cilium_metrics"
+        open_pin(path).close()
+        path.rename(path.with_name("aside"))
+        scenario.agent.reload("health", cancel=cancel)
+        path.with_name("aside").unlink()
+
+    spec = NodeSpec("two-split", pods=1)
+    pair = (Action("reload", reload), Action("unpin", unpin))
+    result = prove_two(spec, [pair], choose=lambda places: [p for p in places if p.pattern.startswith("PROG_LOAD")][:1])
+    assert not result.holds
+    document = result.to_json()
+    assert json.loads(json.dumps(document)) == document
+    said = [what for failure in document["failures"] for what in failure["wrong"]]
+    assert any("uses a map cilium_metrics" in what and "not the pinned one" in what for what in said)
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["--two", "pod-1", "pod-2", "host"], "--two takes one SUBJECT"),
+        (["--two", "--switch"], "--two takes one SUBJECT"),
+        (["--two", "--rounds", "2"], "--two takes one SUBJECT"),
+        (["--two", "pod-9"], "no endpoint pod-9"),
+        (["--sample", "3"], "with --two"),
+        (["--calls", "*"], "with --two"),
+    ],
+)
+def test_wrong_calls(argv: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert said in refused(["prove", *argv], capsys)
