@@ -39,6 +39,7 @@ setup(
         "reloadlab": ["py.typed"],
         PLACES["bpf"]: ["*.c", "*.h", "lib/*.h", "include/**/*.h", "LICENSE.*"],
         f"{PLACES['lab']}.watch": ["*.c"],
+        f"{PLACES['lab']}.loaders": ["cilium/*.go", "cilium/loader/*.go"],
         PLACES["scenarios"]: ["suite.ini"],
     },
 )

@@ -32,7 +32,8 @@ def test_sudo_keeps_every_variable_of_ours(path: str) -> None:
     kept, *command = done.stdout.splitlines()
     option, _, names = kept.partition("=")
     assert option == "--preserve-env"
-    assert set(names.split(",")) == {"CI", "RELOADLAB_CILIUM_BPF", "RELOADLAB_CLANG", "RELOADLAB_RUN"}
+    ours = {"RELOADLAB_CILIUM_BPF", "RELOADLAB_CLANG", "RELOADLAB_LOADER", "RELOADLAB_RUN"}
+    assert set(names.split(",")) == {"CI", *ours}
     assert command == ["PYTHONDONTWRITEBYTECODE=1", "command", "word"]
 
 

@@ -1,0 +1,125 @@
+"""Cilium's own loader, built by hand around a checkout: RELOADLAB_LOADER is its command, RELOADLAB_CILIUM_BPF the C."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+import subprocess
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from datapath.reload.plans import OVERLAY_SUBJECT
+from lab.loaders.command import find_loader
+from lab.node.topology import HEALTH, HOST, NodeSpec
+from lab.proof.actions import reloads
+from lab.proof.prove import prove
+from lab.scenario.scenario import Scenario
+from lab.scenario.verdict import InvariantsViolated
+
+LOADER = os.environ.get("RELOADLAB_LOADER")
+TREE = os.environ.get("RELOADLAB_CILIUM_BPF")
+ADAPTERS = Path(__file__).resolve().parents[3] / "lab" / "loaders" / "cilium"
+
+ROUNDS = 6
+"""Of nine reloads seven lost packets: in which order the slots are filled is chance. So many lose none very rarely."""
+
+needs_loader = pytest.mark.skipif(LOADER is None, reason="RELOADLAB_LOADER is no command of Cilium's loader")
+needs_tree = pytest.mark.skipif(TREE is None, reason="RELOADLAB_CILIUM_BPF does not name the bpf/ of a Cilium checkout")
+
+
+def ask(*lines: str) -> list[dict[str, object]]:
+    """Return the answers of a loader without a node, which ends when there is no more to read."""
+    done = subprocess.run(
+        shlex.split(LOADER or ""), input="".join(f"{line}\n" for line in lines), stdout=subprocess.PIPE, text=True,
+        timeout=60, check=True,
+    )  # fmt: skip
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+@needs_loader
+@pytest.mark.parametrize(
+    ("line", "error"),
+    [
+        ("nonsense", "invalid character"),
+        ('{"request": "hello", "version": 2, "node": {}}', "version 2"),
+        ('{"request": "hello", "version": 1}', "no node"),
+        ('{"request": "hello", "version": 1, "node": {"bpffs": "/tmp"}}', "/tmp"),
+        ('{"request": "reload", "kind": "pod", "endpoint": {"id": 1}}', "before hello"),
+    ],
+    ids=["nonsense", "version", "no-node", "other-bpffs", "no-hello"],
+)
+def test_a_request_that_cannot_be_done_is_answered_with_an_error(line: str, error: str) -> None:
+    (answer,) = ask(line)
+    assert answer["ok"] is False
+    assert error in str(answer["error"])
+
+
+@needs_loader
+def test_it_ends_when_it_is_told_to() -> None:
+    assert ask('{"request": "stop"}', "nonsense") == []
+
+
+def surprises(scenario: Scenario) -> list[str]:
+    """End a scenario, and return what does not hold, but for what this loader does on purpose: it reuses calls maps."""
+    with suppress(InvariantsViolated):
+        scenario.finish()
+    scenario.abandon()
+    return [
+        str(each)
+        for each in scenario.findings
+        if not (each.invariant == 4 and "uses the calls map" in each.what)
+    ]  # fmt: skip
+
+
+@needs_loader
+@needs_tree
+@pytest.mark.privileged
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("options", "endpoint_routes"), [("", True), (" -compile", False)], ids=["objects-routes-on", "compiled-routes-off"]
+)
+def test_every_kind_is_loaded_and_the_node_is_as_it_must_be(options: str, endpoint_routes: bool) -> None:
+    """The hooks, the slots, the maps and the routes are checked, after a load, a reload and the removal of a pod."""
+    spec = NodeSpec("cilium-kinds", pods=1, devices=("eth0",), tunnel=True, endpoint_routes=endpoint_routes)
+    with Scenario(spec, rate=0, loader=find_loader(f"{LOADER}{options}"), library=Path(TREE or "")) as scenario:
+        for subject in (HOST, OVERLAY_SUBJECT, HEALTH, "pod-1"):
+            (outcome,) = scenario.reload(subject)
+            assert outcome.spans[-1].step.startswith("load by cilium")
+            assert outcome.attached
+        scenario.agent.add_pod("more")
+        scenario.agent.remove_pod("more")
+        assert not scenario.agent.not_supported
+        assert surprises(scenario) == []
+
+
+@needs_loader
+@needs_tree
+@pytest.mark.privileged
+@pytest.mark.slow
+def test_packets_are_lost_between_the_slots_of_a_calls_map_that_is_reused() -> None:
+    """The old program is attached when the slots change: writer and reader of its buffer belong to two loads."""
+    spec, loader, library = NodeSpec("cilium-buffer", pods=1), find_loader(LOADER or ""), Path(TREE or "")
+    proof = prove(spec, reloads(spec, ["pod-1"], []), rounds=ROUNDS, loader=loader, library=library)
+    lost = [finding for finding in proof.findings if finding.violation.invariant == 7]
+    assert any("Failed to update or lookup TC buffer" in finding.violation.what for finding in lost)
+    # Between two slots, or behind the last of them, when the old program is attached still.
+    names = {finding.gated.call.text for finding in lost if finding.gated is not None}
+    assert any(name.startswith("MAP_UPDATE cilium_calls_") for name in names), names
+
+
+@pytest.mark.skipif(shutil.which("gofmt") is None, reason="there is no gofmt")
+def test_the_adapters_are_formatted() -> None:
+    done = subprocess.run(["gofmt", "-l", ADAPTERS], capture_output=True, text=True, timeout=60, check=True)
+    assert (done.stdout, done.stderr) == ("", "")
+
+
+def test_no_build_of_cilium_sees_the_adapters_unless_it_is_asked_to() -> None:
+    sources = sorted(ADAPTERS.rglob("*.go"))
+    assert sources
+    for source in sources:
+        constraint = next(line for line in source.read_text().splitlines() if line.startswith("//go:build "))
+        assert "cilium1" in constraint
