@@ -33,6 +33,7 @@ FIXTURES = frozenset({"reloadlab_scenario", "reloadlab_cluster"})
 
 NEEDS_ROOT = "needs root"
 NEEDS_MACROS = "needs macros that only our own C knows"
+NEEDS_OUR_LOADER = "needs steps that only our own loader has"
 
 _LAB = pytest.StashKey[Any]()
 """The module lab.scenario.plugin, once it is loaded."""
@@ -45,6 +46,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--reloadlab-keep", action="store_true", help="leave the labs of tests that fail, to look at them")
     group.addoption("--reloadlab-pcap", metavar="DIR", help="write the packets around each finding into this directory")
     group.addoption("--reloadlab-library", metavar="DIR", help="C sources instead of our own, e.g. Cilium's bpf/")
+    group.addoption("--reloadlab-loader", metavar="NAME|COMMAND", help="loader instead of the built-in one")
     group.addoption(
         "--reloadlab-define",
         action="append",
@@ -68,7 +70,11 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers", "reloadlab_own_sources(reason): checks what other C sources than ours do not promise"
     )
-    if any(config.getoption(f"--reloadlab-{name}") for name in ("record", "keep", "pcap", "library", "define")):
+    config.addinivalue_line(
+        "markers", "reloadlab_own_loader(reason): checks what other loaders than ours do not promise"
+    )
+    options = ("record", "keep", "pcap", "library", "loader", "define")
+    if any(config.getoption(f"--reloadlab-{name}") for name in options):
         try:
             _load(config)
         except Shadowed as error:
@@ -76,13 +82,16 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Skip scenarios that cannot run: without root, or, where they need our own C, with somebody else's."""
+    """Skip scenarios that cannot run: without root, or with another C or loader where they need our own."""
     for item in items:
         if os.geteuid() != 0 and FIXTURES.intersection(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.skip(reason=NEEDS_ROOT))
         ours = item.get_closest_marker("reloadlab_own_sources")
         if config.getoption("--reloadlab-library") is not None and ours is not None:
             item.add_marker(pytest.mark.skip(reason=ours.args[0] if ours.args else NEEDS_MACROS))
+        ours = item.get_closest_marker("reloadlab_own_loader")
+        if config.getoption("--reloadlab-loader") not in (None, "builtin") and ours is not None:
+            item.add_marker(pytest.mark.skip(reason=ours.args[0] if ours.args else NEEDS_OUR_LOADER))
 
 
 @pytest.fixture
@@ -102,9 +111,13 @@ def reloadlab_cluster(request: pytest.FixtureRequest) -> Iterator[ClusterScenari
 @pytest.hookimpl(wrapper=True)
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, object]:
     """Check the invariants while the test still runs: what they find fails the test, not its teardown."""
-    result = yield
-    # Asked only now: the test may have asked for its scenario by request.getfixturevalue().
-    lab = pyfuncitem.config.stash.get(_LAB, None)
+    try:
+        result = yield
+    finally:
+        # Asked only now: the test may have asked for its scenario by request.getfixturevalue().
+        lab = pyfuncitem.config.stash.get(_LAB, None)
+        if lab is not None:
+            lab.skip_unsupported(pyfuncitem)
     if lab is not None:
         lab.check(pyfuncitem)
     return result

@@ -22,7 +22,7 @@ enter(first=True)
 # Known already where plugins are loaded by entry points, unless the environment forbids that.
 pytest_plugins = ["reloadlab.pytest_plugin"]
 
-MARKS = ("node", "cluster", "own_sources")
+MARKS = ("node", "cluster", "own_sources", "own_loader")
 """Each stands for the mark of the same name with reloadlab_ before it."""
 
 
@@ -31,6 +31,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "node(**spec): reloadlab_node")
     config.addinivalue_line("markers", "cluster(nodes, each, **spec): reloadlab_cluster")
     config.addinivalue_line("markers", "own_sources(reason): reloadlab_own_sources")
+    config.addinivalue_line("markers", "own_loader(reason): reloadlab_own_loader")
     config.addinivalue_line("markers", "privileged: needs root and the real kernel")
 
 

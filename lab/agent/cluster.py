@@ -72,7 +72,7 @@ class Cluster:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
-        self._stack.close()
+        self._stack.pop_all().__exit__(kind, value, tb)
 
     def start(self, *, workers: int = 1, cancel: threading.Event | None = None) -> list[Outcome]:
         """Fill the maps of all nodes, then load everything; the first failure is raised."""

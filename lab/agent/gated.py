@@ -8,9 +8,11 @@ from typing import TypeVar
 
 from lab.agent.reloader import Reloader
 from lab.agent.reloads import do_in_worker
+from lab.gates.call import Call
 from lab.gates.forked import gated
-from lab.gates.supervisor import Decide
+from lab.gates.supervisor import Answer, Decide
 from lab.node import registry
+from lab.system.mounts import SYSFS_BPF
 
 R = TypeVar("R")
 
@@ -25,12 +27,29 @@ def under_gates(
 ) -> R:
     """Do something with a copy of `reloader`, and have each call below its node's state and pins decided on.
 
-    Without `look_ups`, single look-ups of maps are not stopped.
+    If another loader than ours loads, the calls are those of its process, and `do` is done here. Without `look_ups`,
+    single look-ups of maps are not stopped.
 
     `do` gets the event that cancels it. `decide` is called in a thread of this process. Raises what `do` raised,
-    WorkerDied if the process was killed, and what `decide` raised, which ends the gates: the calls that are left fail
-    with ENOSYS.
+    WorkerDied or LoaderDied if the process was killed, and what `decide` raised, which ends the gates: the calls that
+    are left fail with ENOSYS.
     """
-    pins = reloader.config.globals
-    with gated(decide, directories=[reloader.node.root / registry.STATE, pins], pins=pins, look_ups=look_ups) as enter:
-        return do_in_worker(reloader, do, on_worker=enter, cancel=cancel)
+    pins, external = reloader.config.globals, reloader.external
+    directories = [reloader.node.root / registry.STATE, pins]
+    if external is None:
+        with gated(decide, directories=directories, pins=pins, look_ups=look_ups) as enter:
+            return do_in_worker(reloader, do, on_worker=enter, cancel=cancel)
+
+    def without_haste(call: Call) -> Answer:
+        try:
+            return decide(call)
+        finally:
+            external.touch()
+
+    # The pins as the process names them.
+    directories.append(SYSFS_BPF)
+    with (
+        gated(without_haste, directories=directories, pins=pins, look_ups=look_ups) as enter,
+        external.gated(enter),
+    ):
+        return do(cancel or threading.Event())

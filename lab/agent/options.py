@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Self
 from datapath.base.statefile import read_typed, write_json
 from datapath.errors import ReloadlabError
 from lab.errors import system_errors
+from lab.loaders.command import LoaderCommand, find_loader
 from lab.node import registry
 
 if TYPE_CHECKING:
@@ -39,12 +40,17 @@ class BadMacro(ReloadlabError):
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What a lab keeps: the C sources (None: ours), the macros, the compiler (None: the usual), the priority."""
+    """What a lab keeps.
+
+    The C sources (None: ours), the macros, the compiler (None: the usual), the priority of filters, the loader (None:
+    the built-in one).
+    """
 
     library: str | None = None
     defines: tuple[tuple[str, str], ...] = ()
     clang: str | None = None
     filter_priority: int = 1
+    loader: LoaderCommand | None = None
 
     @classmethod
     def kept(cls, node: Node) -> Self:
@@ -66,14 +72,19 @@ class Options:
         defines: tuple[tuple[str, str], ...] = (),
         clang: str | None = None,
         filter_priority: int | None = None,
+        loader: str | None = None,
     ) -> Self:
-        """Return these options with the given ones in their place; relative paths are made absolute."""
+        """Return these options with the given ones in their place; relative paths are made absolute.
+
+        `loader` is a name or a command: BadLoader if it is none.
+        """
         return replace(
             self,
             library=self.library if library is None else str(library.resolve()),
             defines=defines or self.defines,
             clang=(str(Path(clang).resolve()) if "/" in clang else clang) if clang else self.clang,
             filter_priority=self.filter_priority if filter_priority is None else filter_priority,
+            loader=self.loader if loader is None else find_loader(loader),
         )
 
 
@@ -103,4 +114,5 @@ def open_agent(node: Node, options: Options, *, verifiers: int | None = None) ->
         defines=options.defines,
         verifiers=verifiers,
         filter_priority=options.filter_priority,
+        loader=options.loader,
     )

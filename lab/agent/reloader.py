@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
 from bpf import is_ours
 from datapath.base.mapnames import POLICY_CALLS
@@ -34,7 +34,7 @@ from lab.agent.turns import Turn
 from lab.errors import system_errors
 from lab.loaders import protocol
 from lab.loaders.client import LoaderClient
-from lab.loaders.command import LoaderCommand
+from lab.loaders.command import BUILTIN, LoaderCommand
 from lab.loaders.plan import loader_plan
 from lab.loaders.requests import describe_node, unload_request
 from lab.node.hostmark import set_host_mark
@@ -69,7 +69,8 @@ class Reloader:
     each reload in this process for one more observer of it.
 
     With `loader`, that command loads the programs, not our own pipeline (`external` is its client then); what
-    it does not support is left to ours, and counted in `not_supported`.
+    kinds it does not support are loaded by ours, and counted in `not_supported`; what nobody else can do for it is
+    NotSupported, and stays in `refused`.
     """
 
     def __init__(
@@ -93,6 +94,7 @@ class Reloader:
         self.loader = Loader(self.config, verifiers=verifiers, on_new_map=self._fill, on_compile=on_compile)
         self.external = None if loader is None else LoaderClient(loader, self._describe)
         self.not_supported = Counter[str]()
+        self.refused: list[protocol.NotSupported] = []
         self.change: Change | None = None
         self.on_outcome: Callable[[Outcome], object] | None = None
         self.on_failure: OnFailure | None = None
@@ -225,17 +227,16 @@ class Reloader:
         if external is None:
             return plan
         if not external.supports(kind):
-            self.not_supported[f"{kind}: loaded by the built-in loader"] += 1
             return plan
         if self.endpoint_routes and kind == protocol.POD:
-            external.require(protocol.ENDPOINT_ROUTES, "endpoint routes")
+            self.require(protocol.ENDPOINT_ROUTES, "endpoint routes")
         return loader_plan(plan, external, self.config)
 
     def _changed(self, plan: Plan, change: Change) -> Plan:
         """Return the changed plan; NotSupported if there is nothing to change in that of another loader."""
         changed = change(plan)
         if self.external is not None and changed == plan:
-            raise protocol.NotSupported(self.external.name, "a fault that is put into the plan of our own pipeline")
+            self.refuse("a fault that is put into the plan of our own pipeline")
         return changed
 
     def unload(self, name: str, *, forget: Callable[[], None]) -> None:
@@ -244,9 +245,20 @@ class Reloader:
         if external is None:
             self.loader.unload(endpoint, forget=forget)
             return
-        external.require(protocol.UNLOAD, "the removal of a pod's programs")
+        self.require(protocol.UNLOAD, "the removal of a pod's programs")
         request = unload_request(self.config, name, endpoint)
         self.loader.unload(endpoint, forget=forget, detach=lambda: external.ask(request))
+
+    def require(self, ability: str, what: str) -> None:
+        """Raise NotSupported for what needs an ability that the loader has not declared; ours has all of them."""
+        if self.external is not None and not self.external.supports(ability):
+            self.refuse(what)
+
+    def refuse(self, what: str) -> NoReturn:
+        """Raise NotSupported for something that the loader does not do."""
+        error = protocol.NotSupported(BUILTIN if self.external is None else self.external.name, what)
+        self.refused.append(error)
+        raise error
 
     def _describe(self) -> tuple[DatapathConfig, dict[str, Any]]:
         """Return what a loader that is not ours is told of the node."""
@@ -308,6 +320,9 @@ class Reloader:
             yield
 
     def _tell(self, outcome: Outcome) -> None:
+        kind = KINDS_OF_SUBJECTS.get(outcome.subject, protocol.POD)
+        if self.external is not None and not self.external.supports(kind):
+            self.not_supported[f"{kind}: loaded by the built-in loader"] += 1
         if self.on_outcome is not None:
             self.on_outcome(outcome)
 

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lab.agent.options import BadMacro, Options, parse_macro
 from lab.cli.targets import count
+
+if TYPE_CHECKING:
+    from lab.agent.agent import Agent
 
 
 def add_datapath_options(parser: argparse.ArgumentParser, *, new: bool = False) -> None:
@@ -14,6 +19,7 @@ def add_datapath_options(parser: argparse.ArgumentParser, *, new: bool = False) 
     kept = "The lab keeps the options with which all of it was last loaded. Options given here replace them."
     group = parser.add_argument_group("datapath", None if new else kept)
     add_source_options(group)
+    add_loader_option(group)
     group.add_argument("--clang", metavar="PATH", help="the compiler (clang-16, clang, or the newest clang-NN)")
     group.add_argument("--filter-priority", type=priority, metavar="N", help="priority of the tc filters (1)")
     group.add_argument(
@@ -28,6 +34,24 @@ def add_source_options(group: argparse._ActionsContainer) -> None:
     """Declare which C is compiled."""
     group.add_argument("--library", type=Path, metavar="DIR", help="C sources instead of our own, e.g. Cilium's bpf/")
     add_define_option(group)
+
+
+def add_loader_option(group: argparse._ActionsContainer) -> None:
+    """Declare who loads the programs."""
+    group.add_argument(
+        "--loader",
+        metavar="NAME|COMMAND",
+        help="what loads the programs: builtin, a name of [tool.reloadlab.loaders] in pyproject.toml, or a command",
+    )
+
+
+def tell_not_supported(agent: Agent) -> None:
+    """Say what the loader of an agent does not do, and what was done instead, with counts."""
+    if agent.external is not None:
+        for what, number in sorted(agent.not_supported.items()):
+            times = "once" if number == 1 else f"{number} times"
+            said = f"not supported by loader {agent.external.name}: {what} ({times})"
+            print(f"reloadlab: {agent.node.name}: {said}", file=sys.stderr)
 
 
 def add_define_option(group: argparse._ActionsContainer) -> None:
@@ -47,7 +71,11 @@ def wanted_options(kept: Options, args: argparse.Namespace) -> Options:
     """Return the options that a lab keeps, with those of the command line in their place."""
     base = Options() if args.defaults else kept
     return base.replaced(
-        library=args.library, defines=tuple(args.defines), clang=args.clang, filter_priority=args.filter_priority
+        library=args.library,
+        defines=tuple(args.defines),
+        clang=args.clang,
+        filter_priority=args.filter_priority,
+        loader=args.loader,
     )
 
 

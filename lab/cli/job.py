@@ -17,6 +17,7 @@ from lab.cli.report import RunFile, print_parallel, print_reasons, print_scenari
 from lab.cli.suites import Call, Suites, WrongCall
 from lab.cli.targets import make_console, plural
 from lab.doctor import doctor
+from lab.loaders.command import given_loader
 from lab.node import registry
 from lab.scenario.records import ERROR, FAILED, NOT_RUN, PASSED, RUNNING, SKIPPED, Record
 from lab.system.output import OutputDirectory
@@ -88,6 +89,7 @@ def _scenarios(console: Console, args: argparse.Namespace, file: RunFile) -> lis
         select=args.select,
         workers=args.workers,
         library=args.library,
+        loader=args.loader,
         defines=args.defines,
         handed_on=args.handed_on,
         failed=file.before,
@@ -148,6 +150,7 @@ def _measure(console: Console, args: argparse.Namespace) -> ParallelReport:
         rounds=args.rounds,
         library=None if args.library is None else args.library.resolve(),
         defines=args.defines,
+        loader=given_loader(args.loader),
         on_round=lambda n, w, r: console.print(f"  round {n + 1}, {plural(w, 'worker')}: {r:.0f} reloads/s"),
     )
     console.print()

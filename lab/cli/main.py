@@ -33,6 +33,7 @@ COMMANDS = {
     "verify": "have the verifier judge every program of an object or a C file",
     "prove": "send packets at every system call of a reload",
     "faults": "let every system call of a reload fail, or kill the process there",
+    "loader": "load what is asked for on stdin, as a loader for --loader",
     "bench": "measure reloads, nodes and traffic, next to other ways of doing the same",
     "run": "doctor, all scenarios with traffic, parallel reload times; the main job",
     "corpus": "put known bugs into the lab and say which scenario notices each",

@@ -6,7 +6,7 @@ import argparse
 import os
 from typing import TYPE_CHECKING, Any
 
-from lab.cli.datapath import add_source_options
+from lab.cli.datapath import add_loader_option, add_source_options
 from lab.cli.targets import count
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ def add_node_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--pods", type=count, default=PODS, metavar="N", help=f"pods of the node ({PODS})")
     add_network_options(parser)
     add_source_options(parser)
+    add_loader_option(parser)
 
 
 def own_node(args: argparse.Namespace, name: str) -> NodeSpec:

@@ -61,5 +61,6 @@ def _node_arguments(args: argparse.Namespace) -> tuple[str, ...]:
     found = [] if args.pods == PODS else ["--pods", str(args.pods)]
     found += [option for option in ("--endpoint-routes", "--tunnel") if vars(args)[option[2:].replace("-", "_")]]
     found += ["--devices", args.devices] if args.devices else []
+    found += ["--loader", args.loader] if args.loader is not None else []
     found += ["--library", str(args.library)] if args.library is not None else []
     return (*found, *(word for name, value in args.defines for word in ("-D", f"{name}={value}")))

@@ -46,6 +46,7 @@ class Call:
     select: str | None = None
     workers: str = "auto"
     library: Path | None = None
+    loader: str | None = None
     defines: Sequence[tuple[str, str]] = ()
     handed_on: Sequence[str] = ()
     failed: Sequence[str] = ()
@@ -60,6 +61,7 @@ class Call:
         argv += [] if self.handed_on else ["-q"]
         argv += ["-k", self.select] if self.select else []
         argv += [] if self.library is None else ["--reloadlab-library", str(self.library)]
+        argv += [] if self.loader is None else ["--reloadlab-loader", self.loader]
         argv += ["--reloadlab-keep"] if self.keep else []
         argv += [] if self.pcap is None else ["--reloadlab-pcap", str(self.pcap)]
         argv += [word for name, value in self.defines for word in ("--reloadlab-define", f"{name}={value}")]

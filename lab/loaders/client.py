@@ -21,7 +21,6 @@ from lab.loaders.protocol import (
     LoaderBroken,
     LoaderDied,
     LoaderFailed,
-    NotSupported,
 )
 
 Describe = Callable[[], tuple[DatapathConfig, dict[str, Any]]]
@@ -44,6 +43,7 @@ class LoaderClient:
         self._told: Mapping[str, Any] = {}
         self._greeting: Greeting | None = None
         self._gate: Callable[[], None] | None = None
+        self._gated: dict[int, LoaderClient] = {}
 
     def __enter__(self) -> Self:
         with self._lock:
@@ -76,41 +76,41 @@ class LoaderClient:
         """Tell whether it has declared an ability, one of protocol.ABILITIES."""
         return ability in self.greeting.supports
 
-    def require(self, ability: str, what: str) -> None:
-        """Raise NotSupported for what needs an ability that it has not declared."""
-        if not self.supports(ability):
-            raise NotSupported(self.name, what)
-
     def inherited(self) -> LoaderClient:
         """Return a client for a forked process, which starts a process of its own."""
         other = LoaderClient(self.command, self._describe)
-        other._greeting, other._gate = self._greeting, self._gate
+        other._greeting = self._greeting
         return other
 
     @contextmanager
     def gated(self, gate: Callable[[], None]) -> Iterator[None]:
-        """Have requests inside done by a process that calls `gate` before it becomes the loader; it ends with them."""
-        with self._lock:
-            self._end()
-            self._gate = gate
+        """Have requests of this thread done by a process of their own, which ends with the block.
+
+        It calls `gate` before it becomes the loader; one that takes its place, when it has died, does not.
+        """
+        own, thread = self.inherited(), threading.get_ident()
+        own._gate = gate
+        self._gated[thread] = own
         try:
             yield
         finally:
-            with self._lock:
-                self._gate = None
-                self._end()
+            del self._gated[thread]
+            own._close()
 
     def touch(self) -> None:
-        """Give the process its whole time to answer once more: something has held it up."""
-        process = self._process
-        if process is not None:
-            process.touch()
+        """Give all processes their whole time to answer once more: something has held them up."""
+        for process in (self._process, *(other._process for other in list(self._gated.values()))):
+            if process is not None:
+                process.touch()
 
     def ask(self, request: Mapping[str, Any], *, cancel: threading.Event | None = None) -> Done:
         """Have a request done, and return what the loader says of it.
 
         LoaderFailed with the loader's own error, LoaderBroken if it does not do its part, Cancelled.
         """
+        own = self._gated.get(threading.get_ident())
+        if own is not None:
+            return own.ask(request, cancel=cancel)
         acquire_thread_lock(self._lock, cancel, f"loader {self.name}")
         try:
             process = self._running(cancel)
@@ -155,7 +155,8 @@ class LoaderClient:
         return self._start(config, node, cancel) if process is None else process
 
     def _start(self, config: DatapathConfig, node: dict[str, Any], cancel: threading.Event | None) -> LoaderProcess:
-        process = self._process = LoaderProcess(self.command, config, timeout=self._timeout, gate=self._gate)
+        gate, self._gate = self._gate, None
+        process = self._process = LoaderProcess(self.command, config, timeout=self._timeout, gate=gate)
         hello = {"request": "hello", "version": protocol.VERSION, "node": node}
         answer = self._asked(process, hello, cancel)
         error = protocol.error_of(answer)

@@ -59,6 +59,11 @@ def find_loader(text: str, directory: Path | None = None) -> LoaderCommand | Non
     return LoaderCommand(os.path.basename(argv[0]), _resolved(argv, here))
 
 
+def given_loader(text: str | None) -> LoaderCommand | None:
+    """Return what `find_loader` returns of an option's value; None as well if it was not given."""
+    return None if text is None else find_loader(text)
+
+
 def answer_seconds() -> float:
     """Return the seconds in which a loader has to answer; BadLoader if the environment says no number."""
     text = os.environ.get(TIMEOUT_VARIABLE, "")

@@ -127,8 +127,10 @@ class Pipeline:
         node = replace(loader.config.node, endpoint_routes=request["endpoint_routes"])
         devices, egress = tuple(request["devices"]), request["egress_devices"]
         loader.configure(replace(loader.config, node=node, devices=devices, egress_devices=egress))
-        outcome = loader.apply(self._plan(request), cancel=self.cancel)
-        return {"spans": _spans(outcome), "warnings": list(outcome.warnings)}
+        plan = self._plan(request)
+        outcome = loader.apply(plan, cancel=self.cancel)
+        # The lab has warned of the plan itself.
+        return {"spans": _spans(outcome), "warnings": list(outcome.warnings[len(plan.warnings) :])}
 
     def _plan(self, request: Mapping[str, Any]) -> Plan:
         """Return the usual plan, with the given object files in place of those that it would make."""
@@ -219,9 +221,9 @@ def _spans(outcome: Outcome) -> list[dict[str, Any]]:
 
 
 def serve(requests: IO[str], answers: IO[str]) -> None:
-    """Answer requests until there are no more. SIGINT cancels the one that is being done, and all others."""
+    """Answer requests until there are no more. SIGTERM cancels the one that is being done, and all others."""
     with Pipeline() as pipeline:
-        signal.signal(signal.SIGINT, partial(_cancel, pipeline))
+        signal.signal(signal.SIGTERM, partial(_cancel, pipeline))
         for line in requests:
             request = json.loads(line)
             if request["request"] == "stop":

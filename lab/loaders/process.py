@@ -105,7 +105,7 @@ class LoaderProcess:
         """Send a request and return the answer.
 
         LoaderBroken, and the process is gone with its children, unless one comes in time that is as it must be. Once
-        `cancel` is set, one that `can_cancel` is told by SIGINT; any other has STOP_SECONDS to answer, then it is
+        `cancel` is set, one that `can_cancel` is told by SIGTERM; any other has STOP_SECONDS to answer, then it is
         killed: Cancelled.
         """
         try:
@@ -139,7 +139,7 @@ class LoaderProcess:
             if cancel is not None and cancel.is_set() and cancelled_at > now:
                 cancelled_at = now
                 if can_cancel:
-                    self._signal(signal.SIGINT)
+                    self._signal(signal.SIGTERM)
             if now >= cancelled_at + patience:
                 raise Cancelled(f"cancelled; loader {self.name} did not end within {patience:g} s, and was killed")
             if now >= self._deadline:

@@ -64,7 +64,9 @@ def _switched(on: bool, do: Switch, before: Switch) -> Action:
 
 
 def _switch(on: bool, scenario: Scenario, cancel: threading.Event) -> None:
-    scenario.agent.set_endpoint_routes(on, workers=WORKERS, cancel=cancel)
+    # The process of another loader is the one that is stopped: workers would have processes of their own.
+    workers = WORKERS if scenario.agent.external is None else 1
+    scenario.agent.set_endpoint_routes(on, workers=workers, cancel=cancel)
 
 
 def pairs(spec: NodeSpec, subjects: Sequence[str], macros: Sequence[tuple[str, str]]) -> list[tuple[Action, Action]]:

@@ -16,9 +16,10 @@ from typing import Any
 
 from datapath.errors import Cancelled, ReloadlabError
 from lab.gates.call import Call
+from lab.loaders.protocol import CANCEL, LoaderDied
 from lab.node.topology import NodeSpec
 from lab.proof.action import RATE, Action, do_gated
-from lab.proof.cases import NOT_REACHED, Case, Faults, Trigger, cases_of, note_findings
+from lab.proof.cases import KILL, NOT_REACHED, Case, Faults, Trigger, cases_of, note_findings
 from lab.proof.errnos import errnos_of
 from lab.scenario.scenario import Scenario
 from lab.scenario.verdict import InvariantsViolated
@@ -98,9 +99,12 @@ class Sweep:
         except ReloadlabError as error:
             if self._cancel is not None and self._cancel.is_set():
                 raise
-            case.ended = "cancelled" if isinstance(error, Cancelled) else f"failed: {error}"
-            if action.whole:
-                case.wrong += [str(violation) for violation in check_unchanged(before, take(scenario.node))]
+            if case.fault == KILL and isinstance(error, LoaderDied) and error.killed:
+                case.ended = "killed"
+            else:
+                case.ended = "cancelled" if isinstance(error, Cancelled) else f"failed: {error}"
+                if action.whole:
+                    case.wrong += [str(violation) for violation in check_unchanged(before, take(scenario.node))]
         if not trigger.reached:
             case.ended = NOT_REACHED
         self._push(case, "not answered before the next one")
@@ -134,6 +138,8 @@ def sweep(
     started, done = time.monotonic(), list[Case]()
     scenario = Scenario(spec, bursts="none", rate=RATE, **options)
     with scenario:
+        if faults.cancel:
+            scenario.agent.require(CANCEL, "the cancellation of a reload")
         runner = Sweep(scenario, cancel)
         for action in actions:
             if action.other_path:

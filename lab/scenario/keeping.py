@@ -29,4 +29,5 @@ def _options_of(agent: Agent) -> Options:
     """Return the options with which the agent loads programs; later reloads of the lab take the same."""
     config = agent.config
     library = None if config.library == LIBRARY else str(config.library)
-    return Options(library, config.defines, config.clang, config.filter_priority)
+    loader = None if agent.external is None else agent.external.command
+    return Options(library, config.defines, config.clang, config.filter_priority, loader)

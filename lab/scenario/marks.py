@@ -46,6 +46,7 @@ AGENT: Kinds = {
     "defines": (tuple, list),
     "verifiers": (int, NoneType),
     "filter_priority": (int,),
+    "loader": (str, NoneType),
     "on_compile": (Callable, NoneType),  # type: ignore[dict-item]
 }
 """Options of Agent, in `agent`."""

@@ -15,14 +15,17 @@ import json
 import os
 import re
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 
 from datapath.errors import ReloadlabError
 from lab.agent.cluster import cluster_specs
 from lab.agent.options import check_library, parse_macro
+from lab.loaders.command import given_loader
+from lab.loaders.protocol import NotSupported
 from lab.node.topology import NodeSpec
 from lab.scenario import marks
 from lab.scenario.details import details
@@ -38,6 +41,8 @@ from lab.watch.violation import Violation
 
 _SCENARIOS = pytest.StashKey[list[Watched]]()
 """The scenarios of a test, of one node and of several, in the order in which it asked for them."""
+S = TypeVar("S")
+
 _PASSED = pytest.StashKey[bool]()
 """Whether the test function returned, the checks included."""
 
@@ -46,6 +51,7 @@ def pytest_configure(config: pytest.Config) -> None:
     """Refuse wrong options now, not in every test; called when this module is registered."""
     try:
         _defines(config)
+        given_loader(config.getoption("--reloadlab-loader"))
     except ReloadlabError as error:
         raise pytest.UsageError(str(error)) from error
     if hasattr(config, "workerinput"):
@@ -74,7 +80,7 @@ def scenario(request: pytest.FixtureRequest) -> Iterator[Scenario]:
     """Yield a node that is up, loaded and under traffic; `check` looks at it when the test function has returned."""
     options = _options(request, "reloadlab_node", marks.NODE)
     spec = NodeSpec(_node_name(request.node.name), **options.nodes)
-    with Scenario(spec, **options.scenario) as running, _checked(request, running):
+    with _supported(Scenario(spec, **options.scenario)) as running, _checked(request, running):
         _capture(request, running)
         request.node.ihook.pytest_reloadlab_loaded(item=request.node, running=running)
         yield running
@@ -85,9 +91,20 @@ def cluster(request: pytest.FixtureRequest) -> Iterator[ClusterScenario]:
     """Yield nodes on one underlay, loaded and under traffic; `check` looks at them as well."""
     options = _options(request, "reloadlab_cluster", marks.CLUSTER)
     specs = cluster_specs(_node_name(request.node.name), **{"nodes": 2, **options.nodes})
-    with ClusterScenario(specs, **options.scenario) as running, _checked(request, running):
+    with _supported(ClusterScenario(specs, **options.scenario)) as running, _checked(request, running):
         _capture(request, running)
         request.node.ihook.pytest_reloadlab_loaded(item=request.node, running=running)
+        yield running
+
+
+@contextmanager
+def _supported(scenario: AbstractContextManager[S]) -> Iterator[S]:
+    """Enter a scenario; the test is skipped if its loader cannot load it."""
+    with ExitStack() as stack:
+        try:
+            running = stack.enter_context(scenario)
+        except NotSupported as error:
+            pytest.skip(str(error))
         yield running
 
 
@@ -106,6 +123,13 @@ def _capture(request: pytest.FixtureRequest, running: Watched) -> None:
     directory = request.config.getoption("--reloadlab-pcap")
     if directory is not None:
         running.capture(Path(directory).absolute() / f"{running.agents[0].node.name}.pcapng")
+
+
+def skip_unsupported(item: pytest.Item) -> None:
+    """Skip a test that has asked a loader for something that it does not do, whatever came of it."""
+    for running in item.stash.get(_SCENARIOS, []):
+        for error in running.refused:
+            pytest.skip(str(error))
 
 
 def check(item: pytest.Item) -> None:
@@ -139,6 +163,9 @@ def _options(request: pytest.FixtureRequest, name: str, nodes: Kinds) -> MarkOpt
     if library is not None:
         options.scenario["library"] = Path(library).resolve()
     check_library(options.scenario.get("library"))
+    loader = request.config.getoption("--reloadlab-loader")
+    loader = options.scenario.get("loader") if loader is None else loader
+    options.scenario["loader"] = given_loader(loader)
     options.scenario.setdefault("templates", _templates(request.getfixturevalue("tmp_path_factory")))
     options.scenario["defines"] = (*_defines(request.config), *options.scenario.get("defines", ()))
     request.node.ihook.pytest_reloadlab_options(item=request.node, options=options)

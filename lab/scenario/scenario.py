@@ -77,8 +77,7 @@ class Scenario(Watched):
         """Reload these endpoints, one after the other; all if none is named."""
         names = subjects or self.agent.subjects
         done = [reload_at(gate, self.agent, subject, cancel=cancel) for subject in names]
-        if gate is not None:
-            gate.check_fired(names)
+        self.check_fired(gate, names)
         return done
 
     def reload_parallel(self, subjects: Iterable[str], *, workers: int) -> list[Outcome]:
@@ -154,8 +153,7 @@ class ClusterScenario(Watched):
         """Reload these, such as 2/pod-1, one after the other; everything on all nodes if none is named."""
         subjects = names or self.cluster.subjects
         done = [reload_at(gate, *self.cluster.find(name)) for name in subjects]
-        if gate is not None:
-            gate.check_fired(subjects)
+        self.check_fired(gate, subjects)
         return done
 
     def reload_fails(self, name: str, error: type[ReloadlabError], *, gate: Gate | None = None) -> ReloadlabError:

@@ -16,11 +16,12 @@ from datapath.reload.outcome import Outcome
 from datapath.reload.step import Plan
 from datapath.reload.transaction import Observer
 from lab.agent.agent import Agent
+from lab.loaders.protocol import ROLLBACK, LoaderFailed, NotSupported
 from lab.node.topology import NODE
 from lab.scenario.causes import Causes
 from lab.scenario.coverage import Coverage, coverage, starved_in
 from lab.scenario.flowpolicy import PolicyOption
-from lab.scenario.gate import Gate
+from lab.scenario.gate import Gate, GateNeverFired
 from lab.scenario.history import History
 from lab.scenario.packetfile import PacketFile
 from lab.scenario.stepping import Bursts, Stepping, check_bursts
@@ -73,6 +74,7 @@ class Watched:
         self.gaps: list[str] = []
         self.coverage = Coverage()
         self._finished = False
+        self._refused: list[NotSupported] = []
         self._traffic = ScenarioTraffic(rate=rate, policy=policy)
         self._stepping = Stepping(bursts, self._push)
         self.agents: tuple[Agent, ...] = ()
@@ -112,6 +114,7 @@ class Watched:
 
     def _succeed(self, old: Agent, new: Agent) -> None:
         """Watch an agent that takes the place of another, on the same node."""
+        self._note_not_supported(old)
         new.take_over(old)
         self.agents = tuple(new if agent is old else agent for agent in self.agents)
         self._before = tuple((new if agent is old else agent, before) for agent, before in self._before)
@@ -145,6 +148,8 @@ class Watched:
         if self.kernel_log.overwritten:
             self.gaps.append("the kernel's log has run over: lines were lost before they were read")
         self.gaps += self.packet_gaps
+        for agent in self.agents:
+            self._note_not_supported(agent)
         self.coverage = coverage(self.timeline.reloads, self._traffic.sent_to)
         if self.violations:
             raise InvariantsViolated(self.findings)
@@ -163,6 +168,29 @@ class Watched:
         """The part of the time of the reloads in which the traffic had no CPU; without a verdict above MOST_STARVED."""
         starved, total = self._starved
         return starved / total if total else 0.0
+
+    def _note_not_supported(self, agent: Agent) -> None:
+        """Say what the loader of an agent has left to ours."""
+        if agent.external is not None:
+            self.gaps += [f"not supported by loader {agent.external.name}: {what}" for what in agent.not_supported]
+            self._refused += agent.refused
+
+    @property
+    def refused(self) -> list[NotSupported]:
+        """What loaders were asked for that they do not do."""
+        return [*self._refused, *(error for agent in self.agents for error in agent.refused)]
+
+    def check_fired(self, gate: Gate | None, names: Sequence[str], cause: ReloadlabError | None = None) -> None:
+        """Raise GateNeverFired if a gate should have; NotSupported if the loader has nothing that it could stand at."""
+        if gate is None:
+            return
+        try:
+            gate.check_fired(names, cause)
+        except GateNeverFired:
+            for agent in self.agents:
+                if agent.external is not None:
+                    agent.refuse("gates at calls that it does not make" if gate.at_calls else "gates at our own steps")
+            raise
 
     def leave_out(self, what: str) -> None:
         """Say what a scenario does not check, because the C sources do not promise it: the report tells it (`gaps`)."""
@@ -269,17 +297,20 @@ class Watched:
     ) -> ReloadlabError:
         """Reload, expecting this error, and hold all nodes to it: they must be as before. Returns the error."""
         __tracebackhide__ = True
+        for agent in self.agents:
+            agent.require(ROLLBACK, "the old state after a reload that has failed")
         before = [(agent, take(agent.node)) for agent in self.agents]
+        # Other loaders have errors of their own.
+        external = any(agent.external is not None for agent in self.agents)
+        wanted = (error, LoaderFailed) if external else (error,)
         try:
             reload()
-        except error as raised:
+        except wanted as raised:
             for agent, snapshot in before:
                 self._found(agent, check_unchanged(snapshot, take(agent.node)))
-            if gate is not None:
-                gate.check_fired(names, raised)
+            self.check_fired(gate, names, raised)
             return raised
-        if gate is not None:
-            gate.check_fired(names)
+        self.check_fired(gate, names)
         raise AssertionError(f"reload of {', '.join(names)} succeeded, {error.__name__} expected")
 
     def pause(self) -> None:

@@ -53,10 +53,12 @@ def run(args: argparse.Namespace) -> int:
     """Run the cases, and print what came of them."""
     from lab.agent.options import check_library
     from lab.cli.proof_view import case_line, print_sweep
+    from lab.loaders.command import given_loader
     from lab.proof.sweep import sweep
 
     check_library(args.library)
     check_actions(args)
+    loader = given_loader(args.loader)
     if args.only_kill and (args.errno or not args.kill):
         raise BadOption("--kill means kills alone: without --errno and --no-kill")
     if args.cancel and (args.errno or not args.kill):
@@ -85,6 +87,7 @@ def run(args: argparse.Namespace) -> int:
             cancel=cancel,
             library=args.library,
             defines=tuple(args.defines),
+            loader=loader,
         )
     # What was found at the end as well.
     for case in result.cases:

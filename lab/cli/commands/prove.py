@@ -47,11 +47,13 @@ def run(args: argparse.Namespace) -> int:
     """Prove the reloads, and print what came of it."""
     from lab.agent.options import check_library
     from lab.cli.proof_view import print_proof
+    from lab.loaders.command import given_loader
     from lab.proof.prove import prove
 
     check_library(args.library)
     check_actions(args)
     _check_two(args)
+    loader = given_loader(args.loader)
     if args.two:
         return _run_two(args)
     spec = own_node(args, LAB)
@@ -60,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
     require_compiler(None)
     registry.sweep()
     console = make_console(stderr=args.json)
-    sources = {"library": args.library, "defines": tuple(args.defines)}
+    sources = {"library": args.library, "defines": tuple(args.defines), "loader": loader}
     with cancel_on_signals() as cancel:
         proof = prove(spec, actions, rounds=args.rounds or 1, cancel=cancel, **sources)
     print_proof(console, proof)
@@ -79,6 +81,7 @@ def _check_two(args: argparse.Namespace) -> None:
 
 def _run_two(args: argparse.Namespace) -> int:
     from lab.cli.proof_view import meeting_line, print_meetings
+    from lab.loaders.command import given_loader
     from lab.proof.actions import pairs
     from lab.proof.two import Meeting, prove_two
 
@@ -99,7 +102,8 @@ def _run_two(args: argparse.Namespace) -> int:
     def choose(places: Sequence[Place]) -> Sequence[Place]:
         return spread([place for place in places if args.calls is None or place.fits(args.calls)], args.sample)
 
-    sources = {"library": args.library, "defines": tuple(args.defines)}
+    loader = given_loader(args.loader)
+    sources = {"library": args.library, "defines": tuple(args.defines), "loader": loader}
     with cancel_on_signals() as cancel:
         found = prove_two(spec, wanted, choose=choose, on_meeting=note, cancel=cancel, **sources)
     # What was found at the end as well.

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from lab.cli.datapath import add_datapath_options, require_compiler, wanted_options
+from lab.cli.datapath import add_datapath_options, require_compiler, tell_not_supported, wanted_options
 from lab.cli.targets import (
     NAMING,
     BadOption,
@@ -135,6 +135,7 @@ def _reload(
     with open_agent(target.node, options, verifiers=args.verifiers) as agent:
         agent.sync(cancel=cancel)
         results = _change(agent, target.endpoints, args, cancel)
+        tell_not_supported(agent)
     if not target.endpoints and not any(isinstance(result, Failure) for result in results):
         options.keep(target.node)
     return results

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lab.cli.datapath import add_source_options
+from lab.cli.datapath import add_loader_option, add_source_options
 from lab.cli.expressions import expression
 from lab.cli.targets import BadOption, count
 
@@ -39,6 +39,7 @@ def add_parser(subparsers: _SubParsersAction[argparse.ArgumentParser]) -> None:
         "--pcap", type=Path, metavar="DIR", help="write the packets around each finding to this directory"
     )
     add_source_options(parser)
+    add_loader_option(parser)
     parser.add_argument("--json", action="store_true", help="print what run.json holds, and the progress on stderr")
     parser.set_defaults(run=run)
 
@@ -47,11 +48,13 @@ def run(args: argparse.Namespace) -> int:
     """Do the main job."""
     from lab.agent.options import check_library
     from lab.cli.job import do
+    from lab.loaders.command import given_loader
 
     for path in args.paths:
         if not Path(str(path).partition("::")[0]).exists():
             raise BadOption(f"{path}: no such file or directory")
     check_library(args.library)
+    given_loader(args.loader)
     return do(args)
 
 

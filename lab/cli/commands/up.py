@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from datapath.errors import ReloadlabError
 from lab.agent.options import Options, check_library, open_agent
-from lab.cli.datapath import add_datapath_options, require_compiler, wanted_options
+from lab.cli.datapath import add_datapath_options, require_compiler, tell_not_supported, wanted_options
 from lab.cli.networks import add_network_options, network_options
 from lab.cli.targets import DEFAULT_LAB, BadOption, number, plural, print_json
 from lab.doctor.doctor import require
@@ -92,11 +92,11 @@ def run(args: argparse.Namespace) -> int:
     name = args.lab or args.name or DEFAULT_LAB
     specs = _specs(name, args)
     check_library(args.library)
+    options = wanted_options(Options(), args)
     require("root", *(["bridge"] if len(specs) > 1 else []))
     if not args.no_programs:
         require_compiler(args.clang)
     with _standing(specs, name, keep=args.keep) as nodes:
-        options = wanted_options(Options(), args)
         for node in nodes:
             options.keep(node)
         programs = [0] * len(nodes) if args.no_programs else _load(nodes, options, args.verifiers)
@@ -158,6 +158,7 @@ def _load(nodes: Sequence[Node], options: Options, verifiers: int | None) -> lis
         for node in nodes:
             with open_agent(node, options, verifiers=verifiers) as agent:
                 outcomes = agent.start(workers=WORKERS, cancel=cancel)
+                tell_not_supported(agent)
             programs.append(sum(len(outcome.attached) for outcome in outcomes))
     return programs
 

@@ -201,7 +201,7 @@ def test_who_is_cancelled_and_does_not_end_is_killed(node: Node) -> None:
 def test_who_can_be_cancelled_is_told(node: Node) -> None:
     script = (
         HELLO.replace('"pod"', '"cancel"')
-        + 'trap \'echo "{\\"ok\\":false,\\"error\\":\\"undone\\"}"\' INT; read r; sleep 100 & wait; kill $!; read stop'
+        + 'trap \'echo "{\\"ok\\":false,\\"error\\":\\"undone\\"}"\' TERM; read r; sleep 100 & wait; kill $!; read stop'
     )
     cancel = threading.Event()
     with client(node, script) as loader:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +97,84 @@ def read(path: Path) -> dict[str, Any]:
 
 def test_marks_are_declared(pytester: pytest.Pytester) -> None:
     result = pytester.runpytest_subprocess("--markers", *PLUGIN)
-    result.stdout.fnmatch_lines(["@pytest.mark.node(*", "@pytest.mark.own_sources(*", "@pytest.mark.privileged: *"])
+    marks = ("node(*", "cluster(*", "own_sources(*", "own_loader(*", "privileged: *")
+    result.stdout.fnmatch_lines([f"@pytest.mark.{mark}" for mark in marks])
+
+
+OTHER_LOADER = """
+import pytest
+from lab.node.topology import HOST
+from lab.scenario.gate import Gate
+from datapath.errors import ReloadlabError
+
+pytestmark = pytest.mark.node(pods=1)
+
+def test_a_pod(scenario):
+    assert scenario.agent.external.supports("pod")
+    scenario.reload("pod-1")
+
+def test_the_host(scenario):
+    scenario.reload(HOST)
+
+@pytest.mark.node(endpoint_routes=True)
+def test_routes(scenario):
+    pass
+
+def test_removal(scenario):
+    with pytest.raises(ReloadlabError):
+        scenario.agent.remove_pod("pod-1")
+
+def test_a_step(scenario):
+    scenario.reload("pod-1", gate=Gate(lambda *_: None, before="commit"))
+
+def test_a_failure(scenario):
+    scenario.reload_fails("pod-1", ReloadlabError)
+
+@pytest.mark.own_loader
+def test_ours(scenario):
+    pass
+
+@pytest.mark.own_loader("theirs fill maps later")
+def test_maps(scenario):
+    pass
+
+@pytest.mark.node(agent={"loader": "builtin"})
+def test_the_command_line_wins(scenario):
+    assert scenario.agent.external is not None
+"""
+
+PODS_ALONE = """
+from reloadlab.home import enter
+enter(first=True)
+from lab.loaders import pipeline
+pipeline.ABILITIES = ("pod",)
+pipeline.main()
+"""
+
+
+@pytest.mark.privileged
+def test_other_loader(pytester: pytest.Pytester, tmp_path: Path) -> None:
+    """What a loader does not do is skipped, or done by ours, and told; also where a test does not mind the refusal."""
+    pytester.makepyfile(test_theirs=OTHER_LOADER)
+    loader, record = tmp_path / "loader.py", tmp_path / "record"
+    loader.write_text(PODS_ALONE)
+    pytester.makepyprojecttoml(f"[tool.reloadlab.loaders]\ntheirs = {json.dumps([sys.executable, '-P', str(loader)])}")
+    options = ("--reloadlab-loader", "theirs", "--reloadlab-record", str(record))
+    result = pytester.runpytest_subprocess(*PLUGIN, *options, "-rs", timeout=150)
+    result.assert_outcomes(passed=3, skipped=6)
+    refused = ("endpoint routes", "the removal of a pod's programs", "gates at our own steps", "the old state after *")
+    reasons = [f"*not supported by loader pipeline: {what}" for what in refused]
+    result.stdout.fnmatch_lines_random([*reasons, "*steps that only our own loader has", "*theirs fill maps later"])
+    gaps = {found["name"].partition("::")[2]: found["gaps"] for found in map(read, record.glob("*.json"))}
+    assert "not supported by loader pipeline: host: loaded by the built-in loader" in gaps["test_the_host"]
+
+
+@pytest.mark.parametrize("loader", ["no-such-loader", "'"])
+def test_a_wrong_loader_is_a_wrong_call(pytester: pytest.Pytester, loader: str) -> None:
+    pytester.makepyfile(test_theirs="def test_nothing(): pass")
+    result = pytester.runpytest_subprocess(*PLUGIN, "--reloadlab-loader", loader)
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    assert len([line for line in result.errlines if line.startswith("ERROR: ")]) == 1
 
 
 OTHER_SOURCES = """
