@@ -3,7 +3,7 @@ SHELL := /bin/sh
 ARGS ?=
 RUNS ?= 100
 
-.PHONY: run test corpus soak setup lock
+.PHONY: run test corpus faults soak setup lock
 .DEFAULT_GOAL := run
 
 run: setup
@@ -17,6 +17,9 @@ test: setup
 
 corpus: setup
 	@tools/as-root .venv/bin/reloadlab corpus $(ARGS)
+
+faults: setup
+	@tools/as-root tools/faults $(ARGS)
 
 soak: setup
 	@tools/as-root tools/soak $(RUNS) $(ARGS)

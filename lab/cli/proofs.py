@@ -45,7 +45,7 @@ def actions_of(args: argparse.Namespace, spec: NodeSpec) -> list[Action]:
     from lab.proof.actions import reloads, switches
 
     actions = switches(spec) if args.switch else reloads(spec, args.subjects, args.changed)
-    node = _node_arguments(args)
+    node = node_arguments(args)
     return [replace(action, arguments=(*action.arguments, *node)) for action in actions]
 
 
@@ -56,7 +56,7 @@ def spread(items: Sequence[T], number: int | None) -> Sequence[T]:
     return [items[at * len(items) // number] for at in range(number)]
 
 
-def _node_arguments(args: argparse.Namespace) -> tuple[str, ...]:
+def node_arguments(args: argparse.Namespace) -> tuple[str, ...]:
     """Return the arguments that make such a node again."""
     found = [] if args.pods == PODS else ["--pods", str(args.pods)]
     found += [option for option in ("--endpoint-routes", "--tunnel") if vars(args)[option[2:].replace("-", "_")]]

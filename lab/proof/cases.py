@@ -13,13 +13,15 @@ from typing import Protocol
 
 from lab.gates.call import Call
 from lab.gates.supervisor import Answer, Fail, Kill, Signal
-from lab.proof.action import Action
 from lab.watch.violation import Violation
 
 KILL = "SIGKILL"
 CANCEL = "cancelled"
 
 NOT_REACHED = "not reached"
+
+MOST = 8
+"""Cases that a violation is told with; one that happened during more belongs to none in particular."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,13 +127,23 @@ def places_of(calls: Sequence[Call]) -> Iterator[tuple[Call, Place]]:
             yield call, Place(call.pattern, nth)
 
 
-def cases_of(action: Action, calls: Sequence[Call], faults: Faults) -> list[Case]:
+def cases_of(action: Doing, calls: Sequence[Call], faults: Faults) -> list[Case]:
     """Return the cases of an action of which these are the calls."""
     return [
         Case(action.name, place, fault, arguments=action.arguments)
         for call, place in places_of(calls)
         for fault in faults.of(call)
     ]
+
+
+class Doing(Protocol):
+    """What cases are cases of: its name, and the arguments with which a command does it."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def arguments(self) -> tuple[str, ...]: ...
 
 
 class Timed(Protocol):
@@ -142,13 +154,14 @@ class Timed(Protocol):
 
 
 def note_findings(violations: Iterable[Violation], done: Sequence[Timed]) -> Iterator[Violation]:
-    """Note violations with what was done when they happened; yield those that belong to nothing."""
+    """Note violations with what was done when they happened; yield those that belong to nothing, or to too much."""
     for violation in violations:
         found = {id(each): each for at in violation.at if (each := _at(done, at)) is not None}
+        if not 0 < len(found) <= MOST:
+            yield violation
+            continue
         for each in found.values():
             each.wrong.append(str(violation))
-        if not found:
-            yield violation
 
 
 def _at(done: Sequence[Timed], at_ns: int) -> Timed | None:

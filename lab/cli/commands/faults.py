@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from lab.cli.datapath import require_compiler
 from lab.cli.networks import own_node
-from lab.cli.proofs import actions_of, add_action_options, check_actions, spread
+from lab.cli.proofs import actions_of, add_action_options, check_actions, node_arguments, spread
 from lab.cli.targets import BadOption, count, make_console, print_json
 from lab.doctor.doctor import require
 from lab.node import registry
@@ -20,7 +20,10 @@ if TYPE_CHECKING:
     from argparse import _SubParsersAction
 
     from lab.gates.call import Call
+    from lab.loaders.command import LoaderCommand
+    from lab.node.topology import NodeSpec
     from lab.proof.cases import Case, Faults
+    from lab.proof.sweep import SweepResult
 
 LAB = "faults"
 
@@ -34,6 +37,11 @@ def add_parser(subparsers: _SubParsersAction[argparse.ArgumentParser]) -> None:
         "must be answered, and the next reload must succeed. Exit code 1 if a case was not survived.",
     )
     add_action_options(parser)
+    parser.add_argument(
+        "--life",
+        action="store_true",
+        help="build, change and remove nodes instead: SUBJECTs are up, policy, pod-added, pod-removed, down (all)",
+    )
     parser.add_argument(
         "--errno",
         metavar="LIST",
@@ -54,17 +62,18 @@ def run(args: argparse.Namespace) -> int:
     from lab.agent.options import check_library
     from lab.cli.proof_view import case_line, print_sweep
     from lab.loaders.command import given_loader
-    from lab.proof.sweep import sweep
 
     check_library(args.library)
     check_actions(args)
     loader = given_loader(args.loader)
+    if args.life and (args.switch or args.changed or args.library or args.defines or args.loader is not None):
+        raise BadOption("--life is that of nodes with our programs: without --switch, --with, --library, -D, --loader")
     if args.only_kill and (args.errno or not args.kill):
         raise BadOption("--kill means kills alone: without --errno and --no-kill")
     if args.cancel and (args.errno or not args.kill):
         raise BadOption("--cancel means cancellations alone, or with --kill: without --errno and --no-kill")
     spec = own_node(args, LAB)
-    actions, faults = actions_of(args, spec), _faults(args)
+    do = _sweep_of(args, spec, loader)
     require("root", "notify")
     require_compiler(None)
     registry.sweep()
@@ -78,17 +87,7 @@ def run(args: argparse.Namespace) -> int:
             console.print(f"  {case_line(case)}", markup=False, highlight=False, soft_wrap=True)
 
     with cancel_on_signals() as cancel:
-        result = sweep(
-            spec,
-            actions,
-            faults=faults,
-            choose=partial(_chosen, args),
-            on_case=note,
-            cancel=cancel,
-            library=args.library,
-            defines=tuple(args.defines),
-            loader=loader,
-        )
+        result = do(faults=_faults(args), choose=partial(_chosen, args), on_case=note, cancel=cancel)
     # What was found at the end as well.
     for case in result.cases:
         note(case)
@@ -98,6 +97,17 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print_json(result.to_json())
     return 0 if result.holds else 1
+
+
+def _sweep_of(args: argparse.Namespace, spec: NodeSpec, loader: LoaderCommand | None) -> Callable[..., SweepResult]:
+    """Return what runs the cases that are asked for."""
+    from lab.proof.life import stages, sweep_life
+    from lab.proof.sweep import sweep
+
+    if args.life:
+        return partial(sweep_life, spec, stages(args.subjects, node_arguments(args)))
+    sources = {"library": args.library, "defines": tuple(args.defines), "loader": loader}
+    return partial(sweep, spec, actions_of(args, spec), **sources)
 
 
 def _faults(args: argparse.Namespace) -> Faults:

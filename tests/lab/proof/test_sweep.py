@@ -10,35 +10,69 @@ from functools import partial
 import pytest
 
 from lab.cli.main import main
+from lab.cli.proofs import spread
 from lab.corpus import steps
 from lab.gates.call import Call
 from lab.node.topology import NodeSpec
 from lab.proof.action import Action
-from lab.proof.actions import reloads
-from lab.proof.cases import KILL, Case, Faults, Place
+from lab.proof.actions import reloads, switches
+from lab.proof.cases import KILL, Case, Faults, Place, cases_of
 from lab.proof.errnos import first_errno_of
-from lab.proof.sweep import sweep
+from lab.proof.sweep import SweepResult, sweep
 from lab.scenario.scenario import Scenario
 from tests.lab.proof.refused import refused
 
-SAMPLE = 40
-"""Cases of about 320: the whole sweep is `reloadlab faults`."""
+SAMPLE = 24
+"""Cases of about 320: the whole sweeps are `make faults`."""
+
+NO_ERRNO = Faults(lambda call: (), kill=False, cancel=True)
 
 
-def spread(number: int, cases: Sequence[Case]) -> list[Case]:
-    return [cases[at * len(cases) // number] for at in range(number)]
+def title(case: Case) -> str:
+    return f"{case.title}: {case.ended}: {'; '.join(case.wrong)}"
+
+
+def survived(result: SweepResult, count: int, ends: set[str]) -> None:
+    """Hold a sweep to it: all cases were survived, and some of them ended in each of these ways."""
+    assert [title(case) for case in result.cases if not case.survived] == []
+    assert (result.findings, result.gaps) == ([], [])
+    assert result.holds
+    assert ends <= {case.ended.partition(":")[0] for case in result.cases}
+    assert len(result.cases) == count
 
 
 @pytest.mark.parametrize("subject", ["pod-1", "host"])
 def test_a_sample_of_the_cases_is_survived(subject: str) -> None:
-    spec = NodeSpec(f"sweep-{subject}", endpoint_routes=True)
-    result = sweep(spec, reloads(spec, [subject], []), choose=partial(spread, SAMPLE))
-    assert [case.title for case in result.cases if not case.survived] == []
-    assert (result.findings, result.gaps) == ([], [])
+    spec = NodeSpec(f"sweep-{subject}", endpoint_routes=True, devices=("eth0",))
+    result = sweep(spec, reloads(spec, [subject], []), choose=partial(spread, number=SAMPLE))
+    survived(result, SAMPLE, {"failed", "killed"})
+
+
+def test_a_sample_of_the_cases_of_a_migration_is_survived() -> None:
+    """There and back, among them those in which a map of the node is neither here nor there."""
+    spec = NodeSpec("sweep-migration", pods=1)
+    actions = reloads(spec, ["pod-1"], [("POLICY_MAP_SIZE", "4096")])
+
+    def choose(cases: Sequence[Case]) -> list[Case]:
+        moves = [case for case in cases if case.place.fits("*cilium_policy_00101*") and case.fault == KILL]
+        return [*spread(cases, 4), *spread(moves, 2)]
+
+    survived(sweep(spec, actions, choose=choose), 12, {"failed", "killed"})
+
+
+def test_a_sample_of_the_cases_of_a_switch_is_survived() -> None:
+    spec = NodeSpec("sweep-switch", pods=1)
+    result = sweep(spec, switches(spec), choose=partial(spread, number=2))
+    assert [title(case) for case in result.cases if not case.survived] == []
     assert result.holds
-    ends = {case.ended.partition(":")[0] for case in result.cases}
-    assert {"failed", "killed"} <= ends
-    assert len(result.cases) == SAMPLE
+    assert len(result.cases) == 4
+
+
+def test_a_reload_is_cancelled_at_each_call_of_a_sample() -> None:
+    """Before its commit it is undone, behind it it is done."""
+    spec = NodeSpec("sweep-cancel", pods=1, devices=("eth0",))
+    ends = {"cancelled", "succeeded"}
+    survived(sweep(spec, reloads(spec, ["host"], []), faults=NO_ERRNO, choose=partial(spread, number=12)), 12, ends)
 
 
 def named(pattern: str) -> Callable[[Sequence[Case]], list[Case]]:
@@ -63,6 +97,19 @@ def test_a_step_that_is_not_taken_back_is_found() -> None:
     assert any("filters differ" in what for what in case.wrong)
 
 
+def test_a_series_of_one_maps_keys_is_a_few_cases() -> None:
+    calls = [Call(at, "MAP_UPDATE", f"cilium_ct4_global[0x{at:08x}]", "bpf", 1) for at in range(100)]
+    calls += [Call(at, "MAP_LOOKUP", f"cilium_call_policy[{at}]", "bpf", 1) for at in range(100)]
+    calls += [Call(at, "MAP_UPDATE", f"cilium_call_policy[{at}]", "bpf", 1) for at in range(5)]
+    cases = cases_of(Action("x", lambda scenario, cancel: None), calls, NO_ERRNO)
+    assert [(case.place.pattern, case.place.nth) for case in cases] == [
+        *(("MAP_UPDATE cilium_ct4_global[*]", nth) for nth in (1, 2, 25, 50)),
+        *(("MAP_LOOKUP cilium_call_policy[*]", nth) for nth in (1, 2, 25, 50)),
+        *((f"MAP_UPDATE cilium_call_policy[{at}]", 1) for at in range(5)),
+    ]
+    assert cases[0].command == "reloadlab faults --calls 'MAP_UPDATE cilium_ct4_global[*]' --nth 1 --cancel"
+
+
 def test_a_call_that_does_not_come_is_not_called_survived() -> None:
     spec = NodeSpec("sweep-of-nothing")
     never = Case("reload of pod-1", Place("MAP_UPDATE nothing", 1), KILL)
@@ -77,6 +124,8 @@ def test_patterns_fit_on_every_node() -> None:
     rename = Call(2, "rename", "/run/x/a/bpf/tc/globals/m -> /run/x/a/bpf/tc/globals/m:pending", "rename", 1)
     assert rename.pattern == "rename */bpf/tc/globals/m -> */bpf/tc/globals/m:pending"
     assert Call(3, "PROG_GET_FD_BY_ID", "4711", "bpf", 1).pattern == "PROG_GET_FD_BY_ID *"
+    notes = Call(4, "openat", "/run/x/a/state/101/.connections.34m8ui8_", "openat", 1)
+    assert notes.pattern == "openat */state/101/.connections.*"
     slot = Call(4, "MAP_UPDATE", "cilium_calls_00101[7]", "bpf", 1)
     assert Place(slot.pattern, 1).fits("MAP_UPDATE cilium_calls_00101[7]")
     assert Place(slot.pattern, 1).fits("MAP_UPDATE cilium_calls_*")
@@ -98,6 +147,10 @@ def test_a_case_alone_as_it_is_printed(capsys: pytest.CaptureFixture[str]) -> No
         (["pod-9"], "no endpoint pod-9"),
         (["--errno", "ENOTHING"], "--errno ENOTHING: no such error"),
         (["--kill", "--errno", "ENOMEM"], "--kill means kills alone"),
+        (["--cancel", "--errno", "ENOMEM"], "--cancel means cancellations alone"),
+        (["--switch", "pod-1"], "--switch switches the whole node"),
+        (["--life", "pod-1"], "no stage pod-1 in the life of a node; there are up, policy,"),
+        (["--life", "--switch"], "--life is that of nodes with our programs"),
         (["--nth", "x"], "x"),
     ],
 )

@@ -1,0 +1,226 @@
+"""The life of a node: what builds it, changes it and takes it away fails or dies at each of its system calls.
+
+After each case the same can be done once more, or the lab removed first, and nothing of it is left then.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from datapath.errors import Cancelled, ReloadlabError
+from lab.agent.agent import Agent
+from lab.errors import LabExists, LabNotFound
+from lab.gates.call import Call
+from lab.gates.forked import gated
+from lab.gates.supervisor import Answer, Decide
+from lab.node import marks, registry
+from lab.node.node import Node
+from lab.node.topology import NodeSpec
+from lab.proof.cases import NOT_REACHED, Case, Faults, Trigger, cases_of
+from lab.proof.sweep import SweepResult
+from lab.system.forkpool import WorkerDied, fork_map
+from lab.watch.checks.hooks import check_hooks
+from lab.watch.checks.pins import check_orphans, check_pins
+from lab.watch.checks.routes import check_routes
+from lab.watch.snapshot import take
+
+POLICY = [{"name": "one", "endpoint": "pod-1", "ingress": [{"fromEntities": ["world"]}]}]
+ADDED = "one-more"
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """Something that is done to a lab; `lives`: to one that is up. `arguments` are those with which a command does it.
+
+    `do` gets the lab's spec, and a directory of templates that are compiled once.
+    """
+
+    name: str
+    do: Callable[[NodeSpec, Path], object]
+    lives: bool = True
+    arguments: tuple[str, ...] = ()
+
+
+def _up(spec: NodeSpec, templates: Path) -> None:
+    node = Node.up(spec)
+    try:
+        with Agent(node, templates=templates) as agent:
+            agent.start(workers=2)
+    except BaseException:
+        node.down(force=True)
+        raise
+
+
+def _down(spec: NodeSpec, templates: Path) -> None:
+    registry.remove(spec.name)
+
+
+def _policy(spec: NodeSpec, templates: Path) -> None:
+    with Agent(Node.open(spec.name), templates=templates) as agent:
+        agent.apply_policies(POLICY)
+
+
+def _add(spec: NodeSpec, templates: Path) -> None:
+    with Agent(Node.open(spec.name), templates=templates) as agent:
+        if ADDED not in (pod.name for pod in agent.node.pods):
+            agent.add_pod(ADDED)
+        else:  # it was made, but perhaps not loaded
+            agent.reload(ADDED)
+            agent.sync()
+
+
+def _remove(spec: NodeSpec, templates: Path) -> None:
+    with Agent(Node.open(spec.name), templates=templates) as agent:
+        if "pod-1" in (pod.name for pod in agent.node.pods):
+            agent.remove_pod("pod-1")
+
+
+STAGES = (
+    Stage("up", _up, lives=False),
+    Stage("policy", _policy),
+    Stage("pod-added", _add),
+    Stage("pod-removed", _remove),
+    Stage("down", _down),
+)
+
+
+class NoSuchStage(ReloadlabError):
+    """A stage that there is not."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"no stage {name} in the life of a node; there are {', '.join(each.name for each in STAGES)}")
+        self.name = name
+
+
+def stages(names: Sequence[str], arguments: Sequence[str]) -> list[Stage]:
+    """Return the stages of these names, all without a name. `arguments` are those that make the lab's node."""
+    known = {stage.name: stage for stage in STAGES}
+    for name in names:
+        if name not in known:
+            raise NoSuchStage(name)
+    return [replace(known[name], arguments=("--life", name, *arguments)) for name in names or known]
+
+
+class Life:
+    """Runs cases on labs of one name, each on one of its own."""
+
+    def __init__(self, spec: NodeSpec, templates: Path, cancel: threading.Event | None = None) -> None:
+        self._spec = spec
+        self._templates = templates
+        self._cancel = cancel
+
+    def calls(self, stage: Stage) -> list[Call]:
+        """Return the calls of a stage, which is done twice: the second time, everything is compiled."""
+        found: list[Call] = []
+        for decide in (lambda call: None, found.append):
+            with self._lab(stage):
+                self._gated(stage, decide)
+        return found
+
+    def run(self, stage: Stage, case: Case) -> None:
+        """Run a case, and note what came of it."""
+        trigger = Trigger(case)
+        case.start_ns = time.monotonic_ns()
+        with self._lab(stage):
+            try:
+                self._gated(stage, trigger.decide)
+                case.ended = "succeeded"
+            except WorkerDied:
+                case.ended = "killed"
+            except (ReloadlabError, OSError) as error:
+                if self._cancel is not None and self._cancel.is_set():
+                    raise
+                case.ended = "cancelled" if isinstance(error, Cancelled) else f"failed: {error}"
+            if not trigger.reached:
+                case.ended = NOT_REACHED
+            try:
+                case.wrong += self._again(stage)
+            except (ReloadlabError, OSError) as error:
+                case.wrong.append(f"the next one failed: {error}")
+        case.wrong += self._left()
+
+    def _gated(self, stage: Stage, decide: Decide) -> None:
+        def unless_cancelled(call: Call) -> Answer:
+            return None if self._cancel is not None and self._cancel.is_set() else decide(call)
+
+        pins = registry.lab_root(self._spec.name) / registry.BPFFS / "tc" / "globals"
+        with gated(unless_cancelled, directories=[registry.run_directory()], pins=pins, look_ups=False) as enter:
+
+            @contextmanager
+            def worker(cancelled: threading.Event) -> Iterator[Callable[[None], object]]:
+                enter()
+                yield lambda _: stage.do(self._spec, self._templates)
+
+            (result,) = fork_map(worker, [None], workers=1, cancel=self._cancel)
+        if isinstance(result, ReloadlabError):
+            raise result
+
+    def _again(self, stage: Stage) -> list[str]:
+        """Do it as a user does who tries once more; return what does not hold of the node then."""
+        try:
+            stage.do(self._spec, self._templates)
+        except LabNotFound:
+            if stage.name != "down":
+                raise
+        except LabExists:
+            # It says how to remove it.
+            registry.remove(self._spec.name)
+            stage.do(self._spec, self._templates)
+        if stage.name == "down":
+            return []
+        node = Node.open(self._spec.name)
+        with Agent(node, templates=self._templates) as agent:
+            now = take(node)
+            checks = (check_hooks, check_pins, check_orphans, check_routes)
+            return [str(violation) for check in checks for violation in check(agent, now)]
+
+    @contextmanager
+    def _lab(self, stage: Stage) -> Iterator[None]:
+        """Have a lab that is up if the stage needs one, and none at the end, whatever has become of it."""
+        if stage.lives:
+            _up(self._spec, self._templates)
+        try:
+            yield
+        finally:
+            _, failure = registry.remove_each([self._spec.name], force=True, ignoring=(LabNotFound,))
+            if failure is not None:
+                raise failure
+
+    def _left(self) -> Iterator[str]:
+        root = registry.lab_root(self._spec.name)
+        if os.path.lexists(root) or marks.read(root) is not None:
+            yield f"{root} is left over"
+        mounts = Path("/proc/self/mountinfo").read_text().splitlines()
+        yield from (f"mount {line.split()[4]} is left over" for line in mounts if f"{root}" in line.split()[4])
+
+
+def sweep_life(
+    spec: NodeSpec,
+    stages: Sequence[Stage],
+    *,
+    faults: Faults,
+    choose: Callable[[Sequence[Case]], Sequence[Case]] = lambda cases: cases,
+    on_case: Callable[[Case], object] = lambda case: None,
+    cancel: threading.Event | None = None,
+) -> SweepResult:
+    """Run the cases of stages on labs of this spec; `choose` picks them, `on_case` hears of each at its end."""
+    started, done = time.monotonic(), list[Case]()
+    templates = Path(tempfile.mkdtemp(prefix="reloadlab-life-"))
+    try:
+        life = Life(spec, templates, cancel)
+        for stage in stages:
+            for case in choose(cases_of(stage, life.calls(stage), faults)):
+                life.run(stage, case)
+                done.append(case)
+                on_case(case)
+    finally:
+        shutil.rmtree(templates)
+    return SweepResult(done, [], [], time.monotonic() - started)

@@ -1,0 +1,55 @@
+"""The life of a node: whatever fails or dies while it is built, changed or removed, the next command puts it right."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+
+from lab.errors import LabNotFound
+from lab.node import registry
+from lab.node.topology import NodeSpec
+from lab.proof.cases import Case, Faults, Place
+from lab.proof.errnos import first_errno_of
+from lab.proof.life import NoSuchStage, Stage, stages, sweep_life
+
+FAULTS = Faults(first_errno_of)
+
+
+def one(cases: Sequence[Case]) -> Sequence[Case]:
+    """Choose a kill of one stage, a failure of the next."""
+    return [cases[len(cases) * 2 // 3]]
+
+
+def test_a_sample_of_the_cases_is_survived() -> None:
+    """One of each stage, of 2600: all of them are `make faults`."""
+    before = registry.list_labs()
+    result = sweep_life(NodeSpec("life", pods=1), stages([], []), faults=FAULTS, choose=one)
+    assert [(case.title, case.ended, case.wrong) for case in result.cases if not case.survived] == []
+    assert result.holds
+    assert len(result.cases) == 5
+    assert registry.list_labs() == before
+
+
+def test_what_is_not_put_right_is_told() -> None:
+    """A command that is of no use behind one that was killed, and one whose call does not come."""
+    tries: list[int] = []
+
+    def do(spec: NodeSpec, templates: object) -> None:
+        registry.run_directory().mkdir(exist_ok=True)
+        tries.append(1)
+        if len(tries) == 3:
+            raise LabNotFound(spec.name, ())
+
+    def choose(cases: Sequence[Case]) -> list[Case]:
+        return [cases[0], Case("odd", Place("rmdir *", 1), "EIO")]
+
+    result = sweep_life(NodeSpec("life-odd", pods=1), [Stage("odd", do, lives=False)], faults=FAULTS, choose=choose)
+    assert not result.holds
+    assert [case.survived for case in result.cases] == [False, False]
+    assert result.cases[1].ended == "not reached"
+
+
+def test_a_stage_that_there_is_not() -> None:
+    with pytest.raises(NoSuchStage, match="no stage upp in the life of a node; there are up, policy, "):
+        stages(["upp"], [])
