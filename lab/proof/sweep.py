@@ -1,18 +1,20 @@
 """Sweeps: every system call of a reload fails, with each error that it can have, or is where the process dies.
 
-One node serves all cases, traffic running. After each the node is entirely as before, or as after a reload, packets of
-every flow are answered, and the next reload succeeds; what else does not hold is found at the end, and told with the
-case during which it happened.
+One node serves all cases, traffic running; a case that was not survived is the last of its node, so that what it has
+left is not taken for the next one's. After each the node is entirely as before, or as after a reload, packets of every
+flow are answered, and the next reload succeeds; what else does not hold is found at the end of the node, and told with
+the case during which it happened.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Container, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 from datapath.errors import Cancelled, ReloadlabError
 from lab.gates.call import Call
@@ -24,6 +26,7 @@ from lab.proof.errnos import errnos_of
 from lab.scenario.scenario import Scenario
 from lab.scenario.verdict import InvariantsViolated
 from lab.system.forkpool import WorkerDied
+from lab.system.scratch import scratch
 from lab.watch import metrics
 from lab.watch.checks.mixed_loads import check_mixed_loads
 from lab.watch.invariants import check_unchanged
@@ -66,25 +69,80 @@ class SweepResult:
 
 
 class Sweep:
-    """Runs cases on a scenario's node."""
+    """Runs cases. A context manager; it makes scenarios by `make`, one by one, each on a node of its own.
 
-    def __init__(self, scenario: Scenario, cancel: threading.Event | None = None) -> None:
-        self._scenario = scenario
+    `findings` is what does not hold and belongs to no case, `gaps` what could not be watched.
+    """
+
+    def __init__(self, make: Callable[[], Scenario], faults: Faults, cancel: threading.Event | None = None) -> None:
+        self._make = make
+        self._faults = faults
         self._cancel = cancel
-        self._first = metrics.read(scenario.node).hits
+        self._stack = ExitStack()
+        self._scenario: Scenario | None = None
+        self._cases: list[Case] = []
+        self._first: Container[tuple[int, int, int]] = ()
+        self.findings: list[Violation] = []
+        self.gaps: list[str] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
+        if kind is not None:
+            self._stack.__exit__(kind, value, tb)
+            return
+        with self._stack:
+            self._leave()
+
+    def _node(self, action: Action) -> Scenario:
+        """Return the scenario on the present node; one on a new node if there is none."""
+        scenario = self._scenario
+        if scenario is None:
+            scenario = self._stack.enter_context(self._make())
+            if self._faults.cancel:
+                scenario.agent.require(CANCEL, "the cancellation of a reload")
+            self._first = metrics.read(scenario.node).hits
+            self._scenario, self._cases = scenario, []
+        if action.other_path:
+            scenario.expect(other_path=True)
+        return scenario
+
+    def _leave(self) -> None:
+        """End with the present node: check everything that has not been checked yet."""
+        scenario, self._scenario = self._scenario, None
+        if scenario is None:
+            return
+        scenario.expect(migrated=frozenset(name for outcome in scenario.outcomes for name in outcome.migrated))
+        with suppress(InvariantsViolated):
+            scenario.finish()
+        scenario.abandon()
+        self._stack.close()
+        # A reload that goes on although a call has failed warns of it.
+        found = [violation for violation in scenario.findings if violation.invariant != _WARNINGS]
+        self.findings += note_findings(found, self._cases)
+        self.gaps += (gap for gap in scenario.gaps if gap not in self.gaps)
+
+    def _warm_up(self, action: Action) -> None:
+        """Do it once: the next time, everything is compiled and known."""
+        scenario = self._node(action)
+        action.prepare(scenario)
+        action.do(scenario, self._cancel or threading.Event())
 
     def calls(self, action: Action) -> list[Call]:
-        """Return the calls of an action, which is done twice: the second time, everything is compiled and known."""
-        found: list[Call] = []
-        action.prepare(self._scenario)
-        action.do(self._scenario, self._cancel or threading.Event())
-        action.prepare(self._scenario)
-        do_gated(self._scenario, action, found.append, cancel=self._cancel)
+        """Return the calls of an action."""
+        self._warm_up(action)
+        found, scenario = list[Call](), self._node(action)
+        action.prepare(scenario)
+        do_gated(scenario, action, found.append, cancel=self._cancel)
         return found
 
     def run(self, action: Action, case: Case) -> None:
         """Run a case, and note what came of it."""
-        scenario, trigger = self._scenario, Trigger(case)
+        if self._scenario is None:
+            self._warm_up(action)
+        scenario, trigger = self._node(action), Trigger(case)
+        self._cases.append(case)
         # Nothing is counted here: loads that are gone would fill the map.
         metrics.forget_hits(scenario.node, keep=self._first)
         counted = metrics.read(scenario.node)
@@ -107,16 +165,18 @@ class Sweep:
                     case.wrong += [str(violation) for violation in check_unchanged(before, take(scenario.node))]
         if not trigger.reached:
             case.ended = NOT_REACHED
-        self._push(case, "not answered before the next one")
+        self._push(scenario, case, "not answered before the next one")
         try:
             action.do(scenario, threading.Event())
         except ReloadlabError as error:
             case.wrong.append(f"the next one failed: {error}")
-        self._push(case, "not answered after the next one")
+        self._push(scenario, case, "not answered after the next one")
         case.wrong += map(str, check_mixed_loads(counted, metrics.read(scenario.node)))
+        if case.wrong:
+            self._leave()
 
-    def _push(self, case: Case, what: str) -> None:
-        bursts = self._scenario.traffic.burst_all(1, timeout=_TIMEOUT)
+    def _push(self, scenario: Scenario, case: Case, what: str) -> None:
+        bursts = scenario.traffic.burst_all(1, timeout=_TIMEOUT)
         # What arrives of a denied flow is found when the traffic ends.
         case.wrong += [f"{burst.flow}: {what}" for burst in bursts if not burst.complete and not burst.denied]
 
@@ -131,28 +191,17 @@ def sweep(
     cancel: threading.Event | None = None,
     **options: Any,
 ) -> SweepResult:
-    """Run the cases of actions on a node of their own; `choose` picks them, `on_case` hears of each at its end.
+    """Run the cases of actions on nodes of their own; `choose` picks them, `on_case` hears of each at its end.
 
-    `options` go to the Scenario. Cancelled by `cancel`.
+    `options` go to the Scenarios. Cancelled by `cancel`.
     """
     started, done = time.monotonic(), list[Case]()
-    scenario = Scenario(spec, bursts="none", rate=RATE, **options)
-    with scenario:
-        if faults.cancel:
-            scenario.agent.require(CANCEL, "the cancellation of a reload")
-        runner = Sweep(scenario, cancel)
-        for action in actions:
-            if action.other_path:
-                scenario.expect(other_path=True)
-            for case in choose(cases_of(action, runner.calls(action), faults)):
-                runner.run(action, case)
-                done.append(case)
-                on_case(case)
-        scenario.expect(migrated=frozenset(name for outcome in scenario.outcomes for name in outcome.migrated))
-        with suppress(InvariantsViolated):
-            scenario.finish()
-        scenario.abandon()
-    # A reload that goes on although a call has failed warns of it.
-    found = [violation for violation in scenario.findings if violation.invariant != _WARNINGS]
-    rest = list(note_findings(found, done))
-    return SweepResult(done, rest, scenario.gaps, time.monotonic() - started)
+    with scratch() as templates:
+        options = {"templates": templates, **options}
+        with Sweep(lambda: Scenario(spec, bursts="none", rate=RATE, **options), faults, cancel) as runner:
+            for action in actions:
+                for case in choose(cases_of(action, runner.calls(action), faults)):
+                    runner.run(action, case)
+                    done.append(case)
+                    on_case(case)
+    return SweepResult(done, runner.findings, runner.gaps, time.monotonic() - started)

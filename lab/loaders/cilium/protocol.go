@@ -139,8 +139,8 @@ type handler struct {
 	cancel context.CancelFunc
 }
 
-// interrupt cancels the request that is being done, if there is one.
-func (h *handler) interrupt() {
+// cancelRequest cancels the request that is being done, if there is one.
+func (h *handler) cancelRequest() {
 	h.mutex.Lock()
 	defer h.mutex.Unlock()
 	if h.cancel != nil {
@@ -245,11 +245,12 @@ func main() {
 		os.Exit(2)
 	}
 	h := &handler{settings: s, release: newRelease(s)}
-	interrupts := make(chan os.Signal, 1)
-	signal.Notify(interrupts, unix.SIGINT)
+	// SIGTERM is about the request alone: the process ends with its input.
+	signals := make(chan os.Signal, 1)
+	signal.Notify(signals, unix.SIGTERM)
 	go func() {
-		for range interrupts {
-			h.interrupt()
+		for range signals {
+			h.cancelRequest()
 		}
 	}()
 	if err := h.serve(os.Stdin, os.Stdout); err != nil {

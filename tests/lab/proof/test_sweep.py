@@ -80,9 +80,12 @@ def named(pattern: str) -> Callable[[Sequence[Case]], list[Case]]:
 
 
 def test_a_step_that_is_not_taken_back_is_found() -> None:
-    """The object cannot be published, and the new program stays at the hook."""
+    """The object cannot be published, and the new program stays at the hook. The next case gets another node."""
+    seen: list[Scenario] = []
 
     def reload(scenario: Scenario, cancel: threading.Event) -> None:
+        if scenario not in seen:
+            seen.append(scenario)
         scenario.agent.change = partial(
             steps.each, chosen=lambda _, step: step.name == "attach ingress", change=steps.kept
         )
@@ -90,11 +93,12 @@ def test_a_step_that_is_not_taken_back_is_found() -> None:
 
     spec = NodeSpec("sweep-of-fault")
     action = Action("reload of pod-1", reload)
-    result = sweep(spec, [action], faults=Faults(first_errno_of, kill=False), choose=named("link *"))
-    (case,) = result.cases
+    result = sweep(spec, [action], faults=Faults(first_errno_of), choose=named("link *"))
+    case, killed = result.cases
     assert not result.holds
     assert case.ended.startswith("failed: ")
     assert any("filters differ" in what for what in case.wrong)
+    assert (killed.ended, killed.survived, len(seen)) == ("killed", True, 2)
 
 
 def test_a_series_of_one_maps_keys_is_a_few_cases() -> None:
