@@ -39,6 +39,9 @@ EVERY_ERRNO = Faults(errnos_of)
 _TIMEOUT = 0.5
 """Seconds in which a packet of every flow is answered after a case."""
 
+_OF_ONE_LOAD = 4
+"""The number of the invariant on tail calls: of loads that share a calls map, each breaks it, and no case does."""
+
 _WARNINGS = 11
 """The number of the invariant on warnings."""
 
@@ -120,7 +123,12 @@ class Sweep:
         self._stack.close()
         # A reload that goes on although a call has failed warns of it.
         found = [violation for violation in scenario.findings if violation.invariant != _WARNINGS]
-        self.findings += note_findings(found, self._cases)
+        for violation in note_findings(found, self._cases):
+            # The node was as it must be until the case that was its last.
+            if self._cases and self._cases[-1].wrong and violation.invariant != _OF_ONE_LOAD:
+                self._cases[-1].wrong.append(str(violation))
+            elif violation not in self.findings:
+                self.findings.append(violation)
         self.gaps += (gap for gap in scenario.gaps if gap not in self.gaps)
 
     def _warm_up(self, action: Action) -> None:

@@ -131,13 +131,18 @@ def _calls(agent: Agent, now: Snapshot) -> dict[str, list[str]]:
 
 
 def _reused(before: Snapshot, outcomes: Sequence[Outcome]) -> Iterator[str]:
-    """Yield the calls maps that two loads share: the old load's tail calls lead to the new one (cilium issue 20691)."""
+    """Yield the calls maps that two loads share: the old load's tail calls lead to the new one (cilium issue 20691).
+
+    Of each map the first two are told, however many share it.
+    """
+    told: set[int] = set()
     seen = {ident: f"the load before, {name}" for name, ident in calls_maps(before).items()}
     for outcome in outcomes:
         for loaded in outcome.loaded:
             for name, ident in loaded.arrays.items():
                 if not is_calls_map(name):
                     continue
-                if ident in seen:
+                if ident in seen and ident not in told:
+                    told.add(ident)
                     yield f"{name}: load {outcome.generation} of {outcome.subject} uses the calls map of {seen[ident]}"
                 seen[ident] = f"load {outcome.generation} of {outcome.subject}"
