@@ -24,19 +24,22 @@ def under_gates(
     *,
     cancel: threading.Event | None = None,
     look_ups: bool = True,
+    forked: bool = False,
 ) -> R:
     """Do something with a copy of `reloader`, and have each call below its node's state and pins decided on.
 
-    If another loader than ours loads, the calls are those of its process, and `do` is done here. Without `look_ups`,
-    single look-ups of maps are not stopped.
+    If another loader than ours loads, the calls are those of its process, and `do` is done here; `forked`: that too is
+    done by a process of its own, which starts a loader of its own. Without `look_ups`, single look-ups of maps are not
+    stopped.
 
     `do` gets the event that cancels it. `decide` is called in a thread of this process. Raises what `do` raised,
     WorkerDied or LoaderDied if the process was killed, and what `decide` raised, which ends the gates: the calls that
     are left fail with ENOSYS.
     """
     pins, external = reloader.config.globals, reloader.external
-    directories = [reloader.node.root / registry.STATE, pins]
-    if external is None:
+    # The pins as the process of a loader names them.
+    directories = [reloader.node.root / registry.STATE, pins, *([] if external is None else [SYSFS_BPF])]
+    if external is None or forked:
         with gated(decide, directories=directories, pins=pins, look_ups=look_ups) as enter:
             return do_in_worker(reloader, do, on_worker=enter, cancel=cancel)
 
@@ -46,8 +49,6 @@ def under_gates(
         finally:
             external.touch()
 
-    # The pins as the process names them.
-    directories.append(SYSFS_BPF)
     with (
         gated(without_haste, directories=directories, pins=pins, look_ups=look_ups) as enter,
         external.gated(enter),

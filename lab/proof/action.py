@@ -39,11 +39,17 @@ class Action:
 
 
 def do_gated(
-    scenario: Scenario, action: Action, decide: Decide, *, cancel: threading.Event | None = None, look_ups: bool = True
+    scenario: Scenario,
+    action: Action,
+    decide: Decide,
+    *,
+    cancel: threading.Event | None = None,
+    look_ups: bool = True,
+    forked: bool = False,
 ) -> None:
     """Do it, and have each call decided on; once `cancel` is set, all happen at once.
 
-    Without `look_ups`, single look-ups of maps are not stopped.
+    `look_ups` and `forked` are those of under_gates().
 
     Raises what the action raised, WorkerDied if its process was killed, Cancelled even if it came to its end.
     """
@@ -57,6 +63,7 @@ def do_gated(
         unless_cancelled,
         cancel=cancel,
         look_ups=look_ups,
+        forked=forked,
     )
     if cancel is not None and cancel.is_set():
         raise Cancelled(f"cancelled during {action.name}")

@@ -97,7 +97,7 @@ class Two:
         action.prepare(self._scenario)
         action.do(self._scenario, self._cancel or threading.Event())
         action.prepare(self._scenario)
-        do_gated(self._scenario, action, found.append, cancel=self._cancel, look_ups=False)
+        do_gated(self._scenario, action, found.append, cancel=self._cancel, look_ups=False, forked=True)
         return [place for call, place in places_of(found) if call.changes]
 
     def meet(self, pair: Pair, meeting: Meeting) -> None:
@@ -136,7 +136,9 @@ class Two:
 
         def do(who: int) -> None:
             try:
-                do_gated(self._scenario, pair[who], lockstep.decide(who), cancel=self._cancel, look_ups=False)
+                do_gated(
+                    self._scenario, pair[who], lockstep.decide(who), cancel=self._cancel, look_ups=False, forked=True
+                )
             except Cancelled as error:
                 raised.append(error)
             except ReloadlabError as error:

@@ -29,6 +29,7 @@ def add_parser(subparsers: _SubParsersAction[argparse.ArgumentParser]) -> None:
     _add_topology(benches)
     _add_reload(benches)
     _add_traffic(benches)
+    _add_gates(benches)
     # A further measurement is one more `_add_...` here, with a function that runs it.
 
 
@@ -80,6 +81,17 @@ def _add_traffic(benches: _SubParsersAction[argparse.ArgumentParser]) -> None:
     parser.set_defaults(run=run_traffic)
 
 
+def _add_gates(benches: _SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = benches.add_parser(
+        "gates",
+        help="a system call stopped by a gate, and one under the filter that is not, next to one without a filter",
+        description="What `reloadlab prove` and `faults` cost: one system call without a filter, under the filter but "
+        "not stopped, and stopped and let go, each by a process of its own, in turns.",
+    )
+    _add_common(parser, rounds=20)
+    parser.set_defaults(run=run_gates)
+
+
 def _add_common(parser: argparse.ArgumentParser, *, rounds: int) -> None:
     parser.add_argument(
         "--rounds", type=count, default=rounds, metavar="N", help=f"rounds in which all take turns ({rounds})"
@@ -128,6 +140,22 @@ def run_reload(args: argparse.Namespace) -> int:
     )
     isolate_mounts()
     report = measure_reload(options, _progress)
+    _progress("")
+    if args.json:
+        print_json(to_json(report))
+    else:
+        show(report)
+        _warn(report.others)
+    return 0
+
+
+def run_gates(args: argparse.Namespace) -> int:
+    """Measure the price of gates and print medians."""
+    require("root", "notify")
+    from lab.bench.gates import measure_gates
+    from lab.cli.gates_view import show, to_json
+
+    report = measure_gates(args.rounds, _progress)
     _progress("")
     if args.json:
         print_json(to_json(report))

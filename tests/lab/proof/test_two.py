@@ -11,15 +11,17 @@ import pytest
 
 from datapath.kernel.map import open_pin
 from lab.cli.proofs import spread
+from lab.loaders.command import LoaderCommand
 from lab.node.topology import NodeSpec
 from lab.proof.action import Action
 from lab.proof.actions import pairs
 from lab.proof.cases import Place
 from lab.proof.two import prove_two
 from lab.scenario.scenario import Scenario
+from lab.system.launch import module_argv
 from tests.lab.proof.refused import refused
 
-SAMPLE = 4
+SAMPLE = 3
 """Meetings of about 60: all of them are `reloadlab prove --two`."""
 
 
@@ -31,6 +33,19 @@ def test_two_reloads_at_once(subjects: tuple[str, str]) -> None:
     assert (result.findings, result.gaps) == ([], [])
     assert result.holds
     assert len(result.meetings) == SAMPLE + 1
+
+
+def test_two_loaders_that_are_processes_of_their_own() -> None:
+    """Each reload has one; its calls are in lockstep with those of the other."""
+    spec = NodeSpec("two-loaders", pods=2)
+    wanted, loader = (
+        pairs(spec, ["pod-1", "pod-2"], []),
+        LoaderCommand("ours", tuple(module_argv("lab.loaders.pipeline"))),
+    )
+    result = prove_two(spec, wanted, choose=lambda places: places[-1:], loader=loader)
+    assert [(meeting.title, meeting.wrong) for meeting in result.meetings if meeting.wrong] == []
+    assert result.holds
+    assert len(result.meetings) == 2
 
 
 def test_two_reloads_that_replace_a_map_of_the_node() -> None:

@@ -1,0 +1,47 @@
+"""What `reloadlab bench gates` prints: a table, or JSON values."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lab.bench.gates import GatesReport
+from lab.bench.rounds import Measurement
+from lab.cli.tables import make_table, print_table
+from lab.cli.targets import plural
+
+_FIGURES = ("median ns", "best ns", "more than without, ns")
+
+
+def show(report: GatesReport) -> None:
+    """Print what one call takes in each way, and what that is more than without a filter."""
+    rounds = len(next(iter(report.calls.values()))[0].seconds)
+    table = make_table("call", "", *_FIGURES, figures=_FIGURES, title=f"one call, medians of {plural(rounds, 'round')}")
+    for call, measurements in report.calls.items():
+        for measurement in measurements:
+            more = _nanoseconds(measurement.median - measurements[0].median)
+            times = (_nanoseconds(measurement.median), _nanoseconds(measurement.best))
+            table.add_row(
+                call, measurement.name, *map(str, times), str(more) if measurement is not measurements[0] else ""
+            )
+    print_table(table)
+
+
+def to_json(report: GatesReport) -> dict[str, Any]:
+    """Return the report as JSON values, times in nanoseconds."""
+    calls = [
+        {"call": call, "how": measurement.name, **_figures(measurement)}
+        for call, measurements in report.calls.items()
+        for measurement in measurements
+    ]
+    return {"other_processes": round(report.others, 3), "calls": calls}
+
+
+def _figures(measurement: Measurement) -> dict[str, Any]:
+    return {
+        "median_ns": _nanoseconds(measurement.median),
+        "rounds_ns": [_nanoseconds(seconds) for seconds in measurement.seconds],
+    }
+
+
+def _nanoseconds(seconds: float) -> int:
+    return round(seconds * 1e9)

@@ -1,0 +1,44 @@
+"""The price of gates: every variant is measured, under the filter or not."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from lab.bench.gates import Calls, measure_gates
+from lab.cli.gates_view import show, to_json
+
+pytestmark = pytest.mark.privileged
+
+
+def test_each_call_with_a_filter_and_without(capsys: pytest.CaptureFixture[str]) -> None:
+    report = measure_gates(1, lambda text: None)
+    ways = {call: [each.name for each in measurements] for call, measurements in report.calls.items()}
+    assert ways == {
+        "getppid": ["no filter", "under the filter"],
+        "bpf, look-up": ["no filter", "under the filter"],
+        "bpf, update": ["no filter", "stopped and let go"],
+    }
+    document = to_json(report)
+    assert json.loads(json.dumps(document)) == document
+    assert [len(each["rounds_ns"]) for each in document["calls"]] == [1] * 6
+    show(report)
+    assert "stopped and let go" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("gated", [False, True])
+def test_a_gated_variant_is_under_the_filter(gated: bool, tmp_path: Path) -> None:
+    """The kernel says so of the process that makes the calls."""
+
+    def note() -> None:
+        (line,) = [each for each in Path("/proc/self/status").read_text().splitlines() if each.startswith("Seccomp:")]
+        os.write(writer, line.split()[1].encode())
+
+    reader, writer = os.pipe()
+    assert Calls("x", note, 1, gated=gated).run() > 0
+    os.close(writer)
+    assert os.read(reader, 8) == (b"2" if gated else b"0")
+    os.close(reader)
