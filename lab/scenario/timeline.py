@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Self
 
 from datapath.base.timing import Interval
@@ -115,10 +117,10 @@ class Timeline:
 
     def places(self, at: Iterable[int]) -> str:
         """Say where several times are, those of one step together: `... (generation 12, +0.41 to +0.63 ms)`."""
-        reloads = self.reloads
+        order = _Order(self.reloads)
         groups: dict[tuple[str, ...], list[tuple[Place, ...]]] = {}
         for at_ns in sorted(at):
-            found = _places(reloads, at_ns)
+            found = order.places(at_ns)
             groups.setdefault(tuple(place.name for place in found), []).append(found)
         texts = [" and ".join(_text(same) for same in zip(*group, strict=True)) for group in groups.values()]
         more = len(texts) - SHOWN
@@ -131,20 +133,41 @@ def name_of(span: Span, subject: str) -> str:
     return span.step if span.target in ("", own) else f"{span.step} {span.target}"
 
 
-def _places(reloads: Sequence[Reload], at_ns: int) -> tuple[Place, ...]:
-    """Return the places of a time in the reloads that ran then, a few of them; else between which two it lies."""
-    running = [reload for reload in reloads if reload.start_ns <= at_ns <= reload.end_ns]
-    if running:
-        return tuple(reload.place(at_ns) for reload in running[:SHOWN])
-    ended = [reload for reload in reloads if reload.end_ns < at_ns]
-    later = [reload for reload in reloads if reload.start_ns > at_ns]
-    if ended:
-        last = max(ended, key=lambda reload: reload.end_ns)
-        until = f", before {later[0].title})" if later else ""
-        return (Place(f"after the reload of {last.title}", at_ns - last.end_ns, until),)
-    if later:
-        return (Place(f"before the reload of {later[0].title}", at_ns - later[0].start_ns),)
-    return (Place("", 0),)
+class _Order:
+    """Reloads in the order in which they began: thousands of packets are looked for among hundreds of them."""
+
+    def __init__(self, reloads: Sequence[Reload]) -> None:
+        self._reloads = reloads
+        self._starts = [reload.start_ns for reload in reloads]
+        self._ends = [reload.end_ns for reload in reloads]
+        # Of each reload and those before it, the one that ended last; of several the first.
+        self._last = list(accumulate(range(len(reloads)), self._later))
+
+    def _later(self, one: int, other: int) -> int:
+        return other if self._ends[other] > self._ends[one] else one
+
+    def places(self, at_ns: int) -> tuple[Place, ...]:
+        """Return the places of a time in the reloads that ran then, a few of them; else between which two it lies."""
+        begun = bisect_right(self._starts, at_ns)
+        running = list(self._running(begun, at_ns))
+        if running:
+            return tuple(reload.place(at_ns) for reload in reversed(running[-SHOWN:]))
+        later = self._reloads[begun] if begun < len(self._reloads) else None
+        if begun:
+            last = self._reloads[self._last[begun - 1]]
+            until = "" if later is None else f", before {later.title})"
+            return (Place(f"after the reload of {last.title}", at_ns - last.end_ns, until),)
+        if later is not None:
+            return (Place(f"before the reload of {later.title}", at_ns - later.start_ns),)
+        return (Place("", 0),)
+
+    def _running(self, begun: int, at_ns: int) -> Iterator[Reload]:
+        """Yield those of the first `begun` reloads that had not ended, the latest first."""
+        for number in range(begun - 1, -1, -1):
+            if self._ends[self._last[number]] < at_ns:
+                return
+            if self._ends[number] >= at_ns:
+                yield self._reloads[number]
 
 
 def _piece(helpers: Sequence[Interval], at_ns: int) -> str:

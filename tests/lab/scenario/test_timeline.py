@@ -77,6 +77,18 @@ def test_reloads_side_by_side_are_both_told() -> None:
     )
 
 
+def test_a_long_reload_is_found_behind_short_ones() -> None:
+    """As workers reload: which of them ran at a time is asked of hundreds, and some began long ago."""
+    ends = [(0, 90), (1, 5), (10, 12), (11, 60), (20, 21), (70, 80), (95, 99)]
+    reloads = [Reload(f"pod-{n}", n, (span("compile", "", *end),)) for n, end in enumerate(ends)]
+    for ms in range(-1, 101):
+        text = Timeline(reloads).place(ms * MS)
+        running = [f"of pod-{n} " for n, (start, end) in enumerate(ends) if start <= ms <= end]
+        assert [name for name in running if name in text] == running[:3], (ms, text)
+        assert text.startswith("during") == bool(running)
+    assert "after the reload of pod-0 (generation 0, +1.00 ms, before pod-6" in Timeline(reloads).place(91 * MS)
+
+
 def test_many_places_are_counted() -> None:
     text = at(5, 10.2, 14.2, 15.2, 16.5, 20)
     assert text.count(";") == 3
