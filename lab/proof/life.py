@@ -40,44 +40,44 @@ ADDED = "one-more"
 class Stage:
     """Something that is done to a lab; `lives`: to one that is up. `arguments` are those with which a command does it.
 
-    `do` gets the lab's spec, and a directory of templates that are compiled once.
+    `do` gets the lab's spec, a directory of templates that are compiled once, and an event that cancels it.
     """
 
     name: str
-    do: Callable[[NodeSpec, Path], object]
+    do: Callable[[NodeSpec, Path, threading.Event], object]
     lives: bool = True
     arguments: tuple[str, ...] = ()
 
 
-def _up(spec: NodeSpec, templates: Path) -> None:
+def _up(spec: NodeSpec, templates: Path, cancel: threading.Event) -> None:
     node = Node.up(spec)
     try:
         with Agent(node, templates=templates) as agent:
-            agent.start(workers=2)
+            agent.start(workers=2, cancel=cancel)
     except BaseException:
         node.down(force=True)
         raise
 
 
-def _down(spec: NodeSpec, templates: Path) -> None:
+def _down(spec: NodeSpec, templates: Path, cancel: threading.Event) -> None:
     registry.remove(spec.name)
 
 
-def _policy(spec: NodeSpec, templates: Path) -> None:
+def _policy(spec: NodeSpec, templates: Path, cancel: threading.Event) -> None:
     with Agent(Node.open(spec.name), templates=templates) as agent:
-        agent.apply_policies(POLICY)
+        agent.apply_policies(POLICY, cancel=cancel)
 
 
-def _add(spec: NodeSpec, templates: Path) -> None:
+def _add(spec: NodeSpec, templates: Path, cancel: threading.Event) -> None:
     with Agent(Node.open(spec.name), templates=templates) as agent:
         if ADDED not in (pod.name for pod in agent.node.pods):
             agent.add_pod(ADDED)
         else:  # it was made, but perhaps not loaded
-            agent.reload(ADDED)
-            agent.sync()
+            agent.reload(ADDED, cancel=cancel)
+            agent.sync(cancel=cancel)
 
 
-def _remove(spec: NodeSpec, templates: Path) -> None:
+def _remove(spec: NodeSpec, templates: Path, cancel: threading.Event) -> None:
     with Agent(Node.open(spec.name), templates=templates) as agent:
         if "pod-1" in (pod.name for pod in agent.node.pods):
             agent.remove_pod("pod-1")
@@ -112,7 +112,7 @@ def stages(names: Sequence[str], arguments: Sequence[str]) -> list[Stage]:
 class Life:
     """Runs cases on labs of one name, each on one of its own."""
 
-    def __init__(self, spec: NodeSpec, templates: Path, cancel: threading.Event | None = None) -> None:
+    def __init__(self, spec: NodeSpec, templates: Path, cancel: threading.Event) -> None:
         self._spec = spec
         self._templates = templates
         self._cancel = cancel
@@ -136,7 +136,7 @@ class Life:
             except WorkerDied:
                 case.ended = "killed"
             except (ReloadlabError, OSError) as error:
-                if self._cancel is not None and self._cancel.is_set():
+                if self._cancel.is_set():
                     raise
                 case.ended = "cancelled" if isinstance(error, Cancelled) else f"failed: {error}"
             if not trigger.reached:
@@ -144,12 +144,14 @@ class Life:
             try:
                 case.wrong += self._again(stage)
             except (ReloadlabError, OSError) as error:
+                if self._cancel.is_set():
+                    raise
                 case.wrong.append(f"the next one failed: {error}")
         case.wrong += self._left()
 
     def _gated(self, stage: Stage, decide: Decide) -> None:
         def unless_cancelled(call: Call) -> Answer:
-            return None if self._cancel is not None and self._cancel.is_set() else decide(call)
+            return None if self._cancel.is_set() else decide(call)
 
         pins = registry.lab_root(self._spec.name) / registry.BPFFS / "tc" / "globals"
         with gated(unless_cancelled, directories=[registry.run_directory()], pins=pins, look_ups=False) as enter:
@@ -157,23 +159,25 @@ class Life:
             @contextmanager
             def worker(cancelled: threading.Event) -> Iterator[Callable[[None], object]]:
                 enter()
-                yield lambda _: stage.do(self._spec, self._templates)
+                yield lambda _: stage.do(self._spec, self._templates, cancelled)
 
             (result,) = fork_map(worker, [None], workers=1, cancel=self._cancel)
+        if self._cancel.is_set():
+            raise Cancelled(f"cancelled during {stage.name}")
         if isinstance(result, ReloadlabError):
             raise result
 
     def _again(self, stage: Stage) -> list[str]:
         """Do it as a user does who tries once more; return what does not hold of the node then."""
         try:
-            stage.do(self._spec, self._templates)
+            stage.do(self._spec, self._templates, self._cancel)
         except LabNotFound:
             if stage.name != "down":
                 raise
         except LabExists:
             # It says how to remove it.
             registry.remove(self._spec.name)
-            stage.do(self._spec, self._templates)
+            stage.do(self._spec, self._templates, self._cancel)
         if stage.name == "down":
             return []
         node = Node.open(self._spec.name)
@@ -186,7 +190,7 @@ class Life:
     def _lab(self, stage: Stage) -> Iterator[None]:
         """Have a lab that is up if the stage needs one, and none at the end, whatever has become of it."""
         if stage.lives:
-            _up(self._spec, self._templates)
+            _up(self._spec, self._templates, self._cancel)
         try:
             yield
         finally:
@@ -215,7 +219,7 @@ def sweep_life(
     started, done = time.monotonic(), list[Case]()
     templates = Path(tempfile.mkdtemp(prefix="reloadlab-life-"))
     try:
-        life = Life(spec, templates, cancel)
+        life = Life(spec, templates, cancel or threading.Event())
         for stage in stages:
             for case in choose(cases_of(stage, life.calls(stage), faults)):
                 life.run(stage, case)

@@ -35,7 +35,7 @@ def test_what_is_not_put_right_is_told() -> None:
     """A command that is of no use behind one that was killed, and one whose call does not come."""
     tries: list[int] = []
 
-    def do(spec: NodeSpec, templates: object) -> None:
+    def do(spec: NodeSpec, templates: object, cancel: object) -> None:
         registry.run_directory().mkdir(exist_ok=True)
         tries.append(1)
         if len(tries) == 3:
