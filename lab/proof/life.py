@@ -118,11 +118,13 @@ class Life:
         self._cancel = cancel
 
     def calls(self, stage: Stage) -> list[Call]:
-        """Return the calls of a stage, which is done twice: the second time, everything is compiled."""
+        """Return the calls of a stage, once everything is compiled."""
         found: list[Call] = []
-        for decide in (lambda call: None, found.append):
+        if not stage.lives and not any(self._templates.iterdir()):
             with self._lab(stage):
-                self._gated(stage, decide)
+                stage.do(self._spec, self._templates, self._cancel)
+        with self._lab(stage):
+            self._gated(stage, found.append)
         return found
 
     def run(self, stage: Stage, case: Case) -> None:
