@@ -83,6 +83,8 @@ class TakeObject(Step):
 class Pipeline:
     """Answers requests about one node. A context manager, which keeps what the pipeline keeps between reloads."""
 
+    supports: tuple[str, ...] = ABILITIES
+
     def __init__(self) -> None:
         self._stack = ExitStack()
         self._loader: Loader | None = None
@@ -113,7 +115,7 @@ class Pipeline:
             raise ReloadlabError(f"version {request['version']} of the protocol is not spoken here")
         self._stack.close()
         self._loader = self._stack.enter_context(Loader(_config(request["node"])))
-        return {"name": NAME, "version": VERSION, "supports": list(ABILITIES)}
+        return {"name": NAME, "version": VERSION, "supports": list(self.supports)}
 
     @property
     def loader(self) -> Loader:
@@ -127,12 +129,12 @@ class Pipeline:
         node = replace(loader.config.node, endpoint_routes=request["endpoint_routes"])
         devices, egress = tuple(request["devices"]), request["egress_devices"]
         loader.configure(replace(loader.config, node=node, devices=devices, egress_devices=egress))
-        plan = self._plan(request)
+        plan = self.plan(request)
         outcome = loader.apply(plan, cancel=self.cancel)
         # The lab has warned of the plan itself.
         return {"spans": _spans(outcome), "warnings": list(outcome.warnings[len(plan.warnings) :])}
 
-    def _plan(self, request: Mapping[str, Any]) -> Plan:
+    def plan(self, request: Mapping[str, Any]) -> Plan:
         """Return the usual plan, with the given object files in place of those that it would make."""
         subject, generation, paths = request["subject"], request["generation"], _paths(request)
         if request["endpoint"] is None:
@@ -220,9 +222,9 @@ def _spans(outcome: Outcome) -> list[dict[str, Any]]:
     ]
 
 
-def serve(requests: IO[str], answers: IO[str]) -> None:
+def serve(pipeline: Pipeline, requests: IO[str], answers: IO[str]) -> None:
     """Answer requests until there are no more. SIGTERM cancels the one that is being done, and all others."""
-    with Pipeline() as pipeline:
+    with pipeline:
         signal.signal(signal.SIGTERM, partial(_cancel, pipeline))
         for line in requests:
             request = json.loads(line)
@@ -236,9 +238,9 @@ def _cancel(pipeline: Pipeline, _: int, __: FrameType | None) -> None:
     pipeline.cancel.set()
 
 
-def main() -> None:
+def main(kind: type[Pipeline] = Pipeline) -> None:
     """Serve on the standard streams."""
-    serve(sys.stdin, sys.stdout)
+    serve(kind(), sys.stdin, sys.stdout)
 
 
 if __name__ == "__main__":

@@ -147,7 +147,7 @@ PODS_ALONE = """
 from reloadlab.home import enter
 enter(first=True)
 from lab.loaders import pipeline
-pipeline.ABILITIES = ("pod",)
+pipeline.Pipeline.supports = ("pod",)
 pipeline.main()
 """
 
