@@ -21,6 +21,8 @@ FIELDS = [
     for field in CHANGES
 ]
 
+FILLED_BEFORE_USE = pytest.mark.own_loader("a map that others replace is filled by the lab when they have ended")
+
 
 def _info(scenario: Scenario, name: str) -> tuple[MapInfo, dict[bytes, bytes]]:
     with open_pin(scenario.agent.config.globals / name) as pinned:
@@ -37,6 +39,7 @@ def _wanted(field: str, old: MapInfo) -> int:
     }[field]
 
 
+@FILLED_BEFORE_USE
 @pytest.mark.parametrize("field", FIELDS)
 @pytest.mark.node(pods=2)
 def test_endpoint_map(scenario: Scenario, field: str) -> None:
@@ -56,6 +59,7 @@ def test_endpoint_map(scenario: Scenario, field: str) -> None:
     assert again.migrated == (), "a map that fits was migrated"
 
 
+@FILLED_BEFORE_USE
 @pytest.mark.parametrize("field", FIELDS)
 @pytest.mark.node(pods=2)
 def test_shared_map(scenario: Scenario, field: str) -> None:
@@ -97,6 +101,7 @@ def open_connections(node: Node) -> list[Flow]:
     return [flow for flow in default_flows(node) if not flow.fresh]
 
 
+CARRIED_OVER = pytest.mark.own_loader("connections in tables that are replaced are carried over by our own pipeline")
 REPLACED = pytest.mark.node(flows=open_connections)
 """While programs of both loads are attached, a connection that begins is in one of the two tables only."""
 
@@ -111,6 +116,7 @@ REPLACED = pytest.mark.node(flows=open_connections)
         ("nothing", "endpoint-routes"),
     ],
 )
+@CARRIED_OVER
 @pytest.mark.node(pods=2, policy=None)
 def test_connections(scenario: Scenario, change: str, network: str) -> None:
     """Open connections go on although the answers depend on tables that are replaced, there and back, or just stay."""
@@ -128,6 +134,7 @@ def test_connections(scenario: Scenario, change: str, network: str) -> None:
 @pytest.mark.parametrize(
     "network", [pytest.param("node"), pytest.param("endpoint-routes", marks=pytest.mark.node(endpoint_routes=True))]
 )
+@CARRIED_OVER
 @pytest.mark.node(pods=2, policy=None, flows=open_connections)
 def test_connections_of_a_former_release(scenario: Scenario, network: str) -> None:
     """Nobody has noted which tables the running programs use: what these hold comes along with the tables."""

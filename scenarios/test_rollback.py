@@ -29,6 +29,9 @@ from reloadlab import (
 RTM_DELLINK = 17
 
 
+OWN_STEPS = pytest.mark.own_loader("faults between two steps of our own pipeline")
+
+
 class Injected(ReloadlabError):
     """A fault that a gate raises."""
 
@@ -46,8 +49,8 @@ def refuse(scenario: Scenario, subject: str) -> None:
     """Reload with a program that the verifier refuses."""
     scenario.define(REJECTED_BY_VERIFIER="1")
     error = scenario.reload_fails(subject, VerifierError)
-    assert isinstance(error, VerifierError)
-    assert "invalid access to packet" in error.log
+    # Other loaders have errors of their own.
+    assert "invalid access to packet" in (error.log if isinstance(error, VerifierError) else str(error))
     scenario.define()
 
 
@@ -60,6 +63,7 @@ def test_refused_after_maps_were_moved(scenario: Scenario) -> None:
     scenario.define()
 
 
+@OWN_STEPS
 @pytest.mark.node(pods=2, endpoint_routes=True)
 def test_second_attach_fails(scenario: Scenario) -> None:
     """Somebody else's filter sits where the egress program belongs; the ingress program is attached by then."""
@@ -89,6 +93,7 @@ def test_second_attach_fails(scenario: Scenario) -> None:
         scenario.reload("pod-1", gate=named(ours.name))
 
 
+@OWN_STEPS
 @pytest.mark.parametrize("when", ["load programs", "attach ingress", "attach egress", "commit"])
 @pytest.mark.node(pods=3, endpoint_routes=True)
 def test_interface_disappears(scenario: Scenario, when: str) -> None:

@@ -6,14 +6,22 @@
 
 /*
  * What the programs of one chain hand to each other about the packet: nothing else runs
- * on a CPU between two tail calls. Not pinned, so that two loads never share one.
+ * on a CPU between two tail calls. Not pinned, so that two loads never share one; but
+ * tc loads each program by itself, and each would have a buffer of its own.
  */
+#ifdef FOR_LIBBPF
+# define TAIL_CALL_BUFFER_PINNING	LIBBPF_PIN_BY_NAME
+#else
+# define TAIL_CALL_BUFFER_PINNING	0
+#endif /* FOR_LIBBPF */
+
 #define TAIL_CALL_BUFFER(name) \
 	struct { \
 		__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY); \
 		__type(key, __u32); \
 		__type(value, struct packet); \
 		__uint(max_entries, 1); \
+		__uint(pinning, TAIL_CALL_BUFFER_PINNING); \
 	} name __maps_btf
 
 #ifdef ENABLE_IPV4

@@ -28,6 +28,9 @@ CONNECTIONS = "cilium_ct"
 SNAT4, SNAT6 = "cilium_snat_v4_external", "cilium_snat_v6_external"
 FRAGMENTS4, FRAGMENTS6 = "cilium_ipv4_frag_datagrams", "cilium_ipv6_frag_datagrams"
 
+BUFFERS = "cilium_tail_call_buffer"
+"""What the names of the buffers begin with in which a program leaves what it knows for its tail calls."""
+
 WRITTEN_BY_PACKETS = (
     *(CONNECTIONS, SNAT4, SNAT6, FRAGMENTS4, FRAGMENTS6, "cilium_lb4_affinity", "cilium_lb6_affinity"),
     *("cilium_nodeport_neigh", "cilium_srv6_state_"),

@@ -25,7 +25,8 @@ from lab.bench.floor import Floor, Hook
 from lab.bench.objects import entry_programs, object_template, plan_with_object
 from lab.bench.parallel import WorkerReport, reload_rounds
 from lab.bench.rounds import BackgroundLoad, Measurement, Progress, TimedCall, run_in_turns
-from lab.bench.tc import BPFFS, Tc, compile_for_libbpf
+from lab.bench.tc import BPFFS, Tc
+from lab.loaders.libbpf import compile_for_libbpf
 from lab.node.node import Node
 from lab.node.topology import NODE, NodeSpec
 from lab.system import mounts

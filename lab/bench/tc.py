@@ -11,9 +11,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from datapath.base.mapnames import is_calls_map
-from datapath.build import headers
-from datapath.build.compile import compile_source, probe_compiler
-from datapath.endpoint import DatapathConfig, Endpoint
 from datapath.errors import ToolError
 from datapath.kernel.hooks import Direction
 from datapath.kernel.netns import enter
@@ -91,20 +88,3 @@ class Tc:
     def _tc(self, arguments: Sequence[str], stdin: str | None) -> None:
         with enter(self._netns):
             tools.run(["tc", *arguments], stdin=stdin)
-
-
-def compile_for_libbpf(config: DatapathConfig, endpoint: Endpoint, source: str, directory: Path) -> Path:
-    """Compile an endpoint's object from our own sources in the form that libbpf can load; CompileError."""
-    for name, text in {
-        "node_config.h": headers.node_header(config.node),
-        "netdev_config.h": headers.netdev_header(config.node),
-        "ep_config.h": headers.endpoint_header(endpoint),
-    }.items():
-        (directory / name).write_text(text)
-    return compile_source(
-        config.library / source,
-        directory / "for_libbpf.o",
-        includes=(directory, config.library, config.library / "include"),
-        defines=(*config.defines, ("FOR_LIBBPF", "1")),
-        compiler=probe_compiler(config.clang),
-    )

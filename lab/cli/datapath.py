@@ -41,7 +41,7 @@ def add_loader_option(group: argparse._ActionsContainer) -> None:
     group.add_argument(
         "--loader",
         metavar="NAME|COMMAND",
-        help="what loads the programs: builtin, a name of [tool.reloadlab.loaders] in pyproject.toml, or a command",
+        help="what loads the programs: builtin, tc, a name of [tool.reloadlab.loaders] in pyproject.toml, or a command",
     )
 
 

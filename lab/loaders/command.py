@@ -11,9 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from datapath.errors import ReloadlabError
+from lab.system.launch import module_argv
 
 BUILTIN = "builtin"
 """The name of our own pipeline, in the lab's own process."""
+
+TC = "tc"
+"""The name of the loader around tc (lab/loaders/tc.py)."""
 
 TIMEOUT_VARIABLE = "RELOADLAB_LOADER_TIMEOUT"
 """Environment variable: seconds in which a loader has to answer."""
@@ -38,12 +42,15 @@ class LoaderCommand:
 def find_loader(text: str, directory: Path | None = None) -> LoaderCommand | None:
     """Return the command of a loader by name or as it is spelled; None for our own pipeline. BadLoader.
 
-    Names are those of `[tool.reloadlab.loaders]` in the pyproject.toml of `directory` (the current one) or above it.
-    Anything else is a command in the form of a shell, without a shell. Paths are relative to the file that has them.
+    Names are `builtin`, `tc`, and those of `[tool.reloadlab.loaders]` in the pyproject.toml of `directory` (the current
+    one) or above it. Anything else is a command in the form of a shell, without a shell. Paths are relative to the file
+    that has them.
     """
     here = Path.cwd() if directory is None else directory
     if text == BUILTIN:
         return None
+    if text == TC:
+        return LoaderCommand(TC, tuple(module_argv("lab.loaders.tc")))
     project, named = _project_loaders(here)
     if text in named:
         return LoaderCommand(text, _resolved(named[text], project))
@@ -54,7 +61,7 @@ def find_loader(text: str, directory: Path | None = None) -> LoaderCommand | Non
     if not argv or not argv[0]:
         raise BadLoader(f"--loader {text!r}: name a loader, or give a command")
     if "/" not in argv[0] and shutil.which(argv[0]) is None:
-        known = ", ".join((BUILTIN, *sorted(named)))
+        known = ", ".join((BUILTIN, TC, *sorted(named)))
         raise BadLoader(f"no loader {argv[0]}: it is no program in PATH, and the names are {known}")
     return LoaderCommand(os.path.basename(argv[0]), _resolved(argv, here))
 

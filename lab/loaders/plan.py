@@ -25,10 +25,15 @@ from datapath.reload.step import Plan, Step
 from datapath.reload.switchover import Attach, Commit
 from datapath.reload.workspace import LoadedObject, Workspace
 from lab.loaders.client import LoaderClient
+from lab.loaders.libbpf import CompileForLibbpf, slots_of
+from lab.loaders.protocol import LIBBPF
 from lab.loaders.requests import reload_request
 
 PREFIX = "load by "
 """What the name of the step begins with that a loader does."""
+
+PREPARATIONS = (Compile.name, WriteObject.name, "know object", CompileForLibbpf.name, "create maps")
+"""The names of the steps that are the lab's, whoever loads."""
 
 
 def loader_plan(plan: Plan, client: LoaderClient, config: DatapathConfig) -> Plan:
@@ -38,12 +43,21 @@ def loader_plan(plan: Plan, client: LoaderClient, config: DatapathConfig) -> Pla
     steps: list[Step] = [step for step in plan.steps if isinstance(step, Compile)]
     for step in plan.steps:
         if isinstance(step, WriteObject):
-            steps.append(KnowObject(step.target, step.object) if client.greeting.compiles else step)
+            steps.append(_object_step(step, client))
     steps += [CreateMaps(item.name) for item in objects]
     attaches = tuple(step for step in plan.steps if isinstance(step, Attach))
     request = reload_request(config, plan.subject, objects, attaches)
     steps.append(Load(plan.subject, client, request, objects, attaches, commit.obsolete))
     return replace(plan, steps=tuple(steps))
+
+
+def _object_step(step: WriteObject, client: LoaderClient) -> Step:
+    """Return the step that makes an object in the form that a loader wants."""
+    if client.greeting.compiles:
+        return KnowObject(step.target, step.object)
+    if client.greeting.objects == LIBBPF and step.object.endpoint is not None:
+        return CompileForLibbpf(step.target, step.object, step.object.endpoint)
+    return step
 
 
 @dataclass(frozen=True)
@@ -119,7 +133,7 @@ class Load(Step):
             for item in self.objects:
                 item.publish()
                 work.on_undo(self, item.retract)
-        done = self.loader.ask(self.request, cancel=work.cancel)
+        done = self.loader.ask(self._whole_request(work), cancel=work.cancel)
         work.committed = True
         for _, interval in done.spans:
             work.note_interval(interval)
@@ -133,6 +147,18 @@ class Load(Step):
         for item in self.objects:
             known = work.objects[item.name]
             known.loaded = _loaded(item.name, known.spec, work.config.globals)
+
+    def _whole_request(self, work: Workspace) -> dict[str, Any]:
+        """Return the request, with what is known by now of the objects."""
+        attach = []
+        for wanted, known in zip(self.request["attach"], self.attaches, strict=True):
+            kind = next(item.kind for item in self.objects if item.name == known.object)
+            section = work.template[kind].image.spec.programs[known.program].section
+            attach.append({**wanted, "section": section})
+        found = {**self.request, "attach": attach}
+        if self.loader.greeting.objects == LIBBPF:
+            found["slots"] = [slot for item in self.objects for slot in slots_of(item, work)]
+        return found
 
     def _settle(self, work: Workspace) -> None:
         """Let go of the former object files, and of those of interfaces that have no programs any more."""

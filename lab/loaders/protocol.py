@@ -129,6 +129,8 @@ def greeting(answer: Mapping[str, Any]) -> Greeting:
         raise BadAnswer('"compiles" is neither true nor false')
     if objects not in FORMS:
         raise BadAnswer(f'"objects" is {objects!r}, not one of {", ".join(FORMS)}')
+    if objects == LIBBPF and not set(supports).isdisjoint((HOST, OVERLAY)):
+        raise BadAnswer('"objects": "libbpf" is there for pods alone')
     return Greeting(name.strip(), frozenset(supports), compiles, objects)
 
 

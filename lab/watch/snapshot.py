@@ -25,7 +25,7 @@ from lab.watch.surroundings import Surroundings, read_surroundings
 
 COUNTERS = (
     *(mapnames.METRICS, "reloadlab_hits", mapnames.EVENTS, mapnames.SIGNALS, mapnames.SNAT4, mapnames.SNAT6),
-    *(mapnames.FRAGMENTS4, mapnames.FRAGMENTS6),
+    *(mapnames.FRAGMENTS4, mapnames.FRAGMENTS6, mapnames.BUFFERS),
 )
 """Prefixes of maps whose content changes with every packet."""
 

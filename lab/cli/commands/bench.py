@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from lab.agent.options import check_library
 from lab.cli.datapath import add_define_option, add_source_options
-from lab.cli.targets import count, print_json
+from lab.cli.targets import BadOption, count, print_json
 from lab.doctor.doctor import require
 
 if TYPE_CHECKING:
@@ -57,6 +57,14 @@ def _add_reload(benches: _SubParsersAction[argparse.ArgumentParser]) -> None:
     source.add_argument("--object", type=Path, metavar="FILE.o", help="this object, e.g. a bpf_lxc.o of Cilium's")
     source.add_argument("--library", type=Path, metavar="DIR", help="C sources instead of our own, e.g. Cilium's bpf/")
     add_define_option(parser)
+    parser.add_argument(
+        "--loader",
+        dest="loaders",
+        action="append",
+        default=[],
+        metavar="NAME|COMMAND",
+        help="instead of all that: a reload by this loader, next to others; may be repeated",
+    )
     parser.add_argument("--pods", type=count, default=20, metavar="N", help="pods of the many reloads (20)")
     parser.add_argument(
         "--endpoint-routes",
@@ -124,6 +132,8 @@ def run_traffic(args: argparse.Namespace) -> int:
 def run_reload(args: argparse.Namespace) -> int:
     """Measure reloads and print medians and ratios."""
     check_library(args.library)
+    if args.loaders:
+        return _run_loaders(args)
     require("root", "clang")
     from lab.bench.reload import ReloadOptions, measure_reload
     from lab.bench.topology import isolate_mounts
@@ -140,6 +150,30 @@ def run_reload(args: argparse.Namespace) -> int:
     )
     isolate_mounts()
     report = measure_reload(options, _progress)
+    _progress("")
+    if args.json:
+        print_json(to_json(report))
+    else:
+        show(report)
+        _warn(report.others)
+    return 0
+
+
+def _run_loaders(args: argparse.Namespace) -> int:
+    from lab.loaders.command import find_loader
+
+    if args.object is not None:
+        raise BadOption("--object is not loaded by other loaders: without --loader")
+    loaders = tuple(find_loader(text) for text in args.loaders)
+    require("root", "clang")
+    from lab.bench.loaders import LoadersOptions, measure_loaders
+    from lab.bench.topology import isolate_mounts
+    from lab.cli.loaders_view import show, to_json
+
+    library = args.library.resolve() if args.library is not None else None
+    options = LoadersOptions(loaders, library, tuple(args.defines), args.endpoint_routes, args.rounds)
+    isolate_mounts()
+    report = measure_loaders(options, _progress)
     _progress("")
     if args.json:
         print_json(to_json(report))

@@ -55,10 +55,19 @@ def _hooks(agent: Agent, now: Snapshot) -> Iterator[str]:
             yield from (f"{where}: {f.name} is left over" for f in ours)
         elif len(ours) != 1:
             yield f"{where}: {len(ours)} programs instead of {program}: {', '.join(f.name for f in ours) or 'none'}"
-        elif (ours[0].name, ours[0].priority, ours[0].handle) != (filter_name(program, place[0]), priority, HANDLE):
+        elif not _is_named(ours[0].name, program, place[0], agent) or (ours[0].priority, ours[0].handle) != (
+            priority,
+            HANDLE,
+        ):
             yield f"{where}: {ours[0].name} priority {ours[0].priority} handle {ours[0].handle:#x} instead of {program}"
         elif (name := now.infos[ours[0].program_id].name) != program[:KERNEL_NAME]:
             yield f"{where}: program {name} instead of {program}"
+
+
+def _is_named(name: str, program: str, ifname: str, agent: Agent) -> bool:
+    """Tell whether a filter has the name of its program; that of other loaders may go on (tc adds the section)."""
+    wanted = filter_name(program, ifname)
+    return name == wanted or (agent.external is not None and name.startswith(wanted))
 
 
 def _foreign(before: Snapshot, now: Snapshot) -> Iterator[str]:

@@ -10,6 +10,7 @@ from datapath.object.reader import read_object
 from datapath.object.spec import CollectionSpec
 from datapath.reload.plans import CILIUM_HOST, CILIUM_NET, CILIUM_VXLAN
 from lab.agent.agent import Agent
+from lab.loaders.libbpf import with_slots
 from lab.node.topology import HEALTH, HOST_ENDPOINT
 
 
@@ -24,10 +25,15 @@ class InterfaceObject:
 
 def read_objects(agent: Agent) -> tuple[InterfaceObject, ...]:
     """Read the object file of each interface that may have programs of ours."""
-    return tuple(
-        InterfaceObject(ifname, path, read_object(path).spec if path.exists() else None)
-        for ifname, path in _object_files(agent)
-    )
+    return tuple(InterfaceObject(ifname, path, _spec(path)) for ifname, path in _object_files(agent))
+
+
+def _spec(path: Path) -> CollectionSpec | None:
+    if not path.exists():
+        return None
+    spec, directory = read_object(path).spec, path.parent.name
+    # A loader around libbpf has objects whose slots only the sections name.
+    return with_slots(spec, int(directory)) if directory.isdecimal() else spec
 
 
 def object_files(agent: Agent) -> dict[Path, bytes]:

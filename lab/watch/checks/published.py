@@ -58,7 +58,10 @@ def _running(
     """Yield where a program of the object runs, its id, and the name that it must have and has."""
     for (there, direction), name in wanted.items():
         for found in now.filters.get((there, direction), ()) if there == ifname and name in spec.programs else ():
-            if found.name == filter_name(name, there) and now.infos[found.program_id].name == name[:KERNEL_NAME]:
+            if (
+                found.name.startswith(filter_name(name, there))
+                and now.infos[found.program_id].name == name[:KERNEL_NAME]
+            ):
                 yield f"{there} {direction}", found.program_id, name
     for calls in filter(is_calls_map, spec.maps):
         for slot, ident in now.slots.get(calls, {}).items():

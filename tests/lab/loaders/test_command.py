@@ -40,7 +40,7 @@ def test_anything_else_is_a_command(tmp_path: Path) -> None:
     [
         ("", "give a command"),
         ("'sh", "closing quotation"),
-        ("no-such-loader", "no loader no-such-loader: .* names are builtin, mine, shell"),
+        ("no-such-loader", "no loader no-such-loader: .* names are builtin, tc, mine, shell"),
     ],
 )
 def test_what_is_no_loader_is_refused(project: Path, text: str, reason: str) -> None:

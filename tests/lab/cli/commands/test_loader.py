@@ -63,7 +63,7 @@ def test_the_plan_names_the_loader(lab: str, capsys: pytest.CaptureFixture[str])
 @pytest.mark.parametrize(
     ("loader", "said"),
     [
-        ("no-such-loader", "no loader no-such-loader: it is no program in PATH, and the names are builtin"),
+        ("no-such-loader", "no loader no-such-loader: it is no program in PATH, and the names are builtin, tc"),
         ("/no/such/loader", "loader loader: /no/such/loader cannot be run: No such file or directory"),
         ("sh -c 'exit 3'", "loader sh: ended with exit code 3"),
         ("sh -c 'read h; echo hi; sleep 100'", "loader sh: answered 'hi', which is not JSON"),

@@ -1,0 +1,52 @@
+"""Loaders around tc: ours, and the one in shell of docs/loaders.md, as it stands there."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from lab.loaders.command import LoaderCommand, find_loader
+from lab.node.topology import HOST, NodeSpec
+from lab.scenario.scenario import Scenario
+
+DOCUMENT = Path(__file__).parents[3] / "docs" / "loaders.md"
+BY_OURS = "host: loaded by the built-in loader"
+
+
+@pytest.fixture(scope="module")
+def templates(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The compiled templates of all nodes here."""
+    return tmp_path_factory.mktemp("templates")
+
+
+def test_pods_are_loaded_by_tc_without_loss(templates: Path) -> None:
+    """In the mode with both hooks and routes; a pod is removed as well; the host is left to the built-in loader."""
+    spec = NodeSpec("seam-tc", pods=1, endpoint_routes=True)
+    with Scenario(spec, loader=find_loader("tc"), templates=templates) as scenario:
+        (outcome,) = scenario.reload("pod-1")
+        assert [span.step for span in outcome.spans][-1] == "load by tc"
+        (loaded,) = outcome.loaded
+        assert {name: bool(slots) for name, slots in loaded.slots.items()} == {
+            "cilium_call_policy": True,
+            "cilium_calls_00101": True,
+        }
+        scenario.reload(HOST)
+        scenario.agent.add_pod("more")
+        scenario.agent.remove_pod("more")
+    assert scenario.gaps == [f"not supported by loader tc: {BY_OURS}"]
+
+
+@pytest.mark.skipif(shutil.which("jq") is None, reason="needs jq")
+def test_the_loader_in_shell_of_the_document_loads_pods(templates: Path, tmp_path: Path) -> None:
+    (script,) = re.findall(r"```sh\n(#!/bin/sh\n.*?)```", DOCUMENT.read_text(), re.DOTALL)
+    path = tmp_path / "loader"
+    path.write_text(script)
+    path.chmod(0o700)
+    loader = LoaderCommand("shell", (str(path),))
+    with Scenario(NodeSpec("seam-shell", pods=1), loader=loader, templates=templates) as scenario:
+        (outcome,) = scenario.reload("pod-1")
+        assert [span.step for span in outcome.spans][-1] == "load by tc in shell"
+    assert scenario.gaps == [f"not supported by loader tc in shell: {BY_OURS}"]
