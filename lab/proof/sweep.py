@@ -39,9 +39,6 @@ EVERY_ERRNO = Faults(errnos_of)
 _TIMEOUT = 0.5
 """Seconds in which a packet of every flow is answered after a case."""
 
-_OF_ONE_LOAD = 4
-"""The number of the invariant on tail calls: of loads that share a calls map, each breaks it, and no case does."""
-
 _WARNINGS = 11
 """The number of the invariant on warnings."""
 
@@ -125,7 +122,7 @@ class Sweep:
         found = [violation for violation in scenario.findings if violation.invariant != _WARNINGS]
         for violation in note_findings(found, self._cases):
             # The node was as it must be until the case that was its last.
-            if self._cases and self._cases[-1].wrong and violation.invariant != _OF_ONE_LOAD:
+            if self._cases and self._cases[-1].wrong:
                 self._cases[-1].wrong.append(str(violation))
             elif violation not in self.findings:
                 self.findings.append(violation)

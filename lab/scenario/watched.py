@@ -16,7 +16,7 @@ from datapath.reload.outcome import Outcome
 from datapath.reload.step import Plan
 from datapath.reload.transaction import Observer
 from lab.agent.agent import Agent
-from lab.loaders.protocol import ROLLBACK, LoaderFailed, NotSupported
+from lab.loaders.protocol import OWN_CALLS_MAPS, ROLLBACK, LoaderFailed, NotSupported
 from lab.node.topology import NODE
 from lab.scenario.causes import Causes
 from lab.scenario.coverage import Coverage, coverage, starved_in
@@ -172,7 +172,10 @@ class Watched:
     def _note_not_supported(self, agent: Agent) -> None:
         """Say what the loader of an agent has left to ours."""
         if agent.external is not None:
-            self.gaps += [f"not supported by loader {agent.external.name}: {what}" for what in agent.not_supported]
+            missing = list(agent.not_supported)
+            if not agent.external.supports(OWN_CALLS_MAPS):
+                missing.append("calls maps of its own for each load (invariant 4)")
+            self.gaps += [f"not supported by loader {agent.external.name}: {what}" for what in missing]
             self._refused += agent.refused
 
     @property

@@ -72,7 +72,7 @@ func (c *release114) name() string {
 	return "cilium 1.14"
 }
 
-// supports lacks rollback: what this release puts back of a reload that fails is a part.
+// supports lacks rollback, for this release puts back a part of what it has done, and own-calls-maps: it reuses them.
 func (c *release114) supports() []string {
 	return []string{"pod", "host", "overlay", "endpoint-routes", "unload", "cancel"}
 }
