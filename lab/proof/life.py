@@ -6,8 +6,6 @@ After each case the same can be done once more, or the lab removed first, and no
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -27,6 +25,7 @@ from lab.node.topology import NodeSpec
 from lab.proof.cases import NOT_REACHED, Case, Faults, Trigger, cases_of
 from lab.proof.sweep import SweepResult
 from lab.system.forkpool import WorkerDied, fork_map
+from lab.system.scratch import scratch
 from lab.watch.checks.hooks import check_hooks
 from lab.watch.checks.pins import check_orphans, check_pins
 from lab.watch.checks.routes import check_routes
@@ -219,14 +218,11 @@ def sweep_life(
 ) -> SweepResult:
     """Run the cases of stages on labs of this spec; `choose` picks them, `on_case` hears of each at its end."""
     started, done = time.monotonic(), list[Case]()
-    templates = Path(tempfile.mkdtemp(prefix="reloadlab-life-"))
-    try:
+    with scratch() as templates:
         life = Life(spec, templates, cancel or threading.Event())
         for stage in stages:
             for case in choose(cases_of(stage, life.calls(stage), faults)):
                 life.run(stage, case)
                 done.append(case)
                 on_case(case)
-    finally:
-        shutil.rmtree(templates)
     return SweepResult(done, [], [], time.monotonic() - started)
