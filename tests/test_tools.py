@@ -57,3 +57,25 @@ def test_soak_counts_the_runs_that_are_not_green_and_keeps_what_they_said(tmp_pa
     kept = tmp_path / "out" / "soak"
     assert (kept / "2" / "log").read_text() == "ran run --rounds 0 --out out/soak/2 -k x\n"
     assert not (kept / "1").exists()
+
+
+def test_faults_runs_each_sweep_and_counts_those_that_found_something(tmp_path: Path) -> None:
+    script = tmp_path / "tools" / "faults"
+    script.parent.mkdir()
+    script.write_bytes((ROOT / "tools" / "faults").read_bytes())
+    stand_in = tmp_path / ".venv" / "bin" / "reloadlab"
+    stand_in.parent.mkdir(parents=True)
+    # The switches go wrong, and the two reloads at once are interrupted.
+    stand_in.write_text('#!/bin/sh\ncase "$*" in *--switch*) exit 1 ;; *--two*ENDPOINTS*) exit 130 ;; esac\n')
+    stand_in.chmod(0o755)
+    argv = ["sh", script, "--sample", "3"]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
+    ran = [line for line in done.stdout.splitlines() if line.startswith("reloadlab ")]
+    assert ran[0] == "reloadlab faults pod-1 --errno all --sample 3"
+    assert "reloadlab faults host --devices eth0 --cancel --sample 3" in ran
+    assert ran[-1].startswith("reloadlab prove --two pod-1 host")
+    assert done.returncode == 130
+    stand_in.write_text('#!/bin/sh\ncase "$*" in *--switch*) exit 1 ;; esac\n')
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1
+    assert done.stdout.splitlines()[-1].startswith("2 sweeps with cases that were not survived, ")
