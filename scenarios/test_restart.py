@@ -15,6 +15,7 @@ from reloadlab import Agent, Failure, Outcome, Plan, Scenario, Step, Workspace, 
 
 WARNINGS = frozenset({"left by a reload that did not end", "a reload died between two attaches"})
 """What a reload says about what a killed one has left."""
+OWN_STEPS = pytest.mark.own_loader("deaths between two steps of our own pipeline")
 BURST = 3
 """Packets of each flow after each kill."""
 
@@ -83,6 +84,7 @@ def test_killed_before_each_step(scenario: Scenario, subject: str, network: str)
         scenario.reload(subject)
 
 
+@OWN_STEPS
 @pytest.mark.parametrize("later", ["new", "former"])
 @pytest.mark.node(pods=2)
 def test_killed_while_maps_are_replaced(scenario: Scenario, later: str) -> None:
@@ -104,6 +106,7 @@ def test_killed_while_maps_are_replaced(scenario: Scenario, later: str) -> None:
     scenario.restart()
 
 
+@OWN_STEPS
 @pytest.mark.node(pods=2)
 def test_killed_while_lost_maps_are_made(scenario: Scenario) -> None:
     """Whatever it has come to: what the next one finds under a map's name has the map's whole content."""
@@ -120,6 +123,7 @@ def test_killed_while_lost_maps_are_made(scenario: Scenario) -> None:
     scenario.restart()
 
 
+@OWN_STEPS
 @pytest.mark.parametrize("step", ["open maps", "insert policy", "attach ingress", "remove routes", "commit"])
 @pytest.mark.node(pods=2)
 def test_killed_and_started_again(scenario: Scenario, step: str) -> None:

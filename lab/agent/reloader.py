@@ -218,8 +218,13 @@ class Reloader:
             plan = self.loader.plan_overlay(generation)
         else:
             plan = self.loader.plan(replace(self.endpoint(subject), generation=generation), subject=subject)
-        plan = self._by_external(plan)
-        return plan if self.change is None else self._changed(plan, self.change)
+        given = self._by_external(plan)
+        if self.change is None:
+            return given
+        changed = self.change(given)
+        if given is not plan and changed == given and self.change(plan) != plan:
+            self.refuse("a fault that is put into the plan of our own pipeline")
+        return changed
 
     def _by_external(self, plan: Plan) -> Plan:
         """Return the plan of the loader that does it: ours, unless another one supports it."""
@@ -231,13 +236,6 @@ class Reloader:
         if self.endpoint_routes and kind == protocol.POD:
             self.require(protocol.ENDPOINT_ROUTES, "endpoint routes")
         return loader_plan(plan, external, self.config)
-
-    def _changed(self, plan: Plan, change: Change) -> Plan:
-        """Return the changed plan; NotSupported if there is nothing to change in that of another loader."""
-        changed = change(plan)
-        if self.external is not None and changed == plan:
-            self.refuse("a fault that is put into the plan of our own pipeline")
-        return changed
 
     def unload(self, name: str, *, forget: Callable[[], None]) -> None:
         """Take a pod out of the datapath; `forget` is where the control plane drops its own entries."""
@@ -351,6 +349,8 @@ class Reloader:
             for result in results:
                 if isinstance(result, Outcome):
                     self._tell(result)
+                elif isinstance(result.error, protocol.NotSupported):
+                    self.refused.append(result.error)
                 elif result.reload is not None and self.on_failure is not None:
                     self.on_failure(result.reload)
         if set(self.subjects) <= set(names) and not any(isinstance(result, Failure) for result in results):

@@ -76,6 +76,8 @@ def test_what_was_loaded_is_read_from_the_kernel(templates: Path) -> None:
         )
 
         scenario.agent.change = lambda plan: plan
+        scenario.reload("pod-1")
+        scenario.agent.change = lambda plan: plan.change(lambda step: step if step.name != "commit" else None)
         with pytest.raises(NotSupported, match="not supported by loader pipeline: a fault"):
             scenario.reload("pod-1")
         scenario.agent.change = None
