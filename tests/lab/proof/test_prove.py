@@ -97,10 +97,10 @@ def test_a_series_of_updates_is_met_at_some_of_them() -> None:
         prover.do(Action("updates", update), 1)
         scenario.finish()
     texts = [gated.call.text.partition("[")[0] for gated in prover.calls]
-    assert len(texts) == 1 + 40 + 1 + 6 + 1
-    assert (texts[0], texts[41], texts[-1]) == ("MAP_CREATE series_20", "MAP_CREATE series_3", "the end")
+    assert len(texts) == 1 + 20 + 1 + 3 + 1
+    assert (texts[0], texts[21], texts[-1]) == ("MAP_CREATE series_20", "MAP_CREATE series_3", "the end")
     # By the number of the call that waits: what the updates of the numbers 1, 4 and 16 have left is met, then the 20th.
-    met_after = [texts[: at - 1].count("MAP_UPDATE series_20") for at in prover.met if 3 <= at <= 42]
+    met_after = [texts[: at - 1].count("MAP_UPDATE series_20") for at in prover.met if 3 <= at <= 22]
     assert met_after == [1, 4, 16, 20]
     assert prover.met[:2] == [1, 2]
     assert prover.met[-1] == len(texts)
