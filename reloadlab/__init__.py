@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from lab.agent.policyfile import parse as parse_policies
     from lab.corpus.loaders import finalize_too_early, keep_old_egress, keep_old_routes, never_finalize, skip_revert
     from lab.gates.call import Call
+    from lab.node.masquerade import NoMasquerading, masquerading
     from lab.node.node import Node
     from lab.node.topology import (
         HEALTH,
@@ -117,6 +118,7 @@ _NAMES = {
     "datapath.kernel.netlink": "NLM_F_REQUEST NetlinkSocket",
     "datapath.kernel.map": "open_pin",
     # What others do on a node.
+    "lab.node.masquerade": "NoMasquerading masquerading",
     "lab.system.netns": "enter_netns",
     "lab.system.tools": "run_tool",
     # Errors.
@@ -186,6 +188,7 @@ __all__ = [
     "MapInfo",
     "MapType",
     "NetlinkSocket",
+    "NoMasquerading",
     "Node",
     "NodeSpec",
     "Outcome",
@@ -227,6 +230,7 @@ __all__ = [
     "is_ours",
     "keep_old_egress",
     "keep_old_routes",
+    "masquerading",
     "never_finalize",
     "open_pin",
     "packet_counters",
