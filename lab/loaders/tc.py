@@ -17,7 +17,7 @@ from typing import IO, Any
 from datapath.base.mapnames import is_calls_map
 from datapath.errors import ReloadlabError
 from datapath.kernel.pins import Pin
-from lab.loaders.protocol import ENDPOINT_ROUTES, LIBBPF, POD, UNLOAD, VERSION
+from lab.loaders.protocol import ENDPOINT_ROUTES, LIBBPF, OWN_CALLS_MAPS, POD, UNLOAD, VERSION
 from lab.system.mounts import SYSFS_BPF
 from lab.system.tools import run
 
@@ -108,7 +108,7 @@ def _detach(interface: str, direction: str, priority: int) -> None:
 def answer(request: Mapping[str, Any], priority: int) -> dict[str, Any]:
     """Do what is asked; what goes wrong is the answer."""
     if request["request"] == "hello":
-        supports = [POD, ENDPOINT_ROUTES, UNLOAD]
+        supports = [POD, ENDPOINT_ROUTES, UNLOAD, OWN_CALLS_MAPS]
         return {"ok": True, "name": "tc", "version": VERSION, "supports": supports, "objects": LIBBPF}
     try:
         {"reload": reload, "unload": unload}[request["request"]](request, priority)
