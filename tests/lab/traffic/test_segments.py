@@ -50,7 +50,8 @@ def test_segments_that_are_late_and_sent_again_are_not_lost(tapped: Wire) -> Non
     held: list[bytes] = []
 
     def hold(packet: bytes, to_b: bool) -> Sequence[bytes]:
-        if to_b and packet[9] == TCP:
+        # Not an acknowledgement that was still to come.
+        if to_b and payload(packet, TCP):
             held.append(packet)
             # The first and what was sent again in its place arrive together.
             if len(held) < 2:
@@ -80,7 +81,8 @@ def test_a_segment_that_arrives_twice_is_a_duplicate(tapped: Wire, fresh: bool) 
         assert traffic.burst("flow", 1).complete
         tapped.judge = judge
         before = time.monotonic_ns()
-        assert traffic.burst("flow", 1).complete
+        # Several: a new connection may be over before its second copy arrives.
+        assert traffic.burst("flow", 10).complete
         tapped.judge = pass_all
         assert traffic.burst("flow", 1).complete
         report = traffic.stop()
