@@ -43,7 +43,7 @@ class DelayRecorder:
         self._pauses = pauses
         self._late_after_ns = late_after_ns
         self._buckets: Counter[int] = Counter()
-        self._late: list[tuple[int, int]] = []
+        self._late: list[tuple[int, int, int]] = []
         self._worst = (0, 0)
 
     def packet(self, sent_ns: int, now_ns: int, waited_ns: int = 0) -> int:
@@ -52,7 +52,7 @@ class DelayRecorder:
         if took > self._late_after_ns:
             took = min(took, now_ns - sent_ns - self._pauses.within(sent_ns, now_ns))
             if took > self._late_after_ns:
-                self._late.append((sent_ns, took))
+                self._late.append((sent_ns, now_ns, took))
         return max(took, 0)
 
     def round_trip(self, sent_ns: int, took_ns: int) -> None:
@@ -68,8 +68,12 @@ class DelayRecorder:
         return Delays(self._buckets.total(), p50, p99, p999, *self._worst, buckets)
 
     def late(self, bound_ns: int) -> list[Event]:
-        """Return the packets that took longer than `bound_ns`."""
-        return [Event("late", at, f"{took / 1e6:,.0f} ms") for at, took in self._late if took > bound_ns]
+        """Return the packets that took longer than `bound_ns`, but for pauses: one may be noted after the packet."""
+        known = (
+            (sent_ns, min(took, now_ns - sent_ns - self._pauses.within(sent_ns, now_ns)))
+            for sent_ns, now_ns, took in self._late
+        )
+        return [Event("late", at, f"{took / 1e6:,.0f} ms") for at, took in known if took > bound_ns]
 
 
 def percentile(buckets: tuple[tuple[int, int], ...], share: float) -> int:

@@ -141,12 +141,15 @@ class Engine:
 
     def _serve(self, timeout: float) -> None:
         ready = self._poller.wait(timeout)
+        woke_ns, used_ns = time.monotonic_ns(), time.thread_time_ns()
         if self._tick_ns or self._burst is not None:
             # The timer ends the wait, or its timeout: whatever is longer, the engine has wanted to run and did not.
             wanted = self._tick_ns or round(timeout * 1e9)
-            self._pauses.note(self._ran_ns + wanted, time.monotonic_ns())
+            self._pauses.note(self._ran_ns + wanted, woke_ns)
         self._poller.handle(ready)
         self._ran_ns = time.monotonic_ns()
+        # It can lose the CPU while it works as well: whatever is longer than the work.
+        self._pauses.note(woke_ns + time.thread_time_ns() - used_ns, self._ran_ns)
 
     def run(self) -> None:
         """Serve until the parent says stop, or is gone."""

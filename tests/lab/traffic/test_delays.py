@@ -49,6 +49,16 @@ def test_a_packet_that_is_held_is_late_with_the_time_of_its_sending() -> None:
     assert found.late(500 * MS) == []
 
 
+def test_a_pause_that_is_noted_after_the_packet_counts() -> None:
+    """The engine lost the CPU between sending and reading, in one go: it knows when it is done."""
+    pauses = Pauses()
+    found = DelayRecorder(pauses, 200 * MS)
+    found.packet(7 * MS, 507 * MS)
+    pauses.note(8 * MS, 408 * MS)
+    assert found.late(200 * MS) == []
+    assert [event.text for event in found.late(90 * MS)] == ["100 ms"]
+
+
 def test_short_pauses_are_no_starvation() -> None:
     pauses = Pauses()
     pauses.note(0, STARVED_NS)
