@@ -128,8 +128,8 @@ def test_cancelled_in_the_middle() -> None:
     def reload(scenario: Scenario, cancel: threading.Event) -> None:
         scenario.agent.reload("pod-1")
 
-    before = registry.list_labs()
     cancel.set()
     with pytest.raises(Cancelled):
         prove(NodeSpec("proof-cancelled"), [Action("reload of pod-1", reload)], cancel=cancel)
-    assert registry.list_labs() == before
+    # Other tests have labs of their own meanwhile.
+    assert "proof-cancelled" not in {lab.name for lab in registry.list_labs()}
