@@ -11,7 +11,7 @@ import shutil
 import signal
 import sys
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from ipaddress import IPv4Address, IPv4Network, IPv6Address
@@ -162,7 +162,8 @@ class Pipeline:
         endpoint = _endpoint(request)
         with NetlinkSocket(OWN) as netlink:
             detach_endpoint(netlink, endpoint)
-        shutil.rmtree(self.loader.config.state / str(endpoint.id), ignore_errors=True)
+        with suppress(FileNotFoundError):
+            shutil.rmtree(self.loader.config.state / str(endpoint.id))
         return {}
 
 

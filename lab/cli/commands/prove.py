@@ -100,7 +100,10 @@ def _run_two(args: argparse.Namespace) -> int:
             console.print(f"  {meeting_line(meeting)}", markup=False, highlight=False, soft_wrap=True)
 
     def choose(places: Sequence[Place]) -> Sequence[Place]:
-        return spread([place for place in places if args.calls is None or place.fits(args.calls)], args.sample)
+        found = [place for place in places if args.calls is None or place.fits(args.calls)]
+        if not found:
+            raise BadOption(f"no call fits {args.calls}")
+        return spread(found, args.sample)
 
     loader = given_loader(args.loader)
     sources = {"library": args.library, "defines": tuple(args.defines), "loader": loader}
