@@ -97,3 +97,8 @@ def test_a_map_of_its_own_is_found() -> None:
 )
 def test_wrong_calls(argv: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert said in refused(["prove", *argv], capsys)
+
+
+def test_a_pattern_that_no_call_fits_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
+    """Else it would be a proof of next to nothing, and green."""
+    assert "no call fits nix *" in refused(["prove", "--two", "pod-1", "--calls", "nix *"], capsys)
