@@ -32,7 +32,6 @@ BPF_ANY, BPF_NOEXIST, BPF_EXIST = 0, 1, 2
 FUNC_INFO_SIZE, LINE_INFO_SIZE = 8, 16
 """Bytes of struct bpf_func_info and struct bpf_line_info."""
 
-_PROGRAM_IDS = 64  # the kernel's own limit for a tcx hook (BPF_MPROG_MAX)
 _MAP_IDS = 64  # more than one program of ours uses; a larger answer is asked for again
 
 
@@ -63,7 +62,8 @@ def _raw(cmd: int, attr: bytes | ctypes.Array[ctypes.c_char], size: int) -> int:
     return result if result >= 0 else -ctypes.get_errno()
 
 
-def _call(cmd: Cmd, attr: bytes | ctypes.Array[ctypes.c_char], detail: str = "") -> int:
+def call(cmd: Cmd, attr: bytes | ctypes.Array[ctypes.c_char], detail: str = "") -> int:
+    """Make any call of bpf(2) and return its result; `detail` says in the error what the call was about."""
     result = _raw(cmd, attr, len(attr))
     if result < 0:
         raise _error(cmd, -result, detail)
@@ -122,12 +122,12 @@ def map_create(
         *(map_type, key_size, value_size, max_entries, flags, inner_map_fd, numa_node),
         *(_name(name), 0, types.fd, types.key, types.value, 0, map_extra),
     )
-    return _call(Cmd.MAP_CREATE, attr, name)
+    return call(Cmd.MAP_CREATE, attr, name)
 
 
 def map_freeze(fd: int) -> None:
     """Make a map read-only for bpf(2): the verifier then knows what a read-only map of the program holds."""
-    _call(Cmd.MAP_FREEZE, uapi.FREEZE.pack(fd))
+    call(Cmd.MAP_FREEZE, uapi.FREEZE.pack(fd))
 
 
 def map_lookup(fd: int, key: bytes, value_size: int, *, flags: int = 0) -> bytes | None:
@@ -165,7 +165,7 @@ def map_slots(fd: int, count: int) -> dict[int, int]:
 
 def map_update(fd: int, key: bytes, value: bytes, *, flags: int = BPF_ANY) -> None:
     """Set the value under `key`."""
-    _call(Cmd.MAP_UPDATE_ELEM, uapi.ELEM.pack(fd, _address(key), _address(value), flags))
+    call(Cmd.MAP_UPDATE_ELEM, uapi.ELEM.pack(fd, _address(key), _address(value), flags))
 
 
 def map_delete(fd: int, key: bytes) -> bool:
@@ -228,14 +228,14 @@ def has_lookup_batch() -> bool:
 def map_info(fd: int) -> MapInfo:
     """Describe a map (bpf_map_get_info_by_fd)."""
     info = ctypes.create_string_buffer(uapi.MAP_INFO.size)
-    _call(Cmd.OBJ_GET_INFO_BY_FD, uapi.INFO.pack(fd, uapi.MAP_INFO.size, ctypes.addressof(info)))
+    call(Cmd.OBJ_GET_INFO_BY_FD, uapi.INFO.pack(fd, uapi.MAP_INFO.size, ctypes.addressof(info)))
     map_type, ident, key_size, value_size, max_entries, flags, name = uapi.MAP_INFO.unpack(info.raw)
     return MapInfo(ident, map_type, key_size, value_size, max_entries, flags, _text(name))
 
 
 def map_fd_by_id(ident: int) -> int:
     """Open a map by id; ENOENT if there is none."""
-    return _call(Cmd.MAP_GET_FD_BY_ID, uapi.ID.pack(ident, 0, 0), f"map {ident}")
+    return call(Cmd.MAP_GET_FD_BY_ID, uapi.ID.pack(ident, 0, 0), f"map {ident}")
 
 
 # --- programs ---
@@ -305,7 +305,7 @@ def prog_info(fd: int) -> ProgInfo:
         ids = (ctypes.c_uint32 * room)()
         info = ctypes.create_string_buffer(uapi.PROG_INFO_LEN)
         uapi.PROG_INFO.pack_into(info, 0, 0, 0, b"", 0, 0, 0, 0, 0, 0, room, ctypes.addressof(ids), b"")
-        _call(Cmd.OBJ_GET_INFO_BY_FD, uapi.INFO.pack(fd, uapi.PROG_INFO_LEN, ctypes.addressof(info)))
+        call(Cmd.OBJ_GET_INFO_BY_FD, uapi.INFO.pack(fd, uapi.PROG_INFO_LEN, ctypes.addressof(info)))
         fields = uapi.PROG_INFO.unpack_from(info)
         if fields[9] <= room:
             break
@@ -329,21 +329,22 @@ def prog_info(fd: int) -> ProgInfo:
 def prog_id(fd: int) -> int:
     """Return a program's id: the first words of what `prog_info` asks for."""
     info = ctypes.create_string_buffer(8)
-    _call(Cmd.OBJ_GET_INFO_BY_FD, uapi.INFO.pack(fd, len(info), ctypes.addressof(info)))
+    call(Cmd.OBJ_GET_INFO_BY_FD, uapi.INFO.pack(fd, len(info), ctypes.addressof(info)))
     return int.from_bytes(info.raw[4:], sys.byteorder)
 
 
 def prog_fd_by_id(ident: int) -> int:
     """Open a program by id; ENOENT if there is none."""
-    return _call(Cmd.PROG_GET_FD_BY_ID, uapi.ID.pack(ident, 0, 0), f"program {ident}")
+    return call(Cmd.PROG_GET_FD_BY_ID, uapi.ID.pack(ident, 0, 0), f"program {ident}")
 
 
 def prog_next_id(ident: int) -> int | None:
     """Return the next program id after `ident` (0 to begin), None after the last."""
-    return _next_id(Cmd.PROG_GET_NEXT_ID, ident)
+    return next_id(Cmd.PROG_GET_NEXT_ID, ident)
 
 
-def _next_id(cmd: Cmd, ident: int) -> int | None:
+def next_id(cmd: Cmd, ident: int) -> int | None:
+    """Return the next id of a kind of objects after `ident` (0 to begin), None after the last."""
     attr = ctypes.create_string_buffer(uapi.ID.pack(ident, 0, 0), uapi.ID.size)
     result = _raw(cmd, attr, uapi.ID.size)
     if result == -errno.ENOENT:
@@ -352,43 +353,6 @@ def _next_id(cmd: Cmd, ident: int) -> int | None:
         raise _error(cmd, -result, "")
     following: int = uapi.ID.unpack(attr.raw)[1]
     return following
-
-
-def prog_query(ifindex: int, attach_type: int) -> tuple[int, ...]:
-    """Return the programs at a tcx hook of an interface of the calling thread's namespace, in their order.
-
-    EINVAL before Linux 6.6, ENODEV without the interface.
-    """
-    ids = (ctypes.c_uint32 * _PROGRAM_IDS)()
-    attr = ctypes.create_string_buffer(
-        uapi.QUERY.pack(ifindex, attach_type, 0, 0, ctypes.addressof(ids), len(ids), 0, 0, 0, 0), uapi.QUERY.size
-    )
-    result = _raw(Cmd.PROG_QUERY, attr, uapi.QUERY.size)
-    if result == -errno.ENOENT:
-        return ()
-    if result < 0:
-        raise _error(Cmd.PROG_QUERY, -result, f"interface {ifindex}")
-    return tuple(ids[: uapi.QUERY.unpack(attr.raw)[5]])
-
-
-def link_next_id(ident: int) -> int | None:
-    """Return the next id of a BPF link after `ident` (0 to begin), None after the last."""
-    return _next_id(Cmd.LINK_GET_NEXT_ID, ident)
-
-
-def link_program(ident: int) -> int:
-    """Return the id of the program that a BPF link attaches.
-
-    The errno of the error is ENOENT if there is no such link, EAGAIN if the call that makes it has not yet attached it.
-    """
-    fd = _call(Cmd.LINK_GET_FD_BY_ID, uapi.ID.pack(ident, 0, 0), f"link {ident}")
-    try:
-        info = ctypes.create_string_buffer(uapi.LINK_INFO.size)
-        _call(Cmd.OBJ_GET_INFO_BY_FD, uapi.INFO.pack(fd, len(info), ctypes.addressof(info)))
-    finally:
-        os.close(fd)
-    program: int = uapi.LINK_INFO.unpack(info.raw)[2]
-    return program
 
 
 def prog_test_run(fd: int, data: bytes, *, repeat: int = 1, context: bytes = b"", room: int = 512) -> TestRun:
@@ -407,7 +371,7 @@ def prog_test_run(fd: int, data: bytes, *, repeat: int = 1, context: bytes = b""
         ),
         uapi.TEST_RUN.size,
     )
-    _call(Cmd.PROG_TEST_RUN, attr)
+    call(Cmd.PROG_TEST_RUN, attr)
     _, retval, _, size, _, _, _, duration, _, context_size, *_ = uapi.TEST_RUN.unpack(attr.raw)
     return TestRun(retval, out.raw[:size], duration, around.raw[:context_size])
 
@@ -416,20 +380,20 @@ def prog_test_run(fd: int, data: bytes, *, repeat: int = 1, context: bytes = b""
 
 
 def obj_pin(fd: int, path: str | os.PathLike[str]) -> None:
-    """Pin a map or program; EEXIST if the name is taken."""
+    """Pin a map, program or link; EEXIST if the name is taken."""
     name = os.fsencode(path) + b"\0"
-    _call(Cmd.OBJ_PIN, uapi.OBJ.pack(_address(name), fd, 0), os.fsdecode(path))
+    call(Cmd.OBJ_PIN, uapi.OBJ.pack(_address(name), fd, 0), os.fsdecode(path))
 
 
 def obj_get(path: str | os.PathLike[str]) -> int:
     """Open a pinned object; ENOENT if nothing is pinned there."""
     name = os.fsencode(path) + b"\0"
-    return _call(Cmd.OBJ_GET, uapi.OBJ.pack(_address(name), 0, 0), os.fsdecode(path))
+    return call(Cmd.OBJ_GET, uapi.OBJ.pack(_address(name), 0, 0), os.fsdecode(path))
 
 
 def btf_load(data: bytes) -> int:
     """Give BTF to the kernel and return its descriptor."""
-    return _call(Cmd.BTF_LOAD, uapi.BTF_LOAD.pack(_address(data), 0, len(data), 0, 0, 0))
+    return call(Cmd.BTF_LOAD, uapi.BTF_LOAD.pack(_address(data), 0, len(data), 0, 0, 0))
 
 
 def raw_tracepoint_open(name: str, prog_fd: int) -> int:
@@ -439,4 +403,4 @@ def raw_tracepoint_open(name: str, prog_fd: int) -> int:
     """
     encoded = name.encode() + b"\0"
     attr = uapi.RAW_TRACEPOINT.pack(_address(encoded), prog_fd, 0)
-    return _call(Cmd.RAW_TRACEPOINT_OPEN, attr, f"tracepoint {name}")
+    return call(Cmd.RAW_TRACEPOINT_OPEN, attr, f"tracepoint {name}")

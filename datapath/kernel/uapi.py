@@ -29,7 +29,11 @@ MAP_INFO = struct.Struct("=6I16s")
 PROG_INFO = struct.Struct("=2I8s2I2QQ2IQ16s")
 PROG_INFO_LEN = 232
 QUERY = struct.Struct("=4IQI4x4Q")
-LINK_INFO = struct.Struct("=3I")
+LINK_CREATE = struct.Struct("=4I")
+LINK_UPDATE = struct.Struct("=4I")
+LINK_DETACH = struct.Struct("=I")
+LINK_INFO = struct.Struct("=3I4x2I")
+"""The head of struct bpf_link_info, and what the kinds that belong to an interface say of it."""
 RUN_STATS = struct.Struct("=3QI")
 RUN_STATS_OFFSET = 192
 

@@ -9,16 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from datapath.errors import BpfError
-from datapath.kernel import bpf
+from datapath.kernel import links
 from datapath.kernel.hooks import Direction
+from datapath.kernel.links import AttachType
 from datapath.kernel.netns import enter
 from lab.node.node import Node
 from lab.node.registry import NAMESPACES
 from lab.node.topology import HEALTH, NODE, NodeFacts, NodeSpec
 from lab.watch.network import Link, Network, read_network
 
-_TCX = {Direction.INGRESS: 46, Direction.EGRESS: 47}
-"""BPF_TCX_INGRESS and BPF_TCX_EGRESS of enum bpf_attach_type."""
+_TCX = {Direction.INGRESS: AttachType.TCX_INGRESS, Direction.EGRESS: AttachType.TCX_EGRESS}
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,34 +59,34 @@ def read_surroundings(node: Node, programs: Container[int], maps: Container[str]
     )
 
 
-def _tcx(netns: Path, links: Mapping[str, Link]) -> dict[tuple[str, Direction], tuple[int, ...]]:
+def _tcx(netns: Path, interfaces: Mapping[str, Link]) -> dict[tuple[str, Direction], tuple[int, ...]]:
     found = {}
     with enter(netns):
-        for name, link in links.items():
+        for name, link in interfaces.items():
             for direction, attach_type in _TCX.items():
                 try:
-                    programs = bpf.prog_query(link.ifindex, attach_type)
+                    entries = links.query(link.ifindex, attach_type)
                 except BpfError as error:
                     if error.errno == errno.EINVAL:  # before Linux 6.6
                         return {}
                     if error.errno == errno.ENODEV:
                         continue
                     raise
-                if programs:
-                    found[name, direction] = programs
+                if entries:
+                    found[name, direction] = tuple(entry.program_id for entry in entries)
     return found
 
 
 def _links(programs: Container[int]) -> Iterator[int]:
-    ident = bpf.link_next_id(0)
+    ident = links.next_id(0)
     while ident is not None:
         try:
-            if bpf.link_program(ident) in programs:
+            if links.info_by_id(ident).program_id in programs:
                 yield ident
         except BpfError as error:
             if error.errno not in (errno.ENOENT, errno.EAGAIN):  # gone between the two calls, or not yet attached
                 raise
-        ident = bpf.link_next_id(ident)
+        ident = links.next_id(ident)
 
 
 def _pins(bpffs: Path, own: Path, maps: Container[str]) -> Iterator[str]:
