@@ -85,7 +85,8 @@ class DatapathConfig:
 
     `library` holds the C sources, `state` the endpoints' directories, `bpffs` is the mount point of the node's own BPF
     file system, `netns` the path of its network namespace. Nodes may share a directory of templates,
-    `shared_templates`; else they are in `state`.
+    `shared_templates`; else they are in `state`. `object_cache` is a directory of compiled objects that all nodes and
+    runs have in common (None: there is none).
     `devices` are the native devices (option devices), `egress_devices` whether they get cil_to_netdev as well
     (AreDevicesRequired), `filter_priority` is option bpf-filter-priority (0 means 1).
     """
@@ -101,6 +102,7 @@ class DatapathConfig:
     clang: str | None = None
     defines: tuple[tuple[str, str], ...] = field(default=())
     shared_templates: Path | None = None
+    object_cache: Path | None = None
 
     @property
     def templates(self) -> Path:

@@ -55,6 +55,8 @@ _CANCEL_POLL = 0.05
 _CLANG_NAME = re.compile(r"clang-(\d+)")
 _VERSION = re.compile(r"^.*clang version .*$", re.MULTILINE)
 _MAJOR = re.compile(r"clang version (\d+)")
+_WORD_OF_RULE = re.compile(r"(?:\\[ #\\]|\$\$|\S)+")
+_ESCAPED = re.compile(r"\\([ #\\])|\$(?=\$)")
 # Variables that would slip another include path or other flags into every compilation.
 _FOREIGN_ENVIRONMENT = ("CPATH", "C_INCLUDE_PATH", "CCC_OVERRIDE_OPTIONS", "COMPILER_PATH", "DEPENDENCIES_OUTPUT")
 
@@ -127,12 +129,16 @@ def compile_source(
     werror: bool = False,
     timeout: float = DEFAULT_TIMEOUT,
     cancel: threading.Event | None = None,
+    names: Mapping[Path, str] | None = None,
+    read: set[Path] | None = None,
 ) -> Path:
     """Compile `source` into the object `output` and return its path; `timeout` in seconds.
 
     The output appears whole or not at all: whatever happens, no partial object and no temporary file is left. An
     older object of that name survives a failure; who must not use it removes it first. `includes` are searched in
     their order, `defines` become -D options (an empty value gives -DNAME). Once `cancel` is set clang is killed.
+    `names` are what directories are called in the object's debug information, which is the same then wherever they lie.
+    The sources and headers that the compiler has read are added to `read`.
 
     Raises CompileError (refused source, missing source, full disk, killed compiler, timeout), Cancelled, ToolMissing.
     """
@@ -142,6 +148,7 @@ def compile_source(
     options = [f"-D{name}={value}" if value else f"-D{name}" for name, value in pairs]
     argv = [str(compiler.path), *compiler.flags(werror=werror), *options]
     argv += [f"-I{directory.absolute()}" for directory in includes]
+    argv += [f"-ffile-prefix-map={directory}={name}" for directory, name in (names or {}).items()]
     argv += ["-c", str(source)]
     if cancel is not None and cancel.is_set():
         raise Cancelled(f"compiling {output.name} was cancelled")
@@ -150,12 +157,32 @@ def compile_source(
     try:
         # A directory of its own: clang puts temporaries of its own beside the file named by -o.
         with tempfile.TemporaryDirectory(dir=output.parent, prefix=scratch_prefix(output)) as scratch:
-            unfinished = Path(scratch) / output.name
+            unfinished, rule = Path(scratch) / output.name, Path(scratch) / "read.d"
+            argv += [] if read is None else ["-MD", "-MT", "object", "-MF", str(rule)]
             _run_clang([*argv, "-o", str(unfinished)], output, Path(scratch), timeout, cancel)
+            if read is not None:
+                read.update(_prerequisites(rule.read_text(errors="surrogateescape")))
             unfinished.replace(output)
     except OSError as error:
         raise CompileError(output.name, argv, f"error: {error.filename or output}: {error.strerror}") from error
     return output
+
+
+def place(output: Path, content: bytes) -> None:
+    """Write an object that was compiled before; it appears whole or not at all. CompileError where there is no room."""
+    try:
+        with tempfile.TemporaryDirectory(dir=output.parent, prefix=scratch_prefix(output)) as scratch:
+            unfinished = Path(scratch) / output.name
+            unfinished.write_bytes(content)
+            unfinished.replace(output)
+    except OSError as error:
+        raise CompileError(output.name, (), f"error: {error.filename or output}: {error.strerror}") from error
+
+
+def _prerequisites(rule: str) -> tuple[Path, ...]:
+    """Return the files that a rule for make names behind its colon."""
+    words = _WORD_OF_RULE.findall(rule.partition(": ")[2].replace("\\\n", " "))
+    return tuple(Path(_ESCAPED.sub(r"\1", word)) for word in words)
 
 
 def scratch_prefix(output: Path) -> str:

@@ -1,10 +1,11 @@
-"""The C sources as one digest: an edited source is another template."""
+"""The C sources as one digest: an edited source is another template. Links are followed, to directories too."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import threading
+from collections.abc import Iterable
 from copy import copy
 from pathlib import Path
 
@@ -37,6 +38,12 @@ class SourceTree:
                 self._read()
             return self._digest
 
+    def covers(self, files: Iterable[Path]) -> bool:
+        """Tell whether all these files are among those that the last digest was made of."""
+        with self._lock:
+            known = {os.path.realpath(path) for path in self._stamps}
+        return all(os.path.realpath(file) in known for file in files)
+
     def _unchanged(self) -> bool:
         # The directories are among the stamps: a file that appeared or went changed its directory.
         try:
@@ -50,7 +57,13 @@ class SourceTree:
     def _read(self) -> None:
         stamps: dict[str, _Stamp] = {}
         digest = hashlib.sha256()
-        for directory, subdirectories, names in os.walk(self.library):
+        entered: set[str] = set()
+        for directory, subdirectories, names in os.walk(self.library, followlinks=True):
+            real = os.path.realpath(directory)
+            if real in entered:  # a link to a directory that is read already, or that it lies in
+                subdirectories.clear()
+                continue
+            entered.add(real)
             subdirectories[:] = sorted(name for name in subdirectories if name not in _SKIPPED)
             stamps[directory] = _stamp(directory)
             for name in sorted(names):

@@ -2,12 +2,16 @@
 
 The cache follows pkg/datapath/loader/cache.go and hash.go: the hash covers everything that the compiler sees and
 nothing that is substituted afterwards; N callers of one hash make one clang, between threads and between processes.
+
+What is compiled here may have been compiled for another node before: `DatapathConfig.object_cache`.
 """
 
 from __future__ import annotations
 
 import enum
 import hashlib
+import os
+import platform
 import shutil
 import threading
 import time
@@ -21,7 +25,8 @@ from bpf import LIBRARY
 from datapath.base.locks import DirectoryLock, acquire_thread_lock
 from datapath.base.timing import VerifyTimes
 from datapath.build import headers
-from datapath.build.compile import DEFAULT_TIMEOUT, Compiler, compile_source, probe_compiler, scratch_prefix
+from datapath.build.compile import DEFAULT_TIMEOUT, Compiler, compile_source, place, probe_compiler, scratch_prefix
+from datapath.build.objectcache import ObjectCache
 from datapath.build.sources import SourceTree
 from datapath.endpoint import DatapathConfig, Endpoint, NodeConfig
 from datapath.errors import CompileError, ObjectError
@@ -55,6 +60,7 @@ class Origin(enum.Enum):
     WAITED = "waited"
     """Somebody else compiled it (or read it) while this caller waited."""
     HIT = "hit"
+    """It was there, in the node's directory or among the objects that are kept for all nodes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -295,7 +301,7 @@ class TemplateCache:
             with DirectoryLock(request.directory, cancel) as lock:
                 found = request.path.is_file()
                 try:
-                    compiled = 0.0 if found else self._compile(request, cancel)
+                    compiled = 0.0 if found else self._find_or_compile(request, cancel)
                     stamp, started = _stamp(request.path), time.monotonic()
                     image = read_object(request.path)
                     image.spec.check()
@@ -306,17 +312,31 @@ class TemplateCache:
                     request.path.unlink(missing_ok=True)
                     continue
             parsed = time.monotonic() - started
-            origin = Origin.WAITED if lock.waited else Origin.HIT
+            origin = Origin.COMPILED if compiled else Origin.WAITED if lock.waited else Origin.HIT
             slot.template = Template(request.hash, request.kind, request.path, image, VerifyTimes())
             slot.stamp = stamp
-            return Fetched(slot.template, origin if found else Origin.COMPILED, compiled, lock.waited, parsed)
+            return Fetched(slot.template, origin, compiled, lock.waited, parsed)
         raise CompileError(request.kind.object, (), f"error: {request.directory} is removed again and again")
 
-    def _compile(self, request: _Request, cancel: threading.Event | None) -> float:
-        """Compile under the directory's lock and return the seconds that it took."""
-        if self._on_compile is not None:
-            self._on_compile(request.kind, request.hash)
-        started = time.monotonic()
+    def _find_or_compile(self, request: _Request, cancel: threading.Event | None) -> float:
+        """Take the object that another node has compiled, or compile it; return the seconds that the compiler took."""
+        cache = None if self._config.object_cache is None else ObjectCache(self._config.object_cache)
+        self._write_headers(request)
+        key = _key(request)
+        content = None if cache is None else cache.get(key)
+        if content is not None:
+            place(request.path, content)
+            return 0.0
+        read: set[Path] = set()
+        seconds = self._compile(request, read, cancel)
+        generated = {path for path in read if path.parent == request.directory}
+        # An object of a source that the hash does not cover is nobody else's.
+        if cache is not None and self._sources.covers(read - generated):
+            cache.put(key, request.path.read_bytes())
+        return seconds
+
+    def _write_headers(self, request: _Request) -> None:
+        """Write the generated headers under the directory's lock."""
         try:
             # What a killed process left; nobody else works here while we hold the lock.
             for scratch in request.directory.glob(f"{scratch_prefix(request.path)}*"):
@@ -326,6 +346,12 @@ class TemplateCache:
         except OSError as error:
             reason = f"error: failed to write template header: {error.filename or request.directory}: {error.strerror}"
             raise CompileError(request.kind.object, (), reason) from error
+
+    def _compile(self, request: _Request, read: set[Path], cancel: threading.Event | None) -> float:
+        """Compile under the directory's lock and return the seconds that it took; add what was read to `read`."""
+        if self._on_compile is not None:
+            self._on_compile(request.kind, request.hash)
+        started = time.monotonic()
         compile_source(
             request.library / request.kind.source,
             request.path,
@@ -337,6 +363,8 @@ class TemplateCache:
             werror=request.werror,
             timeout=self._timeout,
             cancel=cancel,
+            names={request.directory: "template", request.library: "bpf"},
+            read=read,
         )
         return time.monotonic() - started
 
@@ -344,6 +372,13 @@ class TemplateCache:
 def _add(digest: hashlib._Hash, word: str) -> None:
     """Add a word with its length: two different lists of words give two different digests."""
     digest.update(f"{len(word)}\0{word}".encode())
+
+
+def _key(request: _Request) -> str:
+    """Return the name of a request's object among those of all nodes: what it is made of, and by what, and where."""
+    compiler = request.compiler.path
+    stamp = _stamp(Path(os.path.realpath(compiler)))
+    return hashlib.sha256(repr((request.hash, str(compiler), stamp, platform.machine())).encode()).hexdigest()
 
 
 def _stamp(path: Path) -> tuple[int, ...]:

@@ -41,6 +41,7 @@ from lab.node.hostmark import set_host_mark
 from lab.node.maps import find_map
 from lab.node.node import Node, UnknownTarget
 from lab.node.topology import HEALTH, HOST, HOST_ENDPOINT, NODE
+from lab.system.cache import cache_directory
 from lab.system.limits import descriptors_of, require_descriptors
 
 Change = Callable[[Plan], Plan]
@@ -89,7 +90,11 @@ class Reloader:
         self.node = node
         config = node.datapath_config(library=library, clang=clang)
         self.config = replace(
-            config, defines=tuple(defines), filter_priority=filter_priority, shared_templates=templates
+            config,
+            defines=tuple(defines),
+            filter_priority=filter_priority,
+            shared_templates=templates,
+            object_cache=cache_directory(),
         )
         self.loader = Loader(self.config, verifiers=verifiers, on_new_map=self._fill, on_compile=on_compile)
         self.external = None if loader is None else LoaderClient(loader, self._describe)

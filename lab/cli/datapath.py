@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from lab.agent.options import BadMacro, Options, parse_macro
 from lab.cli.targets import count
+from lab.system.cache import keep_nothing
 
 if TYPE_CHECKING:
     from lab.agent.agent import Agent
@@ -34,6 +35,16 @@ def add_source_options(group: argparse._ActionsContainer) -> None:
     """Declare which C is compiled."""
     group.add_argument("--library", type=Path, metavar="DIR", help="C sources instead of our own, e.g. Cilium's bpf/")
     add_define_option(group)
+    group.add_argument(
+        "--no-cache", action=_NoCache, nargs=0, help="compile what was compiled before, for whatever lab, and keep none"
+    )
+
+
+class _NoCache(argparse.Action):
+    """For this command and all processes that it starts."""
+
+    def __call__(self, *_: object) -> None:
+        keep_nothing()
 
 
 def add_loader_option(group: argparse._ActionsContainer) -> None:

@@ -1,12 +1,13 @@
-"""`reloadlab gc`: delete expired connections."""
+"""`reloadlab gc`: delete expired connections, or the compiled objects that are kept."""
 
 from __future__ import annotations
 
 import argparse
 from typing import TYPE_CHECKING
 
-from lab.cli.targets import add_targets, check_targets, find_targets, print_json
+from lab.cli.targets import BadOption, add_targets, check_targets, find_targets, plural, print_json
 from lab.doctor.doctor import require
+from lab.system.cache import CACHE_VARIABLE, cache_directory
 
 if TYPE_CHECKING:
     from argparse import _SubParsersAction
@@ -19,9 +20,11 @@ def add_parser(subparsers: _SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = subparsers.add_parser(
         "gc",
         description="Delete expired connections from the datapath's maps, once: what Cilium's agent does at intervals. "
-        "Open connections, and packets on their way, are not affected.",
+        "Open connections, and packets on their way, are not affected. With --cache, delete the compiled objects that "
+        "are kept for all labs instead.",
     )
-    add_targets(parser, endpoints=False, help="a lab, or a cluster: all its nodes")
+    add_targets(parser, endpoints=False, optional=True, help="a lab, or a cluster: all its nodes")
+    parser.add_argument("--cache", action="store_true", help="delete the compiled objects; labs are not touched")
     parser.add_argument("--json", action="store_true", help="print a JSON list, one object per map")
     parser.set_defaults(run=run)
 
@@ -32,6 +35,10 @@ def run(args: argparse.Namespace) -> int:
     from lab.agent.collector import collect
     from lab.node.maps import MapNotLoaded
 
+    if (args.target is None) != args.cache:
+        raise BadOption("name a lab, or the compiled objects with --cache: one of both")
+    if args.cache:
+        return _clear_cache(as_json=args.json)
     check_targets([args.target], endpoints=False)
     require("root")
     rows = []
@@ -47,6 +54,20 @@ def run(args: argparse.Namespace) -> int:
         from lab.cli.tables import print_table, table_of
 
         print_table(table_of(rows))
+    return 0
+
+
+def _clear_cache(*, as_json: bool) -> int:
+    from datapath.build.objectcache import ObjectCache
+
+    directory = cache_directory()
+    objects, size = (0, 0) if directory is None else ObjectCache(directory).clear()
+    if as_json:
+        print_json({"cache": None if directory is None else str(directory), "objects": objects, "bytes": size})
+    elif directory is None:
+        print(f"no objects are kept: {CACHE_VARIABLE} is empty")
+    else:
+        print(f"{plural(objects, 'object')} deleted from {directory}, {size / 1e6:.1f} MB")
     return 0
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -11,6 +12,7 @@ from lab.abi.conntrack import CtEntry
 from lab.cli.main import main
 from lab.node.node import Node
 from lab.node.topology import NodeSpec
+from lab.system.cache import CACHE_VARIABLE
 from tests.lab.agent.test_collector import key_of
 from tests.lab.labs import removed, unique_name
 
@@ -45,6 +47,43 @@ def test_a_line_or_an_object_per_map(lab: str, capsys: pytest.CaptureFixture[str
     found = json.loads(capsys.readouterr().out)
     assert found[0] == {"lab": lab, "map": CT_MAPS[0], "scanned": 300, "deleted": 0, "alive": 300}
     assert [row["map"] for row in found] == list(CT_MAPS)
+
+
+def test_compiled_objects_are_kept_until_they_are_deleted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    objects = tmp_path / "objects"
+    monkeypatch.setenv(CACHE_VARIABLE, str(objects))
+    with removed(unique_name()) as name:
+        assert main(["up", name, "--pods", "0", "--no-cache"]) == 0
+        assert not objects.exists()
+        assert main(["down", name]) == 0
+        monkeypatch.setenv(CACHE_VARIABLE, str(objects))
+        for _ in range(2):
+            assert main(["up", name, "--pods", "0"]) == 0
+            assert main(["down", name]) == 0
+            assert len(list(objects.iterdir())) == 2
+    capsys.readouterr()
+    assert main(["gc", "--cache"]) == 0
+    assert capsys.readouterr().out.startswith(f"2 objects deleted from {objects}, 0.")
+    assert main(["gc", "--cache", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"cache": str(objects), "objects": 0, "bytes": 0}
+    monkeypatch.setenv(CACHE_VARIABLE, "")
+    assert main(["gc", "--cache"]) == 0
+    assert capsys.readouterr().out == "no objects are kept: RELOADLAB_CACHE is empty\n"
+    monkeypatch.setenv(CACHE_VARIABLE, str(objects))
+    objects.chmod(0o777)
+    assert main(["gc", "--cache"]) == 1
+    assert "others may write" in capsys.readouterr().err
+    with removed(unique_name()) as name:
+        assert main(["up", name, "--pods", "0"]) == 1
+        assert "others may write" in capsys.readouterr().err
+
+
+def test_what_to_collect_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in ([], ["demo", "--cache"]):
+        assert main(["gc", *arguments]) == 1
+        assert "name a lab, or the compiled objects with --cache" in capsys.readouterr().err
 
 
 def test_no_lab(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,212 @@
+"""objectcache.py: compiled objects that nodes and runs have in common."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from datapath.build.compile import Compiler, probe_compiler
+from datapath.build.objectcache import ObjectCache, UnsafeCache
+from datapath.build.templates import Origin, TemplateCache
+from datapath.endpoint import DatapathConfig
+from datapath.errors import CompileError
+from tests.datapath.build.test_templates import write_library
+from tests.datapath.values import NODE, POD
+
+
+@pytest.fixture
+def kept(tmp_path: Path) -> ObjectCache:
+    return ObjectCache(tmp_path / "objects")
+
+
+class TestDirectory:
+    def test_what_was_put_is_got(self, kept: ObjectCache) -> None:
+        assert kept.get("a") is None
+        assert kept.put("a", b"one")
+        assert kept.put("b", b"")
+        assert kept.get("a") == b"one"
+        assert kept.get("b") == b""
+        assert kept.directory.stat().st_mode & 0o777 == 0o700
+        assert kept.clear() == (2, 67)
+        assert kept.get("a") is None
+        assert kept.clear() == (0, 0)
+
+    @pytest.mark.parametrize("damaged", [b"", b"short", bytes(32) + b"another", b"\0" * 40])
+    def test_what_is_damaged_is_not_there(self, kept: ObjectCache, damaged: bytes) -> None:
+        kept.put("a", b"one")
+        (kept.directory / "a").write_bytes(damaged)
+        assert kept.get("a") is None
+        kept.put("a", b"one")
+        assert kept.get("a") == b"one"
+
+    def test_the_limit_holds_and_what_was_used_stays(self, tmp_path: Path) -> None:
+        kept = ObjectCache(tmp_path / "objects", limit=400)
+        for number in range(3):
+            kept.put(str(number), bytes(100))
+            os.utime(kept.directory / str(number), (number, number))
+        assert kept.get("0") is not None  # now the latest
+        kept.put("3", bytes(100))
+        assert [kept.get(str(number)) is not None for number in range(4)] == [True, False, True, True]
+        assert sum(path.stat().st_size for path in kept.directory.iterdir()) <= 400
+
+    def test_what_a_killed_process_was_writing_goes_in_time(self, tmp_path: Path) -> None:
+        kept = ObjectCache(tmp_path / "objects", limit=300)
+        kept.put("a", bytes(100))
+        left = kept.directory / ".left"
+        left.write_bytes(bytes(150))
+        kept.put("b", bytes(100))
+        assert left.exists()  # somebody may be writing it
+        os.utime(left, (0, 0))
+        kept.put("c", bytes(100))
+        assert not left.exists()
+        assert kept.get("c") is not None
+
+    @pytest.mark.privileged
+    def test_a_directory_that_others_may_write_is_refused(self, kept: ObjectCache) -> None:
+        kept.put("a", b"one")
+        kept.directory.chmod(0o777)
+        with pytest.raises(UnsafeCache, match="has mode 0777"):
+            kept.get("a")
+        kept.directory.chmod(0o700)
+        os.chown(kept.directory, 65534, 65534)
+        with pytest.raises(UnsafeCache, match="belongs to user 65534"):
+            kept.put("b", b"two")
+        os.chown(kept.directory, 0, 0)
+        moved = kept.directory.rename(kept.directory.with_name("elsewhere"))
+        kept.directory.symlink_to(moved)
+        with pytest.raises(UnsafeCache, match="is no directory"):
+            kept.clear()
+        assert (moved / "a").exists()
+
+    def test_processes_that_add_read_and_make_room_at_once(self, tmp_path: Path) -> None:
+        directory = tmp_path / "objects"
+        context = multiprocessing.get_context("fork")
+        workers = [context.Process(target=_use, args=(directory, first)) for first in range(4)]
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
+        assert [worker.exitcode for worker in workers] == [0] * 4
+        assert sum(path.stat().st_size for path in directory.iterdir()) <= 4 * 3000  # each may have made room for one
+
+
+def _use(directory: Path, first: int) -> None:
+    kept = ObjectCache(directory, limit=3000)
+    for number in range(200):
+        name = (first + number) % 7
+        kept.put(str(name), bytes([name]) * 500)
+        assert kept.get(str(name)) in (None, bytes([name]) * 500)
+
+
+# --- under the templates ---
+
+
+@pytest.fixture(scope="module")
+def compiler() -> Compiler:
+    return probe_compiler()
+
+
+Fetch = Callable[..., tuple[Origin, bytes]]
+
+
+@pytest.fixture
+def fetch(tmp_path: Path, compiler: Compiler) -> Fetch:
+    """Return a function that has a new node fetch a pod's template from a library that lies where it is told."""
+
+    def fetch(name: str, library: Path, compiler: Compiler = compiler, **changes: object) -> tuple[Origin, bytes]:
+        config = DatapathConfig(
+            library=library,
+            state=tmp_path / name,
+            bpffs=tmp_path / "bpffs",
+            netns=tmp_path / "netns",
+            node=NODE,
+            object_cache=tmp_path / "objects",
+        )
+        found = TemplateCache(replace(config, **changes), compiler=compiler).fetch_timed(POD)  # type: ignore[arg-type]
+        return found.origin, found.template.path.read_bytes()
+
+    return fetch
+
+
+def test_another_node_takes_what_is_there(fetch: Fetch, tmp_path: Path) -> None:
+    """Whose paths do not matter: the object names none of them."""
+    for library in ("one", "two"):
+        write_library(tmp_path / library)
+    origin, first = fetch("node-1", tmp_path / "one")
+    assert origin is Origin.COMPILED
+    assert fetch("node-2", tmp_path / "two") == (Origin.HIT, first)
+    assert str(tmp_path).encode() not in first
+    assert fetch("node-3", tmp_path / "two", object_cache=None) == (Origin.COMPILED, first)
+    assert len(list((tmp_path / "objects").iterdir())) == 1
+
+
+def test_everything_that_the_compiler_sees_makes_another_object(
+    fetch: Fetch, tmp_path: Path, compiler: Compiler
+) -> None:
+    library = tmp_path / "library"
+    write_library(library)
+    assert fetch("node-1", library)[0] is Origin.COMPILED
+    assert fetch("node-2", library, defines=(("ANY", "1"),))[0] is Origin.COMPILED
+    assert fetch("node-3", library, node=replace(NODE, mtu=1400))[0] is Origin.COMPILED
+    wrapper = tmp_path / "clang"
+    wrapper.write_text(f'#!/bin/sh\nexec "{compiler.path}" "$@"\n')
+    wrapper.chmod(0o755)
+    wrapped = replace(compiler, path=wrapper)
+    assert fetch("node-4", library, wrapped)[0] is Origin.COMPILED
+    assert fetch("node-5", library, wrapped)[0] is Origin.HIT
+    wrapper.write_text(f'#!/bin/sh\n\nexec "{compiler.path}" "$@"\n')
+    assert fetch("node-6", library, wrapped)[0] is Origin.COMPILED
+    utils = library / "lib/utils.h"
+    text = utils.read_text()
+    utils.write_text(f"{text}\n#define ANOTHER 1\n")
+    assert fetch("node-7", library)[0] is Origin.COMPILED
+    utils.write_text(text)
+    assert fetch("node-8", library)[0] is Origin.HIT
+
+
+def test_a_header_behind_a_link_is_not_missed(fetch: Fetch, tmp_path: Path) -> None:
+    library, elsewhere = tmp_path / "library", tmp_path / "elsewhere"
+    write_library(library)
+    (library / "lib").rename(elsewhere)
+    (library / "lib").symlink_to(elsewhere)
+    (elsewhere / "round").symlink_to(library)  # has no end
+    assert fetch("node-1", library)[0] is Origin.COMPILED
+    assert fetch("node-2", library)[0] is Origin.HIT
+    with (elsewhere / "utils.h").open("a") as file:
+        file.write("\n#define ANOTHER 1\n")
+    assert fetch("node-3", library)[0] is Origin.COMPILED
+
+
+def test_an_object_of_a_header_that_no_hash_covers_is_not_kept(fetch: Fetch, tmp_path: Path) -> None:
+    library, outside = tmp_path / "library", tmp_path / "out side" / "more.inc"
+    write_library(library)
+    outside.parent.mkdir()
+    outside.write_text("#define ANOTHER 1\n")
+    with (library / "lib/utils.h").open("a") as file:
+        file.write(f'\n#include "{outside}"\n')
+    assert fetch("node-1", library)[0] is Origin.COMPILED
+    assert fetch("node-2", library)[0] is Origin.COMPILED
+
+
+def test_a_source_that_is_refused_leaves_nothing(fetch: Fetch, tmp_path: Path) -> None:
+    library = tmp_path / "library"
+    write_library(library)
+    (library / "bpf_lxc.c").write_text("int broken(\n")
+    with pytest.raises(CompileError):
+        fetch("node-1", library)
+    assert not (tmp_path / "objects").exists()
+
+
+def test_a_damaged_object_is_compiled_again(fetch: Fetch, tmp_path: Path) -> None:
+    library = tmp_path / "library"
+    write_library(library)
+    _, first = fetch("node-1", library)
+    (entry,) = (tmp_path / "objects").iterdir()
+    entry.write_bytes(entry.read_bytes()[:-1])
+    assert fetch("node-2", library) == (Origin.COMPILED, first)
+    assert fetch("node-3", library) == (Origin.HIT, first)
