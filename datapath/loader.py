@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import queue
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from types import TracebackType
 from typing import Self
@@ -19,6 +19,7 @@ from datapath.load.threads import VerifierThreads
 from datapath.load.types import TypeStore
 from datapath.reload.outcome import Outcome
 from datapath.reload.plans import host_plan, overlay_plan, pod_plan
+from datapath.reload.restore import sweep
 from datapath.reload.step import Plan
 from datapath.reload.transaction import Observer, OnFailure, apply
 from datapath.reload.unload import endpoint_lock, unload
@@ -141,6 +142,14 @@ class Loader:
         lock = endpoint_lock(self.config, endpoint.id)
         with locked(lock, cancel or threading.Event()), self._socket() as netlink:
             unload(self.config, netlink, endpoint, forget, detach=detach)
+
+    def sweep(self, keep: Collection[int]) -> list[str]:
+        """Remove what belongs to endpoints whose numbers are not in `keep`; return what was removed.
+
+        The caller excludes all reloads, and updates of the maps.
+        """
+        with self._socket() as netlink:
+            return sweep(self.config, netlink, keep)
 
     @contextmanager
     def lock_maps(self, *, cancel: threading.Event | None = None) -> Iterator[None]:

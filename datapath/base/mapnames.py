@@ -42,6 +42,7 @@ POLICY = "cilium_policy_"
 
 _CALLS = "cilium_calls_"
 _NETDEV_CALLS = re.compile(rf"{_CALLS}netdev_(\d+)(?=$|:)")
+_ENDPOINTS_OWN = re.compile(rf"(?:{_CALLS}(?:hostns_|custom_)?|{POLICY})(\d{{5}})(?=$|:)")
 OVERLAY_CALLS_MAP = f"{_CALLS}overlay_{WORLD_ID}"
 
 
@@ -64,6 +65,12 @@ def is_calls_map(name: str) -> bool:
 def policy_map(endpoint_id: int) -> str:
     """Return the name of an endpoint's policy map (pkg/maps/policymap)."""
     return f"{POLICY}{endpoint_id:05d}"
+
+
+def endpoint_of(name: str) -> int | None:
+    """Return the endpoint that a map of this name belongs to, also one that was moved aside; None for another map."""
+    match = _ENDPOINTS_OWN.match(name)
+    return int(match[1]) if match is not None else None
 
 
 def endpoint_maps(endpoint_id: int) -> tuple[str, ...]:

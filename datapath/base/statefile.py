@@ -67,11 +67,16 @@ def read_typed(kind: type[T], path: Path) -> T:
 
 
 def write_json(path: Path, document: object) -> None:
+    """Replace the content of a file by a document, whole or not at all."""
+    write_file(path, json.dumps(document).encode())
+
+
+def write_file(path: Path, content: bytes) -> None:
     """Replace the content of a file, whole or not at all. Two writers at a time do not disturb each other."""
     descriptor, unfinished = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
-        with open(descriptor, "w") as file:
-            json.dump(document, file)
+        with open(descriptor, "wb") as file:
+            file.write(content)
         os.replace(unfinished, path)
     except BaseException:
         os.unlink(unfinished)

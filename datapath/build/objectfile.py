@@ -1,4 +1,4 @@
-"""The object files of an endpoint: which template each is made from, and what is substituted in it."""
+"""The files of an endpoint: its objects, which template each is made from and what is substituted; its header."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from datapath.base.statefile import write_file
+from datapath.build.epheader import HEADER_FILE, header_text
 from datapath.build.headers import overlay_substitution
 from datapath.build.templates import Kind, Template
 from datapath.endpoint import Endpoint, Interface
@@ -47,8 +49,25 @@ class ObjectFile:
             return template.substitution(self.endpoint)
         return template.device_substitution(self.endpoint, self.device.name, self.device.ifindex, self.device.mac)
 
+    def write_header(self) -> None:
+        """Write the endpoint's ep_config.h, if it is not there or says something else.
+
+        It comes before everything else, and stays if the load fails: it describes the endpoint, not a load. Whatever
+        of an endpoint a killed process has left in the kernel, restore.py finds whose it is.
+        """
+        if self.endpoint is None or self.device is not None:
+            return
+        path, text = self.path.parent / HEADER_FILE, header_text(self.endpoint)
+        try:
+            if path.read_bytes() == text:
+                return
+        except FileNotFoundError:
+            self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        write_file(path, text)
+
     def write(self, *pieces: bytes | memoryview) -> None:
-        """Write the copy, piece by piece; OSError (a full disk, say) leaves nothing behind."""
+        """Write the header, and the copy piece by piece; OSError (a full disk, say) leaves no part of a file behind."""
+        self.write_header()
         try:
             with os.fdopen(self._create(), "wb") as file:
                 file.writelines(pieces)

@@ -13,6 +13,7 @@ from lab.agent.collector import Collected, collect
 from lab.agent.policyfile import parse
 from lab.agent.reloader import Change, Reloader
 from lab.agent.reloads import Failure
+from lab.agent.restore import Restored, restore
 from lab.node.topology import PodFacts, PodSpec
 
 __all__ = ["Agent", "Change", "Failure"]
@@ -33,13 +34,24 @@ class Agent(Reloader):
         self.sync(cancel=cancel)
         return self.reload_all(workers=workers, cancel=cancel)
 
-    def sync(self, *, unloaded: PodFacts | None = None, cancel: threading.Event | None = None) -> None:
+    def restore(self, *, workers: int = 1, cancel: threading.Event | None = None) -> Restored:
+        """Take over a node that runs: reload what its state directories tell, then remove what nobody has any more.
+
+        The first failure is raised; nothing is removed then.
+        """
+        return restore(self, workers=workers, cancel=cancel)
+
+    def sync(
+        self, *, unloaded: PodFacts | None = None, sweep: bool = True, cancel: threading.Event | None = None
+    ) -> None:
         """Bring maps and routes in line with what is declared, of this node and of the others of its cluster.
 
-        A pod that is `unloaded` is not yet in cilium_lxc afterwards: nobody delivers to it.
+        A pod that is `unloaded` is not yet in cilium_lxc afterwards: nobody delivers to it. Without `sweep`, entries
+        of what is declared no more stay.
         """
         with self.updating(cancel=cancel):
-            mapfill.fill_all(self.node, self.config.globals, self.host_spec(cancel=cancel), unloaded=unloaded)
+            host = self.host_spec(cancel=cancel)
+            mapfill.fill_all(self.node, self.config.globals, host, unloaded=unloaded, sweep=sweep)
             self.node.sync_routes()
 
     def apply_policies(self, document: object, *, cancel: threading.Event | None = None) -> None:

@@ -48,10 +48,13 @@ def _is_same_rule(one: bytes, other: bytes) -> bool:
     return first == second
 
 
-def fill_all(node: Node, pins: Path, host: CollectionSpec, *, unloaded: PodFacts | None = None) -> None:
+def fill_all(
+    node: Node, pins: Path, host: CollectionSpec, *, unloaded: PodFacts | None = None, sweep: bool = True
+) -> None:
     """Bring the maps that are pinned in `pins` in line with what is declared; the caller excludes other updates.
 
-    An `unloaded` pod is known to all maps but cilium_lxc: whoever finds it there delivers to it.
+    An `unloaded` pod is known to all maps but cilium_lxc: whoever finds it there delivers to it. Without `sweep`
+    nothing is deleted.
     Maps that are missing are created as `host`, the host's object, defines them. What is new is written before what is
     stale goes, so that no packet finds less than before or after (cilium#10936).
     """
@@ -67,9 +70,9 @@ def fill_all(node: Node, pins: Path, host: CollectionSpec, *, unloaded: PodFacts
             update.add()
         for item in maps.maps.values():
             written = fill(node, item, without=hidden if item.name == mapnames.ENDPOINTS else ())
-            for key in [key for key in item.keys() if key not in written]:  # noqa: SIM118 - a map of the kernel
+            for key in [key for key in item.keys() if key not in written] if sweep else ():  # noqa: SIM118 - no dict
                 item.delete(key)
-        if update is not None:
+        if update is not None and sweep:
             update.remove()
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
@@ -244,7 +244,11 @@ class Reloader:
 
     def unload(self, name: str, *, forget: Callable[[], None]) -> None:
         """Take a pod out of the datapath; `forget` is where the control plane drops its own entries."""
-        endpoint, external = self.endpoint(name), self.external
+        self.unload_endpoint(self.endpoint(name), name, forget=forget)
+
+    def unload_endpoint(self, endpoint: Endpoint, name: str, *, forget: Callable[[], None]) -> None:
+        """Do the same with an endpoint that the node may have no more; `name` is what a loader is told."""
+        external = self.external
         if external is None:
             self.loader.unload(endpoint, forget=forget)
             return
@@ -368,19 +372,21 @@ class Reloader:
         workers: int = 1,
         first: Sequence[str] = (),
         last: Sequence[str] = (),
+        without: Container[str] = (),
         cancel: threading.Event | None = None,
         observer: Observer | None = None,
     ) -> list[Outcome]:
         """Reload the host and the overlay, then the endpoints in parallel; the first failure is raised when they are.
 
-        `first` is what comes even before the host, `last` what waits for the endpoints. The host does if it is about
+        `first` is what comes even before the host, `last` what waits for the endpoints; endpoints in `without` are left
+        out. The host waits if it is about
         to lose its policy program, which the pods' programs call until they are reloaded.
         """
         if HOST not in first and self._host_loses_policy(cancel):
             last = (*last, HOST)
         order = [name for name in dict.fromkeys((*first, *self.node_subjects)) if name not in last]
         done = [self.reload(subject, observer=observer, cancel=cancel) for subject in order]
-        endpoints = [name for name in self.subjects if name not in (*order, *last)]
+        endpoints = [name for name in self.subjects if name not in (*order, *last) and name not in without]
         rest = self.reload_many(endpoints, workers=workers, cancel=cancel, observer=observer)
         for result in rest:
             if isinstance(result, Failure):

@@ -29,6 +29,7 @@ COMMANDS = {
     "monitor": "follow drops, traces and policy verdicts",
     "plan": "print the steps of a reload without doing them",
     "reload": "reload endpoints and print the time of every step",
+    "restore": "find the endpoints of a running lab on disk, reload them, remove what is stale",
     "inspect": "print the programs, maps and constants of an object file",
     "verify": "have the verifier judge every program of an object or a C file",
     "prove": "send packets at every system call of a reload",

@@ -23,6 +23,9 @@ def add_action_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("subjects", nargs="*", metavar="SUBJECT", help="what is reloaded: pod-1, host, ... (each kind)")
     parser.add_argument("--switch", action="store_true", help="switch endpoint routes, and back, instead of reloads")
     parser.add_argument(
+        "--restore", action="store_true", help="restore the node, of which a pod is gone, instead of reloads"
+    )
+    parser.add_argument(
         "--with",
         dest="changed",
         type=define,
@@ -36,15 +39,21 @@ def add_action_options(parser: argparse.ArgumentParser) -> None:
 
 def check_actions(args: argparse.Namespace) -> None:
     """Raise BadOption for what does not go together."""
-    if args.switch and (args.subjects or args.changed):
-        raise BadOption("--switch switches the whole node: without a SUBJECT and without --with")
+    for option, what in (("switch", "switches"), ("restore", "restores")):
+        if vars(args)[option] and (args.subjects or args.changed):
+            raise BadOption(f"--{option} {what} the whole node: without a SUBJECT and without --with")
+    if args.switch and args.restore:
+        raise BadOption("--switch and --restore are two things: one at a time")
 
 
 def actions_of(args: argparse.Namespace, spec: NodeSpec) -> list[Action]:
     """Return what the options ask for, each with the arguments that ask for it alone."""
-    from lab.proof.actions import reloads, switches
+    from lab.proof.actions import reloads, restores, switches
 
-    actions = switches(spec) if args.switch else reloads(spec, args.subjects, args.changed)
+    if args.restore:
+        actions = restores(spec)
+    else:
+        actions = switches(spec) if args.switch else reloads(spec, args.subjects, args.changed)
     node = node_arguments(args)
     return [replace(action, arguments=(*action.arguments, *node)) for action in actions]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import replace
 
 from datapath.base.mapnames import POLICY, calls_map
@@ -17,6 +17,7 @@ from datapath.reload.prepare import Compile
 from datapath.reload.step import Plan
 from datapath.reload.transaction import Observer
 from lab.agent.agent import Agent
+from lab.agent.restore import Restored
 from lab.corpus.fault import Applied, Fault, Install
 from lab.corpus.steps import Skipped
 from lab.node.topology import PodFacts
@@ -38,11 +39,11 @@ def sweeping(applied: Applied) -> type[Agent]:
     class Sweeping(Agent):
         """Removes the calls maps of endpoints that it does not know yet."""
 
-        def start(self, *, workers: int = 1, cancel: threading.Event | None = None) -> list[Outcome]:
+        def restore(self, *, workers: int = 1, cancel: threading.Event | None = None) -> Restored:
             for pod in self.node.pods:
                 (self.config.globals / calls_map(pod.endpoint_id)).unlink(missing_ok=True)
                 applied()
-            return super().start(workers=workers, cancel=cancel)
+            return super().restore(workers=workers, cancel=cancel)
 
     return Sweeping
 
@@ -51,9 +52,10 @@ def ignoring_unfinished(applied: Applied) -> type[Agent]:
     class IgnoringUnfinished(Agent):
         """Takes an endpoint that a killed reload has left with two objects for none, and sweeps its maps."""
 
-        def start(self, *, workers: int = 1, cancel: threading.Event | None = None) -> list[Outcome]:
+        def restore(self, *, workers: int = 1, cancel: threading.Event | None = None) -> Restored:
             self.sync(cancel=cancel)
-            return [self.reload(name, cancel=cancel) for name in self.subjects if not self._is_ignored(name)]
+            known = [name for name in self.subjects if not self._is_ignored(name)]
+            return Restored([self.reload(name, cancel=cancel) for name in known], {}, {}, ())
 
         def _is_ignored(self, name: str) -> bool:
             if name not in (pod.name for pod in self.node.pods):
@@ -78,13 +80,19 @@ def pods_first(applied: Applied) -> type[Agent]:
             workers: int = 1,
             first: Sequence[str] = (),
             last: Sequence[str] = (),
+            without: Container[str] = (),
             cancel: threading.Event | None = None,
             observer: Observer | None = None,
         ) -> list[Outcome]:
             applied()
             pods = [name for name in self.subjects if name not in self.node_subjects]
             return super().reload_all(
-                workers=workers, first=(*first, *pods), last=last, cancel=cancel, observer=observer
+                workers=workers,
+                first=(*first, *pods),
+                last=last,
+                without=without,
+                cancel=cancel,
+                observer=observer,
             )
 
     return PodsFirst
@@ -94,10 +102,12 @@ def exposing_early(applied: Applied) -> type[Agent]:
     class ExposingEarly(Agent):
         """Writes a new pod into cilium_lxc before its policy program is in its slot."""
 
-        def sync(self, *, unloaded: PodFacts | None = None, cancel: threading.Event | None = None) -> None:
+        def sync(
+            self, *, unloaded: PodFacts | None = None, sweep: bool = True, cancel: threading.Event | None = None
+        ) -> None:
             if unloaded is not None:
                 applied()
-            super().sync(cancel=cancel)
+            super().sync(sweep=sweep, cancel=cancel)
 
     return ExposingEarly
 

@@ -72,6 +72,7 @@ class KnowObject(Step):
         return f"know the maps of {self.object.path}, which the loader writes"
 
     def apply(self, work: Workspace) -> None:
+        self.object.write_header()
         template = work.template[self.object.kind]
         substitution = self.object.substitution(template)
         spec = template.image.spec.substitute(substitution, strict=False)

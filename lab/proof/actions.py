@@ -14,6 +14,9 @@ from lab.scenario.scenario import Scenario
 
 Switch = Callable[[Scenario, threading.Event], object]
 
+LOST = "lost"
+"""The pod that a node loses while no agent runs."""
+
 WORKERS = 2
 """Endpoints that are reloaded at a time by a switch of the node."""
 
@@ -67,6 +70,21 @@ def _switch(on: bool, scenario: Scenario, cancel: threading.Event) -> None:
     # The process of another loader is the one that is stopped: workers would have processes of their own.
     workers = WORKERS if scenario.agent.external is None else 1
     scenario.agent.set_endpoint_routes(on, workers=workers, cancel=cancel)
+
+
+def restores(spec: NodeSpec) -> list[Action]:
+    """Return a restore of a node that has lost a pod while no agent ran."""
+
+    def lose(scenario: Scenario, cancel: threading.Event) -> None:
+        names = [pod.name for pod in scenario.node.pods]
+        if LOST not in names:
+            scenario.agent.add_pod(LOST)
+        scenario.node.remove_pod(LOST)
+
+    def do(scenario: Scenario, cancel: threading.Event) -> None:
+        scenario.agent.restore(cancel=cancel)
+
+    return [Action("restore", do, lose, whole=False, arguments=("--restore",))]
 
 
 def pairs(spec: NodeSpec, subjects: Sequence[str], macros: Sequence[tuple[str, str]]) -> list[tuple[Action, Action]]:

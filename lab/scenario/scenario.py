@@ -67,7 +67,10 @@ class Scenario(Watched):
         old.close()
         self.agent = self._stack.enter_context(type(old)(self.node, **self._options))
         self._succeed(old, self.agent)
-        return self.agent.start(workers=workers)
+        restored = self.agent.restore(workers=workers)
+        if self.agent.external is None:
+            assert not restored.anew, restored.anew
+        return list(restored.outcomes)
 
     def define(self, **macros: str) -> None:
         """Add these macros to the initial ones for later reloads; without arguments, restore the initial macros."""

@@ -66,8 +66,10 @@ def run(args: argparse.Namespace) -> int:
     check_library(args.library)
     check_actions(args)
     loader = given_loader(args.loader)
-    if args.life and (args.switch or args.changed or args.library or args.defines or args.loader is not None):
-        raise BadOption("--life is that of nodes with our programs: without --switch, --with, --library, -D, --loader")
+    other = args.switch or args.restore or args.changed
+    if args.life and (other or args.library or args.defines or args.loader is not None):
+        options = "--switch, --restore, --with, --library, -D, --loader"
+        raise BadOption(f"--life is that of nodes with our programs: without {options}")
     if args.only_kill and (args.errno or not args.kill):
         raise BadOption("--kill means kills alone: without --errno and --no-kill")
     if args.cancel and (args.errno or not args.kill):

@@ -75,8 +75,10 @@ def _check_two(args: argparse.Namespace) -> None:
     if not args.two:
         if args.calls is not None or args.sample is not None:
             raise BadOption("--calls and --sample choose where two reloads meet: with --two")
-    elif args.switch or args.rounds is not None or len(args.subjects) > 2:
-        raise BadOption("--two takes one SUBJECT, which is reloaded twice, or two; without --switch and --rounds")
+    elif args.switch or args.restore or args.rounds is not None or len(args.subjects) > 2:
+        raise BadOption(
+            "--two takes one SUBJECT, which is reloaded twice, or two; without --switch, --restore and --rounds"
+        )
 
 
 def _run_two(args: argparse.Namespace) -> int:

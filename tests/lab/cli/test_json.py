@@ -135,6 +135,9 @@ def test_policies_and_connections(cluster: str, capsys: pytest.CaptureFixture[st
     assert all(set(node) == documented("policy") for node in nodes)
     assert all(set(row) == entry for node in nodes for row in node["entries"])
     assert {row["endpoint"] for row in answer(capsys, "policy", f"{cluster}-1/pod-1")[0]["entries"]} == {"pod-1"}
+    restored = answer(capsys, "restore", cluster)
+    assert [row["lab"] for row in restored] == [f"{cluster}-1", f"{cluster}-2"]
+    assert all(set(row) == documented("restore") for row in restored)
     rows = answer(capsys, "gc", cluster)
     assert rows
     assert all(set(row) == documented("gc") for row in rows)
