@@ -165,13 +165,13 @@ class LinkNotFound(ReloadlabError):
 
 
 class LinkReplaced(LinkNotFound):
-    """The interface of an endpoint is gone; one that came later has its name."""
+    """An interface that a reload is about is gone; one that came later has its name."""
 
     def __init__(self, ifname: str, found: int, wanted: int) -> None:
         super().__init__(ifname)
         self.args = (
-            f"interface {printable(ifname)} has the index {found}, that of the endpoint had {wanted}: "
-            f"it belongs to another endpoint by now",
+            f"interface {printable(ifname)} has the index {found}, the one that was to be reloaded had {wanted}: "
+            f"another has its name by now",
         )
         self.found = found
         self.wanted = wanted

@@ -10,6 +10,8 @@ from datapath.errors import InvalidName
 IFNAMSIZ = 16
 """Length of an interface name in the kernel, its final NUL included (include/uapi/linux/if.h)."""
 
+# isspace() of the kernel (lib/ctype.c) takes bytes, those of Latin-1: 0xa0 is one, and no other above 0x20.
+_REFUSED = b"\0/: \t\n\v\f\r\xa0"
 _LAB = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,31}")
 
 
@@ -21,7 +23,7 @@ def check_ifname(name: str) -> str:
         raise InvalidName("interface name", name, "it is not text") from None
     if not 0 < length < IFNAMSIZ:
         raise InvalidName("interface name", name, f"it must have 1 to {IFNAMSIZ - 1} bytes")
-    if name in (".", "..") or any(c in "/:" or c.isspace() for c in name):
+    if name in (".", "..") or any(byte in _REFUSED for byte in os.fsencode(name)):
         raise InvalidName("interface name", name, "no slash, colon or white space")
     return name
 

@@ -78,15 +78,20 @@ def host_plan(config: DatapathConfig, endpoint: Endpoint, links: Mapping[str, In
     for name, netdev in devices.items():
         steps += _load(netdev, ("cil_from_netdev", "cil_to_netdev") if name in egress else ("cil_from_netdev",))
     steps.append(InsertPolicy(host.name, endpoint.id))
-    steps.append(_attach(config, CILIUM_HOST, Direction.INGRESS, "cil_to_host", host))
-    steps.append(_attach(config, CILIUM_HOST, Direction.EGRESS, "cil_from_host", host))
-    steps.append(_attach(config, CILIUM_NET, Direction.INGRESS, "cil_to_host", net))
+
+    def attach(name: str, direction: Direction, program: str, item: ObjectFile) -> Attach:
+        # The objects have the index and the MAC of an interface: they are not for one that took its name since.
+        return _attach(config, name, direction, program, item, links[name].ifindex)
+
+    steps.append(attach(CILIUM_HOST, Direction.INGRESS, "cil_to_host", host))
+    steps.append(attach(CILIUM_HOST, Direction.EGRESS, "cil_from_host", host))
+    steps.append(attach(CILIUM_NET, Direction.INGRESS, "cil_to_host", net))
     for name, netdev in devices.items():
-        steps.append(_attach(config, name, Direction.INGRESS, "cil_from_netdev", netdev))
+        steps.append(attach(name, Direction.INGRESS, "cil_from_netdev", netdev))
         if name in egress:
-            steps.append(_attach(config, name, Direction.EGRESS, "cil_to_netdev", netdev))
+            steps.append(attach(name, Direction.EGRESS, "cil_to_netdev", netdev))
         else:
-            steps.append(Detach(name, Direction.EGRESS))
+            steps.append(Detach(name, Direction.EGRESS, ifindex=links[name].ifindex))
     steps += _obsolete(links, there)
     obsolete = (*_calls_maps_left(config.globals, links, there), *_objects_left(directory, links, there))
     steps.append(Commit(subject, (host, net, *devices.values()), obsolete))

@@ -557,7 +557,7 @@ def test_a_later_interface_of_the_same_name_is_not_touched(rig: Rig, lxc: str, m
         ip(netns, "link", "set", lxc, "up")
 
     plan = rig.plan("pod-1", routes=moment == "install routes")
-    with pytest.raises(LinkReplaced, match=f"interface {lxc} has the index .* belongs to another endpoint"):
+    with pytest.raises(LinkReplaced, match=f"interface {lxc} has the index .* another has its name"):
         rig.loader.apply(plan, observer=Gate(recreate, before=moment))
     ifindex = rig.netlink.ifindex(lxc)
     assert hooks.filters(rig.netlink, ifindex, INGRESS) == hooks.filters(rig.netlink, ifindex, EGRESS) == ()

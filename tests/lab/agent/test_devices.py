@@ -1,0 +1,236 @@
+"""Native devices with any name, that appear, disappear, are renamed and made anew, also between two system calls."""
+
+from __future__ import annotations
+
+import errno
+import os
+import struct
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import count
+from pathlib import Path
+
+import pytest
+
+from datapath.base.mapnames import calls_map
+from datapath.base.names import check_ifname
+from datapath.errors import InvalidName, LinkNotFound, NetlinkError
+from datapath.kernel.hooks import Direction
+from datapath.kernel.netlink import NetlinkSocket, pack_attribute, pack_message
+from datapath.reload.plans import CILIUM_NET
+from lab.agent.agent import Agent
+from lab.agent.gated import under_gates
+from lab.cli.proofs import spread
+from lab.gates.call import Call
+from lab.node.links import delete_link
+from lab.node.node import Node
+from lab.node.topology import HOST, HOST_ENDPOINT, NODE, NodeSpec
+from lab.system.tools import run
+from lab.watch.checks.hooks import check_hooks
+from lab.watch.checks.pins import check_orphans, check_pins
+from lab.watch.snapshot import take
+from tests.lab.labs import unique_name
+from tests.netns import nsenter
+
+pytestmark = [pytest.mark.privileged]
+
+RTM_SETLINK, IFLA_IFNAME = 19, 3
+DEVICE = "d0.100"
+ODD = (DEVICE, "d0-100", "a.o.new", "q'\"$;*\\", "x\udcff\udcfe", "-rf", "\x01\x1b", "é\u2003")
+SAMPLE = 9
+"""Calls of the host's reload, of 73 that change something. All of them were tried, with each event."""
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Node, Path]]:
+    templates = tmp_path_factory.mktemp("templates")
+    with Node(NodeSpec(unique_name("devices"), pods=1)) as node:
+        with Agent(node, templates=templates) as agent:
+            agent.start()
+        yield node, templates
+
+
+@pytest.fixture
+def agent(lab: tuple[Node, Path]) -> Iterator[Agent]:
+    node, templates = lab
+    with Agent(node, templates=templates) as made:
+        yield made
+        made.configure(devices=())
+        made.reload(HOST)
+        assert problems(made) == []
+
+
+@pytest.fixture
+def netlink(lab: tuple[Node, Path]) -> Iterator[NetlinkSocket]:
+    with NetlinkSocket(lab[0].netns(NODE)) as socket:
+        yield socket
+
+
+def make(node: Node, name: str) -> None:
+    """Make a device with a peer; one whose name is odd by renaming it."""
+    netns = node.netns(NODE)
+    run(nsenter(netns, "ip", "link", "add", "made", "type", "veth", "peer", "name", f"p{os.urandom(4).hex()}"))
+    with NetlinkSocket(netns) as netlink:
+        rename(netlink, "made", name)
+
+
+def rename(netlink: NetlinkSocket, name: str, new: str) -> None:
+    body = struct.pack("=BxHiII", 0, 0, netlink.ifindex(name), 0, 0)
+    netlink.request("rename", pack_message(RTM_SETLINK, body + pack_attribute(IFLA_IFNAME, os.fsencode(new) + b"\0")))
+
+
+def delete(node: Node, name: str) -> None:
+    with NetlinkSocket(node.netns(NODE)) as netlink:
+        netlink.request("delete", delete_link(netlink.ifindex(name)))
+
+
+def problems(agent: Agent) -> list[str]:
+    """Return what is wrong with the devices that are there: hooks, pins, and files of devices that are none."""
+    devices, links = agent.config.devices, agent.loader.links()
+    there = tuple(name for name in devices if name in links)
+    agent.configure(devices=there)
+    now = take(agent.node)
+    found = [str(violation) for check in (check_hooks, check_pins, check_orphans) for violation in check(agent, now)]
+    agent.configure(devices=devices)
+    files = {name for name in os.listdir(agent.config.state / f"{HOST_ENDPOINT}") if "netdev" in name}
+    if files != (wanted := {f"bpf_netdev_{name}.o" for name in there}):
+        found.append(f"objects {files}, not {wanted}")
+    pins = {name for name in now.pins if "netdev" in name}
+    if pins != (wanted := {calls_map(links[name].ifindex, "netdev_") for name in (CILIUM_NET, *there)}):
+        found.append(f"pins {pins}, not {wanted}")
+    return found
+
+
+def programs(agent: Agent, name: str) -> list[str]:
+    now = take(agent.node)
+    return [item.name for direction in Direction for item in now.filters.get((name, direction), ())]
+
+
+def test_devices_with_odd_names(agent: Agent) -> None:
+    """Each has its own object and programs, and loses them when it is no device any more."""
+    for name in ODD:
+        make(agent.node, name)
+    try:
+        agent.configure(devices=ODD)
+        assert agent.reload(HOST).warnings == ()
+        assert problems(agent) == []
+        for name in ODD:
+            assert programs(agent, name) == [f"cil_from_netdev-{name}", f"cil_to_netdev-{name}"]
+        agent.configure(devices=ODD[1:])
+        agent.reload(HOST)
+        assert problems(agent) == []
+        assert programs(agent, DEVICE) == []
+    finally:
+        for name in ODD:
+            delete(agent.node, name)
+
+
+def test_every_name_that_the_kernel_takes_is_taken(agent: Agent, netlink: NetlinkSocket) -> None:
+    """Of all bytes; a percent sign is a pattern to the kernel, not a name."""
+    make(agent.node, "name")
+    present = "name"
+    try:
+        for byte in sorted(set(range(1, 256)) - {ord("%")}):
+            wanted = os.fsdecode(b"a" + bytes([byte]) + b"b")
+            try:
+                rename(netlink, present, wanted)
+            except NetlinkError:
+                with pytest.raises(InvalidName):
+                    check_ifname(wanted)
+            else:
+                present = check_ifname(wanted)
+    finally:
+        delete(agent.node, present)
+
+
+def test_a_device_appears_later(agent: Agent) -> None:
+    agent.configure(devices=(DEVICE,))
+    assert agent.reload(HOST).warnings == (f"device {DEVICE} does not exist: left out",)
+    make(agent.node, DEVICE)
+    assert agent.reload(HOST).warnings == ()
+    assert len(programs(agent, DEVICE)) == 2
+    delete(agent.node, DEVICE)
+
+
+def test_two_devices_swap_their_names(agent: Agent, netlink: NetlinkSocket) -> None:
+    for name in ("one", "two"):
+        make(agent.node, name)
+    agent.configure(devices=("one",))
+    agent.reload(HOST)
+    rename(netlink, "one", "three")
+    rename(netlink, "two", "one")
+    agent.reload(HOST)
+    assert problems(agent) == []
+    assert (programs(agent, "one"), programs(agent, "three")) == (["cil_from_netdev-one", "cil_to_netdev-one"], [])
+    for name in ("one", "three"):
+        delete(agent.node, name)
+
+
+@contextmanager
+def device(node: Node) -> Iterator[None]:
+    """Have the device for the time of a block; whatever has become of it is removed at the end."""
+    make(node, DEVICE)
+    try:
+        yield
+    finally:
+        with NetlinkSocket(node.netns(NODE)) as netlink:
+            names = netlink.interfaces().keys() & {DEVICE, "another"}
+        for name in names:
+            delete(node, name)
+
+
+def made_anew(node: Node) -> None:
+    delete(node, DEVICE)
+    make(node, DEVICE)
+
+
+def renamed(node: Node) -> None:
+    with NetlinkSocket(node.netns(NODE)) as netlink:
+        rename(netlink, DEVICE, "another")
+
+
+def gone(node: Node) -> None:
+    delete(node, DEVICE)
+
+
+@contextmanager
+def failing_for_want_of_it() -> Iterator[None]:
+    """Accept that a reload fails because the device is gone, and for no other reason."""
+    try:
+        yield
+    except LinkNotFound:
+        pass
+    except NetlinkError as error:
+        if error.errno != errno.ENODEV:
+            raise
+
+
+EVENTS = [gone, made_anew, renamed]
+
+
+@pytest.mark.parametrize("event", EVENTS)
+def test_what_happens_to_a_device_between_two_calls(agent: Agent, event: Callable[[Node], None]) -> None:
+    """The reload ends, or fails and is undone; nothing of the device is left, and the next one has what is there."""
+    agent.configure(devices=(DEVICE,))
+    calls: list[Call] = []
+    with device(agent.node):
+        agent.reload(HOST)
+        under_gates(agent, lambda _: agent.reload(HOST), calls.append, look_ups=False)
+    places = [number for number, call in enumerate(calls) if call.changes]
+    for place in spread(places, SAMPLE):
+        with device(agent.node):
+            agent.reload(HOST)
+            passed = count()
+
+            def decide(_: Call, passed: Iterator[int] = passed, place: int = place) -> None:
+                if next(passed) == place:
+                    event(agent.node)
+
+            with failing_for_want_of_it():
+                under_gates(agent, lambda _: agent.reload(HOST), decide, look_ups=False)
+            assert next(passed) > place
+            # Programs have the index and the MAC of the device that they were made for.
+            mistaken = [str(found) for found in check_pins(agent, take(agent.node)) if " instead of " in found.what]
+            assert mistaken == [], calls[place]
+            agent.reload(HOST)
+            assert problems(agent) == [], calls[place]
