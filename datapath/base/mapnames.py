@@ -16,6 +16,12 @@ POLICY_CALLS, EGRESS_POLICY_CALLS = "cilium_call_policy", "cilium_egresscall_pol
 POLICY_ARRAYS = (POLICY_CALLS, EGRESS_POLICY_CALLS)
 """The program arrays whose slots belong to endpoints, not to objects; every object of the node shares them."""
 
+WRITTEN_BY_AGENT = (ENDPOINTS, IPCACHE, TUNNEL)
+"""The maps of a node that its control plane writes all the time, and that every object of the node shares."""
+
+KEPT_WHILE_USED = (*POLICY_ARRAYS, *WRITTEN_BY_AGENT)
+"""The maps that stay pinned after they were replaced, as long as programs use them: others write what these read."""
+
 CT_TCP4, CT_ANY4, CT_TCP6, CT_ANY6 = CT_MAPS = (
     *("cilium_ct4_global", "cilium_ct_any4_global"),
     *("cilium_ct6_global", "cilium_ct_any6_global"),

@@ -7,9 +7,9 @@ last pin or descriptor goes, even though attached programs still use it, so `fin
 Unlike the reference, which removes whatever it finds at P:pending, the next reload looks at what a killed one left
 behind, and keeps the maps that attached programs use (datapath/reload/recovery.py).
 
-The array of policy programs is different: programs of all endpoints jump through it, so that it stays in use when the
-reload that has replaced it ends. It is retired: `retire` renames P:pending to P:retired-<map id>, and a later reload
-removes that pin once no program jumps through the array (datapath/reload/policyarrays.py).
+The array of policy programs, and the maps that the control plane writes, are different: programs of all endpoints use
+them, so that they stay in use when the reload that has replaced them ends. They are retired: `retire` renames P:pending
+to P:retired-<map id>, and a later reload removes that pin once no program uses the map (datapath/reload/retired.py).
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Pin:
         return sorted(found, key=lambda path: (path != self.pending, -len(path.name)))
 
     def retired(self) -> list[Path]:
-        """Return the replaced arrays of policy programs that programs may still jump through."""
+        """Return the replaced maps that programs may still use."""
         return [path for path in self._beside() if RETIRED in path.name]
 
     def _beside(self) -> list[Path]:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from datapath.base.mapnames import POLICY_ARRAYS, WRITTEN_BY_PACKETS
+from datapath.base.mapnames import POLICY_ARRAYS, WRITTEN_BY_AGENT, WRITTEN_BY_PACKETS
 from datapath.kernel.inventory import reach
 from datapath.kernel.map import open_pin
 from datapath.kernel.pins import Pin, is_program_array, left_behind, map_id
 from datapath.object.spec import CollectionSpec
-from datapath.reload import policyarrays
+from datapath.reload import policyarrays, retired
 from datapath.reload.workspace import Workspace
 
 
@@ -30,7 +30,7 @@ def recover(work: Workspace, spec: CollectionSpec, left: list[Pin]) -> None:
         return
     slots = {name: spec.maps[name].contents for name in POLICY_ARRAYS if name in spec.maps}
     policy = policyarrays.programs_at(work.config.globals, slots)
-    used = reach(policyarrays.attached_programs(work.netlink) | policy).maps
+    used = reach(retired.attached_programs(work.netlink) | policy).maps
     for pin in left:
         done = put_right(pin, used.__contains__)
         if done is not None:
@@ -68,8 +68,13 @@ def put_right(pin: Pin, in_use: Callable[[int], bool]) -> str | None:
         back.rename(pin.path)
         _let_go(path for path in left if path is not back and path not in needed)
         return f"restored {pin.path.name} from {back.name}, left by a reload that did not end"
+    # What others write for all is written in each that is pinned (retired.py).
+    shared = needed if pin.path.name in WRITTEN_BY_AGENT else []
     kept = [path for path in needed if is_program_array(path)]
-    _let_go(path for path in left if path not in kept)
+    _let_go(path for path in left if path not in (*kept, *shared))
+    if shared:
+        pin.retire()
+        return f"retired {', '.join(path.name for path in shared)}, left by a reload that did not end"
     if kept:
         return f"kept {', '.join(path.name for path in kept)}: a reload died between two attaches"
     return f"removed {', '.join(path.name for path in left)}, left by a reload that did not end"

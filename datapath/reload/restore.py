@@ -26,7 +26,7 @@ from datapath.errors import printable
 from datapath.kernel.inventory import reach
 from datapath.kernel.netlink import NetlinkSocket
 from datapath.kernel.pins import map_id
-from datapath.reload import policyarrays
+from datapath.reload import policyarrays, retired
 
 _DIRECTORY = re.compile(r"(?P<number>[1-9]\d{0,4})(?P<suffix>|_next|_stale|_next_fail)")
 _SUFFIXES = ("", "_next", "_stale", "_next_fail")
@@ -122,7 +122,7 @@ def sweep(config: DatapathConfig, netlink: NetlinkSocket, keep: Collection[int])
     for number in sorted({*pins.values(), *stale.values()} - set(keep)):
         policyarrays.clear(config.globals, number)
     removed = []
-    used = reach(policyarrays.attached_programs(netlink)).maps if pins else frozenset()
+    used = reach(retired.attached_programs(netlink)).maps if pins else frozenset()
     for name in pins:
         path = config.globals / name
         if map_id(path) not in used:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
-from datapath.base.mapnames import POLICY_ARRAYS
+from datapath.base.mapnames import KEPT_WHILE_USED, POLICY_ARRAYS
 from datapath.build.objectfile import ObjectFile
 from datapath.endpoint import Endpoint
 from datapath.errors import LinkNotFound, LinkReplaced, NetlinkError, ReloadlabError
@@ -17,7 +17,7 @@ from datapath.kernel.hooks import Direction, Filter, HookShared, HookTaken
 from datapath.kernel.map import open_pin
 from datapath.kernel.netlink import NetlinkSocket
 from datapath.kernel.routes import Installed
-from datapath.reload import connections, policyarrays
+from datapath.reload import connections, policyarrays, retired
 from datapath.reload.outcome import Attached
 from datapath.reload.prepare import carry_connections_over
 from datapath.reload.step import Step
@@ -44,7 +44,7 @@ class InsertPolicy(Step):
             spec = collection.spec.maps.get(name)
             if spec is None or not spec.contents:
                 continue
-            arrays = [work.keep_map(open_pin(path)) for path in policyarrays.others(work.config.globals, name)]
+            arrays = [work.keep_map(open_pin(path)) for path in retired.others(work.config.globals, name)]
             for slot, program in spec.contents.items():
                 for array in (*(a for a in arrays if slot < a.info.max_entries), collection.maps[name]):
                     old = progarray.open_program_at(array.fd, slot)
@@ -226,7 +226,7 @@ class Commit(Step):
         """Remove what nothing needs any more. All is new by now: what cannot be removed is a warning, not a failure."""
         for item in self.objects:
             for pin in work.objects[item.name].moved:
-                let_go = pin.retire if pin.path.name in POLICY_ARRAYS else pin.finalize
+                let_go = pin.retire if pin.path.name in KEPT_WHILE_USED else pin.finalize
                 _attempt(work, f"the old map {pin.path.name}", let_go)
             _attempt(work, f"the old object of {item.name}", item.settle)
         for item in self.objects:
@@ -237,7 +237,7 @@ class Commit(Step):
         for path in self.obsolete:
             _attempt(work, path.name, partial(path.unlink, missing_ok=True))
         _attempt(work, "a policy slot", partial(self._clear_policy, work))
-        _attempt(work, "a retired array", partial(_release_arrays, work))
+        _attempt(work, "a retired map", partial(_release_maps, work))
 
     def _clear_policy(self, work: Workspace) -> None:
         """Empty the policy slots of an endpoint whose new object has no program for them."""
@@ -262,10 +262,10 @@ def _attempt(work: Workspace, what: str, action: Callable[[], object]) -> None:
         work.warnings.append(f"the reload is done, but {what} is left: {error}")
 
 
-def _release_arrays(work: Workspace) -> None:
-    """Let go of retired policy arrays, unless other reloads are under way: the one that ends last does it."""
-    if policyarrays.has_retired(work.config.globals) and work.maps_lock.try_exclusive():
-        policyarrays.release(work.config.globals, work.netlink)
+def _release_maps(work: Workspace) -> None:
+    """Let go of retired maps, unless other reloads are under way: the one that ends last does it."""
+    if retired.has_retired(work.config.globals) and work.maps_lock.try_exclusive():
+        retired.release(work.config.globals, work.netlink)
 
 
 def _put_back(work: Workspace, replaced: _Replaced) -> None:

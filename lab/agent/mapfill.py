@@ -9,8 +9,10 @@ from pathlib import Path
 
 from datapath.base import mapnames
 from datapath.kernel.map import Map, open_pin
+from datapath.load.content import put
 from datapath.load.maps import load_maps
 from datapath.object.spec import CollectionSpec
+from datapath.reload import retired
 from lab.abi import layouts
 from lab.abi.policymap import PolicyEntry
 from lab.agent import contents, enforcement
@@ -25,11 +27,14 @@ def fill(node: Node, target: Map, *, without: Container[bytes] = ()) -> frozense
     """
     entries: contents.Entries = ()
     present: dict[bytes, bytes] = {}
-    if target.name.startswith(mapnames.POLICY):
-        entries = contents.policy(node, int(target.name.removeprefix(mapnames.POLICY)))
+    name = _name(target)
+    if name.startswith(mapnames.POLICY):
+        entries = contents.policy(node, int(name.removeprefix(mapnames.POLICY)))
         present = dict(target.items())
-    elif target.name in contents.NODE_MAPS:
-        entries = contents.NODE_MAPS[target.name](node)
+    elif name in contents.NODE_MAPS:
+        entries = contents.NODE_MAPS[name](node)
+    # What does not fit into a map that was replaced, by a larger one perhaps: its programs learn it when reloaded.
+    write = put if name != target.name else Map.update
     written = set()
     for key, value in entries:
         if key in without:
@@ -37,9 +42,14 @@ def fill(node: Node, target: Map, *, without: Container[bytes] = ()) -> frozense
         # A build may have appended words to key or value: they are zero.
         padded = key.ljust(target.info.key_size, b"\0")
         if padded not in present or not _is_same_rule(present[padded], value):
-            target.update(padded, value.ljust(target.info.value_size, b"\0"))
+            write(target, padded, value.ljust(target.info.value_size, b"\0"))
         written.add(padded)
     return frozenset(written)
+
+
+def _name(target: Map) -> str:
+    """Return the name of a map, also of one that was moved aside or replaced."""
+    return target.name.partition(":")[0]
 
 
 def _is_same_rule(one: bytes, other: bytes) -> bool:
@@ -68,8 +78,10 @@ def fill_all(
         if policies is not None:
             update = stack.enter_context(enforcement.PolicyUpdate(node, pins, policies))
             update.add()
-        for item in maps.maps.values():
-            written = fill(node, item, without=hidden if item.name == mapnames.ENDPOINTS else ())
+        # Programs that are not reloaded yet go on with the map that another has replaced.
+        former = [stack.enter_context(open_pin(path)) for name in mine for path in retired.others(pins, name)]
+        for item in (*maps.maps.values(), *former):
+            written = fill(node, item, without=hidden if _name(item) == mapnames.ENDPOINTS else ())
             for key in [key for key in item.keys() if key not in written] if sweep else ():  # noqa: SIM118 - no dict
                 item.delete(key)
         if update is not None and sweep:
@@ -83,8 +95,9 @@ def forget(pins: Path, pod: PodFacts) -> None:
             (mapnames.ENDPOINTS, layouts.endpoint_key(address)),
             (mapnames.IPCACHE, layouts.ipcache_key(address, address.max_prefixlen)),
         ):
-            with open_pin(pins / name) as pinned:
-                pinned.delete(key.ljust(pinned.info.key_size, b"\0"))
+            for path in (pins / name, *retired.others(pins, name)):
+                with open_pin(path) as pinned:
+                    pinned.delete(key.ljust(pinned.info.key_size, b"\0"))
 
 
 def _fill_new(node: Node, target: Map) -> None:

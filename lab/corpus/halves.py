@@ -10,7 +10,7 @@ from functools import partial
 from datapath.base.mapnames import CT_MAPS, is_calls_map
 from datapath.kernel import progarray
 from datapath.kernel.map import Map
-from datapath.reload import policyarrays
+from datapath.reload import retired
 from datapath.reload.prepare import FillArrays, MigrateMaps, RepinMaps
 from datapath.reload.step import Step
 from datapath.reload.switchover import Commit, InsertPolicy, InstallRoutes, RemoveRoutes
@@ -108,7 +108,7 @@ class InsertIntoOneArray(Telling, InsertPolicy):
         for spec in collection.spec.maps.values():
             if is_calls_map(spec.name) or not spec.contents:
                 continue
-            if policyarrays.others(work.config.globals, spec.name):
+            if retired.others(work.config.globals, spec.name):
                 self.applied()
             for slot, program in spec.contents.items():
                 array = collection.maps[spec.name]

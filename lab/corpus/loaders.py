@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from datapath.base.mapnames import POLICY_ARRAYS, is_calls_map
-from datapath.reload import policyarrays
+from datapath.reload import retired
 from datapath.reload.prepare import RepinMaps
 from datapath.reload.step import Plan, Step
 from datapath.reload.switchover import Attach, Commit, Detach, RemoveRoutes
@@ -41,7 +41,7 @@ class LetGoOfArrays(Telling):
 
     def apply(self, work: Workspace) -> None:
         for name in POLICY_ARRAYS:
-            for path in policyarrays.others(work.config.globals, name):
+            for path in retired.others(work.config.globals, name):
                 path.unlink()
                 self.applied()
 

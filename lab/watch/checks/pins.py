@@ -47,14 +47,21 @@ def _pins(agent: Agent, now: Snapshot) -> Iterator[str]:
 
 
 def _retired(now: Snapshot) -> Iterator[str]:
-    """Yield replaced policy arrays that no program uses, or whose slots differ from those of the present array."""
-    used = {ident for program in now.reachable for ident in now.maps_of(program)} if now.retired else set()
-    for name, slots in now.retired.items():
+    """Yield replaced maps that no program uses, or that tell something else than those that have taken their place."""
+    names = [name for name in now.pins if RETIRED in name]
+    used = {ident for program in now.reachable for ident in now.maps_of(program)} if names else set()
+    for name in names:
+        present = name.partition(RETIRED)[0]
         if now.pins[name].id not in used:
             yield f"pin {name} is left over: no program uses it"
-        present = now.policies.get(name.partition(RETIRED)[0], {})
-        if slots != present:
-            yield f"pin {name}: slots differ from those of the new array: {difference(present, slots)}"
+        if name in now.retired:
+            slots, wanted = now.retired[name], now.policies.get(present, {})
+            if slots != wanted:
+                yield f"pin {name}: slots differ from those of the new array: {difference(wanted, slots)}"
+        elif present in now.pins and now.pins[name].sizes == now.pins[present].sizes:
+            old, new = now.pins[name].content or {}, now.pins[present].content or {}
+            if old != new:
+                yield f"pin {name}: content differs from that of the new map: {difference(new, old)}"
 
 
 def _orphans(agent: Agent, now: Snapshot) -> Iterator[str]:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from datapath.base.bpftypes import MapType
-from datapath.base.mapnames import CONNECTIONS
+from datapath.base.mapnames import CONNECTIONS, WRITTEN_BY_PACKETS
 from datapath.base.statefile import DamagedFile
 from datapath.kernel import bpf
 from datapath.kernel.map import Map
@@ -143,9 +143,7 @@ def test_a_fin_that_the_old_programs_have_seen_is_carried_over(stack: ExitStack,
     assert new.lookup(key) == state(now + 900, OPEN | TX_CLOSING, rx=9, tx=4, flags=(FIN | ACK, ACK))
 
 
-@pytest.mark.parametrize(
-    "name", ["cilium_snat_v4_external", "cilium_lb4_affinity", "cilium_ipv4_frag_datagrams", "cilium_nodeport_neigh4"]
-)
+@pytest.mark.parametrize("name", [name for name in WRITTEN_BY_PACKETS if name != CONNECTIONS])
 def test_what_packets_note_in_other_maps_is_carried_over(stack: ExitStack, tmp_path: Path, name: str) -> None:
     """What the new map lacks, whosever it is; what the new programs have noted stays. Other maps are left alone."""
     old, new = make(stack, name=name), make(stack, name=name)

@@ -1,0 +1,86 @@
+"""Maps that a reload has replaced and that the programs of other endpoints go on to use, until they are reloaded.
+
+Of the maps that others write for all (policy slots, endpoints, identities, tunnels) such a map must be written too, or
+its programs miss what comes and goes meanwhile: no packet of theirs reaches a new pod. So it stays pinned, as
+`<name>:retired-<map id>`, whoever writes such a map writes all that are pinned under its name, and the reload that
+finds it unused removes the pin. A map that a killed reload has left at `<name>:pending` is one of them as well.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from datapath.base.mapnames import KEPT_WHILE_USED, POLICY_ARRAYS
+from datapath.kernel import hooks, progarray
+from datapath.kernel.inventory import reach
+from datapath.kernel.map import open_pin
+from datapath.kernel.netlink import NetlinkSocket
+from datapath.kernel.pins import RETIRED, map_id
+
+
+def pinned(directory: Path, names: tuple[str, ...] = KEPT_WHILE_USED) -> dict[str, list[Path]]:
+    """Return the pins of all maps of these names, the current one first, then those that it replaces or has replaced.
+
+    A name of which there is no map is left out.
+    """
+    found: dict[str, list[Path]] = {}
+    for name in sorted(os.listdir(directory)) if directory.is_dir() else ():
+        base = name.partition(":")[0]
+        if base in names:
+            found.setdefault(base, []).append(directory / name)
+    return found
+
+
+def others(directory: Path, name: str) -> list[Path]:
+    """Return the pins of the maps that the one of this name replaces or has replaced."""
+    return [path for path in pinned(directory, (name,)).get(name, ()) if path.name != name]
+
+
+def has_retired(directory: Path) -> bool:
+    """Tell whether there are retired maps."""
+    return any(RETIRED in path.name for paths in pinned(directory).values() for path in paths)
+
+
+def release(directory: Path, netlink: NetlinkSocket) -> list[str]:
+    """Let go of the retired maps that no program can use any more, and return their names.
+
+    Only under the exclusive lock: a reload that is under way may take a program back that it has replaced.
+    """
+    retired = {p: map_id(p) for paths in pinned(directory).values() for p in paths if RETIRED in p.name}
+    if not retired:
+        return []
+    arrays = {path: map_id(path) for paths in pinned(directory, POLICY_ARRAYS).values() for path in paths}
+    used = _used(attached_programs(netlink), arrays, frozenset(retired.values()))
+    unused = sorted(path for path, ident in retired.items() if ident not in used)
+    for path in unused:
+        path.unlink()
+    return [path.name for path in unused]
+
+
+def attached_programs(netlink: NetlinkSocket) -> set[int]:
+    """Return the ids of all programs at the clsact hooks of the node."""
+    return {
+        found.program_id
+        for link in netlink.interfaces().values()
+        for direction in hooks.Direction
+        for found in hooks.filters(netlink, link.ifindex, direction)
+        if found.program_id
+    }
+
+
+def _used(attached: set[int], arrays: Mapping[Path, int], asked: frozenset[int]) -> frozenset[int]:
+    """Return the ids of the maps that packets can meet, through the tail calls and policy programs of `arrays` too.
+
+    To read the slots of an array takes a while: that is left out as soon as all of `asked` are found.
+    """
+    found = reach(attached)
+    unread = {ident: path for path, ident in arrays.items()}
+    while not asked <= found.maps and (reached := unread.keys() & found.maps):
+        programs: set[int] = set()
+        for ident in reached:
+            with open_pin(unread.pop(ident)) as array:
+                programs |= set(progarray.programs(array.fd).values())
+        found = reach(found.programs | programs)
+    return found.maps
