@@ -156,6 +156,32 @@ int cil_from_host(struct __ctx_buff *ctx)
 	return ret < 0 ? drop_packet_verdict(ctx, &trace, ret, METRIC_INGRESS, TC_ACT_OK) : ret;
 }
 
+/* VLAN_FILTER of node_config.h: statements that say whether frames of a VLAN pass at a native device. */
+static __always_inline bool allow_vlan(__u32 ifindex __maybe_unused, __u32 vlan_id __maybe_unused)
+{
+	VLAN_FILTER(ifindex, vlan_id)
+}
+
+#define VLAN_VID_MASK	0xfff
+
+/*
+ * A tagged frame is none of the node's own network, whatever it says inside: the kernel has
+ * taken the tag off before this, so that nothing else here would see it. One of VLAN 0 has
+ * a priority and no network.
+ */
+static __always_inline bool is_of_vlan(const struct __ctx_buff *ctx)
+{
+	return ctx->vlan_present && ctx->vlan_tci & VLAN_VID_MASK;
+}
+
+/* What becomes of it: it passes as it is, for the VLAN's own device, or is dropped. */
+static __always_inline int filter_vlan(struct __ctx_buff *ctx, const struct trace *trace, enum metric_dir dir)
+{
+	if (allow_vlan(ctx->ifindex, ctx->vlan_tci & VLAN_VID_MASK))
+		return TC_ACT_OK;
+	return drop_packet(ctx, trace, DROP_VLAN_FILTERED, dir);
+}
+
 /* Ingress of a native device; a miss as above. */
 __section("from-netdev")
 int cil_from_netdev(struct __ctx_buff *ctx)
@@ -164,6 +190,8 @@ int cil_from_netdev(struct __ctx_buff *ctx)
 	int ret;
 
 	begin_chain(ctx, PROGRAM_FROM_NETDEV);
+	if (is_of_vlan(ctx))
+		return filter_vlan(ctx, &trace, METRIC_INGRESS);
 	trace_packet(ctx, &trace, TRACE_FROM_NETWORK);
 	ret = host_dispatch(ctx, WORLD_ID, CILIUM_CALL_IPV4_FROM_NETDEV, CILIUM_CALL_IPV6_FROM_NETDEV);
 	return ret < 0 ? drop_packet_verdict(ctx, &trace, ret, METRIC_INGRESS, TC_ACT_OK) : ret;
@@ -200,6 +228,8 @@ int cil_to_netdev(struct __ctx_buff *ctx)
 	struct trace trace = TRACE_UNTRACKED(0);
 
 	begin_chain(ctx, PROGRAM_TO_NETDEV);
+	if (is_of_vlan(ctx))
+		return filter_vlan(ctx, &trace, METRIC_EGRESS);
 #ifdef ENABLE_HOST_FIREWALL
 	{
 		int ret = host_to_netdev(ctx, &trace);

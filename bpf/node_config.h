@@ -19,5 +19,6 @@
 #define HOST_IFINDEX_MAC { .addr = { 0x02, 0x00, 0x00, 0x00, 0x00, 0x01 } }
 #define CILIUM_IFINDEX 1
 #define CILIUM_NET_MAC { .addr = { 0x02, 0x00, 0x00, 0x00, 0x00, 0x02 } }
+#define VLAN_FILTER(ifindex, vlan_id) return false;
 
 #endif /* RELOADLAB_NODE_CONFIG_H */

@@ -32,6 +32,7 @@
 #define DROP_INVALID_IDENTITY	DROP_HERE(171)	/* an identity that cannot come through the tunnel */
 #define DROP_FRAG_NOT_FOUND	DROP_HERE(175)	/* a later fragment, and the first one has not been seen */
 #define DROP_POLICY_DENY	DROP_HERE(181)	/* a rule denies it */
+#define DROP_VLAN_FILTERED	DROP_HERE(182)	/* tagged with a VLAN that VLAN_FILTER does not let pass */
 #define DROP_INVALID_TC_BUFFER	DROP_HERE(184)	/* the program before left nothing in the tail call buffer */
 
 static __always_inline __u8 drop_reason(int error)

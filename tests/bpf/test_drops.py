@@ -36,6 +36,7 @@ from tests.bpf.loaded import (
 )
 from tests.bpf.pod import ARP_REQUEST, EGRESS, INGRESS, ON, POD4, POD6, from_pod, to_peer
 from tests.bpf.tunnel import tunnelled
+from tests.bpf.vlan import tagged
 
 REMOTE4 = IPv4Address("10.2.0.5")
 DENIED_PORT = 666
@@ -89,9 +90,13 @@ class Case:
     cb: tuple[int, ...] = (0,) * 5
     ingress_ifindex: int = 1
     vni: int | None = None
+    vlan: int | None = None
 
     def run(self, datapath: Datapath) -> TestRun:
         with self.during(datapath):
+            if self.vlan is not None:
+                with tagged(datapath, self.program, self.vlan) as wire:
+                    return wire.run(self.frame)
             if self.vni is None:
                 return datapath.run(self.program, self.frame, cb=self.cb, ingress_ifindex=self.ingress_ifindex)
             with tunnelled(datapath, self.vni) as out:
@@ -262,6 +267,8 @@ HOST = [
     Case("DROP_MISSED_TAIL_CALL", INGRESS, "cil_from_host", TO_PEER6, empty(23), verdict=PASS),
     Case("DROP_MISSED_TAIL_CALL", EGRESS, "handle_lxc_traffic", TO_PEER4, cb=(POD.id, 0, 0, 1, 0)),
     Case("DROP_UNKNOWN_L3", INGRESS, "handle_lxc_traffic", LLDP),
+    Case("DROP_VLAN_FILTERED", INGRESS, "cil_from_netdev", TO_PEER4, vlan=5),
+    Case("DROP_VLAN_FILTERED", EGRESS, "cil_to_netdev", TO_PEER6, vlan=0xE005),
 ]
 OVERLAY = [
     Case("DROP_NO_TUNNEL_KEY", INGRESS, "cil_from_overlay", TO_PEER4),

@@ -29,6 +29,7 @@ from tests.bpf.loaded import (
     loaded,
     mark_of,
 )
+from tests.bpf.vlan import tagged
 
 pytestmark = pytest.mark.privileged
 
@@ -186,6 +187,34 @@ def test_from_netdev_delivers_with_host_routing(peer: IPv4Address | IPv6Address)
         assert host.drops() == {(140, INGRESS): 1}
         world = frame_to(WORLD4 if isinstance(peer, IPv4Address) else WORLD6)
         assert host.run("cil_from_netdev", world).retval == PASS
+
+
+ALLOW_5 = (("VLAN_FILTER(ifindex, vlan_id)", "return vlan_id == 5;"),)
+PRIORITY = 7 << 13
+"""The bits of a tag that are no VLAN."""
+
+
+@pytest.mark.parametrize(
+    ("tci", "options", "verdict"),
+    [
+        pytest.param(5, (), DROP, id="a VLAN"),
+        pytest.param(PRIORITY | 5, (), DROP, id="a VLAN with a priority"),
+        pytest.param(PRIORITY | 5, ALLOW_5, PASS, id="a VLAN that is allowed"),
+        pytest.param(6, ALLOW_5, DROP, id="another VLAN"),
+        pytest.param(PRIORITY, (), REDIRECT, id="a priority alone"),
+    ],
+)
+def test_tagged_frames_are_of_another_network(tci: int, options: tuple[tuple[str, str], ...], verdict: int) -> None:
+    """What is inside is not looked at: with host routing, a pod with that address would get it."""
+    build = Build("bpf_host.c", endpoint_routes=True, defines=HOST_ROUTING.defines, options=options)
+    with loaded(build) as host:
+        host.add_endpoint(PEER4, lxc_id=124)
+        assert host.run("cil_from_netdev", frame_to(PEER4)).retval == REDIRECT
+        with tagged(host, "cil_from_netdev", tci) as wire:
+            assert wire.run(frame_to(PEER4)).retval == verdict
+        with tagged(host, "cil_to_netdev", tci) as wire:
+            assert wire.run(frame_to(PEER4)).retval == (DROP if verdict == DROP else PASS)
+        assert host.drops() == ({(182, INGRESS): 1, (182, EGRESS): 1} if verdict == DROP else {})
 
 
 def test_from_netdev_leaves_fragments_to_the_stack() -> None:

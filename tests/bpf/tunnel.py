@@ -18,28 +18,29 @@ _NEXT = "cilium_calls_tunnel"
 _KEY_SIZE = 8  # the head of struct bpf_tunnel_key: identity, address of the other node
 
 
-def _insn(op: int, dst: int = 0, src: int = 0, off: int = 0, imm: int = 0) -> bytes:
+def insn(op: int, dst: int = 0, src: int = 0, off: int = 0, imm: int = 0) -> bytes:
+    """Return one instruction."""
     return struct.pack("<BBhi", op, dst | src << 4, off, imm)
 
 
 def _with_key(identity: int) -> CollectionSpec:
     """Return a program that sets the key and calls whatever stands in slot 0."""
     code = [
-        _insn(0xBF, 6, 1),  # r6 = ctx
-        _insn(0x62, 10, off=-8, imm=identity),
-        _insn(0x62, 10, off=-4, imm=0x0A000001),
-        _insn(0xBF, 2, 10),
-        _insn(0x07, 2, imm=-8),
-        _insn(0xB7, 3, imm=_KEY_SIZE),
-        _insn(0xB7, 4),
-        _insn(0x85, imm=21),  # skb_set_tunnel_key
-        _insn(0xBF, 1, 6),
-        _insn(0x18, 2, 1),  # r2 = the map, in two words
+        insn(0xBF, 6, 1),  # r6 = ctx
+        insn(0x62, 10, off=-8, imm=identity),
+        insn(0x62, 10, off=-4, imm=0x0A000001),
+        insn(0xBF, 2, 10),
+        insn(0x07, 2, imm=-8),
+        insn(0xB7, 3, imm=_KEY_SIZE),
+        insn(0xB7, 4),
+        insn(0x85, imm=21),  # skb_set_tunnel_key
+        insn(0xBF, 1, 6),
+        insn(0x18, 2, 1),  # r2 = the map, in two words
         bytes(8),
-        _insn(0xB7, 3),
-        _insn(0x85, imm=12),  # tail_call
-        _insn(0xB7, 0, imm=-1),
-        _insn(0x95),
+        insn(0xB7, 3),
+        insn(0x85, imm=12),  # tail_call
+        insn(0xB7, 0, imm=-1),
+        insn(0x95),
     ]
     program = ProgramSpec("with_key", "with-key", ProgType.SCHED_CLS, b"".join(code), map_refs=((9, _NEXT),))
     maps = {_NEXT: MapSpec(_NEXT, MapType.PROG_ARRAY, 4, 4, 1)}

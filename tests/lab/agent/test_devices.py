@@ -6,7 +6,8 @@ import errno
 import os
 import struct
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from ipaddress import IPv4Address
 from itertools import count
 from pathlib import Path
 
@@ -24,11 +25,14 @@ from lab.cli.proofs import spread
 from lab.gates.call import Call
 from lab.node.links import delete_link
 from lab.node.node import Node
-from lab.node.topology import HOST, HOST_ENDPOINT, NODE, NodeSpec
+from lab.node.topology import HOST, HOST_ENDPOINT, NODE, OUTSIDE, UPLINK, NodeSpec
 from lab.system.tools import run
+from lab.traffic.framesocket import FrameSocket
 from lab.watch.checks.hooks import check_hooks
 from lab.watch.checks.pins import check_orphans, check_pins
+from lab.watch.metrics import INGRESS, packets
 from lab.watch.snapshot import take
+from scenarios.frames import ETH_P_IP, datagram, eth, ipv4
 from tests.lab.labs import unique_name
 from tests.netns import nsenter
 
@@ -55,7 +59,7 @@ def agent(lab: tuple[Node, Path]) -> Iterator[Agent]:
     node, templates = lab
     with Agent(node, templates=templates) as made:
         yield made
-        made.configure(devices=())
+        made.configure(devices=(), defines=())
         made.reload(HOST)
         assert problems(made) == []
 
@@ -234,3 +238,44 @@ def test_what_happens_to_a_device_between_two_calls(agent: Agent, event: Callabl
             assert mistaken == [], calls[place]
             agent.reload(HOST)
             assert problems(agent) == [], calls[place]
+
+
+VLAN_5, PRIORITY_ALONE = b"\x81\x00\x00\x05", b"\x81\x00\xe0\x00"
+FILTERED = 182, INGRESS
+
+
+def packet_from(source: IPv4Address, target: IPv4Address, payload: bytes) -> bytes:
+    return ipv4(source, target, datagram(source, target, payload, sport=7040, dport=7040))
+
+
+def test_tagged_frames(agent: Agent) -> None:
+    """From the wire, those of a VLAN are dropped, whatever is inside; a pod's are taken for what is inside."""
+    node, pod = agent.node, agent.node.pod("pod-1")
+    agent.configure(devices=(UPLINK,), defines=(("ENABLE_HOST_ROUTING", "1"),))
+    agent.reload(HOST)
+    uplink, health = node.facts.uplink, node.facts.health
+    assert uplink.peer_mac is not None
+
+    def frame(dst: str, src: str, tag: bytes, packet: bytes) -> bytes:
+        plain = eth(dst, src, ETH_P_IP, packet)
+        return plain[:12] + tag + plain[12:]
+
+    with ExitStack() as stack:
+        outside, inside, beside = (
+            stack.enter_context(FrameSocket(node.netns(name), device))
+            for name, device in ((OUTSIDE, UPLINK), (pod.name, pod.inner_ifname), (health.name, health.inner_ifname))
+        )
+
+        def arrives(sent: bytes, at: FrameSocket, by: FrameSocket, payload: bytes, timeout: float) -> bool:
+            by.send(sent)
+            return at.receive(lambda data: payload in data, timeout=timeout) is not None
+
+        for tag, wanted in ((b"", True), (PRIORITY_ALONE, True), (VLAN_5, False)):
+            payload = b"from the wire " + tag
+            before = packets(node).get(FILTERED, 0)
+            packet = packet_from(node.spec.outside4.ip, pod.ipv4, payload)
+            sent = frame(uplink.mac, uplink.peer_mac, tag, packet)
+            assert arrives(sent, inside, outside, payload, 2.0 if wanted else 0.2) == wanted, tag
+            assert packets(node).get(FILTERED, 0) - before == (not wanted)
+        packet = packet_from(pod.ipv4, health.ipv4, b"from a pod")
+        assert arrives(frame(pod.node_mac, pod.mac, VLAN_5, packet), beside, inside, b"from a pod", 2.0)
