@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from enum import StrEnum
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 
@@ -10,6 +11,14 @@ LABEL_HOST = "reserved:host"
 
 HOST_ID, WORLD_ID, HEALTH_ID, REMOTE_NODE_ID = 1, 2, 4, 6
 """Reserved identities (pkg/identity/numericidentity.go)."""
+
+
+class Attachment(StrEnum):
+    """How programs are attached: as filters of clsact, by links of tcx, or by the better one that the kernel has."""
+
+    TC = "tc"
+    TCX = "tcx"
+    AUTO = "auto"
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +97,8 @@ class DatapathConfig:
     `shared_templates`; else they are in `state`. `object_cache` is a directory of compiled objects that all nodes and
     runs have in common (None: there is none).
     `devices` are the native devices (option devices), `egress_devices` whether they get cil_to_netdev as well
-    (AreDevicesRequired), `filter_priority` is option bpf-filter-priority (0 means 1).
+    (AreDevicesRequired), `filter_priority` is option bpf-filter-priority (0 means 1). `attach` is how programs are
+    attached (tc, as at the reference commit; its successors prefer tcx).
     """
 
     library: Path
@@ -103,6 +113,7 @@ class DatapathConfig:
     defines: tuple[tuple[str, str], ...] = field(default=())
     shared_templates: Path | None = None
     object_cache: Path | None = None
+    attach: Attachment = Attachment.TC
 
     @property
     def templates(self) -> Path:
@@ -113,3 +124,16 @@ class DatapathConfig:
     def globals(self) -> Path:
         """The directory of the pinned maps (TCGlobalsPath)."""
         return self.bpffs / "tc/globals"
+
+    @property
+    def devices_links(self) -> Path:
+        """The directory of the devices' pinned links, one directory each."""
+        return self.bpffs / "cilium/devices"
+
+    def device_links(self, ifname: str) -> Path:
+        """The directory of a device's pinned links (bpffsDeviceLinksDir); no name on a bpffs has a dot."""
+        return self.devices_links / ifname.replace(".", "-") / "links"
+
+    def endpoint_links(self, endpoint_id: int) -> Path:
+        """The directory of an endpoint's pinned links (bpffsEndpointLinksDir)."""
+        return self.bpffs / f"cilium/endpoints/{endpoint_id}/links"

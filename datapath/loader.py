@@ -7,6 +7,7 @@ import queue
 import threading
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from types import TracebackType
 from typing import Self
 
@@ -15,6 +16,7 @@ from datapath.build.templates import TemplateCache
 from datapath.endpoint import DatapathConfig, Endpoint, Interface
 from datapath.kernel.map import Map, MapCache
 from datapath.kernel.netlink import NetlinkSocket
+from datapath.kernel.tcx import chosen
 from datapath.load.threads import VerifierThreads
 from datapath.load.types import TypeStore
 from datapath.reload.outcome import Outcome
@@ -42,7 +44,7 @@ class Loader:
         on_compile: Callable[..., None] | None = None,
         templates: TemplateCache | None = None,
     ) -> None:
-        self.config = config
+        self.config = replace(config, attach=chosen(config.attach))
         self.templates = templates if templates is not None else TemplateCache(config, on_compile=on_compile)
         self._on_new_map = on_new_map
         self._verifiers = verifiers or os.cpu_count() or 1
@@ -82,8 +84,8 @@ class Loader:
 
     def configure(self, config: DatapathConfig) -> None:
         """Take another configuration for the reloads that follow; paths and namespace stay."""
-        self.config = config
-        self.templates.update(config)
+        self.config = replace(config, attach=chosen(config.attach))
+        self.templates.update(self.config)
 
     def plan(self, endpoint: Endpoint, *, subject: str) -> Plan:
         """Return the plan of an endpoint's reload; nothing is done. `subject` is what messages call the endpoint."""

@@ -48,6 +48,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--reloadlab-library", metavar="DIR", help="C sources instead of our own, e.g. Cilium's bpf/")
     group.addoption("--reloadlab-loader", metavar="NAME|COMMAND", help="loader instead of the built-in one")
     group.addoption(
+        "--reloadlab-attach", choices=("tc", "tcx", "auto"), help="how programs are attached where no mark says it"
+    )
+    group.addoption(
         "--reloadlab-define",
         action="append",
         default=[],

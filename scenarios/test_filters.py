@@ -31,6 +31,10 @@ def node_socket(scenario: Scenario) -> NetlinkSocket:
     return NetlinkSocket(scenario.node.netns("node"))
 
 
+BY_FILTERS = pytest.mark.node(agent={"attach": "tc"})
+
+
+@BY_FILTERS
 @pytest.mark.parametrize(
     "network",
     [
@@ -47,6 +51,7 @@ def test_priority_is_changed(scenario: Scenario, network: str) -> None:
         assert {item.priority for item in ours} == {priority}
 
 
+@BY_FILTERS
 @pytest.mark.node(pods=2, endpoint_routes=True)
 def test_former_filters_of_ours_go(scenario: Scenario) -> None:
     """A former agent has left filters at other priorities and handles, which run first or come back to be first."""

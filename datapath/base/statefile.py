@@ -9,6 +9,7 @@ import types
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass
+from enum import StrEnum
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
@@ -105,6 +106,8 @@ def _reader(kind: Any) -> Reader:
         return _dict_reader(arguments[1])
     if kind in (IPv4Address, IPv6Address):
         return _address_reader(kind)
+    if isinstance(kind, type) and issubclass(kind, StrEnum):
+        return _word_reader(kind)
     if kind in _PLAIN:
         return _plain_reader(kind)
     raise TypeError(f"no reader for {kind}")
@@ -119,6 +122,15 @@ def _plain_reader(kind: type[Any]) -> Reader:
         if type(value) is not kind:
             raise WrongContent(f"{place or 'the document'} is not {_PLAIN[kind]}")
         return value
+
+    return read
+
+
+def _word_reader(kind: type[StrEnum]) -> Reader:
+    def read(value: object, place: str) -> object:
+        if not isinstance(value, str) or value not in list(kind):
+            raise WrongContent(f"{place or 'the document'} is not one of {', '.join(kind)}")
+        return kind(value)
 
     return read
 

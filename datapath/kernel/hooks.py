@@ -35,6 +35,9 @@ ETH_P_ALL, HANDLE = 0x0003, 1
 OURS = "cil_"
 """Prefix of the programs that are ours (hasCiliumTCFilters)."""
 
+TCX = "tcx"
+"""The kind of a program at a tcx hook, where one is listed among the filters."""
+
 _TC_H_CLSACT, _CLSACT_HANDLE = 0xFFFFFFF1, 0xFFFF0000
 _TCA_KIND, _TCA_OPTIONS, _TCA_CHAIN, _TCA_INGRESS_BLOCK, _TCA_EGRESS_BLOCK = 1, 2, 11, 13, 14
 _IN_A_BLOCK = -1  # the interface of a filter in a shared block (TCM_IFINDEX_MAGIC_BLOCK)
@@ -80,11 +83,12 @@ class Filter:
 
     @property
     def is_ours(self) -> bool:
-        return self.is_local and self.kind == "bpf" and self.name.startswith(OURS)
+        return self.is_local and self.kind in ("bpf", TCX) and self.name.startswith(OURS)
 
     def __str__(self) -> str:
         """Return its name, or kind, and where it is if that is elsewhere; printable, whatever bytes the name has."""
-        where = [f"{word} {number}" for word, number in (("block", self.block), ("chain", self.chain)) if number]
+        where = [TCX] if self.kind == TCX and self.name else []
+        where += [f"{word} {number}" for word, number in (("block", self.block), ("chain", self.chain)) if number]
         said = printable(self.name) or self.kind
         return said + (f" ({', '.join(where)})" if where else "")
 
@@ -107,6 +111,19 @@ class HookTaken(ReloadlabError):
         )
         self.ifname = ifname
         self.filter = taken
+
+
+class HookEmptied(ReloadlabError):
+    """A hook that does not run the program any more that was attached to it."""
+
+    def __init__(self, ifname: str, direction: str, program: str) -> None:
+        super().__init__(
+            f"{printable(ifname)} {direction}: {program} is not attached any more: "
+            f"somebody else has removed it during the reload"
+        )
+        self.ifname = ifname
+        self.direction = direction
+        self.program = program
 
 
 class HookBlocked(ReloadlabError):
@@ -181,18 +198,6 @@ def qdisc(netlink: NetlinkSocket, ifindex: int) -> Qdisc | None:
     return Qdisc(text(values[_TCA_KIND]), numbers)
 
 
-def remove_clsact(netlink: NetlinkSocket, ifindex: int) -> None:
-    """Remove the clsact qdisc with everything attached to it; for a qdisc that `ensure_clsact` made."""
-    message = encode(
-        tcmsg,
-        RTM_DELQDISC,
-        0,
-        {"family": 0, "index": ifindex, "handle": _CLSACT_HANDLE, "parent": _TC_H_CLSACT},
-        [("TCA_KIND", "clsact")],
-    )
-    netlink.request("remove qdisc clsact", message)
-
-
 def attach(
     netlink: NetlinkSocket,
     ifindex: int,
@@ -202,19 +207,37 @@ def attach(
     name: str,
     priority: int,
     handle: int = HANDLE,
+    exclusive: bool = False,
 ) -> None:
-    """Replace the filter at (direction, priority, handle) in one step: no packet sees the hook empty."""
-    message = attach_message(ifindex, direction, program_fd=program_fd, name=name, priority=priority, handle=handle)
+    """Replace the filter at (direction, priority, handle) in one step: no packet sees the hook empty.
+
+    An `exclusive` one takes nobody's place: NetlinkError with EEXIST if there is a filter.
+    """
+    message = attach_message(
+        *(ifindex, direction),
+        program_fd=program_fd,
+        name=name,
+        priority=priority,
+        handle=handle,
+        exclusive=exclusive,
+    )
     netlink.request(f"attach {printable(name)} {direction}", message)
 
 
 def attach_message(
-    ifindex: int, direction: Direction, *, program_fd: int, name: str, priority: int, handle: int = HANDLE
+    ifindex: int,
+    direction: Direction,
+    *,
+    program_fd: int,
+    name: str,
+    priority: int,
+    handle: int = HANDLE,
+    exclusive: bool = False,
 ) -> bytes:
     """Return the request that `attach` makes."""
     name_bytes = os.fsencode(name)
     room = _NAME_LENGTH if len(name_bytes) < _NAME_LENGTH else _LONGEST_NAME
-    return _filter_template(room).fill(
+    return _filter_template(room, NLM_F_CREATE | (NLM_F_EXCL if exclusive else 0)).fill(
         {
             "ifindex": struct.pack("=i", ifindex),
             "parent": struct.pack("=I", direction.value),
@@ -321,14 +344,14 @@ def _clsact_template() -> MessageTemplate:
 
 
 @cache
-def _filter_template(room: int) -> MessageTemplate:
+def _filter_template(room: int, flags: int) -> MessageTemplate:
     ifindex, parent, info, handle, fd = 0x7A7A0001, 0x7A7A0002, 0x7A7A0003, 0x7A7A0004, 0x7A7A0005
     name = "z" * (room - 1)
     options = [("TCA_BPF_FD", fd), ("TCA_BPF_NAME", name), ("TCA_BPF_FLAGS", _BPF_FLAG_ACT_DIRECT)]
     message = encode(
         tcmsg,
         RTM_NEWTFILTER,
-        NLM_F_CREATE,
+        flags,
         {"family": 0, "index": ifindex, "handle": handle, "parent": parent, "info": info},
         [("TCA_KIND", "bpf"), ("TCA_OPTIONS", {"attrs": options})],
     )

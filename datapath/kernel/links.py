@@ -17,11 +17,12 @@ from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
 
-from datapath.errors import BpfError
+from datapath.errors import BpfError, ReloadlabError
 from datapath.kernel import bpf, uapi
 from datapath.kernel.uapi import Cmd
 
 _BPF_F_REPLACE = 4
+_NAMES = ("anon_inode:bpf-link", "anon_inode:bpf_link")  # of a link's descriptor: which one depends on the kernel
 _LONGEST_HOOK = 64  # programs at one hook (BPF_MPROG_MAX)
 
 
@@ -64,11 +65,20 @@ class Entry:
     link_id: int
 
 
+class NotALink(ReloadlabError):
+    """A pin at the place of a link's that holds something else."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(f"{path} is no BPF link: remove it")
+        self.path = path
+
+
 def create(program_fd: int, ifindex: int, attach_type: AttachType, *, flags: int = 0) -> int:
     """Attach a program by a new link, behind those that a tcx hook has already; return the link's descriptor.
 
     `flags` are XDP_FLAGS_* for XDP, BPF_F_* for tcx. ENODEV without the interface; EINVAL if the kernel has no such
-    hook (tcx: Linux 6.6, XDP: 5.9); for XDP EBUSY if a program is attached without a link, or by another one.
+    hook (tcx: Linux 6.6, XDP: 5.9); EEXIST if a tcx hook has the program already; for XDP EBUSY if a program is
+    attached without a link, or by another one.
     """
     attr = uapi.LINK_CREATE.pack(program_fd, ifindex, attach_type, flags)
     return bpf.call(Cmd.LINK_CREATE, attr, f"{attach_type.name} of interface {ifindex}")
@@ -77,7 +87,8 @@ def create(program_fd: int, ifindex: int, attach_type: AttachType, *, flags: int
 def update(link_fd: int, program_fd: int, *, old_program_fd: int | None = None) -> None:
     """Let a link run another program from the next packet on: no packet meets the hook empty.
 
-    ENOLINK if the interface is gone; EPERM if `old_program_fd` is given and the link runs another program.
+    ENOLINK if the interface is gone; EEXIST if a tcx hook has the program already; EPERM if `old_program_fd` is given
+    and the link runs another program.
     """
     flags, old = (0, 0) if old_program_fd is None else (_BPF_F_REPLACE, old_program_fd)
     bpf.call(Cmd.LINK_UPDATE, uapi.LINK_UPDATE.pack(link_fd, program_fd, flags, old))
@@ -118,18 +129,30 @@ def next_id(ident: int) -> int | None:
 
 @contextmanager
 def pinned(path: Path) -> Iterator[int | None]:
-    """Open a pinned link for the time of a block; None if nothing is pinned there."""
+    """Open a pinned link for the time of a block, as `open_pin` does."""
+    fd = open_pin(path)
+    try:
+        yield fd
+    finally:
+        if fd is not None:
+            os.close(fd)
+
+
+def open_pin(path: Path) -> int | None:
+    """Open a pinned link; None if nothing is pinned there, NotALink if it is something else."""
     try:
         fd = bpf.obj_get(path)
     except BpfError as error:
         if error.errno != errno.ENOENT:
             raise
-        yield None
-        return
+        return None
     try:
-        yield fd
-    finally:
+        if os.readlink(f"/proc/self/fd/{fd}") not in _NAMES:
+            raise NotALink(path)
+    except BaseException:
         os.close(fd)
+        raise
+    return fd
 
 
 def query(ifindex: int, attach_type: AttachType) -> tuple[Entry, ...]:

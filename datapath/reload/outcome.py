@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from datapath.base.timing import Interval
+from datapath.endpoint import Attachment
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,12 +26,13 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class Attached:
-    """A program that the reload attached; `program_id` is the kernel's."""
+    """A program that the reload attached, by tc or by tcx; `program_id` is the kernel's."""
 
     ifname: str
     direction: str
     program: str
     program_id: int
+    attachment: Attachment = Attachment.TC
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +86,9 @@ class FailedReload:
     """A reload that failed: how far it came, and when it was undone.
 
     The last of `spans` is the step that failed; without a failing step, such as at a cancellation, it is the last step
-    that was done. `error` is the message of what was raised. A reload that failed after the commit is not undone: its
-    load stays, `done` says what it has done, and `rollback` is None. Of all others `done` is None.
+    that was done. `attached` is what it had attached by then. `error` is the message of what was raised. A reload that
+    failed after the commit is not undone: its load stays, `done` says what it has done, and `rollback` is None. Of all
+    others `done` is None.
     """
 
     subject: str
@@ -95,3 +98,4 @@ class FailedReload:
     rollback: Interval | None
     error: str
     done: Outcome | None = None
+    attached: tuple[Attached, ...] = ()

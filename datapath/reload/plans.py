@@ -15,8 +15,8 @@ from datapath.base.mapnames import netdev_of
 from datapath.base.names import check_ifname
 from datapath.build.objectfile import ObjectFile
 from datapath.build.templates import Kind
-from datapath.endpoint import DatapathConfig, Endpoint, Interface
-from datapath.errors import LinkNotFound
+from datapath.endpoint import Attachment, DatapathConfig, Endpoint, Interface
+from datapath.errors import LinkNotFound, ReloadlabError, printable
 from datapath.kernel.hooks import Direction
 from datapath.reload.prepare import Compile, FillArrays, LoadPrograms, MigrateMaps, OpenMaps, RepinMaps, WriteObject
 from datapath.reload.step import Plan, Step
@@ -27,6 +27,16 @@ EXCLUDED_PREFIXES = ("cilium_", "lo", "lxc", "cni", "docker")
 """Interfaces that never lose netdev programs as obsolete devices (removeObsoleteNetdevPrograms)."""
 
 OVERLAY_SUBJECT = "overlay"
+
+
+class LinksShared(ReloadlabError):
+    """Two devices whose names differ in a dot alone, where the directory of links has a hyphen."""
+
+    def __init__(self, first: str, second: str) -> None:
+        names = " and ".join(map(printable, (first, second)))
+        super().__init__(f"the tcx links of {names} have the same pins: attach by tc, or rename one")
+        self.names = (first, second)
+
 
 _NETDEV_OBJECT = re.compile(r"bpf_netdev_(.+)\.o")
 
@@ -47,7 +57,8 @@ def pod_plan(config: DatapathConfig, endpoint: Endpoint, *, subject: str) -> Pla
     # goes before it, so that no packet arrives unchecked.
     steps.append(InstallRoutes(ifname, endpoint) if endpoint.require_endpoint_route else RemoveRoutes(ifname, endpoint))
     if not endpoint.require_egress_prog:
-        steps.append(Detach(ifname, Direction.EGRESS, ifindex=endpoint.ifindex))
+        links = config.endpoint_links(endpoint.id)
+        steps.append(Detach(ifname, Direction.EGRESS, ifindex=endpoint.ifindex, links=links))
     steps.append(Commit(subject, (item,)))
     return Plan(subject, endpoint.id, endpoint.generation, tuple(steps))
 
@@ -68,6 +79,7 @@ def host_plan(config: DatapathConfig, endpoint: Endpoint, links: Mapping[str, In
     host = item("bpf_host.o", None)
     net = item("bpf_host_cilium_net.o", links[CILIUM_NET])
     there = [check_ifname(name) for name in config.devices if name in links]
+    _check_links(config, there)
     missing = tuple(f"device {name} does not exist: left out" for name in config.devices if name not in links)
     devices = {name: item(f"bpf_netdev_{name}.o", links[name]) for name in there}
     egress = {name for name in there if config.egress_devices and name != CILIUM_WG}
@@ -91,9 +103,13 @@ def host_plan(config: DatapathConfig, endpoint: Endpoint, links: Mapping[str, In
         if name in egress:
             steps.append(attach(name, Direction.EGRESS, "cil_to_netdev", netdev))
         else:
-            steps.append(Detach(name, Direction.EGRESS, ifindex=links[name].ifindex))
-    steps += _obsolete(links, there)
-    obsolete = (*_calls_maps_left(config.globals, links, there), *_objects_left(directory, links, there))
+            steps.append(Detach(name, Direction.EGRESS, ifindex=links[name].ifindex, links=config.device_links(name)))
+    steps += _obsolete(config, links, there)
+    obsolete = (
+        *_calls_maps_left(config.globals, links, there),
+        *_links_left(config, links, there),
+        *_objects_left(directory, links, there),
+    )
     steps.append(Commit(subject, (host, net, *devices.values()), obsolete))
     return Plan(subject, endpoint.id, endpoint.generation, tuple(steps), missing)
 
@@ -128,14 +144,19 @@ def _attach(
     item: ObjectFile,
     ifindex: int | None = None,
 ) -> Attach:
-    return Attach(ifname, direction, program, item.name, config.filter_priority or 1, ifindex)
+    pod = item.endpoint if item.kind is Kind.LXC else None
+    return Attach(
+        *(ifname, direction, program, item.name, config.filter_priority or 1, ifindex),
+        links=config.device_links(ifname) if pod is None else config.endpoint_links(pod.id),
+        attachment=config.attach,
+    )
 
 
-def _obsolete(links: Mapping[str, Interface], devices: Sequence[str]) -> list[Step]:
+def _obsolete(config: DatapathConfig, links: Mapping[str, Interface], devices: Sequence[str]) -> list[Step]:
     """Return the removal of netdev programs from interfaces that are no devices (any more)."""
     gone = [name for name in links if not _keeps_programs(name, devices)]
     return [
-        Detach(name, direction, prefix, required=False)
+        Detach(name, direction, prefix, required=False, links=config.device_links(name))
         for name in gone
         for direction, prefix in ((Direction.INGRESS, "cil_from_netdev"), (Direction.EGRESS, "cil_to_netdev"))
     ]
@@ -151,6 +172,25 @@ def _calls_maps_left(pins: Path, links: Mapping[str, Interface], devices: Sequen
     kept = {link.ifindex for name, link in links.items() if _keeps_programs(name, devices)}
     numbered = ((path, netdev_of(path.name)) for path in _entries(pins))
     return [path for path, ifindex in numbered if ifindex is not None and ifindex not in kept]
+
+
+def _check_links(config: DatapathConfig, devices: Sequence[str]) -> None:
+    """Raise LinksShared if links of two devices would be pinned in one directory."""
+    seen: dict[Path, str] = {}
+    for name in (CILIUM_HOST, CILIUM_NET, *devices) if config.attach is Attachment.TCX else ():
+        other = seen.setdefault(config.device_links(name), name)
+        if other != name:
+            raise LinksShared(other, name)
+
+
+def _links_left(config: DatapathConfig, links: Mapping[str, Interface], devices: Sequence[str]) -> list[Path]:
+    """Return the directories of links of interfaces that lose their programs, or are gone."""
+    kept = {config.device_links(name).parent.name for name in links if _keeps_programs(name, devices)}
+    return [
+        path / "links"
+        for path in _entries(config.devices_links)
+        if path.name not in kept and not path.name.startswith(EXCLUDED_PREFIXES)
+    ]
 
 
 def _objects_left(directory: Path, links: Mapping[str, Interface], devices: Sequence[str]) -> list[Path]:

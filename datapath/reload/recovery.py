@@ -30,7 +30,7 @@ def recover(work: Workspace, spec: CollectionSpec, left: list[Pin]) -> None:
         return
     slots = {name: spec.maps[name].contents for name in POLICY_ARRAYS if name in spec.maps}
     policy = policyarrays.programs_at(work.config.globals, slots)
-    used = reach(retired.attached_programs(work.netlink) | policy).maps
+    used = reach(retired.attached_programs(work.netlink, work.config.netns) | policy).maps
     for pin in left:
         done = put_right(pin, used.__contains__)
         if done is not None:

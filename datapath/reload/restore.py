@@ -26,7 +26,7 @@ from datapath.errors import printable
 from datapath.kernel.inventory import reach
 from datapath.kernel.netlink import NetlinkSocket
 from datapath.kernel.pins import map_id
-from datapath.reload import policyarrays, retired
+from datapath.reload import policyarrays, retired, tcxlinks
 
 _DIRECTORY = re.compile(r"(?P<number>[1-9]\d{0,4})(?P<suffix>|_next|_stale|_next_fail)")
 _SUFFIXES = ("", "_next", "_stale", "_next_fail")
@@ -112,17 +112,17 @@ def take_place(state: Path, number: int, directory: Path) -> None:
 def sweep(config: DatapathConfig, netlink: NetlinkSocket, keep: Collection[int]) -> list[str]:
     """Remove what belongs to endpoints that are not in `keep`, and return what was removed.
 
-    Policy slots, then pins, then directories, as an unload does; which slots, the pins and directories say
+    Links, policy slots, pins, directories, in the order of an unload; which slots, the pins and directories say
     (pkg/datapath/maps: deleteMapIfStale). A map that an attached program uses stays, whoever it belongs to: the kernel
     would empty a calls map. The caller excludes all reloads.
     """
     pins, stale = _stale_pins(config, keep), _stale_directories(config, keep)
+    removed = [f"links of endpoint {number}" for number in tcxlinks.remove_others(config, keep)]
     if not pins and not stale:
-        return []
+        return removed
     for number in sorted({*pins.values(), *stale.values()} - set(keep)):
         policyarrays.clear(config.globals, number)
-    removed = []
-    used = reach(retired.attached_programs(netlink)).maps if pins else frozenset()
+    used = reach(retired.attached_programs(netlink, config.netns)).maps if pins else frozenset()
     for name in pins:
         path = config.globals / name
         if map_id(path) not in used:

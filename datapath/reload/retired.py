@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from datapath.base.mapnames import KEPT_WHILE_USED, POLICY_ARRAYS
-from datapath.kernel import hooks, progarray
+from datapath.kernel import hooks, progarray, tcx
 from datapath.kernel.inventory import reach
 from datapath.kernel.map import open_pin
 from datapath.kernel.netlink import NetlinkSocket
@@ -43,7 +43,7 @@ def has_retired(directory: Path) -> bool:
     return any(RETIRED in path.name for paths in pinned(directory).values() for path in paths)
 
 
-def release(directory: Path, netlink: NetlinkSocket) -> list[str]:
+def release(directory: Path, netlink: NetlinkSocket, netns: Path) -> list[str]:
     """Let go of the retired maps that no program can use any more, and return their names.
 
     Only under the exclusive lock: a reload that is under way may take a program back that it has replaced.
@@ -52,22 +52,21 @@ def release(directory: Path, netlink: NetlinkSocket) -> list[str]:
     if not retired:
         return []
     arrays = {path: map_id(path) for paths in pinned(directory, POLICY_ARRAYS).values() for path in paths}
-    used = _used(attached_programs(netlink), arrays, frozenset(retired.values()))
+    used = _used(attached_programs(netlink, netns), arrays, frozenset(retired.values()))
     unused = sorted(path for path, ident in retired.items() if ident not in used)
     for path in unused:
         path.unlink()
     return [path.name for path in unused]
 
 
-def attached_programs(netlink: NetlinkSocket) -> set[int]:
-    """Return the ids of all programs at the clsact hooks of the node."""
-    return {
-        found.program_id
-        for link in netlink.interfaces().values()
-        for direction in hooks.Direction
-        for found in hooks.filters(netlink, link.ifindex, direction)
-        if found.program_id
-    }
+def attached_programs(netlink: NetlinkSocket, netns: Path) -> set[int]:
+    """Return the ids of all programs at the clsact and tcx hooks of the node, whose namespace is `netns`."""
+    found: set[int] = set()
+    for link in netlink.interfaces().values():
+        for direction in hooks.Direction:
+            found |= {f.program_id for f in hooks.filters(netlink, link.ifindex, direction) if f.program_id}
+            found |= {p.entry.program_id for p in tcx.programs_if_there(netns, link.ifindex, direction)}
+    return found
 
 
 def _used(attached: set[int], arrays: Mapping[Path, int], asked: frozenset[int]) -> frozenset[int]:

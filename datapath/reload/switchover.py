@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from datapath.base.mapnames import KEPT_WHILE_USED, POLICY_ARRAYS
 from datapath.build.objectfile import ObjectFile
-from datapath.endpoint import Endpoint
+from datapath.endpoint import Attachment, Endpoint
 from datapath.errors import LinkNotFound, LinkReplaced, NetlinkError, ReloadlabError
-from datapath.kernel import hooks, progarray, routes
-from datapath.kernel.hooks import Direction, Filter, HookShared, HookTaken
+from datapath.kernel import hooks, progarray, routes, tcx
+from datapath.kernel.hooks import Direction, Filter, HookBlocked, HookEmptied, HookShared, HookTaken
 from datapath.kernel.map import open_pin
 from datapath.kernel.netlink import NetlinkSocket
 from datapath.kernel.routes import Installed
-from datapath.reload import connections, policyarrays, retired
+from datapath.load.programs import Program
+from datapath.reload import connections, policyarrays, retired, tcxlinks
+from datapath.reload.filters import Replaced, exists, put_back
 from datapath.reload.outcome import Attached
 from datapath.reload.prepare import carry_connections_over
 from datapath.reload.step import Step
@@ -53,52 +55,82 @@ class InsertPolicy(Step):
                     progarray.put(array.fd, slot, collection.programs[program].fd)
 
 
-@dataclass
-class _Replaced:
-    """What an attach or a detach took away: filters with an open descriptor of their programs."""
-
-    ifindex: int
-    made_clsact: bool = False
-    attached: Filter | None = None
-    filters: list[tuple[Filter, int]] = field(default_factory=list)
-
-
 @dataclass(frozen=True)
 class Attach(Step):
-    """Replace the filter of an interface in one direction, then remove our filters at other priorities and handles."""
+    """Give an interface our program in one direction, then remove what we have there otherwise.
+
+    By a tcx link, pinned in the directory `links`: filters of ours go when it is there. By a filter: links of ours, and
+    filters of ours at other priorities and handles, go when that is there.
+    """
 
     direction: Direction
     program: str
     object: str
     priority: int
     ifindex: int | None = None  # a later interface of the same name is another's
+    links: Path | None = None
+    attachment: Attachment = Attachment.TC
 
     @property
     def name(self) -> str:
         return f"attach {self.direction}"
 
     def describe(self) -> str:
-        return f"attach {self.program} of {self.object} to {self.target} {self.direction}, priority {self.priority}"
+        how = "by a tcx link" if self.attachment is Attachment.TCX else f"priority {self.priority}"
+        return f"attach {self.program} of {self.object} to {self.target} {self.direction}, {how}"
 
     def apply(self, work: Workspace) -> None:
-        netlink = work.netlink
-        program = work.objects[self.object].collection.programs[self.program]
         ifindex = _interface(work, self.target, self.ifindex)
+        hook = tcxlinks.look(work, self.target, ifindex, self.direction)
+        program = work.objects[self.object].collection.programs[self.program]
+        by_link = self.attachment is Attachment.TCX
+        if by_link:
+            if not hook.ours:
+                _prepare_clsact(work, ifindex)
+            tcxlinks.attach(work, self, hook, program, self._links / self.program)
+        else:
+            self._attach_filter(work, ifindex, program)
+        work.attached[self.key] = Attached(self.target, str(self.direction), self.program, program.id, self.attachment)
+        if by_link:
+            _remove_filters(work, self, self.target, ifindex, self.direction, hooks.OURS)
+        else:
+            tcxlinks.detach(work, self, hook, self._links, program=program)
+        tcxlinks.warn_of_foreign(work, hook, self.program, by_link=by_link)
+
+    @property
+    def _links(self) -> Path:
+        if self.links is None:
+            raise RuntimeError(f"{self.name} {self.target}: no directory of links")
+        return self.links
+
+    def _attach_filter(self, work: Workspace, ifindex: int, program: Program) -> None:
+        netlink = work.netlink
         present = hooks.filters(netlink, ifindex, self.direction)
         self._refuse_foreign(present)
         ours = [f for f in present if f.is_ours]
-        replaced = _Replaced(ifindex, filters=[(f, work.keep_program(f.program_id)) for f in ours])
-        work.on_undo(self, partial(_put_back, work, replaced))
+        replaced = Replaced(self.target, ifindex, filters=[(f, work.keep_program(f.program_id)) for f in ours])
+        work.on_undo(self, partial(put_back, work, replaced))
         if not present:
-            self._ensure_clsact(work, replaced)
+            self._ensure_clsact(work, ifindex)
         name, program_id = hooks.filter_name(self.program, self.target), program.id
         # Noted before it is done: an interruption may come before the kernel's answer.
         replaced.attached = Filter(
             ifindex, self.direction, self.priority, hooks.ETH_P_ALL, hooks.HANDLE, "bpf", name, program_id
         )
-        hooks.attach(netlink, ifindex, self.direction, program_fd=program.fd, name=name, priority=self.priority)
+        in_place = any((f.priority, f.handle) == (self.priority, hooks.HANDLE) for f in ours)
+        try:
+            hooks.attach(
+                *(netlink, ifindex, self.direction),
+                program_fd=program.fd,
+                name=name,
+                priority=self.priority,
+                exclusive=not in_place,
+            )
+        except NetlinkError as error:
+            if error.errno == errno.EEXIST:  # somebody has come first
+                self._refuse_foreign(hooks.filters(netlink, ifindex, self.direction))
+            raise
         self._remove_stale(netlink, ours)
-        work.attached[self.key] = Attached(self.target, str(self.direction), self.program, program_id)
 
     def _refuse_foreign(self, present: Sequence[Filter]) -> None:
         """Raise HookTaken where the kernel would put our filter in the place of somebody else's."""
@@ -112,30 +144,29 @@ class Attach(Step):
             if (stale.priority, stale.handle) != (self.priority, hooks.HANDLE):
                 hooks.detach(netlink, stale)
 
-    def _ensure_clsact(self, work: Workspace, replaced: _Replaced) -> None:
-        found = hooks.qdisc(work.netlink, replaced.ifindex)
+    def _ensure_clsact(self, work: Workspace, ifindex: int) -> None:
+        found = hooks.qdisc(work.netlink, ifindex)
         if found is not None and found.blocks[self.direction]:
             raise HookShared(self.target, self.direction, found.blocks[self.direction])
-        replaced.made_clsact = found is None
-        if not hooks.ensure_clsact(work.netlink, replaced.ifindex):
-            replaced.made_clsact = False
+        hooks.ensure_clsact(work.netlink, ifindex)
 
 
 @dataclass(frozen=True)
 class Detach(Step):
-    """Remove our filters from an interface in one direction; those of others stay."""
+    """Remove our filters and tcx links from an interface in one direction; those of others stay."""
 
     direction: Direction
     prefix: str = hooks.OURS
     required: bool = True  # False: no interface, nothing to remove
     ifindex: int | None = None  # a later interface of the same name is another's
+    links: Path | None = None  # where links of the interface are pinned
 
     @property
     def name(self) -> str:
         return f"detach {self.direction}"
 
     def describe(self) -> str:
-        return f"remove filters {self.prefix}* from {self.target} {self.direction}"
+        return f"remove programs {self.prefix}* from {self.target} {self.direction}"
 
     def apply(self, work: Workspace) -> None:
         try:
@@ -144,12 +175,10 @@ class Detach(Step):
             if self.required:
                 raise
             return
-        replaced = _Replaced(ifindex)
-        work.on_undo(self, partial(_put_back, work, replaced))
-        for found in hooks.filters(work.netlink, ifindex, self.direction):
-            if found.is_ours and found.name.startswith(self.prefix):
-                replaced.filters.append((found, work.keep_program(found.program_id)))
-                hooks.detach(work.netlink, found)
+        _remove_filters(work, self, self.target, ifindex, self.direction, self.prefix)
+        if self.links is not None:
+            hook = tcxlinks.look(work, self.target, ifindex, self.direction)
+            tcxlinks.detach(work, self, hook, self.links, prefix=self.prefix)
 
 
 @dataclass(frozen=True)
@@ -201,7 +230,8 @@ class RemoveRoutes(Step):
 class Commit(Step):
     """Let go of what was replaced. Every program of every object is attached by now.
 
-    `obsolete` are pins and objects of interfaces whose programs this reload has detached, or that are gone.
+    `obsolete` are pins, directories of links and objects of interfaces whose programs this reload has detached, or that
+    are gone.
     """
 
     objects: tuple[ObjectFile, ...]
@@ -214,6 +244,7 @@ class Commit(Step):
         return said + (f"; remove {', '.join(path.name for path in self.obsolete)}" if self.obsolete else "")
 
     def apply(self, work: Workspace) -> None:
+        _check_attached(work)
         for item in self.objects:
             carry_connections_over(item, work)
         for item in self.objects:
@@ -224,6 +255,8 @@ class Commit(Step):
 
     def _let_go(self, work: Workspace) -> None:
         """Remove what nothing needs any more. All is new by now: what cannot be removed is a warning, not a failure."""
+        for what, action in work.to_let_go:
+            _attempt(work, what, action)
         for item in self.objects:
             for pin in work.objects[item.name].moved:
                 let_go = pin.retire if pin.path.name in KEPT_WHILE_USED else pin.finalize
@@ -235,7 +268,7 @@ class Commit(Step):
                 work, f"the note of the maps of {item.name}", partial(connections.remember, item.path.parent, used)
             )
         for path in self.obsolete:
-            _attempt(work, path.name, partial(path.unlink, missing_ok=True))
+            _attempt(work, path.name, partial(_remove, work, path))
         _attempt(work, "a policy slot", partial(self._clear_policy, work))
         _attempt(work, "a retired map", partial(_release_maps, work))
 
@@ -255,6 +288,57 @@ def _interface(work: Workspace, ifname: str, wanted: int | None) -> int:
     return found
 
 
+def _prepare_clsact(work: Workspace, ifindex: int) -> None:
+    """Give the interface a clsact before it has a tcx link, for a later reload that attaches by tc.
+
+    The kernel drops what is sent while the qdisc of an interface is added (qdisc_graft: dev_deactivate). tcx itself
+    does without: a kernel that has no clsact, or another qdisc in its place, is no obstacle.
+    """
+    try:
+        hooks.ensure_clsact(work.netlink, ifindex)
+    except HookBlocked:
+        return
+    except NetlinkError as error:
+        if error.errno != errno.ENOENT:
+            raise
+
+
+def _remove_filters(work: Workspace, step: Step, ifname: str, ifindex: int, direction: Direction, prefix: str) -> None:
+    """Remove our filters whose names begin with the prefix."""
+    replaced = Replaced(ifname, ifindex)
+    work.on_undo(step, partial(put_back, work, replaced))
+    for found in hooks.filters(work.netlink, ifindex, direction):
+        if found.is_ours and found.name.startswith(prefix):
+            replaced.filters.append((found, work.keep_program(found.program_id)))
+            hooks.detach(work.netlink, found)
+
+
+def _check_attached(work: Workspace) -> None:
+    """Raise HookEmptied if a hook does not run what this reload has attached to it; an interface that is gone has none.
+
+    Somebody else may have deleted a qdisc or detached a link meanwhile.
+    """
+    for each in work.attached.values():
+        direction = Direction[each.direction.upper()]
+        try:
+            ifindex = work.netlink.ifindex(each.ifname)
+            present = [found.program_id for found in hooks.filters(work.netlink, ifindex, direction)]
+            if each.program_id not in present:
+                present += [f.entry.program_id for f in tcx.programs(work.config.netns, ifindex, direction)]
+        except LinkNotFound:
+            continue
+        if each.program_id not in present:
+            raise HookEmptied(each.ifname, each.direction, each.program)
+
+
+def _remove(work: Workspace, path: Path) -> None:
+    """Remove a file, or a directory of pinned links."""
+    if path.is_relative_to(work.config.devices_links):
+        tcxlinks.remove(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
 def _attempt(work: Workspace, what: str, action: Callable[[], object]) -> None:
     try:
         action()
@@ -265,63 +349,7 @@ def _attempt(work: Workspace, what: str, action: Callable[[], object]) -> None:
 def _release_maps(work: Workspace) -> None:
     """Let go of retired maps, unless other reloads are under way: the one that ends last does it."""
     if retired.has_retired(work.config.globals) and work.maps_lock.try_exclusive():
-        retired.release(work.config.globals, work.netlink)
-
-
-def _put_back(work: Workspace, replaced: _Replaced) -> None:
-    """Make the hook what it was. An interface that is gone took its filters with it: nothing to do."""
-    try:
-        by_priority: dict[int, list[tuple[Filter, int]]] = {}
-        for old, fd in replaced.filters:
-            by_priority.setdefault(old.priority, []).append((old, fd))
-        for several in by_priority.values():
-            if len(several) == 1:
-                _attach_again(work, *several[0])
-            else:
-                _put_back_in_order(work, several)
-        # It may never have come to be attached; and what took its place again needs no detaching.
-        new = replaced.attached
-        if new is not None and new in hooks.filters(work.netlink, new.ifindex, new.direction):
-            hooks.detach(work.netlink, new)
-        if replaced.made_clsact and not _in_use(work, replaced.ifindex):
-            hooks.remove_clsact(work.netlink, replaced.ifindex)
-    except NetlinkError as error:
-        if error.errno not in (errno.ENODEV, errno.EINVAL) or _exists(work, replaced.ifindex):
-            raise
-
-
-def _put_back_in_order(work: Workspace, several: list[tuple[Filter, int]]) -> None:
-    """Put back filters of one hook and priority, in their order: the first alone is run.
-
-    The kernel puts a new filter before those of its priority. Until all are where they were, each runs the program of
-    the first, so that no packet meets another one.
-    """
-    first, program = several[0]
-    present = hooks.filters(work.netlink, first.ifindex, first.direction)
-    here = [f for f in present if f.priority == first.priority]
-    guard = replace(first, handle=1 + max(f.handle for f in (*here, *(f for f, _ in several))))
-    _attach_again(work, guard, program)
-    handles = {f.handle for f, _ in several}
-    for found in here:
-        if found.handle in handles:
-            hooks.detach(work.netlink, found)
-    for old, _ in reversed(several):
-        _attach_again(work, old, program)
-    for old, fd in several:
-        _attach_again(work, old, fd)
-    hooks.detach(work.netlink, guard)
-
-
-def _attach_again(work: Workspace, old: Filter, fd: int) -> None:
-    hooks.attach(
-        work.netlink,
-        old.ifindex,
-        old.direction,
-        program_fd=fd,
-        name=old.name,
-        priority=old.priority,
-        handle=old.handle,
-    )
+        retired.release(work.config.globals, work.netlink, work.config.netns)
 
 
 def _restore(work: Workspace, before: Installed, how: Callable[[NetlinkSocket, Installed], None]) -> None:
@@ -329,16 +357,8 @@ def _restore(work: Workspace, before: Installed, how: Callable[[NetlinkSocket, I
     try:
         how(work.netlink, before)
     except NetlinkError:
-        if _exists(work, before.ifindex):
+        if exists(work, before.ifindex):
             raise
-
-
-def _in_use(work: Workspace, ifindex: int) -> bool:
-    return any(hooks.all_filters(work.netlink, ifindex, direction) for direction in Direction)
-
-
-def _exists(work: Workspace, ifindex: int) -> bool:
-    return any(link.ifindex == ifindex for link in work.netlink.interfaces().values())
 
 
 def _addresses(endpoint: Endpoint) -> str:

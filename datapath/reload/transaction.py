@@ -116,7 +116,10 @@ def _failed(plan: Plan, work: Workspace, spans: list[Span], start_ns: int, cause
     """Return the record of a reload that failed, and was undone since `start_ns`, or passed its commit."""
     undone = None if work.committed else Interval(threading.get_native_id(), start_ns, time.monotonic_ns())
     done = _outcome(plan, work, spans) if work.committed else None
-    return FailedReload(plan.subject, plan.endpoint_id, plan.generation, tuple(spans), undone, _said(cause), done)
+    return FailedReload(
+        *(plan.subject, plan.endpoint_id, plan.generation, tuple(spans), undone, _said(cause), done),
+        attached=tuple(work.attached.values()),
+    )
 
 
 def _roll_back(begun: list[Step], work: Workspace, cause: BaseException) -> None:

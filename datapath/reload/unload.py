@@ -1,7 +1,8 @@
 """Taking an endpoint out of the datapath, in the order in which no live packet meets half of it.
 
-Routes first, then the filters; the control plane then drops its map entries (`forget` below), and only after that the
-policy slot and the pins go. In the other order a caller finds the endpoint, and its slot empty (cilium issue 32167).
+Routes first, then filters and links; the control plane then drops its map entries (`forget` below), and only after that
+the policy slot and the pins go. In the other order a caller finds the endpoint, and its slot empty (cilium issue
+32167).
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from datapath.kernel import hooks, routes
 from datapath.kernel.hooks import Direction
 from datapath.kernel.netlink import NetlinkSocket
 from datapath.kernel.pins import Pin
-from datapath.reload import policyarrays
+from datapath.reload import policyarrays, tcxlinks
 
 _LOCK = "lock"
 
@@ -39,6 +40,8 @@ def unload(
 ) -> None:
     """Remove everything that reloads of a pod have made; the caller holds its lock. What is gone already is no error.
 
+    Links of tcx go with the filters, whoever removes those.
+
     `detach` removes its routes and filters, where another loader does that. An interface of the same name that came
     later is another endpoint's: nothing there is touched (cilium issue 44530).
     """
@@ -46,6 +49,10 @@ def unload(
         detach_endpoint(netlink, endpoint)
     else:
         detach()
+    tcxlinks.remove(config.endpoint_links(endpoint.id))
+    ifindex = _interface(netlink, endpoint)
+    if ifindex is not None:
+        tcxlinks.remove_from(config.netns, ifindex)
     forget()
     policyarrays.clear(config.globals, endpoint.id)
     for name in endpoint_maps(endpoint.id):

@@ -26,7 +26,7 @@ from datapath.reload.outcome import Attached, Loaded
 from datapath.reload.step import Step
 
 Undo = Callable[[], object]
-"""Takes back one thing that a step has done."""
+"""Takes back one thing that a step has done, or does what the step has left to the commit."""
 
 
 @dataclass
@@ -62,7 +62,7 @@ class Workspace:
     `on_new_map` is called with each map that is new and empty, before any program that uses it is attached: the control
     plane fills it there. What replaces a map of the same layout is not empty.
     `template` holds the templates of this reload by kind, `objects` the state of each object by its name.
-    `committed` is set by the commit when it begins what cannot be undone.
+    `committed` is set by the commit when it begins what cannot be undone; `to_let_go` is what steps have left to it.
     """
 
     config: DatapathConfig
@@ -80,6 +80,7 @@ class Workspace:
     migrated: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     committed: bool = False
+    to_let_go: list[tuple[str, Undo]] = field(default_factory=list)
     _undo: dict[tuple[str, str], list[Undo]] = field(default_factory=dict)
     _intervals: list[Interval] = field(default_factory=list)
     _stack: ExitStack = field(default_factory=ExitStack)
@@ -109,6 +110,10 @@ class Workspace:
         """Close an object's descriptors when the reload ends."""
         self._stack.callback(collection.close)
         self.objects[name].set_collection(collection)
+
+    def let_go(self, what: str, action: Undo) -> None:
+        """Have the commit call `action`, which cannot be undone; `what` is what is left over if it fails."""
+        self.to_let_go.append((what, action))
 
     def on_undo(self, step: Step, action: Undo) -> None:
         """Have `action` called if the step is undone, before those that were registered earlier."""

@@ -36,9 +36,10 @@ def under_gates(
     WorkerDied or LoaderDied if the process was killed, and what `decide` raised, which ends the gates: the calls that
     are left fail with ENOSYS.
     """
-    pins, external = reloader.config.globals, reloader.external
+    config, external = reloader.config, reloader.external
+    pins, links = config.globals, config.devices_links.parent
     # The pins as the process of a loader names them.
-    directories = [reloader.node.root / registry.STATE, pins, *([] if external is None else [SYSFS_BPF])]
+    directories = [reloader.node.root / registry.STATE, pins, links, *([] if external is None else [SYSFS_BPF])]
     if external is None or forked:
         with gated(decide, directories=directories, pins=pins, look_ups=look_ups) as enter:
             return do_in_worker(reloader, do, on_worker=enter, cancel=cancel)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from datapath.base.statefile import read_typed, write_json
+from datapath.endpoint import Attachment
 from datapath.errors import ReloadlabError
 from lab.errors import system_errors
 from lab.loaders.command import LoaderCommand, find_loader
@@ -43,7 +44,7 @@ class Options:
     """What a lab keeps.
 
     The C sources (None: ours), the macros, the compiler (None: the usual), the priority of filters, the loader (None:
-    the built-in one).
+    the built-in one), how programs are attached.
     """
 
     library: str | None = None
@@ -51,6 +52,7 @@ class Options:
     clang: str | None = None
     filter_priority: int = 1
     loader: LoaderCommand | None = None
+    attach: Attachment = Attachment.TC
 
     @classmethod
     def kept(cls, node: Node) -> Self:
@@ -73,6 +75,7 @@ class Options:
         clang: str | None = None,
         filter_priority: int | None = None,
         loader: str | None = None,
+        attach: Attachment | None = None,
     ) -> Self:
         """Return these options with the given ones in their place; relative paths are made absolute.
 
@@ -85,6 +88,7 @@ class Options:
             clang=(str(Path(clang).resolve()) if "/" in clang else clang) if clang else self.clang,
             filter_priority=self.filter_priority if filter_priority is None else filter_priority,
             loader=self.loader if loader is None else find_loader(loader),
+            attach=self.attach if attach is None else attach,
         )
 
 
@@ -115,4 +119,5 @@ def open_agent(node: Node, options: Options, *, verifiers: int | None = None) ->
         verifiers=verifiers,
         filter_priority=options.filter_priority,
         loader=options.loader,
+        attach=options.attach,
     )

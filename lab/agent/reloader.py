@@ -17,10 +17,11 @@ from typing import Any, NoReturn, Self
 
 from bpf import is_ours
 from datapath.base.mapnames import POLICY_CALLS
-from datapath.endpoint import DatapathConfig, Endpoint
+from datapath.endpoint import Attachment, DatapathConfig, Endpoint
 from datapath.errors import ReloadlabError
 from datapath.kernel import progarray
 from datapath.kernel.map import Map
+from datapath.kernel.tcx import chosen
 from datapath.loader import Loader
 from datapath.object.spec import CollectionSpec
 from datapath.reload.outcome import Outcome
@@ -86,6 +87,7 @@ class Reloader:
         filter_priority: int = 1,
         on_compile: Callable[..., None] | None = None,
         loader: LoaderCommand | None = None,
+        attach: Attachment = Attachment.TC,
     ) -> None:
         self.node = node
         config = node.datapath_config(library=library, clang=clang)
@@ -95,6 +97,7 @@ class Reloader:
             filter_priority=filter_priority,
             shared_templates=templates,
             object_cache=cache_directory(),
+            attach=chosen(attach),
         )
         self.loader = Loader(self.config, verifiers=verifiers, on_new_map=self._fill, on_compile=on_compile)
         self.external = None if loader is None else LoaderClient(loader, self._describe)
@@ -123,11 +126,17 @@ class Reloader:
             stack.enter_context(self.loader)
             if self.external is not None:
                 stack.enter_context(self.external)
+                self._check_attachment(self.external)
             self._stack = stack.pop_all()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
         self._stack.pop_all().__exit__(kind, value, tb)
+
+    def _check_attachment(self, external: LoaderClient) -> None:
+        """Raise NotSupported if the loader does not attach as it should."""
+        if self.config.attach is Attachment.TCX and not external.supports(protocol.TCX):
+            raise protocol.NotSupported(external.name, "tcx")
 
     def close(self) -> None:
         """End: let go of everything that is kept between reloads. The node runs on. A second call does nothing."""

@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from datapath.endpoint import Attachment
 from datapath.reload.outcome import Outcome
 from lab.agent.agent import Agent
 from lab.bench.rounds import BackgroundLoad, Measurement, Progress, run_in_turns
@@ -25,6 +26,7 @@ class LoadersOptions:
     defines: tuple[tuple[str, str], ...] = ()
     endpoint_routes: bool = True
     rounds: int = 20
+    attach: Attachment = Attachment.TC
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +63,9 @@ def measure_loaders(options: LoadersOptions, progress: Progress) -> LoadersRepor
 def _variant(stack: ExitStack, options: LoadersOptions, number: int, loader: LoaderCommand | None) -> _Reload:
     spec = NodeSpec(f"bench-loader-{number}", pods=1, endpoint_routes=options.endpoint_routes)
     node = stack.enter_context(Node(spec))
-    agent = stack.enter_context(Agent(node, library=options.library, defines=options.defines, loader=loader))
+    agent = stack.enter_context(
+        Agent(node, library=options.library, defines=options.defines, loader=loader, attach=options.attach)
+    )
     agent.start()
     name = BUILTIN if agent.external is None else agent.external.name
     return _Reload(f"{number}: {name}", agent)

@@ -15,6 +15,7 @@ from pathlib import Path
 from bpf import LIBRARY
 from datapath.base.timing import Interval
 from datapath.build.templates import Template
+from datapath.endpoint import Attachment
 from datapath.kernel.hooks import Direction
 from datapath.object.spec import CollectionSpec
 from datapath.reload.outcome import Outcome
@@ -48,6 +49,7 @@ class ReloadOptions:
     pods: int = 20
     workers: tuple[int, ...] = (1, 2, 4)
     verifiers: int = 2
+    attach: Attachment = Attachment.TC
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +146,7 @@ def _node(stack: ExitStack, options: ReloadOptions, name: str, pods: int) -> Nod
 
 
 def _agent(stack: ExitStack, options: ReloadOptions, node: Node, template: Template | None, *, verifiers: int) -> Agent:
-    agent = Agent(node, library=options.library, defines=options.defines, verifiers=verifiers)
+    agent = Agent(node, library=options.library, defines=options.defines, verifiers=verifiers, attach=options.attach)
     if template is not None:
         agent.change = lambda plan: plan_with_object(template, plan)
     return stack.enter_context(agent)

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from datapath.endpoint import Attachment
 from lab.agent.options import BadMacro, Options, parse_macro
 from lab.cli.targets import count
 from lab.system.cache import keep_nothing
@@ -21,6 +22,7 @@ def add_datapath_options(parser: argparse.ArgumentParser, *, new: bool = False) 
     group = parser.add_argument_group("datapath", None if new else kept)
     add_source_options(group)
     add_loader_option(group)
+    add_attach_option(group)
     group.add_argument("--clang", metavar="PATH", help="the compiler (clang-16, clang, or the newest clang-NN)")
     group.add_argument("--filter-priority", type=priority, metavar="N", help="priority of the tc filters (1)")
     group.add_argument(
@@ -56,6 +58,18 @@ def add_loader_option(group: argparse._ActionsContainer) -> None:
     )
 
 
+def add_attach_option(group: argparse._ActionsContainer) -> None:
+    """Declare how programs are attached."""
+    group.add_argument(
+        "--attach",
+        type=Attachment,
+        choices=list(Attachment),
+        metavar="tc|tcx|auto",
+        help="attach programs as filters of clsact (tc), by pinned tcx links (tcx, Linux 6.6), or by tcx where the "
+        "kernel has it (auto)",
+    )
+
+
 def tell_not_supported(agent: Agent) -> None:
     """Say what the loader of an agent does not do, and what was done instead, with counts."""
     if agent.external is not None:
@@ -87,6 +101,7 @@ def wanted_options(kept: Options, args: argparse.Namespace) -> Options:
         clang=args.clang,
         filter_priority=args.filter_priority,
         loader=args.loader,
+        attach=args.attach,
     )
 
 

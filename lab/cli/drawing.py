@@ -54,7 +54,8 @@ def _hooks(link: LinkView) -> str:
 
 def _programs(link: LinkView, names: Iterable[str]) -> str:
     """Filters are called after their program and their interface; the interface is clear here."""
-    return " ".join(name.removesuffix(f"-{link.name}") for name in names) or _NOTHING
+    own = f"-{link.name}"
+    return " ".join(name.removesuffix(own).replace(f"{own} (", " (") for name in names) or _NOTHING
 
 
 def _endpoints(endpoints: list[PodFacts], links: dict[int, LinkView]) -> list[str]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from rich.markup import escape
 
+from datapath.endpoint import Attachment
 from datapath.errors import ReloadlabError
 from lab.bench.parallel import ParallelReport, measure_parallel
 from lab.cli.report import RunFile, print_parallel, print_reasons, print_scenarios, short_name
@@ -90,6 +91,7 @@ def _scenarios(console: Console, args: argparse.Namespace, file: RunFile) -> lis
         workers=args.workers,
         library=args.library,
         loader=args.loader,
+        attach=args.attach,
         defines=args.defines,
         handed_on=args.handed_on,
         failed=file.before,
@@ -151,6 +153,7 @@ def _measure(console: Console, args: argparse.Namespace) -> ParallelReport:
         library=None if args.library is None else args.library.resolve(),
         defines=args.defines,
         loader=given_loader(args.loader),
+        attach=args.attach or Attachment.TC,
         on_round=lambda n, w, r: console.print(f"  round {n + 1}, {plural(w, 'worker')}: {r:.0f} reloads/s"),
     )
     console.print()

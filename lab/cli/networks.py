@@ -6,7 +6,7 @@ import argparse
 import os
 from typing import TYPE_CHECKING, Any
 
-from lab.cli.datapath import add_loader_option, add_source_options
+from lab.cli.datapath import add_attach_option, add_loader_option, add_source_options
 from lab.cli.targets import count
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ def add_node_options(parser: argparse.ArgumentParser) -> None:
     add_network_options(parser)
     add_source_options(parser)
     add_loader_option(parser)
+    add_attach_option(parser)
 
 
 def own_node(args: argparse.Namespace, name: str) -> NodeSpec:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from datapath.endpoint import Attachment
 from lab.cli.datapath import define
 from lab.cli.networks import PODS, add_node_options
 from lab.cli.targets import BadOption
+from lab.loaders.command import given_loader
 
 if TYPE_CHECKING:
     from lab.node.topology import NodeSpec
@@ -22,6 +24,7 @@ def add_action_options(parser: argparse.ArgumentParser) -> None:
     """Declare what is done, and the node that it is done on."""
     parser.add_argument("subjects", nargs="*", metavar="SUBJECT", help="what is reloaded: pod-1, host, ... (each kind)")
     parser.add_argument("--switch", action="store_true", help="switch endpoint routes, and back, instead of reloads")
+    parser.add_argument("--reattach", action="store_true", help="attach SUBJECTs by tcx instead of tc, and back")
     parser.add_argument(
         "--restore", action="store_true", help="restore the node, of which a pod is gone, instead of reloads"
     )
@@ -44,18 +47,32 @@ def check_actions(args: argparse.Namespace) -> None:
             raise BadOption(f"--{option} {what} the whole node: without a SUBJECT and without --with")
     if args.switch and args.restore:
         raise BadOption("--switch and --restore are two things: one at a time")
+    if args.reattach and (args.switch or args.restore or args.changed):
+        raise BadOption("--reattach is what these reloads do: without --switch, --restore and --with")
 
 
 def actions_of(args: argparse.Namespace, spec: NodeSpec) -> list[Action]:
     """Return what the options ask for, each with the arguments that ask for it alone."""
-    from lab.proof.actions import reloads, restores, switches
+    from lab.proof.actions import reattaches, reloads, restores, switches
 
     if args.restore:
         actions = restores(spec)
+    elif args.reattach:
+        actions = reattaches(spec, args.subjects, args.attach or Attachment.TC)
     else:
         actions = switches(spec) if args.switch else reloads(spec, args.subjects, args.changed)
     node = node_arguments(args)
     return [replace(action, arguments=(*action.arguments, *node)) for action in actions]
+
+
+def scenario_options(args: argparse.Namespace) -> dict[str, Any]:
+    """Return what the options say of the programs of the node, and of their loader: options of a Scenario."""
+    return {
+        "library": args.library,
+        "defines": tuple(args.defines),
+        "loader": given_loader(args.loader),
+        "attach": args.attach or Attachment.TC,
+    }
 
 
 def spread(items: Sequence[T], number: int | None) -> Sequence[T]:
@@ -71,5 +88,6 @@ def node_arguments(args: argparse.Namespace) -> tuple[str, ...]:
     found += [option for option in ("--endpoint-routes", "--tunnel") if vars(args)[option[2:].replace("-", "_")]]
     found += ["--devices", args.devices] if args.devices else []
     found += ["--loader", args.loader] if args.loader is not None else []
+    found += ["--attach", args.attach] if args.attach is not None else []
     found += ["--library", str(args.library)] if args.library is not None else []
     return (*found, *(word for name, value in args.defines for word in ("-D", f"{name}={value}")))

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import lab
+from datapath.endpoint import Attachment
 from datapath.errors import ReloadlabError
 from datapath.kernel.libc import check, function
 from lab.scenario.records import END, INTERRUPTED, Record, read
@@ -47,6 +48,7 @@ class Call:
     workers: str = "auto"
     library: Path | None = None
     loader: str | None = None
+    attach: Attachment | None = None
     defines: Sequence[tuple[str, str]] = ()
     handed_on: Sequence[str] = ()
     failed: Sequence[str] = ()
@@ -62,6 +64,7 @@ class Call:
         argv += ["-k", self.select] if self.select else []
         argv += [] if self.library is None else ["--reloadlab-library", str(self.library)]
         argv += [] if self.loader is None else ["--reloadlab-loader", self.loader]
+        argv += [] if self.attach is None else ["--reloadlab-attach", self.attach]
         argv += ["--reloadlab-keep"] if self.keep else []
         argv += [] if self.pcap is None else ["--reloadlab-pcap", str(self.pcap)]
         argv += [word for name, value in self.defines for word in ("--reloadlab-define", f"{name}={value}")]

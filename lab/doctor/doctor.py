@@ -114,6 +114,13 @@ REQUIREMENTS: tuple[Requirement, ...] = (
     Requirement("cls_bpf", probes.cls_bpf, _kernel("CONFIG_NET_CLS_BPF"), ("root", "tc", "netns", "clsact")),
     Requirement("tcx", probes.tcx, "needs Linux 6.6 with CONFIG_NET_XGRESS", ("root", "bpf"), optional=True),
     Requirement(
+        "netkit",
+        probes.netkit,
+        f"{_kernel('CONFIG_NETKIT')}, Linux 6.7 (no lab uses it yet: pods have veth pairs)",
+        ("root", "ip", "netns"),
+        optional=True,
+    ),
+    Requirement(
         "notify",
         probes.notify,
         "needs Linux 5.0 with CONFIG_SECCOMP_FILTER (`reloadlab prove` uses it)",

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import ctypes
-import errno
 import os
 import resource
 import shutil
-import struct
 import tempfile
 from pathlib import Path
 
 from datapath.base.bpftypes import MapType
 from datapath.errors import ReloadlabError, ToolMissing
-from datapath.kernel.libc import function
 from lab.node import registry
 from lab.node.topology import MAX_PODS
 from lab.system import tools
@@ -31,16 +27,9 @@ CAPABILITIES = {"CAP_NET_ADMIN": 12, "CAP_SYS_ADMIN": 21}
 CAP_SYS_NICE = 23
 
 # include/uapi/linux/bpf.h
-BPF_PROG_QUERY = 16
-BPF_TCX_INGRESS = 46
 
 FEW_PODS = 16
 """A limit that is too low for so many pods is worth a word before it is met."""
-
-LOOPBACK_IFINDEX = 1
-"""Of `lo`, in every network namespace (include/net/net_namespace.h)."""
-
-_syscall = function("syscall", ctypes.c_long, ctypes.c_int, ctypes.c_void_p, ctypes.c_uint, result=ctypes.c_long)
 
 # cBPF "return 0": enough to ask for cls_bpf without a compiler. The form is tc-bpf(8)'s: length, then instructions.
 BYTECODE = "'1,6 0 0 0'"
@@ -200,13 +189,17 @@ def _tc(batch: str) -> None:
 
 def tcx() -> str:
     """Links on a device's ingress: asks what is attached to `lo` there, which changes nothing."""
-    from datapath.kernel.bpf import SYS_BPF
+    from datapath.kernel.tcx import is_supported
 
-    attr = struct.pack("=4IQ2I", LOOPBACK_IFINDEX, BPF_TCX_INGRESS, 0, 0, 0, 0, 0).ljust(64, b"\0")
-    if _syscall(SYS_BPF, BPF_PROG_QUERY, attr, len(attr)) < 0:
-        number = ctypes.get_errno()
-        raise Unmet("the kernel does not know it" if number == errno.EINVAL else os.strerror(number))
+    if not is_supported():
+        raise Unmet("the kernel does not know it")
     return "known to the kernel"
+
+
+def netkit() -> str:
+    """A pair of netkit devices, which take programs in the place of a veth pair's (no lab makes them)."""
+    tools.run(["unshare", "--net", "ip", "link", "add", "doctor0", "type", "netkit"])
+    return "can be made"
 
 
 def clang() -> str:

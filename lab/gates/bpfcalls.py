@@ -8,7 +8,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from datapath.base.bpftypes import MapType
-from datapath.kernel import bpf
+from datapath.kernel import bpf, links
+from datapath.kernel.links import AttachType
 from datapath.kernel.map import pinned_maps
 from datapath.kernel.uapi import Cmd
 from lab.gates.memory import Process
@@ -21,6 +22,7 @@ _ELEMENT = (
     Cmd.MAP_GET_NEXT_KEY,
 )
 _INDEXED = (MapType.PROG_ARRAY, MapType.ARRAY, MapType.PERCPU_ARRAY, MapType.PERF_EVENT_ARRAY, MapType.ARRAY_OF_MAPS)
+_AT_HOOKS = (Cmd.LINK_CREATE, Cmd.LINK_UPDATE, Cmd.LINK_DETACH, Cmd.PROG_QUERY)
 _BATCH = (Cmd.MAP_LOOKUP_BATCH, Cmd.MAP_LOOKUP_AND_DELETE_BATCH, Cmd.MAP_UPDATE_BATCH, Cmd.MAP_DELETE_BATCH)
 
 
@@ -81,6 +83,8 @@ def _subject(process: Process, command: int, attr: bytes, maps: MapNames) -> str
         return _of_descriptor(process, first, maps)
     if command in _BATCH:
         return _of_descriptor(process, struct.unpack_from("=I", attr, 36)[0], maps)
+    if command in _AT_HOOKS:
+        return _hook_of(process, command, attr)
     if name_of(command).endswith("_BY_ID"):
         return str(first)
     return ""
@@ -108,6 +112,18 @@ def _of_descriptor(process: Process, descriptor: int, maps: MapNames) -> str:
         if link == "anon_inode:bpf-map":
             return maps.of(fd)[0]
         return bpf.prog_info(fd).name if link == "anon_inode:bpf-prog" else link
+
+
+def _hook_of(process: Process, command: int, attr: bytes) -> str:
+    """Return the hook that a link is made for or belongs to, or that is asked about."""
+    if command in (Cmd.LINK_UPDATE, Cmd.LINK_DETACH):
+        with process.borrowed(struct.unpack_from("=I", attr)[0]) as fd:
+            found = links.info(fd)
+        ifindex, attach_type = found.ifindex, found.attach_type or 0
+    else:
+        ifindex, attach_type = struct.unpack_from("=2I", attr, 4 if command == Cmd.LINK_CREATE else 0)
+    known = attach_type in set(AttachType)
+    return f"{AttachType(attach_type).name if known else attach_type} of interface {ifindex}"
 
 
 def _text(attr: bytes, offset: int) -> str:

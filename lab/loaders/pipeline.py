@@ -23,7 +23,7 @@ from datapath.base.mapnames import endpoint_maps, is_calls_map
 from datapath.base.timing import VerifyTimes
 from datapath.build.objectfile import ObjectFile
 from datapath.build.templates import Kind, Template
-from datapath.endpoint import LABEL_HOST, DatapathConfig, Endpoint, NodeConfig
+from datapath.endpoint import LABEL_HOST, Attachment, DatapathConfig, Endpoint, NodeConfig
 from datapath.errors import ReloadlabError
 from datapath.kernel.netlink import NetlinkSocket
 from datapath.kernel.netns import OWN
@@ -175,6 +175,7 @@ def _config(node: Mapping[str, Any]) -> DatapathConfig:
         bpffs=Path(node["bpffs"]),
         netns=OWN,
         filter_priority=node["filter_priority"],
+        attach=Attachment(node["attach"]),
         node=NodeConfig(
             router_ipv4=IPv4Address(node["router_ipv4"]),
             router_ipv6=IPv6Address(node["router_ipv6"]),

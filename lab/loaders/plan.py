@@ -13,7 +13,7 @@ from datapath.base.mapnames import is_calls_map
 from datapath.build.objectfile import ObjectFile
 from datapath.endpoint import DatapathConfig
 from datapath.errors import LinkNotFound
-from datapath.kernel import hooks, progarray
+from datapath.kernel import hooks, progarray, tcx
 from datapath.kernel.map import open_pin
 from datapath.kernel.pins import map_id
 from datapath.load.collection import Collection
@@ -192,11 +192,11 @@ class Load(Step):
             ifindex = work.netlink.ifindex(wanted.target)
         except LinkNotFound:
             return
-        ours = [found for found in hooks.filters(work.netlink, ifindex, wanted.direction) if found.is_ours]
+        by_link = tcx.programs_if_there(work.config.netns, ifindex, wanted.direction)
+        ours = [found.entry.program_id for found in by_link if found.is_ours]
+        ours += [f.program_id for f in hooks.filters(work.netlink, ifindex, wanted.direction) if f.is_ours]
         if ours:
-            work.attached[wanted.key] = Attached(
-                wanted.target, str(wanted.direction), wanted.program, ours[0].program_id
-            )
+            work.attached[wanted.key] = Attached(wanted.target, str(wanted.direction), wanted.program, ours[0])
 
 
 def _missing(spec: CollectionSpec, pins: Path) -> dict[str, MapSpec]:

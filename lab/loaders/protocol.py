@@ -15,8 +15,8 @@ VERSION = 1
 POD, HOST, OVERLAY = KINDS = ("pod", "host", "overlay")
 """What can be reloaded; the health endpoint is a pod."""
 ENDPOINT_ROUTES, UNLOAD, CANCEL, ROLLBACK = "endpoint-routes", "unload", "cancel", "rollback"
-OWN_CALLS_MAPS = "own-calls-maps"
-ABILITIES = (*KINDS, ENDPOINT_ROUTES, UNLOAD, CANCEL, ROLLBACK, OWN_CALLS_MAPS)
+OWN_CALLS_MAPS, TCX = "own-calls-maps", "tcx"
+ABILITIES = (*KINDS, ENDPOINT_ROUTES, UNLOAD, CANCEL, ROLLBACK, OWN_CALLS_MAPS, TCX)
 """What a loader may say that it supports."""
 
 TEMPLATES, LIBBPF = FORMS = ("templates", "libbpf")

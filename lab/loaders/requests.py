@@ -42,6 +42,7 @@ def describe_node(node: Node, config: DatapathConfig) -> dict[str, Any]:
         "tunnel": tunnel if spec.tunnel else None,
         "mtu": spec.mtu,
         "filter_priority": config.filter_priority or 1,
+        "attach": str(config.attach),
     }
 
 

@@ -13,6 +13,7 @@ from datapath.kernel.netlink import NLM_F_DUMP, RTM_GETLINK, NetlinkSocket, enco
 from lab.node.facts import pod_json
 from lab.node.links import AF_INET, AF_INET6, IFF_NOARP, IFF_UP, RT_SCOPE_LINK, RT_TABLE_MAIN, RTPROT_KERNEL
 from lab.node.node import Node
+from lab.node.tcxhooks import pinned_links, tcx_programs
 from lab.node.topology import NODE, OUTSIDE
 
 RTM_GETADDR, RTM_GETROUTE = 22, 26
@@ -21,7 +22,7 @@ _RTM_F_CLONED = 0x200
 
 @dataclass(frozen=True, slots=True)
 class LinkView:
-    """An interface; `ingress` and `egress` are the filters at its hooks, in the order in which they run."""
+    """An interface; `ingress` and `egress` are the programs at its hooks in their order, tcx before clsact."""
 
     name: str
     ifindex: int
@@ -69,20 +70,24 @@ def look(node: Node) -> NodeView:
     """Read a node's interfaces, programs and routes from the kernel."""
     with NetlinkSocket(node.netns(OUTSIDE)) as socket:
         outside = _links(socket)
+    pins = pinned_links(node)
     with NetlinkSocket(node.netns(NODE)) as socket:
         links = tuple(
             replace(
                 link,
-                ingress=_programs(socket, link, Direction.INGRESS),
-                egress=_programs(socket, link, Direction.EGRESS),
+                ingress=_programs(node, socket, link, Direction.INGRESS, pins),
+                egress=_programs(node, socket, link, Direction.EGRESS, pins),
             )
             for link in _links(socket)
         )
         return NodeView(node, links, _routes(socket, {link.ifindex: link.name for link in links}), outside)
 
 
-def _programs(socket: NetlinkSocket, link: LinkView, direction: Direction) -> tuple[str, ...]:
-    return tuple(str(found) for found in all_filters(socket, link.ifindex, direction))
+def _programs(
+    node: Node, socket: NetlinkSocket, link: LinkView, direction: Direction, pins: dict[int, str]
+) -> tuple[str, ...]:
+    by_link = tcx_programs(node, link.name, link.ifindex, direction, pins)
+    return tuple(str(found) for found in (*by_link, *all_filters(socket, link.ifindex, direction)))
 
 
 def _links(socket: NetlinkSocket) -> tuple[LinkView, ...]:

@@ -6,6 +6,8 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
+from datapath.endpoint import Attachment
+from datapath.kernel.tcx import chosen
 from datapath.reload.plans import OVERLAY_SUBJECT
 from lab.node.node import UnknownTarget
 from lab.node.topology import HEALTH, HOST, NodeSpec
@@ -49,6 +51,23 @@ def _reloads(subject: str, macros: dict[str, str]) -> Iterator[Action]:
 
 def _rebuild(subject: str, macros: dict[str, str], scenario: Scenario, cancel: threading.Event) -> None:
     scenario.define(**macros)
+    scenario.agent.reload(subject, cancel=cancel)
+
+
+def reattaches(spec: NodeSpec, subjects: Sequence[str], attach: Attachment) -> list[Action]:
+    """Return, for each subject or one of each kind, the reload that attaches it the other way, and the one back."""
+    other = Attachment.TC if chosen(attach) is Attachment.TCX else Attachment.TCX
+    return [action for each in reloads(spec, subjects, ()) for action in _reattaches(each.arguments[0], attach, other)]
+
+
+def _reattaches(subject: str, attach: Attachment, other: Attachment) -> Iterator[Action]:
+    there, back = partial(_reattach, subject, other), partial(_reattach, subject, attach)
+    yield Action(f"{subject} to {other}", there, back, arguments=(subject, "--reattach"))
+    yield Action(f"{subject} to {attach}", back, there, arguments=(subject, "--reattach"))
+
+
+def _reattach(subject: str, attach: Attachment, scenario: Scenario, cancel: threading.Event) -> None:
+    scenario.agent.configure(attach=chosen(attach))
     scenario.agent.reload(subject, cancel=cancel)
 
 

@@ -24,10 +24,13 @@ _OF_CALLS = {
     "OBJ_GET": (errno.EACCES, errno.EMFILE),
     "MAP_GET_FD_BY_ID": (errno.EMFILE,),
     "PROG_GET_FD_BY_ID": (errno.EMFILE,),
+    "LINK_CREATE": (errno.ENOMEM, errno.ERANGE),
+    "LINK_GET_FD_BY_ID": (errno.EMFILE,),
     "rename": (errno.EIO, errno.EACCES),
     "link": _FILES,
     "unlink": (errno.EIO, errno.EACCES),
     "mkdir": _FILES,
+    "rmdir": (errno.EIO, errno.EACCES),
     "open": (*_FILES, errno.EMFILE),
 }
 """By the beginning of the call's name; the first that fits counts."""

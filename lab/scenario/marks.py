@@ -8,6 +8,7 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, Self
 
+from datapath.endpoint import Attachment
 from datapath.errors import ReloadlabError
 from lab.node.topology import PodSpec
 
@@ -47,6 +48,7 @@ AGENT: Kinds = {
     "verifiers": (int, NoneType),
     "filter_priority": (int,),
     "loader": (str, NoneType),
+    "attach": (str,),
     "on_compile": (Callable, NoneType),  # type: ignore[dict-item]
 }
 """Options of Agent, in `agent`."""
@@ -76,6 +78,11 @@ class MarkOptions:
         agent = dict(options.get("agent", {}))
         _check(f"{mark}, agent", agent, AGENT)
         each = _each(mark, options.get("each") or {}, nodes)
+        if "attach" in agent:
+            try:
+                agent["attach"] = Attachment(agent["attach"])
+            except ValueError:
+                raise BadMark(mark, f"agent: attach is {agent['attach']!r}, not tc, tcx or auto") from None
         for name in ("library", "templates"):
             if isinstance(agent.get(name), str):
                 agent[name] = Path(agent[name]).resolve()

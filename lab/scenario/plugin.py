@@ -21,6 +21,7 @@ from typing import TypeVar
 
 import pytest
 
+from datapath.endpoint import Attachment
 from datapath.errors import ReloadlabError
 from lab.agent.cluster import cluster_specs
 from lab.agent.options import check_library, parse_macro
@@ -166,6 +167,10 @@ def _options(request: pytest.FixtureRequest, name: str, nodes: Kinds) -> MarkOpt
     loader = request.config.getoption("--reloadlab-loader")
     loader = options.scenario.get("loader") if loader is None else loader
     options.scenario["loader"] = given_loader(loader)
+    attach = request.config.getoption("--reloadlab-attach")
+    if attach is not None:
+        # A mark that says how is about that.
+        options.scenario.setdefault("attach", Attachment(attach))
     options.scenario.setdefault("templates", _templates(request.getfixturevalue("tmp_path_factory")))
     options.scenario["defines"] = (*_defines(request.config), *options.scenario.get("defines", ()))
     request.node.ihook.pytest_reloadlab_options(item=request.node, options=options)

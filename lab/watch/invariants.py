@@ -132,7 +132,7 @@ def check(
     expected = expected or Expected()
     now, objects, counters = take(agent.node), read_objects(agent), metrics.read(agent.node)
     found = [
-        *check_hooks(agent, now),
+        *check_hooks(agent, now, expected.warnings),
         *check_pins(agent, now),
         *check_maps(
             before.snapshot,

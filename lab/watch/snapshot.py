@@ -9,7 +9,7 @@ from ipaddress import IPv4Address, IPv6Address
 from datapath.base import mapnames
 from datapath.base.bpftypes import MapType
 from datapath.base.mapnames import CONNECTIONS, POLICY_ARRAYS, POLICY_CALLS, is_calls_map
-from datapath.endpoint import Endpoint
+from datapath.endpoint import Endpoint, Interface
 from datapath.kernel import hooks, progarray, routes
 from datapath.kernel.hooks import Direction, Filter
 from datapath.kernel.inventory import all_programs, program_maps, reach, read_slots
@@ -20,6 +20,7 @@ from datapath.kernel.uapi import ProgInfo
 from datapath.reload.connections import lifetime_of
 from lab.abi.policymap import PolicyEntry
 from lab.node.node import Node
+from lab.node.tcxhooks import pinned_links, tcx_programs
 from lab.node.topology import NODE
 from lab.watch.surroundings import Surroundings, read_surroundings
 
@@ -38,7 +39,7 @@ POLICY_VERDICT = 8
 
 DATAPATH = (
     *("filters", "pins", "contents", "slots", "policy slots", "routes"),
-    *("networks", "tcx programs", "other pins"),
+    *("networks", "other pins"),
 )
 """What Snapshot.datapath returns."""
 
@@ -64,9 +65,9 @@ class PinnedMap:
 class Snapshot:
     """The state of a node at one moment.
 
-    `filters` are by (interface, direction), `pins` by name. `slots` has slot -> program id for each calls map,
-    `policies` endpoint id -> program id for each policy array, `routes` address -> interface index of the endpoints'
-    own routes.
+    `filters` are by (interface, direction), programs of the tcx hook first (lab.node.tcxhooks). `pins` are
+    by name. `slots` has slot -> program id for each calls map, `policies` endpoint id -> program id for each policy
+    array, `routes` address -> interface index of the endpoints' own routes.
     `retired` has the slots of each replaced policy array that is still pinned because programs use it, by pin name.
     `programs` are the ids of all loaded programs that use a map of this node, `reachable` those that are attached or in
     a slot of a pinned calls map, and the targets of their tail calls; `calls` are the ids of their calls maps.
@@ -104,7 +105,7 @@ class Snapshot:
         contents = {name: pin.content for name, pin in self.pins.items() if not name.startswith(CONNECTIONS)}
         policy, around = (self.policies, self.retired), self.around
         networks = {NODE: around.network, **around.inside}
-        return self.filters, pins, contents, self.slots, policy, self.routes, networks, around.tcx, around.pins
+        return self.filters, pins, contents, self.slots, policy, self.routes, networks, around.pins
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,12 +135,18 @@ def take(node: Node) -> Snapshot:
     maps, endpoints = _Maps(), node.endpoints()
     for pinned in pinned_maps(directory):
         _read_map(pinned, [endpoint.id for endpoint in endpoints], maps)
+    links = pinned_links(node)
     with NetlinkSocket(node.netns(NODE)) as netlink:
         filters = {
             (link.name, direction): found
             for link in netlink.interfaces().values()
             for direction in Direction
-            if (found := hooks.all_filters(netlink, link.ifindex, direction))
+            if (
+                found := (
+                    *tcx_programs(node, link.name, link.ifindex, direction, links),
+                    *hooks.all_filters(netlink, link.ifindex, direction),
+                )
+            )
         }
         ways = {
             str(address): way for address in _addresses(endpoints) if (way := routes.way(netlink, address)) is not None
@@ -170,6 +177,14 @@ def take(node: Node) -> Snapshot:
         infos=kept,
         around=around,
     )
+
+
+def _at_hook(
+    node: Node, netlink: NetlinkSocket, link: Interface, direction: Direction, links: dict[int, str]
+) -> tuple[Filter, ...]:
+    """Return what runs at a hook of an interface, in this order; `links` are the pinned ones."""
+    by_link = tcx_programs(node, link.name, link.ifindex, direction, links)
+    return (*by_link, *hooks.all_filters(netlink, link.ifindex, direction))
 
 
 def _read_map(pinned: Map, endpoint_ids: Sequence[int], maps: _Maps) -> None:

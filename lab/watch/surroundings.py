@@ -8,33 +8,29 @@ from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from datapath.endpoint import DatapathConfig
 from datapath.errors import BpfError
 from datapath.kernel import links
-from datapath.kernel.hooks import Direction
-from datapath.kernel.links import AttachType
-from datapath.kernel.netns import enter
+from datapath.kernel.links import LinkType
 from lab.node.node import Node
 from lab.node.registry import NAMESPACES
 from lab.node.topology import HEALTH, NODE, NodeFacts, NodeSpec
-from lab.watch.network import Link, Network, read_network
-
-_TCX = {Direction.INGRESS: AttachType.TCX_INGRESS, Direction.EGRESS: AttachType.TCX_EGRESS}
+from lab.watch.network import Network, read_network
 
 
 @dataclass(frozen=True, slots=True)
 class Surroundings:
     """The node's network and, by name, those of its pods and of health; the rest as names and ids.
 
-    `tcx` are the ids of programs at tcx hooks, `links` those of BPF links of the node's programs, `pins` the paths of
-    what is in the node's bpffs besides its maps. `namespaces` and `mounts` are paths below the node's
-    directory. `spec` and `facts` say what was declared of the node at that moment.
+    `links` are the ids of BPF links of the node's programs, but for those at tcx hooks, `pins` the paths of what is in
+    the node's bpffs besides its maps. `namespaces` and `mounts` are paths below its directory. `spec` and `facts`
+    say what was declared of the node at that moment.
     """
 
     spec: NodeSpec
     facts: NodeFacts
     network: Network
     inside: Mapping[str, Network]
-    tcx: Mapping[tuple[str, Direction], tuple[int, ...]]
     links: frozenset[int]
     pins: frozenset[str]
     namespaces: frozenset[str]
@@ -51,37 +47,19 @@ def read_surroundings(node: Node, programs: Container[int], maps: Container[str]
         facts=node.facts,
         network=network,
         inside={name: read_network(node.netns(name), settings=False) for name in pods},
-        tcx=_tcx(node.netns(NODE), network.links),
         links=frozenset(_links(programs)),
-        pins=frozenset(_pins(config.bpffs, config.globals, maps)),
+        pins=frozenset(_pins(config, maps)),
         namespaces=frozenset(entry.name for entry in os.scandir(node.root / NAMESPACES)),
         mounts=frozenset(_mounts(node.root)),
     )
-
-
-def _tcx(netns: Path, interfaces: Mapping[str, Link]) -> dict[tuple[str, Direction], tuple[int, ...]]:
-    found = {}
-    with enter(netns):
-        for name, link in interfaces.items():
-            for direction, attach_type in _TCX.items():
-                try:
-                    entries = links.query(link.ifindex, attach_type)
-                except BpfError as error:
-                    if error.errno == errno.EINVAL:  # before Linux 6.6
-                        return {}
-                    if error.errno == errno.ENODEV:
-                        continue
-                    raise
-                if entries:
-                    found[name, direction] = tuple(entry.program_id for entry in entries)
-    return found
 
 
 def _links(programs: Container[int]) -> Iterator[int]:
     ident = links.next_id(0)
     while ident is not None:
         try:
-            if links.info_by_id(ident).program_id in programs:
+            found = links.info_by_id(ident)
+            if found.program_id in programs and not (found.type == LinkType.TCX and found.ifindex):
                 yield ident
         except BpfError as error:
             if error.errno not in (errno.ENOENT, errno.EAGAIN):  # gone between the two calls, or not yet attached
@@ -89,9 +67,10 @@ def _links(programs: Container[int]) -> Iterator[int]:
         ident = links.next_id(ident)
 
 
-def _pins(bpffs: Path, own: Path, maps: Container[str]) -> Iterator[str]:
-    """Yield what is in a bpffs, directories too, but for the pinned maps in the directory `own` and the way to it."""
-    way = {own, *own.parents}
+def _pins(config: DatapathConfig, maps: Container[str]) -> Iterator[str]:
+    """Yield what is in a node's bpffs, directories too, but for its pinned maps and the way to them, and to links."""
+    bpffs, own, links = config.bpffs, config.globals, config.devices_links
+    way = {own, *own.parents, links, links.with_name("endpoints"), *links.parents}
     for directory, names, files in os.walk(bpffs):
         at = Path(directory)
         found = (at / name for name in (*names, *files) if at != own or name not in maps)

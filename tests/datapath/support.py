@@ -251,7 +251,9 @@ class Rig:
         # The lock files are there to stay; what a template is made of is no part of the node's state.
         objects = self.config.state.rglob("*.o*")
         files = {str(path.relative_to(self.config.state)): _identity(path) for path in objects}
-        return State(take(self.node), frozenset(qdiscs(self.netlink)), files, dangerous_descriptors())
+        # A clsact stays: others may use it by now.
+        others = frozenset(found for found in qdiscs(self.netlink) if found[1] != "clsact")
+        return State(take(self.node), others, files, dangerous_descriptors())
 
     def pin(self, name: str) -> Path:
         return self.config.globals / name

@@ -8,8 +8,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from datapath.endpoint import Attachment
 from lab.agent.options import check_library
-from lab.cli.datapath import add_define_option, add_source_options
+from lab.cli.datapath import add_attach_option, add_define_option, add_source_options
 from lab.cli.targets import BadOption, count, print_json
 from lab.doctor.doctor import require
 
@@ -65,6 +66,7 @@ def _add_reload(benches: _SubParsersAction[argparse.ArgumentParser]) -> None:
         metavar="NAME|COMMAND",
         help="instead of all that: a reload by this loader, next to others; may be repeated",
     )
+    add_attach_option(parser)
     parser.add_argument("--pods", type=count, default=20, metavar="N", help="pods of the many reloads (20)")
     parser.add_argument(
         "--endpoint-routes",
@@ -147,6 +149,7 @@ def run_reload(args: argparse.Namespace) -> int:
         rounds=args.rounds,
         pods=args.pods,
         verifiers=max(os.cpu_count() or 1, 2),
+        attach=args.attach or Attachment.TC,
     )
     isolate_mounts()
     report = measure_reload(options, _progress)
@@ -171,7 +174,8 @@ def _run_loaders(args: argparse.Namespace) -> int:
     from lab.cli.loaders_view import show, to_json
 
     library = args.library.resolve() if args.library is not None else None
-    options = LoadersOptions(loaders, library, tuple(args.defines), args.endpoint_routes, args.rounds)
+    attach = args.attach or Attachment.TC
+    options = LoadersOptions(loaders, library, tuple(args.defines), args.endpoint_routes, args.rounds, attach)
     isolate_mounts()
     report = measure_loaders(options, _progress)
     _progress("")

@@ -6,11 +6,11 @@ import argparse
 import errno
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lab.cli.datapath import require_compiler
 from lab.cli.networks import own_node
-from lab.cli.proofs import actions_of, add_action_options, check_actions, node_arguments, spread
+from lab.cli.proofs import actions_of, add_action_options, check_actions, node_arguments, scenario_options, spread
 from lab.cli.targets import BadOption, count, make_console, print_json
 from lab.doctor.doctor import require
 from lab.node import registry
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from argparse import _SubParsersAction
 
     from lab.gates.call import Call
-    from lab.loaders.command import LoaderCommand
     from lab.node.topology import NodeSpec
     from lab.proof.cases import Case, Faults
     from lab.proof.sweep import SweepResult
@@ -61,21 +60,20 @@ def run(args: argparse.Namespace) -> int:
     """Run the cases, and print what came of them."""
     from lab.agent.options import check_library
     from lab.cli.proof_view import case_line, print_sweep
-    from lab.loaders.command import given_loader
 
     check_library(args.library)
     check_actions(args)
-    loader = given_loader(args.loader)
-    other = args.switch or args.restore or args.changed
+    options = scenario_options(args)
+    other = args.switch or args.restore or args.reattach or args.changed or args.attach is not None
     if args.life and (other or args.library or args.defines or args.loader is not None):
-        options = "--switch, --restore, --with, --library, -D, --loader"
-        raise BadOption(f"--life is that of nodes with our programs: without {options}")
+        words = "--switch, --restore, --reattach, --with, --attach, --library, -D, --loader"
+        raise BadOption(f"--life is that of nodes with our programs, by tc: without {words}")
     if args.only_kill and (args.errno or not args.kill):
         raise BadOption("--kill means kills alone: without --errno and --no-kill")
     if args.cancel and (args.errno or not args.kill):
         raise BadOption("--cancel means cancellations alone, or with --kill: without --errno and --no-kill")
     spec = own_node(args, LAB)
-    do = _sweep_of(args, spec, loader)
+    do = _sweep_of(args, spec, options)
     require("root", "notify")
     require_compiler(None)
     registry.sweep()
@@ -101,15 +99,14 @@ def run(args: argparse.Namespace) -> int:
     return 0 if result.holds else 1
 
 
-def _sweep_of(args: argparse.Namespace, spec: NodeSpec, loader: LoaderCommand | None) -> Callable[..., SweepResult]:
+def _sweep_of(args: argparse.Namespace, spec: NodeSpec, options: dict[str, Any]) -> Callable[..., SweepResult]:
     """Return what runs the cases that are asked for."""
     from lab.proof.life import stages, sweep_life
     from lab.proof.sweep import sweep
 
     if args.life:
         return partial(sweep_life, spec, stages(args.subjects, node_arguments(args)))
-    sources = {"library": args.library, "defines": tuple(args.defines), "loader": loader}
-    return partial(sweep, spec, actions_of(args, spec), **sources)
+    return partial(sweep, spec, actions_of(args, spec), **options)
 
 
 def _faults(args: argparse.Namespace) -> Faults:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lab.cli.datapath import require_compiler
 from lab.cli.networks import own_node
-from lab.cli.proofs import actions_of, add_action_options, check_actions, spread
+from lab.cli.proofs import actions_of, add_action_options, check_actions, scenario_options, spread
 from lab.cli.targets import BadOption, count, make_console, print_json
 from lab.doctor.doctor import require
 from lab.node import registry
@@ -47,24 +47,22 @@ def run(args: argparse.Namespace) -> int:
     """Prove the reloads, and print what came of it."""
     from lab.agent.options import check_library
     from lab.cli.proof_view import print_proof
-    from lab.loaders.command import given_loader
     from lab.proof.prove import prove
 
     check_library(args.library)
     check_actions(args)
     _check_two(args)
-    loader = given_loader(args.loader)
+    options = scenario_options(args)
     if args.two:
-        return _run_two(args)
+        return _run_two(args, options)
     spec = own_node(args, LAB)
     actions = actions_of(args, spec)
     require("root", "notify")
     require_compiler(None)
     registry.sweep()
     console = make_console(stderr=args.json)
-    sources = {"library": args.library, "defines": tuple(args.defines), "loader": loader}
     with cancel_on_signals() as cancel:
-        proof = prove(spec, actions, rounds=args.rounds or 1, cancel=cancel, **sources)
+        proof = prove(spec, actions, rounds=args.rounds or 1, cancel=cancel, **options)
     print_proof(console, proof)
     if args.json:
         print_json(proof.to_json())
@@ -75,15 +73,13 @@ def _check_two(args: argparse.Namespace) -> None:
     if not args.two:
         if args.calls is not None or args.sample is not None:
             raise BadOption("--calls and --sample choose where two reloads meet: with --two")
-    elif args.switch or args.restore or args.rounds is not None or len(args.subjects) > 2:
-        raise BadOption(
-            "--two takes one SUBJECT, which is reloaded twice, or two; without --switch, --restore and --rounds"
-        )
+    elif args.switch or args.restore or args.reattach or args.rounds is not None or len(args.subjects) > 2:
+        others = "--switch, --restore, --reattach and --rounds"
+        raise BadOption(f"--two takes one SUBJECT, which is reloaded twice, or two; without {others}")
 
 
-def _run_two(args: argparse.Namespace) -> int:
+def _run_two(args: argparse.Namespace, options: dict[str, Any]) -> int:
     from lab.cli.proof_view import meeting_line, print_meetings
-    from lab.loaders.command import given_loader
     from lab.proof.actions import pairs
     from lab.proof.two import Meeting, prove_two
 
@@ -107,10 +103,8 @@ def _run_two(args: argparse.Namespace) -> int:
             raise BadOption(f"no call fits {args.calls}")
         return spread(found, args.sample)
 
-    loader = given_loader(args.loader)
-    sources = {"library": args.library, "defines": tuple(args.defines), "loader": loader}
     with cancel_on_signals() as cancel:
-        found = prove_two(spec, wanted, choose=choose, on_meeting=note, cancel=cancel, **sources)
+        found = prove_two(spec, wanted, choose=choose, on_meeting=note, cancel=cancel, **options)
     # What was found at the end as well.
     for meeting in found.meetings:
         note(meeting)

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lab.cli.datapath import add_loader_option, add_source_options
+from lab.cli.datapath import add_attach_option, add_loader_option, add_source_options
 from lab.cli.expressions import expression
 from lab.cli.targets import BadOption, count
 
@@ -40,6 +40,7 @@ def add_parser(subparsers: _SubParsersAction[argparse.ArgumentParser]) -> None:
     )
     add_source_options(parser)
     add_loader_option(parser)
+    add_attach_option(parser)
     parser.add_argument("--json", action="store_true", help="print what run.json holds, and the progress on stderr")
     parser.set_defaults(run=run)
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
-from datapath.kernel.hooks import HANDLE, Direction, filter_name
+from datapath.endpoint import Attachment
+from datapath.kernel.hooks import HANDLE, TCX, Direction, filter_name
+from datapath.kernel.links import Entry
+from datapath.kernel.tcx import TcxProgram, runs_before
 from datapath.reload.plans import CILIUM_HOST, CILIUM_NET, CILIUM_VXLAN
 from lab.agent.agent import Agent
 from lab.node.topology import HEALTH
@@ -12,9 +15,14 @@ from lab.watch.snapshot import KERNEL_NAME, Snapshot
 from lab.watch.violation import Violation
 
 
-def check_hooks(agent: Agent, now: Snapshot) -> Iterator[Violation]:
-    """Yield the hooks without exactly one program of ours, or with one that does not belong there (invariant 1)."""
+def check_hooks(agent: Agent, now: Snapshot, expected: Collection[str] = ()) -> Iterator[Violation]:
+    """Yield the hooks without exactly one program of ours, or with one that does not belong there (invariant 1).
+
+    Yields as well what runs before ours; not if that contains one of the texts in `expected`, which are of warnings.
+    """
     yield from (Violation(1, what) for what in _hooks(agent, now))
+    found = (what for what in _before_ours(agent, now) if not any(text in what for text in expected))
+    yield from (Violation(1, what) for what in found)
 
 
 def check_foreign(before: Snapshot, now: Snapshot) -> Iterator[Violation]:
@@ -44,9 +52,35 @@ def wanted_programs(agent: Agent) -> dict[tuple[str, Direction], str]:
     return wanted
 
 
+def wanted_pins(agent: Agent) -> set[str]:
+    """Return where links are pinned when programs are attached by tcx, and the directories there, below the bpffs."""
+    node, config = agent.node, agent.config
+    if config.attach is not Attachment.TCX:
+        return set()
+    pods = {pod.ifname: pod.endpoint_id for pod in map(node.pod, (HEALTH, *(pod.name for pod in node.pods)))}
+    found: set[str] = set()
+    for (ifname, _), program in wanted_programs(agent).items():
+        directory = config.endpoint_links(pods[ifname]) if ifname in pods else config.device_links(ifname)
+        paths = (directory / program, directory, directory.parent)
+        found |= {str(path.relative_to(config.bpffs)) for path in paths}
+    return found
+
+
+def _before_ours(agent: Agent, now: Snapshot) -> Iterator[str]:
+    """Yield the programs of others at tcx hooks that packets meet before ours."""
+    for (ifname, direction), program in wanted_programs(agent).items():
+        for found in now.filters.get((ifname, direction), ()):
+            if found.is_ours or found.kind != TCX:
+                break
+            name = now.infos[found.program_id].name if found.program_id in now.infos else found.name
+            foreign = TcxProgram(Entry(found.program_id, 0), name)
+            yield runs_before(ifname, direction, foreign, program)
+
+
 def _hooks(agent: Agent, now: Snapshot) -> Iterator[str]:
     wanted = wanted_programs(agent)
-    priority = agent.config.filter_priority
+    tcx = agent.config.attach is Attachment.TCX
+    kind, number = (TCX, (0, 0)) if tcx else ("bpf", (agent.config.filter_priority or 1, HANDLE))
     for place in sorted(wanted.keys() | now.filters.keys(), key=lambda p: (p[0], str(p[1]))):
         where = f"{place[0]} {place[1]}"
         ours = [f for f in now.filters.get(place, ()) if f.is_ours]
@@ -54,11 +88,12 @@ def _hooks(agent: Agent, now: Snapshot) -> Iterator[str]:
         if program is None:
             yield from (f"{where}: {f.name} is left over" for f in ours)
         elif len(ours) != 1:
-            yield f"{where}: {len(ours)} programs instead of {program}: {', '.join(f.name for f in ours) or 'none'}"
-        elif not _is_named(ours[0].name, program, place[0], agent) or (ours[0].priority, ours[0].handle) != (
-            priority,
-            HANDLE,
-        ):
+            yield f"{where}: {len(ours)} programs instead of {program}: {', '.join(map(str, ours)) or 'none'}"
+        elif ours[0].kind != kind:
+            yield f"{where}: {ours[0].name} is attached by {'tc' if tcx else 'tcx'} instead of {agent.config.attach}"
+        elif tcx and ours[0].name == program[:KERNEL_NAME]:
+            yield f"{where}: the tcx link of {program} is not pinned"
+        elif not _is_named(ours[0].name, program, place[0], agent) or (ours[0].priority, ours[0].handle) != number:
             yield f"{where}: {ours[0].name} priority {ours[0].priority} handle {ours[0].handle:#x} instead of {program}"
         elif (name := now.infos[ours[0].program_id].name) != program[:KERNEL_NAME]:
             yield f"{where}: program {name} instead of {program}"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from datapath.kernel.hooks import Direction
+from datapath.endpoint import Attachment
+from datapath.kernel.hooks import TCX, Direction
 from datapath.reload.outcome import FailedReload, Outcome, Span
 from lab.agent.agent import Agent
 from lab.node.topology import PodFacts
@@ -27,8 +28,9 @@ def check_journal(
 
     A pod's egress hook must have its program whenever a direct route leads to the pod: nothing else enforces the policy
     then. Any other hook that has a program before and after may be without one only while a reload takes it off by its
-    plan, also one that was `undone`, until its rollback attaches it again. After messages were lost nothing is known:
-    only what came before them is looked at.
+    plan, also one that was `undone`, until its rollback attaches it again. The kernel tells nothing of programs at tcx
+    hooks: a hook that had one is left out. After messages were lost nothing is known: only what came before them is
+    looked at.
     """
     watch = _Watch(before, now, (*outcomes, *undone))
     replay = Replay(before)
@@ -54,6 +56,13 @@ class _Watch:
         self._pods = {p.ifindex: p for p in (now.around.facts.health, *now.around.facts.pods) if p.ifindex in stay}
         self._hooks = _hooks(before) & _hooks(now)
         self._links = {ifindex for ifindex in stay if _up(before, now, self._names[ifindex])}
+        self._by_tcx = _tcx(before) | _tcx(now)
+        self._switched = {
+            f"{each.ifname} {each.direction}"
+            for reload in reloads
+            for each in reload.attached
+            if each.attachment is Attachment.TCX
+        }
         self._since: dict[tuple[int, str], int] = {}
         self.found: list[Violation] = []
 
@@ -78,12 +87,25 @@ class _Watch:
 
     def _missing(self, replay: Replay, ifindex: int) -> Iterator[str]:
         for direction in Direction:
-            if (ifindex, direction) in self._hooks and not replay.programs((ifindex, direction)):
-                yield f"{self._names[ifindex]} {direction} had no program"
+            place = f"{self._names.get(ifindex)} {direction}"
+            if (ifindex, direction) not in self._hooks or place in self._switched:
+                continue
+            if not replay.programs((ifindex, direction)):
+                yield f"{place} had no program"
         if ifindex in self._pods:
-            yield from _pod(replay, self._pods[ifindex])
+            yield from self._pod(replay, self._pods[ifindex])
         if ifindex in self._links and ifindex in replay.down:
             yield f"interface {self._names[ifindex]} was down"
+
+    def _pod(self, replay: Replay, pod: PodFacts) -> Iterator[str]:
+        direct = [address for address in (pod.ipv4, pod.ipv6) if pod.ifindex in replay.direct(address)]
+        hook = (pod.ifindex, Direction.EGRESS)
+        by_tcx = hook in self._by_tcx or f"{pod.ifname} {Direction.EGRESS}" in self._switched
+        if direct and not replay.programs(hook) and not by_tcx:
+            yield f"{pod.name}: a direct route led to {pod.ifname}, whose egress hook had no program"
+        for address in (pod.ipv4, pod.ipv6):
+            if address not in direct and not replay.has_node_route(address):
+                yield f"{pod.name}: no route led to {address}"
 
     def _planned(self, what: str, time_ns: int) -> bool:
         """Tell whether a reload took a program off by its plan, to be without one at its end, and none attached since.
@@ -106,22 +128,23 @@ def _verb(span: Span, what: str) -> str:
     return verb if concerned else ""
 
 
-def _pod(replay: Replay, pod: PodFacts) -> Iterator[str]:
-    direct = [address for address in (pod.ipv4, pod.ipv6) if pod.ifindex in replay.direct(address)]
-    if direct and not replay.programs((pod.ifindex, Direction.EGRESS)):
-        yield f"{pod.name}: a direct route led to {pod.ifname}, whose egress hook had no program"
-    for address in (pod.ipv4, pod.ipv6):
-        if address not in direct and not replay.has_node_route(address):
-            yield f"{pod.name}: no route led to {address}"
-
-
 def _hooks(snapshot: Snapshot) -> set[Hook]:
     """Return the hooks with a program of ours, but for those that `_pod` looks at."""
     pods = {pod.ifindex for pod in (snapshot.around.facts.health, *snapshot.around.facts.pods)}
     ours: Iterable[Hook] = (
-        (item.ifindex, item.direction) for found in snapshot.filters.values() for item in found if item.is_ours
+        (item.ifindex, item.direction)
+        for found in snapshot.filters.values()
+        for item in found
+        if item.is_ours and item.kind != TCX
     )
     return {hook for hook in ours if not (hook[0] in pods and hook[1] is Direction.EGRESS)}
+
+
+def _tcx(snapshot: Snapshot) -> set[Hook]:
+    """Return the hooks with a program of ours by tcx, of which the kernel tells no change."""
+    return {
+        (i.ifindex, i.direction) for found in snapshot.filters.values() for i in found if i.is_ours and i.kind == TCX
+    }
 
 
 def _up(before: Snapshot, now: Snapshot, name: str) -> bool:

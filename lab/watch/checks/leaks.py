@@ -10,10 +10,11 @@ from collections.abc import Collection, Iterator, Sequence
 from datapath.base.bpftypes import MapType
 from datapath.errors import BpfError
 from datapath.kernel import bpf
-from datapath.kernel.hooks import OURS
+from datapath.kernel.hooks import TCX
 from datapath.kernel.inventory import all_programs
 from datapath.kernel.map import Map
 from lab.agent.agent import Agent
+from lab.watch.checks.hooks import wanted_pins
 from lab.watch.checks.objects import InterfaceObject
 from lab.watch.checks.pins import OWN_MAP
 from lab.watch.checks.text import some
@@ -41,8 +42,8 @@ def check_leaks(
     """
     yield from (Violation(9, what) for what in _programs(agent, now))
     yield from (Violation(9, f"BPF link {ident} is left over") for ident in now.around.links - before.around.links)
-    yield from (Violation(9, what) for what in _pins(before, now, objects, expected))
-    yield from _tcx(before, now)
+    yield from (Violation(9, what) for what in _pins(agent, before, now, objects, expected))
+    yield from (Violation(9, what) for what in _tcx(before, now))
 
 
 def check_descriptors(agent: Agent, before: Descriptors, now: Snapshot) -> Iterator[Violation]:
@@ -78,7 +79,11 @@ def _programs(agent: Agent, now: Snapshot) -> Iterator[str]:
 
 
 def _pins(
-    before: Snapshot, now: Snapshot, objects: Sequence[InterfaceObject], expected: Collection[str]
+    agent: Agent,
+    before: Snapshot,
+    now: Snapshot,
+    objects: Sequence[InterfaceObject],
+    expected: Collection[str],
 ) -> Iterator[str]:
     declared = {name for each in objects if each.spec is not None for name in each.spec.maps}
     declared |= {name for name in now.pins if any(text in name for text in expected)}
@@ -86,23 +91,18 @@ def _pins(
         # The checks of pins tell the others.
         if ":" not in name and OWN_MAP.fullmatch(name) is None:
             yield f"map {name} is pinned, and no object declares it"
-    for path in sorted(now.around.pins - before.around.pins):
+    for path in sorted(now.around.pins - before.around.pins - wanted_pins(agent)):
         if not any(text in path for text in expected):
             yield f"pin {path} is left over"
 
 
-def _tcx(before: Snapshot, now: Snapshot) -> Iterator[Violation]:
-    """The loader attaches by tc alone: a program of ours at a tcx hook would run as well, and before it."""
-    was, has = before.around.tcx, now.around.tcx
-    for ifname, direction in sorted(was.keys() | has.keys(), key=str):
-        old, new = was.get((ifname, direction), ()), has.get((ifname, direction), ())
-        for ident in new:
-            name = now.infos[ident].name if ident in now.infos else ""
-            if name.startswith(OURS):
-                yield Violation(1, f"{ifname} {direction}: {name} is attached by tcx as well")
-            elif ident not in old:
-                yield Violation(9, f"{ifname} {direction}: tcx program {ident} is left over")
-        yield from (Violation(10, f"{ifname} {direction}: tcx program {i} is gone") for i in old if i not in new)
+def _tcx(before: Snapshot, now: Snapshot) -> Iterator[str]:
+    """Yield programs of others at tcx hooks that nobody has removed again."""
+    for (ifname, direction), found in now.filters.items():
+        old = {item.program_id for item in before.filters.get((ifname, direction), ())}
+        for item in found:
+            if item.kind == TCX and not item.is_ours and item.program_id not in old:
+                yield f"{ifname} {direction}: tcx program {item.program_id} is left over"
 
 
 def _maps(before: Descriptors, found: Descriptors, now: Snapshot) -> Iterator[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import pytest
 from datapath.errors import InvalidName, LinkReplaced, NetlinkError, ReloadlabError
 from datapath.kernel import hooks
 from datapath.kernel import routes as routes_module
-from datapath.kernel.hooks import Direction, HookBlocked, HookShared, HookTaken
+from datapath.kernel.hooks import Direction, HookBlocked, HookEmptied, HookShared, HookTaken
 from datapath.kernel.inventory import slots
 from datapath.kernel.map import open_pin
 from datapath.reload.step import Step
@@ -52,6 +52,15 @@ def put(rig: Rig, ifname: str, name: str, *, priority: int, handle: int = 1, dir
     with support.program() as fd:
         hooks.attach(rig.netlink, ifindex, direction, program_fd=fd, name=name, priority=priority, handle=handle)
         return support.program_id(fd)
+
+
+def delete_clsact(rig: Rig, ifname: str) -> Callable[[Step, Workspace], None]:
+    """Return what deletes an interface's qdisc, with all its filters, at a gate."""
+
+    def delete(step: Step, work: Workspace) -> None:
+        support.tc(rig.config.netns, "qdisc", "delete", "dev", ifname, "clsact")
+
+    return delete
 
 
 def fails_unchanged(rig: Rig, error: type[ReloadlabError], *, routes: bool = False, gate: Gate | None = None) -> str:
@@ -217,10 +226,10 @@ class TestAttach:
 
 
 class TestClsact:
-    def test_made_by_the_first_load_and_taken_back(self, rig: Rig, lxc: str) -> None:
+    def test_stays_after_a_first_load_that_failed(self, rig: Rig, lxc: str) -> None:
+        """To remove it could take filters with it that others attach at that moment."""
         assert support.qdiscs(rig.netlink) == set()
         fails_unchanged(rig, Injected, gate=Gate(support.inject, before="commit"))
-        rig.reload("pod-1")
         assert (rig.netlink.ifindex(lxc), "clsact") in support.qdiscs(rig.netlink)
 
     def test_kept_if_it_was_there(self, rig: Rig, lxc: str) -> None:
@@ -238,6 +247,63 @@ class TestClsact:
             rig.reload("pod-1", observer=Gate(squat, before="commit"))
         assert [f.name for f in rig.attached(lxc, direction)] == ["acme"]
         assert (rig.netlink.ifindex(lxc), "clsact") in support.qdiscs(rig.netlink)
+
+
+class TestOthers:
+    """What somebody else does to a hook while a reload is under way."""
+
+    @pytest.mark.parametrize("first", [True, False], ids=["first load", "reload"])
+    def test_a_qdisc_that_goes_before_the_commit_is_no_success(self, rig: Rig, lxc: str, first: bool) -> None:
+        """The hooks would be empty. The old programs come back."""
+        if not first:
+            rig.reload("pod-1", routes=True)
+        message = fails_unchanged(rig, HookEmptied, routes=True, gate=Gate(delete_clsact(rig, lxc), before="commit"))
+        assert f"{lxc} egress: cil_to_container is not attached any more" in message
+
+    def test_a_qdisc_that_goes_between_two_attaches_is_no_success(self, rig: Rig, lxc: str) -> None:
+        """What the reload has not touched by then is gone as they left it; the next reload brings all back."""
+        rig.reload("pod-1", routes=True)
+        old = rig.attached(lxc, EGRESS)
+        with pytest.raises(HookEmptied, match=f"{lxc} egress: cil_to_container is not attached any more"):
+            rig.reload("pod-1", routes=True, observer=Gate(delete_clsact(rig, lxc), before="insert policy"))
+        assert rig.attached(lxc, EGRESS) == old
+        rig.reload("pod-1", routes=True)
+        assert [len(rig.attached(lxc, direction)) for direction in Direction] == [1, 1]
+
+    def test_somebody_is_first_at_our_place(self, rig: Rig, lxc: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Between the look at the hook and the attach: the place is not taken from them."""
+        attach = hooks.attach
+
+        def late(*args: Any, **options: Any) -> None:
+            monkeypatch.setattr(hooks, "attach", attach)
+            theirs.append(put(rig, lxc, "acme", priority=1))
+            attach(*args, **options)
+
+        theirs: list[int] = []
+        monkeypatch.setattr(hooks, "attach", late)
+        with pytest.raises(HookTaken, match="priority 1 handle 0x1 is taken by acme"):
+            rig.reload("pod-1")
+        assert [found.program_id for found in rig.attached(lxc, INGRESS)] == theirs
+
+    @pytest.mark.parametrize("stage", ["switched", "detached"])
+    def test_somebody_takes_the_old_place(self, rig: Rig, lxc: str, stage: str) -> None:
+        """The rollback leaves them there and says so; the old program goes on where the new one was."""
+        rig.reload("pod-1", routes=True)
+        old = rig.attached(lxc, EGRESS)[0].program_id
+        rig.configure(filter_priority=5)
+
+        def squat(step: Step, work: Workspace) -> None:
+            put(rig, lxc, "acme", priority=1, direction=EGRESS)
+            support.inject(step, work)
+
+        gate = Gate(squat, before="commit")
+        with pytest.raises(RollbackFailed, match=f"{lxc} egress: priority 1 handle 0x1 is taken by acme"):
+            rig.reload("pod-1", routes=stage == "switched", observer=gate)
+        names = [(found.name, found.priority) for found in rig.attached(lxc, EGRESS)]
+        ours = f"cil_to_container-{lxc}"
+        assert names == [("acme", 1), *([(ours, 5)] if stage == "switched" else [])]
+        assert stage == "detached" or rig.attached(lxc, EGRESS)[1].program_id == old
+        assert [found.priority for found in rig.attached(lxc, INGRESS)] == [1]
 
 
 class TestDetach:

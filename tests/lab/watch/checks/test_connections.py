@@ -18,7 +18,7 @@ def snapshot(*keys: bytes) -> Snapshot:
     none: frozenset[int] = frozenset()
     nothing: frozenset[str] = frozenset()
     spec = NodeSpec("test")
-    around = Surroundings(spec, plan_node(spec), Network(), {}, {}, none, nothing, nothing, nothing)
+    around = Surroundings(spec, plan_node(spec), Network(), {}, none, nothing, nothing, nothing)
     return Snapshot({}, pins, {}, {}, {}, {}, {}, none, none, none, {}, around)
 
 

@@ -158,8 +158,7 @@ def test_a_hook_that_is_emptied_by_plan_may_be_empty_until_a_rollback_attaches(s
 
 def test_a_clsact_that_was_made_anew_is_found(observed: Observed) -> None:
     agent = observed.agent
-    with NetlinkSocket(agent.node.netns(NODE)) as netlink:
-        hooks.remove_clsact(netlink, netlink.ifindex("cilium_net"))
+    run(nsenter(agent.node.netns(NODE), "tc", "qdisc", "delete", "dev", "cilium_net", "clsact"))
     agent.reload("host")
     assert observed.found() == ["cilium_net ingress had no program"]
 

@@ -2,37 +2,32 @@
 
 from __future__ import annotations
 
-import ctypes
-import errno
 import os
 import struct
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 
-from datapath.base.bpftypes import MapType
-from datapath.kernel import bpf
-from datapath.kernel.hooks import Direction
-from datapath.kernel.inventory import program_by_id
-from datapath.kernel.libc import check, function
+from datapath.base.bpftypes import MapType, ProgType
+from datapath.endpoint import Attachment
+from datapath.kernel import bpf, links
+from datapath.kernel.links import AttachType
 from datapath.kernel.netlink import NetlinkSocket
 from datapath.kernel.netns import enter
+from datapath.kernel.tcx import is_supported
 from lab.agent.agent import Agent
 from lab.node.topology import NODE
 from lab.system.tools import run
 from lab.watch import invariants
 from lab.watch.invariants import Expected, baseline
 from lab.watch.journal import Journal
-from tests.lab.watch.faults import program_at, violations
+from tests.lab.watch.faults import violations
 from tests.netns import nsenter
 
 pytestmark = pytest.mark.privileged
-
-_BPF_PROG_ATTACH, _BPF_PROG_DETACH, _BPF_TCX_INGRESS = 8, 9, 46
 
 
 def test_a_reload_keeps_what_it_may_keep(agent: Agent) -> None:
@@ -135,41 +130,77 @@ def test_a_namespace_that_another_thread_enters_again_and_again_is_no_leak(sound
         thread.join()
 
 
-def attach_or_detach(command: int, netns: Path, ifindex: int, fd: int) -> None:
-    """BPF_PROG_ATTACH or BPF_PROG_DETACH at the tcx ingress hook; the lab itself never does it."""
-    attr = struct.pack("=6IQ", ifindex, fd, _BPF_TCX_INGRESS, 0, 0, 0, 0)
-    syscall = function("syscall", ctypes.c_long, ctypes.c_int, ctypes.c_char_p, ctypes.c_uint, result=ctypes.c_long)
-    with enter(netns):
-        check(syscall(bpf.SYS_BPF, command, attr, len(attr)), "bpf(2)")
-
-
 @contextmanager
-def tcx(agent: Agent, ifname: str, program_id: int) -> Iterator[None]:
-    """Attach a program at a tcx ingress hook for the time of a block."""
+def tcx(agent: Agent, ifname: str, name: str) -> Iterator[int]:
+    """Attach a program at a tcx ingress hook for the time of a block; yield its id."""
     with NetlinkSocket(agent.node.netns(NODE)) as netlink:
         ifindex = netlink.ifindex(ifname)
-    netns = agent.node.netns(NODE)
-    with program_by_id(program_id) as fd:
-        attach_or_detach(_BPF_PROG_ATTACH, netns, ifindex, fd)
+    insns = b"\xb7\0\0\0\xff\xff\xff\xff\x95\0\0\0\0\0\0\0"  # return TCX_NEXT
+    program = bpf.prog_load(ProgType.SCHED_CLS, insns, "GPL", name=name)
+    try:
+        with enter(agent.node.netns(NODE)):
+            link = links.create(program, ifindex, AttachType.TCX_INGRESS)
         try:
-            yield
+            yield bpf.prog_id(program)
         finally:
-            attach_or_detach(_BPF_PROG_DETACH, netns, ifindex, fd)
+            links.detach(link)
+            os.close(link)
+    finally:
+        os.close(program)
 
 
+@pytest.mark.skipif(os.geteuid() == 0 and not is_supported(), reason="no tcx before Linux 6.6")
 def test_a_program_of_ours_at_a_tcx_hook_is_found(sound_node: Agent) -> None:
     before, ifname = baseline(sound_node), sound_node.node.pod("pod-1").ifname
-    program = program_at(sound_node, ifname, Direction.INGRESS).program_id
-    try:
-        with tcx(sound_node, ifname, program):
-            assert f"invariant 1: {ifname} ingress: cil_from_contai is attached by tcx as well" in violations(
-                sound_node, before
-            )
-    except OSError as error:
-        if error.errno != errno.EINVAL:
-            raise
-        pytest.skip("no tcx before Linux 6.6")
+    filter_ = f"cil_from_container-{ifname}"
+    with tcx(sound_node, ifname, "cil_from_container"):
+        assert violations(sound_node, before) == [
+            f"invariant 1: {ifname} ingress: 2 programs instead of cil_from_container: cil_from_contai (tcx), {filter_}"
+        ]
     assert violations(sound_node, before) == []
+
+
+@pytest.mark.skipif(os.geteuid() == 0 and not is_supported(), reason="no tcx before Linux 6.6")
+def test_a_program_of_others_at_a_tcx_hook_is_found(sound_node: Agent) -> None:
+    """It runs before ours, and nobody has taken it away again; one that goes is missed."""
+    before, ifname = baseline(sound_node), sound_node.node.pod("pod-1").ifname
+    with tcx(sound_node, ifname, "acme") as program:
+        words = f"{ifname} ingress: tcx program acme (id {program}) runs before cil_from_container"
+        left = f"invariant 9: {ifname} ingress: tcx program {program} is left over"
+        assert violations(sound_node, before) == [f"invariant 1: {words}, which sees only what that passes on", left]
+        warned = Expected(warnings=frozenset({"tcx program acme"}))
+        assert violations(sound_node, before, expected=warned) == [left]
+        before = baseline(sound_node)
+    assert violations(sound_node, before) == [f"invariant 10: {ifname} ingress: foreign filter acme is gone"]
+
+
+@pytest.mark.skipif(os.geteuid() == 0 and not is_supported(), reason="no tcx before Linux 6.6")
+def test_a_tcx_link_is_held_to_its_pin(sound_node: Agent) -> None:
+    """Attached by tc where tcx was asked for; then by a link that has lost its pin, and by one pinned elsewhere."""
+    pod = sound_node.node.pod("pod-1")
+    pin = sound_node.config.endpoint_links(pod.endpoint_id) / "cil_from_container"
+    hook = f"invariant 1: {pod.ifname} ingress: "
+    sound_node.configure(attach=Attachment.TCX)
+    try:
+        wrong = [line for line in violations(sound_node, baseline(sound_node)) if line.startswith(hook)]
+        assert wrong == [f"{hook}cil_from_container-{pod.ifname} is attached by tc instead of tcx"]
+        for subject in sound_node.subjects:
+            sound_node.reload(subject)
+        before = baseline(sound_node)
+        assert violations(sound_node, before) == []
+        with links.pinned(pin) as link:
+            assert link is not None
+            pin.unlink()
+            assert violations(sound_node, before) == [f"{hook}the tcx link of cil_from_container is not pinned"]
+            bpf.obj_pin(link, pin.with_name("elsewhere"))
+            assert any("elsewhere is left over" in line for line in violations(sound_node, before))
+            pin.with_name("elsewhere").rename(pin)
+        assert violations(sound_node, before) == []
+    finally:
+        sound_node.configure(attach=Attachment.TC)
+        for subject in sound_node.subjects:
+            sound_node.reload(subject)
+    assert violations(sound_node, baseline(sound_node)) == []
 
 
 def test_an_xdp_program_is_found(sound_node: Agent) -> None:

@@ -1,0 +1,282 @@
+"""Our links at a tcx hook: made, given another program, taken over, removed; each with its undo.
+
+A link lives by its pin, `<directory>/<program>` (attachSKBProgram, pkg/datapath/loader/tcx.go). A pin can be lost (a
+BPF file system mounted anew) while somebody holds the link: a second one would run behind it, and meet no packet
+(cilium issue 47847). So the hook itself is asked for our links.
+
+A link that was detached does not come back. So the commit alone detaches links: until then, the first of those that are
+to go runs the new program, and the others behind it meet no packet. It detaches by a call of its own: the kernel frees
+the file of a pin later.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Collection
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from datapath.endpoint import DatapathConfig
+from datapath.errors import BpfError, ReloadlabError
+from datapath.kernel import bpf, links, tcx
+from datapath.kernel.hooks import OURS, Direction
+from datapath.kernel.links import LinkInfo
+from datapath.kernel.netns import enter
+from datapath.kernel.tcx import TcxProgram
+from datapath.load.programs import Program
+from datapath.reload.filters import exists
+from datapath.reload.step import Step
+from datapath.reload.workspace import Workspace
+
+_KERNEL_NAME = 15  # characters of a program's name that the kernel keeps
+
+
+class WithoutLink(ReloadlabError):
+    """A program of ours that was attached to a tcx hook by no link: it can be neither updated nor pinned."""
+
+    def __init__(self, ifname: str, direction: Direction, found: TcxProgram) -> None:
+        super().__init__(f"{ifname} {direction}: {found} is attached by tcx without a link: detach it")
+        self.ifname = ifname
+        self.direction = direction
+
+
+@dataclass(frozen=True)
+class TcxHook:
+    """A tcx hook of an interface of the node, and what it ran when a step began."""
+
+    ifname: str
+    ifindex: int
+    direction: Direction
+    present: tuple[TcxProgram, ...]
+
+    @property
+    def ours(self) -> list[TcxProgram]:
+        return [found for found in self.present if found.is_ours]
+
+
+@dataclass(frozen=True)
+class _Link:
+    """A link, with a descriptor that is open until the reload ends."""
+
+    fd: int
+    info: LinkInfo
+
+
+@dataclass(frozen=True)
+class _Pinned(_Link):
+    """A pinned link."""
+
+    path: Path
+
+
+def look(work: Workspace, ifname: str, ifindex: int, direction: Direction) -> TcxHook:
+    """Return the hook; WithoutLink if it has a program of ours that nothing here can replace."""
+    hook = TcxHook(ifname, ifindex, direction, tcx.programs(work.config.netns, ifindex, direction))
+    for found in hook.ours:
+        if not found.entry.link_id:
+            raise WithoutLink(ifname, direction, found)
+    return hook
+
+
+def attach(work: Workspace, step: Step, hook: TcxHook, program: Program, path: Path) -> None:
+    """Have the hook run a program of ours by one link, pinned at `path`; other links of ours go with the commit.
+
+    A link that is there takes the program in one step: no packet meets the hook empty. A new one is put behind all.
+    """
+    pinned, ours = _open(work, path), _links(work, hook)
+    if pinned is not None and (not ours or pinned.info.id != ours[0].info.id):
+        # Its interface is gone or has another name by now, or another link runs before it.
+        work.on_undo(step, partial(_pin_again, pinned))
+        pinned.path.unlink(missing_ok=True)
+        pinned = None
+    if not ours:
+        _create(work, step, hook, program, path)
+        return
+    _update(work, step, hook, ours[0], program, None if pinned is None else path)
+    if pinned is None:
+        work.on_undo(step, partial(_remove_pin, path))
+        _pin(ours[0].fd, path)
+    for each in ours[1:]:
+        work.let_go("a second tcx link", partial(links.detach, each.fd))
+
+
+def detach(
+    work: Workspace,
+    step: Step,
+    hook: TcxHook,
+    directory: Path,
+    *,
+    prefix: str = OURS,
+    program: Program | None = None,
+) -> None:
+    """Have the commit remove our links from a hook, and their pins; pins of links whose interface is gone as well.
+
+    Until then they run `program`, if that is what the hook runs without them.
+    """
+    pinned = [
+        found
+        for found in _pins(work, directory)
+        if found.path.name.startswith(prefix) and found.info.attach_type == tcx.TYPES[hook.direction]
+    ]
+    ours = _links(work, hook, prefix)
+    if ours and program is not None:
+        path = next((found.path for found in pinned if found.info.id == ours[0].info.id), None)
+        _update(work, step, hook, ours[0], program, path)
+    # The first comes last: those behind it run older programs.
+    for each in reversed(ours):
+        work.let_go("a tcx link", partial(links.detach, each.fd))
+    for found in pinned:
+        work.let_go(f"the pin {found.path}", partial(_remove_pin, found.path))
+
+
+def warn_of_foreign(work: Workspace, hook: TcxHook, program: str, *, by_link: bool) -> None:
+    """Name the programs of others that packets meet before ours: those before our link, or all before the filters."""
+    for found in hook.present:
+        if found.is_ours and by_link:
+            break
+        if not found.is_ours:
+            work.warnings.append(tcx.runs_before(hook.ifname, hook.direction, found, program))
+
+
+def remove(directory: Path) -> None:
+    """Detach the links that are pinned in a directory, and remove it."""
+    for path in _entries(directory):
+        with links.pinned(path) as fd:
+            if fd is not None:
+                links.detach(fd)
+        path.unlink(missing_ok=True)
+    remove_empty(directory)
+
+
+def remove_from(netns: Path, ifindex: int) -> None:
+    """Detach our links from an interface, pinned or not. What goes meanwhile, with it perhaps, needs none."""
+    for direction in Direction:
+        for each in tcx.programs_if_there(netns, ifindex, direction):
+            if each.is_ours and each.entry.link_id:
+                _detach_by_id(each.entry.link_id)
+
+
+def remove_others(config: DatapathConfig, keep: Collection[int]) -> list[int]:
+    """Remove the links of endpoints that are not in `keep`, and return their numbers."""
+    directory = config.endpoint_links(0).parents[1]
+    found = sorted(int(path.name) for path in _entries(directory) if path.name.isdecimal())
+    others = [number for number in found if number not in keep]
+    for number in others:
+        remove(config.endpoint_links(number))
+    return others
+
+
+def remove_empty(directory: Path) -> None:
+    """Remove a directory of links and the one it is in, unless there is something in them."""
+    for each in (directory, directory.parent):
+        try:
+            each.rmdir()
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.ENOTEMPTY):
+                raise
+            return
+
+
+def _detach_by_id(ident: int) -> None:
+    try:
+        fd = links.fd_by_id(ident)
+    except BpfError as error:
+        if error.errno != errno.ENOENT:
+            raise
+        return
+    try:
+        links.detach(fd)
+    finally:
+        os.close(fd)
+
+
+def _open(work: Workspace, path: Path) -> _Pinned | None:
+    fd = links.open_pin(path)
+    return None if fd is None else _Pinned(work.keep_open(fd), links.info(fd), path)
+
+
+def _pins(work: Workspace, directory: Path) -> list[_Pinned]:
+    opened = (_open(work, path) for path in _entries(directory))
+    return [found for found in opened if found is not None]
+
+
+def _entries(directory: Path) -> list[Path]:
+    try:
+        return sorted(directory.iterdir())
+    except FileNotFoundError:
+        return []
+
+
+def _links(work: Workspace, hook: TcxHook, prefix: str = OURS) -> list[_Link]:
+    """Open our links at a hook, in the order in which they run."""
+    found = []
+    for each in hook.ours:
+        if each.name.startswith(prefix[:_KERNEL_NAME]):
+            fd = work.keep_open(links.fd_by_id(each.entry.link_id))
+            found.append(_Link(fd, links.info(fd)))
+    return found
+
+
+def _update(work: Workspace, step: Step, hook: TcxHook, link: _Link, program: Program, path: Path | None) -> None:
+    """Let a link run another program; `path` is where it is pinned."""
+    old = work.keep_program(link.info.program_id)
+    work.on_undo(step, partial(_update_back, work, hook, link.fd, old, path))
+    links.update(link.fd, program.fd)
+
+
+def _create(work: Workspace, step: Step, hook: TcxHook, program: Program, path: Path) -> None:
+    # An interruption may come before the kernel's answer: what is undone is found at the hook.
+    work.on_undo(step, partial(_remove_created, work, hook, program.id, path))
+    with enter(work.config.netns):
+        fd = work.keep_open(links.create(program.fd, hook.ifindex, tcx.TYPES[hook.direction]))
+    _pin(fd, path)
+
+
+def _remove_created(work: Workspace, hook: TcxHook, program_id: int, path: Path) -> None:
+    for found in _now(work, hook):
+        if found.entry.program_id == program_id and found.entry.link_id:
+            fd = work.keep_open(links.fd_by_id(found.entry.link_id))
+            links.detach(fd)
+    _remove_pin(path)
+
+
+def _now(work: Workspace, hook: TcxHook) -> tuple[TcxProgram, ...]:
+    return tcx.programs_if_there(work.config.netns, hook.ifindex, hook.direction)
+
+
+def _update_back(work: Workspace, hook: TcxHook, link: int, program: int, path: Path | None) -> None:
+    """Let a link run its old program again; if somebody has detached it meanwhile, a new one in its place does.
+
+    An interface that is gone took it from its hook: nothing to do.
+    """
+    try:
+        links.update(link, program)
+    except BpfError as error:
+        if error.errno != errno.ENOLINK:
+            raise
+        if path is None or not exists(work, hook.ifindex):
+            return
+        with enter(work.config.netns):
+            fd = work.keep_open(links.create(program, hook.ifindex, tcx.TYPES[hook.direction]))
+        path.unlink(missing_ok=True)
+        _pin(fd, path)
+
+
+def _pin(fd: int, path: Path) -> None:
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    bpf.obj_pin(fd, path)
+
+
+def _remove_pin(path: Path) -> None:
+    path.unlink(missing_ok=True)
+    remove_empty(path.parent)
+
+
+def _pin_again(pinned: _Pinned) -> None:
+    with suppress(FileNotFoundError):
+        if os.stat(pinned.path):
+            return
+    _pin(pinned.fd, pinned.path)

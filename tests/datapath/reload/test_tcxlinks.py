@@ -1,0 +1,285 @@
+"""tcxlinks.py: programs attached by tcx links, on a node: pins, updates in place, the way from tc and back, undo."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from datapath.base.bpftypes import MapType
+from datapath.endpoint import Attachment
+from datapath.errors import ReloadlabError
+from datapath.kernel import bpf, links, tcx
+from datapath.kernel.hooks import Direction, HookEmptied
+from datapath.kernel.links import NotALink
+from datapath.kernel.netns import enter
+from datapath.kernel.tcx import TcxMissing, TcxProgram
+from datapath.reload.step import Step
+from datapath.reload.tcxlinks import WithoutLink
+from datapath.reload.workspace import Workspace
+from lab.scenario.gate import Gate
+from lab.system.tools import run
+from tests.datapath import support
+from tests.datapath.support import Injected, Rig
+from tests.lab.wires import ip
+
+INGRESS, EGRESS = Direction.INGRESS, Direction.EGRESS
+BPF_F_BEFORE = 8
+TC, TCX = Attachment.TC, Attachment.TCX
+
+pytestmark = [
+    pytest.mark.privileged,
+    pytest.mark.skipif(os.geteuid() == 0 and not tcx.is_supported(), reason="no tcx before Linux 6.6"),
+]
+
+
+@pytest.fixture
+def rig(templates: Path) -> Iterator[Rig]:
+    with support.rig(templates, pods=1, devices=("eth0",), changes={"attach": TCX}) as made:
+        yield made
+
+
+@pytest.fixture
+def lxc(rig: Rig) -> str:
+    return rig.node.pod("pod-1").ifname
+
+
+@pytest.fixture
+def pins(rig: Rig) -> Path:
+    return rig.config.endpoint_links(rig.node.pod("pod-1").endpoint_id)
+
+
+def at(rig: Rig, ifname: str, direction: Direction = INGRESS) -> tuple[TcxProgram, ...]:
+    return tcx.programs(rig.config.netns, rig.netlink.ifindex(ifname), direction)
+
+
+def pinned_id(path: Path) -> int:
+    with links.pinned(path) as fd:
+        assert fd is not None, f"{path} is not pinned"
+        return links.info(fd).id
+
+
+def attach_by_hand(stack: ExitStack, rig: Rig, ifname: str, *, name: str, first: bool = False) -> int:
+    """Attach a program to the ingress hook by a link that lives until the test ends; return the link's descriptor."""
+    insns = b"\xb7\0\0\0\xff\xff\xff\xff\x95\0\0\0\0\0\0\0"  # return TCX_NEXT
+    program = bpf.prog_load(3, insns, "GPL", name=name)
+    assert program >= 0
+    stack.callback(os.close, program)
+    ifindex = rig.netlink.ifindex(ifname)
+    with enter(rig.config.netns):
+        link = links.create(program, ifindex, links.AttachType.TCX_INGRESS, flags=BPF_F_BEFORE if first else 0)
+    stack.callback(os.close, link)
+    return link
+
+
+def fails_unchanged(rig: Rig, error: type[ReloadlabError], *, routes: bool = False, gate: Gate | None = None) -> str:
+    """Reload pod-1, which must fail and change nothing; return the message."""
+    before = rig.state()
+    with pytest.raises(error) as info:
+        rig.reload("pod-1", routes=routes, observer=gate)
+    assert before.differences(rig.state()) == []
+    return str(info.value)
+
+
+def injected(rig: Rig, *, routes: bool = False) -> None:
+    fails_unchanged(rig, Injected, routes=routes, gate=Gate(support.inject, before="commit"))
+
+
+def test_a_link_is_pinned_and_takes_the_next_program_in_place(rig: Rig, lxc: str, pins: Path) -> None:
+    first = rig.reload("pod-1", routes=True)
+    made = {program: pinned_id(pins / program) for program in ("cil_from_container", "cil_to_container")}
+    second = rig.reload("pod-1", routes=True)
+    assert {program: pinned_id(pins / program) for program in made} == made
+    for outcome, direction in ((second, INGRESS), (second, EGRESS)):
+        (found,) = at(rig, lxc, direction)
+        (attached,) = (each for each in outcome.attached if each.direction == str(direction))
+        assert (found.entry.program_id, attached.attachment) == (attached.program_id, TCX)
+        assert found.entry.link_id == made[attached.program]
+        assert rig.attached(lxc, direction) == ()
+    assert {each.program_id for each in first.attached}.isdisjoint(each.program_id for each in second.attached)
+
+
+@pytest.mark.parametrize("routes", [False, True], ids=["off", "on"])
+def test_from_tc_to_tcx_and_back(rig: Rig, lxc: str, pins: Path, routes: bool) -> None:
+    """After each step a hook has a program; where it has a link and a filter, both run the same."""
+    seen: set[int] = set()
+
+    def look(step: Step, work: Workspace) -> None:
+        filters = [found.program_id for found in rig.attached(lxc, INGRESS)]
+        seen.add(len({*filters, *(found.entry.program_id for found in at(rig, lxc))}))
+
+    rig.configure(attach=TC)
+    rig.reload("pod-1", routes=routes)
+    for attach, counts in ((TCX, (1, 0)), (TC, (0, 1))):
+        rig.configure(attach=attach)
+        rig.reload("pod-1", routes=routes, observer=Gate(look, after="*"))
+        assert seen == {1}
+        assert (len(at(rig, lxc)), len(rig.attached(lxc, INGRESS))) == counts
+        assert (len(at(rig, lxc, EGRESS)), len(rig.attached(lxc, EGRESS))) == (counts if routes else (0, 0))
+        assert pins.exists() == (attach is TCX)
+
+
+@pytest.mark.parametrize("there", [None, TC, TCX], ids=["first load", "tc", "tcx"])
+@pytest.mark.parametrize("wanted", [TC, TCX], ids=["to tc", "to tcx"])
+def test_a_failed_reload_leaves_everything_as_it_was(rig: Rig, there: Attachment | None, wanted: Attachment) -> None:
+    if there is not None:
+        rig.configure(attach=there)
+        rig.reload("pod-1", routes=True)
+    rig.configure(attach=wanted)
+    for routes in (True, False):
+        injected(rig, routes=routes)
+
+
+def test_the_order_of_a_hook_is_that_before_the_failure(rig: Rig, lxc: str) -> None:
+    """A link that comes back to a hook has its place there again: before the programs of others that it was before."""
+    with ExitStack() as stack:
+        rig.reload("pod-1")
+        attach_by_hand(stack, rig, lxc, name="acme_first", first=True)
+        attach_by_hand(stack, rig, lxc, name="acme_last")
+        before = [found.name for found in at(rig, lxc)]
+        assert before == ["acme_first", "cil_from_contai", "acme_last"]
+        for attach in (TC, TCX):
+            rig.configure(attach=attach)
+            injected(rig)
+            assert [found.name for found in at(rig, lxc)] == before
+
+
+def test_a_pinned_link_of_an_interface_that_is_gone_is_made_anew(rig: Rig, lxc: str, pins: Path) -> None:
+    path = pins / "cil_from_container"
+    with ExitStack() as stack:
+        ip(str(rig.config.netns), "link", "add", "old0", "type", "bridge")
+        link = attach_by_hand(stack, rig, "old0", name="cil_from_container")
+        pins.mkdir(parents=True)
+        bpf.obj_pin(link, path)
+        stale = links.info(link).id
+        ip(str(rig.config.netns), "link", "delete", "old0")
+        injected(rig)
+        assert pinned_id(path) == stale
+    rig.reload("pod-1")
+    assert [found.entry.link_id for found in at(rig, lxc)] == [pinned_id(path)] != [stale]
+
+
+def test_a_link_that_has_lost_its_pin_is_taken_over(rig: Rig, lxc: str, pins: Path) -> None:
+    """A BPF file system is mounted anew over the old one: no second link comes (cilium issue 47847)."""
+    rig.reload("pod-1")
+    (before,) = at(rig, lxc)
+    run(["mount", "-t", "bpf", "bpf", str(rig.config.bpffs)])
+    try:
+        injected(rig)
+        rig.reload("pod-1")
+        (found,) = at(rig, lxc)
+        assert found.entry.link_id == before.entry.link_id == pinned_id(pins / "cil_from_container")
+        assert found.entry.program_id != before.entry.program_id
+    finally:
+        run(["umount", str(rig.config.bpffs)])
+
+
+@pytest.mark.parametrize("attach", [TC, TCX])
+def test_of_several_links_of_ours_one_remains(rig: Rig, lxc: str, attach: Attachment) -> None:
+    rig.reload("pod-1")
+    with ExitStack() as stack:
+        attach_by_hand(stack, rig, lxc, name="cil_from_container", first=True)
+        rig.configure(attach=attach)
+        injected(rig)
+        assert len(at(rig, lxc)) == 2
+        rig.reload("pod-1")
+        assert (len(at(rig, lxc)), len(rig.attached(lxc, INGRESS))) == ((1, 0) if attach is TCX else (0, 1))
+
+
+@pytest.mark.parametrize("attach", [TC, TCX])
+def test_a_program_of_others_that_runs_before_ours_is_named(rig: Rig, lxc: str, attach: Attachment) -> None:
+    rig.configure(attach=attach)
+    assert rig.reload("pod-1").warnings == ()
+    with ExitStack() as stack:
+        attach_by_hand(stack, rig, lxc, name="acme", first=True)
+        (theirs,) = (found for found in at(rig, lxc) if not found.is_ours)
+        words = "runs before cil_from_container, which sees only what that passes on"
+        for _ in range(2):
+            assert rig.reload("pod-1").warnings == (f"{lxc} ingress: tcx program {theirs} {words}",)
+        assert theirs in at(rig, lxc)
+
+
+def test_what_runs_behind_ours_is_no_warning(rig: Rig, lxc: str) -> None:
+    rig.reload("pod-1")
+    with ExitStack() as stack:
+        attach_by_hand(stack, rig, lxc, name="acme")
+        assert rig.reload("pod-1").warnings == ()
+
+
+def test_a_pin_that_is_no_link_is_refused(rig: Rig, pins: Path) -> None:
+    pins.mkdir(parents=True)
+    fd = bpf.map_create(MapType.HASH, 4, 4, 1)
+    bpf.obj_pin(fd, pins / "cil_from_container")
+    os.close(fd)
+    assert fails_unchanged(rig, NotALink) == f"{pins}/cil_from_container is no BPF link: remove it"
+
+
+def test_a_program_of_ours_without_a_link_is_refused(rig: Rig, lxc: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """BPF_PROG_ATTACH, which nothing here does; what the kernel tells of it is a link number 0."""
+    with ExitStack() as stack:
+        attach_by_hand(stack, rig, lxc, name="cil_from_container")
+        query = links.query
+
+        def without_links(ifindex: int, attach_type: links.AttachType) -> tuple[links.Entry, ...]:
+            return tuple(replace(entry, link_id=0) for entry in query(ifindex, attach_type))
+
+        (ours,) = at(rig, lxc)
+        monkeypatch.setattr(links, "query", without_links)
+        message = fails_unchanged(rig, WithoutLink)
+    assert message == f"{lxc} ingress: {ours} is attached by tcx without a link: detach it"
+
+
+@pytest.mark.parametrize("there", [None, TC, TCX], ids=["first load", "tc", "tcx"])
+def test_no_success_is_reported_over_an_empty_hook(rig: Rig, lxc: str, there: Attachment | None) -> None:
+    """Somebody detaches the link between the attach and the commit."""
+    if there is not None:
+        rig.configure(attach=there)
+        rig.reload("pod-1")
+    rig.configure(attach=TCX)
+
+    def detach(step: Step, work: Workspace) -> None:
+        (found,) = at(rig, lxc)
+        fd = links.fd_by_id(found.entry.link_id)
+        links.detach(fd)
+        os.close(fd)
+
+    before = rig.state()
+    with pytest.raises(HookEmptied, match=f"{lxc} ingress: cil_from_container is not attached any more"):
+        rig.reload("pod-1", observer=Gate(detach, before="commit"))
+    assert before.differences(rig.state()) == []
+    rig.reload("pod-1")
+    assert len(at(rig, lxc)) == 1
+
+
+def test_devices_lose_their_links_and_pins(rig: Rig) -> None:
+    """A device with a dot in its name leaves the list, and one is gone; no directory of links is left of them."""
+    for name in ("d0.100", "d1"):
+        ip(str(rig.config.netns), "link", "add", name, "type", "bridge")
+    rig.configure(devices=("eth0", "d0.100", "d1"))
+    rig.reload("host")
+    assert [found.name for found in at(rig, "d0.100")] == ["cil_from_netdev"]
+    assert sorted(os.listdir(rig.config.devices_links)) == ["cilium_host", "cilium_net", "d0-100", "d1", "eth0"]
+    ip(str(rig.config.netns), "link", "delete", "d1")
+    rig.configure(devices=("eth0",))
+    rig.reload("host")
+    assert at(rig, "d0.100") == ()
+    assert sorted(os.listdir(rig.config.devices_links)) == ["cilium_host", "cilium_net", "eth0"]
+
+
+def test_unload_takes_links_and_pins_away(rig: Rig, lxc: str, pins: Path) -> None:
+    endpoint = rig.endpoint("pod-1")
+    rig.reload("pod-1", routes=True)
+    rig.loader.unload(endpoint, forget=lambda: None)
+    assert (at(rig, lxc), at(rig, lxc, EGRESS)) == ((), ())
+    assert not pins.parent.exists()
+
+
+def test_tcx_is_demanded_of_a_kernel_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tcx, "is_supported", lambda: False)
+    assert [tcx.chosen(wanted) for wanted in (Attachment.AUTO, TC)] == [TC, TC]
+    with pytest.raises(TcxMissing, match="the kernel has no tcx"):
+        tcx.chosen(TCX)
