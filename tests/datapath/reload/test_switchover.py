@@ -564,7 +564,7 @@ class TestCommit:
         assert there["write object"] == (False, True)
         assert there["detach egress"] == (False, True)
         assert there["commit"] == (True, False)
-        assert sorted(p.name for p in path.parent.iterdir()) == ["bpf_lxc.o", "connections", "lock"]
+        assert sorted(p.name for p in path.parent.iterdir()) == ["bpf_lxc.o", "connections", "ep_config.h", "lock"]
 
     @pytest.mark.parametrize("first", [True, False], ids=["first load", "reload"])
     def test_second_of_several_objects_cannot_be_published(self, rig: Rig, first: bool) -> None:
@@ -583,7 +583,7 @@ class TestCommit:
         rig.reload("host")
         assert rig.dead_calls() == []
         files = sorted(path.name for path in (rig.config.state / "1").iterdir())
-        assert files == ["bpf_host.o", "bpf_host_cilium_net.o", "bpf_netdev_eth0.o", "lock"]
+        assert files == ["bpf_host.o", "bpf_host_cilium_net.o", "bpf_netdev_eth0.o", "ep_config.h", "lock"]
 
     def test_old_calls_maps_are_emptied_and_new_ones_used(self, rig: Rig) -> None:
         """Nothing of the reload keeps an old array alive: not a descriptor, not a pin."""
