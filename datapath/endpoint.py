@@ -95,7 +95,7 @@ class DatapathConfig:
     `library` holds the C sources, `state` the endpoints' directories, `bpffs` is the mount point of the node's own BPF
     file system, `netns` the path of its network namespace. Nodes may share a directory of templates,
     `shared_templates`; else they are in `state`. `object_cache` is a directory of compiled objects that all nodes and
-    runs have in common (None: there is none).
+    runs have in common (None: there is none). Programs that nothing reaches are loaded only with `all_programs`.
     `devices` are the native devices (option devices), `egress_devices` whether they get cil_to_netdev as well
     (AreDevicesRequired), `filter_priority` is option bpf-filter-priority (0 means 1). `attach` is how programs are
     attached (tc, as at the reference commit; its successors prefer tcx).
@@ -114,6 +114,7 @@ class DatapathConfig:
     shared_templates: Path | None = None
     object_cache: Path | None = None
     attach: Attachment = Attachment.TC
+    all_programs: bool = False
 
     @property
     def templates(self) -> Path:

@@ -30,8 +30,9 @@ from datapath.build.objectcache import ObjectCache
 from datapath.build.sources import SourceTree
 from datapath.endpoint import DatapathConfig, Endpoint, NodeConfig
 from datapath.errors import CompileError, ObjectError
+from datapath.object.reachability import pruned
 from datapath.object.reader import ObjectImage, read_object
-from datapath.object.spec import Substitution
+from datapath.object.spec import CollectionSpec, Substitution
 
 _ATTEMPTS = 3
 """How often a template's directory may vanish under a compilation before that is an error."""
@@ -72,6 +73,13 @@ class Template:
     path: Path
     image: ObjectImage
     verify_times: VerifyTimes = field(compare=False)
+    _parts: dict[tuple[str, ...], CollectionSpec] = field(default_factory=dict, compare=False, repr=False)
+
+    def reached(self, entries: tuple[str, ...]) -> CollectionSpec:
+        """Return what has to be loaded if these programs are attached: them, and all that is reached from them."""
+        if entries not in self._parts:
+            self._parts[entries] = pruned(self.image.spec, entries)
+        return self._parts[entries]
 
     def substitution(self, endpoint: Endpoint) -> Substitution:
         """Return what makes this template's object the endpoint's, with the policy programs that it really has."""

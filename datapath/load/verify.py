@@ -15,6 +15,7 @@ from datapath.kernel.map import Map
 from datapath.load.maps import load_maps
 from datapath.load.programs import Loading, Program, data_words
 from datapath.load.types import TypeStore
+from datapath.object.reachability import ways
 from datapath.object.reader import ObjectImage
 from datapath.object.spec import CollectionSpec, ProgramSpec
 
@@ -120,6 +121,8 @@ def _create_maps(spec: CollectionSpec, stack: ExitStack, types: TypeStore) -> tu
 
 def _notes(spec: CollectionSpec, types: TypeStore) -> Iterator[str]:
     yield from spec.problems
+    if alone := [name for name, starts in ways(spec).items() if not starts]:
+        yield f"nothing leads to {', '.join(alone)}: a reload leaves out what is not reached"
     refused = types.refusal(spec)
     if refused is not None:
         yield f"the kernel refuses the object's BTF, programs were loaded without: {refused}"

@@ -14,15 +14,18 @@ _ARRAY, _SLOT = 2, 3
 _MOV_IMM, _MOV32_IMM, _LD_IMM64 = 0xB7, 0xB4, 0x18
 _JA, _JA32, _CALL, _EXIT = 0x05, 0x06, 0x85, 0x95
 _CLASS, _JMP, _JMP32 = 0x07, 0x05, 0x06
+_STX, _MODE, _ATOMIC = 0x03, 0xE0, 0xC0
+"""An atomic operation may fetch what was there, into its source."""
+_LAST_ARGUMENT = 5
 _WRITES = (0x00, 0x01, 0x04, 0x07)
 """Instruction classes that set their destination: BPF_LD, BPF_LDX, BPF_ALU, BPF_ALU64."""
 
 
 @dataclass(frozen=True, slots=True)
 class TailCall:
-    """A tail call: the name of the program array, and the slot, None if that is known only when the program runs."""
+    """A tail call: the name of the program array, and the slot; None for what only the running program knows."""
 
-    map: str
+    map: str | None
     slot: int | None
 
 
@@ -30,14 +33,13 @@ def tail_calls(program: ProgramSpec) -> Iterator[TailCall]:
     """Yield the tail calls of a program, once for each slot that one instruction may lead to."""
     maps = dict(program.map_refs)
     for arrays, slots in _calls(program.insns):
-        for array in arrays:
-            if array in maps:
-                yield from (TailCall(maps[array], slot) for slot in slots)
+        for name in dict.fromkeys(None if array is None else maps.get(array) for array in arrays):
+            yield from (TailCall(name, slot) for slot in slots)
 
 
 @lru_cache(maxsize=1024)
-def _calls(insns: bytes) -> tuple[tuple[tuple[int, ...], tuple[int | None, ...]], ...]:
-    """Return the instructions that load the array of each tail call, and its slots.
+def _calls(insns: bytes) -> tuple[tuple[tuple[int | None, ...], tuple[int | None, ...]], ...]:
+    """Return the instructions that load the array of each tail call, and its slots; None for what is not seen.
 
     Endpoints of one template have the same instructions: their constants are written in later.
     """
@@ -47,7 +49,8 @@ def _calls(insns: bytes) -> tuple[tuple[tuple[int, ...], tuple[int | None, ...]]
     while at >= 0:
         if at % INSN_SIZE == 0:
             index = at // INSN_SIZE
-            slots = dict.fromkeys(_constant(insns, writer) for writer in _writers(insns, before, index, _SLOT))
+            writers = _writers(insns, before, index, _SLOT)
+            slots = dict.fromkeys(None if writer is None else _constant(insns, writer) for writer in writers)
             found.append((tuple(_writers(insns, before, index, _ARRAY)), tuple(slots)))
         at = insns.find(_TAIL_CALL, at + 1)
     return tuple(found)
@@ -70,20 +73,34 @@ def _predecessors(insns: bytes) -> dict[int, list[int]]:
     return found
 
 
-def _writers(insns: bytes, before: dict[int, list[int]], index: int, register: int) -> Iterator[int]:
-    """Yield the instructions that may have set a register last when the one at `index` is reached."""
+def _writers(insns: bytes, before: dict[int, list[int]], index: int, register: int) -> Iterator[int | None]:
+    """Yield the instructions that may have set a register last when the one at `index` is reached.
+
+    None stands for whoever has called the function in which it was not set.
+    """
     seen: set[int] = set()
-    todo = list(before.get(index, ()))
+    todo = [index]
     while todo:
         current = todo.pop()
-        if current in seen:
-            continue
-        seen.add(current)
-        code, registers = insns[current * INSN_SIZE], insns[current * INSN_SIZE + 1]
-        if code & _CLASS in _WRITES and registers & 0xF == register:
-            yield current
-        else:
-            todo += before.get(current, ())
+        if not before.get(current):
+            yield None
+        for earlier in before.get(current, ()):
+            if earlier in seen:
+                continue
+            seen.add(earlier)
+            if _writes(insns, earlier, register):
+                yield earlier
+            else:
+                todo.append(earlier)
+
+
+def _writes(insns: bytes, index: int, register: int) -> bool:
+    code, registers = insns[index * INSN_SIZE : index * INSN_SIZE + 2]
+    if code == _CALL:
+        return register <= _LAST_ARGUMENT  # nothing is left of what they held
+    if code & _CLASS == _STX:
+        return code & _MODE == _ATOMIC and registers >> 4 == register
+    return code & _CLASS in _WRITES and registers & 0xF == register
 
 
 def _constant(insns: bytes, index: int) -> int | None:

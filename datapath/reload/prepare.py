@@ -64,7 +64,7 @@ class WriteObject(Step):
                 raise ProgramNotFound(self.object.name, program, sorted(image.spec.programs))
         work.on_undo(self, self.object.discard)
         self.object.write(*image.pieces(substitution, strict=False))
-        spec = image.spec.substitute(substitution, strict=False)
+        spec = work.wanted(template, self.programs).substitute(substitution, strict=False)
         work.objects[self.object.name] = LoadedObject(spec, own_maps=frozenset(substitution.names.values()))
 
 
@@ -154,7 +154,7 @@ class LoadPrograms(Step):
     name = "load programs"
 
     def describe(self) -> str:
-        return f"load every program of {self.target}; the verifier may refuse"
+        return f"load the programs of {self.target} that packets can reach; the verifier may refuse"
 
     def apply(self, work: Workspace) -> None:
         collection = work.objects[self.target].collection

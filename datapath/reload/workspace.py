@@ -92,6 +92,10 @@ class Workspace:
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
         self._stack.close()
 
+    def wanted(self, template: Template, entries: tuple[str, ...]) -> CollectionSpec:
+        """Return what of a template is loaded, if these programs are attached."""
+        return template.image.spec if self.config.all_programs else template.reached(entries)
+
     def keep_open(self, fd: int) -> int:
         """Close `fd` when the reload ends, and return it."""
         self._stack.callback(os.close, fd)

@@ -44,7 +44,7 @@ class Options:
     """What a lab keeps.
 
     The C sources (None: ours), the macros, the compiler (None: the usual), the priority of filters, the loader (None:
-    the built-in one), how programs are attached.
+    the built-in one), how programs are attached, whether those that nothing reaches are loaded as well.
     """
 
     library: str | None = None
@@ -53,6 +53,7 @@ class Options:
     filter_priority: int = 1
     loader: LoaderCommand | None = None
     attach: Attachment = Attachment.TC
+    all_programs: bool = False
 
     @classmethod
     def kept(cls, node: Node) -> Self:
@@ -76,6 +77,7 @@ class Options:
         filter_priority: int | None = None,
         loader: str | None = None,
         attach: Attachment | None = None,
+        all_programs: bool | None = None,
     ) -> Self:
         """Return these options with the given ones in their place; relative paths are made absolute.
 
@@ -89,6 +91,7 @@ class Options:
             filter_priority=self.filter_priority if filter_priority is None else filter_priority,
             loader=self.loader if loader is None else find_loader(loader),
             attach=self.attach if attach is None else attach,
+            all_programs=self.all_programs if all_programs is None else all_programs,
         )
 
 
@@ -120,4 +123,5 @@ def open_agent(node: Node, options: Options, *, verifiers: int | None = None) ->
         filter_priority=options.filter_priority,
         loader=options.loader,
         attach=options.attach,
+        all_programs=options.all_programs,
     )

@@ -64,6 +64,7 @@ class NestedReload(ReloadlabError):
 class Reloader:
     """A context manager around the loader of one node.
 
+    `all_programs` loads those that nothing reaches as well.
     `defines` are further macros for every program, as -D options; `library` the C sources, ours by default, `clang` the
     compiler, `templates` a directory that nodes share, so that each template is compiled once for all of them. `change`
     is applied to every plan: so a test can give the agent a faulty loader. `on_outcome` hears of every reload that
@@ -88,6 +89,7 @@ class Reloader:
         on_compile: Callable[..., None] | None = None,
         loader: LoaderCommand | None = None,
         attach: Attachment = Attachment.TC,
+        all_programs: bool = False,
     ) -> None:
         self.node = node
         config = node.datapath_config(library=library, clang=clang)
@@ -98,6 +100,7 @@ class Reloader:
             shared_templates=templates,
             object_cache=cache_directory(),
             attach=chosen(attach),
+            all_programs=all_programs,
         )
         self.loader = Loader(self.config, verifiers=verifiers, on_new_map=self._fill, on_compile=on_compile)
         self.external = None if loader is None else LoaderClient(loader, self._describe)

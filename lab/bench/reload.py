@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -72,10 +72,14 @@ class SystemCallTime:
 
 @dataclass(slots=True)
 class ReloadReport:
-    """All results. `others` is the share of the CPUs that other processes had meanwhile."""
+    """All results. `others` is the share of the CPUs that other processes had meanwhile.
+
+    Of the object's `programs`, `reached` are reached from the hooks: the pipeline leaves the others out.
+    """
 
     object: str
     programs: int
+    reached: int
     instructions: int
     hooks: tuple[str, ...]
     rows: list[Measurement] = field(default_factory=list)
@@ -113,6 +117,7 @@ def measure_reload(options: ReloadOptions, progress: Progress) -> ReloadReport:
         progress("compiling")
         ours = _node(stack, options, "ours", max(options.pods, 2))
         alone = _agent(stack, options, ours, template, verifiers=1)
+        whole = _agent(stack, options, ours, template, verifiers=1, all_programs=True)
         parallel = _agent(stack, options, ours, template, verifiers=options.verifiers)
         pods = [pod.name for pod in ours.pods]
         pipelines = [
@@ -121,11 +126,14 @@ def measure_reload(options: ReloadOptions, progress: Progress) -> ReloadReport:
         ]
         if template is None:
             template = alone.loader.templates.fetch(alone.endpoint(pods[0]))
-        report = _report(template)
-        floor = _floor(stack, options, template)
+        report = _report(template, _hooks(options, template))
+        floors = [_floor(stack, options, template)]
+        if report.reached < report.programs:
+            pipelines.append(_Pipeline("pipeline, all programs, in 1 thread", whole, pods[0]))
+            floors.append(_floor(stack, options, template, all_programs=True))
         tc, refusal = _tc(stack, options, template)
         background = BackgroundLoad()
-        rows = run_in_turns([floor, *(TimedCall(p.name, p.run) for p in pipelines), *tc], options.rounds, progress)
+        rows = run_in_turns([*floors, *(TimedCall(p.name, p.run) for p in pipelines), *tc], options.rounds, progress)
         report.others = background.share()
         report.rows = rows + ([Measurement("tc filter replace, same object", (), refusal)] if refusal else [])
         report.steps = _steps(pipelines[0].outcomes[-options.rounds :])
@@ -135,18 +143,34 @@ def measure_reload(options: ReloadOptions, progress: Progress) -> ReloadReport:
     return report
 
 
-def _report(template: Template) -> ReloadReport:
-    programs = template.image.spec.programs.values()
-    hooks = tuple(f"{program} {direction}" for direction, program in entry_programs(template.image).items())
-    return ReloadReport(str(template.path), len(programs), sum(p.instructions for p in programs), hooks)
+def _report(template: Template, attached: Mapping[Direction, str]) -> ReloadReport:
+    programs, reached = template.image.spec.programs, template.reached(tuple(attached.values())).programs
+    hooks = tuple(f"{program} {direction}" for direction, program in attached.items())
+    instructions = sum(p.instructions for p in programs.values())
+    return ReloadReport(str(template.path), len(programs), len(reached), instructions, hooks)
 
 
 def _node(stack: ExitStack, options: ReloadOptions, name: str, pods: int) -> Node:
     return stack.enter_context(Node(NodeSpec(f"bench-{name}", pods=pods, endpoint_routes=options.endpoint_routes)))
 
 
-def _agent(stack: ExitStack, options: ReloadOptions, node: Node, template: Template | None, *, verifiers: int) -> Agent:
-    agent = Agent(node, library=options.library, defines=options.defines, verifiers=verifiers, attach=options.attach)
+def _agent(
+    stack: ExitStack,
+    options: ReloadOptions,
+    node: Node,
+    template: Template | None,
+    *,
+    verifiers: int,
+    all_programs: bool = False,
+) -> Agent:
+    agent = Agent(
+        node,
+        library=options.library,
+        defines=options.defines,
+        verifiers=verifiers,
+        attach=options.attach,
+        all_programs=all_programs,
+    )
     if template is not None:
         agent.change = lambda plan: plan_with_object(template, plan)
     return stack.enter_context(agent)
@@ -161,10 +185,10 @@ def _loaded(stack: ExitStack, options: ReloadOptions, name: str, template: Templ
     return agent, pipeline.plan()
 
 
-def _own_spec(template: Template, plan: Plan) -> CollectionSpec:
-    """Return the object's specification with the constants and names of the plan's endpoint."""
+def _own_spec(template: Template, plan: Plan, spec: CollectionSpec) -> CollectionSpec:
+    """Return what the template asks for with the constants and names of the plan's endpoint."""
     write = next(step for step in plan.steps if isinstance(step, WriteObject))
-    return template.image.spec.substitute(write.object.substitution(template), strict=False)
+    return spec.substitute(write.object.substitution(template), strict=False)
 
 
 def _hooks(options: ReloadOptions, template: Template) -> dict[Direction, str]:
@@ -172,19 +196,21 @@ def _hooks(options: ReloadOptions, template: Template) -> dict[Direction, str]:
     return found if options.endpoint_routes else {d: p for d, p in found.items() if d is Direction.INGRESS}
 
 
-def _floor(stack: ExitStack, options: ReloadOptions, template: Template) -> TimedCall:
-    agent, plan = _loaded(stack, options, "floor", template)
-    node = agent.node
-    hooks = tuple(Hook(program, direction) for direction, program in _hooks(options, template).items())
-    spec = _own_spec(template, plan)
+def _floor(stack: ExitStack, options: ReloadOptions, template: Template, *, all_programs: bool = False) -> TimedCall:
+    agent, plan = _loaded(stack, options, "whole" if all_programs else "floor", template)
+    node, attached = agent.node, _hooks(options, template)
+    hooks = tuple(Hook(program, direction) for direction, program in attached.items())
+    wanted = template.image.spec if all_programs else template.reached(tuple(attached.values()))
+    spec = _own_spec(template, plan, wanted)
     floor = Floor(spec, agent.config.globals, node.netns(NODE), node.pods[0].ifname, hooks)
-    return TimedCall("floor: the bare system calls", stack.enter_context(floor).run)
+    name = "floor: the bare system calls" + (", all programs" if all_programs else "")
+    return TimedCall(name, stack.enter_context(floor).run)
 
 
 def _tc(stack: ExitStack, options: ReloadOptions, template: Template) -> tuple[list[TimedCall], str]:
     """Return the variants that tc can run, and its message if it refuses the object as a whole."""
     agent, plan = _loaded(stack, options, "tc", template)
-    node, spec = agent.node, _own_spec(template, plan)
+    node, spec = agent.node, _own_spec(template, plan, template.image.spec)
     pod, hooks = node.pods[0], _hooks(options, template)
     mounts.bind_mount(str(agent.config.bpffs), BPFFS)
     stack.callback(mounts.umount, BPFFS)

@@ -28,6 +28,11 @@ def add_datapath_options(parser: argparse.ArgumentParser, *, new: bool = False) 
     group.add_argument(
         "--verifiers", type=count, metavar="N", help="threads that load the programs of one object (all CPUs)"
     )
+    group.add_argument(
+        "--all-programs",
+        action=argparse.BooleanOptionalAction,
+        help="load also the programs of an object that nothing reaches, such as those of a hook where none is attached",
+    )
     parser.set_defaults(defaults=False)
     if not new:
         group.add_argument("--defaults", action="store_true", help="forget the options that the lab keeps")
@@ -102,6 +107,7 @@ def wanted_options(kept: Options, args: argparse.Namespace) -> Options:
         filter_priority=args.filter_priority,
         loader=args.loader,
         attach=args.attach,
+        all_programs=args.all_programs,
     )
 
 

@@ -18,7 +18,10 @@ def show(report: ReloadReport) -> None:
     """Print a report as tables."""
     hooks = ", ".join(report.hooks)
     name = Path(report.object).name
-    print(f"{name}: {report.programs} programs, {report.instructions:,} instructions; {hooks}\n")
+    print(
+        f"{name}: {report.programs} programs, {report.instructions:,} instructions; {report.reached} of them "
+        f"reached from {hooks}\n"
+    )
     print_table(_one(report))
     for row in report.rows:
         if row.refusal:
@@ -77,7 +80,12 @@ def to_json(report: ReloadReport) -> dict[str, Any]:
     """Return the report as JSON values: milliseconds, ratios to the first row (the floor)."""
     floor = report.rows[0]
     return {
-        "object": {"path": report.object, "programs": report.programs, "instructions": report.instructions},
+        "object": {
+            "path": report.object,
+            "programs": report.programs,
+            "reached": report.reached,
+            "instructions": report.instructions,
+        },
         "hooks": list(report.hooks),
         "other_processes": round(report.others, 3),
         "one": [_row_json(row, floor) for row in report.rows],

@@ -62,6 +62,7 @@ class TakeObject(Step):
     """Read an object file as it is."""
 
     object: ObjectFile
+    programs: tuple[str, ...]
     verify_times: dict[Kind, VerifyTimes]
 
     name = "take object"
@@ -74,10 +75,10 @@ class TakeObject(Step):
         image.spec.check()
         kind, endpoint = self.object.kind, self.object.endpoint
         times = self.verify_times.setdefault(kind, VerifyTimes())
-        work.template[kind] = Template("given", kind, self.object.path, image, times)
+        template = work.template[kind] = Template("given", kind, self.object.path, image, times)
         own = {name for name in image.spec.maps if is_calls_map(name)}
         own |= set() if endpoint is None else set(endpoint_maps(endpoint.id))
-        work.objects[self.object.name] = LoadedObject(image.spec, own_maps=frozenset(own))
+        work.objects[self.object.name] = LoadedObject(work.wanted(template, self.programs), own_maps=frozenset(own))
 
 
 class Pipeline:
@@ -151,7 +152,7 @@ class Pipeline:
             if isinstance(step, Compile):
                 return None
             if isinstance(step, WriteObject):
-                return TakeObject(step.target, given(step.object), self._verify_times)
+                return TakeObject(step.target, given(step.object), step.programs, self._verify_times)
             if isinstance(step, Commit):
                 return replace(step, objects=tuple(map(given, step.objects)))
             return step

@@ -28,8 +28,10 @@ THREADS = 2
 
 # Set before there are links: they inherit the defaults, which saves a write per link.
 _NO_DAD = (("ipv6/conf/default/accept_dad", "0"),)
-# Every packet that nobody listens for is refused, so that traffic can count on it; the kernel refuses few a second.
-_ALL_REFUSALS = (("ipv4/icmp_ratelimit", "0"), ("ipv6/icmp/ratelimit", "0"))
+# Every packet that nobody listens for is refused, so that traffic can count on it. The kernel limits the types of its
+# masks, for each receiver and, whatever icmp_ratelimit says, for all together (icmp_msgs_per_sec). No message has the
+# type 127.
+_ALL_REFUSALS = (("ipv4/icmp_ratemask", "0"), ("ipv6/icmp/ratemask", "127"))
 NODE_SYSCTLS = (
     *_NO_DAD,
     *_ALL_REFUSALS,

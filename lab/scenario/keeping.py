@@ -30,4 +30,12 @@ def _options_of(agent: Agent) -> Options:
     config = agent.config
     library = None if config.library == LIBRARY else str(config.library)
     loader = None if agent.external is None else agent.external.command
-    return Options(library, config.defines, config.clang, config.filter_priority, loader, config.attach)
+    return Options(
+        library,
+        config.defines,
+        config.clang,
+        config.filter_priority,
+        loader,
+        config.attach,
+        config.all_programs,
+    )

@@ -49,6 +49,7 @@ AGENT: Kinds = {
     "filter_priority": (int,),
     "loader": (str, NoneType),
     "attach": (str,),
+    "all_programs": (bool,),
     "on_compile": (Callable, NoneType),  # type: ignore[dict-item]
 }
 """Options of Agent, in `agent`."""

@@ -27,6 +27,7 @@ from datapath.kernel.map import Map
 from datapath.kernel.uapi import TestRun
 from datapath.load.collection import Collection
 from datapath.load.programs import Program
+from datapath.object.reachability import pruned
 from datapath.object.reader import ObjectImage, read_object
 from datapath.object.spec import CollectionSpec
 from lab.abi import layouts, policymap
@@ -214,13 +215,20 @@ def mark_of(result: TestRun) -> int:
 
 @contextmanager
 def loaded(
-    build: Build, *, allow: bool = True, pin_dir: Path | None = None, generation: int = POD.generation
+    build: Build,
+    *,
+    allow: bool = True,
+    pin_dir: Path | None = None,
+    generation: int = POD.generation,
+    entries: tuple[str, ...] = (),
 ) -> Iterator[Datapath]:
     """Load an object, all of its tail calls in place, with a policy that allows everything or nothing.
 
-    Objects with the same `pin_dir` share their pinned maps, and so reach each other's policy programs.
+    Objects with the same `pin_dir` share their pinned maps, and so reach each other's policy programs. With `entries`
+    nothing is loaded that is not reached from them.
     """
-    with Collection.load(_small(spec_of(build, generation)), pin_dir=pin_dir) as collection:
+    spec = spec_of(build, generation)
+    with Collection.load(_small(pruned(spec, entries) if entries else spec), pin_dir=pin_dir) as collection:
         datapath = Datapath(collection)
         for name in collection.maps if allow else ():
             if name.startswith("cilium_policy_"):

@@ -189,6 +189,41 @@ def test_the_host(program: str, firewall: bool) -> None:
                 assert verdict == PASS
 
 
+WAYS = [
+    (Build("bpf_lxc.c"), ("cil_from_container",), 14),
+    (Build("bpf_lxc.c", endpoint_routes=True), ("cil_from_container", "cil_to_container"), 19),
+    (Build("bpf_host.c"), ("cil_to_host", "cil_from_host"), 4),
+    (Build("bpf_host.c"), ("cil_to_host",), 1),
+    (Build("bpf_host.c"), ("cil_from_netdev", "cil_to_netdev"), 4),
+    (Build("bpf_host.c", defines=(("ENABLE_HOST_FIREWALL", "1"),)), ("cil_from_netdev",), 4),
+    (Build("bpf_overlay.c"), ("cil_from_overlay", "cil_to_overlay"), 4),
+]
+
+
+@pytest.mark.parametrize(("build", "entries", "programs"), WAYS, ids=[f"{b.source} {'+'.join(e)}" for b, e, _ in WAYS])
+def test_what_is_not_reached_is_not_missed(build: Build, entries: tuple[str, ...], programs: int) -> None:
+    """The same verdicts and packets, by the same programs, and the same drops, as with all programs of the object."""
+    with loaded(build) as whole, loaded(build, entries=entries) as part:
+        assert len(part.collection.programs) == programs
+        for number, entry in enumerate(entries):
+            frames_in = (OUT, IN, seeds(WORLD4, WORLD6, ROUTER4, GATEWAY6))
+            for frame in malformed(random.Random(number), [frame for bases in frames_in for frame in bases]):
+                results = [_result(datapath, entry, frame) for datapath in (whole, part)]
+                assert results[0] == results[1], frame.hex()
+        assert part.hits() == whole.hits()
+        assert part.metrics() == whole.metrics()
+
+
+def _result(datapath: Datapath, program: str, frame: bytes) -> tuple[int, bytes] | None:
+    try:
+        result = datapath.run(program, frame)
+    except BpfError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        return None
+    return result.retval, result.data
+
+
 @pytest.mark.parametrize("program", ["cil_from_overlay", "cil_to_overlay"])
 def test_the_overlay(program: str) -> None:
     """Without a tunnel key no IP comes out of the tunnel."""

@@ -268,7 +268,7 @@ class Pods:
             return found.keys() >= set(reasons)
 
         until(counted, f"drops for {reasons} wanted")
-        assert found.keys() == set(reasons)
+        assert found.keys() == set(reasons), found
 
     def reload(self) -> None:
         """Reload both pods and the host."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from datapath.base.bpftypes import MapType, ProgType
+from datapath.object.reachability import ways
 from lab.cli.tables import add_row, make_table, print_table
 from lab.cli.targets import print_json
 
@@ -50,10 +51,11 @@ def run(args: argparse.Namespace) -> int:
 
 def document(spec: CollectionSpec) -> dict[str, Any]:
     """Return the object as JSON values: lists `programs`, `maps`, `constants`, `problems`; `path`, `license`."""
+    starts = ways(spec)
     return {
         "path": spec.path,
         "license": spec.license,
-        "programs": [_program_document(p) for p in spec.programs.values()],
+        "programs": [_program_document(p) | {"reached_from": list(starts[p.name])} for p in spec.programs.values()],
         "maps": [_map_document(m) for m in spec.maps.values()],
         "constants": [asdict(c) | {"value": spec.value(c)} for c in spec.constants.values()],
         "problems": list(spec.problems),
@@ -94,14 +96,16 @@ def map_type_name(number: int) -> str:
 
 def _programs(spec: CollectionSpec) -> Table:
     total = sum(p.instructions for p in spec.programs.values())
-    names = ("program", "section", "type", "slot", "instructions", "maps")
+    names = ("program", "section", "type", "slot", "instructions", "reached from", "maps")
     title = f"{len(spec.programs)} programs, {total:,} instructions"
     table = make_table(*names, figures=("slot", "instructions"), title=title)
+    starts = ways(spec)
     by_id = {m.id: m.name for m in spec.maps.values() if m.id}
     for p in spec.programs.values():
         slot = f"{by_id.get(p.slot[0], p.slot[0])}[{p.slot[1]}]" if p.slot else ""
         kind = ProgType(p.type).name.lower()
-        row = (p.name, p.section, kind, slot, f"{p.instructions:,}", ", ".join(p.maps))
+        source = ", ".join(name for name in starts[p.name] if name != p.name) if p.slot else "attached"
+        row = (p.name, p.section, kind, slot, f"{p.instructions:,}", source or "nothing", ", ".join(p.maps))
         add_row(table, *row)
     return table
 

@@ -1,10 +1,14 @@
-"""Invariant 4: the slots of calls maps and policy arrays."""
+"""Invariant 4: the slots of calls maps and policy arrays.
+
+A loader may leave out the programs that nothing reaches from those that are attached; what it loads is in its slot.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
 from datapath.base.mapnames import calls_map, is_calls_map
+from datapath.object.reachability import reached
 from datapath.object.spec import CollectionSpec
 from datapath.object.tailcalls import tail_calls
 from lab.agent.agent import Agent
@@ -47,15 +51,19 @@ def _policy_slots(agent: Agent, now: Snapshot) -> Iterator[str]:
 
 def _declared_slots(agent: Agent, now: Snapshot, objects: Sequence[InterfaceObject]) -> Iterator[str]:
     """Yield what is wrong with the slots of the calls maps and policy arrays of attached programs."""
-    attached = {ifname for (ifname, _), found in now.filters.items() if any(item.is_ours for item in found)}
+    attached: dict[str, list[str]] = {}
+    for (ifname, _), found in now.filters.items():
+        attached.setdefault(ifname, []).extend(item.name for item in found if item.is_ours)
     for each in objects:
+        names = attached.get(each.ifname, [])
         if each.spec is not None:
-            yield from _slots_of(each.spec, now)
-        elif each.ifname in attached:
+            yield from _slots_of(each.spec, names, now)
+        elif names:
             yield f"{each.ifname} has programs, but no object file {each.path.relative_to(agent.config.state)}"
 
 
-def _slots_of(spec: CollectionSpec, now: Snapshot) -> Iterator[str]:
+def _slots_of(spec: CollectionSpec, filters: Sequence[str], now: Snapshot) -> Iterator[str]:
+    needed = reached(spec, [name for name in spec.programs if any(said.startswith(name) for said in filters)])
     calls = {name: filled for name, filled in now.slots.items() if is_calls_map(name)}
     for name in spec.maps.keys() & (calls.keys() | now.policies.keys()):
         filled, wanted = {**calls, **now.policies}[name], spec.maps[name].contents
@@ -63,7 +71,8 @@ def _slots_of(spec: CollectionSpec, now: Snapshot) -> Iterator[str]:
             if program not in spec.programs:
                 continue
             if slot not in filled:
-                yield f"{name} slot {slot} is empty"
+                if program in needed:
+                    yield f"{name} slot {slot} is empty"
             elif (found := now.infos[filled[slot]].name) != program[:KERNEL_NAME]:
                 yield f"{name} slot {slot} holds {found} instead of {program}"
         if name in calls:
@@ -77,8 +86,8 @@ def _undeclared_targets(spec: CollectionSpec) -> Iterator[str]:
     """Yield the slots that programs jump to and that the object puts nothing into."""
     for program in spec.programs.values():
         for call in tail_calls(program):
-            target = spec.maps.get(call.map)
+            target = spec.maps.get(call.map or "")
             if call.slot is not None and target is not None and call.slot not in target.contents:
-                if not is_calls_map(call.map):
+                if not is_calls_map(target.name):
                     continue
-                yield f"{program.name} jumps to slot {call.slot} of {call.map}, which {spec.path} leaves empty"
+                yield f"{program.name} jumps to slot {call.slot} of {target.name}, which {spec.path} leaves empty"

@@ -83,9 +83,6 @@ def world(request: pytest.FixtureRequest) -> Iterator[World]:
     with loaded(endpoint_routes=request.param) as agent, wires.namespace() as far:
         node = agent.node
         outside = str(node.netns(OUTSIDE))
-        for name in (NODE, OUTSIDE, SERVER):
-            with enter(node.netns(name)):
-                sysctl((("ipv4/icmp_ratelimit", "0"), ("ipv6/icmp/ratelimit", "0")))
         with enter(node.netns(OUTSIDE)):
             sysctl((("ipv4/ip_forward", "1"), ("ipv6/conf/all/forwarding", "1")))
         link = ("link", "add", "far", "mtu", str(NARROW), "type", "veth", "peer", "name", UPLINK, "netns", far)

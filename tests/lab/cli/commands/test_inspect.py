@@ -58,6 +58,7 @@ def test_json_has_everything(object_file: Path, capsys: pytest.CaptureFixture[st
     assert programs["tail_handle_ipv4"] == {
         "name": "tail_handle_ipv4", "section": "2/7", "type": "sched_cls", "instructions": 2,
         "map_id": 2, "slot": 7, "maps": [], "subprograms": [], "problem": None,
+        "reached_from": ["cil_from_container"],
     }  # fmt: skip
     (calls,) = document["maps"]
     assert (calls["type"], calls["max_entries"], calls["pinned"], calls["id"]) == ("prog_array", 47, True, 2)
