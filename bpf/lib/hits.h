@@ -3,6 +3,7 @@
 #define RELOADLAB_HITS_H
 
 #include "common.h"
+#include "tailcall.h"
 
 /*
  * Which load of which program handled how many packets. GENERATION is substituted at
@@ -98,6 +99,7 @@ static __always_inline void count_hit(__u8 program)
 /* The first statement of a program that begins a chain: an entry program, or one in POLICY_CALL_MAP. */
 static __always_inline void begin_chain(struct __ctx_buff *ctx, const enum program_id program)
 {
+	reach_rejected(ctx);
 	count_hit((__u8)program);
 	cb_store(ctx, CB_GENERATION, GENERATION);
 }

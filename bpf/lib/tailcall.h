@@ -23,7 +23,7 @@
 #define CILIUM_CALL_IPV4_FROM_LXC		SLOT(7, 10)
 #define CILIUM_CALL_IPV4_FROM_NETDEV		CILIUM_CALL_IPV4_FROM_LXC
 #define CILIUM_CALL_IPV4_FROM_OVERLAY		CILIUM_CALL_IPV4_FROM_LXC
-#define CILIUM_CALL_REJECTED			8	/* with REJECTED_BY_VERIFIER; nobody calls it */
+#define CILIUM_CALL_REJECTED			8	/* with REJECTED_BY_VERIFIER; no packet gets there */
 #define CILIUM_CALL_IPV6_FROM_LXC		SLOT(10, 7)
 #define CILIUM_CALL_IPV6_FROM_NETDEV		CILIUM_CALL_IPV6_FROM_LXC
 #define CILIUM_CALL_IPV6_FROM_OVERLAY		CILIUM_CALL_IPV6_FROM_LXC
@@ -91,6 +91,15 @@ static __always_inline void ep_tail_call(struct __ctx_buff *ctx, const __u32 slo
 static __always_inline void policy_tail_call(struct __ctx_buff *ctx, __u32 endpoint_id)
 {
 	tail_call(ctx, &POLICY_CALL_MAP, endpoint_id);
+}
+
+/* At the beginning of an entry program: what it can reach is loaded, whatever packets there are. */
+static __always_inline void reach_rejected(struct __ctx_buff *ctx __maybe_unused)
+{
+#ifdef REJECTED_BY_VERIFIER
+	if (!ctx->len)
+		ep_tail_call(ctx, CILIUM_CALL_REJECTED);
+#endif /* REJECTED_BY_VERIFIER */
 }
 
 #ifdef REJECTED_BY_VERIFIER
