@@ -5,6 +5,7 @@ Everything runs in scratch labs, in a mount namespace of their own. All variants
 
 from __future__ import annotations
 
+import resource
 import statistics
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,7 +19,7 @@ from datapath.build.templates import Template
 from datapath.endpoint import Attachment
 from datapath.kernel.hooks import Direction
 from datapath.object.spec import CollectionSpec
-from datapath.reload.outcome import Outcome
+from datapath.reload.outcome import Outcome, Span
 from datapath.reload.prepare import WriteObject
 from datapath.reload.step import Plan
 from lab.agent.agent import Agent
@@ -32,7 +33,7 @@ from lab.node.node import Node
 from lab.node.topology import NODE, NodeSpec
 from lab.system import mounts
 from lab.system.scratch import scratch
-from lab.watch.tracing import SyscallTracer, TracingUnavailable, kernel_time
+from lab.watch.tracing import SyscallEvent, SyscallTracer, TracingUnavailable, kernel_time
 
 PARALLEL_ROUNDS = 3
 
@@ -57,16 +58,18 @@ class SystemCallTime:
     """The system calls of a reload: medians in seconds.
 
     `wall` is the time of the reload, `kernel` the part of it with at least one thread inside bpf(2) or a netlink call,
-    `summed` the time inside them over all threads.
+    `summed` the time inside them over all threads. `user` is the processor time outside the kernel, of any system call,
+    without tracing: a mean, as the kernel counts it in ticks.
     """
 
     name: str
     wall: float
     kernel: float
     summed: float
+    user: float
 
     @property
-    def userland(self) -> float:
+    def rest(self) -> float:
         return self.wall - self.kernel
 
 
@@ -74,7 +77,8 @@ class SystemCallTime:
 class ReloadReport:
     """All results. `others` is the share of the CPUs that other processes had meanwhile.
 
-    Of the object's `programs`, `reached` are reached from the hooks: the pipeline leaves the others out.
+    Of the object's `programs`, `reached` are reached from the hooks: the pipeline leaves the others out. `steps` are
+    the median seconds of each step of the first pipeline, `rests` those that it spends outside bpf(2) and netlink.
     """
 
     object: str
@@ -88,6 +92,7 @@ class ReloadReport:
     pods: int = 0
     parallel: list[WorkerReport] = field(default_factory=list)
     steps: dict[str, float] = field(default_factory=dict)
+    rests: dict[str, float] = field(default_factory=dict)
     others: float = 0.0
 
 
@@ -99,13 +104,16 @@ class _Pipeline:
     agent: Agent
     pod: str
     outcomes: list[Outcome] = field(default_factory=list)
+    user: list[float] = field(default_factory=list)
 
     def plan(self) -> Plan:
         plan = self.agent.plan(self.pod, generation=len(self.outcomes) + 2)
         return self.agent.change(plan) if self.agent.change is not None else plan
 
     def run(self) -> Outcome:
-        outcome = self.agent.loader.apply(self.plan())
+        plan, before = self.plan(), resource.getrusage(resource.RUSAGE_SELF).ru_utime
+        outcome = self.agent.loader.apply(plan)
+        self.user.append(resource.getrusage(resource.RUSAGE_SELF).ru_utime - before)
         self.outcomes.append(outcome)
         return outcome
 
@@ -232,11 +240,20 @@ def _sections(spec: CollectionSpec) -> dict[str, str]:
 
 def _steps(outcomes: Iterable[Outcome]) -> dict[str, float]:
     """Return the median seconds of each step."""
-    times: dict[str, list[float]] = {}
-    for outcome in outcomes:
-        for span in outcome.spans:
-            times.setdefault(span.step, []).append(span.duration_ns / 1e9)
-    return {step: statistics.median(values) for step, values in times.items()}
+    return _medians((span, span.duration_ns) for outcome in outcomes for span in outcome.spans)
+
+
+def _medians(times: Iterable[tuple[Span, int]]) -> dict[str, float]:
+    """Return the median of the times of each step, which are given in nanoseconds, in seconds."""
+    found: dict[str, list[float]] = {}
+    for span, nanoseconds in times:
+        found.setdefault(span.step, []).append(nanoseconds / 1e9)
+    return {step: statistics.median(values) for step, values in found.items()}
+
+
+def _outside(events: Sequence[SyscallEvent], span: Span) -> int:
+    """Return the nanoseconds of a step in which its thread was in no system call that was traced."""
+    return span.duration_ns - kernel_time(events, [span.work]).elapsed
 
 
 def _trace(report: ReloadReport, pipelines: Sequence[_Pipeline], rounds: int, progress: Progress) -> None:
@@ -244,6 +261,7 @@ def _trace(report: ReloadReport, pipelines: Sequence[_Pipeline], rounds: int, pr
     progress("tracing")
     tracer = SyscallTracer()
     walls: dict[str, list[tuple[int, int, Outcome]]] = {pipeline.name: [] for pipeline in pipelines}
+    user = {pipeline.name: statistics.mean(pipeline.user) for pipeline in pipelines}
     try:
         with tracer:
             for _ in range(rounds):
@@ -261,7 +279,9 @@ def _trace(report: ReloadReport, pipelines: Sequence[_Pipeline], rounds: int, pr
         inside = [kernel_time(tracer.events, _work(outcome, begin, end)) for begin, end, outcome in runs]
         wall = statistics.median(end - begin for begin, end, _ in runs)
         elapsed, summed = statistics.median(t.elapsed for t in inside), statistics.median(t.summed for t in inside)
-        report.shares.append(SystemCallTime(name, wall / 1e9, elapsed / 1e9, summed / 1e9))
+        report.shares.append(SystemCallTime(name, wall / 1e9, elapsed / 1e9, summed / 1e9, user[name]))
+    first = walls[pipelines[0].name]
+    report.rests = _medians((span, _outside(tracer.events, span)) for *_, outcome in first for span in outcome.spans)
 
 
 def _work(outcome: Outcome, begin: int, end: int) -> list[Interval]:

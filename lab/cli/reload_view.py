@@ -26,8 +26,9 @@ def show(report: ReloadReport) -> None:
     for row in report.rows:
         if row.refusal:
             print(f"{row.name}: not possible: {row.refusal}")
-    steps = ", ".join(f"{step} {seconds * 1e3:.2f}" for step, seconds in report.steps.items())
-    print(f"\nsteps of the pipeline verifying in 1 thread, ms: {steps}\n")
+    print()
+    print_table(_steps(report))
+    print()
     if report.no_shares:
         print(f"time inside system calls: not measured: {report.no_shares}\n")
     else:
@@ -53,11 +54,21 @@ def _figures(row: Measurement, floor: Measurement) -> tuple[str, ...]:
 
 
 def _shares(report: ReloadReport) -> Table:
-    columns = ("wall ms", "in bpf(2), netlink ms", "of all threads ms", "ratio", "rest ms")
+    columns = ("wall ms", "in bpf(2), netlink ms", "of all threads ms", "ratio", "rest ms", "untraced: user ms")
     rows = make_table("", *columns, figures=columns, title="where its time goes (traced)")
     for share in report.shares:
         times = (f"{seconds * 1e3:.2f}" for seconds in (share.wall, share.kernel, share.summed))
-        rows.add_row(escape(share.name), *times, f"{share.wall / share.kernel:.2f}", f"{share.userland * 1e3:.2f}")
+        rest = (f"{seconds * 1e3:.2f}" for seconds in (share.rest, share.user))
+        rows.add_row(escape(share.name), *times, f"{share.wall / share.kernel:.2f}", *rest)
+    return rows
+
+
+def _steps(report: ReloadReport) -> Table:
+    columns = ("ms", "traced: outside bpf(2), netlink ms")
+    rows = make_table("step", *columns, figures=columns, title="the steps of the pipeline verifying in 1 thread")
+    for step, seconds in report.steps.items():
+        rest = f"{report.rests[step] * 1e3:.2f}" if step in report.rests else "-"
+        rows.add_row(escape(step), f"{seconds * 1e3:.2f}", rest)
     return rows
 
 
@@ -90,13 +101,15 @@ def to_json(report: ReloadReport) -> dict[str, Any]:
         "other_processes": round(report.others, 3),
         "one": [_row_json(row, floor) for row in report.rows],
         "steps_ms": {step: _ms(seconds) for step, seconds in report.steps.items()},
+        "steps_rest_ms": {step: _ms(seconds) for step, seconds in report.rests.items()},
         "system_calls": [
             {
                 "name": share.name,
                 "wall_ms": _ms(share.wall),
                 "inside_ms": _ms(share.kernel),
                 "inside_all_threads_ms": _ms(share.summed),
-                "userland_ms": _ms(share.userland),
+                "rest_ms": _ms(share.rest),
+                "user_ms": _ms(share.user),
                 "ratio": round(share.wall / share.kernel, 3),
             }
             for share in report.shares

@@ -207,7 +207,7 @@ def test_a_catch_is_confirmed_by_two_failures_of_three(run_directory: Path, tmp_
 
 
 def test_a_scenario_that_does_not_end_is_hung(run_directory: Path, tmp_path: Path) -> None:
-    found = answer(start(tmp_path, "hangs", patience=15))
+    found = answer(start(tmp_path, "hangs", patience=8))
     catch = found["faults"]["hangs"]["trial"]["catch"]
     assert (catch["how"], catch["scenario"], catch["tries"]) == ("hung", "test_small.py::test_first", 2)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import struct
 import threading
 
@@ -61,8 +62,8 @@ def test_metrics_only_rise(sound_node: Agent) -> None:
         before = baseline(sound_node)
         pinned.update(key, struct.pack("=QQ", 6, 600) * cpus)
         (found,) = violations(sound_node, before)
-        assert found.startswith("invariant 3: map cilium_metrics: ")
-        assert found.endswith(f"went back from {7 * cpus} to {6 * cpus}")
+        # A kernel may send a packet of its own meanwhile.
+        assert re.fullmatch(rf"invariant 3: map cilium_metrics: .* went back from {7 * cpus} to \d+", found)
         pinned.delete(key)
 
 
