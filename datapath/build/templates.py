@@ -73,7 +73,7 @@ class Template:
     path: Path
     image: ObjectImage
     verify_times: VerifyTimes = field(compare=False)
-    _parts: dict[tuple[str, ...], CollectionSpec] = field(default_factory=dict, compare=False, repr=False)
+    _parts: dict[tuple[str, ...], CollectionSpec] = field(default_factory=dict, init=False, compare=False, repr=False)
 
     def reached(self, entries: tuple[str, ...]) -> CollectionSpec:
         """Return what has to be loaded if these programs are attached: them, and all that is reached from them."""

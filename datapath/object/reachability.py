@@ -23,9 +23,9 @@ def reached(spec: CollectionSpec, entries: Iterable[str]) -> frozenset[str]:
 
 def ways(spec: CollectionSpec) -> dict[str, tuple[str, ...]]:
     """Return from where each program is reached: programs that can be attached, and arrays that other objects use."""
-    starts: dict[str, tuple[str, ...]] = {
-        program.name: (program.name,) for program in spec.programs.values() if program.slot is None
-    }
+    placed = {name for item in spec.maps.values() if item.type == MapType.PROG_ARRAY for name in item.contents.values()}
+    placed |= {program.name for program in spec.programs.values() if program.slot is not None}
+    starts: dict[str, tuple[str, ...]] = {name: (name,) for name in spec.programs if name not in placed}
     starts |= {item.name: tuple(item.contents.values()) for item in _shared(spec)}
     followed = {start: _followed(spec, programs) for start, programs in starts.items()}
     return {name: tuple(start for start, found in followed.items() if name in found) for name in spec.programs}

@@ -104,8 +104,8 @@ def _programs(spec: CollectionSpec) -> Table:
     for p in spec.programs.values():
         slot = f"{by_id.get(p.slot[0], p.slot[0])}[{p.slot[1]}]" if p.slot else ""
         kind = ProgType(p.type).name.lower()
-        source = ", ".join(name for name in starts[p.name] if name != p.name) if p.slot else "attached"
-        row = (p.name, p.section, kind, slot, f"{p.instructions:,}", source or "nothing", ", ".join(p.maps))
+        source = ", ".join(starts[p.name]) or "nothing"
+        row = (p.name, p.section, kind, slot, f"{p.instructions:,}", source, ", ".join(p.maps))
         add_row(table, *row)
     return table
 

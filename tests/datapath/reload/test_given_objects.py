@@ -34,14 +34,17 @@ const volatile __u32 VERDICT = 3;
 volatile __u32 runs;
 static __attribute__((noinline)) int twice(int x) { return 2 * x; }
 int tail_one(struct __sk_buff *skb);
+#ifdef REFUSED
+__section("tc/refused") int tail_refused(struct __sk_buff *skb) { return *(int *)8; }
+# define MORE [0] = (void *)&tail_refused,
+#else
+# define MORE
+#endif
 struct { __uint(type, 3); __type(key, __u32); __type(value, __u32); __uint(max_entries, 2); __uint(pinning, 16);
-         __array(values, int ()); } calls __section(".maps") = { .values = { [1] = (void *)&tail_one } };
+         __array(values, int ()); } calls __section(".maps") = { .values = { MORE [1] = (void *)&tail_one } };
 struct { __uint(type, 1); __type(key, __u32); __type(value, __u64); __uint(max_entries, 4); __uint(pinning, 1); }
   shared __section(".maps");
 __section("tc/tail") int tail_one(struct __sk_buff *skb) { return twice(VERDICT) + ++runs; }
-#ifdef REFUSED
-__section("tc/refused") int tail_refused(struct __sk_buff *skb) { return *(int *)8; }
-#endif
 __section("tc") int cil_from_container(struct __sk_buff *skb) {
     __u32 key = 1;
     if (map_lookup_elem(&shared, &key)) return 99;
