@@ -105,7 +105,7 @@ class TestHappyPath:
             assert not slots(map_id(rig.pin(f"cilium_calls_netdev_{ifindex['cilium_net']:05d}")))
             check_calls(rig, f"cilium_calls_netdev_{ifindex['eth0']:05d}", ("eth0", INGRESS), ("eth0", EGRESS))
             names = {path.name for path in (rig.config.state / "1").iterdir()}
-            assert names == {"bpf_host.o", "bpf_host_cilium_net.o", "bpf_netdev_eth0.o", "lock"}
+            assert names == {"bpf_host.o", "bpf_host_cilium_net.o", "bpf_netdev_eth0.o", "ep_config.h", "lock"}
             assert rig.leftovers() == []
 
     def test_overlay(self, rig: Rig) -> None:
