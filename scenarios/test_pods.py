@@ -6,13 +6,14 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address
 
 import pytest
 
 from reloadlab import (
+    METRIC_EGRESS,
     METRIC_INGRESS,
     Address,
     Counters,
@@ -31,6 +32,7 @@ BURST = 5
 GUEST = "guest"
 STALE = 151, METRIC_INGRESS
 """Nobody here has the address: counted where cilium_host takes the packet."""
+DENIED = 133, METRIC_EGRESS
 PAUSE = 0.0002
 """Seconds between two packets to an address: a few dozen for each step of a removal."""
 
@@ -86,6 +88,62 @@ def knocking(node: Node, target: PodFacts) -> Iterator[None]:
         thread.join()
         for sock, _ in sockets:
             sock.close()
+
+
+@contextmanager
+def leaving(node: Node, target: PodFacts) -> Iterator[list[bytes]]:
+    """Send packets from the guest to a pod all the time, also while the guest is removed; yield what arrives."""
+    guest, there = node.pod(GUEST), str(node.netns(target.name))
+    deadline = time.monotonic() + 5
+    pairs = ((guest.ipv4, target.ipv4), (guest.ipv6, target.ipv6))
+    arrived: list[bytes] = []
+    done = threading.Event()
+    with ExitStack() as stack:
+        senders, receivers = [], []
+        for source, to in pairs:
+            receivers.append(
+                stack.enter_context(bound_socket(Address(there, str(to), 7030), socket.SOCK_DGRAM, deadline))
+            )
+            sender = bound_socket(Address(str(node.netns(GUEST)), str(source), 0), socket.SOCK_DGRAM, deadline)
+            senders.append((stack.enter_context(sender), (str(to), 7030)))
+
+        def send() -> None:
+            while not done.wait(PAUSE):
+                for sock, address in senders:
+                    # Its interface goes with it.
+                    with suppress(OSError):
+                        sock.sendto(b"from the guest", address)
+
+        thread = threading.Thread(target=send)
+        thread.start()
+        try:
+            yield arrived
+        finally:
+            done.set()
+            thread.join()
+        for sock in receivers:
+            sock.setblocking(False)
+            with suppress(BlockingIOError):
+                arrived.append(sock.recv(64))
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_what_a_pod_may_not_send_it_does_not_send_when_it_dies(scenario: Scenario, network: str) -> None:
+    """Its programs are taken away before its interface: no packet passes without them."""
+    node, agent = scenario.node, scenario.agent
+    policies = [{"name": "nothing", "endpoint": GUEST, "egress": [{"toEntities": ["health"]}]}]
+    before = Counters(packet_counters(node))
+    for _ in range(2):
+        agent.add_pod(GUEST)
+        agent.apply_policies(policies)
+        with leaving(node, node.pod("pod-1")) as arrived:
+            time.sleep(20 * PAUSE)
+            agent.remove_pod(GUEST)
+        assert arrived == []
+        agent.apply_policies([])
+    dropped = Counters(packet_counters(node)).drops_since(before)
+    assert dropped.keys() == {DENIED}, dropped
+    scenario.expect(drops=dropped)
 
 
 @pytest.mark.parametrize("network", NETWORKS)

@@ -24,9 +24,10 @@ NLM_F_REQUEST, NLM_F_ACK, NLM_F_ECHO, NLM_F_DUMP = 0x1, 0x4, 0x8, 0x300
 NLM_F_REPLACE, NLM_F_EXCL, NLM_F_CREATE = 0x100, 0x200, 0x400
 NLMSG_ERROR, NLMSG_DONE = 2, 3
 NLM_F_CAPPED, NLM_F_ACK_TLVS, NLM_F_DUMP_INTR = 0x100, 0x200, 0x10
-RTM_NEWLINK, RTM_GETLINK = 16, 18
+RTM_NEWLINK, RTM_GETLINK, RTM_SETLINK = 16, 18, 19
 IFLA_ADDRESS, IFLA_IFNAME = 1, 3
 
+_IFF_UP = 0x1
 _SOL_NETLINK, _NETLINK_CAP_ACK, _NETLINK_EXT_ACK, _NETLINK_GET_STRICT_CHK = 270, 10, 11, 12
 _NLMSGERR_ATTR_MSG = 1
 _HEADER = struct.Struct("=IHHII")  # struct nlmsghdr: length, type, flags, sequence number, port
@@ -314,6 +315,11 @@ def _batches(messages: Sequence[bytes]) -> Iterator[list[bytes]]:
         size += len(message) + 3
     if batch:
         yield batch
+
+
+def link_down(ifindex: int) -> bytes:
+    """Return the message that sets an interface down."""
+    return pack_message(RTM_SETLINK, struct.pack("=BxHiII", 0, 0, ifindex, 0, _IFF_UP))
 
 
 def unless(number: int, socket: NetlinkSocket, what: str, message: bytes) -> None:

@@ -1,8 +1,9 @@
 """Taking an endpoint out of the datapath, in the order in which no live packet meets half of it.
 
-Routes first, then filters and links; the control plane then drops its map entries (`forget` below), and only after that
-the policy slot and the pins go. In the other order a caller finds the endpoint, and its slot empty (cilium issue
-32167).
+Routes first, then the interface is set down and filters and links go; the control plane then drops its map entries
+(`forget` below), and only after that the policy slot and the pins go. In the other order a caller finds the endpoint,
+and its slot empty (cilium issue 32167). An interface that stays up lets everything pass that the endpoint sends, until
+somebody removes it: no program is there to check it (later versions of Cilium set it down as well).
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from datapath.endpoint import DatapathConfig, Endpoint
 from datapath.errors import LinkNotFound, NetlinkError
 from datapath.kernel import hooks, routes
 from datapath.kernel.hooks import Direction
-from datapath.kernel.netlink import NetlinkSocket
+from datapath.kernel.netlink import NetlinkSocket, link_down, unless
 from datapath.kernel.pins import Pin
 from datapath.reload import policyarrays, tcxlinks
 
@@ -48,6 +49,7 @@ def unload(
     if detach is None:
         detach_endpoint(netlink, endpoint)
     else:
+        _set_down(netlink, _interface(netlink, endpoint))
         detach()
     tcxlinks.remove(config.endpoint_links(endpoint.id))
     ifindex = _interface(netlink, endpoint)
@@ -63,14 +65,20 @@ def unload(
 
 
 def detach_endpoint(netlink: NetlinkSocket, endpoint: Endpoint) -> None:
-    """Remove the routes of an endpoint, then its filters."""
+    """Remove the routes of an endpoint, set its interface down, and remove its filters."""
     ifindex = _interface(netlink, endpoint)
     if ifindex is None:
         return
     for route in routes.endpoint_routes(endpoint, ifindex):
         routes.remove_all(netlink, route, lambda _: None)
+    _set_down(netlink, ifindex)
     for direction in Direction:
         _detach_ours(netlink, ifindex, direction)
+
+
+def _set_down(netlink: NetlinkSocket, ifindex: int | None) -> None:
+    if ifindex is not None:
+        unless(errno.ENODEV, netlink, f"set interface {ifindex} down", link_down(ifindex))
 
 
 def _detach_ours(netlink: NetlinkSocket, ifindex: int, direction: Direction) -> None:

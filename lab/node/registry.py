@@ -25,12 +25,14 @@ from pathlib import Path
 
 from datapath.base.names import check_lab_name
 from datapath.base.statefile import WrongContent, write_json
-from datapath.errors import ReloadlabError
+from datapath.errors import LinkNotFound, ReloadlabError
+from datapath.kernel.netlink import NetlinkSocket, link_down
+from datapath.kernel.netns import NamespaceNotFound
 from lab.errors import LabBusy, LabExists, LabNotFound, Status, UnsafeRun, system_errors
 from lab.node import marks, status
 from lab.node.facts import encode
 from lab.node.status import FACTS, LabStatus, Stamp
-from lab.node.topology import NodeFacts, NodeSpec
+from lab.node.topology import NODE, UPLINK, NodeFacts, NodeSpec
 from lab.system import mounts, netns
 from lab.system.inhabitants import kill_inhabitants
 
@@ -226,7 +228,10 @@ def remove(name: str, *, force: bool = False) -> None:
             with suppress(FileNotFoundError):
                 (root / FACTS).rename(root / status.REMOVED_FACTS)
         with system_errors(name):
-            kill_inhabitants(_namespaces(_visible(root)))
+            tree = _visible(root)
+            kill_inhabitants(_namespaces(tree))
+            if _shares_underlay(tree):
+                _cut_off(tree)
             _detach_ours(root, descriptor)
 
 
@@ -339,17 +344,38 @@ def _namespaces(root: Path) -> frozenset[int]:
 
     Never our own, and not the underlay while another node of the cluster has it.
     """
-    own = {netns.inode(Path("/proc/self/ns/net"))}
-    for other in os.scandir(root.parent):
-        if other.name != root.name and not other.is_symlink():
-            with suppress(FileNotFoundError, NotADirectoryError):
-                own.add((Path(other.path) / NAMESPACES / SHARED_NAMESPACE).lstat().st_ino)
+    own = {netns.inode(Path("/proc/self/ns/net"))} | _underlays_of_others(root)
     try:
         # A namespace is a bind mount; a link could lead to that of a process that has nothing to do with the lab.
         found = {Path(entry.path).lstat().st_ino for entry in os.scandir(root / NAMESPACES)}
     except FileNotFoundError:
         return frozenset()
     return frozenset(found - own)
+
+
+def _underlays_of_others(root: Path) -> set[int]:
+    """Return the inode numbers of the underlays that other labs have."""
+    found = set()
+    for other in os.scandir(root.parent):
+        if other.name != root.name and not other.is_symlink():
+            with suppress(FileNotFoundError, NotADirectoryError):
+                found.add((Path(other.path) / NAMESPACES / SHARED_NAMESPACE).lstat().st_ino)
+    return found
+
+
+def _shares_underlay(root: Path) -> bool:
+    """Tell whether other nodes can still send to this one."""
+    try:
+        return (root / NAMESPACES / SHARED_NAMESPACE).lstat().st_ino in _underlays_of_others(root)
+    except FileNotFoundError:
+        return False
+
+
+def _cut_off(root: Path) -> None:
+    """Set a node's uplink down. With the tree its pins go, and with them the tail calls of what is attached still."""
+    # A node that is half built may have neither.
+    with suppress(NamespaceNotFound, LinkNotFound), NetlinkSocket(root / NAMESPACES / NODE) as socket:
+        socket.request("cut the node off", link_down(socket.ifindex(UPLINK)))
 
 
 def _same(path: Path, descriptor: int) -> bool:

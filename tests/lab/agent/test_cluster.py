@@ -1,20 +1,26 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import partial
 
 import pytest
 
+from datapath.base.mapnames import METRICS
 from datapath.errors import Cancelled
+from lab.abi.layouts import MetricsKey, MetricsValue
 from lab.agent.cluster import BadName, Cluster, NoSuchNode, build, cluster_specs
 from lab.errors import LabExists
 from lab.node import registry
+from lab.node.maps import open_map
 from lab.node.node import Node
 from lab.node.topology import NODE, OUTSIDE, InvalidSpec, NodeSpec
+from lab.system.sockets import Address, bound_socket
 from lab.watch.snapshot import take
 from tests.lab.labs import ip, unique_name
 from tests.netns import nsenter
@@ -195,3 +201,40 @@ def test_cancelled(name: str) -> None:
             with pytest.raises(Cancelled):
                 change(cancel=cancel)
             assert [take(node).datapath() for node in cluster.nodes] == before
+
+
+@pytest.mark.privileged
+def test_a_node_that_goes_handles_no_packet_by_halves(name: str) -> None:
+    """The others go on sending; the last of its programs find no tail calls when its pins are gone (140)."""
+    with Cluster(cluster_specs(name, 2, pods=1, tunnel=True)) as cluster:
+        cluster.start(workers=2)
+        one, two = cluster.nodes
+        source, target = two.pod("pod-1"), one.pod("pod-1")
+        deadline, done = time.monotonic() + 5, threading.Event()
+        address = Address(str(two.netns("pod-1")), str(source.ipv4), 0)
+        with open_map(one, METRICS) as counters, bound_socket(address, socket.SOCK_DGRAM, deadline) as sender:
+
+            def counted() -> dict[int, int]:
+                found = {}
+                for key in counters.keys():  # noqa: SIM118 - a map of the kernel
+                    each = map(MetricsValue.unpack, counters.lookup_percpu(key))
+                    found[MetricsKey.unpack(key).reason] = sum(value.count for value in each)
+                return found
+
+            def send() -> None:
+                while not done.is_set():
+                    with suppress(OSError):
+                        sender.sendto(b"still there?", (str(target.ipv4), 7050))
+
+            thread = threading.Thread(target=send)
+            thread.start()
+            try:
+                while not counted():
+                    assert time.monotonic() < deadline
+                one.keep()
+                registry.remove(one.name, force=True)
+                time.sleep(0.2)
+            finally:
+                done.set()
+                thread.join()
+            assert 140 not in counted()

@@ -115,7 +115,7 @@ NOTICED: list[tuple[str, Body, str]] = [
     ("B17-filters-of-two-priorities", lambda s: test_filters.test_priority_is_changed(s, ""), "{1, 2}"),
     ("B9-sweep-before-restore", lambda s: test_restart.test_started_again(s, ""), "Missed tail call"),
     ("B16-teardown-slot-first", lambda s: test_pods.test_packets_to_a_pod_that_comes_and_goes(s, ""), "140"),
-    ("B24-unload-by-name", lambda s: test_pods.test_deletion_of_a_former_pod_comes_late(s, ""), "0 programs"),
+    ("B24-unload-by-name", lambda s: test_pods.test_deletion_of_a_former_pod_comes_late(s, ""), "answered=0"),
 ]
 """Faults of a plan, of an agent, and of a loader, each with a scenario that notices it, and by what."""
 
