@@ -74,6 +74,11 @@ class Compiler:
         found = _MAJOR.search(self.version)
         return int(found.group(1)) if found else None
 
+    def identity(self) -> str:
+        """Return what tells this compiler from all others, its file among it: one that was replaced is another."""
+        info = os.stat(self.path)
+        return repr((str(self.path), info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns, self.version, self.mcpu))
+
     def flags(self, *, werror: bool = False) -> tuple[str, ...]:
         """Return the flags that do not depend on the source.
 

@@ -1,8 +1,8 @@
 """Compiled objects, kept between nodes and between runs: a directory with one file for each content that was compiled.
 
-A file is called after everything that the compiler saw (templates.py) and holds the SHA-256 of an object, then the
-object. It appears whole or not at all, and is never changed: any number of processes may read, add and remove at any
-time without a lock. What is damaged is no object, and is compiled again.
+A file is called after everything that its content depends on (for an object, all that the compiler saw: templates.py)
+and holds the SHA-256 of the content, then the content. It appears whole or not at all, and is never changed: any number
+of processes may read, add and remove at any time without a lock. What is damaged is no object, and is compiled again.
 """
 
 from __future__ import annotations
@@ -26,6 +26,11 @@ _UNFINISHED = "."
 _ABANDONED = 3600
 """Seconds after which a file that is not finished belongs to nobody any more."""
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+
+
+def key_of(*words: str) -> str:
+    """Return the name of what depends on these words and on nothing else."""
+    return hashlib.sha256(repr(words).encode()).hexdigest()
 
 
 class UnsafeCache(ReloadlabError):

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import enum
 import hashlib
-import os
 import platform
 import shutil
 import threading
@@ -26,7 +25,7 @@ from datapath.base.locks import DirectoryLock, acquire_thread_lock
 from datapath.base.timing import VerifyTimes
 from datapath.build import headers
 from datapath.build.compile import DEFAULT_TIMEOUT, Compiler, compile_source, place, probe_compiler, scratch_prefix
-from datapath.build.objectcache import ObjectCache
+from datapath.build.objectcache import ObjectCache, key_of
 from datapath.build.sources import SourceTree
 from datapath.endpoint import DatapathConfig, Endpoint, NodeConfig
 from datapath.errors import CompileError, ObjectError
@@ -384,9 +383,7 @@ def _add(digest: hashlib._Hash, word: str) -> None:
 
 def _key(request: _Request) -> str:
     """Return the name of a request's object among those of all nodes: what it is made of, and by what, and where."""
-    compiler = request.compiler.path
-    stamp = _stamp(Path(os.path.realpath(compiler)))
-    return hashlib.sha256(repr((request.hash, str(compiler), stamp, platform.machine())).encode()).hexdigest()
+    return key_of(request.hash, request.compiler.identity(), platform.machine())
 
 
 def _stamp(path: Path) -> tuple[int, ...]:

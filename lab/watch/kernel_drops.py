@@ -7,25 +7,31 @@ no other tool than the compiler that the lab has anyway: the layouts of the kern
 from __future__ import annotations
 
 import errno
+import hashlib
+import json
 import os
+import platform
 import socket
 import struct
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from bpf import LIBRARY
-from datapath.build.compile import compile_source
+from datapath.build.compile import compile_source, probe_compiler
+from datapath.build.objectcache import ObjectCache, key_of
+from datapath.build.sources import SourceTree
 from datapath.errors import BpfError, CompileError, ReloadlabError, ToolMissing
 from datapath.kernel import bpf
 from datapath.load.collection import Collection
 from datapath.object.btf import Btf, BtfError, TypeKind, parse
 from datapath.object.reader import read_object
 from datapath.object.spec import CollectionSpec
+from lab.system.cache import cache_directory
 from lab.system.perfring import PerfReader
 from lab.system.scratch import scratch
 from lab.watch.packet import Packet, decode
@@ -72,28 +78,66 @@ class Tracing:
 
 @cache
 def tracing() -> Tracing:
-    """Compile the program for the running kernel; once in a process, for it takes a second.
+    """Make the program for the running kernel; once in a process.
 
     DropsUnavailable if that is impossible.
     """
+    directory = cache_directory()
+    cache = None if directory is None else ObjectCache(directory)
     try:
-        kernel = parse(VMLINUX.read_bytes())
-        macros = _layout(kernel)
-        ident = kernel.find("skb_drop_reason", TypeKind.ENUM, TypeKind.ENUM64)
-        reasons = {number: name.removeprefix(_PREFIX) for name, number in kernel.enumerators(kernel[ident])}
+        kernel = _kernel(cache)
     except FileNotFoundError as error:
         raise DropsUnavailable("the kernel has no BTF: CONFIG_DEBUG_INFO_BTF is not set") from error
     except (BtfError, KeyError) as error:
         raise DropsUnavailable(f"the kernel's types are not those that are known: {error}") from error
     try:
-        with scratch() as directory:
-            made = compile_source(_SOURCE, directory / "kernel_drops.o", includes=[LIBRARY / "include"], defines=macros)
-            spec = read_object(made).spec
+        spec = read_object(_compiled(kernel.macros, cache)).spec
     except (CompileError, ToolMissing) as error:
         raise DropsUnavailable(str(error)) from error
     # What the reader has against it: a reload attaches no program of this kind.
     programs = {name: replace(program, problem="") for name, program in spec.programs.items()}
-    return Tracing(replace(spec, programs=programs), reasons)
+    return Tracing(replace(spec, programs=programs), kernel.reasons)
+
+
+@dataclass(frozen=True, slots=True)
+class _Kernel:
+    """What the program has to know of a kernel: macros with offsets, and the names of its drop reasons."""
+
+    macros: dict[str, str]
+    reasons: dict[int, str]
+
+
+def _kernel(cache: ObjectCache | None) -> _Kernel:
+    """Read the running kernel's types, which takes 0.2 s; or what was read from the same types before."""
+    types = VMLINUX.read_bytes()
+    key = key_of(__name__, Path(__file__).read_text(), hashlib.sha256(types).hexdigest())
+    known = None if cache is None else cache.get(key)
+    if known is not None:
+        document = json.loads(known)
+        return _Kernel(document["macros"], {int(number): name for number, name in document["reasons"].items()})
+    kernel = parse(types)
+    ident = kernel.find("skb_drop_reason", TypeKind.ENUM, TypeKind.ENUM64)
+    reasons = {number: name.removeprefix(_PREFIX) for name, number in kernel.enumerators(kernel[ident])}
+    found = _Kernel(_layout(kernel), reasons)
+    if cache is not None:
+        cache.put(key, json.dumps(asdict(found)).encode())
+    return found
+
+
+def _compiled(macros: Mapping[str, str], cache: ObjectCache | None) -> bytes:
+    """Return the program's object."""
+    compiler, includes = probe_compiler(), LIBRARY / "include"
+    sources = _SOURCE.read_text(), SourceTree(includes).digest()
+    key = key_of(*sources, repr(sorted(macros.items())), *compiler.flags(), compiler.identity(), platform.machine())
+    content = None if cache is None else cache.get(key)
+    if content is None:
+        with scratch() as directory:
+            made = directory / "kernel_drops.o"
+            compile_source(_SOURCE, made, includes=[includes], defines=macros, compiler=compiler)
+            content = made.read_bytes()
+        if cache is not None:
+            cache.put(key, content)
+    return content
 
 
 def _layout(kernel: Btf) -> dict[str, str]:
