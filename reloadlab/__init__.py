@@ -11,14 +11,19 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from bpf import is_ours
-    from datapath.base.bpftypes import MapType
+    from datapath.base.bpftypes import MapType, ProgType
     from datapath.base.mapnames import CT_MAPS
-    from datapath.endpoint import HOST_ID, REMOTE_NODE_ID, WORLD_ID
+    from datapath.endpoint import HOST_ID, REMOTE_NODE_ID, WORLD_ID, Attachment
     from datapath.errors import Cancelled, LinkNotFound, ReloadlabError, VerifierError
+    from datapath.kernel.bpf import prog_load
     from datapath.kernel.hooks import Direction, Filter, HookTaken, attach, detach, filters
     from datapath.kernel.inventory import program_by_id
+    from datapath.kernel.links import AttachType
+    from datapath.kernel.links import create as create_link
+    from datapath.kernel.links import pinned as pinned_link
     from datapath.kernel.map import open_pin
     from datapath.kernel.netlink import NLM_F_REQUEST, NetlinkSocket
+    from datapath.kernel.tcx import is_supported as tcx_is_supported
     from datapath.kernel.uapi import MapInfo
     from datapath.reload.outcome import Outcome
     from datapath.reload.plans import host_plan
@@ -82,7 +87,7 @@ _NAMES = {
     "lab.agent.cluster": "Cluster cluster_specs",
     "lab.node.node": "Node",
     "lab.node.topology": "HEALTH HOST InvalidSpec NODE NodeSpec OUTSIDE PodFacts PodSpec VXLAN_OVERHEAD",
-    "datapath.endpoint": "HOST_ID REMOTE_NODE_ID WORLD_ID",
+    "datapath.endpoint": "Attachment HOST_ID REMOTE_NODE_ID WORLD_ID",
     # Reloads: their plans and results, and loaders with a fault.
     "datapath.reload.outcome": "Outcome",
     "datapath.reload.plans": "host_plan",
@@ -111,10 +116,13 @@ _NAMES = {
     "datapath.base.mapnames": "CT_MAPS",
     "lab.abi.layouts": "Program ipcache_key",
     # The kernel: hooks, pinned maps, netlink.
-    "datapath.base.bpftypes": "MapType",
+    "datapath.base.bpftypes": "MapType ProgType",
     "datapath.kernel.uapi": "MapInfo",
     "datapath.kernel.hooks": "Direction Filter HookTaken attach detach filters",
+    "datapath.kernel.bpf": "prog_load",
     "datapath.kernel.inventory": "program_by_id",
+    "datapath.kernel.links": "AttachType create_link pinned_link",
+    "datapath.kernel.tcx": "tcx_is_supported",
     "datapath.kernel.netlink": "NLM_F_REQUEST NetlinkSocket",
     "datapath.kernel.map": "open_pin",
     # What others do on a node.
@@ -127,6 +135,9 @@ _NAMES = {
 """The public names, by the module that defines them."""
 
 _ORIGINALS = {
+    "create_link": "create",
+    "pinned_link": "pinned",
+    "tcx_is_supported": "is_supported",
     "METRIC_EGRESS": "EGRESS",
     "METRIC_INGRESS": "INGRESS",
     "conntrack_rows": "conntrack",
@@ -163,6 +174,8 @@ __all__ = [
     "WORLD_ID",
     "Address",
     "Agent",
+    "AttachType",
+    "Attachment",
     "BadGate",
     "Burst",
     "Call",
@@ -198,6 +211,7 @@ __all__ = [
     "PolicyEntry",
     "PolicyKey",
     "Probe",
+    "ProgType",
     "Program",
     "ReloadlabError",
     "Result",
@@ -217,6 +231,7 @@ __all__ = [
     "cluster_flows",
     "cluster_specs",
     "conntrack_rows",
+    "create_link",
     "default_flows",
     "detach",
     "ends",
@@ -235,13 +250,16 @@ __all__ = [
     "open_pin",
     "packet_counters",
     "parse_policies",
+    "pinned_link",
     "policy_key_any",
+    "prog_load",
     "program_by_id",
     "read_counters",
     "rule_counters",
     "run_tool",
     "skip_revert",
     "take_snapshot",
+    "tcx_is_supported",
 ]
 
 

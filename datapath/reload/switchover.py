@@ -23,6 +23,7 @@ from datapath.reload.filters import Replaced, exists, put_back
 from datapath.reload.outcome import Attached
 from datapath.reload.prepare import carry_connections_over
 from datapath.reload.step import Step
+from datapath.reload.tcxlinks import TcxHook
 from datapath.reload.workspace import Workspace
 
 
@@ -81,7 +82,7 @@ class Attach(Step):
 
     def apply(self, work: Workspace) -> None:
         ifindex = _interface(work, self.target, self.ifindex)
-        hook = tcxlinks.look(work, self.target, ifindex, self.direction)
+        hook = self._look(work, ifindex)
         program = work.objects[self.object].collection.programs[self.program]
         by_link = self.attachment is Attachment.TCX
         if by_link:
@@ -91,11 +92,18 @@ class Attach(Step):
         else:
             self._attach_filter(work, ifindex, program)
         work.attached[self.key] = Attached(self.target, str(self.direction), self.program, program.id, self.attachment)
-        if by_link:
-            _remove_filters(work, self, self.target, ifindex, self.direction, hooks.OURS)
+        self._remove_others(work, hook, program)
+        tcxlinks.warn_of_foreign(work, hook, self.program, by_link=by_link)
+
+    def _look(self, work: Workspace, ifindex: int) -> TcxHook:
+        return tcxlinks.look(work, self.target, ifindex, self.direction)
+
+    def _remove_others(self, work: Workspace, hook: TcxHook, program: Program) -> None:
+        """Remove what we have at the hook by the other way of attaching."""
+        if self.attachment is Attachment.TCX:
+            _remove_filters(work, self, self.target, hook.ifindex, self.direction, hooks.OURS)
         else:
             tcxlinks.detach(work, self, hook, self._links, program=program)
-        tcxlinks.warn_of_foreign(work, hook, self.program, by_link=by_link)
 
     @property
     def _links(self) -> Path:
@@ -117,20 +125,23 @@ class Attach(Step):
         replaced.attached = Filter(
             ifindex, self.direction, self.priority, hooks.ETH_P_ALL, hooks.HANDLE, "bpf", name, program_id
         )
-        in_place = any((f.priority, f.handle) == (self.priority, hooks.HANDLE) for f in ours)
         try:
             hooks.attach(
                 *(netlink, ifindex, self.direction),
                 program_fd=program.fd,
                 name=name,
                 priority=self.priority,
-                exclusive=not in_place,
+                exclusive=not self._replaces(present),
             )
         except NetlinkError as error:
             if error.errno == errno.EEXIST:  # somebody has come first
                 self._refuse_foreign(hooks.filters(netlink, ifindex, self.direction))
             raise
         self._remove_stale(netlink, ours)
+
+    def _replaces(self, present: Sequence[Filter]) -> bool:
+        """Tell whether a filter of ours is where the new one goes; another's is not replaced."""
+        return any(f.is_ours and (f.priority, f.handle) == (self.priority, hooks.HANDLE) for f in present)
 
     def _refuse_foreign(self, present: Sequence[Filter]) -> None:
         """Raise HookTaken where the kernel would put our filter in the place of somebody else's."""

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from lab.corpus import named_agents, named_commit, named_content, named_hooks, named_maps
+from lab.corpus import named_agents, named_commit, named_content, named_hooks, named_links, named_maps
 
 FAULTS = (
     *named_maps.FAULTS,
     *named_content.FAULTS,
     *named_commit.FAULTS,
     *named_hooks.FAULTS,
+    *named_links.FAULTS,
     *named_agents.FAULTS,
 )
 
 NOT_YET = {
-    "B18": "tc to tcx and back: the pipeline attaches by tc only",
-    "B19": "a BPF file system that is mounted anew: needs links, which hold programs without a pin",
     "B20": "XDP programs that are detached: the pipeline has no XDP",
     "B33": "missed tail calls in teardowns whose mechanism was never found: nothing to put back",
 }

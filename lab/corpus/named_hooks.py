@@ -40,6 +40,9 @@ class AttachOver(Telling, Attach):
         except HookTaken:
             self.applied()
 
+    def _replaces(self, present: Sequence[Filter]) -> bool:
+        return True
+
 
 @dataclass(frozen=True)
 class AttachAlone(Telling, Attach):
