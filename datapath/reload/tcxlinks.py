@@ -129,7 +129,9 @@ def detach(
     for each in reversed(ours):
         work.let_go("a tcx link", partial(links.detach, each.fd))
     for found in pinned:
-        work.let_go(f"the pin {found.path}", partial(_remove_pin, found.path))
+        work.let_go(f"the pin {found.path}", partial(found.path.unlink, missing_ok=True))
+    if directory.parent.exists():
+        work.let_go(f"the directory {directory}", partial(remove_empty, directory))
 
 
 def warn_of_foreign(work: Workspace, hook: TcxHook, program: str, *, by_link: bool) -> None:
@@ -174,8 +176,10 @@ def remove_empty(directory: Path) -> None:
     for each in (directory, directory.parent):
         try:
             each.rmdir()
+        except FileNotFoundError:
+            continue
         except OSError as error:
-            if error.errno not in (errno.ENOENT, errno.ENOTEMPTY):
+            if error.errno != errno.ENOTEMPTY:
                 raise
             return
 

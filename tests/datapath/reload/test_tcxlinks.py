@@ -270,6 +270,15 @@ def test_devices_lose_their_links_and_pins(rig: Rig) -> None:
     assert sorted(os.listdir(rig.config.devices_links)) == ["cilium_host", "cilium_net", "eth0"]
 
 
+def test_directories_of_a_killed_reload_go(rig: Rig, pins: Path) -> None:
+    """Killed between two calls of their removal: with and without the inner one."""
+    rig.configure(attach=TC)
+    for left in (pins, pins.parent):
+        left.mkdir(parents=True)
+        rig.reload("pod-1")
+        assert not pins.parent.exists()
+
+
 def test_unload_takes_links_and_pins_away(rig: Rig, lxc: str, pins: Path) -> None:
     endpoint = rig.endpoint("pod-1")
     rig.reload("pod-1", routes=True)
