@@ -6,11 +6,17 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
+from typing import Literal, get_args
 
 LABEL_HOST = "reserved:host"
 
 HOST_ID, WORLD_ID, HEALTH_ID, REMOTE_NODE_ID = 1, 2, 4, 6
 """Reserved identities (pkg/identity/numericidentity.go)."""
+
+XdpMode = Literal["native", "generic", "best-effort"]
+"""How programs are attached to XDP (option bpf-lb-acceleration): by the driver, by the kernel for any driver, or by the
+driver where it can and not at all elsewhere."""
+XDP_MODES: tuple[XdpMode, ...] = get_args(XdpMode)
 
 
 class Attachment(StrEnum):
@@ -98,7 +104,8 @@ class DatapathConfig:
     runs have in common (None: there is none). Programs that nothing reaches are loaded only with `all_programs`.
     `devices` are the native devices (option devices), `egress_devices` whether they get cil_to_netdev as well
     (AreDevicesRequired), `filter_priority` is option bpf-filter-priority (0 means 1). `attach` is how programs are
-    attached (tc, as at the reference commit; its successors prefer tcx).
+    attached (tc, as at the reference commit; its successors prefer tcx). `xdp` is how the devices get cil_xdp_entry,
+    None if not at all.
     """
 
     library: Path
@@ -112,6 +119,7 @@ class DatapathConfig:
     clang: str | None = None
     defines: tuple[tuple[str, str], ...] = field(default=())
     shared_templates: Path | None = None
+    xdp: XdpMode | None = None
     object_cache: Path | None = None
     attach: Attachment = Attachment.TC
     all_programs: bool = False

@@ -8,8 +8,6 @@
 #include "utils.h"
 #include "config.h"
 
-#define __ctx_buff __sk_buff
-
 /* An address of either family; an IPv4 address is in .ip4 and the rest is zero. */
 union ipaddr {
 	__be32 ip4;
@@ -69,7 +67,8 @@ struct packet {
 /*
  * Words of __sk_buff.cb: what one program of a chain leaves for the next one. They
  * survive tail calls and redirects, so every entry program clears them first, except
- * CB_GENERATION, which it sets.
+ * CB_GENERATION, which it sets. At XDP, where nothing follows but tail calls, they are
+ * in a map.
  */
 enum cb_word {
 	CB_SRC_LABEL,		/* identity of the source */
@@ -77,30 +76,18 @@ enum cb_word {
 	CB_GENERATION,		/* which load the chain began with; see hits.h */
 	CB_FROM_HOST,		/* not 0: the packet comes from the host */
 	CB_FROM_TUNNEL,		/* not 0: the packet came through the tunnel */
+	CB_WORDS,
 };
 
 /* What the host's policy program finds there instead: the pod that it is to hand the packet to. */
 #define CB_DST_ENDPOINT_ID CB_SRC_LABEL
 
-/*
- * In assembly, because a compiler that computes the address of cb once and uses it
- * twice makes a program that the verifier refuses: the context is only accessible by
- * the context pointer itself plus a constant.
- */
-#define CB_OFF(word) (__builtin_offsetof(struct __sk_buff, cb) + (word) * sizeof(__u32))
-
-static __always_inline void cb_store(struct __ctx_buff *ctx, const enum cb_word word, __u32 value)
-{
-	asm volatile("*(u32 *)(%0 + %1) = %2" :: "r"(ctx), "i"(CB_OFF(word)), "r"((__u64)value) : "memory");
-}
-
-static __always_inline __u32 cb_load(const struct __ctx_buff *ctx, const enum cb_word word)
-{
-	__u64 value;
-
-	asm volatile("%0 = *(u32 *)(%1 + %2)" : "=r"(value) : "r"(ctx), "i"(CB_OFF(word)));
-	return (__u32)value;
-}
+/* Which of them it is, a source says before its first #include. */
+#ifdef CTX_XDP
+# include "ctx_xdp.h"
+#else
+# include "ctx_skb.h"
+#endif /* CTX_XDP */
 
 static __always_inline void clear_cb(struct __ctx_buff *ctx)
 {

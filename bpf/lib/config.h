@@ -201,6 +201,30 @@
 # define HITS_MAP_SIZE 4096
 #endif /* HITS_MAP_SIZE */
 
+#ifndef XDP_SCRATCH_MAP
+# define XDP_SCRATCH_MAP cilium_xdp_scratch
+#endif /* XDP_SCRATCH_MAP */
+
+/* The maps of the prefilter: whole addresses are in a hash, shorter prefixes in a trie. */
+#ifndef CIDR4_HMAP_NAME
+# define CIDR4_HMAP_NAME cilium_cidr_v4_fix
+#endif /* CIDR4_HMAP_NAME */
+#ifndef CIDR4_LMAP_NAME
+# define CIDR4_LMAP_NAME cilium_cidr_v4_dyn
+#endif /* CIDR4_LMAP_NAME */
+#ifndef CIDR6_HMAP_NAME
+# define CIDR6_HMAP_NAME cilium_cidr_v6_fix
+#endif /* CIDR6_HMAP_NAME */
+#ifndef CIDR6_LMAP_NAME
+# define CIDR6_LMAP_NAME cilium_cidr_v6_dyn
+#endif /* CIDR6_LMAP_NAME */
+#ifndef CIDR4_HMAP_ELEMS
+# define CIDR4_HMAP_ELEMS 65536	/* Cilium's 20971520 would cost 512 MB of buckets */
+#endif /* CIDR4_HMAP_ELEMS */
+#ifndef CIDR4_LMAP_ELEMS
+# define CIDR4_LMAP_ELEMS 65536
+#endif /* CIDR4_LMAP_ELEMS */
+
 /*
  * Variations for scenarios, given with -D. None is on by default.
  *

@@ -31,7 +31,7 @@
 #define DROP_UNSUPPORTED_L2	DROP_HERE(166)	/* no Ethernet II header */
 #define DROP_INVALID_IDENTITY	DROP_HERE(171)	/* an identity that cannot come through the tunnel */
 #define DROP_FRAG_NOT_FOUND	DROP_HERE(175)	/* a later fragment, and the first one has not been seen */
-#define DROP_POLICY_DENY	DROP_HERE(181)	/* a rule denies it */
+#define DROP_POLICY_DENY	DROP_HERE(181)	/* a rule denies it, or the prefilter */
 #define DROP_VLAN_FILTERED	DROP_HERE(182)	/* tagged with a VLAN that VLAN_FILTER does not let pass */
 #define DROP_INVALID_TC_BUFFER	DROP_HERE(184)	/* the program before left nothing in the tail call buffer */
 
@@ -50,7 +50,7 @@ static __always_inline void notify_drop(struct __ctx_buff *ctx, const struct tra
 		.dst_id = trace->dst_id,
 		.line = (__u16)(why >> 8),
 		.file = (__u8)(why >> 24),
-		.ifindex = ctx->ifindex,
+		.ifindex = ctx_get_ifindex(ctx),
 	};
 
 	notify_fill(ctx, &message.header, NOTIFY_DROP, drop_reason(error));
@@ -78,7 +78,7 @@ static __always_inline int drop_packet_verdict(struct __ctx_buff *ctx, const str
 static __always_inline int drop_packet(struct __ctx_buff *ctx, const struct trace *trace, int error,
 				       enum metric_dir dir)
 {
-	return drop_packet_verdict(ctx, trace, error, dir, TC_ACT_SHOT);
+	return drop_packet_verdict(ctx, trace, error, dir, CTX_ACT_DROP);
 }
 
 /* For programs that know no more of the packet than who sent it. */

@@ -4,22 +4,7 @@
 
 #include "common.h"
 #include "drop.h"
-
-/*
- * The EtherType, in network order, or 0 if this is no Ethernet II frame: too short, or
- * with a length where the type should be. The kernel's own ctx->protocol would do for
- * most packets, but it says ETH_P_802_2 for the others, hiding the difference.
- */
-static __always_inline __be16 eth_protocol(const struct __ctx_buff *ctx)
-{
-	const void *data = (const void *)(unsigned long)ctx->data;
-	const void *data_end = (const void *)(unsigned long)ctx->data_end;
-	const struct ethhdr *eth = data;
-
-	if (data + sizeof(*eth) > data_end || bpf_ntohs(eth->h_proto) < ETH_P_802_3_MIN)
-		return 0;
-	return eth->h_proto;
-}
+#include "ethertype.h"
 
 /* Without branches: a compiler may turn a chain of comparisons into a call of bcmp(). */
 static __always_inline bool eth_equal(const __u8 *a, const __u8 *b)

@@ -87,9 +87,9 @@ static __always_inline void notify_fill(struct __ctx_buff *ctx, struct notify_he
 	header->type = (__u8)type;
 	header->subtype = subtype;
 	header->source = EVENT_SOURCE;
-	header->hash = get_hash_recalc(ctx);
-	header->len_orig = ctx->len;
-	header->len_cap = (__u16)(ctx->len < TRACE_PAYLOAD_LEN ? ctx->len : TRACE_PAYLOAD_LEN);
+	header->hash = ctx_get_hash(ctx);
+	header->len_orig = ctx_full_len(ctx);
+	header->len_cap = (__u16)(header->len_orig < TRACE_PAYLOAD_LEN ? header->len_orig : TRACE_PAYLOAD_LEN);
 	header->version = NOTIFY_CAPTURE_VERSION;
 }
 

@@ -50,12 +50,16 @@ enum program_id {
 	PROGRAM_TO_OVERLAY = 65,
 	PROGRAM_IPV4_FROM_OVERLAY = 66,
 	PROGRAM_IPV6_FROM_OVERLAY = 67,
+
+	PROGRAM_XDP_ENTRY = 96,
+	PROGRAM_IPV4_XDP = 97,
+	PROGRAM_IPV6_XDP = 98,
 };
 
 /* Added to the number of a program: another load's program called it. */
 #define HIT_MIXED_LOADS 0x80
 
-/* Whose program it is: the id of the pod, 0 in the objects of host and overlay. */
+/* Whose program it is: the id of the pod, 0 in the objects of host, overlay and XDP. */
 #ifndef HITS_SOURCE
 # define HITS_SOURCE 0
 #endif /* HITS_SOURCE */

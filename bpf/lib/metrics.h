@@ -43,9 +43,9 @@ static __always_inline void update_metrics(const struct __ctx_buff *ctx, __u8 re
 	if (value) {
 		/* Not atomic: this CPU's copy, and bottom halves are off. */
 		value->count++;
-		value->bytes += ctx->len;
+		value->bytes += ctx_full_len(ctx);
 	} else {
-		struct metrics_value first = { .count = 1, .bytes = ctx->len };
+		struct metrics_value first = { .count = 1, .bytes = ctx_full_len(ctx) };
 
 		map_update_elem(&METRICS_MAP, &key, &first, BPF_ANY);
 	}

@@ -12,6 +12,7 @@
 	(SOURCE_IS("bpf_host.c") ? 1 : \
 	 SOURCE_IS("bpf_lxc.c") ? 2 : \
 	 SOURCE_IS("bpf_overlay.c") ? 3 : \
+	 SOURCE_IS("bpf_xdp.c") ? 4 : \
 	 SOURCE_IS("arp.h") ? 101 : \
 	 SOURCE_IS("icmp6.h") ? 104 : \
 	 SOURCE_IS("encap.h") ? 106 : \

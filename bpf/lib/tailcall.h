@@ -23,10 +23,12 @@
 #define CILIUM_CALL_IPV4_FROM_LXC		SLOT(7, 10)
 #define CILIUM_CALL_IPV4_FROM_NETDEV		CILIUM_CALL_IPV4_FROM_LXC
 #define CILIUM_CALL_IPV4_FROM_OVERLAY		CILIUM_CALL_IPV4_FROM_LXC
+#define CILIUM_CALL_IPV4_XDP			CILIUM_CALL_IPV4_FROM_LXC
 #define CILIUM_CALL_REJECTED			8	/* with REJECTED_BY_VERIFIER; no packet gets there */
 #define CILIUM_CALL_IPV6_FROM_LXC		SLOT(10, 7)
 #define CILIUM_CALL_IPV6_FROM_NETDEV		CILIUM_CALL_IPV6_FROM_LXC
 #define CILIUM_CALL_IPV6_FROM_OVERLAY		CILIUM_CALL_IPV6_FROM_LXC
+#define CILIUM_CALL_IPV6_XDP			CILIUM_CALL_IPV6_FROM_LXC
 #define CILIUM_CALL_IPV4_TO_LXC_POLICY_ONLY	SLOT(11, 12)
 #define CILIUM_CALL_IPV6_TO_LXC_POLICY_ONLY	SLOT(12, 11)
 #define CILIUM_CALL_IPV4_TO_HOST_POLICY_ONLY	CILIUM_CALL_IPV4_TO_LXC_POLICY_ONLY
@@ -76,8 +78,13 @@
 /* This object's own tail programs. */
 TAIL_CALL_MAP(CALLS_MAP, CILIUM_CALL_SIZE, CILIUM_MAP_CALLS);
 
-/* Every endpoint's policy program, at the endpoint's id; shared by all objects of the node. */
+#ifndef CTX_XDP
+/*
+ * Every endpoint's policy program, at the endpoint's id; shared by all objects of the
+ * node, but for that of XDP: an array has programs of one type.
+ */
 TAIL_CALL_MAP(POLICY_CALL_MAP, POLICY_PROG_MAP_SIZE, CILIUM_MAP_POLICY);
+#endif /* CTX_XDP */
 
 /*
  * Both return only if the slot is empty, so a caller goes on with the drop. `slot` of
@@ -88,16 +95,18 @@ static __always_inline void ep_tail_call(struct __ctx_buff *ctx, const __u32 slo
 	tail_call(ctx, &CALLS_MAP, slot);
 }
 
+#ifndef CTX_XDP
 static __always_inline void policy_tail_call(struct __ctx_buff *ctx, __u32 endpoint_id)
 {
 	tail_call(ctx, &POLICY_CALL_MAP, endpoint_id);
 }
+#endif /* CTX_XDP */
 
 /* At the beginning of an entry program: what it can reach is loaded, whatever packets there are. */
 static __always_inline void reach_rejected(struct __ctx_buff *ctx __maybe_unused)
 {
 #ifdef REJECTED_BY_VERIFIER
-	if (!ctx->len)
+	if (!ctx_full_len(ctx))
 		ep_tail_call(ctx, CILIUM_CALL_REJECTED);
 #endif /* REJECTED_BY_VERIFIER */
 }

@@ -46,26 +46,49 @@ WRITTEN_BY_PACKETS = (
 POLICY = "cilium_policy_"
 """What the names of the endpoints' policy maps begin with; the endpoint's id follows."""
 
+XDP_SCRATCH = "cilium_xdp_scratch"
+"""What XDP programs have in the place of the words of a socket buffer (bpf/lib/ctx_xdp.h)."""
+
+CIDR4_DYN, CIDR4_FIX, CIDR6_DYN, CIDR6_FIX = CIDR_MAPS = (
+    *("cilium_cidr_v4_dyn", "cilium_cidr_v4_fix"),
+    *("cilium_cidr_v6_dyn", "cilium_cidr_v6_fix"),
+)
+"""The maps of the prefilter: shorter prefixes are in a trie, whole addresses in a hash (pkg/datapath/prefilter)."""
+
 _CALLS = "cilium_calls_"
-_NETDEV_CALLS = re.compile(rf"{_CALLS}netdev_(\d+)(?=$|:)")
 _ENDPOINTS_OWN = re.compile(rf"(?:{_CALLS}(?:hostns_|custom_)?|{POLICY})(\d{{5}})(?=$|:)")
+_SHARED_CALLS = f"{_CALLS}xdp"
+_DEVICE_CALLS = re.compile(rf"{_CALLS}(netdev|xdp)_(\d+)(?=$|:)")
 OVERLAY_CALLS_MAP = f"{_CALLS}overlay_{WORLD_ID}"
 
 
 def calls_map(number: int, infix: str = "") -> str:
-    """Return the name of a calls map: `infix` is "" for a pod, "hostns_" or "netdev_" (pkg/maps/callsmap)."""
+    """Return the name of a calls map: `infix` is "" for a pod, "hostns_", "netdev_" or "xdp_" (pkg/maps/callsmap)."""
     return f"{_CALLS}{infix}{number:05d}"
 
 
 def netdev_of(name: str) -> int | None:
     """Return the interface whose calls map has this name, or had it before it was moved aside; None for another map."""
-    match = _NETDEV_CALLS.match(name)
-    return int(match[1]) if match is not None else None
+    return _device_of(name, "netdev")
+
+
+def xdp_of(name: str) -> int | None:
+    """Return the same for the calls map of an interface's XDP program."""
+    return _device_of(name, "xdp")
+
+
+def _device_of(name: str, kind: str) -> int | None:
+    match = _DEVICE_CALLS.match(name)
+    return int(match[2]) if match is not None and match[1] == kind else None
 
 
 def is_calls_map(name: str) -> bool:
-    """Tell whether the map belongs to one object and is always migrated (cilium_calls_xdp_ is shared by objects)."""
-    return name.startswith(_CALLS) and not name.startswith(f"{_CALLS}xdp")
+    """Tell whether the map belongs to one object and is always migrated.
+
+    At the reference commit the objects of all devices share cilium_calls_xdp, which is not; with a name that has the
+    interface's index, each has its own.
+    """
+    return name.startswith(_CALLS) and name != _SHARED_CALLS
 
 
 def policy_map(endpoint_id: int) -> str:

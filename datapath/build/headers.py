@@ -11,7 +11,15 @@ from collections.abc import Mapping
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address
 
-from datapath.base.mapnames import OVERLAY_CALLS_MAP, calls_map, policy_map
+from datapath.base.mapnames import (
+    CIDR4_DYN,
+    CIDR4_FIX,
+    CIDR6_DYN,
+    CIDR6_FIX,
+    OVERLAY_CALLS_MAP,
+    calls_map,
+    policy_map,
+)
 from datapath.build.nodemacros import GLOBAL_CT_MACROS, c_list, mac_bytes, node_macros
 from datapath.endpoint import LABEL_HOST, WORLD_ID, Endpoint, NodeConfig
 from datapath.errors import InvalidName
@@ -53,9 +61,28 @@ def node_header(node: NodeConfig) -> str:
 
 
 def netdev_header(node: NodeConfig) -> str:
-    """Return netdev_config.h, which the programs of devices without an endpoint include (overlay, network)."""
+    """Return netdev_config.h, which the programs of devices without an endpoint include (overlay, network, XDP)."""
     text = '#include "node_config.h"\n\n' + _define_u32("GENERATION", TEMPLATE_GENERATION)
     return text + (_macro("USE_BPF_PROG_FOR_INGRESS_POLICY", "1") if node.endpoint_routes else "")
+
+
+def filter_header() -> str:
+    """Return filter_config.h, which only bpf_xdp.c includes: the maps of the prefilter (PreFilter.WriteConfig)."""
+    macros = {
+        "ENABLE_PREFILTER": "1",
+        "CIDR4_FILTER": "1",
+        "CIDR4_LPM_PREFILTER": "1",
+        "CIDR6_FILTER": "1",
+        "CIDR6_LPM_PREFILTER": "1",
+        "CIDR4_HMAP_NAME": CIDR4_FIX,
+        "CIDR4_LMAP_NAME": CIDR4_DYN,
+        "CIDR6_HMAP_NAME": CIDR6_FIX,
+        "CIDR6_LMAP_NAME": CIDR6_DYN,
+        # Upstream the hashes have 20971520, whose buckets alone would cost every lab 1 GB.
+        "CIDR4_HMAP_ELEMS": "65536",
+        "CIDR4_LMAP_ELEMS": "65536",
+    }
+    return _guarded(macros)
 
 
 def template_endpoint(endpoint: Endpoint) -> Endpoint:
@@ -127,11 +154,8 @@ def device_substitution(
         "NATIVE_DEV_IFINDEX": ifindex,
         "IPV4_MASQUERADE": _network_word(masquerade_ipv4.packed) if masquerade_ipv4 else 0,
     }
-    # Upstream cuts the ifindex to 16 bits, so that two devices could share a map; a name that does not fit is an error.
-    if not 0 < ifindex <= _MAX_CALLS_ID:
-        raise InvalidName("calls map of device", ifname, f"ifindex {ifindex} has more than five digits")
     names = {**whole.names, **_calls_and_policy(endpoint, "hostns_", endpoint.id)}
-    names[calls_map(TEMPLATE_ID, "hostns_")] = calls_map(ifindex, "netdev_")
+    names[calls_map(TEMPLATE_ID, "hostns_")] = _device_calls_map(ifname, ifindex, "netdev_")
     return Substitution(constants=constants, names=names)
 
 
@@ -160,6 +184,27 @@ def overlay_defines(node: NodeConfig) -> dict[str, str]:
         "NODE_MAC": f"{{.addr={{{c_list(mac_bytes(node.encap_mac))}}}}}",
         "CALLS_MAP": OVERLAY_CALLS_MAP,
     }
+
+
+def xdp_defines() -> dict[str, str]:
+    """Return the -D options of bpf_xdp.c (pkg/datapath/loader/xdp.go, xdpCompileArgs), the same for all devices."""
+    return {"SECLABEL": str(WORLD_ID), "CALLS_MAP": calls_map(TEMPLATE_ID, "xdp_")}
+
+
+def xdp_substitution(generation: int, ifname: str, ifindex: int) -> Substitution:
+    """Return what turns the object of bpf_xdp.c into that of one device, whose calls map is its own.
+
+    The reference compiles the source anew for each device.
+    """
+    names = {calls_map(TEMPLATE_ID, "xdp_"): _device_calls_map(ifname, ifindex, "xdp_")}
+    return Substitution(constants={"GENERATION": generation}, names=names)
+
+
+def _device_calls_map(ifname: str, ifindex: int, infix: str) -> str:
+    # Upstream cuts the ifindex to 16 bits, so that two devices could share a map; a name that does not fit is an error.
+    if not 0 < ifindex <= _MAX_CALLS_ID:
+        raise InvalidName("calls map of device", ifname, f"ifindex {ifindex} has more than five digits")
+    return calls_map(ifindex, infix)
 
 
 def policy_section(endpoint_id: int, *, egress: bool = False) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from datapath.base.statefile import write_file
 from datapath.build.epheader import HEADER_FILE, header_text
-from datapath.build.headers import overlay_substitution
+from datapath.build.headers import overlay_substitution, xdp_substitution
 from datapath.build.templates import Kind, Template
 from datapath.endpoint import Endpoint, Interface
 from datapath.object.spec import Substitution
@@ -17,9 +17,9 @@ from datapath.object.spec import Substitution
 
 @dataclass(frozen=True)
 class ObjectFile:
-    """One object of a reload, written to `path`. `device` is set for the copies of the host's object.
+    """One object of a reload, written to `path`. `device` is set for the copies that devices have.
 
-    `endpoint` is None for the overlay, which belongs to no endpoint.
+    `endpoint` is None for the overlay and XDP, which belong to no endpoint.
     """
 
     kind: Kind
@@ -43,6 +43,8 @@ class ObjectFile:
 
     def substitution(self, template: Template) -> Substitution:
         """Return what makes the template's object this one."""
+        if self.kind is Kind.XDP and self.device is not None:
+            return xdp_substitution(self.generation, self.device.name, self.device.ifindex)
         if self.endpoint is None:
             return overlay_substitution(self.generation)
         if self.device is None:

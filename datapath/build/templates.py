@@ -38,11 +38,12 @@ _ATTEMPTS = 3
 
 
 class Kind(enum.Enum):
-    """The three programs that are compiled; the value is the source's name without suffix."""
+    """The sources that are compiled; the value is the source's name without suffix."""
 
     LXC = "bpf_lxc"
     HOST = "bpf_host"
     OVERLAY = "bpf_overlay"
+    XDP = "bpf_xdp"
 
     @property
     def source(self) -> str:
@@ -213,6 +214,12 @@ class TemplateCache:
     def fetch_overlay(self, *, cancel: threading.Event | None = None) -> Template:
         """Return the object of the tunnel device: compiled like a template, its calls map named at compile time."""
         return self.fetch_overlay_timed(cancel=cancel).template
+
+    def fetch_xdp(self, *, cancel: threading.Event | None = None) -> Template:
+        """Return the template of the objects that devices have at XDP."""
+        files = {"filter_config.h": headers.filter_header()}
+        request = self._make_request(Kind.XDP, self._sources.digest(), files, headers.xdp_defines())
+        return self._fetch(request, cancel).template
 
     def fetch_timed(self, endpoint: Endpoint, *, cancel: threading.Event | None = None) -> Fetched:
         """Return the template of `endpoint`, where it came from, and the seconds that it took."""

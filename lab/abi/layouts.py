@@ -76,6 +76,9 @@ class Program(IntEnum):
     TO_OVERLAY = 65
     IPV4_FROM_OVERLAY = 66
     IPV6_FROM_OVERLAY = 67
+    XDP_ENTRY = 96
+    IPV4_XDP = 97
+    IPV6_XDP = 98
 
 
 HIT_MIXED_LOADS = 0x80
@@ -216,7 +219,7 @@ class MetricsValue:
 
 @dataclass(frozen=True, slots=True)
 class HitsKey:
-    """Key of reloadlab_hits: a program of one load. `source` is the endpoint id of a pod, 0 for host and overlay.
+    """Key of reloadlab_hits: a program of one load. `source` is the endpoint id of a pod, 0 for host, overlay and XDP.
 
     `program` is a number of Program; HIT_MIXED_LOADS is added for packets that another load's program handed over.
     """

@@ -19,13 +19,13 @@ BPF_HELPER(int, skb_store_bytes, struct __sk_buff *ctx, __u32 off, const void *f
 	   __u64 flags) = (void *)9;
 BPF_HELPER(int, l3_csum_replace, struct __sk_buff *ctx, __u32 off, __u64 from, __u64 to,
 	   __u64 flags) = (void *)10;
-BPF_HELPER(void, tail_call, struct __sk_buff *ctx, const void *map, __u32 index) = (void *)12;
+BPF_HELPER(void, tail_call, void *ctx, const void *map, __u32 index) = (void *)12;
 BPF_HELPER(int, skb_get_tunnel_key, struct __sk_buff *ctx, struct bpf_tunnel_key *to, __u32 size,
 	   __u64 flags) = (void *)20;
 BPF_HELPER(int, skb_set_tunnel_key, struct __sk_buff *ctx, const struct bpf_tunnel_key *from, __u32 size,
 	   __u64 flags) = (void *)21;
 BPF_HELPER(int, redirect, int ifindex, __u64 flags) = (void *)23;
-BPF_HELPER(int, perf_event_output, struct __sk_buff *ctx, const void *map, __u64 flags, const void *data,
+BPF_HELPER(int, perf_event_output, void *ctx, const void *map, __u64 flags, const void *data,
 	   __u64 size) = (void *)25;
 BPF_HELPER(int, skb_load_bytes, const struct __sk_buff *ctx, __u32 off, void *to,
 	   __u32 len) = (void *)26;

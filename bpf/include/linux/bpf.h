@@ -84,6 +84,19 @@ struct __sk_buff {
 	__u32 gso_size;
 };
 
+/* What XDP makes of a packet. */
+#define XDP_DROP			1
+#define XDP_PASS			2
+
+struct xdp_md {
+	__u32 data;
+	__u32 data_end;
+	__u32 data_meta;
+	__u32 ingress_ifindex;
+	__u32 rx_queue_index;
+	__u32 egress_ifindex;
+};
+
 struct bpf_tunnel_key {
 	__u32 tunnel_id;
 	union {
