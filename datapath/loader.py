@@ -20,7 +20,7 @@ from datapath.kernel.tcx import chosen
 from datapath.load.threads import VerifierThreads
 from datapath.load.types import TypeStore
 from datapath.reload.outcome import Outcome
-from datapath.reload.plans import host_plan, overlay_plan, pod_plan
+from datapath.reload.plans import host_plan, overlay_plan, pod_plan, xdp_plan
 from datapath.reload.restore import sweep
 from datapath.reload.step import Plan
 from datapath.reload.transaction import Observer, OnFailure, apply
@@ -96,6 +96,10 @@ class Loader:
     def plan_overlay(self, generation: int) -> Plan:
         """Return the plan of the overlay's reload; nothing is done."""
         return overlay_plan(self.config, generation)
+
+    def plan_xdp(self, generation: int) -> Plan:
+        """Return the plan of the reload of the devices' XDP programs; nothing is done."""
+        return xdp_plan(self.config, generation, self.links())
 
     def apply(
         self,

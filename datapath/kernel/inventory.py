@@ -36,6 +36,12 @@ def program_by_id(ident: int) -> Iterator[int]:
         os.close(fd)
 
 
+def program_name(program_id: int) -> str:
+    """Return the name of a program, as much of it as the kernel keeps; BpfError with ENOENT if it is not loaded."""
+    with program_by_id(program_id) as fd:
+        return bpf.prog_info(fd).name
+
+
 def program_maps(program_id: int) -> tuple[int, ...]:
     """Return the ids of the maps that a program uses; BpfError with ENOENT if it is not loaded any more."""
     with program_by_id(program_id) as fd:

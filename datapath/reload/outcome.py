@@ -24,9 +24,13 @@ class Span:
         return self.work.end_ns - self.work.start_ns
 
 
+XDP_DIRECTION = "xdp"
+"""What stands in the place of a direction for a program that is attached to XDP."""
+
+
 @dataclass(frozen=True, slots=True)
 class Attached:
-    """A program that the reload attached, by tc or by tcx; `program_id` is the kernel's."""
+    """A program that the reload attached, by tc, by tcx or to XDP; `program_id` is the kernel's."""
 
     ifname: str
     direction: str

@@ -1,4 +1,4 @@
-"""Which steps make up the reload of a pod, of the host and of the overlay (reloadDatapath, reloadHostDatapath).
+"""Which steps make up the reload of a pod, of the host, of the overlay and of XDP (reloadDatapath, reloadHostDatapath).
 
 Where the order differs from the reference, packets are the reason: filters are removed only after the new program is
 attached (at the reference commit before it is loaded, so a refused program leaves the endpoint bare); routes change
@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from datapath.base.mapnames import netdev_of
+from datapath.base.mapnames import netdev_of, xdp_of
 from datapath.base.names import check_ifname
 from datapath.build.objectfile import ObjectFile
 from datapath.build.templates import Kind
@@ -21,12 +21,13 @@ from datapath.kernel.hooks import Direction
 from datapath.reload.prepare import Compile, FillArrays, LoadPrograms, MigrateMaps, OpenMaps, RepinMaps, WriteObject
 from datapath.reload.step import Plan, Step
 from datapath.reload.switchover import Attach, Commit, Detach, InsertPolicy, InstallRoutes, RemoveRoutes
+from datapath.reload.xdp import CIL_XDP_ENTRY, AttachXdp, DetachXdp
 
 CILIUM_HOST, CILIUM_NET, CILIUM_VXLAN, CILIUM_WG = "cilium_host", "cilium_net", "cilium_vxlan", "cilium_wg0"
 EXCLUDED_PREFIXES = ("cilium_", "lo", "lxc", "cni", "docker")
 """Interfaces that never lose netdev programs as obsolete devices (removeObsoleteNetdevPrograms)."""
 
-OVERLAY_SUBJECT = "overlay"
+OVERLAY_SUBJECT, XDP_SUBJECT = "overlay", "xdp"
 
 
 class LinksShared(ReloadlabError):
@@ -34,11 +35,11 @@ class LinksShared(ReloadlabError):
 
     def __init__(self, first: str, second: str) -> None:
         names = " and ".join(map(printable, (first, second)))
-        super().__init__(f"the tcx links of {names} have the same pins: attach by tc, or rename one")
+        super().__init__(f"the links of {names} have the same pins: rename one, or do without tcx and XDP")
         self.names = (first, second)
 
 
-_NETDEV_OBJECT = re.compile(r"bpf_netdev_(.+)\.o")
+_NETDEV_OBJECT, _XDP_OBJECT = re.compile(r"bpf_netdev_(.+)\.o"), re.compile(r"bpf_xdp_(.+)\.o")
 
 
 def pod_plan(config: DatapathConfig, endpoint: Endpoint, *, subject: str) -> Plan:
@@ -47,7 +48,7 @@ def pod_plan(config: DatapathConfig, endpoint: Endpoint, *, subject: str) -> Pla
     directory = config.state / str(endpoint.id)
     item = ObjectFile(Kind.LXC, directory / "bpf_lxc.o", endpoint.generation, endpoint)
     programs = ("cil_from_container", "cil_to_container") if endpoint.require_egress_prog else ("cil_from_container",)
-    steps: list[Step] = [Compile(item.kind.source, endpoint), *_load(item, programs)]
+    steps: list[Step] = [_compile(item.kind, endpoint), *_load(item, programs)]
     # With an egress program the policy program leaves the policy to it: it must be there before.
     if endpoint.require_egress_prog:
         steps.append(_attach(config, ifname, Direction.EGRESS, "cil_to_container", item, endpoint.ifindex))
@@ -79,12 +80,13 @@ def host_plan(config: DatapathConfig, endpoint: Endpoint, links: Mapping[str, In
     host = item("bpf_host.o", None)
     net = item("bpf_host_cilium_net.o", links[CILIUM_NET])
     there = [check_ifname(name) for name in config.devices if name in links]
-    _check_links(config, there)
+    if config.attach is Attachment.TCX:
+        _check_links(config, (CILIUM_HOST, CILIUM_NET, *there))
     missing = tuple(f"device {name} does not exist: left out" for name in config.devices if name not in links)
     devices = {name: item(f"bpf_netdev_{name}.o", links[name]) for name in there}
     egress = {name for name in there if config.egress_devices and name != CILIUM_WG}
 
-    steps: list[Step] = [Compile(Kind.HOST.source, endpoint)]
+    steps: list[Step] = [_compile(Kind.HOST, endpoint)]
     steps += _load(host, ("cil_to_host", "cil_from_host"))
     steps += _load(net, ("cil_to_host",))
     for name, netdev in devices.items():
@@ -117,11 +119,55 @@ def host_plan(config: DatapathConfig, endpoint: Endpoint, links: Mapping[str, In
 def overlay_plan(config: DatapathConfig, generation: int) -> Plan:
     """Return the reload of the tunnel device's programs."""
     item = ObjectFile(Kind.OVERLAY, config.state / "bpf_overlay.o", generation)
-    steps: list[Step] = [Compile(item.kind.source, None), *_load(item, ("cil_from_overlay", "cil_to_overlay"))]
+    steps: list[Step] = [_compile(item.kind), *_load(item, ("cil_from_overlay", "cil_to_overlay"))]
     steps.append(_attach(config, CILIUM_VXLAN, Direction.INGRESS, "cil_from_overlay", item))
     steps.append(_attach(config, CILIUM_VXLAN, Direction.EGRESS, "cil_to_overlay", item))
     steps.append(Commit(OVERLAY_SUBJECT, (item,)))
     return Plan(OVERLAY_SUBJECT, 0, generation, tuple(steps))
+
+
+def xdp_plan(config: DatapathConfig, generation: int, links: Mapping[str, Interface]) -> Plan:
+    """Return the reload of the devices' XDP programs; `links` are the interfaces of the node.
+
+    All other interfaces lose theirs (maybeUnloadObsoleteXDPPrograms), and so do the devices if XDP is off. A missing
+    device is left out with a warning; cilium_wg0 has no XDP program.
+    """
+    wanted = [name for name in config.devices if name != CILIUM_WG] if config.xdp is not None else []
+    there = [check_ifname(name) for name in wanted if name in links]
+    _check_links(config, there)
+    missing = tuple(f"device {name} does not exist: left out" for name in wanted if name not in links)
+    directory = config.state / XDP_SUBJECT
+    items = {
+        name: ObjectFile(Kind.XDP, directory / f"bpf_xdp_{name}.o", generation, device=links[name]) for name in there
+    }
+    steps: list[Step] = [_compile(Kind.XDP)] if items else []
+    for item in items.values():
+        steps += _load(item, (CIL_XDP_ENTRY,))
+    if config.xdp is not None:
+        steps += [AttachXdp(name, item.name, config.xdp, links[name].ifindex) for name, item in items.items()]
+    steps += [DetachXdp(name) for name in (*_not_wanted(links, there), *_pinned_devices_gone(config, links))]
+    kept = {links[name].ifindex for name in there}
+    maps = ((path, xdp_of(path.name)) for path in _entries(config.globals))
+    objects = ((path, _XDP_OBJECT.fullmatch(path.name)) for path in _entries(directory))
+    obsolete = [path for path, ifindex in maps if ifindex is not None and ifindex not in kept]
+    obsolete += [path for path, match in objects if match is not None and match[1] not in there]
+    steps.append(Commit(XDP_SUBJECT, tuple(items.values()), tuple(obsolete)))
+    return Plan(XDP_SUBJECT, 0, generation, tuple(steps), missing)
+
+
+def _not_wanted(links: Mapping[str, Interface], devices: Sequence[str]) -> list[str]:
+    """Return the interfaces that lose their programs, if they have any."""
+    return [name for name in links if not _keeps_programs(name, devices)]
+
+
+def _pinned_devices_gone(config: DatapathConfig, links: Mapping[str, Interface]) -> list[str]:
+    """Return the names under which links are pinned of interfaces that are gone."""
+    there = {config.device_links(name).parent.name for name in links}
+    return [path.name for path in _entries(config.devices_links) if path.name not in there]
+
+
+def _compile(kind: Kind, endpoint: Endpoint | None = None) -> Compile:
+    return Compile(kind.source, kind, endpoint)
 
 
 def _load(item: ObjectFile, programs: tuple[str, ...]) -> list[Step]:
@@ -154,10 +200,9 @@ def _attach(
 
 def _obsolete(config: DatapathConfig, links: Mapping[str, Interface], devices: Sequence[str]) -> list[Step]:
     """Return the removal of netdev programs from interfaces that are no devices (any more)."""
-    gone = [name for name in links if not _keeps_programs(name, devices)]
     return [
         Detach(name, direction, prefix, required=False, links=config.device_links(name))
-        for name in gone
+        for name in _not_wanted(links, devices)
         for direction, prefix in ((Direction.INGRESS, "cil_from_netdev"), (Direction.EGRESS, "cil_to_netdev"))
     ]
 
@@ -177,7 +222,7 @@ def _calls_maps_left(pins: Path, links: Mapping[str, Interface], devices: Sequen
 def _check_links(config: DatapathConfig, devices: Sequence[str]) -> None:
     """Raise LinksShared if links of two devices would be pinned in one directory."""
     seen: dict[Path, str] = {}
-    for name in (CILIUM_HOST, CILIUM_NET, *devices) if config.attach is Attachment.TCX else ():
+    for name in devices:
         other = seen.setdefault(config.device_links(name), name)
         if other != name:
             raise LinksShared(other, name)

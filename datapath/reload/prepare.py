@@ -29,7 +29,8 @@ from datapath.reload.workspace import LoadedObject, Workspace
 class Compile(Step):
     """Get the template: compiled once per hash, parsed once per process."""
 
-    endpoint: Endpoint | None  # None: the overlay, which belongs to no endpoint
+    kind: Kind
+    endpoint: Endpoint | None = None  # None: the overlay and XDP, which belong to no endpoint
 
     name = "compile"
 
@@ -37,11 +38,13 @@ class Compile(Step):
         return f"compile {self.target}, or take the template with the same hash"
 
     def apply(self, work: Workspace) -> None:
-        if self.endpoint is None:
-            template = work.templates.fetch_overlay(cancel=work.cancel)
+        templates = work.templates
+        if self.endpoint is not None:
+            template = templates.fetch(self.endpoint, cancel=work.cancel)
         else:
-            template = work.templates.fetch(self.endpoint, cancel=work.cancel)
-        work.template[template.kind] = template
+            fetch = templates.fetch_xdp if self.kind is Kind.XDP else templates.fetch_overlay
+            template = fetch(cancel=work.cancel)
+        work.template[self.kind] = template
 
 
 @dataclass(frozen=True)

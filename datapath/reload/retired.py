@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from datapath.base.mapnames import KEPT_WHILE_USED, POLICY_ARRAYS
-from datapath.kernel import hooks, progarray, tcx
+from datapath.kernel import hooks, progarray, tcx, xdp
 from datapath.kernel.inventory import reach
 from datapath.kernel.map import open_pin
 from datapath.kernel.netlink import NetlinkSocket
@@ -60,8 +60,8 @@ def release(directory: Path, netlink: NetlinkSocket, netns: Path) -> list[str]:
 
 
 def attached_programs(netlink: NetlinkSocket, netns: Path) -> set[int]:
-    """Return the ids of all programs at the clsact and tcx hooks of the node, whose namespace is `netns`."""
-    found: set[int] = set()
+    """Return the ids of all programs at the clsact, tcx and XDP hooks of the node, whose namespace is `netns`."""
+    found = {each.program_id for there in xdp.all_attached(netlink).values() for each in there}
     for link in netlink.interfaces().values():
         for direction in hooks.Direction:
             found |= {f.program_id for f in hooks.filters(netlink, link.ifindex, direction) if f.program_id}

@@ -12,7 +12,7 @@ from datapath.base.mapnames import KEPT_WHILE_USED, POLICY_ARRAYS
 from datapath.build.objectfile import ObjectFile
 from datapath.endpoint import Attachment, Endpoint
 from datapath.errors import LinkNotFound, LinkReplaced, NetlinkError, ReloadlabError
-from datapath.kernel import hooks, progarray, routes, tcx
+from datapath.kernel import hooks, progarray, routes, tcx, xdp
 from datapath.kernel.hooks import Direction, Filter, HookBlocked, HookEmptied, HookShared, HookTaken
 from datapath.kernel.map import open_pin
 from datapath.kernel.netlink import NetlinkSocket
@@ -20,7 +20,7 @@ from datapath.kernel.routes import Installed
 from datapath.load.programs import Program
 from datapath.reload import connections, policyarrays, retired, tcxlinks
 from datapath.reload.filters import Replaced, exists, put_back
-from datapath.reload.outcome import Attached
+from datapath.reload.outcome import XDP_DIRECTION, Attached
 from datapath.reload.prepare import carry_connections_over
 from datapath.reload.step import Step
 from datapath.reload.tcxlinks import TcxHook
@@ -251,8 +251,10 @@ class Commit(Step):
     name = "commit"
 
     def describe(self) -> str:
-        said = f"remove the :pending pins and publish {', '.join(o.name for o in self.objects)}"
-        return said + (f"; remove {', '.join(path.name for path in self.obsolete)}" if self.obsolete else "")
+        published = ", ".join(item.name for item in self.objects)
+        said = [f"remove the :pending pins and publish {published}"] if published else []
+        said += [f"remove {', '.join(path.name for path in self.obsolete)}"] if self.obsolete else []
+        return "; ".join(said) or "nothing is left to do"
 
     def apply(self, work: Workspace) -> None:
         _check_attached(work)
@@ -330,16 +332,22 @@ def _check_attached(work: Workspace) -> None:
     Somebody else may have deleted a qdisc or detached a link meanwhile.
     """
     for each in work.attached.values():
-        direction = Direction[each.direction.upper()]
         try:
-            ifindex = work.netlink.ifindex(each.ifname)
-            present = [found.program_id for found in hooks.filters(work.netlink, ifindex, direction)]
-            if each.program_id not in present:
-                present += [f.entry.program_id for f in tcx.programs(work.config.netns, ifindex, direction)]
+            present = _is_attached(work, each, work.netlink.ifindex(each.ifname))
         except LinkNotFound:
             continue
-        if each.program_id not in present:
+        if not present:
             raise HookEmptied(each.ifname, each.direction, each.program)
+
+
+def _is_attached(work: Workspace, program: Attached, ifindex: int) -> bool:
+    wanted = program.program_id
+    if program.direction == XDP_DIRECTION:
+        return wanted in [found.program_id for found in xdp.attached(work.netlink, ifindex)]
+    direction = Direction[program.direction.upper()]
+    if wanted in [found.program_id for found in hooks.filters(work.netlink, ifindex, direction)]:
+        return True
+    return wanted in [found.entry.program_id for found in tcx.programs(work.config.netns, ifindex, direction)]
 
 
 def _remove(work: Workspace, path: Path) -> None:

@@ -26,7 +26,7 @@ from datapath.kernel.netlink import NetlinkSocket, attributes, text
 from datapath.kernel.pins import RETIRED
 from datapath.loader import Loader
 from datapath.reload.outcome import Outcome
-from datapath.reload.plans import OVERLAY_SUBJECT
+from datapath.reload.plans import OVERLAY_SUBJECT, XDP_SUBJECT
 from datapath.reload.step import Plan, Step
 from datapath.reload.transaction import Observer
 from datapath.reload.workspace import Workspace
@@ -229,7 +229,10 @@ class Rig:
         return endpoint if endpoint.is_host else endpoint.with_endpoint_routes(routes)
 
     def plan(self, subject: str, *, routes: bool = False) -> Plan:
-        """Return the plan of the next reload of a pod, `host` or `overlay`."""
+        """Return the plan of the next reload of a pod, `host`, `overlay` or `xdp`."""
+        if subject == XDP_SUBJECT:
+            self.generation += 1
+            return self.loader.plan_xdp(self.generation)
         if subject == OVERLAY_SUBJECT:
             self.generation += 1
             return self.loader.plan_overlay(self.generation)
@@ -243,7 +246,7 @@ class Rig:
         observer: Observer | None = None,
         cancel: threading.Event | None = None,
     ) -> Outcome:
-        """Reload a pod, `host` or `overlay`."""
+        """Reload a pod, `host`, `overlay` or `xdp`."""
         return self.loader.apply(self.plan(subject, routes=routes), observer=observer, cancel=cancel)
 
     def state(self) -> State:

@@ -10,7 +10,7 @@ import pytest
 
 from datapath.endpoint import LABEL_HOST, DatapathConfig, Endpoint, Interface, NodeConfig
 from datapath.errors import InvalidName, LinkNotFound
-from datapath.reload.plans import host_plan, overlay_plan, pod_plan
+from datapath.reload.plans import host_plan, overlay_plan, pod_plan, xdp_plan
 from datapath.reload.step import Plan, Step
 from datapath.reload.switchover import Commit
 
@@ -43,6 +43,7 @@ CONFIG = DatapathConfig(
         mtu=1500,
     ),
 )
+XDP = replace(CONFIG, xdp="native", devices=("eth0",))
 NAMES = ("cilium_host", "cilium_net", "cilium_vxlan", "cilium_wg0", "eth0", "eth1", "lo", LXC, "docker0", "cni0", "br0")
 LINKS = {name: Interface(name, number, "02:00:00:00:00:aa") for number, name in enumerate(NAMES, 1)}
 LOAD = ["write object", "repin maps", "open maps", "migrate maps", "load programs", "fill arrays"]
@@ -249,3 +250,57 @@ def test_change_drops_and_replaces_steps() -> None:
     changed = plan.change(change)
     assert keys(changed) == [k for k in keys(plan)[:-1] if k[0] != "detach egress"] + [("commit", "other")]
     assert keys(plan)[-1] == ("commit", "pod-1"), "the original changed"
+
+
+# --- XDP ---
+
+
+def test_xdp_is_attached_to_the_devices_and_removed_from_all_others() -> None:
+    plan = xdp_plan(replace(XDP, devices=("eth0", "cilium_wg0")), 7, LINKS)
+    assert (plan.subject, plan.generation, plan.warnings) == ("xdp", 7, ())
+    assert keys(plan) == [
+        ("compile", "bpf_xdp.c"),
+        *load("bpf_xdp_eth0.o"),
+        ("attach xdp", "eth0"),
+        ("detach xdp", "eth1"),
+        ("detach xdp", "br0"),
+        ("commit", "xdp"),
+    ]
+
+
+def test_each_device_has_an_object_of_its_own_and_all_are_loaded_before_one_is_attached() -> None:
+    names = keys(xdp_plan(replace(XDP, devices=("eth0", "eth1")), 7, LINKS))
+    assert names[1:13] == [*load("bpf_xdp_eth0.o"), *load("bpf_xdp_eth1.o")]
+    assert names[13:15] == [("attach xdp", "eth0"), ("attach xdp", "eth1")]
+
+
+def test_a_device_that_does_not_exist_gets_no_xdp_program() -> None:
+    plan = xdp_plan(replace(XDP, devices=("eth7",)), 7, LINKS)
+    assert plan.warnings == ("device eth7 does not exist: left out",)
+    assert "attach xdp" not in {name for name, _ in keys(plan)}
+
+
+def test_without_xdp_every_device_loses_its_program() -> None:
+    plan = xdp_plan(replace(XDP, xdp=None), 7, LINKS)
+    assert keys(plan) == [("detach xdp", name) for name in ("eth0", "eth1", "br0")] + [("commit", "xdp")]
+    assert plan.describe()[-1][2] == "nothing is left to do"
+
+
+def test_what_a_device_had_goes_when_it_leaves_the_list_or_is_gone(tmp_path: Path) -> None:
+    config = replace(XDP, bpffs=tmp_path, state=tmp_path)
+    config.globals.mkdir(parents=True)
+    eth0, eth1 = LINKS["eth0"].ifindex, LINKS["eth1"].ifindex
+    for ifindex in (eth0, eth1, 4711):
+        (config.globals / f"cilium_calls_xdp_{ifindex:05d}").touch()
+    (config.globals / f"cilium_calls_netdev_{eth1:05d}").touch()
+    for name in ("eth0", "eth7-100"):
+        (tmp_path / "cilium/devices" / name / "links").mkdir(parents=True)
+    (tmp_path / "xdp").mkdir()
+    for name in ("bpf_xdp_eth0.o", "bpf_xdp_eth1.o", "lock"):
+        (tmp_path / "xdp" / name).touch()
+    plan = xdp_plan(config, 7, LINKS)
+    assert [target for name, target in keys(plan) if name == "detach xdp"] == ["eth1", "br0", "eth7-100"]
+    commit = plan.steps[-1]
+    assert isinstance(commit, Commit)
+    gone = {f"cilium_calls_xdp_{eth1:05d}", "cilium_calls_xdp_04711", "bpf_xdp_eth1.o"}
+    assert {path.name for path in commit.obsolete} == gone

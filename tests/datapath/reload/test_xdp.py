@@ -1,0 +1,203 @@
+"""reload/xdp.py on a real node: what holds the program, in which mode, and what others have there."""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from datapath.base.bpftypes import ProgType
+from datapath.errors import LinkReplaced
+from datapath.kernel import bpf, links, xdp
+from datapath.kernel.hooks import HookEmptied
+from datapath.kernel.inventory import program_name
+from datapath.kernel.links import AttachType
+from datapath.kernel.netns import enter
+from datapath.kernel.xdp import Attached, Mode
+from datapath.reload.plans import XDP_SUBJECT
+from datapath.reload.xdp import CIL_XDP_ENTRY, XdpTaken, XdpUnsupported
+from lab.scenario.gate import Gate
+from lab.system.tools import run
+from tests.datapath.support import Injected, Rig, inject, rig
+from tests.netns import nsenter
+
+pytestmark = pytest.mark.privileged
+
+
+@pytest.fixture(scope="module")
+def node(templates: Path) -> Iterator[Rig]:
+    with rig(templates, pods=0, devices=("eth0",), xdp="native") as made:
+        yield made
+
+
+@pytest.fixture
+def eth0(node: Rig) -> Iterator[Rig]:
+    """The node without any XDP program, as it is afterwards."""
+    yield node
+    node.configure(xdp=None, devices=("eth0",))
+    node.reload(XDP_SUBJECT)
+    assert xdp.all_attached(node.netlink) == {}
+    assert not list((node.config.bpffs / "cilium").rglob("*xdp*"))
+    node.configure(xdp="native")
+
+
+def ifindex(node: Rig) -> int:
+    return node.netlink.ifindex("eth0")
+
+
+def attached(node: Rig) -> tuple[Mode, str]:
+    """Return mode and name of the one program of eth0."""
+    (found,) = xdp.attached(node.netlink, ifindex(node))
+    return found.mode, program_name(found.program_id)
+
+
+def holder(node: Rig) -> int | None:
+    """Return the id of the link that holds the program of eth0."""
+    (found,) = xdp.attached(node.netlink, ifindex(node))
+    fd = xdp.link_of(ifindex(node), found.program_id)
+    if fd is None:
+        return None
+    try:
+        return links.info(fd).id
+    finally:
+        os.close(fd)
+
+
+def pin(node: Rig, ifname: str = "eth0") -> Path:
+    return node.config.device_links(ifname) / CIL_XDP_ENTRY
+
+
+@contextmanager
+def passing(name: str) -> Iterator[int]:
+    """Hold a program that lets every packet pass."""
+    fd = bpf.prog_load(ProgType.XDP, struct.pack("=BBhiBBhi", 0xB7, 0, 0, 2, 0x95, 0, 0, 0), "GPL", name=name)
+    assert fd >= 0, os.strerror(-fd)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def test_a_link_is_pinned_and_updated_in_place(eth0: Rig) -> None:
+    eth0.reload(XDP_SUBJECT)
+    first = holder(eth0)
+    with links.pinned(pin(eth0)) as fd:
+        assert fd is not None
+        assert links.info(fd).id == first
+    (before,) = xdp.attached(eth0.netlink, ifindex(eth0))
+    eth0.reload(XDP_SUBJECT)
+    assert holder(eth0) == first
+    assert xdp.attached(eth0.netlink, ifindex(eth0)) != (before,)
+
+
+def test_what_somebody_removes_during_a_reload_is_noticed_and_put_back(eth0: Rig) -> None:
+    """No success is reported over an empty hook."""
+    eth0.reload(XDP_SUBJECT)
+    before = xdp.attached(eth0.netlink, ifindex(eth0))
+
+    def detach(*_: object) -> None:
+        with links.pinned(pin(eth0)) as fd:
+            assert fd is not None
+            links.detach(fd)
+
+    with pytest.raises(HookEmptied):
+        eth0.reload(XDP_SUBJECT, observer=Gate(detach, after="attach xdp"))
+    assert xdp.attached(eth0.netlink, ifindex(eth0)) == before
+    assert holder(eth0) is not None
+
+
+@pytest.mark.parametrize("mode", ["native", "generic"])
+def test_a_program_of_ours_without_a_link_is_replaced_in_place(eth0: Rig, mode: str) -> None:
+    """A former agent has attached it by netlink; a failed reload puts it back."""
+    eth0.configure(xdp=mode)
+    flag = Mode[mode.upper()]
+    with passing("cil_xdp_entry") as fd:
+        xdp.attach(eth0.netlink, ifindex(eth0), flag, fd)
+        former = (Attached(flag, bpf.prog_id(fd)),)
+        with pytest.raises(Injected):
+            eth0.reload(XDP_SUBJECT, observer=Gate(inject, after="attach xdp"))
+        assert xdp.attached(eth0.netlink, ifindex(eth0)) == former
+    eth0.reload(XDP_SUBJECT)
+    assert (attached(eth0), holder(eth0)) == ((flag, CIL_XDP_ENTRY), None)
+    assert not pin(eth0).exists()
+
+
+def test_a_program_of_ours_without_a_link_changes_its_mode(eth0: Rig) -> None:
+    with passing("cil_xdp_old") as fd:
+        xdp.attach(eth0.netlink, ifindex(eth0), Mode.GENERIC, fd)
+        former = (Attached(Mode.GENERIC, bpf.prog_id(fd)),)
+        with pytest.raises(Injected):
+            eth0.reload(XDP_SUBJECT, observer=Gate(inject, after="attach xdp"))
+        assert xdp.attached(eth0.netlink, ifindex(eth0)) == former
+        assert not pin(eth0).parent.exists()
+        outcome = eth0.reload(XDP_SUBJECT)
+    assert any("had no XDP program for a moment" in warning for warning in outcome.warnings)
+    assert (attached(eth0)[0], holder(eth0) is not None) == (Mode.NATIVE, True)
+
+
+@pytest.mark.parametrize("name", ["acme_xdp", "cil_xdp_entry"])
+def test_what_the_link_of_somebody_else_holds_is_left_alone(eth0: Rig, name: str) -> None:
+    """Whatever the program is called; a device that is none any more keeps it too."""
+    with passing(name) as fd, enter(eth0.config.netns):
+        link = links.create(fd, ifindex(eth0), AttachType.XDP, flags=Mode.NATIVE)
+    try:
+        for changes in ({}, {"xdp": "generic"}):
+            eth0.configure(**changes)
+            before = eth0.state()
+            with pytest.raises(XdpTaken, match=f"native XDP has the program {name} .*held by a link"):
+                eth0.reload(XDP_SUBJECT)
+            assert before.differences(eth0.state()) == []
+        eth0.configure(devices=())
+        eth0.reload(XDP_SUBJECT)
+        assert attached(eth0) == (Mode.NATIVE, name)
+    finally:
+        links.detach(link)
+        os.close(link)
+
+
+def test_the_link_of_a_device_that_is_made_anew_is_replaced(eth0: Rig) -> None:
+    """Its pin is there, and holds nothing; the pins of a device that is gone go as well."""
+    ns = eth0.config.netns
+    eth0.configure(devices=("d0.100",))
+    run(nsenter(ns, "ip", "link", "add", "d0.100", "type", "veth", "peer", "name", "d0"))
+    eth0.reload(XDP_SUBJECT)
+    assert pin(eth0, "d0.100").parts[-3:] == ("d0-100", "links", CIL_XDP_ENTRY)
+
+    def make_anew(*_: object) -> None:
+        run(nsenter(ns, "ip", "link", "del", "d0.100"))
+        run(nsenter(ns, "ip", "link", "add", "d0.100", "type", "veth", "peer", "name", "d0"))
+
+    with pytest.raises(LinkReplaced):
+        eth0.reload(XDP_SUBJECT, observer=Gate(make_anew, before="attach xdp"))
+    eth0.reload(XDP_SUBJECT)
+    assert set(xdp.all_attached(eth0.netlink)) == {"d0.100"}
+    run(nsenter(ns, "ip", "link", "del", "d0.100"))
+    with pytest.raises(Injected):
+        eth0.reload(XDP_SUBJECT, observer=Gate(inject, after="detach xdp", target="d0-100"))
+    assert pin(eth0, "d0.100").exists()
+    assert eth0.reload(XDP_SUBJECT).warnings == ("device d0.100 does not exist: left out",)
+    assert not pin(eth0, "d0.100").parent.exists()
+
+
+def test_a_device_that_takes_no_native_program(eth0: Rig) -> None:
+    """A large MTU is what a veth refuses. Best effort is none there; a reload that demands it changes nothing."""
+    run(nsenter(eth0.node.netns("outside"), "ip", "link", "set", "eth0", "mtu", "9000"))
+    try:
+        before = eth0.state()
+        with pytest.raises(XdpUnsupported, match="its MTU is too large: choose generic or best-effort"):
+            eth0.reload(XDP_SUBJECT)
+        assert before.differences(eth0.state()) == []
+        eth0.configure(xdp="generic")
+        eth0.reload(XDP_SUBJECT)
+        eth0.configure(xdp="best-effort")
+        warnings = eth0.reload(XDP_SUBJECT).warnings
+        assert warnings[-1] == "device eth0 takes no native XDP program, its MTU is too large: left out"
+        assert xdp.all_attached(eth0.netlink) == {}
+    finally:
+        run(nsenter(eth0.node.netns("outside"), "ip", "link", "set", "eth0", "mtu", "1500"))
+    eth0.reload(XDP_SUBJECT)
+    assert attached(eth0) == (Mode.NATIVE, CIL_XDP_ENTRY)
