@@ -25,10 +25,14 @@ if TYPE_CHECKING:
     from datapath.kernel.netlink import NLM_F_REQUEST, NetlinkSocket
     from datapath.kernel.tcx import is_supported as tcx_is_supported
     from datapath.kernel.uapi import MapInfo
+    from datapath.kernel.xdp import Mode as XdpAttachMode
+    from datapath.kernel.xdp import attach as attach_xdp
+    from datapath.kernel.xdp import detach as detach_xdp
     from datapath.reload.outcome import Outcome
     from datapath.reload.plans import host_plan
     from datapath.reload.step import Plan, Step
     from datapath.reload.workspace import Workspace
+    from datapath.reload.xdp import XdpTaken
     from lab.abi.layouts import Program, ipcache_key
     from lab.abi.policymap import POLICY_ENTRY_ALLOW, PolicyEntry, PolicyKey, policy_key_any
     from lab.agent.agent import Agent, Failure
@@ -93,6 +97,7 @@ _NAMES = {
     "datapath.reload.plans": "host_plan",
     "datapath.reload.step": "Plan Step",
     "datapath.reload.workspace": "Workspace",
+    "datapath.reload.xdp": "XdpTaken",
     "lab.corpus.loaders": "finalize_too_early keep_old_egress keep_old_routes never_finalize skip_revert",
     # Traffic that runs all the time, and single questions.
     "lab.traffic.defaults": "End cluster_flows default_flows ends flows_of_each",
@@ -118,6 +123,7 @@ _NAMES = {
     # The kernel: hooks, pinned maps, netlink.
     "datapath.base.bpftypes": "MapType ProgType",
     "datapath.kernel.uapi": "MapInfo",
+    "datapath.kernel.xdp": "XdpAttachMode attach_xdp detach_xdp",
     "datapath.kernel.hooks": "Direction Filter HookTaken attach detach filters",
     "datapath.kernel.bpf": "prog_load",
     "datapath.kernel.inventory": "program_by_id",
@@ -147,6 +153,9 @@ _ORIGINALS = {
     "parse_policies": "parse",
     "rule_counters": "rules",
     "run_tool": "run",
+    "XdpAttachMode": "Mode",
+    "attach_xdp": "attach",
+    "detach_xdp": "detach",
     "take_snapshot": "take",
 }
 """What those are called in their modules that have another name here."""
@@ -223,8 +232,11 @@ __all__ = [
     "VerifierError",
     "Violation",
     "Workspace",
+    "XdpAttachMode",
+    "XdpTaken",
     "allow_fragments",
     "attach",
+    "attach_xdp",
     "bound_socket",
     "calls_maps",
     "cidrs",
@@ -234,6 +246,7 @@ __all__ = [
     "create_link",
     "default_flows",
     "detach",
+    "detach_xdp",
     "ends",
     "enter_netns",
     "exchange",

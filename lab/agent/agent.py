@@ -5,11 +5,14 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 
+from datapath.endpoint import XdpMode
 from datapath.reload.outcome import Outcome
 from datapath.reload.transaction import Observer
-from lab.agent import enforcement, mapfill, modes
+from lab.agent import enforcement, mapfill, modes, prefilter
 from lab.agent.collector import Collected, collect
+from lab.agent.policy import Network
 from lab.agent.policyfile import parse
 from lab.agent.reloader import Change, Reloader
 from lab.agent.reloads import Failure
@@ -50,6 +53,7 @@ class Agent(Reloader):
         of what is declared no more stay.
         """
         with self.updating(cancel=cancel):
+            prefilter.sync(self.node, self.config.globals)
             host = self.host_spec(cancel=cancel)
             mapfill.fill_all(self.node, self.config.globals, host, unloaded=unloaded, sweep=sweep)
             self.node.sync_routes()
@@ -72,6 +76,29 @@ class Agent(Reloader):
                 self.sync(cancel=cancel)
                 undo.pop_all()
 
+    def deny(self, *prefixes: str, cancel: threading.Event | None = None) -> None:
+        """Have the XDP programs drop all packets from these prefixes as well: of all of them, or of none.
+
+        BadPrefix for what is none. Without XDP programs nothing is dropped until there are some.
+        """
+        self._set_prefilter(partial(prefilter.add, more=prefilter.parse(prefixes)), cancel)
+
+    def allow(self, *prefixes: str, cancel: threading.Event | None = None) -> None:
+        """Let packets from these prefixes, which are denied, reach the other programs again; BadPrefix."""
+        self._set_prefilter(partial(prefilter.remove, less=prefilter.parse(prefixes)), cancel)
+
+    def _set_prefilter(
+        self, change: Callable[[tuple[Network, ...]], tuple[Network, ...]], cancel: threading.Event | None
+    ) -> None:
+        with self.updating(cancel=cancel), ExitStack() as undo:
+            before = prefilter.stored(self.node)
+            after = change(before)
+            undo.callback(prefilter.sync, self.node, self.config.globals)
+            undo.callback(prefilter.store, self.node, before)
+            prefilter.store(self.node, after)
+            prefilter.sync(self.node, self.config.globals)
+            undo.pop_all()
+
     def _restore_policies(self, document: object) -> None:
         """Let these policies hold again in all maps; None: none was ever given."""
         enforcement.store(self.node, [] if document is None else document)
@@ -88,6 +115,10 @@ class Agent(Reloader):
     ) -> list[Outcome]:
         """Switch a live node to the other routing mode, without a moment in which a pod has no route."""
         return modes.set_endpoint_routes(self, on, workers=workers, cancel=cancel, observer=observer)
+
+    def set_xdp(self, mode: XdpMode | None, *, cancel: threading.Event | None = None) -> Outcome:
+        """Attach the XDP programs of the native devices in another mode of a live node; None removes them."""
+        return modes.set_xdp(self, mode, cancel=cancel)
 
     def set_tunnel_port(self, port: int, *, workers: int = 1, cancel: threading.Event | None = None) -> list[Outcome]:
         """Move the tunnel to another UDP port; until all is reloaded nothing goes through it."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 from datapath.base import mapnames
 from datapath.endpoint import HOST_ID, REMOTE_NODE_ID, WORLD_ID
 from lab.abi import layouts
-from lab.agent import enforcement
+from lab.agent import enforcement, prefilter
 from lab.agent.policy import Network, cidrs
 from lab.node.node import Node
 
@@ -61,7 +62,10 @@ NODE_MAPS: dict[str, Callable[[Node], Entries]] = {
     mapnames.IPCACHE: identities,
     mapnames.TUNNEL: tunnels,
 }
-"""The maps of a node that the control plane writes, by name."""
+PREFILTER_MAPS: dict[str, Callable[[Node], Entries]] = {
+    name: partial(prefilter.entries, name) for name in mapnames.CIDR_MAPS
+}
+"""The maps of a node that the control plane writes, by name; those of the prefilter only if it has XDP programs."""
 
 
 def _is_known(node: Node, network: Network) -> bool:

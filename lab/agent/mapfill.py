@@ -33,6 +33,8 @@ def fill(node: Node, target: Map, *, without: Container[bytes] = ()) -> frozense
         present = dict(target.items())
     elif name in contents.NODE_MAPS:
         entries = contents.NODE_MAPS[name](node)
+    elif name in contents.PREFILTER_MAPS:
+        entries = contents.PREFILTER_MAPS[name](node)
     # What does not fit into a map that was replaced, by a larger one perhaps: its programs learn it when reloaded.
     write = put if name != target.name else Map.update
     written = set()

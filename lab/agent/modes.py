@@ -5,8 +5,9 @@ from __future__ import annotations
 import threading
 from dataclasses import replace
 
+from datapath.endpoint import XdpMode
 from datapath.reload.outcome import Outcome
-from datapath.reload.plans import OVERLAY_SUBJECT
+from datapath.reload.plans import OVERLAY_SUBJECT, XDP_SUBJECT
 from datapath.reload.transaction import Observer
 from lab.agent.reloader import Reloader
 from lab.node.topology import InvalidSpec
@@ -29,6 +30,26 @@ def set_endpoint_routes(
         outcomes = reloader.reload_all(workers=workers, last=last, cancel=cancel, observer=observer)
         node.set_endpoint_routes(on)
     return outcomes
+
+
+def set_xdp(reloader: Reloader, mode: XdpMode | None, *, cancel: threading.Event | None) -> Outcome:
+    """Attach the devices' XDP programs in another mode, or remove them all (None).
+
+    The node says so first, and last that there are none: whatever kills this, the next reload knows what there may be.
+    """
+    node, before = reloader.node, reloader.node.spec.xdp_mode
+    with reloader.switching(cancel=cancel):
+        if mode is not None:
+            node.set_xdp(mode)
+        reloader.configure(xdp=mode)
+        try:
+            outcome = reloader.reload(XDP_SUBJECT, cancel=cancel)
+        except BaseException:
+            reloader.configure(xdp=before)
+            node.set_xdp(before)
+            raise
+        node.set_xdp(mode)
+    return outcome
 
 
 def set_tunnel_port(reloader: Reloader, port: int, *, workers: int, cancel: threading.Event | None) -> list[Outcome]:

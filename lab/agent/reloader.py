@@ -25,7 +25,7 @@ from datapath.kernel.tcx import chosen
 from datapath.loader import Loader
 from datapath.object.spec import CollectionSpec
 from datapath.reload.outcome import Outcome
-from datapath.reload.plans import OVERLAY_SUBJECT
+from datapath.reload.plans import OVERLAY_SUBJECT, XDP_SUBJECT
 from datapath.reload.step import Plan
 from datapath.reload.transaction import Observer, Observers, OnFailure
 from lab.agent import mapfill
@@ -48,8 +48,8 @@ from lab.system.limits import descriptors_of, require_descriptors
 Change = Callable[[Plan], Plan]
 """Turns a plan into the plan that is applied in its place."""
 
-KINDS_OF_SUBJECTS = {HOST: protocol.HOST, OVERLAY_SUBJECT: protocol.OVERLAY}
-"""What a subject is to a loader, if it is no pod."""
+KINDS_OF_SUBJECTS = {HOST: protocol.HOST, OVERLAY_SUBJECT: protocol.OVERLAY, XDP_SUBJECT: XDP_SUBJECT}
+"""What a subject is to a loader, if it is no pod. XDP is for ours alone."""
 
 
 class NestedReload(ReloadlabError):
@@ -115,7 +115,7 @@ class Reloader:
         self._reloads: dict[int, str] = {}
         # Shared by reloads, held exclusively while a setting changes that all programs of the node are built with.
         self._mode = Turn(self.config.state / "mode.lock")
-        self._seen, self._known = (node.spec, node.facts), config.node
+        self._seen, self._known = (node.spec, node.facts), (config.node, config.xdp)
 
     def __enter__(self) -> Self:
         pods = len(self.node.pods)
@@ -147,13 +147,14 @@ class Reloader:
 
     @property
     def subjects(self) -> tuple[str, ...]:
-        """What can be reloaded, in the order of an agent's start: the host before the overlay before the pods."""
+        """What can be reloaded, in the order of an agent's start: XDP, the host, the overlay, the pods."""
         return (*self.node_subjects, HEALTH, *(pod.name for pod in self.node.pods))
 
     @property
     def node_subjects(self) -> tuple[str, ...]:
         """The subjects that belong to the node itself; without a tunnel it has no overlay."""
-        return (HOST, OVERLAY_SUBJECT) if self.node.spec.tunnel else (HOST,)
+        xdp = (XDP_SUBJECT,) if self.config.xdp is not None else ()
+        return (*xdp, HOST, OVERLAY_SUBJECT) if self.node.spec.tunnel else (*xdp, HOST)
 
     def check(self, *names: str) -> None:
         """Raise UnknownTarget for a name that is none of `subjects`."""
@@ -205,12 +206,15 @@ class Reloader:
         seen = (self.node.spec, self.node.facts)
         if seen[0] is self._seen[0] and seen[1] is self._seen[1]:
             return
-        known, now = self._known, self.node.datapath_config().node
-        self._seen, self._known = seen, now
+        (known, xdp), config = self._known, self.node.datapath_config()
+        now = config.node
+        self._seen, self._known = seen, (now, config.xdp)
         # Only those: the others may have been configured otherwise on purpose.
         changed = {f.name: getattr(now, f.name) for f in fields(now) if getattr(now, f.name) != getattr(known, f.name)}
         if changed:
             self.configure(node=replace(self.config.node, **changed))
+        if config.xdp != xdp:
+            self.configure(xdp=config.xdp)
 
     @contextmanager
     def _holding_maps(self) -> Iterator[None]:
@@ -233,6 +237,8 @@ class Reloader:
         """Return the plan of the next reload of `subject`, as `change` makes it; nothing is done."""
         if subject == OVERLAY_SUBJECT:
             plan = self.loader.plan_overlay(generation)
+        elif subject == XDP_SUBJECT:
+            plan = self.loader.plan_xdp(generation)
         else:
             plan = self.loader.plan(replace(self.endpoint(subject), generation=generation), subject=subject)
         given = self._by_external(plan)
@@ -299,7 +305,7 @@ class Reloader:
         observer: Observer | None = None,
         cancel: threading.Event | None = None,
     ) -> Outcome:
-        """Reload one endpoint, the host or the overlay, under a generation number of its own.
+        """Reload one endpoint, the host, the overlay or XDP, under a generation number of its own.
 
         It waits while another process switches the whole node to another mode. NestedReload at a gate of a reload.
         """
@@ -388,7 +394,7 @@ class Reloader:
         cancel: threading.Event | None = None,
         observer: Observer | None = None,
     ) -> list[Outcome]:
-        """Reload the host and the overlay, then the endpoints in parallel; the first failure is raised when they are.
+        """Reload what belongs to the node, then the endpoints in parallel; the first failure is raised when they are.
 
         `first` is what comes even before the host, `last` what waits for the endpoints; endpoints in `without` are left
         out. The host waits if it is about

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar, cast
 from datapath.build.headers import template_endpoint
 from datapath.errors import ReloadlabError
 from datapath.reload.outcome import FailedReload, Outcome
-from datapath.reload.plans import OVERLAY_SUBJECT
+from datapath.reload.plans import OVERLAY_SUBJECT, XDP_SUBJECT
 from datapath.reload.transaction import Observer
 from lab.system.forkpool import fork_map
 
@@ -143,7 +143,7 @@ def _attempt(
 
 def _prepare(reloader: Reloader, subjects: Sequence[str], cancel: threading.Event | None) -> None:
     """Have everything at hand that workers can inherit: the templates, compiled and parsed once for all."""
-    endpoints = (reloader.endpoint(subject) for subject in subjects if subject != OVERLAY_SUBJECT)
+    endpoints = (reloader.endpoint(subject) for subject in subjects if subject not in (OVERLAY_SUBJECT, XDP_SUBJECT))
     for template in {template_endpoint(endpoint) for endpoint in endpoints}:
         # A source that does not compile is the failure of each reload that needs it.
         with suppress(ReloadlabError):

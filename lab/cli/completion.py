@@ -33,6 +33,7 @@ class _Lab:
     name: str
     cluster: str
     tunnel: bool
+    xdp: bool
     pods: tuple[str, ...]
 
 
@@ -44,7 +45,7 @@ def complete_labs(prefix: str, **_: Any) -> list[str]:
 
 def complete_targets(prefix: str, **_: Any) -> list[str]:
     """Return labs, or LAB/ENDPOINT once the slash is there: what can be reloaded."""
-    return _targets(prefix, lambda lab: ("host", *(["overlay"] if lab.tunnel else []), "health"))
+    return _targets(prefix, _endpoints)
 
 
 def complete_namespaces(prefix: str, **_: Any) -> list[str]:
@@ -61,6 +62,10 @@ def _targets(prefix: str, own: Callable[[_Lab], Sequence[str]]) -> list[str]:
     return [f"{name}/{endpoint}" for endpoint in sorted({e for lab in found for e in (*own(lab), *lab.pods)})]
 
 
+def _endpoints(lab: _Lab) -> Sequence[str]:
+    return ("host", *(["overlay"] if lab.tunnel else []), *(["xdp"] if lab.xdp else []), "health")
+
+
 def _labs() -> Iterator[_Lab]:
     """Yield the labs that can be read."""
     from lab.node.registry import run_directory
@@ -75,6 +80,6 @@ def _labs() -> Iterator[_Lab]:
             with open(os.path.join(entry.path, FACTS)) as file:
                 spec = json.load(file)["spec"]
             pods = tuple(str(pod["name"]) for pod in spec["pods"])
-            yield _Lab(entry.name, str(spec["cluster"]), bool(spec["tunnel"]), pods)
+            yield _Lab(entry.name, str(spec["cluster"]), bool(spec["tunnel"]), spec.get("xdp") is not None, pods)
         except (OSError, ValueError, KeyError, TypeError):
             continue

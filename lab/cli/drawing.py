@@ -49,7 +49,8 @@ def _device(link: LinkView) -> list[str]:
 
 
 def _hooks(link: LinkView) -> str:
-    return f"ingress {_programs(link, link.ingress)}  egress {_programs(link, link.egress)}"
+    xdp = f"  xdp {' '.join(link.xdp)}" if link.xdp else ""
+    return f"ingress {_programs(link, link.ingress)}  egress {_programs(link, link.egress)}{xdp}"
 
 
 def _programs(link: LinkView, names: Iterable[str]) -> str:

@@ -24,6 +24,7 @@ COMMANDS = {
     "show": "draw nodes: interfaces, programs, routes, endpoints",
     "exec": "run a command, or a shell, inside a pod or the node",
     "policy": "apply policies, or print those in force",
+    "prefilter": "deny prefixes at XDP, or print those that are denied",
     "maps": "print a map of the datapath",
     "gc": "delete expired connections",
     "monitor": "follow drops, traces and policy verdicts",

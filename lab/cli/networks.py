@@ -6,6 +6,7 @@ import argparse
 import os
 from typing import TYPE_CHECKING, Any
 
+from datapath.endpoint import XDP_MODES
 from lab.cli.datapath import add_attach_option, add_loader_option, add_source_options
 from lab.cli.targets import count
 
@@ -20,6 +21,12 @@ def add_network_options(parser: argparse._ActionsContainer) -> None:
     parser.add_argument("--endpoint-routes", action="store_true", help="a route per pod instead of one by cilium_host")
     parser.add_argument("--tunnel", action="store_true", help="VXLAN to other nodes instead of native routing")
     parser.add_argument("--devices", default="", metavar="NAMES", help="native devices that get programs, such as eth0")
+    parser.add_argument(
+        "--xdp",
+        choices=XDP_MODES,
+        metavar="MODE",
+        help=f"a prefilter at XDP of the native devices: {', '.join(XDP_MODES)} (off)",
+    )
 
 
 def network_options(args: argparse.Namespace) -> dict[str, Any]:
@@ -27,8 +34,16 @@ def network_options(args: argparse.Namespace) -> dict[str, Any]:
     return {
         "endpoint_routes": args.endpoint_routes,
         "tunnel": args.tunnel,
-        "devices": tuple(name for name in args.devices.split(",") if name),
+        "devices": tuple(name for name in args.devices.split(",") if name) or _xdp_devices(args.xdp),
+        "xdp": args.xdp,
     }
+
+
+def _xdp_devices(mode: str | None) -> tuple[str, ...]:
+    """Return the devices of a node of which none are named: XDP needs one."""
+    from lab.node.topology import UPLINK
+
+    return () if mode is None else (UPLINK,)
 
 
 def add_node_options(parser: argparse.ArgumentParser) -> None:

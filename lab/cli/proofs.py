@@ -24,7 +24,9 @@ def add_action_options(parser: argparse.ArgumentParser) -> None:
     """Declare what is done, and the node that it is done on."""
     parser.add_argument("subjects", nargs="*", metavar="SUBJECT", help="what is reloaded: pod-1, host, ... (each kind)")
     parser.add_argument("--switch", action="store_true", help="switch endpoint routes, and back, instead of reloads")
-    parser.add_argument("--reattach", action="store_true", help="attach SUBJECTs by tcx instead of tc, and back")
+    parser.add_argument(
+        "--reattach", action="store_true", help="attach SUBJECTs by tcx instead of tc (xdp: in another mode), and back"
+    )
     parser.add_argument(
         "--restore", action="store_true", help="restore the node, of which a pod is gone, instead of reloads"
     )
@@ -87,6 +89,7 @@ def node_arguments(args: argparse.Namespace) -> tuple[str, ...]:
     found = [] if args.pods == PODS else ["--pods", str(args.pods)]
     found += [option for option in ("--endpoint-routes", "--tunnel") if vars(args)[option[2:].replace("-", "_")]]
     found += ["--devices", args.devices] if args.devices else []
+    found += ["--xdp", args.xdp] if args.xdp is not None else []
     found += ["--loader", args.loader] if args.loader is not None else []
     found += ["--attach", args.attach] if args.attach is not None else []
     found += ["--library", str(args.library)] if args.library is not None else []

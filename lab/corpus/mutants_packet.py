@@ -325,7 +325,7 @@ PACKET_MUTANTS = (
         "forwarded-bytes-not-counted",
         "the bytes of forwarded packets are not counted after the first",
         METRICS,
-        "\t\tvalue->bytes += ctx->len;\n",
+        "\t\tvalue->bytes += ctx_full_len(ctx);\n",
         "",
         "counters",
     ),

@@ -14,7 +14,7 @@ FAULTS = (
 )
 
 NOT_YET = {
-    "B20": "XDP programs that are detached: the pipeline has no XDP",
+    "B20": "XDP programs that are detached: no fault of the corpus changes the steps at XDP yet",
     "B33": "missed tail calls in teardowns whose mechanism was never found: nothing to put back",
 }
 """Entries of the corpus that do not apply to what the pipeline does today, each with the reason."""

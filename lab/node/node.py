@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Self
 
 from bpf import LIBRARY
-from datapath.endpoint import DatapathConfig, Endpoint
+from datapath.endpoint import DatapathConfig, Endpoint, XdpMode
 from datapath.errors import ReloadlabError
 from lab.errors import LabElsewhere, LabNotFound, LabNotReady, system_errors
 from lab.node import builder, described, live, registry
@@ -172,6 +172,7 @@ class Node:
             filter_priority=filter_priority,
             clang=clang,
             defines=defines,
+            xdp=self.spec.xdp_mode,
         )
 
     def endpoint(self, name: str) -> Endpoint:
@@ -210,6 +211,11 @@ class Node:
         with self._changing(), self._noting(live.Unfinished(node_route=True)):
             live.set_node_route(self._standing, not on)
             self._remember(replace(self.spec, endpoint_routes=on), self.facts)
+
+    def set_xdp(self, mode: XdpMode | None) -> None:
+        """Set the mode of XDP that `datapath_config` tells; programs follow with the next reload."""
+        with self._changing():
+            self._remember(replace(self.spec, xdp=mode), self.facts)
 
     def add_pod(self, pod: PodSpec | str) -> PodFacts:
         """Make one more pod."""

@@ -17,7 +17,7 @@ from functools import cache
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
 
 from datapath.base.names import check_ifname, check_lab_name
-from datapath.endpoint import HEALTH_ID
+from datapath.endpoint import HEALTH_ID, XDP_MODES, XdpMode
 from datapath.errors import InvalidName, ReloadlabError
 
 VXLAN_PORT = 8472
@@ -86,6 +86,14 @@ def check_pod_count(count: int) -> None:
         raise InvalidSpec(f"a node has 0 to {MAX_PODS} pods, not {count}")
 
 
+def check_xdp_mode(mode: str) -> XdpMode:
+    """Return a mode of XDP; InvalidSpec if it is none."""
+    found = next((known for known in XDP_MODES if known == mode), None)
+    if found is None:
+        raise InvalidSpec(f"the mode of XDP is one of {', '.join(XDP_MODES)}, not {mode}")
+    return found
+
+
 @dataclass(frozen=True, slots=True)
 class NodeSpec:
     """A node as asked for.
@@ -93,7 +101,8 @@ class NodeSpec:
     `pods` is their number (they are then called pod-1, pod-2, ...) or the pods themselves. `tunnel` sends packets for
     other nodes through VXLAN, otherwise they are routed. `devices` are the native devices that get programs. `mtu` is
     that of all devices, in bytes. `node_index` chooses the address ranges, so that several nodes share an underlay.
-    `cluster` is the name of the nodes that do, empty for a node by itself. `tunnel_port` is VXLAN's UDP port.
+    `cluster` is the name of the nodes that do, empty for a node by itself. `tunnel_port` is VXLAN's UDP port. `xdp` is
+    the mode in which the native devices get an XDP program (datapath.endpoint.XdpMode), None if they get none.
     """
 
     name: str
@@ -105,6 +114,7 @@ class NodeSpec:
     node_index: int = 0
     cluster: str = ""
     tunnel_port: int = VXLAN_PORT
+    xdp: str | None = None
 
     def __post_init__(self) -> None:
         check_lab_name(self.name)
@@ -136,6 +146,15 @@ class NodeSpec:
         for device in self.devices:
             if check_ifname(device) != UPLINK:
                 raise InvalidSpec(f"the node has no native device {device}; it has {UPLINK}")
+        if self.xdp is not None:
+            check_xdp_mode(self.xdp)
+            if not self.devices:
+                raise InvalidSpec(f"XDP programs are for native devices, and the node has none: give it {UPLINK}")
+
+    @property
+    def xdp_mode(self) -> XdpMode | None:
+        """The mode as the pipeline takes it."""
+        return None if self.xdp is None else check_xdp_mode(self.xdp)
 
     @property
     def pod_specs(self) -> tuple[PodSpec, ...]:

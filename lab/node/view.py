@@ -8,8 +8,10 @@ from ipaddress import ip_address
 from typing import Any
 
 from datapath.kernel.hooks import Direction, all_filters
+from datapath.kernel.inventory import program_name
 from datapath.kernel.messages import MessageClass, ifaddrmsg, ifinfmsg, rtmsg
 from datapath.kernel.netlink import NLM_F_DUMP, RTM_GETLINK, NetlinkSocket, encode
+from datapath.kernel.xdp import all_attached
 from lab.node.facts import pod_json
 from lab.node.links import AF_INET, AF_INET6, IFF_NOARP, IFF_UP, RT_SCOPE_LINK, RT_TABLE_MAIN, RTPROT_KERNEL
 from lab.node.node import Node
@@ -22,7 +24,10 @@ _RTM_F_CLONED = 0x200
 
 @dataclass(frozen=True, slots=True)
 class LinkView:
-    """An interface; `ingress` and `egress` are the programs at its hooks in their order, tcx before clsact."""
+    """An interface; `ingress` and `egress` are the programs at its hooks in their order, tcx before clsact.
+
+    `xdp` are its XDP programs, each with its mode.
+    """
 
     name: str
     ifindex: int
@@ -34,6 +39,7 @@ class LinkView:
     addresses: tuple[str, ...]
     ingress: tuple[str, ...] = ()
     egress: tuple[str, ...] = ()
+    xdp: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +64,7 @@ class NodeView:
             "peers": [peer.name for peer in self.node.peers],
             "endpoint_routes": spec.endpoint_routes,
             "devices": list(spec.devices),
+            "xdp": spec.xdp,
             "interfaces": [asdict(link) for link in self.links],
             "routes": list(self.routes),
             "health": pod_json(self.node.facts.health),
@@ -72,11 +79,13 @@ def look(node: Node) -> NodeView:
         outside = _links(socket)
     pins = pinned_links(node)
     with NetlinkSocket(node.netns(NODE)) as socket:
+        at_xdp = all_attached(socket)
         links = tuple(
             replace(
                 link,
                 ingress=_programs(node, socket, link, Direction.INGRESS, pins),
                 egress=_programs(node, socket, link, Direction.EGRESS, pins),
+                xdp=tuple(f"{program_name(each.program_id)} ({each.mode})" for each in at_xdp.get(link.name, ())),
             )
             for link in _links(socket)
         )

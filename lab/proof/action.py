@@ -21,7 +21,8 @@ class Action:
     """Something to do: `do` may use a scenario's agent and node, not its traffic; an event cancels it.
 
     `before` brings the node back to where it can be done once more. `other_path`: packets may take another way
-    afterwards. `whole`: if it fails, everything is as before; of a switch of a whole node, each endpoint is.
+    afterwards. `whole`: if it fails, everything is as before; of a switch of a whole node, each endpoint is. `warnings`
+    are texts in those that it gives.
     `arguments` are those with which a command does it.
     """
 
@@ -31,6 +32,7 @@ class Action:
     other_path: bool = False
     whole: bool = True
     arguments: tuple[str, ...] = ()
+    warnings: frozenset[str] = frozenset()
 
     def prepare(self, scenario: Scenario) -> None:
         """Bring the node to where this can be done."""

@@ -6,9 +6,9 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
-from datapath.endpoint import Attachment
+from datapath.endpoint import Attachment, XdpMode
 from datapath.kernel.tcx import chosen
-from datapath.reload.plans import OVERLAY_SUBJECT
+from datapath.reload.plans import OVERLAY_SUBJECT, XDP_SUBJECT
 from lab.node.node import UnknownTarget
 from lab.node.topology import HEALTH, HOST, NodeSpec
 from lab.proof.action import Action
@@ -26,12 +26,17 @@ WORKERS = 2
 def reloads(spec: NodeSpec, subjects: Sequence[str], macros: Sequence[tuple[str, str]]) -> list[Action]:
     """Return a reload of each subject, or of one of each kind; with macros, one with them and one without again."""
     pods = tuple(pod.name for pod in spec.pod_specs)
-    overlay = (OVERLAY_SUBJECT,) if spec.tunnel else ()
+    own = _node_subjects(spec)
     for name in subjects:
-        if name not in (known := (HOST, *overlay, HEALTH, *pods)):
+        if name not in (known := (*own, HEALTH, *pods)):
             raise UnknownTarget(spec.name, f"endpoint {name}", known)
-    chosen = subjects or (*pods[:1], HEALTH, HOST, *overlay)
+    chosen = subjects or (*pods[:1], HEALTH, *own)
     return [action for subject in chosen for action in _reloads(subject, dict(macros))]
+
+
+def _node_subjects(spec: NodeSpec) -> tuple[str, ...]:
+    overlay = (OVERLAY_SUBJECT,) if spec.tunnel else ()
+    return (HOST, *overlay, XDP_SUBJECT) if spec.xdp is not None else (HOST, *overlay)
 
 
 def _reloads(subject: str, macros: dict[str, str]) -> Iterator[Action]:
@@ -55,9 +60,30 @@ def _rebuild(subject: str, macros: dict[str, str], scenario: Scenario, cancel: t
 
 
 def reattaches(spec: NodeSpec, subjects: Sequence[str], attach: Attachment) -> list[Action]:
-    """Return, for each subject or one of each kind, the reload that attaches it the other way, and the one back."""
+    """Return, for each subject or one of each kind, the reload that attaches it the other way, and the one back.
+
+    XDP programs change their mode.
+    """
     other = Attachment.TC if chosen(attach) is Attachment.TCX else Attachment.TCX
-    return [action for each in reloads(spec, subjects, ()) for action in _reattaches(each.arguments[0], attach, other)]
+    names = [each.arguments[0] for each in reloads(spec, subjects, ())]
+    return [
+        action
+        for name in names
+        for action in (_xdp_modes(spec) if name == XDP_SUBJECT else _reattaches(name, attach, other))
+    ]
+
+
+def _xdp_modes(spec: NodeSpec) -> Iterator[Action]:
+    there = partial(_set_xdp_mode, "native" if spec.xdp == "generic" else "generic")
+    back = partial(_set_xdp_mode, spec.xdp_mode)
+    for name, do, before in (("the other mode", there, back), (f"{spec.xdp}", back, there)):
+        warnings = frozenset({"had no XDP program for a moment"})
+        yield Action(f"xdp to {name}", do, before, arguments=(XDP_SUBJECT, "--reattach"), warnings=warnings)
+
+
+def _set_xdp_mode(mode: XdpMode | None, scenario: Scenario, cancel: threading.Event) -> None:
+    scenario.agent.configure(xdp=mode)
+    scenario.agent.reload(XDP_SUBJECT, cancel=cancel)
 
 
 def _reattaches(subject: str, attach: Attachment, other: Attachment) -> Iterator[Action]:
@@ -110,7 +136,7 @@ def pairs(spec: NodeSpec, subjects: Sequence[str], macros: Sequence[tuple[str, s
     """Return two reloads at once: of two subjects, of one twice, or of a pod with each kind and with itself."""
     if not subjects:
         pods = [pod.name for pod in spec.pod_specs]
-        others = (*pods[1:2], HOST, *((OVERLAY_SUBJECT,) if spec.tunnel else ()), pods[0])
+        others = (*pods[1:2], *_node_subjects(spec), pods[0])
         return [pair for other in others for pair in pairs(spec, (pods[0], other), macros)]
     first, second = (reloads(spec, [subject], macros) for subject in (*subjects, *subjects)[:2])
     return list(zip(first, second, strict=True))

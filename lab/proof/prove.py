@@ -80,6 +80,8 @@ class Prover:
         self.begin(action.name, round)
         if action.other_path:
             self.scenario.expect(other_path=True)
+        if action.warnings:
+            self.scenario.expect(warnings=action.warnings)
         # Tens of thousands of look-ups are nothing that a packet could notice.
         do_gated(self.scenario, action, self.decide, cancel=self.cancel, look_ups=False)
         self._gate(Call(self.calls[-1].call.number + 1 if self.calls else 1, END, "", "", 0))

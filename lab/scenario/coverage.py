@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from datapath.reload.outcome import Span
-from datapath.reload.plans import OVERLAY_SUBJECT
+from datapath.reload.plans import OVERLAY_SUBJECT, XDP_SUBJECT
 from lab.node.topology import HEALTH, HOST
 from lab.scenario.timeline import Reload, name_of
 from lab.traffic.report import Pause
@@ -65,9 +65,9 @@ def _any_within(times: Sequence[int], start_ns: int, end_ns: int | None) -> bool
 
 
 def _kind(reload: Reload, span: Span) -> str:
-    """Return the kind of a step: with its target for the host and the overlay, alike for all pods of a node."""
+    """Return the kind of a step: with its target for the host, the overlay and XDP, alike for all pods of a node."""
     node, _, subject = reload.subject.rpartition("/")
-    if subject in (HOST, OVERLAY_SUBJECT):
+    if subject in (HOST, OVERLAY_SUBJECT, XDP_SUBJECT):
         return f"{name_of(span, reload.subject)} of {reload.subject}"
     if subject == HEALTH:
         return f"{span.step} of {reload.subject}"

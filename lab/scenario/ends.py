@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from ipaddress import ip_address
 
-from datapath.reload.plans import OVERLAY_SUBJECT
+from datapath.reload.plans import OVERLAY_SUBJECT, XDP_SUBJECT
 from lab.node.node import Node
 from lab.node.topology import HOST, PodFacts
 from lab.traffic.flows import Flow
@@ -32,19 +32,22 @@ def host_of(nodes: Sequence[Node], address: str) -> Node | None:
 
 
 def meets(flow: Flow, nodes: Sequence[Node], node: Node, subject: str) -> bool:
-    """Tell whether packets of a flow meet the programs of an endpoint, of the host or of the overlay of a node.
+    """Tell whether packets of a flow meet the programs of an endpoint, of the host, the overlay or XDP of a node.
 
     Those of a pod meet what the pod sends and gets. Those of the host meet what enters or leaves the node, and what the
-    host itself sends and gets; those of the overlay what goes from one node to another, if there is a tunnel.
+    host itself sends and gets; those of the overlay what goes from one node to another, if there is a tunnel; those
+    of XDP what comes from another node or the outside, as each packet or its answer does.
     """
     pods = [endpoint_of(nodes, address) for address in (flow.source_ip, flow.target_ip)]
-    if subject not in (HOST, OVERLAY_SUBJECT):
+    if subject not in (HOST, OVERLAY_SUBJECT, XDP_SUBJECT):
         return any(found is not None and (found[0].name, found[1].name) == (node.name, subject) for found in pods)
     places = [_place(nodes, address) for address in (flow.source_ip, flow.target_ip)]
     if node.name not in places:
         return False
     if subject == OVERLAY_SUBJECT:
         return node.spec.tunnel and None not in places and places[0] != places[1]
+    if subject == XDP_SUBJECT:
+        return bool(node.spec.devices) and places[0] != places[1]
     return not all(found is not None and found[0].name == node.name for found in pods)
 
 

@@ -23,6 +23,7 @@ NODE: Kinds = {
     "node_index": (int,),
     "cluster": (str,),
     "tunnel_port": (int,),
+    "xdp": (str, NoneType),
 }
 """The fields of NodeSpec, and of what kind they are; the name is the plugin's."""
 ITEMS: Mapping[str, type] = {"pods": PodSpec, "devices": str}

@@ -8,7 +8,7 @@ from typing import Literal, get_args
 
 from datapath.endpoint import DatapathConfig
 from datapath.errors import ReloadlabError
-from datapath.reload.plans import OVERLAY_SUBJECT
+from datapath.reload.plans import OVERLAY_SUBJECT, XDP_SUBJECT
 from datapath.reload.step import Plan, Step
 from datapath.reload.transaction import Observer
 from datapath.reload.workspace import Workspace
@@ -52,8 +52,8 @@ class Stepper:
 class Stepping:
     """Decides which reloads are stepped through.
 
-    Kinds are the host, the overlay, the health endpoint and a pod. The first of a kind is one more time the first when
-    the node's mode or its build is another.
+    Kinds are the host, the overlay, XDP, the health endpoint and a pod. The first of a kind is one more time the first
+    when the node's mode or its build is another.
     """
 
     def __init__(self, bursts: Bursts, push: Callable[[], None]) -> None:
@@ -65,7 +65,7 @@ class Stepping:
         """Return who looks on at this reload; None if it runs free."""
         if self._bursts == "none":
             return None
-        kind = plan.subject if plan.subject in (HOST, OVERLAY_SUBJECT, HEALTH) else POD
+        kind = plan.subject if plan.subject in (HOST, OVERLAY_SUBJECT, XDP_SUBJECT, HEALTH) else POD
         first = (kind, config) not in self._known
         self._known.add((kind, config))
         return Stepper(self._push) if first or self._bursts == "all" else None

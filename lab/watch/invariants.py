@@ -28,6 +28,7 @@ from lab.watch.checks.published import check_published
 from lab.watch.checks.routes import check_routes
 from lab.watch.checks.slots import check_slots
 from lab.watch.checks.text import difference
+from lab.watch.checks.xdp import check_xdp
 from lab.watch.descriptors import Descriptors, own_descriptors
 from lab.watch.drops import NOTHING, Dropped, Drops
 from lab.watch.journal import Journal
@@ -133,6 +134,7 @@ def check(
     now, objects, counters = take(agent.node), read_objects(agent), metrics.read(agent.node)
     found = [
         *check_hooks(agent, now, expected.warnings),
+        *check_xdp(agent, before.snapshot, now),
         *check_pins(agent, now),
         *check_maps(
             before.snapshot,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address
@@ -13,11 +14,14 @@ from datapath.endpoint import Endpoint, Interface
 from datapath.kernel import hooks, progarray, routes
 from datapath.kernel.hooks import Direction, Filter
 from datapath.kernel.inventory import all_programs, program_maps, reach, read_slots
+from datapath.kernel.links import info as link_info
 from datapath.kernel.map import Map, pinned_maps
 from datapath.kernel.netlink import NetlinkSocket
 from datapath.kernel.pins import RETIRED
 from datapath.kernel.uapi import ProgInfo
+from datapath.kernel.xdp import Attached, Mode, all_attached, link_of
 from datapath.reload.connections import lifetime_of
+from datapath.reload.xdp import OURS
 from lab.abi.policymap import PolicyEntry
 from lab.node.node import Node
 from lab.node.tcxhooks import pinned_links, tcx_programs
@@ -27,6 +31,7 @@ from lab.watch.surroundings import Surroundings, read_surroundings
 COUNTERS = (
     *(mapnames.METRICS, "reloadlab_hits", mapnames.EVENTS, mapnames.SIGNALS, mapnames.SNAT4, mapnames.SNAT6),
     *(mapnames.FRAGMENTS4, mapnames.FRAGMENTS6, mapnames.BUFFERS),
+    mapnames.XDP_SCRATCH,
 )
 """Prefixes of maps whose content changes with every packet."""
 
@@ -39,7 +44,7 @@ POLICY_VERDICT = 8
 
 DATAPATH = (
     *("filters", "pins", "contents", "slots", "policy slots", "routes"),
-    *("networks", "other pins"),
+    *("networks", "XDP programs", "other pins"),
 )
 """What Snapshot.datapath returns."""
 
@@ -62,6 +67,20 @@ class PinnedMap:
 
 
 @dataclass(frozen=True, slots=True)
+class XdpProgram:
+    """A program at an interface's XDP hook; `link_id` is that of the link that holds it there, None without one."""
+
+    mode: Mode
+    program_id: int
+    name: str
+    link_id: int | None
+
+    @property
+    def is_ours(self) -> bool:
+        return self.name.startswith(OURS)
+
+
+@dataclass(frozen=True, slots=True)
 class Snapshot:
     """The state of a node at one moment.
 
@@ -72,7 +91,7 @@ class Snapshot:
     `programs` are the ids of all loaded programs that use a map of this node, `reachable` those that are attached or in
     a slot of a pinned calls map, and the targets of their tail calls; `calls` are the ids of their calls maps.
     `infos` describes both. `ways` is address -> (table, interface index) by which the node's own packets leave for an
-    endpoint.
+    endpoint. `xdp` are the programs at XDP by interface.
     """
 
     filters: Mapping[tuple[str, Direction], tuple[Filter, ...]]
@@ -87,6 +106,7 @@ class Snapshot:
     calls: frozenset[int]
     infos: Mapping[int, ProgInfo]
     around: Surroundings
+    xdp: Mapping[str, tuple[XdpProgram, ...]] = field(default_factory=dict)
 
     def maps_of(self, program: int) -> tuple[int, ...]:
         """Return the ids of the maps that a program of the node uses; BpfError with ENOENT for one that is gone."""
@@ -105,7 +125,9 @@ class Snapshot:
         contents = {name: pin.content for name, pin in self.pins.items() if not name.startswith(CONNECTIONS)}
         policy, around = (self.policies, self.retired), self.around
         networks = {NODE: around.network, **around.inside}
-        return self.filters, pins, contents, self.slots, policy, self.routes, networks, around.pins
+        # A link that is made again to put a program back has another id.
+        xdp = {name: [(e.mode, e.program_id, e.link_id is None) for e in found] for name, found in self.xdp.items()}
+        return self.filters, pins, contents, self.slots, policy, self.routes, networks, xdp, around.pins
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,10 +170,12 @@ def take(node: Node) -> Snapshot:
                 )
             )
         }
+        at_xdp = {name: (netlink.ifindex(name), found) for name, found in all_attached(netlink).items()}
         ways = {
             str(address): way for address in _addresses(endpoints) if (way := routes.way(netlink, address)) is not None
         }
     attached = {each.program_id for found in filters.values() for each in found if each.program_id}
+    attached |= {each.program_id for _, found in at_xdp.values() for each in found}
     infos = all_programs()
 
     def maps_of(ident: int) -> tuple[int, ...]:
@@ -176,6 +200,7 @@ def take(node: Node) -> Snapshot:
         calls=held.calls - maps.policy_arrays,
         infos=kept,
         around=around,
+        xdp={name: tuple(_at_xdp(ifindex, each, infos) for each in found) for name, (ifindex, found) in at_xdp.items()},
     )
 
 
@@ -185,6 +210,17 @@ def _at_hook(
     """Return what runs at a hook of an interface, in this order; `links` are the pinned ones."""
     by_link = tcx_programs(node, link.name, link.ifindex, direction, links)
     return (*by_link, *hooks.all_filters(netlink, link.ifindex, direction))
+
+
+def _at_xdp(ifindex: int, found: Attached, infos: Mapping[int, ProgInfo]) -> XdpProgram:
+    name = infos[found.program_id].name if found.program_id in infos else ""
+    link = link_of(ifindex, found.program_id)
+    if link is None:
+        return XdpProgram(found.mode, found.program_id, name, None)
+    try:
+        return XdpProgram(found.mode, found.program_id, name, link_info(link).id)
+    finally:
+        os.close(link)
 
 
 def _read_map(pinned: Map, endpoint_ids: Sequence[int], maps: _Maps) -> None:

@@ -11,14 +11,18 @@ from functools import cache
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 
+from datapath.base.bpftypes import ProgType
 from datapath.build.compile import compile_source, probe_compiler
 from datapath.build.headers import (
+    filter_header,
     netdev_header,
     node_header,
     overlay_defines,
     overlay_substitution,
     substitution,
     template_header,
+    xdp_defines,
+    xdp_substitution,
 )
 from datapath.build.nodemacros import HOST_ENDPOINT_ID
 from datapath.endpoint import HOST_ID, LABEL_HOST, Endpoint, NodeConfig
@@ -69,6 +73,10 @@ TABLES = ("cilium_ct", "cilium_ipv4_frag", "cilium_ipv6_frag", "reloadlab_hits")
 
 PASS, DROP, REDIRECT = 0, 2, 7
 """Verdicts of a direct-action classifier."""
+XDP_DROP, XDP_PASS = 1, 2
+
+DEVICE = 32
+"""The interface whose XDP program bpf_xdp.c is loaded for."""
 
 _CONTEXT = struct.Struct("<8xI24xII4x5I108xI")
 _MARK = slice(8, 12)
@@ -90,21 +98,23 @@ class Build:
 def compiled(build: Build) -> ObjectImage:
     """Compile once per process."""
     node = replace(NODE, endpoint_routes=build.endpoint_routes, options=build.options)
-    overlay = build.source == "bpf_overlay.c"
+    overlay, xdp = build.source == "bpf_overlay.c", build.source == "bpf_xdp.c"
     if build.tunnel or overlay:
         node = replace(node, encap_ifindex=4, encap_mac="02:aa:00:00:00:03")
     with tempfile.TemporaryDirectory(prefix="reloadlab-test-") as name:
         directory = Path(name)
         (directory / "node_config.h").write_text(node_header(node))
         (directory / "netdev_config.h").write_text(netdev_header(node))
-        if not overlay:
+        if xdp:
+            (directory / "filter_config.h").write_text(filter_header())
+        elif not overlay:
             endpoint = (HOST if build.source == "bpf_host.c" else POD).with_endpoint_routes(build.endpoint_routes)
             (directory / "ep_config.h").write_text(template_header(endpoint))
         output = compile_source(
             build.library / build.source,
             directory / "object.o",
             includes=(directory, build.library, build.library / "include"),
-            defines={**(overlay_defines(node) if overlay else {}), **dict(build.defines)},
+            defines={**(overlay_defines(node) if overlay else xdp_defines() if xdp else {}), **dict(build.defines)},
             compiler=probe_compiler(),
             werror=True,
         )
@@ -112,10 +122,12 @@ def compiled(build: Build) -> ObjectImage:
 
 
 def spec_of(build: Build, generation: int = POD.generation) -> CollectionSpec:
-    """Return the object as it would be loaded for POD, for HOST, or for the tunnel device."""
+    """Return the object as it would be loaded for POD, for HOST, for the tunnel device, or for DEVICE."""
     spec = compiled(build).spec
     if build.source == "bpf_overlay.c":
         return spec.substitute(overlay_substitution(generation))
+    if build.source == "bpf_xdp.c":
+        return spec.substitute(xdp_substitution(generation, "eth0", DEVICE))
     if build.source == "bpf_host.c":
         firewall = any(name == "ENABLE_HOST_FIREWALL" for name, _ in build.defines)
         return spec.substitute(substitution(replace(HOST, generation=generation), host_firewall=firewall))
@@ -140,6 +152,8 @@ class Datapath:
     ) -> TestRun:
         """Run a program on a frame that came in by a device of that index (0: sent by the host itself)."""
         loaded = self.collection.programs[program] if isinstance(program, str) else program
+        if loaded.info().type == ProgType.XDP:
+            return prog_test_run(loaded.fd, frame)
         context = _CONTEXT.pack(mark, ingress_ifindex, 1, *cb, gso_size)
         return prog_test_run(loaded.fd, frame, context=context)
 

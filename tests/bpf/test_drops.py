@@ -30,6 +30,7 @@ from tests.bpf.loaded import (
     ROUTER6,
     WORLD4,
     WORLD6,
+    XDP_DROP,
     Build,
     Datapath,
     loaded,
@@ -37,6 +38,7 @@ from tests.bpf.loaded import (
 from tests.bpf.pod import ARP_REQUEST, EGRESS, INGRESS, ON, POD4, POD6, from_pod, to_peer
 from tests.bpf.tunnel import tunnelled
 from tests.bpf.vlan import tagged
+from tests.bpf.xdp import deny_prefixes
 
 REMOTE4 = IPv4Address("10.2.0.5")
 DENIED_PORT = 666
@@ -276,6 +278,12 @@ OVERLAY = [
     Case("DROP_MISSED_TAIL_CALL", INGRESS, "cil_from_overlay", TO_PEER4, empty(7)),
     Case("DROP_MISSED_TAIL_CALL", INGRESS, "cil_from_overlay", TO_PEER6, empty(10)),
 ]
+XDP = [
+    Case("DROP_MISSED_TAIL_CALL", INGRESS, "cil_xdp_entry", TO_PEER4, empty(7), verdict=XDP_DROP),
+    Case("DROP_MISSED_TAIL_CALL", INGRESS, "cil_xdp_entry", TO_PEER6, empty(10), verdict=XDP_DROP),
+    Case("DROP_INVALID", INGRESS, "cil_xdp_entry", TO_PEER4[:33], verdict=XDP_DROP),
+    Case("DROP_POLICY_DENY", INGRESS, "cil_xdp_entry", IN4, verdict=XDP_DROP),
+]
 DEFINES = tuple((f"ENABLE_{name}", "1") for name in ("HOST_FIREWALL", "IPV4_FRAGMENTS", "IPV6_FRAGMENTS"))
 
 
@@ -292,6 +300,7 @@ GROUPS: Mapping[str, Group] = {
     "pod without fragments": Group(ON, FRAGMENTS),
     "host": Group(Build("bpf_host.c", defines=DEFINES[:1]), HOST),
     "overlay": Group(Build("bpf_overlay.c"), OVERLAY),
+    "XDP": Group(Build("bpf_xdp.c"), XDP),
     "overlay without IPv4": Group(
         Build("bpf_overlay.c", options=(("ENABLE_IPV4", "0"),)),
         [Case("DROP_UNKNOWN_L3", INGRESS, "cil_from_overlay", TO_PEER4)],
@@ -314,6 +323,8 @@ def prepared(build: Build) -> Iterator[Datapath]:
             datapath.add_identity(REMOTE4, 5000, node="192.0.2.7")
             for key, deny in ((PolicyKey(0, True, UDP), False), (PolicyKey(0, True, UDP, DENIED_PORT), True)):
                 datapath.policy.update(key.pack(), key.entry(deny=deny).pack())
+        if build.source == "bpf_xdp.c":
+            deny_prefixes(datapath, f"{WORLD4}/32")
         yield datapath
 
 

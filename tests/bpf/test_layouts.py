@@ -337,7 +337,7 @@ def test_source_files_are_those_of_source_file_h() -> None:
     assert {file.name for file in files if re.search(r"\bDROP_(?!NOTIFY)[A-Z]", file.read_text())} == {*found.values()}
 
 
-@pytest.mark.parametrize("source", ["bpf_lxc.c", "bpf_host.c", "bpf_overlay.c"])
+@pytest.mark.parametrize("source", ["bpf_lxc.c", "bpf_host.c", "bpf_overlay.c", "bpf_xdp.c"])
 def test_every_program_counts_its_hits_under_its_own_number(source: str) -> None:
     text = (LIBRARY / source).read_text()
     programs = re.findall(r"^(?:__section(?:_tail)?\([^\n]*\)\nint |TAIL_PROGRAM\()(\w+)", text, re.MULTILINE)

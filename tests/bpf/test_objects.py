@@ -1,4 +1,4 @@
-"""What the three objects contain, that every build of them passes the verifier, and what the variations change."""
+"""What the objects contain, that every build of them passes the verifier, and what the variations change."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from datapath.kernel.cpus import cpu_ids
 from datapath.load.verify import verify_object
 from datapath.object.reader import read_object
 from datapath.object.spec import MapSpec
-from tests.bpf.loaded import HOST, LIBRARY, Build, compiled, spec_of
+from tests.bpf.loaded import DEVICE, HOST, LIBRARY, Build, compiled, spec_of
 
-SOURCES = ("bpf_lxc.c", "bpf_host.c", "bpf_overlay.c")
+SOURCES = ("bpf_lxc.c", "bpf_host.c", "bpf_overlay.c", "bpf_xdp.c")
 NO_PREALLOC, NUMA_NODE = 1, 4
 EVERYTHING = tuple(
     (name, "1")
@@ -41,11 +41,13 @@ ENTRIES = {
         "to-netdev": "cil_to_netdev",
     },
     "bpf_overlay.c": {"from-overlay": "cil_from_overlay", "to-overlay": "cil_to_overlay"},
+    "bpf_xdp.c": {"xdp": "cil_xdp_entry"},
 }
 SLOTS = {
     "bpf_lxc.c": {(2, n) for n in (4, 6, 7, 10, 11, 12, 13, 14, *range(25, 33))} | {(1, 123)},
     "bpf_host.c": {(2, n) for n in (7, 10, 22, 23)},
     "bpf_overlay.c": {(2, n) for n in (7, 10)},
+    "bpf_xdp.c": {(2, n) for n in (7, 10)},
 }
 
 
@@ -117,11 +119,28 @@ def policy(name: str) -> dict[str, MapSpec]:
         ("bpf_host.c", {**calls("cilium_calls_hostns_00001"), **policy("cilium_policy_00001"), **TUNNEL}),
         ("bpf_overlay.c", calls("cilium_calls_overlay_2")),
     ],
-    ids=SOURCES,
+    ids=SOURCES[:3],
 )
 def test_maps(source: str, own: dict[str, MapSpec]) -> None:
     found = {name: replace(item, contents={}) for name, item in spec_of(Build(source)).maps.items()}
     assert found == {**MAPS, **own}
+
+
+def test_maps_of_the_xdp_object() -> None:
+    """Those of the prefilter are Cilium's, but for the size of the hashes; policy arrays have programs of tc alone."""
+    found = {name: replace(item, contents={}) for name, item in spec_of(Build("bpf_xdp.c")).maps.items()}
+    shared = {name: MAPS[name] for name in ("cilium_metrics", "cilium_events", "reloadlab_hits")}
+    scratch = MapSpec("cilium_xdp_scratch", MapType.PERCPU_ARRAY, 4, 4, 5, 0, True)
+    cidrs = [
+        MapSpec(f"cilium_cidr_v{version}_{kind}", map_type, key, 1, 65536, NO_PREALLOC, True)
+        for version, key in ((4, 8), (6, 20))
+        for kind, map_type in (("fix", MapType.HASH), ("dyn", MapType.LPM_TRIE))
+    ]
+    assert found == {
+        **shared,
+        **calls(f"cilium_calls_xdp_{DEVICE:05d}"),
+        **{item.name: item for item in (scratch, *cidrs)},
+    }
 
 
 @pytest.mark.parametrize("source", SOURCES)

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from datapath.endpoint import XDP_MODES
 from lab.cli.datapath import add_datapath_options, require_compiler, tell_not_supported, wanted_options
 from lab.cli.targets import (
     NAMING,
@@ -24,6 +25,7 @@ from lab.cli.targets import (
     print_json,
 )
 from lab.doctor.doctor import require
+from lab.node.topology import check_xdp_mode
 from lab.system.signals import cancel_on_signals
 
 if TYPE_CHECKING:
@@ -76,6 +78,12 @@ def add_parser(subparsers: _SubParsersAction[argparse.ArgumentParser]) -> None:
     )
     change.add_argument("--mtu", type=number, metavar="BYTES", help="change the MTU of all devices while reloading")
     change.add_argument("--tunnel-port", type=number, metavar="PORT", help="replace the tunnel device: this UDP port")
+    change.add_argument(
+        "--xdp",
+        choices=("off", *XDP_MODES),
+        metavar="MODE",
+        help=f"attach the XDP programs in another mode while reloading: {', '.join(XDP_MODES)}, or off",
+    )
     parser.add_argument("--steps", action="store_true", help=f"print every step also of more than {FEW} endpoints")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     add_datapath_options(parser)
@@ -89,6 +97,7 @@ def run(args: argparse.Namespace) -> int:
         ("--endpoint-routes", args.endpoint_routes),
         ("--mtu", args.mtu),
         ("--tunnel-port", args.tunnel_port),
+        ("--xdp", args.xdp),
     ):
         if value is not None and any("/" in text for text in args.targets):
             raise BadOption(f"{option} switches the whole node: name no endpoints")
@@ -146,6 +155,10 @@ def _change(
 ) -> Sequence[Outcome | Failure]:
     if args.endpoint_routes not in (None, agent.endpoint_routes):
         return agent.set_endpoint_routes(args.endpoint_routes, workers=args.workers, cancel=cancel)
+    if args.xdp is not None:
+        done = agent.set_xdp(check_xdp_mode(args.xdp) if args.xdp != "off" else None, cancel=cancel)
+        others = [name for name in agent.subjects if name != done.subject]
+        return [done, *agent.reload_many(others, workers=args.workers, cancel=cancel)]
     if args.mtu is not None:
         return agent.set_mtu(args.mtu, workers=args.workers, cancel=cancel)
     if args.tunnel_port is not None:

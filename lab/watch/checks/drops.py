@@ -35,6 +35,9 @@ HARMLESS = frozenset(
 NO_SOCKET = "NO_SOCKET"
 """What becomes of a packet for which nobody listens."""
 
+PREFILTER = "bpf_xdp.c"
+"""Where packets are denied before there is a policy that could report a verdict."""
+
 POLICY_REASONS = frozenset((133, 181))
 """Reasons of drops that a policy decides: no rule allows the packet, or one denies it."""
 
@@ -78,7 +81,8 @@ def check_verdicts(dropped: Dropped, node: str) -> list[Violation]:
         return []
     found = []
     for reason in sorted(POLICY_REASONS):
-        refused = [event for event in dropped.programs[node] if event.reason == reason]
+        events = (event for event in dropped.programs[node] if event.file != PREFILTER)
+        refused = [event for event in events if event.reason == reason]
         if (missing := len(refused) - refusals.get(reason, 0)) > 0:
             known = _listed(dropped.ownership.owner(event.packet) for event in refused)
             what = f"{missing} of {len(refused)} packets dropped as {reasons.describe(reason)} without a policy verdict"

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from datapath.base.mapnames import OVERLAY_CALLS_MAP, POLICY_ARRAYS, calls_map, is_calls_map
+from datapath.base.mapnames import OVERLAY_CALLS_MAP, POLICY_ARRAYS, calls_map, is_calls_map, xdp_of
 from datapath.kernel.hooks import Direction
 from datapath.reload.outcome import Loaded, Outcome
-from datapath.reload.plans import CILIUM_VXLAN, OVERLAY_SUBJECT
+from datapath.reload.plans import CILIUM_VXLAN, OVERLAY_SUBJECT, XDP_SUBJECT
 from lab.agent.agent import Agent
 from lab.loaders.protocol import OWN_CALLS_MAPS
 from lab.node.topology import HEALTH, HOST
@@ -30,6 +30,7 @@ def check_generation(agent: Agent, before: Snapshot, now: Snapshot, outcomes: Se
     done = sorted(outcomes, key=lambda outcome: outcome.end_ns)
     last = {outcome.subject: outcome for outcome in done}
     yield from (Violation(1, what) for what in _hooks(agent, before, now, last))
+    yield from (Violation(1, what) for what in _at_xdp(before, now, last.get(XDP_SUBJECT)))
     for subject in (each for each in last if each in agent.subjects):
         yield from (Violation(4, what) for what in _policy_slots(now, subject, last[subject].loaded))
         for loaded in last[subject].loaded:
@@ -58,6 +59,19 @@ def _hooks(agent: Agent, before: Snapshot, now: Snapshot, last: Mapping[str, Out
             yield f"{ifname} {direction}: program {found[0]} instead of {wanted[0]}, {whose}"
         elif len(found) == 1 and not wanted and reload is not None:
             yield f"{ifname} {direction}: program {found[0]} although the last reload of {subject} attached none"
+
+
+def _at_xdp(before: Snapshot, now: Snapshot, reload: Outcome | None) -> Iterator[str]:
+    wanted = {each.ifname: each.program_id for each in reload.attached} if reload is not None else {}
+    for ifname, found in now.xdp.items():
+        old = [each.program_id for each in before.xdp.get(ifname, ()) if each.is_ours]
+        expected = [wanted[ifname]] if ifname in wanted else [] if reload is not None else old
+        programs = [each.program_id for each in found if each.is_ours]
+        if programs != expected and programs:
+            whose = (
+                "the one before, without a reload" if reload is None else f"that of the last reload of {XDP_SUBJECT}"
+            )
+            yield f"{ifname} xdp: program {programs[0]} instead of {expected[0] if expected else 'none'}, {whose}"
 
 
 def _programs(snapshot: Snapshot, place: Place) -> tuple[int, ...]:
@@ -129,7 +143,8 @@ def _calls(agent: Agent, now: Snapshot) -> dict[str, list[str]]:
     pods = {calls_map(ident, kind): name for ident, name in _endpoints(agent).items() for kind in ("", "custom_")}
     found: dict[str, list[str]] = {subject: [] for subject in agent.subjects}
     for name in calls_maps(now):
-        found.setdefault(OVERLAY_SUBJECT if name == OVERLAY_CALLS_MAP else pods.get(name, HOST), []).append(name)
+        devices = XDP_SUBJECT if xdp_of(name) is not None else HOST
+        found.setdefault(OVERLAY_SUBJECT if name == OVERLAY_CALLS_MAP else pods.get(name, devices), []).append(name)
     return found
 
 

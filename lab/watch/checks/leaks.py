@@ -18,6 +18,7 @@ from lab.watch.checks.hooks import wanted_pins
 from lab.watch.checks.objects import InterfaceObject
 from lab.watch.checks.pins import OWN_MAP
 from lab.watch.checks.text import some
+from lab.watch.checks.xdp import declared_links, declared_pins
 from lab.watch.descriptors import Descriptors, own_descriptors
 from lab.watch.snapshot import Snapshot, take
 from lab.watch.violation import Violation
@@ -41,7 +42,8 @@ def check_leaks(
     A new pin whose path contains one of the texts in `expected` is somebody else's.
     """
     yield from (Violation(9, what) for what in _programs(agent, now))
-    yield from (Violation(9, f"BPF link {ident} is left over") for ident in now.around.links - before.around.links)
+    left = now.around.links - before.around.links - declared_links(now)
+    yield from (Violation(9, f"BPF link {ident} is left over") for ident in sorted(left))
     yield from (Violation(9, what) for what in _pins(agent, before, now, objects, expected))
     yield from (Violation(9, what) for what in _tcx(before, now))
 
@@ -91,7 +93,7 @@ def _pins(
         # The checks of pins tell the others.
         if ":" not in name and OWN_MAP.fullmatch(name) is None:
             yield f"map {name} is pinned, and no object declares it"
-    for path in sorted(now.around.pins - before.around.pins - wanted_pins(agent)):
+    for path in sorted(now.around.pins - before.around.pins - wanted_pins(agent) - declared_pins(agent, now)):
         if not any(text in path for text in expected):
             yield f"pin {path} is left over"
 

@@ -19,5 +19,5 @@ def check_mixed_loads(before: Counters, now: Counters) -> Iterator[Violation]:
         met = packets - before.hits.get(key, 0)
         if program & HIT_MIXED_LOADS and met > 0:
             name = Program(program & ~HIT_MIXED_LOADS).name.lower()
-            whose = f"endpoint {source}" if source else "host or overlay"
+            whose = f"endpoint {source}" if source else "host, overlay or XDP"
             yield Violation(4, f"{whose}: another load's program handed {met} packets to {name} of load {generation}")

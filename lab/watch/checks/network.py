@@ -25,7 +25,9 @@ def check_network(before: Snapshot, now: Snapshot, expected: Collection[str]) ->
     routing mode, its MTU, its tunnel device.
     """
     old, new = before.around, now.around
-    found = [each for each in differences(old.network, new.network) if not _is_declared(each, old, new)]
+    own_xdp = {f"interface {name}: XDP programs" for name in {*before.xdp, *now.xdp} if _is_ours(name, before, now)}
+    differing = (each for each in differences(old.network, new.network) if each.what not in own_xdp)
+    found = [each for each in differing if not _is_declared(each, old, new)]
     yield from _told("", _without_mtu(found, old, new), expected)
     for name in old.inside.keys() & new.inside.keys():
         if _pod(old, name) == _pod(new, name):
@@ -36,6 +38,11 @@ def check_network(before: Snapshot, now: Snapshot, expected: Collection[str]) ->
         gone, added = sorted(was - has - pods), sorted(has - was - pods)
         yield from (Violation(14, f"{what} {each} is gone") for each in gone)
         yield from (Violation(9, f"{what} {each} is left over") for each in added)
+
+
+def _is_ours(ifname: str, before: Snapshot, now: Snapshot) -> bool:
+    """Tell whether an interface has had no XDP programs but ours: other checks look at those."""
+    return all(each.is_ours for each in (*before.xdp.get(ifname, ()), *now.xdp.get(ifname, ())))
 
 
 def _told(where: str, found: list[Difference], expected: Collection[str]) -> Iterator[Violation]:

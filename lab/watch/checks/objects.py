@@ -8,7 +8,7 @@ from pathlib import Path
 
 from datapath.object.reader import read_object
 from datapath.object.spec import CollectionSpec
-from datapath.reload.plans import CILIUM_HOST, CILIUM_NET, CILIUM_VXLAN
+from datapath.reload.plans import CILIUM_HOST, CILIUM_NET, CILIUM_VXLAN, XDP_SUBJECT
 from lab.agent.agent import Agent
 from lab.loaders.libbpf import with_slots
 from lab.node.topology import HEALTH, HOST_ENDPOINT
@@ -48,6 +48,8 @@ def _object_files(agent: Agent) -> Iterator[tuple[str, Path]]:
     yield CILIUM_HOST, host / "bpf_host.o"
     yield CILIUM_NET, host / f"bpf_host_{CILIUM_NET}.o"
     yield from ((device, host / f"bpf_netdev_{device}.o") for device in agent.config.devices)
+    if agent.config.xdp is not None:
+        yield from ((device, state / XDP_SUBJECT / f"bpf_xdp_{device}.o") for device in agent.config.devices)
     if node.spec.tunnel:
         yield CILIUM_VXLAN, state / "bpf_overlay.o"
     for name in (HEALTH, *(pod.name for pod in node.pods)):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from datapath.base.mapnames import OVERLAY_CALLS_MAP, calls_map
 from datapath.kernel.pins import RETIRED
@@ -14,7 +14,7 @@ from lab.watch.checks.text import difference
 from lab.watch.snapshot import Snapshot, calls_maps
 from lab.watch.violation import Violation
 
-OWN_MAP = re.compile(r"cilium_(?P<kind>calls(?:_custom|_hostns|_netdev)?|policy)_(?P<number>\d{5})")
+OWN_MAP = re.compile(r"cilium_(?P<kind>calls(?:_custom|_hostns|_netdev|_xdp)?|policy)_(?P<number>\d{5})")
 """The name of a map that belongs to one endpoint or device."""
 
 
@@ -44,6 +44,16 @@ def _pins(agent: Agent, now: Snapshot) -> Iterator[str]:
                     yield f"{ifname} {direction}: {item.name} uses a calls map that is not pinned"
                 elif pinned[ident] != name:
                     yield f"{ifname} {direction}: {item.name} uses {pinned[ident]} instead of {name}"
+    yield from _xdp(now, pinned)
+
+
+def _xdp(now: Snapshot, pinned: Mapping[int, str]) -> Iterator[str]:
+    for ifname, found in now.xdp.items():
+        name = calls_map(now.around.network.links[ifname].ifindex, "xdp_")
+        for item in found:
+            for ident in now.calls.intersection(now.maps_of(item.program_id)) if item.is_ours else ():
+                if pinned.get(ident) != name:
+                    yield f"{ifname} xdp: {item.name} uses {pinned.get(ident, 'a calls map that is not pinned')}"
 
 
 def _retired(now: Snapshot) -> Iterator[str]:
@@ -68,7 +78,10 @@ def _orphans(agent: Agent, now: Snapshot) -> Iterator[str]:
     """Yield the pins of endpoints and devices that are gone. A pin keeps its map, and a calls map its programs."""
     ids = {endpoint.id for endpoint in agent.node.endpoints()}
     devices = {item.ifindex for found in now.filters.values() for item in found if item.is_ours}
+    links = now.around.network.links
+    at_xdp = {links[name].ifindex for name in agent.config.devices if agent.config.xdp is not None and name in links}
+    owners = {"calls_netdev": devices, "calls_xdp": at_xdp}
     for name in now.pins:
         match = OWN_MAP.fullmatch(name)
-        if match and int(match["number"]) not in (devices if match["kind"] == "calls_netdev" else ids):
+        if match and int(match["number"]) not in owners.get(match["kind"], ids):
             yield f"map {name} is pinned for an endpoint or device that is gone"
