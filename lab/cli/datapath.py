@@ -67,12 +67,20 @@ def add_attach_option(group: argparse._ActionsContainer) -> None:
     """Declare how programs are attached."""
     group.add_argument(
         "--attach",
-        type=Attachment,
+        type=attachment,
         choices=list(Attachment),
         metavar="tc|tcx|auto",
         help="attach programs as filters of clsact (tc), by pinned tcx links (tcx, Linux 6.6), or by tcx where the "
         "kernel has it (auto)",
     )
+
+
+def check_attach(attach: Attachment | None) -> None:
+    """Raise TcxMissing if tcx is demanded of a kernel without it, before anything is built; needs root."""
+    from datapath.kernel.tcx import chosen
+
+    if attach is not None:
+        chosen(attach)
 
 
 def tell_not_supported(agent: Agent) -> None:
@@ -117,6 +125,14 @@ def define(text: str) -> tuple[str, str]:
         return parse_macro(text)
     except BadMacro as error:
         raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def attachment(text: str) -> Attachment:
+    """Return how programs are attached."""
+    try:
+        return Attachment(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"no {text}; it is {', '.join(Attachment)}") from None
 
 
 def priority(text: str) -> int:

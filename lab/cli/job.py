@@ -14,6 +14,7 @@ from rich.markup import escape
 from datapath.endpoint import Attachment
 from datapath.errors import ReloadlabError
 from lab.bench.parallel import ParallelReport, measure_parallel
+from lab.cli.datapath import check_attach
 from lab.cli.report import RunFile, print_parallel, print_reasons, print_scenarios, short_name
 from lab.cli.suites import Call, Suites, WrongCall
 from lab.cli.targets import make_console, plural
@@ -37,6 +38,7 @@ def do(args: argparse.Namespace) -> int:
     console = make_console(stderr=args.json)
     if not _examine(console):
         return 1
+    check_attach(args.attach)
     with OutputDirectory(args.out) as output:
         file = RunFile(output)
         # Fail now rather than after all scenarios if it cannot be written.

@@ -67,6 +67,11 @@ def actions_of(args: argparse.Namespace, spec: NodeSpec) -> list[Action]:
     return [replace(action, arguments=(*action.arguments, *node)) for action in actions]
 
 
+def attachment(args: argparse.Namespace) -> Attachment:
+    """Return how programs are attached; tcx if they are attached both ways, which needs it."""
+    return Attachment.TCX if args.reattach else args.attach or Attachment.TC
+
+
 def scenario_options(args: argparse.Namespace) -> dict[str, Any]:
     """Return what the options say of the programs of the node, and of their loader: options of a Scenario."""
     return {

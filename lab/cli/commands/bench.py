@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from datapath.endpoint import Attachment
 from lab.agent.options import check_library
-from lab.cli.datapath import add_attach_option, add_define_option, add_source_options
+from lab.cli.datapath import add_attach_option, add_define_option, add_source_options, check_attach
 from lab.cli.targets import BadOption, count, print_json
 from lab.doctor.doctor import require
 
@@ -137,6 +137,7 @@ def run_reload(args: argparse.Namespace) -> int:
     if args.loaders:
         return _run_loaders(args)
     require("root", "clang")
+    check_attach(args.attach)
     from lab.bench.reload import ReloadOptions, measure_reload
     from lab.bench.topology import isolate_mounts
     from lab.cli.reload_view import show, to_json
@@ -169,6 +170,7 @@ def _run_loaders(args: argparse.Namespace) -> int:
         raise BadOption("--object is not loaded by other loaders: without --loader")
     loaders = tuple(find_loader(text) for text in args.loaders)
     require("root", "clang")
+    check_attach(args.attach)
     from lab.bench.loaders import LoadersOptions, measure_loaders
     from lab.bench.topology import isolate_mounts
     from lab.cli.loaders_view import show, to_json

@@ -8,9 +8,17 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from lab.cli.datapath import require_compiler
+from lab.cli.datapath import check_attach, require_compiler
 from lab.cli.networks import own_node
-from lab.cli.proofs import actions_of, add_action_options, check_actions, node_arguments, scenario_options, spread
+from lab.cli.proofs import (
+    actions_of,
+    add_action_options,
+    attachment,
+    check_actions,
+    node_arguments,
+    scenario_options,
+    spread,
+)
 from lab.cli.targets import BadOption, count, make_console, print_json
 from lab.doctor.doctor import require
 from lab.node import registry
@@ -75,6 +83,7 @@ def run(args: argparse.Namespace) -> int:
     spec = own_node(args, LAB)
     do = _sweep_of(args, spec, options)
     require("root", "notify")
+    check_attach(attachment(args))
     require_compiler(None)
     registry.sweep()
     console = make_console(stderr=args.json)

@@ -6,9 +6,9 @@ import argparse
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from lab.cli.datapath import require_compiler
+from lab.cli.datapath import check_attach, require_compiler
 from lab.cli.networks import own_node
-from lab.cli.proofs import actions_of, add_action_options, check_actions, scenario_options, spread
+from lab.cli.proofs import actions_of, add_action_options, attachment, check_actions, scenario_options, spread
 from lab.cli.targets import BadOption, count, make_console, print_json
 from lab.doctor.doctor import require
 from lab.node import registry
@@ -58,6 +58,7 @@ def run(args: argparse.Namespace) -> int:
     spec = own_node(args, LAB)
     actions = actions_of(args, spec)
     require("root", "notify")
+    check_attach(attachment(args))
     require_compiler(None)
     registry.sweep()
     console = make_console(stderr=args.json)
@@ -86,6 +87,7 @@ def _run_two(args: argparse.Namespace, options: dict[str, Any]) -> int:
     spec = own_node(args, LAB)
     wanted = pairs(spec, args.subjects, args.changed)
     require("root", "notify")
+    check_attach(attachment(args))
     require_compiler(None)
     registry.sweep()
     console = make_console(stderr=args.json)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from datapath.errors import ReloadlabError
 from lab.agent.options import Options, check_library, open_agent
-from lab.cli.datapath import add_datapath_options, require_compiler, tell_not_supported, wanted_options
+from lab.cli.datapath import add_datapath_options, check_attach, require_compiler, tell_not_supported, wanted_options
 from lab.cli.networks import add_network_options, network_options
 from lab.cli.targets import DEFAULT_LAB, BadOption, number, plural, print_json
 from lab.doctor.doctor import require
@@ -94,6 +94,7 @@ def run(args: argparse.Namespace) -> int:
     check_library(args.library)
     options = wanted_options(Options(), args)
     require("root", *(["bridge"] if len(specs) > 1 else []))
+    check_attach(args.attach)
     if not args.no_programs:
         require_compiler(args.clang)
     with _standing(specs, name, keep=args.keep) as nodes:

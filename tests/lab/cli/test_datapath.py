@@ -1,17 +1,19 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from datapath.base.mapnames import policy_map
+from datapath.kernel import tcx
 from datapath.kernel.map import open_pin
 from lab.agent.options import Options
 from lab.cli.main import main
 from lab.node.node import Node
-from lab.node.registry import BPFFS
+from lab.node.registry import BPFFS, lab_root
 from tests.lab.labs import removed, unique_name
 
 pytestmark = pytest.mark.privileged
@@ -67,3 +69,33 @@ def test_wrong_library(lab: str, tmp_path: Path, capsys: pytest.CaptureFixture[s
     Options(library=str(tmp_path)).keep(Node.open(lab))
     assert main(["reload", lab]) == 1
     assert capsys.readouterr().err == words
+
+
+@pytest.mark.skipif(os.geteuid() == 0 and not tcx.is_supported(), reason="no tcx before Linux 6.6")
+def test_the_attachment_is_kept(lab: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """From tc to tcx, and with no option once more; auto is tcx here. `show` tells each program's."""
+
+    def hooks() -> set[str]:
+        capsys.readouterr()
+        assert main(["show", lab, "--json"]) == 0
+        (node,) = json.loads(capsys.readouterr().out)
+        return {name for link in node["interfaces"] for name in (*link["ingress"], *link["egress"])}
+
+    assert not any("tcx" in name for name in hooks())
+    for options, by_tcx in ((["--attach", "auto"], True), ([], True), (["--attach", "tc"], False)):
+        assert main(["reload", lab, *options]) == 0
+        assert {name.endswith(" (tcx)") for name in hooks()} == {by_tcx}
+    assert f"cil_from_container-{Node.open(lab).pods[0].ifname}" in hooks()
+
+
+@pytest.mark.parametrize("command", ["up", "prove", "faults", "bench reload"])
+def test_tcx_is_demanded_in_vain(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Before anything is built: one line."""
+    monkeypatch.setattr(tcx, "is_supported", lambda: False)
+    name = unique_name()
+    assert main([*command.split(), *([name] if command == "up" else []), "--attach", "tcx"]) == 1
+    words = "reloadlab: the kernel has no tcx (Linux 6.6, CONFIG_NET_XGRESS): attach by tc, or auto"
+    assert capsys.readouterr().err.splitlines() == [words]
+    assert not lab_root(name).exists()

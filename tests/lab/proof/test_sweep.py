@@ -155,6 +155,7 @@ def test_a_case_alone_as_it_is_printed(capsys: pytest.CaptureFixture[str]) -> No
         (["--switch", "pod-1"], "--switch switches the whole node"),
         (["--life", "pod-1"], "no stage pod-1 in the life of a node; there are up, policy,"),
         (["--life", "--switch"], "--life is that of nodes with our programs"),
+        (["--life", "--attach", "tcx"], "--life is that of nodes with our programs"),
         (["--nth", "x"], "x"),
     ],
 )
