@@ -4,21 +4,23 @@ A link lives by its pin, `<directory>/<program>` (attachSKBProgram, pkg/datapath
 BPF file system mounted anew) while somebody holds the link: a second one would run behind it, and meet no packet
 (cilium issue 47847). So the hook itself is asked for our links.
 
-A link that was detached does not come back. So the commit alone detaches links: until then, the first of those that are
-to go runs the new program, and the others behind it meet no packet. It detaches by a call of its own: the kernel frees
-the file of a pin later.
+A link that was detached does not come back, and its place among those of others is lost. So the commit alone detaches
+links: until then, the first of those that are to go runs the new program, or, where there is to be none, each passes
+packets on. The commit detaches by a call of its own: the kernel frees the file of a pin later.
 """
 
 from __future__ import annotations
 
 import errno
 import os
+import struct
 from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from datapath.base.bpftypes import ProgType
 from datapath.endpoint import DatapathConfig
 from datapath.errors import BpfError, ReloadlabError
 from datapath.kernel import bpf, links, tcx
@@ -31,6 +33,7 @@ from datapath.reload.filters import exists
 from datapath.reload.step import Step
 from datapath.reload.workspace import Workspace
 
+_TCX_NEXT = -1
 _KERNEL_NAME = 15  # characters of a program's name that the kernel keeps
 
 
@@ -95,7 +98,7 @@ def attach(work: Workspace, step: Step, hook: TcxHook, program: Program, path: P
     if not ours:
         _create(work, step, hook, program, path)
         return
-    _update(work, step, hook, ours[0], program, None if pinned is None else path)
+    _update(work, step, hook, ours[0], program.fd, None if pinned is None else path)
     if pinned is None:
         work.on_undo(step, partial(_remove_pin, path))
         _pin(ours[0].fd, path)
@@ -114,7 +117,7 @@ def detach(
 ) -> None:
     """Have the commit remove our links from a hook, and their pins; pins of links whose interface is gone as well.
 
-    Until then they run `program`, if that is what the hook runs without them.
+    Until then the first runs `program`, which the hook runs without them; if that is none, all pass packets on.
     """
     pinned = [
         found
@@ -122,9 +125,12 @@ def detach(
         if found.path.name.startswith(prefix) and found.info.attach_type == tcx.TYPES[hook.direction]
     ]
     ours = _links(work, hook, prefix)
-    if ours and program is not None:
-        path = next((found.path for found in pinned if found.info.id == ours[0].info.id), None)
-        _update(work, step, hook, ours[0], program, path)
+    paths = {found.info.id: found.path for found in pinned}
+    if program is None:
+        for each in ours:
+            _update(work, step, hook, each, _load_nothing(work), paths.get(each.info.id))
+    elif ours:
+        _update(work, step, hook, ours[0], program.fd, paths.get(ours[0].info.id))
     # The first comes last: those behind it run older programs.
     for each in reversed(ours):
         work.let_go("a tcx link", partial(links.detach, each.fd))
@@ -224,11 +230,11 @@ def _links(work: Workspace, hook: TcxHook, prefix: str = OURS) -> list[_Link]:
     return found
 
 
-def _update(work: Workspace, step: Step, hook: TcxHook, link: _Link, program: Program, path: Path | None) -> None:
+def _update(work: Workspace, step: Step, hook: TcxHook, link: _Link, program: int, path: Path | None) -> None:
     """Let a link run another program; `path` is where it is pinned."""
     old = work.keep_program(link.info.program_id)
     work.on_undo(step, partial(_update_back, work, hook, link.fd, old, path))
-    links.update(link.fd, program.fd)
+    links.update(link.fd, program)
 
 
 def _create(work: Workspace, step: Step, hook: TcxHook, program: Program, path: Path) -> None:
@@ -249,6 +255,15 @@ def _remove_created(work: Workspace, hook: TcxHook, program_id: int, path: Path)
 
 def _now(work: Workspace, hook: TcxHook) -> tuple[TcxProgram, ...]:
     return tcx.programs_if_there(work.config.netns, hook.ifindex, hook.direction)
+
+
+def _load_nothing(work: Workspace) -> int:
+    """Load a program that passes every packet on; a hook takes none twice, so each link has one of its own."""
+    insns = struct.pack("<BBhi", 0xB7, 0, 0, _TCX_NEXT) + struct.pack("<BBhi", 0x95, 0, 0, 0)
+    program = bpf.prog_load(ProgType.SCHED_CLS, insns, "GPL", name=f"{OURS}nothing")
+    if program < 0:
+        raise BpfError("BPF_PROG_LOAD", -program, f"{OURS}nothing: {os.strerror(-program)}")
+    return work.keep_open(program)
 
 
 def _update_back(work: Workspace, hook: TcxHook, link: int, program: int, path: Path | None) -> None:

@@ -148,6 +148,21 @@ def test_the_order_of_a_hook_is_that_before_the_failure(rig: Rig, lxc: str) -> N
             assert [found.name for found in at(rig, lxc)] == before
 
 
+def test_a_program_that_goes_meets_no_packet_from_its_step_on(rig: Rig, lxc: str, pins: Path) -> None:
+    """The link passes packets on until the commit detaches it: so it can still be taken back."""
+    rig.reload("pod-1", routes=True)
+    seen: dict[str, list[str]] = {}
+
+    def look(step: Step, work: Workspace) -> None:
+        seen[step.name] = [found.name for found in at(rig, lxc, EGRESS)]
+
+    injected(rig, routes=False)
+    rig.reload("pod-1", routes=False, observer=Gate(look, after="*"))
+    assert (seen["remove routes"], seen["detach egress"]) == (["cil_to_containe"], ["cil_nothing"])
+    assert seen["commit"] == []
+    assert os.listdir(pins) == ["cil_from_container"]
+
+
 def test_a_pinned_link_of_an_interface_that_is_gone_is_made_anew(rig: Rig, lxc: str, pins: Path) -> None:
     path = pins / "cil_from_container"
     with ExitStack() as stack:
