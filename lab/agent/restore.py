@@ -52,6 +52,7 @@ def restore(agent: Agent, *, workers: int, cancel: threading.Event | None) -> Re
             number = declared[name].id
             directories.take_place(agent.config.state, number, found.endpoints[number][1])
         agent.sync(sweep=False, cancel=cancel)
+        _remove_predecessors(agent, found, declared.values())
         outcomes = agent.reload_all(workers=workers, without=lost, cancel=cancel)
         removed = _remove(agent, found, {each.id for each in declared.values()}, cancel)
     return Restored(outcomes, {name: why for name, why in anew.items() if name not in lost}, lost, removed)
@@ -65,6 +66,18 @@ def _why_unknown(declared: Endpoint, found: directories.Found) -> str | None:
     known, path = found.endpoints[number]
     lasting = [(each.ifname, each.ifindex, each.mac, each.node_mac) for each in (known, declared)]
     return None if lasting[0] == lasting[1] else f"directory {path.name} is that of a former endpoint {number}"
+
+
+def _remove_predecessors(agent: Agent, found: directories.Found, declared: Iterable[Endpoint]) -> None:
+    """Unload endpoints whose numbers others have by now: these would inherit their policy and their connections.
+
+    A directory that tells something else of the present interface is damaged, and tells of no other endpoint.
+    """
+    for present in declared:
+        former, _ = found.endpoints.get(present.id, (present, None))
+        if (former.ifname, former.ifindex) != (present.ifname, present.ifindex):
+            agent.unload_endpoint(former, str(former.id), forget=lambda: None)
+            collect(agent.config.globals, of=_addresses([former]))
 
 
 def _remove(

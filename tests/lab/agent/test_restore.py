@@ -5,17 +5,19 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import pytest
 
 from datapath.base.mapnames import CT_ANY4, POLICY_CALLS
-from datapath.build.epheader import HEADER_FILE
+from datapath.build.epheader import HEADER_FILE, header_text
 from datapath.errors import CompileError
 from datapath.kernel import progarray
 from datapath.kernel.map import open_pin
 from datapath.kernel.netlink import NetlinkSocket
+from datapath.kernel.pins import map_id
 from lab.abi import layouts
 from lab.agent.agent import Agent
 from lab.cli.main import main
@@ -34,7 +36,7 @@ from tests.lab.proof.test_sweep import survived
 
 pytestmark = [pytest.mark.privileged]
 
-SAMPLE = 16
+SAMPLE = 10
 
 
 @pytest.fixture(scope="module")
@@ -156,6 +158,32 @@ def test_directories_of_killed_builds(agent: Agent) -> None:
     restored = agent.restore()
     assert (restored.anew, list(restored.removed)) == ({}, ["directory 102_next"])
     assert sorted(name for name in os.listdir(state) if name.startswith("10")) == ["101", "102"]
+
+
+def test_a_pod_has_the_number_of_one_that_is_gone(agent: Agent) -> None:
+    """It was made while no agent ran, and inherits nothing: no connection, no rule, no program."""
+    pod = lose(agent)
+    pins, key = agent.config.globals, pod.ipv4.packed + agent.node.pod("pod-1").ipv4.packed + bytes(6)
+    before = {name: map_id(pins / name) for name in PINS}
+    made = agent.node.add_pod("next")
+    assert (made.endpoint_id, made.ipv4) == (pod.endpoint_id, pod.ipv4)
+    with open_pin(pins / CT_ANY4) as table:
+        table.update(key, bytes(table.info.value_size))
+        restored = agent.restore()
+        assert table.lookup(key) is None
+    assert restored.anew == {"next": "directory 103 is that of a former endpoint 103"}
+    assert {name for name in PINS if map_id(pins / name) == before[name]} == set()
+    agent.remove_pod("next")
+
+
+def test_a_directory_that_says_something_else_of_an_interface(agent: Agent) -> None:
+    """The pod is loaded anew, in place: what runs at its interface is its own."""
+    endpoint = agent.endpoint("pod-1")
+    header = agent.config.state / "101" / HEADER_FILE
+    header.write_bytes(header_text(replace(endpoint, mac="02:00:00:00:00:09")))
+    with open_pin(agent.config.globals / "cilium_policy_00101") as policy:
+        assert agent.restore().anew == {"pod-1": "directory 101 is that of a former endpoint 101"}
+        assert map_id(agent.config.globals / "cilium_policy_00101") == policy.info.id
 
 
 def test_an_interface_is_gone(agent: Agent, capsys: pytest.CaptureFixture[str]) -> None:
