@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 from datapath.endpoint import Endpoint
 from datapath.reload import restore as directories
 from datapath.reload.outcome import Outcome
-from datapath.reload.plans import OVERLAY_SUBJECT
 from lab.agent.collector import collect
+from lab.node.topology import HEALTH, HOST
 
 if TYPE_CHECKING:
     from lab.agent.agent import Agent
@@ -44,7 +44,8 @@ def restore(agent: Agent, *, workers: int, cancel: threading.Event | None) -> Re
     """
     with agent.switching(cancel=cancel):
         found = directories.find_endpoints(agent.config.state)
-        declared = {name: agent.endpoint(name) for name in agent.subjects if name != OVERLAY_SUBJECT}
+        names = (HOST, HEALTH, *(pod.name for pod in agent.node.pods))
+        declared = {name: agent.endpoint(name) for name in names}
         anew = {name: why for name, each in declared.items() if (why := _why_unknown(each, found)) is not None}
         links = agent.loader.links()
         lost = {name: why for name, each in declared.items() if (why := directories.why_not(each, links)) is not None}
