@@ -33,7 +33,7 @@ def nothing(call: Call) -> None:
 
 @pytest.fixture(scope="module")
 def scenario() -> Iterator[Scenario]:
-    with Scenario(NodeSpec(unique_name("gates"), pods=1), bursts="none") as scenario:
+    with Scenario(NodeSpec(unique_name("gates"), pods=1), bursts="none", all_programs=True) as scenario:
         yield scenario
 
 

@@ -41,7 +41,7 @@ def test_options_are_sorted() -> None:
         ({"podz": 1}, "mark node: no option podz; there are agent, bursts, cluster, "),
         ({"pods": "2"}, "mark node: pods is '2', not int or tuple or list"),
         ({"agent": "bpf"}, "mark node: agent is 'bpf', not dict"),
-        ({"agent": {"libary": "bpf"}}, "mark node, agent: no option libary; there are attach, clang, "),
+        ({"agent": {"libary": "bpf"}}, "mark node, agent: no option libary; there are all_programs, attach, clang, "),
         ({"agent": {"library": 3}}, "mark node, agent: library is 3, not str or "),
         ({"agent": {"defines": {"A": "1"}}}, "mark node, agent: defines is {'A': '1'}, not tuple or list"),
         ({"agent": {"defines": ("A=1",)}}, "mark node: agent: defines has 'A=1', not (NAME, VALUE)"),
