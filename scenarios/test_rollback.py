@@ -64,7 +64,7 @@ def test_refused_after_maps_were_moved(scenario: Scenario) -> None:
 
 
 @OWN_STEPS
-@pytest.mark.node(pods=2, endpoint_routes=True)
+@pytest.mark.node(pods=2, endpoint_routes=True, agent={"attach": "tc"})
 def test_second_attach_fails(scenario: Scenario) -> None:
     """Somebody else's filter sits where the egress program belongs; the ingress program is attached by then."""
     pod = scenario.node.pod("pod-1")

@@ -11,17 +11,20 @@ from dataclasses import dataclass, field
 import pytest
 
 from datapath.base.bpftypes import MapType
+from datapath.endpoint import Attachment
 from datapath.errors import Cancelled
 from datapath.kernel import bpf
+from datapath.kernel.tcx import is_supported
 from lab.node import registry
 from lab.node.topology import NodeSpec
 from lab.proof.action import Action
-from lab.proof.actions import reloads
+from lab.proof.actions import reattaches, reloads
 from lab.proof.prove import Prover, prove
 from lab.scenario.scenario import Scenario
 from tests.lab.emptied import EmptySlot, before
 from tests.lab.proof.refused import refused
 
+LINKS = ("LINK_CREATE", "LINK_UPDATE", "LINK_DETACH")
 GAP = 0.001
 """Seconds that a slot stays empty by itself: packets come at the next call, however soon that is."""
 
@@ -37,6 +40,15 @@ def test_no_call_of_our_loader_loses_a_packet() -> None:
     assert sorted(hook for _, _, hook in attached) == ["egress", "ingress"]
     # Every call is a gate, and packets of all flows went through at each that follows a change.
     assert proof.sent > len(texts)
+
+
+@pytest.mark.skipif(os.geteuid() == 0 and not is_supported(), reason="no tcx before Linux 6.6")
+def test_no_call_from_tc_to_tcx_and_back_loses_a_packet() -> None:
+    spec = NodeSpec("proof-of-tcx", pods=1)
+    proof = prove(spec, reattaches(spec, ["pod-1"], Attachment.TC))
+    assert (proof.findings, proof.lost, proof.gaps) == ([], 0, [])
+    named = [gated.call.text.split(" of ")[0] for gated in proof.calls if gated.call.name in LINKS]
+    assert named == ["LINK_CREATE TCX_INGRESS", "LINK_UPDATE TCX_INGRESS", "LINK_DETACH TCX_INGRESS"]
 
 
 def test_the_call_at_which_packets_are_lost_is_named() -> None:

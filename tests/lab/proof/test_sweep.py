@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 from collections.abc import Callable, Sequence
 from functools import partial
 
 import pytest
 
+from datapath.endpoint import Attachment
+from datapath.kernel.tcx import is_supported
 from lab.cli.main import main
 from lab.cli.proofs import spread
 from lab.corpus import steps
 from lab.gates.call import Call
 from lab.node.topology import NodeSpec
 from lab.proof.action import Action
-from lab.proof.actions import reloads, switches
+from lab.proof.actions import reattaches, reloads, switches
 from lab.proof.cases import KILL, Case, Faults, Place, cases_of
 from lab.proof.errnos import first_errno_of
 from lab.proof.sweep import SweepResult, sweep
@@ -66,6 +69,18 @@ def test_a_sample_of_the_cases_of_a_switch_is_survived() -> None:
     assert [title(case) for case in result.cases if not case.survived] == []
     assert result.holds
     assert len(result.cases) == 4
+
+
+@pytest.mark.skipif(os.geteuid() == 0 and not is_supported(), reason="no tcx before Linux 6.6")
+def test_a_sample_of_the_cases_from_tc_to_tcx_and_back_is_survived() -> None:
+    """Among them those in which a link is there and has no pin, or is about to be detached."""
+    spec = NodeSpec("sweep-reattach", pods=1)
+
+    def choose(cases: Sequence[Case]) -> list[Case]:
+        links = [case for case in cases if case.place.fits("LINK_*") or case.place.fits("OBJ_PIN *links*")]
+        return [*spread(cases, 2), *spread(links, 3)]
+
+    survived(sweep(spec, reattaches(spec, ["pod-1"], Attachment.TC), choose=choose), 10, {"failed", "killed"})
 
 
 def test_a_reload_is_cancelled_at_each_call_of_a_sample() -> None:
