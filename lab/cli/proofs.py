@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from datapath.endpoint import Attachment
 from lab.cli.datapath import define
@@ -14,10 +14,34 @@ from lab.cli.targets import BadOption
 from lab.loaders.command import given_loader
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from lab.node.topology import NodeSpec
     from lab.proof.action import Action
 
 T = TypeVar("T")
+
+
+class Judged(Protocol):
+    """A case or a meeting, and what was wrong with it, of which more may be known later."""
+
+    @property
+    def wrong(self) -> Sequence[object]: ...
+
+
+J = TypeVar("J", bound=Judged)
+
+
+def teller(console: Console, line: Callable[[J], str]) -> Callable[[J], None]:
+    """Return what prints a line for each of those with which something was wrong, and another when more is known."""
+    told: dict[int, int] = {}
+
+    def tell(found: J) -> None:
+        if told.get(id(found), 0) != len(found.wrong):
+            told[id(found)] = len(found.wrong)
+            console.print(f"  {line(found)}", markup=False, highlight=False, soft_wrap=True)
+
+    return tell
 
 
 def add_action_options(parser: argparse.ArgumentParser) -> None:

@@ -18,6 +18,7 @@ from lab.cli.proofs import (
     node_arguments,
     scenario_options,
     spread,
+    teller,
 )
 from lab.cli.targets import BadOption, count, make_console, print_json
 from lab.doctor.doctor import require
@@ -87,22 +88,15 @@ def run(args: argparse.Namespace) -> int:
     require_compiler(None)
     registry.sweep()
     console = make_console(stderr=args.json)
-
-    told: dict[int, int] = {}
-
-    def note(case: Case) -> None:
-        if not case.survived and told.get(id(case)) != len(case.wrong):
-            told[id(case)] = len(case.wrong)
-            console.print(f"  {case_line(case)}", markup=False, highlight=False, soft_wrap=True)
-
+    note = teller(console, case_line)
     with cancel_on_signals() as cancel:
         result = do(faults=_faults(args), choose=partial(_chosen, args), on_case=note, cancel=cancel)
     # What was found at the end as well.
     for case in result.cases:
         note(case)
-    print_sweep(console, result)
     if not result.cases:
         raise BadOption(f"no call fits {args.calls or ''}{f', number {args.nth}' if args.nth else ''}".strip())
+    print_sweep(console, result)
     if args.json:
         print_json(result.to_json())
     return 0 if result.holds else 1

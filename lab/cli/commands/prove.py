@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from lab.cli.datapath import check_attach, require_compiler
 from lab.cli.networks import own_node
-from lab.cli.proofs import actions_of, add_action_options, attachment, check_actions, scenario_options, spread
+from lab.cli.proofs import actions_of, add_action_options, attachment, check_actions, scenario_options, spread, teller
 from lab.cli.targets import BadOption, count, make_console, print_json
 from lab.doctor.doctor import require
 from lab.node import registry
@@ -82,7 +82,7 @@ def _check_two(args: argparse.Namespace) -> None:
 def _run_two(args: argparse.Namespace, options: dict[str, Any]) -> int:
     from lab.cli.proof_view import meeting_line, print_meetings
     from lab.proof.actions import pairs
-    from lab.proof.two import Meeting, prove_two
+    from lab.proof.two import prove_two
 
     spec = own_node(args, LAB)
     wanted = pairs(spec, args.subjects, args.changed)
@@ -91,13 +91,7 @@ def _run_two(args: argparse.Namespace, options: dict[str, Any]) -> int:
     require_compiler(None)
     registry.sweep()
     console = make_console(stderr=args.json)
-
-    told: dict[int, int] = {}
-
-    def note(meeting: Meeting) -> None:
-        if told.get(id(meeting), 0) != len(meeting.wrong):
-            told[id(meeting)] = len(meeting.wrong)
-            console.print(f"  {meeting_line(meeting)}", markup=False, highlight=False, soft_wrap=True)
+    note = teller(console, meeting_line)
 
     def choose(places: Sequence[Place]) -> Sequence[Place]:
         found = [place for place in places if args.calls is None or place.fits(args.calls)]
