@@ -68,6 +68,7 @@ def test_faults_runs_each_sweep_and_counts_those_that_found_something(tmp_path: 
     # The switches go wrong, and the two reloads at once are interrupted.
     stand_in.write_text('#!/bin/sh\ncase "$*" in *--switch*) exit 1 ;; *--two*ENDPOINTS*) exit 130 ;; esac\n')
     stand_in.chmod(0o755)
+    (stand_in.parent / "python").symlink_to("/bin/true")
     argv = ["sh", str(script), "--sample", "3"]
     done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
     ran = [line for line in done.stdout.splitlines() if line.startswith("reloadlab ")]

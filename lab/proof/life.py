@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from datapath.errors import Cancelled, ReloadlabError
+from datapath.kernel import bpf
 from lab.agent.agent import Agent
 from lab.errors import LabExists, LabNotFound
 from lab.gates.call import Call
@@ -218,6 +219,8 @@ def sweep_life(
 ) -> SweepResult:
     """Run the cases of stages on labs of this spec; `choose` picks them, `on_case` hears of each at its end."""
     started, done = time.monotonic(), list[Case]()
+    # A process asks once, and those that it forks know it.
+    bpf.has_lookup_batch()
     with scratch() as templates:
         life = Life(spec, templates, cancel or threading.Event())
         for stage in stages:
