@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-from datapath.base.statefile import read_typed, write_json
+from datapath.base.statefile import DamagedFile, read_json, typed, write_json
 from datapath.endpoint import Attachment
 from datapath.errors import ReloadlabError
 from lab.errors import system_errors
@@ -57,11 +57,16 @@ class Options:
 
     @classmethod
     def kept(cls, node: Node) -> Self:
-        """Return those that a node keeps, the defaults if it keeps none."""
+        """Return those that a node keeps, the defaults if it keeps none; a former version did not know all of them."""
+        path = node.root / registry.STATE / _FILE
         try:
-            return read_typed(cls, node.root / registry.STATE / _FILE)
+            kept = read_json(path)
         except FileNotFoundError:
             return cls()
+        try:
+            return typed(cls, {**asdict(cls()), **kept} if isinstance(kept, dict) else kept)
+        except ReloadlabError as error:
+            raise DamagedFile(path, str(error)) from error
 
     def keep(self, node: Node) -> None:
         """Write these to the node's state, whole or not at all."""

@@ -13,7 +13,7 @@ from datapath.kernel.map import open_pin
 from lab.agent.options import Options
 from lab.cli.main import main
 from lab.node.node import Node
-from lab.node.registry import BPFFS, lab_root
+from lab.node.registry import BPFFS, STATE, lab_root
 from tests.lab.labs import removed, unique_name
 
 pytestmark = pytest.mark.privileged
@@ -49,6 +49,14 @@ def test_options_of_some_endpoints_or_of_a_failure_are_not(lab: str, capsys: pyt
     assert main(["plan", f"{lab}/pod-1", "-D", "POLICY_MAP_SIZE=128"]) == 0
     assert Options.kept(Node.open(lab)).defines == (("POLICY_MAP_SIZE", "256"),)
     capsys.readouterr()
+
+
+def test_a_former_version_kept_fewer(lab: str) -> None:
+    node = Node.open(lab)
+    (node.root / STATE / "options.json").write_text('{"library": null, "defines": [["POLICY_MAP_SIZE", "128"]]}')
+    assert Options.kept(node) == Options(defines=(("POLICY_MAP_SIZE", "128"),))
+    assert main(["reload", lab]) == 0
+    assert _policy_map_size(lab) == 128
 
 
 def test_policies_are_applied_with_them(lab: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

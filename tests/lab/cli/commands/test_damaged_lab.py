@@ -69,7 +69,7 @@ def test_every_command_tells_damaged_facts(
     assert main(["down", LAB]) == 0
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[1]", b'{"library": null}', b'"\xff"'], ids=repr)
+@pytest.mark.parametrize("content", [b"", b"{", b"[1]", b'{"library": [7]}', b'"\xff"'], ids=repr)
 @pytest.mark.parametrize(
     ("file", "command"),
     [
