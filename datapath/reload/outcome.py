@@ -73,6 +73,11 @@ class Outcome:
         return self.spans[-1].work.end_ns - self.spans[0].work.start_ns if self.spans else 0
 
     @property
+    def by_tcx(self) -> bool:
+        """Whether it attached programs by tcx."""
+        return any(each.attachment is Attachment.TCX for each in self.attached)
+
+    @property
     def end_ns(self) -> int:
         """When it ended. Generations do not tell the order of reloads: each has its number before its turn."""
         return self.spans[-1].work.end_ns if self.spans else 0

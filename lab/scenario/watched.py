@@ -11,6 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from datapath.endpoint import Attachment
 from datapath.errors import ReloadlabError
 from datapath.reload.outcome import Outcome
 from datapath.reload.step import Plan
@@ -234,6 +235,8 @@ class Watched:
             new_policies=self._new_policies,
         )
         self.gaps += [f"{name}: {gap}" for gap in journal.stop().gaps]
+        if agent.config.attach is Attachment.TCX or any(each.by_tcx for each in loads):
+            self.gaps.append("tcx hooks between two looks: the kernel tells nothing of them, packets alone do")
         found += check_warnings(loads, expected)
         self._found(agent, found)
 
