@@ -21,7 +21,7 @@ from datapath.base.mapnames import (
     policy_map,
 )
 from datapath.build.nodemacros import GLOBAL_CT_MACROS, c_list, mac_bytes, node_macros
-from datapath.endpoint import LABEL_HOST, WORLD_ID, Endpoint, NodeConfig
+from datapath.endpoint import LABEL_HOST, WORLD_ID, Endpoint, Interface, NodeConfig
 from datapath.errors import InvalidName
 from datapath.object.spec import CollectionSpec, Substitution
 
@@ -67,7 +67,10 @@ def netdev_header(node: NodeConfig) -> str:
 
 
 def filter_header() -> str:
-    """Return filter_config.h, which only bpf_xdp.c includes: the maps of the prefilter (PreFilter.WriteConfig)."""
+    """Return filter_config.h, which only bpf_xdp.c includes: the maps of the prefilter (PreFilter.WriteConfig).
+
+    It has the MAC of the template as well, which the reference gives as a -D option for each device.
+    """
     macros = {
         "ENABLE_PREFILTER": "1",
         "CIDR4_FILTER": "1",
@@ -82,7 +85,7 @@ def filter_header() -> str:
         "CIDR4_HMAP_ELEMS": "65536",
         "CIDR4_LMAP_ELEMS": "65536",
     }
-    return _guarded(macros)
+    return _define_mac("NODE_MAC", TEMPLATE_MAC) + _guarded(macros)
 
 
 def template_endpoint(endpoint: Endpoint) -> Endpoint:
@@ -191,13 +194,14 @@ def xdp_defines() -> dict[str, str]:
     return {"SECLABEL": str(WORLD_ID), "CALLS_MAP": calls_map(TEMPLATE_ID, "xdp_")}
 
 
-def xdp_substitution(generation: int, ifname: str, ifindex: int) -> Substitution:
+def xdp_substitution(generation: int, device: Interface) -> Substitution:
     """Return what turns the object of bpf_xdp.c into that of one device, whose calls map is its own.
 
     The reference compiles the source anew for each device.
     """
-    names = {calls_map(TEMPLATE_ID, "xdp_"): _device_calls_map(ifname, ifindex, "xdp_")}
-    return Substitution(constants={"GENERATION": generation}, names=names)
+    names = {calls_map(TEMPLATE_ID, "xdp_"): _device_calls_map(device.name, device.ifindex, "xdp_")}
+    mac = _mac_words("NODE_MAC", device.mac or "00:00:00:00:00:00")
+    return Substitution(constants={"GENERATION": generation, **mac}, names=names)
 
 
 def _device_calls_map(ifname: str, ifindex: int, infix: str) -> str:
@@ -242,7 +246,7 @@ def _static_data(endpoint: Endpoint) -> str:
         if endpoint.ipv4 is not None:
             text += _define_u32("LXC_IPV4", _network_word(endpoint.ipv4.packed))
         text += _define_u16("LXC_ID", endpoint.id)
-    text += f"DEFINE_MAC(NODE_MAC, {c_list(mac_bytes(endpoint.node_mac))});\n#define NODE_MAC fetch_mac(NODE_MAC)\n"
+    text += _define_mac("NODE_MAC", endpoint.node_mac)
     text += _define_u32("SECLABEL", endpoint.identity)
     text += _define_u32("SECLABEL_NB", _network_word(endpoint.identity.to_bytes(4, "big")))
     text += _define_u32("POLICY_VERDICT_LOG_FILTER", POLICY_VERDICT_LOG_FILTER)
@@ -306,6 +310,10 @@ def _define_u16(name: str, value: int) -> str:
 
 def _define_u32(name: str, value: int) -> str:
     return f"DEFINE_U32({name}, {value:#010x});\t/* {value} */\n#define {name} fetch_u32({name})\n"
+
+
+def _define_mac(name: str, mac: str) -> str:
+    return f"DEFINE_MAC({name}, {c_list(mac_bytes(mac))});\n#define {name} fetch_mac({name})\n"
 
 
 def _define_ipv6(name: str, address: IPv6Address) -> str:

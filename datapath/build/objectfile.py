@@ -44,7 +44,7 @@ class ObjectFile:
     def substitution(self, template: Template) -> Substitution:
         """Return what makes the template's object this one."""
         if self.kind is Kind.XDP and self.device is not None:
-            return xdp_substitution(self.generation, self.device.name, self.device.ifindex)
+            return xdp_substitution(self.generation, self.device)
         if self.endpoint is None:
             return overlay_substitution(self.generation)
         if self.device is None:

@@ -25,7 +25,7 @@ from datapath.build.headers import (
     xdp_substitution,
 )
 from datapath.build.nodemacros import HOST_ENDPOINT_ID
-from datapath.endpoint import HOST_ID, LABEL_HOST, Endpoint, NodeConfig
+from datapath.endpoint import HOST_ID, LABEL_HOST, Endpoint, Interface, NodeConfig
 from datapath.kernel.bpf import prog_test_run
 from datapath.kernel.map import Map
 from datapath.kernel.uapi import TestRun
@@ -127,7 +127,7 @@ def spec_of(build: Build, generation: int = POD.generation) -> CollectionSpec:
     if build.source == "bpf_overlay.c":
         return spec.substitute(overlay_substitution(generation))
     if build.source == "bpf_xdp.c":
-        return spec.substitute(xdp_substitution(generation, "eth0", DEVICE))
+        return spec.substitute(xdp_substitution(generation, Interface("eth0", DEVICE, POD.mac)))
     if build.source == "bpf_host.c":
         firewall = any(name == "ENABLE_HOST_FIREWALL" for name, _ in build.defines)
         return spec.substitute(substitution(replace(HOST, generation=generation), host_firewall=firewall))

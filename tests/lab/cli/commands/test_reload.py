@@ -4,9 +4,11 @@ import json
 
 import pytest
 
+from datapath.base.mapnames import CIDR_MAPS
 from lab.cli.main import main
 from lab.node.node import Node
 from lab.node.topology import NodeSpec
+from lab.watch.snapshot import take
 from tests.lab.labs import removed, unique_name
 
 pytestmark = pytest.mark.privileged
@@ -34,3 +36,49 @@ def test_refused(capsys: pytest.CaptureFixture[str]) -> None:
             assert main(["reload", f"{name}/host", option, value]) == 1
             assert f"{option} switches the whole node" in capsys.readouterr().err
         assert Node.open(name).spec.mtu == 1500
+        assert main(["reload", name, "--xdp", "native"]) == 1
+        assert capsys.readouterr().err == (
+            "reloadlab: XDP programs are for native devices, and the node has none: give it eth0\n"
+        )
+
+
+def test_xdp_is_switched_on_in_another_mode_and_off(capsys: pytest.CaptureFixture[str]) -> None:
+    with removed(unique_name()) as name:
+        Node.up(NodeSpec(name, pods=0, devices=("eth0",)))
+        for mode, subjects in (("generic", ["health", "host", "xdp"]), ("off", ["health", "host", "xdp"])):
+            assert main(["reload", name, "--xdp", mode, "--json"]) == 0
+            reloaded = [item["subject"] for item in json.loads(capsys.readouterr().out)["reloads"]]
+            assert sorted(reloaded) == subjects
+            assert main(["show", name]) == 0
+            assert ("xdp cil_xdp_entry (generic)" in capsys.readouterr().out) == (mode == "generic")
+        assert Node.open(name).spec.xdp is None
+        assert main(["reload", f"{name}/xdp"]) == 1
+        assert "has no endpoint xdp" in capsys.readouterr().err
+
+
+def test_prefixes_are_denied_and_allowed_again(capsys: pytest.CaptureFixture[str]) -> None:
+    """Before there is a program as well: the maps are filled when they are made."""
+    with removed(unique_name()) as name:
+        Node.up(NodeSpec(name, pods=0, devices=("eth0",)))
+        assert main(["prefilter", name, "--deny", "192.0.2.0/24", "--deny", "2001:db8::1"]) == 0
+        said = capsys.readouterr().out
+        assert said.startswith(f"{name}: 192.0.2.0/24, 2001:db8::1/128\nno program asks for it: ")
+        assert main(["reload", name, "--xdp", "native"]) == 0
+        assert denied(name) == {"cilium_cidr_v4_dyn": 1, "cilium_cidr_v6_fix": 1}
+        assert main(["prefilter", name, "--allow", "192.0.2.0/24", "--deny", "192.0.2.7"]) == 0
+        assert denied(name) == {"cilium_cidr_v4_fix": 1, "cilium_cidr_v6_fix": 1}
+        capsys.readouterr()
+        for option, prefix, words in (
+            ("--allow", "192.0.2.0/24", "192.0.2.0/24 is not denied"),
+            ("--deny", "192.0.2.1/24", "'192.0.2.1/24' is not a prefix such as 192.0.2.0/24"),
+        ):
+            assert main(["prefilter", name, option, prefix]) == 1
+            assert words in capsys.readouterr().err
+        assert main(["prefilter", name, "--json"]) == 0
+        assert json.loads(capsys.readouterr().out) == [{"lab": name, "denied": ["2001:db8::1/128", "192.0.2.7/32"]}]
+
+
+def denied(name: str) -> dict[str, int]:
+    """Return how many prefixes the maps have that have any."""
+    contents = {pin: found.content or {} for pin, found in take(Node.open(name)).pins.items()}
+    return {pin: len(found) for pin, found in contents.items() if pin in CIDR_MAPS and found}
