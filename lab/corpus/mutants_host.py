@@ -1,10 +1,11 @@
-"""Mutants of the programs of the host and of the tunnel device, and of the host's policy."""
+"""Mutants of the programs of the host, of its devices and of the tunnel device, and of the host's policy."""
 
 from __future__ import annotations
 
 from lab.corpus.mutation import mutant
 
 HOST, OVERLAY, FIREWALL, ENCAP = "bpf_host.c", "bpf_overlay.c", "lib/host_firewall.h", "lib/encap.h"
+XDP, PREFILTER = "bpf_xdp.c", "lib/prefilter.h"
 
 HOST_MUTANTS = (
     mutant(
@@ -218,5 +219,21 @@ HOST_MUTANTS = (
         "key.ip.ip6[3] = 0;",
         "key.ip.ip6[0] = pkt->daddr.ip6[0];",
         "ipcache_does_not_know",
+    ),
+    mutant(
+        "prefilter-forgets-single-addresses",
+        "single IPv4 addresses that are denied pass",
+        PREFILTER,
+        "return map_lookup_elem(&CIDR4_LMAP_NAME, &key4) || map_lookup_elem(&CIDR4_HMAP_NAME, &key4);",
+        "return map_lookup_elem(&CIDR4_LMAP_NAME, &key4);",
+        "test_xdp",
+    ),
+    mutant(
+        "prefilter-drops-uncounted",
+        "what the prefilter denies is dropped without being counted",
+        XDP,
+        "\t\treturn DROP_POLICY_DENY;\n",
+        "\t\treturn XDP_DROP;\n",
+        "test_xdp",
     ),
 )

@@ -19,6 +19,7 @@ BUILDS = (
     Build("bpf_host.c", tunnel=True, defines=(*TRACKED, *FIREWALL)),
     Build("bpf_host.c"),
     Build("bpf_overlay.c"),
+    Build("bpf_xdp.c"),
 )
 """What has every line of the sources, taken together."""
 FILES = {fault.patches[0].file: fault for fault in MUTANTS}

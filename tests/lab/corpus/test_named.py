@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from datapath.reload.plans import host_plan, overlay_plan, pod_plan
+from datapath.reload.plans import host_plan, overlay_plan, pod_plan, xdp_plan
 from datapath.reload.prepare import LoadPrograms, RepinMaps
 from datapath.reload.step import Plan
 from datapath.reload.switchover import Attach, Commit, Detach, InsertPolicy
@@ -31,7 +31,7 @@ FAULTS = {fault.name: fault for fault in named.FAULTS}
 
 
 def plans() -> list[Plan]:
-    """Return the plans of a pod in both modes, of the host with devices, one of them gone, and of the overlay."""
+    """Return the plans of a pod in both modes, of the host with devices, one gone, of the overlay and of XDP."""
     config = replace(CONFIG, devices=("eth0", "eth1"))
     host = host_plan(config, HOST, LINKS, subject="host")
     gone = (Path("/bpf/tc/globals/cilium_calls_netdev_00099"),)
@@ -40,6 +40,7 @@ def plans() -> list[Plan]:
         pod_plan(config, POD.with_endpoint_routes(True), subject="pod-1"),
         host.change(lambda step: replace(step, obsolete=gone) if isinstance(step, Commit) else step),
         overlay_plan(config, 7),
+        xdp_plan(replace(config, xdp="native"), 7, LINKS),
     ]
 
 
@@ -82,7 +83,7 @@ def test_hints_name_scenarios(fault: Fault) -> None:
     "fault", [fault for fault in FAULTS.values() if fault.change is not None], ids=lambda fault: fault.name
 )
 def test_a_faulty_plan_differs(fault: Fault) -> None:
-    """One of pod, host or overlay; every plan can still be described."""
+    """One of pod, host, overlay or XDP; every plan can still be described."""
     assert fault.change is not None
     changed = [(plan, fault.change(plan)) for plan in plans()]
     assert any(old != new for old, new in changed)
@@ -98,7 +99,7 @@ def test_a_step_takes_the_place_of_its_kind() -> None:
 
 
 def test_a_step_is_moved() -> None:
-    off, on, _, overlay = plans()
+    off, on, _, overlay, _ = plans()
     early = moved_before(off, Detach, lambda _, other: isinstance(other, LoadPrograms))
     names = [step.name for step in early.steps]
     assert names[names.index("detach egress") + 1] == "load programs"
