@@ -40,7 +40,7 @@ ROOMS = {
         ("agent",),
         ("watch",),
         ("doctor", "scenario", "bench"),
-        ("corpus", "proof"),
+        ("corpus", "proof", "report"),
         ("cli",),
     ),
 }

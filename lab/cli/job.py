@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -21,6 +22,7 @@ from lab.cli.targets import make_console, plural
 from lab.doctor import doctor
 from lab.loaders.command import given_loader
 from lab.node import registry
+from lab.report.trace import trace
 from lab.scenario.records import ERROR, FAILED, NOT_RUN, PASSED, RUNNING, SKIPPED, Record
 from lab.system.output import OutputDirectory
 from lab.system.scratch import scratch
@@ -28,6 +30,7 @@ from lab.system.scratch import scratch
 if TYPE_CHECKING:
     from rich.console import Console
 
+TRACE_JSON = "trace.json"
 _STDERR = 2
 WRONG_CALL = 2
 """Exit code: pytest does not understand what was handed on to it."""
@@ -52,6 +55,8 @@ def do(args: argparse.Namespace) -> int:
         if args.rounds > 0:
             file.parallel = _measure(console, args)
         file.write(records, complete=True)
+        if args.trace:
+            output.write(TRACE_JSON, json.dumps(trace(json.loads(file.text))))
     good, verdict = _verdict(records, file.parallel)
     console.print(f"\n{plural(len(records), 'scenario')} in {file.seconds:.0f} s, {verdict}; all of it in {file.path}")
     if args.json:

@@ -37,6 +37,12 @@ def details(scenarios: Sequence[Watched], error: BaseException | None = None) ->
         },
         "gaps": list(dict.fromkeys(gap for running in scenarios for gap in running.gaps)),
         "traffic": [phase(report) for report in phases],
+        "findings": [
+            {"what": str(found), "at_ns": list(found.at)}
+            for running in scenarios
+            for found in running.findings
+            if found.at
+        ],
     }
     return found | ({"outcome": ERROR} if isinstance(error, NoVerdict) else {})
 

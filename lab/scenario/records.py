@@ -36,7 +36,8 @@ class Record:
     `reloads` those of Outcome.to_json(), `sent` and `lost` the packets of its traffic, all phases together, and
     `denied` those of them that its policy had to stop. `steps` says how many steps of reloads had packets under way,
     `traffic` has an object for each phase; `starved_ns` is for how long the traffic had no CPU,
-    `starved_part` in which part of the time of the reloads, `gaps` what could not be watched. See docs/run-json.md.
+    `starved_part` in which part of the time of the reloads, `gaps` what could not be watched, `findings` the
+    violations that have times. See docs/run-json.md.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Record:
     steps: dict[str, Any] = field(default_factory=lambda: dict(NO_STEPS))
     traffic: tuple[dict[str, Any], ...] = ()
     gaps: tuple[str, ...] = ()
+    findings: tuple[dict[str, Any], ...] = ()
 
     @property
     def good(self) -> bool:
@@ -77,7 +79,7 @@ class Record:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Self:
-        lists = {name: tuple(data[name]) for name in ("violations", "reloads", "traffic", "gaps")}
+        lists = {name: tuple(data[name]) for name in ("violations", "reloads", "traffic", "gaps", "findings")}
         return cls(**{**data, **lists})
 
 

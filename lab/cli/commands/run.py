@@ -38,6 +38,9 @@ def add_parser(subparsers: _SubParsersAction[argparse.ArgumentParser]) -> None:
     parser.add_argument(
         "--pcap", type=Path, metavar="DIR", help="write the packets around each finding to this directory"
     )
+    parser.add_argument(
+        "--trace", action="store_true", help="write trace.json beside run.json: reloads and findings, for Perfetto"
+    )
     add_source_options(parser)
     add_loader_option(parser)
     add_attach_option(parser)

@@ -198,10 +198,14 @@ def test_what_was_skipped_is_not_called_passed(suite: Path) -> None:
 
 def test_what_run_json_holds_is_printed_on_demand(suite: Path) -> None:
     suite.write_text(THREE)
-    ran = call(suite, [*command(suite), "--json"])
+    ran = call(suite, [*command(suite), "--json", "--trace"])
     assert ran.code == 1
     assert json.loads(ran.out) == ran.document
     assert "1 scenario failed" in ran.err
+    events = json.loads((suite.with_name("out") / "trace.json").read_text())["traceEvents"]
+    assert {event["args"]["name"] for event in events if event["name"] == "process_name"} == {
+        f"{each['name']} ({each['outcome']})" for each in ran.document["scenarios"]
+    }
 
 
 def test_report_of_pytest_does_not_mix_with_the_json(suite: Path) -> None:
