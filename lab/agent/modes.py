@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import threading
 from dataclasses import replace
 
 from datapath.endpoint import XdpMode
+from datapath.errors import NetlinkError
 from datapath.reload.outcome import Outcome
 from datapath.reload.plans import OVERLAY_SUBJECT, XDP_SUBJECT
 from datapath.reload.transaction import Observer
@@ -68,5 +70,11 @@ def set_tunnel_port(reloader: Reloader, port: int, *, workers: int, cancel: thre
 def set_mtu(reloader: Reloader, mtu: int, *, workers: int, cancel: threading.Event | None) -> list[Outcome]:
     """Change the MTU, in place; open connections go on."""
     with reloader.switching(cancel=cancel):
-        reloader.node.set_mtu(mtu)
+        try:
+            reloader.node.set_mtu(mtu)
+        except NetlinkError as error:
+            if error.errno != errno.EINVAL or reloader.config.xdp in (None, "generic"):
+                raise
+            said = f"native XDP takes no MTU of {mtu} bytes"
+            raise InvalidSpec(f"{said}: reload {reloader.node.name} with --xdp generic or off first") from error
         return reloader.reload_all(workers=workers, cancel=cancel)

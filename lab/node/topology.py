@@ -53,7 +53,8 @@ PEER_IFINDEX = 31
 _FIRST_PORT_IFINDEX = 100
 
 _POD_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?")
-_RESERVED = frozenset({NODE, HEALTH, OUTSIDE, HOST})
+# The last two name what else is reloaded (datapath.reload.plans): a pod called so could not be told from it.
+_RESERVED = frozenset({NODE, HEALTH, OUTSIDE, HOST, "overlay", "xdp"})
 
 
 class InvalidSpec(ReloadlabError):

@@ -123,6 +123,8 @@ def test_later_pod_continues_the_numbers() -> None:
         ({"mtu": 65521}, "not 65521"),
         ({"node_index": 16}, "0 to 15"),
         ({"devices": ("eth7",)}, "no native device eth7"),
+        ({"xdp": "fast", "devices": ("eth0",)}, "one of native, generic, best-effort, not fast"),
+        ({"xdp": "native"}, "XDP programs are for native devices, and the node has none: give it eth0"),
         ({"devices": ("a/b",)}, "invalid interface name 'a/b'"),
         ({"pods": (PodSpec("a"), PodSpec("b"), PodSpec("a"))}, "two pods are called a"),
         ({"name": "a/b"}, "invalid lab name 'a/b'"),
@@ -137,7 +139,7 @@ def test_bad_spec(change: dict[str, object], words: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["", "Pod", "a/b", "..", "-a", "a-", "node", "host", "health", "outside", "x" * 33, "a\n"]
+    "name", ["", "Pod", "a/b", "..", "-a", "a-", "node", "host", "health", "outside", "overlay", "xdp", "x" * 33, "a\n"]
 )
 def test_bad_pod_name(name: str) -> None:
     with pytest.raises(InvalidName):

@@ -51,6 +51,13 @@ def test_xdp_is_switched_on_in_another_mode_and_off(capsys: pytest.CaptureFixtur
             assert sorted(reloaded) == subjects
             assert main(["show", name]) == 0
             assert ("xdp cil_xdp_entry (generic)" in capsys.readouterr().out) == (mode == "generic")
+        assert main(["reload", name, "--xdp", "native"]) == 0
+        capsys.readouterr()
+        assert main(["reload", name, "--mtu", "9000"]) == 1
+        assert capsys.readouterr().err == (
+            f"reloadlab: native XDP takes no MTU of 9000 bytes: reload {name} with --xdp generic or off first\n"
+        )
+        assert main(["reload", name, "--xdp", "off"]) == 0
         assert Node.open(name).spec.xdp is None
         assert main(["reload", f"{name}/xdp"]) == 1
         assert "has no endpoint xdp" in capsys.readouterr().err
