@@ -353,7 +353,7 @@ def _is_attached(work: Workspace, program: Attached, ifindex: int) -> bool:
 def _remove(work: Workspace, path: Path) -> None:
     """Remove a file, or a directory of pinned links."""
     if path.is_relative_to(work.config.devices_links):
-        tcxlinks.remove(path)
+        tcxlinks.remove_pins(path)
     else:
         path.unlink(missing_ok=True)
 

@@ -149,12 +149,9 @@ def warn_of_foreign(work: Workspace, hook: TcxHook, program: str, *, by_link: bo
             work.warnings.append(tcx.runs_before(hook.ifname, hook.direction, found, program))
 
 
-def remove(directory: Path) -> None:
-    """Detach the links that are pinned in a directory, and remove it."""
+def remove_pins(directory: Path) -> None:
+    """Remove the pins in a directory, and it. A link that has another pin, under a later name say, goes on."""
     for path in _entries(directory):
-        with links.pinned(path) as fd:
-            if fd is not None:
-                links.detach(fd)
         path.unlink(missing_ok=True)
     remove_empty(directory)
 
@@ -168,12 +165,12 @@ def remove_from(netns: Path, ifindex: int) -> None:
 
 
 def remove_others(config: DatapathConfig, keep: Collection[int]) -> list[int]:
-    """Remove the links of endpoints that are not in `keep`, and return their numbers."""
+    """Remove the pins of links of endpoints that are not in `keep`, and return their numbers."""
     directory = config.endpoint_links(0).parents[1]
     found = sorted(int(path.name) for path in _entries(directory) if path.name.isdecimal())
     others = [number for number in found if number not in keep]
     for number in others:
-        remove(config.endpoint_links(number))
+        remove_pins(config.endpoint_links(number))
     return others
 
 

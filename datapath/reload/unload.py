@@ -51,10 +51,10 @@ def unload(
     else:
         _set_down(netlink, _interface(netlink, endpoint))
         detach()
-    tcxlinks.remove(config.endpoint_links(endpoint.id))
     ifindex = _interface(netlink, endpoint)
     if ifindex is not None:
         tcxlinks.remove_from(config.netns, ifindex)
+    tcxlinks.remove_pins(config.endpoint_links(endpoint.id))
     forget()
     policyarrays.clear(config.globals, endpoint.id)
     for name in endpoint_maps(endpoint.id):

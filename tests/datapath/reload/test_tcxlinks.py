@@ -285,6 +285,36 @@ def test_devices_lose_their_links_and_pins(rig: Rig) -> None:
     assert sorted(os.listdir(rig.config.devices_links)) == ["cilium_host", "cilium_net", "eth0"]
 
 
+def test_a_renamed_device_keeps_its_link(rig: Rig) -> None:
+    """It is found at the hook and pinned under the new name; the pin under the old one goes, and not the link."""
+    netns = str(rig.config.netns)
+    ip(netns, "link", "add", "old0", "type", "bridge")
+    rig.configure(devices=("eth0", "old0"))
+    rig.reload("host")
+    (before,) = at(rig, "old0")
+    ip(netns, "link", "set", "old0", "name", "new0")
+    rig.configure(devices=("eth0", "new0"))
+    rig.reload("host")
+    (found,) = at(rig, "new0")
+    assert found.entry.link_id == before.entry.link_id == pinned_id(rig.config.device_links("new0") / "cil_from_netdev")
+    assert sorted(os.listdir(rig.config.devices_links)) == ["cilium_host", "cilium_net", "eth0", "new0"]
+
+
+def test_two_devices_have_changed_their_names(rig: Rig) -> None:
+    netns = str(rig.config.netns)
+    for name in ("one0", "two0"):
+        ip(netns, "link", "add", name, "type", "bridge")
+    rig.configure(devices=("one0", "two0"))
+    rig.reload("host")
+    was = {name: at(rig, name)[0].entry.link_id for name in ("one0", "two0")}
+    for old, new in (("one0", "three0"), ("two0", "one0"), ("three0", "two0")):
+        ip(netns, "link", "set", old, "name", new)
+    rig.reload("host")
+    for name, other in (("one0", "two0"), ("two0", "one0")):
+        (found,) = at(rig, name)
+        assert found.entry.link_id == was[other] == pinned_id(rig.config.device_links(name) / "cil_from_netdev")
+
+
 def test_directories_of_a_killed_reload_go(rig: Rig, pins: Path) -> None:
     """Killed between two calls of their removal: with and without the inner one."""
     rig.configure(attach=TC)
