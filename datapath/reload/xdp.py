@@ -141,7 +141,7 @@ class _Hook:
     @classmethod
     def of(cls, work: Workspace, step: Step, ifindex: int) -> _Hook:
         pin = work.config.device_links(step.target) / CIL_XDP_ENTRY
-        found = xdp.attached(work.netlink, ifindex) if ifindex else ()
+        found = _attached(work, ifindex) if ifindex else ()
         pinned = _open_pinned(work, pin)
         held = links.info(pinned) if pinned is not None else None
         holds = held is not None and held.ifindex == ifindex and held.program_id in {each.program_id for each in found}
@@ -241,13 +241,7 @@ class _Hook:
             xdp.replace(self.work.netlink, self.ifindex, mode, program_fd, expected_fd=expected_fd)
 
     def _runs(self, wanted: Attached) -> bool:
-        """Tell whether a program is attached; it is not if the interface is gone."""
-        try:
-            return wanted in xdp.attached(self.work.netlink, self.ifindex)
-        except NetlinkError as error:
-            if error.errno != errno.ENODEV:
-                raise
-            return False
+        return wanted in _attached(self.work, self.ifindex)
 
     def _swap(self, old: Attached, new: Attached, old_fd: int, new_fd: int) -> None:
         """Undo `replace`, which may not have come to it. What somebody else has removed meanwhile is put back."""
@@ -284,6 +278,16 @@ class _Hook:
             links.detach(link)
         finally:
             os.close(link)
+
+
+def _attached(work: Workspace, ifindex: int) -> tuple[Attached, ...]:
+    """Return what an interface runs at XDP; nothing if it is gone."""
+    try:
+        return xdp.attached(work.netlink, ifindex)
+    except NetlinkError as error:
+        if error.errno != errno.ENODEV:
+            raise
+        return ()
 
 
 def _open_pinned(work: Workspace, pin: Path) -> int | None:

@@ -11,7 +11,7 @@ import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import IntEnum
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import ClassVar, Self
 
 from datapath.build.nodemacros import mac_bytes
@@ -37,6 +37,7 @@ TUNNEL_VALUE = struct.Struct("<16sBBH")
 METRICS_KEY = struct.Struct("<BB6x")
 METRICS_VALUE = struct.Struct("<QQ")
 HITS_KEY = struct.Struct("<IHBx")
+LPM_V4_KEY, LPM_V6_KEY, LPM_VAL = struct.Struct("<I4s"), struct.Struct("<I16s"), struct.Struct("<B")
 
 
 class Program(IntEnum):
@@ -101,6 +102,12 @@ def direction_name(number: int) -> str:
 def family_of(address: IPv4Address | IPv6Address) -> int:
     """Return the number of an address family in keys."""
     return FAMILY_IPV4 if address.version == 4 else FAMILY_IPV6
+
+
+def cidr_key(network: IPv4Network | IPv6Network) -> bytes:
+    """Return the key of a prefix in the maps of the prefilter."""
+    packed = LPM_V4_KEY if network.version == 4 else LPM_V6_KEY
+    return packed.pack(network.prefixlen, network.network_address.packed)
 
 
 def endpoint_key(address: IPv4Address | IPv6Address) -> bytes:

@@ -6,7 +6,6 @@ dropped whatever the policies say.
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Iterable, Iterator
 from ipaddress import IPv4Network, ip_network
 from pathlib import Path
@@ -14,6 +13,7 @@ from pathlib import Path
 from datapath.base import mapnames
 from datapath.base.statefile import DamagedFile, read_typed, write_json
 from datapath.errors import ReloadlabError
+from lab.abi.layouts import LPM_VAL, cidr_key
 from lab.agent.policy import Network
 from lab.errors import system_errors
 from lab.node import registry
@@ -24,7 +24,7 @@ MOST = 65536
 """Prefixes of a kind that fit (bpf/lib/config.h, CIDR4_HMAP_ELEMS and CIDR4_LMAP_ELEMS)."""
 
 _FILE = "prefilter.json"
-_DENIED = bytes(1)  # struct lpm_val
+_DENIED = LPM_VAL.pack(0)
 
 
 class BadPrefix(ReloadlabError):
@@ -85,15 +85,10 @@ def map_of(network: Network) -> str:
 
 
 def entries(name: str, node: Node) -> Iterator[tuple[bytes, bytes]]:
-    """Yield what belongs into one of the maps (struct lpm_v4_key, lpm_v6_key)."""
+    """Yield what belongs into one of the maps."""
     for network in stored(node):
         if map_of(network) == name:
-            yield key(network), _DENIED
-
-
-def key(network: Network) -> bytes:
-    """Return the key of a prefix."""
-    return struct.pack("=I", network.prefixlen) + network.network_address.packed
+            yield cidr_key(network), _DENIED
 
 
 def sync(node: Node, pins: Path) -> None:

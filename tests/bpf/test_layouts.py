@@ -8,7 +8,7 @@ import tempfile
 from enum import IntEnum
 from functools import cache
 from io import BytesIO
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from pathlib import Path
 
 import pytest
@@ -31,7 +31,7 @@ def layout_types() -> Btf:
         source, directory = Path(name) / "types.c", Path(name)
         globals_ = "".join(f"struct {struct_} {struct_}_;\n" for struct_ in (*EVENTS, *(set(SIZES) - set(EVENTS))))
         headers = ("ep_config.h", "node_config.h", "lib/encap.h", "lib/enforce.h", "lib/eps.h", "lib/hits.h")
-        text = "".join(f'#include "{header}"\n' for header in (*headers, "lib/ipcache.h"))
+        text = "".join(f'#include "{header}"\n' for header in (*headers, "lib/ipcache.h", "lib/prefilter.h"))
         source.write_text(f"#define ENABLE_IPV4 1\n#define ENABLE_IPV6 1\n{text}{globals_}")
         compile_source(source, directory / "types.o", includes=(LIBRARY, LIBRARY / "include"))
         section = ELFFile(BytesIO((directory / "types.o").read_bytes())).get_section_by_name(".BTF")
@@ -51,6 +51,9 @@ SIZES = {
     "metrics_key": (layouts.METRICS_KEY, 8),
     "metrics_value": (layouts.METRICS_VALUE, 16),
     "hits_key": (layouts.HITS_KEY, 8),
+    "lpm_v4_key": (layouts.LPM_V4_KEY, 8),
+    "lpm_v6_key": (layouts.LPM_V6_KEY, 20),
+    "lpm_val": (layouts.LPM_VAL, 1),
     "ipv4_ct_tuple": (conntrack.CT_TUPLE4, 14),
     "ipv6_ct_tuple": (conntrack.CT_TUPLE6, 38),
     "ct_entry": (conntrack.CT_ENTRY, 56),
@@ -78,6 +81,15 @@ CONNECTION4 = conntrack.CtTuple(IPv4Address("192.0.2.1"), IPv4Address("198.51.10
 CONNECTION6 = conntrack.CtTuple(IPv6Address("2001:db8::1"), IPv6Address("2001:db8::2"), 0x1234, 80, 6, 1)
 ENTRY = conntrack.CtEntry(1, 2, 3, 4, 0x01020304, 1 | 16, 5, 6, 0x0708090A, 0x0B0C0D0E, 0x0F101112)
 FIELDS: dict[str, tuple[bytes, dict[str, bytes]]] = {
+    "lpm_v4_key": (
+        layouts.cidr_key(IPv4Network("192.0.2.0/25")),
+        {"prefixlen": bytes.fromhex("19000000"), "addr": IPv4Address("192.0.2.0").packed},
+    ),
+    "lpm_v6_key": (
+        layouts.cidr_key(IPv6Network("2001:db8:bad::/48")),
+        {"prefixlen": bytes.fromhex("30000000"), "addr": IPv6Address("2001:db8:bad::").packed},
+    ),
+    "lpm_val": (layouts.LPM_VAL.pack(3), {"flags": b"\3"}),
     "endpoint_key": (
         layouts.endpoint_key(IPv6Address("2001:db8::1")),
         {"ip": IPv6Address("2001:db8::1").packed, "family": b"\2"},
