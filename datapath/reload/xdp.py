@@ -11,7 +11,7 @@ from __future__ import annotations
 import errno
 import os
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -81,7 +81,7 @@ class AttachXdp(Step):
         hook.refuse_foreign()
         ours = hook.ours()
         if ours is not None and ours.mode == new.mode:
-            hook.replace(ours, new, program.fd)
+            hook.exchange(ours, new, program.fd)
         else:
             if ours is not None:
                 said = f"its XDP mode changed from {ours.mode} to {new.mode}, which the kernel does not do in one step"
@@ -143,9 +143,27 @@ class _Hook:
         pin = work.config.device_links(step.target) / CIL_XDP_ENTRY
         found = _attached(work, ifindex) if ifindex else ()
         pinned = _open_pinned(work, pin)
-        held = links.info(pinned) if pinned is not None else None
-        holds = held is not None and held.ifindex == ifindex and held.program_id in {each.program_id for each in found}
-        return cls(work, step, ifindex, pin, found, pinned, pinned if holds else None)
+        hook = cls(work, step, ifindex, pin, found, pinned, None)
+        if pinned is not None and hook._holds(pinned):
+            return replace(hook, link=pinned)
+        return hook._with_former_pin() if found else hook
+
+    def _holds(self, link: int) -> bool:
+        held = links.info(link)
+        return held.ifindex == self.ifindex and held.program_id in {each.program_id for each in self.found}
+
+    def _with_former_pin(self) -> _Hook:
+        """Take over the link of an interface that was renamed: its pin has the former name."""
+        for former in sorted(self.work.config.devices_links.glob(f"*/links/{CIL_XDP_ENTRY}")):
+            link = _open_pinned(self.work, former)
+            if link is not None and self._holds(link):
+                if self.pinned is not None:
+                    self._unlink()
+                self._make_directories()
+                self.work.on_undo(self.step, partial(_move, self.pin, former))
+                former.rename(self.pin)
+                return replace(self, pinned=link, link=link)
+        return self
 
     def ours(self) -> Attached | None:
         """Return the program that is ours."""
@@ -173,11 +191,11 @@ class _Hook:
             os.close(link)
         return link is None
 
-    def replace(self, old: Attached, new: Attached, program_fd: int) -> None:
+    def exchange(self, old: Attached, new: Attached, program_fd: int) -> None:
         """Let the new program run in the place of the old one: no packet meets the hook empty."""
         old_fd = self.work.keep_program(old.program_id)
         self.work.on_undo(self.step, partial(self._swap, old, new, old_fd, program_fd))
-        self._exchange(old.mode, program_fd, old_fd)
+        self._run(old.mode, program_fd, old_fd)
 
     def take_off(self, old: Attached) -> None:
         """Remove the program; the pin of its link, which holds nothing then, stays."""
@@ -207,14 +225,15 @@ class _Hook:
 
     def unpin(self) -> None:
         """Remove the pin of a link that is of no use any more, and the directories that are empty then."""
-        if self.pinned is None:
+        if self.pinned is not None:
+            self._unlink()
+        elif self.ifindex:
             return
-        self._unlink()
         for directory in (self.pin.parent, self.pin.parent.parent):
             try:
                 directory.rmdir()
             except OSError as error:
-                if error.errno != errno.ENOTEMPTY:
+                if error.errno not in (errno.ENOENT, errno.ENOTEMPTY):
                     raise
                 return
             self.work.on_undo(self.step, partial(directory.mkdir, mode=0o700, exist_ok=True))
@@ -234,7 +253,7 @@ class _Hook:
         with enter(self.work.config.netns):
             return self.work.keep_open(links.create(program_fd, self.ifindex, AttachType.XDP, flags=mode))
 
-    def _exchange(self, mode: Mode, program_fd: int, expected_fd: int) -> None:
+    def _run(self, mode: Mode, program_fd: int, expected_fd: int) -> None:
         if self.link is not None:
             links.update(self.link, program_fd)
         else:
@@ -244,9 +263,9 @@ class _Hook:
         return wanted in _attached(self.work, self.ifindex)
 
     def _swap(self, old: Attached, new: Attached, old_fd: int, new_fd: int) -> None:
-        """Undo `replace`, which may not have come to it. What somebody else has removed meanwhile is put back."""
+        """Undo `exchange`, which may not have come to it. What somebody else has removed meanwhile is put back."""
         if self._runs(new):
-            self._exchange(new.mode, old_fd, new_fd)
+            self._run(new.mode, old_fd, new_fd)
         else:
             self._put_back(old, old_fd)
 
@@ -304,6 +323,12 @@ def _pin_again(link: int, pin: Path) -> None:
     """Pin a link where it was, unless it is there."""
     if not pin.exists():
         bpf.obj_pin(link, pin)
+
+
+def _move(pin: Path, former: Path) -> None:
+    """Give a pin its former name, unless it has it."""
+    with suppress(FileNotFoundError):
+        pin.rename(former)
 
 
 def _remove_if_empty(directory: Path) -> None:

@@ -183,6 +183,36 @@ def test_the_link_of_a_device_that_is_made_anew_is_replaced(eth0: Rig) -> None:
     assert not pin(eth0, "d0.100").parent.exists()
 
 
+def test_a_device_that_is_renamed_keeps_its_link(eth0: Rig) -> None:
+    """Under its new name it is a device, or is none: then the link goes, although its pin has the old name."""
+    ns = eth0.config.netns
+    run(nsenter(ns, "ip", "link", "add", "old0", "type", "veth", "peer", "name", "d0"))
+    try:
+        eth0.configure(devices=("old0",))
+        eth0.reload(XDP_SUBJECT)
+        with links.pinned(pin(eth0, "old0")) as fd:
+            assert fd is not None
+            link = links.info(fd).id
+        run(nsenter(ns, "ip", "link", "set", "old0", "name", "new0"))
+        eth0.configure(devices=("new0",))
+        before = eth0.state()
+        for gate in (Gate(inject, after="attach xdp"), Gate(inject, after="detach xdp", target="old0")):
+            with pytest.raises(Injected):
+                eth0.reload(XDP_SUBJECT, observer=gate)
+            assert before.differences(eth0.state()) == []
+        eth0.reload(XDP_SUBJECT)
+        with links.pinned(pin(eth0, "new0")) as fd:
+            assert fd is not None
+            assert links.info(fd).id == link
+        assert not pin(eth0, "old0").parent.exists()
+        run(nsenter(ns, "ip", "link", "set", "new0", "name", "other0"))
+        eth0.reload(XDP_SUBJECT)
+        assert xdp.all_attached(eth0.netlink) == {}
+        assert not list((eth0.config.bpffs / "cilium").rglob("*xdp*"))
+    finally:
+        run(nsenter(ns, "ip", "link", "del", "d0"))
+
+
 def test_a_device_that_takes_no_native_program(eth0: Rig) -> None:
     """A large MTU is what a veth refuses. Best effort is none there; a reload that demands it changes nothing."""
     run(nsenter(eth0.node.netns("outside"), "ip", "link", "set", "eth0", "mtu", "9000"))
