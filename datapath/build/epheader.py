@@ -11,6 +11,7 @@ import binascii
 import json
 import re
 from dataclasses import asdict, replace
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address
 
 from datapath.base.names import check_ifname
@@ -29,7 +30,12 @@ _MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
 
 def header_text(endpoint: Endpoint) -> bytes:
     """Return the file's content."""
-    lasting = replace(endpoint, generation=TEMPLATE_GENERATION)
+    return _text(replace(endpoint, generation=TEMPLATE_GENERATION))
+
+
+# Asked for by every load of the endpoint.
+@lru_cache(maxsize=1024)
+def _text(lasting: Endpoint) -> bytes:
     document = json.dumps(asdict(lasting), default=_plain, sort_keys=True)
     line = f"/*\n * {_PREFIX}{_VERSION}:{base64.b64encode(document.encode()).decode()}\n */\n\n"
     return (line + endpoint_header(lasting)).encode(errors="surrogateescape")
