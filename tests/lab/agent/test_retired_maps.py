@@ -98,6 +98,13 @@ def test_a_pod_that_comes_meanwhile_is_found(agent: Agent, name: str) -> None:
     first, second = contents_of(agent, name)
     assert first == second
     assert key not in first
+    (former,) = retired.others(agent.config.globals, name)
+    with open_pin(former) as old:
+        old.delete(next(iter(old.keys())))
+    (wrong,) = pins_wrong(agent)
+    assert f"pin {former.name}: content differs from that of the new map" in wrong
+    agent.sync()
+    assert pins_wrong(agent) == []
     for subject in ("host", "health"):
         agent.reload(subject)
         assert retired.has_retired(agent.config.globals)
