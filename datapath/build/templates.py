@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from copy import copy
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 
 from bpf import LIBRARY
@@ -35,6 +36,9 @@ from datapath.object.spec import CollectionSpec, Substitution
 
 _ATTEMPTS = 3
 """How often a template's directory may vanish under a compilation before that is an error."""
+
+_REMEMBERED = 16
+"""Objects that a process keeps parsed for caches that it makes later, of other nodes say; one takes some megabytes."""
 
 
 class Kind(enum.Enum):
@@ -317,8 +321,7 @@ class TemplateCache:
                 try:
                     compiled = 0.0 if found else self._find_or_compile(request, cancel)
                     stamp, started = _stamp(request.path), time.monotonic()
-                    image = read_object(request.path)
-                    image.spec.check()
+                    image = _parsed(request.path, stamp)
                 except (CompileError, ObjectError):
                     # No verdict on the source: an object from the disk was damaged, or the directory went under us.
                     if not attempts_left or (not found and lock.intact()):
@@ -391,6 +394,14 @@ def _add(digest: hashlib._Hash, word: str) -> None:
 def _key(request: _Request) -> str:
     """Return the name of a request's object among those of all nodes: what it is made of, and by what, and where."""
     return key_of(request.hash, request.compiler.identity(), platform.machine())
+
+
+@lru_cache(maxsize=_REMEMBERED)
+def _parsed(path: Path, stamp: tuple[int, ...]) -> ObjectImage:
+    """Read the object at `path`; once in a process, as long as its stamp says that it is the same file."""
+    image = read_object(path)
+    image.spec.check()
+    return image
 
 
 def _stamp(path: Path) -> tuple[int, ...]:
