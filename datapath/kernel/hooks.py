@@ -14,8 +14,6 @@ from dataclasses import dataclass
 from enum import Enum
 from functools import cache
 
-from pyroute2.netlink.rtnl.tcmsg import tcmsg
-
 from datapath.errors import NetlinkError, ReloadlabError, printable
 from datapath.kernel.netlink import (
     NLM_F_CREATE,
@@ -24,7 +22,7 @@ from datapath.kernel.netlink import (
     MessageTemplate,
     NetlinkSocket,
     attributes,
-    encode,
+    pack_attribute,
     pack_message,
     text,
 )
@@ -41,7 +39,7 @@ TCX = "tcx"
 _TC_H_CLSACT, _CLSACT_HANDLE = 0xFFFFFFF1, 0xFFFF0000
 _TCA_KIND, _TCA_OPTIONS, _TCA_CHAIN, _TCA_INGRESS_BLOCK, _TCA_EGRESS_BLOCK = 1, 2, 11, 13, 14
 _IN_A_BLOCK = -1  # the interface of a filter in a shared block (TCM_IFINDEX_MAGIC_BLOCK)
-_TCA_BPF_NAME, _TCA_BPF_ID = 7, 11
+_TCA_BPF_FD, _TCA_BPF_NAME, _TCA_BPF_FLAGS, _TCA_BPF_ID = 6, 7, 8, 11
 _BPF_FLAG_ACT_DIRECT = 1
 _NAME_LENGTH = 64  # a program name of ours, `-`, an interface name and the final NUL
 _LONGEST_NAME = 257  # what the kernel takes, and a NUL (CLS_BPF_NAME_LEN)
@@ -251,19 +249,9 @@ def attach_message(
 
 def detach(netlink: NetlinkSocket, found: Filter) -> None:
     """Remove exactly this filter."""
-    message = encode(
-        tcmsg,
-        RTM_DELTFILTER,
-        0,
-        {
-            "family": 0,
-            "index": found.ifindex,
-            "handle": found.handle,
-            "parent": found.direction.value,
-            "info": found.priority << 16 | _swap(found.protocol),
-        },
-        [("TCA_KIND", found.kind)],
-    )
+    info = found.priority << 16 | _swap(found.protocol)
+    body = _TCMSG.pack(0, 0, 0, found.ifindex, found.handle, found.direction.value, info)
+    message = pack_message(RTM_DELTFILTER, body + _kind(found.kind))
     netlink.request(f"detach {found} {found.direction}", message)
 
 
@@ -330,33 +318,31 @@ def _swap(protocol: int) -> int:
     return (protocol & 0xFF) << 8 | protocol >> 8
 
 
+def _kind(name: str) -> bytes:
+    return pack_attribute(_TCA_KIND, name.encode() + b"\0")
+
+
 @cache
 def _clsact_template() -> MessageTemplate:
     marker = 0x7A7A0001
-    message = encode(
-        tcmsg,
-        RTM_NEWQDISC,
-        NLM_F_CREATE | NLM_F_EXCL,
-        {"family": 0, "index": marker, "handle": _CLSACT_HANDLE, "parent": _TC_H_CLSACT},
-        [("TCA_KIND", "clsact")],
-    )
+    body = _TCMSG.pack(0, 0, 0, marker, _CLSACT_HANDLE, _TC_H_CLSACT, 0) + _kind("clsact")
+    message = pack_message(RTM_NEWQDISC, body, NLM_F_CREATE | NLM_F_EXCL)
     return MessageTemplate(message, {"ifindex": struct.pack("=I", marker)})
 
 
 @cache
 def _filter_template(room: int, flags: int) -> MessageTemplate:
     ifindex, parent, info, handle, fd = 0x7A7A0001, 0x7A7A0002, 0x7A7A0003, 0x7A7A0004, 0x7A7A0005
-    name = "z" * (room - 1)
-    options = [("TCA_BPF_FD", fd), ("TCA_BPF_NAME", name), ("TCA_BPF_FLAGS", _BPF_FLAG_ACT_DIRECT)]
-    message = encode(
-        tcmsg,
-        RTM_NEWTFILTER,
-        flags,
-        {"family": 0, "index": ifindex, "handle": handle, "parent": parent, "info": info},
-        [("TCA_KIND", "bpf"), ("TCA_OPTIONS", {"attrs": options})],
+    name = b"z" * (room - 1) + b"\0"
+    options = (
+        pack_attribute(_TCA_BPF_FD, struct.pack("=I", fd)),
+        pack_attribute(_TCA_BPF_NAME, name),
+        pack_attribute(_TCA_BPF_FLAGS, struct.pack("=I", _BPF_FLAG_ACT_DIRECT)),
     )
+    body = _TCMSG.pack(0, 0, 0, ifindex, handle, parent, info) + _kind("bpf")
+    message = pack_message(RTM_NEWTFILTER, body + pack_attribute(_TCA_OPTIONS, b"".join(options)), flags)
     holes = {"ifindex": ifindex, "parent": parent, "info": info, "handle": handle, "fd": fd}
     return MessageTemplate(
         message,
-        {key: struct.pack("=I", value) for key, value in holes.items()} | {"name": name.encode() + b"\0"},
+        {key: struct.pack("=I", value) for key, value in holes.items()} | {"name": name},
     )

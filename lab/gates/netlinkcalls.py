@@ -11,8 +11,6 @@ import stat
 import struct
 from collections.abc import Iterator
 
-from pyroute2.netlink.rtnl import RTM_VALUES
-
 from datapath.kernel.netlink import attributes, text
 from lab.gates.memory import Process
 
@@ -26,6 +24,12 @@ _HOOKS = {_INGRESS: "ingress", _EGRESS: "egress", 0xFFFFFFF1: "clsact"}
 _DST, _OIF, _TABLE = 1, 4, 15  # enum rtattr_type_t
 _IFNAME, _KIND = 3, 1
 _RULE_PRIORITY = 6
+_FIRST, _VERBS = 16, ("NEW", "DEL", "GET", "SET")  # RTM_BASE of linux/rtnetlink.h
+_ABOUT = (
+    *("LINK", "ADDR", "ROUTE", "NEIGH", "RULE", "QDISC", "TCLASS", "TFILTER", "ACTION", "PREFIX", "MULTICAST"),
+    *("ANYCAST", "NEIGHTBL", "NDUSEROPT", "ADDRLABEL", "DCB", "NETCONF", "MDB", "NSID", "STATS", "CACHEREPORT"),
+    *("CHAIN", "NEXTHOP", "LINKPROP", "VLAN", "NEXTHOPBUCKET", "TUNNEL"),
+)
 
 
 def is_netlink(descriptor: int) -> bool:
@@ -74,9 +78,15 @@ def _messages(data: bytes, descriptor: int) -> Iterator[tuple[str, str]]:
         length, kind, _, _, _ = _HEADER.unpack_from(data, offset)
         if length < _HEADER.size:
             return
-        name = str(RTM_VALUES.get(kind, f"netlink-{kind}"))
+        name = _name_of(kind)
         yield name, _subject(name, data[offset + _HEADER.size : offset + length], descriptor)
         offset += (length + 3) & ~3
+
+
+def _name_of(kind: int) -> str:
+    """Return the name of a message, such as RTM_NEWLINK: four for each of what they are about."""
+    about, verb = divmod(kind - _FIRST, len(_VERBS))
+    return f"RTM_{_VERBS[verb]}{_ABOUT[about]}" if 0 <= about < len(_ABOUT) else f"netlink-{kind}"
 
 
 def _subject(name: str, body: bytes, descriptor: int) -> str:
