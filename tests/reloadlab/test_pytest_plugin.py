@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-pytest_plugins = ["pytester"]
+from tests.nested import PYTEST
 
-PLUGIN = ("-p", "no:cacheprovider")
+pytest_plugins = ["pytester"]
 
 
 def test_declares_names_of_its_own_alone(pytester: pytest.Pytester) -> None:
-    shown = pytester.runpytest_subprocess("--markers", *PLUGIN).stdout.str()
+    shown = pytester.runpytest_subprocess("--markers", *PYTEST).stdout.str()
     for name in ("reloadlab_node(", "reloadlab_cluster(", "reloadlab_own_sources("):
         assert f"@pytest.mark.{name}" in shown
     for name in ("node", "cluster", "own_sources", "privileged"):
@@ -18,7 +18,7 @@ def test_declares_names_of_its_own_alone(pytester: pytest.Pytester) -> None:
 
 
 def test_fixtures_have_names_of_their_own(pytester: pytest.Pytester) -> None:
-    shown = pytester.runpytest_subprocess("--fixtures", *PLUGIN).stdout.str()
+    shown = pytester.runpytest_subprocess("--fixtures", *PYTEST).stdout.str()
     found = [line.partition(" -- ")[0] for line in shown.splitlines() if "/reloadlab/" in line and " -- " in line]
     assert sorted(found) == ["reloadlab_cluster", "reloadlab_scenario"]
 
@@ -34,7 +34,7 @@ def test_short_names_load_the_plugin_where_entry_points_are_off(
 
 @pytest.mark.parametrize("options", [("--reloadlab-define", "1=2"), ("--reloadlab-define=a b",)])
 def test_wrong_option_is_one_line(pytester: pytest.Pytester, options: tuple[str, ...]) -> None:
-    done = pytester.runpytest_subprocess(*PLUGIN, *options)
+    done = pytester.runpytest_subprocess(*PYTEST, *options)
     assert done.ret == pytest.ExitCode.USAGE_ERROR
     (line,) = [line for line in done.stderr.lines if line]
     assert line.startswith("ERROR: ")

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import reloadlab
+from tests.nested import PYTEST
 
 pytest_plugins = ["pytester"]
 
@@ -46,5 +47,5 @@ def test_shown_suite_passes(pytester: pytest.Pytester, monkeypatch: pytest.Monke
     pytester.makepyfile(test_mine="\n\n".join(suite))
     number = sum(code.count("def test_") for code in suite)
     assert number == 9
-    result = pytester.runpytest_subprocess("-p", "no:cacheprovider", "--strict-markers", timeout=500)
+    result = pytester.runpytest_subprocess(*PYTEST, "--strict-markers", timeout=500)
     result.assert_outcomes(passed=number)

@@ -14,14 +14,13 @@ from lab.errors import Status
 from lab.node import registry
 from lab.scenario.records import ERROR, read
 from tests.lab.labs import ROOT, cli
+from tests.nested import SHORT_NAMES
 
 pytest_plugins = ["pytester"]
 
 pytestmark = pytest.mark.privileged
 
 USER, GROUP = 12345, 12346
-
-PLUGIN = ("-p", "no:cacheprovider", "-p", "reloadlab.short_names")
 
 LOST = """
 import pytest
@@ -80,7 +79,7 @@ def labs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 def run(pytester: pytest.Pytester, suite: str, *options: str) -> str:
     pytester.makepyfile(test_mine=suite)
-    result = pytester.runpytest_subprocess(*PLUGIN, *options, timeout=170)
+    result = pytester.runpytest_subprocess(*SHORT_NAMES, *options, timeout=170)
     result.assert_outcomes(failed=1)
     return result.stdout.str()
 
@@ -143,14 +142,14 @@ def test_packets_around_findings_are_written(
 def test_a_directory_of_packets_that_is_a_link_is_refused(pytester: pytest.Pytester, tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(tmp_path)
     pytester.makepyfile(test_mine=GOOD)
-    result = pytester.runpytest_subprocess(*PLUGIN, "--reloadlab-pcap", str(tmp_path / "link"), timeout=170)
+    result = pytester.runpytest_subprocess(*SHORT_NAMES, "--reloadlab-pcap", str(tmp_path / "link"), timeout=170)
     said = f"{tmp_path}/link is a symbolic link: name the directory that it leads to"
     result.stderr.fnmatch_lines([f"ERROR: --reloadlab-pcap {tmp_path}/link: {said}"])
 
 
 def test_without_findings_no_packets_are_written(pytester: pytest.Pytester, labs: Path, tmp_path: Path) -> None:
     pytester.makepyfile(test_mine=GOOD)
-    result = pytester.runpytest_subprocess(*PLUGIN, "--reloadlab-pcap", str(tmp_path / "packets"), timeout=170)
+    result = pytester.runpytest_subprocess(*SHORT_NAMES, "--reloadlab-pcap", str(tmp_path / "packets"), timeout=170)
     result.assert_outcomes(passed=1)
     assert list((tmp_path / "packets").iterdir()) == []
 

@@ -12,10 +12,9 @@ import pytest
 
 from bpf import LIBRARY
 from lab.node import registry
+from tests.nested import SHORT_NAMES
 
 pytest_plugins = ["pytester"]
-
-PLUGIN = ("-p", "no:cacheprovider", "-p", "reloadlab.short_names")
 
 SUITE = """
 import pytest
@@ -60,7 +59,7 @@ def records(pytester: pytest.Pytester, tmp_path: Path) -> Path:
 def test_suite_of_a_user(pytester: pytest.Pytester, records: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = Path(f"/run/reloadlab-test-{records.name}-{id(records):x}")
     monkeypatch.setenv(registry.RUN_VARIABLE, str(run))
-    options = (*PLUGIN, "--reloadlab-record", str(records))
+    options = (*SHORT_NAMES, "--reloadlab-record", str(records))
     result = pytester.runpytest_subprocess("--strict-markers", *options, timeout=150)
     result.assert_outcomes(passed=3, failed=2, skipped=1)
     assert not run.exists()
@@ -96,7 +95,7 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def test_marks_are_declared(pytester: pytest.Pytester) -> None:
-    result = pytester.runpytest_subprocess("--markers", *PLUGIN)
+    result = pytester.runpytest_subprocess("--markers", *SHORT_NAMES)
     marks = ("node(*", "cluster(*", "own_sources(*", "own_loader(*", "privileged: *")
     result.stdout.fnmatch_lines([f"@pytest.mark.{mark}" for mark in marks])
 
@@ -160,7 +159,7 @@ def test_other_loader(pytester: pytest.Pytester, tmp_path: Path) -> None:
     loader.write_text(PODS_ALONE)
     pytester.makepyprojecttoml(f"[tool.reloadlab.loaders]\ntheirs = {json.dumps([sys.executable, '-P', str(loader)])}")
     options = ("--reloadlab-loader", "theirs", "--reloadlab-record", str(record))
-    result = pytester.runpytest_subprocess(*PLUGIN, *options, "-rs", timeout=150)
+    result = pytester.runpytest_subprocess(*SHORT_NAMES, *options, "-rs", timeout=150)
     result.assert_outcomes(passed=3, skipped=6)
     refused = ("endpoint routes", "the removal of a pod's programs", "gates at our own steps", "the old state after *")
     reasons = [f"*not supported by loader pipeline: {what}" for what in refused]
@@ -172,7 +171,7 @@ def test_other_loader(pytester: pytest.Pytester, tmp_path: Path) -> None:
 @pytest.mark.parametrize("loader", ["no-such-loader", "'"])
 def test_a_wrong_loader_is_a_wrong_call(pytester: pytest.Pytester, loader: str) -> None:
     pytester.makepyfile(test_theirs="def test_nothing(): pass")
-    result = pytester.runpytest_subprocess(*PLUGIN, "--reloadlab-loader", loader)
+    result = pytester.runpytest_subprocess(*SHORT_NAMES, "--reloadlab-loader", loader)
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     assert len([line for line in result.errlines if line.startswith("ERROR: ")]) == 1
 
@@ -212,7 +211,7 @@ def test_other_sources(pytester: pytest.Pytester, tmp_path: Path) -> None:
     record = tmp_path / "record"
     defined = ("--reloadlab-library", str(library), "--reloadlab-define", "CT_MAP_SIZE_TCP=256")
     options = (*defined, "--reloadlab-record", str(record))
-    result = pytester.runpytest_subprocess(*PLUGIN, *options, "-rs", timeout=150)
+    result = pytester.runpytest_subprocess(*SHORT_NAMES, *options, "-rs", timeout=150)
     result.assert_outcomes(passed=1, skipped=2)
     reasons = ["*needs macros that only our own C knows", "*theirs count otherwise"]
     result.stdout.fnmatch_lines_random(reasons)
@@ -254,7 +253,7 @@ class TestCase(unittest.TestCase):
 def records_of(pytester: pytest.Pytester, suite: str) -> dict[str, dict[str, Any]]:
     """Run a suite and return its records by the name of the test."""
     pytester.makepyfile(test_mine=suite)
-    pytester.runpytest_subprocess(*PLUGIN, "--reloadlab-record", "records", timeout=170)
+    pytester.runpytest_subprocess(*SHORT_NAMES, "--reloadlab-record", "records", timeout=170)
     records = map(read, (pytester.path / "records").glob("*.json"))
     return {record["name"].rpartition("::")[2]: record for record in records}
 

@@ -8,10 +8,9 @@ from pathlib import Path
 import pytest
 
 from lab.scenario.records import END, ERROR, FAILED, NOT_RUN, PASSED, RUNNING, SKIPPED, Record, read
+from tests.nested import PYTEST
 
 pytest_plugins = ["pytester"]
-
-PLUGIN = ("-p", "no:cacheprovider")
 
 ENDINGS = """
 import pytest
@@ -64,7 +63,7 @@ def directory(tmp_path: Path) -> Path:
 
 def session(pytester: pytest.Pytester, directory: Path, *options: str) -> dict[str, Record]:
     """Run the suite in the current directory and return its records by the name of the test."""
-    pytester.runpytest_subprocess(*PLUGIN, "--reloadlab-record", str(directory), *options, timeout=60)
+    pytester.runpytest_subprocess(*PYTEST, "--reloadlab-record", str(directory), *options, timeout=60)
     return records(directory)
 
 
@@ -207,7 +206,7 @@ def test_a_directory_that_cannot_be_made_is_a_wrong_call(
     file = tmp_path / "file"
     file.touch()
     pytester.makepyfile("def test_good():\n    pass\n")
-    result = pytester.runpytest_subprocess(*PLUGIN, "-n", workers, "--reloadlab-record", str(file / "records"))
+    result = pytester.runpytest_subprocess(*PYTEST, "-n", workers, "--reloadlab-record", str(file / "records"))
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     result.stderr.fnmatch_lines([f"ERROR: --reloadlab-record {file}/records: Not a directory"])
     assert "Traceback" not in result.stderr.str()
@@ -222,7 +221,7 @@ def test_records_that_cannot_be_written_end_the_session(pytester: pytest.Pyteste
             shutil.rmtree({str(directory)!r})
         """
     )
-    result = pytester.runpytest_subprocess(*PLUGIN, "--reloadlab-record", str(directory), timeout=60)
+    result = pytester.runpytest_subprocess(*PYTEST, "--reloadlab-record", str(directory), timeout=60)
     assert result.ret == pytest.ExitCode.INTERNAL_ERROR
     assert f"--reloadlab-record {directory}: No such file or directory" in result.stdout.str() + result.stderr.str()
     assert "Traceback" not in result.stdout.str() + result.stderr.str()
