@@ -13,7 +13,7 @@ test: setup
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
-	@tools/as-root .venv/bin/python -m pytest -n auto -p no:cacheprovider $(ARGS)
+	@tools/as-root .venv/bin/python -m pytest -n auto --dist worksteal -p no:cacheprovider $(ARGS)
 
 corpus: setup
 	@tools/as-root .venv/bin/reloadlab corpus $(ARGS)
