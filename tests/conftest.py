@@ -24,12 +24,18 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def object_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Begin without compiled objects; what one test compiles, no other test of any worker compiles again."""
+def compiled_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Begin without anything compiled; what one test compiles, C or Python, no process of any worker compiles again.
+
+    Tests start some thousand processes of ours. Where bytecode must not be written beside the sources, which is what
+    PYTHONDONTWRITEBYTECODE is for (tools/as-root), each would compile all of its modules.
+    """
     base = tmp_path_factory.getbasetemp()
-    directory = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "objects"
+    session = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(CACHE_VARIABLE, str(directory))
+        patch.setenv(CACHE_VARIABLE, str(session / "objects"))
+        patch.setenv("PYTHONPYCACHEPREFIX", str(session / "bytecode"))
+        patch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
         yield
 
 

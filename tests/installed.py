@@ -32,15 +32,19 @@ class Environment:
     directory: Path
     run_directory: Path
 
+    @property
+    def bytecode(self) -> Path:
+        return self.directory.with_name("bytecode")
+
     def command(self, name: str) -> str:
         return str(self.directory / "bin" / name)
 
     def run(
         self, *argv: str, cwd: Path, timeout: float = 400, env: Mapping[str, str] = NOTHING
     ) -> subprocess.CompletedProcess[str]:
-        """Run a command with nothing of this process's environment but PATH."""
+        """Run a command with nothing of this process's environment but PATH; bytecode goes to a place of its own."""
         clean = {"PATH": os.environ["PATH"], "HOME": str(cwd), "LC_ALL": "C.UTF-8"}
-        clean |= {"RELOADLAB_RUN": str(self.run_directory), "PYTHONDONTWRITEBYTECODE": "1"} | dict(env)
+        clean |= {"RELOADLAB_RUN": str(self.run_directory), "PYTHONPYCACHEPREFIX": str(self.bytecode)} | dict(env)
         return subprocess.run(
             argv,
             cwd=cwd,
