@@ -3,7 +3,7 @@ SHELL := /bin/sh
 ARGS ?=
 RUNS ?= 100
 
-.PHONY: run test corpus faults soak setup lock
+.PHONY: run test corpus faults soak null-runs setup lock
 .DEFAULT_GOAL := run
 
 run: setup
@@ -23,6 +23,9 @@ faults: setup
 
 soak: setup
 	@tools/as-root tools/soak $(RUNS) $(ARGS)
+
+null-runs: setup
+	@tools/as-root tools/ab-runs $(RUNS) own own --threshold 0.01 $(ARGS)
 
 setup:
 	@tools/setup

@@ -16,10 +16,13 @@ from datapath.reload.outcome import Attached, Outcome, Span
 from lab.bench.parallel import ParallelReport, Percentiles, WorkerReport
 from lab.cli.main import COMMANDS, build_parser
 from lab.cli.report import FORMAT, run_json
+from lab.results.result import FORMAT as RESULT_FORMAT
+from lab.results.result import Series, to_json
 from lab.scenario.details import phase
 from lab.scenario.records import Record
 from lab.traffic.report import Connections, FlowReport, Pause, TrafficReport
 from lab.watch.violation import Violation
+from tests.lab.results.samples import result
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -89,6 +92,17 @@ def test_documented_keys_of_run_json() -> None:
         assert set(value) - prose == set()
     for value in (document["machine"], reload["attached"][0], span, span["work"], worker, worker["reload"]):
         assert set(value) - prose == set()
+
+
+def test_documented_keys_of_results() -> None:
+    document = to_json(result(Series("x", "s", (1.0,))))
+    text = (ROOT / "docs" / "bench-json.md").read_text()
+    assert f"| `format` | {RESULT_FORMAT};" in text
+    whole, machine, series, _ = re.split(r"^## ", text, flags=re.MULTILINE)
+    for part, value in ((whole, document), (machine, document["machine"]), (series, document["series"][0])):
+        assert table_keys(part) == set(value)
+    prose = set(re.findall(r"`(\w+)`", whole))
+    assert {*document["load"], *document["course"]} - prose == set()
 
 
 def table_keys(text: str) -> set[str]:

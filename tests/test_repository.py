@@ -36,7 +36,7 @@ ROOMS = {
         ("system",),
         ("abi", "gates"),
         ("node",),
-        ("loaders", "traffic"),
+        ("loaders", "results", "traffic"),
         ("agent",),
         ("watch",),
         ("doctor", "scenario", "bench"),

@@ -80,3 +80,40 @@ def test_faults_runs_each_sweep_and_counts_those_that_found_something(tmp_path: 
     done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 1
     assert done.stdout.splitlines()[-1].startswith("2 sweeps with cases that were not survived, ")
+
+
+def test_ab_runs_counts_what_was_found_and_stops_at_a_failure(tmp_path: Path) -> None:
+    script = tmp_path / "tools" / "ab-runs"
+    script.parent.mkdir()
+    script.write_bytes((ROOT / "tools" / "ab-runs").read_bytes())
+    stand_in = tmp_path / ".venv" / "bin" / "reloadlab"
+    stand_in.parent.mkdir(parents=True)
+    # The first finds nothing, the second something, the third cannot tell, the fourth fails.
+    stand_in.write_text(
+        '#!/bin/sh\necho "$*"\ncase "$6" in\n'
+        + "".join(f"""*/{n}.json) echo ' "complete": {done},' > "$6"; exit {code} ;;\n""" for n, done, code in CODES)
+        + "esac\n"
+    )
+    stand_in.chmod(0o755)
+    ran = [
+        subprocess.run(
+            ["sh", script, runs, "own", "own sleep=1", "--max-time", "5"],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        for runs in ("3", "4")
+    ]
+    assert [done.returncode for done in ran] == [0, 1]
+    assert ran[0].stdout.splitlines() == [
+        "run 1 of 3: nothing",
+        "run 2 of 3: worse",
+        "run 3 of 3: too noisy",
+        "3 runs of own and own sleep=1: 1 found B worse, 1 could say nothing",
+    ]
+    said = (tmp_path / "out/ab-runs/1.txt").read_text()
+    assert said == "bench ab own own sleep=1 --out out/ab-runs/1.json --max-time 5\n"
+
+
+CODES = ((1, "true", 0), (2, "true", 1), (3, "true", 3), (4, "false", 1))

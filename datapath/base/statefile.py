@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import tempfile
 import types
 import typing
@@ -108,6 +109,8 @@ def _reader(kind: Any) -> Reader:
         return _address_reader(kind)
     if isinstance(kind, type) and issubclass(kind, StrEnum):
         return _word_reader(kind)
+    if kind is float:
+        return _float
     if kind in _PLAIN:
         return _plain_reader(kind)
     raise TypeError(f"no reader for {kind}")
@@ -124,6 +127,13 @@ def _plain_reader(kind: type[Any]) -> Reader:
         return value
 
     return read
+
+
+def _float(value: object, place: str) -> float:
+    # Whole numbers have no end in JSON.
+    if type(value) not in (int, float) or not abs(typing.cast(float, value)) <= sys.float_info.max:
+        raise WrongContent(f"{place or 'the document'} is not a number")
+    return float(typing.cast(float, value))
 
 
 def _word_reader(kind: type[StrEnum]) -> Reader:

@@ -16,6 +16,7 @@ from datapath.base.bpftypes import MapType
 from datapath.kernel import bpf
 from lab.bench.rounds import BackgroundLoad, Measurement, Progress, run_in_turns
 from lab.gates.forked import gated
+from lab.results.result import Series
 from lab.system.forkpool import fork_map
 
 MANY, FEW = 20_000, 1_000
@@ -69,6 +70,10 @@ class GatesReport:
 
     calls: Mapping[str, Sequence[Measurement]]
     others: float
+
+    def series(self) -> list[Series]:
+        """Return the series of the result: the seconds of one call."""
+        return [each.series(call) for call, measurements in self.calls.items() for each in measurements]
 
 
 def measure_gates(rounds: int, progress: Progress) -> GatesReport:

@@ -15,6 +15,7 @@ from lab.loaders.command import BUILTIN, LoaderCommand
 from lab.loaders.plan import PREPARATIONS
 from lab.node.node import Node
 from lab.node.topology import NodeSpec
+from lab.results.result import Series
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +36,10 @@ class LoadersReport:
 
     rows: Sequence[Measurement]
     others: float
+
+    def series(self) -> list[Series]:
+        """Return the series of the result."""
+        return [row.series("reload") for row in self.rows]
 
 
 @dataclass(slots=True)

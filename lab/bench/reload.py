@@ -24,13 +24,16 @@ from datapath.reload.prepare import WriteObject
 from datapath.reload.step import Plan
 from lab.agent.agent import Agent
 from lab.bench.floor import Floor, Hook
+from lab.bench.footprint import footprint
 from lab.bench.objects import entry_programs, object_template, plan_with_object
-from lab.bench.parallel import WorkerReport, reload_rounds
+from lab.bench.parallel import WorkerReport, WorkerRounds, reload_rounds
 from lab.bench.rounds import BackgroundLoad, Measurement, Progress, TimedCall, run_in_turns
+from lab.bench.steps import by_step, step_series
 from lab.bench.tc import BPFFS, Tc
 from lab.loaders.libbpf import compile_for_libbpf
 from lab.node.node import Node
 from lab.node.topology import NODE, NodeSpec
+from lab.results.result import Better, Series, exact
 from lab.system import mounts
 from lab.system.scratch import scratch
 from lab.watch.tracing import SyscallEvent, SyscallTracer, TracingUnavailable, kernel_time
@@ -55,22 +58,49 @@ class ReloadOptions:
 
 @dataclass(frozen=True, slots=True)
 class SystemCallTime:
-    """The system calls of a reload: medians in seconds.
+    """The system calls of a pipeline's reloads, in seconds.
 
-    `wall` is the time of the reload, `kernel` the part of it with at least one thread inside bpf(2) or a netlink call,
-    `summed` the time inside them over all threads. `user` is the processor time outside the kernel, of any system call,
-    without tracing: a mean, as the kernel counts it in ticks.
+    `walls` are the times of the reloads, `kernels` the parts of them with at least one thread inside bpf(2) or a
+    netlink call, `sums` the times inside them over all threads. `users` are the processor times outside the kernel, of
+    any system call, without tracing; the kernel counts them in ticks, so only their mean says something.
     """
 
     name: str
-    wall: float
-    kernel: float
-    summed: float
-    user: float
+    walls: tuple[float, ...]
+    kernels: tuple[float, ...]
+    sums: tuple[float, ...]
+    users: tuple[float, ...]
+
+    @property
+    def wall(self) -> float:
+        return statistics.median(self.walls)
+
+    @property
+    def kernel(self) -> float:
+        return statistics.median(self.kernels)
+
+    @property
+    def summed(self) -> float:
+        return statistics.median(self.sums)
+
+    @property
+    def user(self) -> float:
+        return statistics.mean(self.users)
 
     @property
     def rest(self) -> float:
         return self.wall - self.kernel
+
+    def series(self) -> Iterable[Series]:
+        """Yield the series of the result, those of traced reloads first."""
+        group = "traced reload"
+        for what, values in (
+            ("", self.walls),
+            (", in bpf(2) and netlink", self.kernels),
+            (", in bpf(2) and netlink, all threads", self.sums),
+        ):
+            yield Series(f"{group}: {self.name}{what}", "s", values, group=group)
+        yield Series(f"reload, user time: {self.name}", "s", self.users)
 
 
 @dataclass(slots=True)
@@ -78,7 +108,8 @@ class ReloadReport:
     """All results. `others` is the share of the CPUs that other processes had meanwhile.
 
     Of the object's `programs`, `reached` are reached from the hooks: the pipeline leaves the others out. `steps` are
-    the median seconds of each step of the first pipeline, `rests` those that it spends outside bpf(2) and netlink.
+    the seconds of each step in the reloads of the first pipeline, `rests` those that it spends outside bpf(2) and
+    netlink. `parallel` are the reloads of `pods` pods; `rates` are the values behind it, `exact` what no chance moves.
     """
 
     object: str
@@ -91,9 +122,24 @@ class ReloadReport:
     no_shares: str = ""
     pods: int = 0
     parallel: list[WorkerReport] = field(default_factory=list)
-    steps: dict[str, float] = field(default_factory=dict)
-    rests: dict[str, float] = field(default_factory=dict)
+    steps: dict[str, tuple[float, ...]] = field(default_factory=dict)
+    rests: dict[str, tuple[float, ...]] = field(default_factory=dict)
+    rates: list[Series] = field(default_factory=list)
+    exact: list[Series] = field(default_factory=list)
     others: float = 0.0
+
+    def series(self) -> list[Series]:
+        """Return the series of the result."""
+        counts = {"programs": self.programs, "reached programs": self.reached, "instructions": self.instructions}
+        return [
+            *(row.series("reload") for row in self.rows),
+            *step_series("step", self.steps, "reload"),
+            *step_series("traced step, outside bpf(2) and netlink", self.rests, "traced reload"),
+            *(series for share in self.shares for series in share.series()),
+            *self.rates,
+            *(exact(f"object: {name}", name.split()[-1], number) for name, number in counts.items()),
+            *self.exact,
+        ]
 
 
 @dataclass(slots=True)
@@ -140,14 +186,18 @@ def measure_reload(options: ReloadOptions, progress: Progress) -> ReloadReport:
             pipelines.append(_Pipeline("pipeline, all programs, in 1 thread", whole, pods[0]))
             floors.append(_floor(stack, options, template, all_programs=True))
         tc, refusal = _tc(stack, options, template)
+        report.exact = [exact("object: size", "bytes", len(template.image.data)), *footprint(pipelines[0].run())]
         background = BackgroundLoad()
         rows = run_in_turns([*floors, *(TimedCall(p.name, p.run) for p in pipelines), *tc], options.rounds, progress)
         report.others = background.share()
         report.rows = rows + ([Measurement("tc filter replace, same object", (), refusal)] if refusal else [])
-        report.steps = _steps(pipelines[0].outcomes[-options.rounds :])
+        outcomes = pipelines[0].outcomes[-options.rounds :]
+        report.steps = by_step([(s, s.duration_ns) for s in outcome.spans] for outcome in outcomes)
         _trace(report, pipelines, options.rounds, progress)
         report.pods = options.pods
-        report.parallel = _in_parallel(parallel, pods[: options.pods], options, progress)
+        done = _in_parallel(parallel, pods[: options.pods], options, progress)
+        report.parallel = [each.report() for each in done]
+        report.rates = [series for each in done for series in _rates(each, options.pods)]
     return report
 
 
@@ -238,19 +288,6 @@ def _sections(spec: CollectionSpec) -> dict[str, str]:
     return {name: program.section for name, program in spec.programs.items()}
 
 
-def _steps(outcomes: Iterable[Outcome]) -> dict[str, float]:
-    """Return the median seconds of each step."""
-    return _medians((span, span.duration_ns) for outcome in outcomes for span in outcome.spans)
-
-
-def _medians(times: Iterable[tuple[Span, int]]) -> dict[str, float]:
-    """Return the median of the times of each step, which are given in nanoseconds, in seconds."""
-    found: dict[str, list[float]] = {}
-    for span, nanoseconds in times:
-        found.setdefault(span.step, []).append(nanoseconds / 1e9)
-    return {step: statistics.median(values) for step, values in found.items()}
-
-
 def _outside(events: Sequence[SyscallEvent], span: Span) -> int:
     """Return the nanoseconds of a step in which its thread was in no system call that was traced."""
     return span.duration_ns - kernel_time(events, [span.work]).elapsed
@@ -261,7 +298,7 @@ def _trace(report: ReloadReport, pipelines: Sequence[_Pipeline], rounds: int, pr
     progress("tracing")
     tracer = SyscallTracer()
     walls: dict[str, list[tuple[int, int, Outcome]]] = {pipeline.name: [] for pipeline in pipelines}
-    user = {pipeline.name: statistics.mean(pipeline.user) for pipeline in pipelines}
+    user = {pipeline.name: tuple(pipeline.user[-rounds:]) for pipeline in pipelines}
     try:
         with tracer:
             for _ in range(rounds):
@@ -277,11 +314,17 @@ def _trace(report: ReloadReport, pipelines: Sequence[_Pipeline], rounds: int, pr
         return
     for name, runs in walls.items():
         inside = [kernel_time(tracer.events, _work(outcome, begin, end)) for begin, end, outcome in runs]
-        wall = statistics.median(end - begin for begin, end, _ in runs)
-        elapsed, summed = statistics.median(t.elapsed for t in inside), statistics.median(t.summed for t in inside)
-        report.shares.append(SystemCallTime(name, wall / 1e9, elapsed / 1e9, summed / 1e9, user[name]))
+        report.shares.append(
+            SystemCallTime(
+                name,
+                tuple((end - begin) / 1e9 for begin, end, _ in runs),
+                tuple(each.elapsed / 1e9 for each in inside),
+                tuple(each.summed / 1e9 for each in inside),
+                user[name],
+            )
+        )
     first = walls[pipelines[0].name]
-    report.rests = _medians((span, _outside(tracer.events, span)) for *_, outcome in first for span in outcome.spans)
+    report.rests = by_step([(s, _outside(tracer.events, s)) for s in outcome.spans] for *_, outcome in first)
 
 
 def _work(outcome: Outcome, begin: int, end: int) -> list[Interval]:
@@ -290,7 +333,15 @@ def _work(outcome: Outcome, begin: int, end: int) -> list[Interval]:
     return [Interval(outcome.spans[0].work.tid, begin, end), *helpers]
 
 
-def _in_parallel(agent: Agent, pods: Sequence[str], options: ReloadOptions, progress: Progress) -> list[WorkerReport]:
+def _rates(done: WorkerRounds, pods: int) -> Iterable[Series]:
+    """Yield the rate of each round, and the time of each reload: those of a round are one observation."""
+    name = f"{pods} pods, {done.workers} at a time"
+    yield Series(f"many: {name}", "reloads/s", tuple(done.rates), better=Better.HIGHER)
+    times = tuple(outcome.duration_ns / 1e9 for outcome in done.outcomes)
+    yield Series(f"one of many: {name}", "s", times, block=pods)
+
+
+def _in_parallel(agent: Agent, pods: Sequence[str], options: ReloadOptions, progress: Progress) -> list[WorkerRounds]:
     """Reload all pods with each number of workers; the first failure is raised."""
 
     def on_round(number: int, workers: int, rate: float) -> None:
@@ -301,4 +352,4 @@ def _in_parallel(agent: Agent, pods: Sequence[str], options: ReloadOptions, prog
     for each in (*warm_up, *done):
         for failure in each.failures:
             raise failure.error
-    return [each.report() for each in done]
+    return done

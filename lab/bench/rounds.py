@@ -10,22 +10,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from lab.results.result import Series
+
 WARM_UP = 3
 """Rounds that are not counted, before the first that is."""
-
-NOISY = 0.25
-"""Share of the CPUs from which on other processes distort the figures; kernel threads that clean up are in it."""
 
 Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
-    """One variant: the seconds of every round, or the reason why it cannot run, in the words of the tool."""
+    """One variant: the seconds of every round, or the reason why it cannot run, in the words of the tool.
+
+    `positions` are its places in the turn of each round, from 0.
+    """
 
     name: str
     seconds: tuple[float, ...] = ()
     refusal: str = ""
+    positions: tuple[int, ...] = ()
 
     @property
     def median(self) -> float:
@@ -40,6 +43,11 @@ class Measurement:
         pairs = sorted(mine / theirs for mine, theirs in zip(self.seconds, other.seconds, strict=True))
         low, middle, high = statistics.quantiles(pairs, n=4) if len(pairs) > 1 else pairs * 3
         return middle, low, high
+
+    def series(self, group: str) -> Series:
+        """Return the series of a result; all variants of a `group` ran in turns."""
+        name = f"{group}: {self.name}"
+        return Series(name, "s", self.seconds, group=group, positions=self.positions, refusal=self.refusal)
 
 
 class Variant(Protocol):
@@ -95,11 +103,13 @@ class BackgroundLoad:
 def run_in_turns(variants: Sequence[Variant], rounds: int, progress: Progress) -> list[Measurement]:
     """Run all variants in turns, the warm-up first; the variant that begins changes from round to round."""
     seconds: dict[str, list[float]] = {variant.name: [] for variant in variants}
+    positions: dict[str, list[int]] = {variant.name: [] for variant in variants}
     for number in range(-WARM_UP, rounds):
         progress(f"round {max(number, 0) + 1} of {rounds}")
         first = number % len(variants)
-        for variant in (*variants[first:], *variants[:first]):
+        for position, variant in enumerate((*variants[first:], *variants[:first])):
             took = variant.run()
             if number >= 0:
                 seconds[variant.name].append(took)
-    return [Measurement(name, tuple(values)) for name, values in seconds.items()]
+                positions[variant.name].append(position)
+    return [Measurement(name, tuple(values), positions=tuple(positions[name])) for name, values in seconds.items()]

@@ -36,6 +36,7 @@ from lab.node.topology import (
     plan_node,
     random_mac,
 )
+from lab.results.result import Series
 from lab.system import launch, mounts, netns, tools
 from lab.system.scratch import scratch
 
@@ -74,19 +75,15 @@ class TopologyComparison:
         pairs = zip(self.lab, self.script, strict=True)
         return statistics.median(s.up / ours.up if what == "up" else s.down / ours.down for ours, s in pairs)
 
-    def to_json(self) -> dict[str, object]:
-        """Return the comparison as a JSON object, times in milliseconds."""
-        sides = {
-            side: {what: [round(1e3 * getattr(t, what), 3) for t in getattr(self, side)] for what in ("up", "down")}
-            for side in ("lab", "script")
-        }
-        medians = {
-            f"{side}_{what}_ms": round(1e3 * self.median(side, what), 3)
-            for side in ("lab", "script")
-            for what in ("up", "down")
-        }
-        ratios = {f"ratio_{what}": round(self.ratio(what), 3) for what in ("up", "down")}
-        return {"pods": self.pods, **medians, **ratios, "rounds_ms": sides}
+    def series(self) -> list[Series]:
+        """Return the series of the result; the side that begins changes from round to round."""
+        found = []
+        for side, times in ((0, self.lab), (1, self.script)):
+            positions = tuple((number + side) % 2 for number in range(len(times)))
+            group, name = f"{self.pods} pods", ("lab", "script")[side]
+            for what, values in (("up", [t.up for t in times]), ("down", [t.down for t in times])):
+                found.append(Series(f"{group}: {name} {what}", "s", tuple(values), group=group, positions=positions))
+        return found
 
 
 def measure_topology(pods: Sequence[int], rounds: int, progress: Callable[[str], None]) -> Iterator[TopologyComparison]:
@@ -99,7 +96,7 @@ def measure_topology(pods: Sequence[int], rounds: int, progress: Callable[[str],
             progress(f"{count} pods, round {number + 1} of {rounds}")
             # The side that begins changes from round to round.
             for side, run in sides if number % 2 == 0 else sides[::-1]:
-                _settle()
+                settle()
                 results[side].append(run(count))
         yield TopologyComparison(count, tuple(results["lab"]), tuple(results["script"]))
 
@@ -230,7 +227,7 @@ def _pod_batch(spec: NodeSpec, pod: PodFacts) -> list[str]:
     ]
 
 
-def _settle() -> None:
+def settle() -> None:
     """Wait until the kernel has destroyed all namespaces that are no longer in use.
 
     It destroys them in the order of their release. One more namespace, with the far end of a veth, is released last:

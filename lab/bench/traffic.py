@@ -10,13 +10,14 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 
 from lab.bench.load import BATCH, Ends, TcpLoad, UdpLoad
 from lab.bench.pairs import Build, Pair, one_node, pair_without_programs, tunnel_pair_without_programs, two_nodes
 from lab.bench.programs import capture_path
 from lab.bench.rounds import BackgroundLoad, Measurement, Progress, TimedCall, Variant, run_in_turns
+from lab.results.result import Better, Series
 
 _TRIES = 8
 _BATCHES = 12
@@ -65,6 +66,14 @@ class MetricComparison:
     version: int
     groups: tuple[tuple[Measurement, ...], ...]
 
+    def series_of(self, row: Measurement) -> Series:
+        """Return the series of one of the measurements."""
+        series = row.series(f"{self.metric.name}, IPv{self.version}")
+        if not self.metric.rate:
+            return series
+        values = tuple(self.metric.value(seconds) for seconds in row.seconds)
+        return replace(series, unit=self.metric.unit, values=values, better=Better.HIGHER)
+
 
 @dataclass(slots=True)
 class PacketCosts:
@@ -73,6 +82,10 @@ class PacketCosts:
     builds: tuple[Build, ...]
     comparisons: list[MetricComparison] = field(default_factory=list)
     others: float = 0.0
+
+    def series(self) -> list[Series]:
+        """Return the series of the result: rates in the unit of their metric, times in seconds."""
+        return [item.series_of(row) for item in self.comparisons for group in item.groups for row in group]
 
 
 def measure_traffic(options: TrafficOptions, progress: Progress) -> PacketCosts:

@@ -1,11 +1,8 @@
-"""What `reloadlab bench gates` prints: a table, or JSON values."""
+"""What `reloadlab bench gates` prints: a table."""
 
 from __future__ import annotations
 
-from typing import Any
-
 from lab.bench.gates import GatesReport
-from lab.bench.rounds import Measurement
 from lab.cli.tables import make_table, print_table
 from lab.cli.targets import plural
 
@@ -24,23 +21,6 @@ def show(report: GatesReport) -> None:
                 call, measurement.name, *map(str, times), str(more) if measurement is not measurements[0] else ""
             )
     print_table(table)
-
-
-def to_json(report: GatesReport) -> dict[str, Any]:
-    """Return the report as JSON values, times in nanoseconds."""
-    calls = [
-        {"call": call, "how": measurement.name, **_figures(measurement)}
-        for call, measurements in report.calls.items()
-        for measurement in measurements
-    ]
-    return {"other_processes": round(report.others, 3), "calls": calls}
-
-
-def _figures(measurement: Measurement) -> dict[str, Any]:
-    return {
-        "median_ns": _nanoseconds(measurement.median),
-        "rounds_ns": [_nanoseconds(seconds) for seconds in measurement.seconds],
-    }
 
 
 def _nanoseconds(seconds: float) -> int:

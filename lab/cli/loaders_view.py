@@ -1,8 +1,6 @@
-"""What `reloadlab bench reload --loader` prints: a table, or JSON values."""
+"""What `reloadlab bench reload --loader` prints: a table."""
 
 from __future__ import annotations
-
-from typing import Any
 
 from rich.markup import escape
 
@@ -20,21 +18,3 @@ def show(report: LoadersReport) -> None:
         times = f"{row.best * 1e3:.2f}", f"{row.median * 1e3:.2f}", f"{ratio:.2f}", f"{low:.2f} to {high:.2f}"
         table.add_row(escape(row.name), *times)
     print_table(table)
-
-
-def to_json(report: LoadersReport) -> dict[str, Any]:
-    """Return the report as JSON values: milliseconds, ratios to the first loader round by round."""
-    found = []
-    for row in report.rows:
-        ratio, low, high = row.ratio(report.rows[0])
-        found.append(
-            {
-                "name": row.name,
-                "median_ms": round(row.median * 1e3, 3),
-                "best_ms": round(row.best * 1e3, 3),
-                "ratio_to_first": round(ratio, 3),
-                "quartiles": [round(low, 3), round(high, 3)],
-                "rounds_ms": [round(seconds * 1e3, 3) for seconds in row.seconds],
-            }
-        )
-    return {"other_processes": round(report.others, 3), "loaders": found}

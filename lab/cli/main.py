@@ -37,6 +37,7 @@ COMMANDS = {
     "faults": "let every system call of a reload fail, or kill the process there",
     "loader": "load what is asked for on stdin, as a loader for --loader",
     "bench": "measure reloads, nodes and traffic, next to other ways of doing the same",
+    "compare": "say what became worse between results of bench",
     "run": "doctor, all scenarios with traffic, parallel reload times; the main job",
     "corpus": "put known bugs into the lab and say which scenario notices each",
     "completion": "print the script that lets a shell complete commands, options and labs",

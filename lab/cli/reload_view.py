@@ -1,14 +1,13 @@
-"""The output of `reloadlab bench reload`: tables, or JSON values."""
+"""The output of `reloadlab bench reload`: tables."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from statistics import median
 
 from rich.markup import escape
 from rich.table import Table
 
-from lab.bench.parallel import WorkerReport
 from lab.bench.reload import ReloadReport
 from lab.bench.rounds import Measurement
 from lab.cli.tables import make_table, print_table
@@ -67,8 +66,8 @@ def _steps(report: ReloadReport) -> Table:
     columns = ("ms", "traced: outside bpf(2), netlink ms")
     rows = make_table("step", *columns, figures=columns, title="the steps of the pipeline verifying in 1 thread")
     for step, seconds in report.steps.items():
-        rest = f"{report.rests[step] * 1e3:.2f}" if step in report.rests else "-"
-        rows.add_row(escape(step), f"{seconds * 1e3:.2f}", rest)
+        rest = f"{median(report.rests[step]) * 1e3:.2f}" if step in report.rests else "-"
+        rows.add_row(escape(step), f"{median(seconds) * 1e3:.2f}", rest)
     return rows
 
 
@@ -76,70 +75,7 @@ def _parallel(report: ReloadReport) -> Table:
     figures = ("reloads/s", "p50 ms", "p95 ms", "p99 ms")
     rows = make_table("", *figures, figures=figures, title="many pods, one after the other and in parallel")
     for row in report.parallel:
-        percentiles = (f"{value:.2f}" for value in _percentiles(row).values())
+        times = row.reload
+        percentiles = () if times is None else (f"{value:.2f}" for value in (times.p50, times.p95, times.p99))
         rows.add_row(f"{report.pods} pods, {row.workers} at a time", f"{row.reloads_per_second:.1f}", *percentiles)
     return rows
-
-
-def _percentiles(row: WorkerReport) -> dict[str, float]:
-    """Return the percentiles of a whole reload in milliseconds; none if no reload succeeded."""
-    times = row.reload
-    return {} if times is None else {"p50_ms": times.p50, "p95_ms": times.p95, "p99_ms": times.p99}
-
-
-def to_json(report: ReloadReport) -> dict[str, Any]:
-    """Return the report as JSON values: milliseconds, ratios to the first row (the floor)."""
-    floor = report.rows[0]
-    return {
-        "object": {
-            "path": report.object,
-            "programs": report.programs,
-            "reached": report.reached,
-            "instructions": report.instructions,
-        },
-        "hooks": list(report.hooks),
-        "other_processes": round(report.others, 3),
-        "one": [_row_json(row, floor) for row in report.rows],
-        "steps_ms": {step: _ms(seconds) for step, seconds in report.steps.items()},
-        "steps_rest_ms": {step: _ms(seconds) for step, seconds in report.rests.items()},
-        "system_calls": [
-            {
-                "name": share.name,
-                "wall_ms": _ms(share.wall),
-                "inside_ms": _ms(share.kernel),
-                "inside_all_threads_ms": _ms(share.summed),
-                "rest_ms": _ms(share.rest),
-                "user_ms": _ms(share.user),
-                "ratio": round(share.wall / share.kernel, 3),
-            }
-            for share in report.shares
-        ],
-        "system_calls_missing": report.no_shares or None,
-        "many": [
-            {
-                "workers": row.workers,
-                "pods": report.pods,
-                "reloads_per_second": round(row.reloads_per_second, 1),
-                **{name: round(value, 3) for name, value in _percentiles(row).items()},
-            }
-            for row in report.parallel
-        ],
-    }
-
-
-def _row_json(row: Measurement, floor: Measurement) -> dict[str, Any]:
-    if row.refusal:
-        return {"name": row.name, "refusal": row.refusal}
-    ratio, low, high = row.ratio(floor)
-    return {
-        "name": row.name,
-        "median_ms": _ms(row.median),
-        "best_ms": _ms(row.best),
-        "ratio_to_floor": round(ratio, 3),
-        "quartiles": [round(low, 3), round(high, 3)],
-        "rounds_ms": [_ms(seconds) for seconds in row.seconds],
-    }
-
-
-def _ms(seconds: float) -> float:
-    return round(seconds * 1e3, 3)

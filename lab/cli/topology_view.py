@@ -1,9 +1,8 @@
-"""What `reloadlab bench topology` prints: a table, or JSON values."""
+"""What `reloadlab bench topology` prints: a table."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from lab.bench.topology import TopologyComparison
 from lab.cli.tables import make_table, print_table
@@ -25,8 +24,3 @@ def show(rows: Sequence[TopologyComparison], start: float) -> None:
 def _cells(row: TopologyComparison, what: str) -> tuple[str, ...]:
     ours, script = row.median("lab", what) * 1e3, row.median("script", what) * 1e3
     return f"{ours:.1f}", f"{script:.1f}", f"{row.ratio(what):.2f}"
-
-
-def to_json(rows: Sequence[TopologyComparison], start: float) -> dict[str, Any]:
-    """Return the comparison as JSON values, times in milliseconds."""
-    return {"start_ms": round(start * 1e3, 1), "topology": [row.to_json() for row in rows]}

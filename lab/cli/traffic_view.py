@@ -1,9 +1,8 @@
-"""The output of `reloadlab bench traffic`: tables, or JSON values."""
+"""The output of `reloadlab bench traffic`: tables."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from rich.markup import escape
 from rich.table import Table
@@ -48,37 +47,3 @@ def _cells(metric: Metric, row: Measurement, first: Measurement) -> tuple[str, .
     ratio, low, high = row.ratio(first)
     value = metric.value(row.median)
     return f"{value:,.1f}" if value < 100 else f"{value:,.0f}", f"{ratio:.2f}", f"{low:.2f}-{high:.2f}"
-
-
-def to_json(report: PacketCosts) -> dict[str, Any]:
-    """Return the report as JSON values in the stated units; a ratio is that of the times, to the row `reference`."""
-    return {
-        "builds": [{"name": build.name, "sources": _describe(build)} for build in report.builds],
-        "other_processes": round(report.others, 3),
-        "measures": [
-            {
-                "name": item.metric.name,
-                "ip": item.version,
-                "unit": item.metric.unit,
-                "rows": [_row_json(item.metric, row, group[0]) for group in item.groups for row in group],
-            }
-            for item in report.comparisons
-        ],
-    }
-
-
-def _row_json(metric: Metric, row: Measurement, first: Measurement) -> dict[str, Any]:
-    ratio, low, high = row.ratio(first)
-    return {
-        "name": row.name,
-        "median": _round(metric.value(row.median)),
-        "best": _round(metric.value(row.best)),
-        "reference": first.name,
-        "ratio": round(ratio, 3),
-        "quartiles": [round(low, 3), round(high, 3)],
-        "rounds": [_round(metric.value(seconds)) for seconds in row.seconds],
-    }
-
-
-def _round(value: float) -> float:
-    return round(value, 3 if value < 1000 else 0)

@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import argparse
 import os
+import secrets
 import sys
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from datapath.endpoint import Attachment
 from lab.agent.options import check_library
+from lab.cli.compare_options import add_threshold, percentage
 from lab.cli.datapath import add_attach_option, add_define_option, add_source_options, check_attach
-from lab.cli.targets import BadOption, count, print_json
+from lab.cli.targets import BadOption, count, number
 from lab.doctor.doctor import require
 
 if TYPE_CHECKING:
     from argparse import _SubParsersAction
+
+    from lab.results.recording import Recording
+    from lab.results.result import Course
 
 TOPOLOGY_PODS = (10, 100, 250)
 
@@ -31,6 +38,8 @@ def add_parser(subparsers: _SubParsersAction[argparse.ArgumentParser]) -> None:
     _add_reload(benches)
     _add_traffic(benches)
     _add_gates(benches)
+    _add_ab(benches)
+    _add_export(benches)
     # A further measurement is one more `_add_...` here, with a function that runs it.
 
 
@@ -102,11 +111,61 @@ def _add_gates(benches: _SubParsersAction[argparse.ArgumentParser]) -> None:
     parser.set_defaults(run=run_gates)
 
 
+def _add_ab(benches: _SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = benches.add_parser(
+        "ab",
+        help="the reload of a pod in two ways, in lockstep: the comparison to believe",
+        description="Reload a pod in two ways, A and B, in one run: in lockstep, in random order, for as many rounds "
+        "as the precision needs. Each is `own`, or words of library=DIR, git=REVISION (of the C sources of --tree), "
+        "define=NAME[=VALUE], loader=NAME, attach=tc|tcx and sleep=MS. Exit code: that of `reloadlab compare`.",
+    )
+    parser.add_argument("a", metavar="A", help="the first side, such as own or 'git=HEAD~1 define=DEBUG'")
+    parser.add_argument("b", metavar="B", help="the second side, such as 'library=/src/cilium/bpf'")
+    parser.add_argument("--tree", type=Path, metavar="DIR", help="the C sources whose revisions are meant (our own)")
+    parser.add_argument(
+        "--precision",
+        type=percentage,
+        default=0.01,
+        metavar="PERCENT",
+        help="half width of the interval of the ratio from which on to stop (1%%)",
+    )
+    parser.add_argument(
+        "--max-time", type=count, default=600, metavar="SECONDS", help="stop after this time in any case (600)"
+    )
+    parser.add_argument("--seed", type=number, metavar="N", help="the seed of the random order (a new one)")
+    parser.add_argument(
+        "--endpoint-routes",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="programs on both hooks of the pod, as with endpoint routes (yes), or on one",
+    )
+    add_threshold(parser)
+    _add_output(parser)
+    parser.set_defaults(run=run_ab)
+
+
+def _add_export(benches: _SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = benches.add_parser(
+        "export",
+        help="print a result (--out) in the form of another tool",
+        description="Print a result of --out for `python -m pyperf`, or as JSON lines, one for each value.",
+    )
+    parser.add_argument("form", choices=["pyperf", "jsonl"], help="the form")
+    parser.add_argument("result", type=Path, metavar="FILE", help="a result of `reloadlab bench ... --out`")
+    parser.add_argument("--side", metavar="A|B", help="the side of a result of `bench ab` that pyperf gets")
+    parser.set_defaults(run=run_export)
+
+
 def _add_common(parser: argparse.ArgumentParser, *, rounds: int) -> None:
     parser.add_argument(
         "--rounds", type=count, default=rounds, metavar="N", help=f"rounds in which all take turns ({rounds})"
     )
-    parser.add_argument("--json", action="store_true", help="print one JSON object, with the figures of every round")
+    _add_output(parser)
+
+
+def _add_output(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write the result to FILE: every value, the machine")
+    parser.add_argument("--json", action="store_true", help="print the result instead of tables")
 
 
 def run_traffic(args: argparse.Namespace) -> int:
@@ -116,19 +175,17 @@ def run_traffic(args: argparse.Namespace) -> int:
     from lab.bench.pairs import Build
     from lab.bench.topology import isolate_mounts
     from lab.bench.traffic import TrafficOptions, measure_traffic
-    from lab.cli.traffic_view import show, to_json
+    from lab.cli.traffic_view import show
+    from lab.results.subject import subject_of
 
-    library = args.library.resolve() if args.library is not None else None
+    library = _resolved(args.library)
     other = Build("second", library, tuple(args.defines)) if library is not None or args.defines else None
-    isolate_mounts()
-    report = measure_traffic(TrafficOptions(other, args.rounds), _progress)
-    _progress("")
-    if args.json:
-        print_json(to_json(report))
-    else:
-        show(report)
-        _warn(report.others)
-    return 0
+    subject = subject_of(library=library, defines=args.defines)
+    with _recording(args, {"second build": other is not None}, subject) as recording:
+        isolate_mounts()
+        report = measure_traffic(TrafficOptions(other, args.rounds), _progress)
+        recording.save(report.series(), _course(args), others=report.others)
+    return _finish(args, recording, lambda: show(report))
 
 
 def run_reload(args: argparse.Namespace) -> int:
@@ -140,10 +197,10 @@ def run_reload(args: argparse.Namespace) -> int:
     check_attach(args.attach)
     from lab.bench.reload import ReloadOptions, measure_reload
     from lab.bench.topology import isolate_mounts
-    from lab.cli.reload_view import show, to_json
+    from lab.cli.reload_view import show
 
     options = ReloadOptions(
-        library=args.library.resolve() if args.library is not None else None,
+        library=_resolved(args.library),
         defines=tuple(args.defines),
         object=args.object,
         endpoint_routes=args.endpoint_routes,
@@ -152,15 +209,18 @@ def run_reload(args: argparse.Namespace) -> int:
         verifiers=max(os.cpu_count() or 1, 2),
         attach=args.attach or Attachment.TC,
     )
-    isolate_mounts()
-    report = measure_reload(options, _progress)
-    _progress("")
-    if args.json:
-        print_json(to_json(report))
-    else:
-        show(report)
-        _warn(report.others)
-    return 0
+    shape = {
+        "pods": options.pods,
+        "endpoint routes": options.endpoint_routes,
+        "workers": options.workers,
+        "verifiers": options.verifiers,
+    }
+    with _recording(args, shape, _reload_subject(args, object_file=options.object)) as recording:
+        isolate_mounts()
+        report = measure_reload(options, _progress)
+        notes = {"object": report.object, "hooks": report.hooks, "not traced": report.no_shares}
+        recording.save(report.series(), _course(args), others=report.others, notes=notes)
+    return _finish(args, recording, lambda: show(report))
 
 
 def _run_loaders(args: argparse.Namespace) -> int:
@@ -173,52 +233,99 @@ def _run_loaders(args: argparse.Namespace) -> int:
     check_attach(args.attach)
     from lab.bench.loaders import LoadersOptions, measure_loaders
     from lab.bench.topology import isolate_mounts
-    from lab.cli.loaders_view import show, to_json
+    from lab.cli.loaders_view import show
 
-    library = args.library.resolve() if args.library is not None else None
     attach = args.attach or Attachment.TC
-    options = LoadersOptions(loaders, library, tuple(args.defines), args.endpoint_routes, args.rounds, attach)
-    isolate_mounts()
-    report = measure_loaders(options, _progress)
-    _progress("")
-    if args.json:
-        print_json(to_json(report))
-    else:
-        show(report)
-        _warn(report.others)
-    return 0
+    options = LoadersOptions(
+        loaders, _resolved(args.library), tuple(args.defines), args.endpoint_routes, args.rounds, attach
+    )
+    shape = {"endpoint routes": options.endpoint_routes, "loaders": len(loaders)}
+    with _recording(args, shape, _reload_subject(args)) as recording:
+        isolate_mounts()
+        report = measure_loaders(options, _progress)
+        recording.save(report.series(), _course(args), others=report.others)
+    return _finish(args, recording, lambda: show(report))
 
 
 def run_gates(args: argparse.Namespace) -> int:
     """Measure the price of gates and print medians."""
     require("root", "notify")
     from lab.bench.gates import measure_gates
-    from lab.cli.gates_view import show, to_json
+    from lab.cli.gates_view import show
 
-    report = measure_gates(args.rounds, _progress)
-    _progress("")
-    if args.json:
-        print_json(to_json(report))
-    else:
-        show(report)
-        _warn(report.others)
-    return 0
+    with _recording(args, {}, {}) as recording:
+        report = measure_gates(args.rounds, _progress)
+        recording.save(report.series(), _course(args), others=report.others)
+    return _finish(args, recording, lambda: show(report))
 
 
 def run_topology(args: argparse.Namespace) -> int:
     """Measure nodes of several sizes and print medians and ratios."""
     require("root", "ip")
     from lab.bench.topology import isolate_mounts, measure_topology, start_time
-    from lab.cli.topology_view import show, to_json
+    from lab.cli.topology_view import show
+    from lab.results.result import Course, Series
 
-    isolate_mounts()
-    start = start_time()
-    rows = list(measure_topology(args.pods, args.rounds, _progress))
-    _progress("")
-    if args.json:
-        print_json(to_json(rows, start))
-    else:
-        show(rows, start)
+    with _recording(args, {}, {}) as recording:
+        isolate_mounts()
+        start = start_time()
+        rows = list(measure_topology(args.pods, args.rounds, _progress))
+        series = [Series("start of the interpreter", "s", (start,)), *(each for row in rows for each in row.series())]
+        # The kernel still cleans up after one run during the next: the load of others says nothing here.
+        recording.save(series, Course(rounds=args.rounds))
+    return _finish(args, recording, lambda: show(rows, start))
+
+
+def run_ab(args: argparse.Namespace) -> int:
+    """Measure two sides in lockstep, and compare them."""
+    from bpf import LIBRARY
+    from lab.bench.sides import checked_out, parse_side
+
+    parsed = [parse_side(text) for text in (args.a, args.b)]
+    require("root", "clang")
+    for side in parsed:
+        check_attach(side.attach)
+    from lab.bench.ab import SIDES, AbOptions, AbReport, measure_ab
+    from lab.bench.topology import isolate_mounts
+    from lab.cli.compare_view import exit_code, show
+    from lab.results.compare import Named, compare
+    from lab.results.recording import Recording
+
+    seed = args.seed if args.seed is not None else secrets.randbelow(1 << 32)
+    with ExitStack() as stack:
+        first, second = (checked_out(stack, side, args.tree or LIBRARY) for side in parsed)
+        options = AbOptions((first, second), args.precision, args.max_time, seed, args.endpoint_routes)
+        subjects = {name: side.subject() for name, side in zip(SIDES, options.sides, strict=True)}
+        shape = {"endpoint routes": options.endpoint_routes}
+        recording = stack.enter_context(Recording("ab", options=shape, subjects=subjects, out=args.out))
+        isolate_mounts()
+
+        def keep(report: AbReport, *, complete: bool = False) -> None:
+            notes = {"A": args.a, "B": args.b, "precision": f"{args.precision:.2%}"}
+            recording.save(report.series(), report.course(), others=report.others, notes=notes, complete=complete)
+
+        keep(measure_ab(options, _progress, keep), complete=True)
+    comparisons = compare([Named("this run", recording.result)], args.threshold)
+    _finish(args, recording, lambda: show(comparisons))
+    return exit_code(comparisons)
+
+
+def run_export(args: argparse.Namespace) -> int:
+    """Print a result in the form of another tool."""
+    from lab.results.export import to_lines, to_pyperf
+    from lab.results.result import read_result
+
+    result = read_result(args.result)
+    if args.form == "jsonl" and args.side is not None:
+        raise BadOption("--side is for pyperf: JSON lines have both sides")
+    if args.form == "jsonl":
+        print(to_lines(result), end="")
+        return 0
+    side = args.side if args.side is not None else result.sides[0]
+    if side not in result.sides or (args.side is None and len(result.sides) > 1):
+        known = f"the sides {', '.join(result.sides)}: name one" if result.sides[0] else "no sides: leave it out"
+        raise BadOption(f"--side: {args.result} has {known}")
+    print(to_pyperf(result, side), end="")
     return 0
 
 
@@ -226,12 +333,50 @@ def _counts(text: str) -> tuple[int, ...]:
     return tuple(count(part) for part in text.split(","))
 
 
-def _warn(others: float) -> None:
-    """Warn if other processes used so much of the CPUs (0 to 1) that the figures are unreliable."""
-    from lab.bench.rounds import NOISY
+def _resolved(library: Path | None) -> Path | None:
+    return None if library is None else library.resolve()
 
-    if others > NOISY:
+
+def _reload_subject(args: argparse.Namespace, *, object_file: Path | None = None) -> dict[str, str]:
+    from lab.results.subject import subject_of
+
+    return subject_of(
+        library=_resolved(args.library),
+        defines=args.defines,
+        object_file=object_file,
+        loader=", ".join(args.loaders),
+        attach=args.attach or Attachment.TC,
+    )
+
+
+def _recording(args: argparse.Namespace, options: Mapping[str, object], subject: Mapping[str, str]) -> Recording:
+    """Return the recording of a measurement that has no sides."""
+    from lab.results.recording import Recording
+
+    return Recording(args.bench, options=options, subjects={"": subject}, out=args.out)
+
+
+def _course(args: argparse.Namespace) -> Course:
+    from lab.bench.rounds import WARM_UP
+    from lab.results.result import Course
+
+    return Course(rounds=args.rounds, discarded=WARM_UP)
+
+
+def _finish(args: argparse.Namespace, recording: Recording, show: Callable[[], None]) -> int:
+    """Print the result, and warn if other processes used so much of the CPUs that the figures are unreliable."""
+    from lab.results.result import NOISY, to_text
+
+    _progress("")
+    if args.json:
+        print(to_text(recording.result), end="")
+        return 0
+    show()
+    others = recording.result.load.others
+    # The sides of one run have the same others: they are compared all the same.
+    if args.bench != "ab" and others is not None and others > NOISY:
         print(f"warning: other processes had {others:.0%} of the CPUs meanwhile: measure again")
+    return 0
 
 
 def _progress(text: str) -> None:

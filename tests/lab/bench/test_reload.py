@@ -98,22 +98,29 @@ def test_whole_measurement_leaves_nothing(source: str, tmp_path: Path) -> None:
     with start(cli("bench", "reload", *arguments)) as process:
         out, err = process.communicate(timeout=120)
     assert (process.returncode, err) == (0, "")
-    report = json.loads(out)
-    rows = {row["name"]: row for row in report["one"]}
-    measured = [name for name, row in rows.items() if "refusal" not in row]
+    result = json.loads(out)
+    series = {each["name"]: each for each in result["series"]}
+    rows = {name.removeprefix("reload: "): each for name, each in series.items() if name.startswith("reload: ")}
+    measured = [name for name, row in rows.items() if not row["refusal"]]
     assert measured[0] == "floor: the bare system calls"
     # With both hooks all programs are reached; tc takes what is built for libbpf, not what Cilium's loader takes.
     assert len(measured) == (4 if source == "ours" else 5)
     assert ("floor: the bare system calls, all programs" in measured) == (source == "object")
-    assert all(len(rows[name]["rounds_ms"]) == 2 and rows[name]["median_ms"] > 0 for name in measured)
-    assert rows[measured[0]]["ratio_to_floor"] == 1.0
-    assert 0 <= report["other_processes"] <= 1
+    assert all(len(rows[name]["values"]) == 2 and min(rows[name]["values"]) > 0 for name in measured)
+    assert 0 <= result["load"]["others"] <= 1
     for row in rows.values():
-        assert row.get("refusal") is None or "maps" in row["refusal"]
-    assert {"load programs", "attach ingress", "commit"} <= report["steps_ms"].keys()
-    assert [many["workers"] for many in report["many"]] == [1, 2, 4]
-    for share in report["system_calls"]:
-        assert 0 < share["inside_ms"] < share["wall_ms"]
+        assert "maps" in row["refusal"] or row["values"]
+    assert {"step: load programs", "step: attach ingress", "step: commit"} <= series.keys()
+    for workers in (1, 2, 4):
+        assert len(series[f"many: 2 pods, {workers} at a time"]["values"]) == 3
+        times = series[f"one of many: 2 pods, {workers} at a time"]
+        assert (len(times["values"]), times["block"]) == (6, 2)
+    traced = "traced reload: pipeline, verifying in 1 thread"
+    if traced in series:
+        inside = series[f"{traced}, in bpf(2) and netlink"]["values"]
+        assert all(0 < part < whole for part, whole in zip(inside, series[traced]["values"], strict=True))
+    entry = series["verified instructions: cil_from_container"]
+    assert (entry["exact"], entry["values"][0] > 100) == (True, True)
     assert not Path("/run/reloadlab/bench-ours").exists()
 
 

@@ -20,7 +20,9 @@ def test_ratio_is_the_median_of_the_rounds() -> None:
     row = TopologyComparison(5, ours, script)
     assert (row.ratio("up"), row.ratio("down")) == (3.0, 2.0)
     assert (row.median("lab", "up"), row.median("script", "up")) == (2.0, 4.0)
-    assert row.to_json()["script_up_ms"] == 4000.0
+    series = {each.name: each for each in row.series()}
+    assert series["5 pods: script up"].values == (3.0, 4.0, 40.0)
+    assert [series[f"5 pods: {side} up"].positions for side in ("lab", "script")] == [(0, 1, 0), (1, 0, 1)]
 
 
 @pytest.mark.parametrize("arguments", ["--rounds 0", "--pods 0", "--pods 3,-1"])
@@ -34,12 +36,11 @@ def test_whole_measurement_leaves_nothing() -> None:
     with start(cli("bench", "topology", "--pods", "1,2", "--rounds", "2", "--json")) as process:
         out, err = process.communicate(timeout=60)
     assert (process.returncode, err) == (0, "")
-    rows = json.loads(out)["topology"]
-    assert [row["pods"] for row in rows] == [1, 2]
-    for row in rows:
-        for side in ("lab", "script"):
-            assert [len(row["rounds_ms"][side][what]) for what in ("up", "down")] == [2, 2]
-        assert row["ratio_up"] > 0
+    first, *measured = json.loads(out)["series"]
+    assert first["name"] == "start of the interpreter"
+    sides = [f"{side} {what}" for side in ("lab", "script") for what in ("up", "down")]
+    assert [each["name"] for each in measured] == [f"{pods} pods: {each}" for pods in (1, 2) for each in sides]
+    assert all(len(each["values"]) == 2 and min(each["values"]) > 0 for each in measured)
     assert "reloadlab-bench" not in Path("/proc/self/mountinfo").read_text()
     assert not Path("/run/reloadlab/reloadlab-bench").exists()
 

@@ -28,15 +28,15 @@ def test_whole_measurement_leaves_nothing() -> None:
         out, err = process.communicate(timeout=120)
     assert (process.returncode, err) == (0, "")
     document = json.loads(out)
-    assert [(build["name"], build["sources"]) for build in document["builds"]] == [("", "our sources")]
+    assert document["subjects"][""]["library"] == "our sources"
     modes = ["endpoint routes off", "endpoint routes on", "endpoint routes off, 10,000 rules"]
-    for measure in document["measures"]:
-        names = [row["name"] for row in measure["rows"]]
-        assert names == (
-            modes
-            if measure["name"] == "programs alone"
-            else ["no programs", *modes, "two nodes, no programs", "two nodes"]
-        )
-        assert all(len(row["rounds"]) == 1 and row["median"] > 0 for row in measure["rows"])
-    assert len(document["measures"]) == 8
+    groups: dict[str, list[str]] = {}
+    for series in document["series"]:
+        assert len(series["values"]) == 1
+        assert series["values"][0] > 0
+        groups.setdefault(series["group"], []).append(series["name"].removeprefix(f"{series['group']}: "))
+    assert len(groups) == 8
+    for group, names in groups.items():
+        programs = group.startswith("programs alone")
+        assert names == (modes if programs else ["no programs", *modes, "two nodes, no programs", "two nodes"])
     assert not list(Path("/run/reloadlab").glob("bench-plain*"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,8 +14,10 @@ from datapath.build.compile import probe_compiler
 from datapath.errors import ToolMissing
 from lab.cli.main import main
 from lab.node import registry
+from lab.results.result import Series, to_text
 from lab.watch.events import Drop, Lost, Trace, Unknown, Verdict, to_json
 from tests.lab.labs import ROOT, unique_name
+from tests.lab.results.samples import result, times
 
 TEXT = (ROOT / "docs" / "json.md").read_text()
 
@@ -176,3 +179,15 @@ def test_objects(cluster: str, capsys: pytest.CaptureFixture[str]) -> None:
     verified = answer(capsys, "verify", path, "--loads", "1")
     assert documented("verify") <= set(verified)
     assert all(described("A program of `verify`:") <= set(program) for program in verified["programs"])
+
+
+def test_comparisons(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "x.json"
+    path.write_text(to_text(result(Series("x", "s", times(1)))))
+    found = answer(capsys, "compare", str(path), str(path))
+    assert set(found) == documented("compare")
+    (comparison,) = found["comparisons"]
+    assert set(comparison) == described("An object of `comparisons`:")
+    (metric,) = comparison["metrics"]
+    assert set(metric) == described("An object of `metrics`:")
+    assert set(metric["old"]) == described("An object of `old` and `new`:")

@@ -5,7 +5,7 @@ import pytest
 from lab.bench.parallel import Percentiles, WorkerReport
 from lab.bench.reload import ReloadReport
 from lab.bench.rounds import Measurement
-from lab.cli.reload_view import show, to_json
+from lab.cli.reload_view import show
 
 REPORT = ReloadReport(
     object="/lab/bpf_lxc.o",
@@ -24,7 +24,7 @@ REPORT = ReloadReport(
         WorkerReport(1, 20, 50.0, Percentiles(19.0, 20.0, 21.0, None), {}),
         WorkerReport(2, 0, 0.0, None, {}),
     ],
-    steps={"compile": 0.001},
+    steps={"compile": (0.001, 0.003)},
     others=0.1,
 )
 
@@ -37,12 +37,14 @@ def test_figures_are_next_to_the_floor(capsys: pytest.CaptureFixture[str]) -> No
     assert cells["the pipeline"] == ["20.00", "22.00", "2.00", "2.00 to 2.00"]
     assert cells["tc"] == ["-", "-", "-", "not possible"]
     assert cells["20 pods, 1 at a time"] == ["50.0", "19.00", "20.00", "21.00"]
+    assert cells["compile"] == ["2.00", "-"]
     assert "tc: not possible: cannot load [maps]" in out
     assert "time inside system calls: not measured: no bcc" in out
 
 
-def test_what_was_not_measured_is_null_or_left_out() -> None:
-    document = to_json(REPORT)
-    assert document["system_calls_missing"] == "no bcc"
-    assert [row.get("refusal") for row in document["one"]] == [None, None, "cannot load [maps]"]
-    assert [("p50_ms" in row, row["pods"]) for row in document["many"]] == [(True, 20), (False, 20)]
+def test_series_have_every_value_and_say_what_was_refused() -> None:
+    series = {each.name: each for each in REPORT.series()}
+    assert series["reload: the pipeline"].values == (0.020, 0.024)
+    assert (series["reload: tc"].values, series["reload: tc"].refusal) == ((), "cannot load [maps]")
+    assert (series["step: compile"].values, series["step: compile"].group) == ((0.001, 0.003), "reload")
+    assert series["object: instructions"].exact

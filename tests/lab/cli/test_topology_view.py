@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from lab.bench.topology import TopologyComparison, UpDownTimes
-from lab.cli.topology_view import show, to_json
+from lab.cli.topology_view import show
 
 
 def test_a_line_per_size(capsys: pytest.CaptureFixture[str]) -> None:
@@ -20,6 +20,3 @@ def test_a_line_per_size(capsys: pytest.CaptureFixture[str]) -> None:
         ["100", "1000.0", "3000.0", "3.00", "2.0", "1.0", "0.50"],
     ]
     assert "adds 50 ms" in note
-    document = to_json(rows, 0.05)
-    assert document["start_ms"] == 50.0
-    assert [row["pods"] for row in document["topology"]] == [10, 100]

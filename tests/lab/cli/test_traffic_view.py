@@ -7,7 +7,7 @@ import pytest
 from lab.bench.pairs import Build
 from lab.bench.rounds import Measurement
 from lab.bench.traffic import UDP, MetricComparison, PacketCosts
-from lab.cli.traffic_view import show, to_json
+from lab.cli.traffic_view import show
 
 
 def report() -> PacketCosts:
@@ -19,16 +19,14 @@ def report() -> PacketCosts:
     return PacketCosts(builds, [MetricComparison(UDP, version, groups) for version in (4, 6)], others=0.5)
 
 
-def test_each_group_has_its_own_reference() -> None:
-    rows = to_json(report())["measures"][0]["rows"]
-    assert [(row["name"], row["reference"], row["ratio"]) for row in rows] == [
-        ("no programs", "no programs", 1.0),
-        ("endpoint routes off", "no programs", 2.0),
-        ("two nodes, no programs", "two nodes, no programs", 1.0),
-        ("two nodes", "two nodes, no programs", 3.0),
+def test_series_have_the_unit_of_their_metric() -> None:
+    series = report().series()
+    assert [each.name for each in series[:2]] == [
+        "UDP, 18 bytes, IPv4: no programs",
+        "UDP, 18 bytes, IPv4: endpoint routes off",
     ]
-    assert rows[0]["best"] == 1_000_000
-    assert rows[2]["rounds"] == [250_000, 250_000]
+    assert len(series) == 8
+    assert (series[0].values, series[0].unit, series[0].better) == ((1_000_000, 500_000), "packets/s", "higher")
 
 
 def test_table_has_both_versions_and_says_what_was_built(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,208 @@
+"""Two sides of the same reload in one run: in lockstep, in random order, for as many rounds as the precision needs."""
+
+from __future__ import annotations
+
+import random
+import resource
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+
+from datapath.reload.outcome import Outcome
+from datapath.reload.step import Step
+from datapath.reload.workspace import Workspace
+from lab.agent.agent import Agent
+from lab.bench.footprint import footprint
+from lab.bench.rounds import BackgroundLoad, Progress
+from lab.bench.sides import Side
+from lab.bench.steps import by_step, step_series
+from lab.bench.topology import settle
+from lab.loaders.plan import PREPARATIONS
+from lab.node.node import Node
+from lab.node.topology import NodeSpec
+from lab.results.result import Course, Series
+from lab.results.statistics import block_medians, paired, warm_up
+
+RELOADS = 5
+"""Reloads of each side in a round, in lockstep; their median is the value of the round."""
+
+FEWEST_ROUNDS = 20
+"""Rounds before the precision is looked at for the first time."""
+
+LOOK_EVERY = 5
+"""Rounds between two looks at the precision: who looks after every round stops too early."""
+
+METRIC = "reload"
+"""The metric whose precision counts."""
+
+SIDES = ("A", "B")
+"""What the sides are called in a result."""
+
+_GROUP = "rounds"
+
+
+@dataclass(frozen=True, slots=True)
+class AbOptions:
+    """`precision` is the half width of the wanted interval of the ratio (0.01: 1 %); `max_time` in seconds."""
+
+    sides: tuple[Side, Side]
+    precision: float = 0.01
+    max_time: float = 600.0
+    seed: int = 0
+    endpoint_routes: bool = True
+
+
+@dataclass(frozen=True)
+class Sleep(Step):
+    """Do nothing for so many seconds."""
+
+    seconds: float
+
+    name = "sleep"
+
+    def describe(self) -> str:
+        return f"sleep for {self.seconds * 1e3:g} ms"
+
+    def apply(self, work: Workspace) -> None:
+        time.sleep(self.seconds)
+
+
+@dataclass(slots=True)
+class Reloads:
+    """The reloads of one side until now: outcomes, seconds, CPU seconds, places in the turn; all in their order."""
+
+    outcomes: list[Outcome] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+    cpu: list[float] = field(default_factory=list)
+    positions: list[int] = field(default_factory=list)
+
+    def medians(self) -> list[float]:
+        """Return the value of each round."""
+        return block_medians(self.seconds, RELOADS)
+
+    def series(self, side: str, *, external: bool) -> list[Series]:
+        """Return the series. With an external loader, only the step that it does is the same on both sides."""
+        whole = Series(METRIC, "s", tuple(self.seconds), side=side, group=_GROUP, positions=tuple(self.positions))
+        cpu = replace(whole, name="CPU time", values=tuple(self.cpu))
+        steps = by_step([(s, s.duration_ns) for s in outcome.spans] for outcome in self.outcomes)
+        found = [whole] if external else [whole, cpu, *step_series("step", steps, _GROUP, side=side)]
+        return [replace(series, block=RELOADS if series.group else 1) for series in found]
+
+
+def warm_up_of(sides: Sequence[Sequence[float]]) -> int:
+    """Return the rounds that belong to the warm-up, of the values of the rounds of each side."""
+    return warm_up(sides) if len(sides[0]) > 1 else 0
+
+
+def precision_of(sides: Sequence[Sequence[float]]) -> float:
+    """Return the half width of the interval of the ratio after the warm-up, of the values of each side's rounds."""
+    first = warm_up_of(sides)
+    return paired(sides[0][first:], sides[1][first:]).change.half_width
+
+
+def enough(sides: Sequence[Sequence[float]], precision: float) -> bool:
+    """Tell whether a look is due after these rounds, and finds the wanted precision."""
+    rounds = len(sides[0])
+    due = rounds >= FEWEST_ROUNDS and (rounds - FEWEST_ROUNDS) % LOOK_EVERY == 0
+    return due and precision_of(sides) <= precision
+
+
+@dataclass(frozen=True, slots=True)
+class AbReport:
+    """What was measured; `exact` are the series that do not depend on chance, `others` the load of other processes."""
+
+    sides: Sequence[Reloads]
+    exact: tuple[Series, ...]
+    external: bool
+    others: float
+    seed: int
+
+    def series(self) -> list[Series]:
+        """Return the series of the result."""
+        measured = (each.series(name, external=self.external) for name, each in zip(SIDES, self.sides, strict=True))
+        return [*(series for side in measured for series in side), *self.exact]
+
+    def course(self) -> Course:
+        """Return how it was measured."""
+        values = [each.medians() for each in self.sides]
+        warm = warm_up_of(values)
+        return Course(rounds=len(values[0]) - warm, warm_up=warm, seed=self.seed)
+
+
+def measure_ab(options: AbOptions, progress: Progress, on_look: Callable[[AbReport], object]) -> AbReport:
+    """Measure the sides until the precision is reached or the time is over.
+
+    Each round has new nodes: two nodes that are made alike still differ by some percent for as long as they live.
+    `on_look` is called with what there is until then, so that it can be kept. The caller has left the mounts of the
+    machine.
+    """
+    order, sides = random.Random(options.seed), tuple(Reloads() for _ in SIDES)
+    external = any(side.loader is not None for side in options.sides)
+    exact: tuple[Series, ...] = ()
+    background, deadline = BackgroundLoad(), time.monotonic() + options.max_time
+    while True:
+        number = len(sides[0].seconds) // RELOADS + 1
+        progress(f"round {number}")
+        exact = _round(options, sides, order, external=external)
+        report = AbReport(sides, exact, external, background.share(), options.seed)
+        values = [each.medians() for each in sides]
+        if enough(values, options.precision) or time.monotonic() >= deadline:
+            return report
+        if number % LOOK_EVERY == 0:
+            on_look(report)
+
+
+def _round(options: AbOptions, sides: Sequence[Reloads], order: random.Random, *, external: bool) -> tuple[Series, ...]:
+    """Measure a round; return the exact series of its programs."""
+    settle()
+    with ExitStack() as stack:
+        agents: dict[int, Agent] = {}
+        for number in _shuffled(order):
+            agents[number] = _agent(stack, options, number)
+        exact = tuple(
+            each for number in sorted(agents) for each in footprint(_reload(agents[number]), side=SIDES[number])
+        )
+        for _ in range(RELOADS):
+            for position, number in enumerate(_shuffled(order)):
+                before = _cpu_time()
+                outcome = _reload(agents[number])
+                found = sides[number]
+                found.cpu.append(_cpu_time() - before)
+                found.outcomes.append(outcome)
+                found.seconds.append(_seconds(outcome, external=external))
+                found.positions.append(position)
+    return exact
+
+
+def _shuffled(order: random.Random) -> list[int]:
+    numbers = list(range(len(SIDES)))
+    order.shuffle(numbers)
+    return numbers
+
+
+def _agent(stack: ExitStack, options: AbOptions, number: int) -> Agent:
+    side = options.sides[number]
+    spec = NodeSpec(f"bench-ab-{SIDES[number].lower()}", pods=1, endpoint_routes=options.endpoint_routes)
+    node = stack.enter_context(Node(spec))
+    agent = Agent(node, library=side.library, defines=side.defines, loader=side.loader, attach=side.attach)
+    if side.sleep:
+        agent.change = lambda plan: replace(plan, steps=(*plan.steps, Sleep("reload", side.sleep)))
+    stack.enter_context(agent)
+    agent.sync()
+    return agent
+
+
+def _reload(agent: Agent) -> Outcome:
+    return agent.reload(agent.node.pods[0].name)
+
+
+def _seconds(outcome: Outcome, *, external: bool) -> float:
+    """Return the time of a reload; with an external loader, without what the lab prepares for whoever loads."""
+    work = [span.work for span in outcome.spans if not external or span.step not in PREPARATIONS]
+    return (work[-1].end_ns - work[0].start_ns) / 1e9
+
+
+def _cpu_time() -> float:
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return usage.ru_utime + usage.ru_stime

@@ -1,0 +1,32 @@
+"""The steps of reloads, as values of a result."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from datapath.reload.outcome import Span
+from lab.results.result import Series
+
+Times = Sequence[tuple[Span, int]]
+"""The steps of one reload, and the nanoseconds of each that count."""
+
+
+def by_step(reloads: Iterable[Times]) -> dict[str, tuple[float, ...]]:
+    """Return the seconds that each kind of step took in the reloads; a kind that came twice in one is summed."""
+    found: dict[str, list[float]] = {}
+    for times in reloads:
+        one: dict[str, float] = {}
+        for span, nanoseconds in times:
+            one[span.step] = one.get(span.step, 0.0) + nanoseconds / 1e9
+        for step, seconds in one.items():
+            found.setdefault(step, []).append(seconds)
+    return {step: tuple(values) for step, values in found.items()}
+
+
+def step_series(prefix: str, steps: Mapping[str, tuple[float, ...]], group: str, *, side: str = "") -> list[Series]:
+    """Return a series for each kind of step; it is of the `group` if every reload had such a step."""
+    rounds = max((len(values) for values in steps.values()), default=0)
+    return [
+        Series(f"{prefix}: {step}", "s", values, side=side, group=group if len(values) == rounds else "")
+        for step, values in steps.items()
+    ]

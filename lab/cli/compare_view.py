@@ -1,0 +1,188 @@
+"""What `reloadlab compare` prints: tables, JSON values, or Markdown."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from lab.cli.tables import add_row, make_table, print_table
+from lab.cli.targets import plural
+from lab.results.compare import Comparison, Row, Verdict
+from lab.results.statistics import Interval
+
+NOT_COMPARABLE = 3
+"""Exit code: nothing can be said. A regression has 1."""
+
+_COLUMNS = ("metric", "old", "new", "change", "95 %", "p", "effect", "rounds", "")
+_FIGURES = _COLUMNS[1:-1]
+_TIMES = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"), (1e-9, "ns"))
+
+
+def exit_code(comparisons: Sequence[Comparison]) -> int:
+    """Return 1 if something is worse, 3 if of some pair nothing can be said, 0 otherwise."""
+    if any(comparison.regressions for comparison in comparisons):
+        return 1
+    return NOT_COMPARABLE if any(map(not_comparable, comparisons)) else 0
+
+
+def not_comparable(comparison: Comparison) -> str:
+    """Return why nothing can be said of a pair, empty if something can."""
+    if comparison.differences:
+        return "; ".join(comparison.differences)
+    reasons = dict.fromkeys(row.why for row in comparison.rows if row.why)
+    return "" if comparison.said else "; ".join(list(reasons)[:3])
+
+
+def show(comparisons: Sequence[Comparison]) -> None:
+    """Print a table for each pair, then what is worse."""
+    for comparison in comparisons:
+        if comparison.differences:
+            continue
+        table = make_table(*_COLUMNS, figures=_FIGURES, title=f"{comparison.old} -> {comparison.new}")
+        for row in comparison.rows:
+            if not _untouched(row):
+                add_row(table, *_cells(row))
+        print_table(table)
+        for line in _closing(comparison):
+            print(line)
+        print()
+
+
+def markdown(comparisons: Sequence[Comparison]) -> str:
+    """Return the same as Markdown, for the summary of a job: what changed, and the whole table folded."""
+    parts = []
+    for comparison in comparisons:
+        parts.append(f"### {_plain(comparison.old)} → {_plain(comparison.new)}\n\n")
+        if reason := not_comparable(comparison):
+            parts.append(f"Not comparable: {_plain(reason)}\n\n")
+        if comparison.differences:
+            continue
+        changed = [row for row in comparison.rows if row.verdict in (Verdict.WORSE, Verdict.BETTER)]
+        if changed:
+            parts.append(_markdown_table(changed))
+        parts += [f"{_plain(line)}\n\n" for line in _closing(comparison)]
+        number = plural(len(comparison.rows), "metric")
+        table = _markdown_table(comparison.rows)
+        parts.append(f"<details><summary>{number}</summary>\n\n{table}</details>\n\n")
+    return "".join(parts)
+
+
+def _markdown_table(rows: Sequence[Row]) -> str:
+    lines = ["| " + " | ".join(_COLUMNS) + " |", "|---" + "|--:" * len(_FIGURES) + "|---|"]
+    lines += ["| " + " | ".join(_plain(cell or "-") for cell in _cells(row)) + " |" for row in rows]
+    return "\n".join(lines) + "\n\n"
+
+
+def _plain(text: str) -> str:
+    """Return text in which nothing is markup to Markdown."""
+    for mark in "\\|*_`<>[]~":
+        text = text.replace(mark, f"\\{mark}")
+    return text
+
+
+def _closing(comparison: Comparison) -> list[str]:
+    counts = {verdict: sum(row.verdict is verdict for row in comparison.rows) for verdict in Verdict}
+    lines = [", ".join(f"{number} {verdict}" for verdict, number in counts.items() if number)]
+    if untouched := sum(map(_untouched, comparison.rows)):
+        number = sum(row.exact for row in comparison.rows)
+        lines.append(f"{untouched} of {plural(number, 'exact metric')} unchanged")
+    for unit, mean in comparison.means().items():
+        number = sum(row.p is not None and row.unit == unit for row in comparison.rows)
+        lines.append(f"geometric mean of {number} metrics in {unit}: cost {_percent(mean - 1)}")
+    return lines
+
+
+def _untouched(row: Row) -> bool:
+    """Tell whether an exact metric is what it was: of such, one line has them all."""
+    return row.exact and row.change == 0
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    scale, unit = _unit(row)
+    before, after = (_interval(value, scale, unit, exact=row.exact) for value in (row.old, row.new))
+    change = "" if row.change is None else _percent(row.change)
+    bounds, p, effect = "", "exact" if row.exact else "", ""
+    if row.difference is not None:
+        bounds = f"{_percent(row.difference.change.low)} to {_percent(row.difference.change.high)}"
+        effect = f"{row.difference.effect:+.2f}"
+        p = "" if row.p is None else "<0.0001" if row.p < 0.0001 else f"{row.p:.4f}"
+    first, second = row.rounds
+    rounds = "" if row.exact or not (first or second) else f"{first}" if first == second else f"{first}, {second}"
+    verdict = f"{row.verdict}: {row.why}" if row.why else str(row.verdict)
+    return row.name, before, after, change, bounds, p, effect, rounds, verdict
+
+
+def _unit(row: Row) -> tuple[float, str]:
+    """Return the factor and the name of the unit in which the values of a row are shown."""
+    sizes = [abs(value.middle) for value in (row.old, row.new) if value is not None and value.middle]
+    if row.unit != "s" or not sizes:
+        return 1.0, row.unit
+    return next((each for each in _TIMES if min(sizes) >= each[0]), _TIMES[-1])
+
+
+def _interval(value: Interval | None, scale: float, unit: str, *, exact: bool) -> str:
+    if value is None:
+        return ""
+    middle = value.middle / scale
+    if exact:
+        return f"{middle:,.12g} {unit}"
+    if math.isnan(value.low):
+        return f"{_figure(middle)} {unit}"
+    widest = max(value.high - value.middle, value.middle - value.low)
+    return f"{_figure(middle)} {unit} ±{widest / value.middle:.1%}" if value.middle else f"0 {unit}"
+
+
+def _figure(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
+
+
+def _percent(change: float) -> str:
+    return f"{change:+.1%}" if math.isfinite(change) else "from 0"
+
+
+def to_json(comparisons: Sequence[Comparison]) -> dict[str, Any]:
+    """Return the comparisons as JSON values; changes are shares: 0.03 is 3 % more."""
+    return {"exit_code": exit_code(comparisons), "comparisons": [_comparison(each) for each in comparisons]}
+
+
+def _comparison(comparison: Comparison) -> dict[str, Any]:
+    return {
+        "old": comparison.old,
+        "new": comparison.new,
+        "not_comparable": not_comparable(comparison) or None,
+        "geometric_means": comparison.means(),
+        "metrics": [_row(row) for row in comparison.rows],
+    }
+
+
+def _row(row: Row) -> dict[str, Any]:
+    found = row.difference
+    return {
+        "name": row.name,
+        "unit": row.unit,
+        "better": str(row.better),
+        "exact": row.exact,
+        "rounds": list(row.rounds),
+        "old": _interval_json(row.old),
+        "new": _interval_json(row.new),
+        "change": _finite(row.change),
+        "change_low": None if found is None else found.change.low,
+        "change_high": None if found is None else found.change.high,
+        "p": row.p,
+        "effect": None if found is None else found.effect,
+        "paired": None if found is None else found.paired,
+        "verdict": str(row.verdict),
+        "why": row.why or None,
+    }
+
+
+def _interval_json(value: Interval | None) -> dict[str, float | None] | None:
+    if value is None:
+        return None
+    return {"median": value.middle, "low": _finite(value.low), "high": _finite(value.high)}
+
+
+def _finite(value: float | None) -> float | None:
+    """Return a number that JSON has; None for what is none."""
+    return value if value is not None and math.isfinite(value) else None

@@ -1,0 +1,156 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from lab.results.compare import Comparison, Named, Row, Verdict, compare
+from lab.results.result import Better, Course, Load, Result, Series, exact
+from tests.lab.results.samples import machine, result, times
+
+
+def pair(old: Result, new: Result, threshold: float = 0.02) -> Comparison:
+    (found,) = compare([Named("old.json", old), Named("new.json", new)], threshold)
+    return found
+
+
+def one(old: Sequence[float], new: Sequence[float], **options: Any) -> Row:
+    before, after = (result(Series("x", "s", tuple(values), **options)) for values in (old, new))
+    return pair(before, after).rows[0]
+
+
+def test_more_is_worse_of_times_and_better_of_rates() -> None:
+    slow, fast = times(1, middle=0.03), times(2)
+    assert one(fast, slow).verdict is Verdict.WORSE
+    assert one(slow, fast).verdict is Verdict.BETTER
+    assert one(fast, slow, better=Better.HIGHER).verdict is Verdict.BETTER
+    assert one(slow, fast, better=Better.HIGHER).verdict is Verdict.WORSE
+
+
+def test_a_change_below_the_threshold_is_none() -> None:
+    row = one(times(1), times(2, middle=0.0202))
+    assert row.change == pytest.approx(0.01, abs=0.005)
+    assert (row.verdict, row.why) == (Verdict.SAME, "")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "why"),
+    [
+        (times(1, rounds=5), times(2), "5 rounds: 6 are needed"),
+        ((), times(2), "no values"),
+        ((0.0, *times(1)), times(2), "values of 0 have no ratio"),
+        ([0.02, 0.03] * 5, [0.021, 0.031] * 5, "noise: ±"),
+    ],
+)
+def test_what_cannot_be_said_has_a_reason(old: Sequence[float], new: Sequence[float], why: str) -> None:
+    more = exact("n", "n", 1)
+    found = pair(result(Series("x", "s", tuple(old)), more), result(Series("x", "s", tuple(new)), more))
+    row = found.rows[0]
+    assert (row.verdict, row.why[: len(why)]) == (Verdict.UNKNOWN, why)
+    assert found.regressions == ()
+
+
+def test_a_metric_of_one_side_only_is_said_to_be_missing() -> None:
+    both, more = Series("x", "s", times(1)), Series("y", "s", times(1))
+    rows = pair(result(both, more), result(both)).rows
+    assert [(row.name, row.why) for row in rows] == [("x", ""), ("y", "not in new.json")]
+
+
+def test_a_refusal_is_quoted() -> None:
+    refused = result(Series("x", "s", (), refusal="libbpf: no"), Series("y", "s", times(1)))
+    assert pair(refused, refused).rows[0].why == "not measured: libbpf: no"
+
+
+def test_exact_metrics_need_no_rounds_and_no_test() -> None:
+    def found(old: float, new: float) -> Row:
+        return pair(result(exact("n", "bytes", old)), result(exact("n", "bytes", new))).rows[0]
+
+    assert [found(1000, new).verdict for new in (1000, 1001, 1020, 900)] == ["same", "same", "worse", "better"]
+    assert found(0, 5).verdict is Verdict.WORSE
+    assert found(1000, 1001).change == pytest.approx(0.001)
+    assert found(1000, 1020).p is None
+
+
+def test_noisy_machine_says_nothing_of_separate_runs() -> None:
+    loud = result(Series("x", "s", times(1)), exact("n", "n", 1), load=Load((9.0,), (9.0,), 0.4))
+    found = pair(loud, result(Series("x", "s", times(2, middle=0.04)), exact("n", "n", 1)))
+    assert [row.why for row in found.rows] == ["other processes had 40% of the CPUs", ""]
+    # What is exact holds all the same, and is not all that was asked.
+    assert [row.verdict for row in found.rows] == [Verdict.UNKNOWN, Verdict.SAME]
+    assert not found.said
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"bench": "traffic"}, "benchmark: reload, traffic"),
+        ({"options": {"pods": "3"}}, "option pods: 2, 3"),
+        ({"machine": replace(machine(), kernel="5.10.0")}, f"kernel: {machine().kernel!r}, '5.10.0'"),
+        ({"machine": replace(machine(), mitigations={"meltdown": "Vulnerable"})}, "meltdown: "),
+        ({"series": (Series("y", "s", times(1)),)}, "they have no metric in common"),
+    ],
+    ids=["bench", "options", "kernel", "mitigations", "metrics"],
+)
+def test_results_of_different_things_cannot_be_compared(change: dict[str, Any], said: str) -> None:
+    made = result(Series("x", "s", times(1)))
+    found = pair(made, replace(made, **change))
+    assert any(each.startswith(said) for each in found.differences)
+    assert not found.rows
+
+
+def test_the_frequency_of_the_moment_is_no_difference() -> None:
+    made = result(Series("x", "s", times(1)))
+    assert not pair(made, replace(made, machine=replace(machine(), frequency_mhz=1.0))).differences
+
+
+def test_sides_of_one_run_are_paired_round_by_round() -> None:
+    """The load of the machine, which both sides have, is larger than what they differ by."""
+    drift = [1 + number for number in range(20)]
+    a = tuple(0.02 * load * (1 + number % 3 / 200) for number, load in enumerate(drift))
+    b = tuple(1.03 * each * (1 + number % 2 / 200) for number, each in enumerate(a))
+    series = [Series("reload", "s", values, side=side, group="rounds") for side, values in (("A", a), ("B", b))]
+    both = result(*series, sides=("A", "B"))
+    (found,) = compare([Named("ab.json", both)], 0.02)
+    (row,) = found.rows
+    assert row.difference is not None
+    assert row.difference.paired
+    assert row.verdict is Verdict.WORSE
+    assert row.change == pytest.approx(0.0325, abs=0.003)
+    # Two separate runs of the same values say nothing.
+    assert one(a, b).verdict is Verdict.UNKNOWN
+
+
+def test_warm_up_does_not_count_and_a_block_is_one_round() -> None:
+    values = (9.0,) * 10 + tuple(n for each in times(1, rounds=10) for n in (each, 5.0, each))
+    series = [Series("x", "s", values[1:], side=side, group="g", block=3) for side in "AB"]
+    both = result(*series, sides=("A", "B"), course=Course(rounds=10, warm_up=3))
+    (found,) = compare([Named("ab.json", both)], 0.02)
+    assert found.rows[0].rounds == (10, 10)
+    assert found.rows[0].old is not None
+    assert found.rows[0].old.high < 0.03
+
+
+def test_a_single_result_without_sides_has_nothing_to_compare() -> None:
+    (found,) = compare([Named("x.json", result(Series("x", "s", times(1))))], 0.02)
+    assert found.differences == ("it has no second side: name another result",)
+
+
+def test_correction_counts_all_metrics_of_all_results() -> None:
+    old, new = times(1, rounds=6), times(2, middle=0.03, rounds=6)
+    alone = pair(result(Series("x", "s", old)), result(Series("x", "s", new))).rows[0]
+    assert alone.verdict is Verdict.WORSE
+    many = [Series(f"same {n}", "s", old) for n in range(50)]
+    more = result(*many, Series("x", "s", new))
+    found = compare([Named("o", result(*many, Series("x", "s", old))), Named("1", more), Named("2", more)], 0.02)
+    assert all(each.rows[-1].verdict is Verdict.UNKNOWN for each in found)
+    assert alone.p is not None
+    assert found[0].rows[-1].p == pytest.approx(102 * alone.p)
+
+
+def test_geometric_mean_counts_costs() -> None:
+    slow, fast = times(1, middle=0.04), times(1, middle=0.02)
+    old = result(Series("a", "s", fast), Series("b", "s", fast), Series("r", "1/s", fast, Better.HIGHER))
+    new = result(Series("a", "s", slow), Series("b", "s", fast), Series("r", "1/s", slow, Better.HIGHER))
+    assert pair(old, new).means() == {"s": pytest.approx(2**0.5)}

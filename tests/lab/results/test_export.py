@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from lab.results.export import to_lines, to_pyperf
+from lab.results.result import Better, Course, Result, Series, exact
+from tests.lab.results.samples import result, times
+
+
+def sides() -> Result:
+    series = [
+        Series("reload", "s", (9.0, 9.0, *times(side == "B", middle=middle)), side=side, group="rounds", block=2)
+        for side, middle in (("A", 0.02), ("B", 0.03))
+    ]
+    rates = [Series("UDP", "packets/s", values, Better.HIGHER, side="A") for values in [times(3, middle=2e6)]]
+    others = [exact("size", "bytes", 7000, side="A"), exact("zero", "n", 0, side="A"), Series("tc", "s", (), side="A")]
+    return result(*series, *rates, *others, sides=("A", "B"), course=Course(rounds=15, warm_up=1))
+
+
+def pyperf(*arguments: str | Path) -> str:
+    argv = [sys.executable, "-m", "pyperf", *map(str, arguments)]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_pyperf_compares_an_export(tmp_path: Path) -> None:
+    for side in "AB":
+        (tmp_path / f"{side}.json").write_text(to_pyperf(sides(), side))
+    told = pyperf("compare_to", tmp_path / "A.json", tmp_path / "B.json")
+    assert "Mean +- std dev: [A] 20.0 ms +- 0.2 ms -> [B] 30." in told
+    assert "1.50x slower" in told
+    shown = pyperf("dump", "--quiet", tmp_path / "A.json")
+    assert "UDP, time of one (packets/s)" in shown
+    assert "7000" in pyperf("show", "--quiet", tmp_path / "A.json")
+
+
+def test_pyperf_gets_values_after_the_warm_up_and_none_of_what_it_refuses() -> None:
+    document = json.loads(to_pyperf(sides(), "A"))
+    runs = {each["metadata"]["name"]: each["runs"] for each in document["benchmarks"]}
+    assert runs.keys() == {"reload", "UDP, time of one (packets/s)", "size"}
+    assert runs["reload"][0]["warmups"] == [[1, 9.0], [1, 9.0]]
+    assert [run["values"][0] for run in runs["reload"]] == list(times(0))
+    assert runs["UDP, time of one (packets/s)"][0]["values"] == [1 / times(3, middle=2e6)[0]]
+
+
+def test_each_line_says_where_its_value_comes_from() -> None:
+    lines = [json.loads(line) for line in to_lines(sides()).splitlines()]
+    assert len(lines) == sum(len(series.values) for series in sides().series)
+    assert [(each["round"], each["warm_up"], each["value"]) for each in lines[:3]] == [
+        (0, True, 9.0),
+        (0, True, 9.0),
+        (1, False, times(0)[0]),
+    ]
+    assert {each["side"] for each in lines} == {"A", "B"}
+    assert lines[0]["subject"] == {"library": "our sources"}
+    assert {"bench", "started", "cpu_model", "kernel", "clang", "metric", "unit", "better"} <= lines[0].keys()

@@ -1,0 +1,71 @@
+"""What a comparison promises, checked on runs of which the truth is known: tests/lab/results/samples.py has the noise.
+
+`tools/null-runs` does the same with real reloads, on a machine that has nothing else to do.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from lab.bench.ab import FEWEST_ROUNDS, METRIC, SIDES, enough, warm_up_of
+from lab.results.compare import ALARM, Named, Verdict, compare
+from lab.results.result import Course, Result, Series
+from tests.lab.results.samples import lockstep, result, times
+
+PAIRS = 200
+METRICS = 8
+THRESHOLD = 0.02
+FOUND = 0.95
+"""The promised share of slow-downs of 3 % that are found at a precision of 1 %."""
+
+MOST_ROUNDS = 120
+
+
+def run(noise: np.random.Generator, *, slower: float) -> tuple[Result, int]:
+    """Measure two sides of METRICS metrics as `bench ab` does: stop at 1 % of the first one, find the warm-up."""
+    sides = [lockstep(noise, MOST_ROUNDS, slower=slower) for _ in range(METRICS)]
+    first = [side.tolist() for side in sides[0]]
+    rounds = next(
+        (n for n in range(FEWEST_ROUNDS, MOST_ROUNDS) if enough([side[:n] for side in first], 0.01)), MOST_ROUNDS
+    )
+    warm = warm_up_of([side[:rounds] for side in first])
+    series = [
+        Series(METRIC if number == 0 else f"step {number}", "s", tuple(values[:rounds]), side=name, group="rounds")
+        for number, pair in enumerate(sides)
+        for name, values in zip(SIDES, pair, strict=True)
+    ]
+    return result(*series, sides=SIDES, bench="ab", course=Course(rounds - warm, warm)), rounds
+
+
+def test_of_null_runs_at_most_the_promised_share_raises_an_alarm() -> None:
+    """An alarm is any metric that is called worse or better, of all METRICS together; without Holm there are more."""
+    noise, alarms, uncorrected = np.random.default_rng(11), 0, 0
+    for _ in range(PAIRS):
+        made, _rounds = run(noise, slower=0.0)
+        # Whatever the size: the smallest threshold is the hardest.
+        (found,) = compare([Named("null", made)], 1e-6)
+        alarms += any(row.verdict in (Verdict.WORSE, Verdict.BETTER) for row in found.rows)
+        uncorrected += any(row.difference is not None and row.difference.p < ALARM for row in found.rows)
+    most = ALARM + 2 * math.sqrt(ALARM * (1 - ALARM) / PAIRS)
+    assert alarms / PAIRS <= most < uncorrected / PAIRS
+
+
+def test_a_slow_down_of_3_percent_is_found_in_the_promised_share() -> None:
+    noise, found, needed = np.random.default_rng(12), 0, []
+    for _ in range(PAIRS // 2):
+        made, rounds = run(noise, slower=0.03)
+        needed.append(rounds)
+        (comparison,) = compare([Named("planted", made)], THRESHOLD)
+        found += METRIC in [row.name for row in comparison.regressions]
+    assert max(needed) < MOST_ROUNDS, "the precision was reached"
+    assert found / len(needed) >= FOUND
+
+
+@pytest.mark.parametrize(("slower", "worse"), [(0.0, False), (0.03, True)])
+def test_two_separate_runs(slower: float, worse: bool) -> None:
+    old, new = (result(Series("reload", "s", values)) for values in (times(1), times(2, middle=0.02 * (1 + slower))))
+    (found,) = compare([Named("old", old), Named("new", new)], THRESHOLD)
+    assert [row.verdict for row in found.rows] == [Verdict.WORSE if worse else Verdict.SAME]
