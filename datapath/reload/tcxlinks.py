@@ -165,13 +165,29 @@ def remove_from(netns: Path, ifindex: int) -> None:
 
 
 def remove_others(config: DatapathConfig, keep: Collection[int]) -> list[int]:
-    """Remove the pins of links of endpoints that are not in `keep`, and return their numbers."""
+    """Detach the links of endpoints that are not in `keep`, remove their pins, and return the endpoints' numbers.
+
+    A link that one of the others has taken over, with the interface, goes on.
+    """
     directory = config.endpoint_links(0).parents[1]
     found = sorted(int(path.name) for path in _entries(directory) if path.name.isdecimal())
     others = [number for number in found if number not in keep]
+    kept = {ident for number in found if number in keep for ident in _ids(config.endpoint_links(number))}
     for number in others:
+        for ident in _ids(config.endpoint_links(number)) - kept:
+            _detach_by_id(ident)
         remove_pins(config.endpoint_links(number))
     return others
+
+
+def _ids(directory: Path) -> set[int]:
+    """Return the ids of the links that are pinned in a directory."""
+    found = set()
+    for path in _entries(directory):
+        with links.pinned(path) as fd:
+            if fd is not None:
+                found.add(links.info(fd).id)
+    return found
 
 
 def remove_empty(directory: Path) -> None:

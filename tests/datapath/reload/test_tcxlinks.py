@@ -18,6 +18,7 @@ from datapath.kernel.hooks import Direction, HookEmptied
 from datapath.kernel.links import NotALink
 from datapath.kernel.netns import enter
 from datapath.kernel.tcx import TcxMissing, TcxProgram
+from datapath.reload.restore import sweep
 from datapath.reload.step import Step
 from datapath.reload.tcxlinks import WithoutLink
 from datapath.reload.workspace import Workspace
@@ -322,6 +323,25 @@ def test_directories_of_a_killed_reload_go(rig: Rig, pins: Path) -> None:
         left.mkdir(parents=True)
         rig.reload("pod-1")
         assert not pins.parent.exists()
+
+
+def test_a_sweep_takes_links_of_endpoints_that_are_gone(rig: Rig, lxc: str, pins: Path) -> None:
+    """At once, so that their maps are of no use any more; a link that another endpoint has by now goes on."""
+    rig.reload("pod-1")
+    number = rig.node.pod("pod-1").endpoint_id
+    with ExitStack() as stack:
+        stale = attach_by_hand(stack, rig, "eth0", name="cil_from_container")
+        with links.pinned(pins / "cil_from_container") as taken:
+            assert taken is not None
+            for other, link in ((998, taken), (999, stale)):
+                directory = rig.config.endpoint_links(other)
+                directory.mkdir(parents=True)
+                bpf.obj_pin(link, directory / "cil_from_container")
+        removed = sweep(rig.config, rig.netlink, {1, 2, number})
+        assert removed == ["links of endpoint 998", "links of endpoint 999"]
+        assert at(rig, "eth0") == ()
+    assert [found.entry.link_id for found in at(rig, lxc)] == [pinned_id(pins / "cil_from_container")]
+    assert os.listdir(pins.parents[1]) == [str(number)]
 
 
 def test_unload_takes_links_and_pins_away(rig: Rig, lxc: str, pins: Path) -> None:
