@@ -169,6 +169,7 @@ class KernelDrops:
     def __init__(self) -> None:
         self._stack = ExitStack()
         self._records: list[bytes] = []
+        self._decoded: list[KernelDrop] = []
         self._reasons: Mapping[int, str] = {}
         self._namespaces: frozenset[int] = frozenset()
         self._watched: int
@@ -210,7 +211,9 @@ class KernelDrops:
     @property
     def events(self) -> tuple[KernelDrop, ...]:
         """The drops up to the last `drain`, in the order of their times."""
-        return tuple(sorted(map(self._decode, self._records), key=lambda drop: drop.time_ns))
+        self._decoded += map(self._decode, self._records)
+        self._records.clear()
+        return tuple(sorted(self._decoded, key=lambda drop: drop.time_ns))
 
     def drain(self) -> None:
         """Read what the kernel has dropped since the last time. The rings hold about 1,000 drops for each CPU."""

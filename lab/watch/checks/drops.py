@@ -148,15 +148,14 @@ def check_kernel(
     if not dropped.kernel_watched:
         moved = sorted(dropped.counters.items())
         return [Violation(12, f"{place}: the kernel counts {by} lost packets ({name})") for (place, name), by in moved]
-    ownership = dropped.ownership
+    ownership, harmless = dropped.ownership, HARMLESS | VERDICTS | expected
     found: defaultdict[tuple[str, str, int, str], list[int]] = defaultdict(list)
     for drop in dropped.kernel:
-        flow = ownership.flow(ownership.inside(drop.packet)) if drop.packet is not None else None
-        harmless = drop.reason in HARMLESS | VERDICTS | expected
         running = any(phase.started_ns <= drop.time_ns <= phase.stopped_ns for phase in phases)
-        if flow is None or harmless or not running:
+        if drop.reason in harmless or not running or drop.packet is None:
             continue
-        if drop.reason == NO_SOCKET and ownership.without_socket(flow):
+        flow = ownership.flow(ownership.inside(drop.packet))
+        if flow is None or (drop.reason == NO_SOCKET and ownership.without_socket(flow)):
             continue
         found[flow, drop.reason, drop.location, dropped.place(drop)].append(drop.time_ns)
     names = places(location for _, _, location, _ in found)
