@@ -32,7 +32,7 @@ def test_sudo_keeps_every_variable_of_ours(path: str) -> None:
     kept, *command = done.stdout.splitlines()
     option, _, names = kept.partition("=")
     assert option == "--preserve-env"
-    ours = {"RELOADLAB_CILIUM_BPF", "RELOADLAB_CLANG", "RELOADLAB_LOADER", "RELOADLAB_RUN"}
+    ours = {f"RELOADLAB_{name}" for name in ("CILIUM_BPF", "CLANG", "EXHAUSTIVE", "LOADER", "RUN")}
     assert set(names.split(",")) == {"CI", *ours}
     assert command == ["PYTHONDONTWRITEBYTECODE=1", "command", "word"]
 
