@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from lab.agent.agent import Agent, Failure
 from lab.node.node import Node
 from lab.node.topology import NodeSpec
 from lab.scenario.gate import Gate
+from lab.system.cache import CACHE_VARIABLE
 from lab.system.forkpool import WorkerDied
 from lab.watch.invariants import check_unchanged
 from lab.watch.snapshot import take
@@ -38,11 +40,16 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def loaded(compiled: Path) -> Iterator[Agent]:
+    """Return an agent that finds nothing compiled."""
+
     def note(kind: object, name: str) -> None:
         with compiled.open("a") as log:
             print(os.getpid(), kind, file=log)
 
-    with Node(NodeSpec(unique_name("workers")[:20], pods=PODS)) as node, Agent(node, on_compile=note) as agent:
+    with ExitStack() as stack:
+        stack.enter_context(pytest.MonkeyPatch.context()).setenv(CACHE_VARIABLE, "")
+        node = stack.enter_context(Node(NodeSpec(unique_name("workers")[:20], pods=PODS)))
+        agent = stack.enter_context(Agent(node, on_compile=note))
         agent.start(workers=2)
         yield agent
 
