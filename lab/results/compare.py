@@ -194,7 +194,7 @@ def _measured_row(
     if not before or not after:
         return replace(row, why=_refusal(old, new))
     if min(rounds) < FEWEST:
-        return replace(row, why=f"{min(rounds)} rounds: {FEWEST} are needed")
+        return replace(row, why=f"{min(rounds)} of the {FEWEST} rounds that are needed")
     if min(*before, *after) <= 0:
         return replace(row, why="values of 0 have no ratio")
     in_turns = one_run and bool(old.group) and old.group == new.group

@@ -140,6 +140,8 @@ def test_both_sides_are_measured_in_lockstep_and_compared(tmp_path: Path) -> Non
     assert [subject.get("defines") for subject in result.subjects.values()] == [None, "ENABLE_HOST_FIREWALL=1"]
     a, b = (result.of_side(side) for side in "AB")
     assert len(a["reload"].values) == (result.course.rounds + result.course.warm_up) * RELOADS
+    # Chance decides who begins, and has decided both ways.
+    assert set(a["reload"].positions) == {0, 1}
     assert {one + other for one, other in zip(a["reload"].positions, b["reload"].positions, strict=True)} == {1}
     for name in ("reload", "CPU time", "step: load programs"):
         assert len(a[name].values) == len(b[name].values)

@@ -38,7 +38,7 @@ def test_a_change_below_the_threshold_is_none() -> None:
 @pytest.mark.parametrize(
     ("old", "new", "why"),
     [
-        (times(1, rounds=5), times(2), "5 rounds: 6 are needed"),
+        (times(1, rounds=5), times(2), "5 of the 6 rounds that are needed"),
         ((), times(2), "no values"),
         ((0.0, *times(1)), times(2), "values of 0 have no ratio"),
         ([0.02, 0.03] * 5, [0.021, 0.031] * 5, "noise: ±"),

@@ -45,7 +45,7 @@ def written(directory: Path, *results: Result) -> list[str]:
         ((SAME, AGAIN, SLOWER), 1, ""),
         ((SIDES,), 0, ""),
         ((SAME, OTHER_KERNEL), 3, "{0}, {1}: not comparable: kernel: "),
-        ((FEW, FEW), 3, "{0}, {1}: not comparable: 3 rounds: 6 are needed\n"),
+        ((FEW, FEW), 3, "{0}, {1}: not comparable: 3 of the 6 rounds that are needed\n"),
         ((SAME,), 3, "{0}, : not comparable: it has no second side: name another result\n"),
         ((SAME, KILLED), 3, "{1} is of a measurement that was cut short: measure again\n"),
         ((EMPTY, SAME), 3, "{0} holds no value: measure again\n"),
