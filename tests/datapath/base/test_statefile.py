@@ -33,6 +33,13 @@ def test_document_becomes_a_value() -> None:
     assert typed(dict[str, int], {"a": 1}) == {"a": 1}
 
 
+def test_a_number_with_a_fraction_may_be_whole_but_not_without_end() -> None:
+    assert typed(tuple[float, ...], [1, 2.5]) == (1.0, 2.5)
+    for wrong in (float("inf"), float("nan"), 10**400, True, "1"):
+        with pytest.raises(WrongContent, match=r"^\[0\] is not a number$"):
+            typed(tuple[float, ...], [wrong])
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
