@@ -58,13 +58,18 @@ def test_unexpected():
 
 @pytest.fixture
 def directory(tmp_path: Path) -> Path:
-    return tmp_path / "records"
+    """A directory that is not there, nor is the one above it: the recorder makes both."""
+    return tmp_path / "a" / "records"
 
 
 def session(pytester: pytest.Pytester, directory: Path, *options: str) -> dict[str, Record]:
     """Run the suite in the current directory and return its records by the name of the test."""
-    pytester.runpytest_subprocess(*PYTEST, "--reloadlab-record", str(directory), *options, timeout=60)
+    run_pytest(pytester, directory, *options)
     return records(directory)
+
+
+def run_pytest(pytester: pytest.Pytester, directory: Path, *options: str) -> None:
+    pytester.runpytest_subprocess(*PYTEST, "--reloadlab-record", str(directory), *options, timeout=60)
 
 
 def records(directory: Path) -> dict[str, Record]:
@@ -118,14 +123,35 @@ def suite_that_dies(death: str) -> str:
     return f"import ctypes, os\n\n{others}def test_dies():\n    {DEATHS[death]}\n\ndef test_last():\n    pass\n"
 
 
-@pytest.mark.parametrize("death", DEATHS)
-def test_a_worker_that_dies_is_an_error_of_its_test(pytester: pytest.Pytester, directory: Path, death: str) -> None:
-    pytester.makepyfile(test_dead=suite_that_dies(death))
-    found = session(pytester, directory, "-n", "2")
-    assert found["test_dies"].outcome == ERROR
-    assert re.fullmatch("worker 'gw[01]' crashed while running '.*test_dead.py::test_dies'", found["test_dies"].message)
-    assert {outcome for name, outcome in outcomes(found).items() if name != "test_dies"} == {PASSED}
-    assert len(found) == 5
+IN_A_TEARDOWN = """
+import os, pytest
+
+@pytest.fixture
+def deadly():
+    yield
+    os._exit(0)
+
+def test_dies(deadly):
+    pass
+"""
+"""The test has passed by then, but what its fixtures would have found is not known."""
+
+
+def test_a_worker_that_dies_is_an_error_of_its_test(pytester: pytest.Pytester, directory: Path) -> None:
+    """However it dies, and also in a teardown; each death is in a file of its own."""
+    files = {f"test_death_{number}.py": suite_that_dies(death) for number, death in enumerate(DEATHS)}
+    files["test_teardown.py"] = IN_A_TEARDOWN
+    for name, suite in files.items():
+        (pytester.path / name).write_text(suite)
+    run_pytest(pytester, directory, "-n", "2")
+    found = {record.name.rpartition("/")[2]: record for record in read(directory.glob("*.json"))}
+    dead = {f"{file}::test_dies" for file in files}
+    assert {name for name, record in found.items() if record.outcome == ERROR} == dead
+    assert {record.outcome for name, record in found.items() if name not in dead} == {PASSED}
+    assert len(found) == 5 * len(DEATHS) + 1
+    for name in dead:
+        message = found[name].message
+        assert re.fullmatch(rf"worker 'gw\d+' crashed while running '.*{name}'", message), message
 
 
 @pytest.mark.parametrize("death", ["os._exit(0)", "SIGKILL"])
@@ -134,24 +160,6 @@ def test_a_session_that_dies_leaves_what_it_had(pytester: pytest.Pytester, direc
     found = session(pytester, directory)
     assert outcomes(found) == {**{f"test_{n}": PASSED for n in range(3)}, "test_dies": RUNNING, "test_last": NOT_RUN}
     assert not (directory / END).exists()
-
-
-def test_a_worker_that_dies_in_a_teardown_is_an_error(pytester: pytest.Pytester, directory: Path) -> None:
-    """The test has passed by then, but what its fixtures would have found is not known."""
-    pytester.makepyfile(
-        test_dead="""
-        import os, pytest
-
-        @pytest.fixture
-        def deadly():
-            yield
-            os._exit(0)
-
-        def test_dies(deadly):
-            pass
-        """
-    )
-    assert outcomes(session(pytester, directory, "-n", "1")) == {"test_dies": ERROR}
 
 
 @pytest.mark.parametrize("workers", ["0", "1"])
@@ -192,11 +200,6 @@ def test_a_later_pass_does_not_hide_a_failure(pytester: pytest.Pytester, directo
     )
     found = session(pytester, directory, "--keep-duplicates", "test_twice.py", "test_twice.py")
     assert outcomes(found) == {"test_second_time": FAILED}
-
-
-def test_missing_directories_are_made(pytester: pytest.Pytester, tmp_path: Path) -> None:
-    pytester.makepyfile("def test_good():\n    pass\n")
-    assert outcomes(session(pytester, tmp_path / "a" / "b")) == {"test_good": PASSED}
 
 
 @pytest.mark.parametrize("workers", ["0", "2"])
