@@ -6,14 +6,13 @@ import argparse
 import json
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
 
 from lab.cli.corpus_view import Report, line, print_counts, print_list, print_verdicts
 from lab.cli.expressions import matches
-from lab.cli.suites import our_suites
+from lab.cli.suites import pytest_arguments
 from lab.cli.targets import BadOption, make_console, plural
 from lab.corpus.fault import Fault
 from lab.corpus.faults import all_faults
@@ -82,13 +81,7 @@ def _try(console: Console, args: argparse.Namespace, faults: Sequence[Fault], re
     with scratch() as directory:
         runner = Runner(tried, directory, workers=args.workers, patience=args.patience, on_trial=note)
         try:
-            runner.run(_suites(args.paths))
+            runner.run(pytest_arguments(args.paths))
         finally:
             registry.sweep()
     report.verdicts += [Verdict.of(fault, None) for fault in faults if fault not in tried]
-
-
-def _suites(paths: Sequence[Path]) -> list[str]:
-    """Return what pytest is called with: the scenarios of `reloadlab run`, or these."""
-    ours = our_suites()
-    return [str(path) for path in paths] or ["-c", str(ours / "suite.ini"), "--rootdir", str(ours.parent), str(ours)]

@@ -69,12 +69,7 @@ class Call:
         argv += [] if self.pcap is None else ["--reloadlab-pcap", str(self.pcap)]
         argv += [word for name, value in self.defines for word in ("--reloadlab-define", f"{name}={value}")]
         argv += self.handed_on
-        if not self.paths:
-            ours = our_suites()
-            # Where it is installed, its plugin imports all of it at the end of a run; no suite of ours uses it.
-            argv += ["-p", "no:hypothesispytest"]
-            return [*argv, "-c", str(ours / "suite.ini"), "--rootdir", str(ours.parent), str(ours)]
-        return [*argv, *map(str, self.paths)]
+        return [*argv, *pytest_arguments(self.paths)]
 
 
 def our_suites() -> Path:
@@ -82,6 +77,16 @@ def our_suites() -> Path:
     home = Path(lab.__file__).parents[1]
     installed = home.with_name("_suites") / "scenarios"
     return installed if installed.is_dir() else home / "scenarios"
+
+
+def pytest_arguments(paths: Sequence[Path]) -> list[str]:
+    """Return what pytest is called with to run the suites in `paths`; ours, if there are none."""
+    if paths:
+        return [str(path) for path in paths]
+    ours = our_suites()
+    # Where Hypothesis is installed, its plugin imports all of it at the end of a run; no suite of ours uses it.
+    left_out = ("-p", "no:hypothesispytest")
+    return [*left_out, "-c", str(ours / "suite.ini"), "--rootdir", str(ours.parent), str(ours)]
 
 
 def environment(own: Mapping[str, str]) -> dict[str, str]:
