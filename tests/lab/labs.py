@@ -62,10 +62,10 @@ def cli(*argv: str) -> list[str]:
     return [sys.executable, "-m", "lab.cli.main", *argv]
 
 
-def start(argv: Sequence[str]) -> subprocess.Popen[str]:
-    """Start a process in the repository, its output captured."""
-    # Compiled modules would be renamed into place, which counts as a system call where the test counts them.
-    environment = os.environ | {"PYTHONDONTWRITEBYTECODE": "1"}
+def start(argv: Sequence[str], *, counted: bool = False) -> subprocess.Popen[str]:
+    """Start a process in the repository, its output captured; `counted` if its system calls are."""
+    # A compiled module would be renamed into place.
+    environment = os.environ | ({"PYTHONDONTWRITEBYTECODE": "1"} if counted else {})
     return subprocess.Popen(
         argv,
         cwd=ROOT,
@@ -106,7 +106,7 @@ def interrupted_at(calls: str, nth: int, code: str, name: str) -> bool:
 def _signalled_at(what: str, calls: str, nth: int, code: str, name: str) -> int:
     inject = [word for call in calls.split(",") for word in ("-e", f"inject={call}:signal={what}:when={nth}")]
     strace = [str(find("strace")), "-f", "-qq", "-o", os.devnull, "-e", f"trace={calls}", *inject]
-    with start([*strace, sys.executable, "-c", code, name]) as process:
+    with start([*strace, sys.executable, "-c", code, name], counted=True) as process:
         _, stderr = process.communicate(timeout=60)
     # strace ends as its child did, and Python by the signal that interrupted it.
     assert process.returncode in (0, -getattr(signal, what)), stderr

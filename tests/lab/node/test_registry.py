@@ -368,7 +368,7 @@ def killed(fault: str, argv: list[str]) -> bool:
     """Run a process in which the kernel kills it at a system call; True if it came to that."""
     call = fault.partition(":")[0]
     strace = [str(find("strace")), "-f", "-qq", "-o", os.devnull, "-e", f"trace={call}", "-e", f"inject={fault}"]
-    with start([*strace, *argv]) as process:
+    with start([*strace, *argv], counted=True) as process:
         _, stderr = process.communicate(timeout=60)
     # strace ends as its child did.
     assert stderr == ""
