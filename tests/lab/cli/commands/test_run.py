@@ -211,7 +211,7 @@ def test_what_run_json_holds_is_printed_on_demand(suite: Path) -> None:
 def test_report_of_pytest_does_not_mix_with_the_json(suite: Path) -> None:
     suite.write_text(THREE)
     base = command(suite)
-    ran = call(suite, [*base, "--json", "--", "-v"])
+    ran = call(suite, [*base, "--json", "--", "-v", "-n0"])
     assert ran.code == 1
     assert json.loads(ran.out) == ran.document
     assert "test_mine.py::test_one" in ran.err
@@ -219,7 +219,7 @@ def test_report_of_pytest_does_not_mix_with_the_json(suite: Path) -> None:
 
 def test_a_run_in_which_all_is_skipped_has_checked_nothing(suite: Path) -> None:
     suite.write_text(SKIPPED)
-    ran = run(suite, "-k", "two")
+    ran = run(suite, "-n0", "-k", "two")
     assert ran.code == 1
     assert "nothing was checked: all skipped" in ran.out
 
@@ -229,9 +229,9 @@ def test_failed_last(suite: Path) -> None:
     suite.write_text(THREE)
     ran = run(suite)
     assert (ran.code, ran.outcomes) == (1, {"test_one": "passed", "test_two": "failed", "test_three": "passed"})
-    assert run(suite, "--lf").outcomes == {"test_two": "failed"}
+    assert run(suite, "-n0", "--lf").outcomes == {"test_two": "failed"}
     suite.write_text(THREE.replace("2 == 3", "2 == 2"))
-    ran = run(suite, "--lf")
+    ran = run(suite, "-n0", "--lf")
     assert (ran.code, ran.outcomes) == (0, {"test_two": "passed"})
     assert not (ROOT / ".pytest_cache").exists() or "test_mine" not in (ROOT / ".pytest_cache").read_text()
 
