@@ -162,7 +162,8 @@ def follow(cluster: ClusterScenario, path: Path, version: int, replaced: int) ->
             receiver.recv(2 * SIZE)
             after = {number: read_counters(node) for number, node in nodes.items()}
             hits = {number: hits_since(before[number], after[number], replaced) for number in nodes}
-            if hits == programs:
+            # Programs and metrics are not read at one moment: nothing may have come in between.
+            if hits == programs and after == {number: read_counters(node) for number, node in nodes.items()}:
                 return [
                     f"{what}, node {number}: {line}"
                     for number in nodes

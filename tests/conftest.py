@@ -27,8 +27,8 @@ def pytest_configure(config: pytest.Config) -> None:
 def compiled_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Begin without anything compiled; what one test compiles, C or Python, no process of any worker compiles again.
 
-    Tests start some thousand processes of ours. Where bytecode must not be written beside the sources, which is what
-    PYTHONDONTWRITEBYTECODE is for (tools/as-root), each would compile all of its modules.
+    Tests start some thousand processes of ours. Where no bytecode is written (PYTHONDONTWRITEBYTECODE), each would
+    compile all of its modules.
     """
     base = tmp_path_factory.getbasetemp()
     session = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base

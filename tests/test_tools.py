@@ -32,9 +32,10 @@ def test_sudo_keeps_every_variable_of_ours(path: str) -> None:
     kept, *command = done.stdout.splitlines()
     option, _, names = kept.partition("=")
     assert option == "--preserve-env"
-    ours = {f"RELOADLAB_{name}" for name in ("CILIUM_BPF", "CLANG", "EXHAUSTIVE", "LOADER", "RUN")}
+    names_of_ours = ("CACHE", "CILIUM_BPF", "CLANG", "EXHAUSTIVE", "LOADER", "LOADER_TIMEOUT", "RUN")
+    ours = {f"RELOADLAB_{name}" for name in names_of_ours}
     assert set(names.split(",")) == {"CI", *ours}
-    assert command == ["PYTHONDONTWRITEBYTECODE=1", "command", "word"]
+    assert command == ["PYTHONPYCACHEPREFIX=/var/cache/reloadlab/bytecode", "command", "word"]
 
 
 def test_soak_counts_the_runs_that_are_not_green_and_keeps_what_they_said(tmp_path: Path) -> None:

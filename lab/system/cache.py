@@ -1,4 +1,4 @@
-"""Where compiled objects are kept for all labs: /var/cache/reloadlab, or what the environment says."""
+"""Where compiled objects are kept for all labs: below /var/cache/reloadlab, or where the environment says."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 CACHE_VARIABLE = "RELOADLAB_CACHE"
 """Environment variable that names another directory; empty: nothing is kept."""
 
-DEFAULT_CACHE = Path("/var/cache/reloadlab")
+DEFAULT_CACHE = Path("/var/cache/reloadlab/objects")
 
 
 def cache_directory() -> Path | None:

@@ -22,6 +22,7 @@ from lab.node.topology import HOST, NodeSpec, PodSpec
 from lab.system.netns import enter, sysctl
 from lab.system.sockets import Address, bound_socket
 from lab.watch import metrics
+from lab.watch.monitor import Monitor
 from tests.lab.labs import unique_name
 
 CLIENT, SERVER = "client", "server"
@@ -258,17 +259,18 @@ class Pods:
     @contextmanager
     def dropping(self, *reasons: tuple[int, int]) -> Iterator[None]:
         """Wait at the end until packets have been dropped for these reasons; none may be for any other."""
-        before = metrics.read(self.node)
-        yield
-        found: dict[tuple[int, int], int] = {}
+        with Monitor(self.node) as monitor:
+            before = metrics.read(self.node)
+            yield
+            found: dict[tuple[int, int], int] = {}
 
-        def counted() -> bool:
-            found.clear()
-            found.update(metrics.read(self.node).drops_since(before))
-            return found.keys() >= set(reasons)
+            def counted() -> bool:
+                found.clear()
+                found.update(metrics.read(self.node).drops_since(before))
+                return found.keys() >= set(reasons)
 
-        until(counted, f"drops for {reasons} wanted")
-        assert found.keys() == set(reasons), found
+            until(counted, f"drops for {reasons} wanted")
+            assert found.keys() == set(reasons), [found, *(str(event) for event in monitor.read(0.5))]
 
     def reload(self) -> None:
         """Reload both pods and the host."""

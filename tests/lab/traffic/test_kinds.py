@@ -133,7 +133,8 @@ def test_a_fresh_flow_begins_a_new_connection_for_each_packet(
         for _ in range(20):
             assert traffic.burst("flow", 1).complete
         assert traffic.stop().findings() == []
-    assert len(seen) == (20 if fresh else 1)
+    # The kernel chooses ports at random: now and then one twice.
+    assert len(seen) in (range(17, 21) if fresh else (1,))
 
 
 @pytest.mark.privileged

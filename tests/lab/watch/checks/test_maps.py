@@ -63,7 +63,7 @@ def test_metrics_only_rise(sound_node: Agent) -> None:
         pinned.update(key, struct.pack("=QQ", 6, 600) * cpus)
         (found,) = violations(sound_node, before)
         # A kernel may send a packet of its own meanwhile.
-        assert re.fullmatch(rf"invariant 3: map cilium_metrics: .* went back from {7 * cpus} to \d+", found)
+        assert re.fullmatch(r"invariant 3: map cilium_metrics: .* went back from \d+ to \d+", found)
         pinned.delete(key)
 
 
