@@ -53,11 +53,15 @@ def test_others_are_reloaded_one_by_one(scenario: Scenario, network: str) -> Non
 
     first = scenario.reload("pod-1", gate=Gate(push, after="*"))[0]
     assert first.migrated == (ARRAY,)
-    others = [subject for subject in scenario.agent.subjects if subject != "pod-1"]
-    for subject in others:
+    node, last = scenario.agent.node_subjects, "pod-3"
+    others = [subject for subject in scenario.agent.subjects if subject not in ("pod-1", *node, last)]
+    for subject in (*others, *node, last):
         # With endpoint routes pods do not jump through it: only the host and the tunnel do.
-        used = network == "node" or subject in scenario.agent.node_subjects
-        assert bool(take_snapshot(scenario.node).retired) == used, f"before {subject} is reloaded"
+        used = network == "node" or subject != last
+        snapshot = take_snapshot(scenario.node)
+        assert bool(snapshot.retired) == used, f"before {subject} is reloaded"
+        for name, slots in snapshot.retired.items():
+            assert slots == snapshot.policies[ARRAY], f"{name}, before {subject} is reloaded"
         assert scenario.reload(subject, gate=Gate(push, after="insert policy"))[0].migrated == ()
     assert take_snapshot(scenario.node).retired == {}
     assert not silent, "\n".join(silent[:20])
