@@ -21,7 +21,7 @@ static __always_inline int enforce(struct __ctx_buff *ctx, struct packet *pkt, c
 	if (dir == CT_EGRESS && pkt->ct == CT_ESTABLISHED)
 		return 0;
 	/* How neighbours find each other is no connection, and never comes from another link. */
-	if (dir == CT_INGRESS && icmp6_is_discovery(pkt, family))
+	if (dir == CT_INGRESS && icmp6_is_of_link(pkt, family))
 		return 0;
 	ret = policy_check(ctx, pkt, dir == CT_EGRESS ? who->dst_label : who->src_label, dir == CT_EGRESS);
 	if (ret || pkt->ct == CT_ESTABLISHED)

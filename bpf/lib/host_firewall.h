@@ -50,7 +50,7 @@ static __always_inline int host_policy_egress(struct __ctx_buff *ctx, struct pac
 	if (ret)
 		return ret;
 	trace->reason = pkt->ct;
-	if (icmp6_is_discovery(pkt, family))
+	if (icmp6_is_of_link(pkt, family))
 		return 0;
 	if (by_host) {
 		trace->src_label = HOST_ID;

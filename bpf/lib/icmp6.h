@@ -66,6 +66,18 @@ static __always_inline bool icmp6_is_discovery(const struct packet *pkt, const e
 	       type >= ICMPV6_RS && type <= ICMPV6_REDIRECT;
 }
 
+/*
+ * What kernels tell each other of a link, and no policy concerns: neighbour discovery, and
+ * who listens to which group. For packets whose ports are known.
+ */
+static __always_inline bool icmp6_is_of_link(const struct packet *pkt, const enum family family)
+{
+	if (icmp6_is_discovery(pkt, family))
+		return true;
+	return family == FAMILY_IPV6 && pkt->protocol == NEXTHDR_ICMP &&
+	       icmp6_is_link_housekeeping(pkt, bpf_ntohs(pkt->rule_port));
+}
+
 static __always_inline __sum16 csum_fold(__u64 sum)
 {
 	sum = (sum & 0xffffffff) + (sum >> 32);

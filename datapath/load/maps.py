@@ -22,6 +22,8 @@ from datapath.object.spec import CollectionSpec, DataSection, MapSpec
 
 BPF_F_NO_COMMON_LRU = 1 << 1
 BPF_F_RDONLY_PROG = 1 << 7
+_OF_DESCRIPTORS = 1 << 3 | 1 << 4
+"""BPF_F_RDONLY and BPF_F_WRONLY, which the map itself does not keep (bpf_map_flags_retain_permanent)."""
 
 _PIN_TRIES = 8
 """How often a pin may come and go between two calls before that is an error."""
@@ -161,7 +163,7 @@ def differences(spec: MapSpec, info: MapInfo) -> list[MapDifference]:
         # dev_map_init_map() sets it on every device map.
         flags = flags & ~BPF_F_RDONLY_PROG | spec.flags & BPF_F_RDONLY_PROG
     have = (info.type, info.key_size, info.value_size, info.max_entries, flags)
-    want = (spec.type, spec.key_size, spec.value_size, max_entries(spec), spec.flags)
+    want = (spec.type, spec.key_size, spec.value_size, max_entries(spec), spec.flags & ~_OF_DESCRIPTORS)
     if have == want:
         return []
     names = ("type", "key_size", "value_size", "max_entries", "flags")

@@ -86,7 +86,7 @@ class RepinMaps(Step):
         work.maps_lock.acquire(exclusive=False)
         left, (names, missing) = recovery.find(work, spec), _survey(work, spec)
         touched = (*names, *(pin.path.name for pin in left), *(set(missing) - item.own_maps))
-        if not all(_is_always_new(spec, name) for name in touched):
+        if not all(is_always_new(spec, name) for name in touched):
             # Others share the map: nobody may open it while it is being replaced, nor one that goes again if this
             # reload fails. Another reload may have done it while we waited, so everything is asked again.
             work.maps_lock.acquire(exclusive=True)
@@ -99,7 +99,7 @@ class RepinMaps(Step):
             if pin.repin():
                 work.on_undo(self, pin.revert)
                 item.moved.append(pin)
-                if not _is_always_new(spec, name):
+                if not is_always_new(spec, name):
                     work.migrated.append(name)
 
 
@@ -138,7 +138,7 @@ class MigrateMaps(Step):
         spec, replaced = item.spec, {pin.path.name: pin for pin in item.moved}
 
         def fill(new: Map) -> None:
-            if _is_always_new(spec, new.name):
+            if is_always_new(spec, new.name):
                 return
             pin = replaced.get(new.name)
             if not (pin is not None and _copy_content(pin, new, work)) and work.on_new_map is not None:
@@ -211,7 +211,7 @@ class FillArrays(Step):
         carry_connections_over(self.object, work)
 
 
-def _is_always_new(spec: CollectionSpec, name: str) -> bool:
+def is_always_new(spec: CollectionSpec, name: str) -> bool:
     """Tell whether every load makes the map anew: a calls map, or one whose definition says so (CILIUM_PIN_REPLACE)."""
     return is_calls_map(name) or (name in spec.maps and spec.maps[name].replace_pin)
 
@@ -252,7 +252,7 @@ def _survey(work: Workspace, spec: CollectionSpec) -> tuple[list[str], list[str]
         if not wanted.pinned:
             continue
         path = f"{directory}/{name}"
-        if _is_always_new(spec, name):
+        if is_always_new(spec, name):
             (to_move if os.access(path, os.F_OK) else missing).append(name)
             continue
         info = work.map_cache.info(path)

@@ -42,6 +42,13 @@ _TWO_HOOKS = (
     "each program is complete by itself, and cil_to_overlay only counts; a packet that is sent back into the tunnel "
     "meets an old and a new one in either order"
 )
+_SAME_MAPS = (
+    "the object comes from the same template as the host's own, and has the same pinned maps but for the calls map: "
+    "the host's steps, earlier in the plan, have moved aside what does not fit and filled and pinned what is missing; "
+    "a map that they made fits, and until the reload ends nobody else moves or removes it: who would waits for the "
+    "lock on the maps, or on the endpoint; so only maps that every load makes anew are left, which this fault moves as "
+    "well, and which this step never fills"
+)
 
 REASONS: dict[str, str] = {
     "*/compile/twice": _FETCHED_AGAIN,
@@ -62,6 +69,10 @@ REASONS: dict[str, str] = {
     "pod*/commit/not-undone": _ONE_OBJECT,
     "overlay/commit/not-undone": _ONE_OBJECT,
     "host/fill-arrays:*/swapped": _OTHER_OBJECT,
+    "host/repin-maps:cilium_net/calls-only": _SAME_MAPS,
+    "host/repin-maps:device/calls-only": _SAME_MAPS,
+    "host/migrate-maps:cilium_net/unfilled": _SAME_MAPS,
+    "host/migrate-maps:device/unfilled": _SAME_MAPS,
     "pod*/insert-policy/swapped": _TO_AND_FROM,
     "pod*/attach-ingress/swapped": _TO_AND_FROM,
     "overlay/attach-ingress/swapped": _TWO_HOOKS,

@@ -11,7 +11,7 @@ from datapath.base.mapnames import CT_MAPS, is_calls_map
 from datapath.kernel import progarray
 from datapath.kernel.map import Map
 from datapath.reload import retired
-from datapath.reload.prepare import FillArrays, MigrateMaps, RepinMaps
+from datapath.reload.prepare import FillArrays, MigrateMaps, RepinMaps, is_always_new
 from datapath.reload.step import Step
 from datapath.reload.switchover import Commit, InsertPolicy, InstallRoutes, RemoveRoutes
 from datapath.reload.workspace import Workspace
@@ -70,7 +70,8 @@ class MigrateAllBut(Telling, MigrateMaps):
             item.moved += empty
 
     def _leaves(self, name: str) -> bool:
-        return any(fnmatchcase(name, pattern) for pattern in self.left_out)
+        # A calls map is not filled in this step in any case.
+        return not is_calls_map(name) and any(fnmatchcase(name, pattern) for pattern in self.left_out)
 
     def _fill(self, fill: Callable[[Map], None] | None, new: Map) -> None:
         if fill is None:
@@ -90,7 +91,7 @@ class MoveCallsOnly(Telling, RepinMaps):
         item = work.objects[self.target]
         work.take_undo(self)
         for pin in list(item.moved):
-            if is_calls_map(pin.path.name):
+            if is_always_new(item.spec, pin.path.name):
                 work.on_undo(self, pin.revert)
             else:
                 pin.revert()

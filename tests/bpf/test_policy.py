@@ -191,6 +191,26 @@ def test_neighbour_discovery_of_the_link_needs_no_rule(kind: int, hops: int, ver
         assert datapath.run("cil_to_container", eth(POD.mac, POD.node_mac, ETH_P_IPV6, packet)).retval == verdict
 
 
+@pytest.mark.parametrize("kind", [131, 132, 143])
+@pytest.mark.parametrize(
+    ("source", "target", "verdict"),
+    [("fe80::1", "ff02::16", PASS), ("fd00:1::1", "ff02::16", DROP), ("fe80::1", str(POD6), DROP)],
+    ids=["from the link", "from afar", "to the pod alone"],
+)
+def test_who_listens_to_a_group_on_the_link_is_told_whatever_the_rules(
+    kind: int, source: str, target: str, verdict: int
+) -> None:
+    """Behind the option that routers look for, as kernels send it, whenever an address comes up."""
+    ends = (IPv6Address(source), IPv6Address(target))
+    message = frames.extension(ICMPV6, frames.icmp6(*ends, bytes((kind, 0)) + bytes(26)))
+    packet = ipv6(*ends, message, next_header=frames.HOP_BY_HOP, hops=1)
+    with loaded(ON, allow=False) as datapath:
+        assert datapath.run("cil_to_container", eth(POD.mac, POD.node_mac, ETH_P_IPV6, packet)).retval == verdict
+    with loaded(ON) as datapath:
+        datapath.run("cil_to_container", eth(POD.mac, POD.node_mac, ETH_P_IPV6, packet))
+        assert datapath.allowed(0) == (verdict == DROP), "no rule counts what none concerns"
+
+
 @pytest.mark.parametrize(("host", "verdict"), [(True, PASS), (False, DROP)], ids=["host", "somebody else"])
 def test_the_pod_advertises_itself_to_the_host_alone(host: bool, verdict: int) -> None:
     router = IPv6Address("fd00:1::1")

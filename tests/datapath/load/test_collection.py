@@ -198,6 +198,8 @@ def test_each_property_is_compared(spec: CollectionSpec, field: str, change: Cal
         MapSpec("devmap", MapType.DEVMAP, 4, 4, 4),
         MapSpec("lru", MapType.LRU_HASH, 4, 4, 99, flags=2),
         MapSpec("lpm", MapType.LPM_TRIE, 12, 4, 10, flags=1),
+        MapSpec("write_only", MapType.LPM_TRIE, 12, 4, 10, flags=1 | 1 << 4),
+        MapSpec("read_only", MapType.HASH, 4, 4, 10, flags=1 << 3),
         MapSpec("ring", MapType.RINGBUF, 0, 0, 4096),
         MapSpec("outer", MapType.HASH_OF_MAPS, 4, 4, 4, inner=MapSpec("", MapType.ARRAY, 4, 4, 1)),
     ],
