@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
+from datapath.reload.plans import CILIUM_NET
 from datapath.reload.step import Plan, Step
 from lab.agent.agent import Change
 from lab.corpus import steps
@@ -38,6 +39,10 @@ _DEVICES = {
     "obsolete": ("fault_while_a_device_is_taken", "is_taken_from_the_list", "whom_the_host_asks"),
 }
 """Which scenarios have such devices."""
+
+
+_FIREWALL = ("before_and_after_a_reload[host-firewall]", "host_firewall_is_switched")
+"""Where the calls map of cilium_net has programs: its one program reaches none without the host's policy."""
 
 
 @dataclass(frozen=True)
@@ -124,6 +129,8 @@ def _changed(place: Place, change: Callable[[Step], Step], plan: Plan) -> Plan:
 
 def _fault(place: Place, way: str, what: str, change: Change, hints: tuple[str, ...]) -> Fault:
     name = f"{place.text}/{way}"
+    if (place.step, place.place) == ("fill arrays", CILIUM_NET) and way != "after-commit":
+        hints = (*_FIREWALL, *hints)
     return Fault(
         name,
         "plan",
