@@ -211,7 +211,7 @@ CONNECTION_MUTANTS = (
         "enforce-discovery-needs-a-rule",
         "neighbour discovery into a pod needs a rule",
         ENFORCE,
-        "\tif (dir == CT_INGRESS && icmp6_is_discovery(pkt, family))\n\t\treturn 0;\n",
+        "\tif (dir == CT_INGRESS && icmp6_is_of_link(pkt, family))\n\t\treturn 0;\n",
         "",
         "test_frames",
     ),

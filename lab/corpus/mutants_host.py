@@ -119,7 +119,7 @@ HOST_MUTANTS = (
         "firewall-discovery-asked",
         "the neighbour discovery of the host needs its policy",
         FIREWALL,
-        "\tif (icmp6_is_discovery(pkt, family))\n\t\treturn 0;\n",
+        "\tif (icmp6_is_of_link(pkt, family))\n\t\treturn 0;\n",
         "",
         "host_firewall",
     ),
