@@ -7,8 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
-from datapath.kernel import hooks
+from datapath.endpoint import Attachment
+from datapath.kernel import bpf, hooks, links, tcx
 from datapath.kernel.hooks import Direction
+from datapath.kernel.netns import enter
 from datapath.reload.plans import CILIUM_HOST
 from datapath.reload.prepare import FillArrays, WriteObject
 from datapath.reload.step import Plan, Step
@@ -18,10 +20,7 @@ from lab.corpus.fault import Fault
 from lab.corpus.halves import FillAllBut
 from lab.corpus.loaders import finalize_too_early, never_finalize, skip_revert
 from lab.corpus.named_maps import reuse_calls_map
-from lab.corpus.steps import skipped
-
-GAP = 0.002
-"""Seconds for which a hook is left without a program."""
+from lab.corpus.steps import GAP, each, each_of, instead, skipped
 
 
 @dataclass(frozen=True)
@@ -30,11 +29,16 @@ class AttachLate(Attach):
 
     def apply(self, work: Workspace) -> None:
         ifindex = work.netlink.ifindex(self.target)
+        self._empty_filters(work, ifindex)
+        self._empty_links(work, ifindex)
+        super().apply(work)
+
+    def _empty_filters(self, work: Workspace, ifindex: int) -> None:
         ours = [found for found in hooks.filters(work.netlink, ifindex, self.direction) if found.is_ours]
         programs = [work.keep_program(found.program_id) for found in ours]
         for found in ours:
             hooks.detach(work.netlink, found)
-        time.sleep(GAP)
+        time.sleep(GAP if ours else 0)
         for found, program in zip(ours, programs, strict=True):
             # So that the rollback finds what it must put back.
             hooks.attach(
@@ -46,7 +50,19 @@ class AttachLate(Attach):
                 priority=found.priority,
                 handle=found.handle,
             )
-        super().apply(work)
+
+    def _empty_links(self, work: Workspace, ifindex: int) -> None:
+        ours = [found for found in tcx.programs(work.config.netns, ifindex, self.direction) if found.is_ours]
+        programs = [work.keep_program(found.entry.program_id) for found in ours]
+        for found in ours:
+            links.detach(work.keep_open(links.fd_by_id(found.entry.link_id)))
+        time.sleep(GAP if ours else 0)
+        for program in programs:
+            with enter(work.config.netns):
+                link = work.keep_open(links.create(program, ifindex, tcx.TYPES[self.direction]))
+            path = self._links / self.program
+            path.unlink(missing_ok=True)
+            bpf.obj_pin(link, path)
 
 
 @dataclass(frozen=True)
@@ -56,6 +72,10 @@ class AttachBehind(Attach):
     def apply(self, work: Workspace) -> None:
         program = work.objects[self.object].collection.programs[self.program]
         ifindex = work.netlink.ifindex(self.target)
+        if self.attachment is Attachment.TCX:
+            with enter(work.config.netns):
+                work.keep_open(links.create(program.fd, ifindex, tcx.TYPES[self.direction]))
+            return
         name, behind = hooks.filter_name(self.program, self.target), self.priority + 1
         hooks.ensure_clsact(work.netlink, ifindex)
         hooks.attach(work.netlink, ifindex, self.direction, program_fd=program.fd, name=name, priority=behind)
@@ -66,21 +86,16 @@ class AttachBehind(Attach):
 
 def leave_slots_empty(*programs: str) -> Callable[[Plan], Plan]:
     """Return a change that leaves the slots of these programs empty."""
-
-    def change(step: Step) -> Step:
-        return FillAllBut(step.target, step.object, programs) if isinstance(step, FillArrays) else step
-
-    return lambda plan: plan.change(change)
+    return instead({FillArrays: partial(FillAllBut, left_out=programs)})
 
 
 def never_attach(direction: Direction, target: str | None = None) -> Callable[[Plan], Plan]:
     """Return a change that attaches no program in a direction, to one interface or to any."""
 
-    def change(step: Step) -> Step:
-        left_out = isinstance(step, Attach) and step.direction is direction and target in (None, step.target)
-        return skipped(step) if left_out else step
+    def left_out(_: Plan, step: Step) -> bool:
+        return isinstance(step, Attach) and step.direction is direction and target in (None, step.target)
 
-    return lambda plan: plan.change(change)
+    return lambda plan: each(plan, left_out, skipped)
 
 
 def compile_wrong_identity(plan: Plan) -> Plan:
@@ -95,23 +110,14 @@ def compile_wrong_identity(plan: Plan) -> Plan:
     return plan.change(change)
 
 
-def keep_policy_slots(plan: Plan) -> Plan:
-    """Leave the policy programs of the load before in their slots."""
-    return plan.change(lambda step: skipped(step) if isinstance(step, InsertPolicy) else step)
+keep_policy_slots = each_of(InsertPolicy, skipped)
+"""Leave the policy programs of the load before in their slots."""
 
+attach_late = instead({Attach: AttachLate})
+"""Empty each hook for a moment before the new program is attached."""
 
-def attach_late(plan: Plan) -> Plan:
-    """Empty each hook for a moment before the new program is attached."""
-    return plan.change(lambda step: _as(AttachLate, step) if type(step) is Attach else step)
-
-
-def attach_behind(plan: Plan) -> Plan:
-    """Attach each new program behind the old one."""
-    return plan.change(lambda step: _as(AttachBehind, step) if type(step) is Attach else step)
-
-
-def _as(kind: type[Attach], step: Attach) -> Attach:
-    return kind(step.target, step.direction, step.program, step.object, step.priority, step.ifindex)
+attach_behind = instead({Attach: AttachBehind})
+"""Attach each new program behind the old one."""
 
 
 def commit_before_last_attach(plan: Plan) -> Plan:
@@ -142,12 +148,8 @@ def detach_before_load(plan: Plan) -> Plan:
     return replace(plan, steps=(*bare, *plan.steps))
 
 
-def remove_installed_routes(plan: Plan) -> Plan:
-    """Remove the endpoint's routes where they are to be installed."""
-    return plan.change(
-        lambda step: RemoveRoutes(step.target, step.endpoint) if isinstance(step, InstallRoutes) else step
-    )
-
+remove_installed_routes = instead({InstallRoutes: RemoveRoutes})
+"""Remove the endpoint's routes where they are to be installed."""
 
 _IPV6 = ("tail_handle_ipv6", "tail_handle_ipv6_from_host", "tail_handle_ipv6_from_netdev")
 

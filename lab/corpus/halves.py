@@ -16,7 +16,7 @@ from datapath.reload.step import Step
 from datapath.reload.switchover import Commit, InsertPolicy, InstallRoutes, RemoveRoutes
 from datapath.reload.workspace import Workspace
 from lab.corpus.models import HOST, OVERLAY, POD, POD_ROUTES
-from lab.corpus.steps import Telling
+from lab.corpus.steps import Telling, in_place
 
 IPV4, IPV6 = ("*ipv4*", "*arp*"), ("*ipv6*", "*icmp6*")
 """Names of programs that handle packets of one family."""
@@ -141,26 +141,15 @@ def _routes_of_one_family(lost: str) -> Callable[[Step], Step]:
 
 
 def _fill_all_but(*left_out: str) -> Callable[[Step], Step]:
-    return lambda step: FillAllBut(step.target, step.object, left_out) if isinstance(step, FillArrays) else step
+    return in_place({FillArrays: partial(FillAllBut, left_out=left_out)})
 
 
 def _migrate_all_but(*left_out: str) -> Callable[[Step], Step]:
-    return lambda step: MigrateAllBut(step.target, left_out) if isinstance(step, MigrateMaps) else step
+    return in_place({MigrateMaps: partial(MigrateAllBut, left_out=left_out)})
 
 
-def _slots_only(step: Step) -> Step:
-    return FillSlotsOnly(step.target, step.object) if isinstance(step, FillArrays) else step
-
-
-def _one_array(step: Step) -> Step:
-    return InsertIntoOneArray(step.target, step.endpoint_id) if isinstance(step, InsertPolicy) else step
-
-
-def _unpublished(step: Step) -> Step:
-    return CommitUnpublished(step.target, step.objects, step.obsolete) if isinstance(step, Commit) else step
-
-
-def _obsolete_kept(step: Step) -> Step:
+def keep_obsolete(step: Step) -> Step:
+    """Return the commit that leaves what interfaces have left which are gone, or no devices any more."""
     return replace(step, obsolete=()) if isinstance(step, Commit) else step
 
 
@@ -191,7 +180,7 @@ HALVES: tuple[Half, ...] = (
         "fill arrays",
         "without-connections",
         "carries no connections over",
-        _slots_only,
+        in_place({FillArrays: FillSlotsOnly}),
         _ANY_POD,
         ("connections_are_lost", "map_migration", "policy_reload"),
     ),
@@ -223,12 +212,19 @@ HALVES: tuple[Half, ...] = (
         "repin maps",
         "calls-only",
         "leaves incompatible maps in place",
-        lambda step: MoveCallsOnly(step.target) if isinstance(step, RepinMaps) else step,
+        in_place({RepinMaps: MoveCallsOnly}),
         (),
         ("endpoint_map[type]", "policy_array", "map_migration"),
     ),
-    Half("insert policy", "one-array", "leaves the other arrays", _one_array, _ANY_POD, ("policy_array",)),
-    Half("commit", "unpublished", "publishes no object", _unpublished),
-    Half("commit", "obsolete-kept", "keeps what devices have left", _obsolete_kept, (HOST,), ("taken_from_the_list",)),
+    Half(
+        "insert policy",
+        "one-array",
+        "leaves the other arrays",
+        in_place({InsertPolicy: InsertIntoOneArray}),
+        _ANY_POD,
+        ("policy_array",),
+    ),
+    Half("commit", "unpublished", "publishes no object", in_place({Commit: CommitUnpublished})),
+    Half("commit", "obsolete-kept", "keeps what devices have left", keep_obsolete, (HOST,), ("taken_from_the_list",)),
 )
 """All of them."""

@@ -11,7 +11,7 @@ from datapath.reload.step import Plan, Step
 from datapath.reload.switchover import Attach, Commit, Detach, RemoveRoutes
 from datapath.reload.workspace import Workspace
 from lab.corpus.fault import Fault
-from lab.corpus.steps import Telling, kept, skipped
+from lab.corpus.steps import Telling, each_of, kept, skipped
 
 
 @dataclass(frozen=True)
@@ -63,24 +63,17 @@ def release_arrays_too_early(plan: Plan) -> Plan:
     return replace(plan, steps=(*plan.steps, LetGoOfArrays(plan.subject)))
 
 
-def skip_revert(plan: Plan) -> Plan:
-    """Leave moved maps where they are when the load fails (the reference commit does, replaceDatapath)."""
-    return plan.change(lambda step: kept(step) if isinstance(step, RepinMaps) else step)
+skip_revert = each_of(RepinMaps, kept)
+"""Leave moved maps where they are when the load fails (the reference commit does, replaceDatapath)."""
 
+keep_old_egress = each_of(Detach, skipped)
+"""Leave the egress program when endpoint routes are switched off (cilium issue 13773)."""
 
-def keep_old_egress(plan: Plan) -> Plan:
-    """Leave the egress program when endpoint routes are switched off (cilium issue 13773)."""
-    return plan.change(lambda step: skipped(step) if isinstance(step, Detach) else step)
+keep_old_routes = each_of(RemoveRoutes, skipped)
+"""Leave the endpoint's routes when endpoint routes are switched off, as at the reference commit."""
 
-
-def keep_old_routes(plan: Plan) -> Plan:
-    """Leave the endpoint's routes when endpoint routes are switched off, as at the reference commit."""
-    return plan.change(lambda step: skipped(step) if isinstance(step, RemoveRoutes) else step)
-
-
-def never_finalize(plan: Plan) -> Plan:
-    """Leave the old maps pinned for ever."""
-    return plan.change(lambda step: skipped(step) if isinstance(step, Commit) else step)
+never_finalize = each_of(Commit, skipped)
+"""Leave the old maps pinned for ever."""
 
 
 FAULTS = (

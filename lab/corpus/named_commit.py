@@ -10,12 +10,10 @@ from datapath.kernel.pins import Pin
 from datapath.load.collection import Collection
 from datapath.load.maps import differences, open_maps
 from datapath.reload.prepare import MigrateMaps, OpenMaps, RepinMaps
-from datapath.reload.step import Plan
 from datapath.reload.switchover import Commit
 from datapath.reload.workspace import Workspace
 from lab.corpus.fault import Fault
-from lab.corpus.named_plans import instead
-from lab.corpus.steps import Telling
+from lab.corpus.steps import Telling, instead
 
 BETWEEN = 0.02
 """Seconds between the removal of a pin and the pin in its place: another loader's removal may come in between."""
@@ -86,11 +84,10 @@ class PinAnew(Telling, Commit):
         super().apply(work)
 
 
-def commit_by_removal(plan: Plan) -> Plan:
-    """Replace the pins of incompatible maps at the commit, in two steps, and without a lock (cilium issue 36094)."""
-    for kind, faulty in ((RepinMaps, LeaveIncompatible), (OpenMaps, OpenBeside)):
-        plan = instead(plan, kind, faulty)
-    return instead(instead(plan, MigrateMaps, FillBeside), Commit, PinAnew)
+commit_by_removal = instead(
+    {RepinMaps: LeaveIncompatible, OpenMaps: OpenBeside, MigrateMaps: FillBeside, Commit: PinAnew}
+)
+"""Replace the pins of incompatible maps at the commit, in two steps, and without a lock (cilium issue 36094)."""
 
 
 FAULTS = (

@@ -11,8 +11,8 @@ from datapath.reload.prepare import MigrateMaps, RepinMaps
 from datapath.reload.step import Plan, Step
 from datapath.reload.workspace import Workspace
 from lab.corpus.fault import Fault
-from lab.corpus.named_plans import instead, stay
-from lab.corpus.steps import Telling
+from lab.corpus.named_plans import stay
+from lab.corpus.steps import Telling, instead
 
 
 @dataclass(frozen=True)
@@ -117,14 +117,11 @@ class FillMaps(Step):
                 work.on_new_map(map_set.maps[name])
 
 
-def remove_incompatible(plan: Plan) -> Plan:
-    """Remove incompatible maps and begin with empty ones (cilium issue 26739)."""
-    return instead(instead(plan, RepinMaps, RemoveIncompatible), MigrateMaps, PinEmpty)
+remove_incompatible = instead({RepinMaps: RemoveIncompatible, MigrateMaps: PinEmpty})
+"""Remove incompatible maps and begin with empty ones (cilium issue 26739)."""
 
-
-def rename_policy_array(plan: Plan) -> Plan:
-    """Have the host use a new, empty array of policy programs (cilium issue 13015)."""
-    return instead(instead(plan, RepinMaps, RenameArray), MigrateMaps, StartArrayEmpty)
+rename_policy_array = instead({RepinMaps: RenameArray, MigrateMaps: StartArrayEmpty})
+"""Have the host use a new, empty array of policy programs (cilium issue 13015)."""
 
 
 def pin_before_filling(plan: Plan) -> Plan:
@@ -148,7 +145,7 @@ FAULTS = (
         "B1-copy-no-slots",
         "named",
         "a reload that must replace cilium_call_policy does not copy its slots: other pods' programs are not in it",
-        change=lambda plan: instead(plan, MigrateMaps, StartArrayEmpty),
+        change=instead({MigrateMaps: StartArrayEmpty}),
         cites=("cilium issue 13015",),
         only=("policy_array",),
     ),
@@ -156,7 +153,7 @@ FAULTS = (
         "B10-revert-to-empty-policy",
         "named",
         "a failed reload brings the policy map in line with an empty policy",
-        change=lambda plan: instead(plan, RepinMaps, RevertToEmpty),
+        change=instead({RepinMaps: RevertToEmpty}),
         cites=("cilium issue 38998", "cilium issue 44855"),
         only=("rollback",),
     ),
@@ -172,7 +169,7 @@ FAULTS = (
         "B25-map-unknown-to-the-control-plane",
         "named",
         "makes a new map where the pin is lost, while the control plane writes to the one that it has open",
-        change=lambda plan: instead(plan, MigrateMaps, PinEmpty),
+        change=instead({MigrateMaps: PinEmpty}),
         cites=("cilium issue 45196",),
         only=("pins",),
     ),

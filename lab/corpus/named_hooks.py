@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -13,12 +13,13 @@ from datapath.kernel import hooks, routes
 from datapath.kernel.hooks import Filter, HookTaken
 from datapath.kernel.netlink import NetlinkSocket
 from datapath.reload.prepare import FillArrays, LoadPrograms
-from datapath.reload.step import Plan, Step
+from datapath.reload.step import Plan
 from datapath.reload.switchover import Attach, Commit, Detach, InsertPolicy, InstallRoutes, RemoveRoutes
 from datapath.reload.workspace import Workspace
 from lab.corpus.fault import Fault
-from lab.corpus.named_plans import instead, moved_before
-from lab.corpus.steps import Telling
+from lab.corpus.halves import keep_obsolete
+from lab.corpus.named_plans import moved_before
+from lab.corpus.steps import Telling, each_of, instead
 
 
 @dataclass(frozen=True)
@@ -176,20 +177,13 @@ def detach_first(plan: Plan) -> Plan:
     return moved_before(plan, Detach, lambda _, other: isinstance(other, LoadPrograms))
 
 
-def forget_obsolete(plan: Plan) -> Plan:
-    """Leave the calls map and the object of a device that is gone, or no device any more."""
-    return plan.change(lambda step: replace(step, obsolete=()) if isinstance(step, Commit) else step)
+forget_obsolete = each_of(Commit, keep_obsolete)
+"""Leave the calls map and the object of a device that is gone, or no device any more."""
 
-
-def miss_no_interface(plan: Plan) -> Plan:
-    """Go on without the interface, wherever it is found to be gone (cilium issue 32689)."""
-    plan = instead(instead(plan, InstallRoutes, InstallIfThere), RemoveRoutes, RemoveIfThere)
-    plan = instead(plan, Detach, DetachIfThere)
-    return instead(plan, Attach, AttachIfThere)
-
-
-def _faulty(kind: type[Step], faulty: type[Step]) -> Callable[[Plan], Plan]:
-    return lambda plan: instead(plan, kind, faulty)
+miss_no_interface = instead(
+    {InstallRoutes: InstallIfThere, RemoveRoutes: RemoveIfThere, Detach: DetachIfThere, Attach: AttachIfThere}
+)
+"""Go on without the interface, wherever it is found to be gone (cilium issue 32689)."""
 
 
 FAULTS = (
@@ -213,7 +207,7 @@ FAULTS = (
         "B17-filters-of-two-priorities",
         "named",
         "leaves the filter of the former priority, which runs first and hides the new one",
-        change=_faulty(Attach, AttachBeside),
+        change=instead({Attach: AttachBeside}),
         cites=("cilium issue 36172",),
         only=("filters",),
     ),
@@ -221,7 +215,7 @@ FAULTS = (
         "B21-no-dots-in-pins",
         "named",
         "cannot load the programs of a device with a dot in its name",
-        change=_faulty(Attach, AttachUndotted),
+        change=instead({Attach: AttachUndotted}),
         cites=("cilium issue 31813", "cilium issue 32090"),
         only=("filters",),
     ),
@@ -229,7 +223,7 @@ FAULTS = (
         "B21-filters-of-dotted-devices-stay",
         "named",
         "does not find a device with a dot in its name when its programs are to go",
-        change=_faulty(Detach, DetachUndotted),
+        change=instead({Detach: DetachUndotted}),
         cites=("cilium issue 18344", "cilium issue 18394"),
         only=("filters",),
     ),
@@ -237,7 +231,7 @@ FAULTS = (
         "B22-overwrite-foreign-filter",
         "named",
         "replaces somebody else's filter that has priority and handle 1",
-        change=_faulty(Attach, AttachOver),
+        change=instead({Attach: AttachOver}),
         cites=("cilium issue 21345",),
         only=("second_attach_fails",),
     ),
@@ -245,7 +239,7 @@ FAULTS = (
         "B22-remove-foreign-filters",
         "named",
         "removes all filters of a hook when it removes its own",
-        change=_faulty(Detach, DetachEverybody),
+        change=instead({Detach: DetachEverybody}),
         cites=("cilium issue 28433", "the reference commit, removeTCFilters"),
         only=("filters",),
     ),
@@ -269,7 +263,7 @@ FAULTS = (
         "routes-of-other-protocols-stay",
         "named",
         "removes only routes of protocol boot when endpoint routes are switched off: others bypass the policy",
-        change=_faulty(RemoveRoutes, RemoveOwnRoutes),
+        change=instead({RemoveRoutes: RemoveOwnRoutes}),
         cites=("this loader, 2026-11-25",),
         only=("routes",),
     ),
@@ -277,7 +271,7 @@ FAULTS = (
         "refuse-other-chains",
         "named",
         "takes a filter of another chain for one that is in its way, and refuses to reload",
-        change=_faulty(Attach, AttachAlone),
+        change=instead({Attach: AttachAlone}),
         cites=("this loader, 2026-11-25",),
         only=("filters",),
     ),
@@ -293,7 +287,7 @@ FAULTS = (
         "policy-slot-stays",
         "named",
         "leaves the policy slot of an endpoint whose new object has no program for it",
-        change=_faulty(Commit, CommitKeepingSlots),
+        change=instead({Commit: CommitKeepingSlots}),
         cites=("this loader, 2026-11-25",),
         only=("builds", "host_firewall"),
     ),

@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from datapath.endpoint import Attachment
 from datapath.kernel import hooks, links, tcx
 from datapath.load.programs import Program
-from datapath.reload.step import Plan, Step
 from datapath.reload.switchover import Attach
 from datapath.reload.tcxlinks import TcxHook
 from datapath.reload.workspace import Workspace
 from lab.corpus.fault import Fault
-from lab.corpus.named_plans import instead
-from lab.corpus.steps import Telling
-
-GAP = 0.002
-"""Seconds for which a hook is left without a program."""
+from lab.corpus.steps import GAP, Telling, instead
 
 
 @dataclass(frozen=True)
@@ -68,16 +62,12 @@ class AttachByPinsAlone(Telling, Attach):
         return found
 
 
-def _faulty(faulty: type[Step]) -> Callable[[Plan], Plan]:
-    return lambda plan: instead(plan, Attach, faulty)
-
-
 FAULTS = (
     Fault(
         "B18-other-attachment-stays",
         "named",
         "leaves the filters when it attaches by tcx, or the link when it attaches by tc",
-        change=_faulty(AttachKeepingOthers),
+        change=instead({Attach: AttachKeepingOthers}),
         cites=("cilium issue 32228", "cilium issue 32337"),
         only=("attachment",),
     ),
@@ -85,7 +75,7 @@ FAULTS = (
         "B18-other-attachment-goes-first",
         "named",
         "removes what is attached by tc before it attaches by tcx, and the other way round",
-        change=_faulty(AttachAfterOthers),
+        change=instead({Attach: AttachAfterOthers}),
         cites=("cilium issue 30103", "cilium issue 32228"),
         only=("attachment",),
     ),
@@ -93,7 +83,7 @@ FAULTS = (
         "B19-second-link",
         "named",
         "makes a second link where the pin of the first is lost, behind it",
-        change=_faulty(AttachByPinsAlone),
+        change=instead({Attach: AttachByPinsAlone}),
         cites=("cilium issue 47847", "cilium issue 44194"),
         only=("attachment",),
     ),

@@ -11,12 +11,11 @@ from datapath.errors import BpfError
 from datapath.kernel import bpf, progarray
 from datapath.kernel.pins import Pin
 from datapath.reload.prepare import FillArrays, RepinMaps, WriteObject
-from datapath.reload.step import Plan
 from datapath.reload.switchover import Commit
 from datapath.reload.workspace import LoadedObject, Workspace
 from lab.corpus.fault import Fault
-from lab.corpus.named_plans import instead, stay
-from lab.corpus.steps import Telling
+from lab.corpus.named_plans import stay
+from lab.corpus.steps import Telling, instead
 
 BETWEEN_SLOTS = 0.001
 """Seconds between two slots of a calls map that is filled in place: time for a packet."""
@@ -117,14 +116,11 @@ class CommitLeaking(Commit):
         bpf.obj_pin(program.fd, work.config.bpffs / f"{name}_{self.objects[0].generation}")
 
 
-def reuse_calls_map(plan: Plan) -> Plan:
-    """Overwrite the slots of the calls map that is in use (cilium issue 20691)."""
-    return instead(plan, RepinMaps, ReuseCalls)
+reuse_calls_map = instead({RepinMaps: ReuseCalls})
+"""Overwrite the slots of the calls map that is in use (cilium issue 20691)."""
 
-
-def reuse_calls_map_slowly(plan: Plan) -> Plan:
-    """Overwrite the slots one by one, with time for packets between them (cilium issue 28088)."""
-    return instead(reuse_calls_map(plan), FillArrays, FillSlotBySlot)
+reuse_calls_map_slowly = instead({RepinMaps: ReuseCalls, FillArrays: FillSlotBySlot})
+"""Overwrite the slots one by one, with time for packets between them (cilium issue 28088)."""
 
 
 FAULTS = (
@@ -133,7 +129,7 @@ FAULTS = (
         "named",
         "looks for pins to move aside in a directory without any: nothing is migrated, and an incompatible map fails "
         "every reload",
-        change=lambda plan: instead(plan, RepinMaps, RepinElsewhere),
+        change=instead({RepinMaps: RepinElsewhere}),
         cites=("cilium issue 17744",),
         only=("map_migration",),
     ),
@@ -158,7 +154,7 @@ FAULTS = (
         "B6-stale-pending-pin",
         "named",
         "fails for ever with EEXIST once a killed reload has left a :pending pin",
-        change=lambda plan: instead(plan, RepinMaps, RepinOnce),
+        change=instead({RepinMaps: RepinOnce}),
         cites=("cilium issue 24013",),
         only=("restart",),
     ),
@@ -166,7 +162,7 @@ FAULTS = (
         "B7-cancelled-half-way",
         "named",
         "a reload that is cancelled leaves the maps that it has moved aside where they are",
-        change=lambda plan: instead(plan, RepinMaps, RepinUnlessCancelled),
+        change=instead({RepinMaps: RepinUnlessCancelled}),
         cites=("cilium issue 30101", "cilium issue 30214", "the reference commit, replaceDatapath"),
         only=("cancelled",),
     ),
@@ -174,7 +170,7 @@ FAULTS = (
         "B11-load-unpatched-template",
         "named",
         "loads the template as it is, whose endpoint id is larger than any slot",
-        change=lambda plan: instead(plan, WriteObject, WriteTemplate),
+        change=instead({WriteObject: WriteTemplate}),
         cites=("cilium issue 23239",),
         only=("hitless",),
     ),
@@ -182,7 +178,7 @@ FAULTS = (
         "B26-unpinned-calls-map",
         "named",
         "pins no calls map: the kernel empties it when the loader is done",
-        change=lambda plan: instead(plan, Commit, CommitUnpinned),
+        change=instead({Commit: CommitUnpinned}),
         cites=("cilium issue 13254",),
         only=("hitless",),
     ),
@@ -190,7 +186,7 @@ FAULTS = (
         "B31-leak-programs",
         "named",
         "leaves one program behind at every reload",
-        change=lambda plan: instead(plan, Commit, CommitLeaking),
+        change=instead({Commit: CommitLeaking}),
         cites=("cilium issue 447", "cilium issue 46065"),
         only=("test_off",),
     ),

@@ -1,22 +1,13 @@
-"""What named faults do to plans and steps: a step instead of another, at another place, or half undone."""
+"""What named faults do to plans and steps: a step at another place, or half undone."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import replace
 
 from datapath.kernel.pins import Pin
 from datapath.reload.step import Plan, Step
 from datapath.reload.workspace import Workspace
-
-
-def instead(plan: Plan, kind: type[Step], faulty: type[Step]) -> Plan:
-    """Return the plan with each step of a kind replaced by one of its faulty subclass, which has the same fields."""
-
-    def change(step: Step) -> Step:
-        return faulty(*(getattr(step, field.name) for field in fields(step))) if type(step) is kind else step
-
-    return plan.change(change)
 
 
 def moved_before(plan: Plan, kind: type[Step], first: Callable[[Step, Step], bool]) -> Plan:

@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from datapath.kernel import links
-from datapath.reload.step import Plan, Step
 from datapath.reload.workspace import Workspace
 from datapath.reload.xdp import CIL_XDP_ENTRY, AttachXdp
 from lab.corpus.fault import Fault
-from lab.corpus.named_plans import instead
-from lab.corpus.steps import Telling
-
-GAP = 0.002
-"""Seconds for which a device is left without a program."""
+from lab.corpus.steps import GAP, Telling, instead
 
 
 @dataclass(frozen=True)
@@ -48,16 +42,12 @@ class AttachAndForget(_Detaching):
             del work.attached[self.key]
 
 
-def _faulty(faulty: type[Step]) -> Callable[[Plan], Plan]:
-    return lambda plan: instead(plan, AttachXdp, faulty)
-
-
 FAULTS = (
     Fault(
         "B20-off-before-on",
         "named",
         "detaches the XDP program of a device before it attaches the new one",
-        change=_faulty(AttachAnew),
+        change=instead({AttachXdp: AttachAnew}),
         cites=("cilium issue 10958",),
         only=("test_xdp",),
     ),
@@ -65,7 +55,7 @@ FAULTS = (
         "B20-mode-constants",
         "named",
         "detaches the native XDP program of a device that keeps it: takes the kernel's number of a mode for its flag",
-        change=_faulty(AttachAndForget),
+        change=instead({AttachXdp: AttachAndForget}),
         cites=("cilium issue 30132", "cilium issue 30163"),
         only=("test_xdp",),
     ),

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, replace
 from itertools import chain, repeat
 
 from datapath.reload.step import Plan, Step
 from datapath.reload.workspace import Workspace
+
+GAP = 0.002
+"""Seconds for which a faulty step leaves a hook without a program."""
 
 Chooses = Callable[[Plan, Step], bool]
 """Tells whether a step of a plan is the one that goes wrong."""
@@ -96,6 +99,30 @@ def twice(step: Step) -> Step:
 def kept(step: Step) -> Step:
     """Return a step that is never taken back."""
     return Kept(step.target, step)
+
+
+def in_place(faulty: Mapping[type[Step], Callable[..., Step]]) -> Callable[[Step], Step]:
+    """Return what makes the faulty step of a step: by its kind, with the values of all of its fields.
+
+    A faulty step is a subclass with the same fields; one with more of them is given as a `partial` that has those.
+    """
+
+    def change(step: Step) -> Step:
+        make = faulty.get(type(step))
+        return step if make is None else make(**{each.name: getattr(step, each.name) for each in fields(step)})
+
+    return change
+
+
+def instead(faulty: Mapping[type[Step], Callable[..., Step]]) -> Callable[[Plan], Plan]:
+    """Return the change of a plan that puts faulty steps in the place of these kinds, as `in_place` does."""
+    change = in_place(faulty)
+    return lambda plan: plan.change(change)
+
+
+def each_of(kind: type[Step], change: Callable[[Step], Step]) -> Callable[[Plan], Plan]:
+    """Return the change of a plan that puts what `change` makes of it in the place of each step of a kind."""
+    return lambda plan: each(plan, lambda _, step: isinstance(step, kind), change)
 
 
 def each(plan: Plan, chosen: Chooses, change: Callable[[Step], Step]) -> Plan:

@@ -15,10 +15,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import pytest
+
 from datapath.base.bpftypes import MapType, ProgType
 from datapath.endpoint import DatapathConfig, Endpoint
 from datapath.errors import ReloadlabError
-from datapath.kernel import bpf, hooks
+from datapath.kernel import bpf, hooks, tcx
 from datapath.kernel.hooks import Direction, Filter
 from datapath.kernel.inventory import program_maps, slots
 from datapath.kernel.map import Map
@@ -37,6 +39,9 @@ from lab.system.tools import run
 from lab.watch.invariants import check_unchanged
 from lab.watch.snapshot import Snapshot, take
 from tests.netns import nsenter
+
+NEEDS_TCX = pytest.mark.skipif(os.geteuid() == 0 and not tcx.is_supported(), reason="no tcx before Linux 6.6")
+"""Of tests that are privileged: without root they are skipped for that reason, and the kernel is not asked."""
 
 TC_ACT_OK = 0
 _LD_IMM64, _MOV_R0, _EXIT, _PSEUDO_MAP_FD = 0x18, 0xB7, 0x95, 1

@@ -25,7 +25,7 @@ from datapath.reload.workspace import Workspace
 from lab.scenario.gate import Gate
 from lab.system.tools import run
 from tests.datapath import support
-from tests.datapath.support import Injected, Rig
+from tests.datapath.support import NEEDS_TCX, Injected, Rig
 from tests.lab.wires import ip
 
 INGRESS, EGRESS = Direction.INGRESS, Direction.EGRESS
@@ -34,7 +34,7 @@ TC, TCX = Attachment.TC, Attachment.TCX
 
 pytestmark = [
     pytest.mark.privileged,
-    pytest.mark.skipif(os.geteuid() == 0 and not tcx.is_supported(), reason="no tcx before Linux 6.6"),
+    NEEDS_TCX,
 ]
 
 

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from lab.agent.options import Options
 from lab.cli.main import main
 from lab.node.node import Node
 from lab.node.registry import BPFFS, STATE, lab_root
+from tests.datapath.support import NEEDS_TCX
 from tests.lab.labs import removed, unique_name
 
 pytestmark = pytest.mark.privileged
@@ -79,7 +79,7 @@ def test_wrong_library(lab: str, tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert capsys.readouterr().err == words
 
 
-@pytest.mark.skipif(os.geteuid() == 0 and not tcx.is_supported(), reason="no tcx before Linux 6.6")
+@NEEDS_TCX
 def test_the_attachment_is_kept(lab: str, capsys: pytest.CaptureFixture[str]) -> None:
     """From tc to tcx, and with no option once more; auto is tcx here. `show` tells each program's."""
 

@@ -10,13 +10,12 @@ from pathlib import Path
 import pytest
 
 from datapath.reload.plans import host_plan, overlay_plan, pod_plan, xdp_plan
-from datapath.reload.prepare import LoadPrograms, RepinMaps
+from datapath.reload.prepare import LoadPrograms
 from datapath.reload.step import Plan
 from datapath.reload.switchover import Attach, Commit, Detach, InsertPolicy
 from lab.corpus import loaders, named
 from lab.corpus.fault import Fault
-from lab.corpus.named_maps import ReuseCalls
-from lab.corpus.named_plans import instead, moved_before
+from lab.corpus.named_plans import moved_before
 from lab.node.topology import NodeSpec
 from lab.scenario.scenario import Scenario
 from lab.scenario.verdict import InvariantsViolated
@@ -88,14 +87,6 @@ def test_a_faulty_plan_differs(fault: Fault) -> None:
     changed = [(plan, fault.change(plan)) for plan in plans()]
     assert any(old != new for old, new in changed)
     assert all(new.describe() for _, new in changed)
-
-
-def test_a_step_takes_the_place_of_its_kind() -> None:
-    for plan in plans():
-        changed = instead(plan, RepinMaps, ReuseCalls)
-        assert [step.key for step in changed.steps] == [step.key for step in plan.steps]
-        assert {type(step) for step in changed.steps} >= {ReuseCalls}
-        assert not any(type(step) is RepinMaps for step in changed.steps)
 
 
 def test_a_step_is_moved() -> None:

@@ -14,13 +14,13 @@ from datapath.base.bpftypes import MapType
 from datapath.endpoint import Attachment
 from datapath.errors import Cancelled
 from datapath.kernel import bpf
-from datapath.kernel.tcx import is_supported
 from lab.node import registry
 from lab.node.topology import NodeSpec
 from lab.proof.action import Action
 from lab.proof.actions import reattaches, reloads
 from lab.proof.prove import Prover, prove
 from lab.scenario.scenario import Scenario
+from tests.datapath.support import NEEDS_TCX
 from tests.lab.emptied import EmptySlot, before
 from tests.lab.proof.refused import refused
 
@@ -42,7 +42,7 @@ def test_no_call_of_our_loader_loses_a_packet() -> None:
     assert proof.sent > len(texts)
 
 
-@pytest.mark.skipif(os.geteuid() == 0 and not is_supported(), reason="no tcx before Linux 6.6")
+@NEEDS_TCX
 def test_no_call_from_tc_to_tcx_and_back_loses_a_packet() -> None:
     spec = NodeSpec("proof-of-tcx", pods=1)
     proof = prove(spec, reattaches(spec, ["pod-1"], Attachment.TC))

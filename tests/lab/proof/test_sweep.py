@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import threading
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -11,7 +10,6 @@ from functools import partial
 import pytest
 
 from datapath.endpoint import Attachment
-from datapath.kernel.tcx import is_supported
 from lab.cli.main import main
 from lab.cli.proofs import spread
 from lab.corpus import steps
@@ -23,6 +21,7 @@ from lab.proof.cases import KILL, Case, Faults, Place, cases_of
 from lab.proof.errnos import first_errno_of
 from lab.proof.sweep import SweepResult, sweep
 from lab.scenario.scenario import Scenario
+from tests.datapath.support import NEEDS_TCX
 from tests.lab.proof.refused import refused
 
 SAMPLE = 24
@@ -71,7 +70,7 @@ def test_a_sample_of_the_cases_of_a_switch_is_survived() -> None:
     assert len(result.cases) == 4
 
 
-@pytest.mark.skipif(os.geteuid() == 0 and not is_supported(), reason="no tcx before Linux 6.6")
+@NEEDS_TCX
 def test_a_sample_of_the_cases_from_tc_to_tcx_and_back_is_survived() -> None:
     """Among them those in which a link is there and has no pin, or is about to be detached."""
     spec = NodeSpec("sweep-reattach", pods=1)

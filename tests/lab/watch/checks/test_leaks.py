@@ -17,13 +17,13 @@ from datapath.kernel import bpf, links
 from datapath.kernel.links import AttachType
 from datapath.kernel.netlink import NetlinkSocket
 from datapath.kernel.netns import enter
-from datapath.kernel.tcx import is_supported
 from lab.agent.agent import Agent
 from lab.node.topology import NODE
 from lab.system.tools import run
 from lab.watch import invariants
 from lab.watch.invariants import Expected, baseline
 from lab.watch.journal import Journal
+from tests.datapath.support import NEEDS_TCX
 from tests.lab.watch.faults import violations
 from tests.netns import nsenter
 
@@ -149,7 +149,7 @@ def tcx(agent: Agent, ifname: str, name: str) -> Iterator[int]:
         os.close(program)
 
 
-@pytest.mark.skipif(os.geteuid() == 0 and not is_supported(), reason="no tcx before Linux 6.6")
+@NEEDS_TCX
 def test_a_program_of_ours_at_a_tcx_hook_is_found(sound_node: Agent) -> None:
     before, ifname = baseline(sound_node), sound_node.node.pod("pod-1").ifname
     filter_ = f"cil_from_container-{ifname}"
@@ -160,7 +160,7 @@ def test_a_program_of_ours_at_a_tcx_hook_is_found(sound_node: Agent) -> None:
     assert violations(sound_node, before) == []
 
 
-@pytest.mark.skipif(os.geteuid() == 0 and not is_supported(), reason="no tcx before Linux 6.6")
+@NEEDS_TCX
 def test_a_program_of_others_at_a_tcx_hook_is_found(sound_node: Agent) -> None:
     """It runs before ours, and nobody has taken it away again; one that goes is missed."""
     before, ifname = baseline(sound_node), sound_node.node.pod("pod-1").ifname
@@ -174,7 +174,7 @@ def test_a_program_of_others_at_a_tcx_hook_is_found(sound_node: Agent) -> None:
     assert violations(sound_node, before) == [f"invariant 10: {ifname} ingress: foreign filter acme is gone"]
 
 
-@pytest.mark.skipif(os.geteuid() == 0 and not is_supported(), reason="no tcx before Linux 6.6")
+@NEEDS_TCX
 def test_a_tcx_link_is_held_to_its_pin(sound_node: Agent) -> None:
     """Attached by tc where tcx was asked for; then by a link that has lost its pin, and by one pinned elsewhere."""
     pod = sound_node.node.pod("pod-1")
