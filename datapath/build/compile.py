@@ -6,6 +6,7 @@ clang call with a bpf target gives the same kind of object.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shutil
@@ -75,8 +76,16 @@ class Compiler:
         return int(found.group(1)) if found else None
 
     def identity(self) -> str:
-        """Return what tells this compiler from all others, its file among it: one that was replaced is another."""
-        info = os.stat(self.path)
+        """Return what tells this compiler from all others, its file among it: one that was replaced is another.
+
+        ToolMissing if it has gone since it was found.
+        """
+        try:
+            info = os.stat(self.path)
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.ENOTDIR):
+                raise
+            raise ToolMissing(str(self.path), "it was there before; install it again or name another one") from error
         return repr((str(self.path), info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns, self.version, self.mcpu))
 
     def flags(self, *, werror: bool = False) -> tuple[str, ...]:

@@ -56,6 +56,21 @@ def assert_nothing_left(output: Path) -> None:
     assert list(output.parent.iterdir()) == []
 
 
+@pytest.mark.parametrize("with_its_directory", [False, True])
+def test_a_compiler_that_has_vanished_is_missing(tmp_path: Path, with_its_directory: bool) -> None:
+    """Whoever asks what it is, because compiled objects are kept by that, gets the line of any missing tool."""
+    directory = tmp_path / "bin"
+    directory.mkdir()
+    clang = fake_clang(directory, ENDLESS)
+    assert str(clang.path) in clang.identity()
+    clang.path.unlink()
+    if with_its_directory:
+        directory.rmdir()
+        directory.touch()
+    with pytest.raises(ToolMissing, match=f"^{clang.path} not found: it was there before; install it again or name"):
+        clang.identity()
+
+
 def test_compiles_an_object_and_nothing_else(source: Path, output: Path, compiler: Compiler) -> None:
     assert compile_source(source, output, includes=[source.parent / "include"], compiler=compiler) == output
     assert "cil_answer" in read_object(output).spec.programs
