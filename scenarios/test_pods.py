@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 import threading
 import time
@@ -110,9 +111,12 @@ def leaving(node: Node, target: PodFacts) -> Iterator[list[bytes]]:
         def send() -> None:
             while not done.wait(PAUSE):
                 for sock, address in senders:
-                    # Its interface goes with it.
-                    with suppress(OSError):
+                    try:
                         sock.sendto(b"from the guest", address)
+                    except OSError as error:
+                        # Its interface goes with it, and the routes with that.
+                        if error.errno not in (errno.EINVAL, errno.ENETUNREACH):
+                            raise
 
         thread = threading.Thread(target=send)
         thread.start()

@@ -213,7 +213,7 @@ def test_cancel_kills_a_running_compiler_and_its_children(source: Path, output: 
 def _runs(pid: str) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
+    except (FileNotFoundError, ProcessLookupError):
         return False
 
 

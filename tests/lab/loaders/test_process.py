@@ -48,8 +48,8 @@ def living_in(path: Path) -> list[int]:
         try:
             if entry.name.isdigit() and os.readlink(f"{entry.path}/cwd") == str(path):
                 found.append(int(entry.name))
-        except OSError:
-            continue
+        except (FileNotFoundError, ProcessLookupError, PermissionError):
+            continue  # it has ended meanwhile, or is none of ours
     return found
 
 

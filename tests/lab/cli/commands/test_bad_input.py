@@ -132,7 +132,8 @@ def session_members(session: int) -> list[str]:
     while True:
         found = []
         for path in Path("/proc").glob("[0-9]*/stat"):
-            with suppress(OSError):
+            # It may end meanwhile.
+            with suppress(FileNotFoundError, ProcessLookupError):
                 fields = path.read_text().rpartition(")")[2].split()
                 if int(fields[3]) == session and fields[0] != "Z":
                     found.append(path.with_name("cmdline").read_text().replace("\0", " "))

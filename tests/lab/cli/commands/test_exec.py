@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 import pty
 import signal
@@ -214,8 +215,9 @@ def read_until(terminal: int, words: str) -> str:
         assert time.monotonic() < deadline, shown
         try:
             shown += os.read(terminal, 4096).decode(errors="replace")
-        except OSError:
-            # The shell has gone.
+        except OSError as error:
+            if error.errno != errno.EIO:  # the shell has gone
+                raise
             break
     return shown
 
