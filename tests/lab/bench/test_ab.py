@@ -16,6 +16,7 @@ from datapath.errors import ReloadlabError
 from lab.bench.ab import FEWEST_ROUNDS, RELOADS, enough
 from lab.bench.sides import BadSide, checked_out, parse_side
 from lab.cli.main import main
+from lab.node import registry
 from lab.results.result import BadResult, read_result
 from lab.system.tools import run
 from tests.lab.labs import cli, start
@@ -154,7 +155,7 @@ def test_both_sides_are_measured_in_lockstep_and_compared(tmp_path: Path) -> Non
     told, err = compared.communicate(timeout=60)
     rows = {row["name"]: row for row in json.loads(told)["comparisons"][0]["metrics"]}
     assert (compared.returncode, rows[entry]["verdict"]) == (1, "worse")
-    assert not Path("/run/reloadlab/bench-ab-a").exists()
+    assert not any(registry.lab_root(f"bench-ab-{side}").exists() for side in "ab")
 
 
 @pytest.mark.privileged

@@ -16,6 +16,7 @@ from datapath.object.reader import ObjectImage
 from datapath.object.spec import CollectionSpec, MapSpec, ProgramSpec
 from lab.bench.objects import NoEntryProgram, ObjectTemplate, entry_programs
 from lab.cli.main import main
+from lab.node import registry
 from tests.lab.labs import cli, start
 
 
@@ -121,7 +122,7 @@ def test_whole_measurement_leaves_nothing(source: str, tmp_path: Path) -> None:
         assert all(0 < part < whole for part, whole in zip(inside, series[traced]["values"], strict=True))
     entry = series["verified instructions: cil_from_container"]
     assert (entry["exact"], entry["values"][0] > 100) == (True, True)
-    assert not Path("/run/reloadlab/bench-ours").exists()
+    assert not registry.lab_root("bench-ours").exists()
 
 
 def compile_lxc(directory: Path) -> Path:

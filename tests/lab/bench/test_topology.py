@@ -8,6 +8,7 @@ import pytest
 
 from lab.bench.topology import TopologyComparison, UpDownTimes, write_script
 from lab.cli.main import main
+from lab.node import registry
 from lab.node.node import Node
 from lab.node.topology import NodeSpec
 from lab.system.tools import run
@@ -42,7 +43,7 @@ def test_whole_measurement_leaves_nothing() -> None:
     assert [each["name"] for each in measured] == [f"{pods} pods: {each}" for pods in (1, 2) for each in sides]
     assert all(len(each["values"]) == 2 and min(each["values"]) > 0 for each in measured)
     assert "reloadlab-bench" not in Path("/proc/self/mountinfo").read_text()
-    assert not Path("/run/reloadlab/reloadlab-bench").exists()
+    assert not registry.lab_root("reloadlab-bench").exists()
 
 
 @pytest.mark.privileged

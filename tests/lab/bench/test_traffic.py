@@ -1,12 +1,12 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import pytest
 
 from lab.bench.traffic import PROGRAMS, STREAM, UDP
 from lab.cli.main import main
+from lab.node import registry
 from tests.lab.labs import cli, start
 
 
@@ -39,4 +39,4 @@ def test_whole_measurement_leaves_nothing() -> None:
     for group, names in groups.items():
         programs = group.startswith("programs alone")
         assert names == (modes if programs else ["no programs", *modes, "two nodes, no programs", "two nodes"])
-    assert not list(Path("/run/reloadlab").glob("bench-plain*"))
+    assert not list(registry.lab_root("any").parent.glob("bench-plain*"))

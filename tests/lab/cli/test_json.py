@@ -14,10 +14,13 @@ from datapath.build.compile import probe_compiler
 from datapath.errors import ToolMissing
 from lab.cli.main import main
 from lab.node import registry
+from lab.node.node import Node
 from lab.results.result import Series, to_text
+from lab.system.tools import run
 from lab.watch.events import Drop, Lost, Trace, Unknown, Verdict, to_json
 from tests.lab.labs import ROOT, unique_name
 from tests.lab.results.samples import result, times
+from tests.netns import nsenter
 
 TEXT = (ROOT / "docs" / "json.md").read_text()
 
@@ -124,10 +127,11 @@ def table_keys(section: str) -> set[str]:
 @pytest.mark.privileged
 @pytest.mark.parametrize("name", ["lxc", "ipcache", "policy", "ct", "metrics", "tunnel"])
 def test_maps(cluster: str, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for node in map(Node.open, (f"{cluster}-1", f"{cluster}-2")):
+        run(nsenter(node.netns("pod-1"), "ping", "-c1", "-W5", str(node.facts.health.ipv4)))
     rows = answer(capsys, "maps", cluster, name)
+    assert {row["lab"] for row in rows} == {f"{cluster}-1", f"{cluster}-2"}
     assert all(set(row) == documented(f"maps LAB {name}") for row in rows)
-    if name not in ("ct", "metrics"):
-        assert {row["lab"] for row in rows} == {f"{cluster}-1", f"{cluster}-2"}
 
 
 @pytest.mark.privileged
