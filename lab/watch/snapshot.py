@@ -163,12 +163,7 @@ def take(node: Node) -> Snapshot:
             (link.name, direction): found
             for link in netlink.interfaces().values()
             for direction in Direction
-            if (
-                found := (
-                    *tcx_programs(node, link.name, link.ifindex, direction, links),
-                    *hooks.all_filters(netlink, link.ifindex, direction),
-                )
-            )
+            if (found := _at_hook(node, netlink, link, direction, links))
         }
         at_xdp = {name: (netlink.ifindex(name), found) for name, found in all_attached(netlink).items()}
         ways = {
