@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from bpf import is_ours
     from datapath.base.bpftypes import MapType, ProgType
     from datapath.base.mapnames import CT_MAPS
-    from datapath.endpoint import HOST_ID, REMOTE_NODE_ID, WORLD_ID, Attachment
+    from datapath.endpoint import HOST_ID, REMOTE_NODE_ID, WORLD_ID, Attachment, XdpMode
     from datapath.errors import Cancelled, LinkNotFound, ReloadlabError, VerifierError
     from datapath.kernel.bpf import prog_load
     from datapath.kernel.hooks import Direction, Filter, HookTaken, attach, detach, filters
@@ -91,7 +91,7 @@ _NAMES = {
     "lab.agent.cluster": "Cluster cluster_specs",
     "lab.node.node": "Node",
     "lab.node.topology": "HEALTH HOST InvalidSpec NODE NodeSpec OUTSIDE PodFacts PodSpec VXLAN_OVERHEAD",
-    "datapath.endpoint": "Attachment HOST_ID REMOTE_NODE_ID WORLD_ID",
+    "datapath.endpoint": "Attachment HOST_ID REMOTE_NODE_ID WORLD_ID XdpMode",
     # Reloads: their plans and results, and loaders with a fault.
     "datapath.reload.outcome": "Outcome",
     "datapath.reload.plans": "host_plan",
@@ -233,6 +233,7 @@ __all__ = [
     "Violation",
     "Workspace",
     "XdpAttachMode",
+    "XdpMode",
     "XdpTaken",
     "allow_fragments",
     "attach",

@@ -24,6 +24,7 @@ from reloadlab import (
     Step,
     Workspace,
     XdpAttachMode,
+    XdpMode,
     XdpTaken,
     attach_xdp,
     detach_xdp,
@@ -39,6 +40,11 @@ INTERVAL = 0.002
 """Seconds between two rounds of denied packets, of which each has one of every source."""
 POLICY_DENIED_BY_DENYLIST, XDP_PASS = 181, 2
 CIDR_MAPS = frozenset(f"cilium_cidr_v{version}_{kind}" for version in (4, 6) for kind in ("dyn", "fix"))
+MODES: tuple[tuple[XdpMode | None, str | None], ...] = (
+    *(("generic", "generic"), ("best-effort", "native")),
+    *((None, None), ("native", "native")),
+)
+"""Modes that are asked for, and what the device then has."""
 MOMENT = "had no XDP program for a moment"
 OWN_STEPS = pytest.mark.own_loader("XDP programs are attached by our own pipeline")
 pytestmark = [pytest.mark.own_sources, OWN_STEPS]
@@ -140,8 +146,8 @@ def test_denied_prefix_never_arrives(scenario: Scenario, mode: str) -> None:
 def test_mode_is_changed(scenario: Scenario) -> None:
     """There and back, off and on: what is allowed loses nothing. The kernel has one mode at a time."""
     scenario.expect(warnings=frozenset({MOMENT}))
-    for mode, there in (("generic", "generic"), ("best-effort", "native"), (None, None), ("native", "native")):
-        scenario.agent.set_xdp(mode)  # type: ignore[arg-type]
+    for mode, there in MODES:
+        scenario.agent.set_xdp(mode)
         assert mode_of(scenario) == there
         assert ("xdp" in scenario.agent.subjects) == (mode is not None)
 
