@@ -19,6 +19,10 @@ driver where it can and not at all elsewhere."""
 XDP_MODES: tuple[XdpMode, ...] = get_args(XdpMode)
 
 
+LINKS = "links"
+"""The name of a directory of pinned links, in the directory of the device or endpoint that they belong to."""
+
+
 class Attachment(StrEnum):
     """How programs are attached: as filters of clsact, by links of tcx, or by the better one that the kernel has."""
 
@@ -135,14 +139,24 @@ class DatapathConfig:
         return self.bpffs / "tc/globals"
 
     @property
+    def links(self) -> Path:
+        """The directory of all pinned links (CiliumPath)."""
+        return self.bpffs / "cilium"
+
+    @property
     def devices_links(self) -> Path:
         """The directory of the devices' pinned links, one directory each."""
-        return self.bpffs / "cilium/devices"
+        return self.links / "devices"
+
+    @property
+    def endpoints_links(self) -> Path:
+        """The directory of the endpoints' pinned links, one directory each."""
+        return self.links / "endpoints"
 
     def device_links(self, ifname: str) -> Path:
         """The directory of a device's pinned links (bpffsDeviceLinksDir); no name on a bpffs has a dot."""
-        return self.devices_links / ifname.replace(".", "-") / "links"
+        return self.devices_links / ifname.replace(".", "-") / LINKS
 
     def endpoint_links(self, endpoint_id: int) -> Path:
         """The directory of an endpoint's pinned links (bpffsEndpointLinksDir)."""
-        return self.bpffs / f"cilium/endpoints/{endpoint_id}/links"
+        return self.endpoints_links / str(endpoint_id) / LINKS

@@ -118,7 +118,7 @@ def test_device_is_made_anew(scenario: Scenario) -> None:
 @pytest.mark.node(pods=2, devices=("eth0",), agent={"attach": "tcx"})
 def test_links_have_lost_their_pins(scenario: Scenario) -> None:
     """Others hold them: each hook keeps its one link, and has it pinned again (cilium issue 47847)."""
-    directory = scenario.agent.config.devices_links.parent
+    directory = scenario.agent.config.links
     pins = list(directory.rglob("links/*"))
     assert {path.name for path in pins} > {"cil_from_container", "cil_from_netdev", "cil_to_netdev", "cil_to_host"}
     with ExitStack() as held:

@@ -17,6 +17,7 @@ from datapath.build.objectfile import ObjectFile
 from datapath.build.templates import Kind
 from datapath.endpoint import Attachment, DatapathConfig, Endpoint, Interface
 from datapath.errors import LinkNotFound, ReloadlabError, printable
+from datapath.kernel import linkpins
 from datapath.kernel.hooks import Direction
 from datapath.reload.prepare import Compile, FillArrays, LoadPrograms, MigrateMaps, OpenMaps, RepinMaps, WriteObject
 from datapath.reload.step import Plan, Step
@@ -162,8 +163,9 @@ def _not_wanted(links: Mapping[str, Interface], devices: Sequence[str]) -> list[
 
 def _pinned_devices_gone(config: DatapathConfig, links: Mapping[str, Interface]) -> list[str]:
     """Return the names under which links are pinned of interfaces that are gone."""
-    there = {config.device_links(name).parent.name for name in links}
-    return [path.name for path in _entries(config.devices_links) if path.name not in there]
+    there = {linkpins.owner(config.device_links(name)) for name in links}
+    owners = map(linkpins.owner, linkpins.directories(config.devices_links))
+    return [owner for owner in owners if owner not in there]
 
 
 def _compile(kind: Kind, endpoint: Endpoint | None = None) -> Compile:
@@ -230,11 +232,11 @@ def _check_links(config: DatapathConfig, devices: Sequence[str]) -> None:
 
 def _links_left(config: DatapathConfig, links: Mapping[str, Interface], devices: Sequence[str]) -> list[Path]:
     """Return the directories of links of interfaces that lose their programs, or are gone."""
-    kept = {config.device_links(name).parent.name for name in links if _keeps_programs(name, devices)}
+    kept = {config.device_links(name) for name in links if _keeps_programs(name, devices)}
     return [
-        path / "links"
-        for path in _entries(config.devices_links)
-        if path.name not in kept and not path.name.startswith(EXCLUDED_PREFIXES)
+        directory
+        for directory in linkpins.directories(config.devices_links)
+        if directory not in kept and not linkpins.owner(directory).startswith(EXCLUDED_PREFIXES)
     ]
 
 

@@ -12,7 +12,7 @@ from datapath.base.mapnames import KEPT_WHILE_USED, POLICY_ARRAYS
 from datapath.build.objectfile import ObjectFile
 from datapath.endpoint import Attachment, Endpoint
 from datapath.errors import LinkNotFound, LinkReplaced, NetlinkError, ReloadlabError
-from datapath.kernel import hooks, progarray, routes, tcx, xdp
+from datapath.kernel import hooks, linkpins, progarray, routes, tcx, xdp
 from datapath.kernel.hooks import Direction, Filter, HookBlocked, HookEmptied, HookShared, HookTaken
 from datapath.kernel.map import open_pin
 from datapath.kernel.netlink import NetlinkSocket
@@ -353,7 +353,7 @@ def _is_attached(work: Workspace, program: Attached, ifindex: int) -> bool:
 def _remove(work: Workspace, path: Path) -> None:
     """Remove a file, or a directory of pinned links."""
     if path.is_relative_to(work.config.devices_links):
-        tcxlinks.remove_pins(path)
+        linkpins.remove(path)
     else:
         path.unlink(missing_ok=True)
 

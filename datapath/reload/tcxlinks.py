@@ -15,7 +15,6 @@ import errno
 import os
 import struct
 from collections.abc import Collection
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,7 +22,7 @@ from pathlib import Path
 from datapath.base.bpftypes import ProgType
 from datapath.endpoint import DatapathConfig
 from datapath.errors import BpfError, ReloadlabError
-from datapath.kernel import bpf, links, tcx
+from datapath.kernel import bpf, linkpins, links, tcx
 from datapath.kernel.hooks import OURS, Direction
 from datapath.kernel.links import LinkInfo
 from datapath.kernel.netns import enter
@@ -92,7 +91,7 @@ def attach(work: Workspace, step: Step, hook: TcxHook, program: Program, path: P
     pinned, ours = _open(work, path), _links(work, hook)
     if pinned is not None and (not ours or pinned.info.id != ours[0].info.id):
         # Its interface is gone or has another name by now, or another link runs before it.
-        work.on_undo(step, partial(_pin_again, pinned))
+        work.on_undo(step, partial(linkpins.pin_again, pinned.fd, pinned.path))
         pinned.path.unlink(missing_ok=True)
         pinned = None
     if not ours:
@@ -100,8 +99,8 @@ def attach(work: Workspace, step: Step, hook: TcxHook, program: Program, path: P
         return
     _update(work, step, hook, ours[0], program.fd, None if pinned is None else path)
     if pinned is None:
-        work.on_undo(step, partial(_remove_pin, path))
-        _pin(ours[0].fd, path)
+        work.on_undo(step, partial(linkpins.unpin, path))
+        linkpins.pin(ours[0].fd, path)
     for each in ours[1:]:
         work.let_go("a second tcx link", partial(links.detach, each.fd))
 
@@ -137,7 +136,7 @@ def detach(
     for found in pinned:
         work.let_go(f"the pin {found.path}", partial(found.path.unlink, missing_ok=True))
     if directory.parent.exists():
-        work.let_go(f"the directory {directory}", partial(remove_empty, directory))
+        work.let_go(f"the directory {directory}", partial(linkpins.remove_empty, directory))
 
 
 def warn_of_foreign(work: Workspace, hook: TcxHook, program: str, *, by_link: bool) -> None:
@@ -147,13 +146,6 @@ def warn_of_foreign(work: Workspace, hook: TcxHook, program: str, *, by_link: bo
             break
         if not found.is_ours:
             work.warnings.append(tcx.runs_before(hook.ifname, hook.direction, found, program))
-
-
-def remove_pins(directory: Path) -> None:
-    """Remove the pins in a directory, and it. A link that has another pin, under a later name say, goes on."""
-    for path in _entries(directory):
-        path.unlink(missing_ok=True)
-    remove_empty(directory)
 
 
 def remove_from(netns: Path, ifindex: int) -> None:
@@ -169,38 +161,15 @@ def remove_others(config: DatapathConfig, keep: Collection[int]) -> list[int]:
 
     A link that one of the others has taken over, with the interface, goes on.
     """
-    directory = config.endpoint_links(0).parents[1]
-    found = sorted(int(path.name) for path in _entries(directory) if path.name.isdecimal())
+    owners = map(linkpins.owner, linkpins.directories(config.endpoints_links))
+    found = sorted(int(owner) for owner in owners if owner.isdecimal())
     others = [number for number in found if number not in keep]
-    kept = {ident for number in found if number in keep for ident in _ids(config.endpoint_links(number))}
+    kept = {ident for number in found if number in keep for ident in linkpins.ids(config.endpoint_links(number))}
     for number in others:
-        for ident in _ids(config.endpoint_links(number)) - kept:
+        for ident in linkpins.ids(config.endpoint_links(number)) - kept:
             _detach_by_id(ident)
-        remove_pins(config.endpoint_links(number))
+        linkpins.remove(config.endpoint_links(number))
     return others
-
-
-def _ids(directory: Path) -> set[int]:
-    """Return the ids of the links that are pinned in a directory."""
-    found = set()
-    for path in _entries(directory):
-        with links.pinned(path) as fd:
-            if fd is not None:
-                found.add(links.info(fd).id)
-    return found
-
-
-def remove_empty(directory: Path) -> None:
-    """Remove a directory of links and the one it is in, unless there is something in them."""
-    for each in (directory, directory.parent):
-        try:
-            each.rmdir()
-        except FileNotFoundError:
-            continue
-        except OSError as error:
-            if error.errno != errno.ENOTEMPTY:
-                raise
-            return
 
 
 def _detach_by_id(ident: int) -> None:
@@ -222,15 +191,8 @@ def _open(work: Workspace, path: Path) -> _Pinned | None:
 
 
 def _pins(work: Workspace, directory: Path) -> list[_Pinned]:
-    opened = (_open(work, path) for path in _entries(directory))
+    opened = (_open(work, path) for path in linkpins.pins(directory))
     return [found for found in opened if found is not None]
-
-
-def _entries(directory: Path) -> list[Path]:
-    try:
-        return sorted(directory.iterdir())
-    except FileNotFoundError:
-        return []
 
 
 def _links(work: Workspace, hook: TcxHook, prefix: str = OURS) -> list[_Link]:
@@ -255,7 +217,7 @@ def _create(work: Workspace, step: Step, hook: TcxHook, program: Program, path: 
     work.on_undo(step, partial(_remove_created, work, hook, program.id, path))
     with enter(work.config.netns):
         fd = work.keep_open(links.create(program.fd, hook.ifindex, tcx.TYPES[hook.direction]))
-    _pin(fd, path)
+    linkpins.pin(fd, path)
 
 
 def _remove_created(work: Workspace, hook: TcxHook, program_id: int, path: Path) -> None:
@@ -263,7 +225,7 @@ def _remove_created(work: Workspace, hook: TcxHook, program_id: int, path: Path)
         if found.entry.program_id == program_id and found.entry.link_id:
             fd = work.keep_open(links.fd_by_id(found.entry.link_id))
             links.detach(fd)
-    _remove_pin(path)
+    linkpins.unpin(path)
 
 
 def _now(work: Workspace, hook: TcxHook) -> tuple[TcxProgram, ...]:
@@ -293,22 +255,4 @@ def _update_back(work: Workspace, hook: TcxHook, link: int, program: int, path: 
             return
         with enter(work.config.netns):
             fd = work.keep_open(links.create(program, hook.ifindex, tcx.TYPES[hook.direction]))
-        path.unlink(missing_ok=True)
-        _pin(fd, path)
-
-
-def _pin(fd: int, path: Path) -> None:
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    bpf.obj_pin(fd, path)
-
-
-def _remove_pin(path: Path) -> None:
-    path.unlink(missing_ok=True)
-    remove_empty(path.parent)
-
-
-def _pin_again(pinned: _Pinned) -> None:
-    with suppress(FileNotFoundError):
-        if os.stat(pinned.path):
-            return
-    _pin(pinned.fd, pinned.path)
+        linkpins.replace(fd, path)

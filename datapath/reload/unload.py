@@ -17,7 +17,7 @@ from pathlib import Path
 from datapath.base.mapnames import endpoint_maps
 from datapath.endpoint import DatapathConfig, Endpoint
 from datapath.errors import LinkNotFound, NetlinkError
-from datapath.kernel import hooks, routes
+from datapath.kernel import hooks, linkpins, routes
 from datapath.kernel.hooks import Direction
 from datapath.kernel.netlink import NetlinkSocket, link_down, unless
 from datapath.kernel.pins import Pin
@@ -54,7 +54,7 @@ def unload(
     ifindex = _interface(netlink, endpoint)
     if ifindex is not None:
         tcxlinks.remove_from(config.netns, ifindex)
-    tcxlinks.remove_pins(config.endpoint_links(endpoint.id))
+    linkpins.remove(config.endpoint_links(endpoint.id))
     forget()
     policyarrays.clear(config.globals, endpoint.id)
     for name in endpoint_maps(endpoint.id):

@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import errno
 import os
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 from datapath.endpoint import XdpMode
 from datapath.errors import BpfError, LinkNotFound, LinkReplaced, NetlinkError, ReloadlabError, printable
-from datapath.kernel import bpf, links, xdp
+from datapath.kernel import linkpins, links, xdp
 from datapath.kernel.inventory import program_name
 from datapath.kernel.links import AttachType
 from datapath.kernel.netns import enter
@@ -154,14 +153,14 @@ class _Hook:
 
     def _with_former_pin(self) -> _Hook:
         """Take over the link of an interface that was renamed: its pin has the former name."""
-        for former in sorted(self.work.config.devices_links.glob(f"*/links/{CIL_XDP_ENTRY}")):
+        for directory in linkpins.directories(self.work.config.devices_links):
+            former = directory / CIL_XDP_ENTRY
             link = _open_pinned(self.work, former)
             if link is not None and self._holds(link):
                 if self.pinned is not None:
-                    self._unlink()
-                self._make_directories()
-                self.work.on_undo(self.step, partial(_move, self.pin, former))
-                former.rename(self.pin)
+                    self._unpin_link(self.pinned)
+                self.work.on_undo(self.step, partial(_move_back, self.pin, former))
+                linkpins.move(former, self.pin)
                 return replace(self, pinned=link, link=link)
         return self
 
@@ -218,36 +217,20 @@ class _Hook:
             self.unpin()
             return
         if self.pinned is not None:
-            self._unlink()
-        self._make_directories()
-        self.work.on_undo(self.step, partial(self.pin.unlink, missing_ok=True))
-        bpf.obj_pin(link, self.pin)
+            self._unpin_link(self.pinned)
+        self.work.on_undo(self.step, partial(linkpins.unpin, self.pin))
+        linkpins.pin(link, self.pin)
 
     def unpin(self) -> None:
         """Remove the pin of a link that is of no use any more, and the directories that are empty then."""
         if self.pinned is not None:
-            self._unlink()
-        elif self.ifindex:
-            return
-        for directory in (self.pin.parent, self.pin.parent.parent):
-            try:
-                directory.rmdir()
-            except OSError as error:
-                if error.errno not in (errno.ENOENT, errno.ENOTEMPTY):
-                    raise
-                return
-            self.work.on_undo(self.step, partial(directory.mkdir, mode=0o700, exist_ok=True))
+            self._unpin_link(self.pinned)
+        if self.pinned is not None or not self.ifindex:
+            linkpins.remove_empty(self.pin.parent)
 
-    def _unlink(self) -> None:
-        assert self.pinned is not None
-        self.work.on_undo(self.step, partial(_pin_again, self.pinned, self.pin))
+    def _unpin_link(self, pinned: int) -> None:
+        self.work.on_undo(self.step, partial(linkpins.pin_again, pinned, self.pin))
         self.pin.unlink(missing_ok=True)
-
-    def _make_directories(self) -> None:
-        missing = [each for each in (self.pin.parent, *self.pin.parent.parents) if not each.exists()]
-        for directory in reversed(missing):
-            self.work.on_undo(self.step, partial(_remove_if_empty, directory))
-            directory.mkdir(mode=0o700, exist_ok=True)
 
     def _create(self, mode: Mode, program_fd: int) -> int:
         with enter(self.work.config.netns):
@@ -282,8 +265,7 @@ class _Hook:
             if error.errno != errno.ENODEV:
                 raise
             return
-        self.pin.unlink(missing_ok=True)
-        bpf.obj_pin(link, self.pin)
+        linkpins.replace(link, self.pin)
 
     def _take_away(self, new: Attached, program_fd: int) -> None:
         """Undo `attach`, which may not have come to it."""
@@ -311,30 +293,11 @@ def _attached(work: Workspace, ifindex: int) -> tuple[Attached, ...]:
 
 def _open_pinned(work: Workspace, pin: Path) -> int | None:
     """Open the pinned link, until the end of the reload; None if there is none."""
-    try:
-        return work.keep_open(bpf.obj_get(pin))
-    except BpfError as error:
-        if error.errno != errno.ENOENT:
-            raise
-        return None
+    link = links.open_pin(pin)
+    return None if link is None else work.keep_open(link)
 
 
-def _pin_again(link: int, pin: Path) -> None:
-    """Pin a link where it was, unless it is there."""
-    if not pin.exists():
-        bpf.obj_pin(link, pin)
-
-
-def _move(pin: Path, former: Path) -> None:
+def _move_back(pin: Path, former: Path) -> None:
     """Give a pin its former name, unless it has it."""
-    with suppress(FileNotFoundError):
-        pin.rename(former)
-
-
-def _remove_if_empty(directory: Path) -> None:
-    with suppress(FileNotFoundError):
-        try:
-            directory.rmdir()
-        except OSError as error:
-            if error.errno != errno.ENOTEMPTY:
-                raise
+    if pin.exists() and not former.exists():
+        linkpins.move(pin, former)

@@ -37,7 +37,7 @@ def under_gates(
     are left fail with ENOSYS.
     """
     config, external = reloader.config, reloader.external
-    pins, links = config.globals, config.devices_links.parent
+    pins, links = config.globals, config.links
     # The pins as the process of a loader names them.
     directories = [reloader.node.root / registry.STATE, pins, links, *([] if external is None else [SYSFS_BPF])]
     if external is None or forked:

@@ -29,7 +29,7 @@ def tcx_programs(node: Node, ifname: str, ifindex: int, direction: Direction, pi
 def pinned_links(node: Node) -> dict[int, str]:
     """Return the program names of the pins of all links of a node, by the id of the link."""
     config = node.datapath_config()
-    return {ident: path.name for path, ident in _pins(config.devices_links.parent)}
+    return {ident: path.name for path, ident in _pins(config.links)}
 
 
 def _name(found: tcx.TcxProgram, ifname: str, pins: dict[int, str]) -> str:

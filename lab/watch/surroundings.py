@@ -69,8 +69,8 @@ def _links(programs: Container[int]) -> Iterator[int]:
 
 def _pins(config: DatapathConfig, maps: Container[str]) -> Iterator[str]:
     """Yield what is in a node's bpffs, directories too, but for its pinned maps and the way to them, and to links."""
-    bpffs, own, links = config.bpffs, config.globals, config.devices_links
-    way = {own, *own.parents, links, links.with_name("endpoints"), *links.parents}
+    bpffs, own = config.bpffs, config.globals
+    way = {own, *own.parents, config.devices_links, config.endpoints_links, config.links, *config.links.parents}
     for directory, names, files in os.walk(bpffs):
         at = Path(directory)
         found = (at / name for name in (*names, *files) if at != own or name not in maps)
