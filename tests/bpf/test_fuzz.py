@@ -174,7 +174,7 @@ def test_where_nothing_is_allowed_no_ip_passes_but_of_the_link(program: str, bas
 
 @pytest.mark.parametrize("program", ["cil_from_host", "cil_from_netdev", "cil_to_netdev", "cil_to_host"])
 @pytest.mark.parametrize("firewall", [False, True], ids=["plain", "firewall"])
-def test_the_host(program: str, firewall: bool) -> None:
+def test_nothing_gets_past_the_host_s_policy(program: str, firewall: bool) -> None:
     """What is not for the host's policy is its stack's to refuse; with it, nothing for the host gets past."""
     defines = (("ENABLE_HOST_FIREWALL", "1"),) if firewall else ()
     with loaded(Build("bpf_host.c", defines=defines), allow=False) as datapath:

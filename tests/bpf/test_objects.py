@@ -121,7 +121,7 @@ def policy(name: str) -> dict[str, MapSpec]:
     ],
     ids=SOURCES[:3],
 )
-def test_maps(source: str, own: dict[str, MapSpec]) -> None:
+def test_an_object_declares_these_maps_and_no_others(source: str, own: dict[str, MapSpec]) -> None:
     found = {name: replace(item, contents={}) for name, item in spec_of(Build(source)).maps.items()}
     assert found == {**MAPS, **own}
 

@@ -217,7 +217,7 @@ def _runs(pid: str) -> bool:
         return False
 
 
-def test_cancelled_before_it_began(source: Path, output: Path, compiler: Compiler) -> None:
+def test_what_is_cancelled_before_it_begins_compiles_nothing(source: Path, output: Path, compiler: Compiler) -> None:
     cancel = threading.Event()
     cancel.set()
     with pytest.raises(Cancelled):
@@ -225,7 +225,7 @@ def test_cancelled_before_it_began(source: Path, output: Path, compiler: Compile
 
 
 @pytest.mark.privileged
-def test_full_disk(source: Path, compiler: Compiler) -> None:
+def test_a_full_disk_leaves_nothing(source: Path, compiler: Compiler) -> None:
     # The file system is mounted in a mount namespace of its own and goes with it.
     script = (
         "import sys\nfrom pathlib import Path\nfrom datapath.build.compile import compile_source\n"

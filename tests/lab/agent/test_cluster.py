@@ -190,7 +190,7 @@ def test_mtu_changes_in_place(name: str) -> None:
 
 
 @pytest.mark.privileged
-def test_cancelled(name: str) -> None:
+def test_what_is_cancelled_changes_nothing(name: str) -> None:
     """What reloads a cluster gives up when told to, before the first step that it would take."""
     with Cluster(cluster_specs(name, 2, pods=1, tunnel=True)) as cluster:
         cluster.start(workers=2)

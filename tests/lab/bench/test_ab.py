@@ -23,7 +23,7 @@ from tests.lab.labs import cli, start
 from tests.lab.results.samples import times
 
 
-def test_words_of_a_side() -> None:
+def test_a_side_is_what_its_words_say() -> None:
     assert (parse_side("own").library, parse_side("own").defines) == (None, ())
     side = parse_side(f"library={LIBRARY} define=A=1 define=B attach=tcx loader=tc")
     assert (side.library, side.defines, side.attach) == (LIBRARY, (("A", "1"), ("B", "1")), Attachment.TCX)

@@ -68,7 +68,7 @@ def test_policies_are_applied_with_them(lab: str, tmp_path: Path, capsys: pytest
     assert "failed to compile bpf_host.o" in capsys.readouterr().err
 
 
-def test_wrong_library(lab: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_library_without_sources_is_one_line(lab: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Also one that was right when the lab was made."""
     words = f"reloadlab: {tmp_path} holds no bpf_lxc.c: name a directory such as Cilium's bpf/\n"
     capsys.readouterr()
@@ -97,7 +97,7 @@ def test_the_attachment_is_kept(lab: str, capsys: pytest.CaptureFixture[str]) ->
 
 
 @pytest.mark.parametrize("command", ["up", "prove", "faults", "bench reload"])
-def test_tcx_is_demanded_in_vain(
+def test_tcx_is_refused_before_anything_is_built(
     command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Before anything is built: one line."""

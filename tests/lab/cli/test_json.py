@@ -65,7 +65,7 @@ def answer(capsys: pytest.CaptureFixture[str], *argv: str) -> Any:
 
 
 @pytest.mark.privileged
-def test_nodes(cluster: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_keys_of_nodes_are_documented(cluster: str, capsys: pytest.CaptureFixture[str]) -> None:
     shown = answer(capsys, "show", cluster)
     assert [node["lab"] for node in shown] == [f"{cluster}-1", f"{cluster}-2"]
     for node in shown:
@@ -80,7 +80,7 @@ def test_nodes(cluster: str, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.privileged
-def test_up_and_down(capsys: pytest.CaptureFixture[str]) -> None:
+def test_keys_of_up_and_down_are_documented(capsys: pytest.CaptureFixture[str]) -> None:
     name = unique_name()
     (node,) = answer(capsys, "up", name, "--pod", "web:app=web,tier=front", "--pods", "1", "--no-programs")
     assert set(node) == documented("up")
@@ -92,7 +92,7 @@ def test_up_and_down(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.privileged
-def test_reloads(cluster: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_keys_of_plans_and_reloads_are_documented(cluster: str, capsys: pytest.CaptureFixture[str]) -> None:
     plans = answer(capsys, "plan", f"{cluster}/pod-1")
     assert [(plan["lab"], plan["subject"]) for plan in plans] == [(f"{cluster}-{n}", "pod-1") for n in (1, 2)]
     assert all(set(plan) == documented("plan") for plan in plans)
@@ -108,7 +108,7 @@ def test_reloads(cluster: str, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.privileged
-def test_failed_reload(cluster: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_keys_of_a_failure_are_documented(cluster: str, capsys: pytest.CaptureFixture[str]) -> None:
     capsys.readouterr()
     assert main(["reload", f"{cluster}-1/pod-1", "-D", "REJECTED_BY_VERIFIER=1", "--json"]) == 1
     out, err = capsys.readouterr()
@@ -126,7 +126,7 @@ def table_keys(section: str) -> set[str]:
 
 @pytest.mark.privileged
 @pytest.mark.parametrize("name", ["lxc", "ipcache", "policy", "ct", "metrics", "tunnel"])
-def test_maps(cluster: str, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_keys_of_maps_are_documented(cluster: str, name: str, capsys: pytest.CaptureFixture[str]) -> None:
     for node in map(Node.open, (f"{cluster}-1", f"{cluster}-2")):
         run(nsenter(node.netns("pod-1"), "ping", "-c1", "-W5", str(node.facts.health.ipv4)))
     rows = answer(capsys, "maps", cluster, name)
@@ -185,7 +185,7 @@ def test_objects(cluster: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert all(described("A program of `verify`:") <= set(program) for program in verified["programs"])
 
 
-def test_comparisons(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_keys_of_comparisons_are_documented(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "x.json"
     path.write_text(to_text(result(Series("x", "s", times(1)))))
     found = answer(capsys, "compare", str(path), str(path))

@@ -204,7 +204,7 @@ def test_calls_of_many_threads_and_processes(tmp_path: Path) -> None:
     assert len({call.thread for call in calls}) == count + 1
 
 
-def test_a_process_that_never_enters(tmp_path: Path) -> None:
+def test_gates_that_nobody_enters_end(tmp_path: Path) -> None:
     with gated(lambda call: None, directories=[tmp_path], pins=tmp_path):
         pass
 
@@ -233,7 +233,7 @@ def test_which_calls_change_something(name: str, changes: bool) -> None:
         ("RTM_*", False),
     ],
 )
-def test_patterns(pattern: str, fits: bool) -> None:
+def test_a_pattern_fits_a_whole_call(pattern: str, fits: bool) -> None:
     assert Call(1, "MAP_UPDATE", "cilium_calls_00101[7]", "bpf", 1).fits(pattern) is fits
 
 

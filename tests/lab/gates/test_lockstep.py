@@ -53,13 +53,13 @@ def make(directory: Path, name: str, count: int) -> Callable[[], None]:
     return do
 
 
-def test_in_turns(tmp_path: Path) -> None:
+def test_calls_in_turns_alternate(tmp_path: Path) -> None:
     """When one has ended the other goes on alone."""
     seen = at_once(tmp_path, InTurns(), make(tmp_path, "a", 3), make(tmp_path, "b", 5))
     assert seen == ["a0", "b0", "a1", "b1", "a2", "b2", "b3", "b4"]
 
 
-def test_one_within_the_other(tmp_path: Path) -> None:
+def test_one_process_ends_within_a_call_of_the_other(tmp_path: Path) -> None:
     met: list[list[str]] = []
     order = Within(
         lambda call: call.subject.endswith("a2"), lambda: met.append(sorted(path.name for path in tmp_path.iterdir()))
@@ -70,7 +70,7 @@ def test_one_within_the_other(tmp_path: Path) -> None:
     assert order.reached
 
 
-def test_a_call_that_does_not_come(tmp_path: Path) -> None:
+def test_without_the_call_one_process_follows_the_other(tmp_path: Path) -> None:
     order = Within(lambda call: False, lambda: None)
     seen = at_once(tmp_path, order, make(tmp_path, "a", 2), make(tmp_path, "b", 2))
     assert seen == ["a0", "a1", "b0", "b1"]

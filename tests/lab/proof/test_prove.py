@@ -130,11 +130,13 @@ def test_a_series_of_updates_is_met_at_some_of_them() -> None:
         (["--switch", "host"], "--switch switches the whole node"),
     ],
 )
-def test_wrong_calls(argv: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_options_that_make_no_sense_are_one_line(
+    argv: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert said in refused(["prove", *argv], capsys)
 
 
-def test_cancelled_in_the_middle() -> None:
+def test_a_cancelled_proof_stops_no_more_calls_and_leaves_nothing() -> None:
     """What is left of a long reload is not stopped any more, and nothing stays of the node."""
     cancel = threading.Event()
 

@@ -173,5 +173,7 @@ def test_a_case_alone_as_it_is_printed(capsys: pytest.CaptureFixture[str]) -> No
         (["--nth", "x"], "x"),
     ],
 )
-def test_wrong_calls(argv: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_options_that_make_no_sense_are_one_line(
+    argv: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert said in refused(["faults", *argv], capsys)

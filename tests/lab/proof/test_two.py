@@ -25,7 +25,7 @@ SAMPLE = 2
 """Meetings of about 60: all of them are `reloadlab prove --two`."""
 
 
-def test_two_reloads_at_once() -> None:
+def test_two_reloads_at_once_lose_no_packet() -> None:
     """Of two pods, and of one twice: the second waits for the first."""
     spec = NodeSpec("two-at-once", pods=2)
     wanted = [pair for second in ("pod-2", "pod-1") for pair in pairs(spec, ["pod-1", second], [])]
@@ -97,7 +97,9 @@ def test_a_map_of_its_own_is_found() -> None:
         (["--calls", "*"], "with --two"),
     ],
 )
-def test_wrong_calls(argv: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_options_that_make_no_sense_are_one_line(
+    argv: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert said in refused(["prove", *argv], capsys)
 
 

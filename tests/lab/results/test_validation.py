@@ -65,7 +65,7 @@ def test_a_slow_down_of_3_percent_is_found_in_the_promised_share() -> None:
 
 
 @pytest.mark.parametrize(("slower", "worse"), [(0.0, False), (0.03, True)])
-def test_two_separate_runs(slower: float, worse: bool) -> None:
+def test_separate_runs_differ_by_what_was_made_slower(slower: float, worse: bool) -> None:
     old, new = (result(Series("reload", "s", values)) for values in (times(1), times(2, middle=0.02 * (1 + slower))))
     (found,) = compare([Named("old", old), Named("new", new)], THRESHOLD)
     assert [row.verdict for row in found.rows] == [Verdict.WORSE if worse else Verdict.SAME]

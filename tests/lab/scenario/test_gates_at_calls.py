@@ -52,7 +52,7 @@ def test_it_fires_before_the_call_happens(scenario: Scenario) -> None:
     assert take(scenario.node).filters != before.filters
 
 
-def test_one_of_many_calls(scenario: Scenario) -> None:
+def test_nth_chooses_one_of_many_calls(scenario: Scenario) -> None:
     found: list[Call] = []
     all_of_them = Gate(nothing, call="PROG_LOAD *")
     scenario.reload("pod-1", gate=all_of_them)
