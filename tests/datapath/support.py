@@ -43,14 +43,14 @@ from tests.netns import nsenter
 NEEDS_TCX = pytest.mark.skipif(os.geteuid() == 0 and not tcx.is_supported(), reason="no tcx before Linux 6.6")
 """Of tests that are privileged: without root they are skipped for that reason, and the kernel is not asked."""
 
-TC_ACT_OK = 0
+TC_ACT_OK, TCX_NEXT, XDP_PASS = 0, -1, 2
 _LD_IMM64, _MOV_R0, _EXIT, _PSEUDO_MAP_FD = 0x18, 0xB7, 0x95, 1
 _RTM_GETQDISC = 38
 
 
-def load_returning(value: int) -> int:
-    """Load a tc program that returns `value`; the caller closes the descriptor."""
-    return _load(b"", value)
+def load_returning(value: int, kind: ProgType = ProgType.SCHED_CLS, name: str = "tiny") -> int:
+    """Load a program of two instructions that returns `value`; the caller closes the descriptor."""
+    return _load(b"", value, kind, name)
 
 
 def load_using(map_fd: int) -> int:
@@ -58,17 +58,17 @@ def load_using(map_fd: int) -> int:
     return _load(struct.pack("=BBhi", _LD_IMM64, _PSEUDO_MAP_FD << 4 | 1, 0, map_fd) + bytes(8), 0)
 
 
-def _load(insns: bytes, value: int) -> int:
+def _load(insns: bytes, value: int, kind: ProgType = ProgType.SCHED_CLS, name: str = "tiny") -> int:
     insns += struct.pack("=BBhi", _MOV_R0, 0, 0, value) + struct.pack("=BBhi", _EXIT, 0, 0, 0)
-    fd = bpf.prog_load(ProgType.SCHED_CLS, insns, "GPL", name="tiny")
+    fd = bpf.prog_load(kind, insns, "GPL", name=name)
     assert fd >= 0, os.strerror(-fd)
     return fd
 
 
 @contextmanager
-def program(value: int = TC_ACT_OK) -> Iterator[int]:
+def program(value: int = TC_ACT_OK, kind: ProgType = ProgType.SCHED_CLS, name: str = "tiny") -> Iterator[int]:
     """Hold a program of two instructions for the time of a block."""
-    fd = load_returning(value)
+    fd = load_returning(value, kind, name)
     try:
         yield fd
     finally:
@@ -310,6 +310,17 @@ def calls_of(rig: Rig, ifname: str) -> set[int]:
     """Return the ids of the calls maps that the programs of an interface use."""
     attached = (*rig.attached(ifname, Direction.INGRESS), *rig.attached(ifname, Direction.EGRESS))
     return {m for f in attached for m in program_maps(f.program_id) if slots(m) is not None}
+
+
+def fails_unchanged(
+    rig: Rig, error: type[Exception], subject: str = "pod-1", *, routes: bool = False, gate: Observer | None = None
+) -> str:
+    """Reload a subject, which must fail and change nothing; return the message."""
+    before = rig.state()
+    with pytest.raises(error) as info:
+        rig.reload(subject, routes=routes, observer=gate)
+    assert before.differences(rig.state()) == []
+    return str(info.value)
 
 
 @contextmanager

@@ -14,7 +14,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from lab.agent.agent import Agent
 from lab.node import registry
+from lab.node.node import Node
+from lab.node.topology import NodeSpec
 from lab.system.tools import find, run
 from tests.netns import nsenter
 
@@ -39,6 +42,17 @@ def removed(name: str) -> Iterator[str]:
     finally:
         if registry.lab_root(name).exists():
             registry.remove(name, force=True)
+
+
+@contextmanager
+def loaded_node(prefix: str, templates: Path, *, policies: Sequence[object] = (), **spec: Any) -> Iterator[Node]:
+    """Make a node with its programs, and no agent; `spec` are fields of NodeSpec."""
+    with Node(NodeSpec(unique_name(prefix), **spec)) as node:
+        with Agent(node, templates=templates) as agent:
+            agent.start()
+            if policies:
+                agent.apply_policies(list(policies))
+        yield node
 
 
 def ip(netns: Path, *words: str) -> list[dict[str, Any]]:

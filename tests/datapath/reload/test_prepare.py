@@ -25,7 +25,7 @@ from datapath.reload.transaction import RollbackFailed
 from datapath.reload.workspace import Workspace
 from lab.scenario.gate import Gate
 from tests.datapath import support
-from tests.datapath.support import Injected, Rig
+from tests.datapath.support import Injected, Rig, fails_unchanged
 
 pytestmark = pytest.mark.privileged
 
@@ -58,14 +58,6 @@ def change(name: str, field: str) -> tuple[str, str]:
 def content(rig: Rig, name: str) -> dict[bytes, bytes]:
     with open_pin(rig.pin(name)) as pinned:
         return dict(pinned.items())
-
-
-def fails_unchanged(rig: Rig, error: type[Exception], subject: str = "pod-1", *, gate: Gate | None = None) -> str:
-    before = rig.state()
-    with pytest.raises(error) as info:
-        rig.reload(subject, observer=gate)
-    assert before.differences(rig.state()) == []
-    return str(info.value)
 
 
 class TestMigration:

@@ -25,7 +25,7 @@ from lab.scenario.gate import Gate
 from lab.system.tools import run
 from lab.watch.snapshot import take
 from tests.datapath import support
-from tests.datapath.support import Injected, Rig
+from tests.datapath.support import Injected, Rig, fails_unchanged
 from tests.lab.wires import ip
 from tests.netns import nsenter
 
@@ -61,15 +61,6 @@ def delete_clsact(rig: Rig, ifname: str) -> Callable[[Step, Workspace], None]:
         support.tc(rig.config.netns, "qdisc", "delete", "dev", ifname, "clsact")
 
     return delete
-
-
-def fails_unchanged(rig: Rig, error: type[ReloadlabError], *, routes: bool = False, gate: Gate | None = None) -> str:
-    """Reload pod-1, which must fail and change nothing; return the message."""
-    before = rig.state()
-    with pytest.raises(error) as info:
-        rig.reload("pod-1", routes=routes, observer=gate)
-    assert before.differences(rig.state()) == []
-    return str(info.value)
 
 
 class TestAttach:

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import os
+import struct
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from datapath.base.bpftypes import MapType
 from datapath.endpoint import Attachment
-from datapath.errors import ReloadlabError
 from datapath.kernel import bpf, links, tcx
 from datapath.kernel.hooks import Direction, HookEmptied
 from datapath.kernel.links import NotALink
 from datapath.kernel.netns import enter
-from datapath.kernel.tcx import TcxMissing, TcxProgram
+from datapath.kernel.tcx import TcxProgram
 from datapath.reload.restore import sweep
 from datapath.reload.step import Step
 from datapath.reload.tcxlinks import WithoutLink
@@ -25,7 +24,7 @@ from datapath.reload.workspace import Workspace
 from lab.scenario.gate import Gate
 from lab.system.tools import run
 from tests.datapath import support
-from tests.datapath.support import NEEDS_TCX, Injected, Rig
+from tests.datapath.support import NEEDS_TCX, TCX_NEXT, Injected, Rig, fails_unchanged
 from tests.lab.wires import ip
 
 INGRESS, EGRESS = Direction.INGRESS, Direction.EGRESS
@@ -66,24 +65,12 @@ def pinned_id(path: Path) -> int:
 
 def attach_by_hand(stack: ExitStack, rig: Rig, ifname: str, *, name: str, first: bool = False) -> int:
     """Attach a program to the ingress hook by a link that lives until the test ends; return the link's descriptor."""
-    insns = b"\xb7\0\0\0\xff\xff\xff\xff\x95\0\0\0\0\0\0\0"  # return TCX_NEXT
-    program = bpf.prog_load(3, insns, "GPL", name=name)
-    assert program >= 0
-    stack.callback(os.close, program)
+    program = stack.enter_context(support.program(TCX_NEXT, name=name))
     ifindex = rig.netlink.ifindex(ifname)
     with enter(rig.config.netns):
         link = links.create(program, ifindex, links.AttachType.TCX_INGRESS, flags=BPF_F_BEFORE if first else 0)
     stack.callback(os.close, link)
     return link
-
-
-def fails_unchanged(rig: Rig, error: type[ReloadlabError], *, routes: bool = False, gate: Gate | None = None) -> str:
-    """Reload pod-1, which must fail and change nothing; return the message."""
-    before = rig.state()
-    with pytest.raises(error) as info:
-        rig.reload("pod-1", routes=routes, observer=gate)
-    assert before.differences(rig.state()) == []
-    return str(info.value)
 
 
 def injected(rig: Rig, *, routes: bool = False) -> None:
@@ -105,7 +92,7 @@ def test_a_link_is_pinned_and_takes_the_next_program_in_place(rig: Rig, lxc: str
 
 
 @pytest.mark.parametrize("routes", [False, True], ids=["off", "on"])
-def test_from_tc_to_tcx_and_back(rig: Rig, lxc: str, pins: Path, routes: bool) -> None:
+def test_a_hook_never_runs_two_programs_from_tc_to_tcx_and_back(rig: Rig, lxc: str, pins: Path, routes: bool) -> None:
     """After each step a hook has a program; where it has a link and a filter, both run the same."""
     seen: set[int] = set()
 
@@ -234,19 +221,26 @@ def test_a_pin_that_is_no_link_is_refused(rig: Rig, pins: Path) -> None:
     assert fails_unchanged(rig, NotALink) == f"{pins}/cil_from_container is no BPF link: remove it"
 
 
-def test_a_program_of_ours_without_a_link_is_refused(rig: Rig, lxc: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """BPF_PROG_ATTACH, which nothing here does; what the kernel tells of it is a link number 0."""
-    with ExitStack() as stack:
-        attach_by_hand(stack, rig, lxc, name="cil_from_container")
-        query = links.query
+BPF_PROG_ATTACH, BPF_PROG_DETACH = 8, 9
 
-        def without_links(ifindex: int, attach_type: links.AttachType) -> tuple[links.Entry, ...]:
-            return tuple(replace(entry, link_id=0) for entry in query(ifindex, attach_type))
 
-        (ours,) = at(rig, lxc)
-        monkeypatch.setattr(links, "query", without_links)
-        message = fails_unchanged(rig, WithoutLink)
+def test_a_program_of_ours_without_a_link_is_refused(rig: Rig, lxc: str) -> None:
+    """BPF_PROG_ATTACH, which nothing here does."""
+    with support.program(TCX_NEXT, name="cil_from_container") as fd:
+        attr = struct.pack("=6IQ", rig.netlink.ifindex(lxc), fd, links.AttachType.TCX_INGRESS, 0, 0, 0, 0)
+        with enter(rig.config.netns):
+            bpf.call(BPF_PROG_ATTACH, attr)  # type: ignore[arg-type]  # not in the pipeline
+        try:
+            (ours,) = at(rig, lxc)
+            assert ours.entry == links.Entry(support.program_id(fd), 0)
+            message = fails_unchanged(rig, WithoutLink)
+            assert at(rig, lxc) == (ours,)
+        finally:
+            with enter(rig.config.netns):
+                bpf.call(BPF_PROG_DETACH, attr)  # type: ignore[arg-type]
     assert message == f"{lxc} ingress: {ours} is attached by tcx without a link: detach it"
+    rig.reload("pod-1")
+    assert [found.entry.link_id != 0 for found in at(rig, lxc)] == [True]
 
 
 @pytest.mark.parametrize("there", [None, TC, TCX], ids=["first load", "tc", "tcx"])
@@ -301,7 +295,7 @@ def test_a_renamed_device_keeps_its_link(rig: Rig) -> None:
     assert sorted(os.listdir(rig.config.devices_links)) == ["cilium_host", "cilium_net", "eth0", "new0"]
 
 
-def test_two_devices_have_changed_their_names(rig: Rig) -> None:
+def test_devices_that_swap_their_names_keep_their_links(rig: Rig) -> None:
     netns = str(rig.config.netns)
     for name in ("one0", "two0"):
         ip(netns, "link", "add", name, "type", "bridge")
@@ -350,10 +344,3 @@ def test_unload_takes_links_and_pins_away(rig: Rig, lxc: str, pins: Path) -> Non
     rig.loader.unload(endpoint, forget=lambda: None)
     assert (at(rig, lxc), at(rig, lxc, EGRESS)) == ((), ())
     assert not pins.parent.exists()
-
-
-def test_tcx_is_demanded_of_a_kernel_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tcx, "is_supported", lambda: False)
-    assert [tcx.chosen(wanted) for wanted in (Attachment.AUTO, TC)] == [TC, TC]
-    with pytest.raises(TcxMissing, match="the kernel has no tcx"):
-        tcx.chosen(TCX)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-import struct
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -22,7 +21,7 @@ from datapath.reload.plans import XDP_SUBJECT
 from datapath.reload.xdp import CIL_XDP_ENTRY, XdpTaken, XdpUnsupported
 from lab.scenario.gate import Gate
 from lab.system.tools import run
-from tests.datapath.support import Injected, Rig, inject, rig
+from tests.datapath.support import XDP_PASS, Injected, Rig, inject, program, rig
 from tests.netns import nsenter
 
 pytestmark = pytest.mark.privileged
@@ -71,15 +70,9 @@ def pin(node: Rig, ifname: str = "eth0") -> Path:
     return node.config.device_links(ifname) / CIL_XDP_ENTRY
 
 
-@contextmanager
-def passing(name: str) -> Iterator[int]:
+def passing(name: str) -> AbstractContextManager[int]:
     """Hold a program that lets every packet pass."""
-    fd = bpf.prog_load(ProgType.XDP, struct.pack("=BBhiBBhi", 0xB7, 0, 0, 2, 0x95, 0, 0, 0), "GPL", name=name)
-    assert fd >= 0, os.strerror(-fd)
-    try:
-        yield fd
-    finally:
-        os.close(fd)
+    return program(XDP_PASS, ProgType.XDP, name)
 
 
 def test_a_link_is_pinned_and_updated_in_place(eth0: Rig) -> None:
@@ -213,7 +206,7 @@ def test_a_device_that_is_renamed_keeps_its_link(eth0: Rig) -> None:
         run(nsenter(ns, "ip", "link", "del", "d0"))
 
 
-def test_a_device_that_takes_no_native_program(eth0: Rig) -> None:
+def test_best_effort_is_none_where_a_device_takes_no_native_program(eth0: Rig) -> None:
     """A large MTU is what a veth refuses. Best effort is none there; a reload that demands it changes nothing."""
     run(nsenter(eth0.node.netns("outside"), "ip", "link", "set", "eth0", "mtu", "9000"))
     try:

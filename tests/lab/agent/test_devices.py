@@ -25,7 +25,7 @@ from lab.cli.proofs import spread
 from lab.gates.call import Call
 from lab.node.links import delete_link
 from lab.node.node import Node
-from lab.node.topology import HOST, HOST_ENDPOINT, NODE, OUTSIDE, UPLINK, NodeSpec
+from lab.node.topology import HOST, HOST_ENDPOINT, NODE, OUTSIDE, UPLINK
 from lab.system.tools import run
 from lab.traffic.framesocket import FrameSocket
 from lab.watch.checks.hooks import check_hooks
@@ -33,7 +33,7 @@ from lab.watch.checks.pins import check_orphans, check_pins
 from lab.watch.metrics import INGRESS, packets
 from lab.watch.snapshot import take
 from scenarios.frames import ETH_P_IP, datagram, eth, ipv4
-from tests.lab.labs import unique_name
+from tests.lab.labs import loaded_node
 from tests.netns import nsenter
 
 pytestmark = [pytest.mark.privileged]
@@ -48,9 +48,7 @@ SAMPLE = int(os.environ.get("RELOADLAB_PLACES", "9"))
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Node, Path]]:
     templates = tmp_path_factory.mktemp("templates")
-    with Node(NodeSpec(unique_name("devices"), pods=1)) as node:
-        with Agent(node, templates=templates) as agent:
-            agent.start()
+    with loaded_node("devices", templates, pods=1) as node:
         yield node, templates
 
 
@@ -110,7 +108,7 @@ def programs(agent: Agent, name: str) -> list[str]:
     return [item.name for direction in Direction for item in now.filters.get((name, direction), ())]
 
 
-def test_devices_with_odd_names(agent: Agent) -> None:
+def test_devices_of_any_name_have_their_own_programs(agent: Agent) -> None:
     """Each has its own object and programs, and loses them when it is no device any more."""
     for name in ODD:
         make(agent.node, name)
@@ -149,7 +147,7 @@ def test_every_name_that_the_kernel_takes_is_taken(agent: Agent, netlink: Netlin
         delete(agent.node, present)
 
 
-def test_a_device_appears_later(agent: Agent) -> None:
+def test_a_device_that_appears_later_is_loaded_then(agent: Agent) -> None:
     agent.configure(devices=(DEVICE,))
     assert agent.reload(HOST).warnings == (f"device {DEVICE} does not exist: left out",)
     make(agent.node, DEVICE)
@@ -158,7 +156,7 @@ def test_a_device_appears_later(agent: Agent) -> None:
     delete(agent.node, DEVICE)
 
 
-def test_two_devices_swap_their_names(agent: Agent, netlink: NetlinkSocket) -> None:
+def test_a_device_that_takes_a_name_gets_programs_of_its_own(agent: Agent, netlink: NetlinkSocket) -> None:
     for name in ("one", "two"):
         make(agent.node, name)
     agent.configure(devices=("one",))
@@ -215,7 +213,7 @@ EVENTS = [gone, made_anew, renamed]
 
 
 @pytest.mark.parametrize("event", EVENTS)
-def test_what_happens_to_a_device_between_two_calls(agent: Agent, event: Callable[[Node], None]) -> None:
+def test_a_device_that_changes_between_two_calls_leaves_nothing(agent: Agent, event: Callable[[Node], None]) -> None:
     """The reload ends, or fails and is undone; nothing of the device is left, and the next one has what is there."""
     agent.configure(devices=(DEVICE,))
     calls: list[Call] = []
@@ -250,7 +248,7 @@ def packet_from(source: IPv4Address, target: IPv4Address, payload: bytes) -> byt
     return ipv4(source, target, datagram(source, target, payload, sport=7040, dport=7040))
 
 
-def test_tagged_frames(agent: Agent) -> None:
+def test_frames_of_a_vlan_are_dropped_from_the_wire_alone(agent: Agent) -> None:
     """From the wire, those of a VLAN are dropped, whatever is inside; a pod's are taken for what is inside."""
     node, pod = agent.node, agent.node.pod("pod-1")
     agent.configure(devices=(UPLINK,), defines=(("ENABLE_HOST_ROUTING", "1"),))

@@ -31,7 +31,7 @@ from lab.proof.errnos import first_errno_of
 from lab.proof.sweep import sweep
 from lab.watch.invariants import baseline
 from lab.watch.snapshot import take
-from tests.lab.labs import unique_name
+from tests.lab.labs import loaded_node
 from tests.lab.proof.test_sweep import survived
 
 pytestmark = [pytest.mark.privileged]
@@ -42,9 +42,7 @@ SAMPLE = 10
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Node, Path]]:
     templates = tmp_path_factory.mktemp("templates")
-    with Node(NodeSpec(unique_name("restore"), pods=2)) as node:
-        with Agent(node, templates=templates) as agent:
-            agent.start()
+    with loaded_node("restore", templates, pods=2) as node:
         yield node, templates
 
 
@@ -150,7 +148,7 @@ def test_an_endpoint_without_a_directory_is_loaded_anew(agent: Agent, capsys: py
     assert agent.restore().anew == {}
 
 
-def test_directories_of_killed_builds(agent: Agent) -> None:
+def test_directories_of_killed_builds_are_put_back_or_removed(agent: Agent) -> None:
     """One took the place of none, the other is superfluous."""
     state = agent.config.state
     (state / "101").rename(state / "101_stale")
@@ -160,7 +158,7 @@ def test_directories_of_killed_builds(agent: Agent) -> None:
     assert sorted(name for name in os.listdir(state) if name.startswith("10")) == ["101", "102"]
 
 
-def test_a_pod_has_the_number_of_one_that_is_gone(agent: Agent) -> None:
+def test_a_pod_inherits_nothing_from_one_whose_number_it_has(agent: Agent) -> None:
     """It was made while no agent ran, and inherits nothing: no connection, no rule, no program."""
     pod = lose(agent)
     pins, key = agent.config.globals, pod.ipv4.packed + agent.node.pod("pod-1").ipv4.packed + bytes(6)
@@ -176,7 +174,7 @@ def test_a_pod_has_the_number_of_one_that_is_gone(agent: Agent) -> None:
     agent.remove_pod("next")
 
 
-def test_a_directory_that_says_something_else_of_an_interface(agent: Agent) -> None:
+def test_a_directory_of_another_interface_is_not_believed(agent: Agent) -> None:
     """The pod is loaded anew, in place: what runs at its interface is its own."""
     endpoint = agent.endpoint("pod-1")
     header = agent.config.state / "101" / HEADER_FILE
@@ -186,7 +184,7 @@ def test_a_directory_that_says_something_else_of_an_interface(agent: Agent) -> N
         assert map_id(agent.config.globals / "cilium_policy_00101") == policy.info.id
 
 
-def test_an_interface_is_gone(agent: Agent, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_pod_without_its_interface_is_told_and_kept(agent: Agent, capsys: pytest.CaptureFixture[str]) -> None:
     """The node still has the pod: it is told, the others are restored, and nothing of it is swept."""
     agent.add_pod("broken")
     pod = agent.node.pod("broken")

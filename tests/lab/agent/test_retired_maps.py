@@ -18,13 +18,13 @@ from lab.abi import layouts
 from lab.agent.agent import Agent
 from lab.agent.reloads import do_in_worker
 from lab.node.node import Node
-from lab.node.topology import NodeSpec, PodSpec
+from lab.node.topology import PodSpec
 from lab.system.forkpool import WorkerDied
 from lab.traffic.flows import Flow
 from lab.traffic.traffic import Traffic
 from lab.watch.checks.pins import check_pins
 from lab.watch.snapshot import take
-from tests.lab.labs import unique_name
+from tests.lab.labs import loaded_node
 
 pytestmark = [pytest.mark.privileged]
 
@@ -42,10 +42,7 @@ POLICY = [
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Node, Path]]:
     templates = tmp_path_factory.mktemp("templates")
-    with Node(NodeSpec(unique_name("retired"), pods=2)) as node:
-        with Agent(node, templates=templates) as agent:
-            agent.start()
-            agent.apply_policies(POLICY)
+    with loaded_node("retired", templates, pods=2, policies=POLICY) as node:
         yield node, templates
 
 
@@ -112,7 +109,7 @@ def test_a_pod_that_comes_meanwhile_is_found(agent: Agent, name: str) -> None:
     assert not retired.has_retired(agent.config.globals)
 
 
-def test_what_does_not_fit_into_a_map_that_was_replaced(agent: Agent) -> None:
+def test_a_map_that_was_too_small_does_not_limit_the_new_one(agent: Agent) -> None:
     """It was replaced because it was too small: the new one takes what comes."""
     with open_pin(agent.config.globals / "cilium_lxc") as pinned:
         present = len(dict(pinned.items()))
@@ -138,7 +135,7 @@ class Killed(Step):
 
 
 @pytest.mark.parametrize(("moment", "done"), [("attach egress", "restored"), ("commit", "retired")])
-def test_a_reload_is_killed_meanwhile(agent: Agent, moment: str, done: str) -> None:
+def test_a_killed_reload_leaves_both_maps_in_line(agent: Agent, moment: str, done: str) -> None:
     """No program of the host uses the new map yet, or some do, and all others the old one, which lies aside."""
 
     def doomed(plan: Plan) -> Plan:

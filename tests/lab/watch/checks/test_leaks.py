@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import struct
 import threading
 import time
 from collections.abc import Iterator
@@ -23,7 +22,7 @@ from lab.system.tools import run
 from lab.watch import invariants
 from lab.watch.invariants import Expected, baseline
 from lab.watch.journal import Journal
-from tests.datapath.support import NEEDS_TCX
+from tests.datapath.support import NEEDS_TCX, TCX_NEXT, XDP_PASS, program
 from tests.lab.watch.faults import violations
 from tests.netns import nsenter
 
@@ -135,18 +134,14 @@ def tcx(agent: Agent, ifname: str, name: str) -> Iterator[int]:
     """Attach a program at a tcx ingress hook for the time of a block; yield its id."""
     with NetlinkSocket(agent.node.netns(NODE)) as netlink:
         ifindex = netlink.ifindex(ifname)
-    insns = b"\xb7\0\0\0\xff\xff\xff\xff\x95\0\0\0\0\0\0\0"  # return TCX_NEXT
-    program = bpf.prog_load(ProgType.SCHED_CLS, insns, "GPL", name=name)
-    try:
+    with program(TCX_NEXT, name=name) as fd:
         with enter(agent.node.netns(NODE)):
-            link = links.create(program, ifindex, AttachType.TCX_INGRESS)
+            link = links.create(fd, ifindex, AttachType.TCX_INGRESS)
         try:
-            yield bpf.prog_id(program)
+            yield bpf.prog_id(fd)
         finally:
             links.detach(link)
             os.close(link)
-    finally:
-        os.close(program)
 
 
 @NEEDS_TCX
@@ -205,11 +200,9 @@ def test_a_tcx_link_is_held_to_its_pin(sound_node: Agent) -> None:
 
 def test_an_xdp_program_is_found(sound_node: Agent) -> None:
     before = baseline(sound_node)
-    insns = struct.pack("<BBhiBBhi", 0xB7, 0, 0, 2, 0x95, 0, 0, 0)  # return XDP_PASS
-    fd = bpf.prog_load(6, insns, "GPL", name="acme_xdp")
     path = sound_node.config.bpffs / "xdp"
-    bpf.obj_pin(fd, path)
-    os.close(fd)
+    with program(XDP_PASS, ProgType.XDP, "acme_xdp") as fd:
+        bpf.obj_pin(fd, path)
     try:
         run(nsenter(sound_node.node.netns(NODE), "ip", "link", "set", "cilium_net", "xdpgeneric", "pinned", str(path)))
     finally:

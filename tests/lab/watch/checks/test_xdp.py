@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import errno
 import os
-import struct
 from collections.abc import Iterator
 
 import pytest
@@ -25,6 +24,7 @@ from lab.node.topology import NODE, NodeSpec
 from lab.watch.checks.xdp import check_xdp
 from lab.watch.invariants import baseline, check
 from lab.watch.snapshot import take
+from tests.datapath.support import XDP_PASS, program
 from tests.lab.labs import unique_name
 from tests.lab.watch.faults import leave_out, violations
 
@@ -57,13 +57,8 @@ def detach(agent: Agent) -> None:
 
 
 def attach(agent: Agent, name: str, mode: Mode) -> None:
-    fd = bpf.prog_load(ProgType.XDP, struct.pack("=BBhiBBhi", 0xB7, 0, 0, 2, 0x95, 0, 0, 0), "GPL", name=name)
-    assert fd >= 0
-    try:
-        with NetlinkSocket(agent.node.netns(NODE)) as netlink:
-            xdp.attach(netlink, netlink.ifindex("eth0"), mode, fd)
-    finally:
-        os.close(fd)
+    with program(XDP_PASS, ProgType.XDP, name) as fd, NetlinkSocket(agent.node.netns(NODE)) as netlink:
+        xdp.attach(netlink, netlink.ifindex("eth0"), mode, fd)
 
 
 def take_off(agent: Agent, mode: Mode) -> None:
@@ -82,7 +77,7 @@ def test_a_reload_is_none_of_these(agent: Agent) -> None:
     assert violations(agent, before, agent.reload(XDP_SUBJECT)) == []
 
 
-def test_no_program(agent: Agent) -> None:
+def test_a_device_without_a_program_is_found(agent: Agent) -> None:
     before = take(agent.node)
     detach(agent)
     # Alone: that of leaks would wait for the programs to go, which the link holds.
@@ -90,7 +85,7 @@ def test_no_program(agent: Agent) -> None:
     assert found == ["invariant 1: eth0 xdp: 0 programs instead of cil_xdp_entry"]
 
 
-def test_the_wrong_mode(agent: Agent) -> None:
+def test_a_program_in_another_mode_is_found(agent: Agent) -> None:
     before = baseline(agent)
     agent.configure(xdp="generic")
     assert "invariant 1: eth0 xdp: cil_xdp_entry (native) instead of cil_xdp_entry (generic)" in violations(
@@ -98,14 +93,14 @@ def test_the_wrong_mode(agent: Agent) -> None:
     )
 
 
-def test_the_program_of_another_load(agent: Agent) -> None:
+def test_the_program_of_another_load_is_found(agent: Agent) -> None:
     before = baseline(agent)
     leave_out(agent, AttachXdp)
     found = violations(agent, before, agent.reload(XDP_SUBJECT))
     assert any(line.startswith("invariant 1: eth0 xdp: program ") for line in found), found
 
 
-def test_a_program_that_is_left_over(agent: Agent) -> None:
+def test_a_program_that_is_left_over_is_found(agent: Agent) -> None:
     before = baseline(agent)
     agent.configure(devices=())
     leave_out(agent, DetachXdp)
@@ -119,7 +114,7 @@ def test_a_program_that_is_left_over(agent: Agent) -> None:
     agent.reload("host")
 
 
-def test_a_link_without_its_pin(agent: Agent) -> None:
+def test_a_link_without_its_pin_is_found(agent: Agent) -> None:
     before = baseline(agent)
     pin = agent.config.device_links("eth0") / CIL_XDP_ENTRY
     with links.pinned(pin) as fd:
@@ -130,7 +125,7 @@ def test_a_link_without_its_pin(agent: Agent) -> None:
         bpf.obj_pin(fd, pin)
 
 
-def test_what_others_have(agent: Agent) -> None:
+def test_a_program_of_others_is_left_alone_and_missed(agent: Agent) -> None:
     agent.configure(devices=())
     outcomes = [agent.reload("host"), agent.reload(XDP_SUBJECT)]
     attach(agent, "acme_xdp", Mode.GENERIC)
@@ -143,7 +138,7 @@ def test_what_others_have(agent: Agent) -> None:
     agent.reload("host")
 
 
-def test_a_kernel_without_links_for_xdp(agent: Agent) -> None:
+def test_a_kernel_without_links_for_xdp_attaches_by_netlink(agent: Agent) -> None:
     """Before Linux 5.9 BPF_LINK_CREATE is EINVAL for XDP: netlink then, for the first program and the next ones."""
     before = baseline(agent)
     outcome = agent.set_xdp(None)
