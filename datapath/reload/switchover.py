@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -69,7 +69,7 @@ class Attach(Step):
     object: str
     priority: int
     ifindex: int | None = None  # a later interface of the same name is another's
-    links: Path | None = None
+    links: Path = field(kw_only=True)
     attachment: Attachment = Attachment.TC
 
     @property
@@ -88,7 +88,7 @@ class Attach(Step):
         if by_link:
             if not hook.ours:
                 _prepare_clsact(work, ifindex)
-            tcxlinks.attach(work, self, hook, program, self._links / self.program)
+            tcxlinks.attach(work, self, hook, program, self.links / self.program)
         else:
             self._attach_filter(work, ifindex, program)
         work.attached[self.key] = Attached(self.target, str(self.direction), self.program, program.id, self.attachment)
@@ -103,13 +103,7 @@ class Attach(Step):
         if self.attachment is Attachment.TCX:
             _remove_filters(work, self, self.target, hook.ifindex, self.direction, hooks.OURS)
         else:
-            tcxlinks.detach(work, self, hook, self._links, program=program)
-
-    @property
-    def _links(self) -> Path:
-        if self.links is None:
-            raise RuntimeError(f"{self.name} {self.target}: no directory of links")
-        return self.links
+            tcxlinks.detach(work, self, hook, self.links, program=program)
 
     def _attach_filter(self, work: Workspace, ifindex: int, program: Program) -> None:
         netlink = work.netlink
@@ -170,7 +164,7 @@ class Detach(Step):
     prefix: str = hooks.OURS
     required: bool = True  # False: no interface, nothing to remove
     ifindex: int | None = None  # a later interface of the same name is another's
-    links: Path | None = None  # where links of the interface are pinned
+    links: Path = field(kw_only=True)  # where links of the interface are pinned
 
     @property
     def name(self) -> str:
@@ -187,9 +181,8 @@ class Detach(Step):
                 raise
             return
         _remove_filters(work, self, self.target, ifindex, self.direction, self.prefix)
-        if self.links is not None:
-            hook = tcxlinks.look(work, self.target, ifindex, self.direction)
-            tcxlinks.detach(work, self, hook, self.links, prefix=self.prefix)
+        hook = tcxlinks.look(work, self.target, ifindex, self.direction)
+        tcxlinks.detach(work, self, hook, self.links, prefix=self.prefix)
 
 
 @dataclass(frozen=True)

@@ -60,7 +60,7 @@ class AttachLate(Attach):
         for program in programs:
             with enter(work.config.netns):
                 link = work.keep_open(links.create(program, ifindex, tcx.TYPES[self.direction]))
-            path = self._links / self.program
+            path = self.links / self.program
             path.unlink(missing_ok=True)
             bpf.obj_pin(link, path)
 
@@ -143,7 +143,9 @@ def _last_attach(steps: list[Step]) -> int:
 def detach_before_load(plan: Plan) -> Plan:
     """Remove the filters before the programs that replace them are loaded, as the reference does for egress."""
     bare = tuple(
-        Detach(step.target, step.direction, ifindex=step.ifindex) for step in plan.steps if isinstance(step, Attach)
+        Detach(step.target, step.direction, ifindex=step.ifindex, links=step.links)
+        for step in plan.steps
+        if isinstance(step, Attach)
     )
     return replace(plan, steps=(*bare, *plan.steps))
 

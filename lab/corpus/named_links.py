@@ -56,7 +56,7 @@ class AttachByPinsAlone(Telling, Attach):
 
     def _look(self, work: Workspace, ifindex: int) -> TcxHook:
         found = super()._look(work, ifindex)
-        if found.ours and self.links is not None and not (self.links / self.program).exists():
+        if found.ours and not (self.links / self.program).exists():
             self.applied()
             return replace(found, present=())
         return found
