@@ -1,7 +1,7 @@
-"""Netlink: messages are encoded once by pyroute2, patched at known offsets, and sent in batches from a raw socket.
+"""Netlink: messages are encoded once, patched at known offsets, and sent in batches from a raw socket.
 
-pyroute2's own request path costs about 2 ms for a filter, with the interpreter lock held; a patched copy of the same
-bytes costs what the kernel costs. Its decoder serves everything that is not on the path of a reload.
+The request path of a library such as pyroute2 costs about 2 ms for a filter, with the interpreter lock held; a patched
+copy of the same bytes costs what the kernel costs.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ import errno
 import os
 import socket
 import struct
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 from datapath.endpoint import Interface
 from datapath.errors import LinkNotFound, NetlinkError, printable
@@ -39,20 +39,6 @@ ANSWER_SECONDS = 30
 DUMP_ATTEMPTS = 16
 """How often a dump is begun anew because what it lists changed meanwhile."""
 _BATCH = 1 << 16  # bytes in one send: well below the default socket buffer
-
-
-def encode(
-    kind: Callable[..., Any], message_type: int, flags: int, fields: Mapping[str, Any], attrs: Sequence[Any]
-) -> bytes:
-    """Return the bytes of a pyroute2 message of class `kind`; nested attributes as ("NAME", {"attrs": [...]})."""
-    message = kind()
-    for name, value in fields.items():
-        message[name] = value
-    message["attrs"] = list(attrs)
-    message["header"]["type"] = message_type
-    message["header"]["flags"] = NLM_F_REQUEST | flags
-    message.encode()
-    return bytes(message.data)
 
 
 def pack_message(kind: int, body: bytes, flags: int = 0) -> bytes:
@@ -205,15 +191,6 @@ class NetlinkSocket:
                 break
             answers.append(body)
         return None if interrupted else answers
-
-    def decode(self, kind: Callable[..., Any], messages: Sequence[bytes]) -> list[Any]:
-        """Return the messages decoded by pyroute2 class `kind`; slow (0.1-0.3 ms each), for listings."""
-        decoded = []
-        for message in messages:
-            value = kind(message)
-            value.decode()
-            decoded.append(value)
-        return decoded
 
     def ifindex(self, ifname: str) -> int:
         """Return the index of an interface; LinkNotFound if there is none of this name."""

@@ -9,11 +9,11 @@ from typing import Any
 
 from datapath.kernel.hooks import Direction, all_filters
 from datapath.kernel.inventory import program_name
-from datapath.kernel.messages import MessageClass, ifaddrmsg, ifinfmsg, rtmsg
-from datapath.kernel.netlink import NLM_F_DUMP, RTM_GETLINK, NetlinkSocket, encode
+from datapath.kernel.netlink import NLM_F_DUMP, RTM_GETLINK, NetlinkSocket
 from datapath.kernel.xdp import all_attached
 from lab.node.facts import pod_json
 from lab.node.links import AF_INET, AF_INET6, IFF_NOARP, IFF_UP, RT_SCOPE_LINK, RT_TABLE_MAIN, RTPROT_KERNEL
+from lab.node.messages import MessageClass, decode, encode, ifaddrmsg, ifinfmsg, rtmsg
 from lab.node.node import Node
 from lab.node.tcxhooks import pinned_links, tcx_programs
 from lab.node.topology import NODE, OUTSIDE
@@ -154,4 +154,4 @@ def _route(message: Any, destination: str, names: dict[int, str]) -> str:
 
 
 def _dump(socket: NetlinkSocket, what: str, kind: MessageClass, number: int, family: int = 0) -> list[Any]:
-    return socket.decode(kind, socket.dump(what, encode(kind, number, NLM_F_DUMP, {"family": family}, ())))
+    return decode(kind, socket.dump(what, encode(kind, number, NLM_F_DUMP, {"family": family}, ())))

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
 
 from datapath.endpoint import Interface
 from datapath.errors import LinkNotFound, NetlinkError
@@ -21,10 +20,10 @@ from datapath.kernel.netlink import (
     MessageTemplate,
     NetlinkSocket,
     attributes,
-    encode,
     text,
 )
 from datapath.kernel.netns import NamespaceNotFound
+from lab.node.messages import encode, ifinfmsg
 from tests.datapath import support
 from tests.lab.wires import ip, namespace
 

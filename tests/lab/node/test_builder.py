@@ -5,14 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
 
 from datapath.build.compile import probe_compiler
 from datapath.errors import ToolMissing
-from datapath.kernel.netlink import NLM_F_CREATE, NLM_F_EXCL, RTM_NEWLINK, NetlinkSocket, encode
+from datapath.kernel.netlink import NLM_F_CREATE, NLM_F_EXCL, RTM_NEWLINK, NetlinkSocket
 from lab.agent.agent import Agent
 from lab.agent.cluster import Cluster, cluster_specs
 from lab.node import builder
+from lab.node.messages import encode, ifinfmsg
 from lab.node.node import Node
 from lab.node.topology import NodeSpec
 from lab.system.netns import new_netns
