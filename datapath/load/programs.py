@@ -166,6 +166,9 @@ class Loading:
     def refusal(self, number: int, log: str) -> VerifierError | BpfError:
         """Return the error for a load that failed: without a word from the verifier it was not the verifier's doing."""
         program = self.program
+        if number == errno.EAGAIN:
+            said = f"program {program.name}: signals interrupted the verifier at every try"
+            return BpfError("BPF_PROG_LOAD", number, said)
         if not log.strip():
             return BpfError("BPF_PROG_LOAD", number, f"program {program.name}: {os.strerror(number)}")
         at = refused_instruction(log)

@@ -1,29 +1,41 @@
-"""A process of our own beside this one: same interpreter, framed messages over a socket pair, gone with its parent.
+"""A process of our own beside this one: framed messages over a socket pair, gone with its parent.
 
 Measuring must not share an interpreter with what is measured: a reload would wait for the probe's interpreter lock, and
 the probe for the reload's. Hence traffic and tracing run as processes of their own, with a `Control` at the other end.
+A new interpreter takes a tenth of a second to import a module of ours, and more where no bytecode is kept; a forked
+process has it already.
 """
 
 from __future__ import annotations
 
+import faulthandler
+import gc
 import json
 import os
 import signal
 import socket
 import struct
-import subprocess
+import sys
 import tempfile
 import threading
 import time
+import traceback
+from collections.abc import Callable
+from importlib import import_module
 from types import TracebackType
-from typing import IO, Any
+from typing import IO, Any, NoReturn
 
 from datapath.errors import ReloadlabError
 from lab.system.launch import module_argv
+from lab.system.process import Process, fork
+from lab.system.signals import SIGNALS
 
 _LENGTH = struct.Struct("!I")
 _KILL_AFTER = 2.0
 """Seconds that a child has to leave after its control socket was closed."""
+
+_NO_DESCRIPTOR = (1 << 31) - 1
+"""No process has a descriptor of this number or a higher one."""
 
 Message = dict[str, Any]
 
@@ -89,13 +101,18 @@ class Control:
 
 
 class Child:
-    """The parent's end. Requests are answered in order; any thread may send one."""
+    """The parent's end. Requests are answered in order; any thread may send one.
 
-    def __init__(self, module: str) -> None:
+    The child calls the module's `main` with the descriptor of its control socket, and ends with what that returns:
+    forked from this process, or in a new interpreter for a module that must not find what is imported here.
+    """
+
+    def __init__(self, module: str, *, forked: bool = True) -> None:
         self._module = module
+        self._forked = forked
         self._lock = threading.Lock()
         self._socket: socket.socket | None = None
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: Process | None = None
         self._stderr: IO[bytes] | None = None
 
     @property
@@ -106,23 +123,21 @@ class Child:
         """Start the module; the caller's next request is its configuration. ChildError if it runs already."""
         if self._process is not None:
             raise ChildError(self._module, "it runs already: a second start would orphan the first process")
+        # Here, so that every process that is forked has it.
+        main = import_module(self._module).main if self._forked else _in_new_interpreter(self._module)
         ours, theirs = socket.socketpair()
         self._socket, self._stderr = ours, tempfile.TemporaryFile()  # noqa: SIM115 (closed in close())
+        descriptor, stderr = theirs.fileno(), self._stderr.fileno()
         try:
-            # A session of its own: Ctrl-C is for the parent, which stops us and wants our report.
-            self._process = subprocess.Popen(
-                module_argv(self._module, str(theirs.fileno())),
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=self._stderr,
-                start_new_session=True,
-            )
+            fork(lambda: _serve(main, descriptor, stderr), self._keep)
         except OSError:
             self.close()
             raise
         finally:
             theirs.close()
+
+    def _keep(self, process: Process) -> None:
+        self._process = process
 
     def request(self, message: Message, *, timeout: float) -> tuple[Message, bytes]:
         """Send a message and return the answer and its blob; ChildError if none comes within `timeout` seconds."""
@@ -157,8 +172,9 @@ class Child:
         if self._process is not None:
             try:
                 self._process.wait(_KILL_AFTER)
-            except subprocess.TimeoutExpired:
+            except TimeoutError:
                 self._kill()
+            self._process.close()
             self._process = None
         if self._stderr is not None:
             self._stderr.close()
@@ -175,11 +191,15 @@ class Child:
 
     def _kill(self) -> None:
         if self._process is not None:
-            self._process.send_signal(signal.SIGKILL)
+            self._process.signal(signal.SIGKILL)
             self._process.wait()
 
     def _died(self) -> ChildError:
-        status = self._process.wait(_KILL_AFTER) if self._process else 0
+        try:
+            status = self._process.wait(_KILL_AFTER) if self._process else 0
+        except TimeoutError:
+            self._kill()
+            status = -signal.SIGKILL
         said = self._said()
         last = said.strip().splitlines()[-1:]
         return ChildError(self._module, f"died with status {status}" + "".join(f": {line}" for line in last), said)
@@ -189,3 +209,54 @@ class Child:
             return ""
         self._stderr.seek(0)
         return self._stderr.read().decode(errors="replace")
+
+
+def _serve(main: Callable[[int], int], descriptor: int, stderr: int) -> NoReturn:
+    """Be the child, from the fork to its end: nothing of the parent's but the control socket and a place for errors."""
+    status = 1
+    try:
+        # A session of its own: Ctrl-C is for the parent, which stops us and wants our report.
+        os.setsid()
+        _leave_behind(descriptor, stderr)
+        # What was inherited is not looked at by the collector, and so stays shared with the parent's memory.
+        gc.freeze()
+        # Those of a test runner write to files that are closed now.
+        with open(2, "w", buffering=1, errors="backslashreplace", closefd=False) as sys.stderr:
+            sys.stdout = sys.stderr
+            faulthandler.enable(sys.stderr)
+            status = _status(main, descriptor)
+    finally:
+        os._exit(status)
+
+
+def _status(main: Callable[[int], int], descriptor: int) -> int:
+    try:
+        return main(descriptor)
+    except BaseException:  # noqa: BLE001 - what is printed is part of the parent's error
+        traceback.print_exc()
+        return 1
+
+
+def _leave_behind(descriptor: int, stderr: int) -> None:
+    """Give up the parent's files, output and signal handlers."""
+    null = os.open(os.devnull, os.O_RDWR)
+    for number, standard in ((null, 0), (null, 1), (stderr, 2)):
+        os.dup2(number, standard)
+    os.closerange(3, descriptor)
+    os.closerange(descriptor + 1, _NO_DESCRIPTOR)
+    signal.set_wakeup_fd(-1)
+    for number in SIGNALS:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+
+
+def _in_new_interpreter(module: str) -> Callable[[int], int]:
+    """Return a main that puts a new interpreter, which runs the module, in the place of the child."""
+
+    def main(descriptor: int) -> NoReturn:
+        os.set_inheritable(descriptor, True)
+        argv = module_argv(module, str(descriptor))
+        os.execv(argv[0], argv)
+
+    return main

@@ -20,7 +20,6 @@ import struct
 import tempfile
 import threading
 import traceback
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
@@ -29,6 +28,7 @@ from typing import IO, Generic, NoReturn, TypeVar
 
 from datapath.errors import Cancelled, ReloadlabError
 from datapath.kernel.libc import check, function
+from lab.system.process import Process, fork
 from lab.system.signals import SIGNALS, SignalEvent
 
 T = TypeVar("T")
@@ -73,30 +73,18 @@ def fork_map(
 
 
 @dataclass(frozen=True, slots=True)
-class _Process:
-    """A worker: its id, a descriptor of it, and the file that it writes to."""
+class _Worker:
+    """A process of the pool, and the file that it writes to."""
 
-    pid: int
-    pidfd: int
+    process: Process
     results: int
-
-    def signal(self, number: int) -> None:
-        try:
-            signal.pidfd_send_signal(self.pidfd, number)
-        except ProcessLookupError:
-            return
 
     def reap(self) -> str:
         """Wait for the end of the process; return how it ended, "" if as it should."""
-        try:
-            info = os.waitid(os.P_PIDFD, self.pidfd, os.WEXITED)
-        except ChildProcessError:  # the caller ignores SIGCHLD: the kernel has reaped it
-            return ""
-        if info is None or (info.si_code, info.si_status) == (os.CLD_EXITED, 0):
-            return ""
-        if info.si_code == os.CLD_EXITED:
-            return f"exited with status {info.si_status}"
-        return f"was killed by {signal.Signals(info.si_status).name}"
+        status = self.process.wait()
+        if status >= 0:
+            return f"exited with status {status}" if status else ""
+        return f"was killed by {signal.Signals(-status).name}"
 
     def frames(self) -> Iterator[tuple[int, int, bytes]]:
         """Yield what the process wrote; a frame that it did not live to finish is left out."""
@@ -110,18 +98,18 @@ class _Process:
                 yield kind, number, body
 
     def close(self) -> None:
-        os.close(self.pidfd)
+        self.process.close()
         os.close(self.results)
 
 
 class _Pool(Generic[T, R]):
-    """The caller's side: the processes that live, and what those that have ended left."""
+    """The caller's side: the workers that live, and what those that have ended left."""
 
     def __init__(self, setup: Setup[T, R], tasks: Sequence[T], cancel: threading.Event | None) -> None:
         self._setup = setup
         self._tasks = tasks
         self._cancel = cancel
-        self._processes: dict[int, _Process] = {}
+        self._workers: dict[int, _Worker] = {}
         self._results: dict[int, R | ReloadlabError] = {}
         self._raised: BaseException | None = None
         self._death: WorkerDied | None = None
@@ -146,42 +134,33 @@ class _Pool(Generic[T, R]):
 
     def _fork(self, queue: IO[bytes]) -> None:
         parent = os.getpid()
+        results = os.memfd_create("reloadlab-results", os.MFD_CLOEXEC)
         with ExitStack() as stack:
-            results = os.memfd_create("reloadlab-results", os.MFD_CLOEXEC)
             stack.callback(os.close, results)
-            # The child unblocks them when it can handle them; here, no Ctrl-C comes between the fork and its record.
-            before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-            stack.callback(signal.pthread_sigmask, signal.SIG_SETMASK, before)
-            pid = _fork()
-            if pid == 0:
-                _serve(parent, self._setup, self._tasks, queue.fileno(), results)
-            try:
-                pidfd = os.pidfd_open(pid)
-            except OSError:
-                os.kill(pid, signal.SIGKILL)
-                os.waitpid(pid, 0)
-                raise
-            self._processes[pidfd] = _Process(pid, pidfd, results)
-            stack.pop_all()
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+            def keep(process: Process) -> None:
+                self._workers[process.pidfd] = _Worker(process, results)
+                stack.pop_all()
+
+            fork(lambda: _serve(parent, self._setup, self._tasks, queue.fileno(), results), keep)
 
     def _wait(self, queue: IO[bytes]) -> None:
         """Wait until all processes have ended; stop them if the caller is cancelled or one of them raised."""
-        while self._processes:
+        while self._workers:
             poll = select.poll()
-            for pidfd in self._processes:
+            for pidfd in self._workers:
                 poll.register(pidfd, select.POLLIN)
             # Never for good: a signal right before the system call would not end it.
             for pidfd, _ in poll.poll(POLL_MS):
-                self._end(self._processes[pidfd], queue)
+                self._end(self._workers[pidfd], queue)
             cancelled = self._cancel is not None and self._cancel.is_set()
             if not self._stopped and (cancelled or self._raised is not None):
                 self._stop(signal.SIGTERM)
 
     def _stop(self, number: int) -> None:
         self._stopped = True
-        for process in self._processes.values():
-            process.signal(number)
+        for worker in self._workers.values():
+            worker.process.signal(number)
 
     def _abandon(self, queue: IO[bytes]) -> None:
         """Have the processes undo their tasks, and wait for that; a second interruption kills them."""
@@ -190,37 +169,29 @@ class _Pool(Generic[T, R]):
             self._wait(queue)
         except BaseException:
             self._stop(signal.SIGKILL)
-            for process in list(self._processes.values()):
-                self._end(process, queue)
+            for worker in list(self._workers.values()):
+                self._end(worker, queue)
             raise
 
-    def _end(self, process: _Process, queue: IO[bytes]) -> None:
+    def _end(self, worker: _Worker, queue: IO[bytes]) -> None:
         """Take over what an ended process did; another takes the place of one that died at its task."""
-        how = process.reap()
+        how = worker.reap()
         held: int | None = None
-        for kind, number, body in process.frames():
+        for kind, number, body in worker.frames():
             held = number if kind == _BEGUN else None
             if kind == _DONE:
                 self._results[number] = pickle.loads(body)
             elif kind == _RAISED:
                 self._raised = self._raised or pickle.loads(body)
-        del self._processes[process.pidfd]
-        process.close()
+        del self._workers[worker.process.pidfd]
+        worker.close()
         if how:
-            self._death = WorkerDied(process.pid, how)
+            self._death = WorkerDied(worker.process.pid, how)
         if held is not None and held not in self._results:
-            self._results[held] = WorkerDied(process.pid, how or "ended")
+            self._results[held] = WorkerDied(worker.process.pid, how or "ended")
             # Every death of this kind takes a task with it, so this comes to an end.
             if not self._stopped and queue.tell() < len(self._tasks) * _NUMBER.size:
                 self._fork(queue)
-
-
-def _fork() -> int:
-    with warnings.catch_warnings():
-        # Python 3.12 warns of a fork while other threads live, after it: as an error it would lose the child. Threads
-        # there may be (a test runner's); the child uses nothing of theirs.
-        warnings.simplefilter("ignore", DeprecationWarning)
-        return os.fork()
 
 
 def _serve(parent: int, setup: Setup[T, R], tasks: Sequence[T], queue: int, results: int) -> NoReturn:

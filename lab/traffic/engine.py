@@ -1,4 +1,4 @@
-"""The traffic engine (`python -m lab.traffic.engine`): one thread in a process of its own, woken by timer and sockets.
+"""The traffic engine: one thread in a process of its own, woken by timer and sockets.
 
 A packet is sent, reflected and taken back by the same thread, so the account needs no locks and is exact. With one
 packet a tick this costs three wake-ups a packet; the time between packets is the resolution with which a gap in the
@@ -8,7 +8,6 @@ path is seen, which is why they are spread evenly and not sent in bulk.
 from __future__ import annotations
 
 import os
-import sys
 import time
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
@@ -296,7 +295,3 @@ def main(descriptor: int) -> int:
     finally:
         engine.close()
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(int(sys.argv[1])))

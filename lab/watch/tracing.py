@@ -185,7 +185,8 @@ class SyscallTracer:
         """Prepare to trace the process `pid`, by default this one; see follow(). Nothing is started yet."""
         self._pid = pid
         self._syscalls = tuple(syscalls)
-        self._child = Child("lab.watch.tracer")
+        # bcc keeps what it found when it was imported: that may have been in another mount namespace.
+        self._child = Child("lab.watch.tracer", forked=False)
         self._running = False
         self._followed = -1
         self.events: list[SyscallEvent] = []

@@ -22,13 +22,13 @@ import lab
 from lab.system.companion import Control
 control = Control(int(sys.argv[1]))
 while control.receive() is not None:
-    control.send({"pathlib": pathlib.__file__, "lab": lab.__file__, "argv": sys.argv[0]})
+    control.send({"pathlib": pathlib.__file__, "lab": lab.__file__})
 """
 PARENT = """
 import sys
 sys.path.append(sys.argv[1])
 from lab.system.companion import Child
-with Child("answering") as child:
+with Child("answering", forked=False) as child:
     answer, _ = child.request({}, timeout=20)
     print(answer["pathlib"], answer["lab"])
 """
@@ -55,7 +55,7 @@ def test_standard_library_comes_first() -> None:
     assert search_path([LIBRARY, "/ours"], "/ours") == [LIBRARY, "/ours"]
 
 
-def test_companion_beside_shadows_of_the_standard_library(site: Path) -> None:
+def test_a_new_interpreter_beside_shadows_of_the_standard_library(site: Path) -> None:
     """As in an environment with a backport of pathlib: our packages lie in the same directory."""
     argv = [sys.executable, "-P", "-c", PARENT, str(site)]
     done = subprocess.run(argv, cwd=site, capture_output=True, text=True, timeout=60, check=False)
