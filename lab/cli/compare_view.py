@@ -8,6 +8,7 @@ from typing import Any
 
 from lab.cli.tables import add_row, make_table, print_table
 from lab.cli.targets import plural
+from lab.report.markdown import escaped, folded, table_head, table_row
 from lab.results.compare import Comparison, Row, Verdict
 from lab.results.statistics import Interval
 
@@ -53,32 +54,24 @@ def markdown(comparisons: Sequence[Comparison]) -> str:
     """Return the same as Markdown, for the summary of a job: what changed, and the whole table folded."""
     parts = []
     for comparison in comparisons:
-        parts.append(f"### {_plain(comparison.old)} → {_plain(comparison.new)}\n\n")
+        parts.append(f"### {escaped(comparison.old)} → {escaped(comparison.new)}\n\n")
         if reason := not_comparable(comparison):
-            parts.append(f"Not comparable: {_plain(reason)}\n\n")
+            parts.append(f"Not comparable: {escaped(reason)}\n\n")
         if comparison.differences:
             continue
         changed = [row for row in comparison.rows if row.verdict in (Verdict.WORSE, Verdict.BETTER)]
         if changed:
             parts.append(_markdown_table(changed))
-        parts += [f"{_plain(line)}\n\n" for line in _closing(comparison)]
+        parts += [f"{escaped(line)}\n\n" for line in _closing(comparison)]
         number = plural(len(comparison.rows), "metric")
         table = _markdown_table(comparison.rows)
-        parts.append(f"<details><summary>{number}</summary>\n\n{table}</details>\n\n")
+        parts.append(folded(number, table))
     return "".join(parts)
 
 
 def _markdown_table(rows: Sequence[Row]) -> str:
-    lines = ["| " + " | ".join(_COLUMNS) + " |", "|---" + "|--:" * len(_FIGURES) + "|---|"]
-    lines += ["| " + " | ".join(_plain(cell or "-") for cell in _cells(row)) + " |" for row in rows]
-    return "\n".join(lines) + "\n\n"
-
-
-def _plain(text: str) -> str:
-    """Return text in which nothing is markup to Markdown."""
-    for mark in "\\|*_`<>[]~":
-        text = text.replace(mark, f"\\{mark}")
-    return text
+    lines = [table_row([escaped(cell or "-") for cell in _cells(each)]) for each in rows]
+    return "".join([table_head(*_COLUMNS, figures=_FIGURES), *lines, "\n"])
 
 
 def _closing(comparison: Comparison) -> list[str]:

@@ -11,9 +11,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from lab.cli.report import short_name
 from lab.corpus.fault import KINDS, Fault
 from lab.corpus.verdict import Outcome, Trial, Verdict
+from lab.scenario.records import short_name
 
 FORMAT = 2
 """Version of the document that --json prints."""

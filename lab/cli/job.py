@@ -8,22 +8,28 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.markup import escape
 
 from datapath.endpoint import Attachment
 from datapath.errors import ReloadlabError
+from lab.agent.options import check_library
 from lab.bench.parallel import ParallelReport, measure_parallel
+from lab.cli.ci import CiFiles
 from lab.cli.datapath import check_attach
-from lab.cli.report import RunFile, print_parallel, print_reasons, print_scenarios, short_name
+from lab.cli.report import About, RunFile, print_parallel, print_reasons, print_scenarios
 from lab.cli.suites import Call, Suites, WrongCall
-from lab.cli.targets import make_console, plural
+from lab.cli.targets import BadOption, make_console, plural
 from lab.doctor import doctor
 from lab.loaders.command import given_loader
 from lab.node import registry
 from lab.report.trace import trace
-from lab.scenario.records import ERROR, FAILED, NOT_RUN, PASSED, RUNNING, SKIPPED, Record
+from lab.results.subject import subject_of
+from lab.scenario.records import ERROR, FAILED, NOT_RUN, PASSED, RUNNING, SKIPPED, Record, short_name
 from lab.system.output import OutputDirectory
 from lab.system.scratch import scratch
 
@@ -36,22 +42,36 @@ WRONG_CALL = 2
 """Exit code: pytest does not understand what was handed on to it."""
 
 
+class RequirementsMissing(ReloadlabError):
+    """A machine that lacks what the lab needs."""
+
+    def __init__(self, missing: Sequence[doctor.Finding]) -> None:
+        names = ", ".join(finding.name for finding in missing)
+        super().__init__(f"the machine lacks {names}: see reloadlab doctor")
+        self.missing = tuple(missing)
+
+
 def do(args: argparse.Namespace) -> int:
     """Do the main job with the options of the command, and return its exit code."""
+    try:
+        with CiFiles(args.junitxml, args.summary) as files:
+            return _do(args, files)
+    except WrongCall as error:
+        print(f"reloadlab: {error}", file=sys.stderr)
+        return WRONG_CALL
+
+
+def _do(args: argparse.Namespace, files: CiFiles) -> int:
     console = make_console(stderr=args.json)
-    if not _examine(console):
-        return 1
+    _check(args)
+    _examine(console)
     check_attach(args.attach)
-    with OutputDirectory(args.out) as output:
-        file = RunFile(output)
+    with OutputDirectory(args.out) as output, RunFile(output, _about(args)) as file:
+        files.run = file
         # Fail now rather than after all scenarios if it cannot be written.
         file.write([])
         registry.sweep()
-        try:
-            records = _scenarios(console, args, file)
-        except WrongCall as error:
-            print(f"reloadlab: {error}", file=sys.stderr)
-            return WRONG_CALL
+        records = _scenarios(console, args, file)
         if args.rounds > 0:
             file.parallel = _measure(console, args)
         file.write(records, complete=True)
@@ -62,6 +82,22 @@ def do(args: argparse.Namespace) -> int:
     if args.json:
         print(file.text, end="")
     return 0 if good else 1
+
+
+def _check(args: argparse.Namespace) -> None:
+    """Refuse what the run could not begin with."""
+    for path in args.paths:
+        if not Path(str(path).partition("::")[0]).exists():
+            raise BadOption(f"{path}: no such file or directory")
+    check_library(args.library)
+    given_loader(args.loader)
+
+
+def _about(args: argparse.Namespace) -> About:
+    """Return what the run is of, apart from what its scenarios choose for themselves."""
+    library = None if args.library is None else args.library.resolve()
+    subject = subject_of(library=library, defines=args.defines, loader=args.loader, attach=args.attach)
+    return About(version("reloadlab"), datetime.now(UTC).isoformat(timespec="seconds"), subject)
 
 
 def _verdict(records: Sequence[Record], report: ParallelReport | None) -> tuple[bool, str]:
@@ -78,7 +114,8 @@ def _verdict(records: Sequence[Record], report: ParallelReport | None) -> tuple[
     return True, f"[bold green]{f'{passed} passed, {skipped} skipped' if skipped else 'all passed'}[/]"
 
 
-def _examine(console: Console) -> bool:
+def _examine(console: Console) -> None:
+    """Print what the machine lacks; RequirementsMissing if the lab cannot do without it."""
     console.print("[bold]doctor[/]")
     findings = list(doctor.examine())
     for finding in findings:
@@ -86,7 +123,8 @@ def _examine(console: Console) -> bool:
             console.print(f"  {finding}", markup=False)
     missing = [f for f in findings if f.state is doctor.State.MISSING]
     console.print(f"  {sum(f.state is doctor.State.OK for f in findings)} of {len(findings)} requirements are there")
-    return not missing
+    if missing:
+        raise RequirementsMissing(missing)
 
 
 def _scenarios(console: Console, args: argparse.Namespace, file: RunFile) -> list[Record]:

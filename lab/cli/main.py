@@ -13,7 +13,7 @@ from difflib import get_close_matches
 from typing import Any, NoReturn, TextIO
 
 from datapath.errors import ReloadlabError
-from lab.cli.targets import near
+from lab.cli.targets import near, told
 from lab.system.signals import terminable
 
 COMMANDS = {
@@ -119,15 +119,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             # What is still in the buffer belongs to the command: a full disk or a reader that left is noticed here.
             sys.stdout.flush()
             return code
-    except ReloadlabError as error:
-        return _fail(str(error))
     except BrokenPipeError:
         # `| head` has seen enough.
         return EXIT_FAILURE
-    except OSError as error:
-        return _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror or error))
-    except KeyboardInterrupt:
-        return _fail("interrupted", EXIT_INTERRUPTED)
+    except (ReloadlabError, OSError) as error:
+        return _fail(told(error))
+    except KeyboardInterrupt as error:
+        return _fail(told(error), EXIT_INTERRUPTED)
     finally:
         _drop_unwritable(sys.stdout)
         _drop_unwritable(sys.stderr)

@@ -6,9 +6,11 @@ import json
 import os
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 from rich.console import Console
 from rich.markup import escape
@@ -16,8 +18,8 @@ from rich.table import Table
 
 from datapath.base.statefile import WrongContent, parse_json
 from lab.bench.parallel import ParallelReport, Percentiles, WorkerReport
-from lab.cli.targets import plural
-from lab.scenario.records import ERROR, FAILED, NOT_RUN, PASSED, SKIPPED, Record
+from lab.cli.targets import plural, told
+from lab.scenario.records import ERROR, FAILED, NOT_RUN, PASSED, SKIPPED, Record, short_name
 from lab.system.output import OutputDirectory
 
 FORMAT = 3
@@ -148,13 +150,30 @@ def _steps(rows: Sequence[WorkerReport]) -> Table:
     return table
 
 
+@dataclass(frozen=True, slots=True)
+class About:
+    """What a run is of: our version, when it started (ISO 8601, UTC), and its subject (lab.results.subject)."""
+
+    version: str = ""
+    started: str = ""
+    subject: Mapping[str, str] = field(default_factory=dict)
+
+
 def run_json(
-    scenarios: Sequence[Record], parallel: ParallelReport | None, seconds: float, *, complete: bool
+    scenarios: Sequence[Record],
+    parallel: ParallelReport | None,
+    seconds: float,
+    *,
+    complete: bool,
+    about: About = About(),
+    error: str | None = None,
 ) -> dict[str, Any]:
-    """Return the document that run.json holds; `complete` tells whether the run came to its end."""
+    """Return the document that run.json holds; `complete` tells whether the run came to its end, `error` why not."""
     return {
         "format": FORMAT,
         "complete": complete,
+        "error": error,
+        **asdict(about),
         "machine": {"kernel": os.uname().release, "cpus": len(os.sched_getaffinity(0))},
         "seconds": round(seconds, 3),
         "scenarios": [record.to_json() | {"reloads": len(record.reloads)} for record in scenarios],
@@ -175,16 +194,29 @@ def failed_before(text: str | None) -> list[str]:
 
 
 class RunFile:
-    """run.json, written anew again and again while the run goes on; `text` is what it holds."""
+    """run.json, written anew again and again while the run goes on; `document` and `text` are what it holds.
 
-    def __init__(self, output: OutputDirectory) -> None:
+    A context manager: what is raised inside is the `error` of the run.
+    """
+
+    def __init__(self, output: OutputDirectory, about: About = About()) -> None:
         self._output = output
+        self._about = about
+        self._scenarios: Sequence[Record] = ()
         self._started = time.monotonic()
         self._next = self._started
         self._stale = False
         self.before = failed_before(output.read(RUN_JSON))
         self.parallel: ParallelReport | None = None
+        self.document: dict[str, Any] = {}
         self.text = ""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
+        if value is not None:
+            self.write(self._scenarios, error=told(value))
 
     @property
     def path(self) -> Path:
@@ -203,19 +235,14 @@ class RunFile:
             self.write(scenarios)
             self._next = time.monotonic() + max(_PAUSE, 20 * (time.monotonic() - begun))
 
-    def write(self, scenarios: Sequence[Record], *, complete: bool = False) -> None:
+    def write(self, scenarios: Sequence[Record], *, complete: bool = False, error: str | None = None) -> None:
         """Write the file now; OSError tells why it cannot be written."""
-        document = run_json(scenarios, self.parallel, self.seconds, complete=complete)
-        self.text = json.dumps(document, indent=1) + "\n"
+        self._scenarios = scenarios
+        options: dict[str, Any] = {"complete": complete, "about": self._about, "error": error}
+        self.document = run_json(scenarios, self.parallel, self.seconds, **options)
+        self.text = json.dumps(self.document, indent=1) + "\n"
         self._output.write(RUN_JSON, self.text)
         self._stale = False
-
-
-def short_name(nodeid: str) -> str:
-    """Return a test's name without directory, suffix and the words every test has: `rollback: second attach fails`."""
-    path, _, name = nodeid.partition("::")
-    suite = Path(path).stem.removeprefix("test_").replace("_", " ")
-    return f"{suite}: {name.removeprefix('test_').replace('_', ' ')}"
 
 
 def _cells(times: Percentiles | None) -> tuple[str, ...]:

@@ -164,6 +164,15 @@ def near(word: str, words: Iterable[str]) -> str:
     return f"; did you mean {found[0]}?" if found else ""
 
 
+def told(error: BaseException) -> str:
+    """Return what a user is told of an error, in one line or more."""
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted"
+    if isinstance(error, OSError):
+        return f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror or error)
+    return str(error) if isinstance(error, ReloadlabError) else f"{type(error).__name__}: {error}"
+
+
 def print_json(value: object) -> None:
     """Print a JSON document; docs/json.md says what is in those of each command."""
     print(json.dumps(value, indent=2))

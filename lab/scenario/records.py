@@ -101,3 +101,10 @@ def file_name(name: str) -> str:
     """Return a name for a record's file that no other scenario's has: one can read it, and a digest tells it apart."""
     digest = hashlib.sha256(name.encode(errors="surrogatepass")).hexdigest()[:20]
     return f"{re.sub(r'[^A-Za-z0-9_-]+', '_', name)[-_READABLE:]}-{digest}.json"
+
+
+def short_name(nodeid: str) -> str:
+    """Return a test's name without directory, suffix and the words every test has: `rollback: second attach fails`."""
+    path, _, name = nodeid.partition("::")
+    suite = Path(path).stem.removeprefix("test_").replace("_", " ")
+    return f"{suite}: {name.removeprefix('test_').replace('_', ' ')}"

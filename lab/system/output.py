@@ -110,6 +110,35 @@ class OutputDirectory:
                 os.unlink(unfinished, dir_fd=self._descriptor)
             raise OSError(error.errno, error.strerror, str(self.path / name)) from error
 
+    def append(self, name: str, content: str | bytes, *, mode: int = 0o644) -> None:
+        """Write at the end of a file, which is made with these permissions if it is missing; OSError tells why not.
+
+        It stays what it is, and whose: others may hold it open.
+        """
+        flags = os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        made = False
+        try:
+            try:
+                descriptor = os.open(name, flags, dir_fd=self._descriptor)
+            except FileNotFoundError:
+                descriptor = os.open(name, flags | os.O_CREAT | os.O_EXCL, mode, dir_fd=self._descriptor)
+                made = True
+            with open(descriptor, "wb") as file:
+                if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                    raise BadDirectory(f"{self.path / name} is not a file")
+                if made and self._caller is not None:
+                    self._caller.given(descriptor, self._descriptor)
+                file.write(content.encode() if isinstance(content, str) else content)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self.path / name)) from error
+
+    def size(self, name: str) -> int:
+        """Return the bytes of a file, 0 if it is missing."""
+        try:
+            return os.stat(name, dir_fd=self._descriptor, follow_symlinks=False).st_size
+        except FileNotFoundError:
+            return 0
+
     def _write(self, name: str, content: bytes, mode: int) -> None:
         # Of a killed process that had our id.
         with suppress(FileNotFoundError):

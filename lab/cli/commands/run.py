@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from lab.cli.datapath import add_attach_option, add_loader_option, add_source_options
 from lab.cli.expressions import expression
-from lab.cli.targets import BadOption, count
+from lab.cli.targets import count
 
 if TYPE_CHECKING:
     from argparse import _SubParsersAction
@@ -41,6 +41,15 @@ def add_parser(subparsers: _SubParsersAction[argparse.ArgumentParser]) -> None:
     parser.add_argument(
         "--trace", action="store_true", help="write trace.json beside run.json: reloads and findings, for Perfetto"
     )
+    parser.add_argument(
+        "--junitxml", type=Path, metavar="FILE", help="write JUnit XML, also if the run fails early or is interrupted"
+    )
+    parser.add_argument(
+        "--summary",
+        type=Path,
+        metavar="FILE",
+        help="append Markdown, as for $GITHUB_STEP_SUMMARY; a file that is there keeps what it holds",
+    )
     add_source_options(parser)
     add_loader_option(parser)
     add_attach_option(parser)
@@ -50,15 +59,8 @@ def add_parser(subparsers: _SubParsersAction[argparse.ArgumentParser]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Do the main job."""
-    from lab.agent.options import check_library
     from lab.cli.job import do
-    from lab.loaders.command import given_loader
 
-    for path in args.paths:
-        if not Path(str(path).partition("::")[0]).exists():
-            raise BadOption(f"{path}: no such file or directory")
-    check_library(args.library)
-    given_loader(args.loader)
     return do(args)
 
 

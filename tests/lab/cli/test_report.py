@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from lab.cli.report import RunFile, failed_before, print_scenarios, run_json, short_name
+from lab.cli.report import RunFile, failed_before, print_scenarios, run_json
 from lab.scenario.records import NO_STEPS, Record
 from lab.system.output import OutputDirectory
 
@@ -65,17 +65,6 @@ def test_failure_is_told_whole() -> None:
     text = printed(replace(RECORD, outcome="failed", message=story, lost=3))
     assert story.strip() in text
     assert "failed" in text
-
-
-@pytest.mark.parametrize(
-    ("nodeid", "name"),
-    [
-        ("scenarios/test_rollback.py::test_second_attach_fails", "rollback: second attach fails"),
-        ("test_mine.py::test_mine[a-b]", "mine: mine[a-b]"),
-    ],
-)
-def test_short_name(nodeid: str, name: str) -> None:
-    assert short_name(nodeid) == name
 
 
 @pytest.mark.parametrize("outcome", ["error", "not run", "skipped"])

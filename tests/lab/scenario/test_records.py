@@ -14,6 +14,7 @@ from lab.scenario.records import (
     Record,
     file_name,
     read,
+    short_name,
     write,
 )
 
@@ -62,3 +63,14 @@ def test_what_has_no_end_is_settled_when_the_session_is_over() -> None:
 def test_only_passed_and_skipped_are_good() -> None:
     outcomes = (NOT_RUN, RUNNING, PASSED, SKIPPED, FAILED, ERROR)
     assert [outcome for outcome in outcomes if Record("a", outcome).good] == [PASSED, SKIPPED]
+
+
+@pytest.mark.parametrize(
+    ("nodeid", "name"),
+    [
+        ("scenarios/test_rollback.py::test_second_attach_fails", "rollback: second attach fails"),
+        ("test_mine.py::test_mine[a-b]", "mine: mine[a-b]"),
+    ],
+)
+def test_short_name(nodeid: str, name: str) -> None:
+    assert short_name(nodeid) == name

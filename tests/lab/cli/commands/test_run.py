@@ -92,6 +92,22 @@ def call(suite: Path, argv: list[str], env: dict[str, str] | None = None) -> Ran
     return Ran(done.returncode, done.stdout, done.stderr, document(suite))
 
 
+def ci_files(suite: Path) -> tuple[str, ...]:
+    """Return the options for files that a CI server reads; a job has written into its summary before."""
+    suite.with_name("summary.md").write_text("first\n")
+    return "--junitxml", str(suite.with_name("ci.xml")), "--summary", str(suite.with_name("summary.md"))
+
+
+def told_in_xml(suite: Path) -> dict[str, list[str]]:
+    """Return the elements by which each case tells how it ended."""
+    cases = ElementTree.parse(suite.with_name("ci.xml")).getroot().iter("testcase")
+    return {case.attrib["name"]: [child.tag for child in case if child.tag != "properties"] for case in cases}
+
+
+def summary_of(suite: Path) -> str:
+    return suite.with_name("summary.md").read_text()
+
+
 def document(suite: Path) -> dict[str, Any]:
     return dict(json.loads((suite.with_name("out") / "run.json").read_text()))
 
@@ -162,8 +178,9 @@ def test_pytest_that_dies_is_an_error(suite: Path) -> None:
     suite.write_text(
         "import os\n\ndef test_one():\n    pass\n\ndef test_two():\n    os._exit(0)\n\ndef test_three():\n    pass\n"
     )
-    ran = run(suite, "-n0")
+    ran = call(suite, [*command(suite), *ci_files(suite), "--", "-n0"])
     assert (ran.code, ran.outcomes) == (1, {"test_one": "passed", "test_two": "error", "test_three": "not run"})
+    assert told_in_xml(suite) == {"test_one": [], "test_two": ["error"], "test_three": ["skipped"]}
     assert ran.message("test_two").startswith("pytest died while it ran ")
     assert "1 scenario failed, 1 not run" in ran.out
 
@@ -198,8 +215,10 @@ def test_what_was_skipped_is_not_called_passed(suite: Path) -> None:
 
 def test_what_run_json_holds_is_printed_on_demand(suite: Path) -> None:
     suite.write_text(THREE)
-    ran = call(suite, [*command(suite), "--json", "--trace"])
+    ran = call(suite, [*command(suite), "--json", "--trace", *ci_files(suite)])
     assert ran.code == 1
+    assert told_in_xml(suite) == {"test_one": [], "test_two": ["failure"], "test_three": []}
+    assert summary_of(suite).startswith("first\n## reloadlab: 2 passed, 1 failed\n")
     assert json.loads(ran.out) == ran.document
     assert "1 scenario failed" in ran.err
     events = json.loads((suite.with_name("out") / "trace.json").read_text())["traceEvents"]
@@ -344,8 +363,9 @@ def test_4_comes_later():
 def started(suite: Path) -> subprocess.Popen[str]:
     """Start a run and return it when its third test is under way."""
     suite.write_text(SLOW)
+    argv = [*command(suite), *ci_files(suite)]
     process = subprocess.Popen(
-        command(suite), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        argv, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
     deadline = time.monotonic() + 90
     while not (suite.with_name("out") / "run.json").exists() or "running" not in waiting(suite):
@@ -370,6 +390,10 @@ def test_an_interrupted_run_tells_the_reasons_and_keeps_what_it_had(suite: Path)
     assert ran.outcomes == wanted | {"test_4_comes_later": "not run"}
     assert ran.message("test_3_waits") == "stopped while it ran"
     assert ran.message("test_4_comes_later") == ""
+    assert ran.document["error"] == "interrupted"
+    left_out = {"test_3_waits": ["skipped"], "test_4_comes_later": ["skipped"], "the run": ["error"]}
+    assert told_in_xml(suite) == {"test_1_passes": [], "test_2_fails": ["failure"], **left_out}
+    assert "**the run did not come to its end: interrupted**" in summary_of(suite)
 
 
 def test_a_killed_run_leaves_what_it_had_and_takes_pytest_along(suite: Path) -> None:
@@ -386,6 +410,28 @@ def test_a_killed_run_leaves_what_it_had_and_takes_pytest_along(suite: Path) -> 
     assert ran.document["complete"] is False
     assert ran.outcomes["test_1_passes"] == "passed"
     assert ran.outcomes["test_2_fails"] == "failed"
+    assert told_in_xml(suite) == {"the run": ["error"]}
+    assert summary_of(suite) == "first\n"
+
+
+def test_a_run_that_cannot_begin_says_so_in_the_files_too(suite: Path) -> None:
+    done = subprocess.run(
+        [*command(suite), *ci_files(suite)], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stderr) == (1, f"reloadlab: {suite}: no such file or directory\n")
+    assert told_in_xml(suite) == {"the run": ["error"]}
+    assert f"{suite.name}: no such file or directory".replace("_", "\\_") in summary_of(suite)
+    assert not suite.with_name("out").exists()
+
+
+def test_files_that_cannot_be_written_end_the_run_before_it_begins(suite: Path) -> None:
+    suite.write_text(THREE)
+    suite.with_name("link.md").symlink_to(suite)
+    argv = [*command(suite), "--summary", str(suite.with_name("link.md"))]
+    done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "link.md" in done.stderr
+    assert suite.read_text() == THREE
 
 
 def test_results_are_written_before_the_measurement(suite: Path) -> None:
