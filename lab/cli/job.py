@@ -13,14 +13,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.markup import escape
-
 from datapath.endpoint import Attachment
 from datapath.errors import ReloadlabError
 from lab.agent.options import check_library
 from lab.bench.parallel import ParallelReport, measure_parallel
 from lab.cli.ci import CiFiles
 from lab.cli.datapath import check_attach
+from lab.cli.progress import ScenarioProgress
 from lab.cli.report import About, RunFile, print_parallel, print_reasons, print_scenarios
 from lab.cli.suites import Call, Suites, WrongCall
 from lab.cli.targets import BadOption, make_console, plural
@@ -29,7 +28,7 @@ from lab.loaders.command import given_loader
 from lab.node import registry
 from lab.report.trace import trace
 from lab.results.subject import subject_of
-from lab.scenario.records import ERROR, FAILED, NOT_RUN, PASSED, RUNNING, SKIPPED, Record, short_name
+from lab.scenario.records import ERROR, FAILED, NOT_RUN, PASSED, SKIPPED, Record
 from lab.system.output import OutputDirectory
 from lab.system.scratch import scratch
 
@@ -143,19 +142,24 @@ def _scenarios(console: Console, args: argparse.Namespace, file: RunFile) -> lis
         keep=args.keep,
         pcap=args.pcap,
     )
-    told: set[str] = set()
     with scratch() as directory, _swept():
         # With --json, stdout holds one document and nothing else.
         suites = Suites(call, directory, stdout=_STDERR if args.json else None)
+        # What is handed on to pytest may well concern what it prints: then that is what is shown.
+        shown = None if args.handed_on else ScenarioProgress(console)
 
         def on_look(changed: Sequence[Record]) -> None:
-            # What is handed on to pytest may well concern what it prints: then that is what is shown.
-            if not args.handed_on:
-                _print_progress(console, changed, told)
-            file.update(suites.records, changed=bool(changed))
+            records = suites.records
+            if shown is not None:
+                shown.look(changed, records)
+            file.update(records, changed=bool(changed))
 
         try:
-            suites.run(on_look)
+            if shown is None:
+                suites.run(on_look)
+            else:
+                with shown:
+                    suites.run(on_look, shown.stop)
         except KeyboardInterrupt:
             file.write(suites.records)
             print_reasons(console, suites.records)
@@ -178,16 +182,6 @@ def _swept() -> Iterator[None]:
             registry.sweep()
         except ReloadlabError as error:
             print(f"reloadlab: warning: leftovers remain: {error}", file=sys.stderr)
-
-
-def _print_progress(console: Console, changed: Sequence[Record], told: set[str]) -> None:
-    """Print a line for each scenario that has come to its end."""
-    for record in changed:
-        if record.outcome in (NOT_RUN, RUNNING) or record.name in told:
-            continue
-        told.add(record.name)
-        mark = {PASSED: "[green]ok[/]  ", SKIPPED: "skip"}.get(record.outcome, "[bold red]FAIL[/]")
-        console.print(f"  {mark} {escape(short_name(record.name))} ({record.seconds:.1f} s)")
 
 
 def _measure(console: Console, args: argparse.Namespace) -> ParallelReport:

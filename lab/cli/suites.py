@@ -112,11 +112,14 @@ class Suites:
         self._exit_code = 0
         self._ended: bool | None = None
 
-    def run(self, on_look: Callable[[list[Record]], object]) -> None:
-        """Run pytest to its end, or raise KeyboardInterrupt; `on_look` gets, all the time, the records that changed."""
+    def run(self, on_look: Callable[[list[Record]], object], on_stop: Callable[[], object] = lambda: None) -> None:
+        """Run pytest to its end, or raise KeyboardInterrupt.
+
+        `on_look` gets, all the time, the records that changed; `on_stop` is called before pytest is made to end early.
+        """
         _seed_cache(self._directory, self._call.failed)
         try:
-            with self._started() as process:
+            with self._started(on_stop) as process:
                 while process.poll() is None:
                     self._look(on_look)
                     with suppress(subprocess.TimeoutExpired):
@@ -151,7 +154,7 @@ class Suites:
             raise PytestFailed(f"pytest ended with exit code {code}" + "".join(f":\n{text}" for text in self._said()))
 
     @contextmanager
-    def _started(self) -> Iterator[subprocess.Popen[bytes]]:
+    def _started(self, on_stop: Callable[[], object]) -> Iterator[subprocess.Popen[bytes]]:
         """Run pytest; if something happens here, let it take its nodes down before going on."""
         with ExitStack() as stack:
             log = None if self._log is None else stack.enter_context(self._log.open("wb"))
@@ -171,6 +174,7 @@ class Suites:
             try:
                 yield process
             except BaseException:
+                on_stop()
                 self._stop(process)
                 raise
 

@@ -396,6 +396,26 @@ def test_an_interrupted_run_tells_the_reasons_and_keeps_what_it_had(suite: Path)
     assert "**the run did not come to its end: interrupted**" in summary_of(suite)
 
 
+def test_ctrl_c_on_a_terminal_takes_the_progress_away_and_shows_the_cursor(suite: Path) -> None:
+    suite.write_text(SLOW)
+    controller, terminal = pty.openpty()
+    process = subprocess.Popen(command(suite), cwd=ROOT, stdin=terminal, stdout=terminal, stderr=terminal)
+    os.close(terminal)
+    try:
+        said = read_until(controller, "2/4")
+        process.send_signal(signal.SIGINT)
+        said += read_until(controller, "interrupted")
+        assert process.wait(60) == 130
+    finally:
+        process.kill()
+        process.wait()
+        os.close(controller)
+    assert "1 failed" in said
+    assert "stopping" in said
+    hide, show = "\x1b[?25l", "\x1b[?25h"
+    assert said.rindex(hide) < said.rindex(show) < said.rindex("assert 2 == 3")
+
+
 def test_a_killed_run_leaves_what_it_had_and_takes_pytest_along(suite: Path) -> None:
     with started(suite) as process:
         (child,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
