@@ -28,6 +28,7 @@ COMMANDS = {
     "maps": "print a map of the datapath",
     "gc": "delete expired connections",
     "monitor": "follow drops, traces and policy verdicts",
+    "watch": "show a node as it runs: programs, packets a second, reloads",
     "plan": "print the steps of a reload without doing them",
     "reload": "reload endpoints and print the time of every step",
     "restore": "find the endpoints of a running lab on disk, reload them, remove what is stale",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,13 @@ import pytest
 from datapath.build.compile import probe_compiler
 from datapath.errors import ToolMissing
 from lab.cli.main import main
+from lab.cli.watch_view import Picture
 from lab.node import registry
 from lab.node.node import Node
 from lab.results.result import Series, to_text
 from lab.system.tools import run
 from lab.watch.events import Drop, Lost, Trace, Unknown, Verdict, to_json
+from lab.watch.live import Look, UnderWay
 from tests.lab.labs import ROOT, unique_name
 from tests.lab.results.samples import result, times
 from tests.netns import nsenter
@@ -77,6 +80,29 @@ def test_keys_of_nodes_are_documented(cluster: str, capsys: pytest.CaptureFixtur
     listed = answer(capsys, "ls", cluster)
     assert [lab["lab"] for lab in listed] == [f"{cluster}-1", f"{cluster}-2"]
     assert all(set(lab) == documented("ls") for lab in listed)
+
+
+@pytest.mark.privileged
+def test_keys_of_watch_are_documented(cluster: str, capsys: pytest.CaptureFixture[str]) -> None:
+    capsys.readouterr()
+    assert main(["watch", cluster, "--once", "--json"]) == 0
+    looks = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [look["lab"] for look in looks] == [f"{cluster}-1", f"{cluster}-2"]
+    for look in looks:
+        assert set(look) == described("one object per look and node, a line each:")
+        for interface in look["interfaces"]:
+            assert set(interface) == described("Its interfaces have")
+            assert all(set(hook) == described("A hook has") for hook in interface["hooks"])
+        assert set(look["last_reload"]) == described("A reload that was seen has")
+
+
+def test_keys_of_packets_of_watch_are_documented() -> None:
+    counted = Look("demo", 1, 1, (), {(0, 1): 3}, None)
+    picture = Picture()
+    picture.take(counted)
+    (row,) = picture.to_json()["packets"]
+    assert set(row) == described("An object of `packets` has")
+    assert set(asdict(UnderWay("pod-1", ()))) == described("One of `under_way` has")
 
 
 @pytest.mark.privileged
