@@ -21,8 +21,8 @@ from lab.watch.live import Hook, Interface, Look
 
 _KEPT = 8
 """Reloads that stay in the picture."""
-_FIGURES = ("in/s", "out/s", "dropped/s", "id", "generation")
-_COLUMNS = ("interface", "of", *_FIGURES[:3], "hook", "program", *_FIGURES[3:], "loaded")
+_FIGURES = ("in/s", "out/s", "drop/s", "id", "gen")
+_COLUMNS = ("interface", "of", *_FIGURES[:3], "hook", "program", *_FIGURES[3:], "age")
 
 
 @dataclass(slots=True)
@@ -141,8 +141,8 @@ def _clock(at_ns: int) -> str:
 
 def _age(seconds: float) -> str:
     if seconds < 120:
-        return f"{max(seconds, 0):.0f} s ago"
-    return f"{seconds / 60:.0f} min ago" if seconds < 7200 else f"{seconds / 3600:.0f} h ago"
+        return f"{max(seconds, 0):.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.0f} h"
 
 
 def _round(value: float | None) -> float | None:

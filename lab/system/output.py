@@ -111,9 +111,10 @@ class OutputDirectory:
             raise OSError(error.errno, error.strerror, str(self.path / name)) from error
 
     def append(self, name: str, content: str | bytes, *, mode: int = 0o644) -> None:
-        """Write at the end of a file, which is made with these permissions if it is missing; OSError tells why not.
+        """Write at the end of a file, which is made with these permissions if it is missing.
 
-        It stays what it is, and whose: others may hold it open.
+        It stays what it is, and whose: others may hold it open. BadDirectory if it is a link or no file, OSError tells
+        why else it cannot be written.
         """
         flags = os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         made = False
@@ -130,6 +131,8 @@ class OutputDirectory:
                     self._caller.given(descriptor, self._descriptor)
                 file.write(content.encode() if isinstance(content, str) else content)
         except OSError as error:
+            if error.errno == errno.ELOOP:
+                raise BadDirectory(f"{self.path / name} is a symbolic link: name the file that it leads to") from error
             raise OSError(error.errno, error.strerror, str(self.path / name)) from error
 
     def size(self, name: str) -> int:

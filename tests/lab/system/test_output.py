@@ -145,3 +145,51 @@ def test_a_file_has_the_permissions_that_are_asked_for(tmp_path: Path) -> None:
         output.write("packets", b"\x00\xff", mode=0o600)
     assert (tmp_path / "packets").read_bytes() == b"\x00\xff"
     assert (tmp_path / "packets").stat().st_mode & 0o777 == 0o600
+
+
+def append(path: Path, name: str = "summary.md") -> None:
+    with OutputDirectory(path) as output:
+        output.append(name, "new\n")
+
+
+def test_what_is_appended_leaves_the_file_what_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "summary.md"
+    path.write_text("old\n")
+    path.chmod(0o600)
+    before = path.stat()
+    append(tmp_path)
+    after = path.stat()
+    assert path.read_text() == "old\nnew\n"
+    assert (after.st_ino, after.st_mode, after.st_uid) == (before.st_ino, before.st_mode, before.st_uid)
+    with OutputDirectory(tmp_path) as output:
+        assert (output.size("summary.md"), output.size("other")) == (8, 0)
+
+
+def test_nothing_is_appended_through_a_link_or_to_what_is_no_file(tmp_path: Path) -> None:
+    (tmp_path / "precious").write_text("old")
+    (tmp_path / "link").symlink_to("precious")
+    with pytest.raises(BadDirectory, match="link is a symbolic link: name the file that it leads to"):
+        append(tmp_path, "link")
+    assert (tmp_path / "precious").read_text() == "old"
+    with pytest.raises(OSError, match="Is a directory"):
+        append(tmp_path.parent, tmp_path.name)
+    os.mkfifo(tmp_path / "fifo")
+    reader = os.open(tmp_path / "fifo", os.O_RDONLY | os.O_NONBLOCK)
+    before = os.listdir("/proc/self/fd")
+    with pytest.raises(BadDirectory, match="fifo is not a file"):
+        append(tmp_path, "fifo")
+    assert os.listdir("/proc/self/fd") == before
+    os.close(reader)
+
+
+@pytest.mark.privileged
+@pytest.mark.usefixtures("by_sudo")
+@pytest.mark.parametrize(("directory", "made"), [(USER, (USER, GROUP)), (OTHER, (0, 0))])
+def test_a_new_file_is_given_to_the_caller_of_sudo_an_old_one_to_nobody(
+    tmp_path: Path, directory: int, made: tuple[int, int]
+) -> None:
+    os.chown(tmp_path, directory, directory)
+    (tmp_path / "old").touch()
+    for name in ("old", "made"):
+        append(tmp_path, name)
+    assert (owner(tmp_path / "old"), owner(tmp_path / "made")) == ((0, 0), made)
