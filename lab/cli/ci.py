@@ -8,7 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from lab.cli.report import RunFile, run_json
+from lab.cli.report import About, RunFile, run_json
 from lab.cli.targets import told
 from lab.report.junit import junit
 from lab.report.summary import LIMIT, summary
@@ -73,4 +73,4 @@ class CiFiles:
 
 
 def _without_results(error: str) -> Document:
-    return run_json((), None, 0.0, complete=False, error=error)
+    return run_json((), None, 0.0, complete=False, about=About.of_run({}), error=error)

@@ -8,8 +8,6 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -96,7 +94,7 @@ def _about(args: argparse.Namespace) -> About:
     """Return what the run is of, apart from what its scenarios choose for themselves."""
     library = None if args.library is None else args.library.resolve()
     subject = subject_of(library=library, defines=args.defines, loader=args.loader, attach=args.attach)
-    return About(version("reloadlab"), datetime.now(UTC).isoformat(timespec="seconds"), subject)
+    return About.of_run(subject)
 
 
 def _verdict(records: Sequence[Record], report: ParallelReport | None) -> tuple[bool, str]:

@@ -8,6 +8,8 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -157,6 +159,11 @@ class About:
     version: str = ""
     started: str = ""
     subject: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of_run(cls, subject: Mapping[str, str]) -> Self:
+        """Return what a run is of that begins now."""
+        return cls(version("reloadlab"), datetime.now(UTC).isoformat(timespec="seconds"), subject)
 
 
 def run_json(

@@ -12,16 +12,20 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from datapath.reload.plans import OVERLAY_SUBJECT
 from lab.abi import reasons
 from lab.abi.layouts import direction_name
 from lab.cli.tables import add_row, make_table
 from lab.cli.targets import plural
+from lab.node.topology import HOST
 from lab.watch.following import Follower, Reloaded, drops, last_reload
 from lab.watch.live import Hook, Interface, Look
 
 _KEPT = 8
 """Reloads that stay in the picture."""
 _FIGURES = ("in/s", "out/s", "drop/s", "id", "gen")
+_WIDTH = 100
+"""Columns that the whole table takes."""
 _COLUMNS = ("interface", "of", *_FIGURES[:3], "hook", "program", *_FIGURES[3:], "age")
 
 
@@ -42,9 +46,12 @@ class Picture:
         self.seen += len(self.fresh)
         self.look = look
 
-    def drawn(self) -> RenderableType:
-        """Return the picture: what happens on top, as the table below it may not fit the terminal."""
-        return Group(*(Text(line, no_wrap=True) for line in self.lines()), self.table())
+    def drawn(self, width: int) -> RenderableType:
+        """Return the picture for a terminal of so many columns.
+
+        What happens stands on top: the table below it may have more lines than the terminal.
+        """
+        return Group(*(Text(line, no_wrap=True) for line in self.lines()), self.table(narrow=width < _WIDTH))
 
     def lines(self) -> Iterator[str]:
         """Yield what stands above the table."""
@@ -97,23 +104,24 @@ class Picture:
         unit = " in all" if rates is None else "/s"
         return f"forwarded {sum(counted.values()) - lost:.0f}{unit}, dropped {lost:.0f}{unit}"
 
-    def table(self) -> Table:
-        """Return the interfaces and their hooks, a line each."""
-        table = make_table(*_COLUMNS, figures=_FIGURES)
+    def table(self, *, narrow: bool = False) -> Table:
+        """Return the interfaces and their hooks, a line each; `narrow`: one name for an interface and its subject."""
+        table = make_table(*(_COLUMNS[:1] if narrow else _COLUMNS[:2]), *_COLUMNS[2:], figures=_FIGURES)
+        if narrow:
+            table.padding = (0, 1, 0, 0)
         now = self._looked().time_ns
         for interface in self._looked().interfaces:
-            first = self._interface(interface)
+            first = [*_names(interface, narrow=narrow), *self._rates(interface)]
             for number, hook in enumerate(interface.hooks):
                 add_row(table, *(first if number == 0 else [" "] * len(first)), *_hook(hook, now))
             if not interface.hooks:
                 add_row(table, *first, *["-"] * 5)
         return table
 
-    def _interface(self, interface: Interface) -> list[str]:
+    def _rates(self, interface: Interface) -> list[str]:
         rates = self.follower.rates
         each = [] if rates is None else [rates.received, rates.sent, rates.dropped]
-        told = [self._rate(values.get(interface.name)) for values in each] or ["", "", ""]
-        return [interface.name if interface.up else f"{interface.name} (down)", interface.subject, *told]
+        return [self._rate(values.get(interface.name)) for values in each] or ["", "", ""]
 
     def _rate(self, value: float | None) -> str:
         return "" if value is None else f"{value:,.0f}"
@@ -122,6 +130,13 @@ class Picture:
         if self.look is None:
             raise ValueError("a picture without a look")
         return self.look
+
+
+def _names(interface: Interface, *, narrow: bool) -> list[str]:
+    own = interface.subject not in (HOST, OVERLAY_SUBJECT)
+    name = interface.subject if narrow and own else interface.name
+    shown = name if interface.up else f"{name} (down)"
+    return [shown] if narrow else [shown, interface.subject]
 
 
 def _hook(hook: Hook, now_ns: int) -> list[str]:

@@ -79,7 +79,11 @@ def _shown(*, as_json: bool, once: bool) -> Iterator[Callable[[Sequence[Picture]
     else:
         # The last picture stays when the command ends.
         with Live(console=console, auto_refresh=False, vertical_overflow="ellipsis") as live:
-            yield lambda pictures: live.update(Group(*(picture.drawn() for picture in pictures)), refresh=True)
+
+            def draw(pictures: Sequence[Picture]) -> None:
+                live.update(Group(*(picture.drawn(console.width) for picture in pictures)), refresh=True)
+
+            yield draw
 
 
 def _print_json(pictures: Sequence[Picture]) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import replace
+
+from rich.console import Console
 
 from lab.cli.watch_view import Picture
 from lab.watch.live import Hook, Interface, Look, UnderWay
@@ -57,3 +60,16 @@ def test_a_load_that_is_not_told_is_left_out() -> None:
     hook = replace(HOOK, program_id=78, generation=None, loaded_ns=1001 * SECOND)
     told = lines(LOOK, later(interfaces=(replace(POD, hooks=(hook,)),)))
     assert told[2].endswith("  reload of pod-1: 1 program")
+
+
+def test_a_narrow_terminal_has_one_name_for_a_pod_and_its_interface() -> None:
+    host = replace(POD, name="cilium_host", subject="host", up=False, hooks=())
+    picture = Picture()
+    picture.take(replace(LOOK, interfaces=(POD, host)))
+    out = io.StringIO()
+    console = Console(file=out, width=80)
+    console.print(picture.drawn(80))
+    (pod,) = [line.split() for line in out.getvalue().splitlines() if line.startswith("pod-1 ")]
+    assert pod == ["pod-1", "-", "-", "-", "ingress", "cil_from_container", "77", "3", "100", "s"]
+    assert "\ncilium_host (down) " in out.getvalue()
+    assert "lxc1" not in out.getvalue()

@@ -456,7 +456,8 @@ def test_files_that_cannot_be_written_end_the_run_before_it_begins(suite: Path) 
 
 def test_results_are_written_before_the_measurement(suite: Path) -> None:
     suite.write_text(THREE)
-    ran = call(suite, [*command(suite), "--rounds", "1", "--pods", "5000"])
+    ran = call(suite, [*command(suite), "--rounds", "1", "--pods", "5000", *ci_files(suite)])
     assert (ran.code, ran.err) == (1, "reloadlab: a node has 0 to 4000 pods, not 5002\n")
     assert "assert 2 == 3" in ran.out
     assert (ran.document["complete"], ran.outcomes["test_two"]) == (False, "failed")
+    assert told_in_xml(suite) == {"test_one": [], "test_two": ["failure"], "test_three": [], "the run": ["error"]}
