@@ -8,6 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from datapath.errors import ReloadlabError
 from lab.cli.report import About, RunFile, run_json
 from lab.cli.targets import told
 from lab.report.junit import junit
@@ -47,7 +48,7 @@ class CiFiles:
         with self._stack:
             try:
                 self._write(_without_results(told(value)) if value is not None else {})
-            except OSError as error:
+            except (OSError, ReloadlabError) as error:
                 if value is None:
                     raise
                 # What has ended the run is what the command ends with.

@@ -102,7 +102,7 @@ def test_keys_of_packets_of_watch_are_documented() -> None:
     picture.take(counted)
     (row,) = picture.to_json()["packets"]
     assert set(row) == described("An object of `packets` has")
-    assert set(asdict(UnderWay("pod-1", ()))) == described("One of `under_way` has")
+    assert set(asdict(UnderWay("pod-1", ()))) == described("An object of `under_way` has")
 
 
 @pytest.mark.privileged
