@@ -67,5 +67,5 @@ def test_nothing_is_drawn_while_nothing_changes() -> None:
     assert len(looked((PASSED,), *[()] * 50, terminal=True)) < len(once) * 3
 
 
-def test_clock() -> None:
+def test_seconds_are_shown_as_on_a_clock() -> None:
     assert [_clock(seconds) for seconds in (5, 754, 3723)] == ["0:05", "12:34", "1:02:03"]
