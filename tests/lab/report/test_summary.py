@@ -76,8 +76,8 @@ def test_names_in_titles_are_plain_html() -> None:
 
 
 def big() -> dict[str, Any]:
-    failed = [Record(f"a.py::test_{n}", "failed", message="é" * 30_000, violations=("x" * 500,)) for n in range(200)]
-    passed = [Record(f"b.py::test_{n}", "passed") for n in range(30_000)]
+    failed = [Record(f"a.py::test_{n}", "failed", message="é" * 30_000, violations=("x" * 500,)) for n in range(60)]
+    passed = [Record(f"b.py::test_{n}", "passed") for n in range(3_000)]
     return document([*failed, *passed], parallel())
 
 
@@ -90,8 +90,8 @@ def test_a_summary_fits_and_tells_what_does_not(room: int) -> None:
         assert int(thing) <= int(number)
         assert what in ("rows", "messages", "scenarios")
     left = dict(re.findall(r"^\d+ of (\d+) (\w+) did not fit here", text, re.MULTILINE))
-    assert left["30000"] == "scenarios"
-    assert "30000 passed" in text
+    assert left["3000"] == "scenarios"
+    assert "3000 passed" in text
 
 
 def test_without_room_there_is_no_summary() -> None:

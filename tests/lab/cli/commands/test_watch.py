@@ -54,7 +54,9 @@ def test_one_picture_has_a_line_for_each_hook(lab: str, capsys: pytest.CaptureFi
         (["nosuch", "--interval", "nan"], 2, "'nan' is not a number of seconds"),
     ],
 )
-def test_a_wrong_call_is_told_in_one_line(words: list[str], code: int, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_wrong_call_is_told_in_one_line(
+    words: list[str], code: int, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["watch", *words]) == code
     err = capsys.readouterr().err
     assert said in err
