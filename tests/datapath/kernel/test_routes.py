@@ -16,6 +16,7 @@ from datapath.kernel.netlink import NetlinkSocket
 from datapath.kernel.routes import Installed, Route, RouteStays
 from lab.system.tools import run
 from tests.datapath import support
+from tests.datapath.support import until
 from tests.lab.wires import address, ip, namespace
 from tests.netns import nsenter
 
@@ -297,6 +298,7 @@ def test_remove_all_takes_a_route_with_a_path_through_the_interface(
     if state == "down":
         # Without a carrier on the other path its flags say linkdown, which the kernel does not take back.
         ip(place.netns, "link", "set", "peer1", "down")
+        until(lambda: "linkdown" in str(place.show(target)), "the path has no carrier")
     before = place.show(target)
     removed: list[Installed] = []
     routes.remove_all(place.netlink, Route(target, place.lxc), removed.append)
