@@ -93,8 +93,9 @@ def entry_programs(image: ObjectImage) -> dict[Direction, str]:
 
 
 def plan_with_object(template: Template, plan: Plan) -> Plan:
-    """Return a pod's plan that loads and attaches the given object instead of the compiled one."""
-    programs = entry_programs(template.image)
+    """Return a pod's plan that loads and attaches the given object instead of the compiled one, at the same hooks."""
+    hooks = {step.direction for step in plan.steps if isinstance(step, Attach)}
+    programs = {direction: name for direction, name in entry_programs(template.image).items() if direction in hooks}
 
     def change(step: Step) -> Step | None:
         if isinstance(step, Compile):

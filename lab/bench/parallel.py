@@ -89,6 +89,14 @@ class WorkerRounds:
     outcomes: list[Outcome] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
 
+    def run(self, agent: Agent, subjects: Sequence[str], *, on_worker: Callable[[int], None] | None = None) -> None:
+        """Reload all subjects once more. `on_worker` is called with the process id of every new worker."""
+        start = time.monotonic()
+        results = agent.reload_many(subjects, workers=self.workers, on_worker=on_worker)
+        self.rates.append(len(results) / (time.monotonic() - start))
+        self.outcomes += [result for result in results if isinstance(result, Outcome)]
+        self.failures += [result for result in results if isinstance(result, Failure)]
+
     def report(self, events: Sequence[SyscallEvent] | None = None) -> WorkerReport:
         """Return the figures of the rounds; with the traced system calls, sorted, also the kernel's share."""
         spans: dict[str, list[Span]] = defaultdict(list)
@@ -173,11 +181,7 @@ def reload_rounds(
     done = [WorkerRounds(count) for count in workers]
     for number in range(rounds):
         for each in done:
-            start = time.monotonic()
-            results = agent.reload_many(subjects, workers=each.workers, on_worker=on_worker)
-            each.rates.append(len(results) / (time.monotonic() - start))
-            each.outcomes += [result for result in results if isinstance(result, Outcome)]
-            each.failures += [result for result in results if isinstance(result, Failure)]
+            each.run(agent, subjects, on_worker=on_worker)
             if on_round is not None:
                 on_round(number, each.workers, each.rates[-1])
     return done

@@ -28,12 +28,13 @@ def show(report: ReloadReport) -> None:
     print()
     print_table(_steps(report))
     print()
-    if report.no_shares:
-        print(f"time inside system calls: not measured: {report.no_shares}\n")
+    if report.calls.missing:
+        print(f"time inside system calls: not measured: {report.calls.missing}")
     else:
         print_table(_shares(report))
+    if report.many:
         print()
-    print_table(_parallel(report))
+        print_table(_many(report))
 
 
 def _one(report: ReloadReport) -> Table:
@@ -55,7 +56,7 @@ def _figures(row: Measurement, floor: Measurement) -> tuple[str, ...]:
 def _shares(report: ReloadReport) -> Table:
     columns = ("wall ms", "in bpf(2), netlink ms", "of all threads ms", "ratio", "rest ms", "untraced: user ms")
     rows = make_table("", *columns, figures=columns, title="where its time goes (traced)")
-    for share in report.shares:
+    for share in report.calls.shares:
         times = (f"{seconds * 1e3:.2f}" for seconds in (share.wall, share.kernel, share.summed))
         rest = (f"{seconds * 1e3:.2f}" for seconds in (share.rest, share.user))
         rows.add_row(escape(share.name), *times, f"{share.wall / share.kernel:.2f}", *rest)
@@ -66,16 +67,17 @@ def _steps(report: ReloadReport) -> Table:
     columns = ("ms", "traced: outside bpf(2), netlink ms")
     rows = make_table("step", *columns, figures=columns, title="the steps of the pipeline verifying in 1 thread")
     for step, seconds in report.steps.items():
-        rest = f"{median(report.rests[step]) * 1e3:.2f}" if step in report.rests else "-"
+        rest = f"{median(report.calls.rests[step]) * 1e3:.2f}" if step in report.calls.rests else "-"
         rows.add_row(escape(step), f"{median(seconds) * 1e3:.2f}", rest)
     return rows
 
 
-def _parallel(report: ReloadReport) -> Table:
-    figures = ("reloads/s", "p50 ms", "p95 ms", "p99 ms")
+def _many(report: ReloadReport) -> Table:
+    figures = ("reloads/s", "x floor", "p50 ms", "p95 ms", "p99 ms")
     rows = make_table("", *figures, figures=figures, title="many pods, one after the other and in parallel")
-    for row in report.parallel:
-        times = row.reload
+    for row in report.many:
+        times = row.report.reload
         percentiles = () if times is None else (f"{value:.2f}" for value in (times.p50, times.p95, times.p99))
-        rows.add_row(f"{report.pods} pods, {row.workers} at a time", f"{row.reloads_per_second:.1f}", *percentiles)
+        rate, ratio = f"{row.report.reloads_per_second:.1f}", f"{row.ratio:.2f}"
+        rows.add_row(f"{report.pods} pods, {row.name}", rate, ratio, *percentiles)
     return rows

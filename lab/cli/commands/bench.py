@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from lab.results.result import Course
 
 TOPOLOGY_PODS = (10, 100, 250)
+MANY_PODS = 20
+SUBJECTS = ("pod", "host", "overlay")
 
 
 def add_parser(subparsers: _SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -59,10 +61,15 @@ def _add_topology(benches: _SubParsersAction[argparse.ArgumentParser]) -> None:
 def _add_reload(benches: _SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = benches.add_parser(
         "reload",
-        help="one reload and many, next to the bare system calls and to tc",
-        description="Time of one reload, next to its floor (the bare system calls, prepared before) and to tc doing "
-        "the same work, in turns; the share of it that is the kernel's; and the time of many reloads.",
+        help="one reload and many, next to the bare system calls, to tc and to other loaders",
+        description="Time of one reload of a pod, the host or the overlay, next to its floor (the bare system calls, "
+        "prepared before), to tc and to other loaders doing the same work, in turns, with the programs that nothing "
+        "reaches and without; the share of it that is the kernel's; and the time of many pods' reloads.",
     )
+    parser.add_argument(
+        "--subject", choices=SUBJECTS, default=SUBJECTS[0], help=f"what is reloaded: {', '.join(SUBJECTS)} (pod)"
+    )
+    parser.add_argument("--devices", default="", metavar="NAMES", help="native devices of the host, such as eth0")
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--object", type=Path, metavar="FILE.o", help="this object, e.g. a bpf_lxc.o of Cilium's")
     source.add_argument("--library", type=Path, metavar="DIR", help="C sources instead of our own, e.g. Cilium's bpf/")
@@ -73,10 +80,10 @@ def _add_reload(benches: _SubParsersAction[argparse.ArgumentParser]) -> None:
         action="append",
         default=[],
         metavar="NAME|COMMAND",
-        help="instead of all that: a reload by this loader, next to others; may be repeated",
+        help="the same reload by this loader as well; may be repeated",
     )
     add_attach_option(parser)
-    parser.add_argument("--pods", type=count, default=20, metavar="N", help="pods of the many reloads (20)")
+    parser.add_argument("--pods", type=count, metavar="N", help=f"pods of the many reloads ({MANY_PODS})")
     parser.add_argument(
         "--endpoint-routes",
         action=argparse.BooleanOptionalAction,
@@ -190,61 +197,58 @@ def run_traffic(args: argparse.Namespace) -> int:
 
 def run_reload(args: argparse.Namespace) -> int:
     """Measure reloads and print medians and ratios."""
+    from lab.loaders.command import find_loader
+
+    _check_reload(args)
     check_library(args.library)
-    if args.loaders:
-        return _run_loaders(args)
+    loaders = tuple(find_loader(text) for text in args.loaders)
     require("root", "clang")
     check_attach(args.attach)
-    from lab.bench.reload import ReloadOptions, measure_reload
+    from lab.bench.reload import measure_reload
+    from lab.bench.setting import ReloadOptions, Subject
     from lab.bench.topology import isolate_mounts
     from lab.cli.reload_view import show
 
     options = ReloadOptions(
+        subject=Subject(args.subject),
+        devices=tuple(name for name in args.devices.split(",") if name),
         library=_resolved(args.library),
         defines=tuple(args.defines),
         object=args.object,
+        loaders=loaders,
         endpoint_routes=args.endpoint_routes,
         rounds=args.rounds,
-        pods=args.pods,
+        pods=MANY_PODS if args.pods is None else args.pods,
         verifiers=max(os.cpu_count() or 1, 2),
         attach=args.attach or Attachment.TC,
     )
     shape = {
+        "subject": options.subject,
+        "devices": options.devices,
         "pods": options.pods,
         "endpoint routes": options.endpoint_routes,
         "workers": options.workers,
         "verifiers": options.verifiers,
+        "loaders": len(loaders),
     }
     with _recording(args, shape, _reload_subject(args, object_file=options.object)) as recording:
         isolate_mounts()
         report = measure_reload(options, _progress)
-        notes = {"object": report.object, "hooks": report.hooks, "not traced": report.no_shares}
+        notes = {"object": report.object, "hooks": report.hooks, "not traced": report.calls.missing}
         recording.save(report.series(), _course(args), others=report.others, notes=notes)
     return _finish(args, recording, lambda: show(report))
 
 
-def _run_loaders(args: argparse.Namespace) -> int:
-    from lab.loaders.command import find_loader
-
-    if args.object is not None:
+def _check_reload(args: argparse.Namespace) -> None:
+    """Raise BadOption for options that do not go together."""
+    if args.object is not None and args.loaders:
         raise BadOption("--object is not loaded by other loaders: without --loader")
-    loaders = tuple(find_loader(text) for text in args.loaders)
-    require("root", "clang")
-    check_attach(args.attach)
-    from lab.bench.loaders import LoadersOptions, measure_loaders
-    from lab.bench.topology import isolate_mounts
-    from lab.cli.loaders_view import show
-
-    attach = args.attach or Attachment.TC
-    options = LoadersOptions(
-        loaders, _resolved(args.library), tuple(args.defines), args.endpoint_routes, args.rounds, attach
-    )
-    shape = {"endpoint routes": options.endpoint_routes, "loaders": len(loaders)}
-    with _recording(args, shape, _reload_subject(args)) as recording:
-        isolate_mounts()
-        report = measure_loaders(options, _progress)
-        recording.save(report.series(), _course(args), others=report.others)
-    return _finish(args, recording, lambda: show(report))
+    if args.devices and args.subject != "host":
+        raise BadOption("--devices are the host's: with --subject host")
+    if args.subject != "pod":
+        for given, option in ((args.object, "--object"), (args.pods, "--pods")):
+            if given is not None:
+                raise BadOption(f"{option} is for reloads of pods: without --subject {args.subject}")
 
 
 def run_gates(args: argparse.Namespace) -> int:

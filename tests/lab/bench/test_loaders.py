@@ -12,20 +12,32 @@ from tests.lab.labs import cli, start
 pytestmark = pytest.mark.privileged
 
 
-def test_loaders_take_turns() -> None:
+def test_loaders_take_turns_with_our_own_variants() -> None:
     pipeline = shlex.join(module_argv("lab.loaders.pipeline"))
-    argv = cli("bench", "reload", "--loader", "builtin", "--loader", pipeline, "--rounds", "2", "--json")
-    process = start(argv)
+    loaders = ["--loader", "builtin", "--loader", pipeline]
+    process = start(cli("bench", "reload", *loaders, "--pods", "1", "--rounds", "2", "--json"))
     out, err = process.communicate(timeout=150)
     assert (process.returncode, err) == (0, "")
-    first, second = json.loads(out)["series"]
-    assert (first["name"], second["name"]) == ("reload: 1: builtin", "reload: 2: pipeline")
-    assert len(first["values"]) == len(second["values"]) == 2
-    assert sorted(zip(first["positions"], second["positions"], strict=True)) == [(0, 1), (1, 0)]
+    series = [each for each in json.loads(out)["series"] if each["group"] == "reload" and each["positions"]]
+    rows = {each["name"].removeprefix("reload: "): each["positions"] for each in series}
+    assert {"floor: the bare system calls", "loader 1: builtin", "loader 2: pipeline"} <= rows.keys()
+    assert all(sorted(turn) == list(range(len(rows))) for turn in zip(*rows.values(), strict=True))
 
 
-def test_what_does_not_go_together_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["bench", "reload", "--loader", "builtin", "--object", "x.o"]) == 1
-    assert capsys.readouterr().err == "reloadlab: --object is not loaded by other loaders: without --loader\n"
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ("--loader builtin --object x.o", "--object is not loaded by other loaders: without --loader"),
+        ("--object x.o --subject host", "--object is for reloads of pods: without --subject host"),
+        ("--pods 5 --subject overlay", "--pods is for reloads of pods: without --subject overlay"),
+        ("--devices eth0", "--devices are the host's: with --subject host"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(arguments: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "reload", *arguments.split()]) == 1
+    assert capsys.readouterr().err == f"reloadlab: {said}\n"
+
+
+def test_an_unknown_loader_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "reload", "--loader", "no-such-loader"]) == 1
     assert capsys.readouterr().err.startswith("reloadlab: no loader no-such-loader")

@@ -112,9 +112,10 @@ def test_whole_measurement_leaves_nothing(source: str, tmp_path: Path) -> None:
     for row in rows.values():
         assert "maps" in row["refusal"] or row["values"]
     assert {"step: load programs", "step: attach ingress", "step: commit"} <= series.keys()
-    for workers in (1, 2, 4):
-        assert len(series[f"many: 2 pods, {workers} at a time"]["values"]) == 3
-        times = series[f"one of many: 2 pods, {workers} at a time"]
+    assert len(series["many: 2 times the floor"]["values"]) == 3
+    for way in ("1 at a time, verifying in 1 thread", "1 at a time", "2 at a time", "4 at a time"):
+        assert len(series[f"many: 2 pods, {way}"]["values"]) == 3
+        times = series[f"one of many: 2 pods, {way}"]
         assert (len(times["values"]), times["block"]) == (6, 2)
     traced = "traced reload: pipeline, verifying in 1 thread"
     if traced in series:
@@ -123,6 +124,41 @@ def test_whole_measurement_leaves_nothing(source: str, tmp_path: Path) -> None:
     entry = series["verified instructions: cil_from_container"]
     assert (entry["exact"], entry["values"][0] > 100) == (True, True)
     assert not registry.lab_root("bench-ours").exists()
+
+
+OTHER_SUBJECTS = {
+    "host": (
+        "--subject host --devices eth0",
+        "cil_to_host ingress of cilium_host",
+        "attach ingress",
+    ),
+    "overlay": ("--subject overlay", "cil_from_overlay ingress", "attach egress"),
+}
+
+
+@pytest.mark.privileged
+@pytest.mark.parametrize(("arguments", "hook", "step"), OTHER_SUBJECTS.values(), ids=OTHER_SUBJECTS)
+def test_host_and_overlay_are_measured_with_and_without_what_nothing_reaches(
+    arguments: str, hook: str, step: str
+) -> None:
+    argv = ["bench", "reload", *arguments.split(), "--rounds", "1", "--json", "--loader", "builtin", "--loader", "tc"]
+    with start(cli(*argv)) as process:
+        out, err = process.communicate(timeout=120)
+    assert (process.returncode, err) == (0, "")
+    result = json.loads(out)
+    assert hook in result["notes"]["hooks"]
+    series = {each["name"]: each for each in result["series"]}
+    reached, programs = (series[f"object: {what}"]["values"][0] for what in ("reached programs", "programs"))
+    rows = {name.removeprefix("reload: "): each for name, each in series.items() if name.startswith("reload: ")}
+    measured = {name: row for name, row in rows.items() if not row["refusal"]}
+    turns = {"floor: the bare system calls", "pipeline, verifying in 1 thread", "loader 1: builtin"}
+    if reached < programs:
+        turns |= {"floor: the bare system calls, all programs", "pipeline, all programs, in 1 thread"}
+    assert turns <= measured.keys()
+    assert {row["group"] for row in measured.values()} == {"reload"}
+    assert "does not support" in rows["loader 2: tc"]["refusal"]
+    assert f"step: {step}" in series
+    assert not [name for name in series if name.startswith("many: ")]
 
 
 def compile_lxc(directory: Path) -> Path:

@@ -2,8 +2,9 @@ from __future__ import annotations
 
 import pytest
 
+from lab.bench.calltimes import CallTimes
 from lab.bench.parallel import Percentiles, WorkerReport
-from lab.bench.reload import ReloadReport
+from lab.bench.reload import ManyReloads, ReloadReport
 from lab.bench.rounds import Measurement
 from lab.cli.reload_view import show
 
@@ -18,11 +19,11 @@ REPORT = ReloadReport(
         Measurement("the pipeline", (0.020, 0.024)),
         Measurement("tc", refusal="cannot load [maps]"),
     ],
-    no_shares="no bcc",
+    calls=CallTimes(missing="no bcc"),
     pods=20,
-    parallel=[
-        WorkerReport(1, 20, 50.0, Percentiles(19.0, 20.0, 21.0, None), {}),
-        WorkerReport(2, 0, 0.0, None, {}),
+    many=[
+        ManyReloads("1 at a time", WorkerReport(1, 20, 50.0, Percentiles(19.0, 20.0, 21.0, None), {}), 1.08),
+        ManyReloads("2 at a time", WorkerReport(2, 0, 0.0, None, {}), 0.62),
     ],
     steps={"compile": (0.001, 0.003)},
     others=0.1,
@@ -36,7 +37,7 @@ def test_figures_are_next_to_the_floor(capsys: pytest.CaptureFixture[str]) -> No
     cells = {line[0]: [cell.strip() for cell in line[1:] if cell.strip()] for line in lines if line[0]}
     assert cells["the pipeline"] == ["20.00", "22.00", "2.00", "2.00 to 2.00"]
     assert cells["tc"] == ["-", "-", "-", "not possible"]
-    assert cells["20 pods, 1 at a time"] == ["50.0", "19.00", "20.00", "21.00"]
+    assert cells["20 pods, 1 at a time"] == ["50.0", "1.08", "19.00", "20.00", "21.00"]
     assert cells["compile"] == ["2.00", "-"]
     assert "tc: not possible: cannot load [maps]" in out
     assert "time inside system calls: not measured: no bcc" in out
