@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from typing import Literal, get_args
@@ -98,6 +99,12 @@ class NodeConfig:
     pod_prefix4: int = 24
 
 
+@lru_cache(maxsize=64)
+def _globals(bpffs: Path) -> Path:
+    """Return the directory of pinned maps: a reload asks for it so often that making the path would show."""
+    return bpffs / "tc/globals"
+
+
 @dataclass(frozen=True, slots=True)
 class DatapathConfig:
     """Where a node keeps its things, and how its programs are attached.
@@ -136,7 +143,7 @@ class DatapathConfig:
     @property
     def globals(self) -> Path:
         """The directory of the pinned maps (TCGlobalsPath)."""
-        return self.bpffs / "tc/globals"
+        return _globals(self.bpffs)
 
     @property
     def links(self) -> Path:

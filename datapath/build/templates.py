@@ -40,6 +40,9 @@ _ATTEMPTS = 3
 _REMEMBERED = 16
 """Objects that a process keeps parsed for caches that it makes later, of other nodes say; one takes some megabytes."""
 
+_ENDPOINTS = 1024
+"""Endpoints whose names a template remembers; each takes some kilobytes."""
+
 
 class Kind(enum.Enum):
     """The sources that are compiled; the value is the source's name without suffix."""
@@ -78,12 +81,26 @@ class Template:
     image: ObjectImage
     verify_times: VerifyTimes = field(compare=False)
     _parts: dict[tuple[str, ...], CollectionSpec] = field(default_factory=dict, init=False, compare=False, repr=False)
+    _renamed: dict[object, CollectionSpec] = field(default_factory=dict, init=False, compare=False, repr=False)
 
     def reached(self, entries: tuple[str, ...]) -> CollectionSpec:
         """Return what has to be loaded if these programs are attached: them, and all that is reached from them."""
         if entries not in self._parts:
             self._parts[entries] = pruned(self.image.spec, entries)
         return self._parts[entries]
+
+    def own_spec(self, wanted: CollectionSpec, substitution: Substitution) -> CollectionSpec:
+        """Return an endpoint's own form of what is loaded, which is the whole of the template or a part of it.
+
+        From load to load only constants change: what has the endpoint's names is kept for the next.
+        """
+        key = tuple(wanted.programs), *substitution.names.items()
+        renamed = self._renamed.get(key)
+        if renamed is None:
+            if len(self._renamed) >= _ENDPOINTS:
+                self._renamed.clear()
+            renamed = self._renamed[key] = wanted.substitute(Substitution(names=substitution.names))
+        return renamed.substitute(Substitution(substitution.constants), strict=False)
 
     def substitution(self, endpoint: Endpoint) -> Substitution:
         """Return what makes this template's object the endpoint's, with the policy programs that it really has."""

@@ -49,9 +49,9 @@ class Pin:
         return [path for path in self._beside() if RETIRED in path.name]
 
     def _beside(self) -> list[Path]:
-        directory, name = os.path.split(self.path)
+        directory, prefix = os.path.split(f"{self.path}:")
         try:
-            return [Path(directory, other) for other in os.listdir(directory) if other.startswith(f"{name}:")]
+            return [Path(directory, other) for other in os.listdir(directory) if other.startswith(prefix)]
         except FileNotFoundError:
             return []
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import errno
 import struct
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import NamedTuple
@@ -50,13 +50,12 @@ def seconds() -> int:
     return time.clock_gettime_ns(_CLOCK_MONOTONIC_COARSE) // 1_000_000_000
 
 
-def remember(directory: Path, maps: Mapping[str, Map]) -> None:
-    """Note in an endpoint's directory which of these maps its programs use from now on."""
-    used = _ids(maps)
-    try:
-        known = _remembered(directory)
-    except DamagedFile:
-        known = {}
+def remember(directory: Path, maps: Iterable[Mapping[str, Map]], known: Mapping[str, int] | None) -> None:
+    """Note in an endpoint's directory which maps its programs use from now on; `maps` are those of each object there.
+
+    `known` is what `remembered` has returned, None if that was damaged.
+    """
+    used = {name: ident for each in maps for name, ident in _ids(each).items()}
     if used and used != known:
         write_json(directory / _FILE, used)
 
@@ -77,20 +76,18 @@ def owner(node: NodeConfig, endpoint: Endpoint | None) -> Owns:
     return lambda packed: packed in routers or not any(ip_address(packed) in network for network in pods)
 
 
-def carry_over(directory: Path, maps: Mapping[str, Map], owns: Owns) -> dict[str, int]:
+def carry_over(before: Mapping[str, int], maps: Mapping[str, Map], owns: Owns) -> dict[str, int]:
     """Bring into `maps` what the endpoint's programs have noted in those that they used until now.
 
-    Of connections only its own: an endpoint whose programs use the new map already knows its own better, and a removed
-    one must not leave them to its successor. Of all other entries those that the new map lacks. Returns how many
-    entries did not fit, for the maps where any did not. DamagedFile if it is not known which maps those are.
+    `before` is what `remembered` returns. Of connections only its own: an endpoint whose programs use the new map
+    already knows its own better, and a removed one must not leave them to its successor. Of all other entries those
+    that the new map lacks. Returns how many entries did not fit, for the maps where any did not.
     """
     used = _ids(maps)
     if not used:
         return {}
     left_out = {
-        name: _merge(ident, maps[name], owns)
-        for name, ident in _remembered(directory).items()
-        if name in used and ident != used[name]
+        name: _merge(ident, maps[name], owns) for name, ident in before.items() if name in used and ident != used[name]
     }
     return {name: count for name, count in left_out.items() if count}
 
@@ -188,7 +185,8 @@ def _ids(maps: Mapping[str, Map]) -> dict[str, int]:
     return {name: item.info.id for name, item in maps.items() if name.startswith(WRITTEN_BY_PACKETS)}
 
 
-def _remembered(directory: Path) -> dict[str, int]:
+def remembered(directory: Path) -> dict[str, int]:
+    """Return the ids of the maps that an endpoint's programs use; DamagedFile if the note says nothing."""
     path = directory / _FILE
     try:
         found = read_typed(dict[str, int], path)

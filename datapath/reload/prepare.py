@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from datapath.base.bpftypes import MapType
 from datapath.base.mapnames import CONNECTIONS, POLICY_ARRAYS, is_calls_map
@@ -67,7 +69,7 @@ class WriteObject(Step):
                 raise ProgramNotFound(self.object.name, program, sorted(image.spec.programs))
         work.on_undo(self, self.object.discard)
         self.object.write(*image.pieces(substitution, strict=False))
-        spec = work.wanted(template, self.programs).substitute(substitution, strict=False)
+        spec = template.own_spec(work.wanted(template, self.programs), substitution)
         work.objects[self.object.name] = LoadedObject(spec, own_maps=frozenset(substitution.names.values()))
 
 
@@ -219,17 +221,25 @@ def is_always_new(spec: CollectionSpec, name: str) -> bool:
 def carry_connections_over(item: ObjectFile, work: Workspace) -> None:
     """Let the new programs know what an endpoint's old ones have noted, its connections above all."""
     maps, owns = work.objects[item.name].collection.maps, connections.owner(work.config.node, item.endpoint)
-    try:
-        left = connections.carry_over(item.path.parent, maps, owns)
-    except DamagedFile as error:
-        # The commit writes the file anew.
-        warning = f"{error}: connections in maps that were replaced are not carried over"
-        if warning not in work.warnings:
-            work.warnings.append(warning)
-        return
+    before = noted_maps(item.path.parent, work)
+    left = connections.carry_over(before, maps, owns) if before is not None else {}
     for name, left_out in left.items():
         what = "connections" if name.startswith(CONNECTIONS) else "entries"
         work.warnings.append(f"map {name}: {left_out} {what} do not fit into {maps[name].info.max_entries}")
+
+
+def noted_maps(directory: Path, work: Workspace) -> Mapping[str, int] | None:
+    """Return what connections.remembered() does, which is read once a reload; None, with a warning, if it is damaged.
+
+    The commit then writes the file anew.
+    """
+    if directory not in work.noted:
+        try:
+            work.noted[directory] = connections.remembered(directory)
+        except DamagedFile as error:
+            work.noted[directory] = None
+            work.warnings.append(f"{error}: connections in maps that were replaced are not carried over")
+    return work.noted[directory]
 
 
 def _copy_content(pin: Pin, new: Map, work: Workspace) -> bool:

@@ -25,10 +25,16 @@ def pinned(directory: Path, names: tuple[str, ...] = KEPT_WHILE_USED) -> dict[st
 
     A name of which there is no map is left out.
     """
+    wanted = frozenset(names)
+    try:
+        # First the few that it may be: a node of many pods has hundreds of other pins.
+        there = [name for name in os.listdir(directory) if ":" in name or name in wanted]
+    except FileNotFoundError:
+        return {}
     found: dict[str, list[Path]] = {}
-    for name in sorted(os.listdir(directory)) if directory.is_dir() else ():
+    for name in sorted(there):
         base = name.partition(":")[0]
-        if base in names:
+        if base in wanted:
             found.setdefault(base, []).append(directory / name)
     return found
 

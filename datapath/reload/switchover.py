@@ -21,7 +21,7 @@ from datapath.load.programs import Program
 from datapath.reload import connections, policyarrays, retired, tcxlinks
 from datapath.reload.filters import Replaced, exists, put_back
 from datapath.reload.outcome import XDP_DIRECTION, Attached
-from datapath.reload.prepare import carry_connections_over
+from datapath.reload.prepare import carry_connections_over, noted_maps
 from datapath.reload.step import Step
 from datapath.reload.tcxlinks import TcxHook
 from datapath.reload.workspace import Workspace
@@ -268,15 +268,16 @@ class Commit(Step):
                 let_go = pin.retire if pin.path.name in KEPT_WHILE_USED else pin.finalize
                 _attempt(work, f"the old map {pin.path.name}", let_go)
             _attempt(work, f"the old object of {item.name}", item.settle)
-        for item in self.objects:
-            used = work.objects[item.name].collection.maps
-            _attempt(
-                work, f"the note of the maps of {item.name}", partial(connections.remember, item.path.parent, used)
-            )
+        for directory in {item.path.parent: None for item in self.objects}:
+            _attempt(work, f"the note of the maps in {directory}", partial(self._remember_maps, work, directory))
         for path in self.obsolete:
             _attempt(work, path.name, partial(_remove, work, path))
         _attempt(work, "a policy slot", partial(self._clear_policy, work))
         _attempt(work, "a retired map", partial(_release_maps, work))
+
+    def _remember_maps(self, work: Workspace, directory: Path) -> None:
+        maps = [work.objects[item.name].collection.maps for item in self.objects if item.path.parent == directory]
+        connections.remember(directory, maps, noted_maps(directory, work))
 
     def _clear_policy(self, work: Workspace) -> None:
         """Empty the policy slots of an endpoint whose new object has no program for them."""

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -61,7 +62,8 @@ class Workspace:
     `maps_lock` is held shared by every reload and exclusively by one that replaces a map that others share.
     `on_new_map` is called with each map that is new and empty, before any program that uses it is attached: the control
     plane fills it there. What replaces a map of the same layout is not empty.
-    `template` holds the templates of this reload by kind, `objects` the state of each object by its name.
+    `template` holds the templates of this reload by kind, `objects` the state of each object by its name, `noted` which
+    maps the programs use that are replaced, by the directory of their objects.
     `committed` is set by the commit when it begins what cannot be undone; `to_let_go` is what steps have left to it.
     """
 
@@ -76,6 +78,7 @@ class Workspace:
     on_new_map: Callable[[Map], None] | None = None
     template: dict[Kind, Template] = field(default_factory=dict)
     objects: dict[str, LoadedObject] = field(default_factory=dict)
+    noted: dict[Path, Mapping[str, int] | None] = field(default_factory=dict)
     attached: dict[tuple[str, str], Attached] = field(default_factory=dict)
     migrated: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)

@@ -549,3 +549,15 @@ class TestTrouble:
         cache = TemplateCache(replace(config, library=tmp_path / "nowhere"), compiler=compiler)
         with pytest.raises(CompileError, match=r"no such source file: .*nowhere/bpf_lxc\.c"):
             cache.fetch(POD)
+
+
+def test_what_an_endpoint_loads_is_its_own_whoever_came_before(cache: TemplateCache) -> None:
+    """Names are remembered from load to load, constants are not; two endpoints have neither in common."""
+    template = cache.fetch(POD)
+    whole = template.image.spec
+    for endpoint in (POD, replace(POD, id=POD.id + 1, generation=8), replace(POD, generation=9), POD):
+        substitution = template.substitution(endpoint)
+        for wanted in (whole, replace(whole, programs={})):
+            assert template.own_spec(wanted, substitution) == wanted.substitute(substitution, strict=False)
+    own, other = (template.own_spec(whole, template.substitution(replace(POD, id=number))) for number in (5, 6))
+    assert own.maps.keys() & other.maps.keys() == set()

@@ -16,7 +16,7 @@ from datapath.base.mapnames import CONNECTIONS, WRITTEN_BY_PACKETS
 from datapath.base.statefile import DamagedFile
 from datapath.kernel import bpf
 from datapath.kernel.map import Map
-from datapath.reload.connections import carry_over, lifetime_of, merged, owner, remember, seconds
+from datapath.reload.connections import carry_over, lifetime_of, merged, owner, remember, remembered, seconds
 from tests.datapath.values import HOST, NODE, POD
 
 pytestmark = [pytest.mark.privileged, pytest.mark.usefixtures("no_descriptor_left")]
@@ -65,18 +65,18 @@ def test_what_is_new_or_later_is_carried_over(stack: ExitStack, tmp_path: Path) 
     """Of an open connection that both maps know the later lifetime, and the packets of the one that has seen more."""
     old, new = make(stack), make(stack, kind=MapType.HASH, entries=128)
     now = seconds()
-    remember(tmp_path, {NAME: old})
+    remember(tmp_path, [{NAME: old}], {})
     put(old, {1: now + 60, 4: 1})
     put(old, {2: now + 30, 3: now + 90}, packets=5)
     put(new, {2: now + 60, 5: now + 60})
     put(new, {3: now + 30}, packets=6)
-    assert carry_over(tmp_path, {NAME: new}, owns) == {}
+    assert carry_over(remembered(tmp_path), {NAME: new}, owns) == {}
     assert lifetimes(new) == {1: now + 60, 2: now + 60, 3: now + 90, 5: now + 60}
     assert {state[0] for state in (struct.unpack_from("<Q", v) for _, v in new.items())} == {1, 5, 6}
     assert lifetimes(old) == {1: now + 60, 2: now + 30, 3: now + 90, 4: 1}
-    remember(tmp_path, {NAME: new})
+    remember(tmp_path, [{NAME: new}], {})
     put(old, {6: now + 60})
-    carry_over(tmp_path, {NAME: new}, owns)
+    carry_over(remembered(tmp_path), {NAME: new}, owns)
     assert 6 not in lifetimes(new), "its programs use the new one now"
 
 
@@ -135,11 +135,11 @@ def test_a_build_with_a_longer_state_keeps_what_it_appends(stack: ExitStack) -> 
 def test_a_fin_that_the_old_programs_have_seen_is_carried_over(stack: ExitStack, tmp_path: Path) -> None:
     """Although more packets went by the new ones."""
     old, new = make(stack), make(stack)
-    remember(tmp_path, {NAME: old})
+    remember(tmp_path, [{NAME: old}], {})
     key, now = OWN + OTHER + struct.pack(">HHBB", 1, 80, 6, 0), seconds()
     old.update(key, state(now + 900, OPEN | TX_CLOSING, rx=4, tx=4, flags=(FIN | ACK, ACK)))
     new.update(key, state(now + 900, OPEN, rx=9, tx=3, flags=(ACK, ACK)))
-    carry_over(tmp_path, {NAME: new}, owns)
+    carry_over(remembered(tmp_path), {NAME: new}, owns)
     assert new.lookup(key) == state(now + 900, OPEN | TX_CLOSING, rx=9, tx=4, flags=(FIN | ACK, ACK))
 
 
@@ -147,21 +147,21 @@ def test_a_fin_that_the_old_programs_have_seen_is_carried_over(stack: ExitStack,
 def test_what_packets_note_in_other_maps_is_carried_over(stack: ExitStack, tmp_path: Path, name: str) -> None:
     """What the new map lacks, whosever it is; what the new programs have noted stays. Other maps are left alone."""
     old, new = make(stack, name=name), make(stack, name=name)
-    remember(tmp_path, {name: old, "cilium_lxc": old})
+    remember(tmp_path, [{name: old, "cilium_lxc": old}], {})
     for number, value in ((1, b"old"), (2, b"old")):
         old.update(bytes([number]) * 14, value.ljust(56, b"\0"))
     new.update(bytes([2]) * 14, b"new".ljust(56, b"\0"))
-    assert carry_over(tmp_path, {name: new, "cilium_lxc": new}, owns) == {}
+    assert carry_over(remembered(tmp_path), {name: new, "cilium_lxc": new}, owns) == {}
     assert {key[0]: value[:3] for key, value in new.items()} == {1: b"old", 2: b"new"}
 
 
 def test_those_of_others_are_left_alone(stack: ExitStack, tmp_path: Path) -> None:
     """Others may have closed theirs since, or be gone: an entry belongs to whose address comes where its kind says."""
     old, new = make(stack), make(stack)
-    remember(tmp_path, {NAME: old})
+    remember(tmp_path, [{NAME: old}], {})
     for port, own, incoming in ((1, OWN, False), (2, OWN, True), (3, OTHER, False), (4, OTHER, True)):
         put(old, {port: seconds() + 60}, own=own, incoming=incoming)
-    carry_over(tmp_path, {NAME: new}, owns)
+    carry_over(remembered(tmp_path), {NAME: new}, owns)
     assert lifetimes(new).keys() == {1, 2}
 
 
@@ -188,25 +188,25 @@ def test_nothing_to_carry_over(stack: ExitStack, tmp_path: Path) -> None:
     """Never loaded; no map of connections; the same map; one of another layout; one that is gone."""
     new = make(stack)
     for maps in ({}, {"cilium_lxc": new}, {NAME: new}):
-        carry_over(tmp_path, maps, owns)
-    remember(tmp_path, {"cilium_lxc": new})
+        carry_over(remembered(tmp_path), maps, owns)
+    remember(tmp_path, [{"cilium_lxc": new}], {})
     assert list(tmp_path.iterdir()) == []
     put(new, {1: seconds() + 60})
-    remember(tmp_path, {NAME: new})
-    carry_over(tmp_path, {NAME: new}, owns)
+    remember(tmp_path, [{NAME: new}], {})
+    carry_over(remembered(tmp_path), {NAME: new}, owns)
     wide = make(stack, value=64)
-    carry_over(tmp_path, {NAME: wide}, owns)
+    carry_over(remembered(tmp_path), {NAME: wide}, owns)
     assert (len(lifetimes(new)), lifetimes(wide)) == (1, {})
     (tmp_path / "connections").write_text(json.dumps({NAME: (1 << 31) - 1}))
-    carry_over(tmp_path, {NAME: new}, owns)
+    carry_over(remembered(tmp_path), {NAME: new}, owns)
     assert len(lifetimes(new)) == 1
 
 
 def test_a_table_without_room_takes_what_it_can(stack: ExitStack, tmp_path: Path) -> None:
     old, new = make(stack), make(stack, kind=MapType.HASH, entries=8)
-    remember(tmp_path, {NAME: old})
+    remember(tmp_path, [{NAME: old}], {})
     put(old, dict.fromkeys(range(1, 33), seconds() + 60))
-    assert carry_over(tmp_path, {NAME: new}, owns) == {NAME: 24}
+    assert carry_over(remembered(tmp_path), {NAME: new}, owns) == {NAME: 24}
     assert len(lifetimes(new)) == 8
 
 
@@ -216,7 +216,15 @@ def test_a_damaged_note_is_an_error_and_is_written_anew(stack: ExitStack, tmp_pa
     path = tmp_path / "connections"
     path.write_text(content.replace("NAME", NAME))
     with pytest.raises(DamagedFile, match="connections is damaged"):
-        carry_over(tmp_path, {NAME: new}, owns)
-    remember(tmp_path, {NAME: new})
+        remembered(tmp_path)
+    remember(tmp_path, [{NAME: new}], None)
     assert json.loads(path.read_text()) == {NAME: new.info.id}
-    carry_over(tmp_path, {NAME: new}, owns)
+    carry_over(remembered(tmp_path), {NAME: new}, owns)
+
+
+def test_objects_of_one_directory_are_noted_together(stack: ExitStack, tmp_path: Path) -> None:
+    """The host's objects share one: an object without such maps, or with some of them, hides no other's."""
+    first, second = make(stack), make(stack)
+    other = f"{NAME}_any"
+    remember(tmp_path, [{NAME: first, other: second}, {other: second}, {}], {})
+    assert remembered(tmp_path) == {NAME: first.info.id, other: second.info.id}
