@@ -29,6 +29,7 @@ from datapath.kernel.netns import enter
 from datapath.kernel.tcx import TcxProgram
 from datapath.load.programs import Program
 from datapath.reload.filters import exists
+from datapath.reload.sharedpins import is_of_another_device
 from datapath.reload.step import Step
 from datapath.reload.workspace import Workspace
 
@@ -121,7 +122,9 @@ def detach(
     pinned = [
         found
         for found in _pins(work, directory)
-        if found.path.name.startswith(prefix) and found.info.attach_type == tcx.TYPES[hook.direction]
+        if found.path.name.startswith(prefix)
+        and found.info.attach_type == tcx.TYPES[hook.direction]
+        and not is_of_another_device(work, found.info, hook.ifindex, directory)
     ]
     ours = _links(work, hook, prefix)
     paths = {found.info.id: found.path for found in pinned}

@@ -23,6 +23,7 @@ from datapath.kernel.netns import enter
 from datapath.kernel.xdp import Attached, Mode
 from datapath.reload import outcome
 from datapath.reload.outcome import XDP_DIRECTION
+from datapath.reload.sharedpins import is_of_another_device
 from datapath.reload.step import Step
 from datapath.reload.workspace import Workspace
 
@@ -118,7 +119,8 @@ class DetachXdp(Step):
         ours = hook.ours()
         if ours is not None:
             hook.take_off(ours)
-        hook.unpin()
+        if not hook.is_taken:
+            hook.unpin()
 
 
 @dataclass(frozen=True)
@@ -147,6 +149,13 @@ class _Hook:
             return replace(hook, link=pinned)
         return hook._with_former_pin() if found else hook
 
+    @property
+    def is_taken(self) -> bool:
+        """Whether the pin is of another device, whose name differs in a dot alone."""
+        if self.pinned is None:
+            return False
+        return is_of_another_device(self.work, links.info(self.pinned), self.ifindex, self.pin.parent)
+
     def _holds(self, link: int) -> bool:
         held = links.info(link)
         return held.ifindex == self.ifindex and held.program_id in {each.program_id for each in self.found}
@@ -157,6 +166,8 @@ class _Hook:
             former = directory / CIL_XDP_ENTRY
             link = _open_pinned(self.work, former)
             if link is not None and self._holds(link):
+                if self.is_taken:
+                    return replace(self, pin=former, pinned=link, link=link)
                 if self.pinned is not None:
                     self._unpin_link(self.pinned)
                 self.work.on_undo(self.step, partial(_move_back, self.pin, former))

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from datapath.endpoint import LABEL_HOST, DatapathConfig, Endpoint, Interface, NodeConfig
+from datapath.endpoint import LABEL_HOST, Attachment, DatapathConfig, Endpoint, Interface, NodeConfig
 from datapath.errors import InvalidName, LinkNotFound
-from datapath.reload.plans import host_plan, overlay_plan, pod_plan, xdp_plan
+from datapath.reload.plans import LinksShared, host_plan, overlay_plan, pod_plan, xdp_plan
 from datapath.reload.step import Plan, Step
 from datapath.reload.switchover import Commit
 
@@ -207,6 +207,18 @@ def test_names_that_cannot_be_interfaces(ifname: str) -> None:
         host_plan(
             replace(CONFIG, devices=(ifname,)), HOST, LINKS | {ifname: Interface(ifname, 99, None)}, subject="host"
         )
+
+
+def test_two_devices_that_would_share_their_pins_are_refused() -> None:
+    """A dot in a name is a hyphen in the directory of its links, as with Cilium; filters have no directory."""
+    names = ("eth0.1", "eth0-1")
+    there = LINKS | {name: Interface(name, number, None) for number, name in enumerate(names, 98)}
+    said = "the links of eth0.1 and eth0-1 have the same pins: rename one, or do without tcx and XDP"
+    with pytest.raises(LinksShared, match=f"^{said}$"):
+        host_plan(replace(CONFIG, devices=names, attach=Attachment.TCX), HOST, there, subject="host")
+    with pytest.raises(LinksShared, match=f"^{said}$"):
+        xdp_plan(replace(XDP, devices=names), 7, there)
+    assert host_plan(replace(CONFIG, devices=names), HOST, there, subject="host").warnings == ()
 
 
 @pytest.mark.parametrize(("given", "used"), [(0, 1), (1, 1), (50, 50)])

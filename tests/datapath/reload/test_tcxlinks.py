@@ -280,6 +280,21 @@ def test_devices_lose_their_links_and_pins(rig: Rig) -> None:
     assert sorted(os.listdir(rig.config.devices_links)) == ["cilium_host", "cilium_net", "eth0"]
 
 
+@pytest.mark.parametrize("was_a_device", [False, True])
+def test_an_interface_whose_name_differs_in_a_dot_takes_no_device_its_pins(rig: Rig, was_a_device: bool) -> None:
+    """Their pins would have the same names; only one of them is a device."""
+    for name in ("d0.100", "d0-100"):
+        ip(str(rig.config.netns), "link", "add", name, "type", "bridge")
+    rig.configure(devices=("eth0", "d0-100") if was_a_device else ("eth0",))
+    rig.reload("host")
+    rig.configure(devices=("eth0", "d0.100"))
+    for _ in range(2):
+        rig.reload("host")
+        (found,) = at(rig, "d0.100")
+        assert found.entry.link_id == pinned_id(rig.config.device_links("d0.100") / "cil_from_netdev")
+        assert at(rig, "d0-100") == at(rig, "d0-100", EGRESS) == ()
+
+
 def test_a_renamed_device_keeps_its_link(rig: Rig) -> None:
     """It is found at the hook and pinned under the new name; the pin under the old one goes, and not the link."""
     netns = str(rig.config.netns)

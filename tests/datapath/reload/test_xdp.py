@@ -176,6 +176,25 @@ def test_the_link_of_a_device_that_is_made_anew_is_replaced(eth0: Rig) -> None:
     assert not pin(eth0, "d0.100").parent.exists()
 
 
+@pytest.mark.parametrize("was_a_device", [False, True])
+def test_an_interface_whose_name_differs_in_a_dot_takes_no_device_its_pin(eth0: Rig, was_a_device: bool) -> None:
+    ns = eth0.config.netns
+    names = ("d0.100", "d0-100")
+    for number, name in enumerate(names):
+        run(nsenter(ns, "ip", "link", "add", name, "type", "veth", "peer", "name", f"peer{number}"))
+    try:
+        eth0.configure(devices=("d0-100",) if was_a_device else ())
+        eth0.reload(XDP_SUBJECT)
+        eth0.configure(devices=("d0.100",))
+        for _ in range(2):
+            eth0.reload(XDP_SUBJECT)
+            assert set(xdp.all_attached(eth0.netlink)) == {"d0.100"}
+            assert pin(eth0, "d0.100").exists()
+    finally:
+        for name in names:
+            run(nsenter(ns, "ip", "link", "del", name))
+
+
 def test_a_device_that_is_renamed_keeps_its_link(eth0: Rig) -> None:
     """Under its new name it is a device, or is none: then the link goes, although its pin has the old name."""
     ns = eth0.config.netns
