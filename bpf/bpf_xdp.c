@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /*
  * The program of a native device at XDP, before the kernel has made a socket buffer of
- * the frame: the prefilter, which denies packets by their source address.
+ * the frame: the prefilter, which denies packets by their source address. It reads the
+ * headers alone, which are in the first piece of a frame that is in several.
  */
 #define CTX_XDP
 
@@ -40,7 +41,7 @@ TAIL_PROGRAM(tail_xdp_ipv6, CILIUM_CALL_IPV6_XDP, PROGRAM_IPV6_XDP,
 #endif /* ENABLE_IPV6 */
 
 /* The slot for the packet's family, called or missed; what is not IP is left to the kernel. */
-__section("xdp")
+__section(XDP_SECTION)
 int cil_xdp_entry(struct __ctx_buff *ctx)
 {
 	begin_chain(ctx, PROGRAM_XDP_ENTRY);

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from datapath.kernel.xdp import Mode as XdpAttachMode
     from datapath.kernel.xdp import attach as attach_xdp
     from datapath.kernel.xdp import detach as detach_xdp
+    from datapath.kernel.xdp import takes_frags as xdp_takes_frags
     from datapath.reload.outcome import Outcome
     from datapath.reload.plans import host_plan
     from datapath.reload.step import Plan, Step
@@ -123,7 +124,7 @@ _NAMES = {
     # The kernel: hooks, pinned maps, netlink.
     "datapath.base.bpftypes": "MapType ProgType",
     "datapath.kernel.uapi": "MapInfo",
-    "datapath.kernel.xdp": "XdpAttachMode attach_xdp detach_xdp",
+    "datapath.kernel.xdp": "XdpAttachMode attach_xdp detach_xdp xdp_takes_frags",
     "datapath.kernel.hooks": "Direction Filter HookTaken attach detach filters",
     "datapath.kernel.bpf": "prog_load",
     "datapath.kernel.inventory": "program_by_id",
@@ -156,6 +157,7 @@ _ORIGINALS = {
     "XdpAttachMode": "Mode",
     "attach_xdp": "attach",
     "detach_xdp": "detach",
+    "xdp_takes_frags": "takes_frags",
     "take_snapshot": "take",
 }
 """What those are called in their modules that have another name here."""
@@ -274,6 +276,7 @@ __all__ = [
     "skip_revert",
     "take_snapshot",
     "tcx_is_supported",
+    "xdp_takes_frags",
 ]
 
 

@@ -9,13 +9,24 @@
 #define __ctx_buff	xdp_md
 #define CTX_ACT_DROP	XDP_DROP
 
+/* Only a program that says so is given frames in several pieces, as with an MTU of 9000. */
+#ifdef HAVE_XDP_FRAGS
+#define XDP_SECTION	"xdp.frags"
+#else
+#define XDP_SECTION	"xdp"
+#endif /* HAVE_XDP_FRAGS */
+
 static __always_inline __u32 ctx_full_len(const struct xdp_md *ctx)
 {
+#ifdef HAVE_XDP_FRAGS
+	return (__u32)xdp_get_buff_len(ctx);
+#else
 	__u64 len = (const void *)(unsigned long)ctx->data_end - (const void *)(unsigned long)ctx->data;
 
 	/* Pointers are subtracted in 64 bits, or the verifier refuses the program. */
 	asm("" : "+r"(len));
 	return (__u32)len;
+#endif /* HAVE_XDP_FRAGS */
 }
 
 static __always_inline __u32 ctx_get_ifindex(const struct xdp_md *ctx)

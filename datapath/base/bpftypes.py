@@ -91,3 +91,6 @@ class ProgType(IntEnum):
 
 LOADED_TYPES = frozenset((ProgType.SCHED_CLS, ProgType.XDP))
 """The kinds of programs that this datapath loads."""
+
+XDP_HAS_FRAGS = 1 << 5
+"""A flag of BPF_PROG_LOAD: the program knows that an XDP frame may be in several pieces (BPF_F_XDP_HAS_FRAGS)."""

@@ -189,9 +189,13 @@ def overlay_defines(node: NodeConfig) -> dict[str, str]:
     }
 
 
-def xdp_defines() -> dict[str, str]:
-    """Return the -D options of bpf_xdp.c (pkg/datapath/loader/xdp.go, xdpCompileArgs), the same for all devices."""
-    return {"SECLABEL": str(WORLD_ID), "CALLS_MAP": calls_map(TEMPLATE_ID, "xdp_")}
+def xdp_defines(*, frags: bool) -> dict[str, str]:
+    """Return the -D options of bpf_xdp.c (pkg/datapath/loader/xdp.go, xdpCompileArgs), the same for all devices.
+
+    `frags` is ours: the programs take frames in several pieces as well, as kernel/xdp.py says that the kernel has them.
+    """
+    defines = {"SECLABEL": str(WORLD_ID), "CALLS_MAP": calls_map(TEMPLATE_ID, "xdp_")}
+    return defines | ({"HAVE_XDP_FRAGS": "1"} if frags else {})
 
 
 def xdp_substitution(generation: int, device: Interface) -> Substitution:

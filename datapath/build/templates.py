@@ -30,6 +30,7 @@ from datapath.build.objectcache import ObjectCache, key_of
 from datapath.build.sources import SourceTree
 from datapath.endpoint import DatapathConfig, Endpoint, NodeConfig
 from datapath.errors import CompileError, ObjectError
+from datapath.kernel import xdp
 from datapath.object.reachability import pruned
 from datapath.object.reader import ObjectImage, read_object
 from datapath.object.spec import CollectionSpec, Substitution
@@ -239,7 +240,9 @@ class TemplateCache:
     def fetch_xdp(self, *, cancel: threading.Event | None = None) -> Template:
         """Return the template of the objects that devices have at XDP."""
         files = {"filter_config.h": headers.filter_header()}
-        request = self._make_request(Kind.XDP, self._sources.digest(), files, headers.xdp_defines())
+        request = self._make_request(
+            Kind.XDP, self._sources.digest(), files, headers.xdp_defines(frags=xdp.takes_frags())
+        )
         return self._fetch(request, cancel).template
 
     def fetch_timed(self, endpoint: Endpoint, *, cancel: threading.Event | None = None) -> Fetched:

@@ -13,9 +13,11 @@ import os
 import struct
 from dataclasses import dataclass
 from enum import IntFlag
+from functools import cache
 
+from datapath.base.bpftypes import XDP_HAS_FRAGS, ProgType
 from datapath.errors import BpfError
-from datapath.kernel import links
+from datapath.kernel import bpf, links
 from datapath.kernel.links import LinkType
 from datapath.kernel.netlink import (
     IFLA_IFNAME,
@@ -33,6 +35,7 @@ _NLA_F_NESTED = 1 << 15
 _XDP_FD, _XDP_FLAGS, _XDP_EXPECTED_FD = 1, 3, 8
 _UPDATE_IF_NOEXIST, _REPLACE = 1 << 0, 1 << 4
 _NO_PROGRAM = -1
+_XDP_PASS = 2
 
 
 class Mode(IntFlag):
@@ -51,6 +54,21 @@ class Mode(IntFlag):
 
 # IFLA_XDP_DRV_PROG_ID, IFLA_XDP_SKB_PROG_ID, IFLA_XDP_HW_PROG_ID
 _PROGRAM_IDS = {5: Mode.NATIVE, 6: Mode.GENERIC, 7: Mode.OFFLOADED}
+
+
+@cache
+def takes_frags() -> bool:
+    """Tell whether the kernel has programs for frames in several pieces (Linux 5.18).
+
+    Without them a driver takes native programs only where the MTU fits into a page. False as well for who may not ask.
+    """
+    pass_on = struct.pack("<BBhi", 0xB7, 0, 0, _XDP_PASS) + struct.pack("<BBhi", 0x95, 0, 0, 0)
+    found = bpf.prog_load(ProgType.XDP, pass_on, "GPL", name="probe", flags=XDP_HAS_FRAGS)
+    if found >= 0:
+        os.close(found)
+    elif found not in (-errno.EINVAL, -errno.EPERM):
+        raise BpfError("BPF_PROG_LOAD", -found, f"probe: {os.strerror(-found)}")
+    return found >= 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,11 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from datapath.base.bpftypes import ProgType
+from datapath.base.bpftypes import XDP_HAS_FRAGS, ProgType
 from datapath.object.spec import parse_slot
 
 _CILIUM_XDP_ENTRY = "cil_xdp_entry"
-_XDP_HAS_FRAGS = 1 << 5
 _XDP_DEVMAP, _XDP_CPUMAP = 33, 35
 
 
@@ -39,11 +38,11 @@ _BY_NAME = {
     "classifier": _TC,
     "action": ProgramKind(ProgType.SCHED_ACT),
     "xdp": ProgramKind(ProgType.XDP),
-    "xdp.frags": ProgramKind(ProgType.XDP, _XDP_HAS_FRAGS),
+    "xdp.frags": ProgramKind(ProgType.XDP, XDP_HAS_FRAGS),
     "xdp/devmap": ProgramKind(ProgType.XDP, 0, _XDP_DEVMAP),
-    "xdp.frags/devmap": ProgramKind(ProgType.XDP, _XDP_HAS_FRAGS, _XDP_DEVMAP),
+    "xdp.frags/devmap": ProgramKind(ProgType.XDP, XDP_HAS_FRAGS, _XDP_DEVMAP),
     "xdp/cpumap": ProgramKind(ProgType.XDP, 0, _XDP_CPUMAP),
-    "xdp.frags/cpumap": ProgramKind(ProgType.XDP, _XDP_HAS_FRAGS, _XDP_CPUMAP),
+    "xdp.frags/cpumap": ProgramKind(ProgType.XDP, XDP_HAS_FRAGS, _XDP_CPUMAP),
 }
 """Whole names, and their first part: `tc/anything` is a tc program."""
 
@@ -115,11 +114,16 @@ def known_kind(section: str) -> ProgramKind | None:
 def default_kind(programs: Iterable[tuple[str, str]]) -> ProgramKind:
     """Return the kind of programs in sections that libbpf does not know, from (section, function) of all programs.
 
-    Tail calls are of the kind of the entry programs. Cilium's own loader tells its XDP object, whose entry program is
-    in `from-netdev`, by that program's name (pkg/bpf/collection.go: classifyProgramTypes).
+    Tail calls are of the kind of the entry programs: an array takes none that differ in XDP_HAS_FRAGS. Cilium's own
+    loader tells its XDP object, whose entry program is in `from-netdev`, by that program's name (pkg/bpf/collection.go:
+    classifyProgramTypes).
     """
     entries = [(section, name) for section, name in programs if parse_slot(section) is None]
     unknown = [name for section, name in entries if known_kind(section) is None]
-    kinds = {kind.type for section, _ in entries if (kind := known_kind(section)) is not None}
-    only_xdp = ProgType.XDP in kinds and ProgType.SCHED_CLS not in kinds and not unknown
-    return _BY_NAME["xdp"] if only_xdp or _CILIUM_XDP_ENTRY in unknown else _TC
+    kinds = [kind for section, _ in entries if (kind := known_kind(section)) is not None]
+    types = {kind.type for kind in kinds}
+    only_xdp = ProgType.XDP in types and ProgType.SCHED_CLS not in types and not unknown
+    if not only_xdp and _CILIUM_XDP_ENTRY not in unknown:
+        return _TC
+    frags = only_xdp and all(kind.flags & XDP_HAS_FRAGS for kind in kinds if kind.type is ProgType.XDP)
+    return _BY_NAME["xdp.frags" if frags else "xdp"]

@@ -29,6 +29,7 @@ from datapath.endpoint import HOST_ID, LABEL_HOST, Endpoint, Interface, NodeConf
 from datapath.kernel.bpf import prog_test_run
 from datapath.kernel.map import Map
 from datapath.kernel.uapi import TestRun
+from datapath.kernel.xdp import takes_frags
 from datapath.load.collection import Collection
 from datapath.load.programs import Program
 from datapath.object.reachability import pruned
@@ -114,7 +115,10 @@ def compiled(build: Build) -> ObjectImage:
             build.library / build.source,
             directory / "object.o",
             includes=(directory, build.library, build.library / "include"),
-            defines={**(overlay_defines(node) if overlay else xdp_defines() if xdp else {}), **dict(build.defines)},
+            defines={
+                **(overlay_defines(node) if overlay else xdp_defines(frags=takes_frags()) if xdp else {}),
+                **dict(build.defines),
+            },
             compiler=probe_compiler(),
             werror=True,
         )

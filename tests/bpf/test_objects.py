@@ -14,6 +14,7 @@ from elftools.elf.elffile import ELFFile
 from datapath.base.bpftypes import MapType
 from datapath.build.compile import compile_source, probe_compiler
 from datapath.kernel.cpus import cpu_ids
+from datapath.kernel.xdp import takes_frags
 from datapath.load.verify import verify_object
 from datapath.object.reader import read_object
 from datapath.object.spec import MapSpec
@@ -41,7 +42,7 @@ ENTRIES = {
         "to-netdev": "cil_to_netdev",
     },
     "bpf_overlay.c": {"from-overlay": "cil_from_overlay", "to-overlay": "cil_to_overlay"},
-    "bpf_xdp.c": {"xdp": "cil_xdp_entry"},
+    "bpf_xdp.c": {"xdp.frags" if takes_frags() else "xdp": "cil_xdp_entry"},
 }
 SLOTS = {
     "bpf_lxc.c": {(2, n) for n in (4, 6, 7, 10, 11, 12, 13, 14, *range(25, 33))} | {(1, 123)},

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
 import pytest
 
+from datapath.kernel.xdp import takes_frags
+from lab.abi import layouts
 from lab.abi.layouts import HIT_MIXED_LOADS, Program
 from scenarios.frames import ETH_P_IP, ETH_P_IPV6, eth, ipv4, ipv6, udp
 from tests.bpf.loaded import CILIUM_HOST_MAC, DEVICE, POD, XDP_DROP, XDP_PASS, Build, Datapath, loaded
@@ -20,11 +23,11 @@ XDP = Build("bpf_xdp.c")
 TARGETS = {4: IPv4Address("10.1.0.5"), 6: IPv6Address("fd00:1::5")}
 
 
-def frame_from(source: str) -> bytes:
+def frame_from(source: str, payload: int = 32) -> bytes:
     address = ip_address(source)
     if isinstance(address, IPv4Address):
-        return eth(CILIUM_HOST_MAC, CILIUM_HOST_MAC, ETH_P_IP, ipv4(address, IPv4Address("10.1.0.5"), udp()))
-    return eth(CILIUM_HOST_MAC, CILIUM_HOST_MAC, ETH_P_IPV6, ipv6(address, IPv6Address("fd00:1::5"), udp()))
+        return eth(CILIUM_HOST_MAC, CILIUM_HOST_MAC, ETH_P_IP, ipv4(address, IPv4Address("10.1.0.5"), udp(payload)))
+    return eth(CILIUM_HOST_MAC, CILIUM_HOST_MAC, ETH_P_IPV6, ipv6(address, IPv6Address("fd00:1::5"), udp(payload)))
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +57,22 @@ def test_denied_are_the_prefixes_and_the_addresses_of_the_maps(device: Datapath,
     result = device.run("cil_xdp_entry", frame)
     assert (result.retval, result.data) == (XDP_DROP if denied else XDP_PASS, frame)
     assert device.drops() == ({(181, INGRESS): before + denied} if before or denied else {})
+
+
+@pytest.mark.skipif(os.geteuid() == 0 and not takes_frags(), reason="no XDP of frames in pieces before Linux 5.18")
+def test_a_frame_in_several_pieces_counts_as_a_whole(device: Datapath) -> None:
+    """Its headers are in the first piece, which is all that the program can read."""
+
+    def counted() -> int:
+        key = layouts.MetricsKey(181, INGRESS).pack()
+        return layouts.MetricsValue.total(device.map("cilium_metrics").lookup_percpu(key)).length
+
+    denied, passing = (frame_from(source, payload=8000) for source in ("192.0.2.0", "192.0.2.128"))
+    device.run("cil_xdp_entry", frame_from("192.0.2.0"))
+    before = counted()
+    assert device.run("cil_xdp_entry", denied).retval == XDP_DROP
+    assert counted() == before + len(denied)
+    assert device.run("cil_xdp_entry", passing).retval == XDP_PASS
 
 
 @pytest.mark.parametrize("frame", [ARP_REQUEST, eth(POD.mac, POD.mac, 0x88CC, bytes(46)), bytes(14)])

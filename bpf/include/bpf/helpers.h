@@ -35,6 +35,7 @@ BPF_HELPER(int, skb_change_type, struct __sk_buff *ctx, __u32 type) = (void *)32
 BPF_HELPER(__u32, get_hash_recalc, struct __sk_buff *ctx) = (void *)34;
 BPF_HELPER(int, skb_change_tail, struct __sk_buff *ctx, __u32 len, __u64 flags) = (void *)38;
 BPF_HELPER(__u64, ktime_get_coarse_ns, void) = (void *)160;
+BPF_HELPER(__u64, xdp_get_buff_len, const struct xdp_md *ctx) = (void *)188;
 
 #undef BPF_HELPER
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from datapath.base.bpftypes import ProgType
-from datapath.object.kinds import known_kind
+from datapath.object.kinds import default_kind, known_kind
 
 SECTIONS = {
     "tc": ProgType.SCHED_CLS,
@@ -62,3 +62,11 @@ def test_options_of_a_section_go_into_the_load() -> None:
     assert processor is not None
     assert (frags.flags, frags.attach_type) == (1 << 5, 0)
     assert (device.attach_type, processor.attach_type) == (33, 35)
+
+
+@pytest.mark.parametrize(("entry", "flags"), [("xdp", 0), ("xdp.frags", 1 << 5)])
+def test_tail_calls_are_of_the_kind_of_the_entry_programs(entry: str, flags: int) -> None:
+    kind = default_kind([(entry, "cil_xdp_entry"), ("2/7", "tail")])
+    assert (kind.type, kind.flags) == (ProgType.XDP, flags)
+    mixed = default_kind([(entry, "one"), ("xdp", "two"), ("2/7", "tail")])
+    assert (mixed.type, mixed.flags) == (ProgType.XDP, 0)
