@@ -22,7 +22,7 @@ class ReloadlabError(Exception):
 
 def printable(name: str) -> str:
     """Return a name that the kernel gave (os.fsdecode) for a message, whatever bytes it has."""
-    return re.sub("[\ud800-\udfff]", "\ufffd", name)
+    return name if name.isascii() else re.sub("[\ud800-\udfff]", "\ufffd", name)
 
 
 def _restore(kind: type[ReloadlabError], args: tuple[Any, ...], attributes: dict[str, Any]) -> ReloadlabError:
