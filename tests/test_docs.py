@@ -15,9 +15,10 @@ from datapath.base.timing import Interval
 from datapath.reload.outcome import Attached, Outcome, Span
 from lab.bench.parallel import ParallelReport, Percentiles, WorkerReport
 from lab.cli.main import COMMANDS, build_parser
-from lab.cli.report import FORMAT, run_json
+from lab.cli.report import run_json
 from lab.results.result import FORMAT as RESULT_FORMAT
 from lab.results.result import Series, to_json
+from lab.results.run import RUN_FORMAT
 from lab.scenario.details import phase
 from lab.scenario.records import Record
 from lab.traffic.report import Connections, FlowReport, Pause, TrafficReport
@@ -79,7 +80,7 @@ def test_every_invariant_has_a_line() -> None:
 def test_documented_keys_of_run_json() -> None:
     document = written()
     text = (ROOT / "docs" / "run-json.md").read_text()
-    assert f"| `format` | {FORMAT};" in text
+    assert f"| `format` | {RUN_FORMAT};" in text
     parts = re.split(r"^## ", text, flags=re.MULTILINE)
     scenario, reload, parallel = document["scenarios"][0], document["reloads"][0], document["parallel"]
     traffic = scenario["traffic"][0]
@@ -90,7 +91,10 @@ def test_documented_keys_of_run_json() -> None:
     flow = traffic["flows"][0]
     for value in (scenario["steps"], traffic["starved"][0], flow, flow["delays"], flow["connections"]):
         assert set(value) - prose == set()
-    for value in (document["machine"], reload["attached"][0], span, span["work"], worker, worker["reload"]):
+    results = (ROOT / "docs" / "bench-json.md").read_text()
+    assert table_keys(results.partition("## machine")[2].partition("\n## ")[0]) == set(document["machine"])
+    assert set(document["load"]) - prose == set()
+    for value in (reload["attached"][0], span, span["work"], worker, worker["reload"]):
         assert set(value) - prose == set()
 
 

@@ -48,7 +48,7 @@ class Percentiles:
 class WorkerReport:
     """The reloads by `workers` processes: median rate of the rounds, percentiles over all reloads, and by step.
 
-    `reload` is None, and `steps` is empty, if no reload succeeded.
+    `rates` are the reloads per second of each round. `reload` is None, and `steps` is empty, if no reload succeeded.
     """
 
     workers: int
@@ -56,6 +56,7 @@ class WorkerReport:
     reloads_per_second: float
     reload: Percentiles | None
     steps: dict[str, Percentiles]
+    rates: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +112,7 @@ class WorkerRounds:
             reloads_per_second=median(self.rates),
             reload=_percentiles(whole, everything, events) if whole else None,
             steps={step: _percentiles([s.duration_ns for s in found], found, events) for step, found in spans.items()},
+            rates=tuple(self.rates),
         )
 
 

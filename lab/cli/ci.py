@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Self
 
 from datapath.errors import ReloadlabError
-from lab.cli.report import About, RunFile, run_json
+from lab.cli.report import RunFile, run_json
 from lab.cli.targets import told
 from lab.report.junit import junit
 from lab.report.summary import LIMIT, summary
@@ -74,4 +74,4 @@ class CiFiles:
 
 
 def _without_results(error: str) -> Document:
-    return run_json((), None, 0.0, complete=False, about=About.of_run({}), error=error)
+    return run_json((), None, 0.0, complete=False, error=error)

@@ -18,13 +18,14 @@ from lab.bench.parallel import ParallelReport, measure_parallel
 from lab.cli.ci import CiFiles
 from lab.cli.datapath import check_attach
 from lab.cli.progress import ScenarioProgress
-from lab.cli.report import About, RunFile, print_parallel, print_reasons, print_scenarios
+from lab.cli.report import RunFile, print_parallel, print_reasons, print_scenarios
 from lab.cli.suites import Call, Suites, WrongCall
 from lab.cli.targets import BadOption, make_console, plural
 from lab.doctor import doctor
 from lab.loaders.command import given_loader
 from lab.node import registry
 from lab.report.trace import trace
+from lab.results.run import RunFacts
 from lab.results.subject import subject_of
 from lab.scenario.records import ERROR, FAILED, NOT_RUN, PASSED, SKIPPED, Record
 from lab.system.output import OutputDirectory
@@ -90,11 +91,11 @@ def _check(args: argparse.Namespace) -> None:
     given_loader(args.loader)
 
 
-def _about(args: argparse.Namespace) -> About:
+def _about(args: argparse.Namespace) -> RunFacts:
     """Return what the run is of, apart from what its scenarios choose for themselves."""
     library = None if args.library is None else args.library.resolve()
     subject = subject_of(library=library, defines=args.defines, loader=args.loader, attach=args.attach)
-    return About.of_run(subject)
+    return RunFacts.now(subject)
 
 
 def _verdict(records: Sequence[Record], report: ParallelReport | None) -> tuple[bool, str]:

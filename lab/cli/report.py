@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
-from importlib.metadata import version
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -21,11 +17,9 @@ from rich.table import Table
 from datapath.base.statefile import WrongContent, parse_json
 from lab.bench.parallel import ParallelReport, Percentiles, WorkerReport
 from lab.cli.targets import plural, told
+from lab.results.run import RUN_FORMAT, RunFacts
 from lab.scenario.records import ERROR, FAILED, NOT_RUN, PASSED, SKIPPED, Record, short_name
 from lab.system.output import OutputDirectory
-
-FORMAT = 3
-"""Version of run.json; see docs/run-json.md."""
 
 RUN_JSON = "run.json"
 
@@ -152,36 +146,21 @@ def _steps(rows: Sequence[WorkerReport]) -> Table:
     return table
 
 
-@dataclass(frozen=True, slots=True)
-class About:
-    """What a run is of: our version, when it started (ISO 8601, UTC), and its subject (lab.results.subject)."""
-
-    version: str = ""
-    started: str = ""
-    subject: Mapping[str, str] = field(default_factory=dict)
-
-    @classmethod
-    def of_run(cls, subject: Mapping[str, str]) -> Self:
-        """Return what a run is of that begins now."""
-        return cls(version("reloadlab"), datetime.now(UTC).isoformat(timespec="seconds"), subject)
-
-
 def run_json(
     scenarios: Sequence[Record],
     parallel: ParallelReport | None,
     seconds: float,
     *,
     complete: bool,
-    about: About = About(),
+    about: RunFacts | None = None,
     error: str | None = None,
 ) -> dict[str, Any]:
     """Return the document that run.json holds; `complete` tells whether the run came to its end, `error` why not."""
     return {
-        "format": FORMAT,
+        "format": RUN_FORMAT,
         "complete": complete,
         "error": error,
-        **asdict(about),
-        "machine": {"kernel": os.uname().release, "cpus": len(os.sched_getaffinity(0))},
+        **(about or RunFacts.now({})).to_json(),
         "seconds": round(seconds, 3),
         "scenarios": [record.to_json() | {"reloads": len(record.reloads)} for record in scenarios],
         "reloads": [{"scenario": record.name, **reload} for record in scenarios for reload in record.reloads],
@@ -193,7 +172,7 @@ def failed_before(text: str | None) -> list[str]:
     """Return what had failed according to a run.json, given as text; nothing if it is none or of another format."""
     try:
         document: Any = None if text is None else parse_json(text.encode(errors="replace"))
-        if document is None or document["format"] != FORMAT:
+        if document is None or document["format"] != RUN_FORMAT:
             return []
         return [str(each["name"]) for each in document["scenarios"] if each["outcome"] in (FAILED, ERROR)]
     except (WrongContent, KeyError, TypeError):
@@ -206,9 +185,9 @@ class RunFile:
     A context manager: what is raised inside is the `error` of the run.
     """
 
-    def __init__(self, output: OutputDirectory, about: About = About()) -> None:
+    def __init__(self, output: OutputDirectory, about: RunFacts | None = None) -> None:
         self._output = output
-        self._about = about
+        self._about = about or RunFacts.now({})
         self._scenarios: Sequence[Record] = ()
         self._started = time.monotonic()
         self._next = self._started

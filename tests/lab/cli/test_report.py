@@ -102,7 +102,7 @@ def test_what_failed_before_is_read_from_run_json() -> None:
         "null",
         "[]",
         "{}",
-        '{"format": 3}',
+        '{"format": 4}',
         json.dumps(document | {"format": 2}),
     ):
         assert failed_before(text) == []

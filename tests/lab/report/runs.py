@@ -7,10 +7,19 @@ from collections.abc import Sequence
 from typing import Any
 
 from lab.bench.parallel import ParallelReport, Percentiles, WorkerReport
-from lab.cli.report import About, run_json
+from lab.cli.report import run_json
+from lab.results.result import Load
+from lab.results.run import RunFacts
 from lab.scenario.records import Record
+from tests.lab.results.samples import machine
 
-ABOUT = About("0.1.0", "2026-11-30T09:07:25+00:00", {"library": "/home/me/bpf", "defines": "POLICY_VERDICT_NOTIFY"})
+ABOUT = RunFacts(
+    "0.1.0",
+    "2026-11-30T09:07:25+00:00",
+    machine(),
+    Load((1.0, 1.0, 1.0)),
+    {"library": "/home/me/bpf", "defines": "POLICY_VERDICT_NOTIFY"},
+)
 
 
 def document(
