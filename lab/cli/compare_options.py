@@ -3,6 +3,13 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lab.cli.targets import BadOption
+
+if TYPE_CHECKING:
+    from lab.results.result import Result
 
 THRESHOLD = 0.02
 """The smallest change that counts: 2 %."""
@@ -28,3 +35,16 @@ def percentage(text: str) -> float:
     if not 0 < share <= 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a percentage such as 1%")
     return share
+
+
+def add_side(parser: argparse.ArgumentParser, purpose: str) -> None:
+    """Declare which side of a result of two is meant."""
+    parser.add_argument("--side", metavar="A|B", help=f"the side of a result of `bench ab` {purpose}")
+
+
+def chosen_side(result: Result, side: str | None, path: Path) -> str:
+    """Return the side of a result that is meant; BadOption if it is not there, or is not said and there are two."""
+    if side in result.sides or (side is None and len(result.sides) == 1):
+        return result.sides[0] if side is None else side
+    known = f"the sides {', '.join(result.sides)}: name one" if result.sides[0] else "no sides: leave it out"
+    raise BadOption(f"--side: {path} has {known}")

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from lab.cli.figures import figure, finite, percent, probability, scale
 from lab.cli.tables import add_row, make_table, print_table
 from lab.cli.targets import plural
 from lab.report.markdown import escaped, folded, table_head, table_row
@@ -17,7 +18,6 @@ NOT_COMPARABLE = 3
 
 _COLUMNS = ("metric", "old", "new", "change", "95 %", "p", "effect", "rounds", "")
 _FIGURES = _COLUMNS[1:-1]
-_TIMES = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"), (1e-9, "ns"))
 
 
 def exit_code(comparisons: Sequence[Comparison]) -> int:
@@ -82,7 +82,7 @@ def _closing(comparison: Comparison) -> list[str]:
         lines.append(f"{untouched} of {plural(number, 'exact metric')} unchanged")
     for unit, mean in comparison.means().items():
         number = sum(row.p is not None and row.unit == unit for row in comparison.rows)
-        lines.append(f"geometric mean of {number} metrics in {unit}: cost {_percent(mean - 1)}")
+        lines.append(f"geometric mean of {number} metrics in {unit}: cost {percent(mean - 1)}")
     return lines
 
 
@@ -92,46 +92,30 @@ def _untouched(row: Row) -> bool:
 
 
 def _cells(row: Row) -> tuple[str, ...]:
-    scale, unit = _unit(row)
-    before, after = (_interval(value, scale, unit, exact=row.exact) for value in (row.old, row.new))
-    change = "" if row.change is None else _percent(row.change)
+    factor, unit = scale(row.unit, (value.middle for value in (row.old, row.new) if value is not None))
+    before, after = (_interval(value, factor, unit, exact=row.exact) for value in (row.old, row.new))
+    change = "" if row.change is None else percent(row.change)
     bounds, p, effect = "", "exact" if row.exact else "", ""
     if row.difference is not None:
-        bounds = f"{_percent(row.difference.change.low)} to {_percent(row.difference.change.high)}"
+        bounds = f"{percent(row.difference.change.low)} to {percent(row.difference.change.high)}"
         effect = f"{row.difference.effect:+.2f}"
-        p = "" if row.p is None else "<0.0001" if row.p < 0.0001 else f"{row.p:.4f}"
+        p = "" if row.p is None else probability(row.p)
     first, second = row.rounds
     rounds = "" if row.exact or not (first or second) else f"{first}" if first == second else f"{first}, {second}"
     verdict = f"{row.verdict}: {row.why}" if row.why else str(row.verdict)
     return row.name, before, after, change, bounds, p, effect, rounds, verdict
 
 
-def _unit(row: Row) -> tuple[float, str]:
-    """Return the factor and the name of the unit in which the values of a row are shown."""
-    sizes = [abs(value.middle) for value in (row.old, row.new) if value is not None and value.middle]
-    if row.unit != "s" or not sizes:
-        return 1.0, row.unit
-    return next((each for each in _TIMES if min(sizes) >= each[0]), _TIMES[-1])
-
-
-def _interval(value: Interval | None, scale: float, unit: str, *, exact: bool) -> str:
+def _interval(value: Interval | None, factor: float, unit: str, *, exact: bool) -> str:
     if value is None:
         return ""
-    middle = value.middle / scale
+    middle = value.middle / factor
     if exact:
         return f"{middle:,.12g} {unit}"
     if math.isnan(value.low):
-        return f"{_figure(middle)} {unit}"
+        return f"{figure(middle)} {unit}"
     widest = max(value.high - value.middle, value.middle - value.low)
-    return f"{_figure(middle)} {unit} ±{widest / value.middle:.1%}" if value.middle else f"0 {unit}"
-
-
-def _figure(value: float) -> str:
-    return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
-
-
-def _percent(change: float) -> str:
-    return f"{change:+.1%}" if math.isfinite(change) else "from 0"
+    return f"{figure(middle)} {unit} ±{widest / value.middle:.1%}" if value.middle else f"0 {unit}"
 
 
 def to_json(comparisons: Sequence[Comparison]) -> dict[str, Any]:
@@ -159,7 +143,7 @@ def _row(row: Row) -> dict[str, Any]:
         "rounds": list(row.rounds),
         "old": _interval_json(row.old),
         "new": _interval_json(row.new),
-        "change": _finite(row.change),
+        "change": finite(row.change),
         "change_low": None if found is None else found.change.low,
         "change_high": None if found is None else found.change.high,
         "p": row.p,
@@ -173,9 +157,4 @@ def _row(row: Row) -> dict[str, Any]:
 def _interval_json(value: Interval | None) -> dict[str, float | None] | None:
     if value is None:
         return None
-    return {"median": value.middle, "low": _finite(value.low), "high": _finite(value.high)}
-
-
-def _finite(value: float | None) -> float | None:
-    """Return a number that JSON has; None for what is none."""
-    return value if value is not None and math.isfinite(value) else None
+    return {"median": value.middle, "low": finite(value.low), "high": finite(value.high)}

@@ -39,6 +39,7 @@ COMMANDS = {
     "loader": "load what is asked for on stdin, as a loader for --loader",
     "bench": "measure reloads, nodes and traffic, next to other ways of doing the same",
     "compare": "say what became worse between results of bench",
+    "history": "keep results of bench over commits, and find the commit that made something worse",
     "run": "doctor, all scenarios with traffic, parallel reload times; the main job",
     "corpus": "put known bugs into the lab and say which scenario notices each",
     "completion": "print the script that lets a shell complete commands, options and labs",

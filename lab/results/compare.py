@@ -116,9 +116,9 @@ def compare(results: Sequence[Named], threshold: float) -> list[Comparison]:
 
 
 def _two_results(old: Named, new: Named) -> Comparison:
-    differences = tuple(_differences(old.result, new.result))
-    if differences:
-        return Comparison(old.name, new.name, differences=differences)
+    found = tuple(differences(old.result, new.result))
+    if found:
+        return Comparison(old.name, new.name, differences=found)
     sides = [side for side in old.result.sides if side in new.result.sides]
     rows = [row for side in sides for row in _rows(old, new, side, side)]
     if not any(row.old and row.new for row in rows):
@@ -126,7 +126,7 @@ def _two_results(old: Named, new: Named) -> Comparison:
     return Comparison(old.name, new.name, tuple(rows))
 
 
-def _differences(old: Result, new: Result) -> Iterable[str]:
+def differences(old: Result, new: Result) -> Iterable[str]:
     """Yield what makes two results incomparable."""
     if old.bench != new.bench:
         yield f"benchmark: {old.bench}, {new.bench}"
@@ -155,8 +155,8 @@ def _rows(old: Named, new: Named, old_side: str, new_side: str) -> Iterable[Row]
         elif before.exact:
             yield _exact_row(prefix + name, before, after)
         else:
-            counted = _counted(before, old.result), _counted(after, new.result)
-            yield _measured_row(prefix + name, before, after, counted, noise, one_run=one_run)
+            values = counted(before, old.result), counted(after, new.result)
+            yield _measured_row(prefix + name, before, after, values, noise, one_run=one_run)
 
 
 def _noise(named: Named) -> str:
@@ -166,7 +166,7 @@ def _noise(named: Named) -> str:
     return f"other processes had {others:.0%} of the CPUs"
 
 
-def _counted(series: Series, result: Result) -> list[float]:
+def counted(series: Series, result: Result) -> list[float]:
     """Return the independent values of a series, without those of the warm-up."""
     return block_medians(series.values, series.block)[result.course.warm_up if series.group else 0 :]
 
@@ -186,9 +186,9 @@ def _refusal(old: Series, new: Series) -> str:
 
 
 def _measured_row(
-    name: str, old: Series, new: Series, counted: tuple[list[float], list[float]], noise: str, *, one_run: bool
+    name: str, old: Series, new: Series, values: tuple[list[float], list[float]], noise: str, *, one_run: bool
 ) -> Row:
-    before, after = counted
+    before, after = values
     rounds = len(before), len(after)
     row = Row(name, old.unit, False, old.better, _summary(before), _summary(after), rounds)
     if not before or not after:

@@ -99,12 +99,20 @@ class OutputDirectory:
         with open(descriptor, errors="replace") as file:
             return file.read()
 
-    def write(self, name: str, content: str | bytes, *, mode: int = 0o644) -> None:
-        """Write a file whole, with these permissions, or leave the old one; OSError tells why."""
+    def write(self, name: str, content: str | bytes, *, mode: int = 0o644, replace: bool = True) -> None:
+        """Write a file whole, with these permissions, or leave the old one; OSError tells why.
+
+        Without `replace` one that is there already is such a reason: FileExistsError.
+        """
         unfinished = f".{name}.{os.getpid()}"
+        directory = self._descriptor
         try:
             self._write(unfinished, content.encode() if isinstance(content, str) else content, mode)
-            os.replace(unfinished, name, src_dir_fd=self._descriptor, dst_dir_fd=self._descriptor)
+            if replace:
+                os.replace(unfinished, name, src_dir_fd=directory, dst_dir_fd=directory)
+            else:
+                os.link(unfinished, name, src_dir_fd=directory, dst_dir_fd=directory)
+                os.unlink(unfinished, dir_fd=directory)
         except OSError as error:
             with suppress(FileNotFoundError):
                 os.unlink(unfinished, dir_fd=self._descriptor)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from datapath.endpoint import Attachment
 from lab.agent.options import check_library
-from lab.cli.compare_options import add_threshold, percentage
+from lab.cli.compare_options import add_side, add_threshold, chosen_side, percentage
 from lab.cli.datapath import add_attach_option, add_define_option, add_source_options, check_attach
 from lab.cli.targets import BadOption, count, number
 from lab.doctor.doctor import require
@@ -159,7 +159,7 @@ def _add_export(benches: _SubParsersAction[argparse.ArgumentParser]) -> None:
     )
     parser.add_argument("form", choices=["pyperf", "jsonl"], help="the form")
     parser.add_argument("result", type=Path, metavar="FILE", help="a result of `reloadlab bench ... --out`")
-    parser.add_argument("--side", metavar="A|B", help="the side of a result of `bench ab` that pyperf gets")
+    add_side(parser, "that is exported")
     parser.set_defaults(run=run_export)
 
 
@@ -325,11 +325,7 @@ def run_export(args: argparse.Namespace) -> int:
     if args.form == "jsonl":
         print(to_lines(result), end="")
         return 0
-    side = args.side if args.side is not None else result.sides[0]
-    if side not in result.sides or (args.side is None and len(result.sides) > 1):
-        known = f"the sides {', '.join(result.sides)}: name one" if result.sides[0] else "no sides: leave it out"
-        raise BadOption(f"--side: {args.result} has {known}")
-    print(to_pyperf(result, side), end="")
+    print(to_pyperf(result, chosen_side(result, args.side, args.result)), end="")
     return 0
 
 

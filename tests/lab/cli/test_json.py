@@ -17,12 +17,13 @@ from lab.cli.main import main
 from lab.cli.watch_view import Picture
 from lab.node import registry
 from lab.node.node import Node
-from lab.results.result import Series, to_text
+from lab.results.result import Series, exact, to_text
 from lab.system.tools import run
 from lab.watch.events import Drop, Lost, Trace, Unknown, Verdict, to_json
 from lab.watch.live import Look, UnderWay
 from tests.lab.labs import ROOT, unique_name
 from tests.lab.results.samples import result, times
+from tests.lab.results.test_history import filled, measured
 from tests.netns import nsenter
 
 TEXT = (ROOT / "docs" / "json.md").read_text()
@@ -221,3 +222,16 @@ def test_keys_of_comparisons_are_documented(tmp_path: Path, capsys: pytest.Captu
     (metric,) = comparison["metrics"]
     assert set(metric) == described("An object of `metrics`:")
     assert set(metric["old"]) == described("An object of `old` and `new`:")
+
+
+def test_histories(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    filled(tmp_path, [measured(number, exact("size", "bytes", number // 2 + 7)) for number in range(4)])
+    (series,) = answer(capsys, "history", "show", str(tmp_path))
+    assert set(series) == documented("history show")
+    assert set(series["metrics"][0]) == described("An object of `metrics` of `history show`:")
+    capsys.readouterr()
+    assert main(["history", "check", str(tmp_path), "--json"]) == 1
+    checked = json.loads(capsys.readouterr().out)
+    assert set(checked) == documented("history check")
+    assert set(checked["series"][0]) == documented("history show") - {"metrics"} | {"steps", "unknown"}
+    assert set(checked["series"][0]["steps"][0]) == described("An object of `steps`:")

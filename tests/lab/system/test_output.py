@@ -193,3 +193,11 @@ def test_a_new_file_is_given_to_the_caller_of_sudo_an_old_one_to_nobody(
     for name in ("old", "made"):
         append(tmp_path, name)
     assert (owner(tmp_path / "old"), owner(tmp_path / "made")) == ((0, 0), made)
+
+
+def test_a_file_that_is_there_is_kept_if_it_must_not_be_replaced(tmp_path: Path) -> None:
+    with OutputDirectory(tmp_path) as output:
+        output.write("x", "first", replace=False)
+        with pytest.raises(FileExistsError, match=f"File exists: '{tmp_path}/x'"):
+            output.write("x", "second", replace=False)
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("x", "first")]

@@ -1,0 +1,220 @@
+"""Results over commits: a directory of plain files, one for each, whose names sort by time and hold the commit."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from itertools import groupby
+from pathlib import Path
+from statistics import median
+
+from lab.results.compare import counted, differences
+from lab.results.result import NOISY, BadResult, Better, Result, read_result, to_text
+from lab.system.output import OutputDirectory
+
+_NAME = re.compile(r"(?P<time>\d{8}T\d{6}Z)-(?P<commit>[0-9A-Za-z._-]+)-(?P<conditions>[0-9a-f]{8})\.json")
+_COMMIT = re.compile(r"[0-9A-Za-z][0-9A-Za-z._-]{0,63}")
+_TIME = "%Y%m%dT%H%M%SZ"
+_DIGITS = 12
+"""Of a commit that a name holds."""
+
+_OF_A_COMMIT = frozenset({"commit", "library sha256", "object sha256"})
+"""Words of a subject that change from commit to commit."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A result of a history, and the name of its file."""
+
+    name: str
+    result: Result
+
+    @property
+    def commit(self) -> str:
+        return _subject(self.result)["commit"]
+
+    @property
+    def noisy(self) -> bool:
+        """Whether other processes had so much of the CPUs that its times say nothing."""
+        others = self.result.load.others
+        return others is not None and others > NOISY
+
+
+@dataclass(frozen=True, slots=True)
+class Track:
+    """A metric over commits: the values of those that have one, the oldest first. A value is the median of a result."""
+
+    name: str
+    unit: str
+    better: Better
+    exact: bool
+    commits: tuple[str, ...]
+    values: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Lineage:
+    """Results that can be compared, the oldest first: the same benchmark and options on the same machine."""
+
+    name: str
+    entries: tuple[Entry, ...]
+
+    @property
+    def commits(self) -> tuple[str, ...]:
+        """The commits in their order; one that was measured several times in a row is there once."""
+        return tuple(commit for commit, _ in groupby(entry.commit for entry in self.entries))
+
+    @property
+    def noisy(self) -> int:
+        """How many results are left out of the metrics that are not exact."""
+        return sum(entry.noisy for entry in self.entries)
+
+    def tracks(self) -> list[Track]:
+        """Return the metrics, in the order in which the newest result has them."""
+        newest = [series.name for series in self.entries[-1].result.series]
+        older = (series.name for entry in self.entries for series in entry.result.series)
+        found = (self._track(name) for name in dict.fromkeys((*newest, *older)))
+        return [track for track in found if track.values]
+
+    def _track(self, name: str) -> Track:
+        series = [(entry, each) for entry in self.entries if (each := entry.result.of_side("").get(name))]
+        last = series[-1][1]
+        points = []
+        for commit, run in groupby(series, key=lambda pair: pair[0].commit):
+            values = [
+                _value(entry, each.exact, name)
+                for entry, each in run
+                if (each.unit, each.exact) == (last.unit, last.exact)
+            ]
+            if known := [value for value in values if value is not None]:
+                points.append((commit, known[-1] if last.exact else median(known)))
+        commits, middles = tuple(commit for commit, _ in points), tuple(value for _, value in points)
+        return Track(name, last.unit, last.better, last.exact, commits, middles)
+
+
+def _value(entry: Entry, exact: bool, name: str) -> float | None:
+    series = entry.result.of_side("")[name]
+    if exact:
+        return series.values[-1] if series.values else None
+    values = [] if entry.noisy else counted(series, entry.result)
+    return median(values) if values else None
+
+
+@dataclass(frozen=True, slots=True)
+class Added:
+    """What became of a result: the name of its file, and whether it begins a series, because of these `differences`."""
+
+    name: str
+    begins: bool
+    differences: tuple[str, ...] = ()
+
+
+def one_side(result: Result, side: str, *, commit: str | None = None) -> Result:
+    """Return the side of a result as a result of its own, which has no sides; `commit` takes the place of its own.
+
+    BadResult if it then has no commit.
+    """
+    subject = dict(result.subjects[side]) | ({} if commit is None else {"commit": commit})
+    if not _COMMIT.fullmatch(subject.get("commit", "")):
+        raise BadResult("the result names no commit: name it with --commit")
+    series = tuple(replace(each, side="") for each in result.series if each.side == side)
+    if not any(each.values for each in series):
+        raise BadResult(f"side {side} of the result holds no value: measure again")
+    return replace(result, subjects={"": subject}, series=series)
+
+
+def add(directory: Path, result: Result, time: datetime | None = None) -> Added:
+    """Keep a result without sides in a directory, which is made if it is missing; nothing is ever overwritten.
+
+    `time` is its place in the series; that of the measurement if it is None. Raises BadResult, BadDirectory, OSError.
+    """
+    text = to_text(result)
+    with OutputDirectory(directory) as output:
+        before = entries(directory)
+        for entry in before:
+            if entry.result == result:
+                raise BadResult(f"{directory} has this result already: {entry.name}")
+        name = _name(result, _started(result) if time is None else time)
+        output.write(name, text, replace=False)
+    lineages = _lineages(before)
+    if not before or any(each.name == _fingerprint(result) for each in lineages):
+        return Added(name, begins=not before)
+    return Added(name, True, tuple(_all_differences(before[-1].result, result)))
+
+
+def lineages(directory: Path) -> list[Lineage]:
+    """Return the series of a directory, those first that were measured last.
+
+    BadResult if it cannot be read, if a file in it is damaged, or if there is none.
+    """
+    found = entries(directory)
+    if not found:
+        raise BadResult(f"{directory} holds no results: put some there with `reloadlab history add`")
+    return _lineages(found)
+
+
+def entries(directory: Path) -> list[Entry]:
+    """Return the results in a directory in order of time; files with other names are none."""
+    try:
+        names = sorted(name for name in os.listdir(directory) if _NAME.fullmatch(name))
+    except OSError as error:
+        raise BadResult(f"{directory}: {error.strerror}") from error
+    found = [Entry(name, read_result(directory / name)) for name in names]
+    for entry in found:
+        if tuple(entry.result.subjects) != ("",) or not _COMMIT.fullmatch(_subject(entry.result).get("commit", "")):
+            raise BadResult(f"{directory / entry.name} was not written by `reloadlab history add`: remove it")
+    return found
+
+
+def _lineages(found: Sequence[Entry]) -> list[Lineage]:
+    sorted_by: dict[str, list[Entry]] = {}
+    for entry in found:
+        sorted_by.setdefault(_fingerprint(entry.result), []).append(entry)
+    series = [Lineage(name, tuple(members)) for name, members in sorted_by.items()]
+    return sorted(series, key=lambda each: each.entries[-1].name, reverse=True)
+
+
+def conditions(result: Result) -> Mapping[str, object]:
+    """Return what the results of a series have in common."""
+    machine = {name: getattr(result.machine, name) for name in result.machine.__slots__ if name != "frequency_mhz"}
+    subject = {name: word for name, word in _subject(result).items() if name not in _OF_A_COMMIT}
+    return {"bench": result.bench, "options": result.options, "machine": machine, "subject": subject}
+
+
+def _all_differences(old: Result, new: Result) -> Iterable[str]:
+    yield from differences(old, new)
+    mine, theirs = _subject(old), _subject(new)
+    for name in sorted((mine.keys() | theirs.keys()) - _OF_A_COMMIT):
+        if mine.get(name) != theirs.get(name):
+            yield f"{name}: {mine.get(name, 'not given')}, {theirs.get(name, 'not given')}"
+
+
+def _fingerprint(result: Result) -> str:
+    text = json.dumps(conditions(result), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def _subject(result: Result) -> dict[str, str]:
+    return result.subjects[""]
+
+
+def short(commit: str) -> str:
+    """Return a commit as names have it: so many digits, and whether the tree was changed."""
+    digits, dash, rest = commit.partition("-")
+    return digits[:_DIGITS] + dash + rest if re.fullmatch(r"[0-9a-f]{40}", digits) else commit
+
+
+def _name(result: Result, time: datetime) -> str:
+    return f"{time.astimezone(UTC):{_TIME}}-{short(_subject(result)['commit'])}-{_fingerprint(result)}.json"
+
+
+def _started(result: Result) -> datetime:
+    try:
+        return datetime.fromisoformat(result.started)
+    except ValueError as error:
+        raise BadResult(f"the result does not say when it was measured: {error}") from error
