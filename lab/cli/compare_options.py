@@ -11,6 +11,9 @@ from lab.cli.targets import BadOption
 if TYPE_CHECKING:
     from lab.results.result import Result
 
+NOT_COMPARABLE = 3
+"""Exit code of what compares: nothing can be said, or it failed. A regression has 1."""
+
 THRESHOLD = 0.02
 """The smallest change that counts: 2 %."""
 

@@ -6,15 +6,13 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from lab.cli.compare_options import NOT_COMPARABLE
 from lab.cli.figures import figure, finite, percent, probability, scale
 from lab.cli.tables import add_row, make_table, print_table
 from lab.cli.targets import plural
 from lab.report.markdown import escaped, folded, table_head, table_row
 from lab.results.compare import Comparison, Row, Verdict
 from lab.results.statistics import Interval
-
-NOT_COMPARABLE = 3
-"""Exit code: nothing can be said. A regression has 1."""
 
 _COLUMNS = ("metric", "old", "new", "change", "95 %", "p", "effect", "rounds", "")
 _FIGURES = _COLUMNS[1:-1]

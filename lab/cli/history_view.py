@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from lab.cli.compare_view import NOT_COMPARABLE
+from lab.cli.compare_options import NOT_COMPARABLE
 from lab.cli.figures import figure, finite, percent, probability, scale, sparkline
 from lab.cli.tables import add_row, make_table, print_table
 from lab.cli.targets import plural

@@ -169,7 +169,13 @@ def _run(argv: Sequence[str]) -> int:
     if args.command is None:
         parser.print_help()
         return 0
-    return int(args.run(args))
+    try:
+        return int(args.run(args))
+    except BrokenPipeError:
+        raise
+    except (ReloadlabError, OSError) as error:
+        # Where 1 says that something became worse, a command has another code for its own failure.
+        return _fail(told(error), getattr(args, "failure", EXIT_FAILURE))
 
 
 def _split(argv: Sequence[str]) -> tuple[list[str], list[str]]:

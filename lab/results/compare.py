@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from lab.results.result import NOISY, Better, Result, Series
+from lab.results.result import NOISY, RUN, Better, Result, Series
 from lab.results.statistics import (
     CONFIDENCE,
     FEWEST,
@@ -142,6 +142,7 @@ def _rows(old: Named, new: Named, old_side: str, new_side: str) -> Iterable[Row]
     one_run = old.result is new.result
     prefix = f"{old_side}: " if old_side and not one_run else ""
     noise = "" if one_run else _noise(old) or _noise(new)
+    in_pairs = one_run or old.result.bench == RUN
     for name in [*mine, *(name for name in theirs if name not in mine)]:
         before, after = mine.get(name), theirs.get(name)
         if before is None or after is None:
@@ -156,7 +157,7 @@ def _rows(old: Named, new: Named, old_side: str, new_side: str) -> Iterable[Row]
             yield _exact_row(prefix + name, before, after)
         else:
             values = counted(before, old.result), counted(after, new.result)
-            yield _measured_row(prefix + name, before, after, values, noise, one_run=one_run)
+            yield _measured_row(prefix + name, before, after, values, noise, in_pairs=in_pairs)
 
 
 def _noise(named: Named) -> str:
@@ -186,7 +187,7 @@ def _refusal(old: Series, new: Series) -> str:
 
 
 def _measured_row(
-    name: str, old: Series, new: Series, values: tuple[list[float], list[float]], noise: str, *, one_run: bool
+    name: str, old: Series, new: Series, values: tuple[list[float], list[float]], noise: str, *, in_pairs: bool
 ) -> Row:
     before, after = values
     rounds = len(before), len(after)
@@ -197,8 +198,8 @@ def _measured_row(
         return replace(row, why=f"{min(rounds)} of the {FEWEST} rounds that are needed")
     if min(*before, *after) <= 0:
         return replace(row, why="values of 0 have no ratio")
-    in_turns = one_run and bool(old.group) and old.group == new.group
-    difference = paired(before, after) if in_turns and len(before) == len(after) else unpaired(before, after)
+    in_pairs = in_pairs and bool(old.group) and old.group == new.group and len(before) == len(after)
+    difference = paired(before, after) if in_pairs else unpaired(before, after)
     return replace(row, difference=difference, change=difference.change.middle, why=noise)
 
 

@@ -1,13 +1,16 @@
-"""Results in the forms of other tools: pyperf's JSON, and JSON lines."""
+"""Results in the forms of other tools: pyperf, Bencher, github-action-benchmark, and JSON lines for a database."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
 from datetime import datetime
+from statistics import median
 from typing import Any
 
+from lab.results.compare import counted
 from lab.results.result import Better, Result, Series
+from lab.results.statistics import Interval, median_interval
 
 PYPERF = "1.0"
 """Version of pyperf's format; pyperf reads every one of the same major number."""
@@ -44,6 +47,54 @@ def _benchmark(series: Series, result: Result) -> dict[str, Any]:
     if first and runs:
         runs[0]["warmups"] = [[1, value] for value in values[:first]]
     return {"metadata": {"name": name, "unit": unit, "loops": 1}, "runs": runs}
+
+
+def to_bencher(result: Result, side: str) -> str:
+    """Return Bencher Metric Format: a benchmark for each series of a side, of one measure: median and interval.
+
+    Times are of the measure `latency` in nanoseconds and rates of `throughput`, as Bencher has them; others are of a
+    measure that is called like their unit.
+    """
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    for series, middle in _medians(result, side):
+        metric = {"value": middle.middle}
+        if middle.low < middle.high:
+            metric |= {"lower_value": middle.low, "upper_value": middle.high}
+        found[series.name] = {_measure(series): metric}
+    return json.dumps(found, indent=1) + "\n"
+
+
+def to_github(result: Result, side: str, better: Better) -> str:
+    """Return a list for github-action-benchmark, whose files hold metrics of one direction: the medians of a side."""
+    found = [
+        {
+            "name": series.name,
+            "unit": "ns" if series.unit == "s" else series.unit,
+            "value": middle.middle,
+            "range": f"{middle.low:.6g} to {middle.high:.6g}",
+            "extra": f"{len(counted(series, result))} rounds, kernel {result.machine.kernel}",
+        }
+        for series, middle in _medians(result, side)
+        if series.better is better
+    ]
+    return json.dumps(found, indent=1) + "\n"
+
+
+def _medians(result: Result, side: str) -> Iterator[tuple[Series, Interval]]:
+    """Yield the series of a side that have values, each with its median and the interval, times in nanoseconds.
+
+    The bounds are the median itself if there are too few values for an interval.
+    """
+    for series in result.of_side(side).values():
+        if values := [value * (1e9 if series.unit == "s" else 1) for value in counted(series, result)]:
+            middle = median(values)
+            yield series, median_interval(values) or Interval(middle, middle, middle)
+
+
+def _measure(series: Series) -> str:
+    if series.unit == "s":
+        return "latency"
+    return "throughput" if series.unit.endswith("/s") else series.unit
 
 
 def to_lines(result: Result) -> str:

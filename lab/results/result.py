@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 FORMAT = 1
 """Increased whenever a key is added, removed or changes its meaning."""
 
+RUN = "run"
+"""The `bench` of a result that was read from run.json: values of one group are of the same scenarios in each run."""
+
 NOISY = 0.25
 """Share of the CPUs from which on other processes distort the figures; kernel threads that clean up are in it."""
 
@@ -139,23 +142,28 @@ def write_result(output: OutputDirectory, name: str, result: Result) -> None:
 
 def read_result(path: Path) -> Result:
     """Read a result back; BadResult unless the file holds a complete one of this version."""
+    return checked_result(path, read_document(path))
+
+
+def read_document(path: Path) -> object:
+    """Return the document of a file; BadResult if it is none, or too large to be of a measurement."""
     try:
         size = os.stat(path).st_size
         if not path.is_file():
             raise BadResult(f"{path} is not a file")
         if size > LARGEST:
             raise BadResult(f"{path} has {size >> 20} MiB; a result has at most {LARGEST >> 20}")
-        document = parse_json(path.read_bytes())
+        return parse_json(path.read_bytes())
     except WrongContent as error:
         raise BadResult(f"{path} holds no result: {error.reason}") from error
     except OSError as error:
         raise BadResult(f"{path}: {error.strerror}") from error
-    return _checked(path, document)
 
 
-def _checked(path: Path, document: object) -> Result:
+def checked_result(path: Path, document: object) -> Result:
+    """Return the result that the document of a file is; BadResult unless it is a complete one of this version."""
     if not isinstance(document, dict) or not {"format", "bench", "series"} <= document.keys():
-        raise BadResult(f"{path} holds no result of `reloadlab bench --out`")
+        raise BadResult(f"{path} holds no result of `reloadlab bench --out`, and no run.json")
     if document["format"] != FORMAT:
         raise BadResult(f"{path} has format {document['format']!r}, this version reads {FORMAT}: measure again")
     try:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from datapath.endpoint import Attachment
 from lab.agent.options import check_library
-from lab.cli.compare_options import add_side, add_threshold, chosen_side, percentage
+from lab.cli.compare_options import NOT_COMPARABLE, add_side, add_threshold, chosen_side, percentage
 from lab.cli.datapath import add_attach_option, add_define_option, add_source_options, check_attach
 from lab.cli.targets import BadOption, count, number
 from lab.doctor.doctor import require
@@ -148,17 +148,21 @@ def _add_ab(benches: _SubParsersAction[argparse.ArgumentParser]) -> None:
     )
     add_threshold(parser)
     _add_output(parser)
-    parser.set_defaults(run=run_ab)
+    parser.set_defaults(run=run_ab, failure=NOT_COMPARABLE)
 
 
 def _add_export(benches: _SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = benches.add_parser(
         "export",
         help="print a result (--out) in the form of another tool",
-        description="Print a result of --out for `python -m pyperf`, or as JSON lines, one for each value.",
+        description="Print a result of --out, or a run.json, for `python -m pyperf`, for Bencher, for "
+        "github-action-benchmark, or as JSON lines, one for each value.",
     )
-    parser.add_argument("form", choices=["pyperf", "jsonl"], help="the form")
-    parser.add_argument("result", type=Path, metavar="FILE", help="a result of `reloadlab bench ... --out`")
+    forms = ["pyperf", "jsonl", "bencher", "customSmallerIsBetter", "customBiggerIsBetter"]
+    parser.add_argument("form", choices=forms, metavar="FORM", help=f"the form: {', '.join(forms)}")
+    parser.add_argument(
+        "result", type=Path, metavar="FILE", help="a result of `reloadlab bench ... --out`, or a run.json"
+    )
     add_side(parser, "that is exported")
     parser.set_defaults(run=run_export)
 
@@ -316,16 +320,26 @@ def run_ab(args: argparse.Namespace) -> int:
 
 def run_export(args: argparse.Namespace) -> int:
     """Print a result in the form of another tool."""
-    from lab.results.export import to_lines, to_pyperf
-    from lab.results.result import read_result
+    from lab.results.export import to_bencher, to_github, to_lines, to_pyperf
+    from lab.results.files import read_measured
+    from lab.results.result import Better
 
-    result = read_result(args.result)
-    if args.form == "jsonl" and args.side is not None:
-        raise BadOption("--side is for pyperf: JSON lines have both sides")
+    result = read_measured(args.result)
     if args.form == "jsonl":
+        if args.side is not None:
+            raise BadOption("--side is for the other forms: JSON lines have both sides")
         print(to_lines(result), end="")
         return 0
-    print(to_pyperf(result, chosen_side(result, args.side, args.result)), end="")
+    side = chosen_side(result, args.side, args.result)
+    match args.form:
+        case "pyperf":
+            text = to_pyperf(result, side)
+        case "bencher":
+            text = to_bencher(result, side)
+        case _:
+            better = Better.LOWER if args.form == "customSmallerIsBetter" else Better.HIGHER
+            text = to_github(result, side, better)
+    print(text, end="")
     return 0
 
 

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lab.cli.compare_options import add_side, add_threshold, chosen_side
+from lab.cli.compare_options import NOT_COMPARABLE, add_side, add_threshold, chosen_side
 from lab.cli.targets import count, print_json
 
 if TYPE_CHECKING:
@@ -69,15 +69,15 @@ def _add_check(actions: _SubParsersAction[argparse.ArgumentParser]) -> None:
     add_threshold(parser)
     parser.add_argument("--last", type=count, metavar="N", help="only steps at the last N commits count (all)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.set_defaults(run=run_check)
+    parser.set_defaults(run=run_check, failure=NOT_COMPARABLE)
 
 
 def run_add(args: argparse.Namespace) -> int:
     """Put a result into a history, and print where it went."""
+    from lab.results.files import read_measured
     from lab.results.history import add, one_side
-    from lab.results.result import read_result
 
-    result = read_result(args.result)
+    result = read_measured(args.result)
     side = chosen_side(result, args.side, args.result)
     added = add(args.directory, one_side(result, side, commit=args.commit), args.time)
     print(args.directory / added.name)
@@ -108,17 +108,11 @@ def run_show(args: argparse.Namespace) -> int:
 
 def run_check(args: argparse.Namespace) -> int:
     """Find the steps and print them."""
-    from lab.cli.compare_view import NOT_COMPARABLE
     from lab.cli.history_view import exit_code, nothing_said, show_steps, steps_to_json
     from lab.results.history import lineages
-    from lab.results.result import BadResult
     from lab.results.trends import check
 
-    try:
-        checked = [check(lineage, args.threshold, args.last) for lineage in lineages(args.directory)]
-    except BadResult as error:
-        print(f"reloadlab: {error}", file=sys.stderr)
-        return NOT_COMPARABLE
+    checked = [check(lineage, args.threshold, args.last) for lineage in lineages(args.directory)]
     if args.json:
         print_json(steps_to_json(checked))
     else:

@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from lab.results.export import to_lines, to_pyperf
+from lab.results.export import to_bencher, to_github, to_lines, to_pyperf
 from lab.results.result import Better, Course, Result, Series, exact
 from tests.lab.results.samples import result, times
 
@@ -58,3 +58,24 @@ def test_each_line_says_where_its_value_comes_from() -> None:
     assert {each["side"] for each in lines} == {"A", "B"}
     assert lines[0]["subject"] == {"library": "our sources"}
     assert {"bench", "started", "cpu_model", "kernel", "clang", "metric", "unit", "better"} <= lines[0].keys()
+
+
+def test_bencher_gets_medians_with_intervals_and_its_own_measures() -> None:
+    found = json.loads(to_bencher(sides(), "A"))
+    assert {name: list(measures) for name, measures in found.items()} == {
+        "reload": ["latency"],
+        "UDP": ["throughput"],
+        "size": ["bytes"],
+        "zero": ["n"],
+    }
+    reload = found["reload"]["latency"]
+    assert 19e6 < reload["lower_value"] < reload["value"] < reload["upper_value"] < 21e6
+    assert found["size"]["bytes"] == {"value": 7000}
+
+
+def test_github_action_benchmark_gets_a_list_of_each_direction() -> None:
+    smaller, bigger = (json.loads(to_github(sides(), "A", better)) for better in Better)
+    assert [(each["name"], each["unit"]) for each in smaller] == [("reload", "ns"), ("size", "bytes"), ("zero", "n")]
+    assert [(each["name"], each["unit"]) for each in bigger] == [("UDP", "packets/s")]
+    assert set(smaller[0]) == {"name", "unit", "value", "range", "extra"}
+    assert 19e6 < smaller[0]["value"] < 21e6

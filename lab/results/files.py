@@ -1,0 +1,41 @@
+"""Files that can be compared: results of `reloadlab bench --out`, and the run.json of `reloadlab run`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from lab.results.compare import Named
+from lab.results.result import BadResult, Result, checked_result, read_document
+from lab.results.run import Run, checked_run, is_run
+
+
+def read_measured(path: Path) -> Result:
+    """Return the result in a file, or the run as a result; BadResult unless it is a complete one of this version."""
+    found = _read(path)
+    return found.result(found.names, found.passed) if isinstance(found, Run) else found
+
+
+def read_comparable(paths: Sequence[Path]) -> tuple[list[Named], str]:
+    """Return the results of several files, and what of them is left out, in words; empty if nothing is.
+
+    Of runs, only the scenarios that all of them have are in the results, and times only of those that passed in all.
+    BadResult as of `read_measured`, and if runs have no scenario in common.
+    """
+    found = [_read(path) for path in paths]
+    runs = [each for each in found if isinstance(each, Run)]
+    names = frozenset[str]().union(*(run.names for run in runs))
+    common = names.intersection(*(run.names for run in runs))
+    passed = common.intersection(*(run.passed for run in runs))
+    if names and not common:
+        raise BadResult(f"{', '.join(map(str, paths))}: the runs have no scenario in common")
+    results = [each.result(common, passed) if isinstance(each, Run) else each for each in found]
+    named = [Named(str(path), result) for path, result in zip(paths, results, strict=True)]
+    left_out = [f"{len(names - common)} scenarios that are not in all of the runs"] if names != common else []
+    left_out += [f"the times of {len(common - passed)} that did not pass in all of them"] if common != passed else []
+    return named, " and ".join(left_out)
+
+
+def _read(path: Path) -> Result | Run:
+    document = read_document(path)
+    return checked_run(path, document) if is_run(document) else checked_result(path, document)
