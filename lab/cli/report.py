@@ -16,6 +16,7 @@ from rich.table import Table
 
 from datapath.base.statefile import WrongContent, parse_json
 from lab.bench.parallel import ParallelReport, Percentiles, WorkerReport
+from lab.bench.rounds import BackgroundLoad
 from lab.cli.targets import plural, told
 from lab.results.run import RUN_FORMAT, RunFacts
 from lab.scenario.records import ERROR, FAILED, NOT_RUN, PASSED, SKIPPED, Record, short_name
@@ -154,13 +155,17 @@ def run_json(
     complete: bool,
     about: RunFacts | None = None,
     error: str | None = None,
+    others: float | None = None,
 ) -> dict[str, Any]:
-    """Return the document that run.json holds; `complete` tells whether the run came to its end, `error` why not."""
+    """Return the document that run.json holds; `complete` tells whether the run came to its end, `error` why not.
+
+    `others` is the share of the CPUs that other processes had, None if it is not known.
+    """
     return {
         "format": RUN_FORMAT,
         "complete": complete,
         "error": error,
-        **(about or RunFacts.now({})).to_json(),
+        **(about or RunFacts.now({})).to_json(others),
         "seconds": round(seconds, 3),
         "scenarios": [record.to_json() | {"reloads": len(record.reloads)} for record in scenarios],
         "reloads": [{"scenario": record.name, **reload} for record in scenarios for reload in record.reloads],
@@ -188,6 +193,7 @@ class RunFile:
     def __init__(self, output: OutputDirectory, about: RunFacts | None = None) -> None:
         self._output = output
         self._about = about or RunFacts.now({})
+        self._background = BackgroundLoad()
         self._scenarios: Sequence[Record] = ()
         self._started = time.monotonic()
         self._next = self._started
@@ -224,7 +230,9 @@ class RunFile:
     def write(self, scenarios: Sequence[Record], *, complete: bool = False, error: str | None = None) -> None:
         """Write the file now; OSError tells why it cannot be written."""
         self._scenarios = scenarios
-        options: dict[str, Any] = {"complete": complete, "about": self._about, "error": error}
+        # Until the run is over, its own workers count as others.
+        others = round(self._background.share(), 4) if complete else None
+        options: dict[str, Any] = {"complete": complete, "about": self._about, "error": error, "others": others}
         self.document = run_json(scenarios, self.parallel, self.seconds, **options)
         self.text = json.dumps(self.document, indent=1) + "\n"
         self._output.write(RUN_JSON, self.text)

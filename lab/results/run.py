@@ -45,9 +45,9 @@ class RunFacts:
         started = datetime.now(UTC).isoformat(timespec="seconds")
         return cls(version("reloadlab"), started, this_machine(), Load(os.getloadavg()), subject)
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the facts as JSON values, with the load of this moment."""
-        return asdict(replace(self, load=replace(self.load, after=os.getloadavg())))
+    def to_json(self, others: float | None = None) -> dict[str, Any]:
+        """Return the facts as JSON values, with the load of this moment, and what other processes had of the CPUs."""
+        return asdict(replace(self, load=Load(self.load.before, os.getloadavg(), others)))
 
 
 @dataclass(frozen=True, slots=True)
