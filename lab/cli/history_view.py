@@ -78,7 +78,8 @@ def _step_cells(found: Finding) -> tuple[str, ...]:
 def _closing(checked: Checked) -> str:
     counts = {verdict: sum(found.verdict is verdict for found in checked.findings) for verdict in Verdict}
     steps = ", ".join(f"{number} {verdict}" for verdict, number in counts.items() if number) or "no step"
-    return f"{plural(checked.metrics, 'metric')}: {steps}"
+    looked_at = checked.metrics - len(checked.unknown)
+    return f"{looked_at} of {plural(checked.metrics, 'metric')} looked at: {steps}"
 
 
 def _reasons(checked: Checked) -> dict[str, int]:

@@ -1,1 +1,1 @@
-"""What benchmarks write: the format with all values, the machine, exports; the statistics that compare two results."""
+"""What measurements write: the format with all values, the machine, exports; what compares results, and keeps them."""

@@ -119,6 +119,8 @@ def one_side(result: Result, side: str, *, commit: str | None = None) -> Result:
 
     BadResult if it then has no commit.
     """
+    if commit is not None and not _COMMIT.fullmatch(commit):
+        raise BadResult(f"{commit!r} is no name of a commit: letters, digits, and . _ - between them")
     subject = dict(result.subjects[side]) | ({} if commit is None else {"commit": commit})
     if not _COMMIT.fullmatch(subject.get("commit", "")):
         raise BadResult("the result names no commit: name it with --commit")

@@ -36,7 +36,7 @@ def _add_add(actions: _SubParsersAction[argparse.ArgumentParser]) -> None:
         "commit, and a number for the machine and the options. Nothing is overwritten.",
     )
     parser.add_argument("directory", type=Path, metavar="DIR", help="the history")
-    parser.add_argument("result", type=Path, metavar="FILE", help="a result of `reloadlab bench ... --out`")
+    parser.add_argument("result", type=Path, metavar="FILE", help="a result of `bench ... --out`, or a run.json")
     add_side(parser, "that is kept")
     parser.add_argument("--commit", metavar="NAME", help="the commit, if the result does not name it")
     parser.add_argument(

@@ -119,7 +119,7 @@ def test_a_side_becomes_a_result_of_its_own() -> None:
     assert [each.side for each in kept.series] == [""]
     with pytest.raises(BadResult, match="names no commit: name it with --commit"):
         one_side(whole, "A")
-    with pytest.raises(BadResult, match="names no commit"):
+    with pytest.raises(BadResult, match=r"'\.\./x' is no name of a commit: letters"):
         one_side(whole, "A", commit="../x")
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+import sys
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from lab.results.compare import ALARM
-from lab.results.steps import SHORTEST, fewest, find_steps
+from lab.results.steps import SHORTEST, LibraryMissing, fewest, find_steps
 
 pytest.importorskip("ruptures", reason="it does not know this version of Python")
 
@@ -74,3 +75,9 @@ def test_a_series_that_is_just_long_enough_shows_a_clear_step(level: float) -> N
     values = 0.02 * np.random.default_rng(5).lognormal(0, 0.001, fewest(level))
     values[half:] *= 2
     assert [step.at for step in find_steps(values.tolist(), level)] == [half]
+
+
+def test_a_library_that_is_missing_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ruptures", None)
+    with pytest.raises(LibraryMissing, match="the package ruptures, which is not there for this version of Python"):
+        find_steps([0.02] * 20, ALARM)
