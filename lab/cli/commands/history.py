@@ -42,6 +42,7 @@ def _add_add(actions: _SubParsersAction[argparse.ArgumentParser]) -> None:
     parser.add_argument(
         "--time", type=_time, metavar="TIME", help="its place in the series, such as a commit's date (when measured)"
     )
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.set_defaults(run=run_add)
 
 
@@ -80,6 +81,10 @@ def run_add(args: argparse.Namespace) -> int:
     result = read_measured(args.result)
     side = chosen_side(result, args.side, args.result)
     added = add(args.directory, one_side(result, side, commit=args.commit), args.time)
+    if args.json:
+        file, differences = str(args.directory / added.name), list(added.differences)
+        print_json({"file": file, "begins": added.begins, "differences": differences})
+        return 0
     print(args.directory / added.name)
     if added.differences:
         print("begins a series of its own, as it differs from the last result: " + "; ".join(added.differences))

@@ -226,6 +226,9 @@ def test_keys_of_comparisons_are_documented(tmp_path: Path, capsys: pytest.Captu
 
 def test_histories(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     filled(tmp_path, [measured(number, exact("size", "bytes", number // 2 + 7)) for number in range(4)])
+    path = tmp_path / "result"
+    path.write_text(to_text(measured(9)))
+    assert set(answer(capsys, "history", "add", str(tmp_path / "other"), str(path))) == documented("history add")
     (series,) = answer(capsys, "history", "show", str(tmp_path))
     assert set(series) == documented("history show")
     assert set(series["metrics"][0]) == described("An object of `metrics` of `history show`:")
