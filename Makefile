@@ -3,13 +3,13 @@ SHELL := /bin/sh
 ARGS ?=
 RUNS ?= 100
 
-.PHONY: run test corpus faults soak null-runs setup lock
+.PHONY: run test corpus faults soak null-runs setup browser lock
 .DEFAULT_GOAL := run
 
 run: setup
 	@tools/as-root .venv/bin/reloadlab run $(ARGS)
 
-test: setup
+test: setup browser
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
@@ -29,6 +29,9 @@ null-runs: setup
 
 setup:
 	@tools/setup
+
+browser:
+	@tools/setup browser
 
 lock:
 	@tools/lock

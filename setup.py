@@ -40,6 +40,7 @@ setup(
         PLACES["bpf"]: ["*.c", "*.h", "lib/*.h", "include/**/*.h", "LICENSE.*"],
         f"{PLACES['lab']}.watch": ["*.c"],
         f"{PLACES['lab']}.loaders": ["cilium/*.go", "cilium/loader/*.go"],
+        f"{PLACES['lab']}.report": ["page/*"],
         PLACES["scenarios"]: ["suite.ini"],
     },
 )

@@ -12,14 +12,14 @@ from typing import Any
 import pytest
 
 from datapath.base.timing import Interval
-from datapath.reload.outcome import Attached, Outcome, Span
+from datapath.reload.outcome import Attached, FailedReload, Outcome, Span
 from lab.bench.parallel import ParallelReport, Percentiles, WorkerReport
 from lab.cli.main import COMMANDS, build_parser
 from lab.cli.report import run_json
 from lab.results.result import FORMAT as RESULT_FORMAT
 from lab.results.result import Series, to_json
 from lab.results.run import RUN_FORMAT
-from lab.scenario.details import phase
+from lab.scenario.details import failed_reload, phase
 from lab.scenario.records import Record
 from lab.traffic.report import Connections, FlowReport, Pause, TrafficReport
 from lab.watch.violation import Violation
@@ -83,14 +83,16 @@ def test_documented_keys_of_run_json() -> None:
     assert f"| `format` | {RUN_FORMAT};" in text
     parts = re.split(r"^## ", text, flags=re.MULTILINE)
     scenario, reload, parallel = document["scenarios"][0], document["reloads"][0], document["parallel"]
+    failed = document["failed_reloads"][0]
     traffic = scenario["traffic"][0]
-    for part, value in zip(parts, (document, scenario, traffic, reload, parallel), strict=True):
+    for part, value in zip(parts, (document, scenario, traffic, reload, failed, parallel), strict=True):
         assert table_keys(part) == set(value)
     prose = {word for part in parts for word in re.findall(r"`(\w+)`", part)}
     span, worker = reload["spans"][0], parallel["workers"][0]
     flow = traffic["flows"][0]
     for value in (scenario["steps"], traffic["starved"][0], flow, flow["delays"], flow["connections"]):
         assert set(value) - prose == set()
+    assert set(failed["rollback"]) - prose == set()
     results = (ROOT / "docs" / "bench-json.md").read_text()
     assert table_keys(results.partition("## machine")[2].partition("\n## ")[0]) == set(document["machine"])
     assert set(document["load"]) - prose == set()
@@ -123,7 +125,9 @@ def written() -> dict[str, Any]:
     outcome = Outcome("pod-1", 101, 2, attached, ("cilium_lxc",), ("careful",), spans)
     flow = FlowReport("a -> b tcp v4", "tcp", 3, 3, 3, 0, connections=Connections(1, 9, 9, 0, 0))
     sent = TrafficReport(1, 9, 2, 3, 4, (Pause(2, 3),), (flow,))
-    record = Record("a.py::test_b", "passed", 1.0, reloads=(outcome.to_json(),), sent=3, traffic=(phase(sent),))
+    failed = failed_reload(1, FailedReload("pod-1", 101, 3, spans, work, "no space left"))
+    reloads = ({"node": 1, **outcome.to_json()},)
+    record = Record("a.py::test_b", reloads=reloads, failed_reloads=(failed,), sent=3, traffic=(phase(sent, [3]),))
     times = Percentiles(1.0, 2.0, 3.0, 0.5)
     row = WorkerReport(workers=1, reloads=1, reloads_per_second=9.0, reload=times, steps={"compile": times})
     report = ParallelReport(pods=1, rounds=1, workers=(row,), sent=1, lost=0, problems=(), failures=(), tracing=None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -22,6 +22,11 @@ class Span:
     @property
     def duration_ns(self) -> int:
         return self.work.end_ns - self.work.start_ns
+
+
+def spans_json(spans: Sequence[Span]) -> list[dict[str, Any]]:
+    """Return steps as JSON values, with their durations."""
+    return [asdict(span) | {"duration_ns": span.duration_ns} for span in spans]
 
 
 XDP_DIRECTION = "xdp"
@@ -84,10 +89,9 @@ class Outcome:
 
     def to_json(self) -> dict[str, Any]:
         """Return the outcome as JSON values, with durations added; without `loaded`: its ids mean nothing later."""
-        spans = [asdict(span) | {"duration_ns": span.duration_ns} for span in self.spans]
-        values = asdict(replace(self, loaded=()))
+        values = asdict(replace(self, loaded=(), spans=()))
         del values["loaded"]
-        return values | {"spans": spans, "duration_ns": self.duration_ns}
+        return values | {"spans": spans_json(self.spans), "duration_ns": self.duration_ns}
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,19 +36,41 @@ OnRound = Callable[[int, int, float], None]
 
 @dataclass(frozen=True, slots=True)
 class Percentiles:
-    """Percentiles of durations in milliseconds, and the kernel's share of them, 0 to 1 (None: not traced)."""
+    """Percentiles of durations in milliseconds, and the kernel's share of them, 0 to 1 (None: not traced).
+
+    `values_ms` are the durations themselves, in the order in which they were measured.
+    """
 
     p50: float
     p95: float
     p99: float
     kernel_share: float | None
+    values_ms: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One reload of a round: who did it, and when (CLOCK_MONOTONIC)."""
+
+    subject: str
+    tid: int
+    start_ns: int
+    end_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """One round of reloads by one number of workers; those that failed are left out."""
+
+    reloads_per_second: float
+    reloads: tuple[Turn, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerReport:
-    """The reloads by `workers` processes: median rate of the rounds, percentiles over all reloads, and by step.
+    """The reloads by `workers` processes: median rate of the rounds, percentiles over all reloads, by step, by round.
 
-    `rates` are the reloads per second of each round. `reload` is None, and `steps` is empty, if no reload succeeded.
+    `reload` is None, and `steps` is empty, if no reload succeeded.
     """
 
     workers: int
@@ -56,7 +78,7 @@ class WorkerReport:
     reloads_per_second: float
     reload: Percentiles | None
     steps: dict[str, Percentiles]
-    rates: tuple[float, ...] = ()
+    rounds: tuple[Round, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,14 +111,21 @@ class WorkerRounds:
     rates: list[float] = field(default_factory=list)
     outcomes: list[Outcome] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
+    rounds: list[Round] = field(default_factory=list)
+
+    def add(self, results: Sequence[Outcome | Failure], seconds: float) -> None:
+        """Note what came of the reloads of one round, which took so long."""
+        outcomes = [result for result in results if isinstance(result, Outcome)]
+        self.rates.append(len(results) / seconds)
+        self.outcomes += outcomes
+        self.failures += [result for result in results if isinstance(result, Failure)]
+        self.rounds.append(Round(self.rates[-1], tuple(_turn(outcome) for outcome in outcomes if outcome.spans)))
 
     def run(self, agent: Agent, subjects: Sequence[str], *, on_worker: Callable[[int], None] | None = None) -> None:
         """Reload all subjects once more. `on_worker` is called with the process id of every new worker."""
         start = time.monotonic()
         results = agent.reload_many(subjects, workers=self.workers, on_worker=on_worker)
-        self.rates.append(len(results) / (time.monotonic() - start))
-        self.outcomes += [result for result in results if isinstance(result, Outcome)]
-        self.failures += [result for result in results if isinstance(result, Failure)]
+        self.add(results, time.monotonic() - start)
 
     def report(self, events: Sequence[SyscallEvent] | None = None) -> WorkerReport:
         """Return the figures of the rounds; with the traced system calls, sorted, also the kernel's share."""
@@ -112,7 +141,7 @@ class WorkerRounds:
             reloads_per_second=median(self.rates),
             reload=_percentiles(whole, everything, events) if whole else None,
             steps={step: _percentiles([s.duration_ns for s in found], found, events) for step, found in spans.items()},
-            rates=tuple(self.rates),
+            rounds=tuple(self.rounds),
         )
 
 
@@ -202,4 +231,10 @@ def _percentiles(
 ) -> Percentiles:
     cuts = quantiles(durations_ns, n=100, method="inclusive") if len(durations_ns) > 1 else [*durations_ns] * 99
     p50, p95, p99 = (cuts[n - 1] / 1e6 for n in (50, 95, 99))
-    return Percentiles(p50, p95, p99, kernel_share(events, spans) if events is not None else None)
+    share = kernel_share(events, spans) if events is not None else None
+    return Percentiles(p50, p95, p99, share, tuple(round(duration / 1e6, 3) for duration in durations_ns))
+
+
+def _turn(outcome: Outcome) -> Turn:
+    work = outcome.spans[0].work
+    return Turn(outcome.subject, work.tid, work.start_ns, outcome.end_ns)

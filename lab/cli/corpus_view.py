@@ -13,10 +13,8 @@ from rich.table import Table
 
 from lab.corpus.fault import KINDS, Fault
 from lab.corpus.verdict import Outcome, Trial, Verdict
+from lab.report.documents import CORPUS_FORMAT
 from lab.scenario.records import short_name
-
-FORMAT = 2
-"""Version of the document that --json prints."""
 
 _STYLES = {Outcome.CAUGHT: "green", Outcome.EQUIVALENT: "default"}
 
@@ -49,7 +47,7 @@ class Report:
     def to_json(self, seconds: float) -> dict[str, Any]:
         """Return the document that --json prints."""
         return {
-            "format": FORMAT,
+            "format": CORPUS_FORMAT,
             "complete": self.complete,
             "seconds": round(seconds, 3),
             "faults": [each.to_json() for each in self.verdicts],

@@ -24,6 +24,8 @@ from lab.cli.targets import BadOption, make_console, plural
 from lab.doctor import doctor
 from lab.loaders.command import given_loader
 from lab.node import registry
+from lab.report.documents import to_document
+from lab.report.page import PageMaker
 from lab.report.trace import trace
 from lab.results.run import RunFacts
 from lab.results.subject import subject_of
@@ -34,6 +36,7 @@ from lab.system.scratch import scratch
 if TYPE_CHECKING:
     from rich.console import Console
 
+REPORT_HTML = "report.html"
 TRACE_JSON = "trace.json"
 _STDERR = 2
 WRONG_CALL = 2
@@ -64,7 +67,7 @@ def _do(args: argparse.Namespace, files: CiFiles) -> int:
     _check(args)
     _examine(console)
     check_attach(args.attach)
-    with OutputDirectory(args.out) as output, RunFile(output, _about(args)) as file:
+    with OutputDirectory(args.out) as output, _paged(output, RunFile(output, _about(args))) as file:
         files.run = file
         # Fail now rather than after all scenarios if it cannot be written.
         file.write([])
@@ -77,6 +80,7 @@ def _do(args: argparse.Namespace, files: CiFiles) -> int:
             output.write(TRACE_JSON, json.dumps(trace(json.loads(file.text))))
     good, verdict = _verdict(records, file.parallel)
     console.print(f"\n{plural(len(records), 'scenario')} in {file.seconds:.0f} s, {verdict}; all of it in {file.path}")
+    console.print(f"to look at: {output.path / REPORT_HTML}", markup=False, highlight=False, soft_wrap=True)
     if args.json:
         print(file.text, end="")
     return 0 if good else 1
@@ -96,6 +100,18 @@ def _about(args: argparse.Namespace) -> RunFacts:
     library = None if args.library is None else args.library.resolve()
     subject = subject_of(library=library, defines=args.defines, loader=args.loader, attach=args.attach)
     return RunFacts.now(subject)
+
+
+@contextmanager
+def _paged(output: OutputDirectory, file: RunFile) -> Iterator[RunFile]:
+    """Write the page of what run.json holds in the end, whatever ends the run; of one that is killed, none stays."""
+    output.remove(REPORT_HTML)
+    try:
+        with file:
+            yield file
+    finally:
+        if file.text:
+            output.write(REPORT_HTML, PageMaker([to_document(file.path, json.loads(file.text))]).make())
 
 
 def _verdict(records: Sequence[Record], report: ParallelReport | None) -> tuple[bool, str]:

@@ -41,6 +41,7 @@ COMMANDS = {
     "compare": "say what became worse between results of bench",
     "history": "keep results of bench over commits, and find the commit that made something worse",
     "run": "doctor, all scenarios with traffic, parallel reload times; the main job",
+    "report": "write one HTML page that shows what runs and benchmarks found",
     "corpus": "put known bugs into the lab and say which scenario notices each",
     "completion": "print the script that lets a shell complete commands, options and labs",
 }

@@ -167,8 +167,14 @@ def run_json(
         "error": error,
         **(about or RunFacts.now({})).to_json(others),
         "seconds": round(seconds, 3),
-        "scenarios": [record.to_json() | {"reloads": len(record.reloads)} for record in scenarios],
+        "scenarios": [
+            record.to_json() | {"reloads": len(record.reloads), "failed_reloads": len(record.failed_reloads)}
+            for record in scenarios
+        ],
         "reloads": [{"scenario": record.name, **reload} for record in scenarios for reload in record.reloads],
+        "failed_reloads": [
+            {"scenario": record.name, **reload} for record in scenarios for reload in record.failed_reloads
+        ],
         "parallel": parallel.to_json() if parallel is not None else None,
     }
 

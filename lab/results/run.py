@@ -200,9 +200,14 @@ def _reduced(document: Mapping[str, Any]) -> dict[str, Any]:
         else {
             "pods": parallel["pods"],
             "lost": parallel["lost"],
-            "workers": [{name: each[name] for name in _Workers.__slots__} for each in parallel["workers"]],
+            "workers": [_workers(each) for each in parallel["workers"]],
         },
     }
+
+
+def _workers(workers: Mapping[str, Any]) -> dict[str, Any]:
+    rates = [each["reloads_per_second"] for each in workers["rounds"]]
+    return {"workers": workers["workers"], "rates": rates}
 
 
 def _scenario(scenario: Mapping[str, Any]) -> dict[str, Any]:

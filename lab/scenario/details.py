@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+from datapath.reload.outcome import FailedReload, spans_json
 from lab.scenario.records import ERROR
 from lab.scenario.verdict import NoVerdict
 from lab.scenario.watched import Watched
@@ -23,7 +24,12 @@ def details(scenarios: Sequence[Watched], error: BaseException | None = None) ->
     seen_kinds = {kind for each in steps for kind in each.seen_kinds}
     found: dict[str, Any] = {
         "violations": [str(violation) for running in scenarios for violation in running.findings],
-        "reloads": [outcome.to_json() for running in scenarios for outcome in running.outcomes],
+        "reloads": [
+            {"node": node, **outcome.to_json()} for running in scenarios for node, outcome in running.outcomes_by_node
+        ],
+        "failed_reloads": [
+            failed_reload(node, reload) for running in scenarios for node, reload in running.failures_by_node
+        ],
         "sent": sum(report.sent for report in phases),
         "lost": sum(report.lost for report in phases),
         "denied": sum(sum(report.denied.values()) for report in phases),
@@ -36,7 +42,7 @@ def details(scenarios: Sequence[Watched], error: BaseException | None = None) ->
             "unseen_kinds": sorted({kind for each in steps for kind in each.unseen_kinds} - seen_kinds),
         },
         "gaps": list(dict.fromkeys(gap for running in scenarios for gap in running.gaps)),
-        "traffic": [phase(report) for report in phases],
+        "traffic": [phase(report, running.sent_in_parts(report)) for running in scenarios for report in running.phases],
         "findings": [
             {"what": str(found), "at_ns": list(found.at)}
             for running in scenarios
@@ -47,14 +53,22 @@ def details(scenarios: Sequence[Watched], error: BaseException | None = None) ->
     return found | ({"outcome": ERROR} if isinstance(error, NoVerdict) else {})
 
 
-def phase(report: TrafficReport) -> dict[str, Any]:
-    """Return the report of one phase of traffic as JSON values."""
+def phase(report: TrafficReport, parts: Sequence[int]) -> dict[str, Any]:
+    """Return the report of one phase of traffic as JSON values; `parts`: how often was sent in equal parts of it."""
     values = ("started_ns", "stopped_ns", "longest_pause_ns", "late_after_ns", "cpu_ns")
     return {
         **{name: getattr(report, name) for name in values},
         "starved": [dataclasses.asdict(pause) for pause in report.starved],
+        "sent_in_parts": list(parts),
         "flows": [_flow(flow) for flow in report.flows],
     }
+
+
+def failed_reload(node: int, reload: FailedReload) -> dict[str, Any]:
+    """Return a reload that failed on the node of that number as JSON values."""
+    values = {name: getattr(reload, name) for name in ("subject", "endpoint_id", "generation", "error")}
+    rollback = None if reload.rollback is None else dataclasses.asdict(reload.rollback)
+    return {"node": node, **values, "rollback": rollback, "spans": spans_json(reload.spans)}
 
 
 def _flow(flow: FlowReport) -> dict[str, Any]:

@@ -17,15 +17,15 @@ _EXCHANGES = ("insert ", "attach ", PREFIX)
 class History:
     """Hears of the reloads of agents: of their first loads, then of all others.
 
-    `outcomes` are the others that came to their end, with the name of their node, in the order in which they were heard
-    of.
+    `outcomes` are the others that came to their end, `failures` those that failed, with the name of their node, in the
+    order in which they were heard of.
     """
 
     def __init__(self) -> None:
         self.outcomes: list[tuple[str, Outcome]] = []
         self.timeline = Timeline()
         self._first: dict[str, list[Outcome]] = {}
-        self._failures: list[tuple[str, FailedReload]] = []
+        self.failures: list[tuple[str, FailedReload]] = []
 
     def hear_first_loads(self, agents: Sequence[Agent]) -> None:
         """Listen to agents that are about to start."""
@@ -41,12 +41,12 @@ class History:
 
     def loads_on(self, node: str) -> list[Outcome]:
         """Return the reloads of a node whose load stays: also those that failed after their commit."""
-        failed = [failed.done for name, failed in self._failures if name == node and failed.done is not None]
+        failed = [failed.done for name, failed in self.failures if name == node and failed.done is not None]
         return [*(outcome for name, outcome in self.outcomes if name == node), *failed]
 
     def undone_on(self, node: str) -> list[FailedReload]:
         """Return the reloads of a node that failed and were undone."""
-        return [failed for name, failed in self._failures if name == node and failed.done is None]
+        return [failed for name, failed in self.failures if name == node and failed.done is None]
 
     def replaced_on(self, node: str) -> dict[int, str]:
         """Return the generations of a node that others have replaced, and what they were loads of."""
@@ -79,7 +79,7 @@ class History:
         self.timeline.add(Reload.of(outcome, prefix + outcome.subject))
 
     def _note_failure(self, node: str, prefix: str, failed: FailedReload) -> None:
-        self._failures.append((node, failed))
+        self.failures.append((node, failed))
         self.timeline.add(Reload.of(failed, prefix + failed.subject))
 
 

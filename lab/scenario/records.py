@@ -33,11 +33,11 @@ class Record:
     """A scenario by pytest's name of it.
 
     `message` says what failed, or why it was skipped or not run. `violations` are the invariants that did not hold,
-    `reloads` those of Outcome.to_json(), `sent` and `lost` the packets of its traffic, all phases together, and
-    `denied` those of them that its policy had to stop. `steps` says how many steps of reloads had packets under way,
-    `traffic` has an object for each phase; `starved_ns` is for how long the traffic had no CPU,
-    `starved_part` in which part of the time of the reloads, `gaps` what could not be watched, `findings` the
-    violations that have times. See docs/run-json.md.
+    `reloads` those of Outcome.to_json() with their node, `failed_reloads` those that failed, `sent` and `lost` the
+    packets of its traffic, all phases together, and `denied` those of them that its policy had to stop. `steps` says
+    how many steps of reloads had packets under way, `traffic` has an object for each phase; `starved_ns` is for how
+    long the traffic had no CPU, `starved_part` in which part of the time of the reloads, `gaps` what could not be
+    watched, `findings` the violations that have times. See docs/run-json.md.
     """
 
     name: str
@@ -55,6 +55,7 @@ class Record:
     traffic: tuple[dict[str, Any], ...] = ()
     gaps: tuple[str, ...] = ()
     findings: tuple[dict[str, Any], ...] = ()
+    failed_reloads: tuple[dict[str, Any], ...] = ()
 
     @property
     def good(self) -> bool:
@@ -79,7 +80,8 @@ class Record:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Self:
-        lists = {name: tuple(data[name]) for name in ("violations", "reloads", "traffic", "gaps", "findings")}
+        names = ("violations", "reloads", "traffic", "gaps", "findings", "failed_reloads")
+        lists = {name: tuple(data[name]) for name in names}
         return cls(**{**data, **lists})
 
 

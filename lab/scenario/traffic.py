@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
+from bisect import bisect_left
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 
 from bpf import is_ours
@@ -20,6 +21,9 @@ from lab.watch.violation import Violation
 
 BURST_TIMEOUT = 1.0
 """Seconds in which a burst between two steps must be answered."""
+
+PARTS = 200
+"""Equal parts of a phase for each of which it is told how often packets were sent."""
 
 
 class ScenarioTraffic:
@@ -114,6 +118,10 @@ class ScenarioTraffic:
         what = f"a packet between two steps was not answered within {BURST_TIMEOUT:g} s"
         return [Violation(7, f"{burst.flow}: {what}", (at,), burst.flow) for burst in silent]
 
+    def sent_in_parts(self, report: TrafficReport) -> list[int]:
+        """Return how often packets were sent in each of PARTS equal parts of a phase that is over."""
+        return count_in_parts(self._sent_at.values(), report.started_ns, report.stopped_ns)
+
     def refused(self, node: str) -> Counter[tuple[int, int]]:
         """Return how many packets of denied flows must have been dropped on a node, by reason and direction."""
         found: Counter[tuple[int, int]] = Counter()
@@ -133,3 +141,13 @@ class ScenarioTraffic:
         node = self._nodes[int(number or 1) - 1]
         met = [flow for flow in self._flows if not flow.denied and meets(flow, self._nodes, node, name)]
         return sorted(at for flow in met for at in self._sent_at.get(flow.name, ()))
+
+
+def count_in_parts(times: Iterable[Sequence[int]], start_ns: int, end_ns: int, parts: int = PARTS) -> list[int]:
+    """Return how many times lie in each of some equal parts of [start_ns, end_ns); those of each flow are in order."""
+    bounds = [start_ns + (end_ns - start_ns) * number // parts for number in range(parts + 1)]
+    counts = [0] * parts
+    for ordered in times:
+        places = [bisect_left(ordered, bound) for bound in bounds]
+        counts = [count + last - first for count, first, last in zip(counts, places, places[1:], strict=False)]
+    return counts

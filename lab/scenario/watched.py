@@ -13,7 +13,7 @@ from typing import Any
 
 from datapath.endpoint import Attachment
 from datapath.errors import ReloadlabError
-from datapath.reload.outcome import Outcome
+from datapath.reload.outcome import FailedReload, Outcome
 from datapath.reload.step import Plan
 from datapath.reload.transaction import Observer
 from lab.agent.agent import Agent
@@ -274,6 +274,20 @@ class Watched:
         return tuple(outcome for _, outcome in self._history.outcomes)
 
     @property
+    def outcomes_by_node(self) -> list[tuple[int, Outcome]]:
+        """The same, each with the number of its node."""
+        return [(self._number(node), outcome) for node, outcome in self._history.outcomes]
+
+    @property
+    def failures_by_node(self) -> list[tuple[int, FailedReload]]:
+        """The reloads that failed since the scenario began, each with the number of its node."""
+        return [(self._number(node), failed) for node, failed in self._history.failures]
+
+    def _number(self, node: str) -> int:
+        """Return the number of a node among those of the scenario, from 1."""
+        return [agent.node.name for agent in self.agents].index(node) + 1
+
+    @property
     def timeline(self) -> Timeline:
         """Every step of every reload since the scenario began, of failed ones as well."""
         return self._history.timeline
@@ -287,6 +301,10 @@ class Watched:
     def phases(self) -> list[TrafficReport]:
         """The reports of the traffic that was stopped: one at the end, and one more for each pause."""
         return self._traffic.phases
+
+    def sent_in_parts(self, report: TrafficReport) -> list[int]:
+        """Return how often packets were sent in equal parts of the phase that a report is of."""
+        return self._traffic.sent_in_parts(report)
 
     @property
     def sent(self) -> int:

@@ -99,6 +99,15 @@ class OutputDirectory:
         with open(descriptor, errors="replace") as file:
             return file.read()
 
+    def remove(self, name: str) -> None:
+        """Remove a file, or a link of that name; nothing happens if there is none. OSError if the kernel refuses."""
+        try:
+            os.unlink(name, dir_fd=self._descriptor)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self.path / name)) from error
+
     def write(self, name: str, content: str | bytes, *, mode: int = 0o644, replace: bool = True) -> None:
         """Write a file whole, with these permissions, or leave the old one; OSError tells why.
 

@@ -13,7 +13,7 @@ from datapath.errors import ReloadlabError
 from datapath.reload.outcome import Outcome, Span
 from lab.agent.agent import Agent, Failure
 from lab.bench import parallel
-from lab.bench.parallel import ParallelReport, Percentiles, WorkerRounds, measure_parallel
+from lab.bench.parallel import ParallelReport, Percentiles, Round, Turn, WorkerRounds, measure_parallel
 from lab.cli.report import print_parallel
 from lab.node import registry
 from lab.node.node import Node
@@ -34,8 +34,19 @@ def test_percentiles_are_those_of_all_rounds() -> None:
     """The rate is the median of the rounds, the percentiles are over all reloads."""
     report = WorkerRounds(2, [5.0, 10.0, 2.5], [outcome(n) for n in range(1, 102)]).report()
     assert (report.workers, report.reloads, report.reloads_per_second) == (2, 101, 5.0)
-    assert report.reload == report.steps["load programs"] == Percentiles(51.0, 96.0, 100.0, None)
-    assert WorkerRounds(1, [1.0], [outcome(3)]).report().reload == Percentiles(3.0, 3.0, 3.0, None)
+    values = tuple(float(n) for n in range(1, 102))
+    assert report.reload == report.steps["load programs"] == Percentiles(51.0, 96.0, 100.0, None, values)
+    assert WorkerRounds(1, [1.0], [outcome(3)]).report().reload == Percentiles(3.0, 3.0, 3.0, None, (3.0,))
+
+
+def test_every_round_keeps_its_reloads_without_those_that_failed() -> None:
+    rounds = WorkerRounds(2)
+    rounds.add([outcome(3), Failure("pod-2", ReloadlabError("no space left"))], 0.5)
+    rounds.add([outcome(4)], 0.25)
+    first, second = rounds.report().rounds
+    assert first == Round(4.0, (Turn("pod-1", 7, 0, 3 * MS),))
+    assert second == Round(4.0, (Turn("pod-1", 7, 0, 4 * MS),))
+    assert [failure.subject for failure in rounds.failures] == ["pod-2"]
 
 
 def test_kernel_share_is_that_of_the_reloading_thread() -> None:

@@ -84,7 +84,7 @@ def test_run_json_replaces_what_was_there(tmp_path: Path) -> None:
     document = json.loads(path.read_text())
     assert document["complete"] is True
     assert document["parallel"] is None
-    assert document["scenarios"] == [json.loads(json.dumps(RECORD.to_json())) | {"reloads": 2}]
+    assert document["scenarios"] == [json.loads(json.dumps(RECORD.to_json())) | {"reloads": 2, "failed_reloads": 0}]
     assert document["reloads"] == [{"scenario": RECORD.name, **reload} for reload in RECORD.reloads]
     assert [item.name for item in path.parent.iterdir()] == ["run.json"]
 

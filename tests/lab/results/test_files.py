@@ -24,6 +24,7 @@ SCENARIOS = 10
 def run_document(seed: int, *, slower: float = 1.0, scenarios: int = SCENARIOS) -> dict[str, Any]:
     """Return what of a run.json counts here: every scenario takes its own time, in every run the same but for 1 %."""
     noise = random.Random(seed)
+    rounds = [{"reloads_per_second": rate} for rate in (40.0, 41.0, 42.0)]
     names = [f"test_a.py::test_{number:02}" for number in range(scenarios)]
     return {
         "format": RUN_FORMAT,
@@ -57,7 +58,7 @@ def run_document(seed: int, *, slower: float = 1.0, scenarios: int = SCENARIOS) 
             for number, name in enumerate(names)
             for subject in ("pod-1", "mine", "host")
         ],
-        "parallel": {"pods": 5, "lost": 0, "workers": [{"workers": 2, "rates": [40.0, 41.0, 42.0]}]},
+        "parallel": {"pods": 5, "lost": 0, "workers": [{"workers": 2, "rounds": rounds}]},
     }
 
 

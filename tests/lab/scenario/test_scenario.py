@@ -19,6 +19,7 @@ from datapath.reload.switchover import Attach
 from datapath.reload.workspace import Workspace
 from lab.agent.cluster import cluster_specs
 from lab.node.topology import NodeSpec
+from lab.scenario.details import details
 from lab.scenario.gate import BadGate, Gate, GateNeverFired
 from lab.scenario.scenario import ClusterScenario, Scenario
 from lab.scenario.verdict import InvariantsViolated
@@ -216,6 +217,10 @@ def test_a_reload_that_fails_is_held_to_it_on_all_nodes() -> None:
         error = cluster.reload_fails("1/pod-1", Injected, gate=Gate(inject, before="commit"))
         assert str(error) == "injected"
         assert cluster.violations == []
+        (failed,) = details([cluster])["failed_reloads"]
+        assert (failed["node"], failed["subject"], failed["error"]) == (1, "pod-1", "injected")
+        assert failed["spans"][-1]["step"] == "detach egress"
+        assert failed["rollback"]["start_ns"] >= failed["spans"][-1]["work"]["end_ns"]
 
         def spoil(step: Step, work: Workspace) -> None:
             with NetlinkSocket(cluster.cluster.node(2).netns("node")) as netlink:

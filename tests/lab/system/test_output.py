@@ -34,6 +34,19 @@ def test_a_file_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
 
 
+def test_a_link_is_removed_and_not_what_it_leads_to(tmp_path: Path) -> None:
+    (tmp_path / "target").write_text("precious")
+    (tmp_path / "page.html").symlink_to("target")
+    with OutputDirectory(tmp_path) as output:
+        output.remove("page.html")
+        output.remove("page.html")
+        (tmp_path / "page.html").mkdir()
+        with pytest.raises(OSError, match="Is a directory") as caught:
+            output.remove("page.html")
+    assert caught.value.filename == str(tmp_path / "page.html")
+    assert (tmp_path / "target").read_text() == "precious"
+
+
 def test_a_directory_is_not_read(tmp_path: Path) -> None:
     """What is written there fails with one line later; no descriptor is left open."""
     (tmp_path / "run.json").mkdir()

@@ -333,14 +333,16 @@ def test_under_sudo_only_the_own_file_changes_its_owner(suite: Path) -> None:
     out.mkdir()
     os.chown(out, 12345, 12345)
     shadow.write_text("precious")
-    for name in ("link", "run.json"):
+    for name in ("link", "run.json", "report.html"):
         (out / name).symlink_to(shadow)
     ran = run(suite, env={"SUDO_UID": "12345", "SUDO_GID": "12346"})
     assert ran.code == 0
     assert (shadow.read_text(), shadow.stat().st_uid) == ("precious", 0)
-    status = (out / "run.json").lstat()
-    assert (status.st_uid, status.st_gid, ran.outcomes) == (12345, 12346, {"test_one": "passed"})
-    assert sorted(path.name for path in out.iterdir()) == ["link", "run.json"]
+    for name in ("run.json", "report.html"):
+        status = (out / name).lstat()
+        assert (status.st_uid, status.st_gid) == (12345, 12346)
+    assert ran.outcomes == {"test_one": "passed"}
+    assert sorted(path.name for path in out.iterdir()) == ["link", "report.html", "run.json"]
 
 
 SLOW = """
@@ -394,6 +396,8 @@ def test_an_interrupted_run_tells_the_reasons_and_keeps_what_it_had(suite: Path)
     left_out = {"test_3_waits": ["skipped"], "test_4_comes_later": ["skipped"], "the run": ["error"]}
     assert told_in_xml(suite) == {"test_1_passes": [], "test_2_fails": ["failure"], **left_out}
     assert "**the run did not come to its end: interrupted**" in summary_of(suite)
+    page = suite.with_name("out") / "report.html"
+    assert "What ended it: interrupted." in page.read_text()
 
 
 def test_ctrl_c_on_a_terminal_takes_the_progress_away_and_shows_the_cursor(suite: Path) -> None:

@@ -1,0 +1,52 @@
+"""`reloadlab report`: one HTML file that shows what a run, benchmarks and trials found."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lab.cli.compare_options import add_threshold
+from lab.cli.targets import BadOption
+
+if TYPE_CHECKING:
+    from argparse import _SubParsersAction
+
+
+def add_parser(subparsers: _SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Declare the command."""
+    parser = subparsers.add_parser(
+        "report",
+        description="Write one HTML file that shows what was found. It holds everything and loads nothing; a browser "
+        "opens it without a network.",
+        epilog="Exit code 0 if the page was written, whatever it shows.",
+    )
+    parser.add_argument(
+        "files",
+        nargs="+",
+        type=Path,
+        metavar="FILE",
+        help="a run.json, results of `bench --out`, and what corpus, faults and prove print with --json, in any number",
+    )
+    parser.add_argument("-o", "--output", type=Path, default=Path("report.html"), metavar="FILE", help="(report.html)")
+    parser.add_argument("--compare", type=Path, metavar="OLD", help="a result of `bench --out` to compare with")
+    add_threshold(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Read the files, write the page, print its path."""
+    from lab.report.documents import read_document, read_documents
+    from lab.report.page import PageMaker
+    from lab.system.output import OutputDirectory
+
+    if not args.output.name:
+        raise BadOption(f"--output {args.output} names no file")
+    documents = read_documents(args.files)
+    old = None if args.compare is None else read_document(args.compare)
+    if old is not None and (old.result is None or not any(each.result for each in documents)):
+        raise BadOption("--compare is for results of `bench --out`: it names an old one, the files have a new one")
+    with OutputDirectory(args.output.parent) as output:
+        output.write(args.output.name, PageMaker(documents, old=old, threshold=args.threshold).make())
+    print(args.output)
+    return 0

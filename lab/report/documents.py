@@ -1,0 +1,231 @@
+"""The files that a page is made of: read, told apart, and checked for what the page needs of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from datapath.base.statefile import WrongContent
+from datapath.errors import ReloadlabError
+from lab.report.shape import Shape, check
+from lab.results.result import BadResult, Result, checked_result
+from lab.results.result import read_document as read_json
+from lab.results.run import RUN_FORMAT
+
+CORPUS_FORMAT = 2
+"""Version of what `reloadlab corpus --json` prints."""
+
+Json = Mapping[str, Any]
+
+_WORK: Shape = {"tid": int, "start_ns": int, "end_ns": int}
+_PERCENTILES: Shape = {"p50": float, "p95": float, "p99": float, "values_ms": [float]}
+_FLOW: Shape = {
+    "name": str,
+    "protocol": str,
+    "sent": int,
+    "lost": int,
+    "denied": bool,
+    "events": dict,
+    "delays": {"p50_ns": int, "p99_ns": int, "worst_ns": int, "worst_sent_ns": int, "count": int},
+}
+_SCENARIO: Shape = {
+    "name": str,
+    "outcome": str,
+    "seconds": float,
+    "message": str,
+    "violations": [str],
+    "sent": int,
+    "lost": int,
+    "denied": int,
+    "steps": {"seen": int, "unseen": int, "unseen_kinds": [str]},
+    "gaps": [str],
+    "traffic": [
+        {
+            "started_ns": int,
+            "stopped_ns": int,
+            "starved": [{"start_ns": int, "end_ns": int}],
+            "sent_in_parts": [int],
+            "flows": [_FLOW],
+        }
+    ],
+    "findings": [{"what": str, "at_ns": [int]}],
+}
+_SPANS: Shape = [{"step": str, "target": str, "work": _WORK, "helpers": [_WORK]}]
+_RELOAD: Shape = {
+    "scenario": str,
+    "node": int,
+    "subject": str,
+    "generation": int,
+    "attached": [{"ifname": str, "direction": str, "program": str, "program_id": int, "attachment": str}],
+    "migrated": [str],
+    "warnings": [str],
+    "spans": _SPANS,
+}
+_FAILED: Shape = {
+    "scenario": str,
+    "node": int,
+    "subject": str,
+    "generation": int,
+    "error": str,
+    "rollback": (type(None), _WORK),
+    "spans": _SPANS,
+}
+_PARALLEL: Shape = {
+    "pods": int,
+    "rounds": int,
+    "sent": int,
+    "lost": int,
+    "problems": [str],
+    "failures": [str],
+    "workers": [
+        {
+            "workers": int,
+            "reloads": int,
+            "reloads_per_second": float,
+            "reload": (type(None), _PERCENTILES),
+            "steps": dict,
+            "rounds": [
+                {
+                    "reloads_per_second": float,
+                    "reloads": [{"subject": str, "tid": int, "start_ns": int, "end_ns": int}],
+                }
+            ],
+        }
+    ],
+}
+_RUN: Shape = {
+    "complete": bool,
+    "error": (type(None), str),
+    "version": str,
+    "started": str,
+    "subject": dict,
+    "machine": {"kernel": str, "cpus": int},
+    "seconds": float,
+    "scenarios": [_SCENARIO],
+    "reloads": [_RELOAD],
+    "failed_reloads": [_FAILED],
+    "parallel": (type(None), _PARALLEL),
+}
+_CORPUS: Shape = {
+    "complete": bool,
+    "seconds": float,
+    "faults": [
+        {
+            "fault": str,
+            "kind": str,
+            "outcome": str,
+            "what": str,
+            "trial": {
+                "sent": int,
+                "seconds": float,
+                "error": str,
+                "catch": (type(None), {"scenario": str, "text": str, "step": str}),
+            },
+        }
+    ],
+}
+_SWEEP: Shape = {
+    "cases": int,
+    "survived": int,
+    "failures": [{"what": str, "fault": str, "ended": str, "wrong": [str], "command": str}],
+    "findings": [str],
+    "gaps": [str],
+    "seconds": float,
+}
+_PROOF: Shape = {
+    "calls": [{"round": int, "reload": str, "number": int, "call": str}],
+    "sent": int,
+    "lost": int,
+    "findings": [{"invariant": int, "what": str, "call": (type(None), int)}],
+    "gaps": [str],
+}
+_MEETINGS: Shape = {
+    "meetings": int,
+    "failures": [{"what": str, "wrong": [str]}],
+    "findings": [str],
+    "gaps": [str],
+    "seconds": float,
+}
+_RESULT_KEYS = {"bench", "series"}
+
+KINDS: Mapping[str, tuple[frozenset[str], Shape, int | None]] = {
+    "run": (frozenset({"scenarios", "reloads"}), _RUN, RUN_FORMAT),
+    "corpus": (frozenset({"faults", "control"}), _CORPUS, CORPUS_FORMAT),
+    "proof": (frozenset({"calls", "findings"}), _PROOF, None),
+    "meetings": (frozenset({"meetings"}), _MEETINGS, None),
+    "sweep": (frozenset({"cases", "survived"}), _SWEEP, None),
+}
+"""The kinds of documents besides results: the keys that tell each, its shape, its version if it has one."""
+
+
+class BadDocument(ReloadlabError):
+    """A file that no page can be made of; str() says why and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A file and what it holds: `kind` is one of KINDS, or `result` with the typed `result`."""
+
+    name: str
+    kind: str
+    content: Json
+    result: Result | None = None
+
+
+def read_documents(paths: Sequence[Path]) -> list[Document]:
+    """Read files of any kind, in their order; BadDocument for the first that cannot be used."""
+    return [read_document(path) for path in paths]
+
+
+def read_document(path: Path) -> Document:
+    """Read one file; BadDocument if no page can be made of it."""
+    try:
+        return to_document(path, read_json(path))
+    except BadResult as error:
+        raise BadDocument(str(error)) from error
+
+
+def to_document(path: Path, content: object) -> Document:
+    """Return the document that a file holds; BadDocument or BadResult if it is not as one of the kinds must be."""
+    if not isinstance(content, dict):
+        raise BadDocument(f"{path} holds no JSON object: give a run.json, or what `--out` or `--json` wrote")
+    if content.keys() >= _RESULT_KEYS:
+        return Document(str(path), "result", content, checked_result(path, content))
+    kind = next((name for name, (keys, *_) in KINDS.items() if keys <= content.keys()), None)
+    if kind is None:
+        raise BadDocument(
+            f"{path} is neither a run.json nor a result of `bench --out`, nor what corpus, faults or prove print with "
+            "--json"
+        )
+    _, shape, version = KINDS[kind]
+    found = content.get("format")
+    if version is not None and found != version:
+        raise BadDocument(f"{path} has format {found!r}, this version reads {version}: run it again")
+    try:
+        check(content, shape)
+        if kind == "run":
+            _check_steps(content)
+    except WrongContent as error:
+        raise BadDocument(f"{path} is damaged: {error.reason}") from error
+    return Document(str(path), kind, content)
+
+
+def _check_steps(run: Json) -> None:
+    """Check what shapes do not say: every reload is of a scenario, and the steps of parallel reloads."""
+    names = {scenario["name"] for scenario in run["scenarios"]}
+    if len(names) < len(run["scenarios"]):
+        raise WrongContent("two scenarios have the same name")
+    for key in ("reloads", "failed_reloads"):
+        for number, reload in enumerate(run[key]):
+            if reload["scenario"] not in names:
+                raise WrongContent(f"{key}[{number}] is of no scenario")
+    for number, row in enumerate((run["parallel"] or {"workers": ()})["workers"]):
+        for step, times in row["steps"].items():
+            check(times, _PERCENTILES, f"parallel.workers[{number}].steps.{step}")
+
+
+def of_kind(documents: Iterable[Document], kind: str) -> list[Document]:
+    """Return the documents of a kind."""
+    return [document for document in documents if document.kind == kind]

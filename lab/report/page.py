@@ -1,0 +1,272 @@
+"""The page: one HTML file with everything in it, made of the documents that a run, benchmarks and trials wrote.
+
+Nothing is loaded from anywhere: a Content-Security-Policy allows the page's own scripts, by their hashes, and no
+request. What a scenario or a figure needs is compressed; the browser unpacks it, and plotly, when it is first shown.
+"""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from lab.report.comparison import Compared, comparisons, result_figures, result_table
+from lab.report.distributions import parallel_figures, rates_table, step_figure
+from lab.report.documents import Document, of_kind
+from lab.report.figure import Figure, counted, duration, number
+from lab.report.scenarios import LISTED, SIGNS, Scenario, open_scenario, outcomes, scenarios_of
+from lab.report.trials import sentence, tables
+from lab.results.compare import Named
+from lab.results.result import Result
+
+TRIALS = {
+    "corpus": "Known bugs",
+    "sweep": "Faults at system calls",
+    "proof": "Packets at system calls",
+    "meetings": "Two reloads at once",
+}
+"""The kinds of documents that are shown as tables, with their headings."""
+
+_HERE = Path(__file__).parent / "page"
+_TOLD = 20
+"""Scenarios that went wrong and are told at the top; the table has all."""
+
+
+@dataclass(slots=True)
+class Chunks:
+    """What the page carries compressed, by the id under which the browser finds it."""
+
+    packed: dict[str, str] = field(default_factory=dict)
+
+    def add(self, name: str, content: object) -> str:
+        """Keep something that is JSON, and return its id."""
+        self.packed[name] = _pack(json.dumps(content, separators=(",", ":"), allow_nan=False))
+        return name
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run as the page shows it; `number` tells it from others on the same page."""
+
+    number: int
+    document: Document
+    scenarios: Sequence[Scenario]
+
+    @property
+    def content(self) -> Mapping[str, Any]:
+        return self.document.content
+
+    @property
+    def complete(self) -> bool:
+        return bool(self.content["complete"])
+
+    @cached_property
+    def bad(self) -> list[Scenario]:
+        return [scenario for scenario in self.scenarios if scenario.bad]
+
+    @property
+    def told(self) -> Sequence[Scenario]:
+        return self.bad[:_TOLD]
+
+    @cached_property
+    def outcomes(self) -> list[tuple[str, str, int]]:
+        return list(outcomes(self.scenarios))
+
+    @cached_property
+    def problems(self) -> list[str]:
+        """What parallel reloads did wrong."""
+        parallel = self.content["parallel"]
+        return [] if parallel is None else [*parallel["failures"], *parallel["problems"]]
+
+    @property
+    def state(self) -> str:
+        """A word for the colour of the verdict: bad, open, good."""
+        if self.bad or self.problems:
+            return "bad"
+        passed = any(scenario.outcome == "passed" for scenario in self.scenarios)
+        return "good" if passed and self.complete and not self.left_out else "open"
+
+    @property
+    def left_out(self) -> int:
+        return sum(count for outcome, _, count in self.outcomes if outcome in ("not run", "running"))
+
+    @property
+    def verdict(self) -> str:
+        """The run in one sentence."""
+        total = len(self.scenarios)
+        if not total:
+            return "No scenario was run"
+        words = [f"{len(self.bad)} of {counted(total, 'scenario')} failed"] if self.bad else []
+        words += ["parallel reloads failed"] if self.problems else []
+        words += [f"{self.left_out} not run"] if self.left_out else []
+        if words:
+            return ", ".join(words)
+        return "Nothing went wrong" if self.state == "good" else "Nothing was found, and not everything was checked"
+
+    @cached_property
+    def facts(self) -> list[tuple[str, str]]:
+        """What ran where, as names and values."""
+        machine, reloads, failed = (self.content[name] for name in ("machine", "reloads", "failed_reloads"))
+        sent = sum(scenario.record["sent"] for scenario in self.scenarios)
+        lost = sum(scenario.record["lost"] for scenario in self.scenarios)
+        subject = [(str(name), str(value)) for name, value in self.content["subject"].items()]
+        return [
+            ("scenarios", f"{len(self.scenarios):,}"),
+            ("packets sent", f"{sent:,}"),
+            ("packets lost", f"{lost:,}"),
+            ("reloads", f"{len(reloads):,}"),
+            ("reloads that failed", f"{len(failed):,}"),
+            ("steps", f"{sum(len(reload['spans']) for reload in (*reloads, *failed)):,}"),
+            ("took", duration(self.content["seconds"] * 1e9)),
+            ("kernel", machine["kernel"]),
+            ("CPUs", str(machine["cpus"])),
+            ("started", self.content["started"] or "not known"),
+            ("reloadlab", self.content["version"] or "not known"),
+            *((name, value) for name, value in subject if not name.endswith("sha256")),
+        ]
+
+
+class PageMaker:
+    """Makes a page of documents; `old` is what results are compared with."""
+
+    def __init__(self, documents: Sequence[Document], *, old: Document | None = None, threshold: float = 0.02) -> None:
+        self._documents = documents
+        self._old = old
+        self._threshold = threshold
+        self._chunks = Chunks()
+        self._environment = Environment(
+            loader=FileSystemLoader(_HERE),
+            autoescape=True,
+            undefined=StrictUndefined,
+            trim_blocks=True,
+            lstrip_blocks=True,
+        )
+        self._environment.filters |= {"counted": counted, "number": number}
+        self._environment.globals |= {"figure": self._figure, "signs": SIGNS, "listed": LISTED}
+
+    def make(self) -> str:
+        """Return the page."""
+        runs = [self._run(number, each) for number, each in enumerate(of_kind(self._documents, "run"), 1)]
+        style, script = ((_HERE / name).read_text() for name in ("page.css", "page.js"))
+        # Sections add chunks while they are written: the page ends with those.
+        body = self._environment.get_template("body.html").render(
+            runs=runs,
+            results=[(each.name, each.result) for each in of_kind(self._documents, "result")],
+            compared=self._compared(),
+            trials=[
+                (TRIALS[each.kind], each, *sentence(each), tables(each))
+                for each in self._documents
+                if each.kind in TRIALS
+            ],
+            kernels=self._kernels(),
+            parallel_figures=parallel_figures,
+            step_figure=step_figure,
+            rates_table=rates_table,
+            result_figures=result_figures,
+            result_table=result_table,
+            machine_facts=machine_facts,
+        )
+        drawn = any(name.startswith(("f-", "s-")) for name in self._chunks.packed)
+        if drawn:
+            self._chunks.packed["library"] = _packed_library()
+        text = self._environment.get_template("page.html").render(
+            title=self._title(runs),
+            policy=_policy(script, *([_library()] if drawn else [])),
+            style=Markup(style),
+            script=Markup(script),
+            body=Markup(body),
+            chunks=[(name, Markup(packed)) for name, packed in self._chunks.packed.items()],
+        )
+        # JSON can hold halves of characters, in names of tests for instance; a file cannot.
+        return text.encode(errors="replace").decode()
+
+    def _run(self, number: int, document: Document) -> Run:
+        run = Run(number, document, scenarios_of(document.content))
+        template = self._environment.get_template("scenario.html")
+        for place, scenario in enumerate(run.scenarios):
+            opened = open_scenario(scenario)
+            name = f"s-{number}-{place}"
+            figures = [] if opened.timeline is None else [_drawn(opened.timeline)]
+            html = template.render(opened=opened, scenario=scenario, id=name)
+            self._chunks.add(name, {"html": html, "figures": figures, "waterfalls": opened.waterfalls()})
+        return run
+
+    def _figure(self, figure: Figure) -> str:
+        """Keep a figure for the browser and return its id."""
+        return self._chunks.add(f"f-{len(self._chunks.packed)}", _drawn(figure))
+
+    def _compared(self) -> list[Compared]:
+        named = [Named(each.name, each.result) for each in self._documents if each.result is not None]
+        old = None if self._old is None or self._old.result is None else Named(self._old.name, self._old.result)
+        return comparisons(old, named, self._threshold)
+
+    def _kernels(self) -> list[tuple[str, str]]:
+        """Return which file is of which kernel if they are of several, else nothing."""
+        documents = [*self._documents, *([] if self._old is None else [self._old])]
+        found = [(each.name, str(each.content["machine"]["kernel"])) for each in documents if "machine" in each.content]
+        return found if len({kernel for _, kernel in found}) > 1 else []
+
+    def _title(self, runs: Sequence[Run]) -> str:
+        return f"{runs[0].verdict} – reloadlab report" if runs else "reloadlab report"
+
+
+def machine_facts(result: Result) -> list[tuple[str, str]]:
+    """Return what was measured where, as names and values; what the machine does not tell is left out."""
+    machine = result.machine
+    facts = [
+        ("started", result.started),
+        ("reloadlab", result.version),
+        ("CPU", f"{machine.cpu_model}, {machine.cpus} CPUs"),
+        ("governor", machine.governor),
+        ("kernel", machine.kernel),
+        ("clang", machine.clang),
+        ("rounds", f"{result.course.rounds} after {result.course.warm_up} of warm-up"),
+        ("other processes", "" if result.load.others is None else f"{result.load.others:.0%} of the CPUs"),
+        *((f"option {name}", value) for name, value in result.options.items()),
+        *(
+            (f"{side or 'subject'}: {name}", value)
+            for side, words in result.subjects.items()
+            for name, value in words.items()
+        ),
+        *result.notes.items(),
+    ]
+    return [(name, value) for name, value in facts if value]
+
+
+def _drawn(figure: Figure) -> dict[str, Any]:
+    return {**figure.content, "height": figure.height}
+
+
+def _pack(text: str) -> str:
+    """Return a text as the browser unpacks it."""
+    return base64.b64encode(gzip.compress(text.encode(), 6, mtime=0)).decode()
+
+
+@lru_cache(maxsize=1)
+def _packed_library() -> str:
+    return _pack(_library())
+
+
+@lru_cache(maxsize=1)
+def _library() -> str:
+    """Return plotly.js, which the Python package carries."""
+    from plotly.offline import get_plotlyjs
+
+    return str(get_plotlyjs())
+
+
+def _policy(*scripts: str) -> str:
+    """Return a policy under which these scripts run and nothing is loaded."""
+    digests = (base64.b64encode(hashlib.sha256(each.encode()).digest()).decode() for each in scripts)
+    hashes = " ".join(f"'sha256-{digest}'" for digest in digests)
+    rest = "style-src 'unsafe-inline'; img-src data: blob:; base-uri 'none'; form-action 'none'"
+    return f"default-src 'none'; script-src {hashes}; {rest}"

@@ -1,0 +1,255 @@
+"""The page in a real browser: it opens without an error and a request, and can be used as it promises."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from selenium.webdriver import Chrome, ChromeOptions
+from selenium.webdriver.chrome.service import Service
+from selenium.webdriver.common.action_chains import ActionChains
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.support.wait import WebDriverWait
+
+from lab.report.documents import to_document
+from lab.report.page import PageMaker
+from lab.results.result import Series, to_json
+from tests.lab.report.samples import large, losing, parallel, record, run
+from tests.lab.report.test_trials import SWEEP
+from tests.lab.results.samples import result, times
+
+BROWSER, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+pytestmark = pytest.mark.skipif(
+    BROWSER is None or DRIVER is None,
+    reason="no chromium with its driver (Debian: chromium-driver; Ubuntu has it as a snap alone)",
+)
+
+ARGUMENTS = (
+    *("--headless=new", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"),
+    *("--disable-component-update", "--disable-sync"),
+)
+PATIENCE = 60
+"""Seconds that are waited for something that must happen; on a busy machine it may take long."""
+
+SIDES = result(
+    *(Series("reload", "s", times(n), side=side, group="g") for n, side in enumerate("AB")), sides=("A", "B")
+)
+ALL = (run(losing(), record(), record("scenarios/test_b.py::test_two"), measured=parallel()), SWEEP)
+"""A run with a loss, parallel reloads, and a sweep."""
+
+
+class Page:
+    """The page of a test in the browser."""
+
+    def __init__(self, driver: Chrome) -> None:
+        self.driver = driver
+
+    def open(self, path: Path) -> None:
+        """Load a file and forget what was logged before."""
+        self.complaints()
+        self.requests()
+        self.driver.get(path.as_uri())
+
+    def all(self, selector: str) -> list[Any]:
+        return self.driver.find_elements(By.CSS_SELECTOR, selector)
+
+    def one(self, selector: str) -> Any:
+        return self.driver.find_element(By.CSS_SELECTOR, selector)
+
+    def visible(self, selector: str) -> list[str]:
+        return [each.text for each in self.all(selector) if each.is_displayed()]
+
+    def wait(self, condition: Callable[[], Any]) -> Any:
+        """Return what a condition has become."""
+        return WebDriverWait(self.driver, PATIENCE, 0.05).until(lambda _: condition())
+
+    def run(self, script: str, *arguments: object) -> Any:
+        return self.driver.execute_script(script, *arguments)
+
+    def press(self, *keys: str) -> None:
+        ActionChains(self.driver).send_keys(*keys).perform()
+
+    def focused(self) -> Any:
+        return self.driver.switch_to.active_element
+
+    def open_scenario(self, number: int) -> None:
+        """Click on a scenario and wait for its figures."""
+        self.all("button[data-open]")[number].click()
+        self.wait(lambda: len(self.all(".opened:not([hidden]) .canvas .main-svg .xaxislayer-above")) >= 2)
+
+    def emulate(self, command: str, **arguments: object) -> None:
+        self.driver.execute_cdp_cmd(f"Emulation.{command}", arguments)
+
+    def media(self, *, scheme: str = "light") -> None:
+        """Have the system prefer a scheme, and no motion: a page that scrolls gently is clicked at the wrong place."""
+        wanted = {"prefers-color-scheme": scheme, "prefers-reduced-motion": "reduce"}
+        self.emulate("setEmulatedMedia", features=[{"name": name, "value": value} for name, value in wanted.items()])
+
+    def complaints(self) -> list[str]:
+        """Return what the console has said: errors, warnings, what the policy has refused."""
+        return [entry["message"] for entry in self.driver.get_log("browser")]  # type: ignore[no-untyped-call]
+
+    def requests(self) -> set[str]:
+        """Return what the page asked for since it was opened."""
+        logged: list[dict[str, Any]] = self.driver.get_log("performance")  # type: ignore[no-untyped-call]
+        entries = [json.loads(entry["message"])["message"] for entry in logged]
+        sent = [
+            entry["params"]["request"]["url"] for entry in entries if entry["method"] == "Network.requestWillBeSent"
+        ]
+        return {url for url in sent if not url.startswith(("data:", "chrome:"))}
+
+
+@pytest.fixture(scope="module")
+def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chrome]:
+    options = ChromeOptions()
+    options.binary_location = str(BROWSER)
+    sandbox = ("--no-sandbox",) if os.geteuid() == 0 else ()
+    for argument in (*ARGUMENTS, *sandbox, f"--user-data-dir={tmp_path_factory.mktemp('browser')}"):
+        options.add_argument(argument)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    driver = Chrome(options=options, service=Service(str(DRIVER)))
+    yield driver
+    driver.quit()
+
+
+@pytest.fixture
+def page(driver: Chrome) -> Iterator[Page]:
+    """A page on a screen of usual size; whatever a test does, the console must stay silent."""
+    page = Page(driver)
+    page.emulate("setDeviceMetricsOverride", width=1280, height=900, deviceScaleFactor=1, mobile=False)
+    page.media()
+    yield page
+    assert page.complaints() == []
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The pages of these tests."""
+    directory = tmp_path_factory.mktemp("pages")
+    sides = json.loads(json.dumps(to_json(SIDES)))
+    contents = {"all": (*ALL, sides), "large": (large(100_000, 51),)}
+    paths = {}
+    for name, documents in contents.items():
+        paths[name] = directory / f"{name}.html"
+        paths[name].write_text(PageMaker([to_document(Path(f"{name}.json"), each) for each in documents]).make())
+    return paths
+
+
+def test_all_of_it_is_drawn_without_a_request(page: Page, files: dict[str, Path]) -> None:
+    page.open(files["all"])
+    assert page.one("h1").text == "✗ 1 of 3 scenarios failed"
+    page.open_scenario(0)
+    shown = [canvas for canvas in page.all(".canvas") if canvas.is_displayed()]
+    for canvas in shown:
+        page.run("arguments[0].scrollIntoView()", canvas)
+        page.wait(partial(canvas.find_elements, By.CSS_SELECTOR, ".main-svg"))
+    # Time line, steps; reloads by two numbers of workers, step times, comparison, values.
+    assert len(shown) == 8
+    assert page.all(".canvas.failed") == []
+    assert page.requests() == {files["all"].as_uri()}
+
+
+def test_scenarios_are_filtered_by_text_and_outcome(page: Page, files: dict[str, Path]) -> None:
+    page.open(files["all"])
+    names = "tr.row th button"
+    assert page.visible(names) == ["a: loses", "a: one", "b: two"]
+    search = page.one('input[type="search"]')
+    search.send_keys("REPLY lost")
+    assert page.visible(names) == ["a: loses"]
+    assert page.one(".shown").text == "1 of 3 scenarios shown"
+    search.send_keys(Keys.CONTROL, "a", Keys.NULL, Keys.DELETE)
+    page.one('input[value="failed"]').click()
+    assert page.visible(names) == ["a: one", "b: two"]
+    # A link to what is filtered out shows it again.
+    page.one(".wrong a").click()
+    page.wait(lambda: page.visible(".opened .chosen"))
+    assert page.visible(names) == ["a: loses", "a: one", "b: two"]
+
+
+def test_a_lost_packet_stands_where_it_was_lost(page: Page, files: dict[str, Path]) -> None:
+    page.open(files["all"])
+    page.open_scenario(0)
+    waterfall = ".waterfall .canvas"
+    page.wait(lambda: len(page.all(f"{waterfall} .shapelayer path")) == 3)
+    lines = [each.rect["x"] for each in page.all(f"{waterfall} .shapelayer path")]
+    # Bars of a trace are in the order of its values: of the steps that packets can notice, "attach ingress" is first.
+    attach, commit = (each.rect for each in page.all(f"{waterfall} .barlayer .trace:nth-of-type(2) .point path")[:2])
+    first, second, third = (line + 1 for line in lines)
+    assert attach["x"] <= first < second <= attach["x"] + attach["width"] + 2
+    assert attach["x"] + attach["width"] < third < commit["x"]
+    assert page.one(".waterfall .chosen").text == "Steps of reload 1: pod-1, generation 2"
+    # The other reload, which failed, has none.
+    page.all("button.steps")[1].click()
+    page.wait(lambda: page.one(".waterfall .chosen").text == "Steps of reload 2: pod-1, generation 3, failed")
+    page.wait(lambda: not page.all(f"{waterfall} .shapelayer path"))
+    steps = [row.get_attribute("textContent") for row in page.all("tbody.steps th")]
+    assert steps == ["compile bpf_lxc.c", "load programs bpf_lxc.o", "attach ingress lxc1", "rollback"]
+
+
+def test_the_keyboard_reaches_everything(page: Page, files: dict[str, Path]) -> None:
+    page.open(files["all"])
+    page.press(Keys.TAB)
+    assert page.focused().text == "Skip to the results"
+    page.press(Keys.ENTER)
+    page.wait(lambda: page.focused().get_attribute("id") == "main")
+    page.press(Keys.TAB)
+    assert page.focused().get_attribute("type") == "search"
+    page.press("loses")
+    assert page.visible("tr.row th button") == ["a: loses"]
+    page.press(Keys.TAB, Keys.TAB, Keys.TAB)
+    opener = page.focused()
+    assert (opener.text, opener.get_attribute("aria-expanded")) == ("a: loses", "false")
+    assert page.run("return getComputedStyle(arguments[0]).outlineStyle", opener) == "solid"
+    page.press(Keys.ENTER)
+    page.wait(lambda: page.visible(".opened .chosen"))
+    assert opener.get_attribute("aria-expanded") == "true"
+    hook = None
+    for _ in range(30):
+        page.press(Keys.TAB)
+        if page.focused().get_attribute("class") == "hook":
+            hook = page.focused()
+            break
+    assert hook is not None
+    assert "cil_from_container by tc, generation 2 of pod-1, program id 42" in page.one(".told").text
+
+
+def test_on_a_telephone_nothing_is_wider_than_the_screen(page: Page, files: dict[str, Path]) -> None:
+    page.emulate("setDeviceMetricsOverride", width=390, height=844, deviceScaleFactor=2, mobile=True)
+    page.open(files["all"])
+    page.open_scenario(0)
+    for folded in page.all("details"):
+        page.run("arguments[0].open = true", folded)
+    assert page.run("return [document.documentElement.scrollWidth, innerWidth]") == [390, 390]
+
+
+def test_figures_follow_the_scheme_of_the_system(page: Page, files: dict[str, Path]) -> None:
+    page.open(files["all"])
+    page.open_scenario(0)
+    text = ".waterfall .ytick text"
+
+    def colour() -> Any:
+        return page.run(f"return getComputedStyle(document.querySelector('{text}')).fill")
+
+    light = page.wait(colour)
+    page.media(scheme="dark")
+    assert page.run("return getComputedStyle(document.body).backgroundColor") == "rgb(20, 24, 28)"
+    page.wait(lambda: page.all(text) and colour() != light)
+
+
+def test_a_run_of_100000_steps_opens(page: Page, files: dict[str, Path]) -> None:
+    """Half of it is in one scenario."""
+    page.open(files["large"])
+    facts = dict(zip((e.text for e in page.all(".facts dt")), (e.text for e in page.all(".facts dd")), strict=True))
+    assert facts["steps"] == "100,000"
+    page.open_scenario(0)
+    assert len(page.all("button.steps")) == 300
+    number = page.one('.pick input[type="number"]')
+    number.send_keys(Keys.CONTROL, "a", Keys.NULL, "400", Keys.ENTER)
+    page.wait(lambda: page.one(".waterfall .chosen").text == "Steps of reload 400: pod-1, generation 399")
