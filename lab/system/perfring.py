@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
-from datapath.errors import BpfError
+from datapath.errors import BpfError, ReloadlabError
 from datapath.kernel.cpus import ONLINE, cpu_list
 from datapath.kernel.libc import function
 from datapath.kernel.map import Map
@@ -42,6 +42,13 @@ PAGES = 64
 
 _LONG, _INT = ctypes.c_long, ctypes.c_int
 _perf_event_open = function("syscall", _LONG, ctypes.c_void_p, _INT, _INT, _INT, ctypes.c_ulong, result=_LONG)
+
+
+class RingDamaged(ReloadlabError):
+    """A ring that holds something else than records: somebody has written into it, or it was not read as it must."""
+
+    def __init__(self, cpu: int, size: int) -> None:
+        super().__init__(f"perf ring of CPU {cpu}: a record of {size} bytes")
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +75,9 @@ class _Ring:
             raise
         self._size = pages * mmap.PAGESIZE
         self._told = 0
+        # Read and written at once: of bytes that come one after the other the kernel would see half.
+        self._head = ctypes.c_uint64.from_buffer(self._map, _HEAD)
+        self._tail = ctypes.c_uint64.from_buffer(self._map, _TAIL)
 
     @property
     def lost(self) -> int:
@@ -80,13 +90,14 @@ class _Ring:
 
     def read(self) -> Iterator[Sample]:
         """Yield what is there; room is given back record by record."""
-        (head,) = struct.unpack_from("<Q", self._map, _HEAD)
-        (tail,) = struct.unpack_from("<Q", self._map, _TAIL)
+        head, tail = self._head.value, self._tail.value
         while tail < head:
             kind, _, size = _RECORD.unpack(self._at(tail, _RECORD.size))
+            if not _RECORD.size <= size <= head - tail:
+                raise RingDamaged(self.cpu, size)
             record = self._at(tail + _RECORD.size, size - _RECORD.size)
             tail += size
-            struct.pack_into("<Q", self._map, _TAIL, tail)
+            self._tail.value = tail
             if kind == _RECORD_SAMPLE:
                 written, length = _SAMPLE.unpack_from(record)
                 yield Sample(self.cpu, record[_SAMPLE.size : _SAMPLE.size + length], time_ns=written)
@@ -103,6 +114,8 @@ class _Ring:
         return self._map[begin : begin + first] + self._map[mmap.PAGESIZE : mmap.PAGESIZE + length - first]
 
     def close(self) -> None:
+        # A map of memory that is still looked into cannot be closed.
+        del self._head, self._tail
         self._map.close()
         os.close(self.fd)
 
