@@ -1,9 +1,11 @@
 # `make run` and `make test` do all the set-up themselves; see README.md. ARGS is handed to reloadlab or to pytest.
 SHELL := /bin/sh
 ARGS ?=
+comma := ,
 RUNS ?= 100
+KERNELS ?= 5.10,6.1,6.12,newest
 
-.PHONY: run test corpus faults soak null-runs setup browser lock
+.PHONY: run test kernels corpus faults soak null-runs setup browser lock
 .DEFAULT_GOAL := run
 
 run: setup
@@ -14,6 +16,11 @@ test: setup browser
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 	@tools/as-root .venv/bin/python -m pytest -n auto --dist worksteal -p no:cacheprovider $(ARGS)
+
+# Needs QEMU, which set-up does not install: the first error says what does.
+kernels: setup
+	@tools/as-root .venv/bin/reloadlab vm fetch $(subst $(comma), ,$(KERNELS))
+	@tools/as-root .venv/bin/reloadlab run --kernel $(KERNELS) --rounds 0 $(ARGS)
 
 corpus: setup
 	@tools/as-root .venv/bin/reloadlab corpus $(ARGS)

@@ -1,4 +1,4 @@
-"""What all tests need: signals that arrive, and a BPF file system."""
+"""What all tests need: signals that arrive, memory for maps, and a BPF file system."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import pytest
 
 from lab.system import tools
 from lab.system.cache import CACHE_VARIABLE
+from lab.system.limits import raise_locked_memory
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -21,6 +22,7 @@ def pytest_configure(config: pytest.Config) -> None:
     for number in (signal.SIGINT, signal.SIGHUP):
         if signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, signal.default_int_handler)
+    raise_locked_memory()
 
 
 @pytest.fixture(scope="session", autouse=True)

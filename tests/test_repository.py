@@ -34,7 +34,7 @@ ROOMS = {
     "lab": (
         ("errors",),
         ("system",),
-        ("abi", "gates"),
+        ("abi", "gates", "vm"),
         ("node",),
         ("loaders", "results", "traffic"),
         ("agent",),

@@ -32,7 +32,17 @@ def test_sudo_keeps_every_variable_of_ours(path: str) -> None:
     kept, *command = done.stdout.splitlines()
     option, _, names = kept.partition("=")
     assert option == "--preserve-env"
-    names_of_ours = ("CACHE", "CILIUM_BPF", "CLANG", "EXHAUSTIVE", "LOADER", "LOADER_TIMEOUT", "RUN")
+    names_of_ours = (
+        "CACHE",
+        "CILIUM_BPF",
+        "CLANG",
+        "EXHAUSTIVE",
+        "KERNELS",
+        "LOADER",
+        "LOADER_TIMEOUT",
+        "RUN",
+        "SLOWNESS",
+    )
     ours = {f"RELOADLAB_{name}" for name in names_of_ours}
     assert set(names.split(",")) == {"CI", *ours}
     assert command == ["PYTHONPYCACHEPREFIX=/var/cache/reloadlab/bytecode", "command", "word"]

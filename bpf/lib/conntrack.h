@@ -100,10 +100,17 @@ static __always_inline void *ct_map(__u8 protocol, const enum family family)
 	return NULL;
 }
 
-/* Of a clock that a tick of the kernel moves on: it costs a tenth of the exact one, and seconds will do. */
+/*
+ * Of a clock that a tick of the kernel moves on: it costs a tenth of the exact one, and
+ * seconds will do. A kernel without the helper has the exact clock alone.
+ */
 static __always_inline __u32 ct_now(void)
 {
+#ifdef HAVE_KTIME_GET_COARSE_NS
 	return (__u32)(ktime_get_coarse_ns() / 1000000000);
+#else
+	return (__u32)(ktime_get_ns() / 1000000000);
+#endif /* HAVE_KTIME_GET_COARSE_NS */
 }
 
 /* The tuple of the connection that a packet began, or, with `reply`, of the one that it answers. */

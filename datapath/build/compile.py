@@ -23,6 +23,7 @@ from typing import NoReturn
 
 from datapath.errors import Cancelled, CompileError, ToolMissing
 from datapath.kernel.cpus import cpu_ids
+from datapath.kernel.helpers import Helper, is_known
 
 CLANG_VARIABLE = "RELOADLAB_CLANG"
 """Environment variable that names the compiler, as a path or as a name in PATH."""
@@ -89,14 +90,15 @@ class Compiler:
         return repr((str(self.path), info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns, self.version, self.mcpu))
 
     def flags(self, *, werror: bool = False) -> tuple[str, ...]:
-        """Return the flags that do not depend on the source.
+        """Return the flags that do not depend on the source; they say how many CPUs and which helpers the kernel has.
 
         `werror` asks for warnings as errors, and is heard only where the compiler's warnings are known (WERROR_MAJORS).
         """
         # Output and errors are the same wherever the caller stands: no working directory goes into the debug info.
         fixed = ("-O2", "--target=bpf", f"-mcpu={self.mcpu}", "-std=gnu89", "-nostdinc", "-g", "-fno-crash-diagnostics")
         strict = ("-Werror",) if werror and self.major in WERROR_MAJORS else ()
-        return (*fixed, *WARNING_FLAGS, *strict, f"-D__NR_CPUS__={cpu_ids()}")
+        helpers = tuple(f"-DHAVE_{helper.name}" for helper in Helper if is_known(helper))
+        return (*fixed, *WARNING_FLAGS, *strict, f"-D__NR_CPUS__={cpu_ids()}", *helpers)
 
 
 def find_clang(explicit: str | None = None) -> Path:

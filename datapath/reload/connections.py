@@ -21,6 +21,7 @@ from datapath.base.statefile import DamagedFile, read_typed, write_json
 from datapath.endpoint import Endpoint, NodeConfig
 from datapath.errors import BpfError
 from datapath.kernel import bpf
+from datapath.kernel.helpers import Helper, is_known
 from datapath.kernel.map import Map
 from datapath.load.content import can_copy, put
 
@@ -46,8 +47,9 @@ def lifetime_of(value: bytes) -> int:
 
 
 def seconds() -> int:
-    """Return the time of bpf_ktime_get_coarse_ns(): the datapath's, or Cilium's own by a tick at most behind it."""
-    return time.clock_gettime_ns(_CLOCK_MONOTONIC_COARSE) // 1_000_000_000
+    """Return the time of the clock that our programs read on this kernel. Cilium's own is ahead by a tick at most."""
+    clock = _CLOCK_MONOTONIC_COARSE if is_known(Helper.KTIME_GET_COARSE_NS) else time.CLOCK_MONOTONIC
+    return time.clock_gettime_ns(clock) // 1_000_000_000
 
 
 def remember(directory: Path, maps: Iterable[Mapping[str, Map]], known: Mapping[str, int] | None) -> None:

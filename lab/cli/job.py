@@ -31,6 +31,7 @@ from lab.results.run import RunFacts
 from lab.results.subject import subject_of
 from lab.scenario.records import ERROR, FAILED, NOT_RUN, PASSED, SKIPPED, Record
 from lab.system.output import OutputDirectory
+from lab.system.pace import calibrate
 from lab.system.scratch import scratch
 
 if TYPE_CHECKING:
@@ -64,9 +65,12 @@ def do(args: argparse.Namespace) -> int:
 
 def _do(args: argparse.Namespace, files: CiFiles) -> int:
     console = make_console(stderr=args.json)
-    _check(args)
+    check(args)
     _examine(console)
     check_attach(args.attach)
+    slow = calibrate()
+    if slow > 1:
+        console.print(f"  slow machine: packets are sent {slow:g} times slower, and waited for {slow:g} times longer")
     with OutputDirectory(args.out) as output, _paged(output, RunFile(output, _about(args))) as file:
         files.run = file
         # Fail now rather than after all scenarios if it cannot be written.
@@ -86,7 +90,7 @@ def _do(args: argparse.Namespace, files: CiFiles) -> int:
     return 0 if good else 1
 
 
-def _check(args: argparse.Namespace) -> None:
+def check(args: argparse.Namespace) -> None:
     """Refuse what the run could not begin with."""
     for path in args.paths:
         if not Path(str(path).partition("::")[0]).exists():

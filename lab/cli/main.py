@@ -14,6 +14,7 @@ from typing import Any, NoReturn, TextIO
 
 from datapath.errors import ReloadlabError
 from lab.cli.targets import near, told
+from lab.system.limits import raise_locked_memory
 from lab.system.signals import terminable
 
 COMMANDS = {
@@ -42,13 +43,14 @@ COMMANDS = {
     "history": "keep results of bench over commits, and find the commit that made something worse",
     "run": "doctor, all scenarios with traffic, parallel reload times; the main job",
     "report": "write one HTML page that shows what runs and benchmarks found",
+    "vm": "fetch other kernels, and run commands on them in a virtual machine",
     "corpus": "put known bugs into the lab and say which scenario notices each",
     "completion": "print the script that lets a shell complete commands, options and labs",
 }
 """The commands, each a module of lab.cli.commands, with the line that `--help` prints for it."""
 
-HANDS_ON = frozenset({"run"})
-"""Commands that hand on what follows -- to another program, as `handed_on`."""
+HANDS_ON = frozenset({"run", "vm"})
+"""Commands that hand on what follows -- to another program, as `handed_on`; `given` is what stands before it."""
 
 FORMER = {
     "--parallel": "it is --workers",
@@ -118,6 +120,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         answer_shell()
     try:
         with terminable():
+            raise_locked_memory()
             code = _run(sys.argv[1:] if argv is None else list(argv))
             # What is still in the buffer belongs to the command: a full disk or a reader that left is noticed here.
             sys.stdout.flush()
@@ -160,7 +163,7 @@ def _run(argv: Sequence[str]) -> int:
             parser.error(f"no command {wanted}{near(wanted, COMMANDS)}")
         own, handed_on = _split(argv) if wanted in HANDS_ON else (argv, [])
         args, unknown = parser.parse_known_args(own)
-        args.handed_on = handed_on
+        args.given, args.handed_on = own, handed_on
         if unknown:
             # argparse would name the wrong parser.
             command = " ".join(filter(None, ("reloadlab", wanted, "--help")))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
 import shutil
@@ -13,7 +14,7 @@ from datapath.errors import ReloadlabError, ToolMissing
 from lab.node import registry
 from lab.node.topology import MAX_PODS
 from lab.system import tools
-from lab.system.limits import descriptors_of
+from lab.system.limits import descriptors_of, raise_locked_memory
 
 # What only one probe needs is imported there: every command asks for the first probe, and should start at once.
 
@@ -100,6 +101,42 @@ def bpf() -> str:
 
     os.close(kernel.map_create(MapType.ARRAY, 4, 4, 1, name="doctor"))
     return "bpf(2) makes maps"
+
+
+def memory() -> str:
+    """The memory that BPF maps may take. Kernels before 5.11 count it as locked, and a service has little of that."""
+    limit = raise_locked_memory()
+    if limit == resource.RLIM_INFINITY:
+        return "maps of any size"
+    if _counts_maps(limit):
+        raise Unmet(f"all maps together may have {limit} bytes (RLIMIT_MEMLOCK)")
+    return f"maps of any size; {limit} bytes of locked memory do not concern them"
+
+
+def _counts_maps(limit: int) -> bool:
+    """Tell whether this kernel counts BPF maps as locked memory: then there is none where no memory may be locked."""
+    from datapath.errors import BpfError
+    from datapath.kernel import bpf as kernel
+
+    resource.setrlimit(resource.RLIMIT_MEMLOCK, (0, limit))
+    try:
+        os.close(kernel.map_create(MapType.ARRAY, 4, 4, 1, name="doctor"))
+    except BpfError as error:
+        if error.errno != errno.EPERM:
+            raise
+        return True
+    finally:
+        resource.setrlimit(resource.RLIMIT_MEMLOCK, (limit, limit))
+    return False
+
+
+def clock() -> str:
+    """The clock that a tick of the kernel moves on, as programs read it."""
+    from datapath.kernel.helpers import Helper, is_known
+
+    if not is_known(Helper.KTIME_GET_COARSE_NS):
+        raise Unmet("the kernel has no bpf_ktime_get_coarse_ns")
+    return "bpf_ktime_get_coarse_ns"
 
 
 def notify() -> str:

@@ -14,13 +14,16 @@ from lab.agent.agent import Agent
 from lab.node.node import Node
 from lab.scenario.ends import meets
 from lab.scenario.flowpolicy import FlowPolicy, PolicyOption, check_policy, flow_policy
+from lab.system.pace import slowness
 from lab.traffic.flows import Flow, TrafficError
 from lab.traffic.report import TrafficReport
 from lab.traffic.traffic import Traffic
 from lab.watch.violation import Violation
 
 BURST_TIMEOUT = 1.0
-"""Seconds in which a burst between two steps must be answered."""
+"""Seconds in which a burst between two steps must be answered, on an ordinary machine (lab.system.pace)."""
+STALL_AFTER, LATE_AFTER, START_TIMEOUT = 1.0, 0.5, 10.0
+"""Seconds, of Traffic's options, on such a machine."""
 
 PARTS = 200
 """Equal parts of a phase for each of which it is told how often packets were sent."""
@@ -59,7 +62,7 @@ class ScenarioTraffic:
             self._policy = flow_policy(self._nodes, flows, foreign=foreign)
             for agent in agents:
                 agent.apply_policies(self._policy.documents[agent.node.name])
-        self.traffic = stack.enter_context(Traffic(self._running, rate=self.rate, muted=self._denied_flows))
+        self.traffic = stack.enter_context(self._new_traffic(muted=self._denied_flows))
 
     def begin(self) -> None:
         """Start the denied flows as well: from here on each of their packets moves a counter that is known."""
@@ -91,7 +94,19 @@ class ScenarioTraffic:
         if not self._paused:
             raise TrafficError("the traffic is not paused")
         self._paused = False
-        self.traffic = self._stack.enter_context(Traffic(self._running, rate=self.rate))
+        self.traffic = self._stack.enter_context(self._new_traffic())
+
+    def _new_traffic(self, muted: Sequence[str] = ()) -> Traffic:
+        """Return the traffic of a phase; a slow machine sends less in a second, and has more time for each packet."""
+        slow = slowness()
+        return Traffic(
+            self._running,
+            rate=self.rate / slow,
+            stall_after=STALL_AFTER * slow,
+            late_after=LATE_AFTER * slow,
+            start_timeout=START_TIMEOUT * slow,
+            muted=muted,
+        )
 
     @property
     def mute_because(self) -> str:
@@ -111,11 +126,12 @@ class ScenarioTraffic:
         if self.mute_because:
             return []
         at = time.monotonic_ns()
-        bursts = self.traffic.burst_all(1, [flow.name for flow in self._running], timeout=BURST_TIMEOUT)
+        timeout = BURST_TIMEOUT * slowness()
+        bursts = self.traffic.burst_all(1, [flow.name for flow in self._running], timeout=timeout)
         # What arrives of a denied flow is found when the traffic ends.
         silent = [burst for burst in bursts if not burst.complete and not burst.denied]
         self._silent = bool(silent)
-        what = f"a packet between two steps was not answered within {BURST_TIMEOUT:g} s"
+        what = f"a packet between two steps was not answered within {timeout:g} s"
         return [Violation(7, f"{burst.flow}: {what}", (at,), burst.flow) for burst in silent]
 
     def sent_in_parts(self, report: TrafficReport) -> list[int]:

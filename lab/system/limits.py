@@ -26,19 +26,26 @@ def descriptors_of(pods: int) -> int:
 
 
 def raise_limits() -> int:
-    """Raise the soft limits on open files and locked memory; return the number of descriptors there may be now.
-
-    Locked memory is that of BPF maps on kernels before 5.11, which account them so: root has as much as it wants.
-    """
+    """Raise the soft limits on open files and locked memory; return the number of descriptors there may be now."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    _, locked = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+    raise_locked_memory()
+    return hard
+
+
+def raise_locked_memory() -> int:
+    """Raise the limits on locked memory (RLIMIT_MEMLOCK) and return the one that holds now, in bytes; -1: none.
+
+    Kernels before 5.11 count the memory of BPF maps and programs so. Every process that makes any calls this first.
+    """
+    _, hard = resource.getrlimit(resource.RLIMIT_MEMLOCK)
     try:
         resource.setrlimit(resource.RLIMIT_MEMLOCK, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     except (PermissionError, ValueError):
         # Without CAP_SYS_RESOURCE, the hard limit is the end. ValueError is how Python tells the kernel's EPERM.
-        resource.setrlimit(resource.RLIMIT_MEMLOCK, (locked, locked))
-    return hard
+        resource.setrlimit(resource.RLIMIT_MEMLOCK, (hard, hard))
+        return hard
+    return resource.RLIM_INFINITY
 
 
 def require_descriptors(needed: int, what: str) -> None:

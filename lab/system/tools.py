@@ -10,7 +10,18 @@ from pathlib import Path
 
 from datapath.errors import ToolError, ToolMissing
 
-PACKAGES = {"clang": "clang", "ip": "iproute2", "tc": "iproute2", "strace": "strace", "bpftool": "bpftool"}
+PACKAGES = {
+    "clang": "clang",
+    "ip": "iproute2",
+    "tc": "iproute2",
+    "strace": "strace",
+    "bpftool": "bpftool",
+    "qemu-system-x86_64": "qemu-system-x86",
+    "busybox": "busybox-static",
+    "modprobe": "kmod",
+    "depmod": "kmod",
+}
+"""Debian's package of a tool, where it has another name; there is none for those that are part of every system."""
 
 
 def find(tool: str) -> Path:

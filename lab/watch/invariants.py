@@ -11,6 +11,7 @@ from bpf import is_ours
 from datapath.errors import ReloadlabError
 from datapath.reload.outcome import FailedReload, Outcome
 from lab.agent.agent import Agent
+from lab.system.pace import slowness
 from lab.traffic.report import KINDS, TrafficReport
 from lab.watch import metrics
 from lab.watch.checks.connections import lost_connections
@@ -189,7 +190,7 @@ def _counted(agent: Agent, before: Counters, expected: Expected) -> dict[tuple[i
 
     Packets that were sent may still lie in a queue of the kernel when the traffic has stopped.
     """
-    deadline = time.monotonic() + SETTLE_SECONDS
+    deadline = time.monotonic() + SETTLE_SECONDS * slowness()
     earlier: dict[tuple[int, int], int] | None = None
     while True:
         found = metrics.read(agent.node).drops_since(before)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import struct
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
@@ -14,6 +15,7 @@ from elftools.elf.elffile import ELFFile
 from datapath.base.bpftypes import MapType
 from datapath.build.compile import compile_source, probe_compiler
 from datapath.kernel.cpus import cpu_ids
+from datapath.kernel.helpers import Helper
 from datapath.kernel.xdp import takes_frags
 from datapath.load.verify import verify_object
 from datapath.object.reader import read_object
@@ -22,6 +24,7 @@ from tests.bpf.loaded import DEVICE, HOST, LIBRARY, Build, compiled, spec_of
 
 SOURCES = ("bpf_lxc.c", "bpf_host.c", "bpf_overlay.c", "bpf_xdp.c")
 NO_PREALLOC, NUMA_NODE = 1, 4
+KTIME_GET_NS = 5
 EVERYTHING = tuple(
     (name, "1")
     for name in ("ENABLE_HOST_FIREWALL", "ENABLE_HOST_ROUTING", "ENABLE_IPV4_FRAGMENTS", "ENABLE_IPV6_FRAGMENTS")
@@ -50,6 +53,22 @@ SLOTS = {
     "bpf_overlay.c": {(2, n) for n in (7, 10)},
     "bpf_xdp.c": {(2, n) for n in (7, 10)},
 }
+
+
+@pytest.mark.privileged
+def test_a_kernel_without_the_coarse_clock_gets_programs_with_the_exact_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("datapath.build.compile.is_known", lambda _: False)
+    spec = spec_of(Build("bpf_lxc.c", defines=(("WHERE", "another-kernel"),)))
+    called = {imm for program in spec.programs.values() for imm in helpers_called(program.insns)}
+    assert KTIME_GET_NS in called
+    assert called.isdisjoint(Helper)
+    assert verify_object(spec).ok
+
+
+def helpers_called(insns: bytes) -> set[int]:
+    """Return the numbers of the helpers that a program calls: opcode 0x85 without a source register."""
+    found = struct.iter_unpack("<BBhi", insns)
+    return {imm for opcode, registers, _, imm in found if opcode == 0x85 and not registers >> 4}
 
 
 @pytest.mark.parametrize("source", SOURCES)

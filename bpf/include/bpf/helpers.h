@@ -15,6 +15,7 @@
 BPF_HELPER(void *, map_lookup_elem, const void *map, const void *key) = (void *)1;
 BPF_HELPER(int, map_update_elem, const void *map, const void *key, const void *value,
 	   __u64 flags) = (void *)2;
+BPF_HELPER(__u64, ktime_get_ns, void) = (void *)5;
 BPF_HELPER(int, skb_store_bytes, struct __sk_buff *ctx, __u32 off, const void *from, __u32 len,
 	   __u64 flags) = (void *)9;
 BPF_HELPER(int, l3_csum_replace, struct __sk_buff *ctx, __u32 off, __u64 from, __u64 to,
@@ -34,7 +35,7 @@ BPF_HELPER(__s64, csum_diff, const void *from, __u32 from_size, const void *to, 
 BPF_HELPER(int, skb_change_type, struct __sk_buff *ctx, __u32 type) = (void *)32;
 BPF_HELPER(__u32, get_hash_recalc, struct __sk_buff *ctx) = (void *)34;
 BPF_HELPER(int, skb_change_tail, struct __sk_buff *ctx, __u32 len, __u64 flags) = (void *)38;
-BPF_HELPER(__u64, ktime_get_coarse_ns, void) = (void *)160;
+BPF_HELPER(__u64, ktime_get_coarse_ns, void) = (void *)160;	/* since Linux 5.11 */
 BPF_HELPER(__u64, xdp_get_buff_len, const struct xdp_md *ctx) = (void *)188;
 
 #undef BPF_HELPER

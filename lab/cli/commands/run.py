@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from lab.cli.datapath import add_attach_option, add_loader_option, add_source_options
 from lab.cli.expressions import expression
 from lab.cli.targets import count
+from lab.cli.vm_options import KERNELS_HELP, add_machine_options, kernel_list
 
 if TYPE_CHECKING:
     from argparse import _SubParsersAction
@@ -50,6 +51,14 @@ def add_parser(subparsers: _SubParsersAction[argparse.ArgumentParser]) -> None:
         metavar="FILE",
         help="append Markdown, as for $GITHUB_STEP_SUMMARY; a file that is there keeps what it holds",
     )
+    parser.add_argument(
+        "--kernel",
+        dest="kernels",
+        type=kernel_list,
+        metavar="KERNEL[,...]",
+        help=f"do all that on other kernels, one after the other: {KERNELS_HELP}",
+    )
+    add_machine_options(parser, prefix="kernel-")
     add_source_options(parser)
     add_loader_option(parser)
     add_attach_option(parser)
@@ -59,6 +68,10 @@ def add_parser(subparsers: _SubParsersAction[argparse.ArgumentParser]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Do the main job."""
+    if args.kernels:
+        from lab.cli.kernels_job import do_on_kernels
+
+        return do_on_kernels(args)
     from lab.cli.job import do
 
     return do(args)

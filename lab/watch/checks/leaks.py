@@ -14,6 +14,7 @@ from datapath.kernel.hooks import TCX
 from datapath.kernel.inventory import all_programs
 from datapath.kernel.map import Map
 from lab.agent.agent import Agent
+from lab.system.pace import slowness
 from lab.watch.checks.hooks import wanted_pins
 from lab.watch.checks.objects import InterfaceObject
 from lab.watch.checks.pins import OWN_MAP
@@ -24,7 +25,7 @@ from lab.watch.snapshot import Snapshot, take
 from lab.watch.violation import Violation
 
 UNLOAD_SECONDS = 5.0
-"""Seconds in which the kernel frees the programs that a reload replaced."""
+"""Seconds in which the kernel frees the programs that a reload replaced, on an ordinary machine (lab.system.pace)."""
 
 CLOSE_SECONDS = 0.5
 """Seconds in which a thread closes what it has opened for a moment."""
@@ -72,7 +73,7 @@ def _lasting_descriptors(agent: Agent, before: Descriptors) -> Descriptors:
 
 def _programs(agent: Agent, now: Snapshot) -> Iterator[str]:
     """Yield programs that nothing reaches. The kernel frees programs with a delay: wait for it."""
-    deadline = time.monotonic() + UNLOAD_SECONDS
+    deadline = time.monotonic() + UNLOAD_SECONDS * slowness()
     while (extra := now.programs - now.reachable) and time.monotonic() < deadline:
         time.sleep(0.02)
         now = take(agent.node)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from ipaddress import IPv4Address, IPv6Address
@@ -59,6 +60,20 @@ def put(target: Map, entries: dict[int, int], *, packets: int = 1, own: bytes = 
 
 def lifetimes(table: Map) -> dict[int, int]:
     return {int.from_bytes(key[8:10], "big"): lifetime_of(value) for key, value in table.items()}
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["coarse", "exact"])
+def test_time_is_that_of_the_clock_that_programs_read(known: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    def now(clock: int) -> int:
+        asked.append(clock)
+        return 7_999_999_999
+
+    monkeypatch.setattr("datapath.reload.connections.is_known", lambda helper: helper == 160 and known)
+    monkeypatch.setattr("time.clock_gettime_ns", now)
+    assert seconds() == 7
+    assert asked == [6 if known else time.CLOCK_MONOTONIC]  # 6 is CLOCK_MONOTONIC_COARSE
 
 
 def test_what_is_new_or_later_is_carried_over(stack: ExitStack, tmp_path: Path) -> None:

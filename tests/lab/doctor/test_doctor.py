@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from datapath.errors import ToolError, ToolMissing
+from datapath.kernel.helpers import Helper, is_known
 from lab.doctor import probes
 from lab.doctor.doctor import REQUIREMENTS, Finding, Requirement, RequirementMissing, State, examine, require
 
@@ -136,6 +137,24 @@ def test_what_a_container_or_a_service_lacks_is_told(prefix: tuple[str, ...], li
     assert done.returncode == 1
     (missing,) = [found for found in done.stdout.splitlines() if found.startswith("missing")]
     assert missing.startswith(line)
+
+
+LITTLE_MEMORY = (
+    "prlimit",
+    "--memlock=65536:65536",
+    "setpriv",
+    "--bounding-set=-sys_resource",
+    "--inh-caps=-sys_resource",
+)
+
+
+@pytest.mark.privileged
+def test_little_locked_memory_is_missing_only_where_maps_are_counted() -> None:
+    (line,) = [found for found in doctor(prefix=LITTLE_MEMORY).stdout.splitlines() if " memory: " in found]
+    if is_known(Helper.KTIME_GET_COARSE_NS):  # Linux 5.11, which ended the counting as well
+        assert line == "ok      memory: maps of any size; 65536 bytes of locked memory do not concern them"
+    else:
+        assert line.startswith("missing memory: all maps together may have 65536 bytes (RLIMIT_MEMLOCK); raise the")
 
 
 @pytest.mark.privileged

@@ -1,8 +1,37 @@
-"""traffic.py: when the packets of a phase were sent."""
-
 from __future__ import annotations
 
-from lab.scenario.traffic import count_in_parts
+from contextlib import ExitStack, nullcontext
+from typing import Any
+
+import pytest
+
+from lab.scenario import traffic
+from lab.scenario.traffic import ScenarioTraffic, count_in_parts
+from lab.system.pace import SLOWNESS_VARIABLE
+
+TIMES = ("stall_after", "late_after", "start_timeout")
+
+
+def options(monkeypatch: pytest.MonkeyPatch, slowness: str) -> dict[str, Any]:
+    """Return the options of the traffic that a scenario starts where the machine is so slow."""
+    found: dict[str, Any] = {}
+
+    def stand_in(_: object, **given: Any) -> Any:
+        found.update(given)
+        return nullcontext()
+
+    monkeypatch.setenv(SLOWNESS_VARIABLE, slowness)
+    monkeypatch.setattr(traffic, "Traffic", stand_in)
+    with ExitStack() as stack:
+        ScenarioTraffic(rate=2000.0, policy=None).start(stack, [], [])
+    return found
+
+
+def test_a_slow_machine_sends_slower_and_waits_longer_by_the_same_factor(monkeypatch: pytest.MonkeyPatch) -> None:
+    ordinary, slow = options(monkeypatch, "1"), options(monkeypatch, "8")
+    assert ordinary["rate"] == 2000.0
+    assert slow["rate"] == 250.0
+    assert [slow[name] for name in TIMES] == [8 * ordinary[name] for name in TIMES]
 
 
 def test_sendings_are_counted_in_equal_parts_of_the_phase() -> None:

@@ -45,6 +45,14 @@ def test_without_the_capability_the_hard_limit_is_the_end() -> None:
     assert limited("--nofile=64:4096", "--memlock=65536:131072", drop=True) == ["4096 4096 131072 131072"]
 
 
+def test_every_command_begins_with_all_the_locked_memory_that_it_may_have() -> None:
+    script = "import resource; from lab.cli.main import main; main(['ls'])"
+    shown = f"{script}; print(*resource.getrlimit(resource.RLIMIT_MEMLOCK))"
+    argv = ["prlimit", "--memlock=65536:131072", sys.executable, "-c", shown]
+    done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.splitlines()[-1] == ("-1 -1" if may_exceed_limits() else "131072 131072")
+
+
 def test_too_low_a_hard_limit_is_one_line() -> None:
     line, after = limited("--nofile=64:199", "--memlock=65536:131072")
     assert line == (

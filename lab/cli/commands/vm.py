@@ -1,0 +1,123 @@
+"""`reloadlab vm`: kernels for virtual machines, and commands in them."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from lab.cli.targets import BadOption, print_json
+from lab.cli.vm_options import KERNELS_HELP, add_machine_options, found, kernel_list, machine_of, printer
+
+if TYPE_CHECKING:
+    from argparse import _SubParsersAction
+
+MODES = ("plain", "endpoint-routes", "tunnel")
+"""Of a survey: those of lab.vm.survey, which is not imported for a help text."""
+
+
+def add_parser(subparsers: _SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Declare the command and those below it."""
+    parser = subparsers.add_parser(
+        "vm",
+        description="Run commands on other kernels: in a virtual machine that boots the kernel directly and has this "
+        "machine's files, read-only. What a command writes there is gone when it ends. See also run --kernel.",
+    )
+    commands = parser.add_subparsers(dest="vm_command", metavar="COMMAND", required=True, help="what to do")
+
+    fetch = commands.add_parser(
+        "fetch",
+        help="fetch kernels from the distribution's packages",
+        description="Download and unpack kernels of the distribution, without installing them. Needs Debian.",
+    )
+    fetch.add_argument("versions", nargs="+", metavar="VERSION", help="such as 6.12 (its newest release), or newest")
+    fetch.add_argument("--json", action="store_true", help="print a JSON list of releases")
+    fetch.set_defaults(run=_fetch)
+
+    listing = commands.add_parser("ls", help="list the kernels that were fetched", description="List fetched kernels.")
+    listing.add_argument("--json", action="store_true", help="print a JSON list of releases")
+    listing.set_defaults(run=_list)
+
+    execute = commands.add_parser(
+        "exec",
+        usage="reloadlab vm exec KERNEL [--cpus N] [--silence SECONDS] -- COMMAND ...",
+        help="run a command on another kernel",
+        description="Run a command as root in this directory, on another kernel. The exit code is the command's.",
+    )
+    execute.add_argument("kernel", metavar="KERNEL", help=KERNELS_HELP)
+    add_machine_options(execute)
+    execute.set_defaults(run=_exec)
+
+    survey = commands.add_parser(
+        "survey",
+        help="say what works on which kernel",
+        description="On each kernel: what doctor says, what the verifier says to each object, and whether a node comes "
+        "up, reloads and answers pings in each mode.",
+    )
+    survey.add_argument("kernels", type=kernel_list, metavar="KERNEL[,KERNEL...]", help=KERNELS_HELP)
+    survey.add_argument(
+        "--mode",
+        action="append",
+        choices=MODES,
+        help=f"bring up a node like this alone (each of {', '.join(MODES)})",
+    )
+    survey.add_argument("--markdown", action="store_true", help="print tables for a document (docs/kernels.md)")
+    survey.add_argument("--json", action="store_true", help="print one JSON object, and the progress on stderr")
+    add_machine_options(survey)
+    survey.set_defaults(run=_survey)
+
+
+def _fetch(args: argparse.Namespace) -> int:
+    from lab.doctor.doctor import require
+    from lab.vm.fetch import fetch
+
+    require("root")
+    releases = fetch(args.versions)
+    if args.json:
+        print_json(releases)
+    else:
+        print(*releases, sep="\n")
+    return 0
+
+
+def _list(args: argparse.Namespace) -> int:
+    from lab.vm.kernels import fetched
+
+    releases = [kernel.release for kernel in fetched()]
+    if args.json:
+        print_json(releases)
+    else:
+        print(*releases, sep="\n", end="\n" if releases else "")
+    return 0
+
+
+def _exec(args: argparse.Namespace) -> int:
+    from lab.doctor.doctor import require
+    from lab.vm.session import run_in
+
+    if not args.handed_on:
+        raise BadOption(f"give a command after --: reloadlab vm exec {args.kernel} -- uname -r")
+    require("root")
+    (kernel,) = found([args.kernel])
+    cpus, silence = machine_of(args)
+    return run_in(kernel, args.handed_on, cpus=cpus, silence=silence, say=printer("")).exit_code
+
+
+def _survey(args: argparse.Namespace) -> int:
+    from lab.cli.survey_view import markdown, print_survey
+    from lab.doctor.doctor import require
+    from lab.vm.survey import survey
+
+    require("root")
+    kernels = found(args.kernels)
+    cpus, silence = machine_of(args)
+    surveys = [
+        survey(kernel, args.mode or MODES, cpus=cpus, silence=silence, say=printer(kernel.label, stderr=True))
+        for kernel in kernels
+    ]
+    if args.json:
+        print_json([each.to_json() for each in surveys])
+    elif args.markdown:
+        print(markdown(surveys))
+    else:
+        print_survey(surveys)
+    return 0 if all(each.good for each in surveys) else 1

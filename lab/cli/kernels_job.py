@@ -1,0 +1,196 @@
+"""`reloadlab run --kernel`: the same command in a virtual machine for each kernel, and one result of all."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from datapath.base.statefile import WrongContent, parse_json
+from lab.cli.job import check
+from lab.cli.report import RUN_JSON
+from lab.cli.tables import add_row, make_table, print_table
+from lab.cli.vm_options import add_machine_options, found, machine_of, printer
+from lab.doctor.doctor import require
+from lab.scenario.records import ERROR, FAILED, PASSED, SKIPPED, short_name
+from lab.system.launch import module_argv
+from lab.system.output import OutputDirectory
+from lab.vm.initramfs import needed_modules
+from lab.vm.kernels import Kernel
+from lab.vm.machine import MachineFailed, without_kvm
+from lab.vm.session import GUEST_OUTPUT, run_in
+
+KERNELS_JSON = "kernels.json"
+FORMAT = 1
+"""Version of kernels.json; see docs/kernels.md."""
+
+_FILES = {"--pcap": "pcap", "--junitxml": "junit.xml", "--summary": "summary.md"}
+"""Options that name what else is written, and its name beside run.json of each kernel."""
+
+_NEVER_RAN = 1
+
+
+@dataclass(frozen=True, slots=True)
+class KernelResult:
+    """What became of the command on one kernel.
+
+    `exit_code` is the command's, `failure` says why there is none of it; times are in seconds. `document` is run.json,
+    None if the command wrote none.
+    """
+
+    kernel: Kernel
+    exit_code: int
+    failure: str
+    boot_seconds: float
+    seconds: float
+    document: dict[str, Any] | None
+
+    @property
+    def outcomes(self) -> dict[str, str]:
+        """The outcome of each scenario, by name."""
+        return {row["name"]: row["outcome"] for row in (self.document or {}).get("scenarios", ())}
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "kernel": self.kernel.label,
+            "release": self.kernel.release,
+            "exit_code": self.exit_code,
+            "failure": self.failure,
+            "boot_seconds": self.boot_seconds,
+            "seconds": round(self.seconds, 1),
+            "run": None if self.document is None else f"{self.kernel.label}/{RUN_JSON}",
+        }
+
+
+def do_on_kernels(args: argparse.Namespace) -> int:
+    """Run the command on each kernel, print and write the result of all, and return the worst exit code."""
+    check(args)
+    require("root")
+    kernels = found(args.kernels)
+    for kernel in kernels:
+        # What one of them lacks is told before any of them runs.
+        needed_modules(kernel)
+    cpus, silence = machine_of(args)
+    results: list[KernelResult] = []
+    with OutputDirectory(args.out) as output:
+        for kernel in kernels:
+            results.append(_run(kernel, args, cpus=cpus, silence=silence))
+            output.write(KERNELS_JSON, json.dumps(document(results, complete=len(results) == len(kernels)), indent=1))
+    if args.json:
+        print(json.dumps(document(results, complete=True), indent=1))
+    else:
+        print_results(results)
+    return worst(results)
+
+
+def command(args: argparse.Namespace) -> list[str]:
+    """Return the command for the guest: as it was given, but for what concerns this machine."""
+    own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    own.add_argument("--kernel")
+    own.add_argument("--out")
+    for option in _FILES:
+        own.add_argument(option)
+    own.add_argument("--json", action="store_true")
+    add_machine_options(own, prefix="kernel-")
+    _, words = own.parse_known_args(args.given)
+    words += ["--out", GUEST_OUTPUT]
+    for option, name in _FILES.items():
+        if getattr(args, option.removeprefix("--")) is not None:
+            words += [option, f"{GUEST_OUTPUT}/{name}"]
+    return [*module_argv("lab.cli.main"), *words, *(["--", *args.handed_on] if args.handed_on else [])]
+
+
+def _run(kernel: Kernel, args: argparse.Namespace, *, cpus: int, silence: float) -> KernelResult:
+    say = printer(kernel.label, stderr=args.json)
+    say(f"booting {kernel.release}")
+    place = args.out / kernel.label
+    with OutputDirectory(place) as there:
+        # What failed last, for --lf.
+        before = there.read(RUN_JSON)
+    code, failure, boot, seconds = _NEVER_RAN, "", 0.0, 0.0
+    try:
+        ended = run_in(
+            kernel,
+            command(args),
+            cpus=cpus,
+            silence=silence,
+            say=say,
+            before={} if before is None else {RUN_JSON: before},
+            keep=lambda left: keep(left, place),
+        )
+        code, boot, seconds = ended.exit_code, ended.boot_seconds, ended.seconds
+    except MachineFailed as error:
+        failure = error.reason
+        print(f"reloadlab: {error}", file=sys.stderr)
+    with OutputDirectory(place) as there:
+        return KernelResult(kernel, code, failure, boot, seconds, _parsed(there.read(RUN_JSON), place))
+
+
+def keep(left: Path, place: Path) -> None:
+    """Copy the files that a command left; links and what else there may be are left out."""
+    for directory, _, names in os.walk(left):
+        with OutputDirectory(place / Path(directory).relative_to(left)) as output:
+            for path in (Path(directory) / name for name in names):
+                if path.is_file() and not path.is_symlink():
+                    output.write(path.name, path.read_bytes())
+
+
+def _parsed(text: str | None, place: Path) -> dict[str, Any] | None:
+    if text is None:
+        return None
+    try:
+        found = parse_json(text.encode(errors="replace"))
+    except WrongContent as error:
+        print(f"reloadlab: warning: {place / RUN_JSON} is {error}", file=sys.stderr)
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def document(results: Sequence[KernelResult], *, complete: bool) -> dict[str, Any]:
+    """Return kernels.json."""
+    return {
+        "format": FORMAT,
+        "complete": complete,
+        "emulated": bool(without_kvm()),
+        "kernels": [result.to_json() for result in results],
+        "scenarios": [{"name": name, "outcomes": outcomes} for name, outcomes in matrix(results)],
+    }
+
+
+def matrix(results: Sequence[KernelResult]) -> Iterator[tuple[str, dict[str, str | None]]]:
+    """Yield each scenario with its outcome on each kernel; None where it was not even collected."""
+    names = dict.fromkeys(name for result in results for name in result.outcomes)
+    for name in names:
+        yield name, {result.kernel.label: result.outcomes.get(name) for result in results}
+
+
+def worst(results: Sequence[KernelResult]) -> int:
+    """Return the worst exit code: a failure (1) is none of a wrong call (2), and all are worse than 0."""
+    return max((result.exit_code for result in results), default=0)
+
+
+def print_results(results: Sequence[KernelResult]) -> None:
+    """Print a column per kernel and a line per scenario, then a line per kernel."""
+    table = make_table("scenario", *(result.kernel.label for result in results))
+    for name, outcomes in matrix(results):
+        add_row(table, short_name(name), *(outcome or "" for outcome in outcomes.values()))
+    print()
+    print_table(table)
+    print()
+    for result in results:
+        print(f"{result.kernel.label} ({result.kernel.release}): {_verdict(result)}")
+
+
+def _verdict(result: KernelResult) -> str:
+    counts = Counter(result.outcomes.values())
+    words = [f"{counts[outcome]} {outcome}" for outcome in (PASSED, FAILED, ERROR, SKIPPED) if counts[outcome]]
+    if result.failure:
+        return ", ".join([result.failure, *words])
+    ran = f"exit code {result.exit_code} after {result.seconds:.0f} s, up in {result.boot_seconds:.1f} s"
+    return ", ".join([*words, ran])

@@ -1,0 +1,182 @@
+"""Fetches kernels from the distribution's packages, without installing anything.
+
+apt works on lists and a cache of its own here: the machine's are neither read nor changed. It asks the mirrors that the
+machine's own sources name, for other suites of the distribution.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from datapath.errors import ReloadlabError, ToolError
+from lab.system import tools
+from lab.vm.kernels import IMAGE, KERNELS_VARIABLE, kernels_directory, matching, sort_key
+
+SUITES = ("bullseye", "bookworm", "bookworm-backports", "trixie", "trixie-backports")
+SECURITY_SUITES = ("bullseye-security", "bookworm-security", "trixie-security")
+"""Suites of Debian, with kernels from 5.10 on."""
+
+ROOM = 700 << 20
+"""Bytes that must be free: a kernel has up to 110 MB as a package and 400 MB unpacked, apt's lists have 120 MB."""
+
+_PARTS = ("image", "binary", "modules", "base")
+"""Packages of one kernel, as far as they exist: from 7.3 on the image and its modules have packages of their own."""
+_OTHER_KINDS = re.compile(r"-(cloud|rt|unsigned|dbg)(-|$)")
+_SECONDS = 1800.0  # a slow line takes so long for 100 MB
+_STATE, _UNFINISHED = ".apt", ".unfinished"
+
+
+class CannotFetch(ReloadlabError):
+    """No kernel of that version can be had from here."""
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A mirror of the machine's own sources: its address, a suite of it, and the key that signs it."""
+
+    uri: str
+    suite: str
+    key: str
+
+    def line(self, suite: str) -> str:
+        """Return the line of a sources.list for another suite of the same mirror."""
+        signed = f"[signed-by={self.key}] " if self.key.startswith("/") else ""
+        return f"deb {signed}{self.uri} {suite} main"
+
+
+def fetch(versions: Sequence[str]) -> list[str]:
+    """Fetch the newest kernel of each version, unless it is there, and return their releases.
+
+    CannotFetch if there is none; ToolError carries the words of apt or dpkg.
+    """
+    directory = kernels_directory()
+    directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with _locked(directory):
+        shutil.rmtree(directory / _UNFINISHED, ignore_errors=True)
+        options = _apt(directory)
+        check_room(shutil.disk_usage(directory).free, directory)
+        try:
+            tools.run(["apt-get", *options, "update", "-qq"], timeout=_SECONDS)
+        except ToolError as error:
+            # A suite that a mirror no longer has is in the way of no other: what is missing then says what there is.
+            print(f"reloadlab: warning: apt-get update: {error.stderr.strip().splitlines()[-1]}", file=sys.stderr)
+        names = tools.run(["apt-cache", *options, "pkgnames", "linux-"]).split()
+        architecture = tools.run(["dpkg", "--print-architecture"]).strip()
+        releases = [newest(version, names, architecture) for version in versions]
+        for release in releases:
+            if not (directory / release).is_dir():
+                check_room(shutil.disk_usage(directory).free, directory)
+                _unpack(directory, release, [f"linux-{part}-{release}" for part in _PARTS], names, options)
+        return releases
+
+
+def newest(version: str, names: Sequence[str], architecture: str) -> str:
+    """Return the newest release of a version among the names of packages; CannotFetch if there is none."""
+    prefix = "linux-image-"
+    releases = [
+        name.removeprefix(prefix) for name in names if re.fullmatch(rf"{prefix}\d+\.\d+\.\d.*-{architecture}", name)
+    ]
+    usable = sorted((name for name in releases if not _OTHER_KINDS.search(name)), key=sort_key)
+    found = matching(version, usable)
+    if not found:
+        there = sorted({".".join(map(str, sort_key(name)[:2])) for name in usable}, key=sort_key)
+        raise CannotFetch(f"there is no kernel {version} here; there are {', '.join(there) or 'none'}")
+    return found[-1]
+
+
+def check_room(free: int, directory: Path) -> None:
+    """Raise CannotFetch if `free` bytes are too few for a kernel."""
+    if free < ROOM:
+        short = f"{directory} has {free >> 20} MB, a kernel needs {ROOM >> 20}"
+        raise CannotFetch(f"{short}: make room, or name another directory in {KERNELS_VARIABLE}")
+
+
+def sources(listed: str) -> list[str]:
+    """Return the lines of a sources.list for all suites, from what `apt-get indextargets` lists of the machine's."""
+    own = [Source(*words.split("\t")) for words in listed.splitlines() if words]
+    lines = []
+    for suites, mirrors in (
+        (SUITES, [source for source in own if not source.suite.endswith("-security")]),
+        (SECURITY_SUITES, [source for source in own if source.suite.endswith("-security")]),
+    ):
+        lines += [mirrors[0].line(suite) for suite in suites] if mirrors else []
+    if not lines:
+        raise CannotFetch("apt has no sources here: name the image of a kernel by its path")
+    return lines
+
+
+@contextmanager
+def _locked(directory: Path) -> Iterator[None]:
+    """Be alone: another one that fetches is waited for."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _apt(directory: Path) -> list[str]:
+    """Return the options by which apt works in a directory of ours."""
+    if "ID=debian" not in Path("/etc/os-release").read_text().splitlines():
+        raise CannotFetch("kernels are fetched on Debian alone: name the image of a kernel by its path")
+    state = directory / _STATE
+    for name in ("lists/partial", "cache/archives/partial"):
+        (state / name).mkdir(parents=True, exist_ok=True)
+    form = "$(REPO_URI)\t$(RELEASE)\t$(SIGNED_BY)"
+    listed = tools.run(["apt-get", "indextargets", "--format", form, "Created-By: Packages"])
+    (state / "sources.list").write_text("".join(f"{line}\n" for line in sources(listed)))
+    settings = {
+        "Dir::Etc::SourceList": state / "sources.list",
+        "Dir::Etc::SourceParts": "-",
+        "Dir::Etc::Preferences": "-",
+        "Dir::Etc::PreferencesParts": "-",
+        "Dir::State::Lists": state / "lists",
+        "Dir::Cache": state / "cache",
+        "APT::Sandbox::User": "root",
+        "Acquire::Languages": "none",
+    }
+    return [word for name, value in settings.items() for word in ("-o", f"{name}={value}")]
+
+
+def _unpack(directory: Path, release: str, packages: Sequence[str], names: Sequence[str], options: list[str]) -> None:
+    """Download and unpack a kernel; its directory appears whole or not at all."""
+    unfinished = directory / _UNFINISHED
+    tree, archives = unfinished / "tree", unfinished / "archives"
+    try:
+        archives.mkdir(parents=True)
+        wanted = [package for package in packages if package in names]
+        tools.run(
+            ["env", "-C", str(archives), "apt-get", *options, "-qq", "download", *wanted],
+            timeout=_SECONDS,
+        )
+        for archive in archives.iterdir():
+            tools.run(["dpkg-deb", "--extract", str(archive), str(tree)], timeout=_SECONDS)
+        _arrange(tree, release)
+        tools.run(["depmod", "--basedir", str(tree), release], timeout=_SECONDS)
+        tree.rename(directory / release)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _arrange(tree: Path, release: str) -> None:
+    """Move the image to `vmlinuz`, and the modules to lib/modules/RELEASE; some packages have them elsewhere."""
+    modules = tree / "lib" / "modules" / release
+    merged = tree / "usr" / "lib" / "modules" / release
+    if merged.is_dir():
+        modules.parent.mkdir(parents=True, exist_ok=True)
+        merged.rename(modules)
+    images = [path for path in (tree / "boot" / f"vmlinuz-{release}", modules / "vmlinuz") if path.is_file()]
+    if not images or not modules.is_dir():
+        raise CannotFetch(f"the packages of {release} hold no image, or no modules")
+    images[0].rename(tree / IMAGE)
+    for left in ("usr", "boot"):
+        shutil.rmtree(tree / left, ignore_errors=True)

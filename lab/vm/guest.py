@@ -1,0 +1,71 @@
+"""The guest's side: the first process on the host's files mounts what a machine has, runs one command, and powers off.
+
+It is told what to run by job.json in the shared directory, and says on the console when it begins and how it ended, in
+lines that begin with a word that nobody else knows.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+from datapath.kernel.libc import check, function
+from lab.system import tools
+
+JOB = "job.json"
+READY, ENDED = "ready", "ended"
+HOSTNAME = "reloadlab"
+
+_POWER_OFF = 0x4321FEDC  # LINUX_REBOOT_CMD_POWER_OFF
+_reboot = function("reboot", ctypes.c_int)
+
+_MOUNTS = (
+    ("devpts", "/dev/pts"),
+    ("tmpfs", "/dev/shm"),
+    ("bpf", "/sys/fs/bpf"),
+    ("cgroup2", "/sys/fs/cgroup"),
+    ("tracefs", "/sys/kernel/tracing"),
+    ("debugfs", "/sys/kernel/debug"),
+)
+
+
+def main() -> None:
+    """Run the job of the shared directory that the arguments name."""
+    share = Path(sys.argv[1])
+    job = json.loads((share / JOB).read_text())
+    os.environ.clear()
+    os.environ.update(job["environment"])
+    for kind, place in _MOUNTS:
+        os.makedirs(place, exist_ok=True)
+        tools.run(["mount", "-t", kind, kind, place])
+    socket.sethostname(HOSTNAME)
+    tools.run(["ip", "link", "set", "lo", "up"])
+    uptime = Path("/proc/uptime").read_text().split()[0]
+    _say(f"{job['word']} {READY} {uptime}")
+    process = subprocess.Popen(job["argv"], cwd=job["directory"], stdin=subprocess.DEVNULL)
+    code = _reaped(process.pid)
+    os.sync()
+    _say(f"{job['word']} {ENDED} {code}")
+    check(_reboot(_POWER_OFF), "reboot")
+
+
+def _reaped(pid: int) -> int:
+    """Wait for a child, and meanwhile for all orphans, which are ours: its exit code, 128 and the signal if killed."""
+    while True:
+        ended, status = os.wait()
+        if ended == pid:
+            code = os.waitstatus_to_exitcode(status)
+            return code if code >= 0 else 128 - code
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+if __name__ == "__main__":
+    main()

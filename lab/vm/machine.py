@@ -1,0 +1,162 @@
+"""One virtual machine: QEMU's command, its process, and the lines of its console until it says how it ended."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+import select
+import signal
+import subprocess
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from datapath.errors import ReloadlabError
+from datapath.kernel.libc import check, function
+from lab.system import tools
+from lab.vm.guest import ENDED, READY
+from lab.vm.kernels import Kernel
+
+QEMU = "qemu-system-x86_64"
+KVM, CPUINFO = Path("/dev/kvm"), Path("/proc/cpuinfo")
+MEMORY = 4096
+"""Megabytes of a guest: its tmpfs holds what the command writes, and the maps of a lab take some hundred."""
+
+LAST_LINES = 20
+"""Lines of the console that a machine leaves that did not say how it ended."""
+
+_PR_SET_PDEATHSIG = 1
+_prctl = function("prctl", ctypes.c_int, *[ctypes.c_ulong] * 4)
+_ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|[\x00-\x08\x0b-\x1f]")
+
+
+class MachineFailed(ReloadlabError):
+    """A virtual machine that never said how its command ended; `console` are its last lines."""
+
+    def __init__(self, label: str, reason: str, console: Sequence[str]) -> None:
+        lines = "".join(f"\n  {line}" for line in console)
+        super().__init__(f"kernel {label}: {reason}; the last lines of its console:{lines or ' none'}")
+        self.reason = reason
+        self.console = tuple(console)
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How a command in a virtual machine ended. `boot_seconds` is the guest's uptime when it began."""
+
+    exit_code: int
+    boot_seconds: float
+    seconds: float
+
+
+def without_kvm() -> str:
+    """Return why machines are emulated, which takes 10 to 20 times as long; empty where the processor itself runs them.
+
+    The device alone does not say it: there are hosts whose KVM has no help of the processor, and runs only kernels that
+    were made for that.
+    """
+    if not KVM.exists():
+        return f"there is no {KVM}"
+    if not os.access(KVM, os.R_OK | os.W_OK):
+        return f"{KVM} may not be opened"
+    if not re.search(r"^flags\s*:.* (vmx|svm)\b", CPUINFO.read_text(), re.MULTILINE):
+        return f"{KVM} is there, but the processor has neither vmx nor svm"
+    return ""
+
+
+def silence_allowed() -> float:
+    """Return for how many seconds a machine may say nothing: a scenario takes minutes where it is emulated."""
+    return 900.0 if without_kvm() else 180.0
+
+
+def qemu_argv(kernel: Kernel, initramfs: Path, share: Path, *, cpus: int, kvm: bool) -> list[str]:
+    """Return QEMU's command: no devices but the console and three directories, the host's root among them read-only."""
+    append = "console=ttyS0 quiet panic=-1" + ("" if kvm else " mitigations=off nokaslr")
+    argv = [str(tools.find(QEMU)), "-machine", "q35", "-nodefaults", "-no-user-config", "-display", "none"]
+    # QEMU 7.2 emulates cmpxchg16b wrongly (a guest of Linux 6.12 dies of it), and no kernel needs it.
+    argv += ["-accel", "kvm", "-cpu", "host"] if kvm else ["-accel", "tcg,thread=multi", "-cpu", "max,-cx16"]
+    argv += ["-m", str(MEMORY), "-smp", str(cpus), "-no-reboot", "-device", "virtio-rng-pci"]
+    argv += ["-kernel", str(kernel.image), "-initrd", str(initramfs), "-append", append]
+    argv += ["-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console"]
+    for tag, path, mode in (
+        ("root", Path("/"), ",readonly=on,multidevs=remap"),
+        ("modules", kernel.modules, ",readonly=on"),
+        ("share", share, ""),
+    ):
+        argv += ["-fsdev", f"local,id={tag},security_model=none,path={_quoted(path)}{mode}"]
+        argv += ["-device", f"virtio-9p-pci,fsdev={tag},mount_tag={tag}"]
+    return argv
+
+
+def run(argv: Sequence[str], label: str, word: str, *, silence: float, say: Callable[[str], None]) -> Ended:
+    """Run a machine to its end; `say` gets each line of the command's output. MachineFailed if it does not tell it.
+
+    What QEMU returns means nothing, a kernel that panics included: only the guest's own line counts, which begins with
+    `word`. A machine that says nothing for `silence` seconds is killed.
+    """
+    begin, boot = time.monotonic(), None
+    last: deque[str] = deque(maxlen=LAST_LINES)
+    with _started(argv) as process:
+        assert process.stdout is not None
+        for line in _lines(process.stdout.fileno(), silence):
+            if line is None:
+                raise MachineFailed(label, f"it said nothing for {silence:g} s and was killed", last)
+            if line.startswith(f"{word} {READY} "):
+                boot = float(line.split()[2])
+            elif line.startswith(f"{word} {ENDED} "):
+                return Ended(int(line.split()[2]), boot or 0.0, time.monotonic() - begin)
+            else:
+                last.append(line)
+                if boot is not None:
+                    say(line)
+        raise MachineFailed(label, "it ended without a word" + ("" if boot else ", before the command began"), last)
+
+
+@contextmanager
+def _started(argv: Sequence[str]) -> Iterator[subprocess.Popen[bytes]]:
+    """Start QEMU, which dies with us, and is killed at the end."""
+    process = subprocess.Popen(
+        argv,
+        # Nobody writes to it; at its end QEMU would do nothing but look at it again and again.
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        process_group=0,
+        preexec_fn=_killed_with_parent,
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+        assert process.stdout is not None
+        process.stdout.close()
+
+
+def _lines(descriptor: int, silence: float) -> Iterator[str | None]:
+    """Yield each line until the end; None after `silence` seconds without one."""
+    rest = b""
+    while True:
+        ready, _, _ = select.select([descriptor], [], [], silence)
+        if not ready:
+            yield None
+            return
+        data = os.read(descriptor, 1 << 16)
+        *whole, rest = (rest + data).split(b"\n")
+        if not data:
+            whole = [rest] if rest else []
+        yield from (_ESCAPES.sub("", line.decode(errors="replace")) for line in whole)
+        if not data:
+            return
+
+
+def _killed_with_parent() -> None:
+    check(_prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0), "prctl(PR_SET_PDEATHSIG)")
+
+
+def _quoted(path: Path) -> str:
+    return str(path).replace(",", ",,")

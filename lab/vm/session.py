@@ -1,0 +1,67 @@
+"""One command on one kernel: what it needs is made, the machine runs, its files are kept."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from lab.system.launch import module_argv
+from lab.system.scratch import scratch
+from lab.vm import guest, initramfs, machine
+from lab.vm.initramfs import SHARE
+from lab.vm.kernels import Kernel
+from lab.vm.machine import Ended
+
+OUTPUT = "out"
+"""In the shared directory: what the command leaves."""
+
+GUEST_OUTPUT = f"{SHARE}/{OUTPUT}"
+"""The same as the command sees it."""
+
+_HANDED_ON = ("PATH", "LANG", "CI")
+_PREFIX = "RELOADLAB_"
+_STAYS = ("RELOADLAB_RUN", "RELOADLAB_KERNELS")
+"""What concerns this machine alone."""
+
+
+def run_in(
+    kernel: Kernel,
+    argv: Sequence[str],
+    *,
+    cpus: int,
+    silence: float,
+    say: Callable[[str], None],
+    before: Mapping[str, str] | None = None,
+    keep: Callable[[Path], None] | None = None,
+) -> Ended:
+    """Run a command in this directory, as root, on another kernel; `say` gets its output line by line.
+
+    Its environment has PATH and the variables of ours. It finds the files `before` in GUEST_OUTPUT and may leave others
+    there: `keep` is called with that directory at the end, whatever became of the command. MachineFailed if the machine
+    does not tell how it ended.
+    """
+    with scratch() as directory:
+        share, image = directory / "share", directory / "initramfs"
+        output = share / OUTPUT
+        output.mkdir(parents=True)
+        for name, content in (before or {}).items():
+            (output / name).write_text(content)
+        word = f"vm-{secrets.token_hex(8)}"
+        job = {"argv": list(argv), "directory": os.getcwd(), "environment": environment(os.environ), "word": word}
+        (share / guest.JOB).write_text(json.dumps(job))
+        initramfs.write(image, kernel, module_argv("lab.vm.guest", SHARE))
+        command = machine.qemu_argv(kernel, image, share, cpus=cpus, kvm=not machine.without_kvm())
+        try:
+            return machine.run(command, kernel.label, word, silence=silence, say=say)
+        finally:
+            if keep is not None:
+                keep(output)
+
+
+def environment(own: Mapping[str, str]) -> dict[str, str]:
+    """Return the guest's environment: of ours, what concerns the command and not this machine."""
+    kept = {name: value for name, value in own.items() if name in _HANDED_ON or name.startswith(_PREFIX)}
+    return {name: value for name, value in kept.items() if name not in _STAYS} | {"HOME": "/root", "LANG": "C.UTF-8"}

@@ -1,0 +1,141 @@
+"""What works on a kernel: a few commands in a virtual machine, and what each of them came to."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from bpf import LIBRARY
+from lab.system.launch import module_argv
+from lab.vm.kernels import Kernel
+from lab.vm.machine import MachineFailed
+from lab.vm.session import GUEST_OUTPUT, run_in
+
+FILE = "survey.json"
+SOURCES = ("bpf_lxc.c", "bpf_host.c", "bpf_overlay.c", "bpf_xdp.c")
+MODES = {
+    "plain": (),
+    "endpoint-routes": ("--endpoint-routes",),
+    "tunnel": ("--tunnel",),
+}
+"""Ways in which a node can be up: the options of `up`."""
+
+_LAB = "survey"
+_SECONDS = 900.0
+"""For one command: emulated, a node takes minutes to come up on a busy machine."""
+_COMMAND_LINE = "lab.cli.main"
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One thing that was tried: what it is called, whether it worked, and why not."""
+
+    name: str
+    good: bool
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """What was found on one kernel. `requirements` is the doctor's state of each, by name.
+
+    `programs` is the verifier's count of each program, by object and name: None for one that it refused. `failure` says
+    why there is nothing else.
+    """
+
+    label: str
+    release: str
+    checks: tuple[Check, ...] = ()
+    requirements: dict[str, str] | None = None
+    programs: dict[str, dict[str, int | None]] | None = None
+    failure: str = ""
+
+    @property
+    def good(self) -> bool:
+        """Whether all that was tried worked."""
+        return not self.failure and all(check.good for check in self.checks)
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def survey(kernel: Kernel, modes: Sequence[str], *, cpus: int, silence: float, say: Callable[[str], None]) -> Survey:
+    """Find out what works on a kernel, with a node in each of `modes`; `say` gets a line for each thing tried."""
+    found: dict[str, Any] = {}
+
+    def keep(left: Path) -> None:
+        # A machine that hangs has written what it knew until then.
+        with suppress(FileNotFoundError):
+            found.update(json.loads((left / FILE).read_text()))
+
+    failure = ""
+    try:
+        argv = module_argv("lab.vm.survey", f"{GUEST_OUTPUT}/{FILE}", *modes)
+        ended = run_in(kernel, argv, cpus=cpus, silence=silence, say=say, keep=keep)
+        failure = f"the survey ended with exit code {ended.exit_code}" if ended.exit_code else ""
+    except MachineFailed as error:
+        failure = str(error)
+    checks = tuple(Check(**check) for check in found.pop("checks", ()))
+    return Survey(kernel.label, kernel.release, checks, failure=failure, **found)
+
+
+class _Guest:
+    """The guest's side: tries one thing after the other, and keeps the file of what it knows up to date."""
+
+    def __init__(self, output: Path) -> None:
+        self._output = output
+        self._found: dict[str, Any] = {"checks": [], "requirements": {}, "programs": {}}
+
+    def run(self, modes: Sequence[str]) -> None:
+        doctor = self._try("doctor", "doctor", "--json")
+        self._found["requirements"] = {row["name"]: row["state"] for row in doctor.get("requirements", ())}
+        for source in SOURCES:
+            verified = self._try(f"verify {source}", "verify", str(LIBRARY / source), "--loads", "1", "--json")
+            self._found["programs"][source] = {
+                row["name"]: row["verified_instructions"] if row["verdict"] == "accepted" else None
+                for row in verified.get("programs", ())
+            }
+            self._write()
+        for mode in modes:
+            self._node(mode)
+
+    def _node(self, mode: str) -> None:
+        """Bring a node up, let one pod reach the other before and after a reload, and take it down."""
+        up = self._try(f"up: {mode}", "up", _LAB, *MODES[mode], "--json")
+        if up:
+            ping = ("exec", f"{_LAB}/pod-1", "--", "ping", "-c", "2", "-W", "10", up[0]["pods"][1]["ipv4"])
+            self._try(f"ping: {mode}", *ping, parse=False)
+            self._try(f"reload: {mode}", "reload", _LAB, "--json")
+            self._try(f"ping after a reload: {mode}", *ping, parse=False)
+        self._call("down", _LAB)
+
+    def _try(self, name: str, *words: str, parse: bool = True) -> Any:
+        begin = time.monotonic()
+        code, said, complaint = self._call(*words)
+        message = "" if code == 0 else (complaint.strip().splitlines() or said.strip().splitlines() or [""])[-1]
+        self._found["checks"].append(asdict(Check(name, code == 0, message)))
+        self._write()
+        print(f"{'ok  ' if code == 0 else 'FAIL'} {name} ({time.monotonic() - begin:.0f} s) {message}", flush=True)
+        return json.loads(said) if parse and said.lstrip()[:1] in ("{", "[") else {}
+
+    def _call(self, *words: str) -> tuple[int, str, str]:
+        argv = module_argv(_COMMAND_LINE, *words)
+        try:
+            done = subprocess.run(argv, capture_output=True, text=True, timeout=_SECONDS, check=False)
+        except subprocess.TimeoutExpired:
+            return 1, "", f"no end after {_SECONDS:g} s"
+        return done.returncode, done.stdout, done.stderr
+
+    def _write(self) -> None:
+        self._output.write_text(json.dumps(self._found))
+
+
+if __name__ == "__main__":
+    _Guest(Path(sys.argv[1])).run(sys.argv[2:])

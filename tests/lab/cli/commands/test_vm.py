@@ -1,0 +1,67 @@
+"""What `vm` and `run --kernel` say to wrong calls, and before anything is booted."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from lab.cli.commands.vm import MODES
+from lab.cli.main import main
+from lab.vm import survey
+from lab.vm.kernels import KERNELS_VARIABLE
+
+
+@pytest.fixture(autouse=True)
+def kernels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty directory of kernels."""
+    monkeypatch.setenv(KERNELS_VARIABLE, str(tmp_path / "kernels"))
+    return tmp_path / "kernels"
+
+
+def test_list_names_what_was_fetched(kernels: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["vm", "ls"]) == 0
+    assert capsys.readouterr().out == ""
+    (kernels / "6.12.95+deb12-amd64").mkdir(parents=True)
+    assert main(["vm", "ls", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == ["6.12.95+deb12-amd64"]
+
+
+@pytest.mark.privileged
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["vm", "exec", "6.12", "--", "true"],
+        ["vm", "survey", "6.12"],
+        ["run", "--kernel", "6.12"],
+    ],
+)
+def test_a_kernel_that_was_not_fetched_is_one_line(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(argv) == 1
+    assert capsys.readouterr().err == "reloadlab: no kernel 6.12 has been fetched: reloadlab vm fetch 6.12\n"
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["vm"], "the following arguments are required: COMMAND"),
+        (["vm", "exec", "6.12", "true"], "unknown true"),
+        (["run", "--kernel", "6.1,,6.12"], "'6.1,,6.12' is no list of different kernels, such as 6.1,6.12"),
+        (["run", "--kernel", "6.1,6.1"], "is no list of different kernels"),
+        (["run", "--kernel", "6.1", "--kernel-cpus", "0"], "'0' is not a whole number of at least 1"),
+    ],
+)
+def test_a_wrong_call_is_one_line(argv: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(argv) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert said in line
+
+
+def test_exec_without_a_command_shows_one(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["vm", "exec", "6.12"]) == 1
+    assert capsys.readouterr().err.endswith("give a command after --: reloadlab vm exec 6.12 -- uname -r\n")
+
+
+def test_the_modes_of_a_survey_are_those_that_there_are() -> None:
+    assert tuple(survey.MODES) == MODES

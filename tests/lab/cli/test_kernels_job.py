@@ -1,0 +1,94 @@
+"""`run --kernel`: what the guest is told, and one result of several."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lab.cli.kernels_job import KernelResult, command, document, keep, matrix, print_results, worst
+from lab.cli.main import _split, build_parser
+from lab.vm.kernels import Kernel
+from lab.vm.session import GUEST_OUTPUT
+
+
+def words(*given: str) -> list[str]:
+    """Return the guest's words for the command, after the interpreter and the module."""
+    own, handed_on = _split(["run", *given])
+    args = build_parser("run").parse_args(own)
+    args.given, args.handed_on = own, handed_on
+    told = command(args)
+    return told[told.index("run") :]
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (("--kernel", "6.1", "-k", "rollback"), ["-k", "rollback"]),
+        (("--kernel=6.1,6.12", "--json", "--keep", "mine.py"), ["--keep", "mine.py"]),
+        (("--kernel", "6.1", "--rounds", "0", "a.py", "b.py"), ["--rounds", "0", "a.py", "b.py"]),
+        (("--out", "o", "--kernel-cpus", "2", "--kernel-silence", "9", "--kernel", "6.1"), []),
+    ],
+)
+def test_the_guest_runs_what_was_given_but_for_what_concerns_this_machine(
+    given: tuple[str, ...], told: list[str]
+) -> None:
+    assert words(*given) == ["run", *told, "--out", GUEST_OUTPUT]
+
+
+def test_packets_and_options_of_pytest_are_handed_on() -> None:
+    told = words("--kernel", "6.1", "--pcap", "p", "--junitxml", "j", "--", "-x", "--kernel")
+    files = ["--pcap", f"{GUEST_OUTPUT}/pcap", "--junitxml", f"{GUEST_OUTPUT}/junit.xml"]
+    assert told == ["run", "--out", GUEST_OUTPUT, *files, "--", "-x", "--kernel"]
+
+
+def result(label: str, code: int = 0, failure: str = "", /, **outcomes: str) -> KernelResult:
+    found: dict[str, Any] = {"scenarios": [{"name": name, "outcome": outcome} for name, outcome in outcomes.items()]}
+    kernel = Kernel(label, f"{label}.0-amd64", Path("/v"), Path("/m"))
+    return KernelResult(kernel, code, failure, 4.0, 60.0, None if failure else found)
+
+
+def test_a_row_for_each_scenario_of_any_kernel() -> None:
+    results = [result("6.1", a="passed", b="failed"), result("6.12", 1, b="passed", c="skipped")]
+    assert dict(matrix(results)) == {
+        "a": {"6.1": "passed", "6.12": None},
+        "b": {"6.1": "failed", "6.12": "passed"},
+        "c": {"6.1": None, "6.12": "skipped"},
+    }
+
+
+def test_the_worst_exit_code_counts() -> None:
+    assert worst([result("6.1", 0), result("6.12", 2), result("7.3", 1)]) == 2
+    assert worst([result("6.1", 0)]) == 0
+
+
+def test_a_kernel_that_did_not_tell_its_end_is_in_the_document() -> None:
+    written = document([result("6.1", a="passed"), result("6.12", 1, "it ended without a word")], complete=True)
+    assert [row["failure"] for row in written["kernels"]] == ["", "it ended without a word"]
+    assert [row["run"] for row in written["kernels"]] == ["6.1/run.json", None]
+    assert written["scenarios"] == [{"name": "a", "outcomes": {"6.1": "passed", "6.12": None}}]
+
+
+def test_the_table_has_a_column_for_each_kernel(capsys: pytest.CaptureFixture[str]) -> None:
+    name = "scenarios/test_host.py::test_host"
+    print_results([result("6.1", 0, "", **{name: "passed"}), result("6.12", 1, "it ended without a word")])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split() for line in lines[1:3]] == [["scenario", "6.1", "6.12"], ["host:", "host", "passed", "-"]]
+    assert lines[4:] == [
+        "6.1 (6.1.0-amd64): 1 passed, exit code 0 after 60 s, up in 4.0 s",
+        "6.12 (6.12.0-amd64): it ended without a word",
+    ]
+
+
+def test_files_are_kept_and_links_are_not(tmp_path: Path) -> None:
+    left, place = tmp_path / "left", tmp_path / "place"
+    (left / "pages").mkdir(parents=True)
+    (left / "run.json").write_text("{}")
+    (left / "pages" / "index.html").write_text("page")
+    (left / "secret").symlink_to("/etc/hostname")
+    os.mkfifo(left / "fifo")
+    keep(left, place)
+    found = {str(path.relative_to(place)) for path in place.rglob("*") if not path.is_dir()}
+    assert found == {"run.json", "pages/index.html"}

@@ -1,0 +1,130 @@
+"""The console of a virtual machine, played by a shell; and QEMU's command."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from datapath.errors import ToolMissing
+from lab.vm import machine
+from lab.vm.kernels import Kernel
+from lab.vm.machine import MachineFailed, qemu_argv, run, without_kvm
+from tests.lab.labs import ROOT
+
+KERNEL = Kernel("6.1", "6.1.0", Path("/k/vmlinuz"), Path("/k/lib/modules/6.1.0"))
+
+
+def played(script: str, *, silence: float = 60.0) -> tuple[machine.Ended, list[str]]:
+    """Return how a machine ended whose console is what a script prints, and what was said."""
+    said: list[str] = []
+    return run(["sh", "-c", script], "6.1", "WORD", silence=silence, say=said.append), said
+
+
+def test_output_begins_when_the_guest_is_ready_and_ends_with_its_exit_code() -> None:
+    ended, said = played(
+        "printf 'boot\\r\\nWORD ready 4.5\\r\\none\\r\\n\\033[1mtwo\\033[m\\r\\nWORD ended 7\\r\\n'; sleep 60"
+    )
+    assert (ended.exit_code, ended.boot_seconds) == (7, 4.5)
+    assert said == ["one", "two"]
+
+
+@pytest.mark.parametrize("code", [0, 1])
+def test_the_exit_code_of_qemu_means_nothing(code: int) -> None:
+    with pytest.raises(MachineFailed) as caught:
+        played(f"echo WORD ready 1.0; echo Kernel panic; exit {code}")
+    assert str(caught.value) == ("kernel 6.1: it ended without a word; the last lines of its console:\n  Kernel panic")
+
+
+def test_only_the_guests_own_word_counts() -> None:
+    with pytest.raises(MachineFailed, match="ended without a word, before the command began"):
+        played("echo ended 0; echo OTHER ended 0")
+
+
+def test_a_machine_that_is_silent_is_killed_and_its_last_lines_are_told() -> None:
+    with pytest.raises(MachineFailed) as caught:
+        played("seq 30; exec sleep 1000", silence=0.5)
+    assert caught.value.reason == "it said nothing for 0.5 s and was killed"
+    assert caught.value.console == tuple(str(number) for number in range(11, 31))
+
+
+def test_a_machine_does_not_outlive_a_process_that_is_killed(tmp_path: Path) -> None:
+    script = (
+        "from lab.vm.machine import run\n"
+        f"run(['sh', '-c', 'echo $$ > {tmp_path}/pid; echo; exec sleep 1000'], '6.1', 'WORD', silence=600, say=print)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT)
+    watched = None
+    while watched is None:
+        assert process.poll() is None
+        text = (tmp_path / "pid").read_text() if (tmp_path / "pid").exists() else ""
+        watched = os.pidfd_open(int(text)) if text.endswith("\n") else None
+    process.kill()
+    process.wait()
+    # Readable once the machine is gone.
+    assert select.select([watched], [], [], 30)[0]
+    os.close(watched)
+
+
+def test_qemu_is_named_with_its_package_where_it_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ToolMissing, match=r"qemu-system-x86_64 not found: apt-get install qemu-system-x86$"):
+        qemu_argv(KERNEL, Path("/i"), Path("/s"), cpus=1, kvm=True)
+
+
+@pytest.fixture
+def qemu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "qemu-system-x86_64").touch(mode=0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+
+
+@pytest.mark.usefixtures("qemu")
+def test_the_hosts_files_are_read_only_but_for_one_directory() -> None:
+    argv = qemu_argv(KERNEL, Path("/i"), Path("/s,1"), cpus=2, kvm=False)
+    shared = [argv[at + 1] for at, word in enumerate(argv) if word == "-fsdev"]
+    assert [word.split(",path=")[1] for word in shared if "readonly=on" not in word] == ["/s,,1"]
+    assert len(shared) == 3
+
+
+@pytest.mark.usefixtures("qemu")
+@pytest.mark.parametrize(("kvm", "words"), [(True, ["kvm", "host"]), (False, ["tcg,thread=multi", "max,-cx16"])])
+def test_emulation_leaves_out_what_qemu_emulates_wrongly(kvm: bool, words: list[str]) -> None:
+    argv = qemu_argv(KERNEL, Path("/i"), Path("/s"), cpus=1, kvm=kvm)
+    assert [argv[argv.index(option) + 1] for option in ("-accel", "-cpu")] == words
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [("fpu vmx sse", ""), ("fpu svm", ""), ("fpu vmx_other sse", "the processor has neither vmx nor svm")],
+)
+def test_kvm_without_the_processors_help_is_not_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: str, said: str
+) -> None:
+    (tmp_path / "kvm").touch()
+    (tmp_path / "cpuinfo").write_text(f"processor\t: 0\nflags\t\t: {flags}\n")
+    monkeypatch.setattr(machine, "KVM", tmp_path / "kvm")
+    monkeypatch.setattr(machine, "CPUINFO", tmp_path / "cpuinfo")
+    assert without_kvm().endswith(said)
+    assert bool(without_kvm()) == bool(said)
+
+
+def test_a_machine_without_kvm_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "KVM", tmp_path / "kvm")
+    assert without_kvm() == f"there is no {tmp_path}/kvm"
+    assert machine.silence_allowed() == 900.0
+
+
+def test_an_interrupt_ends_the_machine(tmp_path: Path) -> None:
+    def interrupt(line: str) -> None:
+        (tmp_path / "pid").write_text(line)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(["sh", "-c", "echo WORD ready 1; echo $$; exec sleep 1000"], "6.1", "WORD", silence=60, say=interrupt)
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "pid").read_text()), signal.SIGKILL)
