@@ -12,6 +12,8 @@ import os
 import socket
 import subprocess
 import sys
+import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 from datapath.kernel.libc import check, function
@@ -21,6 +23,7 @@ JOB = "job.json"
 READY, ENDED = "ready", "ended"
 HOSTNAME = "reloadlab"
 
+_DRAIN_SECONDS = 10.0
 _POWER_OFF = 0x4321FEDC  # LINUX_REBOOT_CMD_POWER_OFF
 _reboot = function("reboot", ctypes.c_int)
 
@@ -47,15 +50,37 @@ def main() -> None:
     tools.run(["ip", "link", "set", "lo", "up"])
     uptime = Path("/proc/uptime").read_text().split()[0]
     _say(f"{job['word']} {READY} {uptime}")
-    process = subprocess.Popen(job["argv"], cwd=job["directory"], stdin=subprocess.DEVNULL)
-    code = _reaped(process.pid)
+    code = run(job["argv"], job["directory"])
     os.sync()
     _say(f"{job['word']} {ENDED} {code}")
     check(_reboot(_POWER_OFF), "reboot")
 
 
+def run(argv: Sequence[str], directory: str) -> int:
+    """Run a command to its end and return its exit code; 128 and the signal if it was killed.
+
+    Its output is a pipe, from which it comes to the console: for a terminal, commands draw what moves.
+    """
+    process = subprocess.Popen(
+        argv, cwd=directory, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    assert process.stdout is not None
+    forwarding = threading.Thread(target=_forward, args=(process.stdout.fileno(),), daemon=True)
+    forwarding.start()
+    code = _reaped(process.pid)
+    # What the command left running may hold the pipe open for ever.
+    forwarding.join(_DRAIN_SECONDS)
+    return code
+
+
+def _forward(descriptor: int) -> None:
+    while data := os.read(descriptor, 1 << 16):
+        sys.stdout.buffer.write(data)
+        sys.stdout.buffer.flush()
+
+
 def _reaped(pid: int) -> int:
-    """Wait for a child, and meanwhile for all orphans, which are ours: its exit code, 128 and the signal if killed."""
+    """Wait for a child, and meanwhile for all orphans, which are ours; return its exit code."""
     while True:
         ended, status = os.wait()
         if ended == pid:
