@@ -27,6 +27,8 @@ from lab.corpus.fault import Fault
 from lab.corpus.trial import APPLIED, RESULT, RUNNING, run_part
 from lab.corpus.verdict import Catch, How, Trial
 from lab.node import registry
+from lab.system.process import Process, fork
+from lab.system.signals import SIGNALS
 from lab.watch.kernel_drops import DropsUnavailable, tracing
 
 _POLL_MS = 200
@@ -41,32 +43,32 @@ class CorpusError(ReloadlabError):
 
 
 @dataclass(slots=True)
-class _Process:
-    """A part of a trial under way, since `started`.
+class _Part:
+    """A part of a trial under way in a process of its own, since `started`.
 
     `deadline` is when the scenario that runs now counts as hung, `scenario` its name.
     """
 
     course: Course
     directory: Path
-    pid: int
-    pidfd: int
+    process: Process
     started: float
     deadline: float
     scenario: str = ""
     hung: bool = False
 
     def signal(self, number: int) -> None:
+        """Send a signal to the process and those that it has started; to it alone as long as it has no session."""
         try:
-            os.killpg(self.pid, number)
+            os.killpg(self.process.pid, number)
         except ProcessLookupError:
-            return
+            self.process.signal(number)
 
     def reap(self) -> int:
         """Wait for the end; return the exit status as os.waitstatus_to_exitcode does."""
-        _, status = os.waitpid(self.pid, 0)
-        os.close(self.pidfd)
-        return os.waitstatus_to_exitcode(status)
+        status = self.process.wait()
+        self.process.close()
+        return status
 
 
 class Runner:
@@ -90,7 +92,7 @@ class Runner:
         self._workers = workers
         self._patience = patience
         self._on_trial = on_trial
-        self._processes: list[_Process] = []
+        self._parts: list[_Part] = []
         self._failed: dict[str, None] = {}
         self._directories: dict[Course, Path] = {}
         self._broken: list[str] = []
@@ -149,8 +151,8 @@ class Runner:
 
     def _try(self, session: pytest.Session, courses: Sequence[Course]) -> None:
         waiting = list(courses)[::-1]
-        while waiting or self._processes:
-            while waiting and len(self._processes) < self._workers:
+        while waiting or self._parts:
+            while waiting and len(self._parts) < self._workers:
                 self._start(session, waiting.pop())
             waiting += self._look()
 
@@ -161,27 +163,27 @@ class Runner:
         directory.mkdir(exist_ok=True)
         for name in (RUNNING, APPLIED, RESULT):
             (directory / name).unlink(missing_ok=True)
-        parent = os.getpid()
-        pid = os.fork()
-        if pid == 0:
-            _be_child(session, course, directory, templates, parent)
-        now = time.monotonic()
-        self._processes.append(_Process(course, directory, pid, os.pidfd_open(pid), now, now + self._patience + _GRACE))
+        parent, now = os.getpid(), time.monotonic()
+
+        def keep(process: Process) -> None:
+            self._parts.append(_Part(course, directory, process, now, now + self._patience + _GRACE))
+
+        fork(lambda: _be_child(session, course, directory, templates, parent), keep)
 
     def _look(self) -> list[Course]:
         """Wait a moment; end processes whose scenario does not. Return trials that go on in another process."""
         poll = select.poll()
-        for process in self._processes:
-            poll.register(process.pidfd, select.POLLIN)
+        for part in self._parts:
+            poll.register(part.process.pidfd, select.POLLIN)
         ended = {descriptor for descriptor, _ in poll.poll(_POLL_MS)}
         unfinished: list[Course] = []
-        for process in list(self._processes):
-            if process.pidfd not in ended:
-                self._watch(process)
+        for part in list(self._parts):
+            if part.process.pidfd not in ended:
+                self._watch(part)
                 continue
-            self._processes.remove(process)
-            course = process.course
-            course.note(_part_of(process, process.reap()))
+            self._parts.remove(part)
+            course = part.course
+            course.note(_trial_of(part, part.reap()))
             if course.next_scenarios():
                 unfinished.append(course)
                 continue
@@ -190,26 +192,26 @@ class Runner:
             self._on_trial(course.fault, course.trial)
         return unfinished
 
-    def _watch(self, process: _Process) -> None:
-        now, running = time.monotonic(), _text(process.directory / RUNNING)
-        if running != process.scenario:
-            process.scenario, process.deadline = running, now + self._patience
-        elif now > process.deadline:
-            process.signal(signal.SIGKILL if process.hung else signal.SIGINT)
-            process.hung, process.deadline = True, now + _GRACE
+    def _watch(self, part: _Part) -> None:
+        now, running = time.monotonic(), _text(part.directory / RUNNING)
+        if running != part.scenario:
+            part.scenario, part.deadline = running, now + self._patience
+        elif now > part.deadline:
+            part.signal(signal.SIGKILL if part.hung else signal.SIGINT)
+            part.hung, part.deadline = True, now + _GRACE
 
     def _stop(self) -> None:
         """Have all processes take their nodes down, and kill those that take too long."""
-        for process in self._processes:
-            process.signal(signal.SIGINT)
+        for part in self._parts:
+            part.signal(signal.SIGINT)
         deadline = time.monotonic() + _GRACE
-        for process in self._processes:
-            poll = select.poll()
-            poll.register(process.pidfd, select.POLLIN)
-            if not poll.poll(max(deadline - time.monotonic(), 0) * 1000):
-                process.signal(signal.SIGKILL)
-            process.reap()
-        self._processes.clear()
+        for part in self._parts:
+            try:
+                part.process.wait(max(deadline - time.monotonic(), 0))
+            except TimeoutError:
+                part.signal(signal.SIGKILL)
+            part.reap()
+        self._parts.clear()
 
 
 def _be_child(session: pytest.Session, course: Course, directory: Path, templates: Path, parent: int) -> None:
@@ -220,6 +222,7 @@ def _be_child(session: pytest.Session, course: Course, directory: Path, template
         check(_prctl(_PR_SET_PDEATHSIG, signal.SIGINT, 0, 0, 0), "prctl(PR_SET_PDEATHSIG)")
         if os.getppid() != parent:
             return
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         log = os.open(directory / "log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         os.dup2(log, 1)
         os.dup2(log, 2)
@@ -231,22 +234,22 @@ def _be_child(session: pytest.Session, course: Course, directory: Path, template
         os._exit(code)
 
 
-def _part_of(process: _Process, code: int) -> Trial:
+def _trial_of(done: _Part, code: int) -> Trial:
     """Return what a process has found until its end, and how it ended; what it has left of labs is removed."""
-    directory = process.directory
+    directory = done.directory
     result = _text(directory / RESULT)
     part = Trial.from_json(json.loads(result)) if result else Trial()
-    part = replace(part, seconds=time.monotonic() - process.started)
-    if code == 0 and not process.hung:
+    part = replace(part, seconds=time.monotonic() - done.started)
+    if code == 0 and not done.hung:
         return part
     registry.sweep()
     scenario, said = _text(directory / RUNNING), _text(directory / "log").strip()
-    if not scenario or (code > 0 and not process.hung):
+    if not scenario or (code > 0 and not done.hung):
         end = f"exit code {code}" if code >= 0 else signal.Signals(-code).name
         return replace(part, error=f"the process ended with {end} in {scenario or 'no scenario'}:\n{said}")
-    how, text = (How.HUNG, said) if process.hung else (How.DIED, f"killed by {signal.Signals(-code).name}: {said}")
+    how, text = (How.HUNG, said) if done.hung else (How.DIED, f"killed by {signal.Signals(-code).name}: {said}")
     catch, applied = Catch(scenario, how, text=text), (directory / APPLIED).exists()
-    caught = applied or process.course.fault is None
+    caught = applied or done.course.fault is None
     return replace(
         part,
         applied=tuple(dict.fromkeys((*part.applied, *([scenario] if applied else ())))),

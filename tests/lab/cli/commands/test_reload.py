@@ -5,6 +5,7 @@ import json
 import pytest
 
 from datapath.base.mapnames import CIDR_MAPS
+from datapath.kernel.xdp import takes_frags
 from lab.cli.main import main
 from lab.node.node import Node
 from lab.node.topology import NodeSpec
@@ -53,9 +54,13 @@ def test_xdp_is_switched_on_in_another_mode_and_off(capsys: pytest.CaptureFixtur
             assert ("xdp cil_xdp_entry (generic)" in capsys.readouterr().out) == (mode == "generic")
         assert main(["reload", name, "--xdp", "native"]) == 0
         capsys.readouterr()
-        assert main(["reload", name, "--mtu", "9000"]) == 1
+        # Before Linux 5.18 no program takes frames in several pieces.
+        takes = takes_frags()
+        assert main(["reload", name, "--mtu", "9000"]) == (0 if takes else 1)
         assert capsys.readouterr().err == (
-            f"reloadlab: native XDP takes no MTU of 9000 bytes: reload {name} with --xdp generic or off first\n"
+            ""
+            if takes
+            else f"reloadlab: native XDP takes no MTU of 9000 bytes: reload {name} with --xdp generic or off first\n"
         )
         assert main(["reload", name, "--xdp", "off"]) == 0
         assert Node.open(name).spec.xdp is None
