@@ -10,6 +10,7 @@ import base64
 import gzip
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
@@ -87,6 +88,11 @@ class Run:
         parallel = self.content["parallel"]
         return [] if parallel is None else [*parallel["failures"], *parallel["problems"]]
 
+    @cached_property
+    def unchecked(self) -> list[tuple[str, int]]:
+        """What was not checked, and in how many scenarios: of that, one that passed says nothing."""
+        return Counter(gap for scenario in self.scenarios for gap in scenario.record["gaps"]).most_common()
+
     @property
     def state(self) -> str:
         """A word for the colour of the verdict: bad, open, good."""
@@ -124,7 +130,7 @@ class Run:
             ("packets sent", f"{sent:,}"),
             ("packets lost", f"{lost:,}"),
             ("reloads", f"{len(reloads):,}"),
-            ("reloads that failed", f"{len(failed):,}"),
+            ("reloads that failed", f"{len(failed):,}{self._on_purpose(failed)}"),
             ("steps", f"{sum(len(reload['spans']) for reload in (*reloads, *failed)):,}"),
             ("took", duration(self.content["seconds"] * 1e9)),
             ("kernel", machine["kernel"]),
@@ -133,6 +139,11 @@ class Run:
             ("reloadlab", self.content["version"] or "not known"),
             *((name, value) for name, value in subject if not name.endswith("sha256")),
         ]
+
+    def _on_purpose(self, failed: Sequence[Mapping[str, Any]]) -> str:
+        """Return a remark if every failed reload is one that its scenario wanted to fail."""
+        passed = {scenario.record["name"] for scenario in self.scenarios if scenario.outcome == "passed"}
+        return " on purpose" if failed and all(reload["scenario"] in passed for reload in failed) else ""
 
 
 class PageMaker:

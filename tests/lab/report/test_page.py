@@ -111,6 +111,15 @@ def test_the_verdict_is_the_heading() -> None:
     assert heading(run(record(HALF))) == "✓ Nothing went wrong"
 
 
+def test_what_was_not_checked_is_told_at_the_top() -> None:
+    content = run(record("a", gaps=("too fast",)), record("b", gaps=("too fast", "no log")), record("c"))
+    shown = page(content)
+    assert "<summary>Not checked: 2 things</summary>" in shown
+    assert "in 2 scenarios: too fast" in shown
+    assert "in 1 scenario: no log" in shown
+    assert "Not checked" not in page(run(record("a")))
+
+
 def test_files_of_two_kernels_are_told() -> None:
     mine = machine().kernel
     same = run(record()) | {"machine": {"kernel": mine, "cpus": 2}}
