@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import signal
@@ -16,16 +15,14 @@ from pathlib import Path
 import lab
 from datapath.endpoint import Attachment
 from datapath.errors import ReloadlabError
-from datapath.kernel.libc import check, function
 from lab.scenario.records import END, INTERRUPTED, Record, read
+from lab.system.process import end_with_parent
 
 POLL = 0.2
 """Seconds between two looks at the records."""
 
 _INTERNAL_ERROR, _USAGE_ERROR, _NO_TESTS = 3, 4, 5
 """Exit codes of pytest."""
-_PR_SET_PDEATHSIG = 1
-_prctl = function("prctl", ctypes.c_int, *[ctypes.c_ulong] * 4)
 
 _PATIENCE = 30.0
 """Seconds that an interrupted pytest has to take its nodes down."""
@@ -225,7 +222,7 @@ class Suites:
 
 def _interrupted_with_parent() -> None:
     """Have this process, a child that is about to be pytest, interrupted when the run is killed."""
-    check(_prctl(_PR_SET_PDEATHSIG, signal.SIGINT, 0, 0, 0), "prctl(PR_SET_PDEATHSIG)")
+    end_with_parent(signal.SIGINT)
 
 
 @contextmanager

@@ -6,7 +6,6 @@ collected, which takes longer than most faults need to be caught.
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import select
@@ -21,21 +20,18 @@ from pathlib import Path
 import pytest
 
 from datapath.errors import ReloadlabError
-from datapath.kernel.libc import check, function
 from lab.corpus.course import Course, ordered
 from lab.corpus.fault import Fault
 from lab.corpus.trial import APPLIED, RESULT, RUNNING, run_part
 from lab.corpus.verdict import Catch, How, Trial
 from lab.node import registry
-from lab.system.process import Process, fork
+from lab.system.process import Process, end_with_parent, fork
 from lab.system.signals import SIGNALS
 from lab.watch.kernel_drops import DropsUnavailable, tracing
 
 _POLL_MS = 200
 _GRACE = 20.0
 """Seconds that an interrupted process has to take its nodes down."""
-_PR_SET_PDEATHSIG = 1
-_prctl = function("prctl", ctypes.c_int, *[ctypes.c_ulong] * 4)
 
 
 class CorpusError(ReloadlabError):
@@ -219,7 +215,7 @@ def _be_child(session: pytest.Session, course: Course, directory: Path, template
     code = 1
     try:
         os.setsid()
-        check(_prctl(_PR_SET_PDEATHSIG, signal.SIGINT, 0, 0, 0), "prctl(PR_SET_PDEATHSIG)")
+        end_with_parent(signal.SIGINT)
         if os.getppid() != parent:
             return
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)

@@ -28,6 +28,7 @@ from datapath.kernel.netns import CLONE_NEWNET, NamespaceNotFound
 from lab.loaders.command import LoaderCommand
 from lab.loaders.protocol import BadAnswer, LoaderBroken, LoaderDied, parse
 from lab.system.mounts import leave_mount_namespace, replace_sysfs
+from lab.system.process import end_with_parent
 
 T = TypeVar("T")
 
@@ -41,9 +42,7 @@ CANCEL_SECONDS = 10.0
 """Seconds in which a loader that can be cancelled has to answer."""
 
 _POLL_MS = 20
-_PR_SET_PDEATHSIG = 1
 
-_prctl = function("prctl", ctypes.c_int, *[ctypes.c_ulong] * 4)
 _setns = function("setns", ctypes.c_int, ctypes.c_int)
 
 
@@ -333,7 +332,7 @@ def _open_netns(path: Path) -> int:
 
 def _enter(netns: int, bpffs: Path, parent: int, gate: Callable[[], None] | None) -> None:
     """Move this process, which is about to become a loader, into the node."""
-    check(_prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0), "prctl(PR_SET_PDEATHSIG)")
+    end_with_parent(signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)
     check(_setns(netns, CLONE_NEWNET), "setns(CLONE_NEWNET)")

@@ -10,7 +10,6 @@ process has ended: meanwhile the caller has nothing to do, and a process that is
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import os
 import pickle
@@ -27,8 +26,7 @@ from types import FrameType
 from typing import IO, Generic, NoReturn, TypeVar
 
 from datapath.errors import Cancelled, ReloadlabError
-from datapath.kernel.libc import check, function
-from lab.system.process import Process, fork
+from lab.system.process import Process, end_with_parent, fork
 from lab.system.signals import SIGNALS, SignalEvent
 
 T = TypeVar("T")
@@ -44,9 +42,6 @@ _NUMBER = struct.Struct("=I")
 _FRAME = struct.Struct("=BIQ")  # kind, number of the task, bytes that follow
 _BEGUN, _DONE, _RAISED = range(3)
 _NO_TASK = 0xFFFFFFFF
-_PR_SET_PDEATHSIG = 1
-
-_prctl = function("prctl", ctypes.c_int, *[ctypes.c_ulong] * 4)
 
 
 class WorkerDied(ReloadlabError):
@@ -229,7 +224,7 @@ def _cancelled_by_signals(parent: int) -> threading.Event:
         if number == signal.SIGTERM or signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, handler)
     # Sent when the thread that forked ends. It does nothing but wait for us: it ends with its process, by SIGKILL.
-    check(_prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0), "prctl(PR_SET_PDEATHSIG)")
+    end_with_parent(signal.SIGTERM)
     if os.getppid() != parent:
         cancel.set()
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import select
 import signal
 import warnings
 from collections.abc import Callable
 
+from datapath.kernel.libc import check, function
 from lab.system.signals import SIGNALS
+
+_PR_SET_PDEATHSIG = 1
+_prctl = function("prctl", ctypes.c_int, *[ctypes.c_ulong] * 4)
 
 
 class Process:
@@ -81,3 +86,8 @@ def fork(serve: Callable[[], object], keep: Callable[[Process], object]) -> None
             raise
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def end_with_parent(number: int) -> None:
+    """Have this process get a signal when the thread that started it ends; what has ended before is not noticed."""
+    check(_prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0), "prctl(PR_SET_PDEATHSIG)")

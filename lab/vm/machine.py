@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import re
 import select
@@ -16,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from datapath.errors import ReloadlabError
-from datapath.kernel.libc import check, function
 from lab.system import tools
+from lab.system.process import end_with_parent
 from lab.vm.guest import ENDED, READY
 from lab.vm.kernels import Kernel
 
@@ -29,8 +28,6 @@ MEMORY = 4096
 LAST_LINES = 20
 """Lines of the console that a machine leaves that did not say how it ended."""
 
-_PR_SET_PDEATHSIG = 1
-_prctl = function("prctl", ctypes.c_int, *[ctypes.c_ulong] * 4)
 _ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|[\x00-\x08\x0b-\x1f]")
 
 
@@ -155,7 +152,7 @@ def _lines(descriptor: int, silence: float) -> Iterator[str | None]:
 
 
 def _killed_with_parent() -> None:
-    check(_prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0), "prctl(PR_SET_PDEATHSIG)")
+    end_with_parent(signal.SIGKILL)
 
 
 def _quoted(path: Path) -> str:
