@@ -38,6 +38,7 @@ setup(
     package_data={
         "reloadlab": ["py.typed"],
         PLACES["bpf"]: ["*.c", "*.h", "lib/*.h", "include/**/*.h", "LICENSE.*"],
+        f"{PLACES['lab']}.box": ["init.sh"],
         f"{PLACES['lab']}.vm": ["init.sh"],
         f"{PLACES['lab']}.watch": ["*.c"],
         f"{PLACES['lab']}.loaders": ["cilium/*.go", "cilium/loader/*.go"],

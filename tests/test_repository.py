@@ -35,7 +35,7 @@ ROOMS = {
         ("errors",),
         ("system",),
         ("abi", "gates", "vm"),
-        ("node",),
+        ("box", "node"),
         ("loaders", "results", "traffic"),
         ("agent",),
         ("watch",),

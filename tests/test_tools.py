@@ -33,6 +33,7 @@ def test_sudo_keeps_every_variable_of_ours(path: str) -> None:
     option, _, names = kept.partition("=")
     assert option == "--preserve-env"
     names_of_ours = (
+        "BOXES",
         "CACHE",
         "CILIUM_BPF",
         "CLANG",
@@ -44,7 +45,7 @@ def test_sudo_keeps_every_variable_of_ours(path: str) -> None:
         "SLOWNESS",
     )
     ours = {f"RELOADLAB_{name}" for name in names_of_ours}
-    assert set(names.split(",")) == {"CI", *ours}
+    assert set(names.split(",")) == {"CI", "SOURCE_DATE_EPOCH", *ours}
     assert command == ["PYTHONPYCACHEPREFIX=/var/cache/reloadlab/bytecode", "command", "word"]
 
 

@@ -59,9 +59,9 @@ def fetch(versions: Sequence[str]) -> list[str]:
     """
     directory = kernels_directory()
     directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with _locked(directory):
+    with alone(directory):
         shutil.rmtree(directory / _UNFINISHED, ignore_errors=True)
-        options = _apt(directory)
+        options = private_apt(directory / _STATE, machine_sources())
         check_room(shutil.disk_usage(directory).free, directory)
         try:
             tools.run(["apt-get", *options, "update", "-qq"], timeout=_SECONDS)
@@ -99,23 +99,32 @@ def check_room(free: int, directory: Path) -> None:
         raise CannotFetch(f"{short}: make room, or name another directory in {KERNELS_VARIABLE}")
 
 
-def sources(listed: str) -> list[str]:
-    """Return the lines of a sources.list for all suites, from what `apt-get indextargets` lists of the machine's."""
+def machine_sources(suites: Sequence[str] = SUITES, security_suites: Sequence[str] = SECURITY_SUITES) -> list[str]:
+    """Return the lines of a sources.list for suites of Debian, from the mirrors of this machine; CannotFetch."""
+    if "ID=debian" not in Path("/etc/os-release").read_text().splitlines():
+        raise CannotFetch("packages are fetched on Debian alone: name the image of a kernel by its path")
+    form = "$(REPO_URI)\t$(RELEASE)\t$(SIGNED_BY)"
+    listed = tools.run(["apt-get", "indextargets", "--format", form, "Created-By: Packages"])
+    return sources(listed, suites, security_suites)
+
+
+def sources(listed: str, suites: Sequence[str] = SUITES, security_suites: Sequence[str] = SECURITY_SUITES) -> list[str]:
+    """Return the lines of a sources.list for suites, from what `apt-get indextargets` lists of the machine's."""
     own = [Source(*words.split("\t")) for words in listed.splitlines() if words]
     lines = []
-    for suites, mirrors in (
-        (SUITES, [source for source in own if not source.suite.endswith("-security")]),
-        (SECURITY_SUITES, [source for source in own if source.suite.endswith("-security")]),
+    for wanted, mirrors in (
+        (suites, [source for source in own if not source.suite.endswith("-security")]),
+        (security_suites, [source for source in own if source.suite.endswith("-security")]),
     ):
-        lines += [mirrors[0].line(suite) for suite in suites] if mirrors else []
+        lines += [mirrors[0].line(suite) for suite in wanted] if mirrors else []
     if not lines:
         raise CannotFetch("apt has no sources here: name the image of a kernel by its path")
     return lines
 
 
 @contextmanager
-def _locked(directory: Path) -> Iterator[None]:
-    """Be alone: another one that fetches is waited for."""
+def alone(directory: Path) -> Iterator[None]:
+    """Be alone in a directory of what is kept: another one that fills it is waited for."""
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -124,16 +133,11 @@ def _locked(directory: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _apt(directory: Path) -> list[str]:
-    """Return the options by which apt works in a directory of ours."""
-    if "ID=debian" not in Path("/etc/os-release").read_text().splitlines():
-        raise CannotFetch("kernels are fetched on Debian alone: name the image of a kernel by its path")
-    state = directory / _STATE
+def private_apt(state: Path, lines: Sequence[str]) -> list[str]:
+    """Return the options by which apt works in a directory of ours, with the lines of a sources.list."""
     for name in ("lists/partial", "cache/archives/partial"):
         (state / name).mkdir(parents=True, exist_ok=True)
-    form = "$(REPO_URI)\t$(RELEASE)\t$(SIGNED_BY)"
-    listed = tools.run(["apt-get", "indextargets", "--format", form, "Created-By: Packages"])
-    (state / "sources.list").write_text("".join(f"{line}\n" for line in sources(listed)))
+    (state / "sources.list").write_text("".join(f"{line}\n" for line in lines))
     settings = {
         "Dir::Etc::SourceList": state / "sources.list",
         "Dir::Etc::SourceParts": "-",

@@ -38,29 +38,37 @@ class UnfitBusybox(ReloadlabError):
 
 def write(output: Path, kernel: Kernel, command: Sequence[str]) -> None:
     """Write the initramfs that boots `kernel` and ends in `command`, an argument list of the host's own programs."""
-    modules = {path.name.partition(".ko")[0] + ".ko": _plain(path) for path in needed_modules(kernel)}
-    files = {
-        "bin/busybox": (_PROGRAM, busybox().read_bytes()),
-        "init": (_PROGRAM, _INIT.read_bytes()),
-        "modules/order": (_FILE, _lines(modules)),
-        "modules/release": (_FILE, _lines([kernel.release])),
-        "modules/share": (_FILE, _lines([SHARE])),
-        "modules/command": (_FILE, _lines(command)),
-        **{f"modules/{name}": (_FILE, content) for name, content in modules.items()},
-    }
-    output.write_bytes(archive(files))
+    output.write_bytes(assemble(kernel, _INIT, NEEDED, {"share": [SHARE], "command": command}))
 
 
-def needed_modules(kernel: Kernel) -> list[Path]:
+def assemble(kernel: Kernel, init: Path, needed: Mapping[str, str], settings: Mapping[str, Sequence[str]]) -> bytes:
+    """Return an initramfs of busybox, `init` and the modules `needed`, which init finds in /modules, named in order.
+
+    `settings` are further files there, each with its lines; one of them is always `release`.
+    """
+    modules = {path.name.partition(".ko")[0] + ".ko": _plain(path) for path in needed_modules(kernel, needed)}
+    settings = {"order": list(modules), "release": [kernel.release], **settings}
+    return archive(
+        {
+            "bin/busybox": (_PROGRAM, busybox().read_bytes()),
+            "init": (_PROGRAM, init.read_bytes()),
+            **{f"modules/{name}": (_FILE, _lines(lines)) for name, lines in settings.items()},
+            **{f"modules/{name}": (_FILE, content) for name, content in modules.items()},
+        }
+    )
+
+
+def needed_modules(kernel: Kernel, needed: Mapping[str, str] = NEEDED) -> list[Path]:
     """Return the files of the modules that the guest needs first, in the order in which they are loaded.
 
-    NoKernel if the kernel lacks one, or its index of modules is missing.
+    `needed` has the option of the kernel's configuration for each. NoKernel if the kernel lacks one, or its index of
+    modules is missing.
     """
     base = kernel.modules.parents[2]
     if not (kernel.modules / "modules.dep").is_file():
         raise NoKernel(f"{kernel.modules} has no modules.dep: depmod --basedir {base} {kernel.release}")
     found: dict[Path, None] = {}
-    for name, option in NEEDED.items():
+    for name, option in needed.items():
         try:
             shown = tools.run(["modprobe", "-d", str(base), "-S", kernel.release, "--show-depends", name])
         except ToolError as error:
@@ -111,5 +119,5 @@ def _plain(path: Path) -> bytes:
     return path.read_bytes()
 
 
-def _lines(words: Sequence[str] | Mapping[str, object]) -> bytes:
+def _lines(words: Sequence[str]) -> bytes:
     return "".join(f"{word}\n" for word in words).encode()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lab.cli.targets import BadOption, print_json
@@ -14,13 +15,17 @@ if TYPE_CHECKING:
 MODES = ("plain", "endpoint-routes", "tunnel")
 """Of a survey: those of lab.vm.survey, which is not imported for a help text."""
 
+RELEASES = ("bookworm", "trixie")
+"""Of a box: those of lab.box.plan, the default first."""
+
 
 def add_parser(subparsers: _SubParsersAction[argparse.ArgumentParser]) -> None:
     """Declare the command and those below it."""
     parser = subparsers.add_parser(
         "vm",
         description="Run commands on other kernels: in a virtual machine that boots the kernel directly and has this "
-        "machine's files, read-only. What a command writes there is gone when it ends. See also run --kernel.",
+        "machine's files, read-only. What a command writes there is gone when it ends. See also run --kernel. "
+        "Machines that last are Vagrant's: `box` builds what it starts them from.",
     )
     commands = parser.add_subparsers(dest="vm_command", metavar="COMMAND", required=True, help="what to do")
 
@@ -65,6 +70,39 @@ def add_parser(subparsers: _SubParsersAction[argparse.ArgumentParser]) -> None:
     add_machine_options(survey)
     survey.set_defaults(run=_survey)
 
+    box = commands.add_parser(
+        "box",
+        help="build a box for Vagrant",
+        description="Build a box for Vagrant and libvirt from Debian's packages: one kernel, and all that `make setup` "
+        "asks for. One that is there and has the same content is kept. Needs root, and about 8 GB meanwhile.",
+    )
+    box.add_argument(
+        "kernel",
+        metavar="KERNEL",
+        help="a version such as 6.12, or newest (fetched if it is not there), or the path of an image",
+    )
+    box.add_argument(
+        "--release", choices=RELEASES, default=RELEASES[0], help="the release of Debian in the box (%(default)s)"
+    )
+    box.add_argument(
+        "--lock",
+        type=Path,
+        default=Path("requirements.lock"),
+        metavar="FILE",
+        help="what pip is to find in the box (%(default)s)",
+    )
+    box.add_argument("--json", action="store_true", help="print one JSON object: name, path, kernel, built")
+    box.set_defaults(run=_box)
+
+    down = commands.add_parser(
+        "down",
+        help="end virtual machines",
+        description="End what runs in virtual machines of ours: those of `vm` and `run --kernel`, whoever started "
+        "them, and those of Vagrant from this checkout, whose disks are deleted. Machines of others are named.",
+    )
+    down.add_argument("--all", action="store_true", required=True, help="say that all of them are meant")
+    down.set_defaults(run=_down)
+
 
 def _fetch(args: argparse.Namespace) -> int:
     from lab.doctor.doctor import require
@@ -100,6 +138,48 @@ def _exec(args: argparse.Namespace) -> int:
     (kernel,) = found([args.kernel])
     cpus, silence = machine_of(args)
     return run_in(kernel, args.handed_on, cpus=cpus, silence=silence, say=printer("")).exit_code
+
+
+def _box(args: argparse.Namespace) -> int:
+    from lab.box.build import build
+    from lab.box.plan import RELEASES
+    from lab.doctor.doctor import require
+    from lab.vm.fetch import fetch
+    from lab.vm.kernels import NEWEST, fetched, find, matching
+
+    require("root")
+    say = printer("box", stderr=True)
+    if "/" not in args.kernel:
+        there = [kernel.release for kernel in fetched()]
+        if args.kernel == NEWEST or not matching(args.kernel, there):
+            say(f"fetching kernel {args.kernel}")
+            fetch([args.kernel])
+    box = build(RELEASES[args.release], find(args.kernel), args.lock, say=say)
+    if args.json:
+        print_json({"name": box.name, "path": str(box.path), "kernel": box.kernel, "built": box.built})
+    else:
+        print(f"{box.name} ({box.kernel}) {'is built' if box.built else 'is there already'}: {box.path}")
+    return 0
+
+
+def _down(args: argparse.Namespace) -> int:
+    from lab.box.vagrant import destroy, domains, machines
+    from lab.doctor.doctor import require
+    from lab.system.launch import ROOT
+    from lab.vm.running import end, running
+
+    require("root")
+    for machine in running():
+        if machine.ours:
+            end(machine)
+            print(f"ended: {machine.guest} (PID {machine.pid})")
+    names = [machine.name for machine in machines(Path(ROOT))]
+    if names:
+        destroy(Path(ROOT), names)
+        print(*(f"ended: {name} (Vagrant)" for name in names), sep="\n")
+    for name in sorted({*domains(), *(machine.guest for machine in running() if not machine.ours)}):
+        print(f"left alone: {name}, which is not of this checkout")
+    return 0
 
 
 def _survey(args: argparse.Namespace) -> int:

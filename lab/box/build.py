@@ -1,0 +1,126 @@
+"""Builds a box, unless there is one of the same content: packages, wheels, kernel, and what we make of them."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from lab.box import image, machine, plan, root
+from lab.box.plan import TOOLS, BoxPlan, CannotBuild, Release, check_room, check_tools, content_digest
+from lab.vm.fetch import alone
+from lab.vm.initramfs import busybox, needed_modules
+from lab.vm.kernels import Kernel
+
+BOXES_VARIABLE = "RELOADLAB_BOXES"
+"""Environment variable that names the directory of boxes; the Vagrantfile reads it as well."""
+
+DEFAULT_DIRECTORY = Path("/var/cache/reloadlab/boxes")
+
+ROOM = 8 << 30
+"""Bytes that must be free: the root file system as a tar file and unpacked, the disk, the box."""
+
+_WORK = ".work"
+_KEPT = ".kept"
+_BUILDERS = tuple(Path(module.__file__ or "") for module in (image, machine, plan, root))
+
+
+@dataclass(frozen=True, slots=True)
+class Box:
+    """A box that is there: its name, the path of what Vagrant reads of it, its kernel, and whether it is new."""
+
+    name: str
+    path: Path
+    kernel: str
+    built: bool
+
+
+def boxes_directory() -> Path:
+    """Return the directory of boxes: for each NAME.box, and NAME.json, which says what it is."""
+    return Path(os.environ.get(BOXES_VARIABLE) or DEFAULT_DIRECTORY).absolute()
+
+
+def build(release: Release, kernel: Kernel, lock: Path, *, say: Callable[[str], None]) -> Box:
+    """Build the box of a kernel, or return the one that is there if nothing that goes into it has changed.
+
+    `say` gets a line for each step. CannotBuild, NoKernel, CannotFetch; ToolError carries a tool's own words.
+    """
+    check_tools(name for name in TOOLS if shutil.which(name) is None)
+    busybox()
+    needed_modules(kernel, image.NEEDED)
+    if not lock.is_file():
+        raise CannotBuild(f"{lock} is missing: run this in a checkout, or name the lock by --lock")
+    directory = boxes_directory()
+    # Vagrant runs as a user who has to read what is in here.
+    directory.mkdir(parents=True, exist_ok=True, mode=0o755)
+    with alone(directory):
+        return _build(release, kernel, lock, directory, say)
+
+
+def _build(release: Release, kernel: Kernel, lock: Path, directory: Path, say: Callable[[str], None]) -> Box:
+    work, kept = directory / _WORK, directory / _KEPT
+    shutil.rmtree(work, ignore_errors=True)
+    check_room(shutil.disk_usage(directory).free, directory, ROOM, BOXES_VARIABLE)
+    for path in (work, kept):
+        path.mkdir(mode=0o700, exist_ok=True)
+    try:
+        lines = root.sources(release)
+        say(f"asking the mirrors what Debian {release.number} has")
+        versions = root.versions(release, lines, work / "apt")
+        time = root.source_date(int(kernel.image.stat().st_mtime))
+        files = [lock, kernel.image, kernel.modules / "modules.dep", image.INIT, *_BUILDERS]
+        made = BoxPlan(release, kernel, content_digest([*versions, kernel.release, str(time)], files), time)
+        there = _there(directory, made)
+        if there:
+            return there
+        return _make(made, lines, versions, lock, directory, say)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _there(directory: Path, made: BoxPlan) -> Box | None:
+    """Return the box that has the planned content; None if it has another, or is not there."""
+    path = directory / f"{made.name}.json"
+    if not path.with_suffix(".box").is_file():
+        return None
+    with suppress(FileNotFoundError, ValueError, KeyError, TypeError):
+        if json.loads(path.read_text())["reloadlab"]["digest"] == made.digest:
+            return Box(made.name, path, made.kernel.release, built=False)
+    return None
+
+
+def _make(
+    made: BoxPlan, lines: list[str], versions: list[str], lock: Path, directory: Path, say: Callable[[str], None]
+) -> Box:
+    """Build a box; its files appear when they are complete."""
+    work, kept, release = directory / _WORK, directory / _KEPT, made.release
+
+    def make_root(output: Path) -> None:
+        say(f"installing {len(versions)} packages of Debian {release.number}")
+        # mmdebstrap tells the format by the name.
+        root.install(release, lines, work / "root.tar", work, time=made.time)
+        (work / "root.tar").rename(output)
+
+    def make_wheels(output: Path) -> None:
+        say(f"downloading the packages of {lock.name} for Python {release.python}")
+        root.download_wheels(release, lock, output)
+
+    packages = root.cached(kept, f"root-{release.name}", [*versions, *lines, str(made.time)], make_root)
+    wheels = root.cached(kept, f"wheels-{release.python}", [lock.read_text()], make_wheels)
+    say(f"making a machine with Linux {made.kernel.release}")
+    tree = work / "root"
+    tree.mkdir()
+    root.unpack(packages, tree)
+    machine.make_machine(tree, "reloadlab", made.kernel, wheels, time=made.time)
+    say("writing the disk")
+    box = directory / f"{made.name}.box"
+    image.write_box(made, tree, work / box.name, work)
+    (work / box.name).chmod(0o644)
+    (work / box.name).rename(box)
+    path = box.with_suffix(".json")
+    image.install(json.dumps(image.description(made, box), indent=2) + "\n", path)
+    return Box(made.name, path, made.kernel.release, built=True)
