@@ -1,23 +1,13 @@
 from __future__ import annotations
 
-import struct
 from pathlib import Path
 
 import pytest
 
 from lab.vm.kernels import KERNELS_VARIABLE, NoKernel, fetched, find, matching, release_of
+from tests.lab.vm.samples import kernel_image
 
 RELEASE = "6.12.95+deb12-amd64"
-
-
-def image(release: str) -> bytes:
-    """Return the head of an x86 image of that release."""
-    head = bytearray(0x400)
-    head[0x202:0x206] = b"HdrS"
-    struct.pack_into("<H", head, 0x20E, 0x300 - 0x200)
-    text = f"{release} (somebody@somewhere) #1 SMP".encode() + b"\0"
-    head[0x300 : 0x300 + len(text)] = text
-    return bytes(head)
 
 
 @pytest.fixture
@@ -65,7 +55,7 @@ def test_nothing_fetched_is_no_kernel(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_an_own_build_is_its_image_with_the_modules_beside_or_above(tmp_path: Path, beside: str) -> None:
     path = tmp_path / "boot" / "bzImage"
     path.parent.mkdir()
-    path.write_bytes(image(RELEASE))
+    path.write_bytes(kernel_image(RELEASE))
     modules = (path.parent / beside).resolve() / "lib" / "modules" / RELEASE
     modules.mkdir(parents=True)
     kernel = find(str(path))
@@ -73,12 +63,12 @@ def test_an_own_build_is_its_image_with_the_modules_beside_or_above(tmp_path: Pa
 
 
 def test_an_image_without_modules_is_one_line_with_the_remedy(tmp_path: Path) -> None:
-    (tmp_path / "vmlinuz").write_bytes(image(RELEASE))
+    (tmp_path / "vmlinuz").write_bytes(kernel_image(RELEASE))
     with pytest.raises(NoKernel, match=rf"has no modules: .*make modules_install INSTALL_MOD_PATH={tmp_path}$"):
         find(str(tmp_path / "vmlinuz"))
 
 
-@pytest.mark.parametrize("content", [b"", b"\x7fELF" + bytes(4096), image("")[:0x300] + bytes(64)])
+@pytest.mark.parametrize("content", [b"", b"\x7fELF" + bytes(4096), kernel_image("")[:0x300] + bytes(64)])
 def test_what_is_no_image_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "vmlinux").write_bytes(content)
     with pytest.raises(NoKernel, match=r"is no image of an x86 kernel|does not say which release"):

@@ -11,6 +11,7 @@ from lab.cli.commands.vm import MODES
 from lab.cli.main import main
 from lab.vm import survey
 from lab.vm.kernels import KERNELS_VARIABLE
+from tests.lab.vm.samples import kernel_image
 
 
 @pytest.fixture(autouse=True)
@@ -47,6 +48,8 @@ def test_a_kernel_that_was_not_fetched_is_one_line(argv: list[str], capsys: pyte
     [
         (["vm"], "the following arguments are required: COMMAND"),
         (["vm", "exec", "6.12", "true"], "unknown true"),
+        (["vm", "down"], "the following arguments are required: --all"),
+        (["vm", "box", "6.12", "--release", "bullseye"], "no bullseye; it is bookworm, trixie"),
         (["run", "--kernel", "6.1,,6.12"], "'6.1,,6.12' is no list of different kernels, such as 6.1,6.12"),
         (["run", "--kernel", "6.1,6.1"], "is no list of different kernels"),
         (["run", "--kernel", "6.1", "--kernel-cpus", "0"], "'0' is not a whole number of at least 1"),
@@ -65,3 +68,30 @@ def test_exec_without_a_command_shows_one(capsys: pytest.CaptureFixture[str]) ->
 
 def test_the_modes_of_a_survey_are_those_that_there_are() -> None:
     assert tuple(survey.MODES) == MODES
+
+
+@pytest.mark.privileged
+def test_a_box_of_a_kernel_without_modules_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    image = tmp_path / "vmlinuz"
+    image.write_bytes(kernel_image("6.12.1-mine"))
+    assert main(["vm", "box", str(image)]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"reloadlab: {image} has no modules: {tmp_path}/lib/modules/6.12.1-mine is missing; ")
+
+
+@pytest.mark.privileged
+def test_what_a_box_is_built_with_is_named_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RELOADLAB_BOXES", str(tmp_path / "boxes"))
+    image = tmp_path / "vmlinuz"
+    image.write_bytes(kernel_image("6.12.1-mine"))
+    (tmp_path / "lib" / "modules" / "6.12.1-mine").mkdir(parents=True)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert main(["vm", "box", str(image)]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("reloadlab: a box cannot be built without mmdebstrap, qemu-img, ")
+    assert (
+        "apt-get install mmdebstrap qemu-utils e2fsprogs fdisk dosfstools mtools syslinux busybox-static kmod" in line
+    )
+    assert not (tmp_path / "boxes").exists()
