@@ -55,18 +55,27 @@ def make_machine(root: Path, hostname: str, kernel: Kernel, wheels: Path, *, tim
     _authorize(root / "home" / USER)
     tools.run([*chroot, "systemctl", "enable", *_ENABLED])
     tools.run([*chroot, "systemctl", "mask", *_MASKED])
-    # cp -a, which keeps times: a copy of modules is no newer than they are.
-    for source, place in ((kernel.modules, f"usr/lib/modules/{kernel.release}"), (wheels, WHEELS)):
-        (root / place).parent.mkdir(parents=True, exist_ok=True)
-        tools.run(["cp", "-a", "--no-preserve=ownership", str(source), str(root / place)], timeout=600.0)
-    # What a developer's own build points to is not in the box.
-    for link in ("build", "source"):
-        path = root / "usr/lib/modules" / kernel.release / link
-        if path.is_symlink():
-            path.unlink()
+    add_kernel(root, kernel)
+    _copy(wheels, root / WHEELS)
     for left in ("var/cache/apt", "var/lib/apt/lists", "var/log/apt"):
         shutil.rmtree(root / left, ignore_errors=True)
         (root / left / "partial").mkdir(parents=True)
+
+
+def add_kernel(root: Path, kernel: Kernel) -> None:
+    """Put a kernel's modules into a root file system, where the package of its headers may have been before."""
+    modules = root / "usr/lib/modules" / kernel.release
+    _copy(kernel.modules, modules)
+    # What a developer's own build points to is not in the box.
+    for link in (modules / "build", modules / "source"):
+        if link.is_symlink() and not (root / str(link.readlink()).lstrip("/")).exists():
+            link.unlink()
+
+
+def _copy(source: Path, place: Path) -> None:
+    """Copy what is in a directory, with its times: a copy is no newer than what it is of."""
+    place.mkdir(parents=True, exist_ok=True)
+    tools.run(["cp", "-a", "--no-preserve=ownership", f"{source}/.", str(place)], timeout=600.0)
 
 
 def _authorize(home: Path) -> None:
