@@ -68,10 +68,10 @@ def _build(release: Release, kernel: Kernel, lock: Path, directory: Path, say: C
     for path in (work, kept):
         path.mkdir(mode=0o700, exist_ok=True)
     try:
+        time = root.source_date(int(kernel.image.stat().st_mtime))
         lines = root.sources(release)
         say(f"asking the mirrors what Debian {release.number} has")
         versions = root.versions(release, lines, work / "apt")
-        time = root.source_date(int(kernel.image.stat().st_mtime))
         files = [lock, kernel.image, kernel.modules / "modules.dep", image.INIT, *_BUILDERS]
         made = BoxPlan(release, kernel, content_digest([*versions, kernel.release, str(time)], files), time)
         there = _there(directory, made)

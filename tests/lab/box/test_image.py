@@ -65,6 +65,11 @@ def test_the_disk_of_a_box_has_both_file_systems(
         assert content is None or (tmp_path / name).read_bytes() == content
     assert (tmp_path / "initrd.img").read_bytes()[:6] == b"070701"
     assert "root=/dev/vda2 " in run("mtype", "-i", f"{disk}@@{BOOT_AT}", "::/syslinux.cfg")
+    again = tmp_path / "again"
+    again.mkdir()
+    write_box(plan, root, tmp_path / "again.box", again)
+    assert (again / "boot.fat").read_bytes() == (work / "boot.fat").read_bytes()
+    assert run("mdir", "-i", f"{disk}@@{BOOT_AT}", "::").count("2023-11-14") >= 3
     with disk.open("rb") as file:
         assert file.read(440).rstrip(b"\0")
         file.seek(510)
