@@ -40,7 +40,7 @@ ROOMS = {
         ("agent",),
         ("watch",),
         ("doctor", "scenario", "bench"),
-        ("corpus", "proof", "report"),
+        ("corpus", "machines", "proof", "report"),
         ("cli",),
     ),
 }

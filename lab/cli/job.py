@@ -6,8 +6,8 @@ import argparse
 import json
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -71,20 +71,30 @@ def _do(args: argparse.Namespace, files: CiFiles) -> int:
     slow = calibrate()
     if slow > 1:
         console.print(f"  slow machine: packets are sent {slow:g} times slower, and waited for {slow:g} times longer")
-    with OutputDirectory(args.out) as output, _paged(output, RunFile(output, _about(args))) as file:
+    with OutputDirectory(args.out) as output, paged(output, RunFile(output, about(args))) as file:
         files.run = file
         # Fail now rather than after all scenarios if it cannot be written.
         file.write([])
         registry.sweep()
-        records = _scenarios(console, args, file)
+        records = run_scenarios(console, call_of(args, file), file, stdout=_STDERR if args.json else None)
         if args.rounds > 0:
             file.parallel = _measure(console, args)
         file.write(records, complete=True)
-        if args.trace:
-            output.write(TRACE_JSON, json.dumps(trace(json.loads(file.text))))
+        write_trace(args, output, file)
+    return conclude(console, args, file, records)
+
+
+def write_trace(args: argparse.Namespace, output: OutputDirectory, file: RunFile) -> None:
+    """Write the trace of what run.json holds, if it is asked for."""
+    if args.trace:
+        output.write(TRACE_JSON, json.dumps(trace(json.loads(file.text))))
+
+
+def conclude(console: Console, args: argparse.Namespace, file: RunFile, records: Sequence[Record]) -> int:
+    """Print the verdict and where the result is, or the result itself, and return the exit code."""
     good, verdict = _verdict(records, file.parallel)
     console.print(f"\n{plural(len(records), 'scenario')} in {file.seconds:.0f} s, {verdict}; all of it in {file.path}")
-    console.print(f"to look at: {output.path / REPORT_HTML}", markup=False, highlight=False, soft_wrap=True)
+    console.print(f"to look at: {file.path.with_name(REPORT_HTML)}", markup=False, highlight=False, soft_wrap=True)
     if args.json:
         print(file.text, end="")
     return 0 if good else 1
@@ -99,7 +109,7 @@ def check(args: argparse.Namespace) -> None:
     given_loader(args.loader)
 
 
-def _about(args: argparse.Namespace) -> RunFacts:
+def about(args: argparse.Namespace) -> RunFacts:
     """Return what the run is of, apart from what its scenarios choose for themselves."""
     library = None if args.library is None else args.library.resolve()
     subject = subject_of(library=library, defines=args.defines, loader=args.loader, attach=args.attach)
@@ -107,7 +117,7 @@ def _about(args: argparse.Namespace) -> RunFacts:
 
 
 @contextmanager
-def _paged(output: OutputDirectory, file: RunFile) -> Iterator[RunFile]:
+def paged(output: OutputDirectory, file: RunFile) -> Iterator[RunFile]:
     """Write the page of what run.json holds in the end, whatever ends the run; of one that is killed, none stays."""
     output.remove(REPORT_HTML)
     try:
@@ -145,10 +155,9 @@ def _examine(console: Console) -> None:
         raise RequirementsMissing(missing)
 
 
-def _scenarios(console: Console, args: argparse.Namespace, file: RunFile) -> list[Record]:
-    """Run the suites under pytest, keep run.json up to date, print and return a record per scenario."""
-    console.print("\n[bold]scenarios[/]")
-    call = Call(
+def call_of(args: argparse.Namespace, file: RunFile) -> Call:
+    """Return what pytest is called with."""
+    return Call(
         paths=args.paths,
         select=args.select,
         workers=args.workers,
@@ -161,13 +170,29 @@ def _scenarios(console: Console, args: argparse.Namespace, file: RunFile) -> lis
         keep=args.keep,
         pcap=args.pcap,
     )
-    with scratch() as directory, _swept():
-        # With --json, stdout holds one document and nothing else.
-        suites = Suites(call, directory, stdout=_STDERR if args.json else None)
+
+
+def run_scenarios(
+    console: Console,
+    call: Call,
+    file: RunFile,
+    *,
+    stdout: int | None = None,
+    meanwhile: Callable[[], object] = lambda: None,
+) -> list[Record]:
+    """Run the suites under pytest, keep run.json up to date, print and return a record per scenario.
+
+    `stdout` is a descriptor for what pytest prints: with --json, ours holds one document and nothing else. `meanwhile`
+    is called several times a second.
+    """
+    console.print("\n[bold]scenarios[/]")
+    with scratch() as directory, _swept() if call.machines is None else nullcontext():
+        suites = Suites(call, directory, stdout=stdout)
         # What is handed on to pytest may well concern what it prints: then that is what is shown.
-        shown = None if args.handed_on else ScenarioProgress(console)
+        shown = None if call.handed_on else ScenarioProgress(console)
 
         def on_look(changed: Sequence[Record]) -> None:
+            meanwhile()
             records = suites.records
             if shown is not None:
                 shown.look(changed, records)

@@ -59,6 +59,12 @@ FORMER = {
 }
 """Options of former versions, and what has taken their place."""
 
+ONLY_OF_RUN = {
+    "--on": "only run spreads over machines; time is measured on one, so call reloadlab there",
+    "--reschedule": "it belongs to run --on",
+}
+"""Options that other commands have not, and why."""
+
 EXIT_FAILURE = 1
 EXIT_WRONG_CALL = 2
 EXIT_INTERRUPTED = 130
@@ -190,8 +196,9 @@ def _split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
 
 def _describe_unknown(parser: argparse.ArgumentParser, unknown: Sequence[str]) -> str:
     first = unknown[0].partition("=")[0]
-    if first in FORMER:
-        return f"unknown {first}: {FORMER[first]}"
+    hint = FORMER.get(first) or ONLY_OF_RUN.get(first)
+    if hint is not None:
+        return f"unknown {first}: {hint}"
     if first.startswith("-"):
         # Without the dashes, in which all are alike.
         names = {option.lstrip("-"): option for option in _option_strings(parser)}

@@ -54,7 +54,9 @@ class ScenarioProgress:
             if record.outcome not in (NOT_RUN, RUNNING) and record.name not in self._told:
                 self._told.add(record.name)
                 mark = {PASSED: "[green]ok[/]  ", SKIPPED: "skip"}.get(record.outcome, "[bold red]FAIL[/]")
-                self._console.print(f"  {mark} {escape(short_name(record.name))} ({record.seconds:.1f} s)")
+                self._console.print(
+                    f"  {mark} {escape(short_name(record.name))} ({record.seconds:.1f} s){_where(record)}"
+                )
         second = int(time.monotonic() - self._started)
         if self._live is not None and (changed or second != self._shown):
             self._shown = second
@@ -76,6 +78,10 @@ class ScenarioProgress:
         running = ", ".join(short_name(record.name) for record in records if record.outcome == RUNNING)
         what = running or ("" if records else "collecting scenarios")
         return Group(self._bar, Text(f"  {what}", style="dim", no_wrap=True, overflow="ellipsis"))
+
+
+def _where(record: Record) -> str:
+    return f" [dim]on {escape(record.machine)}[/]" if record.machine else ""
 
 
 def _clock(seconds: int) -> str:

@@ -6,6 +6,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -18,6 +19,7 @@ from datapath.base.statefile import WrongContent, parse_json
 from lab.bench.parallel import ParallelReport, Percentiles, WorkerReport
 from lab.bench.rounds import BackgroundLoad
 from lab.cli.targets import plural, told
+from lab.results.machine import Machine
 from lab.results.run import RUN_FORMAT, RunFacts
 from lab.scenario.records import ERROR, FAILED, NOT_RUN, PASSED, SKIPPED, Record, short_name
 from lab.system.output import OutputDirectory
@@ -42,6 +44,10 @@ def print_scenarios(console: Console, records: Sequence[Record]) -> None:
     table = Table("scenario", "outcome", "reloads", "unseen", "sent", "lost", box=None, pad_edge=False)
     for column in table.columns[2:]:
         column.justify = "right"
+    spread = any(record.machine for record in records)
+    if spread:
+        table.add_column("machine")
+        table.add_column("kernel")
     for record in records:
         style = {PASSED: "green", SKIPPED: "default", NOT_RUN: "yellow"}.get(record.outcome, "bold red")
         table.add_row(
@@ -51,6 +57,7 @@ def print_scenarios(console: Console, records: Sequence[Record]) -> None:
             str(record.steps["unseen"]),
             str(record.sent),
             str(record.lost),
+            *((escape(record.machine), escape(record.kernel)) if spread else ()),
         )
     console.print(table)
     print_steps(console, records)
@@ -156,10 +163,12 @@ def run_json(
     about: RunFacts | None = None,
     error: str | None = None,
     others: float | None = None,
+    machines: Sequence[dict[str, Any]] = (),
 ) -> dict[str, Any]:
     """Return the document that run.json holds; `complete` tells whether the run came to its end, `error` why not.
 
-    `others` is the share of the CPUs that other processes had, None if it is not known.
+    `others` is the share of the CPUs that other processes had, None if it is not known. `machines` are those of a run
+    over several.
     """
     return {
         "format": RUN_FORMAT,
@@ -167,6 +176,7 @@ def run_json(
         "error": error,
         **(about or RunFacts.now({})).to_json(others),
         "seconds": round(seconds, 3),
+        "machines": list(machines),
         "scenarios": [
             record.to_json() | {"reloads": len(record.reloads), "failed_reloads": len(record.failed_reloads)}
             for record in scenarios
@@ -206,6 +216,7 @@ class RunFile:
         self._stale = False
         self.before = failed_before(output.read(RUN_JSON))
         self.parallel: ParallelReport | None = None
+        self.machines: Sequence[dict[str, Any]] = ()
         self.document: dict[str, Any] = {}
         self.text = ""
 
@@ -225,6 +236,10 @@ class RunFile:
         """What the run has taken until now."""
         return time.monotonic() - self._started
 
+    def measured_on(self, machine: Machine) -> None:
+        """Take the facts of the one machine that runs all of it, if that is not this one."""
+        self._about = replace(self._about, machine=machine)
+
     def update(self, scenarios: Sequence[Record], *, changed: bool) -> None:
         """Write the file if something has changed, unless writing would take more than a small part of the time."""
         self._stale = self._stale or changed
@@ -239,6 +254,7 @@ class RunFile:
         # Until the run is over, its own workers count as others.
         others = round(self._background.share(), 4) if complete else None
         options: dict[str, Any] = {"complete": complete, "about": self._about, "error": error, "others": others}
+        options["machines"] = self.machines
         self.document = run_json(scenarios, self.parallel, self.seconds, **options)
         self.text = json.dumps(self.document, indent=1) + "\n"
         self._output.write(RUN_JSON, self.text)

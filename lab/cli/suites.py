@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -38,7 +39,10 @@ class PytestFailed(ReloadlabError):
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """What pytest is called with; `handed_on` are options of pytest that the user gave, `failed` what failed last."""
+    """What pytest is called with; `handed_on` are options of pytest that the user gave, `failed` what failed last.
+
+    `machines` is a file that says on which machines the scenarios run (lab.machines.spreading), None for this one.
+    """
 
     paths: Sequence[Path] = ()
     select: str | None = None
@@ -51,11 +55,15 @@ class Call:
     failed: Sequence[str] = ()
     keep: bool = False
     pcap: Path | None = None
+    machines: Path | None = None
 
     def argv(self, records: Path) -> list[str]:
         """Return the command line; everything that pytest writes goes below `records`."""
         # Without -P and its variable, modules of the current directory would take the place of ours, or of Python's.
-        argv = [sys.executable, "-P", "-m", "pytest", "-p", "reloadlab.short_names", "-n", self.workers]
+        argv = [sys.executable, "-P", "-m", "pytest"]
+        if self.machines is not None:
+            return [*argv, *self._spread(records)]
+        argv += ["-p", "reloadlab.short_names", "-n", self.workers]
         argv += ["--reloadlab-record", str(records), "-o", f"cache_dir={_cache(records)}"]
         argv += [] if self.handed_on else ["-q"]
         argv += ["-k", self.select] if self.select else []
@@ -67,6 +75,32 @@ class Call:
         argv += [word for name, value in self.defines for word in ("--reloadlab-define", f"{name}={value}")]
         argv += self.handed_on
         return [*argv, *pytest_arguments(self.paths)]
+
+    def _spread(self, records: Path) -> list[str]:
+        """Return the options that workers on other machines get as well: xdist takes each word that is a file here for
+        one of theirs, so that none may be. Where the suites are, each side has in its environment."""
+        argv = ["-preloadlab.short_names", f"--reloadlab-record={records}"]
+        argv += [] if self.handed_on else ["-q"]
+        argv += [f"-k{self.select}"] if self.select else []
+        argv += [] if self.loader is None else [f"--reloadlab-loader={self.loader}"]
+        argv += [] if self.attach is None else [f"--reloadlab-attach={self.attach}"]
+        argv += [f"--reloadlab-define={name}={value}" for name, value in self.defines]
+        return [*argv, *self.handed_on]
+
+    def environment(self, records: Path, own: Mapping[str, str]) -> dict[str, str]:
+        """Return the environment for pytest; where scenarios are spread, it has the options of this side alone."""
+        found = environment(own)
+        if self.machines is None:
+            return found
+        options = [
+            "-p",
+            "reloadlab.short_names",
+            "-p",
+            "lab.machines.spreading",
+            f"--reloadlab-machines={self.machines}",
+        ]
+        options += ["-o", f"cache_dir={_cache(records)}", *pytest_arguments(self.paths)]
+        return found | {"PYTEST_ADDOPTS": shlex.join(options)}
 
 
 def our_suites() -> Path:
@@ -160,7 +194,7 @@ class Suites:
                     self._call.argv(self._directory),
                     stdout=self._stdout if log is None else log,
                     stderr=log,
-                    env=environment(os.environ),
+                    env=self._call.environment(self._directory, os.environ),
                     # In a session of its own it does not hear Ctrl-C: we pass it on, once.
                     start_new_session=not self._shares_terminal,
                     preexec_fn=_interrupted_with_parent,

@@ -6,6 +6,7 @@ With pytest-xdist that is the controller. It learns from xdist that a worker die
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +23,7 @@ from lab.scenario.records import (
     PASSED,
     RUNNING,
     SKIPPED,
+    WHERE,
     Record,
     write,
 )
@@ -56,7 +58,8 @@ class Recorder:
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Note how a phase of a test ended. Only when it is torn down is a test known to have passed."""
         outcome = _outcome(report)
-        record = self._records.get(report.nodeid, Record(report.nodeid))
+        where = getattr(report, WHERE, {"kernel": os.uname().release})
+        record = replace(self._records.get(report.nodeid, Record(report.nodeid)), **where)
         details: str | None = getattr(report, "reloadlab", None)
         if details is not None:
             record = replace(record, **json.loads(details))

@@ -24,6 +24,9 @@ FINISHED, INTERRUPTED = "finished", "interrupted"
 NO_STEPS: dict[str, Any] = {"seen": 0, "unseen": 0, "seen_kinds": [], "unseen_kinds": []}
 """Of a test without reloads."""
 
+WHERE = "reloadlab_where"
+"""An attribute of pytest's reports: the fields of a record that say where it was made; missing for this machine."""
+
 _ORDER = {outcome: rank for rank, outcome in enumerate((NOT_RUN, RUNNING, PASSED, SKIPPED, FAILED, ERROR))}
 _READABLE = 100
 
@@ -37,7 +40,8 @@ class Record:
     packets of its traffic, all phases together, and `denied` those of them that its policy had to stop. `steps` says
     how many steps of reloads had packets under way, `traffic` has an object for each phase; `starved_ns` is for how
     long the traffic had no CPU, `starved_part` in which part of the time of the reloads, `gaps` what could not be
-    watched, `findings` the violations that have times. See docs/run-json.md.
+    watched, `findings` the violations that have times. `machine` is the one of several that ran it, empty for this
+    one, and `kernel` the release of its kernel; empty if nothing ran it. See docs/run-json.md.
     """
 
     name: str
@@ -56,6 +60,8 @@ class Record:
     gaps: tuple[str, ...] = ()
     findings: tuple[dict[str, Any], ...] = ()
     failed_reloads: tuple[dict[str, Any], ...] = ()
+    machine: str = ""
+    kernel: str = ""
 
     @property
     def good(self) -> bool:

@@ -34,7 +34,9 @@ def add_parser(subparsers: _SubParsersAction[argparse.ArgumentParser]) -> None:
     parser.add_argument("--workers", type=_workers, default="auto", metavar="N", help="scenarios at a time (all CPUs)")
     parser.add_argument("--out", type=Path, default=Path("out"), metavar="DIR", help="where run.json goes (out)")
     parser.add_argument("--pods", type=count, default=PODS, metavar="N", help=f"pods of the measurement ({PODS})")
-    parser.add_argument("--rounds", type=_rounds, default=ROUNDS, metavar="N", help=f"its rounds ({ROUNDS}; 0: none)")
+    parser.add_argument(
+        "--rounds", type=_rounds, metavar="N", help=f"its rounds ({ROUNDS}; 0: none, as always with --on)"
+    )
     parser.add_argument("--keep", action="store_true", help="leave the labs of scenarios that fail, to look at them")
     parser.add_argument(
         "--pcap", type=Path, metavar="DIR", help="write the packets around each finding to this directory"
@@ -59,6 +61,17 @@ def add_parser(subparsers: _SubParsersAction[argparse.ArgumentParser]) -> None:
         help=f"do all that on other kernels, one after the other: {KERNELS_HELP}",
     )
     add_machine_options(parser, prefix="kernel-")
+    parser.add_argument(
+        "--on",
+        action="append",
+        default=[],
+        metavar="MACHINE",
+        help="spread the scenarios over machines, as root there: ssh:HOST[,workers=N][,port=N][,config=FILE] or "
+        "vagrant:NAME[,workers=N][,directory=DIR]; once for each (docs/machines.md)",
+    )
+    parser.add_argument(
+        "--reschedule", action="store_true", help="with --on: what a machine ran that was lost runs again on another"
+    )
     add_source_options(parser)
     add_loader_option(parser)
     add_attach_option(parser)
@@ -68,6 +81,11 @@ def add_parser(subparsers: _SubParsersAction[argparse.ArgumentParser]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Do the main job."""
+    if args.on or args.reschedule:
+        from lab.cli.machines_job import do_on_machines
+
+        return do_on_machines(args)
+    args.rounds = ROUNDS if args.rounds is None else args.rounds
     if args.kernels:
         from lab.cli.kernels_job import do_on_kernels
 

@@ -1,0 +1,234 @@
+"""`reloadlab run --on`: the scenarios spread over machines, and one result of all."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import secrets
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lab.cli.ci import CiFiles
+from lab.cli.job import WRONG_CALL, about, call_of, check, conclude, paged, run_scenarios, write_trace
+from lab.cli.report import RunFile
+from lab.cli.suites import WrongCall
+from lab.cli.targets import BadOption, make_console, plural
+from lab.loaders.command import BUILTIN, TC
+from lab.machines.session import MachinesUnfit, Order, Session, prepare, sessions
+from lab.machines.spreading import LOST, Place, Spread
+from lab.machines.ssh import MachineUnfit, route_to
+from lab.machines.target import Target, check_different, parse_target
+from lab.machines.tree import Tree, environment_key, our_tree, project_of, tree_of
+from lab.results.machine import Machine
+from lab.system.output import OutputDirectory
+from lab.system.scratch import scratch
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+_STDERR = 2
+_MISSING, _OFF, _OK = "missing", "off", "ok"
+"""What a doctor says of a requirement."""
+
+
+def do_on_machines(args: argparse.Namespace) -> int:
+    """Run the scenarios on the machines that the options name, and return the exit code."""
+    targets = _checked(args)
+    check(args)
+    try:
+        with CiFiles(args.junitxml, args.summary) as files:
+            return _do(args, targets, files)
+    except WrongCall as error:
+        print(f"reloadlab: {error}", file=sys.stderr)
+        return WRONG_CALL
+
+
+def _checked(args: argparse.Namespace) -> list[Target]:
+    """Return the machines; BadOption or BadTarget for a call that cannot be meant."""
+    if not args.on:
+        raise BadOption("--reschedule is for scenarios on other machines: name them with --on")
+    targets = [parse_target(text) for text in args.on]
+    check_different(targets)
+    if args.kernels:
+        raise BadOption(
+            "--on takes machines with the kernels that they have, --kernel boots others here: use one of them"
+        )
+    if args.rounds:
+        raise BadOption("--rounds measures time, which is never spread: call reloadlab run on one of the machines")
+    if args.workers != "auto":
+        raise BadOption("--workers is for this machine: say how many for each, as in --on ssh:HOST,workers=2")
+    if args.keep:
+        raise BadOption("--keep has no use with --on, which leaves nothing on other machines: call reloadlab run there")
+    if args.loader not in (None, BUILTIN, TC):
+        raise BadOption(f"--loader {args.loader} is a command of this machine: with --on there are {BUILTIN} and {TC}")
+    for word in args.handed_on:
+        if Path(word).exists():
+            raise BadOption(f"{word} is a file of this machine: with --on, options of pytest may name none")
+    return targets
+
+
+def _do(args: argparse.Namespace, targets: Sequence[Target], files: CiFiles) -> int:
+    console = make_console(stderr=args.json)
+    with (
+        OutputDirectory(args.out) as output,
+        paged(output, RunFile(output, about(args))) as file,
+        scratch() as directory,
+    ):
+        files.run = file
+        file.write([])
+        console.print("[bold]machines[/]")
+        order = _order(args, file)
+        routes = [(target, route_to(target, directory)) for target in targets]
+        with sessions(routes, order, directory, warn=_warn, packets=_packets_to(args.pcap)) as found:
+            prepare(found, lambda label, text: console.print(f"  {label}: {text}", markup=False, soft_wrap=True))
+            _examine(console, args, found)
+            if len(found) == 1:
+                file.measured_on(_facts(found[0]))
+            file.machines = [_described(session) for session in found]
+            spread = Spread(tuple(_place(session, args.pcap) for session in found), args.reschedule)
+            (directory / "machines").write_text(spread.to_json())
+            call = replace(call_of(args, file), pcap=None, machines=directory / "machines")
+
+            def beat() -> None:
+                for session in found:
+                    session.beat()
+
+            records = run_scenarios(console, call, file, stdout=_STDERR if args.json else None, meanwhile=beat)
+            _tell_lost(console, file, directory / LOST)
+        file.write(records, complete=True)
+        write_trace(args, output, file)
+    return conclude(console, args, file, records)
+
+
+def _order(args: argparse.Namespace, file: RunFile) -> Order:
+    """Return what every machine is asked for: the project, the suites, and how pytest is called there."""
+    ours = our_tree()
+    order = Order(environment_key(ours.root), (ours,), secrets.token_hex(6), failed=tuple(file.before))
+    arguments = ["-o", f"cache_dir={order.directory}/cache"]
+    if args.pcap is not None:
+        arguments += ["--reloadlab-pcap", order.packets]
+    if args.library is not None:
+        library = tree_of(args.library.resolve())
+        order = replace(order, trees=(*order.trees, library))
+        arguments += ["--reloadlab-library", order.place(library)]
+    if not args.paths:
+        place = order.place(ours)
+        arguments += ["-c", f"{place}/scenarios/suite.ini", "--rootdir", place, f"{place}/scenarios"]
+        return replace(order, arguments=tuple(arguments))
+    tree, paths = _suites(args.paths, ours)
+    arguments += ["--rootdir", order.place(tree), *(f"{order.place(tree)}/{path}" for path in paths)]
+    trees = order.trees if tree == ours else (*order.trees, tree)
+    return replace(order, trees=trees, arguments=tuple(arguments))
+
+
+def _suites(given: Sequence[Path], ours: Tree) -> tuple[Tree, list[str]]:
+    """Return the tree that goes along for suites of the user's, and what names them in it."""
+    split = [str(path).partition("::") for path in given]
+    files = [Path(name).resolve() for name, _, _ in split]
+    roots = dict.fromkeys(project_of(file) for file in files)
+    if len(roots) > 1:
+        raise BadOption(f"these suites are of {len(roots)} projects ({', '.join(map(str, roots))}): run one at a time")
+    (root,) = roots
+    tree = ours if root == ours.root else tree_of(root)
+    names = [file.relative_to(root).as_posix() for file in files]
+    for file, name in zip(files, names, strict=True):
+        if file.is_file() and name not in tree.files:
+            raise BadOption(f"{file} does not go along: neither hidden files nor links are copied")
+    return tree, [f"{name}{colons}{test}" for name, (_, colons, test) in zip(names, split, strict=True)]
+
+
+def _examine(console: Console, args: argparse.Namespace, found: Sequence[Session]) -> None:
+    """Print a line for each machine; MachinesUnfit if one lacks what the lab needs, or is another one's twin."""
+    unfit: list[MachineUnfit] = []
+    known: dict[str, str] = {}
+    for session in found:
+        assert session.ready is not None
+        session_lines = session.ready.lines(_MISSING)
+        unfit += [
+            MachineUnfit(session.label, f"it lacks {line.removeprefix(_MISSING).strip()}") for line in session_lines
+        ]
+        twin = known.setdefault(json.dumps(dict(session.ready.identity)), session.label)
+        if twin != session.label:
+            unfit.append(MachineUnfit(session.label, f"it is the same machine as {twin}: name it once, with workers=N"))
+        if args.attach == "tcx" and "tcx" not in session.ready.names(_OK):
+            unfit.append(MachineUnfit(session.label, "it has no tcx, which --attach tcx asks for"))
+        console.print(f"  {session.label}: {_summary(session)}", markup=False, soft_wrap=True)
+    if unfit:
+        raise MachinesUnfit(unfit)
+
+
+def _summary(session: Session) -> str:
+    ready = session.ready
+    assert ready is not None
+    total, met = len(ready.examined["requirements"]), len(ready.names(_OK))
+    off = ready.names(_OFF)
+    slow = ready.examined["slowness"]
+    return ", ".join(
+        [
+            f"Linux {ready.kernel}",
+            plural(ready.examined["cpus"], "CPU"),
+            plural(session.workers, "worker"),
+            f"{met} of {total} requirements are there" + (f" (off: {', '.join(off)})" if off else ""),
+            *([f"{slow:g} times slower"] if slow > 1 else []),
+        ]
+    )
+
+
+def _facts(session: Session) -> Machine:
+    assert session.ready is not None
+    return Machine(**session.ready.examined["machine"])
+
+
+def _described(session: Session) -> dict[str, Any]:
+    """Return what run.json says of a machine; `lost` is filled in when it is."""
+    ready = session.ready
+    assert ready is not None
+    return {
+        "name": session.label,
+        "host": ready.identity["host"],
+        "kernel": ready.kernel,
+        "cpus": ready.examined["cpus"],
+        "workers": session.workers,
+        "slowness": ready.examined["slowness"],
+        "requirements": ready.lines(_OFF, "unknown"),
+        "facts": ready.examined["machine"],
+        "lost": None,
+    }
+
+
+def _place(session: Session, pcap: Path | None) -> Place:
+    assert session.ready is not None
+    packets = None if pcap is None else (session.order.packets, str(_packets_of(pcap, session.label)))
+    return Place(session.label, session.spec(), session.workers, session.ready.identity, packets)
+
+
+def _tell_lost(console: Console, file: RunFile, path: Path) -> None:
+    """Print which machines were lost, and keep it in run.json."""
+    try:
+        lost: dict[str, str] = json.loads(path.read_text())
+    except FileNotFoundError:
+        # pytest did not come to its end, and says so.
+        return
+    file.machines = [machine | {"lost": lost.get(machine["name"])} for machine in file.machines]
+    for label, reason in lost.items():
+        console.print(f"\n[bold red]lost[/] {label}: {reason}", soft_wrap=True)
+
+
+def _packets_to(pcap: Path | None) -> Callable[[str, str, bytes], None]:
+    def write(label: str, name: str, content: bytes) -> None:
+        assert pcap is not None
+        with OutputDirectory(_packets_of(pcap, label)) as output:
+            output.write(name, content, mode=0o600)
+
+    return write
+
+
+def _packets_of(pcap: Path, label: str) -> Path:
+    return pcap.absolute() / label.replace(":", "-")
+
+
+def _warn(line: str) -> None:
+    print(f"reloadlab: warning: {line}", file=sys.stderr)

@@ -1,0 +1,349 @@
+"""The connection to a machine that lasts as long as a run: it is made ready at the beginning and cleared at the end."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import selectors
+import shlex
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+from datapath.errors import ReloadlabError
+from lab.machines import remote
+from lab.machines.ssh import NO_PYTHON, NO_SUDO, MachineUnfit, Route, reason_of
+from lab.machines.target import Target
+from lab.machines.tree import Tree
+
+BASE = "/var/cache/reloadlab/machines"
+"""The directory of root's there; lab.machines.remote says what is in it."""
+
+BEAT = 20.0
+"""Seconds between two words that say that we are still here."""
+
+FAREWELL = 90.0
+"""Seconds in which a machine has to say that nothing is left there."""
+
+_SHELL = """command -v python3 >/dev/null || exit {no_python}
+[ "$(id -u)" -ne 0 ] || exec python3 -I -c "$0"
+command -v sudo >/dev/null || exit {no_sudo}
+exec sudo -n python3 -I -c "$0"
+"""
+
+
+class MachinesUnfit(ReloadlabError):
+    """Machines that cannot take part, a line for each."""
+
+    def __init__(self, unfit: Sequence[MachineUnfit]) -> None:
+        super().__init__("\n".join(str(each) for each in unfit))
+        self.unfit = tuple(unfit)
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What a machine is asked for: the environment, the trees (that of the project first), and the run's `token`.
+
+    `arguments` are those of pytest there, `failed` the scenarios that failed last, by name.
+    """
+
+    environment: str
+    trees: tuple[Tree, ...]
+    token: str
+    arguments: tuple[str, ...] = ()
+    failed: tuple[str, ...] = ()
+    base: str = BASE
+
+    @property
+    def directory(self) -> str:
+        """The directory of the run there."""
+        return f"{self.base}/runs/{self.token}"
+
+    @property
+    def packets(self) -> str:
+        """The directory there for the packets around findings."""
+        return f"{self.directory}/packets"
+
+    @property
+    def python(self) -> str:
+        """The interpreter there."""
+        return f"{self.base}/environments/{self.environment}/.venv/bin/python"
+
+    def place(self, tree: Tree) -> str:
+        """Return the directory of a tree there."""
+        return f"{self.base}/trees/{tree.key}"
+
+    @property
+    def variables(self) -> dict[str, str]:
+        """The environment of the processes of the run there."""
+        return {
+            "PATH": remote.PATH,
+            "HOME": "/root",
+            "LANG": "C.UTF-8",
+            "PYTHONPATH": self.place(self.trees[0]),
+            "PYTHONPYCACHEPREFIX": f"{self.base}/bytecode",
+            "PYTHONSAFEPATH": "1",
+            "RELOADLAB_RUN": remote.labs_of(self.token),
+            "TMPDIR": f"{self.directory}/tmp",
+        }
+
+    def to_json(self) -> dict[str, Any]:
+        cache = json.dumps(dict.fromkeys(self.failed, True))
+        return {
+            "base": self.base,
+            "token": self.token,
+            "environment": self.environment,
+            "trees": [tree.key for tree in self.trees],
+            "variables": self.variables | {"TMPDIR": "/tmp"},
+            "files": {
+                "python": f"{self.python}\n{self.place(self.trees[0])}\n",
+                "arguments": "".join(f"{word}\n" for word in self.arguments),
+                "cache/v/cache/lastfailed": cache,
+            },
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """A machine that is ready: what its examination has found (lab.machines.examine)."""
+
+    examined: Mapping[str, Any] = field(repr=False)
+
+    @property
+    def identity(self) -> Mapping[str, str | int]:
+        found: Mapping[str, str | int] = self.examined["identity"]
+        return found
+
+    @property
+    def kernel(self) -> str:
+        return str(self.identity["kernel"])
+
+    def names(self, *states: str) -> list[str]:
+        """Return the names of the requirements in one of these states."""
+        return [each["name"] for each in self.examined["requirements"] if each["state"] in states]
+
+    def lines(self, *states: str) -> list[str]:
+        """Return the doctor's lines of the requirements in one of these states."""
+        return [each["line"] for each in self.examined["requirements"] if each["state"] in states]
+
+
+class Session:
+    """One machine for the time of a run; see `sessions`. `ready` is set by `prepare`."""
+
+    def __init__(self, target: Target, route: Route, order: Order, errors: Path) -> None:
+        self.target = target
+        self.route = route
+        self.order = order
+        self.ready: Ready | None = None
+        self.failure: MachineUnfit | None = None
+        self._errors = errors
+        self._rest = b""
+        self._spoke = time.monotonic()
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def label(self) -> str:
+        return self.target.label
+
+    @property
+    def workers(self) -> int:
+        """How many scenarios it runs at a time."""
+        assert self.ready is not None
+        return self.target.workers or int(self.ready.examined["cpus"])
+
+    def start(self) -> None:
+        """Connect, and send what is to be done there."""
+        source = Path(remote.__file__).read_bytes()
+        shell = _SHELL.format(no_python=NO_PYTHON, no_sudo=NO_SUDO)
+        program = f"import sys; exec(sys.stdin.buffer.read({len(source)}))"
+        with self._errors.open("wb") as errors:
+            self._process = subprocess.Popen(
+                self.route.argv("/bin/sh", "-c", shell, program),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                # It does not hear Ctrl-C: it is ended last, when it has told that nothing is left.
+                start_new_session=True,
+            )
+        self._send(source + json.dumps(self.order.to_json()).encode() + b"\n")
+
+    @property
+    def descriptor(self) -> int:
+        """Readable when the machine has said something."""
+        return self._output.fileno()
+
+    def beat(self) -> None:
+        """Say that we are still here, at times; nothing happens if the machine is gone."""
+        if time.monotonic() - self._spoke >= BEAT:
+            self._send(b"\n")
+
+    def hear(self) -> Iterator[dict[str, Any]]:
+        """Yield what the machine has said by now; `failure` is set when it will say nothing more."""
+        data = os.read(self.descriptor, 1 << 16)
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        for line in lines:
+            try:
+                message = json.loads(line)
+            except ValueError:
+                # A login that prints something: it is no message.
+                continue
+            if isinstance(message, dict):
+                yield message
+        if not data and self.failure is None:
+            self.failure = MachineUnfit(self.label, self._why())
+
+    def answer(self, message: Mapping[str, Any]) -> str:
+        """Do what a message asks for, and return what is to be told of it."""
+        if "need" in message:
+            tree = next(tree for tree in self.order.trees if tree.key == message["need"])
+            packed = tree.packed()
+            self._send(f"{len(packed)}\n".encode() + packed)
+            return f"copying {len(tree.files)} files of {tree.root}"
+        if "failed" in message:
+            self.failure = MachineUnfit(self.label, str(message["failed"]))
+        if "ready" in message:
+            self.ready = Ready(message["ready"])
+        return str(message.get("say", ""))
+
+    def finish(self, packets: Callable[[str, bytes], object]) -> str:
+        """End the run there, and return what is not as it should be, or nothing; `packets` gets each file of them."""
+        process = self._process
+        if process is None:
+            return ""
+        assert process.stdin is not None
+        with _gone():
+            process.stdin.close()
+        ended, wrong = False, ""
+        with selectors.DefaultSelector() as selector:
+            selector.register(self.descriptor, selectors.EVENT_READ)
+            deadline = time.monotonic() + FAREWELL
+            open_ = self.ready is not None
+            while open_ and not ended and selector.select(max(deadline - time.monotonic(), 0)):
+                for message in self.hear():
+                    ended = ended or "ended" in message
+                    wrong = str(message.get("ended", wrong))
+                    if "packets" in message:
+                        packets(os.path.basename(message["packets"]), base64.b64decode(message["content"]))
+                open_ = self.failure is None
+        if self.ready is not None and not ended:
+            return "it did not say that nothing is left there; the next run removes what is"
+        return wrong
+
+    def close(self) -> None:
+        """End the connection, whatever became of it."""
+        process = self._process
+        if process is not None:
+            for stream in (process.stdin, process.stdout):
+                assert stream is not None
+                with _gone():
+                    stream.close()
+            process.kill()
+            process.wait()
+
+    def _send(self, data: bytes) -> None:
+        assert self._process is not None
+        assert self._process.stdin is not None
+        self._spoke = time.monotonic()
+        # What has gone wrong is told by the end of what it says.
+        with _gone():
+            self._process.stdin.write(data)
+            self._process.stdin.flush()
+
+    @property
+    def _output(self) -> IO[bytes]:
+        assert self._process is not None
+        assert self._process.stdout is not None
+        return self._process.stdout
+
+    def _why(self) -> str:
+        assert self._process is not None
+        code = self._process.wait()
+        if self.ready is not None:
+            return "the connection ended"
+        return reason_of(code, self._errors.read_text(errors="replace"), self.target.name)
+
+    def spec(self) -> str:
+        """Return execnet's description of a worker there; `machine` is a key of our own."""
+        plugins = "-preloadlab.short_names -plab.machines.worker -pno:hypothesispytest"
+        assert self.ready is not None
+        variables = self.order.variables | {
+            "PYTEST_ADDOPTS": f"{plugins} @{self.order.directory}/arguments",
+            "RELOADLAB_SLOWNESS": f"{self.ready.examined['slowness']:g}",
+        }
+        become_root = "sudo -n " if self.ready.examined["sudo"] else ""
+        python = become_root + shlex.join(["env", *(f"{n}={v}" for n, v in variables.items()), self.order.python])
+        parts = {
+            "ssh": " ".join(self.route.options),
+            "machine": self.label,
+            "python": python,
+            "chdir": f"{self.order.directory}/work",
+        }
+        if self.route.config is not None:
+            parts["ssh_config"] = str(self.route.config)
+        return "//".join(f"{key}={value}" for key, value in parts.items())
+
+
+@contextmanager
+def sessions(
+    routes: Sequence[tuple[Target, Route]],
+    order: Order,
+    directory: Path,
+    *,
+    warn: Callable[[str], object],
+    packets: Callable[[str, str, bytes], object],
+) -> Iterator[list[Session]]:
+    """Yield a session for each machine, connected; at the end nothing of the run is left on any of them.
+
+    `warn` gets a line for what is, `packets` the machine, name and content of each file of packets. `directory` is for
+    what ssh says.
+    """
+    with ExitStack() as stack:
+        made = []
+        for number, (target, route) in enumerate(routes):
+            session = Session(target, route, order, directory / f"ssh-{number}.errors")
+            stack.callback(session.close)
+            stack.callback(_finish, session, warn, packets)
+            session.start()
+            made.append(session)
+        yield made
+
+
+def _finish(session: Session, warn: Callable[[str], object], packets: Callable[[str, str, bytes], object]) -> None:
+    wrong = session.finish(lambda name, content: packets(session.label, name, content))
+    if wrong:
+        warn(f"{session.label}: {wrong}")
+
+
+def prepare(found: Sequence[Session], say: Callable[[str, str], object]) -> None:
+    """Wait until all machines are ready; `say` gets a machine and what it does. MachinesUnfit unless all are."""
+    with selectors.DefaultSelector() as selector:
+        for session in found:
+            selector.register(session.descriptor, selectors.EVENT_READ, session)
+        while selector.get_map():
+            for key, _ in selector.select(1.0):
+                session = key.data
+                for message in session.hear():
+                    told = session.answer(message)
+                    if told:
+                        say(session.label, told)
+                if session.ready is not None or session.failure is not None:
+                    selector.unregister(session.descriptor)
+            for session in found:
+                session.beat()
+    unfit = [session.failure for session in found if session.failure is not None]
+    if unfit:
+        raise MachinesUnfit(unfit)
+
+
+@contextmanager
+def _gone() -> Iterator[None]:
+    """Do nothing if the other end of a pipe is closed."""
+    try:
+        yield
+    except BrokenPipeError:
+        return

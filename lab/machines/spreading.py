@@ -1,0 +1,246 @@
+"""A pytest plugin for the process that spreads scenarios: xdist's session, where machines can be lost.
+
+xdist runs everything here without a word if `--dist` is missing, restarts workers for ever, and breaks off if one
+cannot be started again. This session is there whenever the plugin is, gives up machines instead, and lets no report
+pass that does not say that it was made where it should have been.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import execnet
+import pytest
+from execnet.gateway_bootstrap import HostNotFound
+from xdist.dsession import DSession
+from xdist.workermanage import NodeManager, WorkerController
+
+from lab.machines.worker import IDENTITY
+from lab.scenario.records import WHERE
+
+OPTION = "--reloadlab-machines"
+"""Names a file of JSON: what `Spread.to_json` returns."""
+
+LOST = "lost"
+"""A file beside it: an object with the reason for each machine that was lost."""
+
+RESTARTS = 3
+"""For each worker of a machine: how many are started in place of workers that died, together."""
+
+_CANNOT_START = (HostNotFound, OSError, EOFError, AssertionError, execnet.RemoteError)
+"""What execnet raises where no worker can be started; the assertion is its own, on the first byte that comes back."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A machine as the session knows it: execnet's description of its workers, and the identity that they must have.
+
+    `packets` are the directories of packets there and here, if they are kept.
+    """
+
+    label: str
+    spec: str
+    workers: int
+    identity: Mapping[str, str | int]
+    packets: tuple[str, str] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """What the session is told: the machines, and whether a scenario that was lost is run again on another."""
+
+    places: tuple[Place, ...]
+    reschedule: bool
+
+    def to_json(self) -> str:
+        places = [{name: getattr(place, name) for name in Place.__slots__} for place in self.places]
+        return json.dumps({"places": places, "reschedule": self.reschedule})
+
+    @classmethod
+    def from_json(cls, text: str) -> Spread:
+        data = json.loads(text)
+        packets = [None if each["packets"] is None else tuple(each["packets"]) for each in data["places"]]
+        places = (Place(**{**each, "packets": pair}) for each, pair in zip(data["places"], packets, strict=True))
+        return cls(tuple(places), data["reschedule"])
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Declare the option that this process is told by."""
+    parser.getgroup("reloadlab").addoption(OPTION, metavar="FILE", help="machines that tests are spread over")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_configure(config: pytest.Config) -> None:
+    """Take the place of xdist's own session; UsageError for options that would run something here."""
+    option = config.option
+    if option.collectonly or option.usepdb or option.trace or option.numprocesses or option.tx or option.dist != "no":
+        raise pytest.UsageError("with --on, pytest takes no options that debug, only collect, or say where tests run")
+    path = Path(config.getoption(OPTION))
+    spread = Spread.from_json(path.read_text())
+    config.pluginmanager.register(Machines(config, spread, path.with_name(LOST)), "dsession")
+
+
+class Machines(DSession):  # type: ignore[misc]
+    """A session over machines. A machine whose workers cannot be started (again) is lost, and its name is kept."""
+
+    def __init__(self, config: pytest.Config, spread: Spread, lost: Path) -> None:
+        super().__init__(config)
+        self._places = {place.label: place for place in spread.places}
+        self._reschedule = spread.reschedule
+        self._file = lost
+        self._lost: dict[str, str] = {}
+        self._restarts: Counter[str] = Counter()
+        self._was_ready: set[WorkerController] = set()
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_sessionstart(self, session: pytest.Session) -> None:
+        """Start a worker for each description; those of a machine that is lost are left out."""
+        self._session = session
+        # Not before: xdist would make a session of its own.
+        self.config.option.tx = [place.spec for place in self._places.values() for _ in range(place.workers)]
+        self.config.option.dist = "worksteal"
+        self.nodemanager = NodeManager(self.config)
+        self.config.hook.pytest_xdist_setupnodes(config=self.config, specs=self.nodemanager.specs)
+        for spec in self.nodemanager.specs:
+            if spec.machine not in self._lost:
+                self._start(spec)
+        if not self._active_nodes:
+            raise pytest.UsageError(f"no machine is left: {self._words()}")
+
+    @pytest.hookimpl
+    def pytest_xdist_make_scheduler(self, config: pytest.Config, log: Any) -> Any:
+        """Return xdist's scheduler, which waits for as many workers as there are."""
+        scheduler = super().pytest_xdist_make_scheduler(config, log)
+        scheduler.numnodes = len(self._active_nodes)
+        return scheduler
+
+    def worker_workerready(self, node: WorkerController, workerinfo: Any) -> None:
+        """Note that a worker came up."""
+        self._was_ready.add(node)
+        super().worker_workerready(node, workerinfo)
+
+    def worker_errordown(self, node: WorkerController, error: object | None) -> None:
+        """Give what a dead worker had to others, and start one in its place; what it ran is an error or runs again."""
+        self.config.hook.pytest_testnodedown(node=node, error=error)
+        assert self.sched is not None
+        self._active_nodes.discard(node)
+        label = node.gateway.spec.machine
+        ran = self._forget(node)
+        self._replace(node, error)
+        if ran is not None and label in self._lost and self._reschedule and self._others():
+            self.sched.mark_test_pending(ran)
+        elif ran is not None:
+            self.handle_crashitem(ran, node)
+        if self.sched.pending and all(each.shutting_down for each in self._active_nodes):
+            # Those that are left have been told that there is nothing more to do.
+            self._start_elsewhere()
+        if not self._active_nodes and (self.sched.collection is None or self.sched.pending):
+            self.shouldstop = f"no machine is left: {self._words()}"
+
+    def handle_crashitem(self, nodeid: str, worker: WorkerController) -> None:
+        """Report an error of the scenario that a dead worker ran."""
+        label = worker.gateway.spec.machine
+        reason = self._lost.get(label)
+        said = f"a worker on {label} died" if reason is None else f"{label} was lost ({reason})"
+        report = pytest.TestReport(nodeid, (nodeid, None, nodeid), {}, "failed", f"{said} while it ran {nodeid}", "???")  # type: ignore[arg-type]
+        report.node = worker  # type: ignore[attr-defined]
+        self.config.hook.pytest_runtest_logreport(report=report)
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Say in a report where it was made; it is a failure if that is not the machine whose worker has sent it."""
+        node: WorkerController | None = getattr(report, "node", None)
+        place = None if node is None else self._places[node.gateway.spec.machine]
+        told = getattr(report, IDENTITY, None)
+        setattr(report, WHERE, {} if place is None else {"machine": place.label, "kernel": place.identity["kernel"]})
+        died = report.when not in ("setup", "call", "teardown")
+        if place is None or (told != place.identity and not died):
+            report.outcome = "failed"
+            where = "nowhere that is known" if told is None else f"on {told['host']} with kernel {told['kernel']}"
+            report.longrepr = f"it ran {where}, not on {place.label if place else 'a machine'}: it proves nothing"
+        if place is not None and place.packets is not None and report.failed:
+            # The files are copied here at the end.
+            report.longrepr = str(report.longrepr).replace(*place.packets)
+
+    @pytest.hookimpl
+    def pytest_sessionfinish(self) -> None:
+        """Write down what was lost, and end all workers."""
+        self._file.write_text(json.dumps(self._lost))
+        super().pytest_sessionfinish()
+
+    def _forget(self, node: WorkerController) -> str | None:
+        """Take a dead worker out of the scheduler; return the scenario that it ran, None if it ran none."""
+        assert self.sched is not None
+        if node not in self.sched.nodes:
+            # It died before it had collected: nobody waits for it.
+            self.sched.numnodes -= 1
+            return None
+        collected = node in self.sched.node2collection
+        ran: str | None = self.sched.remove_node(node)
+        if not collected:
+            self.sched.numnodes -= 1
+            if self._active_nodes and self.sched.collection_is_completed:
+                self.sched.schedule()
+        return ran
+
+    def _replace(self, node: WorkerController, error: object | None) -> None:
+        """Start a worker in place of a dead one, on the same machine; if that fails, the machine is lost."""
+        label = node.gateway.spec.machine
+        if label in self._lost:
+            return
+        self._restarts[label] += 1
+        if node not in self._was_ready:
+            self._lose(label, f"its worker did not come up: {_last_line(error)}")
+        elif self._restarts[label] > RESTARTS * self._places[label].workers:
+            self._lose(label, f"{self._restarts[label]} of its workers died")
+        else:
+            self._start_on(label)
+
+    def _start_elsewhere(self) -> None:
+        """Start a worker on any machine that is there."""
+        for label in self._places:
+            if label not in self._lost and self._start_on(label):
+                return
+
+    def _start_on(self, label: str) -> bool:
+        assert self.nodemanager is not None
+        spec = execnet.XSpec(f"execmodel=main_thread_only//{self._places[label].spec}")
+        self.nodemanager.group.allocate_id(spec)
+        self.shuttingdown = False
+        return self._start(spec)
+
+    def _start(self, spec: execnet.XSpec) -> bool:
+        """Start a worker; the machine is lost if that fails."""
+        assert self.nodemanager is not None
+        try:
+            self._active_nodes.add(self.nodemanager.setup_node(spec, self.queue.put))
+        except _CANNOT_START as error:
+            self._lose(str(spec.machine), _reason(error))
+            return False
+        return True
+
+    def _others(self) -> bool:
+        return any(label not in self._lost for label in self._places)
+
+    def _lose(self, label: str, reason: str) -> None:
+        self._lost[label] = reason
+        self.report_line(f"{label} is lost: {reason}")
+
+    def _words(self) -> str:
+        return ", ".join(f"{label}: {reason}" for label, reason in self._lost.items())
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, HostNotFound | EOFError | BrokenPipeError):
+        return "it cannot be reached any more"
+    return f"no worker can be started there: {_last_line(error)}"
+
+
+def _last_line(error: object) -> str:
+    lines: Sequence[str] = str(error or "it ended").strip().splitlines()
+    return lines[-1] if lines else type(error).__name__

@@ -1,0 +1,114 @@
+"""How a machine is reached: the arguments of ssh, and what its errors mean."""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+from datapath.errors import ReloadlabError
+from lab.machines.target import VAGRANT, Target
+from lab.system import tools
+
+OPTIONS = {
+    "BatchMode": "yes",
+    "ConnectTimeout": "10",
+    "ServerAliveInterval": "15",
+    "ServerAliveCountMax": "4",
+    # A connection that others share would outlive its user, or end with theirs.
+    "ControlMaster": "no",
+    "ControlPath": "none",
+}
+"""Nothing is asked, and a machine that is gone is noticed within a minute."""
+
+CANNOT_CONNECT = 255
+"""Exit code of ssh if it is ssh itself that has failed."""
+
+NO_PYTHON, NO_SUDO = 41, 42
+"""Exit codes of the far shell."""
+
+
+class MachineUnfit(ReloadlabError):
+    """A machine that cannot take part; `label` is its name."""
+
+    def __init__(self, label: str, reason: str) -> None:
+        super().__init__(f"{label}: {reason}")
+        self.label = label
+        self.reason = reason
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """What ssh is called with; `config` is its configuration file, None for the user's own."""
+
+    host: str
+    config: Path | None
+    port: int | None
+
+    @property
+    def options(self) -> list[str]:
+        """The options but for the configuration file, and the host."""
+        options = [word for name, value in OPTIONS.items() for word in ("-o", f"{name}={value}")]
+        return [*options, *(() if self.port is None else ("-p", str(self.port))), self.host]
+
+    def argv(self, *command: str) -> list[str]:
+        """Return the call that runs a command there; its words arrive as they are."""
+        own = [] if self.config is None else ["-F", str(self.config)]
+        return [str(tools.find("ssh")), "-T", *own, *self.options, shlex.join(command)]
+
+
+def route_to(target: Target, directory: Path) -> Route:
+    """Return the way to a machine; Vagrant's own configuration goes to a file in `directory`. MachineUnfit."""
+    if target.kind != VAGRANT:
+        return Route(target.name, target.config, target.port)
+    config = directory / f"vagrant-{target.name}.ssh"
+    config.write_text(_vagrant_config(target))
+    return Route(target.name, config, None)
+
+
+def _vagrant_config(target: Target) -> str:
+    """Return how ssh reaches a machine of Vagrant's, as Vagrant says: asked once, as it takes seconds to start."""
+    argv = [str(tools.find("vagrant")), "ssh-config", target.name]
+    done = subprocess.run(
+        argv, cwd=target.directory, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120, check=False
+    )
+    if done.returncode != 0:
+        raise MachineUnfit(target.label, _vagrant_reason(done.stdout + done.stderr, target.name))
+    return done.stdout
+
+
+def _vagrant_reason(said: str, name: str) -> str:
+    if "not yet ready for SSH" in said or "must be created before" in said:
+        return f"it does not run: vagrant up {name}"
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    return f"vagrant ssh-config {name}: {lines[0] if lines else 'failed without a word'}"
+
+
+def reason_of(code: int, stderr: str, host: str) -> str:
+    """Return why a connection came to nothing, with its remedy: from the exit code and the errors of ssh."""
+    lines = [line.strip() for line in stderr.splitlines() if line.strip()]
+    last = lines[-1] if lines else f"ssh ended with exit code {code}"
+    if code == NO_PYTHON:
+        return "there is no python3: install it there (apt-get install python3)"
+    if code == NO_SUDO:
+        return "the user there is not root, and there is no sudo: log in as root, or install sudo there"
+    if code != CANNOT_CONNECT:
+        return _far_reason(last)
+    if "REMOTE HOST IDENTIFICATION HAS CHANGED" in stderr:
+        return f"its host key has changed: find out why, then ssh-keygen -R {host}"
+    if "Host key verification failed" in stderr:
+        return f"its host key is not known here: log in once to compare it (ssh {host})"
+    if "Permission denied" in stderr:
+        return f"it accepts none of the keys here: ssh-copy-id {host}, or name one in ~/.ssh/config"
+    return f"it cannot be reached: {_plain(last)}"
+
+
+def _far_reason(last: str) -> str:
+    if last.startswith("sudo:"):
+        return f"{last}: let the user there become root without a password (NOPASSWD in sudoers), or log in as root"
+    return last
+
+
+def _plain(line: str) -> str:
+    return line.removeprefix("ssh: ")

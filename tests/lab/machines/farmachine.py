@@ -1,0 +1,153 @@
+"""A machine to log in to: namespaces of its own with an SSH server, which is reached without any network.
+
+It has its own processes, network, host name, /run, /var/cache/reloadlab and accounts, and this machine's kernel and
+files besides. ssh calls `connect.py` for a socket whose other end a new server has: nothing listens anywhere.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from lab.machines.session import BASE
+from lab.machines.tree import environment_key
+from tests.lab.labs import ROOT
+
+CACHE = Path(BASE).parent
+_BEGIN = """
+set -eu
+mount -t tmpfs -o mode=755 tmpfs /run
+mount -t sysfs sysfs /sys
+mount --bind "$1/cache" /var/cache/reloadlab
+mount --bind "$1/passwd" /etc/passwd
+mount --bind "$1/ssh" /root/.ssh
+hostname "$2"
+ip link set lo up
+echo ready
+exec cat
+"""
+
+
+@dataclass(frozen=True)
+class FarMachine:
+    """`process` is the first of the machine, as seen from here; `config` is how ssh reaches it, as the host `name`."""
+
+    name: str
+    home: Path
+    config: Path
+    process: subprocess.Popen[bytes]
+
+    @property
+    def option(self) -> str:
+        """What --on is given."""
+        return f"ssh:{self.name},config={self.config}"
+
+    @property
+    def first_pid(self) -> int:
+        return int(Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text())
+
+    @property
+    def base(self) -> Path:
+        """Where it keeps what it is given."""
+        return self.home / "cache" / Path(BASE).name
+
+    def switch_off(self) -> None:
+        """End all of its processes at once."""
+        os.kill(self.first_pid, signal.SIGKILL)
+        self.process.wait()
+
+    def processes(self) -> list[str]:
+        """Return the commands of its processes but for the first and those of its own ends of connections."""
+        argv = [*self.enter, "ps", "-eo", "pid=,args="]
+        listed = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=True).stdout.splitlines()
+        found = [line.split(None, 1) for line in listed]
+        return [
+            command
+            for pid, command in found
+            if pid != "1" and not command.startswith("ps ") and "<defunct>" not in command
+        ]
+
+    @property
+    def enter(self) -> list[str]:
+        return ["nsenter", "-t", str(self.first_pid), "--mount", "--uts", "--net", "--pid", "--"]
+
+    def run(self, *argv: str) -> str:
+        """Run a command there as root, without ssh."""
+        return subprocess.run([*self.enter, *argv], capture_output=True, text=True, timeout=60, check=True).stdout
+
+
+@contextmanager
+def far_machine(home: Path, name: str, *, environment: bool = True) -> Iterator[FarMachine]:
+    """Yield a machine whose files are in `home`. With `environment` our own stands there as if it was set up."""
+    server = shutil.which("dropbear", path=os.environ["PATH"] + ":/usr/sbin:/sbin")
+    if server is None:
+        pytest.skip("no dropbear: make test installs it (apt-get install dropbear-bin)")
+    for directory in ("cache", "ssh"):
+        (home / directory).mkdir(parents=True)
+    home.chmod(0o700)
+    CACHE.mkdir(mode=0o700, parents=True, exist_ok=True)
+    Path("/root/.ssh").mkdir(mode=0o700, exist_ok=True)
+    stranger = f"stranger:x:4242:4242::{home}:/bin/sh\n"
+    (home / "passwd").write_text(Path("/etc/passwd").read_text() + stranger)
+    _keys(home, name)
+    if environment:
+        place = home / "cache" / Path(BASE).name / "environments" / environment_key(ROOT)
+        place.mkdir(parents=True)
+        (place / ".venv").symlink_to(ROOT / ".venv")
+        (place / "ready").touch()
+        for directory in (place.parents[1], place.parent):
+            directory.chmod(0o700)
+    argv = ["unshare", "--mount", "--uts", "--net", "--pid", "--fork", "--kill-child", "--mount-proc"]
+    process = subprocess.Popen(
+        [*argv, "sh", "-c", _BEGIN, "sh", str(home), name], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"ready\n"
+        machine = FarMachine(name, home, home / "config", process)
+        _configure(machine, server)
+        yield machine
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def _keys(home: Path, name: str) -> None:
+    """Make the key of the machine and that of its user, and let each side know the other's."""
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "timeout": 60, "check": True}
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", home / "user"], **quiet)  # type: ignore[call-overload]
+    subprocess.run(["dropbearkey", "-t", "ed25519", "-f", home / "host"], **quiet)  # type: ignore[call-overload]
+    argv = ["dropbearkey", "-y", "-f", str(home / "host")]
+    shown = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=True).stdout
+    public = next(line for line in shown.splitlines() if line.startswith("ssh-"))
+    (home / "known").write_text(f"{name} {public}\n")
+    for place in (home / "ssh", home / ".ssh"):
+        place.mkdir(exist_ok=True)
+        (place / "authorized_keys").write_text((home / "user.pub").read_text())
+        place.chmod(0o700)
+    (home / "ssh" / "authorized_keys").chmod(0o600)
+
+
+def _configure(machine: FarMachine, server: str) -> None:
+    connect = Path(__file__).with_name("connect.py")
+    argv = [*machine.enter, server, "-i", "-s", "-m", "-r", str(machine.home / "host")]
+    machine.config.write_text(
+        f"Host {machine.name}\n"
+        "  User root\n"
+        f"  IdentityFile {machine.home}/user\n"
+        "  IdentitiesOnly yes\n"
+        f"  UserKnownHostsFile {machine.home}/known\n"
+        "  GlobalKnownHostsFile /dev/null\n"
+        "  StrictHostKeyChecking yes\n"
+        f"  ProxyCommand {sys.executable} -I {connect} {' '.join(argv)}\n"
+        "  ProxyUseFdpass yes\n"
+    )
