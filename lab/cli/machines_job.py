@@ -7,9 +7,9 @@ import json
 import secrets
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from lab.cli.ci import CiFiles
 from lab.cli.job import WRONG_CALL, about, call_of, check, conclude, paged, run_scenarios, write_trace
@@ -80,9 +80,9 @@ def _do(args: argparse.Namespace, targets: Sequence[Target], files: CiFiles) -> 
         files.run = file
         file.write([])
         console.print("[bold]machines[/]")
-        order = _order(args, file)
-        routes = [(target, route_to(target, directory)) for target in targets]
-        with sessions(routes, order, directory, warn=_warn, packets=_packets_to(args.pcap)) as found:
+        copied = _Files.of(args)
+        wanted = [(target, route_to(target, directory), copied.order(args, file.before)) for target in targets]
+        with sessions(wanted, directory, warn=_warn, packets=_packets_to(args.pcap)) as found:
             prepare(found, lambda label, text: console.print(f"  {label}: {text}", markup=False, soft_wrap=True))
             _examine(console, args, found)
             if len(found) == 1:
@@ -103,25 +103,37 @@ def _do(args: argparse.Namespace, targets: Sequence[Target], files: CiFiles) -> 
     return conclude(console, args, file, records)
 
 
-def _order(args: argparse.Namespace, file: RunFile) -> Order:
-    """Return what every machine is asked for: the project, the suites, and how pytest is called there."""
-    ours = our_tree()
-    order = Order(environment_key(ours.root), (ours,), secrets.token_hex(6), failed=tuple(file.before))
-    arguments = ["-o", f"cache_dir={order.directory}/cache"]
-    if args.pcap is not None:
-        arguments += ["--reloadlab-pcap", order.packets]
-    if args.library is not None:
-        library = tree_of(args.library.resolve())
-        order = replace(order, trees=(*order.trees, library))
-        arguments += ["--reloadlab-library", order.place(library)]
-    if not args.paths:
-        place = order.place(ours)
-        arguments += ["-c", f"{place}/scenarios/suite.ini", "--rootdir", place, f"{place}/scenarios"]
+@dataclass(frozen=True, slots=True)
+class _Files:
+    """What goes along: the project, the user's suites with their paths in `tree`, other C sources."""
+
+    ours: Tree
+    tree: Tree
+    paths: tuple[str, ...]
+    library: Tree | None
+
+    @classmethod
+    def of(cls, args: argparse.Namespace) -> Self:
+        ours = our_tree()
+        tree, paths = _suites(args.paths, ours) if args.paths else (ours, [])
+        library = None if args.library is None else tree_of(args.library.resolve())
+        return cls(ours, tree, tuple(paths), library)
+
+    def order(self, args: argparse.Namespace, failed: Sequence[str]) -> Order:
+        """Return what a machine is asked for, with a token that no other machine has; `failed` is for --lf."""
+        trees = dict.fromkeys(tree for tree in (self.ours, self.tree, self.library) if tree is not None)
+        order = Order(environment_key(self.ours.root), tuple(trees), secrets.token_hex(6), failed=tuple(failed))
+        place = order.place(self.tree)
+        arguments = ["-o", f"cache_dir={order.directory}/cache", "--rootdir", place]
+        if args.pcap is not None:
+            arguments += ["--reloadlab-pcap", order.packets]
+        if self.library is not None:
+            arguments += ["--reloadlab-library", order.place(self.library)]
+        if self.paths:
+            arguments += [f"{place}/{path}" for path in self.paths]
+        else:
+            arguments += ["-c", f"{place}/scenarios/suite.ini", f"{place}/scenarios"]
         return replace(order, arguments=tuple(arguments))
-    tree, paths = _suites(args.paths, ours)
-    arguments += ["--rootdir", order.place(tree), *(f"{order.place(tree)}/{path}" for path in paths)]
-    trees = order.trees if tree == ours else (*order.trees, tree)
-    return replace(order, trees=trees, arguments=tuple(arguments))
 
 
 def _suites(given: Sequence[Path], ours: Tree) -> tuple[Tree, list[str]]:

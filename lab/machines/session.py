@@ -290,8 +290,7 @@ class Session:
 
 @contextmanager
 def sessions(
-    routes: Sequence[tuple[Target, Route]],
-    order: Order,
+    wanted: Sequence[tuple[Target, Route, Order]],
     directory: Path,
     *,
     warn: Callable[[str], object],
@@ -304,7 +303,7 @@ def sessions(
     """
     with ExitStack() as stack:
         made = []
-        for number, (target, route) in enumerate(routes):
+        for number, (target, route, order) in enumerate(wanted):
             session = Session(target, route, order, directory / f"ssh-{number}.errors")
             stack.callback(session.close)
             stack.callback(_finish, session, warn, packets)

@@ -79,6 +79,8 @@ def _scenario(scenario: Document) -> Element:
 
 def _numbers(scenario: Document) -> dict[str, object]:
     numbers = {name: scenario[name] for name in ("reloads", "sent", "lost", "denied")}
+    # What did not run has neither.
+    numbers |= {name: scenario[name] for name in ("machine", "kernel") if scenario.get(name)}
     return numbers | {"findings": len(scenario["violations"])}
 
 

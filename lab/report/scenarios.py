@@ -71,6 +71,12 @@ class Scenario:
         return SIGNS.get(self.outcome, "?")
 
     @property
+    def where(self) -> str:
+        """The machine that ran it, one of several, and its kernel; empty in a run on one machine."""
+        machine = self.record.get("machine", "")
+        return f"{machine}, {self.record['kernel']}" if machine else ""
+
+    @property
     def seconds(self) -> str:
         return f"{self.record['seconds']:.1f}"
 
@@ -79,7 +85,7 @@ class Scenario:
         """What the filter looks at: name, subjects, what was found."""
         subjects = dict.fromkeys(str(reload["subject"]) for reload in self.reloads)
         found = " ".join(finding.what for finding in self.findings)
-        return " ".join((self.name, self.record["name"], *subjects, found, self.first_line)).lower()
+        return " ".join((self.name, self.record["name"], self.where, *subjects, found, self.first_line)).lower()
 
     @property
     def first_line(self) -> str:

@@ -103,10 +103,25 @@ def _facts(run: Document) -> str:
     sums = {name: sum(scenario[name] for scenario in scenarios) for name in ("reloads", "sent", "lost")}
     outcomes = {name: sum(scenario["outcome"] == name for scenario in scenarios) for name in _OUTCOMES}
     counts: dict[str, Any] = outcomes | sums | {"seconds": round(run["seconds"])}
-    facts = [f"kernel {run['machine']['kernel']}", f"{run['machine']['cpus']} CPUs", f"reloadlab {run['version']}"]
+    facts = [*_where(run), f"reloadlab {run['version']}"]
     facts += [f"{name} {value}" for name, value in run["subject"].items() if not name.endswith("sha256")]
     table = table_head(*counts, figures=tuple(counts)) + table_row([str(number) for number in counts.values()])
     return f"{table}\n{escaped(', '.join(facts))}\n\n"
+
+
+def _where(run: Document) -> Iterator[str]:
+    """Yield what ran the scenarios: this machine, or each of several."""
+    for machine in run["machines"]:
+        lost = f", lost: {machine['lost']}" if machine["lost"] else ""
+        yield f"{machine['name']} (kernel {machine['kernel']}, {machine['workers']} workers{lost})"
+    if not run["machines"]:
+        yield from (f"kernel {run['machine']['kernel']}", f"{run['machine']['cpus']} CPUs")
+
+
+def _name(scenario: Document) -> str:
+    """Return the name of a scenario, and where it ran if that was on another machine."""
+    where = f" on {scenario['machine']}, kernel {scenario['kernel']}" if scenario["machine"] else ""
+    return escaped(short_name(scenario["name"]) + where)
 
 
 def _failed(scenario: Document) -> Iterator[str]:
@@ -114,7 +129,7 @@ def _failed(scenario: Document) -> Iterator[str]:
     found = scenario["violations"][:FINDINGS] or [headline(scenario)]
     more = len(scenario["violations"]) - FINDINGS
     numbers = [str(scenario[name]) for name in ("reloads", "sent", "lost")]
-    first = [escaped(short_name(scenario["name"])), scenario["outcome"], *numbers]
+    first = [_name(scenario), scenario["outcome"], *numbers]
     for number, finding in enumerate([*found, *([f"and {more} more"] if more > 0 else [])]):
         yield table_row([*(first if number == 0 else [""] * len(first)), escaped(_cut(finding, _LONGEST_CELL))])
 
@@ -126,7 +141,7 @@ def _message(scenario: Document) -> str:
 def _other(scenario: Document) -> str:
     numbers = [str(scenario[name]) for name in ("reloads", "sent", "lost")]
     outcome = scenario["outcome"] if scenario["outcome"] == PASSED else escaped(_outcome(scenario))
-    return table_row([escaped(short_name(scenario["name"])), outcome, *numbers, f"{scenario['seconds']:.1f}"])
+    return table_row([_name(scenario), outcome, *numbers, f"{scenario['seconds']:.1f}"])
 
 
 def _outcome(scenario: Document) -> str:

@@ -10,7 +10,7 @@ import sys
 def main() -> None:
     ours, theirs = socket.socketpair()
     with socket.socket(fileno=1) as ssh:
-        subprocess.Popen(sys.argv[1:], stdin=theirs, stdout=theirs, stderr=subprocess.DEVNULL, start_new_session=True)
+        subprocess.Popen(sys.argv[1:], stdin=theirs.fileno(), stdout=theirs.fileno(), stderr=subprocess.DEVNULL)
         socket.send_fds(ssh, [b"\0"], [ours.fileno()])
 
 

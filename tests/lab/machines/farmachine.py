@@ -23,6 +23,10 @@ from lab.machines.tree import environment_key
 from tests.lab.labs import ROOT
 
 CACHE = Path(BASE).parent
+
+STRANGER = "stranger:x:4242:4242::/run/stranger:/bin/sh\n"
+"""A user of the machine who is nobody."""
+
 _BEGIN = """
 set -eu
 mount -t tmpfs -o mode=755 tmpfs /run
@@ -31,6 +35,9 @@ mount --bind "$1/cache" /var/cache/reloadlab
 mount --bind "$1/passwd" /etc/passwd
 mount --bind "$1/ssh" /root/.ssh
 hostname "$2"
+mkdir -p /run/stranger/.ssh
+cp "$1/user.pub" /run/stranger/.ssh/authorized_keys
+chown -R 4242 /run/stranger
 ip link set lo up
 echo ready
 exec cat
@@ -80,6 +87,10 @@ class FarMachine:
     def enter(self) -> list[str]:
         return ["nsenter", "-t", str(self.first_pid), "--mount", "--uts", "--net", "--pid", "--"]
 
+    def hide(self, path: Path) -> None:
+        """Let a program not be there."""
+        self.run("mount", "--bind", "/dev/null", str(path.resolve()))
+
     def run(self, *argv: str) -> str:
         """Run a command there as root, without ssh."""
         return subprocess.run([*self.enter, *argv], capture_output=True, text=True, timeout=60, check=True).stdout
@@ -96,16 +107,15 @@ def far_machine(home: Path, name: str, *, environment: bool = True) -> Iterator[
     home.chmod(0o700)
     CACHE.mkdir(mode=0o700, parents=True, exist_ok=True)
     Path("/root/.ssh").mkdir(mode=0o700, exist_ok=True)
-    stranger = f"stranger:x:4242:4242::{home}:/bin/sh\n"
-    (home / "passwd").write_text(Path("/etc/passwd").read_text() + stranger)
+    (home / "passwd").write_text(Path("/etc/passwd").read_text() + STRANGER)
     _keys(home, name)
     if environment:
         place = home / "cache" / Path(BASE).name / "environments" / environment_key(ROOT)
         place.mkdir(parents=True)
         (place / ".venv").symlink_to(ROOT / ".venv")
         (place / "ready").touch()
-        for directory in (place.parents[1], place.parent):
-            directory.chmod(0o700)
+        for path in (place.parents[1], place.parent):
+            path.chmod(0o700)
     argv = ["unshare", "--mount", "--uts", "--net", "--pid", "--fork", "--kill-child", "--mount-proc"]
     process = subprocess.Popen(
         [*argv, "sh", "-c", _BEGIN, "sh", str(home), name], stdin=subprocess.PIPE, stdout=subprocess.PIPE
@@ -123,17 +133,17 @@ def far_machine(home: Path, name: str, *, environment: bool = True) -> Iterator[
 
 def _keys(home: Path, name: str) -> None:
     """Make the key of the machine and that of its user, and let each side know the other's."""
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "timeout": 60, "check": True}
-    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", home / "user"], **quiet)  # type: ignore[call-overload]
-    subprocess.run(["dropbearkey", "-t", "ed25519", "-f", home / "host"], **quiet)  # type: ignore[call-overload]
+    for argv in (
+        ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(home / "user")],
+        ["dropbearkey", "-t", "ed25519", "-f", str(home / "host")],
+    ):
+        subprocess.run(argv, capture_output=True, timeout=60, check=True)
     argv = ["dropbearkey", "-y", "-f", str(home / "host")]
     shown = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=True).stdout
     public = next(line for line in shown.splitlines() if line.startswith("ssh-"))
     (home / "known").write_text(f"{name} {public}\n")
-    for place in (home / "ssh", home / ".ssh"):
-        place.mkdir(exist_ok=True)
-        (place / "authorized_keys").write_text((home / "user.pub").read_text())
-        place.chmod(0o700)
+    (home / "ssh").chmod(0o700)
+    (home / "ssh" / "authorized_keys").write_text((home / "user.pub").read_text())
     (home / "ssh" / "authorized_keys").chmod(0o600)
 
 

@@ -1,0 +1,47 @@
+"""`run --on`: calls that cannot be meant."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from lab.cli.main import main
+from lab.results.result import BadResult
+from lab.results.run import checked_run
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (["--reschedule"], "--reschedule is for scenarios on other machines: name them with --on"),
+        (["--on", "alpha"], "'alpha' names no machine: it is ssh:HOST or vagrant:NAME"),
+        (["--on", "ssh:a", "--on", "ssh:a"], "ssh:a is named twice: for more scenarios at a time say ssh:a,workers=N"),
+        (["--on", "ssh:a", "--kernel", "6.1"], "--on takes machines with the kernels that they have"),
+        (["--on", "ssh:a", "--rounds", "1"], "--rounds measures time, which is never spread"),
+        (["--on", "ssh:a", "--workers", "2"], "--workers is for this machine: say how many for each"),
+        (["--on", "ssh:a", "--keep"], "--keep has no use with --on, which leaves nothing on other machines"),
+        (["--on", "ssh:a", "--loader", "./mine"], "--loader ./mine is a command of this machine"),
+        (["--on", "ssh:a", "--", "--deselect", "."], ". is a file of this machine"),
+        (["--on", "vagrant:no-such-machine"], "vagrant"),
+    ],
+)
+def test_calls_that_cannot_be_meant_are_told_in_one_line(
+    given: list[str], told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["run", "--out", str(tmp_path / "out"), *given]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"reloadlab: {told}")
+
+
+def test_time_is_not_spread(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "reload", "--on", "ssh:a"]) == 2
+    told = "unknown --on: only run spreads over machines; time is measured on one, so call reloadlab there"
+    assert told in capsys.readouterr().err
+
+
+def test_times_of_several_machines_are_not_compared() -> None:
+    document = {"format": 4, "complete": True, "machines": [{"name": "ssh:a"}, {"name": "ssh:b"}]}
+    with pytest.raises(BadResult, match="is of a run over several machines, whose times are no measurement"):
+        checked_run(Path("run.json"), document)
