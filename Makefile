@@ -6,13 +6,13 @@ RUNS ?= 100
 KERNELS ?= 5.10,6.1,6.12,newest
 KERNEL ?= 6.1
 
-.PHONY: run test kernels box corpus faults soak null-runs setup browser lock
+.PHONY: run test kernels box corpus faults soak null-runs setup browser ssh lock
 .DEFAULT_GOAL := run
 
 run: setup
 	@tools/as-root .venv/bin/reloadlab run $(ARGS)
 
-test: setup browser
+test: setup browser ssh
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
@@ -44,6 +44,9 @@ setup:
 
 browser:
 	@tools/setup browser
+
+ssh:
+	@tools/setup ssh
 
 lock:
 	@tools/lock

@@ -20,7 +20,7 @@ from datapath.errors import ToolMissing
 ROOT = Path(__file__).resolve().parents[1]
 TEXT = (ROOT / "docs" / "ci.md").read_text()
 SCRIPT, PLAIN = re.findall(r"^```sh\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL)
-(WORKFLOW,) = re.findall(r"^```yaml\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL)
+WORKFLOW, *_ = re.findall(r"^```yaml\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL)
 WASTE = "\twaste += 1;\n"
 QUICK = ["--max-time", "1"]
 """One round or two: too few to say anything of times, and enough for what is exact."""

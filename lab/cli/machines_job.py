@@ -17,8 +17,8 @@ from lab.cli.report import RunFile
 from lab.cli.suites import WrongCall
 from lab.cli.targets import BadOption, make_console, plural
 from lab.loaders.command import BUILTIN, TC
+from lab.machines.place import LOST, Place, Spread
 from lab.machines.session import MachinesUnfit, Order, Session, prepare, sessions
-from lab.machines.spreading import LOST, Place, Spread
 from lab.machines.ssh import MachineUnfit, route_to
 from lab.machines.target import Target, check_different, parse_target
 from lab.machines.tree import Tree, environment_key, our_tree, project_of, tree_of

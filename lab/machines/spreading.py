@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,53 +19,16 @@ from execnet.gateway_bootstrap import HostNotFound
 from xdist.dsession import DSession
 from xdist.workermanage import NodeManager, WorkerController
 
-from lab.machines.worker import IDENTITY
-from lab.scenario.records import WHERE
+from lab.machines.place import LOST, Spread, check_place
 
 OPTION = "--reloadlab-machines"
 """Names a file of JSON: what `Spread.to_json` returns."""
-
-LOST = "lost"
-"""A file beside it: an object with the reason for each machine that was lost."""
 
 RESTARTS = 3
 """For each worker of a machine: how many are started in place of workers that died, together."""
 
 _CANNOT_START = (HostNotFound, OSError, EOFError, AssertionError, execnet.RemoteError)
 """What execnet raises where no worker can be started; the assertion is its own, on the first byte that comes back."""
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """A machine as the session knows it: execnet's description of its workers, and the identity that they must have.
-
-    `packets` are the directories of packets there and here, if they are kept.
-    """
-
-    label: str
-    spec: str
-    workers: int
-    identity: Mapping[str, str | int]
-    packets: tuple[str, str] | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Spread:
-    """What the session is told: the machines, and whether a scenario that was lost is run again on another."""
-
-    places: tuple[Place, ...]
-    reschedule: bool
-
-    def to_json(self) -> str:
-        places = [{name: getattr(place, name) for name in Place.__slots__} for place in self.places]
-        return json.dumps({"places": places, "reschedule": self.reschedule})
-
-    @classmethod
-    def from_json(cls, text: str) -> Spread:
-        data = json.loads(text)
-        packets = [None if each["packets"] is None else tuple(each["packets"]) for each in data["places"]]
-        places = (Place(**{**each, "packets": pair}) for each, pair in zip(data["places"], packets, strict=True))
-        return cls(tuple(places), data["reschedule"])
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -155,17 +117,7 @@ class Machines(DSession):  # type: ignore[misc]
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Say in a report where it was made; it is a failure if that is not the machine whose worker has sent it."""
         node: WorkerController | None = getattr(report, "node", None)
-        place = None if node is None else self._places[node.gateway.spec.machine]
-        told = getattr(report, IDENTITY, None)
-        setattr(report, WHERE, {} if place is None else {"machine": place.label, "kernel": place.identity["kernel"]})
-        died = report.when not in ("setup", "call", "teardown")
-        if place is None or (told != place.identity and not died):
-            report.outcome = "failed"
-            where = "nowhere that is known" if told is None else f"on {told['host']} with kernel {told['kernel']}"
-            report.longrepr = f"it ran {where}, not on {place.label if place else 'a machine'}: it proves nothing"
-        if place is not None and place.packets is not None and report.failed:
-            # The files are copied here at the end.
-            report.longrepr = str(report.longrepr).replace(*place.packets)
+        check_place(report, None if node is None else self._places[node.gateway.spec.machine])
 
     @pytest.hookimpl
     def pytest_sessionfinish(self) -> None:
