@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import secrets
 import sys
 from collections.abc import Callable, Sequence
@@ -213,8 +214,13 @@ def _described(session: Session) -> dict[str, Any]:
 
 def _place(session: Session, pcap: Path | None) -> Place:
     assert session.ready is not None
-    packets = None if pcap is None else (session.order.packets, str(_packets_of(pcap, session.label)))
-    return Place(session.label, session.spec(), session.workers, session.ready.identity, packets)
+    # pytest names files as they are seen from the directory of the workers.
+    order = session.order
+    names = [(f"{os.path.relpath(order.place(tree), order.work)}/", "") for tree in order.trees]
+    if pcap is not None:
+        # The files are copied here at the end.
+        names.append((order.packets, str(_packets_of(pcap, session.label))))
+    return Place(session.label, session.spec(), session.workers, session.ready.identity, tuple(names))
 
 
 def _tell_lost(console: Console, file: RunFile, path: Path) -> None:

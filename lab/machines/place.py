@@ -19,14 +19,14 @@ LOST = "lost"
 class Place:
     """A machine as the session knows it: execnet's description of its workers, and the identity that they must have.
 
-    `packets` are the directories of packets there and here, if they are kept.
+    `names` are what places are called there and here, for the texts of failures.
     """
 
     label: str
     spec: str
     workers: int
     identity: Mapping[str, str | int]
-    packets: tuple[str, str] | None = None
+    names: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +43,9 @@ class Spread:
     @classmethod
     def from_json(cls, text: str) -> Spread:
         data = json.loads(text)
-        packets = [None if each["packets"] is None else tuple(each["packets"]) for each in data["places"]]
-        places = (Place(**{**each, "packets": pair}) for each, pair in zip(data["places"], packets, strict=True))
+        places = (
+            Place(**{**each, "names": tuple((there, here) for there, here in each["names"])}) for each in data["places"]
+        )
         return cls(tuple(places), data["reschedule"])
 
 
@@ -61,6 +62,6 @@ def check_place(report: pytest.TestReport, place: Place | None) -> None:
         report.outcome = "failed"
         where = "nowhere that is known" if told is None else f"on {told['host']} with kernel {told['kernel']}"
         report.longrepr = f"it ran {where}, not on {place.label if place else 'a machine'}: it proves nothing"
-    if place is not None and place.packets is not None and report.failed:
-        # The files are copied here at the end.
-        report.longrepr = str(report.longrepr).replace(*place.packets)
+    if place is not None and report.failed:
+        for there, here in place.names:
+            report.longrepr = str(report.longrepr).replace(there, here)

@@ -65,6 +65,11 @@ class Order:
         return f"{self.base}/runs/{self.token}"
 
     @property
+    def work(self) -> str:
+        """The current directory of the workers there."""
+        return f"{self.directory}/work"
+
+    @property
     def packets(self) -> str:
         """The directory there for the packets around findings."""
         return f"{self.directory}/packets"
@@ -281,7 +286,7 @@ class Session:
             "ssh": " ".join(self.route.options),
             "machine": self.label,
             "python": python,
-            "chdir": f"{self.order.directory}/work",
+            "chdir": self.order.work,
         }
         if self.route.config is not None:
             parts["ssh_config"] = str(self.route.config)

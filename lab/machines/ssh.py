@@ -74,15 +74,16 @@ def _vagrant_config(target: Target) -> str:
         argv, cwd=target.directory, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120, check=False
     )
     if done.returncode != 0:
-        raise MachineUnfit(target.label, _vagrant_reason(done.stdout + done.stderr, target.name))
+        raise MachineUnfit(target.label, vagrant_reason(done.stdout + done.stderr, target.name))
     return done.stdout
 
 
-def _vagrant_reason(said: str, name: str) -> str:
+def vagrant_reason(said: str, name: str) -> str:
+    """Return why Vagrant tells no way to a machine, from what it has said."""
     if "not yet ready for SSH" in said or "must be created before" in said:
         return f"it does not run: vagrant up {name}"
-    lines = [line.strip() for line in said.splitlines() if line.strip()]
-    return f"vagrant ssh-config {name}: {lines[0] if lines else 'failed without a word'}"
+    sentence = " ".join(said.split()).partition(". ")[0]
+    return f"vagrant ssh-config {name}: {sentence or 'it failed without a word'}"
 
 
 def reason_of(code: int, stderr: str, host: str) -> str:

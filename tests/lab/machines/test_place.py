@@ -48,10 +48,10 @@ def test_a_report_that_does_not_say_where_it_was_made_fails() -> None:
     assert "it ran nowhere that is known, not on ssh:alpha" in str(report.longrepr)
 
 
-def test_where_packets_are_is_told_as_it_is_here() -> None:
-    place = replace(PLACE, packets=("/far/packets", "/here/ssh-alpha"))
+def test_places_are_named_as_they_are_here() -> None:
+    place = replace(PLACE, names=(("../trees/x/", ""), ("/far/packets", "/here/ssh-alpha")))
     spread = Spread.from_json(Spread((place,), reschedule=True).to_json())
     assert spread == Spread((place,), reschedule=True)
-    failed = {IDENTITY: THERE, "outcome": "failed", "longrepr": "packets: /far/packets/a.pcapng"}
+    failed = {IDENTITY: THERE, "outcome": "failed", "longrepr": "../trees/x/a.py:7: /far/packets/a.pcapng"}
     report = heard(failed, spread.places[0])
-    assert report.longrepr == "packets: /here/ssh-alpha/a.pcapng"
+    assert report.longrepr == "a.py:7: /here/ssh-alpha/a.pcapng"
