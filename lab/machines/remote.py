@@ -55,6 +55,14 @@ def say(**message: Any) -> None:
     sys.stdout.flush()
 
 
+def say_last(**message: Any) -> None:
+    """Tell the other side how it ended; if nobody is there any more, what had to be done is done all the same."""
+    try:
+        say(**message)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+
 def main() -> None:
     """Make the machine ready, and wait for the end."""
     source = sys.stdin.buffer
@@ -80,19 +88,15 @@ def main() -> None:
         say(ready=examined)
     except (Failed, OSError) as error:
         end(base, token)
-        say(failed=str(error))
+        say_last(failed=str(error))
         return
     wait_for_the_end()
     stop(token)
     found = list(packets(run))
     left = end(base, token)
-    try:
-        for name, content in found:
-            say(packets=name, content=base64.b64encode(content).decode())
-        say(ended=left)
-    except BrokenPipeError:
-        # Nobody is there any more to hear it: what had to be done is done.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    for name, content in found:
+        say_last(packets=name, content=base64.b64encode(content).decode())
+    say_last(ended=left)
 
 
 def own_directory(path: str) -> None:
@@ -126,7 +130,7 @@ def keep_trees(base: str, wanted: dict[str, Any], source: BinaryIO, held: list[i
         place = os.path.join(base, "trees", key)
         if not os.path.isdir(place):
             say(need=key)
-            length = int(source.readline())
+            length = int(next_line(source))
             data = source.read(length)
             if len(data) != length:
                 raise Failed("the connection ended while files were copied")
@@ -136,6 +140,16 @@ def keep_trees(base: str, wanted: dict[str, Any], source: BinaryIO, held: list[i
                 archive.extractall(place + ".new")
             os.rename(place + ".new", place)
         hold(place, held)
+
+
+def next_line(source: BinaryIO) -> bytes:
+    """Return the next line that says something: empty ones say only that there is still somebody there."""
+    while True:
+        line = source.readline()
+        if not line:
+            raise Failed("the connection ended while files were copied")
+        if line != b"\n":
+            return line
 
 
 def keep_environment(base: str, wanted: dict[str, Any], held: list[int]) -> None:
@@ -152,7 +166,7 @@ def keep_environment(base: str, wanted: dict[str, Any], held: list[int]) -> None
 
 def set_up(place: str, log: str) -> None:
     with open(log, "wb") as written:
-        # It may ask nobody anything: there is nobody to answer.
+        # It may ask nobody anything: there is nobody to answer. Nor is it ended early, in the middle of a package.
         code = subprocess.call(
             ["/bin/sh", os.path.join(place, "tools", "setup")],
             stdin=subprocess.DEVNULL,

@@ -208,7 +208,7 @@ class Session:
             tree = next(tree for tree in self.order.trees if tree.key == message["need"])
             packed = tree.packed()
             self._send(f"{len(packed)}\n".encode() + packed)
-            return f"copying {len(tree.files)} files of {tree.root}"
+            return f"copying {tree.root} ({len(tree.files)} files)"
         if "failed" in message:
             self.failure = MachineUnfit(self.label, str(message["failed"]))
         if "ready" in message:

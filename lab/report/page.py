@@ -133,11 +133,21 @@ class Run:
             ("reloads that failed", f"{len(failed):,}{self._on_purpose(failed)}"),
             ("steps", f"{sum(len(reload['spans']) for reload in (*reloads, *failed)):,}"),
             ("took", duration(self.content["seconds"] * 1e9)),
-            ("kernel", machine["kernel"]),
-            ("CPUs", str(machine["cpus"])),
+            *self._machines(machine),
             ("started", self.content["started"] or "not known"),
             ("reloadlab", self.content["version"] or "not known"),
             *((name, value) for name, value in subject if not name.endswith("sha256")),
+        ]
+
+    def _machines(self, machine: Mapping[str, Any]) -> list[tuple[str, str]]:
+        """Return what ran the scenarios: this machine, or each of several."""
+        several = self.content.get("machines", ())
+        if not several:
+            return [("kernel", machine["kernel"]), ("CPUs", str(machine["cpus"]))]
+        lost = {each["name"]: f", lost: {each['lost']}" if each["lost"] else "" for each in several}
+        return [
+            (each["name"], f"kernel {each['kernel']}, {each['workers']} at a time{lost[each['name']]}")
+            for each in several
         ]
 
     def _on_purpose(self, failed: Sequence[Mapping[str, Any]]) -> str:

@@ -7,6 +7,7 @@ import gzip
 import hashlib
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
@@ -173,3 +174,12 @@ def test_text_has_the_contrast_of_level_aa(scheme: str) -> None:
 
 def test_a_page_without_figures_carries_no_library() -> None:
     assert "library" not in parts(page(SWEEP))
+
+
+def test_a_run_over_machines_names_them_and_what_each_ran() -> None:
+    told = {"name": "ssh:a", "kernel": "6.1.0", "workers": 2, "lost": "it is gone"}
+    content = run(replace(record(), machine="ssh:a", kernel="6.1.0")) | {"machines": [told]}
+    text = page(content)
+    assert "kernel 6.1.0, 2 at a time, lost: it is gone" in text
+    assert "<small>ssh:a, 6.1.0</small>" in text
+    assert "<small>ssh:a" not in page(run(record()))

@@ -109,3 +109,21 @@ def test_what_passed_is_folded() -> None:
     folded = text.partition("<details><summary>1 that did not fail</summary>")[2]
     assert "a: passed" in folded
     assert "hitless" not in folded
+
+
+def test_each_row_of_a_run_over_machines_says_where_it_ran() -> None:
+    machines = [
+        {"name": "ssh:a", "kernel": "6.1.0", "workers": 2, "lost": None},
+        {"name": "ssh:b", "kernel": "6.12.9", "workers": 4, "lost": "it cannot be reached any more"},
+    ]
+    records = [
+        Record("t.py::test_one", "passed", machine="ssh:a", kernel="6.1.0"),
+        Record("t.py::test_two", "error", message="lost", machine="ssh:b", kernel="6.12.9"),
+    ]
+    text = summary(document(records) | {"machines": machines})
+    told = shown(text)
+    assert "ssh:a (kernel 6.1.0, 2 workers), ssh:b (kernel 6.12.9, 4 workers, lost: it cannot be reached any" in told
+    assert [row[0] for row in rows(text) if row[0].startswith("t: ")] == [
+        "t: two on ssh:b, kernel 6.12.9",
+        "t: one on ssh:a, kernel 6.1.0",
+    ]
