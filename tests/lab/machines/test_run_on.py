@@ -17,6 +17,7 @@ import pytest
 
 from lab.system.launch import module_argv
 from lab.system.tools import find
+from tests.lab.labs import ROOT
 from tests.lab.machines.farmachine import FarMachine, far_machine
 
 pytestmark = pytest.mark.privileged
@@ -123,6 +124,21 @@ def nothing_is_left(machine: FarMachine) -> bool:
     return not machine.processes() and not runs and not machine.run("find", "/run", "-name", "reloadlab*")
 
 
+def without_pytest(machine: FarMachine) -> None:
+    """Let the interpreter of a machine's workers find no packages, after it has been examined."""
+    (place,) = (machine.base / "environments").iterdir()
+    (place / ".venv").unlink()
+    (place / ".venv" / "bin").mkdir(parents=True)
+    python = place / ".venv" / "bin" / "python"
+    python.write_text(f"""#!/bin/sh
+case "$*" in
+*examine*) exec {ROOT}/.venv/bin/python "$@" ;;
+*) exec /usr/bin/python3 -I -S "$@" ;;
+esac
+""")
+    python.chmod(0o755)
+
+
 def on(*machines: FarMachine, workers: int = 1) -> list[str]:
     return [word for machine in machines for word in ("--on", f"{machine.option},workers={workers}")]
 
@@ -165,8 +181,11 @@ def test_a_machine_that_dies_is_named(
 ) -> None:
     flags = tmp_path / "flags"
     flags.mkdir()
-    with far_machine(tmp_path / "c", "gamma") as gamma:
+    with far_machine(tmp_path / "c", "gamma") as gamma, far_machine(tmp_path / "d", "bare") as bare:
         options = on(pair[0], gamma)
+        if reschedule:
+            without_pytest(bare)
+            options += on(bare)
         run = begin(WAITING.format(flags=str(flags)), *options, *(["--reschedule"] if reschedule else []))
         wait_for(lambda: list(flags.glob("gamma-*")) or run.process.poll() is not None)
         (begun,) = flags.glob("gamma-*")
@@ -177,6 +196,8 @@ def test_a_machine_that_dies_is_named(
     assert "lost ssh:gamma: " in run.printed
     assert "reached" in {each["name"]: each["lost"] for each in run.document["machines"]}["ssh:gamma"]
     if reschedule:
+        # One that never came up is not started again and again.
+        assert "lost ssh:bare: its worker did not come up: ModuleNotFoundError: No module named" in run.printed
         assert {row["outcome"] for row in run.rows.values()} == {"passed"}
         assert ran["machine"] == "ssh:alpha"
         assert code == 0

@@ -157,3 +157,19 @@ def test_a_machine_without_python(machine: FarMachine, tmp_path: Path) -> None:
         assert reason(target, tree, tmp_path / "run") == (
             "there is no python3: install it there (apt-get install python3)"
         )
+
+
+def test_a_machine_of_vagrant_is_reached_as_vagrant_says(
+    machine: FarMachine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # In place of Vagrant, which would have to start a virtual machine: it is asked one thing alone.
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "vagrant").write_text(
+        f'#!/bin/sh\n[ "$*" = "ssh-config delta" ] && [ "$PWD" = {machine.home} ] && cat {machine.config}\n'
+    )
+    (tmp_path / "bin" / "vagrant").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
+    target = parse_target(f"vagrant:delta,directory={machine.home}")
+    _, session = ready(target, project(tmp_path / "project", WORKS), tmp_path / "run")
+    assert session.label == "vagrant:delta"
+    assert "ssh_config=" in session.spec()
