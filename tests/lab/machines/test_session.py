@@ -21,7 +21,8 @@ pytestmark = pytest.mark.privileged
 
 EXAMINE = """
 import json, os
-print(json.dumps({"identity": {"kernel": "k"}, "cpus": 3, "requirements": [], "run": os.environ["RELOADLAB_RUN"]}))
+facts = {"identity": {"kernel": "k"}, "cpus": 3, "slowness": 1, "requirements": []}
+print(json.dumps({**facts, "run": os.environ["RELOADLAB_RUN"]}))
 """
 
 
