@@ -11,6 +11,7 @@ from dataclasses import replace
 from types import TracebackType
 from typing import Self
 
+from bpf import is_ours
 from datapath.base.locks import FairLock, locked
 from datapath.build.templates import TemplateCache
 from datapath.endpoint import DatapathConfig, Endpoint, Interface
@@ -51,13 +52,14 @@ class Loader:
         self._stack = ExitStack()
         self._executor: VerifierThreads | None = None
         self._maps = MapCache()
-        self._types = TypeStore()
+        # A map without types has the layout of our own sources (lab/abi/tables.py).
+        self.types = TypeStore(all_maps=not is_ours(config.library))
         self._sockets: queue.SimpleQueue[NetlinkSocket] = queue.SimpleQueue()
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
             stack.callback(self._maps.close)
-            stack.callback(self._types.close)
+            stack.callback(self.types.close)
             if self._verifiers > 1:
                 self._executor = stack.enter_context(VerifierThreads(_cpus(self._verifiers)))
             stack.callback(self._close_sockets)
@@ -123,7 +125,7 @@ class Loader:
                 executor=self._executor,
                 templates=self.templates,
                 map_cache=self._maps,
-                types=self._types,
+                types=self.types,
                 cancel=cancel,
                 maps_lock=self._maps_lock(cancel),
                 on_new_map=self._on_new_map,

@@ -10,13 +10,16 @@ import re
 from datapath.endpoint import WORLD_ID
 
 ENDPOINTS, IPCACHE, TUNNEL = "cilium_lxc", "cilium_ipcache", "cilium_tunnel_map"
+IPCACHE_V2 = "cilium_ipcache_v2"
+"""What cilium_ipcache is called since it has room for IPv6 addresses of nodes."""
+
 METRICS, EVENTS, SIGNALS = "cilium_metrics", "cilium_events", "cilium_signals"
 
 POLICY_CALLS, EGRESS_POLICY_CALLS = "cilium_call_policy", "cilium_egresscall_policy"
 POLICY_ARRAYS = (POLICY_CALLS, EGRESS_POLICY_CALLS)
 """The program arrays whose slots belong to endpoints, not to objects; every object of the node shares them."""
 
-WRITTEN_BY_AGENT = (ENDPOINTS, IPCACHE, TUNNEL)
+WRITTEN_BY_AGENT = (ENDPOINTS, IPCACHE, IPCACHE_V2, TUNNEL)
 """The maps of a node that its control plane writes all the time, and that every object of the node shares."""
 
 KEPT_WHILE_USED = (*POLICY_ARRAYS, *WRITTEN_BY_AGENT)
@@ -43,8 +46,11 @@ WRITTEN_BY_PACKETS = (
 )
 """What the names of all maps begin with whose entries packets make; counters are not among them."""
 
-POLICY = "cilium_policy_"
-"""What the names of the endpoints' policy maps begin with; the endpoint's id follows."""
+POLICY, POLICY_V2 = "cilium_policy_", "cilium_policy_v2_"
+"""What the names of the endpoints' policy maps begin with; the endpoint's id follows. The sources say which."""
+
+POLICY_STATS = "cilium_policystats"
+"""The counters of all policy maps, where their entries have none."""
 
 XDP_SCRATCH = "cilium_xdp_scratch"
 """What XDP programs have in the place of the words of a socket buffer (bpf/lib/ctx_xdp.h)."""
@@ -56,7 +62,7 @@ CIDR4_DYN, CIDR4_FIX, CIDR6_DYN, CIDR6_FIX = CIDR_MAPS = (
 """The maps of the prefilter: shorter prefixes are in a trie, whole addresses in a hash (pkg/datapath/prefilter)."""
 
 _CALLS = "cilium_calls_"
-_ENDPOINTS_OWN = re.compile(rf"(?:{_CALLS}(?:hostns_|custom_)?|{POLICY})(\d{{5}})(?=$|:)")
+_ENDPOINTS_OWN = re.compile(rf"(?:{_CALLS}(?:hostns_|custom_)?|{POLICY}(?:v2_)?)(\d{{5}})(?=$|:)")
 _SHARED_CALLS = f"{_CALLS}xdp"
 _DEVICE_CALLS = re.compile(rf"{_CALLS}(netdev|xdp)_(\d+)(?=$|:)")
 OVERLAY_CALLS_MAP = f"{_CALLS}overlay_{WORLD_ID}"
@@ -96,6 +102,16 @@ def policy_map(endpoint_id: int) -> str:
     return f"{POLICY}{endpoint_id:05d}"
 
 
+def policy_maps(endpoint_id: int) -> tuple[str, ...]:
+    """Return the names that an endpoint's policy map may have, the newest first."""
+    return f"{POLICY_V2}{endpoint_id:05d}", policy_map(endpoint_id)
+
+
+def is_policy_map(name: str) -> bool:
+    """Tell whether the map is an endpoint's policy map, also one that was moved aside."""
+    return name.startswith(POLICY) and endpoint_of(name) is not None
+
+
 def endpoint_of(name: str) -> int | None:
     """Return the endpoint that a map of this name belongs to, also one that was moved aside; None for another map."""
     match = _ENDPOINTS_OWN.match(name)
@@ -104,4 +120,4 @@ def endpoint_of(name: str) -> int | None:
 
 def endpoint_maps(endpoint_id: int) -> tuple[str, ...]:
     """Return the names of the maps that a pod has for itself; not every build makes all of them."""
-    return calls_map(endpoint_id), calls_map(endpoint_id, "custom_"), policy_map(endpoint_id)
+    return calls_map(endpoint_id), calls_map(endpoint_id, "custom_"), *policy_maps(endpoint_id)

@@ -19,7 +19,7 @@ from datapath.base.bpftypes import MapType
 from datapath.errors import BpfError
 from datapath.kernel import uapi
 from datapath.kernel.libc import check, function
-from datapath.kernel.uapi import Cmd, MapBtf, MapInfo, ProgBtf, ProgInfo, TestRun
+from datapath.kernel.uapi import Cmd, MapBtf, MapInfo, MapTypes, ProgBtf, ProgInfo, TestRun
 
 SYS_BPF = {"x86_64": 321, "aarch64": 280, "riscv64": 280, "ppc64le": 361}.get(platform.machine(), 280)
 
@@ -229,8 +229,9 @@ def map_info(fd: int) -> MapInfo:
     """Describe a map (bpf_map_get_info_by_fd)."""
     info = ctypes.create_string_buffer(uapi.MAP_INFO.size)
     call(Cmd.OBJ_GET_INFO_BY_FD, uapi.INFO.pack(fd, uapi.MAP_INFO.size, ctypes.addressof(info)))
-    map_type, ident, key_size, value_size, max_entries, flags, name = uapi.MAP_INFO.unpack(info.raw)
-    return MapInfo(ident, map_type, key_size, value_size, max_entries, flags, _text(name))
+    map_type, ident, key_size, value_size, max_entries, flags, name, *rest = uapi.MAP_INFO.unpack(info.raw)
+    types = MapTypes(*rest[-3:])
+    return MapInfo(ident, map_type, key_size, value_size, max_entries, flags, _text(name), types if types.btf else None)
 
 
 def map_fd_by_id(ident: int) -> int:
@@ -394,6 +395,25 @@ def obj_get(path: str | os.PathLike[str]) -> int:
 def btf_load(data: bytes) -> int:
     """Give BTF to the kernel and return its descriptor."""
     return call(Cmd.BTF_LOAD, uapi.BTF_LOAD.pack(_address(data), 0, len(data), 0, 0, 0))
+
+
+def btf_of_id(ident: int) -> bytes:
+    """Return the BTF that the kernel has under an id; ENOENT if there is none."""
+    fd = call(Cmd.BTF_GET_FD_BY_ID, uapi.ID.pack(ident, 0, 0), f"BTF {ident}")
+    try:
+        data = ctypes.create_string_buffer(_read_btf(fd, ctypes.create_string_buffer(0)))
+        _read_btf(fd, data)
+        return data.raw
+    finally:
+        os.close(fd)
+
+
+def _read_btf(fd: int, data: ctypes.Array[ctypes.c_char]) -> int:
+    """Fill `data` with the beginning of the BTF, as far as it goes; return how many bytes there are."""
+    head = uapi.BTF_INFO.pack(ctypes.addressof(data), len(data), 0)
+    info = ctypes.create_string_buffer(head, uapi.BTF_INFO.size)
+    call(Cmd.OBJ_GET_INFO_BY_FD, uapi.INFO.pack(fd, uapi.BTF_INFO.size, ctypes.addressof(info)), "BTF")
+    return int(uapi.BTF_INFO.unpack(info.raw)[1])
 
 
 def raw_tracepoint_open(name: str, prog_fd: int) -> int:

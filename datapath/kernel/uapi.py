@@ -24,7 +24,9 @@ CONTEXT_ROOM = 1024
 """Bytes that hold struct __sk_buff (192 in Linux 6.18): the kernel refuses to write a part of it."""
 RAW_TRACEPOINT = struct.Struct("=Q2I")
 BTF_LOAD = struct.Struct("=2Q4I")
-MAP_INFO = struct.Struct("=6I16s")
+MAP_INFO = struct.Struct("=6I16s2I2Q3I")
+"""The head of struct bpf_map_info, up to btf_value_type_id."""
+BTF_INFO = struct.Struct("=Q2I")
 # the head of struct bpf_prog_info, type to name; run_time_ns, run_cnt, recursion_misses and verified_insns follow later
 PROG_INFO = struct.Struct("=2I8s2I2QQ2IQ16s")
 PROG_INFO_LEN = 232
@@ -82,7 +84,10 @@ class Cmd(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class MapInfo:
-    """struct bpf_map_info; sizes in bytes. `type` stays an int, the kernel may know types that we do not."""
+    """struct bpf_map_info; sizes in bytes. `type` stays an int, the kernel may know types that we do not.
+
+    `types` says where the kernel has the types of keys and values, None if nobody told it.
+    """
 
     id: int
     type: int
@@ -91,6 +96,16 @@ class MapInfo:
     max_entries: int
     flags: int
     name: str
+    types: MapTypes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class MapTypes:
+    """The types of a map's keys and values: the id of the kernel's BTF, and type ids in it (0: not told)."""
+
+    btf: int
+    key: int
+    value: int
 
 
 @dataclass(frozen=True, slots=True)

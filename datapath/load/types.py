@@ -8,12 +8,15 @@ import threading
 from types import TracebackType
 from typing import Self
 
+from datapath.base.bpftypes import HASH_TYPES, MapType
 from datapath.errors import BpfError
 from datapath.kernel import bpf
 from datapath.kernel.uapi import MapBtf, ProgBtf
 from datapath.object.spec import CollectionSpec, MapSpec, ProgramSpec
 
 _ENOTSUPP = 524  # the kernel's own number
+_DESCRIBED = HASH_TYPES | frozenset((MapType.LPM_TRIE, MapType.ARRAY, MapType.PERCPU_ARRAY))
+"""Maps that may have types; the kernel takes them for few others (map_check_btf)."""
 _REFUSALS = (errno.EINVAL, errno.E2BIG, _ENOTSUPP, errno.EOPNOTSUPP)
 """How a kernel says that it does not take the BTF; anything else, such as EPERM or ENOMEM, is another failure."""
 
@@ -24,7 +27,9 @@ class TypeStore:
     A kernel that refuses an object's BTF loads the object without; `refusal` says what it said. Threads may share it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, all_maps: bool = False) -> None:
+        """Prepare; with `all_maps` the kernel is told the types of all maps whose keys and values have some."""
+        self._all_maps = all_maps
         self._lock = threading.Lock()
         self._fds: dict[bytes, int] = {}
         self._refused: dict[bytes, BpfError] = {}
@@ -51,8 +56,12 @@ class TypeStore:
         return self._refused.get(spec.btf)
 
     def of_map(self, spec: CollectionSpec, item: MapSpec) -> MapBtf | None:
-        """Return the types of a map, if the kernel has to know them (a spin lock or a timer in its value)."""
-        fd = self.fd(spec) if item.value_type else 0
+        """Return the types that the kernel is told of a map; None if it has to know none.
+
+        It has to know them for a spin lock or a timer in the value.
+        """
+        told = item.needs_types or (self._all_maps and item.key_type and item.value_type and item.type in _DESCRIBED)
+        fd = self.fd(spec) if told else 0
         return MapBtf(fd, item.key_type, item.value_type) if fd else None
 
     def of_program(self, spec: CollectionSpec, program: ProgramSpec) -> ProgBtf | None:

@@ -211,8 +211,16 @@ class Btf:
 
         Members of anonymous structs and unions appear under their own names. A bit-field counts the bytes it touches.
         """
-        ident = self.resolve(self.find(name, TypeKind.STRUCT, TypeKind.UNION, TypeKind.TYPEDEF))
-        return dict(self._fields(self[ident], 0))
+        ident = self.find(name, TypeKind.STRUCT, TypeKind.UNION, TypeKind.TYPEDEF)
+        places = self.fields(ident).items()
+        return {field: (start // 8, (start % 8 + bits + 7) // 8) for field, (start, bits) in places}
+
+    def fields(self, ident: int) -> dict[str, tuple[int, int]]:
+        """Return {field: (offset, size)} in bits of a struct (or union, or typedef of one).
+
+        Members of anonymous structs and unions appear under their own names.
+        """
+        return dict(self._fields(self[self.resolve(ident)], 0))
 
     def _fields(self, item: Type, base: int) -> Iterator[tuple[str, tuple[int, int]]]:
         for member in self.members(item):
@@ -220,10 +228,8 @@ class Btf:
             inner = self[self.resolve(member.type)]
             if not member.name and inner.kind in (TypeKind.STRUCT, TypeKind.UNION):
                 yield from self._fields(inner, start)
-            elif member.bits:
-                yield member.name, (start // 8, (start % 8 + member.bits + 7) // 8)
             else:
-                yield member.name, (start // 8, self.size(member.type))
+                yield member.name, (start, member.bits or 8 * self.size(member.type))
 
 
 @dataclass(frozen=True, slots=True)

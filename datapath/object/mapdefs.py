@@ -61,7 +61,17 @@ def data_map(section: DataSection, types: btf.Btf | None) -> MapSpec:
             value_type = ident
     flags = BPF_F_RDONLY_PROG if section.read_only else 0
     problem = "" if section.size <= _LARGEST_VALUE else f"{section.size} bytes are more than a map holds in one value"
-    return MapSpec(section.name, MapType.ARRAY, 4, section.size, 1, flags, value_type=value_type, problem=problem)
+    return MapSpec(
+        section.name,
+        MapType.ARRAY,
+        4,
+        section.size,
+        1,
+        flags,
+        value_type=value_type,
+        needs_types=value_type > 0,
+        problem=problem,
+    )
 
 
 # --- section maps ---
@@ -158,8 +168,9 @@ def _map_spec(name: str, definition: btf.MapDefinition, types: btf.Btf) -> MapSp
         pinned=pinning in (_PIN_BY_NAME, _PIN_REPLACE),
         replace_pin=pinning == _PIN_REPLACE,
         inner=None if definition.inner is None else _map_spec("", definition.inner, types),
-        key_type=definition.key_type if special else 0,
-        value_type=definition.value_type if special else 0,
+        key_type=definition.key_type,
+        value_type=definition.value_type,
+        needs_types=special,
         problem=problem,
     )
     return _finished(spec, holds_descriptors=definition.values_offset is not None)

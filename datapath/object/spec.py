@@ -32,9 +32,9 @@ class MapSpec:
 
     `contents` says what is put where at load time: programs (by function) for a program array, maps (by name) for a map
     of maps. `inner` is the shape of the maps inside a map of maps. `replace_pin` marks a map that is new at every load
-    and takes the pin's place at the commit (CILIUM_PIN_REPLACE). `key_type` and `value_type` are BTF type ids, set only
-    where the kernel wants to know the types (a spin lock or a timer in the value). `problem` is empty, or says why the
-    map cannot be created.
+    and takes the pin's place at the commit (CILIUM_PIN_REPLACE). `key_type` and `value_type` are BTF type ids, 0 where
+    only a size is given; `needs_types` says that the kernel wants to know them (a spin lock or a timer in the value).
+    `problem` is empty, or says why the map cannot be created.
     """
 
     name: str
@@ -52,6 +52,7 @@ class MapSpec:
     replace_pin: bool = False
     key_type: int = field(default=0, compare=False)
     value_type: int = field(default=0, compare=False)
+    needs_types: bool = field(default=False, compare=False)
     problem: str = ""
 
 

@@ -1,6 +1,7 @@
 """Messages in cilium_events: the structs of bpf/lib/events.h as Python values.
 
-They are checked against the BTF of our own objects, like lab.abi.layouts; all numbers are little endian.
+They are checked against the BTF of our own objects, like lab.abi.layouts; all numbers are little endian. Of later
+releases an object's BTF says nothing: messages are made on the stack. They say their version, and only grow.
 """
 
 from __future__ import annotations
@@ -56,6 +57,28 @@ class TracePoint(IntEnum):
 
 NOTIFY_DROP, NOTIFY_TRACE, NOTIFY_POLICY_VERDICT = 1, 4, 5
 """Types of messages in cilium_events (bpf/lib/events.h, enum notify_type)."""
+
+
+_BODIES: Mapping[tuple[int, int], tuple[int, ...]] = {
+    (NOTIFY_DROP, 1): (DROP_NOTIFY.size,),
+    (NOTIFY_DROP, 3): (48,),  # 1.19: flags, ip_trace_id
+    (NOTIFY_TRACE, 1): (TRACE_NOTIFY.size,),
+    (NOTIFY_TRACE, 2): (56,),  # 1.19: ip_trace_id
+    (NOTIFY_POLICY_VERDICT, 1): (40, POLICY_VERDICT_NOTIFY.size),  # 1.19: cookie, and still version 1
+}
+"""Bytes of a message by its type and version, the largest first; 1.14 to 1.18 are as our own."""
+
+
+def body_size(data: bytes) -> int | None:
+    """Return the size of a message, which the packet follows, in bytes; None if it is cut off, or of no known version.
+
+    Whoever has written the message, its first fields are those of the classes here.
+    """
+    if len(data) < NOTIFY_HEADER.size:
+        return None
+    head = NotifyHeader.unpack(data)
+    sizes = _BODIES.get((head.type, head.version), ())
+    return next((size for size in sizes if len(data) >= size + head.len_cap), None)
 
 
 @dataclass(frozen=True, slots=True)

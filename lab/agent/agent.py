@@ -55,7 +55,9 @@ class Agent(Reloader):
         with self.updating(cancel=cancel):
             prefilter.sync(self.node, self.config.globals)
             host = self.host_spec(cancel=cancel)
-            mapfill.fill_all(self.node, self.config.globals, host, unloaded=unloaded, sweep=sweep)
+            mapfill.fill_all(
+                self.node, self.config.globals, host, types=self.loader.types, unloaded=unloaded, sweep=sweep
+            )
             self.node.sync_routes()
 
     def apply_policies(self, document: object, *, cancel: threading.Event | None = None) -> None:

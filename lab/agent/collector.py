@@ -15,6 +15,7 @@ from pathlib import Path
 from datapath.base.mapnames import CT_MAPS
 from datapath.kernel.map import Map
 from datapath.reload.connections import lifetime_of, seconds
+from lab.abi import tables
 from lab.abi.conntrack import CT_TUPLE4
 from lab.node.maps import open_if_pinned
 
@@ -49,6 +50,7 @@ def collect(pins: Path, *, of: Collection[IPv4Address | IPv6Address] = ()) -> tu
 
 def _collect_map(table: Map, of: frozenset[bytes]) -> Collected:
     scanned = deleted = 0
+    tables.CONNECTIONS.of(table)  # what is read of keys and values lies at the same place in all known layouts
     now = seconds()
     width = 4 if table.info.key_size == CT_TUPLE4.size else 16
     for key, value in table.items():

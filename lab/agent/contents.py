@@ -8,7 +8,9 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 from datapath.base import mapnames
 from datapath.endpoint import HOST_ID, REMOTE_NODE_ID, WORLD_ID
-from lab.abi import layouts
+from datapath.kernel.map import Map
+from lab.abi import layouts, tables
+from lab.abi.layouts import EndpointInfo, EndpointKey, IpcacheKey, RemoteEndpointInfo, TunnelKey, TunnelValue
 from lab.agent import enforcement, prefilter
 from lab.agent.policy import Network, cidrs
 from lab.node.node import Node
@@ -18,21 +20,21 @@ Entries = Iterable[tuple[bytes, bytes]]
 _WORLD: tuple[Network, ...] = (IPv4Network("0.0.0.0/0"), IPv6Network("::/0"))
 
 
-def endpoints(node: Node) -> Entries:
-    """Return cilium_lxc: every local pod, and the addresses of the host."""
+def endpoints(node: Node) -> Iterator[tuple[EndpointKey, EndpointInfo]]:
+    """Yield what belongs into cilium_lxc: every local pod, and the addresses of the host."""
     for pod in (node.facts.health, *node.pods):
-        info = layouts.EndpointInfo(
-            ifindex=pod.ifindex, lxc_id=pod.endpoint_id, flags=0, mac=pod.mac, node_mac=pod.node_mac
+        info = EndpointInfo(
+            pod.ifindex, pod.endpoint_id, flags=0, mac=pod.mac, node_mac=pod.node_mac, sec_id=pod.identity
         )
         for address in (pod.ipv4, pod.ipv6):
-            yield layouts.endpoint_key(address), info.pack()
-    host = layouts.EndpointInfo(ifindex=0, lxc_id=0, flags=layouts.ENDPOINT_F_HOST, mac=None, node_mac=None)
+            yield EndpointKey(address), info
+    host = EndpointInfo(ifindex=0, lxc_id=0, flags=layouts.ENDPOINT_F_HOST, mac=None, node_mac=None)
     for address in (*_routers(node), *_underlay(node)):
-        yield layouts.endpoint_key(address), host.pack()
+        yield EndpointKey(address), host
 
 
-def identities(node: Node) -> Entries:
-    """Return the entries of cilium_ipcache: identity and node of each address; all others have the world's identity."""
+def identities(node: Node) -> Iterator[tuple[IpcacheKey, RemoteEndpointInfo]]:
+    """Yield what belongs into cilium_ipcache: identity and node of each address; all others are the world's."""
     yield from _identities(node, HOST_ID, layouts.NO_TUNNEL)
     for peer in node.peers:
         yield from _identities(peer, REMOTE_NODE_ID, peer.spec.node4.ip if node.spec.tunnel else layouts.NO_TUNNEL)
@@ -40,27 +42,41 @@ def identities(node: Node) -> Entries:
     for network, identity in (dict.fromkeys(_WORLD, WORLD_ID) | cidrs(enforcement.stored(node) or ())).items():
         # A single address may be a pod's or a host's, who have identities of their own.
         if network.prefixlen < network.max_prefixlen or not _is_known(node, network):
-            yield _identity(network.network_address, network.prefixlen, identity, layouts.NO_TUNNEL)
+            yield IpcacheKey(network.network_address, network.prefixlen), RemoteEndpointInfo(identity)
 
 
-def tunnels(node: Node) -> Entries:
-    """Return cilium_tunnel_map: the node of each pod network, for pods that ipcache does not know (yet)."""
+def tunnels(node: Node) -> Iterator[tuple[TunnelKey, TunnelValue]]:
+    """Yield what belongs into cilium_tunnel_map: the node of each pod network, for pods that ipcache does not know."""
     for peer in node.peers if node.spec.tunnel else ():
-        value = layouts.TunnelValue(peer.spec.node4.ip).pack()
+        value = TunnelValue(peer.spec.node4.ip)
         for network in (peer.spec.pod_cidr4, peer.spec.pod_cidr6):
-            yield layouts.tunnel_key(network.network_address), value
+            yield TunnelKey(network.network_address), value
 
 
-def policy(node: Node, endpoint_id: int) -> Entries:
-    """Return the policy map of an endpoint; without policies it lets everything pass, in both directions."""
+def policy(node: Node, opened: Map, endpoint_id: int) -> Entries:
+    """Yield the policy map of an endpoint; without policies it lets everything pass, in both directions."""
+    table = tables.POLICY.of(opened)
     for key, deny in enforcement.wanted(node, endpoint_id, enforcement.stored(node) or ()).items():
-        yield key.pack(), key.entry(deny=deny).pack()
+        yield table.key.pack(key), table.value.pack(key.entry(deny=deny))
 
 
-NODE_MAPS: dict[str, Callable[[Node], Entries]] = {
-    mapnames.ENDPOINTS: endpoints,
-    mapnames.IPCACHE: identities,
-    mapnames.TUNNEL: tunnels,
+def _packed(
+    kind: tables.Kind[tables.K, tables.V], content: Callable[[Node], Iterable[tuple[tables.K, tables.V]]]
+) -> Callable[[Node, Map], Entries]:
+    """Return what gives the content of a map in the layout that the map has."""
+
+    def entries(node: Node, opened: Map) -> Entries:
+        table = kind.of(opened)
+        return ((table.key.pack(key), table.value.pack(value)) for key, value in content(node))
+
+    return entries
+
+
+NODE_MAPS: dict[str, Callable[[Node, Map], Entries]] = {
+    mapnames.ENDPOINTS: _packed(tables.ENDPOINTS, endpoints),
+    mapnames.IPCACHE: _packed(tables.IDENTITIES, identities),
+    mapnames.IPCACHE_V2: _packed(tables.IDENTITIES, identities),
+    mapnames.TUNNEL: _packed(tables.TUNNELS, tunnels),
 }
 PREFILTER_MAPS: dict[str, Callable[[Node], Entries]] = {
     name: partial(prefilter.entries, name) for name in mapnames.CIDR_MAPS
@@ -75,7 +91,7 @@ def _is_known(node: Node, network: Network) -> bool:
     return network.network_address in addresses
 
 
-def _identities(node: Node, host: int, tunnel: IPv4Address) -> Iterator[tuple[bytes, bytes]]:
+def _identities(node: Node, host: int, tunnel: IPv4Address) -> Iterator[tuple[IpcacheKey, RemoteEndpointInfo]]:
     """Return a node's addresses, its host's identity being `host`. Its pods and router are behind the tunnel.
 
     The node's address on the underlay is not: that is where the tunnel itself leads.
@@ -85,14 +101,7 @@ def _identities(node: Node, host: int, tunnel: IPv4Address) -> Iterator[tuple[by
     for pod in (node.facts.health, *node.pods):
         known += [(address, pod.identity, tunnel) for address in (pod.ipv4, pod.ipv6)]
     for address, identity, endpoint in known:
-        yield _identity(address, address.max_prefixlen, identity, endpoint)
-
-
-def _identity(
-    address: IPv4Address | IPv6Address, length: int, identity: int, tunnel: IPv4Address
-) -> tuple[bytes, bytes]:
-    info = layouts.RemoteEndpointInfo(sec_identity=identity, tunnel_endpoint=tunnel)
-    return layouts.ipcache_key(address, length), info.pack()
+        yield IpcacheKey(address, address.max_prefixlen), RemoteEndpointInfo(identity, endpoint)
 
 
 def _routers(node: Node) -> tuple[IPv4Address | IPv6Address, ...]:

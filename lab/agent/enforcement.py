@@ -9,18 +9,18 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from datapath.base.mapnames import policy_map
 from datapath.base.statefile import DamagedFile, read_json, write_json
 from datapath.endpoint import LABEL_HOST
 from datapath.errors import ReloadlabError
 from datapath.kernel.inventory import program_maps, read_slots
 from datapath.kernel.map import Map, open_pin
-from datapath.kernel.pins import Pin
-from lab.abi.policymap import PolicyKey, unpack_entries
+from lab.abi import tables
+from lab.abi.policymap import PolicyEntry, PolicyKey
 from lab.agent.policy import Labels, Policy, PolicyError, changes, resolve
 from lab.agent.policyfile import parse
+from lab.agent.policymaps import open_policy, pinned_policies
 from lab.node import registry
-from lab.node.maps import find_map, open_if_pinned
+from lab.node.maps import MapNotLoaded, open_if_pinned
 from lab.node.node import Node, UnknownTarget
 from lab.node.topology import HOST, HOST_ENDPOINT, PodFacts
 
@@ -116,11 +116,11 @@ def _endpoint_id(node: Node, name: str) -> int:
 
 def host_has_firewall(node: Node) -> bool:
     """Tell whether the host's programs ask its policy: those that were built with ENABLE_HOST_FIREWALL do."""
-    rules = find_map(node, policy_map(HOST_ENDPOINT))
-    if rules is None:
+    try:
+        with open_policy(node, HOST_ENDPOINT) as rules:
+            ident = rules.info.id
+    except MapNotLoaded:
         return False
-    with rules:
-        ident = rules.info.id
     for path in node.datapath_config().globals.glob(f"{_HOST_CALLS}*"):
         with open_pin(path) as calls:
             if any(ident in program_maps(program) for program in (read_slots(calls.fd) or {}).values()):
@@ -133,6 +133,7 @@ class _Change:
     """What is to be written to one endpoint's map."""
 
     map: Map
+    table: tables.Table[PolicyKey, PolicyEntry]
     writes: tuple[tuple[PolicyKey, bool | None], ...]
 
 
@@ -153,9 +154,8 @@ class PolicyUpdate:
         with ExitStack() as stack:
             for name, labels in endpoints(self._node):
                 target = resolve(self._policies, name, labels, identities_of(self._node))
-                path = self._pins / policy_map(_endpoint_id(self._node, name))
                 # While the map is migrated programs still use the old one, and again if the reload fails.
-                for pin in (path, *Pin(path).leftovers()):
+                for pin in pinned_policies(self._pins, _endpoint_id(self._node, name)):
                     opened = open_if_pinned(pin)
                     if opened is not None:  # a map that is not loaded yet is filled when it is created
                         self._plan(stack.enter_context(opened), name, target)
@@ -163,11 +163,12 @@ class PolicyUpdate:
         return self
 
     def _plan(self, opened: Map, name: str, target: dict[PolicyKey, bool]) -> None:
-        present = {key: entry.deny for key, entry in unpack_entries(opened.items())}
+        table = tables.POLICY.of(opened)
+        present = {key: entry.deny for key, entry in table.items(opened)}
         both = len(present.keys() | target.keys())
         if both > opened.info.max_entries:
             raise PolicyMapFull(name, both, opened.info.max_entries)
-        self._changes.append(_Change(opened, tuple(changes(present, target))))
+        self._changes.append(_Change(opened, table, tuple(changes(present, target))))
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
         if kind is None:
@@ -187,16 +188,17 @@ class PolicyUpdate:
         for change in self._changes:
             for key, deny in change.writes:
                 if (deny is None) == deleting:
-                    self._set(change.map, key, deny)
+                    self._set(change, key, deny)
 
-    def _set(self, target: Map, key: PolicyKey, deny: bool | None) -> None:
-        packed = key.pack().ljust(target.info.key_size, b"\0")
+    def _set(self, change: _Change, key: PolicyKey, deny: bool | None) -> None:
+        target, table = change.map, change.table
+        packed = table.key.pack(key)
         # Before the write: a signal may come right after it.
         self._undo.callback(_restore, target, packed, target.lookup(packed))
         if deny is None:
             target.delete(packed)
         else:
-            target.update(packed, key.entry(deny=deny).pack().ljust(target.info.value_size, b"\0"))
+            target.update(packed, table.value.pack(key.entry(deny=deny)))
 
 
 def _restore(target: Map, key: bytes, value: bytes | None) -> None:

@@ -5,17 +5,21 @@ from __future__ import annotations
 from collections.abc import Container
 from contextlib import ExitStack
 from dataclasses import replace
+from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 
 from datapath.base import mapnames
 from datapath.kernel.map import Map, open_pin
 from datapath.load.content import put
 from datapath.load.maps import load_maps
+from datapath.load.types import TypeStore
 from datapath.object.spec import CollectionSpec
 from datapath.reload import retired
-from lab.abi import layouts
+from lab.abi import tables
+from lab.abi.layouts import EndpointKey, IpcacheKey
 from lab.abi.policymap import PolicyEntry
 from lab.agent import contents, enforcement
+from lab.node.maps import open_if_pinned
 from lab.node.node import Node
 from lab.node.topology import PodFacts
 
@@ -27,12 +31,13 @@ def fill(node: Node, target: Map, *, without: Container[bytes] = ()) -> frozense
     """
     entries: contents.Entries = ()
     present: dict[bytes, bytes] = {}
+    unpack = tables.POLICY.of(target).value.unpack if mapnames.is_policy_map(target.name) else None
     name = _name(target)
-    if name.startswith(mapnames.POLICY):
-        entries = contents.policy(node, int(name.removeprefix(mapnames.POLICY)))
+    if unpack is not None and (endpoint := mapnames.endpoint_of(name)) is not None:
+        entries = contents.policy(node, target, endpoint)
         present = dict(target.items())
     elif name in contents.NODE_MAPS:
-        entries = contents.NODE_MAPS[name](node)
+        entries = contents.NODE_MAPS[name](node, target)
     elif name in contents.PREFILTER_MAPS:
         entries = contents.PREFILTER_MAPS[name](node)
     # What does not fit into a map that was replaced, by a larger one perhaps: its programs learn it when reloaded.
@@ -41,11 +46,9 @@ def fill(node: Node, target: Map, *, without: Container[bytes] = ()) -> frozense
     for key, value in entries:
         if key in without:
             continue
-        # A build may have appended words to key or value: they are zero.
-        padded = key.ljust(target.info.key_size, b"\0")
-        if padded not in present or not _is_same_rule(present[padded], value):
-            write(target, padded, value.ljust(target.info.value_size, b"\0"))
-        written.add(padded)
+        if key not in present or unpack is None or not _is_same_rule(unpack(present[key]), unpack(value)):
+            write(target, key, value)
+        written.add(key)
     return frozenset(written)
 
 
@@ -54,26 +57,33 @@ def _name(target: Map) -> str:
     return target.name.partition(":")[0]
 
 
-def _is_same_rule(one: bytes, other: bytes) -> bool:
+def _is_same_rule(one: PolicyEntry, other: PolicyEntry) -> bool:
     """Tell whether two entries of a policy map differ in nothing but their counters."""
-    first, second = (replace(PolicyEntry.unpack(value), packets=0, length=0) for value in (one, other))
-    return first == second
+    return replace(one, packets=0, length=0) == replace(other, packets=0, length=0)
 
 
 def fill_all(
-    node: Node, pins: Path, host: CollectionSpec, *, unloaded: PodFacts | None = None, sweep: bool = True
+    node: Node,
+    pins: Path,
+    host: CollectionSpec,
+    *,
+    types: TypeStore,
+    unloaded: PodFacts | None = None,
+    sweep: bool = True,
 ) -> None:
     """Bring the maps that are pinned in `pins` in line with what is declared; the caller excludes other updates.
 
     An `unloaded` pod is known to all maps but cilium_lxc: whoever finds it there delivers to it. Without `sweep`
     nothing is deleted.
-    Maps that are missing are created as `host`, the host's object, defines them. What is new is written before what is
-    stale goes, so that no packet finds less than before or after (cilium#10936).
+    Maps that are missing are created as `host`, the host's object, defines them, with the types of `types`. What is new
+    is written before what is stale goes, so that no packet finds less than before or after (cilium#10936).
     """
-    hidden = frozenset(layouts.endpoint_key(a) for a in (unloaded.ipv4, unloaded.ipv6)) if unloaded is not None else ()
+    hidden = () if unloaded is None else (unloaded.ipv4, unloaded.ipv6)
     mine = {name: item for name, item in host.maps.items() if item.pinned and name in contents.NODE_MAPS}
     with ExitStack() as stack:
-        maps = load_maps(replace(host, maps=mine, programs={}), pins, fill=lambda new: _fill_new(node, new))
+        maps = load_maps(
+            replace(host, maps=mine, programs={}), pins, types=types, fill=lambda new: _fill_new(node, new)
+        )
         stack.callback(maps.close)
         policies = enforcement.stored(node)
         update = None
@@ -83,7 +93,9 @@ def fill_all(
         # Programs that are not reloaded yet go on with the map that another has replaced.
         former = [stack.enter_context(open_pin(path)) for name in mine for path in retired.others(pins, name)]
         for item in (*maps.maps.values(), *former):
-            written = fill(node, item, without=hidden if _name(item) == mapnames.ENDPOINTS else ())
+            is_hidden = hidden and _name(item) == mapnames.ENDPOINTS
+            without = [tables.ENDPOINTS.of(item).key.pack(EndpointKey(each)) for each in hidden] if is_hidden else ()
+            written = fill(node, item, without=without)
             for key in [key for key in item.keys() if key not in written] if sweep else ():  # noqa: SIM118 - no dict
                 item.delete(key)
         if update is not None and sweep:
@@ -92,14 +104,21 @@ def fill_all(
 
 def forget(pins: Path, pod: PodFacts) -> None:
     """Delete the addresses of a pod from the maps that lead packets to it."""
-    for address in (pod.ipv4, pod.ipv6):
-        for name, key in (
-            (mapnames.ENDPOINTS, layouts.endpoint_key(address)),
-            (mapnames.IPCACHE, layouts.ipcache_key(address, address.max_prefixlen)),
-        ):
-            for path in (pins / name, *retired.others(pins, name)):
-                with open_pin(path) as pinned:
-                    pinned.delete(key.ljust(pinned.info.key_size, b"\0"))
+    for name in (mapnames.ENDPOINTS, mapnames.IPCACHE, mapnames.IPCACHE_V2):
+        for path in (pins / name, *retired.others(pins, name)):
+            opened = open_if_pinned(path)
+            if opened is None:
+                continue
+            with opened:
+                for address in (pod.ipv4, pod.ipv6):
+                    opened.delete(_key_of(opened, address))
+
+
+def _key_of(opened: Map, address: IPv4Address | IPv6Address) -> bytes:
+    """Return the key of a single address in cilium_lxc or cilium_ipcache."""
+    if _name(opened) == mapnames.ENDPOINTS:
+        return tables.ENDPOINTS.of(opened).key.pack(EndpointKey(address))
+    return tables.IDENTITIES.of(opened).key.pack(IpcacheKey(address, address.max_prefixlen))
 
 
 def _fill_new(node: Node, target: Map) -> None:

@@ -98,7 +98,7 @@ class Floor:
         calls = [m for m in spec.maps.values() if is_calls_map(m.name)]
         if len(calls) > 1:
             raise FloorUnavailable(f"{spec.path} has {len(calls)} calls maps: the floor migrates one at most")
-        unusual = [m.name for m in spec.maps.values() if m.name in spec.sections or m.replace_pin or m.value_type]
+        unusual = [m.name for m in spec.maps.values() if m.name in spec.sections or m.replace_pin or m.needs_types]
         if unusual:
             raise FloorUnavailable(
                 f"{spec.path}: map {unusual[0]} needs more than the bare calls: variables, types or a new pin"

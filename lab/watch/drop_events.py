@@ -91,17 +91,18 @@ class DropEvents:
 
 def refusal(data: bytes) -> int:
     """Return why a policy refuses a packet; 0 if the message is no policy verdict, is cut off, or allows the packet."""
-    if len(data) < PolicyVerdictNotify.SIZE or data[0] != notifications.NOTIFY_POLICY_VERDICT:
+    if notifications.body_size(data) is None or data[0] != notifications.NOTIFY_POLICY_VERDICT:
         return 0
     return max(-PolicyVerdictNotify.unpack(data).verdict, 0)
 
 
 def decode(data: bytes, time_ns: int) -> DropEvent | None:
     """Decode a message that was written at `time_ns`; None if it is no drop notification, or is cut off."""
-    if len(data) < DropNotify.SIZE or data[0] != notifications.NOTIFY_DROP:
+    size = notifications.body_size(data)
+    if size is None or data[0] != notifications.NOTIFY_DROP:
         return None
     found = DropNotify.unpack(data)
     head = found.header
-    packet = decode_frame(data[DropNotify.SIZE : DropNotify.SIZE + head.len_cap])
+    packet = decode_frame(data[size : size + head.len_cap])
     file = SOURCE_FILES.get(found.file, f"file {found.file}") if found.file else ""
     return DropEvent(time_ns, head.subtype, file, found.line, head.source, found.ifindex, packet)

@@ -153,11 +153,12 @@ Event = Drop | Trace | Verdict | Lost | Unknown
 def decode(data: bytes) -> Event:
     """Decode a message and the packet that follows it; Unknown if that is impossible."""
     kind = _BODIES.get(data[0] if data else 0)
-    if kind is None or len(data) < kind.SIZE:
+    size = notifications.body_size(data)
+    if kind is None or size is None:
         return Unknown(data[0] if data else 0, len(data))
     found = kind.unpack(data)
     head = found.header
-    packet = summary(data[kind.SIZE : kind.SIZE + head.len_cap])
+    packet = summary(data[size : size + head.len_cap])
     if isinstance(found, DropNotify):
         labels = found.src_label, found.dst_label, found.dst_id
         place = SOURCE_FILES.get(found.file, f"unknown({found.file})"), found.line

@@ -7,14 +7,15 @@ from ipaddress import IPv4Address, IPv6Address, ip_network
 from typing import Any
 
 from datapath.base import mapnames
-from datapath.base.mapnames import CT_MAPS, policy_map
+from datapath.base.mapnames import CT_MAPS
 from datapath.reload.connections import seconds
-from lab.abi import layouts, reasons
+from lab.abi import layouts, reasons, tables
 from lab.abi.conntrack import TUPLE_F_IN, CtEntry, CtTuple
-from lab.abi.policymap import PolicyEntry, PolicyKey, unpack_entries
+from lab.abi.policymap import PolicyEntry, PolicyKey
 from lab.agent import enforcement
 from lab.agent.policy import PROTOCOLS, cidrs
-from lab.node.maps import MapNotLoaded, open_map
+from lab.agent.policymaps import entries, open_policy
+from lab.node.maps import MapNotLoaded, find_map, open_map
 from lab.node.node import Node
 from lab.node.topology import HEALTH, HOST, HOST_ENDPOINT
 from lab.watch.metrics import totals
@@ -43,12 +44,11 @@ def lxc(node: Node) -> list[Row]:
     names = {pod.endpoint_id: pod.name for pod in (node.facts.health, *node.pods)}
     with open_map(node, mapnames.ENDPOINTS) as pinned:
         rows: list[Row] = []
-        for key, value in pinned.items():
-            info = layouts.EndpointInfo.unpack(value)
+        for key, info in tables.ENDPOINTS.of(pinned).items(pinned):
             host = bool(info.flags & layouts.ENDPOINT_F_HOST)
             rows.append(
                 {
-                    "address": str(_address(key[:16], key[16])),
+                    "address": str(key.address),
                     "endpoint": HOST if host else names.get(info.lxc_id, "?"),
                     "id": info.lxc_id,
                     "ifindex": info.ifindex,
@@ -61,12 +61,10 @@ def lxc(node: Node) -> list[Row]:
 
 def ipcache(node: Node) -> list[Row]:
     """Return cilium_ipcache: the identity of each address and network, and the tunnel endpoint."""
-    with open_map(node, mapnames.IPCACHE) as pinned:
+    with find_map(node, mapnames.IPCACHE_V2) or open_map(node, mapnames.IPCACHE) as pinned:
         found = []
-        for key, value in pinned.items():
-            length, _, _, family, packed = layouts.IPCACHE_KEY.unpack_from(key)
-            info = layouts.RemoteEndpointInfo.unpack(value)
-            network = ip_network((_address(packed, family), length - layouts.IPCACHE_STATIC_PREFIX))
+        for key, info in tables.IDENTITIES.of(pinned).items(pinned):
+            network = ip_network((key.address, key.length))
             tunnel = None if info.tunnel_endpoint == layouts.NO_TUNNEL else str(info.tunnel_endpoint)
             found.append((network, info.sec_identity, tunnel))
     names = identity_names(node)
@@ -81,7 +79,7 @@ def ipcache(node: Node) -> list[Row]:
 def tunnel(node: Node) -> list[Row]:
     """Return cilium_tunnel_map: the node of each pod network."""
     with open_map(node, mapnames.TUNNEL) as pinned:
-        found = [(_address(key[:16], key[16]), layouts.TunnelValue.unpack(value).node) for key, value in pinned.items()]
+        found = [(key.network, value.node) for key, value in tables.TUNNELS.of(pinned).items(pinned)]
     found.sort(key=lambda pair: (pair[0].version, pair[0].packed))
     return [{"network": str(network), "node": str(other)} for network, other in found]
 
@@ -95,13 +93,13 @@ def policy(node: Node, endpoint: str | None = None) -> list[Row]:
     for name in (HOST, HEALTH, *(pod.name for pod in node.pods)) if endpoint is None else (endpoint,):
         number = HOST_ENDPOINT if name == HOST else node.pod(name).endpoint_id
         try:
-            with open_map(node, policy_map(number)) as pinned:
-                entries = sorted(unpack_entries(pinned.items()))
+            with open_policy(node, number) as pinned:
+                found = sorted(entries(pinned, node.datapath_config().globals), key=lambda pair: pair[0])
         except MapNotLoaded:
             if endpoint is not None:
                 raise
             continue
-        rows += [_policy_row(names, name, key, entry) for key, entry in entries]
+        rows += [_policy_row(names, name, key, entry) for key, entry in found]
     return rows
 
 
@@ -140,12 +138,13 @@ def conntrack(node: Node, limit: int | None = None) -> list[Row]:
 
     They are sorted by protocol, addresses and ports. Only what is returned is decoded: a table can be large.
     """
-    found: list[tuple[bytes, bytes]] = []
+    found: list[tuple[bytes, bytes, tables.Table[CtTuple, CtEntry]]] = []
     loaded = False
     for name in CT_MAPS:
         try:
             with open_map(node, name) as pinned:
-                found += pinned.items()
+                table = tables.CONNECTIONS.of(pinned)
+                found += ((key, value, table) for key, value in pinned.items())
                 loaded = True
         except MapNotLoaded:
             continue
@@ -154,12 +153,22 @@ def conntrack(node: Node, limit: int | None = None) -> list[Row]:
     # In keys of both versions the protocol is the last byte but one, and the addresses come first.
     found.sort(key=lambda item: (item[0][-2], len(item[0]), item[0]))
     now = seconds()
-    return [connection(key, value, now) for key, value in found[:limit]]
+    return [connection(table.key.unpack(key), table.value.unpack(value), now) for key, value, table in found[:limit]]
 
 
-def connection(key: bytes, value: bytes, now: int) -> Row:
-    """Return an entry of a connection table of either IP version; `now` is the datapath's clock in seconds."""
-    who, entry = CtTuple.unpack(key), CtEntry.unpack(value)
+def connection(who: CtTuple, entry: CtEntry, now: int) -> Row:
+    """Return an entry of a connection table of either IP version; `now` is the datapath's clock in seconds.
+
+    Where the entry counts both directions together, so does the row.
+    """
+    counters = {
+        "rx_packets": entry.rx_packets,
+        "rx_bytes": entry.rx_length,
+        "tx_packets": entry.tx_packets,
+        "tx_bytes": entry.tx_length,
+    }
+    if entry.packets is not None:
+        counters = {"packets": entry.packets, "bytes": entry.length or 0}
     return {
         "protocol": _PROTOCOLS.get(who.protocol, str(who.protocol)),
         "direction": "ingress" if who.flags & TUPLE_F_IN else "egress",
@@ -169,10 +178,7 @@ def connection(key: bytes, value: bytes, now: int) -> Row:
         "identity": entry.src_sec_id,
         "seconds_left": entry.lifetime - now,
         "state": sorted(entry.names),
-        "rx_packets": entry.rx_packets,
-        "rx_bytes": entry.rx_length,
-        "tx_packets": entry.tx_packets,
-        "tx_bytes": entry.tx_length,
+        **counters,
         "tx_flags": _tcp_flags(entry.tx_flags_seen),
         "rx_flags": _tcp_flags(entry.rx_flags_seen),
     }
@@ -206,7 +212,3 @@ MAPS: dict[str, Callable[[Node], list[Row]]] = {
     "tunnel": tunnel,
 }
 """The readers by their names on the command line."""
-
-
-def _address(packed: bytes, family: int) -> IPv4Address | IPv6Address:
-    return IPv4Address(packed[:4]) if family == layouts.FAMILY_IPV4 else IPv6Address(packed)

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from datapath.base.mapnames import METRICS, policy_map
+from datapath.base.mapnames import METRICS
 from datapath.kernel.map import Map
-from datapath.kernel.pins import Pin
-from lab.abi import reasons
+from lab.abi import reasons, tables
 from lab.abi.layouts import HitsKey, MetricDirection, MetricsKey, MetricsValue, direction_name
-from lab.abi.policymap import PolicyKey, unpack_entries
+from lab.abi.policymap import PolicyKey
+from lab.agent.policymaps import entries, pinned_policies
 from lab.node.maps import find_map, open_if_pinned
 from lab.node.node import Node
 
@@ -92,8 +92,13 @@ def _forwarded_and_dropped(node: Node) -> dict[tuple[int, int], MetricsValue]:
 
 
 def totals(metrics_map: Map) -> dict[MetricsKey, MetricsValue]:
-    """Return the content of cilium_metrics, the sum over all CPUs."""
-    return {MetricsKey.unpack(key): MetricsValue.total(values) for key, values in _percpu_items(metrics_map)}
+    """Return the content of cilium_metrics, the sum over all CPUs and over the places of the source that count."""
+    table = tables.METRICS.of(metrics_map)
+    found: dict[MetricsKey, MetricsValue] = {}
+    for packed, values in _percpu_items(metrics_map):
+        key = table.key.unpack(packed)
+        found[key] = sum(map(table.value.unpack, values), found.get(key, MetricsValue(0, 0)))
+    return found
 
 
 def _percpu_items(percpu: Map) -> Iterator[tuple[bytes, list[bytes]]]:
@@ -111,13 +116,12 @@ def rules(node: Node, *endpoints: str) -> dict[tuple[str, PolicyKey], tuple[int,
     directory = node.datapath_config().globals
     found: dict[tuple[str, PolicyKey], tuple[int, int]] = {}
     for name in endpoints:
-        path = directory / policy_map(node.endpoint(name).id)
-        for pin in (path, *Pin(path).leftovers()):
+        for pin in pinned_policies(directory, node.endpoint(name).id):
             opened = open_if_pinned(pin)
             if opened is None:
                 continue
             with opened:
-                for key, entry in unpack_entries(opened.items()):
+                for key, entry in entries(opened, directory):
                     counted, length = found.get((name, key), (0, 0))
                     found[name, key] = counted + entry.packets, length + entry.length
     return found

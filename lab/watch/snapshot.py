@@ -22,7 +22,7 @@ from datapath.kernel.uapi import ProgInfo
 from datapath.kernel.xdp import Attached, Mode, all_attached, link_of
 from datapath.reload.connections import lifetime_of
 from datapath.reload.xdp import OURS
-from lab.abi.policymap import PolicyEntry
+from lab.abi import tables
 from lab.node.node import Node
 from lab.node.tcxhooks import pinned_links, tcx_programs
 from lab.node.topology import NODE
@@ -31,7 +31,7 @@ from lab.watch.surroundings import Surroundings, read_surroundings
 COUNTERS = (
     *(mapnames.METRICS, "reloadlab_hits", mapnames.EVENTS, mapnames.SIGNALS, mapnames.SNAT4, mapnames.SNAT6),
     *(mapnames.FRAGMENTS4, mapnames.FRAGMENTS6, mapnames.BUFFERS),
-    mapnames.XDP_SCRATCH,
+    *(mapnames.XDP_SCRATCH, mapnames.POLICY_STATS, "cilium_ratelimit", "cilium_l2_responder_v4"),
 )
 """Prefixes of maps whose content changes with every packet."""
 
@@ -39,8 +39,7 @@ KERNEL_NAME = 15
 """Characters of a program's name that the kernel keeps (BPF_OBJ_NAME_LEN, with a final NUL)."""
 
 POLICY_VERDICT = 8
-"""Bytes of struct policy_entry before the counters."""
-
+"""Bytes of struct policy_entry before the counters, in our own sources."""
 
 DATAPATH = (
     *("filters", "pins", "contents", "slots", "policy slots", "routes"),
@@ -227,13 +226,12 @@ def _read_map(pinned: Map, endpoint_ids: Sequence[int], maps: _Maps) -> None:
     if info.type == MapType.PROG_ARRAY:
         _read_program_array(pinned, endpoint_ids, maps)
     elif not name.startswith(COUNTERS):
-        items = dict(pinned.items())
-        content = {key: _steady(name, value) for key, value in items.items()}
+        content = dict(pinned.items())
         if name.startswith(CONNECTIONS):
-            lifetimes = {key: lifetime_of(value) for key, value in items.items()}
-        elif name.startswith(mapnames.POLICY) and info.value_size >= PolicyEntry.SIZE:
-            entries = {key: PolicyEntry.unpack(value) for key, value in items.items()}
-            counters = {key: (entry.packets, entry.length) for key, entry in entries.items()}
+            lifetimes = {key: lifetime_of(value) for key, value in content.items()}
+            content = dict.fromkeys(content, b"")  # packets change all of an entry
+        elif mapnames.is_policy_map(name):
+            content, counters = _policy_entries(pinned, content)
     maps.pins[name] = PinnedMap(info.id, info.type, content, lifetimes, counters, (info.key_size, info.value_size))
 
 
@@ -271,11 +269,17 @@ def calls_maps(snapshot: Snapshot) -> dict[str, int]:
     return {name: pin.id for name, pin in snapshot.pins.items() if is_calls_map(name)}
 
 
-def _steady(name: str, value: bytes) -> bytes:
-    """Return the part of a value that packets do not change; of a connection there is none."""
-    if name.startswith(CONNECTIONS):
-        return b""
-    return value[:POLICY_VERDICT] if name.startswith(mapnames.POLICY) else value
+def _policy_entries(
+    pinned: Map, content: dict[bytes, bytes]
+) -> tuple[dict[bytes, bytes], dict[bytes, tuple[int, int]]]:
+    """Return the part of each entry that packets do not change, and the counters; these may stand in another map."""
+    codec = tables.POLICY.of(pinned).value
+    verdict = POLICY_VERDICT if codec.record is None else codec.place("packets")
+    if verdict is None:
+        return content, {}
+    entries = {key: codec.unpack(value) for key, value in content.items()}
+    counters = {key: (entry.packets, entry.length) for key, entry in entries.items()}
+    return {key: value[:verdict] for key, value in content.items()}, counters
 
 
 def _policy(fd: int, ids: Sequence[int]) -> dict[int, int]:

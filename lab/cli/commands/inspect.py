@@ -78,7 +78,8 @@ def _program_document(program: ProgramSpec) -> dict[str, Any]:
 
 def _map_document(item: MapSpec) -> dict[str, Any]:
     values = asdict(item)
-    del values["key_type"], values["value_type"]  # numbers that mean nothing outside the object
+    # What means nothing outside the object, or is ours to know.
+    del values["key_type"], values["value_type"], values["needs_types"]
     values["type"] = map_type_name(item.type)
     values["problem"] = item.problem or None
     values["inner"] = None if item.inner is None else _map_document(item.inner)

@@ -10,7 +10,7 @@ from lab.bench.floor import Floor, FloorUnavailable
 
 MAPS = {
     "variables": MapSpec(".data", MapType.ARRAY, 4, 8, 1),
-    "spin lock": MapSpec("locked", MapType.ARRAY, 4, 8, 1, value_type=3),
+    "spin lock": MapSpec("locked", MapType.ARRAY, 4, 8, 1, value_type=3, needs_types=True),
     "new pin": MapSpec("replaced", MapType.ARRAY, 4, 8, 1, pinned=True, replace_pin=True),
 }
 

@@ -5,6 +5,7 @@ from ipaddress import IPv4Address
 
 import pytest
 
+from lab.abi.conntrack import CtEntry, CtTuple
 from lab.agent.cluster import Cluster, cluster_specs
 from lab.node.maps import MapNotLoaded
 from lab.node.node import Node, UnknownTarget
@@ -90,7 +91,7 @@ def test_a_connection_has_the_addresses_of_its_initiator() -> None:
     key = bytes((10, 0, 0, 1, 10, 0, 0, 2)) + (80).to_bytes(2, "big") + (40000).to_bytes(2, "big") + bytes((6, 0))
     value = b"".join(n.to_bytes(8, "little") for n in (3, 300, 4, 400)) + (99).to_bytes(4, "little")
     value += (0b10010).to_bytes(2, "little") + bytes(4) + bytes((2, 18)) + bytes(2) + (1001).to_bytes(4, "little")
-    row = mapview.connection(key, value.ljust(56, b"\0"), now=90)
+    row = mapview.connection(CtTuple.unpack(key), CtEntry.unpack(value.ljust(56, b"\0")), now=90)
     assert (row["source"], row["destination"]) == ("10.0.0.1:40000", "10.0.0.2:80")
     assert (row["protocol"], row["direction"], row["seconds_left"]) == ("TCP", "egress", 9)
     assert (row["rx_packets"], row["rx_bytes"], row["tx_packets"], row["tx_bytes"]) == (3, 300, 4, 400)

@@ -1,0 +1,118 @@
+"""The maps that control plane and programs share, in the layout that each map has: the kernel knows its types.
+
+A map that the kernel knows no types of has the layout of our own sources, perhaps with words appended: our loader tells
+the types of all other maps (`DatapathConfig.library`), as those of Cilium and libbpf do of any. So nobody but this
+module has to know whose programs are loaded, and no release has a name here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Generic, TypeVar
+
+from datapath.kernel import bpf
+from datapath.kernel.map import Map
+from datapath.kernel.uapi import MapTypes
+from datapath.object.btf import Btf, parse
+from lab.abi.conntrack import CtEntry, CtTuple
+from lab.abi.layouts import (
+    EndpointInfo,
+    EndpointKey,
+    IpcacheKey,
+    MetricsKey,
+    MetricsValue,
+    RemoteEndpointInfo,
+    TunnelKey,
+    TunnelValue,
+)
+from lab.abi.policymap import PolicyEntry, PolicyKey, PolicyStats, PolicyStatsKey
+from lab.abi.record import Fields, Packed, Record, UnknownLayout
+
+K = TypeVar("K", bound=Packed)
+V = TypeVar("V", bound=Packed)
+
+
+@dataclass(frozen=True, slots=True)
+class Codec(Generic[V]):
+    """Packs and unpacks the keys or values of one map. `record` is None for our own layout.
+
+    Fields that the layout lacks are left out when a value is packed, and are as by default when it is unpacked.
+    """
+
+    pack: Callable[[V], bytes]
+    unpack: Callable[[bytes], V]
+    record: Record | None
+
+    def place(self, field: str) -> int | None:
+        """Return where a field lies, by our name, in bytes; None if it is not there, or the layout is our own."""
+        if self.record is None or field not in self.record.fields:
+            return None
+        return self.record.fields[field][0] // 8
+
+
+@dataclass(frozen=True, slots=True)
+class Table(Generic[K, V]):
+    """The layout of one map."""
+
+    key: Codec[K]
+    value: Codec[V]
+
+    def items(self, opened: Map) -> Iterator[tuple[K, V]]:
+        """Yield keys and values of a map of this layout."""
+        return ((self.key.unpack(key), self.value.unpack(value)) for key, value in opened.items())
+
+
+@dataclass(frozen=True, slots=True)
+class Kind(Generic[K, V]):
+    """What keys and values of a map mean, whatever its layout is."""
+
+    key: type[K]
+    value: type[V]
+
+    def of(self, opened: Map) -> Table[K, V]:
+        """Return the layout that a map has; UnknownLayout if it is none that the lab knows."""
+        key, value = (None, None) if opened.info.types is None else records_of(opened.info.types)
+        return Table(
+            _codec(opened.name, self.key, opened.info.key_size, key),
+            _codec(opened.name, self.value, opened.info.value_size, value),
+        )
+
+
+ENDPOINTS = Kind(EndpointKey, EndpointInfo)
+IDENTITIES = Kind(IpcacheKey, RemoteEndpointInfo)
+TUNNELS = Kind(TunnelKey, TunnelValue)
+POLICY = Kind(PolicyKey, PolicyEntry)
+POLICY_STATS = Kind(PolicyStatsKey, PolicyStats)
+CONNECTIONS = Kind(CtTuple, CtEntry)
+METRICS = Kind(MetricsKey, MetricsValue)
+
+
+@lru_cache(maxsize=1024)
+def records_of(types: MapTypes) -> tuple[Record, Record]:
+    """Return the structs of a map's key and value. The kernel gives no id of BTF twice."""
+    found = _parsed(bpf.btf_of_id(types.btf))
+    return Record.of_type(found, types.key), Record.of_type(found, types.value)
+
+
+@lru_cache(maxsize=16)
+def _parsed(data: bytes) -> Btf:
+    """Return the types; maps of the same object have the same bytes, each with an id of its own."""
+    return parse(data)
+
+
+def _codec(name: str, kind: type[V], size: int, record: Record | None) -> Codec[V]:
+    if record is not None:
+        return _by_fields(kind, kind.KNOWN.bind(name, record))
+    if size < kind.SIZE:
+        few = f"{size} bytes without types are less than the {kind.SIZE} of our own"
+        raise UnknownLayout(name, kind.__name__, (few,))
+    return Codec(lambda value: value.pack().ljust(size, b"\0"), kind.unpack, None)
+
+
+def _by_fields(kind: type[V], record: Record) -> Codec[V]:
+    def pack(value: V) -> bytes:
+        return record.pack({name: each for name, each in value.values().items() if name in record.fields})
+
+    return Codec(pack, lambda data: kind.of_fields(Fields(record, data)), record)

@@ -1,0 +1,62 @@
+"""The policy maps of endpoints, and their counters, whatever the programs that read them have for a layout."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from datapath.base.mapnames import POLICY_STATS, endpoint_of, policy_maps
+from datapath.kernel.map import Map
+from datapath.kernel.pins import Pin
+from lab.abi import tables
+from lab.abi.policymap import PolicyEntry, PolicyKey, PolicyStats
+from lab.node.maps import MapNotLoaded, find_map, open_if_pinned
+from lab.node.node import Node
+
+
+def open_policy(node: Node, endpoint_id: int) -> Map:
+    """Open an endpoint's policy map, the newest of several; MapNotLoaded if there is none. The caller closes it."""
+    names = policy_maps(endpoint_id)
+    found = next(filter(None, (find_map(node, name) for name in names)), None)
+    if found is None:
+        raise MapNotLoaded(node.name, names[-1])
+    return found
+
+
+def pinned_policies(pins: Path, endpoint_id: int) -> Iterator[Path]:
+    """Yield where an endpoint's policy maps may be pinned: while one is migrated, programs use the old one too."""
+    for name in policy_maps(endpoint_id):
+        path = pins / name
+        yield from (path, *Pin(path).leftovers())
+
+
+def entries(opened: Map, pins: Path) -> Iterator[tuple[PolicyKey, PolicyEntry]]:
+    """Yield the entries of a policy map with their counters, which may stand in another map, below `pins`."""
+    table = tables.POLICY.of(opened)
+    if table.value.record is None or table.value.place("packets") is not None:
+        yield from table.items(opened)
+        return
+    counted = _counted(pins, endpoint_of(opened.name))
+    for key, entry in table.items(opened):
+        found = counted.get(key, _NONE)
+        yield key, replace(entry, packets=found.packets, length=found.length)
+
+
+_NONE = PolicyStats(0, 0)
+
+
+def _counted(pins: Path, endpoint_id: int | None) -> dict[PolicyKey, PolicyStats]:
+    """Return the counters of an endpoint's entries, all CPUs together."""
+    opened = open_if_pinned(pins / POLICY_STATS)
+    if opened is None:
+        return {}
+    with opened:
+        table = tables.POLICY_STATS.of(opened)
+        found = {}
+        for packed in opened.keys():  # noqa: SIM118 - a map of the kernel, not a dict
+            key = table.key.unpack(packed)
+            if key.endpoint_id == endpoint_id:
+                each = [table.value.unpack(value) for value in opened.lookup_percpu(packed)]
+                found[key.rule] = PolicyStats(sum(one.packets for one in each), sum(one.length for one in each))
+    return found

@@ -1,0 +1,197 @@
+"""The control plane and all readers on maps of each recorded release, with the types that the release gives them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import pytest
+
+from datapath.base import mapnames
+from datapath.base.mapnames import CT_MAPS
+from datapath.endpoint import HOST_ID, WORLD_ID
+from datapath.kernel.map import Map
+from datapath.load.maps import ensure_pin_dir
+from lab.abi import tables
+from lab.abi.conntrack import CtEntry, CtTuple
+from lab.abi.layouts import EndpointKey, MetricsKey, MetricsValue
+from lab.abi.policymap import PolicyKey, PolicyStats, PolicyStatsKey
+from lab.abi.record import UnknownLayout
+from lab.agent import collector, mapfill
+from lab.agent.enforcement import PolicyUpdate
+from lab.agent.policyfile import parse
+from lab.node.node import Node
+from lab.node.topology import NodeSpec
+from lab.watch import mapview, metrics, snapshot
+from tests.lab.abi.kernelmaps import create
+from tests.lab.abi.recorded import layouts_of, releases
+from tests.lab.labs import unique_name
+
+pytestmark = pytest.mark.privileged
+
+POD = 101
+NAMES = {
+    **{name: name for name in ("cilium_lxc", "cilium_ipcache", "cilium_ipcache_v2", "cilium_tunnel_map")},
+    **{name: name for name in ("cilium_metrics", "cilium_policystats", "cilium_ratelimit", "cilium_l2_responder_v4")},
+    "cilium_policy": "cilium_policy_00101",
+    "cilium_policy_v2": "cilium_policy_v2_00101",
+    **dict(zip(("cilium_ct_tcp4", "cilium_ct_any4", "cilium_ct_tcp6", "cilium_ct_any6"), CT_MAPS, strict=True)),
+}
+POLICY = {"name": "web", "endpoint": "pod-1", "ingress": [{"fromIdentities": [500]}], "egress": [{}]}
+LATER, OVER = 0xFFFFFFFF, 1
+BEFORE_1_16 = ("1.14-4093531", "1.14.18", "1.15.12")
+
+
+@pytest.fixture(scope="module")
+def node() -> Iterator[Node]:
+    """A node without programs."""
+    with Node(NodeSpec(unique_name(), pods=1)) as node:
+        yield node
+
+
+@pytest.fixture(params=releases())
+def maps(request: pytest.FixtureRequest, node: Node) -> Iterator[dict[str, Map]]:
+    """The maps of a release, pinned and filled by the control plane; they go afterwards."""
+    pins = node.datapath_config().globals
+    ensure_pin_dir(pins)
+    with ExitStack() as stack:
+        found = {}
+        for recorded, layout in layouts_of(request.param).items():
+            if recorded not in NAMES:
+                continue
+            made = stack.enter_context(create(NAMES[recorded], layout))
+            made.pin(pins / made.name)
+            stack.callback((pins / made.name).unlink)
+            mapfill.fill(node, made)
+            found[made.name] = made
+        yield found
+
+
+def policy_map(maps: dict[str, Map]) -> Map:
+    return next(opened for name, opened in maps.items() if mapnames.is_policy_map(name))
+
+
+def write(opened: Map, kind: tables.Kind[Any, Any], key: Any, *values: Any) -> None:
+    """Write an entry; a per-CPU map has one value after the other, the last of them on all further CPUs."""
+    table = kind.of(opened)
+    each = [table.value.pack(value) for value in values]
+    count = opened.value_bytes // len(each[0])
+    opened.update(table.key.pack(key), b"".join((each * count)[:count]))
+
+
+def test_endpoints_and_identities_are_what_the_node_has(maps: dict[str, Map], node: Node) -> None:
+    pod = node.pod("pod-1")
+    row = next(row for row in mapview.lxc(node) if row["address"] == str(pod.ipv6))
+    assert (row["id"], row["endpoint"], row["ifindex"]) == (POD, "pod-1", pod.ifindex)
+    assert (row["mac"], row["node_mac"]) == (pod.mac, pod.node_mac)
+    table = tables.ENDPOINTS.of(maps["cilium_lxc"])
+    found = dict(table.items(maps["cilium_lxc"]))[EndpointKey(pod.ipv4)]
+    assert found.sec_id == (0 if table.value.place("sec_id") is None else pod.identity)
+    known = {row["network"]: row["identity"] for row in mapview.ipcache(node)}
+    assert known[f"{pod.ipv4}/32"] == known[f"{pod.ipv6}/128"] == pod.identity
+    assert (known["0.0.0.0/0"], known[f"{node.spec.router6}/128"]) == (WORLD_ID, HOST_ID)
+
+
+def test_a_removed_pod_is_forgotten(maps: dict[str, Map], node: Node) -> None:
+    pod = node.pod("pod-1")
+    mapfill.forget(node.datapath_config().globals, pod)
+    assert str(pod.ipv4) not in {row["address"] for row in mapview.lxc(node)}
+    assert f"{pod.ipv6}/128" not in {row["network"] for row in mapview.ipcache(node)}
+    assert mapview.ipcache(node)
+
+
+def test_policies_are_applied_and_undone(maps: dict[str, Map], node: Node) -> None:
+    assert {row["identity"] for row in mapview.policy(node, "pod-1")} == {0}
+    pins, policies = node.datapath_config().globals, parse([POLICY])
+    with PolicyUpdate(node, pins, policies) as update:
+        update.add()
+        update.remove()
+    ingress = [row for row in mapview.policy(node, "pod-1") if row["direction"] == "ingress"]
+    assert {(row["identity"], row["verdict"]) for row in ingress} == {(HOST_ID, "allow"), (500, "allow")}
+    before = dict(policy_map(maps).items())
+    update = PolicyUpdate(node, pins, ())
+    update.__enter__()
+    update.add()
+    update.remove()
+    assert dict(policy_map(maps).items()) != before
+    update.__exit__(RuntimeError, RuntimeError(), None)
+    assert dict(policy_map(maps).items()) == before
+
+
+def test_counters_of_policies_are_read_where_the_release_has_them(maps: dict[str, Map], node: Node) -> None:
+    opened, key = policy_map(maps), PolicyKey(0, egress=False)
+    if "cilium_policystats" in maps:
+        pair = PolicyStats(3, 300), PolicyStats(4, 400)
+        for endpoint in (POD, POD + 1):
+            write(maps["cilium_policystats"], tables.POLICY_STATS, PolicyStatsKey(endpoint, key), *pair)
+        values = maps["cilium_policystats"].lookup_percpu(next(maps["cilium_policystats"].keys()))
+        expected = sum(PolicyStats.unpack(value).packets for value in values)
+    else:
+        entry = key.entry(deny=False)
+        write(opened, tables.POLICY, key, type(entry)(packets=7, length=700))
+        expected = 7
+    row = next(row for row in mapview.policy(node, "pod-1") if row["direction"] == "ingress")
+    assert row["packets"] == expected > 0
+    assert metrics.rules(node, "pod-1")["pod-1", key] == (expected, 100 * expected)
+    mapfill.fill(node, opened)
+    assert metrics.rules(node, "pod-1")["pod-1", key] == (expected, 100 * expected)
+
+
+def test_connections_are_read_and_collected(maps: dict[str, Map], node: Node) -> None:
+    pod = node.pod("pod-1")
+    for port, until in ((1, OVER), (2, LATER)):
+        write(maps[CT_MAPS[0]], tables.CONNECTIONS, CtTuple(pod.ipv4, node.spec.router4, port, 80, 6), entry(until))
+        write(maps[CT_MAPS[2]], tables.CONNECTIONS, CtTuple(pod.ipv6, node.spec.router6, port, 80, 6), entry(until))
+    rows = mapview.conntrack(node)
+    assert {row["source"] for row in rows} == {f"{pod.ipv4}:1", f"{pod.ipv4}:2", f"[{pod.ipv6}]:1", f"[{pod.ipv6}]:2"}
+    assert {(row["identity"], *row["state"]) for row in rows} == {(7, "seen_non_syn", "tx_closing")}
+    assert {row.get("rx_packets", row.get("packets")) for row in rows} == {11}
+    deleted = {found.map: found.deleted for found in collector.collect(node.datapath_config().globals)}
+    assert (deleted[CT_MAPS[0]], deleted[CT_MAPS[2]]) == (1, 1)
+    collector.collect(node.datapath_config().globals, of={pod.ipv6})
+    assert [row["source"] for row in mapview.conntrack(node)] == [f"{pod.ipv4}:2"]
+
+
+def entry(lifetime: int) -> CtEntry:
+    return CtEntry(rx_packets=11, packets=11, lifetime=lifetime, src_sec_id=7, flags=2 | 16)
+
+
+def test_metrics_of_several_places_are_added_up(
+    maps: dict[str, Map], node: Node, request: pytest.FixtureRequest
+) -> None:
+    opened = maps["cilium_metrics"]
+    table = tables.METRICS.of(opened)
+    packed = bytearray(table.key.pack(MetricsKey(133, 1)))
+    for line in (0, 5) if request.node.callspec.params["maps"] not in BEFORE_1_16 else (0,):
+        packed[2] = line
+        opened.update(bytes(packed), table.value.pack(MetricsValue(2, 200)) * (opened.value_bytes // 16))
+    total = sum(MetricsValue.unpack(value).count for each in opened.keys() for value in opened.lookup_percpu(each))  # noqa: SIM118 - no dict
+    assert [(row["reason"], row["direction"], row["packets"]) for row in mapview.metrics(node)] == [
+        (133, "ingress", total)
+    ]
+    assert metrics.packets(node) == {(133, 1): total}
+
+
+def test_a_snapshot_knows_what_packets_change(maps: dict[str, Map], node: Node) -> None:
+    opened, rule = policy_map(maps), PolicyKey(0, egress=False)
+    tuple_ = CtTuple(node.spec.router4, node.spec.router4, 1, 2, 6)
+    write(maps[CT_MAPS[0]], tables.CONNECTIONS, tuple_, entry(LATER))
+    before = snapshot.take(node)
+    allow = rule.entry(deny=False)
+    write(opened, tables.POLICY, rule, type(allow)(packets=9, length=900))
+    write(maps[CT_MAPS[0]], tables.CONNECTIONS, tuple_, entry(LATER - 1))
+    after = snapshot.take(node)
+    assert {name: pin.content for name, pin in before.pins.items()} == {n: p.content for n, p in after.pins.items()}
+    assert set(after.pins[CT_MAPS[0]].lifetimes.values()) == {LATER - 1}
+    if "cilium_policystats" not in maps:
+        assert (9, 900) in after.pins[opened.name].counters.values()
+    write(opened, tables.POLICY, rule, rule.entry(deny=True))
+    assert snapshot.take(node).pins[opened.name].content != before.pins[opened.name].content
+
+
+def test_a_layout_of_tomorrow_is_refused_before_anything_is_written(node: Node) -> None:
+    key, value = layouts_of("1.19.0-dev")["cilium_lxc"]
+    grown = type(value)(value.struct, value.size, {**value.fields, "vni": (320, 32)})
+    with create("cilium_lxc", (key, grown)) as opened, pytest.raises(UnknownLayout, match="its field vni is unknown"):
+        mapfill.fill(node, opened)
