@@ -20,6 +20,7 @@ from datapath.base.mapnames import (
     calls_map,
     policy_map,
 )
+from datapath.build.configwords import config_words, has_config
 from datapath.build.nodemacros import GLOBAL_CT_MACROS, c_list, mac_bytes, node_macros
 from datapath.endpoint import LABEL_HOST, WORLD_ID, Endpoint, Interface, NodeConfig
 from datapath.errors import InvalidName
@@ -54,7 +55,8 @@ def node_header(node: NodeConfig) -> str:
     macros = node_macros(node) | dict(node.options)
     text = f'#ifndef {_NODE_GUARD}\n#define {_NODE_GUARD}\n\n#include "lib/utils.h"\n\n'
     text += f"/*\n cilium.v4.internal.str {node.router_ipv4}\n cilium.v6.internal.str {node.router_ipv6}\n */\n\n"
-    text += _define_ipv6("ROUTER_IP", node.router_ipv6) + "\n" + _guarded(macros)
+    text += _if("DEFINE_IPV6", _define_ipv6("ROUTER_IP", node.router_ipv6)) + "\n" + _guarded(macros)
+    text += "\n" + _if("DECLARE_CONFIG", _assign_u32("identity_length", 8))
     # Elsewhere these stand in ep_config.h alone: a tunnel's programs need no connection tracking without NodePort.
     text += f"\n#ifdef ENABLE_NODEPORT\n{_guarded(GLOBAL_CT_MACROS)}#endif /* ENABLE_NODEPORT */\n"
     return f"{text}\n#endif /* {_NODE_GUARD} */\n"
@@ -62,7 +64,7 @@ def node_header(node: NodeConfig) -> str:
 
 def netdev_header(node: NodeConfig) -> str:
     """Return netdev_config.h, which the programs of devices without an endpoint include (overlay, network, XDP)."""
-    text = '#include "node_config.h"\n\n' + _define_u32("GENERATION", TEMPLATE_GENERATION)
+    text = '#include "node_config.h"\n\n' + _if("DEFINE_U32", _define_u32("GENERATION", TEMPLATE_GENERATION))
     return text + (_macro("USE_BPF_PROG_FOR_INGRESS_POLICY", "1") if node.endpoint_routes else "")
 
 
@@ -115,7 +117,8 @@ def endpoint_header(endpoint: Endpoint) -> str:
     """Return ep_config.h of one endpoint, for people to read in its state directory (and for the template's writer)."""
     # bpf_lxc.c reads this file before node_config.h, bpf_host.c after it: so the order is one and the same in both.
     include = '#include "node_config.h"\n\n'
-    return include + _comment(endpoint) + _static_data(endpoint) + _template_config(endpoint)
+    data = _if("DEFINE_U32", _static_data(endpoint) + _if("DECLARE_CONFIG", _later_data(endpoint)))
+    return include + _comment(endpoint) + data + _map_names(endpoint) + _template_config(endpoint)
 
 
 def substitution(endpoint: Endpoint, *, host_firewall: bool = False, l7: bool = False) -> Substitution:
@@ -162,15 +165,20 @@ def device_substitution(
     return Substitution(constants=constants, names=names)
 
 
-def fitting(sub: Substitution, spec: CollectionSpec) -> Substitution:
+def fitting(sub: Substitution, spec: CollectionSpec, *, ifindex: int = 0) -> Substitution:
     """Return `sub` without the names that depend on the node's options and that this object does not have.
+
+    Constants that the object has in .rodata.config are those of configwords.py; `ifindex` is the interface's.
 
     So nobody has to know before the compilation which policy programs and maps there will be. The calls map is no
     such name: an object without it is an error, and stays one.
     """
     there = {program.section for program in spec.programs.values()} | spec.maps.keys()
     always = {calls_map(TEMPLATE_ID), calls_map(TEMPLATE_ID, "hostns_")}
-    return replace(sub, names={old: new for old, new in sub.names.items() if old in there | always})
+    fitted = replace(sub, names={old: new for old, new in sub.names.items() if old in there | always})
+    if has_config(spec):
+        return replace(fitted, constants=config_words(sub.constants, ifindex, spec))
+    return fitted
 
 
 def overlay_substitution(generation: int) -> Substitution:
@@ -182,11 +190,9 @@ def overlay_defines(node: NodeConfig) -> dict[str, str]:
     """Return the -D options of bpf_overlay.c (pkg/datapath/loader/base.go, reinitializeOverlay)."""
     if node.encap_ifindex is None or node.encap_mac is None:
         raise InvalidName("tunnel device", "none", "the node has no tunnel, so there is no overlay program")
-    return {
-        "SECLABEL": str(WORLD_ID),
-        "NODE_MAC": f"{{.addr={{{c_list(mac_bytes(node.encap_mac))}}}}}",
-        "CALLS_MAP": OVERLAY_CALLS_MAP,
-    }
+    mac = f"{{.addr={{{c_list(mac_bytes(node.encap_mac))}}}}}"
+    # The second name is the one that the MAC has since 1.16.
+    return {"SECLABEL": str(WORLD_ID), "NODE_MAC": mac, "THIS_INTERFACE_MAC": mac, "CALLS_MAP": OVERLAY_CALLS_MAP}
 
 
 def xdp_defines(*, frags: bool) -> dict[str, str]:
@@ -254,8 +260,22 @@ def _static_data(endpoint: Endpoint) -> str:
     text += _define_u32("SECLABEL", endpoint.identity)
     text += _define_u32("SECLABEL_NB", _network_word(endpoint.identity.to_bytes(4, "big")))
     text += _define_u32("POLICY_VERDICT_LOG_FILTER", POLICY_VERDICT_LOG_FILTER)
-    text += _define_u32("GENERATION", endpoint.generation)
-    text += _macro("POLICY_MAP", policy_map(endpoint.id))
+    return text + _define_u32("GENERATION", endpoint.generation)
+
+
+def _later_data(endpoint: Endpoint) -> str:
+    """Return what programs want besides that have their constants in .rodata.config; configwords.py fills it in."""
+    text = _define_mac("THIS_INTERFACE_MAC", endpoint.node_mac)
+    for name, value in (("SECLABEL_IPV4", endpoint.identity), ("SECLABEL_IPV6", endpoint.identity)):
+        text += _define_u32(name, value)
+    text += _if("DEFINE_U64", "DEFINE_U64(ENDPOINT_NETNS_COOKIE, 0);\n")
+    text += "#define ENDPOINT_NETNS_COOKIE fetch_u64(ENDPOINT_NETNS_COOKIE)\n"
+    # Where the C declares it itself, under another name, this one is no constant that anybody reads.
+    return text + _define_u32("THIS_INTERFACE_IFINDEX", endpoint.ifindex or 1)
+
+
+def _map_names(endpoint: Endpoint) -> str:
+    text = _macro("POLICY_MAP", policy_map(endpoint.id))
     return text + _macro("CALLS_MAP", calls_map(endpoint.id, "hostns_" if endpoint.is_host else ""))
 
 
@@ -322,6 +342,16 @@ def _define_mac(name: str, mac: str) -> str:
 
 def _define_ipv6(name: str, address: IPv6Address) -> str:
     return f"DEFINE_IPV6({name}, {c_list(address.packed)});\n#define {name}_V\n"
+
+
+def _assign_u32(name: str, value: int) -> str:
+    """Return a constant of .rodata.config that is the same in all objects of the node."""
+    return f'DECLARE_CONFIG(__u32, {name}, "{name}")\nASSIGN_CONFIG(__u32, {name}, {value})\n'
+
+
+def _if(macro: str, text: str) -> str:
+    """Return text that the compiler reads only if the sources have a macro."""
+    return f"#ifdef {macro}\n{text}#endif /* {macro} */\n"
 
 
 def _macro(name: str, value: str) -> str:

@@ -31,14 +31,19 @@ _FEATURES = {
 }
 
 _IDENTITIES = {
+    "UNKNOWN_ID": 0,
     "HOST_ID": HOST_ID,
     "WORLD_ID": WORLD_ID,
+    # With one IP version alone these are the world's as well; the control plane here has one world for both.
+    "WORLD_IPV4_ID": WORLD_ID,
+    "WORLD_IPV6_ID": WORLD_ID,
     "UNMANAGED_ID": 3,
     "HEALTH_ID": HEALTH_ID,
     "INIT_ID": 5,
     "LOCAL_NODE_ID": REMOTE_NODE_ID,
     "REMOTE_NODE_ID": REMOTE_NODE_ID,
     "KUBE_APISERVER_NODE_ID": 7,
+    "ENCRYPTED_OVERLAY_ID": 11,
     "CIDR_IDENTITY_RANGE_START": (1 << 24) + 1,
     "CIDR_IDENTITY_RANGE_END": (1 << 24) + (1 << 16) - 1,
 }
@@ -48,6 +53,13 @@ _MAPS = {
     "METRICS_MAP": mapnames.METRICS,
     "IPCACHE_MAP": mapnames.IPCACHE,
     "NODE_MAP": "cilium_node_map",
+    "NODE_MAP_V2": "cilium_node_map_v2",
+    "L2_RESPONDER_MAP4": "cilium_l2_responder_v4",
+    "RATELIMIT_MAP": "cilium_ratelimit",
+    "RATELIMIT_METRICS_MAP": "cilium_ratelimit_metrics",
+    "WORLD_CIDRS4_MAP": "cilium_world_cidrs4",
+    "LB4_SKIP_MAP": "cilium_skip_lb4",
+    "LB6_SKIP_MAP": "cilium_skip_lb6",
     "TUNNEL_MAP": mapnames.TUNNEL,
     "EVENTS_MAP": mapnames.EVENTS,
     "SIGNAL_MAP": mapnames.SIGNALS,
@@ -102,6 +114,12 @@ _SIZES = {
     "IPCACHE_MAP_SIZE": 512000,
     "NODE_MAP_SIZE": 16384,
     "TUNNEL_ENDPOINT_MAP_SIZE": 65536,
+    # Upstream's spelling until 1.18, and since.
+    "L2_RESPONSER_MAP4_SIZE": 4096,
+    "L2_RESPONDER_MAP4_SIZE": 4096,
+    "L2_RESPONDER_MAP6_SIZE": 4096,
+    "WORLD_CIDRS4_MAP_SIZE": 16384,
+    "POLICY_STATS_MAP_SIZE": 65536,
     "POLICY_MAP_SIZE": 16384,
     # A template's id, 65535, must not fit.
     "POLICY_PROG_MAP_SIZE": 65535,
@@ -126,12 +144,21 @@ _SIZES = {
     "LB6_SRC_RANGE_MAP_SIZE": 65536,
     "LB_MAGLEV_LUT_SIZE": 16381,
     "CILIUM_IPV4_FRAG_MAP_MAX_ENTRIES": 8192,
+    "CILIUM_IPV6_FRAG_MAP_MAX_ENTRIES": 8192,
+    "CILIUM_LB_SKIP_MAP_MAX_ENTRIES": 100,
+    "CILIUM_LB_ACT_MAP_MAX_ENTRIES": 65536,
     "CILIUM_LB_SERVICE_MAP_MAX_ENTRIES": 65536,
     "CILIUM_LB_BACKENDS_MAP_MAX_ENTRIES": 65536,
     "CILIUM_LB_REV_NAT_MAP_MAX_ENTRIES": 65536,
     "CILIUM_LB_AFFINITY_MAP_MAX_ENTRIES": 65536,
     "CILIUM_LB_SOURCE_RANGE_MAP_MAX_ENTRIES": 65536,
     "CILIUM_LB_MAGLEV_MAP_MAX_ENTRIES": 65536,
+}
+
+_TUNNEL_PROTOCOLS = {
+    "TUNNEL_PROTOCOL_VXLAN": "1",
+    "TUNNEL_PROTOCOL_GENEVE": "2",
+    "TUNNEL_PROTOCOL": "TUNNEL_PROTOCOL_VXLAN",
 }
 
 _CONNTRACK = {
@@ -174,6 +201,7 @@ _NODEPORT = {
     "LB_SELECTION_MAGLEV": "2",
     "LB_SELECTION_FIRST": "3",
     "LB_SELECTION": "1",
+    "SNAT_COLLISION_RETRIES": "32",
     "NAT_46X64_PREFIX_0": "0",
     "NAT_46X64_PREFIX_1": "0",
     "NAT_46X64_PREFIX_2": "0",
@@ -197,11 +225,15 @@ GLOBAL_CT_MACROS = {
 
 def node_macros(node: NodeConfig) -> dict[str, str]:
     """Return our macros for this node; `node.options` are not in it."""
-    macros = {**_FEATURES, **_MAPS, **_CONNTRACK, **_NODEPORT}
+    macros = {**_FEATURES, **_MAPS, **_TUNNEL_PROTOCOLS, **_CONNTRACK, **_NODEPORT}
     macros |= {name: str(number) for table in (_IDENTITIES, _SIZES) for name, number in table.items()}
     macros |= {f"LB{v}_{name}": f"cilium_lb{v}_{tail}" for v in (4, 6) for name, tail in _LB_MAPS.items()}
     macros |= {
         "CLUSTER_ID": "0",
+        "CLUSTER_ID_MAX": "255",
+        # 0 is no limit.
+        "EVENTS_MAP_RATE_LIMIT": "0",
+        "EVENTS_MAP_BURST_LIMIT": "0",
         "HOST_EP_ID": str(HOST_ENDPOINT_ID),
         "MTU": str(node.mtu),
         "TRACE_PAYLOAD_LEN": "128ULL",
@@ -211,6 +243,9 @@ def node_macros(node: NodeConfig) -> dict[str, str]:
         "HOST_IFINDEX_MAC": _address(node.cilium_host_mac),
         "CILIUM_IFINDEX": str(node.cilium_host_ifindex),
         "CILIUM_NET_MAC": _address(node.cilium_net_mac),
+        "CILIUM_NET_IFINDEX": str(node.cilium_net_ifindex),
+        "CILIUM_HOST_IFINDEX": str(node.cilium_host_ifindex),
+        "CILIUM_HOST_MAC": _address(node.cilium_host_mac),
         "NATIVE_DEV_MAC_BY_IFINDEX(IFINDEX)": "{ .addr = { 0x0 } }",
         "IS_L3_DEV(ifindex)": "false",
         "VLAN_FILTER(ifindex, vlan_id)": "return false;",

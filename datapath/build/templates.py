@@ -105,7 +105,8 @@ class Template:
 
     def substitution(self, endpoint: Endpoint) -> Substitution:
         """Return what makes this template's object the endpoint's, with the policy programs that it really has."""
-        return headers.fitting(headers.substitution(endpoint, host_firewall=True, l7=True), self.image.spec)
+        sub = headers.substitution(endpoint, host_firewall=True, l7=True)
+        return headers.fitting(sub, self.image.spec, ifindex=endpoint.ifindex or 0)
 
     def device_substitution(
         self, endpoint: Endpoint, ifname: str, ifindex: int, mac: str | None, *, secctx_from_ipcache: bool = True
@@ -114,7 +115,7 @@ class Template:
         sub = headers.device_substitution(
             endpoint, ifname, ifindex, mac, host_firewall=True, secctx_from_ipcache=secctx_from_ipcache
         )
-        return headers.fitting(sub, self.image.spec)
+        return headers.fitting(sub, self.image.spec, ifindex=ifindex)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,7 @@
 """Functions of an object and what they refer to; programs put together from the functions that they call.
 
-A program is a global function of a section other than .text, as libbpf has it. Functions of .text, static ones, and
+A program is a global function of a section other than .text, as libbpf has it, or a static one in the section of a
+slot, which nobody calls. Functions of .text, other static ones, and
 those of sections without a meaning that others call are subprograms: each program gets a copy of those it reaches,
 behind its own instructions (tools/lib/bpf: bpf_object__relocate_calls).
 """
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 from datapath.base.bpftypes import LOADED_TYPES
 from datapath.object.btf import Btf
@@ -20,6 +22,7 @@ from datapath.object.elffile import (
     SHN_UNDEF,
     STB_LOCAL,
     STT_FUNC,
+    STT_OBJECT,
     STT_SECTION,
     ElfFile,
     Place,
@@ -34,7 +37,7 @@ from datapath.object.spec import INSN_SIZE, DataSection, DebugInfo, ProgramSpec,
 _PSEUDO_MAP_FD, _PSEUDO_MAP_VALUE, _PSEUDO_FUNC = 1, 2, 4
 _CALL_OF_FUNCTION = bytes((CALL, PSEUDO_CALL << 4))
 _WORD_SIZES = (1, 2, 4, 8)
-_TEXT = ".text"
+_TEXT, _CONFIG = ".text", ".rodata.config"
 
 
 class Unsupported(ValueError):
@@ -84,7 +87,7 @@ class _Body:
         yield from (place for _, place in (*self.calls, *self.pointers))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Code:
     """What an object's functions are to be read with."""
 
@@ -94,13 +97,20 @@ class Code:
     maps: Mapping[Place, str]
     data: Mapping[str, DataSection]
 
+    @cached_property
+    def _config(self) -> Mapping[int, Symbol]:
+        """The constants of Cilium since 1.15 by their offset: they are static, and loads name their section alone."""
+        section = self.elf.section(_CONFIG)
+        index = SHN_UNDEF if section is None else section.index
+        return {s.value: s for s in self.elf.symbols if s.section == index and s.type == STT_OBJECT}
+
     def programs(self) -> tuple[dict[str, ProgramSpec], frozenset[str]]:
         """Return the programs by name, and the sections of variables that they refer to by address."""
         functions = list(_functions(self.elf, self.types, self.ext))
         bodies = {function.place: self._body(function) for function in functions}
         addressed = self._settle_loads(bodies)
         called = {place for body in bodies.values() for place in body.targets}
-        entries = [f for f in functions if not f.is_local and f.section.name != _TEXT]
+        entries = [f for f in functions if _is_entry(f, called)]
         fallback = default_kind((f.section.name, f.name) for f in entries)
         programs: dict[str, ProgramSpec] = {}
         for function in entries:
@@ -170,7 +180,8 @@ class Code:
         elif section.name in self.data:
             if offset > section.size:
                 raise Unsupported(f"refers to byte {offset} of {section.name}, which has {section.size}")
-            body.loads.append(_Load(at // INSN_SIZE, section.name, offset, symbol))
+            variable = self._config.get(offset, symbol) if section.name == _CONFIG else symbol
+            body.loads.append(_Load(at // INSN_SIZE, section.name, offset, variable))
         elif section.name in ("maps", ".maps"):
             raise Unsupported(f"refers to {what} in section {section.name}, where no map is defined")
         else:
@@ -217,6 +228,8 @@ class Code:
                 body.problem = f"refers to {what} at {where}: not the start of a word in it"
             elif not section.is_zero:
                 body.constants.append((load.index, section.base + load.offset))
+                if load.symbol.size == 8:  # the upper word stands in the second half of the load
+                    body.constants.append((load.index + 1, section.base + load.offset + 4))
         return frozenset(addressed)
 
     # --- programs ---
@@ -239,6 +252,16 @@ class Code:
             also = f"; it {spec.problem}" if spec.problem else ""
             spec = replace(spec, problem=f"is of kind {kind.type.name.lower()}, which is not supported{also}")
         return spec
+
+
+def _is_entry(function: Function, called: set[Place]) -> bool:
+    """Tell whether a function is a program, and not a part of others.
+
+    A static one is if nobody calls it and its section is that of a slot: Cilium's tail calls are since 1.15.
+    """
+    if function.is_local:
+        return function.place not in called and parse_slot(function.section.name) is not None
+    return function.section.name != _TEXT
 
 
 def _link(spec: ProgramSpec, parts: Sequence[_Body], ext: BtfExt) -> ProgramSpec:
@@ -325,7 +348,7 @@ def _stripped(section: Section, types: Btf | None, ext: BtfExt) -> Iterator[Func
 def _is_address(load: _Load, use: Use, dereferenced: set[str]) -> bool:
     if use is not Use.UNKNOWN:
         return use is Use.ADDRESS
-    is_constant = load.section in (".data", ".bss") and load.symbol.size in _WORD_SIZES
+    is_constant = load.section in (".data", ".bss", _CONFIG) and load.symbol.size in _WORD_SIZES
     return not is_constant or load.section in dereferenced or load.symbol.type == STT_SECTION
 
 
