@@ -17,8 +17,9 @@ from datapath.base.mapnames import (
     CIDR6_DYN,
     CIDR6_FIX,
     OVERLAY_CALLS_MAP,
+    POLICY,
     calls_map,
-    policy_map,
+    policy_maps,
 )
 from datapath.build.configwords import config_words, has_config
 from datapath.build.nodemacros import GLOBAL_CT_MACROS, c_list, mac_bytes, node_macros
@@ -108,17 +109,20 @@ def template_endpoint(endpoint: Endpoint) -> Endpoint:
     )
 
 
-def template_header(endpoint: Endpoint) -> str:
-    """Return ep_config.h of the template that `endpoint` needs: equal for all endpoints that can share an object."""
-    return endpoint_header(template_endpoint(endpoint))
+def template_header(endpoint: Endpoint, *, policies: str = POLICY) -> str:
+    """Return ep_config.h of the template that `endpoint` needs: equal for all endpoints that can share an object.
+
+    `policies` is how the names of policy maps begin.
+    """
+    return endpoint_header(template_endpoint(endpoint), policies=policies)
 
 
-def endpoint_header(endpoint: Endpoint) -> str:
+def endpoint_header(endpoint: Endpoint, *, policies: str = POLICY) -> str:
     """Return ep_config.h of one endpoint, for people to read in its state directory (and for the template's writer)."""
     # bpf_lxc.c reads this file before node_config.h, bpf_host.c after it: so the order is one and the same in both.
     include = '#include "node_config.h"\n\n'
     data = _if("DEFINE_U32", _static_data(endpoint) + _if("DECLARE_CONFIG", _later_data(endpoint)))
-    return include + _comment(endpoint) + data + _map_names(endpoint) + _template_config(endpoint)
+    return include + _comment(endpoint) + data + _map_names(endpoint, policies) + _template_config(endpoint)
 
 
 def substitution(endpoint: Endpoint, *, host_firewall: bool = False, l7: bool = False) -> Substitution:
@@ -274,8 +278,8 @@ def _later_data(endpoint: Endpoint) -> str:
     return text + _define_u32("THIS_INTERFACE_IFINDEX", endpoint.ifindex or 1)
 
 
-def _map_names(endpoint: Endpoint) -> str:
-    text = _macro("POLICY_MAP", policy_map(endpoint.id))
+def _map_names(endpoint: Endpoint, policies: str) -> str:
+    text = _macro("POLICY_MAP", f"{policies}{endpoint.id:05d}")
     return text + _macro("CALLS_MAP", calls_map(endpoint.id, "hostns_" if endpoint.is_host else ""))
 
 
@@ -314,7 +318,7 @@ def _constants(endpoint: Endpoint) -> dict[str, int]:
 def _calls_and_policy(endpoint: Endpoint, infix: str, number: int) -> dict[str, str]:
     return {
         calls_map(TEMPLATE_ID, infix): calls_map(number, infix),
-        policy_map(TEMPLATE_ID): policy_map(endpoint.id),
+        **dict(zip(policy_maps(TEMPLATE_ID), policy_maps(endpoint.id), strict=True)),
     }
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import threading
 from collections.abc import Iterable
 from copy import copy
 from pathlib import Path
+
+from datapath.base.mapnames import POLICY, POLICY_V2
 
 _SUFFIXES = (".c", ".h")
 # A checkout has thousands of lines here that no program of a node includes.
@@ -79,6 +82,20 @@ class SourceTree:
                 digest.update(f"{relative}\0{len(contents)}\0".encode())
                 digest.update(contents)
         self._stamps, self._digest = stamps, digest.hexdigest()
+
+
+def policy_map_prefix(library: Path) -> str:
+    """Return how the sources expect the names of policy maps to begin, as their own default ep_config.h has it.
+
+    The layout of the map changed together with the name; what has no default has the name of our own sources.
+    """
+    try:
+        text = (library / "ep_config.h").read_text(errors="replace")
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ENOTDIR):
+            raise
+        return POLICY
+    return POLICY_V2 if f"test_{POLICY_V2}" in text else POLICY
 
 
 def _stamp(path: str) -> _Stamp:

@@ -27,7 +27,7 @@ from datapath.base.timing import VerifyTimes
 from datapath.build import headers
 from datapath.build.compile import DEFAULT_TIMEOUT, Compiler, compile_source, place, probe_compiler, scratch_prefix
 from datapath.build.objectcache import ObjectCache, key_of
-from datapath.build.sources import SourceTree
+from datapath.build.sources import SourceTree, policy_map_prefix
 from datapath.endpoint import DatapathConfig, Endpoint, NodeConfig
 from datapath.errors import CompileError, ObjectError
 from datapath.kernel import xdp
@@ -262,7 +262,8 @@ class TemplateCache:
         request = known.get(key)
         if request is None:
             kind = Kind.HOST if endpoint.is_host else Kind.LXC
-            files = {"ep_config.h": headers.template_header(endpoint)}
+            policies = policy_map_prefix(self._config.library)
+            files = {"ep_config.h": headers.template_header(endpoint, policies=policies)}
             request = known[key] = self._make_request(kind, sources, files, {})
         return request
 

@@ -20,6 +20,7 @@ from datapath.object import btf, btfext
 from datapath.object.code import Code
 from datapath.object.elffile import STT_OBJECT, ElfFile, Section, read
 from datapath.object.mapdefs import data_map, read_maps
+from datapath.object.policyslots import place_policies
 from datapath.object.spec import CollectionSpec, Constant, DataSection, Substitution, place_programs
 
 IN_MEMORY = "<object>"
@@ -95,7 +96,7 @@ def _image(elf: ElfFile) -> ObjectImage:
     kernel_btf = _kernel_btf(elf, types, btf_section, problems)
     spec = CollectionSpec(
         path=elf.path,
-        maps=filled,
+        maps=place_policies(filled, programs),
         programs=programs,
         constants=_constants(elf, sections),
         data=data,

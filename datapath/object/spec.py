@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from datapath.errors import ObjectError
+from datapath.object.policyslots import place_policies
 
 INSN_SIZE = 8
 
@@ -208,7 +209,10 @@ class CollectionSpec:
         programs = {name: _rename_program(program, sub.names) for name, program in self.programs.items()}
         maps = [_rename_map(m, sub.names) for m in self.maps.values()]
         return replace(
-            self, data=bytes(data), programs=programs, maps=_refill(self.path, maps, self.programs, programs)
+            self,
+            data=bytes(data),
+            programs=programs,
+            maps=place_policies(_refill(self.path, maps, self.programs, programs), programs),
         )
 
     def words(self, sub: Substitution, *, strict: bool = True) -> list[tuple[Constant, bytes]]:
