@@ -8,30 +8,56 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from datapath.object.spec import CollectionSpec
+from datapath.endpoint import NodeConfig
+from datapath.object.spec import CONFIG_SECTION, CollectionSpec
 
-CONFIG = ".rodata.config"
 _PREFIX = "__config_"
 _ALSO = {
-    "SECLABEL": ("SECLABEL_IPV4", "SECLABEL_IPV6"),
+    "SECLABEL": ("SECLABEL_IPV4", "SECLABEL_IPV6", "security_label"),
     "NODE_MAC_1": ("THIS_INTERFACE_MAC_1",),
     "NODE_MAC_2": ("THIS_INTERFACE_MAC_2",),
+    "LXC_ID": ("endpoint_id",),
+    "LXC_IPV4": ("endpoint_ipv4",),
+    "POLICY_VERDICT_LOG_FILTER": ("policy_verdict_log_filter",),
+    "IPV4_MASQUERADE": ("nat_ipv4_masquerade",),
 }
 """Further names of the same number."""
+_SECCTX_FROM_IPCACHE_ENABLED = 2
 
 
-def has_config(spec: CollectionSpec) -> bool:
-    """Tell whether an object has its constants in that section."""
-    return CONFIG in spec.sections
+def node_words(node: NodeConfig) -> dict[str, int]:
+    """Return what is the same in all objects of a node (NODE_CONFIG, which replaces macros of node_config.h)."""
+    return {
+        "router_ipv6": int.from_bytes(node.router_ipv6.packed, "little"),
+        "service_loopback_ipv4": 0x12AFEA9,
+        "trace_payload_len": 128,
+        "trace_payload_len_overlay": 192,
+        "host_ep_id": 1,
+        "device_mtu": node.mtu,
+    }
 
 
-def config_words(words: Mapping[str, int], ifindex: int, spec: CollectionSpec) -> dict[str, int]:
-    """Return the constants of an object by name, from the words of the reference and the interface's index."""
-    found = dict(words)
+def config_words(
+    words: Mapping[str, int], ifindex: int, node: NodeConfig | None, spec: CollectionSpec
+) -> dict[str, int]:
+    """Return the constants that an object has in that section, by name.
+
+    `words` are those of the reference; `ifindex` is the interface's.
+    """
+    found = dict(words) | ({} if node is None else node_words(node))
     for name, others in _ALSO.items():
         found |= dict.fromkeys(others, words[name]) if name in words else {}
     found |= dict.fromkeys(("THIS_INTERFACE_IFINDEX", "interface_ifindex"), ifindex)
     if "LXC_IP_4" in words:
-        halves = {f"LXC_IP_{i + 1}": words[f"LXC_IP_{2 * i + 1}"] | words[f"LXC_IP_{2 * i + 2}"] << 32 for i in (0, 1)}
-        found |= halves
+        low, high = (words[f"LXC_IP_{i}"] | words[f"LXC_IP_{i + 1}"] << 32 for i in (1, 3))
+        found |= {"LXC_IP_1": low, "LXC_IP_2": high, "endpoint_ipv6": low | high << 64}
+    if "NODE_MAC_2" in words:
+        found["interface_mac"] = words["NODE_MAC_1"] | words["NODE_MAC_2"] << 32
+    if "SECCTX_FROM_IPCACHE" in words:
+        found["secctx_from_ipcache"] = int(words["SECCTX_FROM_IPCACHE"] == _SECCTX_FROM_IPCACHE_ENABLED)
     return {_PREFIX + name: value for name, value in found.items() if _PREFIX + name in spec.constants}
+
+
+def has_config(spec: CollectionSpec) -> bool:
+    """Tell whether an object has its constants in that section."""
+    return CONFIG_SECTION in spec.sections

@@ -18,6 +18,7 @@ from datapath.base.mapnames import (
     CIDR6_FIX,
     OVERLAY_CALLS_MAP,
     POLICY,
+    POLICY_V2,
     calls_map,
     policy_maps,
 )
@@ -59,7 +60,9 @@ def node_header(node: NodeConfig) -> str:
     text += _if("DEFINE_IPV6", _define_ipv6("ROUTER_IP", node.router_ipv6)) + "\n" + _guarded(macros)
     text += "\n" + _if("DECLARE_CONFIG", _assign_u32("identity_length", 8))
     # Elsewhere these stand in ep_config.h alone: a tunnel's programs need no connection tracking without NodePort.
-    text += f"\n#ifdef ENABLE_NODEPORT\n{_guarded(GLOBAL_CT_MACROS)}#endif /* ENABLE_NODEPORT */\n"
+    # Since 1.18 all programs have these maps; that C no longer has DEFINE_U32 either.
+    wanted = "defined(ENABLE_NODEPORT) || !defined(DEFINE_U32)"
+    text += f"\n#if {wanted}\n{_guarded(GLOBAL_CT_MACROS)}#endif /* {wanted} */\n"
     return f"{text}\n#endif /* {_NODE_GUARD} */\n"
 
 
@@ -169,7 +172,9 @@ def device_substitution(
     return Substitution(constants=constants, names=names)
 
 
-def fitting(sub: Substitution, spec: CollectionSpec, *, ifindex: int = 0) -> Substitution:
+def fitting(
+    sub: Substitution, spec: CollectionSpec, *, ifindex: int = 0, node: NodeConfig | None = None
+) -> Substitution:
     """Return `sub` without the names that depend on the node's options and that this object does not have.
 
     Constants that the object has in .rodata.config are those of configwords.py; `ifindex` is the interface's.
@@ -181,7 +186,7 @@ def fitting(sub: Substitution, spec: CollectionSpec, *, ifindex: int = 0) -> Sub
     always = {calls_map(TEMPLATE_ID), calls_map(TEMPLATE_ID, "hostns_")}
     fitted = replace(sub, names={old: new for old, new in sub.names.items() if old in there | always})
     if has_config(spec):
-        return replace(fitted, constants=config_words(sub.constants, ifindex, spec))
+        return replace(fitted, constants=config_words(sub.constants, ifindex, node, spec))
     return fitted
 
 
@@ -196,7 +201,9 @@ def overlay_defines(node: NodeConfig) -> dict[str, str]:
         raise InvalidName("tunnel device", "none", "the node has no tunnel, so there is no overlay program")
     mac = f"{{.addr={{{c_list(mac_bytes(node.encap_mac))}}}}}"
     # The second name is the one that the MAC has since 1.16.
-    return {"SECLABEL": str(WORLD_ID), "NODE_MAC": mac, "THIS_INTERFACE_MAC": mac, "CALLS_MAP": OVERLAY_CALLS_MAP}
+    return {"SECLABEL": str(WORLD_ID), "NODE_MAC": mac, "THIS_INTERFACE_MAC": mac} | dict.fromkeys(
+        ("CALLS_MAP", "cilium_calls"), OVERLAY_CALLS_MAP
+    )
 
 
 def xdp_defines(*, frags: bool) -> dict[str, str]:
@@ -280,7 +287,10 @@ def _later_data(endpoint: Endpoint) -> str:
 
 def _map_names(endpoint: Endpoint, policies: str) -> str:
     text = _macro("POLICY_MAP", f"{policies}{endpoint.id:05d}")
-    return text + _macro("CALLS_MAP", calls_map(endpoint.id, "hostns_" if endpoint.is_host else ""))
+    calls = calls_map(endpoint.id, "hostns_" if endpoint.is_host else "")
+    # Since 1.18 the C has fixed names, and the loader renames the maps.
+    text += _macro("cilium_policy_v2", f"{POLICY_V2}{endpoint.id:05d}") + _macro("cilium_calls", calls)
+    return text + _macro("CALLS_MAP", calls)
 
 
 def _template_config(endpoint: Endpoint) -> str:

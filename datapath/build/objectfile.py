@@ -9,7 +9,7 @@ from pathlib import Path
 
 from datapath.base.statefile import write_file
 from datapath.build.epheader import HEADER_FILE, header_text
-from datapath.build.headers import overlay_substitution, xdp_substitution
+from datapath.build.headers import xdp_substitution
 from datapath.build.templates import Kind, Template
 from datapath.endpoint import Endpoint, Interface
 from datapath.object.spec import Substitution
@@ -46,7 +46,7 @@ class ObjectFile:
         if self.kind is Kind.XDP and self.device is not None:
             return xdp_substitution(self.generation, self.device)
         if self.endpoint is None:
-            return overlay_substitution(self.generation)
+            return template.overlay_substitution(self.generation)
         if self.device is None:
             return template.substitution(self.endpoint)
         return template.device_substitution(self.endpoint, self.device.name, self.device.ifindex, self.device.mac)

@@ -81,6 +81,7 @@ class Template:
     path: Path
     image: ObjectImage
     verify_times: VerifyTimes = field(compare=False)
+    node: NodeConfig | None = field(default=None, compare=False)
     _parts: dict[tuple[str, ...], CollectionSpec] = field(default_factory=dict, init=False, compare=False, repr=False)
     _renamed: dict[object, CollectionSpec] = field(default_factory=dict, init=False, compare=False, repr=False)
 
@@ -106,7 +107,13 @@ class Template:
     def substitution(self, endpoint: Endpoint) -> Substitution:
         """Return what makes this template's object the endpoint's, with the policy programs that it really has."""
         sub = headers.substitution(endpoint, host_firewall=True, l7=True)
-        return headers.fitting(sub, self.image.spec, ifindex=endpoint.ifindex or 0)
+        return headers.fitting(sub, self.image.spec, ifindex=endpoint.ifindex or 0, node=self.node)
+
+    def overlay_substitution(self, generation: int) -> Substitution:
+        """Return what makes the overlay's template the object of one load."""
+        sub = headers.overlay_substitution(generation)
+        ifindex = 0 if self.node is None else self.node.encap_ifindex or 0
+        return headers.fitting(sub, self.image.spec, ifindex=ifindex, node=self.node)
 
     def device_substitution(
         self, endpoint: Endpoint, ifname: str, ifindex: int, mac: str | None, *, secctx_from_ipcache: bool = True
@@ -115,7 +122,7 @@ class Template:
         sub = headers.device_substitution(
             endpoint, ifname, ifindex, mac, host_firewall=True, secctx_from_ipcache=secctx_from_ipcache
         )
-        return headers.fitting(sub, self.image.spec, ifindex=ifindex)
+        return headers.fitting(sub, self.image.spec, ifindex=ifindex, node=self.node)
 
 
 @dataclass(frozen=True, slots=True)
@@ -352,7 +359,7 @@ class TemplateCache:
                     continue
             parsed = time.monotonic() - started
             origin = Origin.COMPILED if compiled else Origin.WAITED if lock.waited else Origin.HIT
-            slot.template = Template(request.hash, request.kind, request.path, image, VerifyTimes())
+            slot.template = Template(request.hash, request.kind, request.path, image, VerifyTimes(), self._config.node)
             slot.stamp = stamp
             return Fetched(slot.template, origin, compiled, lock.waited, parsed)
         raise CompileError(request.kind.object, (), f"error: {request.directory} is removed again and again")

@@ -170,6 +170,12 @@ class Btf:
         for name, *words in struct.iter_unpack(layout, self._data[item.extra : item.extra + size * item.vlen]):
             yield self.string(name), words[0] if len(words) == 1 else words[1] << 32 | words[0]
 
+    def declarations(self) -> Iterator[tuple[str, str]]:
+        """Yield the name of each function with a tag (btf_decl_tag), and the tag, once for each tag."""
+        for item in self.types:
+            if item.kind == TypeKind.DECL_TAG and self[item.value].kind == TypeKind.FUNC:
+                yield self[item.value].name, item.name
+
     def external(self, name: str) -> str | None:
         """Return the section of a variable or function that is declared only (.ksyms, .kconfig); None if unknown."""
         sections = [t for t in self.types if t.kind == TypeKind.DATASEC and t.name in (".ksyms", ".kconfig")]

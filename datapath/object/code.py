@@ -8,7 +8,7 @@ behind its own instructions (tools/lib/bpf: bpf_object__relocate_calls).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -32,12 +32,13 @@ from datapath.object.elffile import (
 )
 from datapath.object.kinds import ProgramKind, default_kind, known_kind
 from datapath.object.loads import CALL, LD_IMM64, PSEUDO_CALL, Region, Use, use_of_load
-from datapath.object.spec import INSN_SIZE, DataSection, DebugInfo, ProgramSpec, parse_slot
+from datapath.object.slots import tagged_slots
+from datapath.object.spec import CONFIG_SECTION, INSN_SIZE, DataSection, DebugInfo, ProgramSpec, parse_slot
 
 _PSEUDO_MAP_FD, _PSEUDO_MAP_VALUE, _PSEUDO_FUNC = 1, 2, 4
 _CALL_OF_FUNCTION = bytes((CALL, PSEUDO_CALL << 4))
 _WORD_SIZES = (1, 2, 4, 8)
-_TEXT, _CONFIG = ".text", ".rodata.config"
+_TEXT = ".text"
 
 
 class Unsupported(ValueError):
@@ -100,7 +101,7 @@ class Code:
     @cached_property
     def _config(self) -> Mapping[int, Symbol]:
         """The constants of Cilium since 1.15 by their offset: they are static, and loads name their section alone."""
-        section = self.elf.section(_CONFIG)
+        section = self.elf.section(CONFIG_SECTION)
         index = SHN_UNDEF if section is None else section.index
         return {s.value: s for s in self.elf.symbols if s.section == index and s.type == STT_OBJECT}
 
@@ -110,7 +111,8 @@ class Code:
         bodies = {function.place: self._body(function) for function in functions}
         addressed = self._settle_loads(bodies)
         called = {place for body in bodies.values() for place in body.targets}
-        entries = [f for f in functions if _is_entry(f, called)]
+        tagged = frozenset() if self.types is None else frozenset(tagged_slots(self.types))
+        entries = [f for f in functions if _is_entry(f, called, tagged)]
         fallback = default_kind((f.section.name, f.name) for f in entries)
         programs: dict[str, ProgramSpec] = {}
         for function in entries:
@@ -180,7 +182,7 @@ class Code:
         elif section.name in self.data:
             if offset > section.size:
                 raise Unsupported(f"refers to byte {offset} of {section.name}, which has {section.size}")
-            variable = self._config.get(offset, symbol) if section.name == _CONFIG else symbol
+            variable = self._config.get(offset, symbol) if section.name == CONFIG_SECTION else symbol
             body.loads.append(_Load(at // INSN_SIZE, section.name, offset, variable))
         elif section.name in ("maps", ".maps"):
             raise Unsupported(f"refers to {what} in section {section.name}, where no map is defined")
@@ -254,13 +256,14 @@ class Code:
         return spec
 
 
-def _is_entry(function: Function, called: set[Place]) -> bool:
+def _is_entry(function: Function, called: set[Place], tagged: Container[str]) -> bool:
     """Tell whether a function is a program, and not a part of others.
 
-    A static one is if nobody calls it and its section is that of a slot: Cilium's tail calls are since 1.15.
+    A static one is if nobody calls it and its section or its tag is that of a slot: Cilium's tail calls are since 1.15.
     """
     if function.is_local:
-        return function.place not in called and parse_slot(function.section.name) is not None
+        has_slot = function.name in tagged or parse_slot(function.section.name) is not None
+        return has_slot and function.place not in called
     return function.section.name != _TEXT
 
 
@@ -348,7 +351,7 @@ def _stripped(section: Section, types: Btf | None, ext: BtfExt) -> Iterator[Func
 def _is_address(load: _Load, use: Use, dereferenced: set[str]) -> bool:
     if use is not Use.UNKNOWN:
         return use is Use.ADDRESS
-    is_constant = load.section in (".data", ".bss", _CONFIG) and load.symbol.size in _WORD_SIZES
+    is_constant = load.section in (".data", ".bss", CONFIG_SECTION) and load.symbol.size in _WORD_SIZES
     return not is_constant or load.section in dereferenced or load.symbol.type == STT_SECTION
 
 

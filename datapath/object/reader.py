@@ -20,12 +20,12 @@ from datapath.object import btf, btfext
 from datapath.object.code import Code
 from datapath.object.elffile import STT_OBJECT, ElfFile, Section, read
 from datapath.object.mapdefs import data_map, read_maps
-from datapath.object.policyslots import place_policies
+from datapath.object.slots import place_policies, place_tagged
 from datapath.object.spec import CollectionSpec, Constant, DataSection, Substitution, place_programs
 
 IN_MEMORY = "<object>"
 
-_CONSTANT_SIZES = (1, 2, 4, 8)
+_CONSTANT_SIZES = (1, 2, 4, 8, 16)
 _DATA = (".data.", ".rodata.", ".bss.")
 
 
@@ -96,7 +96,7 @@ def _image(elf: ElfFile) -> ObjectImage:
     kernel_btf = _kernel_btf(elf, types, btf_section, problems)
     spec = CollectionSpec(
         path=elf.path,
-        maps=place_policies(filled, programs),
+        maps=place_policies(place_tagged(filled, programs, types), programs),
         programs=programs,
         constants=_constants(elf, sections),
         data=data,

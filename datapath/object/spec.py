@@ -11,9 +11,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from datapath.errors import ObjectError
-from datapath.object.policyslots import place_policies
+from datapath.object.slots import place_policies
 
 INSN_SIZE = 8
+
+CONFIG_SECTION = ".rodata.config"
+"""Where Cilium's programs have their constants since 1.15."""
 
 _NUMBERED = re.compile(r"(\d+)/(0[xX][0-9a-fA-F]+|\d+)")
 
