@@ -20,7 +20,7 @@ from datapath.base.mapnames import (
     POLICY,
     POLICY_V2,
     calls_map,
-    policy_maps,
+    policy_map,
 )
 from datapath.build.configwords import config_words, has_config
 from datapath.build.nodemacros import GLOBAL_CT_MACROS, c_list, mac_bytes, node_macros
@@ -184,7 +184,10 @@ def fitting(
     """
     there = {program.section for program in spec.programs.values()} | spec.maps.keys()
     always = {calls_map(TEMPLATE_ID), calls_map(TEMPLATE_ID, "hostns_")}
-    fitted = replace(sub, names={old: new for old, new in sub.names.items() if old in there | always})
+    pairs = [(old, new) for old, new in sub.names.items() if old in there | always]
+    # A policy map may have the other of its two names.
+    second = [tuple(name.replace(POLICY, POLICY_V2, 1) for name in pair) for pair in sub.names.items()]
+    fitted = replace(sub, names=dict(pairs) | {old: new for old, new in second if old in there - sub.names.keys()})
     if has_config(spec):
         return replace(fitted, constants=config_words(sub.constants, ifindex, node, spec))
     return fitted
@@ -328,7 +331,7 @@ def _constants(endpoint: Endpoint) -> dict[str, int]:
 def _calls_and_policy(endpoint: Endpoint, infix: str, number: int) -> dict[str, str]:
     return {
         calls_map(TEMPLATE_ID, infix): calls_map(number, infix),
-        **dict(zip(policy_maps(TEMPLATE_ID), policy_maps(endpoint.id), strict=True)),
+        policy_map(TEMPLATE_ID): policy_map(endpoint.id),
     }
 
 

@@ -78,7 +78,12 @@ def body_size(data: bytes) -> int | None:
         return None
     head = NotifyHeader.unpack(data)
     sizes = _BODIES.get((head.type, head.version), ())
-    return next((size for size in sizes if len(data) >= size + head.len_cap), None)
+    return next((size for size in sizes if len(data) >= size + head.len_cap), _least(data, sizes))
+
+
+def _least(data: bytes, sizes: tuple[int, ...]) -> int | None:
+    """Return the smallest size for a message whose packet is cut off; None if it is cut off itself."""
+    return sizes[-1] if sizes and len(data) >= sizes[-1] else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from datapath.base.mapnames import POLICY_ARRAYS, WRITTEN_BY_PACKETS, endpoint_maps, is_calls_map
+from datapath.base.mapnames import (
+    POLICY_ARRAYS,
+    WRITTEN_BY_PACKETS,
+    endpoint_maps,
+    endpoint_of,
+    is_calls_map,
+    is_policy_map,
+    policy_maps,
+)
 
 
 @pytest.mark.parametrize(
@@ -29,4 +37,19 @@ def test_arrays_of_policy_programs_are_no_calls_maps_and_not_written_by_packets(
 
 
 def test_a_pod_has_calls_maps_and_a_policy_map_of_its_own() -> None:
-    assert endpoint_maps(101) == ("cilium_calls_00101", "cilium_calls_custom_00101", "cilium_policy_00101")
+    calls, policies = ("cilium_calls_00101", "cilium_calls_custom_00101"), policy_maps(101)
+    assert endpoint_maps(101) == (*calls, *policies)
+    assert policies == ("cilium_policy_v2_00101", "cilium_policy_00101")
+
+
+@pytest.mark.parametrize("name", policy_maps(101))
+def test_both_names_of_a_policy_map_tell_its_endpoint(name: str) -> None:
+    for pin in (name, f"{name}:pending"):
+        assert endpoint_of(pin) == 101
+        assert is_policy_map(pin)
+    assert name in endpoint_maps(101)
+
+
+@pytest.mark.parametrize("name", ["cilium_policystats", "cilium_policy_acme", "cilium_policy_v2", "cilium_calls_00101"])
+def test_other_maps_are_no_policy_maps(name: str) -> None:
+    assert not is_policy_map(name)

@@ -248,10 +248,11 @@ class TestSubstitution:
 
 
 def test_overlay_defines() -> None:
+    mac = "{.addr={0x2, 0x0, 0x0, 0x0, 0x0, 0x5}}"
     assert headers.overlay_defines(NODE) == {
         "SECLABEL": "2",
-        "NODE_MAC": "{.addr={0x2, 0x0, 0x0, 0x0, 0x0, 0x5}}",
-        "CALLS_MAP": "cilium_calls_overlay_2",
+        **dict.fromkeys(("NODE_MAC", "THIS_INTERFACE_MAC"), mac),
+        **dict.fromkeys(("CALLS_MAP", "cilium_calls"), "cilium_calls_overlay_2"),
     }
     with pytest.raises(InvalidName, match="no tunnel"):
         headers.overlay_defines(replace(NODE, encap_ifindex=None))

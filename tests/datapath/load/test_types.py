@@ -14,6 +14,7 @@ from datapath.load.maps import MapSet, load_maps
 from datapath.load.programs import load_programs, refused_instruction
 from datapath.load.types import TypeStore
 from datapath.load.verify import Verdict, verify_object
+from datapath.object.btf import parse
 from datapath.object.reader import read_object
 from datapath.object.spec import CollectionSpec, DebugInfo
 from tests.datapath.snippets import HELPERS, MAIN, SNIPPETS
@@ -129,6 +130,17 @@ def test_a_map_without_special_fields_needs_no_btf(compile_c: Compile) -> None:
     spec = read_object(compile_c(REFUSED)).spec
     with TypeStore() as types:
         assert [types.of_map(spec, item) for item in spec.maps.values()] == [None]
+
+
+def test_the_kernel_is_told_the_types_of_all_maps_if_they_are_wanted(compile_c: Compile) -> None:
+    spec = read_object(compile_c(NUMBERS + f"{MAIN} {{ return 0; }}")).spec
+    with TypeStore(all_maps=True) as types, maps_of(spec, types) as maps:
+        told = maps.maps["numbers"].info.types
+        assert told is not None
+        found = parse(bpf.btf_of_id(told.btf))
+        assert (found.size(told.key), found.size(told.value)) == (4, 8)
+    with TypeStore() as types, maps_of(spec, types) as maps:
+        assert maps.maps["numbers"].info.types is None
 
 
 def test_an_object_without_btf_has_no_descriptor() -> None:

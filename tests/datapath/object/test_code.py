@@ -10,6 +10,7 @@ import pytest
 
 from datapath.base.bpftypes import MapType, ProgType
 from datapath.object.reader import read_object
+from datapath.object.spec import Substitution
 from tests.datapath.snippets import HELPERS, MAIN, SNIPPETS
 
 if TYPE_CHECKING:
@@ -228,3 +229,59 @@ def test_an_object_without_btf_is_read(compile_c: Compile, compiler: Compiler, t
         spec = read_object(plain).spec
         assert (spec.defects(), spec.btf) == ([], b""), name
         assert spec.programs["tc_main"].insns == read_object(with_types).spec.programs["tc_main"].insns
+
+
+CONFIG = '__section(".rodata.config") static const {type} __config_{name} = {value};'
+FETCH = 'asm volatile("%[out] = __config_{name} ll" : [out]"=r"({name}));'
+
+
+def test_static_constants_of_the_configuration_are_words_of_their_width(compile_c: Compile) -> None:
+    """Cilium 1.15 and 1.16: the symbol is static, the relocation names the section, the value is taken for itself."""
+    values = {"label": ("__u32", 7), "half": ("__u64", 0x1122334455667788)}
+    constants = "".join(CONFIG.format(type=t, name=n, value=v) for n, (t, v) in values.items())
+    fetched = "".join(FETCH.format(name=name) for name in values)
+    source = f"{constants}{MAIN} {{ __u64 label, half; {fetched} return label + (half >> 32) + half; }}"
+    spec = read_object(compile_c(source)).spec
+    program, found = spec.programs["tc_main"], spec.constants
+    assert list(spec.maps) == [], "nothing is read through an address"
+    half = found["__config_half"].offset
+    assert sorted(offset for _, offset in program.constant_refs) == sorted(
+        (found["__config_label"].offset, half, half + 4)
+    )
+    (low, high) = (next(i for i, offset in program.constant_refs if offset == at) for at in (half, half + 4))
+    assert high == low + 1, "the upper word belongs into the second half of the load"
+
+
+ARRAY = (
+    "struct {{ __uint(type, 3); __uint(key_size, 4); __uint(value_size, 4); __uint(max_entries, 50); }}"
+    ' {name} __section(".maps");'
+)
+TAIL = '__section("{section}") __attribute__((used{tag})) {kind} int {name}(struct __sk_buff *skb) {{ return 0; }}'
+
+
+def test_static_tail_calls_are_programs_of_their_slots(compile_c: Compile) -> None:
+    """Cilium since 1.15: they are static; since 1.18 a tag has the slot, and the map may have the endpoint's name."""
+    tag = ', btf_decl_tag("tail:cilium_calls/9")'
+    source = ARRAY.format(name="cilium_calls_00101")
+    source += TAIL.format(section="tc/tail", tag=tag, kind="static", name="tagged")
+    source += TAIL.format(section="tc", tag="", kind="", name="tc_main")
+    spec = read_object(compile_c(source)).spec
+    assert spec.defects() == []
+    assert set(spec.programs) == {"tagged", "tc_main"}
+    assert spec.maps["cilium_calls_00101"].contents == {9: "tagged"}
+
+
+def test_a_static_function_without_a_slot_is_no_program(compile_c: Compile) -> None:
+    source = TAIL.format(section="tc", tag="", kind="static", name="lost")
+    source += TAIL.format(section="tc", tag="", kind="", name="tc_main")
+    assert set(read_object(compile_c(source)).spec.programs) == {"tc_main"}
+
+
+def test_a_policy_program_without_a_section_of_its_own_is_in_the_slot_of_its_endpoint(compile_c: Compile) -> None:
+    """Cilium since 1.17: the endpoint is the one that the object's maps are named by, also when they are renamed."""
+    source = ARRAY.format(name="cilium_call_policy") + ARRAY.format(name="cilium_calls_65535")
+    source += TAIL.format(section="tc", tag="", kind="", name="handle_policy")
+    spec = read_object(compile_c(source)).spec
+    assert spec.maps["cilium_call_policy"].contents == {65535: "handle_policy"}
+    renamed = spec.substitute(Substitution(names={"cilium_calls_65535": "cilium_calls_00101"}))
+    assert renamed.maps["cilium_call_policy"].contents == {101: "handle_policy"}

@@ -92,3 +92,25 @@ def test_json_names_the_type_and_the_reason() -> None:
     assert str(Lost(3, 1)) == "CPU 1: Lost 3 events"
     assert isinstance(decode(DROP), Drop)
     assert isinstance(decode(TRACE), Trace)
+
+
+def later(message: bytes, version: int, more: int, size: int) -> bytes:
+    """Return a message as a later release writes it: another version, `more` bytes behind the first `size`."""
+    return message[:14] + struct.pack("<H", version) + message[16:size] + b"\xee" * more + message[size:]
+
+
+@pytest.mark.parametrize(
+    ("message", "version", "more", "size"),
+    [
+        pytest.param(DROP, 3, 12, 36, id="drop of 1.19"),
+        pytest.param(TRACE, 2, 8, 48, id="trace of 1.19"),
+        pytest.param(VERDICT, 1, 8, 32, id="verdict of 1.19"),
+    ],
+)
+def test_messages_of_later_releases_are_read(message: bytes, version: int, more: int, size: int) -> None:
+    assert decode(later(message, version, more, size)) == decode(message)
+    assert decode(later(message, version, more, size) + bytes(7)) == decode(message), "padded to 8 bytes"
+
+
+def test_a_message_of_an_unknown_version_is_not_guessed() -> None:
+    assert decode(later(DROP, 9, 12, 36)) == Unknown(1, len(DROP) + 12)
