@@ -18,6 +18,7 @@ from datapath.build.compile import compile_source
 from datapath.object import btf
 from datapath.object.btf import Btf
 from lab.abi import conntrack, layouts, notifications, policymap, reasons
+from lab.abi.record import Fields, Packed, Record
 from tests.bpf.loaded import LIBRARY
 
 EVENTS = ("notify_header", "drop_notify", "trace_notify", "policy_verdict_notify")
@@ -246,6 +247,33 @@ def test_every_field_lies_where_the_c_code_reads_it(name: str) -> None:
     layout = layout_types().struct_layout(name)
     found = {field: packed[layout[field][0] : sum(layout[field])] for field in fields}
     assert found == fields
+
+
+VALUES: dict[str, Packed] = {
+    "endpoint_key": layouts.EndpointKey(IPv6Address("2001:db8::1")),
+    "endpoint_info": ENDPOINT,
+    "ipcache_key": layouts.IpcacheKey(IPv4Address("192.0.2.1"), 24),
+    "remote_endpoint_info": layouts.RemoteEndpointInfo(0x01020304, IPv4Address("192.0.2.1"), 0x0506, 7),
+    "tunnel_key": layouts.TunnelKey(IPv4Address("10.1.0.0")),
+    "tunnel_value": layouts.TunnelValue(IPv4Address("192.0.2.1"), 3, 0x0405),
+    "policy_key": policymap.PolicyKey(0x01020304, True, 6, 80),
+    "policy_entry": policymap.PolicyEntry(deny=True, proxy_port=0x0102, auth_type=3, packets=4, length=5),
+    "metrics_key": layouts.MetricsKey(140, 2),
+    "metrics_value": layouts.MetricsValue(1, 2),
+    "ipv4_ct_tuple": CONNECTION4,
+    "ipv6_ct_tuple": CONNECTION6,
+    "ct_entry": ENTRY,
+}
+
+
+@pytest.mark.parametrize("name", VALUES)
+def test_by_the_types_of_our_own_sources_a_value_is_the_same_as_without_types(name: str) -> None:
+    """Loaders of others tell the kernel the types of our maps: then they are packed by field."""
+    value, types = VALUES[name], layout_types()
+    record = value.KNOWN.bind(name, Record.of_type(types, types.find(name, btf.TypeKind.STRUCT)))
+    fields = {field: each for field, each in value.values().items() if field in record.fields}
+    assert record.pack(fields) == value.pack()
+    assert type(value).of_fields(Fields(record, value.pack())) == value
 
 
 def test_all_structs_of_the_maps_are_covered() -> None:
