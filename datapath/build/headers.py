@@ -60,7 +60,7 @@ def node_header(node: NodeConfig) -> str:
     text += _if("DEFINE_IPV6", _define_ipv6("ROUTER_IP", node.router_ipv6)) + "\n" + _guarded(macros)
     text += "\n" + _if("DECLARE_CONFIG", _assign_u32("identity_length", 8))
     # Elsewhere these stand in ep_config.h alone: a tunnel's programs need no connection tracking without NodePort.
-    # Since 1.18 all programs have these maps; that C no longer has DEFINE_U32 either.
+    # In 1.19 all programs have these maps; that C no longer has DEFINE_U32 either.
     wanted = "defined(ENABLE_NODEPORT) || !defined(DEFINE_U32)"
     text += f"\n#if {wanted}\n{_guarded(GLOBAL_CT_MACROS)}#endif /* {wanted} */\n"
     return f"{text}\n#endif /* {_NODE_GUARD} */\n"
@@ -291,7 +291,7 @@ def _later_data(endpoint: Endpoint) -> str:
 def _map_names(endpoint: Endpoint, policies: str) -> str:
     text = _macro("POLICY_MAP", f"{policies}{endpoint.id:05d}")
     calls = calls_map(endpoint.id, "hostns_" if endpoint.is_host else "")
-    # Since 1.18 the C has fixed names, and the loader renames the maps.
+    # In 1.19 the C has fixed names, and the loader renames the maps.
     text += _macro("cilium_policy_v2", f"{POLICY_V2}{endpoint.id:05d}") + _macro("cilium_calls", calls)
     return text + _macro("CALLS_MAP", calls)
 

@@ -115,7 +115,7 @@ _SIZES = {
     "IPCACHE_MAP_SIZE": 512000,
     "NODE_MAP_SIZE": 16384,
     "TUNNEL_ENDPOINT_MAP_SIZE": 65536,
-    # Upstream's spelling until 1.18, and since.
+    # Upstream's former spelling, and today's.
     "L2_RESPONSER_MAP4_SIZE": 4096,
     "L2_RESPONDER_MAP4_SIZE": 4096,
     "L2_RESPONDER_MAP6_SIZE": 4096,

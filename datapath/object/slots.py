@@ -2,7 +2,7 @@
 
 Until 1.16 the section of every such program is `<map id>/<slot>`. Since then the name of a policy program says what it
 is, and the loader knows its slot (pkg/datapath/loader: resolveAndInsertCalls): the endpoint's id, which is in the names
-of its own maps. Since 1.18 a tail call has a tag, `tail:<map>/<slot>` (pkg/bpf: resolveTailCalls).
+of its own maps. In 1.19 a tail call has a tag, `tail:<map>/<slot>` (pkg/bpf: resolveTailCalls).
 """
 
 from __future__ import annotations

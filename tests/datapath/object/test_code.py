@@ -260,7 +260,7 @@ TAIL = '__section("{section}") __attribute__((used{tag})) {kind} int {name}(stru
 
 
 def test_static_tail_calls_are_programs_of_their_slots(compile_c: Compile) -> None:
-    """Cilium since 1.15: they are static; since 1.18 a tag has the slot, and the map may have the endpoint's name."""
+    """Cilium since 1.15: they are static; in 1.19 a tag has the slot, and the map may have the endpoint's name."""
     tag = ', btf_decl_tag("tail:cilium_calls/9")'
     source = ARRAY.format(name="cilium_calls_00101")
     source += TAIL.format(section="tc/tail", tag=tag, kind="static", name="tagged")
