@@ -122,11 +122,12 @@ def test_policies_are_applied_and_undone(maps: dict[str, Map], node: Node) -> No
 def test_counters_of_policies_are_read_where_the_release_has_them(maps: dict[str, Map], node: Node) -> None:
     opened, key = policy_map(maps), PolicyKey(0, egress=False)
     if "cilium_policystats" in maps:
-        pair = PolicyStats(3, 300), PolicyStats(4, 400)
-        for endpoint in (POD, POD + 1):
-            write(maps["cilium_policystats"], tables.POLICY_STATS, PolicyStatsKey(endpoint, key), *pair)
-        values = maps["cilium_policystats"].lookup_percpu(next(maps["cilium_policystats"].keys()))
-        expected = sum(PolicyStats.unpack(value).packets for value in values)
+        table, stats = tables.POLICY_STATS.of(maps["cilium_policystats"]), maps["cilium_policystats"]
+        write(stats, tables.POLICY_STATS, PolicyStatsKey(POD, key), PolicyStats(3, 300), PolicyStats(4, 400))
+        for other in range(POD + 1, POD + 60):
+            write(stats, tables.POLICY_STATS, PolicyStatsKey(other, key), PolicyStats(50, 5000))
+        values = stats.lookup_percpu(table.key.pack(PolicyStatsKey(POD, key)))
+        expected = sum(table.value.unpack(value).packets for value in values)
     else:
         entry = key.entry(deny=False)
         write(opened, tables.POLICY, key, type(entry)(packets=7, length=700))
