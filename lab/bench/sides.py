@@ -8,6 +8,7 @@ import shlex
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import IO
 
 from bpf import LIBRARY
 from datapath.endpoint import Attachment
@@ -121,7 +122,8 @@ def checked_out(stack: ExitStack, side: Side, tree: Path = LIBRARY) -> Side:
     packed = directory / "revision.tar"
     # It would look for the working directory in the tree that it is given.
     top = Path(_git(side, tree, "rev-parse", "--show-toplevel").rstrip("\n"))
-    _git(side, top, "archive", "--format=tar", "--output", str(packed), f"{commit}:{prefix}")
+    with packed.open("wb") as file:
+        _git(side, top, "archive", "--format=tar", f"{commit}:{prefix}", output=file)
     sources = directory / "sources"
     sources.mkdir()
     tools.run(["tar", "--extract", "--no-same-owner", "--file", str(packed), "--directory", str(sources)])
@@ -131,9 +133,9 @@ def checked_out(stack: ExitStack, side: Side, tree: Path = LIBRARY) -> Side:
     return replace(side, library=sources, revision=commit)
 
 
-def _git(side: Side, tree: Path, *arguments: str) -> str:
+def _git(side: Side, tree: Path, *arguments: str, output: IO[bytes] | None = None) -> str:
     try:
-        return tools.run([*git(tree), *arguments])
+        return tools.run([*git(tree), *arguments], output=output)
     except ToolError as error:
         said = error.stderr.strip().splitlines()
         why = said[-1] if said else f"{side.revision} is no revision of the repository of {tree}"

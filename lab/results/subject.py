@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -58,5 +59,17 @@ def commit_of(directory: Path) -> str:
 
 
 def git(directory: Path) -> tuple[str, ...]:
-    """Return the beginning of a git command in a directory, which may belong to another user than root."""
-    return "git", "-c", "safe.directory=*", "-C", str(directory)
+    """Return the beginning of a git command in a directory, which may belong to another user than root.
+
+    It runs as the owner of the directory: what is configured in a repository can name programs that git starts, and
+    whoever owns it must not have them started as root. Git refuses a repository that belongs to somebody else again.
+    """
+    command = ("git", "-C", str(directory))
+    try:
+        owner = os.stat(directory)
+    except (FileNotFoundError, NotADirectoryError):
+        return command  # git says so
+    if os.geteuid() != 0 or owner.st_uid == 0:
+        return command
+    ids = (f"--reuid={owner.st_uid}", f"--regid={owner.st_gid}", "--clear-groups")
+    return "setpriv", *ids, "env", "-u", "HOME", *command

@@ -7,6 +7,7 @@ import signal
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
+from typing import IO
 
 from datapath.errors import ToolError, ToolMissing
 
@@ -20,6 +21,7 @@ PACKAGES = {
     "busybox": "busybox-static",
     "modprobe": "kmod",
     "depmod": "kmod",
+    "setpriv": "util-linux",
 }
 """Debian's package of a tool, where it has another name; there is none for those that are part of every system."""
 
@@ -32,13 +34,21 @@ def find(tool: str) -> Path:
     return Path(path)
 
 
-def run(argv: Sequence[str], *, timeout: float = 60.0, stdin: str | None = None) -> str:
-    """Run a tool to its end and return its standard output; ToolError if it fails, `timeout` in seconds."""
+def run(
+    argv: Sequence[str], *, timeout: float = 60.0, stdin: str | None = None, output: IO[bytes] | None = None
+) -> str:
+    """Run a tool to its end and return its standard output; ToolError if it fails, `timeout` in seconds.
+
+    With `output`, a file, the standard output goes there as it is, and nothing is returned.
+    """
     find(argv[0])
+    stdout = subprocess.PIPE if output is None else output
     try:
-        done = subprocess.run(argv, input=stdin, capture_output=True, text=True, timeout=timeout, check=False)
+        done = subprocess.run(
+            argv, input=stdin, stdout=stdout, stderr=subprocess.PIPE, text=True, timeout=timeout, check=False
+        )
     except subprocess.TimeoutExpired as error:
         raise ToolError(argv, -signal.SIGKILL, f"killed after {timeout:g} s without a result") from error
     if done.returncode != 0:
         raise ToolError(argv, done.returncode, done.stderr)
-    return done.stdout
+    return done.stdout if output is None else ""

@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -94,3 +98,41 @@ def test_subject_has_the_commit_and_whether_it_was_changed(tmp_path: Path) -> No
     }
     (tmp_path / "bpf_lxc.c").write_text("int y;\n")
     assert commit_of(tmp_path) == f"{commit}-dirty"
+
+
+USER = 12345
+
+
+@pytest.fixture
+def of_somebody_else() -> Iterator[Path]:
+    """Sources in a repository of another user, whose configuration has git start a program that leaves a file."""
+    root = Path(tempfile.mkdtemp())
+    try:
+        # Other users can look into it, which they cannot with pytest's own directories.
+        root.chmod(0o755)
+        git = ["git", "-C", str(root), "-c", "user.name=x", "-c", "user.email=x@example.org"]
+        (root / "bpf").mkdir()
+        (root / "bpf/bpf_lxc.c").write_text("int x;\n")
+        for words in (["init", "--quiet"], ["add", "."], ["commit", "--quiet", "-m", "x"]):
+            run([*git, *words])
+        (root / "started").mkdir(mode=0o777)
+        (root / "started").chmod(0o777)
+        run([*git, "config", "core.fsmonitor", f"touch {root}/started/by-$(id -u); false"])
+        for path in (root, *root.rglob("*")):
+            os.chown(path, USER, USER)
+        yield root
+    finally:
+        shutil.rmtree(root)
+
+
+@pytest.mark.privileged
+def test_what_a_repository_has_git_start_is_not_started_as_root(of_somebody_else: Path) -> None:
+    assert len(commit_of(of_somebody_else / "bpf")) == 40
+    assert os.listdir(of_somebody_else / "started") == [f"by-{USER}"]
+
+
+@pytest.mark.privileged
+def test_a_repository_around_sources_of_root_is_none_of_theirs(of_somebody_else: Path) -> None:
+    os.chown(of_somebody_else / "bpf", 0, 0)
+    assert commit_of(of_somebody_else / "bpf") == ""
+    assert os.listdir(of_somebody_else / "started") == []
