@@ -21,6 +21,7 @@ from datapath.errors import ReloadlabError
 
 _ID = re.compile(r"[0-9]{1,9}")
 
+_DEVICES = Path("/dev")
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
 
@@ -52,7 +53,8 @@ class Caller:
 class OutputDirectory:
     """A directory held open for writing results; a context manager. It is made, with its parents, if it is missing.
 
-    BadDirectory if it is a link, OSError if the kernel refuses.
+    BadDirectory if it is a link, or /dev, where a file would take the place of a device for everybody; OSError if the
+    kernel refuses.
     """
 
     def __init__(self, path: Path) -> None:
@@ -63,6 +65,8 @@ class OutputDirectory:
     def __enter__(self) -> Self:
         if self.path.is_symlink():
             raise BadDirectory(f"{self.path} is a symbolic link: name the directory that it leads to")
+        if self.path.exists() and self.path.samefile(_DEVICES):
+            raise BadDirectory(f"{self.path} holds devices: name a file elsewhere")
         self._descriptor = self._open(self.path, os.O_NOFOLLOW)
         return self
 
@@ -111,8 +115,10 @@ class OutputDirectory:
     def write(self, name: str, content: str | bytes, *, mode: int = 0o644, replace: bool = True) -> None:
         """Write a file whole, with these permissions, or leave the old one; OSError tells why.
 
-        Without `replace` one that is there already is such a reason: FileExistsError.
+        Without `replace` one that is there already is such a reason: FileExistsError. BadDirectory if a device, a pipe
+        or a socket has the name: it would be gone.
         """
+        self._refuse_special(name)
         unfinished = f".{name}.{os.getpid()}"
         directory = self._descriptor
         try:
@@ -126,6 +132,15 @@ class OutputDirectory:
             with suppress(FileNotFoundError):
                 os.unlink(unfinished, dir_fd=self._descriptor)
             raise OSError(error.errno, error.strerror, str(self.path / name)) from error
+
+    def _refuse_special(self, name: str) -> None:
+        try:
+            mode = os.stat(name, dir_fd=self._descriptor, follow_symlinks=False).st_mode
+        except FileNotFoundError:
+            return
+        # The kernel refuses to replace a directory; a link is replaced, and not what it leads to.
+        if not any(kind(mode) for kind in (stat.S_ISREG, stat.S_ISLNK, stat.S_ISDIR)):
+            raise BadDirectory(f"{self.path / name} is not a file")
 
     def append(self, name: str, content: str | bytes, *, mode: int = 0o644) -> None:
         """Write at the end of a file, which is made with these permissions if it is missing.

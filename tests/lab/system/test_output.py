@@ -34,6 +34,22 @@ def test_a_file_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
 
 
+def test_a_pipe_is_not_replaced(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "run.json")
+    with pytest.raises(BadDirectory, match=r"run\.json is not a file$"):
+        write(tmp_path)
+    assert [path.is_fifo() for path in tmp_path.iterdir()] == [True]
+
+
+@pytest.mark.parametrize("name", ["/dev", "/dev/", "/dev/../dev"])
+def test_nothing_takes_the_place_of_a_device(name: str) -> None:
+    """As `--out /dev/null` and `-o /dev/stdout` would have it."""
+    devices = sorted(os.listdir("/dev"))
+    with pytest.raises(BadDirectory, match=r"holds devices: name a file elsewhere$"), OutputDirectory(Path(name)):
+        raise AssertionError("it was opened")
+    assert sorted(os.listdir("/dev")) == devices
+
+
 def test_a_link_is_removed_and_not_what_it_leads_to(tmp_path: Path) -> None:
     (tmp_path / "target").write_text("precious")
     (tmp_path / "page.html").symlink_to("target")
