@@ -79,6 +79,8 @@ def do_on_kernels(args: argparse.Namespace) -> int:
     cpus, silence = machine_of(args)
     results: list[KernelResult] = []
     with OutputDirectory(args.out) as output:
+        # That of the run before would tell of kernels that this one has not come to.
+        output.write(KERNELS_JSON, json.dumps(document(results, complete=False), indent=1))
         for kernel in kernels:
             results.append(_run(kernel, args, cpus=cpus, silence=silence))
             output.write(KERNELS_JSON, json.dumps(document(results, complete=len(results) == len(kernels)), indent=1))
@@ -128,8 +130,7 @@ def _run(kernel: Kernel, args: argparse.Namespace, *, cpus: int, silence: float)
     except MachineFailed as error:
         failure = error.reason
         print(f"reloadlab: {error}", file=sys.stderr)
-    with OutputDirectory(place) as there:
-        return KernelResult(kernel, code, failure, boot, seconds, _parsed(there.read(RUN_JSON), place))
+    return KernelResult(kernel, code, failure, boot, seconds, document_of(place, before))
 
 
 def keep(left: Path, place: Path) -> None:
@@ -141,8 +142,14 @@ def keep(left: Path, place: Path) -> None:
                     output.write(path.name, path.read_bytes())
 
 
-def _parsed(text: str | None, place: Path) -> dict[str, Any] | None:
-    if text is None:
+def document_of(place: Path, before: str | None) -> dict[str, Any] | None:
+    """Return the run.json that a command left in a directory; None if it is the one that was there `before`.
+
+    A machine that does not boot, or a command that ends early, leaves that of an earlier run as it was.
+    """
+    with OutputDirectory(place) as there:
+        text = there.read(RUN_JSON)
+    if text is None or text == before:
         return None
     try:
         found = parse_json(text.encode(errors="replace"))

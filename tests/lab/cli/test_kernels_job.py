@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from lab.cli.kernels_job import KernelResult, command, document, keep, matrix, print_results, worst
+from lab.cli.kernels_job import KernelResult, command, document, document_of, keep, matrix, print_results, worst
 from lab.cli.main import _split, build_parser
 from lab.vm.kernels import Kernel
 from lab.vm.session import GUEST_OUTPUT
@@ -80,6 +80,14 @@ def test_the_table_has_a_column_for_each_kernel(capsys: pytest.CaptureFixture[st
         "6.1 (6.1.0-amd64): 1 passed, exit code 0 after 60 s, up in 4.0 s",
         "6.12 (6.12.0-amd64): it ended without a word",
     ]
+
+
+def test_the_result_of_the_run_before_is_none_of_this_one(tmp_path: Path) -> None:
+    """As of a machine that did not boot."""
+    assert document_of(tmp_path / "new", None) is None
+    (tmp_path / "run.json").write_text('{"seconds": 1}')
+    assert document_of(tmp_path, '{"seconds": 1}') is None
+    assert document_of(tmp_path, '{"seconds": 2}') == document_of(tmp_path, None) == {"seconds": 1}
 
 
 def test_files_are_kept_and_links_are_not(tmp_path: Path) -> None:
