@@ -21,6 +21,9 @@ from lab.system import tools
 
 JOB = "job.json"
 READY, ENDED = "ready", "ended"
+NOT_EXECUTABLE, NOT_FOUND = 126, 127
+"""Exit codes of a shell for a command that cannot be run, or is not there."""
+
 HOSTNAME = "reloadlab"
 
 _DRAIN_SECONDS = 10.0
@@ -59,11 +62,18 @@ def main() -> None:
 def run(argv: Sequence[str], directory: str) -> int:
     """Run a command to its end and return its exit code; 128 and the signal if it was killed.
 
+    127 if there is no such command, 126 if it cannot be run, as a shell has it.
+
     Its output is a pipe, from which it comes to the console: for a terminal, commands draw what moves.
     """
-    process = subprocess.Popen(
-        argv, cwd=directory, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    )
+    try:
+        process = subprocess.Popen(
+            argv, cwd=directory, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
+    except OSError as error:
+        # The command, or the directory: what lies in a tmpfs of the host's, such as /run, is not here.
+        _say(f"reloadlab: {error.filename}: {error.strerror}")
+        return NOT_FOUND if isinstance(error, FileNotFoundError) else NOT_EXECUTABLE
     assert process.stdout is not None
     forwarding = threading.Thread(target=_forward, args=(process.stdout.fileno(),), daemon=True)
     forwarding.start()

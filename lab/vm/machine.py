@@ -93,23 +93,27 @@ def run(argv: Sequence[str], label: str, word: str, *, silence: float, say: Call
     """Run a machine to its end; `say` gets each line of the command's output. MachineFailed if it does not tell it.
 
     What QEMU returns means nothing, a kernel that panics included: only the guest's own line counts, which begins with
-    `word`. A machine that says nothing for `silence` seconds is killed.
+    `word` and, if need be, ends a line of the command's. A machine that says nothing for `silence` seconds is killed.
     """
     begin, boot = time.monotonic(), None
+    # Output that ends in no line break stands before it, what the kernel says at that moment behind it.
+    told = re.compile(rf"(.*){re.escape(word)} ({READY}|{ENDED}) (\d+(?:\.\d+)?)")
     last: deque[str] = deque(maxlen=LAST_LINES)
     with _started(argv) as process:
         assert process.stdout is not None
         for line in _lines(process.stdout.fileno(), silence):
             if line is None:
                 raise MachineFailed(label, f"it said nothing for {silence:g} s and was killed", last)
-            if line.startswith(f"{word} {READY} "):
-                boot = float(line.split()[2])
-            elif line.startswith(f"{word} {ENDED} "):
-                return Ended(int(line.split()[2]), boot or 0.0, time.monotonic() - begin)
-            else:
-                last.append(line)
+            found = told.match(line)
+            output = line if found is None else found[1]
+            if found is None or output:
+                last.append(output)
                 if boot is not None:
-                    say(line)
+                    say(output)
+            if found is not None and found[2] == READY:
+                boot = float(found[3])
+            elif found is not None:
+                return Ended(int(float(found[3])), boot or 0.0, time.monotonic() - begin)
         raise MachineFailed(label, "it ended without a word" + ("" if boot else ", before the command began"), last)
 
 

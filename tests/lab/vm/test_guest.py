@@ -18,8 +18,25 @@ from tests.lab.labs import ROOT
     ],
 )
 def test_a_command_runs_to_its_end_without_a_terminal(script: str, out: str, code: int) -> None:
-    run = f"import sys; from lab.vm.guest import run; sys.exit(run(['sh', '-c', {script!r}], '/'))"
+    assert ran(["sh", "-c", script], "/") == (out, code)
+
+
+@pytest.mark.parametrize(
+    ("argv", "directory", "out", "code"),
+    [
+        (["no-such-command"], "/", "reloadlab: no-such-command: No such file or directory\n", 127),
+        (["/etc"], "/", "reloadlab: /etc: Permission denied\n", 126),
+        (["true"], "/run/of-the-host", "reloadlab: /run/of-the-host: No such file or directory\n", 127),
+    ],
+)
+def test_a_command_that_cannot_be_run_is_one_line(argv: list[str], directory: str, out: str, code: int) -> None:
+    """The first process must not end: the machine would stop without a word."""
+    assert ran(argv, directory) == (out, code)
+
+
+def ran(argv: list[str], directory: str) -> tuple[str, int]:
+    script = f"import sys; from lab.vm.guest import run; sys.exit(run({argv!r}, {directory!r}))"
     done = subprocess.run(
-        [sys.executable, "-c", run], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
     )
-    assert (done.stdout, done.returncode) == (out, code)
+    return done.stdout, done.returncode

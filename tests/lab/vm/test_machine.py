@@ -34,6 +34,12 @@ def test_output_begins_when_the_guest_is_ready_and_ends_with_its_exit_code() -> 
     assert said == ["one", "two"]
 
 
+def test_output_may_end_in_the_middle_of_a_line() -> None:
+    ended, said = played("printf '[1.0] bootWORD ready 4.5\\none\\ntwoWORD ended 7[ 12.5] kernel\\n'; sleep 60")
+    assert (ended.exit_code, ended.boot_seconds) == (7, 4.5)
+    assert said == ["one", "two"]
+
+
 @pytest.mark.parametrize("code", [0, 1])
 def test_the_exit_code_of_qemu_means_nothing(code: int) -> None:
     with pytest.raises(MachineFailed) as caught:
