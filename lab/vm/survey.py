@@ -114,16 +114,23 @@ class _Guest:
             self._try(f"ping: {mode}", *ping, parse=False)
             self._try(f"reload: {mode}", "reload", _LAB, "--json")
             self._try(f"ping after a reload: {mode}", *ping, parse=False)
-        self._call("down", _LAB)
+        begin, down = time.monotonic(), self._call("down", _LAB)
+        # What could not come up may be gone already; what was up must go, which is worth a line only if it does not.
+        if up and down[0] != 0:
+            self._note(f"down: {mode}", begin, *down)
 
     def _try(self, name: str, *words: str, parse: bool = True) -> Any:
         begin = time.monotonic()
         code, said, complaint = self._call(*words)
+        self._note(name, begin, code, said, complaint)
+        return json.loads(said) if parse and said.lstrip()[:1] in ("{", "[") else {}
+
+    def _note(self, name: str, begin: float, code: int, said: str, complaint: str) -> None:
+        """Keep and print what a command that began then came to."""
         message = "" if code == 0 else (complaint.strip().splitlines() or said.strip().splitlines() or [""])[-1]
         self._found["checks"].append(asdict(Check(name, code == 0, message)))
         self._write()
         print(f"{'ok  ' if code == 0 else 'FAIL'} {name} ({time.monotonic() - begin:.0f} s) {message}", flush=True)
-        return json.loads(said) if parse and said.lstrip()[:1] in ("{", "[") else {}
 
     def _call(self, *words: str) -> tuple[int, str, str]:
         argv = module_argv(_COMMAND_LINE, *words)
@@ -134,7 +141,10 @@ class _Guest:
         return done.returncode, done.stdout, done.stderr
 
     def _write(self) -> None:
-        self._output.write_text(json.dumps(self._found))
+        # Whole or not at all: the machine may stop at any moment.
+        unfinished = self._output.with_suffix(".new")
+        unfinished.write_text(json.dumps(self._found))
+        unfinished.replace(self._output)
 
 
 if __name__ == "__main__":

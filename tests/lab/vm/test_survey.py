@@ -1,6 +1,24 @@
 from __future__ import annotations
 
-from lab.vm.survey import Check, Survey
+import json
+from pathlib import Path
+
+import pytest
+
+from lab.vm.survey import Check, Survey, _Guest
+
+
+class Played(_Guest):
+    """A guest whose commands answer: all is well, but for those that fail."""
+
+    def __init__(self, output: Path, *failing: str) -> None:
+        super().__init__(output)
+        self.failing = failing
+
+    def _call(self, *words: str) -> tuple[int, str, str]:
+        if words[0] in self.failing:
+            return 1, "", f"reloadlab: no {words[0]}"
+        return 0, json.dumps([{"pods": [{}, {"ipv4": "10.244.0.4"}]}]) if words[0] == "up" else "{}", ""
 
 
 def test_a_survey_is_good_if_nothing_failed() -> None:
@@ -8,3 +26,26 @@ def test_a_survey_is_good_if_nothing_failed() -> None:
     assert good.good
     assert not Survey("6.1", "6.1.0", (Check("doctor", True), Check("up", False, "why"))).good
     assert not Survey("6.1", "6.1.0", (), failure="it hung").good
+
+
+@pytest.mark.parametrize(
+    ("failing", "bad"),
+    [
+        ((), []),
+        (("down",), [["down: plain", "reloadlab: no down"]]),
+        (("up", "down"), [["up: plain", "reloadlab: no up"]]),
+    ],
+)
+def test_a_node_that_does_not_go_is_told(tmp_path: Path, failing: tuple[str, ...], bad: list[list[str]]) -> None:
+    Played(tmp_path / "survey.json", *failing)._node("plain")
+    checks = json.loads((tmp_path / "survey.json").read_text())["checks"]
+    assert [[check["name"], check["message"]] for check in checks if not check["good"]] == bad
+
+
+def test_a_machine_that_stops_leaves_a_whole_file(tmp_path: Path) -> None:
+    guest = Played(tmp_path / "survey.json")
+    guest._node("plain")
+    with (tmp_path / "survey.json").open() as before:
+        guest._node("tunnel")
+        assert len(json.load(before)["checks"]) == 4
+    assert [path.name for path in tmp_path.iterdir()] == ["survey.json"]
