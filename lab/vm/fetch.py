@@ -18,7 +18,7 @@ from pathlib import Path
 
 from datapath.errors import ReloadlabError, ToolError
 from lab.system import tools
-from lab.vm.kernels import IMAGE, KERNELS_VARIABLE, kernels_directory, matching, sort_key
+from lab.vm.kernels import IMAGE, KERNELS_VARIABLE, check_owner, kernels_directory, matching, sort_key
 
 SUITES = ("bullseye", "bookworm", "bookworm-backports", "trixie", "trixie-backports")
 SECURITY_SUITES = ("bullseye-security", "bookworm-security", "trixie-security")
@@ -31,6 +31,7 @@ _PARTS = ("image", "binary", "modules", "base")
 """Packages of one kernel, as far as they exist: from 7.3 on the image and its modules have packages of their own."""
 _OTHER_KINDS = re.compile(r"-(cloud|rt|unsigned|dbg)(-|$)")
 _SECONDS = 1800.0  # a slow line takes so long for 100 MB
+_FORM, _FIELDS = "$(REPO_URI)\t$(RELEASE)\t$(ORIGIN)\t$(SIGNED_BY)", 4
 _STATE, _UNFINISHED = ".apt", ".unfinished"
 
 
@@ -40,11 +41,20 @@ class CannotFetch(ReloadlabError):
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A mirror of the machine's own sources: its address, a suite of it, and the key that signs it."""
+    """A mirror of the machine's own sources: its address, a suite of it, whose it is, and the key that signs it.
+
+    What apt does not know is the name of what was asked for, as $(ORIGIN) before the first `apt-get update`.
+    """
 
     uri: str
     suite: str
+    origin: str
     key: str
+
+    @property
+    def rank(self) -> int:
+        """0 for a mirror of Debian, 1 for one that may be, 2 for another's: that has no kernels."""
+        return 0 if self.origin.startswith("Debian") else 1 if self.origin.startswith("$") else 2
 
     def line(self, suite: str) -> str:
         """Return the line of a sources.list for another suite of the same mirror."""
@@ -55,10 +65,11 @@ class Source:
 def fetch(versions: Sequence[str]) -> list[str]:
     """Fetch the newest kernel of each version, unless it is there, and return their releases.
 
-    CannotFetch if there is none; ToolError carries the words of apt or dpkg.
+    CannotFetch if there is none, UnsafeKernels; ToolError carries the words of apt or dpkg.
     """
     directory = kernels_directory()
     directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+    check_owner(directory)
     with alone(directory):
         shutil.rmtree(directory / _UNFINISHED, ignore_errors=True)
         options = private_apt(directory / _STATE, machine_sources())
@@ -67,7 +78,7 @@ def fetch(versions: Sequence[str]) -> list[str]:
             tools.run(["apt-get", *options, "update", "-qq"], timeout=_SECONDS)
         except ToolError as error:
             # A suite that a mirror no longer has is in the way of no other: what is missing then says what there is.
-            print(f"reloadlab: warning: apt-get update: {error.stderr.strip().splitlines()[-1]}", file=sys.stderr)
+            print(f"reloadlab: warning: apt-get update: {last_words(error)}", file=sys.stderr)
         names = tools.run(["apt-cache", *options, "pkgnames", "linux-"]).split()
         architecture = tools.run(["dpkg", "--print-architecture"]).strip()
         releases = [newest(version, names, architecture) for version in versions]
@@ -76,6 +87,12 @@ def fetch(versions: Sequence[str]) -> list[str]:
                 check_room(shutil.disk_usage(directory).free, directory)
                 _unpack(directory, release, [f"linux-{part}-{release}" for part in _PARTS], names, options)
         return releases
+
+
+def last_words(error: ToolError) -> str:
+    """Return the last line that a tool has said of its failure, its exit code if it said nothing."""
+    said = error.stderr.strip().splitlines()
+    return said[-1] if said else f"exit code {error.returncode}"
 
 
 def newest(version: str, names: Sequence[str], architecture: str) -> str:
@@ -103,14 +120,15 @@ def machine_sources(suites: Sequence[str] = SUITES, security_suites: Sequence[st
     """Return the lines of a sources.list for suites of Debian, from the mirrors of this machine; CannotFetch."""
     if "ID=debian" not in Path("/etc/os-release").read_text().splitlines():
         raise CannotFetch("packages are fetched on Debian alone: name the image of a kernel by its path")
-    form = "$(REPO_URI)\t$(RELEASE)\t$(SIGNED_BY)"
-    listed = tools.run(["apt-get", "indextargets", "--format", form, "Created-By: Packages"])
+    listed = tools.run(["apt-get", "indextargets", "--format", _FORM, "Created-By: Packages"])
     return sources(listed, suites, security_suites)
 
 
 def sources(listed: str, suites: Sequence[str] = SUITES, security_suites: Sequence[str] = SECURITY_SUITES) -> list[str]:
     """Return the lines of a sources.list for suites, from what `apt-get indextargets` lists of the machine's."""
-    own = [Source(*words.split("\t")) for words in listed.splitlines() if words]
+    words = [line.split("\t") for line in listed.splitlines()]
+    # A key that stands in the sources themselves has further lines: apt then asks the keys that it trusts.
+    own = sorted((Source(*fields) for fields in words if len(fields) == _FIELDS), key=lambda source: source.rank)
     lines = []
     for wanted, mirrors in (
         (suites, [source for source in own if not source.suite.endswith("-security")]),

@@ -29,6 +29,14 @@ class NoKernel(ReloadlabError):
     """A kernel that is not there, or that cannot be booted as it is."""
 
 
+class UnsafeKernels(ReloadlabError):
+    """A directory in which somebody else could put kernels, which read all files of this machine."""
+
+    def __init__(self, directory: Path, reason: str) -> None:
+        super().__init__(f"{directory} {reason}: name another directory in {KERNELS_VARIABLE}")
+        self.directory = directory
+
+
 @dataclass(frozen=True, slots=True)
 class Kernel:
     """An image that can be booted, and the directory of its modules.
@@ -47,9 +55,19 @@ def kernels_directory() -> Path:
     return Path(os.environ.get(KERNELS_VARIABLE) or DEFAULT_DIRECTORY).absolute()
 
 
+def check_owner(directory: Path) -> None:
+    """Raise UnsafeKernels if others than the caller and root may write there."""
+    info = os.stat(directory)
+    if info.st_uid not in (0, os.geteuid()):
+        raise UnsafeKernels(directory, f"belongs to user {info.st_uid}")
+    if info.st_mode & 0o022:
+        raise UnsafeKernels(directory, f"has mode {info.st_mode & 0o7777:04o}, so that others may write")
+
+
 def fetched() -> list[Kernel]:
-    """Return the kernels that were fetched, the oldest first."""
+    """Return the kernels that were fetched, the oldest first; UnsafeKernels."""
     try:
+        check_owner(kernels_directory())
         names = os.listdir(kernels_directory())
     except FileNotFoundError:
         return []
@@ -95,7 +113,8 @@ def release_of(image: Path) -> str:
     (place,) = struct.unpack_from("<H", head, _TEXT_AT)
     text = head[place + _SECTOR :].split(b"\0", 1)[0].decode(errors="replace")
     words = text.split()
-    if not words:
+    # It becomes the name of directories.
+    if not words or "/" in words[0] or words[0].startswith("."):
         raise NoKernel(f"{image} does not say which release it is")
     return words[0]
 

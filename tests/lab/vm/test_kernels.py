@@ -1,10 +1,11 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
-from lab.vm.kernels import KERNELS_VARIABLE, NoKernel, fetched, find, matching, release_of
+from lab.vm.kernels import KERNELS_VARIABLE, NoKernel, UnsafeKernels, fetched, find, matching, release_of
 from tests.lab.vm.samples import kernel_image
 
 RELEASE = "6.12.95+deb12-amd64"
@@ -44,6 +45,20 @@ def test_a_kernel_that_was_not_fetched_is_one_line_with_the_command(directory: P
         find("latest")
 
 
+def test_a_directory_that_others_may_write_to_is_refused(directory: Path) -> None:
+    """A kernel reads every file of this machine."""
+    directory.chmod(0o777)
+    with pytest.raises(UnsafeKernels, match=r"has mode 0777, so that others may write: name another .*_KERNELS$"):
+        fetched()
+
+
+@pytest.mark.privileged
+def test_a_directory_of_somebody_else_is_refused(directory: Path) -> None:
+    os.chown(directory, 65534, 65534)
+    with pytest.raises(UnsafeKernels, match=r"belongs to user 65534: name another directory in RELOADLAB_KERNELS$"):
+        find("6.12")
+
+
 def test_nothing_fetched_is_no_kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(KERNELS_VARIABLE, str(tmp_path / "missing"))
     assert fetched() == []
@@ -68,7 +83,16 @@ def test_an_image_without_modules_is_one_line_with_the_remedy(tmp_path: Path) ->
         find(str(tmp_path / "vmlinuz"))
 
 
-@pytest.mark.parametrize("content", [b"", b"\x7fELF" + bytes(4096), kernel_image("")[:0x300] + bytes(64)])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\x7fELF" + bytes(4096),
+        kernel_image("")[:0x300] + bytes(64),
+        kernel_image(".."),
+        kernel_image("6.1/../.."),
+    ],
+)
 def test_what_is_no_image_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "vmlinux").write_bytes(content)
     with pytest.raises(NoKernel, match=r"is no image of an x86 kernel|does not say which release"):
