@@ -112,6 +112,16 @@ def test_a_change_that_is_worse_fails_the_job_and_everything_is_kept(repository:
     assert head[:12] in kept.name
 
 
+@pytest.mark.privileged
+def test_a_change_that_cannot_be_measured_is_not_called_worse(repository: Path) -> None:
+    words = {"origin/main": "main", "bpf": "."}
+    argv = [words.get(word, word) for word in command(PLAIN.strip())]
+    done = run(argv, repository, PERF_HISTORY="history")
+    assert done.returncode == 3, done.stderr
+    assert "holds no bpf_lxc.c" in done.stderr
+    assert not (repository / "history").exists()
+
+
 def test_the_plain_call_is_that_of_the_workflow() -> None:
     (line,) = calls(WORKFLOW)
     assert [word.replace("$BASE", "origin/main") for word in command(line)] == command(PLAIN.strip())
