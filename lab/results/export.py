@@ -23,7 +23,8 @@ def to_pyperf(result: Result, side: str) -> str:
 
     pyperf takes the lower values for the better ones and refuses 0: a rate is turned into the time of one.
     """
-    benchmarks = [_benchmark(series, result) for series in result.of_side(side).values() if any(series.values)]
+    found = (_benchmark(series, result) for series in result.of_side(side).values())
+    benchmarks = [benchmark for benchmark in found if benchmark["runs"]]
     machine = result.machine
     metadata = {
         "cpu_model_name": machine.cpu_model,
@@ -40,12 +41,15 @@ def _benchmark(series: Series, result: Result) -> dict[str, Any]:
     rate = series.better is Better.HIGHER
     name = f"{series.name}, time of one ({series.unit})" if rate else series.name
     unit = "second" if rate else _PYPERF_UNITS.get(series.unit, "integer")
-    values = [1 / value if rate else value for value in series.values if value > 0]
     first = _warm_up(series, result)
+    warm_up, values = (
+        [1 / value if rate else value for value in part if value > 0]
+        for part in (series.values[:first], series.values[first:])
+    )
     when = {"date": datetime.fromisoformat(result.started).strftime("%Y-%m-%d %H:%M:%S"), "duration": result.seconds}
-    runs: list[dict[str, Any]] = [{"values": [value], "metadata": when} for value in values[first:]]
-    if first and runs:
-        runs[0]["warmups"] = [[1, value] for value in values[:first]]
+    runs: list[dict[str, Any]] = [{"values": [value], "metadata": when} for value in values]
+    if warm_up and runs:
+        runs[0]["warmups"] = [[1, value] for value in warm_up]
     return {"metadata": {"name": name, "unit": unit, "loops": 1}, "runs": runs}
 
 

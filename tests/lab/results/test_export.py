@@ -47,6 +47,17 @@ def test_pyperf_gets_values_after_the_warm_up_and_none_of_what_it_refuses() -> N
     assert runs["UDP, time of one (packets/s)"][0]["values"] == [1 / times(3, middle=2e6)[0]]
 
 
+def test_pyperf_gets_no_value_of_the_warm_up_in_place_of_one_that_it_refuses() -> None:
+    series = [
+        Series("some", "s", (0.0, 9.0, 1.0, 2.0), group="rounds", block=2),
+        Series("none", "s", (9.0, 9.0, 0.0, 0.0), group="rounds", block=2),
+    ]
+    (found,) = json.loads(to_pyperf(result(*series, course=Course(rounds=1, warm_up=1)), ""))["benchmarks"]
+    assert found["metadata"]["name"] == "some"
+    assert [run["values"] for run in found["runs"]] == [[1.0], [2.0]]
+    assert found["runs"][0]["warmups"] == [[1, 9.0]]
+
+
 def test_each_line_says_where_its_value_comes_from() -> None:
     lines = [json.loads(line) for line in to_lines(sides()).splitlines()]
     assert len(lines) == sum(len(series.values) for series in sides().series)
