@@ -12,6 +12,7 @@ from lab.cli.datapath import define
 from lab.cli.tables import add_row, make_table, print_table
 from lab.cli.targets import BadOption, count, plural, print_json
 from lab.doctor.doctor import require
+from lab.system.output import OutputDirectory
 
 NUMBERS = {
     "instructions": "instructions",
@@ -59,7 +60,8 @@ def run(args: argparse.Namespace) -> int:
     report = _verify(args.source, args.defines, args.clang, args.loads)
     if args.log is not None:
         logs = [f"=== {r.name} (section {r.section})\n{r.error.log}\n" for r in report.programs if r.error is not None]
-        args.log.write_text("".join(logs))
+        with OutputDirectory(args.log.parent) as output:
+            output.write(args.log.name, "".join(logs))
     if args.json:
         print_json(_document(args.source, report))
     else:

@@ -55,7 +55,8 @@ def test_accepted_source(source: Path, capsys: pytest.CaptureFixture[str]) -> No
 def test_refused_program_is_reported_beside_the_others(
     source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    log = tmp_path / "verifier.log"
+    log, before = tmp_path / "verifier.log", source.read_text()
+    log.symlink_to(source)
     assert call(str(source), "-DANSWER", "-DBAD=8", "--json", "--log", str(log)) == 1
     document = json.loads(capsys.readouterr().out)
     programs = {p["name"]: p for p in document["programs"]}
@@ -67,6 +68,8 @@ def test_refused_program_is_reported_beside_the_others(
     assert "invalid mem access 'scalar'" in bad["summary"]
     assert "processed " in bad["log"]
     assert log.read_text() == f"=== cil_bad (section 2nd)\n{bad['log']}\n"
+    # Root follows no link that somebody has put there.
+    assert source.read_text() == before
 
 
 def test_what_is_not_supported_is_named_and_no_refusal(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
