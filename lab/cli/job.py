@@ -118,8 +118,12 @@ def about(args: argparse.Namespace) -> RunFacts:
 
 @contextmanager
 def paged(output: OutputDirectory, file: RunFile) -> Iterator[RunFile]:
-    """Write the page of what run.json holds in the end, whatever ends the run; of one that is killed, none stays."""
+    """Write the page of what run.json holds in the end, whatever ends the run.
+
+    No page or trace of the run before stays beside run.json, also if this one is killed.
+    """
     output.remove(REPORT_HTML)
+    output.remove(TRACE_JSON)
     try:
         with file:
             yield file

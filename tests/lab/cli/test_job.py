@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from lab.cli import job
+from lab.cli.report import RunFile
 from lab.errors import LabNotFound
 from lab.node import registry
+from lab.system.output import OutputDirectory
 
 
 def fails() -> tuple[str, ...]:
@@ -19,3 +23,11 @@ def test_a_failing_sweep_hides_nothing(monkeypatch: pytest.MonkeyPatch, capsys: 
     with pytest.raises(KeyError), job._swept():
         raise KeyError
     assert capsys.readouterr().err.count("reloadlab: warning: leftovers remain: no lab demo") == 2
+
+
+def test_what_the_run_before_wrote_is_gone_from_the_beginning(tmp_path: Path) -> None:
+    """Beside run.json there is no page and no trace of another run, also if this one is killed."""
+    for name in (job.REPORT_HTML, job.TRACE_JSON):
+        (tmp_path / name).touch()
+    with OutputDirectory(tmp_path) as output, job.paged(output, RunFile(output)):
+        assert list(tmp_path.iterdir()) == []
