@@ -141,7 +141,7 @@ def add(directory: Path, result: Result, time: datetime | None = None) -> Added:
         for entry in before:
             if entry.result == result:
                 raise BadResult(f"{directory} has this result already: {entry.name}")
-        name = _name(result, _started(result) if time is None else time)
+        name = _name(result, datetime.fromisoformat(result.started) if time is None else time)
         output.write(name, text, replace=False)
     lineages = _lineages(before)
     if not before or any(each.name == _fingerprint(result) for each in lineages):
@@ -213,10 +213,3 @@ def short(commit: str) -> str:
 
 def _name(result: Result, time: datetime) -> str:
     return f"{time.astimezone(UTC):{_TIME}}-{short(_subject(result)['commit'])}-{_fingerprint(result)}.json"
-
-
-def _started(result: Result) -> datetime:
-    try:
-        return datetime.fromisoformat(result.started)
-    except ValueError as error:
-        raise BadResult(f"the result does not say when it was measured: {error}") from error

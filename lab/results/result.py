@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
+from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -113,6 +114,14 @@ class Result:
     complete: bool = False
     format: int = FORMAT
 
+    def __post_init__(self) -> None:
+        check_time(self.started)
+        if not self.subjects:
+            raise WrongContent("no subject: it does not say what was measured")
+        for series in self.series:
+            if series.side and series.side not in self.subjects:
+                raise WrongContent(f"{series.name}: of side {series.side!r}, which is none of the subjects")
+
     @property
     def sides(self) -> tuple[str, ...]:
         """The sides in their order; one of no name if the result has none."""
@@ -121,6 +130,14 @@ class Result:
     def of_side(self, side: str) -> dict[str, Series]:
         """Return the series of a side by name."""
         return {series.name: series for series in self.series if series.side == side}
+
+
+def check_time(text: str) -> None:
+    """Raise WrongContent unless a text is a time as datetime.fromisoformat reads it."""
+    try:
+        datetime.fromisoformat(text)
+    except ValueError as error:
+        raise WrongContent(f"started: {error}") from error
 
 
 def to_json(result: Result) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from typing import Any, Self
 
 from datapath.base.statefile import WrongContent, typed
 from lab.results.machine import Machine, this_machine
-from lab.results.result import RUN, BadResult, Better, Course, Load, Result, Series, exact
+from lab.results.result import RUN, BadResult, Better, Course, Load, Result, Series, check_time, exact
 
 RUN_FORMAT = 4
 """Version of run.json; see docs/run-json.md."""
@@ -38,6 +38,9 @@ class RunFacts:
     machine: Machine
     load: Load
     subject: dict[str, str]
+
+    def __post_init__(self) -> None:
+        check_time(self.started)
 
     @classmethod
     def now(cls, subject: dict[str, str]) -> Self:

@@ -57,6 +57,9 @@ def changed(path: Path, **changes: Any) -> Path:
         ({"seconds": float("inf")}, "holds no result: seconds is not a number"),
         ({"seconds": 10**400}, "holds no result: seconds is not a number"),
         ({"more": 1}, "holds no result: unknown more"),
+        ({"started": "soon"}, "holds no result: started: Invalid isoformat string: 'soon'"),
+        ({"subjects": {}}, "holds no result: no subject: it does not say what was measured"),
+        ({"subjects": {"B": {}}}, "holds no result: reload: of side 'A', which is none of the subjects"),
     ],
 )
 def test_what_is_not_a_result_is_one_line(path: Path, changes: dict[str, Any], said: str) -> None:
