@@ -8,7 +8,7 @@ import time
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
-from lab.cli.targets import NAMING, add_targets, check_targets, find_targets
+from lab.cli.targets import NAMING, add_targets, check_targets, find_targets, seconds
 from lab.doctor.doctor import require
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def add_parser(subparsers: _SubParsersAction[argparse.ArgumentParser]) -> None:
         metavar="TYPE",
         help=f"only events of this type: {', '.join(KINDS)}; may be repeated",
     )
-    parser.add_argument("--seconds", type=float, metavar="N", help="end after N seconds")
+    parser.add_argument("--seconds", type=seconds, metavar="N", help="end after N seconds")
     parser.add_argument("--json", action="store_true", help="print a JSON object per line")
     parser.set_defaults(run=run)
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING
 
-from lab.cli.targets import add_targets, check_targets, find_targets, make_console
+from lab.cli.targets import add_targets, check_targets, find_targets, make_console, seconds
 from lab.doctor.doctor import require
 
 if TYPE_CHECKING:
@@ -34,7 +34,11 @@ def add_parser(subparsers: _SubParsersAction[argparse.ArgumentParser]) -> None:
     add_targets(parser, endpoints=False, help="a lab, or a cluster: all its nodes")
     parser.add_argument("--once", action="store_true", help="show one picture and end")
     parser.add_argument(
-        "--interval", type=_interval, default=INTERVAL, metavar="S", help=f"seconds between two looks ({INTERVAL:g})"
+        "--interval",
+        type=partial(seconds, least=_SHORTEST, most=86400),
+        default=INTERVAL,
+        metavar="S",
+        help=f"seconds between two looks ({INTERVAL:g})",
     )
     parser.add_argument("--json", action="store_true", help="print a JSON object per look and node, a line each")
     parser.set_defaults(run=run)
@@ -98,14 +102,3 @@ def _print(pictures: Sequence[Picture]) -> None:
         print("\n".join(picture.lines()))
         print_table(picture.table())
         print(flush=True)
-
-
-def _interval(text: str) -> float:
-    """Return a number of seconds."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not _SHORTEST <= value <= 86400:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds from {_SHORTEST:g} to 86400")
-    return value

@@ -6,6 +6,7 @@ import pytest
 
 from datapath.errors import InvalidName
 from lab.agent.cluster import build, cluster_specs
+from lab.cli.main import main
 from lab.cli.targets import (
     EndpointWithoutLab,
     Target,
@@ -16,6 +17,7 @@ from lab.cli.targets import (
     number,
     parse_target,
     plural,
+    seconds,
 )
 from lab.errors import LabNotFound
 from lab.node import registry
@@ -87,6 +89,16 @@ def test_numbers() -> None:
             count(text)
     with pytest.raises(argparse.ArgumentTypeError, match="'two' is not a whole number"):
         number("two")
+
+
+@pytest.mark.parametrize("text", ["nan", "-1", "inf", "1e9", "soon", ""])
+def test_a_command_that_ends_after_some_seconds_refuses_what_are_none(
+    text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It would end at once, as if nothing had happened, or never."""
+    assert main(["monitor", "nosuch", f"--seconds={text}"]) == 2
+    assert f"{text!r} is not a number of seconds from 0 to 31536000" in capsys.readouterr().err
+    assert (seconds("0"), seconds("1.5"), seconds("10", least=10, most=10)) == (0, 1.5, 10)
 
 
 def test_near_word_is_named_only_if_one_is_near() -> None:
