@@ -8,9 +8,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from datapath.errors import ReloadlabError
 from lab.cli.report import RunFile, run_json
-from lab.cli.targets import told
+from lab.cli.targets import told, warned
 from lab.report.junit import junit
 from lab.report.summary import LIMIT, summary
 from lab.report.wording import Document
@@ -46,13 +45,11 @@ class CiFiles:
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
         with self._stack:
-            try:
-                self._write(_without_results(told(value)) if value is not None else {})
-            except (OSError, ReloadlabError) as error:
-                if value is None:
-                    raise
-                # What has ended the run is what the command ends with.
-                print(f"reloadlab: warning: {told(error)}", file=sys.stderr)
+            if value is None:
+                self._write({})
+                return
+            with warned():
+                self._write(_without_results(told(value)))
 
     def _write(self, otherwise: Document) -> None:
         """Write both files from what the run has found, or else from this."""

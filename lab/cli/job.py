@@ -20,7 +20,7 @@ from lab.cli.datapath import check_attach
 from lab.cli.progress import ScenarioProgress
 from lab.cli.report import RunFile, print_parallel, print_reasons, print_scenarios
 from lab.cli.suites import Call, Suites, WrongCall
-from lab.cli.targets import BadOption, make_console, plural
+from lab.cli.targets import BadOption, make_console, plural, warned
 from lab.doctor import doctor
 from lab.loaders.command import given_loader
 from lab.node import registry
@@ -127,9 +127,16 @@ def paged(output: OutputDirectory, file: RunFile) -> Iterator[RunFile]:
     try:
         with file:
             yield file
-    finally:
-        if file.text:
-            output.write(REPORT_HTML, PageMaker([to_document(file.path, json.loads(file.text))]).make())
+    except BaseException:
+        with warned():
+            _write_page(output, file)
+        raise
+    _write_page(output, file)
+
+
+def _write_page(output: OutputDirectory, file: RunFile) -> None:
+    if file.text:
+        output.write(REPORT_HTML, PageMaker([to_document(file.path, json.loads(file.text))]).make())
 
 
 def _verdict(records: Sequence[Record], report: ParallelReport | None) -> tuple[bool, str]:

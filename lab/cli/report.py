@@ -18,7 +18,7 @@ from rich.table import Table
 from datapath.base.statefile import WrongContent, parse_json
 from lab.bench.parallel import ParallelReport, Percentiles, WorkerReport
 from lab.bench.rounds import BackgroundLoad
-from lab.cli.targets import plural, told
+from lab.cli.targets import plural, told, warned
 from lab.results.machine import Machine
 from lab.results.run import RUN_FORMAT, RunFacts
 from lab.scenario.records import ERROR, FAILED, NOT_RUN, PASSED, SKIPPED, Record, short_name
@@ -225,7 +225,8 @@ class RunFile:
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
         if value is not None:
-            self.write(self._scenarios, error=told(value))
+            with warned():
+                self.write(self._scenarios, error=told(value))
 
     @property
     def path(self) -> Path:

@@ -6,7 +6,9 @@ import argparse
 import difflib
 import json
 import math
-from collections.abc import Callable, Iterable, Sequence
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -201,3 +203,12 @@ def make_console(*, stderr: bool = False) -> Console:
 def plural(number: int, thing: str) -> str:
     """Return such as "1 pod" or "3 pods"."""
     return f"{number} {thing}{'' if number == 1 else 's'}"
+
+
+@contextmanager
+def warned() -> Iterator[None]:
+    """Print what goes wrong inside, and go on: what has ended a command before is what it ends with."""
+    try:
+        yield
+    except (OSError, ReloadlabError) as error:
+        print(f"reloadlab: warning: {told(error)}", file=sys.stderr)

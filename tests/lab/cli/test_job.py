@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -31,3 +32,20 @@ def test_what_the_run_before_wrote_is_gone_from_the_beginning(tmp_path: Path) ->
         (tmp_path / name).touch()
     with OutputDirectory(tmp_path) as output, job.paged(output, RunFile(output)):
         assert list(tmp_path.iterdir()) == []
+
+
+def interrupted(out: Path) -> None:
+    """A run that is interrupted when its directory is gone."""
+    with OutputDirectory(out) as output, job._paged(output, RunFile(output)) as file:
+        file.write([])
+        shutil.rmtree(out)
+        raise KeyboardInterrupt
+
+
+def test_what_ended_a_run_is_what_it_ends_with(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Also if its last files cannot be written."""
+    with pytest.raises(KeyboardInterrupt):
+        interrupted(tmp_path / "out")
+    assert capsys.readouterr().err.splitlines() == [
+        f"reloadlab: warning: {tmp_path}/out/{name}: No such file or directory" for name in ("run.json", "report.html")
+    ]
