@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from datapath.base.statefile import WrongContent, parse_json
-from lab.cli.job import check
+from lab.cli.job import REPORT_HTML, TRACE_JSON, check
 from lab.cli.report import RUN_JSON
 from lab.cli.tables import add_row, make_table, print_table
 from lab.cli.vm_options import add_machine_options, found, machine_of, printer
@@ -112,9 +112,7 @@ def _run(kernel: Kernel, args: argparse.Namespace, *, cpus: int, silence: float)
     say = printer(kernel.label, stderr=args.json)
     say(f"booting {kernel.release}")
     place = args.out / kernel.label
-    with OutputDirectory(place) as there:
-        # What failed last, for --lf.
-        before = there.read(RUN_JSON)
+    before = cleared(place)
     code, failure, boot, seconds = _NEVER_RAN, "", 0.0, 0.0
     try:
         ended = run_in(
@@ -131,6 +129,17 @@ def _run(kernel: Kernel, args: argparse.Namespace, *, cpus: int, silence: float)
         failure = error.reason
         print(f"reloadlab: {error}", file=sys.stderr)
     return KernelResult(kernel, code, failure, boot, seconds, document_of(place, before))
+
+
+def cleared(place: Path) -> str | None:
+    """Remove the files of the run before from a directory, and return its run.json, which stays: --lf reads it.
+
+    If the machine does not boot, nothing else would tell them from those of this run.
+    """
+    with OutputDirectory(place) as there:
+        for name in (_FILES["--junitxml"], _FILES["--summary"], REPORT_HTML, TRACE_JSON):
+            there.remove(name)
+        return there.read(RUN_JSON)
 
 
 def keep(left: Path, place: Path) -> None:

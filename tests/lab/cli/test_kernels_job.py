@@ -8,7 +8,17 @@ from typing import Any
 
 import pytest
 
-from lab.cli.kernels_job import KernelResult, command, document, document_of, keep, matrix, print_results, worst
+from lab.cli.kernels_job import (
+    KernelResult,
+    cleared,
+    command,
+    document,
+    document_of,
+    keep,
+    matrix,
+    print_results,
+    worst,
+)
 from lab.cli.main import _split, build_parser
 from lab.vm.kernels import Kernel
 from lab.vm.session import GUEST_OUTPUT
@@ -88,6 +98,15 @@ def test_the_result_of_the_run_before_is_none_of_this_one(tmp_path: Path) -> Non
     (tmp_path / "run.json").write_text('{"seconds": 1}')
     assert document_of(tmp_path, '{"seconds": 1}') is None
     assert document_of(tmp_path, '{"seconds": 2}') == document_of(tmp_path, None) == {"seconds": 1}
+
+
+def test_files_of_the_run_before_are_gone_but_for_what_failed_in_it(tmp_path: Path) -> None:
+    """A CI server would read them as those of a machine that did not boot."""
+    assert cleared(tmp_path / "new") is None
+    for name in ("run.json", "junit.xml", "summary.md", "report.html", "trace.json", "other"):
+        (tmp_path / name).write_text(name)
+    assert cleared(tmp_path) == "run.json"
+    assert {path.name for path in tmp_path.iterdir()} == {"run.json", "other", "new"}
 
 
 def test_files_are_kept_and_links_are_not(tmp_path: Path) -> None:
