@@ -30,7 +30,7 @@ from datapath.reload.step import Plan
 from datapath.reload.transaction import Observer, Observers, OnFailure
 from lab.agent import mapfill
 from lab.agent.generations import next_generation
-from lab.agent.reloads import Failure, reload_by_workers, reload_one_by_one
+from lab.agent.reloads import Failure, HostStillAsked, reload_by_workers, reload_one_by_one
 from lab.agent.turns import Turn
 from lab.errors import system_errors
 from lab.loaders import protocol
@@ -362,12 +362,33 @@ class Reloader:
     ) -> list[Outcome | Failure]:
         """Reload by `workers` processes, or here if that is one; one failure does not keep the others from it.
 
-        `observer` looks on at what is done here.
+        `observer` looks on at what is done here. The host waits for the others if it is about to lose its policy
+        program, and is left alone (HostStillAsked) if one of them fails: the old programs go on to call that.
 
         A worker has its own copy of this agent: what `change` notes in a variable stays there. `on_worker` is called in
         each, with its process id, before it begins.
         """
         names = list(subjects)
+        last = [HOST] if HOST in names[:-1] and self._host_loses_policy(cancel) else []
+        first = [name for name in names if name not in last]
+        results = self._reload_each(first, workers, cancel, on_worker, observer)
+        failed = [result.subject for result in results if isinstance(result, Failure)]
+        if last and failed:
+            results.append(Failure(HOST, HostStillAsked(self.node.name, failed)))
+        else:
+            results += self._reload_each(last, 1, cancel, on_worker, observer)
+        if set(self.subjects) <= set(names) and not any(isinstance(result, Failure) for result in results):
+            self._settle_routes(cancel)
+        return results
+
+    def _reload_each(
+        self,
+        names: list[str],
+        workers: int,
+        cancel: threading.Event | None,
+        on_worker: Callable[[int], object] | None,
+        observer: Observer | None,
+    ) -> list[Outcome | Failure]:
         workers = min(workers, len(names))
         if workers <= 1:
             results = reload_one_by_one(self, names, cancel=cancel, observer=observer)
@@ -380,8 +401,6 @@ class Reloader:
                     self.refused.append(result.error)
                 elif result.reload is not None and self.on_failure is not None:
                     self.on_failure(result.reload)
-        if set(self.subjects) <= set(names) and not any(isinstance(result, Failure) for result in results):
-            self._settle_routes(cancel)
         return results
 
     def reload_all(

@@ -31,6 +31,14 @@ class Failure:
     reload: FailedReload | None = None
 
 
+class HostStillAsked(ReloadlabError):
+    """The host was to lose its policy program, which programs of pods go on to call: their reloads have failed."""
+
+    def __init__(self, node: str, failed: Sequence[str]) -> None:
+        super().__init__(f"not reloaded: its policy program is still called by {', '.join(failed)} of {node}")
+        self.failed = tuple(failed)
+
+
 def reload_one_by_one(
     reloader: Reloader, subjects: Sequence[str], *, cancel: threading.Event | None, observer: Observer | None
 ) -> list[Outcome | Failure]:

@@ -13,9 +13,11 @@ from pathlib import Path
 
 import pytest
 
+from datapath.base.mapnames import POLICY_CALLS
 from datapath.build.compile import probe_compiler
 from datapath.endpoint import HEALTH_ID, HOST_ID, WORLD_ID
 from datapath.errors import CompileError, ToolMissing
+from datapath.kernel import progarray
 from datapath.kernel.map import open_pin
 from datapath.reload.step import Plan, Step
 from datapath.reload.workspace import Workspace
@@ -23,7 +25,7 @@ from lab.abi import layouts
 from lab.agent.agent import Agent, Failure
 from lab.errors import LabSystemError
 from lab.node.node import Node, UnknownTarget
-from lab.node.topology import InvalidSpec, NodeSpec, PodSpec, label_identity
+from lab.node.topology import HOST_ENDPOINT, InvalidSpec, NodeSpec, PodSpec, label_identity
 from lab.scenario.gate import Gate
 from lab.watch import metrics
 from lab.watch.invariants import baseline, check
@@ -206,6 +208,34 @@ def test_reload_ends_an_interrupted_switch(agent: Agent) -> None:
     assert check(agent, before) == []
     agent.set_endpoint_routes(False)
     assert differences(name) == []
+
+
+def refused(plan: Plan) -> Plan:
+    if plan.subject == "pod-1":
+        raise CompileError("bpf_lxc.o", ["clang"], "error: on purpose")
+    return plan
+
+
+def has_policy_of_the_host(agent: Agent) -> bool:
+    with open_pin(agent.config.globals / POLICY_CALLS) as slots:
+        return progarray.program_at(slots.fd, HOST_ENDPOINT) is not None
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_host_loses_its_policy_program_after_the_pods(agent: Agent, workers: int) -> None:
+    """Their programs call it until they are reloaded: what they send to the host would be dropped."""
+    name = agent.node.name
+    with Agent(Node.open(name), defines=(("ENABLE_HOST_FIREWALL", "1"),)) as with_firewall:
+        with_firewall.reload_all(workers=2)
+    with Agent(Node.open(name)) as other:
+        other.change = refused
+        results = other.reload_many(other.subjects, workers=workers)
+    failures = {result.subject: str(result.error) for result in results if isinstance(result, Failure)}
+    assert failures.keys() == {"pod-1", "host"}
+    assert failures["host"] == f"not reloaded: its policy program is still called by pod-1 of {name}"
+    assert has_policy_of_the_host(agent)
+    assert [result.subject for result in agent.reload_many(agent.subjects, workers=workers)][-1] == "host"
+    assert not has_policy_of_the_host(agent)
 
 
 def test_counters_of_a_node(agent: Agent) -> None:
