@@ -29,6 +29,9 @@ from reloadlab import (
 RTM_DELLINK = 17
 
 
+HOST_FIREWALL = {"defines": (("ENABLE_HOST_FIREWALL", "1"),)}
+"""The agent's options with which the host's policy is asked."""
+
 OWN_STEPS = pytest.mark.own_loader("faults between two steps of our own pipeline")
 
 
@@ -138,6 +141,7 @@ def test_cancelled_before_every_step(scenario: Scenario, subject: str) -> None:
         pytest.param("pod-1", marks=pytest.mark.node(pods=2)),
         pytest.param("host", marks=pytest.mark.node(pods=2)),
         pytest.param("host", marks=pytest.mark.node(pods=2, devices=("eth0",)), id="host-with-devices"),
+        pytest.param("host", marks=pytest.mark.node(pods=2, agent=HOST_FIREWALL), id="host-firewall"),
         pytest.param("overlay", marks=pytest.mark.node(pods=2, tunnel=True)),
         pytest.param("pod-1", marks=pytest.mark.node(pods=2, endpoint_routes=True), id="pod-1-endpoint-routes"),
     ],

@@ -83,7 +83,7 @@ def test_between_any_two_steps(cluster: ClusterScenario, subject: str) -> None:
 def test_identities_in_the_tunnel(cluster: ClusterScenario) -> None:
     """Every packet carries its pod's identity as VNI; the hosts are remote nodes to each other."""
     one, two = cluster.cluster.nodes
-    pods = [one.pods[0], two.pods[0], one.facts.health]
+    pods = [one.pods[0], two.pods[0], one.facts.health, two.facts.health]
     wanted = {address: {pod.identity} for pod in pods for address in (pod.ipv4, pod.ipv6)}
     routers = (one.spec.router4, one.spec.router6, two.spec.router4, two.spec.router6)
     wanted |= {address: {REMOTE_NODE_ID} for address in routers}

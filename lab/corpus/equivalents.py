@@ -38,6 +38,11 @@ _TO_AND_FROM = (
     "complete by itself; what meets both, a connection or a frame to the pod itself, meets an old and a new one in "
     "either order"
 )
+_POLICY_OF_THE_HOST = (
+    "the host's policy slot is met by what pods send to the host, and with endpoint routes by what it sends to them; "
+    "cil_to_host at cilium_host by what is sent back there; each is complete by itself, has its own calls map or slot, "
+    "and no packet meets both"
+)
 _TWO_HOOKS = (
     "each program is complete by itself, and cil_to_overlay only counts; a packet that is sent back into the tunnel "
     "meets an old and a new one in either order"
@@ -75,6 +80,7 @@ REASONS: dict[str, str] = {
     "host/migrate-maps:device/unfilled": _SAME_MAPS,
     "pod*/insert-policy/swapped": _TO_AND_FROM,
     "pod*/attach-ingress/swapped": _TO_AND_FROM,
+    "host/insert-policy/swapped": _POLICY_OF_THE_HOST,
     "overlay/attach-ingress/swapped": _TWO_HOOKS,
 }
 """The reasons, by patterns of names of faults; the first that fits counts."""

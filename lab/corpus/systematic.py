@@ -41,6 +41,9 @@ _DEVICES = {
 """Which scenarios have such devices."""
 
 
+_FIREWALLS_POLICY = "fault_after_every_step[host-firewall]"
+"""Where the host has a policy program: it is built only with the host's firewall."""
+
 _FIREWALL = ("before_and_after_a_reload[host-firewall]", "host_firewall_is_switched")
 """Where the calls map of cilium_net has programs: its one program reaches none without the host's policy."""
 
@@ -129,6 +132,8 @@ def _changed(place: Place, change: Callable[[Step], Step], plan: Plan) -> Plan:
 
 def _fault(place: Place, way: str, what: str, change: Change, hints: tuple[str, ...]) -> Fault:
     name = f"{place.text}/{way}"
+    if (place.shape, place.step) == (HOST, "insert policy"):
+        hints = (_FIREWALLS_POLICY, *hints)
     if (place.step, place.place) == ("fill arrays", CILIUM_NET) and way != "after-commit":
         hints = (*_FIREWALL, *hints)
     return Fault(

@@ -63,8 +63,9 @@ def cluster_flows(nodes: Sequence[Node]) -> list[Flow]:
     for number, node in enumerate(nodes[1:], 2):
         pod = f"{number}/{_first_and_last(node)[0]}"
         between, back = (first, pod), (pod, first)
-        host, outside = f"{number}/{HOST}", f"{number}/{OUTSIDE}"
-        made.old([between, back, ("1/host", pod), (pod, "1/host"), ("1/host", host), (pod, "1/health"), (outside, pod)])
+        host, outside, health = f"{number}/{HOST}", f"{number}/{OUTSIDE}", f"{number}/{HEALTH}"
+        made.old([between, back, ("1/host", pod), (pod, "1/host"), ("1/host", host), (outside, pod)])
+        made.old([(pod, "1/health"), (first, health)])
         made.fresh([between, back], tcp=[between], icmp=[back, ("1/host", pod)])
         made.refused([between])
         made.denied([between, (outside, pod)])
