@@ -3,6 +3,7 @@ SHELL := /bin/sh
 ARGS ?=
 comma := ,
 RUNS ?= 100
+PARTS ?= 9
 KERNELS ?= 5.10,6.1,6.12,newest
 KERNEL ?= 6.1
 
@@ -34,7 +35,7 @@ faults: setup
 	@tools/as-root tools/faults $(ARGS)
 
 soak: setup
-	@tools/as-root tools/soak $(RUNS) $(ARGS)
+	@tools/as-root tools/soak $(RUNS) $(PARTS) $(ARGS)
 
 null-runs: setup
 	@tools/as-root tools/ab-runs $(RUNS) own own --threshold 0.01 $(ARGS)

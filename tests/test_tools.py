@@ -58,16 +58,22 @@ def test_soak_counts_the_runs_that_are_not_green_and_keeps_what_they_said(tmp_pa
     # Its second run is red.
     stand_in.write_text('#!/bin/sh\nmkdir -p "$5" && echo "ran $*" && [ "$5" != out/soak/2 ]\n')
     stand_in.chmod(0o755)
-    done = subprocess.run(["sh", script, "3", "-k", "x"], capture_output=True, text=True, timeout=60, check=False)
-    assert [line.partition(",")[0] for line in done.stdout.splitlines()] == [
-        "run 1 of 3 (calm): green",
-        "run 2 of 3 (busy): RED",
-        "run 3 of 3 (calm): green",
+    suites = tmp_path / "scenarios"
+    suites.mkdir()
+    for name in ("one", "two", "three"):
+        (suites / f"test_{name}.py").touch()
+    done = subprocess.run(["sh", script, "3", "2", "-k", "x"], capture_output=True, text=True, timeout=60, check=False)
+    assert [line.rpartition(", ")[0] for line in done.stdout.splitlines()] == [
+        "run 1 of 3 (part 1, calm): green",
+        "run 2 of 3 (part 1, busy): RED",
+        "run 3 of 3 (part 2, calm): green",
         "3 runs",
     ]
     assert (done.returncode, done.stdout.splitlines()[-1]) == (1, "3 runs, 1 of them not green")
     kept = tmp_path / "out" / "soak"
-    assert (kept / "2" / "log").read_text() == "ran run --rounds 0 --out out/soak/2 -k x\n"
+    assert (kept / "2" / "log").read_text() == (
+        "ran run --rounds 0 --out out/soak/2 -k x scenarios/test_one.py scenarios/test_two.py\n"
+    )
     assert not (kept / "1").exists()
 
 
