@@ -64,8 +64,8 @@ def cluster_flows(nodes: Sequence[Node]) -> list[Flow]:
         pod = f"{number}/{_first_and_last(node)[0]}"
         between, back = (first, pod), (pod, first)
         host, outside, health = f"{number}/{HOST}", f"{number}/{OUTSIDE}", f"{number}/{HEALTH}"
-        made.old([between, back, ("1/host", pod), (pod, "1/host"), ("1/host", host), (outside, pod)])
-        made.old([(pod, "1/health"), (first, health)])
+        to_health = [(pod, "1/health"), (first, health)]
+        made.old([between, back, ("1/host", pod), (pod, "1/host"), ("1/host", host), (outside, pod), *to_health])
         made.fresh([between, back], tcp=[between], icmp=[back, ("1/host", pod)])
         made.refused([between])
         made.denied([between, (outside, pod)])
