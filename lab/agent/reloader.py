@@ -18,7 +18,7 @@ from typing import Any, NoReturn, Self
 from bpf import is_ours
 from datapath.base.mapnames import POLICY_CALLS
 from datapath.endpoint import Attachment, DatapathConfig, Endpoint
-from datapath.errors import ReloadlabError
+from datapath.errors import CompileError, ObjectError, ReloadlabError
 from datapath.kernel import progarray
 from datapath.kernel.map import Map
 from datapath.kernel.tcx import chosen
@@ -30,7 +30,14 @@ from datapath.reload.step import Plan
 from datapath.reload.transaction import Observer, Observers, OnFailure
 from lab.agent import mapfill
 from lab.agent.generations import next_generation
-from lab.agent.reloads import Failure, HostStillAsked, reload_by_workers, reload_one_by_one
+from lab.agent.reloads import (
+    Failure,
+    HostNotAsked,
+    HostStillAsked,
+    PolicyChange,
+    reload_by_workers,
+    reload_one_by_one,
+)
 from lab.agent.turns import Turn
 from lab.errors import system_errors
 from lab.loaders import protocol
@@ -363,20 +370,26 @@ class Reloader:
         """Reload by `workers` processes, or here if that is one; one failure does not keep the others from it.
 
         `observer` looks on at what is done here. The host waits for the others if it is about to lose its policy
-        program, and is left alone (HostStillAsked) if one of them fails: the old programs go on to call that.
+        program, and is left alone (HostStillAsked) if one of them fails: the old programs go on to call that. The
+        others wait for the host if it is about to get one, and are left alone (HostNotAsked) if it fails: the new
+        programs would call what is not there.
 
         A worker has its own copy of this agent: what `change` notes in a variable stays there. `on_worker` is called in
         each, with its process id, before it begins.
         """
         names = list(subjects)
-        last = [HOST] if HOST in names[:-1] and self._host_loses_policy(cancel) else []
-        first = [name for name in names if name not in last]
-        results = self._reload_each(first, workers, cancel, on_worker, observer)
-        failed = [result.subject for result in results if isinstance(result, Failure)]
-        if last and failed:
-            results.append(Failure(HOST, HostStillAsked(self.node.name, failed)))
+        change = self._policy_of_the_host(cancel) if HOST in names and len(names) > 1 else None
+        others = [name for name in names if change is None or name != HOST]
+        results = self._reload_each([HOST], 1, cancel, on_worker, observer) if change is PolicyChange.GAINED else []
+        if any(isinstance(result, Failure) for result in results):
+            results += [Failure(name, HostNotAsked(self.node.name)) for name in others]
         else:
-            results += self._reload_each(last, 1, cancel, on_worker, observer)
+            results += self._reload_each(others, workers, cancel, on_worker, observer)
+        failed = [result.subject for result in results if isinstance(result, Failure)]
+        if change is PolicyChange.LOST and failed:
+            results.append(Failure(HOST, HostStillAsked(self.node.name, failed)))
+        elif change is PolicyChange.LOST:
+            results += self._reload_each([HOST], 1, cancel, on_worker, observer)
         if set(self.subjects) <= set(names) and not any(isinstance(result, Failure) for result in results):
             self._settle_routes(cancel)
         return results
@@ -419,7 +432,7 @@ class Reloader:
         out. The host waits if it is about
         to lose its policy program, which the pods' programs call until they are reloaded.
         """
-        if HOST not in first and self._host_loses_policy(cancel):
+        if HOST not in first and self._policy_of_the_host(cancel) is PolicyChange.LOST:
             last = (*last, HOST)
         order = [name for name in dict.fromkeys((*first, *self.node_subjects)) if name not in last]
         done = [self.reload(subject, observer=observer, cancel=cancel) for subject in order]
@@ -433,15 +446,24 @@ class Reloader:
         self._settle_routes(cancel)
         return done
 
-    def _host_loses_policy(self, cancel: threading.Event | None) -> bool:
-        """Tell whether the host has a policy program, and will have none: its firewall is being switched off."""
+    def _policy_of_the_host(self, cancel: threading.Event | None) -> PolicyChange | None:
+        """Tell whether the next reload of the host takes its policy program away, or gives it one.
+
+        What cannot be built changes nothing: the reload says why.
+        """
         present = find_map(self.node, POLICY_CALLS)
         if present is None:
-            return False
+            return None
         with present:
             has = progarray.program_at(present.fd, HOST_ENDPOINT) is not None
-        array = self.host_spec(cancel=cancel).maps.get(POLICY_CALLS) if has else None
-        return has and (array is None or not array.contents)
+        try:
+            array = self.host_spec(cancel=cancel).maps.get(POLICY_CALLS)
+        except (CompileError, ObjectError):
+            return None
+        will = array is not None and bool(array.contents)
+        if has == will:
+            return None
+        return PolicyChange.GAINED if will else PolicyChange.LOST
 
     def _settle_routes(self, cancel: threading.Event | None) -> None:
         """Remove the node route that an interrupted switch has left: every pod has a route of its own again."""

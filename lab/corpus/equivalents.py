@@ -39,9 +39,11 @@ _TO_AND_FROM = (
     "either order"
 )
 _POLICY_OF_THE_HOST = (
-    "the host's policy slot is met by what pods send to the host, and with endpoint routes by what it sends to them; "
-    "cil_to_host at cilium_host by what is sent back there; each is complete by itself, has its own calls map or slot, "
-    "and no packet meets both"
+    "the next step attaches cil_to_host to cilium_host, which runs what the tunnel brings for the host; the host's "
+    "policy slot is met by what pods send to the host, and with endpoint routes by what the host sends to them: no "
+    "packet and no connection meets both. The slot's program uses nothing of the host's calls map, cil_from_host, "
+    "which sends for both, is attached later in either order, pods are built to call the slot only after the host's "
+    "reload, and without its firewall nothing is inserted"
 )
 _TWO_HOOKS = (
     "each program is complete by itself, and cil_to_overlay only counts; a packet that is sent back into the tunnel "

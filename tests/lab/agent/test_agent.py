@@ -19,6 +19,7 @@ from datapath.endpoint import HEALTH_ID, HOST_ID, WORLD_ID
 from datapath.errors import CompileError, ToolMissing
 from datapath.kernel import progarray
 from datapath.kernel.map import open_pin
+from datapath.reload.outcome import Outcome
 from datapath.reload.step import Plan, Step
 from datapath.reload.workspace import Workspace
 from lab.abi import layouts
@@ -216,6 +217,12 @@ def refused(plan: Plan) -> Plan:
     return plan
 
 
+def refused_for_the_host(plan: Plan) -> Plan:
+    if plan.subject == "host":
+        raise CompileError("bpf_host.o", ["clang"], "error: on purpose")
+    return plan
+
+
 def has_policy_of_the_host(agent: Agent) -> bool:
     with open_pin(agent.config.globals / POLICY_CALLS) as slots:
         return progarray.program_at(slots.fd, HOST_ENDPOINT) is not None
@@ -236,6 +243,22 @@ def test_host_loses_its_policy_program_after_the_pods(agent: Agent, workers: int
     assert has_policy_of_the_host(agent)
     assert [result.subject for result in agent.reload_many(agent.subjects, workers=workers)][-1] == "host"
     assert not has_policy_of_the_host(agent)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_host_has_its_policy_program_before_the_pods(agent: Agent, workers: int) -> None:
+    """Whatever the order that is asked for, and not at all if there is none."""
+    agent.reload_all(workers=2)
+    with Agent(Node.open(agent.node.name), defines=(("ENABLE_HOST_FIREWALL", "1"),)) as other:
+        other.change = refused_for_the_host
+        failed = other.reload_many(("pod-1", "host"), workers=workers)
+        assert [(result.subject, type(result)) for result in failed] == [("host", Failure), ("pod-1", Failure)]
+        assert isinstance(failed[1], Failure)
+        assert str(failed[1].error).startswith("not reloaded: it would call the host's policy program")
+        other.change = None
+        done = other.reload_many(("pod-1", "host"), workers=workers)
+        assert [result.subject for result in done if isinstance(result, Outcome)] == ["host", "pod-1"]
+    assert has_policy_of_the_host(agent)
 
 
 def test_counters_of_a_node(agent: Agent) -> None:
