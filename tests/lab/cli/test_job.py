@@ -36,7 +36,7 @@ def test_what_the_run_before_wrote_is_gone_from_the_beginning(tmp_path: Path) ->
 
 def interrupted(out: Path) -> None:
     """A run that is interrupted when its directory is gone."""
-    with OutputDirectory(out) as output, job._paged(output, RunFile(output)) as file:
+    with OutputDirectory(out) as output, job.paged(output, RunFile(output)) as file:
         file.write([])
         shutil.rmtree(out)
         raise KeyboardInterrupt
