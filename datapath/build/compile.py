@@ -50,8 +50,8 @@ WARNING_FLAGS = (
 WERROR_MAJORS = range(14, 20)
 """Compilers whose warnings we know. A warning that a newer one invents must not stop anybody's reload."""
 
-DEFAULT_TIMEOUT = 120.0
-"""Seconds. The largest real object takes 5 s on one free core; many of them share a few."""
+DEFAULT_TIMEOUT = 600.0
+"""Seconds. The largest real object takes 5 s on one free core; many of them share a few, and emulated ones are slow."""
 
 _CANCEL_POLL = 0.05
 _CLANG_NAME = re.compile(r"clang-(\d+)")
