@@ -25,7 +25,6 @@ from lab.doctor import doctor
 from lab.loaders.command import given_loader
 from lab.node import registry
 from lab.report.documents import to_document
-from lab.report.page import PageMaker
 from lab.report.trace import trace
 from lab.results.run import RunFacts
 from lab.results.subject import subject_of
@@ -135,6 +134,9 @@ def paged(output: OutputDirectory, file: RunFile) -> Iterator[RunFile]:
 
 
 def _write_page(output: OutputDirectory, file: RunFile) -> None:
+    # numpy and scipy are long in coming, and nothing before needs them.
+    from lab.report.page import PageMaker
+
     if file.text:
         output.write(REPORT_HTML, PageMaker([to_document(file.path, json.loads(file.text))]).make())
 

@@ -98,10 +98,11 @@ def test_the_hosts_files_are_read_only_but_for_one_directory() -> None:
 
 
 @pytest.mark.usefixtures("qemu")
-@pytest.mark.parametrize(("kvm", "words"), [(True, ["kvm", "host"]), (False, ["tcg,thread=multi", "max,-cx16"])])
+@pytest.mark.parametrize(("kvm", "words"), [(True, ["kvm", "host"]), (False, ["tcg,thread=multi", "max"])])
 def test_emulation_leaves_out_what_qemu_emulates_wrongly(kvm: bool, words: list[str]) -> None:
     argv = qemu_argv(KERNEL, Path("/i"), Path("/s"), cpus=1, kvm=kvm)
     assert [argv[argv.index(option) + 1] for option in ("-accel", "-cpu")] == words
+    assert ("clearcpuid=141" in argv[argv.index("-append") + 1].split()) == (not kvm)
 
 
 @pytest.mark.parametrize(
