@@ -233,6 +233,9 @@ class PolicyStats:
     def of_fields(cls, fields: Fields) -> Self:
         return cls(fields.number("packets"), fields.number("length"))
 
+    def __add__(self, other: PolicyStats) -> PolicyStats:
+        return PolicyStats(self.packets + other.packets, self.length + other.length)
+
 
 POLICY_ENTRY_ALLOW = PolicyEntry().pack()
 """A packed value that allows everything its key matches, with counters at zero."""

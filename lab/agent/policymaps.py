@@ -34,13 +34,40 @@ def pinned_policies(pins: Path, endpoint_id: int) -> Iterator[Path]:
 def entries(opened: Map, pins: Path) -> Iterator[tuple[PolicyKey, PolicyEntry]]:
     """Yield the entries of a policy map with their counters, which may stand in another map, below `pins`."""
     table = tables.POLICY.of(opened)
-    if table.value.record is None or table.value.place("packets") is not None:
+    if _has_counters(table):
         yield from table.items(opened)
         return
     counted = _counted(pins, endpoint_of(opened.name))
     for key, entry in table.items(opened):
         found = counted.get(key, _NONE)
         yield key, replace(entry, packets=found.packets, length=found.length)
+
+
+def counters(pins: Path, endpoint_id: int) -> dict[PolicyKey, PolicyStats]:
+    """Return the counters of an endpoint's entries; while a map is migrated, those of the old one are added.
+
+    Where they stand in a map of their own, the old policy map and the new one have them in common.
+    """
+    found: dict[PolicyKey, PolicyStats] = {}
+    common: set[PolicyKey] = set()
+    for pin in pinned_policies(pins, endpoint_id):
+        opened = open_if_pinned(pin)
+        if opened is None:
+            continue
+        with opened:
+            table = tables.POLICY.of(opened)
+            own = _has_counters(table)
+            for key, entry in table.items(opened):
+                counted = PolicyStats(entry.packets, entry.length) if own else _NONE
+                found[key] = found.get(key, _NONE) + counted
+                if not own:
+                    common.add(key)
+    counted_once = _counted(pins, endpoint_id) if common else {}
+    return {key: stats + counted_once.get(key, _NONE) if key in common else stats for key, stats in found.items()}
+
+
+def _has_counters(table: tables.Table[PolicyKey, PolicyEntry]) -> bool:
+    return table.value.record is None or table.value.place("packets") is not None
 
 
 _NONE = PolicyStats(0, 0)

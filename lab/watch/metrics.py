@@ -10,8 +10,8 @@ from datapath.kernel.map import Map
 from lab.abi import reasons, tables
 from lab.abi.layouts import HitsKey, MetricDirection, MetricsKey, MetricsValue, direction_name
 from lab.abi.policymap import PolicyKey
-from lab.agent.policymaps import entries, pinned_policies
-from lab.node.maps import find_map, open_if_pinned
+from lab.agent.policymaps import counters
+from lab.node.maps import find_map
 from lab.node.node import Node
 
 INGRESS, EGRESS = MetricDirection.INGRESS, MetricDirection.EGRESS
@@ -113,18 +113,12 @@ def rules(node: Node, *endpoints: str) -> dict[tuple[str, PolicyKey], tuple[int,
     Packets of known connections are not looked up in the policy map, so they are not counted: replies, and what a pod
     sends after the first packet. While a map is migrated, the old one is counted as well.
     """
-    directory = node.datapath_config().globals
-    found: dict[tuple[str, PolicyKey], tuple[int, int]] = {}
-    for name in endpoints:
-        for pin in pinned_policies(directory, node.endpoint(name).id):
-            opened = open_if_pinned(pin)
-            if opened is None:
-                continue
-            with opened:
-                for key, entry in entries(opened, directory):
-                    counted, length = found.get((name, key), (0, 0))
-                    found[name, key] = counted + entry.packets, length + entry.length
-    return found
+    pins = node.datapath_config().globals
+    return {
+        (name, key): (found.packets, found.length)
+        for name in endpoints
+        for key, found in counters(pins, node.endpoint(name).id).items()
+    }
 
 
 def describe(reason: int, direction: int) -> str:

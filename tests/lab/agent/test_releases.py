@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -137,6 +138,27 @@ def test_counters_of_policies_are_read_where_the_release_has_them(maps: dict[str
     assert metrics.rules(node, "pod-1")["pod-1", key] == (expected, 100 * expected)
     mapfill.fill(node, opened)
     assert metrics.rules(node, "pod-1")["pod-1", key] == (expected, 100 * expected)
+
+
+def test_a_packet_counts_once_while_a_policy_map_is_migrated(
+    maps: dict[str, Map], node: Node, request: pytest.FixtureRequest
+) -> None:
+    pins, opened, key = node.datapath_config().globals, policy_map(maps), PolicyKey(0, egress=False)
+    layouts = layouts_of(request.node.callspec.params["maps"])
+    with ExitStack() as stack:
+        old = stack.enter_context(create(opened.name, layouts[opened.name.removesuffix("_00101")]))
+        moved = pins / f"{opened.name}:pending"
+        old.pin(moved)
+        stack.callback(moved.unlink)
+        entry = key.entry(deny=False)
+        for number, each in enumerate((opened, old), 3):
+            write(each, tables.POLICY, key, replace(entry, packets=number, length=100 * number))
+        expected = 7
+        if "cilium_policystats" in maps:
+            stats = maps["cilium_policystats"]
+            write(stats, tables.POLICY_STATS, PolicyStatsKey(POD, key), PolicyStats(5, 500))
+            expected = 5 * len(stats.lookup_percpu(next(stats.keys())))
+        assert metrics.rules(node, "pod-1")["pod-1", key] == (expected, 100 * expected)
 
 
 def test_connections_are_read_and_collected(maps: dict[str, Map], node: Node) -> None:
