@@ -41,6 +41,9 @@ POLICY_VERDICT_LOG_FILTER = 0xFFFF
 SECCTX_FROM_IPCACHE_DISABLED, SECCTX_FROM_IPCACHE_ENABLED = 1, 2
 """Zero is avoided: a constant of zero goes to .bss, where nothing can be substituted."""
 
+_IDENTITY_LENGTH = 16
+"""Bits of an identity without its cluster, whose number has the other 8 of 24 (GetClusterIDShift): a mark has both."""
+
 _MAX_CALLS_ID = 99999
 _MACRO = re.compile(r"[A-Za-z_]\w*(\([\w, ]*\))?")
 # Options that are on or off. Off is #undef, as in pkg/option (IntOptions.GetFmtList): the C asks #ifdef.
@@ -58,7 +61,7 @@ def node_header(node: NodeConfig) -> str:
     text = f'#ifndef {_NODE_GUARD}\n#define {_NODE_GUARD}\n\n#include "lib/utils.h"\n\n'
     text += f"/*\n cilium.v4.internal.str {node.router_ipv4}\n cilium.v6.internal.str {node.router_ipv6}\n */\n\n"
     text += _if("DEFINE_IPV6", _define_ipv6("ROUTER_IP", node.router_ipv6)) + "\n" + _guarded(macros)
-    text += "\n" + _if("DECLARE_CONFIG", _assign_u32("identity_length", 8))
+    text += "\n" + _if("DECLARE_CONFIG", _assign_u32("identity_length", _IDENTITY_LENGTH))
     # Elsewhere these stand in ep_config.h alone: a tunnel's programs need no connection tracking without NodePort.
     # In 1.19 all programs have these maps; that C no longer has DEFINE_U32 either.
     wanted = "defined(ENABLE_NODEPORT) || !defined(DEFINE_U32)"

@@ -64,6 +64,11 @@ class TestNodeHeader:
     def test_value(self, macro: str, value: str) -> None:
         assert defined(headers.node_header(NODE))[macro] == value
 
+    def test_an_identity_and_its_cluster_have_24_bits(self) -> None:
+        text = headers.node_header(NODE)
+        (length,) = re.findall(r"ASSIGN_CONFIG\(__u32, identity_length, (\d+)\)", text)
+        assert int(length) + int(defined(text)["CLUSTER_ID_MAX"]).bit_length() == 24
+
     def test_tunnel(self) -> None:
         with_tunnel = defined(headers.node_header(NODE))
         without = defined(headers.node_header(replace(NODE, encap_ifindex=None, encap_mac=None)))
