@@ -107,7 +107,8 @@ class Template:
     def substitution(self, endpoint: Endpoint) -> Substitution:
         """Return what makes this template's object the endpoint's, with the policy programs that it really has."""
         sub = headers.substitution(endpoint, host_firewall=True, l7=True)
-        return headers.fitting(sub, self.image.spec, ifindex=endpoint.ifindex or 0, node=self.node)
+        ifindex = self.node.cilium_host_ifindex if endpoint.is_host and self.node is not None else endpoint.ifindex
+        return headers.fitting(sub, self.image.spec, ifindex=ifindex or 0, node=self.node)
 
     def overlay_substitution(self, generation: int) -> Substitution:
         """Return what makes the overlay's template the object of one load."""

@@ -8,10 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from datapath.base.timing import VerifyTimes
 from datapath.build import headers
 from datapath.build.configwords import config_words, has_config, node_words
 from datapath.build.sources import policy_map_prefix
+from datapath.build.templates import Kind, Template
 from datapath.endpoint import LABEL_HOST, Endpoint, NodeConfig
+from datapath.object.reader import ObjectImage
 from datapath.object.spec import CollectionSpec, Constant, DataSection, MapSpec
 
 V6 = IPv6Address("fd00:10:244::3")
@@ -95,6 +98,14 @@ def test_a_host_takes_identities_from_the_ipcache_where_its_devices_do() -> None
     device = headers.device_substitution(host, "eth0", 5, None)
     for sub, expected in ((headers.substitution(host), 0), (device, 1)):
         assert config_words(sub.constants, 5, NODE, spec) == {"__config_secctx_from_ipcache": expected}
+
+
+def test_the_index_of_an_interface_is_that_of_the_programs_hook() -> None:
+    image = ObjectImage(b"", spec_of("THIS_INTERFACE_IFINDEX"), {}, {})
+    template = Template("", Kind.HOST, Path(), image, VerifyTimes(), NODE)
+    host = replace(POD, id=1, ifindex=None, labels=frozenset({LABEL_HOST}))
+    assert template.substitution(host).constants == {"__config_THIS_INTERFACE_IFINDEX": NODE.cilium_host_ifindex}
+    assert template.substitution(POD).constants == {"__config_THIS_INTERFACE_IFINDEX": POD.ifindex}
 
 
 def test_what_holds_for_the_node_is_the_same_for_all() -> None:
