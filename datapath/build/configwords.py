@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from datapath.build.nodemacros import HOST_ENDPOINT_ID
 from datapath.endpoint import NodeConfig
 from datapath.object.spec import CONFIG_SECTION, CollectionSpec
 
@@ -22,7 +23,9 @@ _ALSO = {
     "IPV4_MASQUERADE": ("nat_ipv4_masquerade",),
 }
 """Further names of the same number."""
-_SECCTX_FROM_IPCACHE_ENABLED = 2
+
+SECCTX_FROM_IPCACHE_DISABLED, SECCTX_FROM_IPCACHE_ENABLED = 1, 2
+"""Zero is avoided: a constant of zero goes to .bss, where nothing can be substituted. Since 1.19 it is a bool."""
 
 
 def node_words(node: NodeConfig) -> dict[str, int]:
@@ -32,7 +35,7 @@ def node_words(node: NodeConfig) -> dict[str, int]:
         "service_loopback_ipv4": 0x12AFEA9,
         "trace_payload_len": 128,
         "trace_payload_len_overlay": 192,
-        "host_ep_id": 1,
+        "host_ep_id": HOST_ENDPOINT_ID,
         "device_mtu": node.mtu,
     }
 
@@ -54,7 +57,7 @@ def config_words(
     if "NODE_MAC_2" in words:
         found["interface_mac"] = words["NODE_MAC_1"] | words["NODE_MAC_2"] << 32
     if "SECCTX_FROM_IPCACHE" in words:
-        found["secctx_from_ipcache"] = int(words["SECCTX_FROM_IPCACHE"] == _SECCTX_FROM_IPCACHE_ENABLED)
+        found["secctx_from_ipcache"] = int(words["SECCTX_FROM_IPCACHE"] == SECCTX_FROM_IPCACHE_ENABLED)
     return {_PREFIX + name: value for name, value in found.items() if _PREFIX + name in spec.constants}
 
 

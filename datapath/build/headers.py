@@ -22,7 +22,12 @@ from datapath.base.mapnames import (
     calls_map,
     policy_map,
 )
-from datapath.build.configwords import config_words, has_config
+from datapath.build.configwords import (
+    SECCTX_FROM_IPCACHE_DISABLED,
+    SECCTX_FROM_IPCACHE_ENABLED,
+    config_words,
+    has_config,
+)
 from datapath.build.nodemacros import GLOBAL_CT_MACROS, c_list, mac_bytes, node_macros
 from datapath.endpoint import LABEL_HOST, WORLD_ID, Endpoint, Interface, NodeConfig
 from datapath.errors import InvalidName
@@ -37,9 +42,6 @@ TEMPLATE_IPV6 = IPv6Address("2001:db8:bad:cafe:600d:bee2:bad:cafe")
 TEMPLATE_MAC = "02:00:60:0d:f0:0d"
 TEMPLATE_GENERATION = 1
 POLICY_VERDICT_LOG_FILTER = 0xFFFF
-
-SECCTX_FROM_IPCACHE_DISABLED, SECCTX_FROM_IPCACHE_ENABLED = 1, 2
-"""Zero is avoided: a constant of zero goes to .bss, where nothing can be substituted."""
 
 _IDENTITY_LENGTH = 16
 """Bits of an identity without its cluster, whose number has the other 8 of 24 (GetClusterIDShift): a mark has both."""
@@ -180,10 +182,10 @@ def fitting(
 ) -> Substitution:
     """Return `sub` without the names that depend on the node's options and that this object does not have.
 
-    Constants that the object has in .rodata.config are those of configwords.py; `ifindex` is the interface's.
-
     So nobody has to know before the compilation which policy programs and maps there will be. The calls map is no
     such name: an object without it is an error, and stays one.
+
+    Constants that the object has in .rodata.config are those of configwords.py; `ifindex` is the interface's.
     """
     there = {program.section for program in spec.programs.values()} | spec.maps.keys()
     always = {calls_map(TEMPLATE_ID), calls_map(TEMPLATE_ID, "hostns_")}

@@ -1,9 +1,9 @@
 """Functions of an object and what they refer to; programs put together from the functions that they call.
 
-A program is a global function of a section other than .text, as libbpf has it, or a static one in the section of a
-slot, which nobody calls. Functions of .text, other static ones, and
-those of sections without a meaning that others call are subprograms: each program gets a copy of those it reaches,
-behind its own instructions (tools/lib/bpf: bpf_object__relocate_calls).
+A program is a global function of a section other than .text, as libbpf has it, or a static one that nobody calls and
+whose section or tag is that of a slot. Functions of .text, other static ones, and those of sections without a meaning
+that others call are subprograms: each program gets a copy of those it reaches, behind its own instructions
+(tools/lib/bpf: bpf_object__relocate_calls).
 """
 
 from __future__ import annotations
