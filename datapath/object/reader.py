@@ -92,18 +92,19 @@ def _image(elf: ElfFile) -> ObjectImage:
     programs, addressed = Code(elf, types, ext, places, sections).programs()
     maps |= {name: data_map(sections[name], types) for name in sections if name in addressed}
     filled, unplaced = place_programs(list(maps.values()), programs)
+    tagged, untagged = place_tagged(filled, programs, types)
     licence = elf.section("license")
     kernel_btf = _kernel_btf(elf, types, btf_section, problems)
     spec = CollectionSpec(
         path=elf.path,
-        maps=place_policies(place_tagged(filled, programs, types), programs),
+        maps=place_policies(tagged, programs),
         programs=programs,
         constants=_constants(elf, sections),
         data=data,
         license=elf.content(licence).split(b"\0", 1)[0].decode(errors="replace") if licence is not None else "",
         sections=sections,
         btf=kernel_btf,
-        problems=(*problems, *found, *unplaced),
+        problems=(*problems, *found, *unplaced, *untagged),
     )
     in_file = {s.name: s.offset for s in elf.sections if s.name in sections}
     return ObjectImage(elf.data, spec, _places(elf, spec, btf_section if types is not None else None), in_file)

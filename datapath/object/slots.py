@@ -34,15 +34,26 @@ def tagged_slots(types: Btf) -> dict[str, tuple[str, int]]:
 
 def place_tagged(
     maps: Mapping[str, MapSpec], programs: Mapping[str, ProgramSpec], types: Btf | None
-) -> dict[str, MapSpec]:
-    """Return the maps with the programs that tags place. A calls map that is not there is the object's own."""
+) -> tuple[dict[str, MapSpec], list[str]]:
+    """Return the maps with the programs that tags place, and what could not be placed, one line each.
+
+    A tag names calls maps by what all of them are called; an object has one.
+    """
     placed = dict(maps)
+    problems: list[str] = []
     own = next((item.name for item in maps.values() if item.type == MapType.PROG_ARRAY and is_calls_map(item.name)), "")
     for program, (array, slot) in tagged_slots(types).items() if types is not None else ():
-        name = array if array in maps else own
-        if program in programs and name:
+        if program not in programs:
+            continue
+        name = own if array not in maps and is_calls_map(f"{array}_") else array
+        where = f"program {program} (tag tail:{array}/{slot})"
+        if name not in placed:
+            problems.append(f"{where}: there is no such map")
+        elif (holder := placed[name].contents.get(slot, program)) != program:
+            problems.append(f"{where}: slot {slot} of {name} already holds {holder}")
+        else:
             placed[name] = replace(placed[name], contents={**placed[name].contents, slot: program})
-    return placed
+    return placed, problems
 
 
 def place_policies(maps: Mapping[str, MapSpec], programs: Mapping[str, ProgramSpec]) -> dict[str, MapSpec]:

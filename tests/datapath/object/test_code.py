@@ -271,6 +271,22 @@ def test_static_tail_calls_are_programs_of_their_slots(compile_c: Compile) -> No
     assert spec.maps["cilium_calls_00101"].contents == {9: "tagged"}
 
 
+@pytest.mark.parametrize(
+    ("tags", "problem"),
+    [
+        (("cilium_calls/9", "cilium_calls/9"), "slot 9 of cilium_calls_00101 already holds tail_0"),
+        (("cilium_calls/9", "others/9"), "there is no such map"),
+    ],
+    ids=["a slot twice", "a map that is not there"],
+)
+def test_a_tag_that_places_nothing_is_a_defect(tags: tuple[str, str], problem: str, compile_c: Compile) -> None:
+    source = ARRAY.format(name="cilium_calls_00101") + TAIL.format(section="tc", tag="", kind="", name="tc_main")
+    for number, slot in enumerate(tags):
+        tag = f', btf_decl_tag("tail:{slot}")'
+        source += TAIL.format(section="tc/tail", tag=tag, kind="static", name=f"tail_{number}")
+    assert read_object(compile_c(source)).spec.defects() == [f"program tail_1 (tag tail:{tags[1]}): {problem}"]
+
+
 def test_a_static_function_without_a_slot_is_no_program(compile_c: Compile) -> None:
     source = TAIL.format(section="tc", tag="", kind="static", name="lost")
     source += TAIL.format(section="tc", tag="", kind="", name="tc_main")
