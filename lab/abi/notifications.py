@@ -61,12 +61,13 @@ NOTIFY_DROP, NOTIFY_TRACE, NOTIFY_POLICY_VERDICT = 1, 4, 5
 
 _BODIES: Mapping[tuple[int, int], tuple[int, ...]] = {
     (NOTIFY_DROP, 1): (DROP_NOTIFY.size,),
+    (NOTIFY_DROP, 2): (40,),  # the release of 1.18: flags
     (NOTIFY_DROP, 3): (48,),  # 1.19: flags, ip_trace_id
     (NOTIFY_TRACE, 1): (TRACE_NOTIFY.size,),
     (NOTIFY_TRACE, 2): (56,),  # 1.19: ip_trace_id
     (NOTIFY_POLICY_VERDICT, 1): (40, POLICY_VERDICT_NOTIFY.size),  # 1.19: cookie, and still version 1
 }
-"""Bytes of a message by its type and version, the largest first; 1.14 to 1.18 are as our own."""
+"""Bytes of a message by its type and version, the largest first; those of 1.14 to 1.17 are as our own."""
 
 
 def body_size(data: bytes) -> int | None:

@@ -102,6 +102,7 @@ def later(message: bytes, version: int, more: int, size: int) -> bytes:
 @pytest.mark.parametrize(
     ("message", "version", "more", "size"),
     [
+        pytest.param(DROP, 2, 4, 36, id="drop of 1.18"),
         pytest.param(DROP, 3, 12, 36, id="drop of 1.19"),
         pytest.param(TRACE, 2, 8, 48, id="trace of 1.19"),
         pytest.param(VERDICT, 1, 8, 32, id="verdict of 1.19"),
