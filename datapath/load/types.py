@@ -15,8 +15,8 @@ from datapath.kernel.uapi import MapBtf, ProgBtf
 from datapath.object.spec import CollectionSpec, MapSpec, ProgramSpec
 
 _ENOTSUPP = 524  # the kernel's own number
-_DESCRIBED = HASH_TYPES | frozenset((MapType.LPM_TRIE, MapType.ARRAY, MapType.PERCPU_ARRAY))
-"""Maps that may have types; the kernel takes them for few others (map_check_btf)."""
+_DESCRIBED = HASH_TYPES | {MapType.LPM_TRIE}
+"""Maps with keys of their own. Of an array the kernel wants no key but an integer, of most others no types at all."""
 _REFUSALS = (errno.EINVAL, errno.E2BIG, _ENOTSUPP, errno.EOPNOTSUPP)
 """How a kernel says that it does not take the BTF; anything else, such as EPERM or ENOMEM, is another failure."""
 
@@ -28,7 +28,7 @@ class TypeStore:
     """
 
     def __init__(self, *, all_maps: bool = False) -> None:
-        """Prepare; with `all_maps` the kernel is told the types of all maps whose keys and values have some."""
+        """Prepare; with `all_maps` the kernel is told the types of all hashes and tries that have some."""
         self._all_maps = all_maps
         self._lock = threading.Lock()
         self._fds: dict[bytes, int] = {}

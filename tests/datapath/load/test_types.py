@@ -143,6 +143,18 @@ def test_the_kernel_is_told_the_types_of_all_maps_if_they_are_wanted(compile_c: 
         assert maps.maps["numbers"].info.types is None
 
 
+def test_a_map_whose_types_the_kernel_would_refuse_is_not_told(compile_c: Compile) -> None:
+    """The kernel takes no array whose index is anything but an integer; nobody reads an array by its types."""
+    source = (
+        "enum place { HERE, THERE };\n"
+        "struct { __uint(type, 2); __type(key, enum place); __type(value, __u64); __uint(max_entries, 4); }"
+        ' places __section(".maps");\n'
+    )
+    spec = read_object(compile_c(source + f"{MAIN} {{ return 0; }}")).spec
+    with TypeStore(all_maps=True) as types, maps_of(spec, types) as maps:
+        assert maps.maps["places"].info.types is None
+
+
 def test_an_object_without_btf_has_no_descriptor() -> None:
     with TypeStore() as types:
         assert types.fd(CollectionSpec("none", {}, {}, {}, b"", "")) == 0
