@@ -30,13 +30,13 @@ def make_table(*columns: str, figures: Collection[str] = (), title: str = "") ->
 
 
 def table_of(rows: Sequence[Mapping[str, Any]], *, title: str = "") -> Table:
-    """Return a table with a line per row: the keys of the first row are its columns; numbers stand to the right."""
-    names = list(rows[0]) if rows else []
-    figures = [name for name in names if all(type(row[name]) is int for row in rows)]
+    """Return a table with a line per row: the keys of all rows are its columns; numbers stand to the right."""
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    figures = [name for name in names if all(type(row.get(name, 0)) is int for row in rows)]
     headings = {name: name.replace("_", " ") for name in names}
     table = make_table(*headings.values(), figures=[headings[name] for name in figures], title=title)
     for row in rows:
-        table.add_row(*(_cell(row[name]) for name in names))
+        table.add_row(*(_cell(row.get(name)) for name in names))
     return table
 
 

@@ -18,6 +18,12 @@ def test_numbers_stand_to_the_right(capsys: pytest.CaptureFixture[str]) -> None:
     assert printed(capsys) == ["a b   n  ok   l", "x     5  yes  -", "-    10  no   p q"]
 
 
+def test_rows_may_have_other_columns(capsys: pytest.CaptureFixture[str]) -> None:
+    """Connections of nodes with different releases have: some count both directions together."""
+    print_table(table_of([{"who": "a", "sent": 5}, {"who": "b", "both": 12}]))
+    assert printed(capsys) == ["who  sent  both", "a       5     -", "b       -    12"]
+
+
 def test_a_row_is_one_line_however_wide(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "40")
     print_table(table_of([{"first": "x" * 300, "last": "end"}]))
