@@ -9,7 +9,6 @@ which of them it has, and where.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import IntEnum
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
@@ -303,11 +302,6 @@ class TunnelKey:
         return cls(_address(fields.raw("ip"), fields.number("family")))
 
 
-def tunnel_key(network: IPv4Address | IPv6Address) -> bytes:
-    """Return the key in cilium_tunnel_map of a pod network, as our own sources have it."""
-    return TunnelKey(network).pack()
-
-
 @dataclass(frozen=True, slots=True)
 class TunnelValue:
     """Value of cilium_tunnel_map: the node that has the pod network."""
@@ -389,12 +383,6 @@ class MetricsValue:
 
     def __add__(self, other: MetricsValue) -> MetricsValue:
         return MetricsValue(self.count + other.count, self.length + other.length)
-
-    @classmethod
-    def total(cls, values: Iterable[bytes]) -> Self:
-        """Return the sum of the values of all CPUs."""
-        found = [cls.unpack(value) for value in values]
-        return cls(sum(value.count for value in found), sum(value.length for value in found))
 
 
 @dataclass(frozen=True, slots=True)

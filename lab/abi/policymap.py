@@ -12,8 +12,8 @@ from typing import ClassVar, Self
 
 from lab.abi.record import Fields, Known, Values
 
-POLICY_STATIC_PREFIX, POLICY_FULL_PREFIX = 40, 64
-"""Prefix lengths of a policy_key for any protocol and port, and of a complete one."""
+POLICY_STATIC_PREFIX = 40
+"""Prefix length of a policy_key for any protocol and port."""
 
 PROTOCOL_PREFIX, PORT_PREFIX = 8, 24
 """Bits of a key's prefix behind the static ones: with a protocol, with a port as well (LPM_*_PREFIX_BITS)."""

@@ -124,7 +124,7 @@ def test_tunnel(version: int) -> None:
 def test_a_pod_that_ipcache_does_not_know_is_behind_the_tunnel_of_its_network(version: int) -> None:
     network = IPv4Address("10.2.0.0") if version == 4 else IPv6Address("fd00:2::")
     with loaded(Build("bpf_lxc.c", tunnel=True)) as datapath:
-        datapath.map("cilium_tunnel_map").update(layouts.tunnel_key(network), layouts.TunnelValue(NODE4).pack())
+        datapath.map("cilium_tunnel_map").update(layouts.TunnelKey(network).pack(), layouts.TunnelValue(NODE4).pack())
         for offset, verdict in ((9, REDIRECT), (1 << (8 if version == 4 else 32), PASS)):
             packet = (
                 ipv4(POD4, IPv4Address(int(network) + offset), udp())

@@ -119,7 +119,7 @@ FIELDS: dict[str, tuple[bytes, dict[str, bytes]]] = {
         },
     ),
     "tunnel_key": (
-        layouts.tunnel_key(IPv4Address("10.1.0.0")),
+        layouts.TunnelKey(IPv4Address("10.1.0.0")).pack(),
         {"ip": bytes((10, 1, 0, 0)) + bytes(12), "family": b"\1", "cluster_id": b"\0"},
     ),
     "tunnel_value": (

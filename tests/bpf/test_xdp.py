@@ -65,7 +65,8 @@ def test_a_frame_in_several_pieces_counts_as_a_whole(device: Datapath) -> None:
 
     def counted() -> int:
         key = layouts.MetricsKey(181, INGRESS).pack()
-        return layouts.MetricsValue.total(device.map("cilium_metrics").lookup_percpu(key)).length
+        values = device.map("cilium_metrics").lookup_percpu(key)
+        return sum(layouts.MetricsValue.unpack(value).length for value in values)
 
     denied, passing = (frame_from(source, payload=8000) for source in ("192.0.2.0", "192.0.2.128"))
     device.run("cil_xdp_entry", frame_from("192.0.2.0"))

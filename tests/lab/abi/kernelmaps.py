@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Mapping
 
 from datapath.base.bpftypes import MapType
 from datapath.kernel import bpf
@@ -92,8 +91,3 @@ class Types:
             return 0
         self._strings += text.encode() + b"\0"
         return len(self._strings) - len(text) - 1
-
-
-def create_all(layouts: Mapping[str, Layout], names: Mapping[str, str]) -> dict[str, Map]:
-    """Create maps: `names` says what each recorded one is called. The caller closes them."""
-    return {names[each]: create(names[each], layout) for each, layout in layouts.items() if each in names}
