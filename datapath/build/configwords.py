@@ -1,4 +1,4 @@
-"""Constants in `.rodata.config`, where programs have them since 1.15: `__config_NAME`, each of its own width.
+"""Constants as later releases have them: since 1.15 in `.rodata.config`, `__config_NAME`, each of its own width.
 
 What they say is what the words of `.data` say at the reference commit (pkg/datapath/loader/template.go), under these
 names or others. Which of them an object has, the object says.
@@ -13,6 +13,7 @@ from datapath.endpoint import NodeConfig
 from datapath.object.spec import CONFIG_SECTION, CollectionSpec
 
 _PREFIX = "__config_"
+_WORD = 4
 _ALSO = {
     "SECLABEL": ("SECLABEL_IPV4", "SECLABEL_IPV6", "security_label"),
     "NODE_MAC_1": ("THIS_INTERFACE_MAC_1",),
@@ -52,13 +53,30 @@ def config_words(
         found |= dict.fromkeys(others, words[name]) if name in words else {}
     found |= dict.fromkeys(("THIS_INTERFACE_IFINDEX", "interface_ifindex"), ifindex)
     if "LXC_IP_4" in words:
-        low, high = (words[f"LXC_IP_{i}"] | words[f"LXC_IP_{i + 1}"] << 32 for i in (1, 3))
+        low, high = _halves(words)
         found |= {"LXC_IP_1": low, "LXC_IP_2": high, "endpoint_ipv6": low | high << 64}
     if "NODE_MAC_2" in words:
         found["interface_mac"] = words["NODE_MAC_1"] | words["NODE_MAC_2"] << 32
     if "SECCTX_FROM_IPCACHE" in words:
         found["secctx_from_ipcache"] = int(words["SECCTX_FROM_IPCACHE"] == SECCTX_FROM_IPCACHE_ENABLED)
     return {_PREFIX + name: value for name, value in found.items() if _PREFIX + name in spec.constants}
+
+
+def data_words(words: Mapping[str, int], spec: CollectionSpec) -> dict[str, int]:
+    """Return the words of `.data` in the widths that an object has: in 1.14.18 an address is two of them, not four."""
+    first = spec.constants.get("LXC_IP_1")
+    if first is None or first.size == _WORD or "LXC_IP_4" not in words:
+        return dict(words)
+    low, high = _halves(words)
+    return {name: value for name, value in words.items() if name not in ("LXC_IP_3", "LXC_IP_4")} | {
+        "LXC_IP_1": low,
+        "LXC_IP_2": high,
+    }
+
+
+def _halves(words: Mapping[str, int]) -> tuple[int, int]:
+    low, high = (words[f"LXC_IP_{i}"] | words[f"LXC_IP_{i + 1}"] << 32 for i in (1, 3))
+    return low, high
 
 
 def has_config(spec: CollectionSpec) -> bool:

@@ -26,6 +26,7 @@ from datapath.build.configwords import (
     SECCTX_FROM_IPCACHE_DISABLED,
     SECCTX_FROM_IPCACHE_ENABLED,
     config_words,
+    data_words,
     has_config,
 )
 from datapath.build.nodemacros import GLOBAL_CT_MACROS, c_list, mac_bytes, node_macros
@@ -185,17 +186,17 @@ def fitting(
     So nobody has to know before the compilation which policy programs and maps there will be. The calls map is no
     such name: an object without it is an error, and stays one.
 
-    Constants that the object has in .rodata.config are those of configwords.py; `ifindex` is the interface's.
+    Constants are in the form that the object has (configwords.py); `ifindex` is the interface's.
     """
     there = {program.section for program in spec.programs.values()} | spec.maps.keys()
     always = {calls_map(TEMPLATE_ID), calls_map(TEMPLATE_ID, "hostns_")}
     pairs = [(old, new) for old, new in sub.names.items() if old in there | always]
     # A policy map may have the other of its two names.
     second = [tuple(name.replace(POLICY, POLICY_V2, 1) for name in pair) for pair in sub.names.items()]
-    fitted = replace(sub, names=dict(pairs) | {old: new for old, new in second if old in there - sub.names.keys()})
+    names = dict(pairs) | {old: new for old, new in second if old in there - sub.names.keys()}
     if has_config(spec):
-        return replace(fitted, constants=config_words(sub.constants, ifindex, node, spec))
-    return fitted
+        return Substitution(config_words(sub.constants, ifindex, node, spec), names)
+    return Substitution(data_words(sub.constants, spec), names)
 
 
 def overlay_substitution(generation: int) -> Substitution:

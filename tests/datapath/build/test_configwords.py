@@ -15,7 +15,7 @@ from datapath.build.sources import policy_map_prefix
 from datapath.build.templates import Kind, Template
 from datapath.endpoint import LABEL_HOST, Endpoint, NodeConfig
 from datapath.object.reader import ObjectImage
-from datapath.object.spec import CollectionSpec, Constant, DataSection, MapSpec
+from datapath.object.spec import CollectionSpec, Constant, DataSection, MapSpec, Substitution
 
 V6 = IPv6Address("fd00:10:244::3")
 POD = Endpoint(101, "lxc1", "0a:0b:0c:0d:0e:0f", "02:03:04:05:06:07", IPv4Address("10.244.0.3"), V6, 0x1234, ifindex=17)
@@ -89,6 +89,16 @@ def test_objects_without_that_section_have_the_words_of_the_reference() -> None:
     spec = replace(spec_of(), sections={})
     assert not has_config(spec)
     assert headers.fitting(headers.substitution(POD), spec).constants == headers.substitution(POD).constants
+
+
+def test_an_address_of_two_words_is_whole() -> None:
+    """Cilium 1.14.18: the words stand in .data, as at the reference commit, but are of 8 bytes."""
+    constants = {f"LXC_IP_{i}": Constant(f"LXC_IP_{i}", 8 * i, 8) for i in (1, 2)}
+    spec = replace(spec_of(), sections={}, constants=constants, data=bytes(24))
+    words = headers.fitting(headers.substitution(POD), spec).constants
+    written = spec.substitute(Substitution(words), strict=False)
+    assert written.data[8:] == V6.packed
+    assert words.keys() >= {"LXC_ID", "LXC_IPV4", "SECLABEL"}
 
 
 def test_a_host_takes_identities_from_the_ipcache_where_its_devices_do() -> None:
