@@ -27,7 +27,7 @@ ENTRIES = (
 )
 """The entry programs of each kind of object, for ingress and egress."""
 
-_OF_ENDPOINT = re.compile(r"((?:test_)?cilium_(?:calls|policy)_(?:hostns_|netdev_)?)\d{5}")
+_OF_ENDPOINT = re.compile(r"((?:test_)?cilium_(?:calls|policy)_(?:hostns_|netdev_|v2_)?)\d{5}")
 _POLICY_SECTION = re.compile(r"([14])/0x[0-9a-f]{4}")
 
 
@@ -53,7 +53,8 @@ class ObjectTemplate(Template):
                 names[name] = f"{found[1]}{endpoint.id:05d}"
             elif found := _POLICY_SECTION.fullmatch(name):
                 names[name] = f"{found[1]}/0x{endpoint.id:04x}"
-        return Substitution(headers.substitution(endpoint).constants, names)
+        fitted = headers.fitting(headers.substitution(endpoint), spec, ifindex=endpoint.ifindex or 0)
+        return Substitution(fitted.constants, names)
 
 
 @dataclass(frozen=True)

@@ -62,6 +62,7 @@ def test_an_object_without_entry_program_is_refused() -> None:
         ("cilium_calls_04711", "cilium_calls_00123"),
         ("cilium_calls_hostns_65535", "cilium_calls_hostns_00123"),
         ("test_cilium_policy_65535", "test_cilium_policy_00123"),
+        ("cilium_policy_v2_65535", "cilium_policy_v2_00123"),
         ("cilium_calls_overlay_2", None),
         ("cilium_lxc", None),
     ],
