@@ -11,17 +11,13 @@ from datapath.kernel.map import Map
 from datapath.kernel.pins import Pin
 from lab.abi import tables
 from lab.abi.policymap import PolicyEntry, PolicyKey, PolicyStats
-from lab.node.maps import MapNotLoaded, find_map, open_if_pinned
+from lab.node.maps import open_if_pinned, open_used
 from lab.node.node import Node
 
 
 def open_policy(node: Node, endpoint_id: int) -> Map:
-    """Open an endpoint's policy map, the newest of several; MapNotLoaded if there is none. The caller closes it."""
-    names = policy_maps(endpoint_id)
-    found = next(filter(None, (find_map(node, name) for name in names)), None)
-    if found is None:
-        raise MapNotLoaded(node.name, names[-1])
-    return found
+    """Open an endpoint's policy map, as `open_used` does. The caller closes it."""
+    return open_used(node, policy_maps(endpoint_id), endpoint_id)
 
 
 def pinned_policies(pins: Path, endpoint_id: int) -> Iterator[Path]:

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Sequence
 from pathlib import Path
 
+from datapath.base.mapnames import calls_map
 from datapath.errors import BpfError
+from datapath.kernel.inventory import program_maps, read_slots
 from datapath.kernel.map import Map, open_pin
+from datapath.kernel.pins import map_id
 from lab.errors import LabError
 from lab.node.node import Node
+from lab.node.topology import HOST_ENDPOINT
 
 
 class MapNotLoaded(LabError):
@@ -25,6 +30,30 @@ def open_map(node: Node, name: str) -> Map:
     if opened is None:
         raise MapNotLoaded(node.name, name)
     return opened
+
+
+def open_used(node: Node, names: Sequence[str], endpoint_id: int) -> Map:
+    """Open the map that has one of several names: of more, the one that the endpoint's tail calls use, else the first.
+
+    A reload with sources that have another name for it leaves one behind. MapNotLoaded, with the last name, if none is
+    pinned. The caller closes it.
+    """
+    pins = node.datapath_config().globals
+    there = [name for name in names if (pins / name).exists()]
+    if len(there) > 1:
+        used = _used_by(node, endpoint_id)
+        there.sort(key=lambda name: map_id(pins / name) not in used)
+    return open_map(node, there[0] if there else names[-1])
+
+
+def _used_by(node: Node, endpoint_id: int) -> frozenset[int]:
+    """Return the ids of the maps that an endpoint's tail calls use."""
+    calls = find_map(node, calls_map(endpoint_id, "hostns_" if endpoint_id == HOST_ENDPOINT else ""))
+    if calls is None:
+        return frozenset()
+    with calls:
+        programs = read_slots(calls.fd) or {}
+        return frozenset(ident for program in programs.values() for ident in program_maps(program))
 
 
 def find_map(node: Node, name: str) -> Map | None:

@@ -15,7 +15,7 @@ from lab.abi.policymap import PolicyEntry, PolicyKey
 from lab.agent import enforcement
 from lab.agent.policy import PROTOCOLS, cidrs
 from lab.agent.policymaps import entries, open_policy
-from lab.node.maps import MapNotLoaded, find_map, open_map
+from lab.node.maps import MapNotLoaded, open_map, open_used
 from lab.node.node import Node
 from lab.node.topology import HEALTH, HOST, HOST_ENDPOINT
 from lab.watch.metrics import totals
@@ -61,7 +61,7 @@ def lxc(node: Node) -> list[Row]:
 
 def ipcache(node: Node) -> list[Row]:
     """Return cilium_ipcache: the identity of each address and network, and the tunnel endpoint."""
-    with find_map(node, mapnames.IPCACHE_V2) or open_map(node, mapnames.IPCACHE) as pinned:
+    with open_used(node, (mapnames.IPCACHE_V2, mapnames.IPCACHE), HOST_ENDPOINT) as pinned:
         found = []
         for key, info in tables.IDENTITIES.of(pinned).items(pinned):
             network = ip_network((key.address, key.length))

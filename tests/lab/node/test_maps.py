@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import os
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,7 +11,8 @@ import pytest
 from datapath.base.bpftypes import MapType
 from datapath.errors import BpfError
 from datapath.kernel import bpf
-from lab.node.maps import MapNotLoaded, find_map, open_if_pinned, open_map
+from datapath.kernel.map import open_pin
+from lab.node.maps import MapNotLoaded, find_map, open_if_pinned, open_map, open_used
 from lab.node.node import Node
 from lab.node.topology import NodeSpec
 from tests.lab.labs import unique_name
@@ -46,6 +48,41 @@ def test_a_missing_map_says_how_to_load_it(node: Node) -> None:
     assert find_map(node, "cilium_none") is None
     with pytest.raises(MapNotLoaded, match=f"no map cilium_none; .* reloadlab reload {node.name}"):
         open_map(node, "cilium_none")
+
+
+SCHED_CLS = 3
+
+
+def load_user(pinned: Path) -> int:
+    """Load a program that refers to a map."""
+    with open_pin(pinned) as opened:
+        code = struct.pack("<BBhiBBhi", 0x18, 1 << 4 | 1, 0, opened.fd, 0, 0, 0, 0)  # r1 = the map
+        code += struct.pack("<BBhiBBhi", 0xB7, 0, 0, 0, 0x95, 0, 0, 0)  # return 0
+        fd = bpf.prog_load(SCHED_CLS, code, "GPL")
+    assert fd >= 0, os.strerror(-fd)
+    return fd
+
+
+def test_of_two_names_the_map_is_the_one_that_programs_use(node: Node) -> None:
+    names = "cilium_policy_v2_00101", "cilium_policy_00101"
+    with pytest.raises(MapNotLoaded, match=f"no map {names[1]};"):
+        open_used(node, names, 101)
+    old = pin(node, names[1])
+    with open_used(node, names, 101) as opened:
+        assert opened.name == names[1]
+    pin(node, names[0])
+    with open_used(node, names, 101) as opened:
+        assert opened.name == names[0], "no program uses either"
+    program = load_user(old)
+    calls = bpf.map_create(MapType.PROG_ARRAY, 4, 4, 50, name="calls")
+    try:
+        bpf.map_update(calls, struct.pack("<I", 7), struct.pack("<I", program))
+        bpf.obj_pin(calls, node.datapath_config().globals / "cilium_calls_00101")
+        with open_used(node, names, 101) as opened:
+            assert opened.name == names[1], "sources with the first name were left again"
+    finally:
+        os.close(program)
+        os.close(calls)
 
 
 def test_only_a_missing_pin_is_no_map(tmp_path: Path) -> None:
