@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Generic, TypeVar
 
+from datapath.base import mapnames
 from datapath.kernel import bpf
 from datapath.kernel.map import Map
 from datapath.kernel.uapi import MapTypes
@@ -29,6 +30,9 @@ from lab.abi.layouts import (
 )
 from lab.abi.policymap import PolicyEntry, PolicyKey, PolicyStats, PolicyStatsKey
 from lab.abi.record import Fields, Packed, Record, UnknownLayout
+
+_OF_OTHERS = (mapnames.POLICY_V2, mapnames.IPCACHE_V2)
+"""Beginnings of names that our own sources do not have: without types nothing tells the layout of these maps."""
 
 K = TypeVar("K", bound=Packed)
 V = TypeVar("V", bound=Packed)
@@ -73,7 +77,10 @@ class Kind(Generic[K, V]):
 
     def of(self, opened: Map) -> Table[K, V]:
         """Return the layout that a map has; UnknownLayout if it is none that the lab knows."""
-        key, value = (None, None) if opened.info.types is None else records_of(opened.info.types)
+        types = opened.info.types
+        if types is None and opened.name.startswith(_OF_OTHERS):
+            raise UnknownLayout(opened.name, self.value.__name__, ("no types, and our own sources have no such map",))
+        key, value = (None, None) if types is None else records_of(types)
         return Table(
             _codec(opened.name, self.key, opened.info.key_size, key),
             _codec(opened.name, self.value, opened.info.value_size, value),

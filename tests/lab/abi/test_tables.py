@@ -8,6 +8,9 @@ from typing import Any
 
 import pytest
 
+from datapath.base.bpftypes import MapType
+from datapath.kernel import bpf
+from datapath.kernel.map import Map
 from lab.abi import tables
 from lab.abi.conntrack import CtEntry, CtTuple
 from lab.abi.layouts import (
@@ -151,6 +154,24 @@ def test_what_is_no_struct_is_an_unknown_layout() -> None:
     number = Record("int", 4, {})
     with create("cilium_lxc", (number, number)) as opened, pytest.raises(UnknownLayout, match="no field ip6/ip"):
         tables.ENDPOINTS.of(opened)
+
+
+@pytest.mark.privileged
+@pytest.mark.parametrize(
+    ("name", "kind", "sizes"),
+    [
+        ("cilium_policy_v2_00101", tables.POLICY, (PolicyKey.SIZE, PolicyEntry.SIZE)),
+        ("cilium_ipcache_v2", tables.IDENTITIES, (IpcacheKey.SIZE, 24)),
+    ],
+)
+def test_without_types_the_layout_of_other_sources_is_not_guessed(
+    name: str, kind: tables.Kind[Any, Any], sizes: tuple[int, int]
+) -> None:
+    with (
+        Map.of(bpf.map_create(MapType.HASH, *sizes, 4, name=name), name) as opened,
+        pytest.raises(UnknownLayout, match=f"map {name}: .*no types, and our own sources have no such map"),
+    ):
+        kind.of(opened)
 
 
 def test_a_value_that_does_not_fit_its_field_is_refused() -> None:
