@@ -82,6 +82,14 @@ def body_size(data: bytes) -> int | None:
     return next((size for size in sizes if len(data) >= size + head.len_cap), _least(data, sizes))
 
 
+def is_of_unknown_version(data: bytes) -> bool:
+    """Tell whether a message has a version of which its size is not known."""
+    if len(data) < NOTIFY_HEADER.size:
+        return False
+    head = NotifyHeader.unpack(data)
+    return (head.type, head.version) not in _BODIES
+
+
 def _least(data: bytes, sizes: tuple[int, ...]) -> int | None:
     """Return the smallest size for a message whose packet is cut off; None if it is cut off itself."""
     return sizes[-1] if sizes and len(data) >= sizes[-1] else None

@@ -17,6 +17,9 @@ from lab.watch.packet import Packet, decode_frame
 RING_PAGES = 256
 """Pages of the ring of each CPU: 1 MiB, about 5,000 messages. Programs of devices write one for each packet."""
 
+# Most messages are traces: they must cost as little as can be.
+_DROP, _VERDICT = (bytes((kind,)) for kind in (notifications.NOTIFY_DROP, notifications.NOTIFY_POLICY_VERDICT))
+
 
 @dataclass(frozen=True, slots=True)
 class DropEvent:
@@ -56,6 +59,7 @@ class DropEvents:
         self._stack = ExitStack()
         self._events: list[DropEvent] = []
         self._refusals: Counter[int] = Counter()
+        self._unknown = 0
 
     def __enter__(self) -> Self:
         self._stack.enter_context(self._monitor)
@@ -68,6 +72,11 @@ class DropEvents:
     def lost(self) -> int:
         """Messages, of drops or of something else, that did not fit the rings, up to the last `drain`."""
         return self._monitor.lost
+
+    @property
+    def unknown(self) -> int:
+        """Messages of drops and of policies, up to the last `drain`, whose version is none that we know."""
+        return self._unknown
 
     @property
     def events(self) -> tuple[DropEvent, ...]:
@@ -87,19 +96,21 @@ class DropEvents:
                 self._events.append(event)
             elif reason := refusal(sample.data):
                 self._refusals[reason] += 1
+            elif sample.data[:1] in (_DROP, _VERDICT) and notifications.is_of_unknown_version(sample.data):
+                self._unknown += 1
 
 
 def refusal(data: bytes) -> int:
     """Return why a policy refuses a packet; 0 if the message is no policy verdict, is cut off, or allows the packet."""
-    if notifications.body_size(data) is None or data[0] != notifications.NOTIFY_POLICY_VERDICT:
+    if data[:1] != _VERDICT or notifications.body_size(data) is None:
         return 0
     return max(-PolicyVerdictNotify.unpack(data).verdict, 0)
 
 
 def decode(data: bytes, time_ns: int) -> DropEvent | None:
     """Decode a message that was written at `time_ns`; None if it is no drop notification, or is cut off."""
-    size = notifications.body_size(data)
-    if size is None or data[0] != notifications.NOTIFY_DROP:
+    size = notifications.body_size(data) if data[:1] == _DROP else None
+    if size is None:
         return None
     found = DropNotify.unpack(data)
     head = found.header

@@ -41,7 +41,7 @@ class Dropped:
     `programs` are the drop notifications by node, `kernel` the drops of the kernel, if `kernel_watched`. `counters` are
     the counters of losses that have moved, by namespace and name. `namespaces` are by inode number. `gaps` says what
     could not be watched, and why. `ownership` tells whose a packet is. `refusals` are the verdicts of policies that
-    refuse a packet, by node and the drop's reason; a node of which messages were lost has none.
+    refuse a packet, by node and the drop's reason; a node of which messages were lost or cannot be read has none.
     """
 
     ownership: Ownership
@@ -110,6 +110,8 @@ class Drops:
             late = [f"{lost} packets dropped by the kernel came too fast to be read"] if lost else []
             if any(events.lost for events in self._events.values()):
                 late.append("drop notifications may be missing: programs wrote faster than their rings were read")
+            if any(events.unknown for events in self._events.values()):
+                late.append("drop notifications are missing: programs write them in a version that is not known here")
             return Dropped(
                 ownership=self._ownership(),
                 programs={name: events.events for name, events in self._events.items()},
@@ -118,7 +120,9 @@ class Drops:
                 counters=moved(self._before, self._counters()),
                 namespaces=dict(self._names),
                 gaps=(*self._gaps, *late),
-                refusals={name: events.refusals for name, events in self._events.items() if not events.lost},
+                refusals={
+                    name: events.refusals for name, events in self._events.items() if not events.lost + events.unknown
+                },
             )
 
     def _listen(self, stack: ExitStack, node: Node) -> None:

@@ -21,6 +21,7 @@ from lab.node.node import Node
 from lab.node.topology import NodeSpec
 from lab.system.perfring import PerfReader
 from lab.watch import monitor as monitor_module
+from lab.watch.drop_events import DropEvents
 from lab.watch.events import Drop
 from lab.watch.monitor import Monitor, MonitorBusy
 from tests.lab.labs import unique_name
@@ -71,15 +72,17 @@ def send(node: Node) -> Iterator[Send]:
         pin_events(node)
         stack.callback((node.datapath_config().globals / EVENTS).unlink)
 
-        def send(count: int) -> None:
-            with open_pin(node.datapath_config().globals / EVENTS) as pinned:
-                fd = program(pinned.fd, MESSAGE, len(PACKET))
-                try:
-                    bpf.prog_test_run(fd, PACKET, repeat=count)
-                finally:
-                    os.close(fd)
+        yield lambda count: send_message(node, MESSAGE, count)
 
-        yield send
+
+def send_message(node: Node, message: bytes, count: int) -> None:
+    """Have a program send a message several times."""
+    with open_pin(node.datapath_config().globals / EVENTS) as pinned:
+        fd = program(pinned.fd, message, len(PACKET))
+        try:
+            bpf.prog_test_run(fd, PACKET, repeat=count)
+        finally:
+            os.close(fd)
 
 
 def pin_events(node: Node) -> Path:
@@ -108,6 +111,16 @@ def test_every_event_with_its_packet(node: Node, send: Send) -> None:
                 "identity 1001->1002: arp"
             }
         assert list(monitor.read(0.0)) == []
+
+
+def test_drops_of_a_version_that_is_not_known_are_counted(node: Node, send: Send) -> None:
+    """They are not guessed, and not passed over in silence either; a trace of any version is no drop."""
+    with DropEvents(node) as events:
+        send(1)
+        for kind in (1, 4):
+            send_message(node, bytes([kind]) + MESSAGE[1:14] + struct.pack("<H", 9) + MESSAGE[16:], 1)
+        events.drain()
+        assert (len(events.events), events.unknown, events.lost) == (1, 1, 0)
 
 
 def test_lost_events_are_counted(node: Node, send: Send) -> None:
