@@ -54,8 +54,12 @@ WORDS: Mapping[int, str] = {
     181: "Policy denied by denylist",
     182: "VLAN traffic disallowed by VLAN filter",
     184: "Failed to update or lookup TC buffer",
+    196: "TTL exceeded",
+    198: "Rate limited",
+    202: "Host datapath not ready",
+    203: "Endpoint policy program not available",
 }
-"""Reasons of our programs, and of Cilium's in the configurations that the lab runs."""
+"""Reasons of our programs, and of Cilium's in the configurations that the lab runs; those from 190 on since 1.15."""
 
 
 def describe(reason: int) -> str:

@@ -71,6 +71,14 @@ def test_counters_that_cannot_be_read_are_an_error(
             read(node)
 
 
+def test_an_empty_slot_of_a_policy_array_has_its_words_in_every_release() -> None:
+    """Until 1.14 it is a missed tail call; since 1.15 the programs say whose slot it is."""
+    assert [describe(reason, INGRESS) for reason in (202, 203)] == [
+        "Host datapath not ready (202, ingress)",
+        "Endpoint policy program not available (203, ingress)",
+    ]
+
+
 def test_a_counter_that_went_back_is_a_difference() -> None:
     """A map that was replaced by an empty one has lost its counts: they are not taken for no drops."""
     before = Counters(packets={(INVALID_SOURCE, EGRESS): 2, (MISSED_TAIL_CALL, INGRESS): 3})
