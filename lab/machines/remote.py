@@ -5,7 +5,7 @@ imports the standard library alone, and must be understood by every Python that 
 
 Its standard input is a line of JSON that says what is wanted, then for each tree that is asked for a line with its
 length and the tar file. What comes later only says that there is still somebody there. Standard output is a JSON object
-a line: `need`, `say`, then `ready` or `failed`, and at the end `ended`.
+a line: `here` at once, `need`, `say`, then `ready` or `failed`, and at the end `ended`.
 
 All of it is below one directory of root's own:
 
@@ -42,6 +42,9 @@ SILENCE = 300
 PATIENCE = 20
 """Seconds that workers have to take their nodes down before they are killed."""
 
+DEATH = 10
+"""Seconds after which a process that was killed is told to remain: it waits in the kernel for what does not come."""
+
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -59,7 +62,7 @@ def say_last(**message: Any) -> None:
     """Tell the other side how it ended; if nobody is there any more, what had to be done is done all the same."""
     try:
         say(**message)
-    except BrokenPipeError:
+    except (BrokenPipeError, ConnectionResetError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
@@ -71,29 +74,34 @@ def main() -> None:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     os.umask(0o077)
     base, token = wanted["base"], wanted["token"]
+    say(here=True)
     held: list[int] = []
     try:
         for place in (base, *(os.path.join(base, name) for name in ("environments", "trees", "runs"))):
             own_directory(place)
         with open(os.path.join(base, "lock"), "w") as lock:
             take(lock)
-            remove_dead_runs(base)
+            for left in remove_dead_runs(base):
+                say(say=left)
             keep_trees(base, wanted, source, held)
             keep_environment(base, wanted, held)
             remove_old(base)
-        run = begin_run(base, token, wanted, held)
+            # Not later: until it is locked, it looks like one whose process was killed.
+            run = begin_run(base, token, wanted, held)
         examined = examine(base, wanted)
         # A session of its own that the other side opens has to become root in the same way.
         examined["sudo"] = "SUDO_UID" in os.environ
         say(ready=examined)
-    except (Failed, OSError) as error:
+    except (Failed, OSError, ValueError) as error:
         end(base, token)
         say_last(failed=str(error))
         return
     wait_for_the_end()
     stop(token)
-    found = list(packets(run))
-    left = end(base, token)
+    try:
+        found = list(packets(run))
+    finally:
+        left = end(base, token)
     for name, content in found:
         say_last(packets=name, content=base64.b64encode(content).decode())
     say_last(ended=left)
@@ -153,9 +161,13 @@ def next_line(source: BinaryIO) -> bytes:
 
 
 def keep_environment(base: str, wanted: dict[str, Any], held: list[int]) -> None:
-    """Run the project's own set-up, unless that has been done for the same requirements."""
+    """Run the project's own set-up, unless that has been done for the same requirements.
+
+    It has to be done again if the Python that it was done with is gone, as after an upgrade of the distribution.
+    """
     place = os.path.join(base, "environments", wanted["environment"])
-    if not os.path.exists(os.path.join(place, "ready")):
+    needed = (os.path.join(place, "ready"), interpreter(base, wanted["environment"]))
+    if not all(os.path.exists(path) for path in needed):
         say(say="setting up, which takes about a minute and is done once")
         remove(place)
         shutil.copytree(os.path.join(base, "trees", wanted["trees"][0]), place)
@@ -221,9 +233,13 @@ def interpreter(base: str, environment: str) -> str:
 
 def wait_for_the_end() -> None:
     """Return when the other side ends the connection, or nothing has come from it for long."""
-    while select.select([0], [], [], SILENCE)[0]:
-        if not os.read(0, 4096):
-            return
+    try:
+        while select.select([0], [], [], SILENCE)[0]:
+            if not os.read(0, 4096):
+                return
+    except ConnectionResetError:
+        # The server was killed with something of ours unread: what it gave us are sockets.
+        return
 
 
 def labs_of(token: str) -> str:
@@ -235,16 +251,24 @@ def packets(run: str) -> Iterator[tuple[str, bytes]]:
     """Yield the files of packets that the workers have written, each with its name."""
     directory = os.path.join(run, "packets")
     for name in sorted(os.listdir(directory)):
-        with open(os.path.join(directory, name), "rb") as file:
-            yield name, file.read()
+        path = os.path.join(directory, name)
+        if stat.S_ISREG(os.lstat(path).st_mode):
+            with open(path, "rb") as file:
+                yield name, file.read()
 
 
 def end(base: str, token: str) -> str:
-    """End what is left of a run, and remove its labs and files; return what remains in words, or nothing."""
-    stop(token)
+    """End what is left of a run, and remove its labs and files; return what remains in words, or nothing.
+
+    If something remains, so does the directory of the run: by it, the next run tries again.
+    """
+    remaining = stop(token)
+    if remaining:
+        return f"processes remain that SIGKILL does not end: {', '.join(map(str, remaining))}"
     run = os.path.join(base, "runs", token)
     left = remove_labs(token, run) if os.path.isdir(labs_of(token)) else ""
-    remove(run)
+    if not left:
+        remove(run)
     return left
 
 
@@ -255,25 +279,31 @@ def remove(path: str) -> None:
 
 
 def remove_labs(token: str, run: str) -> str:
-    with open(os.path.join(run, "python")) as file:
-        python, tree = file.read().split("\n")[:2]
-    done = subprocess.run(
-        [python, "-P", "-m", "lab.cli.main", "down", "--all", "--force"],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        check=False,
-        cwd="/",
-        env={"PATH": PATH, "PYTHONPATH": tree, "RELOADLAB_RUN": labs_of(token), "LANG": "C.UTF-8"},
-    )
+    """Take down the labs of a run with the project that made them; return what remains in words, or nothing."""
+    remain = f"labs remain in {labs_of(token)}: "
+    try:
+        with open(os.path.join(run, "python")) as file:
+            python, tree = file.read().split("\n")[:2]
+        done = subprocess.run(
+            [python, "-P", "-m", "lab.cli.main", "down", "--all", "--force"],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            check=False,
+            cwd="/",
+            env={"PATH": PATH, "PYTHONPATH": tree, "RELOADLAB_RUN": labs_of(token), "LANG": "C.UTF-8"},
+        )
+    except FileNotFoundError as error:
+        # The environment was removed by hand: no reason to refuse every run from now on.
+        return remain + str(error)
     if done.returncode != 0:
-        return f"labs remain in {labs_of(token)}: {done.stdout.decode(errors='replace').strip()}"
+        return remain + done.stdout.decode(errors="replace").strip()
     remove(labs_of(token))
     return ""
 
 
-def stop(token: str) -> None:
-    """Interrupt the workers of a run, wait for them, kill what remains."""
+def stop(token: str) -> list[int]:
+    """Interrupt the workers of a run, wait for them, kill what remains; return what even then does not end."""
     begin, known = time.monotonic(), workers(token)
     for pid, parent in known.items():
         # Their children hear of it from them.
@@ -282,11 +312,13 @@ def stop(token: str) -> None:
     while known and time.monotonic() - begin < PATIENCE:
         time.sleep(0.05)
         known = workers(token)
-    while known:
+    begin = time.monotonic()
+    while known and time.monotonic() - begin < DEATH:
         for pid in known:
             send(pid, signal.SIGKILL)
         time.sleep(0.05)
         known = workers(token)
+    return sorted(known)
 
 
 def send(pid: int, number: int) -> None:
@@ -309,27 +341,39 @@ def workers(token: str) -> dict[int, int]:
                 state, parent = file.read().rpartition(")")[2].split()[:2]
         except (FileNotFoundError, ProcessLookupError):
             continue
+        except PermissionError:
+            # Not of ours, which are root's in the same container: such as the first process there.
+            continue
         if state != "Z":
             found[int(name)] = int(parent)
     return found
 
 
-def remove_dead_runs(base: str) -> None:
-    """Remove what is left of runs whose process here was killed."""
+def remove_dead_runs(base: str) -> list[str]:
+    """Remove what is left of runs whose process here was killed; return what remains of them in words."""
+    found: list[str] = []
     for token in os.listdir(os.path.join(base, "runs")):
-        descriptor = os.open(os.path.join(base, "runs", token), os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            descriptor = os.open(os.path.join(base, "runs", token), os.O_RDONLY | os.O_DIRECTORY)
+        except FileNotFoundError:
+            # One that has just come to its end.
+            continue
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             continue
         else:
-            end(base, token)
+            found.append(end(base, token))
         finally:
             os.close(descriptor)
+    return [left for left in found if left]
 
 
 def remove_old(base: str) -> None:
-    """Remove the environments and trees that were not used for the longest time, but those in use."""
+    """Remove the environments and trees that were not used for the longest time, but those in use.
+
+    What Python has compiled of them is below `bytecode`, by the whole path (PYTHONPYCACHEPREFIX).
+    """
     for kind, number in KEPT.items():
         places = [os.path.join(base, kind, name) for name in os.listdir(os.path.join(base, kind))]
         places.sort(key=lambda place: os.stat(place).st_mtime, reverse=True)
@@ -341,6 +385,7 @@ def remove_old(base: str) -> None:
                 continue
             else:
                 shutil.rmtree(place)
+                remove(os.path.join(base, "bytecode") + place)
             finally:
                 os.close(descriptor)
 

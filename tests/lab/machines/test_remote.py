@@ -1,0 +1,98 @@
+"""The far side of a run: what it removes, and what it tells of what it cannot remove."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from lab.machines import remote
+
+
+@pytest.fixture
+def base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return the directory of a far side whose labs are below it as well."""
+    monkeypatch.setattr(remote, "labs_of", lambda token: str(tmp_path / "labs" / token))
+    for name in ("environments", "trees", "runs", "labs"):
+        (tmp_path / name).mkdir()
+    return tmp_path
+
+
+def run_of(base: Path, token: str, python: str = "/no/such/python") -> Path:
+    """Make what a run has there."""
+    run = base / "runs" / token
+    run.mkdir()
+    (run / "python").write_text(f"{python}\n/no/such/tree\n")
+    return run
+
+
+@pytest.fixture
+def worker(base: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """Start a process that is known for a worker of the run `dead`."""
+    with subprocess.Popen(["sleep", "60"], env={"RELOADLAB_RUN": remote.labs_of("dead")}) as process:
+        yield process
+        process.kill()
+
+
+@pytest.mark.privileged
+def test_a_run_whose_process_was_killed_is_cleared_and_one_that_lives_is_not(
+    base: Path, worker: subprocess.Popen[bytes]
+) -> None:
+    run_of(base, "dead")
+    alive = os.open(run_of(base, "alive"), os.O_RDONLY)
+    fcntl.flock(alive, fcntl.LOCK_EX)
+    assert remote.remove_dead_runs(str(base)) == []
+    os.close(alive)
+    assert worker.wait(0) != 0
+    assert os.listdir(base / "runs") == ["alive"]
+
+
+@pytest.mark.privileged
+@pytest.mark.parametrize("python", ["/bin/false", "/no/such/python"])
+def test_labs_that_remain_are_told_and_tried_again_by_the_next_run(base: Path, python: str) -> None:
+    labs = base / "labs" / "dead"
+    labs.mkdir()
+    run = run_of(base, "dead", python)
+    (told,) = remote.remove_dead_runs(str(base))
+    assert told.startswith(f"labs remain in {labs}: ")
+    (run / "python").write_text("/bin/true\n/no/such/tree\n")
+    assert remote.remove_dead_runs(str(base)) == []
+    assert (os.listdir(base / "labs"), os.listdir(base / "runs")) == ([], [])
+
+
+def test_what_was_compiled_goes_with_its_tree(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote, "KEPT", {"trees": 1})
+    for age, name in enumerate(("new", "old")):
+        tree = base / "trees" / name
+        compiled = Path(f"{base}/bytecode{tree}/lab")
+        compiled.mkdir(parents=True)
+        tree.mkdir()
+        os.utime(tree, (1000 - age, 1000 - age))
+    remote.remove_old(str(base))
+    assert os.listdir(base / "trees") == ["new"]
+    assert os.listdir(f"{base}/bytecode{base}/trees") == ["new"]
+
+
+def test_only_files_are_packets(base: Path) -> None:
+    packets = run_of(base, "alive") / "packets"
+    (packets / "directory").mkdir(parents=True)
+    (packets / "a.pcapng").write_bytes(b"\1")
+    (packets / "link").symlink_to("/etc/shadow")
+    assert list(remote.packets(str(base / "runs" / "alive"))) == [("a.pcapng", b"\1")]
+
+
+def test_a_server_that_is_killed_ends_the_wait() -> None:
+    ours, theirs = socket.socketpair()
+    program = "import os; from lab.machines import remote; os.write(0, b'unread'); remote.wait_for_the_end()"
+    with subprocess.Popen([sys.executable, "-c", program], stdin=theirs) as process:
+        theirs.close()
+        assert ours.recv(1, socket.MSG_PEEK) == b"u"
+        # The end of a socket with something unread is an error at the other one.
+        ours.close()
+        assert process.wait(60) == 0
