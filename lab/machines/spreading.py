@@ -2,14 +2,16 @@
 
 xdist runs everything here without a word if `--dist` is missing, restarts workers for ever, and breaks off if one
 cannot be started again. This session is there whenever the plugin is, gives up machines instead, and lets no report
-pass that does not say that it was made where it should have been.
+pass that does not say that it was made where it should have been. What machines say is text to it and nothing else:
+xdist would call here, for a warning, whatever function the other side names.
 """
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ import execnet
 import pytest
 from execnet.gateway_bootstrap import HostNotFound
 from xdist.dsession import DSession
-from xdist.workermanage import NodeManager, WorkerController
+from xdist.workermanage import Marker, NodeManager, WorkerController
 
 from lab.machines.place import LOST, Spread, check_place
 
@@ -36,12 +38,18 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.getgroup("reloadlab").addoption(OPTION, metavar="FILE", help="machines that tests are spread over")
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """Raise UsageError for options that would run something here, before one of them does."""
+    option = config.option
+    where = option.numprocesses or option.tx or option.px or option.dist != "no" or option.looponfail
+    if option.collectonly or option.usepdb or option.trace or where:
+        raise pytest.UsageError("with --on, pytest takes no options that debug, only collect, or say where tests run")
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_configure(config: pytest.Config) -> None:
-    """Take the place of xdist's own session; UsageError for options that would run something here."""
-    option = config.option
-    if option.collectonly or option.usepdb or option.trace or option.numprocesses or option.tx or option.dist != "no":
-        raise pytest.UsageError("with --on, pytest takes no options that debug, only collect, or say where tests run")
+    """Take the place of xdist's own session."""
     path = Path(config.getoption(OPTION))
     spread = Spread.from_json(path.read_text())
     config.pluginmanager.register(Machines(config, spread, path.with_name(LOST)), "dsession")
@@ -56,6 +64,7 @@ class Machines(DSession):  # type: ignore[misc]
         self._reschedule = spread.reschedule
         self._file = lost
         self._lost: dict[str, str] = {}
+        self._ran_again: set[str] = set()
         self._restarts: Counter[str] = Counter()
         self._was_ready: set[WorkerController] = set()
 
@@ -67,12 +76,20 @@ class Machines(DSession):  # type: ignore[misc]
         self.config.option.tx = [place.spec for place in self._places.values() for _ in range(place.workers)]
         self.config.option.dist = "worksteal"
         self.nodemanager = NodeManager(self.config)
+        # It would copy our pytest to each machine, to be used instead of the one that was set up there.
+        self.nodemanager.roots = []
+        self._write_lost()
         self.config.hook.pytest_xdist_setupnodes(config=self.config, specs=self.nodemanager.specs)
         for spec in self.nodemanager.specs:
             if spec.machine not in self._lost:
                 self._start(spec)
         if not self._active_nodes:
-            raise pytest.UsageError(f"no machine is left: {self._words()}")
+            pytest.exit(f"no machine is left: {self._words()}", pytest.ExitCode.INTERNAL_ERROR)
+
+    @pytest.hookimpl
+    def pytest_configure_node(self, node: WorkerController) -> None:
+        """Have what a worker says made harmless before xdist hears it."""
+        node.process_from_remote = partial(hear, node.process_from_remote)
 
     @pytest.hookimpl
     def pytest_xdist_make_scheduler(self, config: pytest.Config, log: Any) -> Any:
@@ -94,7 +111,7 @@ class Machines(DSession):  # type: ignore[misc]
         label = node.gateway.spec.machine
         ran = self._forget(node)
         self._replace(node, error)
-        if ran is not None and label in self._lost and self._reschedule and self._others():
+        if ran is not None and self._runs_again(ran, label):
             self.sched.mark_test_pending(ran)
         elif ran is not None:
             self.handle_crashitem(ran, node)
@@ -121,8 +138,7 @@ class Machines(DSession):  # type: ignore[misc]
 
     @pytest.hookimpl
     def pytest_sessionfinish(self) -> None:
-        """Write down what was lost, and end all workers."""
-        self._file.write_text(json.dumps(self._lost))
+        """End all workers."""
         super().pytest_sessionfinish()
 
     def _forget(self, node: WorkerController) -> str | None:
@@ -176,15 +192,37 @@ class Machines(DSession):  # type: ignore[misc]
             return False
         return True
 
-    def _others(self) -> bool:
-        return any(label not in self._lost for label in self._places)
+    def _runs_again(self, ran: str, label: str) -> bool:
+        """Whether a scenario that was lost with a machine runs on another: once, as it may be what ends machines."""
+        if not self._reschedule or label not in self._lost or ran in self._ran_again:
+            return False
+        self._ran_again.add(ran)
+        return any(each not in self._lost for each in self._places)
 
     def _lose(self, label: str, reason: str) -> None:
         self._lost[label] = reason
+        self._write_lost()
         self.report_line(f"{label} is lost: {reason}")
+
+    def _write_lost(self) -> None:
+        """Write down what was lost by now: this process may come to no end of its own."""
+        upcoming = self._file.with_suffix(".new")
+        upcoming.write_text(json.dumps(self._lost))
+        upcoming.replace(self._file)
 
     def _words(self) -> str:
         return ", ".join(f"{label}: {reason}" for label, reason in self._lost.items())
+
+
+def hear(process: Callable[[Any], object], event: Any) -> None:
+    """Hand on what a worker says. Of a warning, its text alone: xdist would import and call what it is said to be."""
+    if event is not Marker.END:
+        name, content = event
+        if name == "warning_recorded":
+            plain = {"message_module": None, "category_module": "builtins", "category_class_name": "UserWarning"}
+            content = {**content, "warning_message_data": {**content["warning_message_data"], **plain}}
+        event = name, content
+    process(event)
 
 
 def _reason(error: BaseException) -> str:

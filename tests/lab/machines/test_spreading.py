@@ -1,0 +1,58 @@
+"""What the process that spreads scenarios believes of the machines, and what it does not."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+from xdist.remote import Producer
+from xdist.workermanage import Marker, WorkerController
+
+from lab.machines.place import Place
+from lab.machines.spreading import Machines, hear
+
+
+def said(target: Path) -> dict[str, Any]:
+    """Return the warning of a worker that says that a function of Python's is the class of it."""
+    details = {name: None for name in warnings.WarningMessage._WARNING_DETAILS}  # type: ignore[attr-defined]
+    named = {"message_module": "os", "message_class_name": "mkdir", "message_args": (str(target),)}
+    plain = {"message_str": "be warned", "category_module": "os", "category_class_name": "system"}
+    data = {**details, "lineno": 7, "filename": "a.py", **named, **plain}
+    return {"warning_message_data": data, "when": "runtest", "nodeid": "a.py::test_b", "location": None}
+
+
+@pytest.mark.parametrize("kind", [tuple, list])
+def test_what_a_machine_says_calls_nothing_here(tmp_path: Path, kind: type) -> None:
+    heard: list[Any] = []
+    controller = WorkerController.__new__(WorkerController)
+    controller.putevent, controller.log = heard.append, Producer("worker", enabled=False)
+    event = kind(("warning_recorded", said(tmp_path / "made")))
+    hear(controller.process_from_remote, event)
+    ((name, content),) = heard
+    assert (name, str(content["warning_message"].message)) == ("warning_recorded", "be warned")
+    assert content["warning_message"].category is UserWarning
+    assert not (tmp_path / "made").exists()
+    # This is what it would be without us.
+    controller.process_from_remote(event)
+    assert (tmp_path / "made").is_dir()
+
+
+def test_the_end_of_a_worker_is_heard() -> None:
+    heard: list[object] = []
+    hear(heard.append, Marker.END)
+    assert heard == [Marker.END]
+
+
+def test_a_scenario_that_ends_machines_does_not_get_all_of_them(tmp_path: Path) -> None:
+    machines = Machines.__new__(Machines)
+    machines._places = {name: Place(name, "", 1, {}) for name in "abc"}
+    machines._reschedule, machines._ran_again, machines._lost = True, set(), {"a": "it cannot be reached any more"}
+    assert not machines._runs_again("test_a", "b")
+    assert machines._runs_again("test_a", "a")
+    assert machines._runs_again("test_other", "a")
+    machines._lost["b"] = "it cannot be reached any more"
+    assert not machines._runs_again("test_a", "b")
+    machines._lost["c"] = "it cannot be reached any more"
+    assert not machines._runs_again("test_last", "c")
