@@ -52,17 +52,19 @@ class Recorder:
             self._keep(Record(report.nodeid or "collection", ERROR, message=report.longreprtext))
 
     def pytest_runtest_logstart(self, nodeid: str) -> None:
-        """Note that a test has begun."""
-        self._worsen(nodeid, RUNNING)
+        """Note that a test has begun; one that begins again, as its machine was lost, has not passed before its end."""
+        record = self._records.get(nodeid, Record(nodeid))
+        self._keep(replace(record, outcome=RUNNING) if record.outcome == PASSED else record.worsened(RUNNING))
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Note how a phase of a test ended. Only when it is torn down is a test known to have passed."""
         outcome = _outcome(report)
-        where = getattr(report, WHERE, {"kernel": os.uname().release})
-        record = replace(self._records.get(report.nodeid, Record(report.nodeid)), **where)
+        record = self._records.get(report.nodeid, Record(report.nodeid))
         details: str | None = getattr(report, "reloadlab", None)
         if details is not None:
             record = replace(record, **json.loads(details))
+        # After what the worker says: which machine it is on is not for it to tell.
+        record = replace(record, **getattr(report, WHERE, {"kernel": os.uname().release}))
         if report.when == "call" or not report.passed:
             record = replace(record, seconds=max(record.seconds, report.duration))
         message = "" if report.passed else _message(report)
@@ -85,9 +87,6 @@ class Recorder:
         for name in names:
             if name not in self._records:
                 self._keep(Record(name, NOT_RUN))
-
-    def _worsen(self, name: str, outcome: str) -> None:
-        self._keep(self._records.get(name, Record(name)).worsened(outcome))
 
     def _keep(self, record: Record) -> None:
         self._records[record.name] = record

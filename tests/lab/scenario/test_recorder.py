@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from lab.scenario.recorder import Recorder
 from lab.scenario.records import END, ERROR, FAILED, NOT_RUN, PASSED, RUNNING, SKIPPED, Record, read
 from tests.nested import PYTEST
 
@@ -200,6 +201,18 @@ def test_a_later_pass_does_not_hide_a_failure(pytester: pytest.Pytester, directo
     )
     found = session(pytester, directory, "--keep-duplicates", "test_twice.py", "test_twice.py")
     assert outcomes(found) == {"test_second_time": FAILED}
+
+
+def test_what_begins_again_has_not_passed_before_it_ends(tmp_path: Path) -> None:
+    """As with a machine that is lost after the test and before its end, when what must hold is checked."""
+    recorder = Recorder(tmp_path)
+    recorder.pytest_runtest_logstart("a.py::test_b")
+    for phase in ("setup", "call"):
+        recorder.pytest_runtest_logreport(
+            pytest.TestReport("a.py::test_b", ("a.py", 0, "test_b"), {}, "passed", None, phase)  # type: ignore[arg-type]
+        )
+    recorder.pytest_runtest_logstart("a.py::test_b")
+    assert outcomes(records(tmp_path)) == {"test_b": RUNNING}
 
 
 @pytest.mark.parametrize("workers", ["0", "2"])
