@@ -8,16 +8,20 @@ import os
 import secrets
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+from rich.markup import escape
+
+from datapath.base.statefile import WrongContent
 from lab.cli.ci import CiFiles
 from lab.cli.job import WRONG_CALL, about, call_of, check, conclude, paged, run_scenarios, write_trace
 from lab.cli.report import RunFile
 from lab.cli.suites import WrongCall
 from lab.cli.targets import BadOption, make_console, plural
 from lab.loaders.command import BUILTIN, TC
+from lab.machines.identity import Identity
 from lab.machines.place import LOST, Place, Spread
 from lab.machines.session import MachinesUnfit, Order, Session, prepare, sessions
 from lab.machines.ssh import MachineUnfit, route_to
@@ -97,8 +101,10 @@ def _do(args: argparse.Namespace, targets: Sequence[Target], files: CiFiles) -> 
                 for session in found:
                     session.beat()
 
-            records = run_scenarios(console, call, file, stdout=_STDERR if args.json else None, meanwhile=beat)
-            _tell_lost(console, file, directory / LOST)
+            try:
+                records = run_scenarios(console, call, file, stdout=_STDERR if args.json else None, meanwhile=beat)
+            finally:
+                _tell_lost(console, file, directory / LOST)
         file.write(records, complete=True)
         write_trace(args, output, file)
     return conclude(console, args, file, records)
@@ -156,14 +162,14 @@ def _suites(given: Sequence[Path], ours: Tree) -> tuple[Tree, list[str]]:
 def _examine(console: Console, args: argparse.Namespace, found: Sequence[Session]) -> None:
     """Print a line for each machine; MachinesUnfit if one lacks what the lab needs, or is another one's twin."""
     unfit: list[MachineUnfit] = []
-    known: dict[str, str] = {}
+    known: dict[Identity, str] = {}
     for session in found:
         assert session.ready is not None
         session_lines = session.ready.lines(_MISSING)
         unfit += [
             MachineUnfit(session.label, f"it lacks {line.removeprefix(_MISSING).strip()}") for line in session_lines
         ]
-        twin = known.setdefault(json.dumps(dict(session.ready.identity)), session.label)
+        twin = known.setdefault(session.ready.identity, session.label)
         if twin != session.label:
             unfit.append(MachineUnfit(session.label, f"it is the same machine as {twin}: name it once, with workers=N"))
         if args.attach == "tcx" and "tcx" not in session.ready.names(_OK):
@@ -176,13 +182,13 @@ def _examine(console: Console, args: argparse.Namespace, found: Sequence[Session
 def _summary(session: Session) -> str:
     ready = session.ready
     assert ready is not None
-    total, met = len(ready.examined["requirements"]), len(ready.names(_OK))
+    total, met = len(ready.requirements), len(ready.names(_OK))
     off = ready.names(_OFF)
-    slow = ready.examined["slowness"]
+    slow = ready.slowness
     return ", ".join(
         [
-            f"Linux {ready.kernel}",
-            plural(ready.examined["cpus"], "CPU"),
+            f"Linux {ready.identity.kernel}",
+            plural(ready.cpus, "CPU"),
             plural(session.workers, "worker"),
             f"{met} of {total} requirements are there" + (f" (off: {', '.join(off)})" if off else ""),
             *([f"{slow:g} times slower"] if slow > 1 else []),
@@ -192,7 +198,7 @@ def _summary(session: Session) -> str:
 
 def _facts(session: Session) -> Machine:
     assert session.ready is not None
-    return Machine(**session.ready.examined["machine"])
+    return session.ready.machine
 
 
 def _described(session: Session) -> dict[str, Any]:
@@ -201,13 +207,13 @@ def _described(session: Session) -> dict[str, Any]:
     assert ready is not None
     return {
         "name": session.label,
-        "host": ready.identity["host"],
-        "kernel": ready.kernel,
-        "cpus": ready.examined["cpus"],
+        "host": ready.identity.host,
+        "kernel": ready.identity.kernel,
+        "cpus": ready.cpus,
         "workers": session.workers,
-        "slowness": ready.examined["slowness"],
+        "slowness": ready.slowness,
         "requirements": ready.lines(_OFF, "unknown"),
-        "facts": ready.examined["machine"],
+        "facts": asdict(ready.machine),
         "lost": None,
     }
 
@@ -220,7 +226,7 @@ def _place(session: Session, pcap: Path | None) -> Place:
     if pcap is not None:
         # The files are copied here at the end.
         names.append((order.packets, str(_packets_of(pcap, session.label))))
-    return Place(session.label, session.spec(), session.workers, session.ready.identity, tuple(names))
+    return Place(session.label, session.spec(), session.workers, session.ready.identity.to_json(), tuple(names))
 
 
 def _tell_lost(console: Console, file: RunFile, path: Path) -> None:
@@ -228,16 +234,17 @@ def _tell_lost(console: Console, file: RunFile, path: Path) -> None:
     try:
         lost: dict[str, str] = json.loads(path.read_text())
     except FileNotFoundError:
-        # pytest did not come to its end, and says so.
+        # pytest did not come to begin, and says so.
         return
     file.machines = [machine | {"lost": lost.get(machine["name"])} for machine in file.machines]
     for label, reason in lost.items():
-        console.print(f"\n[bold red]lost[/] {label}: {reason}", soft_wrap=True)
+        console.print(f"\n[bold red]lost[/] {escape(label)}: {escape(reason)}", soft_wrap=True)
 
 
 def _packets_to(pcap: Path | None) -> Callable[[str, str, bytes], None]:
     def write(label: str, name: str, content: bytes) -> None:
-        assert pcap is not None
+        if pcap is None:
+            raise WrongContent("it sends packets that were not asked for")
         with OutputDirectory(_packets_of(pcap, label)) as output:
             output.write(name, content, mode=0o600)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import binascii
 import json
 import os
 import selectors
@@ -11,15 +12,18 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from datapath.base.statefile import WrongContent, typed
 from datapath.errors import ReloadlabError
 from lab.machines import remote
+from lab.machines.identity import Identity
 from lab.machines.ssh import NO_PYTHON, NO_SUDO, MachineUnfit, Route, reason_of
-from lab.machines.target import Target
+from lab.machines.target import MOST_WORKERS, Target
 from lab.machines.tree import Tree
+from lab.results.machine import Machine
 
 BASE = "/var/cache/reloadlab/machines"
 """The directory of root's there; lab.machines.remote says what is in it."""
@@ -27,8 +31,17 @@ BASE = "/var/cache/reloadlab/machines"
 BEAT = 20.0
 """Seconds between two words that say that we are still here."""
 
+FIRST_WORD = 120.0
+"""Seconds in which a machine has to say something after the login: else there is no shell that takes commands."""
+
 FAREWELL = 90.0
 """Seconds in which a machine has to say that nothing is left there."""
+
+LONGEST = 256 << 20
+"""Bytes of what a machine says at once, at most; a file of packets is one message."""
+
+_ENDING = 10.0
+"""Seconds that ssh has to end after the machine has said its last word."""
 
 _SHELL = """command -v python3 >/dev/null || exit {no_python}
 [ "$(id -u)" -ne 0 ] || exec python3 -I -c "$0"
@@ -114,27 +127,32 @@ class Order:
 
 
 @dataclass(frozen=True, slots=True)
+class Requirement:
+    """What the doctor has found of one requirement: its state in a word, and its line."""
+
+    name: str
+    state: str
+    line: str
+
+
+@dataclass(frozen=True, slots=True)
 class Ready:
-    """A machine that is ready: what its examination has found (lab.machines.examine)."""
+    """A machine that is ready: what its examination has found (lab.machines.examine), and whether root is by sudo."""
 
-    examined: Mapping[str, Any] = field(repr=False)
-
-    @property
-    def identity(self) -> Mapping[str, str | int]:
-        found: Mapping[str, str | int] = self.examined["identity"]
-        return found
-
-    @property
-    def kernel(self) -> str:
-        return str(self.identity["kernel"])
+    identity: Identity
+    cpus: int
+    machine: Machine
+    slowness: float
+    requirements: tuple[Requirement, ...]
+    sudo: bool
 
     def names(self, *states: str) -> list[str]:
         """Return the names of the requirements in one of these states."""
-        return [each["name"] for each in self.examined["requirements"] if each["state"] in states]
+        return [each.name for each in self.requirements if each.state in states]
 
     def lines(self, *states: str) -> list[str]:
         """Return the doctor's lines of the requirements in one of these states."""
-        return [each["line"] for each in self.examined["requirements"] if each["state"] in states]
+        return [each.line for each in self.requirements if each.state in states]
 
 
 class Session:
@@ -147,8 +165,9 @@ class Session:
         self.ready: Ready | None = None
         self.failure: MachineUnfit | None = None
         self._errors = errors
-        self._rest = b""
-        self._spoke = time.monotonic()
+        self._rest = bytearray()
+        self._heard = False
+        self._begun = self._spoke = time.monotonic()
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -159,7 +178,7 @@ class Session:
     def workers(self) -> int:
         """How many scenarios it runs at a time."""
         assert self.ready is not None
-        return self.target.workers or int(self.ready.examined["cpus"])
+        return self.target.workers or min(max(self.ready.cpus, 1), MOST_WORKERS)
 
     def start(self) -> None:
         """Connect, and send what is to be done there."""
@@ -190,63 +209,85 @@ class Session:
     def hear(self) -> Iterator[dict[str, Any]]:
         """Yield what the machine has said by now; `failure` is set when it will say nothing more."""
         data = os.read(self.descriptor, 1 << 16)
-        *lines, self._rest = (self._rest + data).split(b"\n")
-        for line in lines:
-            try:
-                message = json.loads(line)
-            except ValueError:
-                # A login that prints something: it is no message.
-                continue
-            if isinstance(message, dict):
-                yield message
-        if not data and self.failure is None:
+        self._rest += data
+        if b"\n" in data:
+            *lines, self._rest = self._rest.split(b"\n")
+            for line in lines:
+                try:
+                    message = _printable(json.loads(line))
+                except (ValueError, RecursionError):
+                    # A login that prints something: it is no message.
+                    continue
+                if isinstance(message, dict):
+                    self._heard = True
+                    yield message
+        if self.failure is None and len(self._rest) > LONGEST:
+            self.failure = MachineUnfit(self.label, f"it says more than {LONGEST >> 20} MiB without an end of line")
+        if self.failure is None and not data:
             self.failure = MachineUnfit(self.label, self._why())
 
     def answer(self, message: Mapping[str, Any]) -> str:
         """Do what a message asks for, and return what is to be told of it."""
         if "need" in message:
-            tree = next(tree for tree in self.order.trees if tree.key == message["need"])
-            packed = tree.packed()
-            self._send(f"{len(packed)}\n".encode() + packed)
-            return f"copying {tree.root} ({len(tree.files)} files)"
+            for tree in self.order.trees:
+                if tree.key == message["need"]:
+                    packed = tree.packed()
+                    self._send(f"{len(packed)}\n".encode() + packed)
+                    return f"copying {tree.root} ({len(tree.files)} files)"
+            self.failure = MachineUnfit(self.label, "it asks for files that do not go along")
         if "failed" in message:
             self.failure = MachineUnfit(self.label, str(message["failed"]))
         if "ready" in message:
-            self.ready = Ready(message["ready"])
+            try:
+                self.ready = typed(Ready, message["ready"])
+            except WrongContent as error:
+                self.failure = MachineUnfit(self.label, f"it does not say what it is: {error}")
         return str(message.get("say", ""))
+
+    def give_up_if_silent(self) -> None:
+        """Set `failure` if nothing has been heard for too long."""
+        if not self._heard and self.failure is None and time.monotonic() - self._begun > FIRST_WORD:
+            reason = f"it is there, but runs nothing: see whether this ends: ssh {self.target.name} true"
+            self.failure = MachineUnfit(self.label, reason)
+
+    def hang_up(self) -> None:
+        """Tell the machine that the run is over; nothing happens if it is gone."""
+        if self._process is not None:
+            assert self._process.stdin is not None
+            with _gone():
+                self._process.stdin.close()
 
     def finish(self, packets: Callable[[str, bytes], object]) -> str:
         """End the run there, and return what is not as it should be, or nothing; `packets` gets each file of them."""
-        process = self._process
-        if process is None:
+        self.hang_up()
+        if self.ready is None:
             return ""
-        assert process.stdin is not None
-        with _gone():
-            process.stdin.close()
-        ended, wrong = False, ""
+        ended, wrong = False, []
+        deadline = time.monotonic() + FAREWELL
         with selectors.DefaultSelector() as selector:
             selector.register(self.descriptor, selectors.EVENT_READ)
-            deadline = time.monotonic() + FAREWELL
-            open_ = self.ready is not None
-            while open_ and not ended and selector.select(max(deadline - time.monotonic(), 0)):
+            while not ended and self.failure is None and (left := deadline - time.monotonic()) > 0:
+                if not selector.select(left):
+                    continue
                 for message in self.hear():
-                    ended = ended or "ended" in message
-                    wrong = str(message.get("ended", wrong))
                     if "packets" in message:
-                        packets(os.path.basename(message["packets"]), base64.b64decode(message["content"]))
-                open_ = self.failure is None
-        if self.ready is not None and not ended:
-            return "it did not say that nothing is left there; the next run removes what is"
-        return wrong
+                        try:
+                            packets(*_file(message))
+                        except WrongContent as error:
+                            wrong.append(str(error))
+                    if "ended" in message:
+                        ended = True
+                        wrong.append(str(message["ended"]))
+        if not ended:
+            wrong.append("it did not say that nothing is left there; the next run removes what is")
+        return "; ".join(filter(None, wrong))
 
     def close(self) -> None:
         """End the connection, whatever became of it."""
         process = self._process
         if process is not None:
-            for stream in (process.stdin, process.stdout):
-                assert stream is not None
-                with _gone():
-                    stream.close()
+            self.hang_up()
+            self._output.close()
             process.kill()
             process.wait()
 
@@ -267,7 +308,13 @@ class Session:
 
     def _why(self) -> str:
         assert self._process is not None
-        code = self._process.wait()
+        self.hang_up()
+        try:
+            code = self._process.wait(_ENDING)
+        except subprocess.TimeoutExpired:
+            # It goes on without a way to say so.
+            self._process.kill()
+            code = self._process.wait()
         if self.ready is not None:
             return "the connection ended"
         return reason_of(code, self._errors.read_text(errors="replace"), self.target.name)
@@ -278,9 +325,9 @@ class Session:
         assert self.ready is not None
         variables = self.order.variables | {
             "PYTEST_ADDOPTS": f"{plugins} @{self.order.directory}/arguments",
-            "RELOADLAB_SLOWNESS": f"{self.ready.examined['slowness']:g}",
+            "RELOADLAB_SLOWNESS": f"{self.ready.slowness:g}",
         }
-        become_root = "sudo -n " if self.ready.examined["sudo"] else ""
+        become_root = "sudo -n " if self.ready.sudo else ""
         python = become_root + shlex.join(["env", *(f"{n}={v}" for n, v in variables.items()), self.order.python])
         parts = {
             "ssh": " ".join(self.route.options),
@@ -314,6 +361,9 @@ def sessions(
             stack.callback(_finish, session, warn, packets)
             session.start()
             made.append(session)
+        # First of all at the end: while one is waited for, the others take down their labs as well.
+        for session in made:
+            stack.callback(session.hang_up)
         yield made
 
 
@@ -335,8 +385,10 @@ def prepare(found: Sequence[Session], say: Callable[[str, str], object]) -> None
                     told = session.answer(message)
                     if told:
                         say(session.label, told)
-                if session.ready is not None or session.failure is not None:
-                    selector.unregister(session.descriptor)
+            for key in list(selector.get_map().values()):
+                key.data.give_up_if_silent()
+                if key.data.ready is not None or key.data.failure is not None:
+                    selector.unregister(key.fd)
             for session in found:
                 session.beat()
     unfit = [session.failure for session in found if session.failure is not None]
@@ -351,3 +403,25 @@ def _gone() -> Iterator[None]:
         yield
     except BrokenPipeError:
         return
+
+
+def _file(message: Mapping[str, Any]) -> tuple[str, bytes]:
+    """Return name and content of a file of packets; WrongContent unless it is one to be written to a directory."""
+    name, content = message["packets"], message.get("content")
+    if not isinstance(name, str) or not name or name.startswith(".") or "/" in name or not isinstance(content, str):
+        raise WrongContent("it sends packets without a name that a file may have")
+    try:
+        return name, base64.b64decode(content, validate=True)
+    except (binascii.Error, ValueError):
+        raise WrongContent(f"it sends packets that cannot be read: {name}") from None
+
+
+def _printable(value: Any) -> Any:
+    """Return a JSON value whose texts do nothing but print: on a terminal, other characters move, hide and ask."""
+    if isinstance(value, str):
+        return value if value.isprintable() else "".join(each if each.isprintable() else " " for each in value)
+    if isinstance(value, list):
+        return [_printable(each) for each in value]
+    if isinstance(value, dict):
+        return {_printable(name): _printable(each) for name, each in value.items()}
+    return value

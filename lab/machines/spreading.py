@@ -233,4 +233,5 @@ def _reason(error: BaseException) -> str:
 
 def _last_line(error: object) -> str:
     lines: Sequence[str] = str(error or "it ended").strip().splitlines()
-    return lines[-1] if lines else type(error).__name__
+    last = lines[-1] if lines else type(error).__name__
+    return "".join(each if each.isprintable() else " " for each in last)

@@ -6,6 +6,7 @@ import shlex
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from datapath.errors import ReloadlabError
 from lab.machines.target import VAGRANT, Target
@@ -19,8 +20,17 @@ OPTIONS = {
     # A connection that others share would outlive its user, or end with theirs.
     "ControlMaster": "no",
     "ControlPath": "none",
+    # What the user's configuration has for a person who logs in. A machine under test needs no agent of ours.
+    "RequestTTY": "no",
+    "RemoteCommand": "none",
+    "ClearAllForwardings": "yes",
+    "ForwardAgent": "no",
+    "ForwardX11": "no",
 }
-"""Nothing is asked, and a machine that is gone is noticed within a minute."""
+"""Nothing is asked, a machine that is gone is noticed within a minute, and nothing of ours is open to it."""
+
+VAGRANT_TIMEOUT = 120
+"""Seconds."""
 
 CANNOT_CONNECT = 255
 """Exit code of ssh if it is ssh itself that has failed."""
@@ -55,7 +65,7 @@ class Route:
     def argv(self, *command: str) -> list[str]:
         """Return the call that runs a command there; its words arrive as they are."""
         own = [] if self.config is None else ["-F", str(self.config)]
-        return [str(tools.find("ssh")), "-T", *own, *self.options, shlex.join(command)]
+        return [str(tools.find("ssh")), *own, *self.options, shlex.join(command)]
 
 
 def route_to(target: Target, directory: Path) -> Route:
@@ -70,9 +80,12 @@ def route_to(target: Target, directory: Path) -> Route:
 def _vagrant_config(target: Target) -> str:
     """Return how ssh reaches a machine of Vagrant's, as Vagrant says: asked once, as it takes seconds to start."""
     argv = [str(tools.find("vagrant")), "ssh-config", target.name]
-    done = subprocess.run(
-        argv, cwd=target.directory, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120, check=False
-    )
+    options: dict[str, Any] = {"stdin": subprocess.DEVNULL, "capture_output": True, "text": True, "errors": "replace"}
+    try:
+        done = subprocess.run(argv, cwd=target.directory, timeout=VAGRANT_TIMEOUT, check=False, **options)
+    except subprocess.TimeoutExpired:
+        reason = f"vagrant ssh-config {target.name}: no answer within {VAGRANT_TIMEOUT} s"
+        raise MachineUnfit(target.label, reason) from None
     if done.returncode != 0:
         raise MachineUnfit(target.label, vagrant_reason(done.stdout + done.stderr, target.name))
     return done.stdout

@@ -15,7 +15,8 @@ _NAME = re.compile(r"[A-Za-z0-9_\[][A-Za-z0-9_.:@%\[\]-]*")
 """What a host or a machine may be called: nothing that ssh or vagrant would take for an option, or a shell for more."""
 
 _OPTIONS = {SSH: ("workers", "port", "config"), VAGRANT: ("workers", "directory")}
-_MOST_WORKERS = 1024
+MOST_WORKERS = 1024
+"""Of one machine."""
 
 
 class BadTarget(ReloadlabError):
@@ -65,7 +66,7 @@ def parse_target(text: str) -> Target:
     return Target(
         kind,
         name,
-        _number(text, found, "workers", _MOST_WORKERS),
+        _number(text, found, "workers", MOST_WORKERS),
         _number(text, found, "port", 65535),
         _path(text, found, "config", directory=False),
         _path(text, found, "directory", directory=True),

@@ -16,6 +16,9 @@ from datapath.errors import ReloadlabError
 LARGEST = 256 << 20
 """Bytes of the files of one tree, at most: more is taken for a mistake."""
 
+_KEY = 20
+"""Digits of a digest that name a tree."""
+
 _LEFT_OUT = frozenset({"__pycache__", "node_modules"})
 _LEFT_OUT_AT_TOP = frozenset({"out", "build"})
 """What tools make; below the top these are names as good as any other."""
@@ -37,24 +40,36 @@ class Tree:
     key: str
 
     def packed(self) -> bytes:
-        """Return the files as a compressed tar file that says nothing of owners and times."""
+        """Return the files as a compressed tar file that says nothing of owners and times.
+
+        BadTree if they are no longer those that `key` was made of: there, and in later runs, it would name others.
+        """
+        digest = hashlib.sha256()
         buffer = io.BytesIO()
         with tarfile.open(fileobj=buffer, mode="w:gz", compresslevel=3) as archive:
             for name in self.files:
                 path = self.root / name
                 member = tarfile.TarInfo(name)
-                member.mode = 0o755 if os.access(path, os.X_OK) else 0o644
-                content = path.read_bytes()
+                content, runs = path.read_bytes(), os.access(path, os.X_OK)
+                _add(digest, name, content, runs=runs)
+                member.mode = 0o755 if runs else 0o644
                 member.size = len(content)
                 archive.addfile(member, io.BytesIO(content))
+        if digest.hexdigest()[:_KEY] != self.key:
+            raise BadTree(f"files in {self.root} changed while they were copied: run it again")
         return buffer.getvalue()
 
 
 def tree_of(root: Path) -> Tree:
-    """Return the tree of a directory: its regular files, but hidden ones and what tools make. BadTree, OSError."""
+    """Return the tree of a directory: its regular files, but hidden ones and what tools make. BadTree, OSError.
+
+    The user's home is no tree: what goes along stays on machines of others.
+    """
+    if root == Path.home():
+        raise BadTree(f"{root} is your home: all of it would be copied; move the suite to a directory of its own")
     files: list[str] = []
     size = 0
-    for directory, names, found in os.walk(root):
+    for directory, names, found in os.walk(root, onerror=_raise):
         names[:] = sorted(name for name in names if not _left_out(Path(directory) / name, root))
         for name in sorted(found):
             path = Path(directory) / name
@@ -104,7 +119,15 @@ def _digest(root: Path, names: Iterable[str]) -> str:
     """Return a digest of files: of their names, whether they can be executed, and their content."""
     digest = hashlib.sha256()
     for name in names:
-        content = (root / name).read_bytes()
-        digest.update(f"{name}\0{os.access(root / name, os.X_OK)}\0{len(content)}\0".encode(errors="surrogateescape"))
-        digest.update(content)
-    return digest.hexdigest()[:20]
+        _add(digest, name, (root / name).read_bytes(), runs=os.access(root / name, os.X_OK))
+    return digest.hexdigest()[:_KEY]
+
+
+def _add(digest: hashlib._Hash, name: str, content: bytes, *, runs: bool) -> None:
+    digest.update(f"{name}\0{runs}\0{len(content)}\0".encode(errors="surrogateescape"))
+    digest.update(content)
+
+
+def _raise(error: OSError) -> None:
+    """Refuse what os.walk would pass over: a directory that cannot be read."""
+    raise error

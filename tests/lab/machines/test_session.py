@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 from collections.abc import Iterator
@@ -16,13 +17,15 @@ from lab.machines.ssh import route_to
 from lab.machines.target import Target, parse_target
 from lab.machines.tree import Tree, tree_of
 from tests.lab.machines.farmachine import FarMachine, far_machine
+from tests.lab.machines.test_unfriendly import FOUND
 
 pytestmark = pytest.mark.privileged
 
-EXAMINE = """
+EXAMINE = f"""
 import json, os
-facts = {"identity": {"kernel": "k"}, "cpus": 3, "slowness": 1, "requirements": []}
-print(json.dumps({**facts, "run": os.environ["RELOADLAB_RUN"]}))
+facts = json.loads({json.dumps(FOUND)!r})
+facts["identity"]["host"] = os.environ["RELOADLAB_RUN"]
+print(json.dumps(facts))
 """
 
 
@@ -87,7 +90,7 @@ def test_a_machine_is_set_up_once_and_files_are_copied_once(
     assert told == [f"copying {tree.root} (2 files)", "setting up, which takes about a minute and is done once"]
     assert session.ready is not None
     assert session.workers == 3
-    assert session.ready.examined["run"] == f"/run/reloadlab-{session.order.token}"
+    assert session.ready.identity.host == f"/run/reloadlab-{session.order.token}"
     told, _ = ready(target, tree, tmp_path / "run")
     assert told == []
     # A change of a file that set-up does not depend on is only copied.

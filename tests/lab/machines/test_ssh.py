@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import shlex
+from pathlib import Path
 
 import pytest
 
-from lab.machines.ssh import Route, reason_of, vagrant_reason
+from lab.machines import ssh
+from lab.machines.ssh import MachineUnfit, Route, reason_of, route_to, vagrant_reason
+from lab.machines.target import Target
 
 NOT_READY = """The provider for this Vagrant-managed machine is reporting that it
 is not yet ready for SSH. Depending on your provider this can carry
@@ -67,3 +71,17 @@ def test_every_end_of_a_connection_has_a_reason(code: int, said: str, reason: st
 def test_words_arrive_as_they_are() -> None:
     command = Route("x", None, 22).argv("sh", "-c", "echo $0", "a 'b'")[-1]
     assert shlex.split(command) == ["sh", "-c", "echo $0", "a 'b'"]
+
+
+def test_nothing_of_ours_is_open_to_a_machine() -> None:
+    options = Route("x", None, 22).options
+    assert {"ForwardAgent=no", "ForwardX11=no", "ClearAllForwardings=yes", "RemoteCommand=none"} <= set(options)
+
+
+def test_a_vagrant_that_does_not_answer_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "vagrant").write_text("#!/bin/sh\nexec sleep 60\n")
+    (tmp_path / "vagrant").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(ssh, "VAGRANT_TIMEOUT", 0.1)
+    with pytest.raises(MachineUnfit, match="vagrant:new: vagrant ssh-config new: no answer within"):
+        route_to(Target("vagrant", "new"), tmp_path)

@@ -58,6 +58,27 @@ def test_too_much_is_refused_before_it_is_copied(tmp_path: Path, monkeypatch: py
         tree_of(tmp_path)
 
 
+def test_what_changes_while_it_is_copied_is_not_taken_for_what_it_was(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("1")
+    tree = tree_of(tmp_path)
+    assert tree.packed()
+    (tmp_path / "a").write_text("2")
+    with pytest.raises(BadTree, match="changed while they were copied: run it again"):
+        tree.packed()
+
+
+def test_a_directory_that_cannot_be_read_is_not_passed_over(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        tree_of(tmp_path / "missing")
+
+
+def test_the_home_of_the_user_is_not_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "test_a.py").touch()
+    with pytest.raises(BadTree, match="is your home: all of it would be copied"):
+        tree_of(project_of(tmp_path / "test_a.py"))
+
+
 def test_a_suite_goes_along_with_its_project(tmp_path: Path) -> None:
     (tmp_path / "mine" / "deep").mkdir(parents=True)
     suite = tmp_path / "mine" / "deep" / "test_a.py"
