@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from datapath.base.names import check_lab_name
 from datapath.errors import InvalidName, ReloadlabError
@@ -196,8 +196,10 @@ def make_console(*, stderr: bool = False) -> Console:
     """Return a console for tables: as wide as the terminal, or wide enough for all columns in a pipe."""
     from rich.console import Console
 
-    console = Console(highlight=False, stderr=stderr)
-    return console if console.is_terminal else Console(width=PLAIN_WIDTH, highlight=False, stderr=stderr)
+    # Names are told as they are: ":a:" is part of one, and no sign of Unicode's.
+    plain: dict[str, Any] = {"highlight": False, "emoji": False}
+    console = Console(**plain, stderr=stderr)
+    return console if console.is_terminal else Console(width=PLAIN_WIDTH, **plain, stderr=stderr)
 
 
 def plural(number: int, thing: str) -> str:

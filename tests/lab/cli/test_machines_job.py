@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import argparse
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from datapath.base.statefile import typed
+from lab.cli.machines_job import _examine
 from lab.cli.main import main
+from lab.cli.targets import make_console
+from lab.machines.identity import Identity
+from lab.machines.session import MachinesUnfit, Order, Ready, Requirement, Session
+from lab.machines.ssh import Route
+from lab.machines.target import Target
 from lab.results.result import BadResult
 from lab.results.run import checked_run
+from tests.lab.machines.test_unfriendly import FOUND
 
 
 @pytest.mark.parametrize(
@@ -45,3 +55,27 @@ def test_times_of_several_machines_are_not_compared() -> None:
     document = {"format": 4, "complete": True, "machines": [{"name": "ssh:a"}, {"name": "ssh:b"}]}
     with pytest.raises(BadResult, match="is of a run over several machines, whose times are no measurement"):
         checked_run(Path("run.json"), document)
+
+
+def described(name: str, host: str, *requirements: Requirement) -> Session:
+    """Return the session of a machine that is ready."""
+    session = Session(Target("ssh", name), Route(name, None, None), Order("e", (), "token"), Path("errors"))
+    identity = Identity("b", host, 1, "k")
+    session.ready = replace(typed(Ready, FOUND | {"sudo": False}), identity=identity, requirements=requirements)
+    return session
+
+
+def test_all_that_is_wrong_with_machines_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    tcx = Requirement("tcx", "ok", "ok tcx")
+    lacks = Requirement("tc", "missing", "missing tc: tc not found")
+    found = [described("a", "h", tcx), described("twin", "h", tcx, lacks), described("b", "other")]
+    args = argparse.Namespace(attach="tcx")
+    with pytest.raises(MachinesUnfit) as caught:
+        _examine(make_console(), args, found)
+    assert str(caught.value).splitlines() == [
+        "ssh:twin: it lacks tc: tc not found",
+        "ssh:twin: it is the same machine as ssh:a: name it once, with workers=N",
+        "ssh:b: it has no tcx, which --attach tcx asks for",
+    ]
+    assert "ssh:a: Linux k, 3 CPUs, 3 workers, 1 of 1 requirements are there" in capsys.readouterr().out
+    _examine(make_console(), args, found[:1])
