@@ -10,7 +10,7 @@ a line: `here` at once, `need`, `say`, then `ready` or `failed`, and at the end 
 All of it is below one directory of root's own:
 
     environments/KEY/    a copy of the project in which tools/setup has run; the key is of what that depends on
-    trees/KEY/           files of the project, or of a suite; the key is of their content
+    trees/KEY/           files of the project, or of a suite; the key is of their content, without what Python compiles
     runs/TOKEN/          the directory of a run, locked while it goes on; gone at its end
 """
 
@@ -370,10 +370,7 @@ def remove_dead_runs(base: str) -> list[str]:
 
 
 def remove_old(base: str) -> None:
-    """Remove the environments and trees that were not used for the longest time, but those in use.
-
-    What Python has compiled of them is below `bytecode`, by the whole path (PYTHONPYCACHEPREFIX).
-    """
+    """Remove the environments and trees that were not used for the longest time, but those in use."""
     for kind, number in KEPT.items():
         places = [os.path.join(base, kind, name) for name in os.listdir(os.path.join(base, kind))]
         places.sort(key=lambda place: os.stat(place).st_mtime, reverse=True)
@@ -385,7 +382,6 @@ def remove_old(base: str) -> None:
                 continue
             else:
                 shutil.rmtree(place)
-                remove(os.path.join(base, "bytecode") + place)
             finally:
                 os.close(descriptor)
 

@@ -104,7 +104,6 @@ class Order:
             "HOME": "/root",
             "LANG": "C.UTF-8",
             "PYTHONPATH": self.place(self.trees[0]),
-            "PYTHONPYCACHEPREFIX": f"{self.base}/bytecode",
             "PYTHONSAFEPATH": "1",
             "RELOADLAB_RUN": remote.labs_of(self.token),
             "TMPDIR": f"{self.directory}/tmp",
@@ -317,7 +316,7 @@ class Session:
             code = self._process.wait()
         if self.ready is not None:
             return "the connection ended"
-        return reason_of(code, self._errors.read_text(errors="replace"), self.target.name)
+        return str(_printable(reason_of(code, self._errors.read_text(errors="replace"), self.target.name)))
 
     def spec(self) -> str:
         """Return execnet's description of a worker there; `machine` is a key of our own."""

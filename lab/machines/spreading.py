@@ -158,6 +158,7 @@ class Machines(DSession):  # type: ignore[misc]
 
     def _replace(self, node: WorkerController, error: object | None) -> None:
         """Start a worker in place of a dead one, on the same machine; if that fails, the machine is lost."""
+        assert self.sched is not None
         label = node.gateway.spec.machine
         if label in self._lost:
             return
@@ -166,8 +167,9 @@ class Machines(DSession):  # type: ignore[misc]
             self._lose(label, f"its worker did not come up: {_last_line(error)}")
         elif self._restarts[label] > RESTARTS * self._places[label].workers:
             self._lose(label, f"{self._restarts[label]} of its workers died")
-        else:
-            self._start_on(label)
+        elif self._start_on(label) and self.sched.collection is None:
+            # Nothing is spread before it has collected: else there might be nobody to spread it to.
+            self.sched.numnodes += 1
 
     def _start_elsewhere(self) -> None:
         """Start a worker on any machine that is there."""

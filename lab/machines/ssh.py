@@ -6,7 +6,6 @@ import shlex
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from datapath.errors import ReloadlabError
 from lab.machines.target import VAGRANT, Target
@@ -80,9 +79,17 @@ def route_to(target: Target, directory: Path) -> Route:
 def _vagrant_config(target: Target) -> str:
     """Return how ssh reaches a machine of Vagrant's, as Vagrant says: asked once, as it takes seconds to start."""
     argv = [str(tools.find("vagrant")), "ssh-config", target.name]
-    options: dict[str, Any] = {"stdin": subprocess.DEVNULL, "capture_output": True, "text": True, "errors": "replace"}
     try:
-        done = subprocess.run(argv, cwd=target.directory, timeout=VAGRANT_TIMEOUT, check=False, **options)
+        done = subprocess.run(
+            argv,
+            cwd=target.directory,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=VAGRANT_TIMEOUT,
+            check=False,
+        )
     except subprocess.TimeoutExpired:
         reason = f"vagrant ssh-config {target.name}: no answer within {VAGRANT_TIMEOUT} s"
         raise MachineUnfit(target.label, reason) from None

@@ -66,19 +66,6 @@ def test_labs_that_remain_are_told_and_tried_again_by_the_next_run(base: Path, p
     assert (os.listdir(base / "labs"), os.listdir(base / "runs")) == ([], [])
 
 
-def test_what_was_compiled_goes_with_its_tree(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remote, "KEPT", {"trees": 1})
-    for age, name in enumerate(("new", "old")):
-        tree = base / "trees" / name
-        compiled = Path(f"{base}/bytecode{tree}/lab")
-        compiled.mkdir(parents=True)
-        tree.mkdir()
-        os.utime(tree, (1000 - age, 1000 - age))
-    remote.remove_old(str(base))
-    assert os.listdir(base / "trees") == ["new"]
-    assert os.listdir(f"{base}/bytecode{base}/trees") == ["new"]
-
-
 def test_only_files_are_packets(base: Path) -> None:
     packets = run_of(base, "alive") / "packets"
     (packets / "directory").mkdir(parents=True)
@@ -90,7 +77,7 @@ def test_only_files_are_packets(base: Path) -> None:
 def test_a_server_that_is_killed_ends_the_wait() -> None:
     ours, theirs = socket.socketpair()
     program = "import os; from lab.machines import remote; os.write(0, b'unread'); remote.wait_for_the_end()"
-    with subprocess.Popen([sys.executable, "-c", program], stdin=theirs) as process:
+    with subprocess.Popen([sys.executable, "-c", program], stdin=theirs.fileno()) as process:
         theirs.close()
         assert ours.recv(1, socket.MSG_PEEK) == b"u"
         # The end of a socket with something unread is an error at the other one.

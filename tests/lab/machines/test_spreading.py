@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -45,7 +47,22 @@ def test_the_end_of_a_worker_is_heard() -> None:
     assert heard == [Marker.END]
 
 
-def test_a_scenario_that_ends_machines_does_not_get_all_of_them(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("collection", "waited_for"), [(None, 1), (["a.py::test_b"], 0)])
+def test_a_worker_that_dies_while_it_collects_is_waited_for_again(
+    monkeypatch: pytest.MonkeyPatch, collection: list[str] | None, waited_for: int
+) -> None:
+    """The scenarios of the only worker would be over before the next one is up, and nothing would have run."""
+    machines = Machines.__new__(Machines)
+    node = WorkerController.__new__(WorkerController)
+    node.gateway = SimpleNamespace(spec=SimpleNamespace(machine="a"))
+    machines._places, machines._lost, machines._restarts = {"a": Place("a", "", 1, {})}, {}, Counter()
+    machines._was_ready, machines.sched = {node}, SimpleNamespace(numnodes=0, collection=collection)
+    monkeypatch.setattr(machines, "_start_on", lambda label: True)
+    machines._replace(node, "Not properly terminated")
+    assert machines.sched.numnodes == waited_for
+
+
+def test_a_scenario_that_ends_machines_does_not_get_all_of_them() -> None:
     machines = Machines.__new__(Machines)
     machines._places = {name: Place(name, "", 1, {}) for name in "abc"}
     machines._reschedule, machines._ran_again, machines._lost = True, set(), {"a": "it cannot be reached any more"}

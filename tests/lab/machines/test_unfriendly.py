@@ -73,6 +73,10 @@ def reason(script: str, directory: Path) -> str:
     return unfit.reason
 
 
+def test_what_it_dies_of_is_one_line(tmp_path: Path) -> None:
+    assert reason("printf 'Traceback\\n\\033[2JError\\n' >&2; exit 1", tmp_path) == " [2JError"
+
+
 @pytest.mark.parametrize(
     ("message", "told"),
     [

@@ -209,7 +209,7 @@ def test_what_begins_again_has_not_passed_before_it_ends(tmp_path: Path) -> None
     recorder.pytest_runtest_logstart("a.py::test_b")
     for phase in ("setup", "call"):
         recorder.pytest_runtest_logreport(
-            pytest.TestReport("a.py::test_b", ("a.py", 0, "test_b"), {}, "passed", None, phase)  # type: ignore[arg-type]
+            pytest.TestReport("a.py::test_b", ("a.py", 0, "test_b"), {}, "passed", None, phase)
         )
     recorder.pytest_runtest_logstart("a.py::test_b")
     assert outcomes(records(tmp_path)) == {"test_b": RUNNING}
