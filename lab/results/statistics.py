@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import scipy  # not its parts: scipy.stats takes a second, and is imported when it is used
 from numpy.typing import NDArray
-from scipy import stats
 
 CONFIDENCE = 0.95
 FEWEST = 6
@@ -59,7 +59,7 @@ def median_interval(values: Sequence[float]) -> Interval | None:
         return None
     ordered = np.sort(np.asarray(values, dtype=np.float64))
     # The smallest k of which P(X <= k) exceeds 2.5 %: fewer than k values below the median have less than that.
-    rank = int(stats.binom.ppf((1 - CONFIDENCE) / 2, len(ordered), 0.5))
+    rank = int(scipy.stats.binom.ppf((1 - CONFIDENCE) / 2, len(ordered), 0.5))
     return Interval(float(np.median(ordered)), float(ordered[rank - 1]), float(ordered[len(ordered) - rank]))
 
 
@@ -67,7 +67,7 @@ def unpaired(old: Sequence[float], new: Sequence[float]) -> Difference:
     """Compare two independent samples of positive values, FEWEST or more each."""
     before, after = np.log(np.asarray(old, dtype=np.float64)), np.log(np.asarray(new, dtype=np.float64))
     n, m = len(before), len(after)
-    test = stats.mannwhitneyu(after, before, alternative="two-sided")
+    test = scipy.stats.mannwhitneyu(after, before, alternative="two-sided")
     shifts = np.subtract.outer(_spread(after), _spread(before)).ravel()
     bound = n * m / 2 - _z() * math.sqrt(n * m * (n + m + 1) / 12)
     p = 1.0 if math.isnan(test.pvalue) else float(test.pvalue)
@@ -112,7 +112,7 @@ def warm_up(rounds: Sequence[Sequence[float]]) -> int:
 
 
 def _z() -> float:
-    return float(stats.norm.ppf((1 + CONFIDENCE) / 2))
+    return float(scipy.stats.norm.ppf((1 + CONFIDENCE) / 2))
 
 
 def _spread(values: Floats) -> Floats:
@@ -135,12 +135,12 @@ def _change(shifts: Floats, share: float) -> Interval:
 
 def _signed_rank(ratios: Floats) -> float:
     # Of equal samples there is nothing to rank.
-    return float(stats.wilcoxon(ratios).pvalue) if np.any(ratios) else 1.0
+    return float(scipy.stats.wilcoxon(ratios).pvalue) if np.any(ratios) else 1.0
 
 
 def _biserial(ratios: Floats) -> float:
     moved = ratios[ratios != 0]
     if not len(moved):
         return 0.0
-    ranks = stats.rankdata(np.abs(moved))
+    ranks = scipy.stats.rankdata(np.abs(moved))
     return float((ranks[moved > 0].sum() - ranks[moved < 0].sum()) / ranks.sum())

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 
 import numpy as np
-from scipy import stats
+import scipy  # not its parts: scipy.stats takes a second, and is imported when it is used
 
 from datapath.errors import ReloadlabError
 from lab.results.statistics import Floats, Interval, unpaired
@@ -125,7 +125,7 @@ def _levelled(part: Floats) -> Floats:
     ordered, third = np.sort(part), len(part) // 3 + 1
     # The third that lies closest together is of one level, also if a step is in the middle.
     closest = float((ordered[third - 1 :] - ordered[: len(part) - third + 1]).min())
-    most = _OUTLIER * closest / (2 * float(stats.norm.ppf(2 / 3)))
+    most = _OUTLIER * closest / (2 * float(scipy.stats.norm.ppf(2 / 3)))
     middle = float(np.median(ordered))
     clipped: Floats = np.clip(part, middle - most, middle + most) if most else part
     return clipped

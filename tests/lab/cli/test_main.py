@@ -59,6 +59,10 @@ def test_nothing_heavy_is_imported_for_a_help_text_or_a_list(arguments: str, tmp
         assert imported(arguments, HEAVY) == []
 
 
+def test_a_run_does_not_wait_for_what_compares_results() -> None:
+    assert imported("run --on ssh:a --kernel 6.1", ("lab.report.page", "scipy.stats")) == ["lab.report.page"]
+
+
 @pytest.mark.parametrize("arguments", ["show nope", "maps nope ct", "exec nope/pod-1 true", "gc nope", "monitor nope"])
 def test_a_missing_lab_is_told_before_anything_heavy_is_imported(arguments: str, tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
