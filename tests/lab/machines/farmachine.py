@@ -2,15 +2,22 @@
 
 It has its own processes, network, host name, /run, /var/cache/reloadlab and accounts, and this machine's kernel and
 files besides. ssh calls `connect.py` for a socket whose other end a new server has: nothing listens anywhere.
+
+What takes long on a new machine, and is not what a test looks at, it has from the beginning: our environment, our tree,
+and what other tests of the session have compiled of C and Python.
 """
 
 from __future__ import annotations
 
+import errno
+import io
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import tarfile
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,7 +26,8 @@ from pathlib import Path
 import pytest
 
 from lab.machines.session import BASE
-from lab.machines.tree import environment_key
+from lab.machines.tree import Tree, environment_key, our_tree
+from lab.system.cache import cache_directory
 from tests.lab.labs import ROOT
 
 CACHE = Path(BASE).parent
@@ -32,6 +40,10 @@ set -eu
 mount -t tmpfs -o mode=755 tmpfs /run
 mount -t sysfs sysfs /sys
 mount --bind "$1/cache" /var/cache/reloadlab
+if [ -n "$3" ]; then
+    mount --bind "$3" /var/cache/reloadlab/objects
+    mount --bind "$4" "$5"
+fi
 mount --bind "$1/passwd" /etc/passwd
 mount --bind "$1/ssh" /root/.ssh
 hostname "$2"
@@ -91,6 +103,10 @@ class FarMachine:
         """Let a program not be there."""
         self.run("mount", "--bind", "/dev/null", str(path.resolve()))
 
+    def show(self, path: Path) -> None:
+        """Let a program that was hidden be there again."""
+        self.run("umount", str(path.resolve()))
+
     def run(self, *argv: str) -> str:
         """Run a command there as root, without ssh."""
         return subprocess.run([*self.enter, *argv], capture_output=True, text=True, timeout=60, check=True).stdout
@@ -98,7 +114,7 @@ class FarMachine:
 
 @contextmanager
 def far_machine(home: Path, name: str, *, environment: bool = True) -> Iterator[FarMachine]:
-    """Yield a machine whose files are in `home`. With `environment` our own stands there as if it was set up."""
+    """Yield a machine whose files are in `home`. With `environment` ours is there, set up and copied."""
     server = shutil.which("dropbear", path=os.environ["PATH"] + ":/usr/sbin:/sbin")
     if server is None:
         pytest.skip("no dropbear: make test installs it (apt-get install dropbear-bin)")
@@ -109,16 +125,10 @@ def far_machine(home: Path, name: str, *, environment: bool = True) -> Iterator[
     Path("/root/.ssh").mkdir(mode=0o700, exist_ok=True)
     (home / "passwd").write_text(Path("/etc/passwd").read_text() + STRANGER)
     _keys(home, name)
-    if environment:
-        place = home / "cache" / Path(BASE).name / "environments" / environment_key(ROOT)
-        place.mkdir(parents=True)
-        (place / ".venv").symlink_to(ROOT / ".venv")
-        (place / "ready").touch()
-        for path in (place.parents[1], place.parent):
-            path.chmod(0o700)
+    known = _known(home / "cache") if environment else ("", "", "")
     argv = ["unshare", "--mount", "--uts", "--net", "--pid", "--fork", "--kill-child", "--mount-proc"]
     process = subprocess.Popen(
-        [*argv, "sh", "-c", _BEGIN, "sh", str(home), name], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        [*argv, "sh", "-c", _BEGIN, "sh", str(home), name, *known], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
     try:
         assert process.stdout is not None
@@ -129,6 +139,41 @@ def far_machine(home: Path, name: str, *, environment: bool = True) -> Iterator[
     finally:
         process.kill()
         process.communicate()
+
+
+def _known(cache: Path) -> tuple[str, str, str]:
+    """Put our environment where a machine has it; return what to mount: compiled objects, our tree, and its place."""
+    base = cache / Path(BASE).name
+    environment = base / "environments" / environment_key(ROOT)
+    tree = our_tree()
+    place = base / "trees" / tree.key
+    objects = cache_directory()
+    assert objects is not None
+    for path in (environment, place, cache / "objects", objects):
+        path.mkdir(parents=True, exist_ok=True)
+    (environment / ".venv").symlink_to(ROOT / ".venv")
+    (environment / "ready").touch()
+    for path in (base, environment.parent, place.parent):
+        path.chmod(0o700)
+    return str(objects), str(_unpacked(tree, objects.parent / "trees")), f"{BASE}/trees/{tree.key}"
+
+
+def _unpacked(tree: Tree, directory: Path) -> Path:
+    """Return a copy of our tree for all machines of the session, as `lab.machines.remote` unpacks it."""
+    place = directory / tree.key
+    if not place.exists():
+        directory.mkdir(exist_ok=True)
+        upcoming = Path(tempfile.mkdtemp(dir=directory))
+        with tarfile.open(fileobj=io.BytesIO(tree.packed())) as archive:
+            archive.extractall(upcoming)
+        try:
+            upcoming.rename(place)
+        except OSError as error:
+            # Another worker of the session was first.
+            if error.errno != errno.ENOTEMPTY:
+                raise
+            shutil.rmtree(upcoming)
+    return place
 
 
 def _keys(home: Path, name: str) -> None:

@@ -22,46 +22,61 @@ from tests.lab.machines.farmachine import FarMachine, far_machine
 
 pytestmark = pytest.mark.privileged
 
-SPREAD = """
-import os, socket, time
+SUITE = """
+import os, pathlib, socket, time, warnings
 
 import pytest
 
-@pytest.mark.parametrize("number", range(4))
-def test_node(number):
-    time.sleep(0.3)
+FLAGS, HOST = pathlib.Path({flags!r}), socket.gethostname()
+"""
 
-def test_node_dies():
-    os._exit(1)
+GOOD = """
+@pytest.mark.parametrize("number", range(6))
+def test_node(number):
+    if HOST == "gamma" and list(FLAGS.glob("gamma-*")):
+        (FLAGS / "lost").write_text(str(number))
+        time.sleep(600)
+    time.sleep(0.3)
+    (FLAGS / f"{HOST}-{number}").touch()
+
+def test_node_is_hostile(request):
+    # It says that a warning is made by os.mkdir.
+    data = dict.fromkeys(warnings.WarningMessage._WARNING_DETAILS)
+    data |= {"message_module": "os", "message_class_name": "mkdir", "message_args": (str(FLAGS / "made"),)}
+    data |= {"message_str": "", "category_module": None, "filename": "a.py", "lineno": 7}
+    (worker,) = [each for each in request.config.pluginmanager.get_plugins() if hasattr(each, "sendevent")]
+    where = {"when": "runtest", "nodeid": request.node.nodeid, "location": None}
+    worker.sendevent("warning_recorded", warning_message_data=data, **where)
 
 def test_node_of_a_lab(scenario):
     scenario.reload("pod-1")
-
-def test_node_fails():
-    assert socket.gethostname() == "another"
 """
 
-WAITING = """
-import os, pathlib, socket, time
+BAD = """
+def test_dies():
+    os._exit(1)
 
-import pytest
+def test_fails():
+    assert HOST == "another"
 
 @pytest.mark.parametrize("number", range(4))
 def test_waits(number):
-    flag = pathlib.Path({flags!r})
-    (flag / f"{{socket.gethostname()}}-{{number}}").touch()
-    deadline = time.monotonic() + 60
-    while not (flag / "go").exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
+    (FLAGS / f"{HOST}-{number}").touch()
+    time.sleep(600)
+"""
+
+WAITING = """
+def test_waits(scenario):
+    (FLAGS / HOST).touch()
+    time.sleep(600)
 """
 
 
 @pytest.fixture(scope="module")
-def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[FarMachine, FarMachine]]:
-    """Two machines for all tests that leave them as they are."""
-    home = tmp_path_factory.mktemp("machines")
-    with far_machine(home / "a", "alpha") as alpha, far_machine(home / "b", "beta") as beta:
-        yield alpha, beta
+def alpha(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FarMachine]:
+    """A machine for all tests that leave it as it is."""
+    with far_machine(tmp_path_factory.mktemp("machine") / "a", "alpha") as machine:
+        yield machine
 
 
 class Run:
@@ -69,9 +84,11 @@ class Run:
 
     def __init__(self, directory: Path, suite: str, *options: str) -> None:
         self.out = directory / "out"
+        self.flags = directory / "flags"
+        self.flags.mkdir()
         suites = directory / "suite"
         suites.mkdir()
-        (suites / "test_mine.py").write_text(suite)
+        (suites / "test_mine.py").write_text(SUITE.format(flags=str(self.flags)) + suite)
         argv = [*module_argv("lab.cli.main"), "run", "suite/test_mine.py", "--out", str(self.out), *options]
         self.process = subprocess.Popen(
             argv,
@@ -83,6 +100,11 @@ class Run:
             start_new_session=True,
         )
         self.printed, self.errors = "", ""
+
+    def wait_for(self, condition: Callable[[], object]) -> None:
+        """Wait for something that happens while it runs."""
+        wait_for(lambda: condition() or self.process.poll() is not None)
+        assert self.process.poll() is None, (self.end(), self.printed, self.errors)
 
     def end(self) -> int:
         self.printed, self.errors = self.process.communicate(timeout=150)
@@ -139,108 +161,103 @@ esac
     python.chmod(0o755)
 
 
+IN_GAMMA = ("passed", "ssh:gamma")
+
+
 def on(*machines: FarMachine, workers: int = 1) -> list[str]:
     return [word for machine in machines for word in ("--on", f"{machine.option},workers={workers}")]
 
 
-def test_every_row_says_which_machine_ran_it_and_a_worker_that_dies_is_replaced(
-    pair: tuple[FarMachine, FarMachine], begin: Callable[..., Run], tmp_path: Path
+def test_a_run_goes_on_without_a_machine_that_dies_and_every_row_says_where_it_ran(
+    alpha: FarMachine, begin: Callable[..., Run], tmp_path: Path
 ) -> None:
     # A word of the command that is also a directory here must not become one of another machine.
     (tmp_path / "node").mkdir()
-    run = begin(SPREAD, *on(*pair), "-k", "node", "--junitxml", str(tmp_path / "junit.xml"))
-    assert run.end() == 1, run.errors
-    assert {name: row["outcome"] for name, row in run.rows.items()} == {
-        **{f"test_node[{number}]": "passed" for number in range(4)},
-        "test_node_of_a_lab": "passed",
-        "test_node_fails": "failed",
-        "test_node_dies": "error",
-    }
-    where = {name: row["machine"] for name, row in run.rows.items()}
-    assert set(where.values()) == {"ssh:alpha", "ssh:beta"}
+    with far_machine(tmp_path / "c", "gamma") as gamma, far_machine(tmp_path / "d", "bare") as bare:
+        without_pytest(bare)
+        options = [*on(alpha, gamma, bare), "--reschedule", "-k", "node", "--junitxml", str(tmp_path / "junit.xml")]
+        run = begin(GOOD, *options)
+        run.wait_for((run.flags / "lost").exists)
+        run.wait_for(lambda: [row for row in run.rows.values() if (row["outcome"], row["machine"]) == IN_GAMMA])
+        gamma.switch_off()
+        # All has passed: what was lost with the machine, elsewhere.
+        assert run.end() == 0, run.errors
+        assert nothing_is_left(bare)
+    assert nothing_is_left(alpha)
+    names = [*(f"test_node[{number}]" for number in range(6)), "test_node_is_hostile", "test_node_of_a_lab"]
+    assert {name: row["outcome"] for name, row in run.rows.items()} == dict.fromkeys(names, "passed")
     assert {row["kernel"] for row in run.rows.values()} == {os.uname().release}
-    # What a test sees agrees with what the row says.
-    host = where["test_node_fails"].partition(":")[2]
-    assert f"assert '{host}' == 'another'" in run.rows["test_node_fails"]["message"]
     assert run.rows["test_node_of_a_lab"]["sent"] > 0
-    # A worker that dies is replaced: its machine is there.
-    assert run.rows["test_node_dies"]["message"].startswith(f"a worker on {where['test_node_dies']} died while it ran")
-    assert [(each["name"], each["host"], each["lost"]) for each in run.document["machines"]] == [
-        ("ssh:alpha", "alpha", None),
-        ("ssh:beta", "beta", None),
-    ]
+    # What each test has seen agrees with what its row says.
+    lost = (run.flags / "lost").read_text()
+    where = {name: row["machine"] for name, row in run.rows.items()}
+    seen = {path.name for path in run.flags.iterdir()} - {"lost"}
+    assert seen == {f"{where[f'test_node[{number}]'].removeprefix('ssh:')}-{number}" for number in range(6)}
+    assert set(where.values()) == {"ssh:alpha", "ssh:gamma"}
+    assert where[f"test_node[{lost}]"] == "ssh:alpha"
     cases = ElementTree.parse(tmp_path / "junit.xml").iter("testcase")
     told = {case.get("name"): {each.get("name"): each.get("value") for each in case.iter("property")} for case in cases}
     assert {name: values["machine"] for name, values in told.items()} == where
-    assert all(nothing_is_left(machine) for machine in pair)
+    machines = {each["name"]: (each["host"], each["lost"]) for each in run.document["machines"]}
+    assert machines["ssh:alpha"] == ("alpha", None)
+    assert "reached" in machines["ssh:gamma"][1]
+    # One that never came up is not started again and again.
+    assert machines["ssh:bare"][1].startswith("its worker did not come up: ModuleNotFoundError: No module named")
+    for name in ("gamma", "bare"):
+        assert f"lost ssh:{name}: {machines[f'ssh:{name}'][1]}" in " ".join(run.printed.split())
 
 
-@pytest.mark.parametrize("reschedule", [False, True], ids=["error", "reschedule"])
-def test_a_machine_that_dies_is_named(
-    pair: tuple[FarMachine, FarMachine], begin: Callable[..., Run], tmp_path: Path, *, reschedule: bool
+def test_what_fails_and_what_is_lost_are_told_and_an_interrupted_run_leaves_nothing(
+    alpha: FarMachine, begin: Callable[..., Run], tmp_path: Path
 ) -> None:
-    flags = tmp_path / "flags"
-    flags.mkdir()
-    with far_machine(tmp_path / "c", "gamma") as gamma, far_machine(tmp_path / "d", "bare") as bare:
-        options = on(pair[0], gamma)
-        if reschedule:
-            without_pytest(bare)
-            options += on(bare)
-        run = begin(WAITING.format(flags=str(flags)), *options, *(["--reschedule"] if reschedule else []))
-        wait_for(lambda: list(flags.glob("gamma-*")) or run.process.poll() is not None)
-        (begun,) = flags.glob("gamma-*")
-        gamma.switch_off()
-        (flags / "go").touch()
-        code = run.end()
-    ran = run.rows[f"test_waits[{begun.name.partition('-')[2]}]"]
-    assert "lost ssh:gamma: " in run.printed
-    assert "reached" in {each["name"]: each["lost"] for each in run.document["machines"]}["ssh:gamma"]
-    if reschedule:
-        # One that never came up is not started again and again.
-        assert "lost ssh:bare: its worker did not come up: ModuleNotFoundError: No module named" in run.printed
-        assert {row["outcome"] for row in run.rows.values()} == {"passed"}
-        assert ran["machine"] == "ssh:alpha"
-        assert code == 0
-    else:
-        assert (ran["outcome"], ran["machine"], code) == ("error", "ssh:gamma", 1)
-        assert "ssh:gamma was lost" in ran["message"]
-        assert [row["outcome"] for row in run.rows.values()].count("passed") == 3
-
-
-def test_machines_that_lack_something_are_told_before_anything_runs(begin: Callable[..., Run], tmp_path: Path) -> None:
     with far_machine(tmp_path / "c", "gamma") as gamma:
-        # The same machine under a second name.
-        (gamma.home / "known").write_text((gamma.home / "known").read_text().replace("gamma ", "gamma,twin "))
-        gamma.config.write_text(gamma.config.read_text().replace("Host gamma", "Host gamma twin"))
-        gamma.hide(find("tc"))
-        run = begin(SPREAD, *on(gamma), "--on", gamma.option.replace("gamma", "twin", 1))
-        assert run.end() == 1
-        assert nothing_is_left(gamma)
+        run = begin(BAD, *on(alpha, gamma))
+        run.wait_for(lambda: list(run.flags.glob("alpha-*")) and list(run.flags.glob("gamma-*")))
+        run.wait_for(lambda: run.rows["test_fails"]["outcome"] == "failed")
+        (begun,) = (f"test_waits[{path.name.partition('-')[2]}]" for path in run.flags.glob("gamma-*"))
+        gamma.switch_off()
+        run.wait_for(lambda: run.rows[begun]["outcome"] == "error")
+        os.kill(run.process.pid, signal.SIGINT)
+        assert run.end() == 130
+    assert nothing_is_left(alpha)
+    rows = run.rows
+    # What failed, on the machine that the row names.
+    host = rows["test_fails"]["machine"].removeprefix("ssh:")
+    assert f"assert '{host}' == 'another'" in rows["test_fails"]["message"]
+    # A worker that dies is replaced: its machine is there.
+    dies = rows["test_dies"]
+    assert (dies["outcome"], dies["message"].startswith(f"a worker on {dies['machine']} died while it ran")) == (
+        "error",
+        True,
+    )
+    assert rows[begun]["machine"] == "ssh:gamma"
+    assert "ssh:gamma was lost" in rows[begun]["message"]
+    waiting = {rows[f"test_waits[{number}]"]["outcome"] for number in range(4) if begun != f"test_waits[{number}]"}
+    assert waiting == {"not run"}
+    assert "lost ssh:gamma: " in run.printed
+    assert {each["name"]: bool(each["lost"]) for each in run.document["machines"]} == {
+        "ssh:alpha": False,
+        "ssh:gamma": True,
+    }
+
+
+def test_a_machine_that_lacks_something_is_told_before_anything_runs(
+    alpha: FarMachine, begin: Callable[..., Run]
+) -> None:
+    alpha.hide(find("tc"))
+    run = begin(GOOD, *on(alpha))
+    assert run.end() == 1
+    alpha.show(find("tc"))
+    assert nothing_is_left(alpha)
     lacks = "it lacks tc: tc not found; apt-get install iproute2"
-    assert run.errors.splitlines() == [
-        f"reloadlab: ssh:gamma: {lacks}",
-        f"ssh:twin: {lacks}",
-        "ssh:twin: it is the same machine as ssh:gamma: name it once, with workers=N",
-    ]
-    assert run.rows == {}
+    assert run.errors.splitlines() == [f"reloadlab: ssh:alpha: {lacks}"]
+    assert (run.rows, os.listdir(run.flags)) == ({}, [])
     assert lacks in run.document["error"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
-def test_an_interrupted_run_leaves_nothing_anywhere(
-    pair: tuple[FarMachine, FarMachine], begin: Callable[..., Run], tmp_path: Path, number: signal.Signals
-) -> None:
-    flags = tmp_path / "flags"
-    flags.mkdir()
-    suite = WAITING.format(flags=str(flags)).replace("(number):", "(number, scenario):")
-    run = begin(suite, *on(*pair))
-    wait_for(lambda: len(list(flags.iterdir())) == 2 or run.process.poll() is not None)
-    assert run.process.poll() is None, run.end()
-    os.kill(run.process.pid, number)
-    if number == signal.SIGINT:
-        assert run.end() == 130
-        assert {row["outcome"] for row in run.rows.values()} == {"not run"}
-        assert all(nothing_is_left(machine) for machine in pair)
-    else:
-        run.end()
-        wait_for(lambda: all(nothing_is_left(machine) for machine in pair))
+def test_a_run_that_is_killed_leaves_nothing(alpha: FarMachine, begin: Callable[..., Run]) -> None:
+    run = begin(WAITING, *on(alpha))
+    run.wait_for((run.flags / "alpha").exists)
+    run.process.kill()
+    run.end()
+    wait_for(lambda: nothing_is_left(alpha))

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -102,12 +103,13 @@ def test_a_machine_is_set_up_once_and_files_are_copied_once(
         prepare(found, lambda _, text: told.append(text))
     assert told == [f"copying {tree.root} (3 files)"]
     assert os.listdir(machine.base / "runs") == []
-
-
-def test_what_is_there_belongs_to_root_alone(machine: FarMachine, tmp_path: Path) -> None:
-    ready(parse_target(machine.option), project(tmp_path / "project", WORKS), tmp_path / "run")
+    # It belongs to root alone.
     places = [machine.base, *(path for path in machine.base.iterdir() if path.is_dir())]
     assert {path.stat().st_mode & 0o777 for path in places} == {0o700}
+
+
+def test_a_directory_that_others_can_look_into_is_not_used(machine: FarMachine, tmp_path: Path) -> None:
+    machine.base.mkdir(exist_ok=True)
     machine.base.chmod(0o755)
     try:
         told = reason(parse_target(machine.option), project(tmp_path / "other", WORKS), tmp_path / "run")
@@ -152,15 +154,14 @@ def test_a_user_who_cannot_become_root(machine: FarMachine, tmp_path: Path) -> N
 
 
 def test_a_machine_without_python(machine: FarMachine, tmp_path: Path) -> None:
-    target = parse_target(machine.option)
-    with far_machine(tmp_path / "epsilon", "delta", environment=False) as bare:
-        target, tree = replace(target, config=bare.config), project(tmp_path / "project", WORKS)
-        ask = route_to(target, tmp_path).argv("sh", "-c", "command -v python3 || true")
+    target, tree = parse_target(machine.option), project(tmp_path / "project", WORKS)
+    ask = route_to(target, tmp_path).argv("sh", "-c", "command -v python3 || true")
+    with ExitStack() as stack:
         while found := subprocess.run(ask, capture_output=True, text=True, timeout=60, check=True).stdout.strip():
-            bare.hide(Path(found))
-        assert reason(target, tree, tmp_path / "run") == (
-            "there is no python3: install it there (apt-get install python3)"
-        )
+            machine.hide(Path(found))
+            stack.callback(machine.show, Path(found))
+        told = reason(target, tree, tmp_path / "run")
+    assert told == "there is no python3: install it there (apt-get install python3)"
 
 
 def test_a_machine_of_vagrant_is_reached_as_vagrant_says(
