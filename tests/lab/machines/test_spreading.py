@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from argparse import Namespace
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,7 +14,7 @@ from xdist.remote import Producer
 from xdist.workermanage import Marker, WorkerController
 
 from lab.machines.place import Place
-from lab.machines.spreading import Machines, hear
+from lab.machines.spreading import Machines, hear, pytest_cmdline_main
 
 
 def said(target: Path) -> dict[str, Any]:
@@ -39,6 +40,18 @@ def test_what_a_machine_says_calls_nothing_here(tmp_path: Path, kind: type) -> N
     # This is what it would be without us.
     controller.process_from_remote(event)
     assert (tmp_path / "made").is_dir()
+
+
+NOTHING = {"collectonly": False, "usepdb": False, "trace": False, "looponfail": False, "dist": "no"}
+
+
+@pytest.mark.parametrize("option", [*NOTHING, "numprocesses", "tx", "px"])
+def test_options_that_would_run_something_here_are_refused(pytestconfig: pytest.Config, option: str) -> None:
+    given = dict.fromkeys(vars(pytestconfig.option)) | NOTHING
+    pytest_cmdline_main(SimpleNamespace(option=Namespace(**given)))  # type: ignore[arg-type]
+    assert option in given
+    with pytest.raises(pytest.UsageError, match="pytest takes no options that debug, only collect, or say where"):
+        pytest_cmdline_main(SimpleNamespace(option=Namespace(**given | {option: "given"})))  # type: ignore[arg-type]
 
 
 def test_the_end_of_a_worker_is_heard() -> None:
