@@ -8,11 +8,13 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from datapath.base.statefile import WrongContent, parse_json
+from lab.cli.ci import CiFiles
 from lab.cli.job import REPORT_HTML, TRACE_JSON, check
 from lab.cli.report import RUN_JSON
 from lab.cli.tables import add_row, make_table, print_table
@@ -30,7 +32,8 @@ KERNELS_JSON = "kernels.json"
 FORMAT = 1
 """Version of kernels.json; see docs/kernels.md."""
 
-_FILES = {"--pcap": "pcap", "--junitxml": "junit.xml", "--summary": "summary.md"}
+_JUNIT, _SUMMARY = "junit.xml", "summary.md"
+_FILES = {"--pcap": "pcap", "--junitxml": _JUNIT, "--summary": _SUMMARY}
 """Options that name what else is written, and its name beside run.json of each kernel."""
 
 _NEVER_RAN = 1
@@ -128,6 +131,7 @@ def _run(kernel: Kernel, args: argparse.Namespace, *, cpus: int, silence: float)
     except MachineFailed as error:
         failure = error.reason
         print(f"reloadlab: {error}", file=sys.stderr)
+        tell_failure(error, place, junit=args.junitxml is not None, summary=args.summary is not None)
     return KernelResult(kernel, code, failure, boot, seconds, document_of(place, before))
 
 
@@ -137,9 +141,17 @@ def cleared(place: Path) -> str | None:
     If the machine does not boot, nothing else would tell them from those of this run.
     """
     with OutputDirectory(place) as there:
-        for name in (_FILES["--junitxml"], _FILES["--summary"], REPORT_HTML, TRACE_JSON):
+        for name in (_JUNIT, _SUMMARY, REPORT_HTML, TRACE_JSON):
             there.remove(name)
         return there.read(RUN_JSON)
+
+
+def tell_failure(error: MachineFailed, place: Path, *, junit: bool, summary: bool) -> None:
+    """Write the files for CI servers that a machine should have left and has not: the error is all that they tell."""
+    wanted = {_JUNIT: junit, _SUMMARY: summary}
+    missing = [place / name if asked and not (place / name).exists() else None for name, asked in wanted.items()]
+    with suppress(MachineFailed), CiFiles(*missing):
+        raise error
 
 
 def keep(left: Path, place: Path) -> None:

@@ -54,8 +54,8 @@ def calibrate() -> float:
 
 def factor_of(seconds: list[float]) -> float:
     """Return the factor of a machine that took so long for pieces of work."""
-    factor = round(statistics.median(seconds) / ORDINARY)
-    return min(float(factor), _LARGEST) if factor >= THRESHOLD else 1.0
+    factor = statistics.median(seconds) / ORDINARY
+    return min(float(round(factor)), _LARGEST) if factor >= THRESHOLD else 1.0
 
 
 def _piece() -> float:

@@ -389,7 +389,8 @@ def _finish(args: argparse.Namespace, recording: Recording, show: Callable[[], N
     others = recording.result.load.others
     # The sides of one run have the same others: they are compared all the same.
     if args.bench != "ab" and others is not None and others > NOISY:
-        print(f"warning: other processes had {others:.0%} of the CPUs meanwhile: measure again")
+        words = f"other processes had {others:.0%} of the CPUs meanwhile: measure again"
+        print(f"reloadlab: warning: {words}", file=sys.stderr)
     return 0
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 
@@ -17,10 +18,12 @@ from lab.cli.kernels_job import (
     keep,
     matrix,
     print_results,
+    tell_failure,
     worst,
 )
 from lab.cli.main import _split, build_parser
 from lab.vm.kernels import Kernel
+from lab.vm.machine import MachineFailed
 from lab.vm.session import GUEST_OUTPUT
 
 
@@ -107,6 +110,18 @@ def test_files_of_the_run_before_are_gone_but_for_what_failed_in_it(tmp_path: Pa
         (tmp_path / name).write_text(name)
     assert cleared(tmp_path) == "run.json"
     assert {path.name for path in tmp_path.iterdir()} == {"run.json", "other", "new"}
+
+
+def test_of_a_machine_that_does_not_boot_the_files_for_ci_tell_the_error(tmp_path: Path) -> None:
+    error = MachineFailed("6.1", "it said nothing for 180 s and was killed", ["Kernel panic"])
+    tell_failure(error, tmp_path, junit=False, summary=False)
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "summary.md").write_text("what the machine wrote itself")
+    tell_failure(error, tmp_path, junit=True, summary=True)
+    (case,) = ElementTree.parse(tmp_path / "junit.xml").getroot().iter("testcase")
+    (found,) = (child for child in case if child.tag == "error")
+    assert str(error) in (found.text or "")
+    assert (tmp_path / "summary.md").read_text() == "what the machine wrote itself"
 
 
 def test_files_are_kept_and_links_are_not(tmp_path: Path) -> None:

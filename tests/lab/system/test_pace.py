@@ -11,7 +11,7 @@ def test_an_ordinary_machine_has_the_factor_one() -> None:
     assert factor_of([ORDINARY / 2] * 9) == 1
     # Something else ran for a moment, or the machine is a little slower.
     assert factor_of([ORDINARY] * 5 + [ORDINARY * 40] * 4) == 1
-    assert factor_of([ORDINARY * 2.4] * 9) == 1
+    assert factor_of([ORDINARY * 2.9] * 9) == 1
 
 
 def test_a_slow_machine_has_the_factor_by_which_it_is_slower() -> None:
