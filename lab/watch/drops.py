@@ -38,8 +38,9 @@ class Namespace:
 class Dropped:
     """What was dropped on all nodes of a scenario.
 
-    `programs` are the drop notifications by node, `kernel` the drops of the kernel, if `kernel_watched`. `counters` are
-    the counters of losses that have moved, by namespace and name. `namespaces` are by inode number. `gaps` says what
+    `programs` are the drop notifications by node, `kernel` the drops of the kernel, if `kernel_watched`. `precise`: all
+    of them are drops; otherwise packets of those without a reason may have arrived. `counters` are the
+    counters of losses that have moved, by namespace and name. `namespaces` are by inode number. `gaps` says what
     could not be watched, and why. `ownership` tells whose a packet is. `refusals` are the verdicts of policies that
     refuse a packet, by node and the drop's reason; a node of which messages were lost or cannot be read has none.
     """
@@ -52,6 +53,7 @@ class Dropped:
     namespaces: Mapping[int, Namespace]
     gaps: tuple[str, ...]
     refusals: Mapping[str, Mapping[int, int]] = field(default_factory=dict)
+    precise: bool = True
 
     def place(self, drop: KernelDrop) -> str:
         """Return where a packet was dropped, such as ` on lxc1 in node`."""
@@ -87,6 +89,10 @@ class Drops:
                 self._listen(stack, node)
             try:
                 self._kernel = stack.enter_context(KernelDrops())
+                if not self._kernel.precise:
+                    self._gaps.append(
+                        "kernel drops without a reason are no findings: this kernel frees what has arrived so, too"
+                    )
             except DropsUnavailable as error:
                 self._gaps.append(f"kernel drops are not watched, only counted: {error}")
             self._collect()
@@ -117,6 +123,7 @@ class Drops:
                 programs={name: events.events for name, events in self._events.items()},
                 kernel=self._kernel.events if self._kernel is not None else (),
                 kernel_watched=self._kernel is not None,
+                precise=self._kernel is None or self._kernel.precise,
                 counters=moved(self._before, self._counters()),
                 namespaces=dict(self._names),
                 gaps=(*self._gaps, *late),

@@ -41,6 +41,10 @@ RECORD = struct.Struct("<QQIIIHH16s144s")
 
 _SOURCE = Path(__file__).with_name("kernel_drops.c")
 VMLINUX = Path("/sys/kernel/btf/vmlinux")
+
+NOT_SPECIFIED, QUEUE_PURGE = "NOT_SPECIFIED", "QUEUE_PURGE"
+"""Reasons: none is given; a queue is emptied, of a socket say (Linux 6.7)."""
+
 _PREFIX = "SKB_DROP_REASON_"
 _WITH_RX_SK = 5
 """Parameters of btf_trace_kfree_skb since Linux 6.11: its private data, then the arguments of the tracepoint."""
@@ -202,6 +206,14 @@ class KernelDrops:
         for netns in self._namespaces - wanted:
             bpf.map_delete(self._watched, struct.pack("=I", netns))
         self._namespaces = wanted
+
+    @property
+    def precise(self) -> bool:
+        """Whether the kernel tells drops from packets that have arrived, or that a closed socket had not read.
+
+        Linux before 6.7 frees these without a reason, like many drops.
+        """
+        return QUEUE_PURGE in self._reasons.values()
 
     @property
     def lost(self) -> int:

@@ -12,7 +12,7 @@ from lab.watch import metrics
 from lab.watch.attribution import of_the_kernel
 from lab.watch.drop_events import DropEvent
 from lab.watch.drops import Dropped
-from lab.watch.kernel_drops import KernelDrop
+from lab.watch.kernel_drops import NOT_SPECIFIED, KernelDrop
 from lab.watch.violation import Violation
 
 VERDICTS = frozenset(("TC_INGRESS", "TC_EGRESS", "XDP"))
@@ -143,12 +143,16 @@ def check_kernel(
     """Return the packets of flows that the kernel dropped while traffic ran (invariant 12).
 
     `expected` are reasons that are no violation, such as IP_OUTNOROUTES. Where the kernel does not tell of its drops,
-    every counter of losses that has moved is a violation.
+    every counter of losses that has moved is a violation. A kernel that is not precise has drops without a reason that
+    are none: such a drop says only where a packet that did not arrive has gone.
     """
     if not dropped.kernel_watched:
         moved = sorted(dropped.counters.items())
         return [Violation(12, f"{place}: the kernel counts {by} lost packets ({name})") for (place, name), by in moved]
-    ownership, harmless = dropped.ownership, HARMLESS | VERDICTS | expected
+    ownership, harmless = (
+        dropped.ownership,
+        HARMLESS | VERDICTS | expected | (frozenset() if dropped.precise else {NOT_SPECIFIED}),
+    )
     found: defaultdict[tuple[str, str, int, str], list[int]] = defaultdict(list)
     for drop in dropped.kernel:
         running = any(phase.started_ns <= drop.time_ns <= phase.stopped_ns for phase in phases)

@@ -24,11 +24,13 @@ from lab.scenario.verdict import InvariantsViolated
 from lab.system.netns import enter
 from lab.traffic.defaults import ends
 from lab.traffic.flows import Flow
+from lab.traffic.report import TrafficReport
 from lab.watch import kernel_drops
 from lab.watch.attribution import Ownership
-from lab.watch.checks.drops import check_uncounted
+from lab.watch.checks.drops import check_kernel, check_uncounted
 from lab.watch.drop_events import DropEvent
-from lab.watch.drops import Dropped
+from lab.watch.drops import Dropped, Namespace
+from lab.watch.kernel_drops import KernelDrop
 from lab.watch.packet import UDP, Packet
 from lab.watch.violation import Violation
 from tests.lab.labs import unique_name
@@ -143,6 +145,18 @@ def test_drops_that_are_counted_for_another_reason_are_named() -> None:
     (found,) = check_uncounted({(140, 2): 1, (134, 2): 2}, dropped, "n")
     what = "2 packets dropped as Missed tail call that cilium_metrics does not count so: 3 of there (bpf_lxc.c:214)"
     assert (found.invariant, found.what, found.at) == (12, what, (1, 2, 3))
+
+
+@pytest.mark.parametrize("precise", [True, False])
+def test_a_drop_without_a_reason_counts_where_the_kernel_frees_nothing_else_so(precise: bool) -> None:
+    flow = Flow("there", "a", "10.0.0.1", "b", "10.0.0.2", port=7)
+    packet = Packet(ip_address(flow.source_ip), ip_address(flow.target_ip), UDP, bytes((9, 9, 0, 7)))
+    drops = tuple(KernelDrop(at, 0, 1, reason, 0, "", packet) for at, reason in ((1, "NOT_SPECIFIED"), (2, "IP_CSUM")))
+    dropped = Dropped(Ownership([flow]), {}, drops, True, {}, {1: Namespace("n", "a")}, (), precise=precise)
+    found = check_kernel(dropped, [TrafficReport(0, 3, 0, 0, 0, (), ())])
+    reasons = ["NOT_SPECIFIED", "IP_CSUM"] if precise else ["IP_CSUM"]
+    assert [reason for violation in found for reason in reasons if reason in violation.what] == reasons
+    assert len(found) == len(reasons)
 
 
 @pytest.fixture
