@@ -97,8 +97,8 @@ class MapDifference:
 
     map: str
     field: str
-    pinned: int
-    wanted: int
+    pinned: int | str
+    wanted: int | str
 
     def __str__(self) -> str:
         return f"{self.map}: {self.field} is {self.pinned}, wanted {self.wanted}"

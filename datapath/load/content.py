@@ -8,17 +8,18 @@ from datapath.base.bpftypes import HASH_TYPES, PERCPU_TYPES, MapType
 from datapath.errors import BpfError
 from datapath.kernel import bpf, progarray
 from datapath.kernel.map import Map
+from datapath.load.layout import is_compared, is_same_layout
 
 _ARRAYS = frozenset((MapType.ARRAY, MapType.PERCPU_ARRAY))
 
 
 def can_copy(old: Map, new: Map) -> bool:
-    """Tell whether an entry of `old` means the same in `new`: same sizes, and keys of the same kind."""
+    """Tell whether an entry of `old` means the same in `new`: same sizes and fields, and keys of the same kind."""
     kinds = (HASH_TYPES, _ARRAYS, frozenset((MapType.LPM_TRIE,)), frozenset((MapType.PROG_ARRAY,)))
     same_kind = any(old.info.type in kind and new.info.type in kind for kind in kinds)
     same_value = (old.info.type in PERCPU_TYPES) == (new.info.type in PERCPU_TYPES)
     sizes = (old.info.key_size, old.info.value_size) == (new.info.key_size, new.info.value_size)
-    return same_kind and same_value and sizes
+    return same_kind and same_value and sizes and (not is_compared(new.name) or is_same_layout(old.info, new.info))
 
 
 def copy(old: Map, new: Map) -> int:

@@ -17,6 +17,7 @@ from datapath.kernel import bpf
 from datapath.kernel.cpus import cpu_ids, possible_cpus
 from datapath.kernel.map import CacheEntry, CreatedPin, Map, MapCache, open_pin, round_up
 from datapath.kernel.uapi import MapBtf, MapInfo
+from datapath.load.layout import is_compared, layout_differences
 from datapath.load.types import TypeStore
 from datapath.object.spec import CollectionSpec, DataSection, MapSpec
 
@@ -43,6 +44,8 @@ Fill = Callable[[Map], None]
 class MapSet:
     """The open maps of one load, by name; `created` are those that it made.
 
+    `told` are those whose types the kernel is told, as far as `layout_differences` wants to know.
+
     What it made is pinned by `pin_created`. Closing it leaves the pins; `discard` takes back those it made as well.
     """
 
@@ -51,6 +54,7 @@ class MapSet:
     maps: dict[str, Map] = field(default_factory=dict)
     created_pins: list[CreatedPin] = field(default_factory=list)
     created: set[str] = field(default_factory=set)
+    told: frozenset[str] = frozenset()
     _cache: MapCache | None = None
     _borrowed: list[CacheEntry] = field(default_factory=list)
     _owned: list[Map] = field(default_factory=list)
@@ -126,6 +130,7 @@ def open_maps(
     result = MapSet(spec, pin_dir, _cache=cache)
     with ExitStack() as undo, TypeStore() as own_types:
         types_of = partial((types or own_types).of_map, spec)
+        result.told = frozenset(n for n, m in spec.maps.items() if is_compared(n) and types_of(m) is not None)
         undo.callback(result.close)
         if pin_dir is not None and any(m.pinned for m in spec.maps.values()):
             ensure_pin_dir(pin_dir)
@@ -170,6 +175,14 @@ def differences(spec: MapSpec, info: MapInfo) -> list[MapDifference]:
     return [MapDifference(spec.name, *row) for row in zip(names, have, want, strict=True) if row[1] != row[2]]
 
 
+def incompatibilities(spec: CollectionSpec, item: MapSpec, info: MapInfo, *, told: bool) -> list[MapDifference]:
+    """List why an object cannot use a pinned map: its properties, or, if these agree, the fields of its entries.
+
+    `told` says that the kernel is told the types of this map of the object.
+    """
+    return differences(item, info) or layout_differences(spec, item, info, told=told)
+
+
 def max_entries(spec: MapSpec) -> int:
     """Return the size that the kernel will report for a map of this definition.
 
@@ -189,7 +202,7 @@ def _open_pinned(spec: CollectionSpec, pin_dir: Path, result: MapSet) -> None:
         if item.pinned:
             pinned = _open_one(item.name, pin_dir, result)
             if pinned is not None:
-                found += differences(item, pinned.info)
+                found += incompatibilities(spec, item, pinned.info, told=item.name in result.told)
     if found:
         raise MapIncompatible(found)
 
@@ -235,7 +248,7 @@ def _pin(item: MapSpec, pin_dir: Path, result: MapSet) -> None:
         result.created.discard(item.name)
         result._owned.remove(created)
         created.close()
-        found = differences(item, winner.info)
+        found = incompatibilities(result.spec, item, winner.info, told=item.name in result.told)
         if found:
             raise MapIncompatible(found)
         return

@@ -18,7 +18,7 @@ from datapath.kernel.map import Map, open_pin
 from datapath.kernel.pins import Pin
 from datapath.load.collection import Collection, fill_program_arrays
 from datapath.load.content import can_copy, copy
-from datapath.load.maps import differences, open_maps
+from datapath.load.maps import incompatibilities, open_maps
 from datapath.load.programs import load_programs
 from datapath.object.spec import CollectionSpec
 from datapath.reload import connections, recovery
@@ -268,6 +268,6 @@ def _survey(work: Workspace, spec: CollectionSpec) -> tuple[list[str], list[str]
         info = work.map_cache.info(path)
         if info is None:
             missing.append(name)
-        elif differences(wanted, info):
+        elif incompatibilities(spec, wanted, info, told=work.types.of_map(spec, wanted) is not None):
             to_move.append(name)
     return to_move, missing

@@ -13,10 +13,9 @@ from functools import lru_cache
 from typing import Generic, TypeVar
 
 from datapath.base import mapnames
-from datapath.kernel import bpf
 from datapath.kernel.map import Map
 from datapath.kernel.uapi import MapTypes
-from datapath.object.btf import Btf, parse
+from datapath.load.layout import types_of
 from lab.abi.conntrack import CtEntry, CtTuple
 from lab.abi.layouts import (
     EndpointInfo,
@@ -99,14 +98,8 @@ METRICS = Kind(MetricsKey, MetricsValue)
 @lru_cache(maxsize=1024)
 def records_of(types: MapTypes) -> tuple[Record, Record]:
     """Return the structs of a map's key and value. The kernel gives no id of BTF twice."""
-    found = _parsed(bpf.btf_of_id(types.btf))
+    found = types_of(types.btf)
     return Record.of_type(found, types.key), Record.of_type(found, types.value)
-
-
-@lru_cache(maxsize=16)
-def _parsed(data: bytes) -> Btf:
-    """Return the types; maps of the same object have the same bytes, each with an id of its own."""
-    return parse(data)
 
 
 def _codec(name: str, kind: type[V], size: int, record: Record | None) -> Codec[V]:

@@ -75,14 +75,17 @@ def fill_all(
 
     An `unloaded` pod is known to all maps but cilium_lxc: whoever finds it there delivers to it. Without `sweep`
     nothing is deleted.
-    Maps that are missing are created as `host`, the host's object, defines them, with the types of `types`. What is new
-    is written before what is stale goes, so that no packet finds less than before or after (cilium#10936).
+    Maps that are missing are created as `host`, the host's object, defines them, with the types of `types`; one of
+    another shape stays as it is, for the programs that use it, until a reload replaces it. What is new is written
+    before what is stale goes, so that no packet finds less than before or after (cilium#10936).
     """
     hidden = () if unloaded is None else (unloaded.ipv4, unloaded.ipv6)
     mine = {name: item for name, item in host.maps.items() if item.pinned and name in contents.NODE_MAPS}
     with ExitStack() as stack:
+        present = [stack.enter_context(opened) for name in mine if (opened := open_if_pinned(pins / name)) is not None]
+        missing = {name: item for name, item in mine.items() if name not in {opened.name for opened in present}}
         maps = load_maps(
-            replace(host, maps=mine, programs={}), pins, types=types, fill=lambda new: _fill_new(node, new)
+            replace(host, maps=missing, programs={}), pins, types=types, fill=lambda new: _fill_new(node, new)
         )
         stack.callback(maps.close)
         policies = enforcement.stored(node)
@@ -92,7 +95,7 @@ def fill_all(
             update.add()
         # Programs that are not reloaded yet go on with the map that another has replaced.
         former = [stack.enter_context(open_pin(path)) for name in mine for path in retired.others(pins, name)]
-        for item in (*maps.maps.values(), *former):
+        for item in (*present, *maps.maps.values(), *former):
             is_hidden = hidden and _name(item) == mapnames.ENDPOINTS
             without = [tables.ENDPOINTS.of(item).key.pack(EndpointKey(each)) for each in hidden] if is_hidden else ()
             written = fill(node, item, without=without)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from datapath.base.mapnames import is_calls_map
 from datapath.kernel.pins import Pin
 from datapath.load.collection import Collection
-from datapath.load.maps import differences, open_maps
+from datapath.load.maps import incompatibilities, open_maps
 from datapath.reload.prepare import MigrateMaps, OpenMaps, RepinMaps
 from datapath.reload.switchover import Commit
 from datapath.reload.workspace import Workspace
@@ -33,7 +33,8 @@ class LeaveIncompatible(Telling, RepinMaps):
                 item.moved.append(pin)
             elif wanted.pinned and not is_calls_map(name):
                 info = work.map_cache.info(str(pin.path))
-                if info is not None and differences(wanted, info):
+                told = work.types.of_map(item.spec, wanted) is not None
+                if info is not None and incompatibilities(item.spec, wanted, info, told=told):
                     work.migrated.append(name)
                     self.applied()
 

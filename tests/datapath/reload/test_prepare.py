@@ -19,6 +19,10 @@ from datapath.kernel.hooks import Direction
 from datapath.kernel.inventory import program_maps
 from datapath.kernel.map import open_pin
 from datapath.kernel.pins import PENDING, map_id
+from datapath.load.layout import is_compared
+from datapath.load.maps import differences
+from datapath.load.types import TypeStore
+from datapath.object.spec import MapSpec
 from datapath.reload.outcome import Outcome
 from datapath.reload.step import Step
 from datapath.reload.transaction import RollbackFailed
@@ -26,6 +30,8 @@ from datapath.reload.workspace import Workspace
 from lab.scenario.gate import Gate
 from tests.datapath import support
 from tests.datapath.support import Injected, Rig, fails_unchanged
+from tests.lab.abi.kernelmaps import create
+from tests.lab.abi.recorded import layouts_of
 
 pytestmark = pytest.mark.privileged
 
@@ -53,6 +59,13 @@ def rig(templates: Path) -> Iterator[Rig]:
 def change(name: str, field: str) -> tuple[str, str]:
     ending, value = CHANGES[field]
     return f"{'POLICY' if name == POLICY else 'IPCACHE'}_{ending}", value
+
+
+def rig_map(rig: Rig, name: str) -> MapSpec:
+    """Return the definition of a map in the object of pod-1."""
+    endpoint = rig.endpoint("pod-1")
+    template = rig.loader.templates.fetch(endpoint)
+    return template.own_spec(template.image.spec, template.substitution(endpoint)).maps[name]
 
 
 def content(rig: Rig, name: str) -> dict[bytes, bytes]:
@@ -103,6 +116,38 @@ class TestMigration:
         assert rig.dead_calls() == []
         rig.configure(defines=())
         assert rig.reload(subject).migrated == ()
+
+    @pytest.mark.parametrize("recorded", ["cilium_policy", "cilium_lxc"])
+    def test_a_map_of_equal_size_and_other_fields_is_replaced(self, rig: Rig, recorded: str) -> None:
+        """Made by the sources of 1.16, whose policy entries have a length that ours do not know."""
+        rig.reload("pod-1")
+        name = POLICY if recorded == "cilium_policy" else recorded
+        with open_pin(rig.pin(name)) as ours:
+            info = ours.info
+        rig.pin(name).unlink()
+        with create(name, layouts_of("1.16.5")[recorded], like=info) as pinned:
+            assert differences(rig_map(rig, name), pinned.info) == []
+            pinned.update(b"\x20\0\0\0".ljust(info.key_size, b"\7"), bytes(info.value_size))
+            pinned.pin(rig.pin(name))
+        rig.new_maps.clear()
+        assert rig.reload("pod-1").migrated == (name,)
+        assert rig.new_maps == [name], "what means something else must not be copied"
+        assert len(content(rig, name)) == 1
+
+    def test_sources_of_others_do_not_go_on_with_our_maps(self, rig: Rig) -> None:
+        """Of ours the kernel knows no types. All maps of theirs have some, and fit from the second reload on."""
+        rig.reload("pod-1")
+        present = {name for name in os.listdir(rig.config.globals) if is_compared(name)}
+        rig.loader.types.close()
+        rig.loader.types = TypeStore(all_maps=True)
+        rig.new_maps.clear()
+        migrated = rig.reload("pod-1").migrated
+        assert POLICY in migrated
+        assert set(migrated) == set(rig.new_maps) == present
+        assert rig.reload("pod-1").migrated == ()
+        rig.loader.types.close()
+        rig.loader.types = TypeStore()
+        assert rig.reload("pod-1").migrated == (), "our own sources have these fields"
 
     def test_content_that_does_not_fit_is_a_warning(self, rig: Rig) -> None:
         rig.reload("pod-1")

@@ -8,10 +8,11 @@ import struct
 from datapath.base.bpftypes import MapType
 from datapath.kernel import bpf
 from datapath.kernel.map import Map
-from datapath.kernel.uapi import MapBtf
+from datapath.kernel.uapi import MapBtf, MapInfo
 from datapath.object.btf import MAGIC, TypeKind
+from datapath.object.spec import CollectionSpec, MapSpec
 from lab.abi.record import Record
-from tests.lab.abi.recorded import Layout
+from tests.lab.abi.recorded import Layout, layouts_of
 
 _TYPES = {
     "cilium_ipcache": MapType.LPM_TRIE,
@@ -22,27 +23,58 @@ _TYPES = {
 }
 """Types of maps by the beginnings of their names, the longest of which counts; the others are hashes."""
 
+_ENTRIES = 256
 _NO_PREALLOC = 1
 _BYTE, _INDEX = 1, 2
 
 
-def create(name: str, layout: Layout) -> Map:
-    """Create a map of a few entries that has these types; the caller closes it."""
+def create(name: str, layout: Layout, *, told: bool = True, like: MapInfo | None = None) -> Map:
+    """Create a map that has these types, or, if they are not `told`, their sizes alone; the caller closes it.
+
+    It has a few entries, or is as large as another map.
+    """
     key, value = layout
-    kind = next((_TYPES[each] for each in sorted(_TYPES, key=len, reverse=True) if name.startswith(each)), MapType.HASH)
+    shape = (_type_of(name), _ENTRIES, _flags_of(name)) if like is None else (like.type, like.max_entries, like.flags)
     types = Types()
     ids = types.struct(key), types.struct(value)
     fd = bpf.btf_load(types.section())
     try:
         made = bpf.map_create(
-            *(kind, key.size, value.size, 256),
-            flags=_NO_PREALLOC if kind == MapType.LPM_TRIE else 0,
+            *(shape[0], key.size, value.size, shape[1]),
+            flags=shape[2],
             name=name,
-            btf=MapBtf(fd, *ids),
+            btf=MapBtf(fd, *ids) if told else None,
         )
     finally:
         os.close(fd)
     return Map.of(made, name)
+
+
+def object_of(release: str, name: str, recorded: str | None = None) -> CollectionSpec:
+    """Return an object that defines one map, of a recorded one's layout, as that release does."""
+    key, value = layouts_of(release)[recorded or name]
+    types = Types()
+    item = MapSpec(
+        name=name,
+        type=_type_of(name),
+        key_size=key.size,
+        value_size=value.size,
+        max_entries=_ENTRIES,
+        flags=_flags_of(name),
+        pinned=True,
+        key_type=types.struct(key),
+        value_type=types.struct(value),
+    )
+    return CollectionSpec(release, {name: item}, {}, {}, b"", "", btf=types.section())
+
+
+def _type_of(name: str) -> MapType:
+    """Return the type that a map of this name has in all releases."""
+    return next((_TYPES[each] for each in sorted(_TYPES, key=len, reverse=True) if name.startswith(each)), MapType.HASH)
+
+
+def _flags_of(name: str) -> int:
+    return _NO_PREALLOC if _type_of(name) == MapType.LPM_TRIE else 0
 
 
 class Types:

@@ -14,6 +14,7 @@ from datapath.base.mapnames import CT_MAPS
 from datapath.endpoint import HOST_ID, WORLD_ID
 from datapath.kernel.map import Map
 from datapath.load.maps import ensure_pin_dir
+from datapath.load.types import TypeStore
 from lab.abi import tables
 from lab.abi.conntrack import CtEntry, CtTuple
 from lab.abi.layouts import EndpointKey, MetricsKey, MetricsValue
@@ -25,7 +26,7 @@ from lab.agent.policyfile import parse
 from lab.node.node import Node
 from lab.node.topology import NodeSpec
 from lab.watch import mapview, metrics, snapshot
-from tests.lab.abi.kernelmaps import create
+from tests.lab.abi.kernelmaps import create, object_of
 from tests.lab.abi.recorded import layouts_of, releases
 from tests.lab.labs import unique_name
 
@@ -211,6 +212,20 @@ def test_a_snapshot_knows_what_packets_change(maps: dict[str, Map], node: Node) 
         assert (9, 900) in after.pins[opened.name].counters.values()
     write(opened, tables.POLICY, rule, rule.entry(deny=True))
     assert snapshot.take(node).pins[opened.name].content != before.pins[opened.name].content
+
+
+def test_an_update_leaves_maps_of_another_release_in_their_layout(node: Node) -> None:
+    """The control plane has the sources of tomorrow, the programs are still those of today."""
+    pins, spec = node.datapath_config().globals, object_of("1.16.5", "cilium_lxc")
+    ensure_pin_dir(pins)
+    with create("cilium_lxc", layouts_of("1.14-4093531")["cilium_lxc"]) as opened, TypeStore(all_maps=True) as types:
+        opened.pin(pins / opened.name)
+        try:
+            mapfill.fill_all(node, pins, spec, types=types)
+        finally:
+            (pins / opened.name).unlink()
+        found = {key.address for key, _ in tables.ENDPOINTS.of(opened).items(opened)}
+    assert {node.pod("pod-1").ipv4, node.spec.router6} <= found
 
 
 def test_a_layout_of_tomorrow_is_refused_before_anything_is_written(node: Node) -> None:
