@@ -17,25 +17,52 @@ DROP_NOTIFY = struct.Struct("<16sIIIHBbI")
 TRACE_NOTIFY = struct.Struct("<16sIIHBBI16s")
 POLICY_VERDICT_NOTIFY = struct.Struct("<16sIiHBB4x")
 
-SOURCE_FILES: Mapping[int, str] = {
+_SOURCE_FILES: Mapping[int, str] = {
     1: "bpf_host.c",
     2: "bpf_lxc.c",
     3: "bpf_overlay.c",
     4: "bpf_xdp.c",
     101: "arp.h",
     102: "drop.h",
-    103: "egress_policies.h",
+    103: "egress_policies.h or srv6.h",
     104: "icmp6.h",
     105: "nodeport.h",
-    106: "encap.h",
+    106: "encap.h or encrypt.h or lb.h",
+    107: "encrypt.h or mcast.h",
+    108: "mcast.h or ipv4.h",
+    109: "conntrack.h",
+    110: "l3.h or local_delivery.h",
+    111: "trace.h",
+    112: "encap.h",
+    113: "encrypt.h",
+    114: "host_firewall.h",
+    115: "nodeport_egress.h",
+    116: "ipv6.h",
+    117: "classifiers.h",
     120: "conntrack.h",
     121: "delivery.h",
     122: "eth.h",
     123: "ip.h",
     124: "l4.h",
     125: "policy.h",
+    126: "encap.h",
 }
-"""Source files by their number in a drop: Cilium's (bpf/source_names_to_ids.h), and ours from 120 on."""
+"""Source files by their number in a drop: Cilium's (bpf/source_names_to_ids.h, later bpf/lib/source_info.h), and ours
+from 120 on. Releases from 1.14 to 1.19 gave some numbers to several files, one after the other: the newest is last."""
+
+_TOLD_BY_VERSION = 3
+"""The version of drops from which on the newest name of a number is the one: before, releases share the version 1."""
+
+
+def source_file(drop: DropNotify) -> str | None:
+    """Return the file in which a packet was dropped: all that it may be, if the message does not tell which.
+
+    None if the number is unknown.
+    """
+    names = _SOURCE_FILES.get(drop.file)
+    if names is not None and drop.header.version >= _TOLD_BY_VERSION:
+        return names.rpartition(" or ")[2]
+    return names
 
 
 class TracePoint(IntEnum):

@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Self
 
 from lab.abi import notifications, reasons
-from lab.abi.notifications import SOURCE_FILES, DropNotify, PolicyVerdictNotify
+from lab.abi.notifications import DropNotify, PolicyVerdictNotify, source_file
 from lab.node.node import Node
 from lab.watch.monitor import Monitor
 from lab.watch.packet import Packet, decode_frame
@@ -115,5 +115,5 @@ def decode(data: bytes, time_ns: int) -> DropEvent | None:
     found = DropNotify.unpack(data)
     head = found.header
     packet = decode_frame(data[size : size + head.len_cap])
-    file = SOURCE_FILES.get(found.file, f"file {found.file}") if found.file else ""
+    file = (source_file(found) or f"file {found.file}") if found.file else ""
     return DropEvent(time_ns, head.subtype, file, found.line, head.source, found.ifindex, packet)

@@ -12,7 +12,7 @@ from typing import Any
 
 from lab.abi import notifications, reasons
 from lab.abi.conntrack import ConnState
-from lab.abi.notifications import SOURCE_FILES, DropNotify, PolicyVerdictNotify, TraceNotify, TracePoint
+from lab.abi.notifications import DropNotify, PolicyVerdictNotify, TraceNotify, TracePoint, source_file
 from lab.abi.policymap import PolicyMatch
 from lab.watch.packet import summary
 
@@ -161,7 +161,7 @@ def decode(data: bytes) -> Event:
     packet = summary(data[size : size + head.len_cap])
     if isinstance(found, DropNotify):
         labels = found.src_label, found.dst_label, found.dst_id
-        place = SOURCE_FILES.get(found.file, f"unknown({found.file})"), found.line
+        place = source_file(found) or f"unknown({found.file})", found.line
         return Drop(head.subtype, head.source, head.hash, head.len_orig, *labels, found.ifindex, *place, packet)
     if isinstance(found, TraceNotify):
         labels = found.src_label, found.dst_label, found.dst_id

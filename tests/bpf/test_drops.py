@@ -11,7 +11,7 @@ from ipaddress import IPv4Address, IPv6Address
 import pytest
 
 from datapath.kernel.uapi import TestRun
-from lab.abi.notifications import NOTIFY_DROP, SOURCE_FILES, DropNotify
+from lab.abi.notifications import NOTIFY_DROP, DropNotify, source_file
 from lab.abi.policymap import PolicyKey
 from scenarios import frames
 from scenarios.frames import ETH_P_IP, ETH_P_IPV6, ICMP, ICMPV6, TCP, UDP, eth, icmp, ipv4, ipv6, tcp, udp
@@ -338,7 +338,9 @@ def check(datapath: Datapath, case: Case) -> Place:
     counted = {key: count - before.get(key, 0) for key, count in datapath.drops().items()}
     assert {key: count for key, count in counted.items() if count} == {(number, case.direction): 1}, case
     assert drop.header.subtype == number, case
-    return SOURCE_FILES[drop.file], drop.line, case.reason
+    file = source_file(drop)
+    assert file is not None
+    return file, drop.line, case.reason
 
 
 @pytest.mark.privileged

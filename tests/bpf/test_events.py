@@ -9,7 +9,7 @@ import pytest
 
 from lab.abi import notifications, policymap
 from lab.abi.conntrack import ConnState
-from lab.abi.notifications import SOURCE_FILES, DropNotify, PolicyVerdictNotify, TraceNotify, TracePoint
+from lab.abi.notifications import DropNotify, PolicyVerdictNotify, TraceNotify, TracePoint, source_file
 from lab.abi.policymap import PolicyMatch
 from scenarios.frames import ACK, SYN, TCP, UDP, tcp, udp
 from tests.bpf import perf
@@ -54,7 +54,7 @@ def test_a_drop(version: int) -> None:
     frame = from_pod(packet)
     assert (drop.header.type, drop.header.subtype, drop.header.source) == (1, 133, POD.id)
     assert (drop.src_label, drop.dst_label, drop.ifindex) == (POD.identity, 600, 1)
-    assert SOURCE_FILES[drop.file] == "policy.h"
+    assert source_file(drop) == "policy.h"
     assert "DROP_POLICY" in (LIBRARY / "lib/policy.h").read_text().splitlines()[drop.line - 1]
     assert (drop.header.len_orig, drop.header.len_cap) == (len(frame), len(frame))
     assert message[DropNotify.SIZE :][: len(frame)] == frame

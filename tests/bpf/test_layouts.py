@@ -372,9 +372,33 @@ def test_every_drop_reason_has_its_words() -> None:
 
 def test_source_files_are_those_of_source_file_h() -> None:
     found = {int(number): name for name, number in re.findall(r'\("([\w.]+)"\) \? (\d+)', header("source_file.h"))}
-    assert found.items() <= notifications.SOURCE_FILES.items()
+    assert {n: notifications.source_file(dropped_in(n, version=1)) for n in found} == found
     files = {*LIBRARY.glob("*.c"), *LIBRARY.glob("lib/*.h")} - {LIBRARY / "lib/drop.h"}
     assert {file.name for file in files if re.search(r"\bDROP_(?!NOTIFY)[A-Z]", file.read_text())} == {*found.values()}
+
+
+@pytest.mark.parametrize(
+    ("number", "version", "name"),
+    [
+        (103, 1, "egress_policies.h or srv6.h"),
+        (106, 1, "encap.h or encrypt.h or lb.h"),
+        (106, 2, "encap.h or encrypt.h or lb.h"),
+        (106, 3, "lb.h"),
+        (110, 3, "local_delivery.h"),
+        (117, 3, "classifiers.h"),
+        (119, 3, None),
+        (119, 1, None),
+    ],
+)
+def test_a_number_that_releases_gave_to_several_files_has_all_their_names(
+    number: int, version: int, name: str | None
+) -> None:
+    assert notifications.source_file(dropped_in(number, version=version)) == name
+
+
+def dropped_in(number: int, *, version: int) -> notifications.DropNotify:
+    head = notifications.NotifyHeader(notifications.NOTIFY_DROP, 133, 101, 0, 64, 64, version)
+    return notifications.DropNotify(head, 0, 0, 0, 1, number, 0, 1)
 
 
 @pytest.mark.parametrize("source", ["bpf_lxc.c", "bpf_host.c", "bpf_overlay.c", "bpf_xdp.c"])
