@@ -81,7 +81,8 @@ def netdev_header(node: NodeConfig) -> str:
 def filter_header() -> str:
     """Return filter_config.h, which only bpf_xdp.c includes: the maps of the prefilter (PreFilter.WriteConfig).
 
-    It has the MAC of the template as well, which the reference gives as a -D option for each device.
+    It has the MAC of the template as well, which the reference gives as a -D option for each device, under the name
+    that it has since 1.16 too.
     """
     macros = {
         "ENABLE_PREFILTER": "1",
@@ -97,7 +98,8 @@ def filter_header() -> str:
         "CIDR4_HMAP_ELEMS": "65536",
         "CIDR4_LMAP_ELEMS": "65536",
     }
-    return _define_mac("NODE_MAC", TEMPLATE_MAC) + _guarded(macros)
+    later = _if("DECLARE_CONFIG", _define_mac("THIS_INTERFACE_MAC", TEMPLATE_MAC))
+    return _if("DEFINE_MAC", _define_mac("NODE_MAC", TEMPLATE_MAC) + later) + _guarded(macros)
 
 
 def template_endpoint(endpoint: Endpoint) -> Endpoint:
@@ -189,7 +191,7 @@ def fitting(
     Constants are in the form that the object has (configwords.py); `ifindex` is the interface's.
     """
     there = {program.section for program in spec.programs.values()} | spec.maps.keys()
-    always = {calls_map(TEMPLATE_ID), calls_map(TEMPLATE_ID, "hostns_")}
+    always = {calls_map(TEMPLATE_ID, infix) for infix in ("", "hostns_", "xdp_")}
     pairs = [(old, new) for old, new in sub.names.items() if old in there | always]
     # A policy map may have the other of its two names.
     second = [tuple(name.replace(POLICY, POLICY_V2, 1) for name in pair) for pair in sub.names.items()]
@@ -220,7 +222,7 @@ def xdp_defines(*, frags: bool) -> dict[str, str]:
 
     `frags` is ours: the programs take frames in several pieces as well, as kernel/xdp.py says that the kernel has them.
     """
-    defines = {"SECLABEL": str(WORLD_ID), "CALLS_MAP": calls_map(TEMPLATE_ID, "xdp_")}
+    defines = {"SECLABEL": str(WORLD_ID)} | dict.fromkeys(("CALLS_MAP", "cilium_calls"), calls_map(TEMPLATE_ID, "xdp_"))
     return defines | ({"HAVE_XDP_FRAGS": "1"} if frags else {})
 
 

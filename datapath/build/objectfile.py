@@ -9,7 +9,6 @@ from pathlib import Path
 
 from datapath.base.statefile import write_file
 from datapath.build.epheader import HEADER_FILE, header_text
-from datapath.build.headers import xdp_substitution
 from datapath.build.templates import Kind, Template
 from datapath.endpoint import Endpoint, Interface
 from datapath.object.spec import Substitution
@@ -44,7 +43,7 @@ class ObjectFile:
     def substitution(self, template: Template) -> Substitution:
         """Return what makes the template's object this one."""
         if self.kind is Kind.XDP and self.device is not None:
-            return xdp_substitution(self.generation, self.device)
+            return template.xdp_substitution(self.generation, self.device)
         if self.endpoint is None:
             return template.overlay_substitution(self.generation)
         if self.device is None:

@@ -28,7 +28,7 @@ from datapath.build import headers
 from datapath.build.compile import DEFAULT_TIMEOUT, Compiler, compile_source, place, probe_compiler, scratch_prefix
 from datapath.build.objectcache import ObjectCache, key_of
 from datapath.build.sources import SourceTree, policy_map_prefix
-from datapath.endpoint import DatapathConfig, Endpoint, NodeConfig
+from datapath.endpoint import DatapathConfig, Endpoint, Interface, NodeConfig
 from datapath.errors import CompileError, ObjectError
 from datapath.kernel import xdp
 from datapath.object.reachability import pruned
@@ -115,6 +115,11 @@ class Template:
         sub = headers.overlay_substitution(generation)
         ifindex = 0 if self.node is None else self.node.encap_ifindex or 0
         return headers.fitting(sub, self.image.spec, ifindex=ifindex, node=self.node)
+
+    def xdp_substitution(self, generation: int, device: Interface) -> Substitution:
+        """Return what makes the template of XDP the object of one device (headers.xdp_substitution)."""
+        sub = headers.xdp_substitution(generation, device)
+        return headers.fitting(sub, self.image.spec, ifindex=device.ifindex, node=self.node)
 
     def device_substitution(
         self, endpoint: Endpoint, ifname: str, ifindex: int, mac: str | None, *, secctx_from_ipcache: bool = True

@@ -5,17 +5,23 @@ from __future__ import annotations
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from datapath.base.timing import VerifyTimes
 from datapath.build import headers
 from datapath.build.configwords import config_words, has_config, node_words
+from datapath.build.objectfile import ObjectFile
 from datapath.build.sources import policy_map_prefix
 from datapath.build.templates import Kind, Template
-from datapath.endpoint import LABEL_HOST, Endpoint, NodeConfig
+from datapath.endpoint import LABEL_HOST, Endpoint, Interface, NodeConfig
+from datapath.object import elffile
 from datapath.object.reader import ObjectImage
 from datapath.object.spec import CollectionSpec, Constant, DataSection, MapSpec, Substitution
+
+if TYPE_CHECKING:
+    from tests.datapath.conftest import Compile
 
 V6 = IPv6Address("fd00:10:244::3")
 POD = Endpoint(101, "lxc1", "0a:0b:0c:0d:0e:0f", "02:03:04:05:06:07", IPv4Address("10.244.0.3"), V6, 0x1234, ifindex=17)
@@ -120,3 +126,32 @@ def test_the_index_of_an_interface_is_that_of_the_programs_hook() -> None:
 
 def test_what_holds_for_the_node_is_the_same_for_all() -> None:
     assert node_words(NODE)["device_mtu"] == 1500
+
+
+def test_the_programs_of_a_device_at_xdp_have_its_index_and_mac() -> None:
+    device, name = Interface("eth0", 17, "02:03:04:05:06:07"), "cilium_calls_xdp_65535"
+    spec = replace(spec_of("interface_mac", "THIS_INTERFACE_IFINDEX"), maps={name: MapSpec(name, 3, 4, 4, 50)})
+    template = Template("", Kind.XDP, Path(), ObjectImage(b"", spec, {}, {}), VerifyTimes(), NODE)
+    found = ObjectFile(Kind.XDP, Path("bpf_xdp_eth0.o"), 5, device=device).substitution(template)
+    assert found.constants == {"__config_THIS_INTERFACE_IFINDEX": 17, "__config_interface_mac": 0x070605040302}
+    assert found.names == {name: "cilium_calls_xdp_00017"}
+    assert spec.substitute(found).maps.keys() == {"cilium_calls_xdp_00017"}
+
+
+@pytest.mark.parametrize(
+    ("macros", "constants"),
+    [
+        ("", set()),
+        ("#define DEFINE_MAC(n, ...) volatile char n[] = {__VA_ARGS__}\n", {"NODE_MAC"}),
+        (
+            "#define DEFINE_MAC(n, ...) volatile char n[] = {__VA_ARGS__}\n#define DECLARE_CONFIG\n",
+            {"NODE_MAC", "THIS_INTERFACE_MAC"},
+        ),
+    ],
+    ids=["1.19", "1.14", "1.16"],
+)
+def test_the_header_of_xdp_defines_what_the_sources_have_a_form_for(
+    macros: str, constants: set[str], compile_c: Compile
+) -> None:
+    elf = elffile.read("o", compile_c(macros + headers.filter_header()).read_bytes())
+    assert {symbol.name for symbol in elf.symbols if symbol.name.endswith("_MAC")} == constants
