@@ -6,10 +6,12 @@ names or others. Which of them an object has, the object says.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Container, Mapping
 
 from datapath.build.nodemacros import HOST_ENDPOINT_ID
 from datapath.endpoint import NodeConfig
+from datapath.errors import InvalidName
 from datapath.object.spec import CONFIG_SECTION, CollectionSpec
 
 _PREFIX = "__config_"
@@ -29,8 +31,38 @@ SECCTX_FROM_IPCACHE_DISABLED, SECCTX_FROM_IPCACHE_ENABLED = 1, 2
 """Zero is avoided: a constant of zero goes to .bss, where nothing can be substituted. Since 1.19 it is a bool."""
 
 
-def node_words(node: NodeConfig) -> dict[str, int]:
-    """Return what is the same in all objects of a node (NODE_CONFIG, which replaces macros of node_config.h)."""
+_MACROS = {
+    "device_mtu": "MTU",
+    "host_ep_id": "HOST_EP_ID",
+    "trace_payload_len": "TRACE_PAYLOAD_LEN",
+    "service_loopback_ipv4": "IPV4_LOOPBACK",
+}
+"""The macros of node_config.h that some of the node's words were before; an option may give them another value."""
+
+_NUMBER = re.compile(r"(0[xX][0-9a-fA-F]+|0|[1-9][0-9]*)[uUlL]*")
+
+
+def node_words(node: NodeConfig, wanted: Container[str]) -> dict[str, int]:
+    """Return what is the same in all objects of a node (NODE_CONFIG, which replaces macros of node_config.h).
+
+    Only the `wanted` words; an option of the node sets the word that its macro was. InvalidName if its value is no
+    number, which the C would take.
+    """
+    options = dict(node.options)
+    words = {name: value for name, value in _words(node).items() if name in wanted}
+    return words | {
+        word: _number(name, options[name]) for word, name in _MACROS.items() if word in words and name in options
+    }
+
+
+def _number(name: str, value: str) -> int:
+    found = _NUMBER.fullmatch(value.strip())
+    if found is None:
+        raise InvalidName(f"value of macro {name}", value, "a number: these sources have it as a constant")
+    return int(found[1], 0)
+
+
+def _words(node: NodeConfig) -> dict[str, int]:
     return {
         "router_ipv6": int.from_bytes(node.router_ipv6.packed, "little"),
         "service_loopback_ipv4": 0x12AFEA9,
@@ -48,7 +80,8 @@ def config_words(
 
     `words` are those of the reference; `ifindex` is the interface's.
     """
-    found = dict(words) | ({} if node is None else node_words(node))
+    wanted = {name.removeprefix(_PREFIX) for name in spec.constants if name.startswith(_PREFIX)}
+    found = dict(words) | ({} if node is None else node_words(node, wanted))
     for name, others in _ALSO.items():
         found |= dict.fromkeys(others, words[name]) if name in words else {}
     found |= dict.fromkeys(("THIS_INTERFACE_IFINDEX", "interface_ifindex"), ifindex)
@@ -59,7 +92,7 @@ def config_words(
         found["interface_mac"] = words["NODE_MAC_1"] | words["NODE_MAC_2"] << 32
     if "SECCTX_FROM_IPCACHE" in words:
         found["secctx_from_ipcache"] = int(words["SECCTX_FROM_IPCACHE"] == SECCTX_FROM_IPCACHE_ENABLED)
-    return {_PREFIX + name: value for name, value in found.items() if _PREFIX + name in spec.constants}
+    return {_PREFIX + name: value for name, value in found.items() if name in wanted}
 
 
 def data_words(words: Mapping[str, int], spec: CollectionSpec) -> dict[str, int]:

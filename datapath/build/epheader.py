@@ -14,6 +14,7 @@ from dataclasses import asdict, replace
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address
 
+from datapath.base.mapnames import POLICY
 from datapath.base.names import check_ifname
 from datapath.base.statefile import WrongContent, typed
 from datapath.build.headers import TEMPLATE_GENERATION, endpoint_header
@@ -28,17 +29,17 @@ _MOST_ID = 65534
 _MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
 
 
-def header_text(endpoint: Endpoint) -> bytes:
-    """Return the file's content."""
-    return _text(replace(endpoint, generation=TEMPLATE_GENERATION))
+def header_text(endpoint: Endpoint, *, policies: str = POLICY) -> bytes:
+    """Return the file's content; `policies` is how the names of policy maps begin."""
+    return _text(replace(endpoint, generation=TEMPLATE_GENERATION), policies)
 
 
 # Asked for by every load of the endpoint.
 @lru_cache(maxsize=1024)
-def _text(lasting: Endpoint) -> bytes:
+def _text(lasting: Endpoint, policies: str) -> bytes:
     document = json.dumps(asdict(lasting), default=_plain, sort_keys=True)
     line = f"/*\n * {_PREFIX}{_VERSION}:{base64.b64encode(document.encode()).decode()}\n */\n\n"
-    return (line + endpoint_header(lasting)).encode(errors="surrogateescape")
+    return (line + endpoint_header(lasting, policies=policies)).encode(errors="surrogateescape")
 
 
 def parse_header(content: bytes) -> Endpoint:

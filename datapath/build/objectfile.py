@@ -50,15 +50,15 @@ class ObjectFile:
             return template.substitution(self.endpoint)
         return template.device_substitution(self.endpoint, self.device.name, self.device.ifindex, self.device.mac)
 
-    def write_header(self) -> None:
-        """Write the endpoint's ep_config.h, if it is not there or says something else.
+    def write_header(self, template: Template) -> None:
+        """Write the endpoint's ep_config.h, if it is not there or says something else; maps have the template's names.
 
         It comes before everything else, and stays if the load fails: it describes the endpoint, not a load. Whatever
         of an endpoint a killed process has left in the kernel, restore.py finds whose it is.
         """
         if self.endpoint is None or self.device is not None:
             return
-        path, text = self.path.parent / HEADER_FILE, header_text(self.endpoint)
+        path, text = self.path.parent / HEADER_FILE, header_text(self.endpoint, policies=template.policies)
         try:
             if path.read_bytes() == text:
                 return
@@ -66,9 +66,9 @@ class ObjectFile:
             self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         write_file(path, text)
 
-    def write(self, *pieces: bytes | memoryview) -> None:
+    def write(self, template: Template, *pieces: bytes | memoryview) -> None:
         """Write the header, and the copy piece by piece; OSError (a full disk, say) leaves no part of a file behind."""
-        self.write_header()
+        self.write_header(template)
         try:
             with os.fdopen(self._create(), "wb") as file:
                 file.writelines(pieces)

@@ -23,6 +23,7 @@ from pathlib import Path
 
 from bpf import LIBRARY
 from datapath.base.locks import DirectoryLock, acquire_thread_lock
+from datapath.base.mapnames import POLICY, POLICY_V2
 from datapath.base.timing import VerifyTimes
 from datapath.build import headers
 from datapath.build.compile import DEFAULT_TIMEOUT, Compiler, compile_source, place, probe_compiler, scratch_prefix
@@ -84,6 +85,11 @@ class Template:
     node: NodeConfig | None = field(default=None, compare=False)
     _parts: dict[tuple[str, ...], CollectionSpec] = field(default_factory=dict, init=False, compare=False, repr=False)
     _renamed: dict[object, CollectionSpec] = field(default_factory=dict, init=False, compare=False, repr=False)
+
+    @property
+    def policies(self) -> str:
+        """How the names of policy maps begin: as that of the object's own, if it has one."""
+        return POLICY_V2 if any(name.startswith(POLICY_V2) for name in self.image.spec.maps) else POLICY
 
     def reached(self, entries: tuple[str, ...]) -> CollectionSpec:
         """Return what has to be loaded if these programs are attached: them, and all that is reached from them."""
@@ -319,6 +325,11 @@ class TemplateCache:
         self._base = _Base(node, compiler, files, digest)
         return self._base
 
+    def _node(self) -> NodeConfig:
+        """Return the node with the -D options, which win over its own."""
+        node = self._config.node
+        return replace(node, options=(*node.options, *self._config.defines)) if self._config.defines else node
+
     def _probe(self) -> Compiler:
         with self._lock:
             if self._compiler is None:
@@ -365,7 +376,7 @@ class TemplateCache:
                     continue
             parsed = time.monotonic() - started
             origin = Origin.COMPILED if compiled else Origin.WAITED if lock.waited else Origin.HIT
-            slot.template = Template(request.hash, request.kind, request.path, image, VerifyTimes(), self._config.node)
+            slot.template = Template(request.hash, request.kind, request.path, image, VerifyTimes(), self._node())
             slot.stamp = stamp
             return Fetched(slot.template, origin, compiled, lock.waited, parsed)
         raise CompileError(request.kind.object, (), f"error: {request.directory} is removed again and again")

@@ -68,7 +68,7 @@ class WriteObject(Step):
             if program not in image.spec.programs:
                 raise ProgramNotFound(self.object.name, program, sorted(image.spec.programs))
         work.on_undo(self, self.object.discard)
-        self.object.write(*image.pieces(substitution, strict=False))
+        self.object.write(template, *image.pieces(substitution, strict=False))
         spec = template.own_spec(work.wanted(template, self.programs), substitution)
         work.objects[self.object.name] = LoadedObject(spec, own_maps=frozenset(substitution.names.values()))
 

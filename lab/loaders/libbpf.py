@@ -44,7 +44,7 @@ class CompileForLibbpf(Step):
         work.on_undo(self, self.object.discard)
         with scratch() as directory:
             made = compile_for_libbpf(work.config, self.endpoint, self.object.kind.source, directory)
-            self.object.write(made.read_bytes())
+            self.object.write(template, made.read_bytes())
         spec = template.image.spec.substitute(substitution, strict=False)
         work.objects[self.object.name] = LoadedObject(spec, own_maps=frozenset(substitution.names.values()))
 

@@ -72,8 +72,8 @@ class KnowObject(Step):
         return f"know the maps of {self.object.path}, which the loader writes"
 
     def apply(self, work: Workspace) -> None:
-        self.object.write_header()
         template = work.template[self.object.kind]
+        self.object.write_header(template)
         substitution = self.object.substitution(template)
         spec = template.image.spec.substitute(substitution, strict=False)
         work.objects[self.object.name] = LoadedObject(spec, own_maps=frozenset(substitution.names.values()))

@@ -6,7 +6,7 @@ import errno
 from collections.abc import Sequence
 from pathlib import Path
 
-from datapath.base.mapnames import calls_map
+from datapath.base.mapnames import calls_map, endpoint_of
 from datapath.errors import BpfError
 from datapath.kernel.inventory import program_maps, read_slots
 from datapath.kernel.map import Map, open_pin
@@ -17,10 +17,14 @@ from lab.node.topology import HOST_ENDPOINT
 
 
 class MapNotLoaded(LabError):
-    """A map that does not exist yet, because no program that uses it has been loaded; `map` is its name."""
+    """A map that does not exist, because no program that uses it has been loaded; `map` is its name.
 
-    def __init__(self, lab: str, name: str) -> None:
-        super().__init__(lab, f"lab {lab} has no map {name}; load its programs with: reloadlab reload {lab}")
+    With `others`, programs were loaded that do not use it: those of a release that has no such map, say.
+    """
+
+    def __init__(self, lab: str, name: str, *, others: bool = False) -> None:
+        why = "its programs do not use it" if others else f"load its programs with: reloadlab reload {lab}"
+        super().__init__(lab, f"lab {lab} has no map {name}; {why}")
         self.map = name
 
 
@@ -28,8 +32,13 @@ def open_map(node: Node, name: str) -> Map:
     """Open a map of the node; MapNotLoaded if it is not pinned. The caller closes it."""
     opened = find_map(node, name)
     if opened is None:
-        raise MapNotLoaded(node.name, name)
+        raise MapNotLoaded(node.name, name, others=endpoint_of(name) is None and _has_programs(node))
     return opened
+
+
+def _has_programs(node: Node) -> bool:
+    """Tell whether the host's programs are loaded, which are the first."""
+    return (node.datapath_config().globals / calls_map(HOST_ENDPOINT, "hostns_")).exists()
 
 
 def open_used(node: Node, names: Sequence[str], endpoint_id: int) -> Map:

@@ -16,6 +16,7 @@ from datapath.build.objectfile import ObjectFile
 from datapath.build.sources import policy_map_prefix
 from datapath.build.templates import Kind, Template
 from datapath.endpoint import LABEL_HOST, Endpoint, Interface, NodeConfig
+from datapath.errors import InvalidName
 from datapath.object import elffile
 from datapath.object.reader import ObjectImage
 from datapath.object.spec import CollectionSpec, Constant, DataSection, MapSpec, Substitution
@@ -125,7 +126,29 @@ def test_the_index_of_an_interface_is_that_of_the_programs_hook() -> None:
 
 
 def test_what_holds_for_the_node_is_the_same_for_all() -> None:
-    assert node_words(NODE)["device_mtu"] == 1500
+    assert node_words(NODE, {"device_mtu", "colour"}) == {"device_mtu": 1500}
+
+
+@pytest.mark.parametrize(
+    ("word", "option", "value"),
+    [
+        ("device_mtu", ("MTU", "1400"), 1400),
+        ("host_ep_id", ("HOST_EP_ID", "7"), 7),
+        ("trace_payload_len", ("TRACE_PAYLOAD_LEN", "0x40ULL"), 64),
+        ("service_loopback_ipv4", ("IPV4_LOOPBACK", "0x12afea9"), 0x12AFEA9),
+    ],
+)
+def test_an_option_sets_the_word_that_its_macro_was(word: str, option: tuple[str, str], value: int) -> None:
+    node = replace(NODE, options=((option[0], "5"), option))
+    assert node_words(node, {word}) == {word: value}
+    assert node_words(node, {"router_ipv6"}) == node_words(NODE, {"router_ipv6"})
+
+
+def test_an_option_that_is_no_number_is_refused_where_it_would_be_a_constant() -> None:
+    node = replace(NODE, options=(("MTU", "1500 - 50"),))
+    assert node_words(node, {"host_ep_id"}) == {"host_ep_id": 1}
+    with pytest.raises(InvalidName, match=r"invalid value of macro MTU '1500 - 50': a number: these sources have it"):
+        node_words(node, {"device_mtu"})
 
 
 def test_the_programs_of_a_device_at_xdp_have_its_index_and_mac() -> None:

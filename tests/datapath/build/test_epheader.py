@@ -5,13 +5,18 @@ from __future__ import annotations
 import base64
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from datapath.base.statefile import WrongContent
+from datapath.base.timing import VerifyTimes
 from datapath.build.epheader import header_text, parse_header
 from datapath.build.headers import TEMPLATE_GENERATION
+from datapath.build.templates import Kind, Template
 from datapath.endpoint import Endpoint
+from datapath.object.reader import ObjectImage
+from datapath.object.spec import CollectionSpec, MapSpec
 from tests.datapath.values import HOST, POD
 
 ENDPOINTS = {
@@ -31,6 +36,15 @@ def test_an_endpoint_is_known_again(endpoint: Endpoint) -> None:
 
 def test_another_generation_is_the_same_header() -> None:
     assert header_text(POD) == header_text(replace(POD, generation=10))
+
+
+def test_the_header_has_the_names_that_the_maps_of_the_object_have() -> None:
+    for name in ("cilium_policy_65535", "cilium_policy_v2_65535"):
+        spec = CollectionSpec("o", {name: MapSpec(name, 11, 12, 24, 1)}, {}, {}, b"", "")
+        template = Template("", Kind.LXC, Path(), ObjectImage(b"", spec, {}, {}), VerifyTimes())
+        text = header_text(POD, policies=template.policies).decode()
+        assert f"#define POLICY_MAP {name.replace('65535', f'{POD.id:05d}')}\n" in text
+        assert parse_header(text.encode()) == replace(POD, generation=TEMPLATE_GENERATION)
 
 
 LEFT_OUT = "left out"

@@ -50,6 +50,18 @@ def test_a_missing_map_says_how_to_load_it(node: Node) -> None:
         open_map(node, "cilium_none")
 
 
+def test_a_map_that_no_loaded_program_uses_is_not_there_to_be_loaded(node: Node) -> None:
+    """Release 1.19 has no cilium_tunnel_map; a policy map comes with the programs of its endpoint."""
+    calls = pin(node, "cilium_calls_hostns_00001")
+    try:
+        with pytest.raises(MapNotLoaded, match=r"no map cilium_tunnel_map; its programs do not use it$"):
+            open_map(node, "cilium_tunnel_map")
+        with pytest.raises(MapNotLoaded, match=f"no map cilium_policy_00101; .* reloadlab reload {node.name}"):
+            open_map(node, "cilium_policy_00101")
+    finally:
+        calls.unlink()
+
+
 SCHED_CLS = 3
 
 
