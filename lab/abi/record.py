@@ -13,12 +13,16 @@ Values = Mapping[str, int | bytes]
 """Values of fields. Bytes shorter than their field are followed by zeros."""
 
 
+KNOWN_RELEASES = "1.14 to 1.17.0-rc.1, of 1.18-dev of January 2025 and of 1.19-dev of October 2025"
+"""Of 1.18 and 1.19 no release was recorded: what came after these snapshots may have other fields."""
+
+
 class UnknownLayout(ReloadlabError):
     """A map whose keys or values are not what the lab knows; `differences` names every field, `map` the map."""
 
     def __init__(self, name: str, struct: str, differences: tuple[str, ...]) -> None:
         super().__init__(
-            f"map {name}: {struct}: {', '.join(differences)}; the lab knows the layouts of Cilium 1.14 to 1.19: "
+            f"map {name}: {struct}: {', '.join(differences)}; the lab knows the layouts of Cilium {KNOWN_RELEASES}: "
             "load programs of one of these"
         )
         self.map = name

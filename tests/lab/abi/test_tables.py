@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address
 from typing import Any
@@ -24,7 +25,7 @@ from lab.abi.layouts import (
     TunnelValue,
 )
 from lab.abi.policymap import PolicyEntry, PolicyKey, PolicyStats, PolicyStatsKey
-from lab.abi.record import Fields, Packed, Record, UnknownLayout
+from lab.abi.record import KNOWN_RELEASES, Fields, Packed, Record, UnknownLayout
 from tests.lab.abi.kernelmaps import create
 from tests.lab.abi.recorded import RECORDED, layouts_of, releases
 
@@ -139,6 +140,15 @@ def test_a_missing_and_an_unknown_field_are_named() -> None:
         tables.ENDPOINTS.of(opened)
     assert caught.value.differences == ("it has no field lxc_id", "its field colour is unknown")
     assert str(caught.value).startswith("map cilium_lxc: endpoint_info: it has no field lxc_id, ")
+    assert str(caught.value).endswith(f"the layouts of Cilium {KNOWN_RELEASES}: load programs of one of these")
+
+
+def test_a_development_snapshot_is_not_called_a_release() -> None:
+    snapshots = [name.removesuffix(".0-dev") for name in releases() if name.endswith(".0-dev")]
+    assert snapshots == ["1.18", "1.19"]
+    for name in snapshots:
+        assert re.search(rf"\b{re.escape(name)}-dev of \w+ 202\d", KNOWN_RELEASES)
+        assert not re.search(rf"\b{re.escape(name)}\b(?!-dev)", KNOWN_RELEASES)
 
 
 @pytest.mark.privileged
