@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address
 
@@ -23,6 +24,7 @@ from datapath.kernel.xdp import Attached, Mode, all_attached, link_of
 from datapath.reload.connections import lifetime_of
 from datapath.reload.xdp import OURS
 from lab.abi import tables
+from lab.abi.record import UnknownLayout
 from lab.node.node import Node
 from lab.node.tcxhooks import pinned_links, tcx_programs
 from lab.node.topology import NODE
@@ -231,7 +233,9 @@ def _read_map(pinned: Map, endpoint_ids: Sequence[int], maps: _Maps) -> None:
             lifetimes = {key: lifetime_of(value) for key, value in content.items()}
             content = dict.fromkeys(content, b"")  # packets change all of an entry
         elif mapnames.is_policy_map(name):
-            content, counters = _policy_entries(pinned, content)
+            # What somebody else pins by such a name may have any size. Whoever works with it says so.
+            with suppress(UnknownLayout):
+                content, counters = _policy_entries(pinned, content)
     maps.pins[name] = PinnedMap(info.id, info.type, content, lifetimes, counters, (info.key_size, info.value_size))
 
 

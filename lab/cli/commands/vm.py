@@ -101,6 +101,7 @@ def add_parser(subparsers: _SubParsersAction[argparse.ArgumentParser]) -> None:
         "them, and those of Vagrant from this checkout, whose disks are deleted. Machines of others are named.",
     )
     down.add_argument("--all", action="store_true", required=True, help="say that all of them are meant")
+    down.add_argument("--json", action="store_true", help="print what was ended and what was left as JSON")
     down.set_defaults(run=_down)
 
 
@@ -169,15 +170,22 @@ def _down(args: argparse.Namespace) -> int:
     from lab.vm.running import end, running
 
     require("root")
+    ended: list[str] = []
     for machine in running():
         if machine.ours:
             end(machine)
-            print(f"ended: {machine.guest} (PID {machine.pid})")
+            ended.append(f"{machine.guest} (PID {machine.pid})")
     names = [machine.name for machine in machines(Path(ROOT))]
     if names:
         destroy(Path(ROOT), names)
-        print(*(f"ended: {name} (Vagrant)" for name in names), sep="\n")
-    for name in sorted({*domains(), *(machine.guest for machine in running() if not machine.ours)}):
+        ended += (f"{name} (Vagrant)" for name in names)
+    left = sorted({*domains(), *(machine.guest for machine in running() if not machine.ours)})
+    if args.json:
+        print_json({"ended": ended, "left": left})
+        return 0
+    for name in ended:
+        print(f"ended: {name}")
+    for name in left:
         print(f"left alone: {name}, which is not of this checkout")
     return 0
 

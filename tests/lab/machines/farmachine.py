@@ -29,6 +29,7 @@ from lab.machines.session import BASE
 from lab.machines.tree import Tree, environment_key, our_tree
 from lab.system.cache import cache_directory
 from tests.lab.labs import ROOT
+from tests.netns import program as nsenter_program
 
 CACHE = Path(BASE).parent
 
@@ -97,7 +98,7 @@ class FarMachine:
 
     @property
     def enter(self) -> list[str]:
-        return ["nsenter", "-t", str(self.first_pid), "--mount", "--uts", "--net", "--pid", "--"]
+        return [nsenter_program(), "-t", str(self.first_pid), "--mount", "--uts", "--net", "--pid", "--"]
 
     def hide(self, path: Path) -> None:
         """Let a program not be there."""
