@@ -158,11 +158,13 @@ def follow(cluster: ClusterScenario, path: Path, version: int, replaced: int) ->
         hits: dict[int, Counter[tuple[int, int]]] = {}
         for _ in range(TRIES):
             before = {number: read_counters(node) for number, node in nodes.items()}
+            # Programs and metrics are not read at one moment: nothing may have come in between.
+            if before != {number: read_counters(node) for number, node in nodes.items()}:
+                continue
             sender.sendto(bytes(SIZE), receiver.getsockname())
             receiver.recv(2 * SIZE)
             after = {number: read_counters(node) for number, node in nodes.items()}
             hits = {number: hits_since(before[number], after[number], replaced) for number in nodes}
-            # Programs and metrics are not read at one moment: nothing may have come in between.
             if hits == programs and after == {number: read_counters(node) for number, node in nodes.items()}:
                 return [
                     f"{what}, node {number}: {line}"
