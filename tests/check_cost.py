@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from typing import Any
 
@@ -49,8 +49,8 @@ class _Costs:
     """Seconds and calls by name; what is called inside another is counted there and not here."""
 
     def __init__(self) -> None:
-        self.wall: Counter[str] = Counter()
-        self.processor: Counter[str] = Counter()
+        self.wall: defaultdict[str, float] = defaultdict(float)
+        self.processor: defaultdict[str, float] = defaultdict(float)
         self.calls: Counter[str] = Counter()
         self.scenarios = 0
         self._inside = [[0.0, 0.0]]
@@ -65,16 +65,19 @@ class _Costs:
             finally:
                 spent = (time.perf_counter() - wall, time.thread_time() - processor)
                 inner = self._inside.pop()
-                for total, own, outer in zip(spent, inner, range(2), strict=True):
-                    self._inside[-1][outer] += total
-                    (self.wall, self.processor)[outer][name] += total - own  # type: ignore[assignment]
+                for kind, (total, within, seconds) in enumerate(
+                    zip(spent, inner, (self.wall, self.processor), strict=True)
+                ):
+                    self._inside[-1][kind] += total
+                    seconds[name] += total - within
                 self.calls[name] += 1
 
         return call
 
     def add(self, other: dict[str, Any]) -> None:
         for name in ("wall", "processor", "calls"):
-            getattr(self, name).update(other[name])
+            for label, value in other[name].items():
+                getattr(self, name)[label] += value
         self.scenarios += other["scenarios"]
 
     def exported(self) -> dict[str, Any]:
@@ -104,7 +107,7 @@ class _Plugin:
         costs = self.costs
         terminalreporter.section(f"checks of {costs.scenarios} scenarios")
         terminalreporter.line(f"{'':32}{'calls':>8}{'seconds':>10}{'processor':>11}")
-        rows = [*costs.wall.most_common(), ("all", sum(costs.wall.values()))]
+        rows = [*sorted(costs.wall.items(), key=lambda row: -row[1]), ("all", sum(costs.wall.values()))]
         for name, seconds in rows:
             processor = costs.processor[name] if name != "all" else sum(costs.processor.values())
             terminalreporter.line(f"{name:32}{costs.calls[name] or '':>8}{seconds:10.2f}{processor:11.2f}")
