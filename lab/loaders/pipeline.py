@@ -85,6 +85,8 @@ class Pipeline:
     """Answers requests about one node. A context manager, which keeps what the pipeline keeps between reloads."""
 
     supports: tuple[str, ...] = ABILITIES
+    more: Mapping[str, Any] = {}
+    """What else the answer to `hello` says."""
 
     def __init__(self) -> None:
         self._stack = ExitStack()
@@ -116,7 +118,7 @@ class Pipeline:
             raise ReloadlabError(f"version {request['version']} of the protocol is not spoken here")
         self._stack.close()
         self._loader = self._stack.enter_context(Loader(_config(request["node"])))
-        return {"name": NAME, "version": VERSION, "supports": list(self.supports)}
+        return {"name": NAME, "version": VERSION, "supports": list(self.supports), **self.more}
 
     @property
     def loader(self) -> Loader:
@@ -135,14 +137,16 @@ class Pipeline:
         # The lab has warned of the plan itself.
         return {"spans": _spans(outcome), "warnings": list(outcome.warnings[len(plan.warnings) :])}
 
+    def usual_plan(self, request: Mapping[str, Any]) -> Plan:
+        """Return the plan that compiles, writes object files into a directory of its own, and loads them."""
+        if request["endpoint"] is None:
+            return self.loader.plan_overlay(request["generation"])
+        endpoint = replace(_endpoint(request), generation=request["generation"])
+        return self.loader.plan(endpoint, subject=request["subject"])
+
     def plan(self, request: Mapping[str, Any]) -> Plan:
         """Return the usual plan, with the given object files in place of those that it would make."""
-        subject, generation, paths = request["subject"], request["generation"], _paths(request)
-        if request["endpoint"] is None:
-            plan = self.loader.plan_overlay(generation)
-        else:
-            endpoint = replace(_endpoint(request), generation=generation)
-            plan = self.loader.plan(endpoint, subject=subject)
+        paths = _paths(request)
 
         def given(item: ObjectFile) -> GivenObject:
             path = Path(paths[item.name])
@@ -157,7 +161,7 @@ class Pipeline:
                 return replace(step, objects=tuple(map(given, step.objects)))
             return step
 
-        return plan.change(change)
+        return self.usual_plan(request).change(change)
 
     def _unload(self, request: Mapping[str, Any]) -> dict[str, Any]:
         endpoint = _endpoint(request)

@@ -19,9 +19,9 @@ OWN_CALLS_MAPS, TCX = "own-calls-maps", "tcx"
 ABILITIES = (*KINDS, ENDPOINT_ROUTES, UNLOAD, CANCEL, ROLLBACK, OWN_CALLS_MAPS, TCX)
 """What a loader may say that it supports."""
 
-TEMPLATES, LIBBPF = FORMS = ("templates", "libbpf")
+TEMPLATES, LIBBPF, NONE = FORMS = ("templates", "libbpf", "none")
 """How the lab makes object files: templates with constants put in, with legacy map definitions as Cilium's are; or one
-compilation an endpoint, in the form that libbpf takes."""
+compilation an endpoint, in the form that libbpf takes. Of a loader that compiles: those are written, or none at all."""
 
 MOST_ERROR = 500
 """Characters of a loader's error that are told."""
@@ -73,8 +73,8 @@ class BadAnswer(ReloadlabError):
 class Greeting:
     """What a loader says of itself.
 
-    With `compiles` it makes the object files itself, from the library. `objects` is the form in which the lab makes
-    them otherwise, one of FORMS.
+    With `compiles` it compiles itself, from the library. `objects` is the form in which the lab makes object files
+    otherwise, one of FORMS; with NONE there is no file of what it has loaded.
     """
 
     name: str
@@ -130,6 +130,8 @@ def greeting(answer: Mapping[str, Any]) -> Greeting:
         raise BadAnswer('"compiles" is neither true nor false')
     if objects not in FORMS:
         raise BadAnswer(f'"objects" is {objects!r}, not one of {", ".join(FORMS)}')
+    if objects == NONE and not compiles:
+        raise BadAnswer('"objects": "none" is for a loader that compiles')
     if objects == LIBBPF and not set(supports).isdisjoint((HOST, OVERLAY)):
         raise BadAnswer('"objects": "libbpf" is there for pods alone')
     return Greeting(name.strip(), frozenset(supports), compiles, objects)

@@ -17,7 +17,7 @@ from datapath.reload.outcome import FailedReload, Outcome
 from datapath.reload.step import Plan
 from datapath.reload.transaction import Observer
 from lab.agent.agent import Agent
-from lab.loaders.protocol import OWN_CALLS_MAPS, ROLLBACK, LoaderFailed, NotSupported
+from lab.loaders.protocol import NONE, OWN_CALLS_MAPS, ROLLBACK, LoaderFailed, NotSupported
 from lab.node.topology import NODE
 from lab.scenario.causes import Causes
 from lab.scenario.coverage import Coverage, coverage, starved_in
@@ -176,6 +176,8 @@ class Watched:
             missing = list(agent.not_supported)
             if not agent.external.supports(OWN_CALLS_MAPS):
                 missing.append("calls maps of its own for each load (invariant 4)")
+            if agent.external.greeting.objects == NONE:
+                missing.append("object files, to which programs and slots could be compared (invariant 4)")
             self.gaps += [f"not supported by loader {agent.external.name}: {what}" for what in missing]
             self._refused += agent.refused
 

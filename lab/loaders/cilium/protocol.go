@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//go:build cilium114
+//go:build cilium114 || cilium114_18 || cilium115 || cilium116 || cilium117 || cilium118 || cilium119
 
 // Command reloadlab-loader loads with the loader of the Cilium tree that it is built in, as reloadlab asks it to.
 //
@@ -35,7 +35,7 @@ const (
 type settings struct {
 	// compiles has the release write its headers, compile templates and substitute constants itself.
 	compiles bool
-	// hostFirewall compiles the host's programs with its firewall; only with compiles.
+	// hostFirewall compiles the host's programs with its firewall; only a release that compiles can do that.
 	hostFirewall bool
 }
 
@@ -67,6 +67,8 @@ type node struct {
 	Tunnel         *tunnel      `json:"tunnel"`
 	MTU            int          `json:"mtu"`
 	FilterPriority uint16       `json:"filter_priority"`
+	// Attach is "tc", or "tcx" of a release that has declared it.
+	Attach string `json:"attach"`
 }
 
 // endpoint is a pod or the host; addresses that it does not have are not valid.
@@ -86,6 +88,7 @@ type request struct {
 
 	Kind           string    `json:"kind"`
 	Interface      string    `json:"interface"`
+	Ifindex        int       `json:"ifindex"`
 	Endpoint       *endpoint `json:"endpoint"`
 	EndpointRoutes bool      `json:"endpoint_routes"`
 	Devices        []string  `json:"devices"`
@@ -107,6 +110,7 @@ type answer struct {
 	Name     string   `json:"name,omitempty"`
 	Supports []string `json:"supports,omitempty"`
 	Compiles bool     `json:"compiles,omitempty"`
+	Objects  string   `json:"objects,omitempty"`
 	Spans    []span   `json:"spans,omitempty"`
 }
 
@@ -115,6 +119,10 @@ type release interface {
 	name() string
 	// supports returns what it can do, in the words of the protocol.
 	supports() []string
+	// compiles tells whether it compiles itself; releases since 1.16 always do.
+	compiles() bool
+	// objects returns "none" if there are no object files of what it has loaded, else "".
+	objects() string
 	// start takes note of the node; nothing on it changes.
 	start(n *node) error
 	reload(ctx context.Context, r *request) ([]span, error)
@@ -131,9 +139,8 @@ func now() int64 {
 
 // handler answers requests, one after the other.
 type handler struct {
-	settings settings
-	release  release
-	started  bool
+	release release
+	started bool
 
 	mutex  sync.Mutex
 	cancel context.CancelFunc
@@ -180,7 +187,8 @@ func (h *handler) hello(r *request) (answer, error) {
 	return answer{
 		Name:     h.release.name(),
 		Supports: h.release.supports(),
-		Compiles: h.settings.compiles,
+		Compiles: h.release.compiles(),
+		Objects:  h.release.objects(),
 	}, nil
 }
 
@@ -237,14 +245,15 @@ func (h *handler) serve(in io.Reader, out io.Writer) error {
 
 func main() {
 	var s settings
-	flag.BoolVar(&s.compiles, "compile", false, "write headers, compile and substitute as well; clang and llc must be in PATH")
+	flag.BoolVar(&s.compiles, "compile", false,
+		"write headers, compile and substitute as well, as releases since 1.16 always do; clang and llc must be in PATH")
 	flag.BoolVar(&s.hostFirewall, "host-firewall", false, "with -compile: the host has its firewall")
 	flag.Parse()
-	if flag.NArg() > 0 || (s.hostFirewall && !s.compiles) {
+	h := &handler{release: newRelease(s)}
+	if flag.NArg() > 0 || (s.hostFirewall && !h.release.compiles()) {
 		flag.Usage()
 		os.Exit(2)
 	}
-	h := &handler{settings: s, release: newRelease(s)}
 	// SIGTERM is about the request alone: the process ends with its input.
 	signals := make(chan os.Signal, 1)
 	signal.Notify(signals, unix.SIGTERM)

@@ -11,6 +11,7 @@ from datapath.object.spec import CollectionSpec
 from datapath.reload.plans import CILIUM_HOST, CILIUM_NET, CILIUM_VXLAN, XDP_SUBJECT
 from lab.agent.agent import Agent
 from lab.loaders.libbpf import with_slots
+from lab.loaders.protocol import HOST, NONE, OVERLAY, POD
 from lab.node.topology import HEALTH, HOST_ENDPOINT
 
 
@@ -24,7 +25,7 @@ class InterfaceObject:
 
 
 def read_objects(agent: Agent) -> tuple[InterfaceObject, ...]:
-    """Read the object file of each interface that may have programs of ours."""
+    """Read the object file of each interface that may have programs of ours, but for those whose loader writes none."""
     return tuple(InterfaceObject(ifname, path, _spec(path)) for ifname, path in _object_files(agent))
 
 
@@ -44,14 +45,21 @@ def object_files(agent: Agent) -> dict[Path, bytes]:
 def _object_files(agent: Agent) -> Iterator[tuple[str, Path]]:
     """Yield the interfaces that have programs of ours, and the object file that each is loaded from."""
     node, state = agent.node, agent.config.state
-    host = state / str(HOST_ENDPOINT)
-    yield CILIUM_HOST, host / "bpf_host.o"
-    yield CILIUM_NET, host / f"bpf_host_{CILIUM_NET}.o"
-    yield from ((device, host / f"bpf_netdev_{device}.o") for device in agent.config.devices)
+    if not _loads_without_file(agent, HOST):
+        host = state / str(HOST_ENDPOINT)
+        yield CILIUM_HOST, host / "bpf_host.o"
+        yield CILIUM_NET, host / f"bpf_host_{CILIUM_NET}.o"
+        yield from ((device, host / f"bpf_netdev_{device}.o") for device in agent.config.devices)
     if agent.config.xdp is not None:
         yield from ((device, state / XDP_SUBJECT / f"bpf_xdp_{device}.o") for device in agent.config.devices)
-    if node.spec.tunnel:
+    if node.spec.tunnel and not _loads_without_file(agent, OVERLAY):
         yield CILIUM_VXLAN, state / "bpf_overlay.o"
-    for name in (HEALTH, *(pod.name for pod in node.pods)):
+    for name in () if _loads_without_file(agent, POD) else (HEALTH, *(pod.name for pod in node.pods)):
         pod = node.pod(name)
         yield pod.ifname, state / str(pod.endpoint_id) / "bpf_lxc.o"
+
+
+def _loads_without_file(agent: Agent, kind: str) -> bool:
+    """Tell whether endpoints of a kind are loaded by somebody who writes no object files; a stale one may be there."""
+    loader = agent.external
+    return loader is not None and loader.greeting.objects == NONE and loader.supports(kind)

@@ -20,6 +20,7 @@ from lab.watch.checks.generation import check_generation
 from lab.watch.snapshot import take
 
 PIPELINE = LoaderCommand("ours", tuple(module_argv("lab.loaders.pipeline")))
+FILELESS = LoaderCommand("fileless", tuple(module_argv("tests.lab.loaders.fileless")))
 
 
 def steps(outcome: Outcome) -> list[str]:
@@ -60,6 +61,16 @@ def test_a_reload_that_fails_in_the_process_leaves_everything_as_it_was(template
             assert "loader pipeline: program tail_rejected_by_verifier" in str(error)
         scenario.define()
         scenario.reload("pod-1", HOST)
+
+
+def test_what_is_loaded_without_an_object_file_is_compared_with_none(templates: Path) -> None:
+    """A file that another loader has left says nothing; that no file was asked for is a gap."""
+    with Scenario(NodeSpec("seam-fileless", pods=1), loader=FILELESS, templates=templates) as scenario:
+        scenario.reload("pod-1", HOST)
+        stale = scenario.agent.config.state / str(scenario.node.pod("pod-1").endpoint_id) / "bpf_lxc.o"
+        assert not stale.exists()
+        stale.write_bytes(b"of another release")
+    assert any("object files" in gap for gap in scenario.gaps)
 
 
 def test_what_was_loaded_is_read_from_the_kernel(templates: Path) -> None:

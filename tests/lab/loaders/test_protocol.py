@@ -41,7 +41,8 @@ def test_an_error_is_one_line() -> None:
 def test_a_greeting_says_what_a_loader_can_do() -> None:
     assert greeting(HELLO) == Greeting("mine", frozenset({"pod"}))
     made = greeting(HELLO | {"version": 1, "supports": list(ABILITIES), "compiles": True})
-    assert (made.supports, made.compiles) == (frozenset(ABILITIES), True)
+    assert (made.supports, made.compiles, made.objects) == (frozenset(ABILITIES), True, "templates")
+    assert greeting(HELLO | {"compiles": True, "objects": "none"}).objects == "none"
 
 
 @pytest.mark.parametrize(
@@ -56,6 +57,7 @@ def test_a_greeting_says_what_a_loader_can_do() -> None:
         ({"supports": ["endpoint_routes"]}, "endpoint_routes"),
         ({"compiles": "yes"}, "compiles"),
         ({"objects": "elf"}, "objects"),
+        ({"objects": "none"}, "for a loader that compiles"),
     ],
 )
 def test_a_wrong_greeting_is_refused(change: dict[str, object], reason: str) -> None:

@@ -1,25 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//go:build cilium114
+//go:build cilium114 || cilium114_18
 
 package loader
 
-import (
-	"context"
-
-	datapath "github.com/cilium/cilium/pkg/datapath/types"
-	"github.com/cilium/cilium/pkg/elf"
-)
-
-// ReloadlabInit makes the template cache, or has it know of another configuration of the node.
-func (l *Loader) ReloadlabInit(writer datapath.ConfigWriter, config *datapath.LocalNodeConfiguration) {
-	l.init(writer, config)
-}
-
-// ReloadlabIgnoreSymbols does of init what an object file needs that is there: what it has besides is not warned of.
-func ReloadlabIgnoreSymbols() {
-	elf.IgnoreSymbolPrefixes(ignoredELFPrefixes)
-}
+import "context"
 
 // ReloadlabOverlay compiles and loads the programs of a tunnel.
 func (l *Loader) ReloadlabOverlay(ctx context.Context, protocol string) error {

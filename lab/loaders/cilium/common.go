@@ -1,0 +1,206 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build cilium114 || cilium114_18 || cilium115 || cilium116 || cilium117 || cilium118 || cilium119
+
+package main
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"reflect"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/cilium/cilium/pkg/identity"
+	"github.com/cilium/cilium/pkg/mac"
+	"github.com/cilium/cilium/pkg/option"
+)
+
+const (
+	// What the host's endpoint is called on every node of reloadlab.
+	hostEndpointID = 1
+	// The sizes of reloadlab's tables of connections, which are preallocated.
+	ctEntriesTCP, ctEntriesAny = 32768, 16384
+	// MonitorAggregation is "medium", as in a default installation.
+	monitorAggregation = 3
+)
+
+var (
+	errNoTunnel = errors.New("the node has no tunnel")
+	// loopbackIPv4 is the address of services that a pod reaches itself by, as in a default installation.
+	loopbackIPv4 = netip.AddrFrom4([4]byte{169, 254, 42, 1})
+)
+
+// mode is what of a request is compiled into all programs.
+type mode struct {
+	endpointRoutes bool
+	devices        []string
+}
+
+// headers remembers for which mode the headers of the node were written.
+type headers struct{ mode *mode }
+
+// forMode calls write for the mode of a request, unless the headers that are there are for the same one.
+func (h *headers) forMode(r *request, write func() error) error {
+	wanted := mode{r.EndpointRoutes, r.Devices}
+	if reflect.DeepEqual(h.mode, &wanted) {
+		return nil
+	}
+	// Half of them may be written.
+	h.mode = nil
+	option.Config.EnableEndpointRoutes = r.EndpointRoutes
+	if err := os.MkdirAll(filepath.Join(option.Config.StateDir, "globals"), 0o750); err != nil {
+		return err
+	}
+	if err := write(); err != nil {
+		return err
+	}
+	h.mode = &wanted
+	return nil
+}
+
+// enterOwnDirectory makes a directory of the node that no other process of this command works in, enters it and returns
+// it. Headers and templates are written there: several processes load for one node at a time.
+func enterOwnDirectory(n *node) (string, error) {
+	for i := 1; ; i++ {
+		path := filepath.Join(n.State, fmt.Sprintf("cilium-%d", i))
+		if err := os.MkdirAll(path, 0o750); err != nil {
+			return "", err
+		}
+		descriptor, err := unix.Open(path, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+		if err != nil {
+			return "", err
+		}
+		// The lock ends with the process: the next one takes the directory over.
+		err = unix.Flock(descriptor, unix.LOCK_EX|unix.LOCK_NB)
+		if errors.Is(err, unix.EWOULDBLOCK) {
+			unix.Close(descriptor)
+			continue
+		}
+		if err != nil {
+			return "", err
+		}
+		return path, os.Chdir(path)
+	}
+}
+
+// setPlaces sets where things are, and what is attached how.
+func setPlaces(s settings, n *node, state string) {
+	o := option.Config
+	o.StateDir, o.BpfDir = state, n.Library
+	o.TCFilterPriority = n.FilterPriority
+	o.EnableHostFirewall = s.hostFirewall
+}
+
+// setOptions sets what the headers of the node are made from; an agent takes it from its flags and from Kubernetes.
+func setOptions(n *node) {
+	o := option.Config
+	o.EnableIPv4, o.EnableIPv6 = true, true
+	o.KernelHz = 250
+	o.EnableIdentityMark, o.EnableICMPRules = true, true
+	// The stack routes, as in reloadlab's own build of these programs.
+	o.EnableHostLegacyRouting = true
+	o.TracePayloadlen = 128
+	o.AuthMapEntries = 524288
+	o.MonitorAggregationInterval, o.MonitorAggregationFlags = 5*time.Second, 0x7
+	o.CTMapEntriesTimeoutTCP, o.CTMapEntriesTimeoutAny = 6*time.Hour, time.Minute
+	o.CTMapEntriesTimeoutSVCTCP, o.CTMapEntriesTimeoutSVCAny = 6*time.Hour, time.Minute
+	o.CTMapEntriesTimeoutSVCTCPGrace = 30 * time.Second
+	o.CTMapEntriesTimeoutSYN, o.CTMapEntriesTimeoutFIN = time.Minute, 10*time.Second
+	o.CTMapEntriesGlobalTCP, o.CTMapEntriesGlobalAny = ctEntriesTCP, ctEntriesAny
+	o.RoutingMode = option.RoutingModeNative
+	if n.Tunnel != nil {
+		o.RoutingMode = option.RoutingModeTunnel
+	}
+}
+
+func endpointOptions() *option.IntOptions {
+	library := option.GetEndpointMutableOptionLibrary()
+	options := option.NewIntOptions(&library)
+	for _, name := range []string{
+		option.DropNotify, option.TraceNotify, option.PolicyVerdictNotify, option.ConntrackAccounting,
+		option.SourceIPVerification,
+	} {
+		options.SetBool(name, true)
+	}
+	options.SetValidated(option.MonitorAggregation, monitorAggregation)
+	return options
+}
+
+// phase is a piece of a request of which only the duration is known.
+type phase struct {
+	name     string
+	duration time.Duration
+}
+
+// spansOf returns the spans of pieces that follow each other: first from begin on, the others up to now.
+func spansOf(begin int64, first string, others ...phase) []span {
+	end := now()
+	spans := make([]span, len(others)+1)
+	for i := len(others) - 1; i >= 0; i-- {
+		start := end - others[i].duration.Nanoseconds()
+		spans[i+1] = span{others[i].name, start, end}
+		end = start
+	}
+	spans[0] = span{first, begin, end}
+	return spans
+}
+
+// stub is an endpoint as a loader sees one. No release asks for all of its methods.
+type stub struct {
+	request *request
+	nodeMAC mac.MAC
+	options *option.IntOptions
+}
+
+func newStub(r *request) (*stub, error) {
+	address, err := mac.ParseMAC(r.Endpoint.NodeMAC)
+	if err != nil {
+		return nil, err
+	}
+	return &stub{request: r, nodeMAC: address, options: endpointOptions()}, nil
+}
+
+func (s *stub) GetID() uint64                        { return uint64(s.request.Endpoint.ID) }
+func (s *stub) StringID() string                     { return fmt.Sprint(s.request.Endpoint.ID) }
+func (s *stub) InterfaceName() string                { return s.request.Interface }
+func (s *stub) StateDir() string                     { return s.request.StateDirectory }
+func (s *stub) IsHost() bool                         { return s.request.Kind == "host" }
+func (s *stub) GetNodeMAC() mac.MAC                  { return s.nodeMAC }
+func (s *stub) GetOptions() *option.IntOptions       { return s.options }
+func (s *stub) RequireEndpointRoute() bool           { return s.request.EndpointRoutes && !s.IsHost() }
+func (s *stub) RequireEgressProg() bool              { return s.RequireEndpointRoute() }
+func (s *stub) RequireRouting() bool                 { return !s.RequireEndpointRoute() }
+func (s *stub) RequireARPPassthrough() bool          { return false }
+func (s *stub) ConntrackLocalLocked() bool           { return false }
+func (s *stub) DisableSIPVerification() bool         { return false }
+func (s *stub) GetPolicyVerdictLogFilter() uint32    { return 0xffff }
+func (s *stub) GetCIDRPrefixLengths() (v6, v4 []int) { return nil, nil }
+func (s *stub) GetIfIndex() int                      { return s.request.Ifindex }
+func (s *stub) GetEndpointNetNsCookie() uint64       { return 0 }
+func (s *stub) GetPropertyValue(string) any          { return nil }
+
+func (s *stub) GetIdentity() identity.NumericIdentity {
+	return identity.NumericIdentity(s.request.Endpoint.Identity)
+}
+
+func (s *stub) GetIdentityLocked() identity.NumericIdentity { return s.GetIdentity() }
+
+// IPv4Address is not valid for the host: its object has no constant for it.
+func (s *stub) IPv4Address() netip.Addr {
+	if s.IsHost() {
+		return netip.Addr{}
+	}
+	return s.request.Endpoint.IPv4
+}
+
+func (s *stub) IPv6Address() netip.Addr {
+	if s.IsHost() {
+		return netip.Addr{}
+	}
+	return s.request.Endpoint.IPv6
+}
