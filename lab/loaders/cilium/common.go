@@ -118,13 +118,14 @@ func setOptions(n *node) {
 	}
 }
 
+// endpointOptions returns what an agent sets by default, for endpoints and for the programs of the node.
 func endpointOptions() *option.IntOptions {
 	library := option.GetEndpointMutableOptionLibrary()
 	options := option.NewIntOptions(&library)
-	for _, name := range []string{
+	for _, name := range append([]string{
 		option.DropNotify, option.TraceNotify, option.PolicyVerdictNotify, option.ConntrackAccounting,
 		option.SourceIPVerification,
-	} {
+	}, moreOptions...) {
 		options.SetBool(name, true)
 	}
 	options.SetValidated(option.MonitorAggregation, monitorAggregation)

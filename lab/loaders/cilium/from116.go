@@ -18,6 +18,9 @@ import (
 	"github.com/cilium/cilium/pkg/option"
 )
 
+// moreOptions are options of endpoints that earlier releases do not have: without this one, policies count nothing.
+var moreOptions = []string{option.PolicyAccounting}
+
 // adapter drives the releases since 1.16, which always compile, and write no object file for an endpoint: they put the
 // constants into a copy of the template in memory.
 //

@@ -21,6 +21,9 @@ import (
 	"github.com/cilium/cilium/pkg/option"
 )
 
+// moreOptions are options of endpoints that later releases have.
+var moreOptions []string
+
 // adapter drives the releases up to 1.15. They write an object file for each endpoint, or load one that is there.
 //
 // What differs between them is in the file of each: releaseName, abilities, setRelease, setNodeAddresses, newWriter,
