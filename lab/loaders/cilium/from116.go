@@ -7,6 +7,7 @@ package main
 import (
 	"context"
 	"errors"
+	"runtime"
 
 	"github.com/vishvananda/netlink"
 
@@ -15,6 +16,7 @@ import (
 	"github.com/cilium/cilium/pkg/datapath/loader/metrics"
 	"github.com/cilium/cilium/pkg/datapath/tables"
 	datapath "github.com/cilium/cilium/pkg/datapath/types"
+	"github.com/cilium/cilium/pkg/maps/nodemap"
 	"github.com/cilium/cilium/pkg/option"
 )
 
@@ -24,8 +26,8 @@ var moreOptions = []string{option.PolicyAccounting}
 // adapter drives the releases since 1.16, which always compile, and write no object file for an endpoint: they put the
 // constants into a copy of the template in memory.
 //
-// What differs between them is in the file of each: releaseName, abilities, setRelease, newWriter, and in package loader
-// ReloadlabLoader, which is a loader without an agent around it.
+// What differs between them is in their own files: releaseName, setRelease, newWriter, newLoader and complete, and in
+// package loader ReloadlabLoader, which is a loader without an agent around it.
 type adapter struct {
 	settings settings
 	node     *node
@@ -37,7 +39,10 @@ func newRelease(s settings) release { return &adapter{settings: s} }
 
 func (a *adapter) name() string { return releaseName }
 
-func (a *adapter) supports() []string { return abilities }
+// supports lacks rollback: policy programs, and what was attached before a failure, stay.
+func (a *adapter) supports() []string {
+	return []string{"pod", "host", "overlay", "endpoint-routes", "unload", "cancel", "tcx", "own-calls-maps"}
+}
 
 func (a *adapter) compiles() bool { return true }
 
@@ -61,11 +66,14 @@ func (a *adapter) start(n *node) error {
 	if err != nil {
 		return err
 	}
-	a.loader = loader.ReloadlabNew(writer)
-	return nil
+	a.loader, err = newLoader(writer)
+	return err
 }
 
 func (a *adapter) reload(ctx context.Context, r *request) ([]span, error) {
+	// Programs that are in an object and that nothing calls are closed when they are collected. An agent that has nothing
+	// else to do collects after two minutes.
+	defer func() { go runtime.GC() }()
 	if err := a.headers.forMode(r, func() error { return a.writeHeaders(r) }); err != nil {
 		return nil, err
 	}
@@ -88,19 +96,20 @@ func (a *adapter) reload(ctx context.Context, r *request) ([]span, error) {
 	return spansOf(begin, "fetch template", phase{"load", stats.BpfLoadProg.Total()}), err
 }
 
-// unload cannot fail: the loader writes to its log what it did not remove.
 func (a *adapter) unload(r *request) error {
 	target, err := newStub(r)
 	if err != nil {
 		return err
 	}
-	a.loader.Unload(target)
-	return nil
+	return a.loader.ReloadlabUnload(target)
 }
 
 func (a *adapter) writeHeaders(r *request) error {
 	configuration, err := newConfiguration(a.node, r.Devices)
 	if err != nil {
+		return err
+	}
+	if err := complete(configuration); err != nil {
 		return err
 	}
 	return a.loader.ReloadlabInit(configuration)
@@ -126,7 +135,6 @@ func newConfiguration(n *node, names []string) (*datapath.LocalNodeConfiguration
 		CiliumInternalIPv6:  n.RouterIPv6.AsSlice(),
 		AllocCIDRIPv4:       range4,
 		AllocCIDRIPv6:       range6,
-		LoopbackIPv4:        loopbackIPv4.AsSlice(),
 		Devices:             devices,
 		HostEndpointID:      hostEndpointID,
 		DeviceMTU:           n.MTU,
@@ -160,3 +168,8 @@ func devicesOf(names []string) ([]*tables.Device, error) {
 	}
 	return found, nil
 }
+
+// nodeMap answers what the header wants to know of the map; nobody fills it.
+type nodeMap struct{ nodemap.MapV2 }
+
+func (nodeMap) Size() uint32 { return nodemap.DefaultMaxEntries }
