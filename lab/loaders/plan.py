@@ -11,7 +11,7 @@ from typing import Any
 from datapath.base.bpftypes import MapType
 from datapath.base.mapnames import is_calls_map
 from datapath.build.objectfile import ObjectFile
-from datapath.endpoint import DatapathConfig
+from datapath.endpoint import Attachment, DatapathConfig
 from datapath.errors import LinkNotFound
 from datapath.kernel import hooks, progarray, tcx
 from datapath.kernel.map import open_pin
@@ -192,11 +192,13 @@ class Load(Step):
             ifindex = work.netlink.ifindex(wanted.target)
         except LinkNotFound:
             return
-        by_link = tcx.programs_if_there(work.config.netns, ifindex, wanted.direction)
-        ours = [found.entry.program_id for found in by_link if found.is_ours]
-        ours += [f.program_id for f in hooks.filters(work.netlink, ifindex, wanted.direction) if f.is_ours]
+        links = tcx.programs_if_there(work.config.netns, ifindex, wanted.direction)
+        filters = hooks.filters(work.netlink, ifindex, wanted.direction)
+        ours = [(found.entry.program_id, Attachment.TCX) for found in links if found.is_ours]
+        ours += [(found.program_id, Attachment.TC) for found in filters if found.is_ours]
         if ours:
-            work.attached[wanted.key] = Attached(wanted.target, str(wanted.direction), wanted.program, ours[0])
+            place = (wanted.target, str(wanted.direction), wanted.program)
+            work.attached[wanted.key] = Attached(*place, *ours[0])
 
 
 def _missing(spec: CollectionSpec, pins: Path) -> dict[str, MapSpec]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from datapath.endpoint import Attachment
 from datapath.errors import Cancelled
 from datapath.reload.outcome import Outcome
 from lab.loaders.command import LoaderCommand
@@ -18,6 +19,7 @@ from lab.scenario.scenario import Scenario
 from lab.system.launch import module_argv
 from lab.watch.checks.generation import check_generation
 from lab.watch.snapshot import take
+from tests.datapath.support import NEEDS_TCX
 
 PIPELINE = LoaderCommand("ours", tuple(module_argv("lab.loaders.pipeline")))
 FILELESS = LoaderCommand("fileless", tuple(module_argv("tests.lab.loaders.fileless")))
@@ -92,6 +94,16 @@ def test_what_was_loaded_is_read_from_the_kernel(templates: Path) -> None:
         with pytest.raises(NotSupported, match="not supported by loader pipeline: a fault"):
             scenario.reload("pod-1")
         scenario.agent.change = None
+
+
+@NEEDS_TCX
+def test_how_a_program_is_attached_is_read_from_the_kernel(templates: Path) -> None:
+    """The way from tc to tcx leaves a hook without filters: no rule may take it for empty."""
+    with Scenario(NodeSpec("seam-tcx", pods=1), rate=0, loader=PIPELINE, templates=templates) as scenario:
+        for attach in (Attachment.TCX, Attachment.TC):
+            scenario.agent.configure(attach=attach)
+            (outcome,) = scenario.reload("pod-1")
+            assert {each.attachment for each in outcome.attached} == {attach}
 
 
 def test_a_reload_is_cancelled_in_the_process(templates: Path, monkeypatch: pytest.MonkeyPatch) -> None:
