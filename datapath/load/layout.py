@@ -50,9 +50,12 @@ def layout_differences(spec: CollectionSpec, item: MapSpec, info: MapInfo, *, to
 
 def is_same_layout(old: MapInfo, new: MapInfo) -> bool:
     """Tell whether two maps have the same fields, as far as the kernel knows; if it knows one's alone, they differ."""
-    if old.types is None or new.types is None:
-        return old.types is new.types
-    return _pinned(old.types) == _pinned(new.types)
+    return layout_of(old) == layout_of(new)
+
+
+def layout_of(info: MapInfo) -> Layout | None:
+    """Return the fields of a map, None if the kernel knows no types of it."""
+    return None if info.types is None else _pinned(info.types)
 
 
 def types_of(ident: int) -> Btf:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
 
@@ -37,12 +37,13 @@ class Agent(Reloader):
         self.sync(cancel=cancel)
         return self.reload_all(workers=workers, cancel=cancel)
 
-    def restore(self, *, workers: int = 1, cancel: threading.Event | None = None) -> Restored:
+    def restore(self, *, workers: int = 1, last: Sequence[str] = (), cancel: threading.Event | None = None) -> Restored:
         """Take over a node that runs: reload what its state directories tell, then remove what nobody has any more.
 
-        The first failure is raised; nothing is removed then.
+        What belongs to the node comes before its endpoints, but for `last`. The first failure is raised; nothing is
+        removed then.
         """
-        return restore(self, workers=workers, cancel=cancel)
+        return restore(self, workers=workers, last=last, cancel=cancel)
 
     def sync(
         self, *, unloaded: PodFacts | None = None, sweep: bool = True, cancel: threading.Event | None = None

@@ -161,12 +161,12 @@ def apply_policies(agents: Sequence[Agent], document: object, *, cancel: threadi
         for agent in agents:
             before = enforcement.document_of(agent.node)
             agent.apply_policies(document, cancel=cancel)
-            undo.callback(_restore, agent, before)
+            undo.callback(put_back, agent, before)
         undo.pop_all()
 
 
-def _restore(agent: Agent, document: object) -> None:
-    """Let those policies hold again; None: none was ever given."""
+def put_back(agent: Agent, document: object) -> None:
+    """Let policies hold again that enforcement.document_of has returned; None: none was ever given."""
     agent.apply_policies([] if document is None else document)
     enforcement.store(agent.node, document)
 

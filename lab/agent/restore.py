@@ -37,10 +37,10 @@ class Restored:
     removed: Sequence[str]
 
 
-def restore(agent: Agent, *, workers: int, cancel: threading.Event | None) -> Restored:
+def restore(agent: Agent, *, workers: int, last: Sequence[str], cancel: threading.Event | None) -> Restored:
     """Restore a node; the first failure of a reload is raised, and nothing is removed then.
 
-    Reloads and switches by others wait meanwhile.
+    Reloads and switches by others wait meanwhile. `last` is what waits for the endpoints, such as the host.
     """
     with agent.switching(cancel=cancel):
         found = directories.find_endpoints(agent.config.state)
@@ -54,7 +54,7 @@ def restore(agent: Agent, *, workers: int, cancel: threading.Event | None) -> Re
             directories.take_place(agent.config.state, number, found.endpoints[number][1])
         agent.sync(sweep=False, cancel=cancel)
         _remove_predecessors(agent, found, declared.values())
-        outcomes = agent.reload_all(workers=workers, without=lost, cancel=cancel)
+        outcomes = agent.reload_all(workers=workers, last=last, without=lost, cancel=cancel)
         removed = _remove(agent, found, {each.id for each in declared.values()}, cancel)
     return Restored(outcomes, {name: why for name, why in anew.items() if name not in lost}, lost, removed)
 

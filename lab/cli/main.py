@@ -33,6 +33,7 @@ COMMANDS = {
     "plan": "print the steps of a reload without doing them",
     "reload": "reload endpoints and print the time of every step",
     "restore": "find the endpoints of a running lab on disk, reload them, remove what is stale",
+    "upgrade": "take labs to other programs or another loader, and back, and say what was lost on the way",
     "inspect": "print the programs, maps and constants of an object file",
     "verify": "have the verifier judge every program of an object or a C file",
     "prove": "send packets at every system call of a reload",

@@ -39,11 +39,13 @@ def sweeping(applied: Applied) -> type[Agent]:
     class Sweeping(Agent):
         """Removes the calls maps of endpoints that it does not know yet."""
 
-        def restore(self, *, workers: int = 1, cancel: threading.Event | None = None) -> Restored:
+        def restore(
+            self, *, workers: int = 1, last: Sequence[str] = (), cancel: threading.Event | None = None
+        ) -> Restored:
             for pod in self.node.pods:
                 (self.config.globals / calls_map(pod.endpoint_id)).unlink(missing_ok=True)
                 applied()
-            return super().restore(workers=workers, cancel=cancel)
+            return super().restore(workers=workers, last=last, cancel=cancel)
 
     return Sweeping
 
@@ -52,7 +54,9 @@ def ignoring_unfinished(applied: Applied) -> type[Agent]:
     class IgnoringUnfinished(Agent):
         """Takes an endpoint that a killed reload has left with two objects for none, and sweeps its maps."""
 
-        def restore(self, *, workers: int = 1, cancel: threading.Event | None = None) -> Restored:
+        def restore(
+            self, *, workers: int = 1, last: Sequence[str] = (), cancel: threading.Event | None = None
+        ) -> Restored:
             self.sync(cancel=cancel)
             known = [name for name in self.subjects if not self._is_ignored(name)]
             return Restored([self.reload(name, cancel=cancel) for name in known], {}, {}, ())

@@ -18,6 +18,7 @@ from lab.proof.action import RATE, Action, do_gated
 from lab.proof.result import Gated, Proof, place
 from lab.scenario.scenario import Scenario
 from lab.scenario.verdict import InvariantsViolated
+from lab.scenario.watched import Watched
 from lab.watch.violation import Violation
 
 BURST = 1
@@ -32,15 +33,14 @@ _TIMEOUT = 0.1
 
 @dataclass
 class Prover:
-    """Decides on the calls of what a scenario does: each happens, once packets have met what was there before it.
+    """Decides on the calls of what is done under watch: each happens, once packets have met what was there before it.
 
     Nothing new can be met at a call if no call before it has changed anything. Of a series of updates of one map by its
     keys, the first is met, the last, and those between whose number is a power of 4: packets that came at each of
     thousands would note as many connections, and these would have to be carried over as well.
     """
 
-    scenario: Scenario
-    cancel: threading.Event | None = None
+    scenario: Watched
     calls: list[Gated] = field(default_factory=list)
     _what: str = ""
     _round: int = 1
@@ -75,15 +75,8 @@ class Prover:
         goes_on = bool(call.map) and all(each.map == call.map for each in self._pending.values())
         return goes_on and not _is_met(self._length)
 
-    def do(self, action: Action, round: int) -> None:
-        """Do something of which every call is stopped. ReloadlabError if it fails."""
-        self.begin(action.name, round)
-        if action.other_path:
-            self.scenario.expect(other_path=True)
-        if action.warnings:
-            self.scenario.expect(warnings=action.warnings)
-        # Tens of thousands of look-ups are nothing that a packet could notice.
-        do_gated(self.scenario, action, self.decide, cancel=self.cancel, look_ups=False)
+    def end(self) -> None:
+        """Send the last packets, which meet what all calls have left."""
         self._gate(Call(self.calls[-1].call.number + 1 if self.calls else 1, END, "", "", 0))
         self._burst()
 
@@ -99,6 +92,20 @@ def _is_met(number: int) -> bool:
     return number.bit_count() == 1 and number.bit_length() % 2 == 1
 
 
+def do_met(
+    prover: Prover, scenario: Scenario, action: Action, round: int, cancel: threading.Event | None = None
+) -> None:
+    """Do something, and have packets meet what each of its calls has left. ReloadlabError if it fails."""
+    prover.begin(action.name, round)
+    if action.other_path:
+        scenario.expect(other_path=True)
+    if action.warnings:
+        scenario.expect(warnings=action.warnings)
+    # Tens of thousands of look-ups are nothing that a packet could notice.
+    do_gated(scenario, action, prover.decide, cancel=cancel, look_ups=False)
+    prover.end()
+
+
 def prove(
     spec: NodeSpec,
     actions: Sequence[Action],
@@ -112,13 +119,13 @@ def prove(
     Maps that the reloads replace, as they say themselves, are held to their contents.
     """
     scenario = Scenario(spec, bursts="none", rate=RATE, **options)
-    prover = Prover(scenario, cancel)
+    prover = Prover(scenario)
     failed: list[Violation] = []
     with scenario:
         for round in range(1, rounds + 1):
             for action in actions:
                 try:
-                    prover.do(action, round)
+                    do_met(prover, scenario, action, round, cancel)
                 except Cancelled:
                     raise
                 except ReloadlabError as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any, Self
 
@@ -11,6 +11,7 @@ from datapath.errors import ReloadlabError
 from datapath.reload.outcome import Outcome
 from lab.agent.agent import Agent, Failure
 from lab.agent.cluster import Cluster
+from lab.loaders.command import given_loader
 from lab.node.node import Node
 from lab.node.topology import NodeSpec
 from lab.scenario.flowpolicy import PolicyOption
@@ -45,36 +46,44 @@ class Scenario(Watched):
         super().__init__(rate=rate, bursts=bursts, policy=policy)
         self._spec = spec
         self._flows = flows or default_flows
-        self._options = options
+        self.options = options
         self.node: Node
         self.agent: Agent
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
             self.node = stack.enter_context(Node(self._spec))
-            self.agent = stack.enter_context(Agent(self.node, **self._options))
+            self.agent = stack.enter_context(Agent(self.node, **self.options))
             self._history.hear_first_loads([self.agent])
             self.agent.start(workers=2)
             self._watch(stack, [self.agent], self._flows(self.node))
         return self
 
-    def restart(self, *, workers: int = 2) -> list[Outcome]:
-        """End the agent and start another with the same options, as its upgrade does; return what that has reloaded.
+    def restart(self, *, workers: int = 2, last: Sequence[str] = ()) -> list[Outcome]:
+        """End the agent and start another with the same options; return what that has reloaded, `last` at its end.
 
         The new one knows only what is on the node; changes by `define` and `Agent.configure` are gone.
         """
-        old = self.agent
-        old.close()
-        self.agent = self._stack.enter_context(type(old)(self.node, **self._options))
-        self._succeed(old, self.agent)
-        restored = self.agent.restore(workers=workers)
+        kind = type(self.agent)
+        self.agent = self._replace(self.agent, lambda: kind(self.node, **self.options))
+        restored = self.agent.restore(workers=workers, last=last)
         if self.agent.external is None:
             assert not restored.anew, restored.anew
         return list(restored.outcomes)
 
+    def upgrade(self, *, workers: int = 2, last: Sequence[str] = (), **options: Any) -> list[Outcome]:
+        """Restart with other options of the agent, such as `library`, `loader` and `defines`; those not given stay.
+
+        Maps may be replaced by it, but their content stays. So an upgrade and its downgrade are two calls.
+        """
+        self.options = {**self.options, **_given(options)}
+        outcomes = self.restart(workers=workers, last=last)
+        self.expect_upgraded(self.agent, _migrated(outcomes))
+        return outcomes
+
     def define(self, **macros: str) -> None:
         """Add these macros to the initial ones for later reloads; without arguments, restore the initial macros."""
-        self.agent.configure(defines=(*self._options.get("defines", ()), *macros.items()))
+        self.agent.configure(defines=(*self.options.get("defines", ()), *macros.items()))
 
     def reload(self, *subjects: str, gate: Gate | None = None, cancel: threading.Event | None = None) -> list[Outcome]:
         """Reload these endpoints, one after the other; all if none is named."""
@@ -131,6 +140,7 @@ class ClusterScenario(Watched):
     ) -> None:
         super().__init__(rate=rate, bursts=bursts, policy=policy)
         self._flows = flows or _flows_of
+        self.options = options
         self.cluster = Cluster(specs, **options)
 
     def __enter__(self) -> Self:
@@ -159,6 +169,15 @@ class ClusterScenario(Watched):
         self.check_fired(gate, subjects)
         return done
 
+    def upgrade(self, number: int, *, workers: int = 2, last: Sequence[str] = (), **options: Any) -> list[Outcome]:
+        """Start another agent on one node, with other options than all began with, as Scenario.upgrade does."""
+        old = self.cluster.agent(number)
+        new = self._replace(old, lambda: type(old)(old.node, **{**self.options, **_given(options)}))
+        self.cluster.agents = tuple(new if agent is old else agent for agent in self.cluster.agents)
+        outcomes = list(new.restore(workers=workers, last=last).outcomes)
+        self.expect_upgraded(new, _migrated(outcomes))
+        return outcomes
+
     def reload_fails(self, name: str, error: type[ReloadlabError], *, gate: Gate | None = None) -> ReloadlabError:
         """Reload, expecting this error, and hold the reload to it: all nodes must be as before. Returns the error.
 
@@ -170,6 +189,16 @@ class ClusterScenario(Watched):
     def silence(self, *, count: int = 3, flows: Sequence[str] | None = None) -> list[str]:
         """Send a burst over all flows, or these; return those in which not every packet is answered."""
         return [str(burst) for burst in self.traffic.burst_all(count, flows) if not burst.complete]
+
+
+def _given(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return options of an agent as it takes them; a loader may be a name or a command, as marks have it."""
+    loader = options.get("loader")
+    return {**options, **({"loader": given_loader(loader)} if isinstance(loader, str) else {})}
+
+
+def _migrated(outcomes: Sequence[Outcome]) -> set[str]:
+    return {name for outcome in outcomes for name in outcome.migrated}
 
 
 def _flows_of(cluster: Cluster) -> list[Flow]:

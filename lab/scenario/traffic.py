@@ -33,12 +33,14 @@ class ScenarioTraffic:
     """Runs a scenario's flows on its nodes, from `start` to the end of the stack that it is given.
 
     `phases` are the reports: one, and one more for each pause. With the policy "flows" exactly the flows pass and the
-    denied ones are dropped; without a policy nothing is denied, and the denied flows do not run.
+    denied ones are dropped; without a policy nothing is denied, and the denied flows do not run. `foreign`: programs of
+    other sources than ours will run, if none do yet.
     """
 
-    def __init__(self, *, rate: float, policy: PolicyOption) -> None:
+    def __init__(self, *, rate: float, policy: PolicyOption, foreign: bool = False) -> None:
         check_policy(policy)
         self.rate = rate
+        self._foreign = foreign
         self.phases: list[TrafficReport] = []
         self._option = policy
         self._policy: FlowPolicy | None = None
@@ -58,7 +60,7 @@ class ScenarioTraffic:
         self._flows = tuple(flows)
         self._running = tuple(flow for flow in flows if self._option is not None or not flow.denied)
         if self._option is not None:
-            foreign = any(not is_ours(agent.config.library) for agent in agents)
+            foreign = self._foreign or any(not is_ours(agent.config.library) for agent in agents)
             self._policy = flow_policy(self._nodes, flows, foreign=foreign)
             for agent in agents:
                 agent.apply_policies(self._policy.documents[agent.node.name])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -11,6 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from bpf import is_ours
 from datapath.endpoint import Attachment
 from datapath.errors import ReloadlabError
 from datapath.reload.outcome import FailedReload, Outcome
@@ -35,6 +36,7 @@ from lab.traffic.traffic import Traffic
 from lab.watch import metrics
 from lab.watch.checks.hits import check_hits
 from lab.watch.checks.kernel_log import check_kernel_log
+from lab.watch.checks.objects import read_objects
 from lab.watch.drops import NOTHING, Drops
 from lab.watch.invariants import (
     Baseline,
@@ -63,7 +65,7 @@ class Watched:
     many steps of reloads had packets under way, once it has finished, `gaps` what was not checked.
     """
 
-    def __init__(self, *, rate: float, bursts: Bursts, policy: PolicyOption) -> None:
+    def __init__(self, *, rate: float, bursts: Bursts, policy: PolicyOption, foreign: bool = False) -> None:
         check_bursts(bursts)
         self._stack = ExitStack()
         self._expected = Expected()
@@ -76,7 +78,7 @@ class Watched:
         self.coverage = Coverage()
         self._finished = False
         self._refused: list[NotSupported] = []
-        self._traffic = ScenarioTraffic(rate=rate, policy=policy)
+        self._traffic = ScenarioTraffic(rate=rate, policy=policy, foreign=foreign)
         self._stepping = Stepping(bursts, self._push)
         self.agents: tuple[Agent, ...] = ()
         self.kernel_log = KernelLog()
@@ -113,13 +115,34 @@ class Watched:
         self._new_policies = True
         self._traffic.stop_denied()
 
-    def _succeed(self, old: Agent, new: Agent) -> None:
-        """Watch an agent that takes the place of another, on the same node."""
+    def _replace(self, old: Agent, make: Callable[[], Agent]) -> Agent:
+        """End an agent, and watch the one that is made in its place, on the same node; return that."""
+        old.close()
+        new = self._stack.enter_context(make())
         self._note_not_supported(old)
+        if not (is_ours(old.config.library) and is_ours(new.config.library)):
+            self.expect(foreign=True)
         new.take_over(old)
         self.agents = tuple(new if agent is old else agent for agent in self.agents)
         self._before = tuple((new if agent is old else agent, before) for agent, before in self._before)
         self._listen()
+        return new
+
+    def expect_upgraded(self, agent: Agent, migrated: Iterable[str]) -> None:
+        """Declare what another release may do: replace maps, as it has these, and leave maps of its own.
+
+        What is in a map that was replaced is held to what was there before, connections to their lives; counters of
+        policies may begin anew.
+        """
+        replaced = frozenset(migrated)
+        declared = {name for each in read_objects(agent) if each.spec is not None for name in each.spec.maps}
+        changed = self._expected.changed
+        known = dict(changed) if isinstance(changed, Mapping) else dict.fromkeys(changed, _is_any)
+        self.expect(
+            migrated=self._expected.migrated | replaced,
+            changed={**{name: () for name in replaced}, **known},
+            pins=self._expected.pins | declared,
+        )
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
         with self._stack:
@@ -373,3 +396,8 @@ class Watched:
     def expect(self, **changes: Any) -> None:
         """Say what this scenario does on purpose: fields of invariants.Expected; on every node."""
         self._expected = self._expected.and_also(**changes)
+
+
+def _is_any(key: bytes) -> bool:
+    """Take any key for one whose entry may change."""
+    return True

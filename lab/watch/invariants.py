@@ -60,7 +60,8 @@ class Expected:
     others pin meanwhile one of those in `pins`; what is missing for a moment must contain one of the texts in
     `moments`. The kernel may drop packets of the flows for the reasons in
     `kernel_drops` (enum skb_drop_reason, such as IP_OUTNOROUTES), and the traffic may show the kinds of findings in
-    `findings` (lab.traffic.report.Kind, such as retransmit).
+    `findings` (lab.traffic.report.Kind, such as retransmit). `foreign`: programs of other sources than ours ran, at
+    some time.
     """
 
     drops: Mapping[tuple[int, int], int] = field(default_factory=dict)
@@ -73,6 +74,7 @@ class Expected:
     moments: frozenset[str] = frozenset()
     kernel_drops: frozenset[str] = frozenset()
     findings: frozenset[str] = frozenset()
+    foreign: bool = False
 
     def __post_init__(self) -> None:
         for name in ("migrated", "changed", "warnings", "network", "pins", "moments", "kernel_drops", "findings"):
@@ -176,7 +178,7 @@ def check_counters(agent: Agent, before: Baseline, expected: Expected, drops: Dr
     counted = _counted(agent, before.counters, expected)
     # Read after the counters, so that every counted drop has been seen.
     dropped = drops.read() if drops is not None else NOTHING
-    name, ours = agent.node.name, is_ours(agent.config.library)
+    name, ours = agent.node.name, is_ours(agent.config.library) and not expected.foreign
     return [
         *check_drops(counted, expected.drops, dropped, name, foreign=not ours),
         # The sources of others may be told to report fewer verdicts.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import struct
 import tempfile
+from collections.abc import Mapping
 from enum import IntEnum
 from functools import cache
 from io import BytesIO
@@ -15,6 +16,7 @@ import pytest
 from elftools.elf.elffile import ELFFile
 
 from datapath.build.compile import compile_source
+from datapath.load import translation
 from datapath.object import btf
 from datapath.object.btf import Btf
 from lab.abi import conntrack, layouts, notifications, policymap, reasons
@@ -274,6 +276,17 @@ def test_by_the_types_of_our_own_sources_a_value_is_the_same_as_without_types(na
     fields = {field: each for field, each in value.values().items() if field in record.fields}
     assert record.pack(fields) == value.pack()
     assert type(value).of_fields(Fields(record, value.pack())) == value
+
+
+def test_connections_lie_where_a_translation_reads_and_writes_them() -> None:
+    types = layout_types()
+
+    def fields(name: str) -> Mapping[str, tuple[int, int]]:
+        return types.fields(types.find(name, btf.TypeKind.STRUCT))
+
+    assert fields("ct_entry") == translation.OUR_ENTRY
+    assert fields("ipv4_ct_tuple") == translation.our_tuple(conntrack.CT_TUPLE4.size)
+    assert fields("ipv6_ct_tuple") == translation.our_tuple(conntrack.CT_TUPLE6.size)
 
 
 def test_all_structs_of_the_maps_are_covered() -> None:

@@ -19,6 +19,8 @@ from datapath.kernel import bpf
 from datapath.kernel.map import Map
 from datapath.reload.connections import carry_over, lifetime_of, merged, owner, remember, remembered, seconds
 from tests.datapath.values import HOST, NODE, POD
+from tests.lab.abi.kernelmaps import create
+from tests.lab.abi.recorded import layouts_of
 
 pytestmark = [pytest.mark.privileged, pytest.mark.usefixtures("no_descriptor_left")]
 
@@ -223,6 +225,25 @@ def test_a_table_without_room_takes_what_it_can(stack: ExitStack, tmp_path: Path
     put(old, dict.fromkeys(range(1, 33), seconds() + 60))
     assert carry_over(remembered(tmp_path), {NAME: new}, owns) == {NAME: 24}
     assert len(lifetimes(new)) == 8
+
+
+@pytest.mark.parametrize(("before", "after"), [(None, "1.16.5"), ("1.16.5", None), ("1.15.12", "1.16.5")])
+def test_a_connection_of_another_release_is_carried_over(
+    stack: ExitStack, tmp_path: Path, before: str | None, after: str | None
+) -> None:
+    """Of two that both tables know, what either has seen is seen, and the later lifetime counts."""
+    old, new = (stack.enter_context(of_release(release)) for release in (before, after))
+    remember(tmp_path, [{NAME: old}], {})
+    now = seconds()
+    put(old, {1: now + 60, 2: now + 90})
+    put(new, {2: now + 60})
+    assert carry_over(remembered(tmp_path), {NAME: new}, owns) == {}
+    assert lifetimes(new) == {1: now + 60, 2: now + 90}
+
+
+def of_release(release: str | None) -> Map:
+    """Create a table of a release's layout; None: of our own, of which the kernel knows no types."""
+    return create(NAME, layouts_of(release or "1.14-4093531")["cilium_ct_tcp4"], told=release is not None)
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"NAME": "x"}', '{"NAME": -1}', '{"NAME": 4294967296}'])

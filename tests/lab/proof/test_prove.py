@@ -18,7 +18,7 @@ from lab.node import registry
 from lab.node.topology import NodeSpec
 from lab.proof.action import Action
 from lab.proof.actions import reattaches, reloads
-from lab.proof.prove import Prover, prove
+from lab.proof.prove import Prover, do_met, prove
 from lab.scenario.scenario import Scenario
 from tests.datapath.support import NEEDS_TCX
 from tests.lab.emptied import EmptySlot, before
@@ -107,7 +107,7 @@ def test_a_series_of_updates_is_met_at_some_of_them() -> None:
 
     with Scenario(NodeSpec("proof-series", pods=1), bursts="none", rate=10) as scenario:
         prover = Counting(scenario)
-        prover.do(Action("updates", update), 1)
+        do_met(prover, scenario, Action("updates", update), 1)
         scenario.finish()
     texts = [gated.call.text.partition("[")[0] for gated in prover.calls]
     assert len(texts) == 1 + 20 + 1 + 3 + 1

@@ -1,0 +1,117 @@
+"""`reloadlab upgrade`: labs go to other programs or another loader, and back, under traffic."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lab.cli.datapath import define, require_compiler
+from lab.cli.targets import BadOption, add_targets, check_targets, count, find_targets, make_console, print_json
+from lab.doctor.doctor import require
+from lab.system.signals import cancel_on_signals
+
+if TYPE_CHECKING:
+    from argparse import _SubParsersAction
+
+    from lab.agent.options import Options
+
+
+def add_parser(subparsers: _SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Declare the command."""
+    parser = subparsers.add_parser(
+        "upgrade",
+        description="Start another agent on labs that are up, with other C sources or another loader, as an upgrade "
+        "does. Each of its system calls is stopped until packets of all kinds were answered: old and new connections, "
+        "IPv4 and IPv6, and what a policy must deny, between all nodes of a cluster. Exit code 1 if one was lost or "
+        "got where it must not.",
+    )
+    add_targets(parser, several=True, endpoints=False, help="a lab, or a cluster: its nodes one after the other")
+    parser.add_argument(
+        "--to",
+        action="append",
+        required=True,
+        metavar="DIR|NAME|COMMAND",
+        help="C sources, such as Cilium's bpf/, or a loader as --loader takes it; give both for both",
+    )
+    parser.add_argument(
+        "-D",
+        dest="defines",
+        type=define,
+        action="append",
+        default=[],
+        metavar="NAME[=VALUE]",
+        help="a macro for the C there; may be repeated",
+    )
+    parser.add_argument("--back", action="store_true", help="and back to what the lab runs now")
+    parser.add_argument(
+        "--order",
+        choices=("host", "pods"),
+        default="host",
+        metavar="host|pods",
+        help="whose programs are loaded first: those of the host and the tunnel, or of the pods (host)",
+    )
+    parser.add_argument(
+        "--at",
+        default="",
+        metavar="STEP|CALL",
+        help="kill the agent, or the process of its loader, before this step or call; then begin anew, or with --back "
+        "go back",
+    )
+    parser.add_argument("--nth", type=count, metavar="N", help="with --at: the Nth time that it comes (1)")
+    parser.add_argument(
+        "--fill-late",
+        action="store_true",
+        help="break the control plane: it fills the maps that are new only when everything is loaded",
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object, with every call")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Upgrade, and print what came of it; 1 if anything did not hold."""
+    from lab.agent.options import Options
+    from lab.cli.proof_view import print_proof
+    from lab.proof.upgrade import Upgrade
+    from lab.proof.upgrade import run as run_upgrade
+
+    check_targets(args.targets, endpoints=False)
+    if args.nth is not None and not args.at:
+        raise BadOption("--nth counts how often a step or call comes: with --at")
+    require("root", "notify")
+    nodes = [target.node for target in find_targets(args.targets)]
+    to = {node.name: _wanted(Options.kept(node), args) for node in nodes}
+    for options in to.values():
+        require_compiler(options.clang)
+    upgrade = Upgrade(
+        to,
+        back=args.back,
+        pods_first=args.order == "pods",
+        at=args.at,
+        nth=args.nth or 1,
+        unfilled=args.fill_late,
+    )
+    console = make_console(stderr=args.json)
+    with cancel_on_signals() as cancel:
+        proof = run_upgrade(nodes, upgrade, cancel=cancel)
+    print_proof(console, proof)
+    if args.json:
+        print_json(proof.to_json())
+    return 0 if proof.holds else 1
+
+
+def _wanted(kept: Options, args: argparse.Namespace) -> Options:
+    """Return the options of a lab, with what --to names in their place."""
+    from lab.agent.options import check_library
+
+    libraries = [Path(text) for text in args.to if Path(text).is_dir()]
+    loaders = [text for text in args.to if not Path(text).is_dir()]
+    if len(libraries) > 1 or len(loaders) > 1:
+        raise BadOption("--to names one directory of C sources, and one loader")
+    for library in libraries:
+        check_library(library)
+    return kept.replaced(
+        library=libraries[0] if libraries else None,
+        loader=loaders[0] if loaders else None,
+        defines=tuple(args.defines),
+    )
