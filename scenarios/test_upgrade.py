@@ -33,7 +33,7 @@ def open_connections(node: Node) -> list[Flow]:
 
     While a pod's programs are exchanged, a connection that begins is in one of two tables only (docs/pipeline.md).
     """
-    return [flow for flow in default_flows(node) if not flow.fresh]
+    return [flow for flow in default_flows(node) if not flow.fresh or flow.denied]
 
 
 def last_of(scenario: Scenario, order: str) -> tuple[str, ...]:
@@ -137,7 +137,7 @@ def test_releases(scenario: Scenario, new: Release, network: str, order: str) ->
 
 
 def open_between_nodes(cluster: Any) -> list[Flow]:
-    return [flow for flow in cluster_flows(cluster.nodes) if not flow.fresh]
+    return [flow for flow in cluster_flows(cluster.nodes) if not flow.fresh or flow.denied]
 
 
 @pytest.mark.parametrize("new", params(pytest.mark.cluster))

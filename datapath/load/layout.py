@@ -2,6 +2,10 @@
 
 Sizes alone do not tell: policy entries of Cilium 1.16 are as large as those before, and have other fields. Compared
 are only the maps whose entries outlive a load: those of the control plane, and connections.
+
+Connections are nobody's to write anew, so that releases agree on where their fields lie: what a release has no use for
+stays where it was, under another name, and counters may count something else. Their tables are the same if what both
+have lies at the same place.
 """
 
 from __future__ import annotations
@@ -16,10 +20,22 @@ from datapath.kernel.uapi import MapInfo, MapTypes
 from datapath.object.btf import Btf, TypeKind, parse
 from datapath.object.spec import CollectionSpec, MapSpec
 
-_STRUCTS = (TypeKind.STRUCT, TypeKind.UNION)
-
 Fields = Mapping[str, tuple[int, int]]
 """Offset and size in bits of each field of a struct, by name."""
+
+OUR_CONNECTION: Fields = {
+    **{"rx_packets": (0, 64), "rx_bytes": (64, 64), "tx_packets": (128, 64), "tx_bytes": (192, 64)},
+    **{"lifetime": (256, 32), "rx_closing": (288, 1), "tx_closing": (289, 1), "nat46": (290, 1)},
+    **{"lb_loopback": (291, 1), "seen_non_syn": (292, 1), "node_port": (293, 1), "proxy_redirect": (294, 1)},
+    **{"dsr": (295, 1), "from_l7lb": (296, 1), "reserved1": (297, 1), "from_tunnel": (298, 1), "reserved5": (299, 5)},
+    **{"rev_nat_index": (304, 16), "ifindex": (320, 16), "tx_flags_seen": (336, 8), "rx_flags_seen": (344, 8)},
+    **{"src_sec_id": (352, 32), "last_tx_report": (384, 32), "last_rx_report": (416, 32)},
+}
+"""struct ct_entry of our own sources, of whose maps the kernel is told no types (bpf/lib/conntrack.h)."""
+
+_AFTER_ADDRESSES = {"dport": (0, 16), "sport": (16, 16), "nexthdr": (32, 8), "flags": (40, 8)}
+
+_STRUCTS = (TypeKind.STRUCT, TypeKind.UNION)
 
 Layout = tuple[Fields, Fields]
 """The fields of a map's key and value."""
@@ -39,23 +55,34 @@ def layout_differences(spec: CollectionSpec, item: MapSpec, info: MapInfo, *, to
     """
     if not (told or info.types) or not is_compared(item.name):
         return []
-    if info.types is None:
+    pinned = _layout_of(item.name, info)
+    if pinned is None:
         return [MapDifference(item.name, "layout", "not told", "that of the object's types")]
     if not (item.key_type and item.value_type):
         return []
     types = parsed(spec.btf)
     wanted = _fields(types, item.key_type), _fields(types, item.value_type)
-    return list(_compared(item.name, _pinned(info.types), wanted))
+    return list(_compared(item.name, pinned, wanted))
 
 
-def is_same_layout(old: MapInfo, new: MapInfo) -> bool:
-    """Tell whether two maps have the same fields, as far as the kernel knows; if it knows one's alone, they differ."""
-    return layout_of(old) == layout_of(new)
+def is_same_layout(name: str, old: MapInfo, new: MapInfo) -> bool:
+    """Tell whether two maps of a name have the same fields, as far as is known; if one's alone are, they differ."""
+    one, other = _layout_of(name, old), _layout_of(name, new)
+    return one is other if one is None or other is None else not any(_compared(name, one, other))
 
 
-def layout_of(info: MapInfo) -> Layout | None:
-    """Return the fields of a map, None if the kernel knows no types of it."""
-    return None if info.types is None else _pinned(info.types)
+def our_tuple(size: int) -> Fields:
+    """Return the fields of a connection's key in our own sources (struct ipv4_ct_tuple, ipv6_ct_tuple), by its size."""
+    width = 8 * (size - 6) // 2
+    rest = {name: (2 * width + at, bits) for name, (at, bits) in _AFTER_ADDRESSES.items()}
+    return {"daddr": (0, width), "saddr": (width, width), **rest}
+
+
+def _layout_of(name: str, info: MapInfo) -> Layout | None:
+    """Return the fields of a map; None if nobody told the kernel, except for connections of our own sources."""
+    if info.types is not None:
+        return _pinned(info.types)
+    return (our_tuple(info.key_size), OUR_CONNECTION) if name.startswith(CONNECTIONS) else None
 
 
 def types_of(ident: int) -> Btf:
@@ -83,9 +110,14 @@ def _fields(types: Btf, ident: int) -> Fields:
 
 def _compared(name: str, pinned: Layout, wanted: Layout) -> Iterator[MapDifference]:
     for what, have, want in zip(("key", "value"), pinned, wanted, strict=True):
-        for field in sorted(have.keys() | want.keys()):
+        for field in sorted(_shared(have, want) if name.startswith(CONNECTIONS) else have.keys() | want.keys()):
             if have.get(field) != want.get(field):
                 yield MapDifference(name, f"{what}.{field}", _place(have.get(field)), _place(want.get(field)))
+
+
+def _shared(one: Fields, other: Fields) -> set[str]:
+    """Return the fields that both have; what is reserved has no meaning, and its names are given anew."""
+    return {name for name in one.keys() & other.keys() if not name.startswith("reserved")}
 
 
 def _place(place: tuple[int, int] | None) -> str:

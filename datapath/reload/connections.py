@@ -23,7 +23,7 @@ from datapath.errors import BpfError
 from datapath.kernel import bpf
 from datapath.kernel.helpers import Helper, is_known
 from datapath.kernel.map import Map
-from datapath.load.content import put, translated
+from datapath.load.content import can_copy, put
 
 _FILE = "connections"
 _CLOCK_MONOTONIC_COARSE = 6  # linux/time.h; Python's time module does not name it
@@ -160,14 +160,13 @@ def _merge(ident: int, new: Map, owns: Owns) -> int:
         return 0
     with Map.of(fd, new.name) as old:
         # Ids begin anew with every boot of the machine.
-        translate = translated(old, new)
-        if old.info.name != new.info.name or translate is None:
+        if old.info.name != new.info.name or not can_copy(old, new):
             return 0
         if not new.name.startswith(CONNECTIONS):
-            return sum(not put(new, key, translate(value), flags=bpf.BPF_NOEXIST) for key, value in old.items())
+            return sum(not put(new, key, value, flags=bpf.BPF_NOEXIST) for key, value in old.items())
         now = seconds()
         own = ((k, v) for k, v in old.items() if lifetime_of(v) >= now and owns(_own_address(k)))
-        return sum(not _merge_connection(new, key, translate(value), now) for key, value in own)
+        return sum(not _merge_connection(new, key, value, now) for key, value in own)
 
 
 def _merge_connection(new: Map, key: bytes, value: bytes, now: int) -> bool:

@@ -54,7 +54,7 @@ class Upgrade:
     `back`: they go back afterwards. `pods_first`: what belongs to the node is reloaded after the endpoints. `at`: the
     agent, or the process of its loader, is killed before the `nth` step of that name, or call that fits; then the
     upgrade is begun anew, or, with `back`, undone. `unfilled`: the control plane fills maps that are new only when
-    everything is reloaded.
+    everything is reloaded. Without `fresh` there is no traffic by new connections.
     """
 
     to: Mapping[str, Options]
@@ -63,6 +63,7 @@ class Upgrade:
     at: str = ""
     nth: int = 1
     unfilled: bool = False
+    fresh: bool = True
 
 
 @dataclass
@@ -204,7 +205,7 @@ def run(nodes: Sequence[Node], upgrade: Upgrade, *, cancel: threading.Event | No
     """
     watched = all_nodes(nodes)
     foreign = any(options.library is not None for options in upgrade.to.values())
-    with StandingScenario(watched, rate=RATE, foreign=foreign) as scenario:
+    with StandingScenario(watched, rate=RATE, fresh=upgrade.fresh, foreign=foreign) as scenario:
         upgrader = Upgrader(scenario, upgrade, cancel)
         upgrader.go()
         with suppress(InvariantsViolated):

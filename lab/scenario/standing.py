@@ -21,13 +21,22 @@ class StandingScenario(Watched):
     """A scenario on a lab that is up, or on all nodes of its cluster.
 
     Everything is reloaded once as it is; then the usual traffic runs, under a policy that lets exactly its flows pass.
-    In the end the former policies hold again. `foreign` says that other programs than ours will run. `options` are
-    those with which each node is loaded, by its name.
+    In the end the former policies hold again. Without `fresh` flows, no connection begins later. `foreign` says that
+    other programs than ours will run. `options` are those with which each node is loaded, by its name.
     """
 
-    def __init__(self, nodes: Sequence[Node], *, rate: float, bursts: Bursts = "none", foreign: bool = False) -> None:
+    def __init__(
+        self,
+        nodes: Sequence[Node],
+        *,
+        rate: float,
+        bursts: Bursts = "none",
+        fresh: bool = True,
+        foreign: bool = False,
+    ) -> None:
         super().__init__(rate=rate, bursts=bursts, policy="flows", foreign=foreign)
         self.nodes = tuple(nodes)
+        self._fresh = fresh
         self.options: Mapping[str, Options] = {node.name: Options.kept(node) for node in nodes}
 
     def __enter__(self) -> Self:
@@ -39,7 +48,7 @@ class StandingScenario(Watched):
             for agent in agents:
                 agent.start(workers=2)
             flows = cluster_flows(self.nodes) if len(self.nodes) > 1 else default_flows(self.nodes[0])
-            self._watch(stack, agents, flows)
+            self._watch(stack, agents, [flow for flow in flows if self._fresh or not flow.fresh or flow.denied])
         return self
 
     def agent_of(self, node: str) -> Agent:

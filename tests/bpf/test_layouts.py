@@ -16,7 +16,7 @@ import pytest
 from elftools.elf.elffile import ELFFile
 
 from datapath.build.compile import compile_source
-from datapath.load import translation
+from datapath.load import layout
 from datapath.object import btf
 from datapath.object.btf import Btf
 from lab.abi import conntrack, layouts, notifications, policymap, reasons
@@ -278,15 +278,15 @@ def test_by_the_types_of_our_own_sources_a_value_is_the_same_as_without_types(na
     assert type(value).of_fields(Fields(record, value.pack())) == value
 
 
-def test_connections_lie_where_a_translation_reads_and_writes_them() -> None:
+def test_connections_lie_where_tables_of_others_are_compared_with_them() -> None:
     types = layout_types()
 
     def fields(name: str) -> Mapping[str, tuple[int, int]]:
         return types.fields(types.find(name, btf.TypeKind.STRUCT))
 
-    assert fields("ct_entry") == translation.OUR_ENTRY
-    assert fields("ipv4_ct_tuple") == translation.our_tuple(conntrack.CT_TUPLE4.size)
-    assert fields("ipv6_ct_tuple") == translation.our_tuple(conntrack.CT_TUPLE6.size)
+    assert fields("ct_entry") == layout.OUR_CONNECTION
+    assert fields("ipv4_ct_tuple") == layout.our_tuple(conntrack.CT_TUPLE4.size)
+    assert fields("ipv6_ct_tuple") == layout.our_tuple(conntrack.CT_TUPLE6.size)
 
 
 def test_all_structs_of_the_maps_are_covered() -> None:

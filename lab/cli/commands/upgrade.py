@@ -64,6 +64,9 @@ def add_parser(subparsers: _SubParsersAction[argparse.ArgumentParser]) -> None:
         action="store_true",
         help="break the control plane: it fills the maps that are new only when everything is loaded",
     )
+    parser.add_argument(
+        "--no-new", action="store_true", help="no traffic by new connections, but for what a policy must deny"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object, with every call")
     parser.set_defaults(run=run)
 
@@ -90,6 +93,7 @@ def run(args: argparse.Namespace) -> int:
         at=args.at,
         nth=args.nth or 1,
         unfilled=args.fill_late,
+        fresh=not args.no_new,
     )
     console = make_console(stderr=args.json)
     with cancel_on_signals() as cancel:

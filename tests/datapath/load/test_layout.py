@@ -16,7 +16,7 @@ from datapath.load.types import TypeStore
 from datapath.object.spec import CollectionSpec
 from tests.lab.abi import kernelmaps
 from tests.lab.abi.kernelmaps import create
-from tests.lab.abi.recorded import Layout, layouts_of
+from tests.lab.abi.recorded import Layout, layouts_of, releases
 
 pytestmark = [pytest.mark.privileged, pytest.mark.usefixtures("no_descriptor_left")]
 
@@ -65,7 +65,6 @@ def fields_refused(pins: Path, spec: CollectionSpec, *, tell: bool) -> dict[str,
         (OURS, "1.16.5", POLICY, "value.lpm_prefix_length", ("nowhere", "at bit 19 (5 bits)")),
         ("1.15.12", "1.16.5", POLICY, "value.lpm_prefix_length", ("nowhere", "at bit 19 (5 bits)")),
         ("1.16.5", OURS, POLICY, "value.lpm_prefix_length", ("at bit 19 (5 bits)", "nowhere")),
-        ("1.15.12", "1.16.5", CT, "value.packets", ("nowhere", "at bit 128 (64 bits)")),
         (OURS, "1.15.12", "cilium_lxc", "value.sec_id", ("nowhere", "at bit 256 (32 bits)")),
     ],
 )
@@ -88,6 +87,31 @@ def test_a_map_of_the_same_fields_is_reused(name: str, tell: bool, pins: Path) -
         maps = opened(object_of("1.16.5", name), pins, tell=tell)
         assert (maps.created, maps.maps[name].info.id) == (set(), pinned.info.id)
         maps.close()
+
+
+@pytest.mark.parametrize("after", releases())
+@pytest.mark.parametrize("before", [None, *releases()])
+def test_connections_of_all_releases_lie_at_the_same_places(before: str | None, after: str, pins: Path) -> None:
+    """So their tables are reused, those of our own sources as well, and no connection is forgotten."""
+    with made(CT, before) as pinned, made(CT, after) as other:
+        pinned.pin(pins / CT)
+        maps = opened(object_of(after, CT), pins, tell=True)
+        assert (maps.created, maps.maps[CT].info.id) == (set(), pinned.info.id)
+        maps.close()
+        assert can_copy(pinned, other)
+        assert can_copy(other, pinned)
+
+
+@pytest.mark.parametrize("field", ["lifetime", "rx_closing"])
+def test_a_connection_with_a_field_elsewhere_is_another_one(field: str, pins: Path) -> None:
+    key, value = layout_of("1.16.5", CT)
+    offset, bits = value.fields[field]
+    moved = key, replace(value, fields={**value.fields, field: (offset + bits, bits)})
+    with create(CT, moved) as pinned, made(CT, "1.16.5") as other:
+        pinned.pin(pins / CT)
+        places = fields_refused(pins, object_of("1.16.5", CT), tell=True)
+        assert places == {f"value.{field}": (f"at bit {offset + bits} ({bits} bits)", f"at bit {offset} ({bits} bits)")}
+        assert not can_copy(pinned, other)
 
 
 def test_a_map_without_types_is_not_taken_for_one_of_others(pins: Path) -> None:
@@ -133,7 +157,6 @@ def test_maps_of_our_own_sources_are_not_read(pins: Path, monkeypatch: pytest.Mo
     [("1.16.5", "1.16.5", True), ("1.15.12", "1.16.5", False), (None, "1.16.5", False), (None, None, True)],
 )
 def test_entries_are_copied_between_the_same_fields_alone(one: str | None, other: str | None, same: bool) -> None:
-    """But for connections, whose fields are moved (test_translation.py)."""
     with made(POLICY, one) as old, made(POLICY, other) as new:
         assert (can_copy(old, new), can_copy(new, old)) == (same, same)
 
