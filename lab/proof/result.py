@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -90,12 +91,14 @@ def place(violations: Sequence[Violation], calls: Sequence[Gated]) -> list[Findi
     One that happened at more than MOST is told once, without a call.
     """
     findings = []
+    begun = [gated.at_ns for gated in calls]
     for violation in violations:
-        met = dict.fromkeys(_before(calls, at_ns) for at_ns in violation.at) or {None: None}
+        met = dict.fromkeys(_before(calls, begun, at_ns) for at_ns in violation.at) or {None: None}
         findings += [Finding(violation, gated) for gated in (met if len(met) <= MOST else (None,))]
     return findings
 
 
-def _before(calls: Sequence[Gated], at_ns: int) -> Gated | None:
-    """Return the call that was waited for, or stopped, then."""
-    return next((gated for gated in reversed(calls) if gated.at_ns <= at_ns), None)
+def _before(calls: Sequence[Gated], begun: Sequence[int], at_ns: int) -> Gated | None:
+    """Return the call that was waited for, or stopped, then; `begun` is when each was, in their order."""
+    number = bisect_right(begun, at_ns)
+    return calls[number - 1] if number else None
