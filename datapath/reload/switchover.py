@@ -273,7 +273,7 @@ class Commit(Step):
         for path in self.obsolete:
             _attempt(work, path.name, partial(_remove, work, path))
         _attempt(work, "a policy slot", partial(self._clear_policy, work))
-        _attempt(work, "a retired map", partial(_release_maps, work))
+        _attempt(work, "a retired map", partial(release_maps, work))
 
     def _remember_maps(self, work: Workspace, directory: Path) -> None:
         maps = [work.objects[item.name].collection.maps for item in self.objects if item.path.parent == directory]
@@ -359,7 +359,7 @@ def _attempt(work: Workspace, what: str, action: Callable[[], object]) -> None:
         work.warnings.append(f"the reload is done, but {what} is left: {error}")
 
 
-def _release_maps(work: Workspace) -> None:
+def release_maps(work: Workspace) -> None:
     """Let go of retired maps, unless other reloads are under way: the one that ends last does it."""
     if retired.has_retired(work.config.globals) and work.maps_lock.try_exclusive():
         retired.release(work.config.globals, work.netlink, work.config.netns)

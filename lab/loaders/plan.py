@@ -9,20 +9,21 @@ from pathlib import Path
 from typing import Any
 
 from datapath.base.bpftypes import MapType
-from datapath.base.mapnames import is_calls_map
+from datapath.base.mapnames import KEPT_WHILE_USED, is_calls_map
 from datapath.build.objectfile import ObjectFile
 from datapath.endpoint import Attachment, DatapathConfig
 from datapath.errors import LinkNotFound
 from datapath.kernel import hooks, progarray, tcx
 from datapath.kernel.map import open_pin
-from datapath.kernel.pins import map_id
+from datapath.kernel.pins import Pin, map_id
 from datapath.load.collection import Collection
-from datapath.load.maps import open_maps
+from datapath.load.layout import layout_differences
+from datapath.load.maps import differences, open_maps
 from datapath.object.spec import CollectionSpec, MapSpec
 from datapath.reload.outcome import Attached, Loaded
 from datapath.reload.prepare import Compile, WriteObject
 from datapath.reload.step import Plan, Step
-from datapath.reload.switchover import Attach, Commit
+from datapath.reload.switchover import Attach, Commit, release_maps
 from datapath.reload.workspace import LoadedObject, Workspace
 from lab.loaders.client import LoaderClient
 from lab.loaders.libbpf import CompileForLibbpf, slots_of
@@ -81,28 +82,55 @@ class KnowObject(Step):
 
 @dataclass(frozen=True)
 class CreateMaps(Step):
-    """Create, fill and pin the maps that are missing, as a control plane does; calls maps are the loader's own."""
+    """Create, fill and pin the maps that are missing, as a control plane does; calls maps are the loader's own.
+
+    So is a map in whose entries a field lies elsewhere: programs of another release wrote it. The loader compares sizes
+    alone, and its programs would misread what is in there. With `keep` it is left to them.
+    """
+
+    keep: bool = False
 
     name = "create maps"
 
     def describe(self) -> str:
-        return f"create and fill the maps of {self.target} that are missing, but for its calls map; pin them"
+        return (
+            f"create, fill and pin the maps of {self.target} that are missing, or have entries with other fields, "
+            "but for its calls map"
+        )
 
     def apply(self, work: Workspace) -> None:
         item = work.objects[self.target]
         work.maps_lock.acquire(exclusive=False)
-        missing = _missing(item.spec, work.config.globals)
+        missing = self._wanted(item.spec, work)
         if missing.keys() - item.own_maps:
             # Nobody may open a map that goes again if this reload fails.
             work.maps_lock.acquire(exclusive=True)
-            missing = _missing(item.spec, work.config.globals)
+            missing = self._wanted(item.spec, work)
         if not missing:
             return
+        for name in missing:
+            pin = Pin(work.config.globals / name)
+            if pin.repin():
+                work.on_undo(self, pin.revert)
+                item.moved.append(pin)
+                work.migrated.append(name)
         spec = replace(item.spec, maps=missing, programs={}, sections={})
         collection = Collection(spec, open_maps(spec, work.config.globals, types=work.types), {})
         work.keep_collection(self.target, collection)
         work.on_undo(self, collection.remove_pins)
         collection.map_set.pin_created(work.on_new_map)
+
+    def _wanted(self, spec: CollectionSpec, work: Workspace) -> dict[str, MapSpec]:
+        """Return the maps that the control plane has to make."""
+        pins = work.config.globals
+        found = _missing(spec, pins)
+        for name, item in spec.maps.items() if not self.keep else ():
+            info = work.map_cache.info(f"{pins}/{name}") if item.pinned and not item.replace_pin else None
+            if info is None or differences(item, info):
+                continue  # not there, or the loader sees it
+            if layout_differences(spec, item, info, told=work.types.of_map(spec, item) is not None):
+                found[name] = item
+        return found
 
 
 @dataclass(frozen=True)
@@ -162,9 +190,16 @@ class Load(Step):
         return found
 
     def _settle(self, work: Workspace) -> None:
-        """Let go of the former object files, and of those of interfaces that have no programs any more."""
+        """Let go of the former object files and maps, and of the files of interfaces without programs by now."""
         for item in self.objects:
             item.settle()
+            for pin in work.objects[item.name].moved:
+                # Programs of endpoints that are not reloaded yet read those that all share.
+                if pin.path.name in KEPT_WHILE_USED:
+                    pin.retire()
+                else:
+                    pin.finalize()
+        release_maps(work)
         for path in self.obsolete:
             if path.is_relative_to(work.config.state):
                 path.unlink(missing_ok=True)

@@ -19,6 +19,7 @@ from lab.proof.result import Gated, Proof, place
 from lab.scenario.scenario import Scenario
 from lab.scenario.verdict import InvariantsViolated
 from lab.scenario.watched import Watched
+from lab.system.pace import slowness
 from lab.watch.violation import Violation
 
 BURST = 1
@@ -28,7 +29,10 @@ END = "the end"
 """What stands in the place of a call behind the last one."""
 
 _TIMEOUT = 0.1
-"""Seconds in which they must be answered; what comes later is late, or lost, and found at the end."""
+"""Seconds in which they must be answered, on an ordinary machine (lab.system.pace).
+
+What comes later is late, or lost, and found at the end.
+"""
 
 
 @dataclass
@@ -84,7 +88,7 @@ class Prover:
         self.calls.append(Gated(self._round, self._what, call, self._left_ns))
 
     def _burst(self) -> None:
-        self.scenario.traffic.burst_all(BURST, timeout=_TIMEOUT)
+        self.scenario.traffic.burst_all(BURST, timeout=_TIMEOUT * slowness())
 
 
 def _is_met(number: int) -> bool:

@@ -11,7 +11,6 @@ import signal
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 
 from datapath.errors import Cancelled, ReloadlabError
@@ -29,7 +28,7 @@ from lab.proof.action import RATE
 from lab.proof.prove import Prover
 from lab.proof.result import Proof, place
 from lab.scenario.standing import StandingScenario, all_nodes
-from lab.scenario.verdict import InvariantsViolated
+from lab.scenario.verdict import InvariantsViolated, NoVerdict
 from lab.system.forkpool import WorkerDied
 from lab.watch.snapshot import take
 from lab.watch.violation import Violation
@@ -208,8 +207,13 @@ def run(nodes: Sequence[Node], upgrade: Upgrade, *, cancel: threading.Event | No
     with StandingScenario(watched, rate=RATE, fresh=upgrade.fresh, foreign=foreign) as scenario:
         upgrader = Upgrader(scenario, upgrade, cancel)
         upgrader.go()
-        with suppress(InvariantsViolated):
+        try:
             scenario.finish()
+        except InvariantsViolated:
+            pass  # they are the findings
+        except NoVerdict as error:
+            # Each call was stopped until the packets were answered, or the time for it was over.
+            scenario.leave_out(str(error))
         scenario.abandon()
     findings = place([*upgrader.failed, *scenario.findings], upgrader.prover.calls)
     return Proof(upgrader.prover.calls, findings, scenario.sent, scenario.lost, scenario.gaps)

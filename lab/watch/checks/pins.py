@@ -14,7 +14,7 @@ from lab.watch.checks.text import difference
 from lab.watch.snapshot import Snapshot, calls_maps
 from lab.watch.violation import Violation
 
-OWN_MAP = re.compile(r"cilium_(?P<kind>calls(?:_custom|_hostns|_netdev|_xdp)?|policy)_(?P<number>\d{5})")
+OWN_MAP = re.compile(r"cilium_(?P<kind>calls(?:_custom|_hostns|_netdev|_xdp)?|policy(?:_v2)?)_(?P<number>\d{5})")
 """The name of a map that belongs to one endpoint or device."""
 
 
