@@ -125,10 +125,13 @@ class CreateMaps(Step):
         pins = work.config.globals
         found = _missing(spec, pins)
         for name, item in spec.maps.items() if not self.keep else ():
-            info = work.map_cache.info(f"{pins}/{name}") if item.pinned and not item.replace_pin else None
-            if info is None or differences(item, info):
-                continue  # not there, or the loader sees it
-            if layout_differences(spec, item, info, told=work.types.of_map(spec, item) is not None):
+            if name in found or not item.pinned or item.replace_pin or is_calls_map(name):
+                continue
+            with open_pin(pins / name) as pinned:
+                info = pinned.info
+            # What differs otherwise is what the loader looks at.
+            told = work.types.of_map(spec, item) is not None
+            if not differences(item, info) and layout_differences(spec, item, info, told=told):
                 found[name] = item
         return found
 

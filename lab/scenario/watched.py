@@ -20,7 +20,7 @@ from datapath.reload.step import Plan
 from datapath.reload.transaction import Observer
 from lab.agent.agent import Agent
 from lab.loaders.protocol import NONE, OWN_CALLS_MAPS, ROLLBACK, LoaderFailed, NotSupported
-from lab.node.topology import NODE
+from lab.node.topology import HEALTH, HOST, NODE
 from lab.scenario.causes import Causes
 from lab.scenario.coverage import Coverage, coverage, starved_in
 from lab.scenario.flowpolicy import PolicyOption
@@ -139,7 +139,11 @@ class Watched:
         policies may begin anew.
         """
         replaced = frozenset(migrated)
-        declared = {name for each in read_objects(agent) if each.spec is not None for name in each.spec.maps}
+        # Of a loader that leaves no object files, the templates tell.
+        endpoints = (agent.endpoint(name) for name in (HOST, HEALTH))
+        specs = [agent.loader.templates.fetch(endpoint).image.spec for endpoint in endpoints]
+        specs += [each.spec for each in read_objects(agent) if each.spec is not None]
+        declared = {name for spec in specs for name in spec.maps}
         if METRICS in replaced - self._expected.migrated:
             self.leave_out(f"drops as {METRICS} counts them, which was replaced: both maps are counted in meanwhile")
         changed = self._expected.changed
