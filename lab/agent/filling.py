@@ -1,8 +1,8 @@
-"""Maps that a control plane fills too late: programs use them before, and find nothing."""
+"""What a control plane can do wrong with maps when another release begins: changes of the plans of an agent."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from datapath.reload.prepare import MigrateMaps
 from datapath.reload.step import Plan, Step
@@ -38,5 +38,10 @@ class Unfilled(Step):
 
 
 def filled_late(plan: Plan) -> Plan:
-    """Return the plan whose new maps stay empty; a change of an agent's plans. Agent.sync fills them afterwards."""
+    """Return the plan whose new maps stay empty. Agent.sync fills them afterwards."""
     return plan.change(lambda step: Unfilled(step.target, step) if isinstance(step, _FILLING) else step)
+
+
+def kept_maps(plan: Plan) -> Plan:
+    """Return the plan of a loader that is not ours, which finds the entries of another release in maps of its sizes."""
+    return plan.change(lambda step: replace(step, keep=True) if isinstance(step, CreateMaps) else step)

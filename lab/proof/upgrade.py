@@ -16,8 +16,7 @@ from dataclasses import dataclass, field
 from datapath.errors import Cancelled, ReloadlabError
 from datapath.reload.step import Step
 from datapath.reload.workspace import Workspace
-from lab.agent.agent import Agent
-from lab.agent.filling import filled_late
+from lab.agent.agent import Agent, Change
 from lab.agent.gated import under_gates
 from lab.agent.options import Options
 from lab.gates.call import Call
@@ -52,8 +51,8 @@ class Upgrade:
 
     `back`: they go back afterwards. `pods_first`: what belongs to the node is reloaded after the endpoints. `at`: the
     agent, or the process of its loader, is killed before the `nth` step of that name, or call that fits; then the
-    upgrade is begun anew, or, with `back`, undone. `unfilled`: the control plane fills maps that are new only when
-    everything is reloaded. Without `fresh` there is no traffic by new connections.
+    upgrade is begun anew, or, with `back`, undone. `change` breaks the plans of every new agent. Without `fresh` there
+    is no traffic by new connections.
     """
 
     to: Mapping[str, Options]
@@ -61,7 +60,7 @@ class Upgrade:
     pods_first: bool = False
     at: str = ""
     nth: int = 1
-    unfilled: bool = False
+    change: Change | None = None
     fresh: bool = True
 
 
@@ -161,8 +160,7 @@ class Upgrader:
 
     def _succeed(self, name: str, options: Options) -> Agent:
         agent = self._scenario.succeed(name, options)
-        if self._upgrade.unfilled:
-            agent.change = filled_late
+        agent.change = self._upgrade.change
         return agent
 
     def _restore(self, agent: Agent, decide: Decide, killer: _Killer | None = None) -> None:

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from lab.agent.options import Options
 
 
+BROKEN = ("fill-late", "keep-maps")
+"""What can be broken: the functions of lab.agent.filling, in their order."""
+
+
 def add_parser(subparsers: _SubParsersAction[argparse.ArgumentParser]) -> None:
     """Declare the command."""
     parser = subparsers.add_parser(
@@ -60,9 +64,12 @@ def add_parser(subparsers: _SubParsersAction[argparse.ArgumentParser]) -> None:
     )
     parser.add_argument("--nth", type=count, metavar="N", help="with --at: the Nth time that it comes (1)")
     parser.add_argument(
-        "--fill-late",
-        action="store_true",
-        help="break the control plane: it fills the maps that are new only when everything is loaded",
+        "--break",
+        dest="broken",
+        choices=BROKEN,
+        metavar="|".join(BROKEN),
+        help="break the control plane: it fills new maps only when everything is loaded; or, with a loader that is not "
+        "ours, keeps maps whose entries mean something else to the new programs",
     )
     parser.add_argument(
         "--no-new", action="store_true", help="no traffic by new connections, but for what a policy must deny"
@@ -73,6 +80,7 @@ def add_parser(subparsers: _SubParsersAction[argparse.ArgumentParser]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Upgrade, and print what came of it; 1 if anything did not hold."""
+    from lab.agent.filling import filled_late, kept_maps
     from lab.agent.options import Options
     from lab.cli.proof_view import print_proof
     from lab.proof.upgrade import Upgrade
@@ -86,13 +94,14 @@ def run(args: argparse.Namespace) -> int:
     to = {node.name: _wanted(Options.kept(node), args) for node in nodes}
     for options in to.values():
         require_compiler(options.clang)
+    changes = dict(zip(BROKEN, (filled_late, kept_maps), strict=True))
     upgrade = Upgrade(
         to,
         back=args.back,
         pods_first=args.order == "pods",
         at=args.at,
         nth=args.nth or 1,
-        unfilled=args.fill_late,
+        change=changes.get(args.broken),
         fresh=not args.no_new,
     )
     console = make_console(stderr=args.json)

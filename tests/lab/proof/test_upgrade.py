@@ -72,7 +72,7 @@ def test_killed_on_its_way(at: str, last: str, capsys: pytest.CaptureFixture[str
 def test_maps_that_are_filled_too_late_are_found(capsys: pytest.CaptureFixture[str]) -> None:
     """Packets that the policy lets pass are denied from the call on that brings the new programs."""
     with lab() as name:
-        assert main(["upgrade", name, *OTHER, "--fill-late", "--json"]) == 1
+        assert main(["upgrade", name, *OTHER, "--break", "fill-late", "--json"]) == 1
         document = json.loads(capsys.readouterr().out)
         assert document["lost"] > 0
         lost = [finding for finding in document["findings"] if finding["invariant"] == 7]
