@@ -53,7 +53,7 @@ def test_there_and_back_loses_nothing(capsys: pytest.CaptureFixture[str]) -> Non
 
 @pytest.mark.parametrize(
     ("at", "last"),
-    [("attach ingress", "begun anew"), ("OBJ_PIN *cilium_policy_00001", "rolled back")],
+    [("attach ingress", "begun anew"), ("RTM_NEWTFILTER cilium_host *", "rolled back")],
     ids=["step", "call"],
 )
 def test_killed_on_its_way(at: str, last: str, capsys: pytest.CaptureFixture[str]) -> None:
