@@ -218,6 +218,12 @@ class TemplateCache:
     def directory(self) -> Path:
         return self._config.templates
 
+    @property
+    def images(self) -> tuple[ObjectImage, ...]:
+        """The objects of the templates that this process has read."""
+        templates = [slot.template for slot in list(self._slots.values())]
+        return tuple(template.image for template in templates if template is not None)
+
     def update(self, config: DatapathConfig) -> None:
         """Take another configuration: from now on hashes are those of its node and its defines (objectCache.Update)."""
         # In this order: a request that is made meanwhile must not be remembered for the new configuration.

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from datapath.errors import ObjectError
@@ -66,6 +66,32 @@ class ObjectImage:
             position = place + len(word)
         parts.append(whole[position:])
         return parts
+
+    def reread(self, path: str, data: bytes) -> CollectionSpec | None:
+        """Return the spec of a file that `patched` made of this one; None for any other file.
+
+        It is what read_object returns for that file, but for `btf`, which has the names of this one. It takes a
+        hundredth of the time. `path` is for messages.
+        """
+        if len(data) != len(self.data):
+            return None
+        sub = Substitution(
+            {c.name: _word(data, self.data_at[c.section] + c.offset, c.size) for c in self.spec.constants.values()},
+            {old: _name(data, places[0], old) for old, places in self.places.items() if places},
+        )
+        try:
+            is_patched = self.patched(sub) == data
+        except ObjectError:  # it spells a name that no file of ours has there
+            return None
+        return replace(self.spec.substitute(sub), path=path) if is_patched else None
+
+
+def _word(data: bytes, at: int, size: int) -> int:
+    return int.from_bytes(data[at : at + size], "little")
+
+
+def _name(data: bytes, at: int, old: str) -> str:
+    return data[at : at + len(old.encode())].decode(errors="replace")
 
 
 def read_object(source: Path | bytes) -> ObjectImage:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from datapath.object.reader import read_object
+from datapath.object.reader import ObjectImage, read_object
 from datapath.object.spec import CollectionSpec
 from datapath.reload.plans import CILIUM_HOST, CILIUM_NET, CILIUM_VXLAN, XDP_SUBJECT
 from lab.agent.agent import Agent
@@ -25,14 +25,24 @@ class InterfaceObject:
 
 
 def read_objects(agent: Agent) -> tuple[InterfaceObject, ...]:
-    """Read the object file of each interface that may have programs of ours, but for those whose loader writes none."""
-    return tuple(InterfaceObject(ifname, path, _spec(path)) for ifname, path in _object_files(agent))
+    """Read the object file of each interface that may have programs of ours, but for those whose loader writes none.
+
+    The templates are known; what differs from one in constants and names only, as it should, is not read as a whole.
+    """
+    images = list(agent.loader.templates.images)
+    return tuple(InterfaceObject(ifname, path, _spec(path, images)) for ifname, path in _object_files(agent))
 
 
-def _spec(path: Path) -> CollectionSpec | None:
+def _spec(path: Path, images: list[ObjectImage]) -> CollectionSpec | None:
+    """Read an object file; `images` are those that are known, and this one if none of them helps."""
     if not path.exists():
         return None
-    spec, directory = read_object(path).spec, path.parent.name
+    data, directory = path.read_bytes(), path.parent.name
+    found = (image.reread(str(path), data) for image in images)
+    spec = next((spec for spec in found if spec is not None), None)
+    if spec is None:
+        images.append(read_object(path))
+        spec = images[-1].spec
     # A loader around libbpf has objects whose slots only the sections name.
     return with_slots(spec, int(directory)) if directory.isdecimal() else spec
 

@@ -145,6 +145,36 @@ def test_patching_back_gives_the_first_bytes(image: ObjectImage) -> None:
     assert image.patched(Substitution()) == image.data
 
 
+def test_patched_file_is_reread_without_parsing_it(image: ObjectImage) -> None:
+    """Same spec as read anew, with the path that messages name; the names of its maps may be those of the template."""
+    for sub in (PATCH, Substitution(), Substitution(PATCH.constants), Substitution(names=PATCH.names)):
+        patched = image.patched(sub)
+        again = image.reread("101/bpf_lxc.o", patched)
+        assert again == read_object(patched).spec
+        assert again.path == "101/bpf_lxc.o"
+
+
+def test_file_that_was_not_patched_from_this_one_is_not_reread(image: ObjectImage) -> None:
+    """One byte of an instruction, one place of a name that is spelled several times, two maps of one name, a length."""
+    patched = image.patched(PATCH)
+    elf = read(IN_MEMORY, patched)
+    code = elf.section("from-container")
+    assert code is not None
+    name = image.places["cilium_ct_65535"]
+    assert len(name) > 1
+    first = image.places["first"]
+    twice = bytearray(image.data)
+    for place in first:
+        twice[place : place + 5] = b"outer"
+    for other in (_changed(patched, code.offset), _changed(patched, name[-1]), bytes(twice), patched + b"\0", b""):
+        assert image.reread(IN_MEMORY, other) is None
+
+
+def _changed(data: bytes, at: int) -> bytes:
+    """Return the bytes with another one at a place."""
+    return data[:at] + bytes((data[at] ^ 1,)) + data[at + 1 :]
+
+
 def test_patching_refuses_what_the_spec_refuses(image: ObjectImage) -> None:
     for sub in (Substitution({"MISSING": 1}), Substitution(names={"cilium_ct_65535": "short"})):
         with pytest.raises(ObjectError):
