@@ -100,7 +100,7 @@ class NodeConfig:
 
 
 @lru_cache(maxsize=64)
-def _globals(bpffs: Path) -> Path:
+def globals_of(bpffs: Path) -> Path:
     """Return the directory of pinned maps: a reload asks for it so often that making the path would show."""
     return bpffs / "tc/globals"
 
@@ -143,7 +143,7 @@ class DatapathConfig:
     @property
     def globals(self) -> Path:
         """The directory of the pinned maps (TCGlobalsPath)."""
-        return _globals(self.bpffs)
+        return globals_of(self.bpffs)
 
     @property
     def links(self) -> Path:

@@ -21,6 +21,9 @@ from datapath.kernel.uapi import MapInfo
 _BATCH = 4096
 """Entries that one system call reads."""
 
+_FIRST_BATCH = 64
+"""Entries that the first one reads: most maps have fewer, and room for more costs more than reading them."""
+
 _A_MAP = "anon_inode:bpf-map"
 """What the kernel calls the descriptor of a map; programs and links have other names (kernel/bpf/syscall.c)."""
 
@@ -55,9 +58,16 @@ class Map:
     def lookup_percpu(self, key: bytes) -> list[bytes]:
         """Return the value on every possible CPU; an empty list if there is none."""
         value = self.lookup(key)
+        return [] if value is None else self._of_cpus(value)
+
+    def items_percpu(self) -> Iterator[tuple[bytes, list[bytes]]]:
+        """Yield keys and their values on every possible CPU, as `items` does."""
+        for key, value in self.items():
+            yield key, self._of_cpus(value)
+
+    def _of_cpus(self, value: bytes) -> list[bytes]:
         size = self.info.value_size
-        step = round_up(size, 8)
-        return [] if value is None else [value[at : at + size] for at in range(0, len(value), step)]
+        return [value[at : at + size] for at in range(0, len(value), round_up(size, 8))]
 
     def update(self, key: bytes, value: bytes, *, flags: int = bpf.BPF_ANY) -> None:
         if len(key) != self.info.key_size or len(value) != self.value_bytes:
@@ -70,6 +80,9 @@ class Map:
 
     def keys(self) -> Iterator[bytes]:
         """Yield the keys; those that come or go meanwhile may or may not be among them."""
+        if self._is_read_by_batches:
+            yield from (key for key, _ in self._batches())
+            return
         key = bpf.map_next_key(self.fd, None, self.info.key_size)
         while key is not None:
             yield key
@@ -80,7 +93,7 @@ class Map:
 
         What comes or goes meanwhile may or may not be among them; nothing that stays is left out of a hash.
         """
-        if self.info.type in HASH_TYPES and bpf.has_lookup_batch():
+        if self._is_read_by_batches:
             yield from self._batches()
             return
         for key in self.keys():
@@ -88,11 +101,15 @@ class Map:
             if value is not None:
                 yield key, value
 
+    @property
+    def _is_read_by_batches(self) -> bool:
+        return self.info.type in HASH_TYPES and bpf.has_lookup_batch()
+
     def _batches(self) -> Iterator[tuple[bytes, bytes]]:
         """Yield the content of a hash bucket by bucket: several times faster than by key, and without starting over
         when a key vanishes on the way.
         """
-        cursor, room = None, min(_BATCH, self.info.max_entries)
+        cursor, room = None, min(_FIRST_BATCH, self.info.max_entries)
         while True:
             try:
                 found, cursor = bpf.map_lookup_batch(self.fd, cursor, self.info.key_size, self.value_bytes, room)
@@ -104,6 +121,7 @@ class Map:
             yield from found
             if cursor is None:
                 return
+            room = max(room, min(_BATCH, self.info.max_entries))
 
     def pin(self, path: Path) -> None:
         bpf.obj_pin(self.fd, path)

@@ -35,13 +35,15 @@ def endpoints(node: Node) -> Iterator[tuple[EndpointKey, EndpointInfo]]:
 
 def identities(node: Node) -> Iterator[tuple[IpcacheKey, RemoteEndpointInfo]]:
     """Yield what belongs into cilium_ipcache: identity and node of each address; all others are the world's."""
+    peers = node.peers
     yield from _identities(node, HOST_ID, layouts.NO_TUNNEL)
-    for peer in node.peers:
+    for peer in peers:
         yield from _identities(peer, REMOTE_NODE_ID, peer.spec.node4.ip if node.spec.tunnel else layouts.NO_TUNNEL)
     # An address range that policies name may be all of a family: one write an entry, or it is another for a moment.
+    known = _addresses((node, *peers))
     for network, identity in (dict.fromkeys(_WORLD, WORLD_ID) | cidrs(enforcement.stored(node) or ())).items():
         # A single address may be a pod's or a host's, who have identities of their own.
-        if network.prefixlen < network.max_prefixlen or not _is_known(node, network):
+        if network.prefixlen < network.max_prefixlen or network.network_address not in known:
             yield IpcacheKey(network.network_address, network.prefixlen), RemoteEndpointInfo(identity)
 
 
@@ -84,11 +86,14 @@ PREFILTER_MAPS: dict[str, Callable[[Node], Entries]] = {
 """The maps of a node that the control plane writes, by name; those of the prefilter only if it has XDP programs."""
 
 
-def _is_known(node: Node, network: Network) -> bool:
-    nodes = (node, *node.peers)
-    addresses = {a for n in nodes for a in (*_routers(n), *_underlay(n))}
-    addresses |= {a for n in nodes for pod in (n.facts.health, *n.pods) for a in (pod.ipv4, pod.ipv6)}
-    return network.network_address in addresses
+def _addresses(nodes: Iterable[Node]) -> set[IPv4Address | IPv6Address]:
+    """Return the addresses of nodes and of their pods."""
+    found: set[IPv4Address | IPv6Address] = set()
+    for node in nodes:
+        found.update(_routers(node), _underlay(node))
+        for pod in (node.facts.health, *node.pods):
+            found.update((pod.ipv4, pod.ipv6))
+    return found
 
 
 def _identities(node: Node, host: int, tunnel: IPv4Address) -> Iterator[tuple[IpcacheKey, RemoteEndpointInfo]]:

@@ -121,7 +121,7 @@ def host_has_firewall(node: Node) -> bool:
             ident = rules.info.id
     except MapNotLoaded:
         return False
-    for path in node.datapath_config().globals.glob(f"{_HOST_CALLS}*"):
+    for path in node.globals.glob(f"{_HOST_CALLS}*"):
         with open_pin(path) as calls:
             if any(ident in program_maps(program) for program in (read_slots(calls.fd) or {}).values()):
                 return True
@@ -151,9 +151,10 @@ class PolicyUpdate:
         self._changes: list[_Change] = []
 
     def __enter__(self) -> Self:
+        identities = identities_of(self._node)
         with ExitStack() as stack:
             for name, labels in endpoints(self._node):
-                target = resolve(self._policies, name, labels, identities_of(self._node))
+                target = resolve(self._policies, name, labels, identities)
                 # While the map is migrated programs still use the old one, and again if the reload fails.
                 for pin in pinned_policies(self._pins, _endpoint_id(self._node, name)):
                     opened = open_if_pinned(pin)

@@ -27,7 +27,7 @@ def pinned_policies(pins: Path, endpoint_id: int) -> Iterator[Path]:
         there = os.listdir(pins)
     except FileNotFoundError:
         return
-    yield from (pins / name for name in sorted(there) if name.partition(":")[0] in wanted)
+    yield from (pins / name for name in sorted(name for name in there if name.partition(":")[0] in wanted))
 
 
 def entries(opened: Map, pins: Path) -> Iterator[tuple[PolicyKey, PolicyEntry]]:
@@ -80,9 +80,9 @@ def _counted(pins: Path, endpoint_id: int | None) -> dict[PolicyKey, PolicyStats
     with opened:
         table = tables.POLICY_STATS.of(opened)
         found = {}
-        for packed in opened.keys():  # noqa: SIM118 - a map of the kernel, not a dict
+        for packed, values in opened.items_percpu():
             key = table.key.unpack(packed)
             if key.endpoint_id == endpoint_id:
-                each = [table.value.unpack(value) for value in opened.lookup_percpu(packed)]
+                each = [table.value.unpack(value) for value in values]
                 found[key.rule] = PolicyStats(sum(one.packets for one in each), sum(one.length for one in each))
     return found

@@ -38,7 +38,7 @@ def open_map(node: Node, name: str) -> Map:
 
 def _has_programs(node: Node) -> bool:
     """Tell whether the host's programs are loaded, which are the first."""
-    return (node.datapath_config().globals / calls_map(HOST_ENDPOINT, "hostns_")).exists()
+    return (node.globals / calls_map(HOST_ENDPOINT, "hostns_")).exists()
 
 
 def open_used(node: Node, names: Sequence[str], endpoint_id: int) -> Map:
@@ -47,7 +47,7 @@ def open_used(node: Node, names: Sequence[str], endpoint_id: int) -> Map:
     A reload with sources that have another name for it leaves one behind. MapNotLoaded, with the last name, if none is
     pinned. The caller closes it.
     """
-    pins = node.datapath_config().globals
+    pins = node.globals
     there = [name for name in names if (pins / name).exists()]
     if len(there) > 1:
         used = _used_by(node, endpoint_id)
@@ -67,7 +67,7 @@ def _used_by(node: Node, endpoint_id: int) -> frozenset[int]:
 
 def find_map(node: Node, name: str) -> Map | None:
     """Open a map of the node; None if it is not pinned. The caller closes it."""
-    return open_if_pinned(node.datapath_config().globals / name)
+    return open_if_pinned(node.globals / name)
 
 
 def open_if_pinned(path: Path) -> Map | None:

@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Self
 
 from bpf import LIBRARY
-from datapath.endpoint import DatapathConfig, Endpoint, XdpMode
+from datapath.endpoint import DatapathConfig, Endpoint, XdpMode, globals_of
 from datapath.errors import ReloadlabError
 from lab.errors import LabElsewhere, LabNotFound, LabNotReady, system_errors
 from lab.node import builder, described, live, registry
@@ -149,6 +149,11 @@ class Node:
     def lock_shared(self) -> AbstractContextManager[None]:
         """Hold the node against removal while it is used."""
         return registry.lock_shared(self.name)
+
+    @property
+    def globals(self) -> Path:
+        """The directory of the pinned maps, as `datapath_config` has it."""
+        return globals_of(self.root / registry.BPFFS)
 
     def datapath_config(
         self,

@@ -94,7 +94,7 @@ def policy(node: Node, endpoint: str | None = None) -> list[Row]:
         number = HOST_ENDPOINT if name == HOST else node.pod(name).endpoint_id
         try:
             with open_policy(node, number) as pinned:
-                found = sorted(entries(pinned, node.datapath_config().globals), key=lambda pair: pair[0])
+                found = sorted(entries(pinned, node.globals), key=lambda pair: pair[0])
         except MapNotLoaded:
             if endpoint is not None:
                 raise

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
 
 from datapath.base.mapnames import METRICS
@@ -56,7 +56,7 @@ def _hits(node: Node) -> dict[tuple[int, int, int], int]:
     if opened is None:
         return {}
     with opened:
-        found = {HitsKey.unpack(key): values for key, values in _percpu_items(opened)}
+        found = {HitsKey.unpack(key): values for key, values in opened.items_percpu()}
     return {
         (key.generation, key.source, key.program): sum(int.from_bytes(value, "little") for value in values)
         for key, values in found.items()
@@ -95,16 +95,10 @@ def totals(metrics_map: Map) -> dict[MetricsKey, MetricsValue]:
     """Return the content of cilium_metrics, the sum over all CPUs and over the places of the source that count."""
     table = tables.METRICS.of(metrics_map)
     found: dict[MetricsKey, MetricsValue] = {}
-    for packed, values in _percpu_items(metrics_map):
+    for packed, values in metrics_map.items_percpu():
         key = table.key.unpack(packed)
         found[key] = sum(map(table.value.unpack, values), found.get(key, MetricsValue(0, 0)))
     return found
-
-
-def _percpu_items(percpu: Map) -> Iterator[tuple[bytes, list[bytes]]]:
-    """Yield the keys of a per-CPU map and their values on each CPU."""
-    for key in percpu.keys():  # noqa: SIM118 - a map of the kernel, not a dict
-        yield key, percpu.lookup_percpu(key)
 
 
 def rules(node: Node, *endpoints: str) -> dict[tuple[str, PolicyKey], tuple[int, int]]:
@@ -113,7 +107,7 @@ def rules(node: Node, *endpoints: str) -> dict[tuple[str, PolicyKey], tuple[int,
     Packets of known connections are not looked up in the policy map, so they are not counted: replies, and what a pod
     sends after the first packet. While a map is migrated, the old one is counted as well.
     """
-    pins = node.datapath_config().globals
+    pins = node.globals
     return {
         (name, key): (found.packets, found.length)
         for name in endpoints

@@ -32,7 +32,7 @@ class Monitor:
         """Prepare to read the events of a node; `pages` is the size of the ring of each CPU."""
         self._node = node
         self._pages = pages
-        self._path = node.datapath_config().globals / EVENTS
+        self._path = node.globals / EVENTS
         self._stack = ExitStack()
         self._listening = ExitStack()
         self._inode: tuple[int, int] | None = None

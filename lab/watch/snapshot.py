@@ -154,7 +154,7 @@ class _Maps:
 
 def take(node: Node) -> Snapshot:
     """Read a node. No descriptor stays open: one of an unpinned calls map would keep the kernel from emptying it."""
-    directory = node.datapath_config().globals
+    directory = node.globals
     maps, endpoints = _Maps(), node.endpoints()
     for pinned in pinned_maps(directory):
         _read_map(pinned, [endpoint.id for endpoint in endpoints], maps)

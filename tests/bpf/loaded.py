@@ -180,10 +180,9 @@ class Datapath:
         """Return packets by (reason, direction)."""
         counters = self.map("cilium_metrics")
         found = {}
-        for key in counters.keys():  # noqa: SIM118 - a map of the kernel, not a dict
+        for key, values in counters.items_percpu():
             why = layouts.MetricsKey.unpack(key)
-            values = [layouts.MetricsValue.unpack(value) for value in counters.lookup_percpu(key)]
-            found[why.reason, why.dir] = sum(value.count for value in values)
+            found[why.reason, why.dir] = sum(layouts.MetricsValue.unpack(value).count for value in values)
         return found
 
     def drops(self) -> Mapping[tuple[int, int], int]:
@@ -194,10 +193,9 @@ class Datapath:
         """Return packets by (generation, source, program)."""
         counters = self.map("reloadlab_hits")
         found = {}
-        for key in counters.keys():  # noqa: SIM118 - a map of the kernel, not a dict
+        for key, values in counters.items_percpu():
             hit = layouts.HitsKey.unpack(key)
-            counts = [int.from_bytes(value, "little") for value in counters.lookup_percpu(key)]
-            found[hit.generation, hit.source, hit.program] = sum(counts)
+            found[hit.generation, hit.source, hit.program] = sum(int.from_bytes(value, "little") for value in values)
         return found
 
     def add_endpoint(

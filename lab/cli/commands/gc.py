@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
     rows = []
     for node in (target.node for target in find_targets([args.target])):
         with node.lock_shared():
-            found = collect(node.datapath_config().globals)
+            found = collect(node.globals)
         if not found:
             raise MapNotLoaded(node.name, CT_MAPS[0])
         rows += [_row(node.name, item) for item in found]

@@ -43,12 +43,23 @@ def fill(table: Map) -> dict[bytes, bytes]:
 
 @pytest.mark.parametrize("room", [1, 7, map._BATCH], ids=["smaller than a bucket", "small", "usual"])
 def test_every_entry_once(table: Map, room: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(map, "_FIRST_BATCH", min(room, map._FIRST_BATCH))
     monkeypatch.setattr(map, "_BATCH", room)
     assert list(table.items()) == []
+    assert list(table.keys()) == []
     wanted = fill(table)
     found = list(table.items())
     assert len(found) == len(wanted)
     assert dict(found) == wanted
+    assert sorted(table.keys()) == sorted(wanted)
+
+
+def test_values_of_all_cpus(table: Map) -> None:
+    wanted = fill(table)
+    found = dict(table.items_percpu())
+    assert found.keys() == wanted.keys()
+    assert all(table.lookup_percpu(key) == values for key, values in found.items())
+    assert {b"".join(values) for values in found.values()} == set(wanted.values())
 
 
 def test_key_by_key_is_the_same(table: Map, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -56,10 +67,12 @@ def test_key_by_key_is_the_same(table: Map, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(bpf, "has_lookup_batch", lambda: False)
     monkeypatch.setattr(bpf, "map_lookup_batch", None)
     assert dict(table.items()) == wanted
+    assert sorted(table.keys()) == sorted(wanted)
 
 
 def test_deleted_on_the_way(table: Map, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever deletes what he reads sees each entry once; by key the kernel would begin anew with each of them."""
+    monkeypatch.setattr(map, "_FIRST_BATCH", 16)
     monkeypatch.setattr(map, "_BATCH", 16)
     fill(table)
     seen = [key for key, _ in table.items() if table.delete(key)]
