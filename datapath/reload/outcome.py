@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
+from datapath.base.shallow import shallow
 from datapath.base.timing import Interval
 from datapath.endpoint import Attachment
 
@@ -26,7 +27,15 @@ class Span:
 
 def spans_json(spans: Sequence[Span]) -> list[dict[str, Any]]:
     """Return steps as JSON values, with their durations."""
-    return [asdict(span) | {"duration_ns": span.duration_ns} for span in spans]
+    return [
+        shallow(span)
+        | {
+            "work": shallow(span.work),
+            "helpers": tuple(map(shallow, span.helpers)),
+            "duration_ns": span.duration_ns,
+        }
+        for span in spans
+    ]
 
 
 XDP_DIRECTION = "xdp"
@@ -89,9 +98,10 @@ class Outcome:
 
     def to_json(self) -> dict[str, Any]:
         """Return the outcome as JSON values, with durations added; without `loaded`: its ids mean nothing later."""
-        values = asdict(replace(self, loaded=(), spans=()))
+        values = shallow(self)
         del values["loaded"]
-        return values | {"spans": spans_json(self.spans), "duration_ns": self.duration_ns}
+        lists = {"attached": tuple(map(shallow, self.attached)), "spans": spans_json(self.spans)}
+        return values | lists | {"duration_ns": self.duration_ns}
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,11 +49,10 @@ def coverage(reloads: Sequence[Reload], sent_at: Callable[[str], Sequence[int]])
 
 def starved_in(reloads: Sequence[Reload], pauses: Sequence[Pause]) -> tuple[int, int]:
     """Return (for how long the traffic did not run during reloads, how long they took), in nanoseconds."""
-    total = sum(reload.end_ns - reload.start_ns for reload in reloads)
+    times = [(reload.start_ns, reload.end_ns) for reload in reloads]
+    total = sum(end - start for start, end in times)
     starved = sum(
-        max(min(pause.end_ns, reload.end_ns) - max(pause.start_ns, reload.start_ns), 0)
-        for reload in reloads
-        for pause in pauses
+        max(min(pause.end_ns, end) - max(pause.start_ns, start), 0) for start, end in times for pause in pauses
     )
     return starved, total
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+from datapath.base.shallow import shallow
 from datapath.reload.outcome import FailedReload, spans_json
 from lab.scenario.records import ERROR
 from lab.scenario.verdict import NoVerdict
@@ -58,7 +58,7 @@ def phase(report: TrafficReport, parts: Sequence[int]) -> dict[str, Any]:
     values = ("started_ns", "stopped_ns", "longest_pause_ns", "late_after_ns", "cpu_ns")
     return {
         **{name: getattr(report, name) for name in values},
-        "starved": [dataclasses.asdict(pause) for pause in report.starved],
+        "starved": [shallow(pause) for pause in report.starved],
         "sent_in_parts": list(parts),
         "flows": [_flow(flow) for flow in report.flows],
     }
@@ -67,7 +67,7 @@ def phase(report: TrafficReport, parts: Sequence[int]) -> dict[str, Any]:
 def failed_reload(node: int, reload: FailedReload) -> dict[str, Any]:
     """Return a reload that failed on the node of that number as JSON values."""
     values = {name: getattr(reload, name) for name in ("subject", "endpoint_id", "generation", "error")}
-    rollback = None if reload.rollback is None else dataclasses.asdict(reload.rollback)
+    rollback = None if reload.rollback is None else shallow(reload.rollback)
     return {"node": node, **values, "rollback": rollback, "spans": spans_json(reload.spans)}
 
 
@@ -81,6 +81,6 @@ def _flow(flow: FlowReport) -> dict[str, Any]:
         "sent": flow.sent,
         "lost": len(flow.lost),
         "events": dict(Counter(event.kind for event in flow.events)),
-        "delays": dataclasses.asdict(flow.delays),
-        "connections": None if connections is None else dataclasses.asdict(connections),
+        "delays": shallow(flow.delays),
+        "connections": None if connections is None else shallow(connections),
     }

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+from datapath.base.shallow import shallow
 from lab.traffic.flows import Protocol
 
 Direction = Literal["request", "reply", "exchange"]
@@ -168,6 +168,12 @@ class FlowReport:
         reason = f" ({', '.join(errors)})" if errors else ""
         return f"{len(self.lost)} {of} lost{reason}, the first is {first.direction} {first.number}"
 
+    def to_json(self) -> dict[str, Any]:
+        """Return the report as JSON's own types; `from_json` is the inverse."""
+        lists = {"lost": tuple(map(shallow, self.lost)), "events": tuple(map(shallow, self.events))}
+        connections = None if self.connections is None else shallow(self.connections)
+        return shallow(self) | lists | {"delays": shallow(self.delays), "connections": connections}
+
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> FlowReport:
         """Build a report from the JSON values of one."""
@@ -245,7 +251,8 @@ class TrafficReport:
 
     def to_json(self) -> dict[str, Any]:
         """Return the report as JSON's own types; `from_json` is the inverse."""
-        return dataclasses.asdict(self)
+        lists = {"starved": tuple(map(shallow, self.starved)), "flows": tuple(flow.to_json() for flow in self.flows)}
+        return shallow(self) | lists
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> TrafficReport:
