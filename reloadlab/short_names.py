@@ -6,6 +6,7 @@ A suite asks for them with `pytest_plugins = ["reloadlab.short_names"]` in its t
 
 from __future__ import annotations
 
+import gc
 import os
 from typing import TYPE_CHECKING
 
@@ -44,6 +45,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(getattr(pytest.mark, f"reloadlab_{name}")(*mark.args, **mark.kwargs))
         if os.geteuid() != 0 and item.get_closest_marker("privileged"):
             item.add_marker(pytest.mark.skip(reason="needs root"))
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_finish() -> None:
+    """Keep the garbage collector from what is imported and collected, which stays for the whole session."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture

@@ -55,7 +55,7 @@ class Scenario(Watched):
             self.node = stack.enter_context(Node(self._spec))
             self.agent = stack.enter_context(Agent(self.node, **self.options))
             self._history.hear_first_loads([self.agent])
-            self.agent.start(workers=2)
+            self.agent.start()
             self._watch(stack, [self.agent], self._flows(self.node))
         return self
 
@@ -147,7 +147,7 @@ class ClusterScenario(Watched):
         with ExitStack() as stack:
             stack.enter_context(self.cluster)
             self._history.hear_first_loads(self.cluster.agents)
-            self.cluster.start(workers=2)
+            self.cluster.start()
             self._watch(stack, self.cluster.agents, self._flows(self.cluster))
         return self
 

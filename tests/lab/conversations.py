@@ -81,7 +81,7 @@ def loaded(*, endpoint_routes: bool, library: Path | None = None) -> Iterator[Ag
     pods = (PodSpec(CLIENT), PodSpec(SERVER))
     spec = NodeSpec(unique_name("ct"), pods=pods, endpoint_routes=endpoint_routes)
     with Node(spec) as node, Agent(node, library=library) as agent:
-        agent.start(workers=2)
+        agent.start()
         agent.apply_policies(policies())
         yield agent
 

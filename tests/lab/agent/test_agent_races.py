@@ -44,7 +44,7 @@ def name() -> Iterator[str]:
         pytest.skip(str(error))
     with removed(unique_name()) as name:
         with Agent(Node.up(NodeSpec(name, pods=1, tunnel=True))) as agent:
-            agent.start(workers=2)
+            agent.start()
         yield name
 
 

@@ -193,7 +193,7 @@ def test_mtu_changes_in_place(name: str) -> None:
 def test_what_is_cancelled_changes_nothing(name: str) -> None:
     """What reloads a cluster gives up when told to, before the first step that it would take."""
     with Cluster(cluster_specs(name, 2, pods=1, tunnel=True)) as cluster:
-        cluster.start(workers=2)
+        cluster.start()
         before = [take(node).datapath() for node in cluster.nodes]
         cancel = threading.Event()
         cancel.set()
@@ -207,7 +207,7 @@ def test_what_is_cancelled_changes_nothing(name: str) -> None:
 def test_a_node_that_goes_handles_no_packet_by_halves(name: str) -> None:
     """The others go on sending; the last of its programs find no tail calls when its pins are gone."""
     with Cluster(cluster_specs(name, 2, pods=1, tunnel=True)) as cluster:
-        cluster.start(workers=2)
+        cluster.start()
         one, two = cluster.nodes
         source, target = two.pod("pod-1"), one.pod("pod-1")
         deadline, done = time.monotonic() + 5, threading.Event()

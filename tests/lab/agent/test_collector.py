@@ -43,7 +43,7 @@ TABLES = dict(zip(CT_MAPS, ((4, TCP), (4, UDP), (6, TCP), (6, UDP)), strict=True
 def agent() -> Iterator[Agent]:
     """A loaded node without traffic."""
     with Node(NodeSpec(unique_name(), pods=2)) as node, Agent(node) as agent:
-        agent.start(workers=2)
+        agent.start()
         yield agent
 
 
@@ -187,7 +187,7 @@ def test_short_lives_end_by_themselves() -> None:
     """Real connections whose lifetime the build makes short: collected when it is over, and not before."""
     defines = (("CT_CONNECTION_LIFETIME_NONTCP", "1"),)
     with Node(NodeSpec(unique_name("gc"), pods=2)) as node, Agent(node, defines=defines) as agent, ExitStack() as stack:
-        agent.start(workers=2)
+        agent.start()
         ends = [[udp(stack, node, pod, 7100, version) for pod in ("pod-1", "pod-2")] for version in (4, 6)]
         begun = now()
         for sender, receiver in ends:

@@ -37,7 +37,7 @@ def agent() -> Iterator[Agent]:
         Node(NodeSpec(unique_name(), pods=PODS)) as node,
         Agent(node, defines=(("POLICY_MAP_SIZE", str(SMALL)),)) as agent,
     ):
-        agent.start(workers=2)
+        agent.start()
         yield agent
 
 
@@ -226,7 +226,7 @@ def test_all_nodes_or_none() -> None:
     with Cluster(specs) as cluster:
         one, two = cluster.agents
         two.configure(defines=(("POLICY_MAP_SIZE", str(SMALL)),))
-        cluster.start(workers=2)
+        cluster.start()
         cluster.apply_policies(allow(500))
         with pytest.raises(PolicyMapFull):
             cluster.apply_policies(allow(*range(600, 600 + SMALL)))

@@ -31,7 +31,7 @@ def lab() -> Iterator[str]:
     with removed(unique_name()) as name:
         Node.up(NodeSpec(name, pods=1))
         with Agent(Node.open(name)) as agent:
-            agent.start(workers=2)
+            agent.start()
         yield name
 
 
@@ -141,7 +141,7 @@ def test_nodes_of_a_cluster_agree() -> None:
     """While somebody has one node, nobody gives the others policies that it will not have."""
     name = unique_name()[:28]
     with Cluster(cluster_specs(name, 2, pods=1)) as cluster:
-        cluster.start(workers=2)
+        cluster.start()
         cancel = SignalEvent()
         cancel.set()
         with Agent(Node.open(cluster.node(2).name)) as other, other.updating(), pytest.raises(Cancelled):

@@ -36,7 +36,7 @@ def test_whenever_they_began(endpoint_routes: bool) -> None:
     """
     spec = NodeSpec(unique_name("migrate"), pods=2, endpoint_routes=endpoint_routes)
     with Node(spec) as node, Agent(node) as agent, ExitStack() as stack:
-        agent.start(workers=2)
+        agent.start()
         agent.apply_policies(ONE_WAY)
         servers = {version: udp(stack, node, "pod-1", 7500, version) for version in (4, 6)}
         begun: dict[int, Begun] = {4: [], 6: []}

@@ -237,7 +237,7 @@ def test_a_tunnel_that_the_pods_do_not_know_of() -> None:
     pair = (PodSpec(CLIENT), PodSpec(SERVER))
     specs = cluster_specs(unique_name("ct")[:28], 2, pods=pair, tunnel=True, each={2: {"endpoint_routes": True}})
     with Cluster(specs) as cluster:
-        cluster.start(workers=2)
+        cluster.start()
         cluster.apply_policies(policies())
         for node in cluster.nodes:
             for router, words in ((node.spec.router4, []), (node.spec.router6, ["-6"])):

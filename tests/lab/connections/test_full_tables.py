@@ -82,7 +82,7 @@ def wire(version: int, **defines: str) -> Iterator[Wire]:
         Agent(node, defines=tuple(macros.items())) as agent,
         ExitStack() as stack,
     ):
-        agent.start(workers=2)
+        agent.start()
         agent.apply_policies(ONE_WAY)
         yield Wire(agent, version, stack)
 

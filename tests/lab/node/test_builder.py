@@ -56,7 +56,7 @@ def test_fallback_tunnels_take_no_index_of_ours() -> None:
         except ToolMissing as error:
             pytest.skip(str(error))
         with Agent(node) as agent:
-            agent.start(workers=2)
+            agent.start()
             before = baseline(agent)
             agent.reload_all(workers=2)
             assert check(agent, before) == []

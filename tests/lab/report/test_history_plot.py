@@ -10,11 +10,11 @@ from lab.report.history_plot import plot
 from lab.results.history import lineages
 from lab.results.result import Series, exact
 from lab.results.trends import check
-from tests.lab.results.samples import times
+from tests.lab.results.samples import NEEDS_RUPTURES, times
 from tests.lab.results.test_history import commit, filled, measured
 
 SVG = "{http://www.w3.org/2000/svg}"
-pytest.importorskip("ruptures", reason="it does not know this version of Python")
+pytestmark = NEEDS_RUPTURES
 
 
 def test_a_picture_has_each_value_and_each_step_and_needs_nothing_else(tmp_path: Path) -> None:

@@ -6,13 +6,18 @@ import random
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 
 from lab.results.machine import Machine, this_machine
 from lab.results.result import Course, Load, Result, Series
+
+NEEDS_RUPTURES = pytest.mark.skipif(find_spec("ruptures") is None, reason="it does not know this version of Python")
+"""Of tests that look for steps. The package is not imported for it: with scipy, that takes more than a second."""
 
 
 @lru_cache(maxsize=1)

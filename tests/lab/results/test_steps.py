@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from lab.results.compare import ALARM
 from lab.results.steps import SHORTEST, LibraryMissing, fewest, find_steps
+from tests.lab.results.samples import NEEDS_RUPTURES
 
-pytest.importorskip("ruptures", reason="it does not know this version of Python")
+pytestmark = NEEDS_RUPTURES
 
 SERIES = 200
 FOUND = 0.95

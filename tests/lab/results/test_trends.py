@@ -9,11 +9,11 @@ from lab.results.compare import Verdict
 from lab.results.history import Lineage, lineages
 from lab.results.result import Better, Series, exact
 from lab.results.trends import Checked, check
-from tests.lab.results.samples import times
+from tests.lab.results.samples import NEEDS_RUPTURES, times
 from tests.lab.results.test_history import commit, filled, measured
 
 COMMITS = 24
-pytest.importorskip("ruptures", reason="it does not know this version of Python")
+pytestmark = NEEDS_RUPTURES
 
 
 @pytest.fixture

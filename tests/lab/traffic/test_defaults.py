@@ -37,7 +37,7 @@ def agent(request: pytest.FixtureRequest) -> Iterator[Agent]:
         pytest.skip(str(error))
     spec = NodeSpec(unique_name("flows"), pods=2, endpoint_routes=request.param)
     with Node(spec) as node, Agent(node) as running:
-        running.start(workers=2)
+        running.start()
         yield running
 
 

@@ -22,7 +22,7 @@ def sound_node() -> Iterator[Agent]:
     except ToolMissing as error:
         pytest.skip(str(error))
     with Node(NodeSpec(unique_name("rules"), pods=2, endpoint_routes=True, tunnel=True)) as node, Agent(node) as agent:
-        agent.start(workers=2)
+        agent.start()
         yield agent
 
 

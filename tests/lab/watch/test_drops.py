@@ -19,7 +19,7 @@ pytestmark = pytest.mark.privileged
 
 def test_the_namespace_of_a_new_pod_is_watched_and_keeps_its_name() -> None:
     with Node(NodeSpec(unique_name(), pods=1)) as node, Agent(node) as agent:
-        agent.start(workers=2)
+        agent.start()
         with Drops([node], []) as drops:
             node.add_pod("late")
             inode = node.netns("late").stat().st_ino
@@ -49,7 +49,7 @@ def test_what_ends_the_reading_is_raised_at_the_end(monkeypatch: pytest.MonkeyPa
 
 def test_events_that_another_process_reads_are_a_gap() -> None:
     with Node(NodeSpec(unique_name(), pods=1)) as node, Agent(node) as agent:
-        agent.start(workers=2)
+        agent.start()
         with Monitor(node), Drops([node], []) as drops:
             (gap,) = [gap for gap in drops.read().gaps if "notifications" in gap]
         assert gap == f"drop notifications are not read: another process already reads the events of lab {node.name}"

@@ -178,7 +178,7 @@ def test_a_small_policy_array_is_no_calls_map() -> None:
     """Its name says what it is, not its size: -D POLICY_PROG_MAP_SIZE=256 makes it as small as a calls map."""
     small = [("POLICY_PROG_MAP_SIZE", "256")]
     with Node(NodeSpec(unique_name("small"), pods=2)) as node, Agent(node, defines=small) as agent:
-        agent.start(workers=2)
+        agent.start()
         before, ident = baseline(agent), node.pod("pod-2").endpoint_id
         assert check(agent, before) == []
         with open_pin(agent.config.globals / POLICY_CALLS) as array:

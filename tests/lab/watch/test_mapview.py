@@ -19,7 +19,7 @@ pytestmark = pytest.mark.privileged
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
     with Cluster(cluster_specs(unique_name()[:28], 2, pods=1, tunnel=True)) as cluster:
-        cluster.start(workers=2)
+        cluster.start()
         yield cluster
 
 

@@ -28,7 +28,7 @@ def agent() -> Iterator[Agent]:
     except ToolMissing as error:
         pytest.skip(str(error))
     with Node(NodeSpec(unique_name(), pods=2, endpoint_routes=True)) as node, Agent(node) as agent:
-        agent.start(workers=2)
+        agent.start()
         yield agent
 
 

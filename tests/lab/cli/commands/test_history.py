@@ -10,10 +10,10 @@ import pytest
 
 from lab.cli.main import main
 from lab.results.result import Result, Series, exact, to_text
-from tests.lab.results.samples import result, times
+from tests.lab.results.samples import NEEDS_RUPTURES, result, times
 from tests.lab.results.test_history import commit, filled, measured
 
-pytest.importorskip("ruptures", reason="it does not know this version of Python")
+pytestmark = NEEDS_RUPTURES
 
 
 def history(directory: Path, *, slower: float, commits: int = 14) -> str:
