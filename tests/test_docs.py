@@ -19,7 +19,7 @@ from lab.cli.report import run_json
 from lab.results.result import FORMAT as RESULT_FORMAT
 from lab.results.result import Series, to_json
 from lab.results.run import RUN_FORMAT
-from lab.scenario.details import failed_reload, phase
+from lab.scenario.details import failed_reload, phase, succeeded_reload
 from lab.scenario.records import Record
 from lab.traffic.report import Connections, FlowReport, Pause, TrafficReport
 from lab.watch.violation import Violation
@@ -126,7 +126,7 @@ def written() -> dict[str, Any]:
     flow = FlowReport("a -> b tcp v4", "tcp", 3, 3, 3, 0, connections=Connections(1, 9, 9, 0, 0))
     sent = TrafficReport(1, 9, 2, 3, 4, (Pause(2, 3),), (flow,))
     failed = failed_reload(1, FailedReload("pod-1", 101, 3, spans, work, "no space left"))
-    reloads = ({"node": 1, **outcome.to_json()},)
+    reloads = (succeeded_reload(1, outcome, {"cil_from_container": 3}),)
     record = Record("a.py::test_b", reloads=reloads, failed_reloads=(failed,), sent=3, traffic=(phase(sent, [3]),))
     times = Percentiles(1.0, 2.0, 3.0, 0.5)
     row = WorkerReport(workers=1, reloads=1, reloads_per_second=9.0, reload=times, steps={"compile": times})

@@ -38,8 +38,8 @@ def under_gates(
     """
     config, external = reloader.config, reloader.external
     pins, links = config.globals, config.links
-    # The pins as the process of a loader names them.
-    directories = [reloader.node.root / registry.STATE, pins, links, *([] if external is None else [SYSFS_BPF])]
+    # The last one is the name of the pins in the process of a loader.
+    directories = [reloader.node.root / registry.STATE, pins, links, SYSFS_BPF]
     if external is None or forked:
         with gated(decide, directories=directories, pins=pins, look_ups=look_ups) as enter:
             return do_in_worker(reloader, do, on_worker=enter, cancel=cancel)

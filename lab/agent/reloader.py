@@ -305,6 +305,23 @@ class Reloader:
                 self.external = stack.enter_context(self.external.inherited())
             yield
 
+    @contextmanager
+    def loading_with(self, loader: LoaderCommand | None) -> Iterator[None]:
+        """Have another loader load meanwhile, in a process of its own; None: our own pipeline.
+
+        For the copy of a reloader in a forked process, where nobody else reloads.
+        """
+        before = self.external
+        with ExitStack() as stack:
+            client = None if loader is None else stack.enter_context(LoaderClient(loader, self._describe))
+            if client is not None:
+                self._check_attachment(client)
+            self.external = client
+            try:
+                yield
+            finally:
+                self.external = before
+
     def reload(
         self,
         subject: str,

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 
 from datapath.endpoint import Attachment, XdpMode
 from datapath.kernel.tcx import chosen
 from datapath.reload.plans import OVERLAY_SUBJECT, XDP_SUBJECT
+from lab.loaders.command import BUILTIN, LoaderCommand
 from lab.node.node import UnknownTarget
 from lab.node.topology import HEALTH, HOST, NodeSpec
 from lab.proof.action import Action
@@ -130,6 +132,19 @@ def restores(spec: NodeSpec) -> list[Action]:
         scenario.agent.restore(cancel=cancel)
 
     return [Action("restore", do, lose, whole=False, arguments=("--restore",))]
+
+
+def loaded_by(action: Action, loader: LoaderCommand | None) -> Action:
+    """Return the action done by another loader than the node's, in a process of its own; None: our own pipeline.
+
+    Only for what is done by a copy of the agent in a forked process.
+    """
+
+    def do(scenario: Scenario, cancel: threading.Event) -> object:
+        with scenario.agent.loading_with(loader):
+            return action.do(scenario, cancel)
+
+    return replace(action, name=f"{action.name} by {BUILTIN if loader is None else loader.name}", do=do)
 
 
 def pairs(spec: NodeSpec, subjects: Sequence[str], macros: Sequence[tuple[str, str]]) -> list[tuple[Action, Action]]:

@@ -10,6 +10,7 @@ from typing import Any
 from datapath.base.statefile import WrongContent
 from datapath.errors import ReloadlabError
 from lab.report.shape import Shape, check
+from lab.results.history import Lineage, lineages
 from lab.results.result import BadResult, Result, checked_result
 from lab.results.result import read_document as read_json
 from lab.results.run import RUN_FORMAT
@@ -166,12 +167,16 @@ class BadDocument(ReloadlabError):
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """A file and what it holds: `kind` is one of KINDS, or `result` with the typed `result`."""
+    """A file and what it holds: `kind` is one of KINDS, or `result` with the typed `result`.
+
+    A directory is a `history`, with the series in it.
+    """
 
     name: str
     kind: str
     content: Json
     result: Result | None = None
+    history: Sequence[Lineage] = ()
 
 
 def read_documents(paths: Sequence[Path]) -> list[Document]:
@@ -180,8 +185,10 @@ def read_documents(paths: Sequence[Path]) -> list[Document]:
 
 
 def read_document(path: Path) -> Document:
-    """Read one file; BadDocument if no page can be made of it."""
+    """Read one file, or a directory of results over commits; BadDocument if no page can be made of it."""
     try:
+        if path.is_dir():
+            return Document(str(path), "history", {}, history=lineages(path))
         return to_document(path, read_json(path))
     except BadResult as error:
         raise BadDocument(str(error)) from error
@@ -221,6 +228,11 @@ def _check_steps(run: Json) -> None:
         for number, reload in enumerate(run[key]):
             if reload["scenario"] not in names:
                 raise WrongContent(f"{key}[{number}] is of no scenario")
+            # Runs of earlier versions have none.
+            packets, place = reload.get("packets"), f"{key}[{number}].packets"
+            check(packets, (type(None), dict), place)
+            for program, count in (packets or {}).items():
+                check(count, int, f"{place}.{program}")
     for number, row in enumerate((run["parallel"] or {"workers": ()})["workers"]):
         for step, times in row["steps"].items():
             check(times, _PERCENTILES, f"parallel.workers[{number}].steps.{step}")

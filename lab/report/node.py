@@ -25,7 +25,10 @@ WIDTH, _COLUMN, _ROW, _MARGIN, _HOOK = 720, 170, 128, 12, 22
 
 @dataclass(frozen=True, slots=True)
 class Hook:
-    """A hook with the program that the last reload attached there, and the generations of all reloads that did."""
+    """A hook with the program that the last reload attached there, and the generations of all reloads that did.
+
+    `packets` are those that have entered this load's program, at whatever hook; None if nobody counted.
+    """
 
     ifname: str
     direction: str
@@ -35,15 +38,17 @@ class Hook:
     generation: int
     subject: str
     loads: tuple[int, ...]
+    packets: int | None
 
     @property
     def words(self) -> str:
         """Everything about the hook in one sentence."""
         times = f"; attached by {counted(len(self.loads), 'reload')}" if self.loads else ""
+        entered = "" if self.packets is None else f", {counted(self.packets, 'packet')}"
         how = f" by {self.attachment}" if self.direction != XDP_DIRECTION else ""
         return (
             f"{self.ifname} {self.direction}: {self.program}{how}, generation {self.generation} of {self.subject}, "
-            f"program id {self.program_id}{times}"
+            f"program id {self.program_id}{entered}{times}"
         )
 
 
@@ -89,7 +94,10 @@ class Drawing:
     @property
     def table(self) -> Table:
         """The same as a table."""
-        columns = ("interface", "of", "hook", "program", "id", "attached by", "generation", "generations before")
+        columns = (
+            *("interface", "of", "hook", "program", "id", "attached by", "generation", "packets"),
+            "generations before",
+        )
         rows = [
             (
                 interface.name,
@@ -99,12 +107,13 @@ class Drawing:
                 str(hook.program_id),
                 hook.attachment,
                 str(hook.generation),
+                "-" if hook.packets is None else f"{hook.packets:,}",
                 ", ".join(map(str, hook.loads[:-1][-8:])) or "-",
             )
             for interface in self.interfaces
             for hook in interface.hooks
         ]
-        return Table(columns, rows, frozenset({4, 6}), f"Hooks{f' of node {self.name}' if self.name else ''}")
+        return Table(columns, rows, frozenset({4, 6, 7}), f"Hooks{f' of node {self.name}' if self.name else ''}")
 
 
 def drawings(reloads: Sequence[Json]) -> list[Drawing]:
@@ -123,6 +132,7 @@ def drawings(reloads: Sequence[Json]) -> list[Drawing]:
 
 
 def _interfaces(reload: Json, short: str, loads: Mapping[tuple[str, str, str], list[int]]) -> Iterable[Interface]:
+    packets: Mapping[str, int] | None = reload.get("packets")
     for ifname in dict.fromkeys(each["ifname"] for each in reload["attached"]):
         hooks = [
             Hook(
@@ -130,6 +140,7 @@ def _interfaces(reload: Json, short: str, loads: Mapping[tuple[str, str, str], l
                 generation=reload["generation"],
                 subject=reload["subject"],
                 loads=tuple(loads[reload["subject"], ifname, each["direction"]]),
+                packets=None if packets is None else packets.get(each["program"], 0),
             )
             for each in reload["attached"]
             if each["ifname"] == ifname

@@ -25,6 +25,7 @@ from lab.report.distributions import parallel_figures, rates_table, step_figure
 from lab.report.documents import Document, of_kind
 from lab.report.figure import Figure, counted, duration, number
 from lab.report.scenarios import LISTED, SIGNS, Scenario, open_scenario, outcomes, scenarios_of
+from lab.report.trends import trends
 from lab.report.trials import sentence, tables
 from lab.results.compare import Named
 from lab.results.result import Result
@@ -187,6 +188,9 @@ class PageMaker:
                 (TRIALS[each.kind], each, *sentence(each), tables(each))
                 for each in self._documents
                 if each.kind in TRIALS
+            ],
+            histories=[
+                (each.name, trends(each.history, self._threshold)) for each in of_kind(self._documents, "history")
             ],
             kernels=self._kernels(),
             parallel_figures=parallel_figures,

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from datapath.base.shallow import shallow
-from datapath.reload.outcome import FailedReload, spans_json
+from datapath.reload.outcome import FailedReload, Outcome, spans_json
 from lab.scenario.records import ERROR
 from lab.scenario.verdict import NoVerdict
 from lab.scenario.watched import Watched
@@ -25,7 +25,9 @@ def details(scenarios: Sequence[Watched], error: BaseException | None = None) ->
     found: dict[str, Any] = {
         "violations": [str(violation) for running in scenarios for violation in running.findings],
         "reloads": [
-            {"node": node, **outcome.to_json()} for running in scenarios for node, outcome in running.outcomes_by_node
+            succeeded_reload(node, outcome, running.entered(node, outcome.generation))
+            for running in scenarios
+            for node, outcome in running.outcomes_by_node
         ],
         "failed_reloads": [
             failed_reload(node, reload) for running in scenarios for node, reload in running.failures_by_node
@@ -62,6 +64,11 @@ def phase(report: TrafficReport, parts: Sequence[int]) -> dict[str, Any]:
         "sent_in_parts": list(parts),
         "flows": [_flow(flow) for flow in report.flows],
     }
+
+
+def succeeded_reload(node: int, outcome: Outcome, packets: Mapping[str, int] | None) -> dict[str, Any]:
+    """Return a reload on the node of that number as JSON values, with the packets that entered its programs."""
+    return {"node": node, **outcome.to_json(), "packets": None if packets is None else dict(packets)}
 
 
 def failed_reload(node: int, reload: FailedReload) -> dict[str, Any]:

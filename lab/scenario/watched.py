@@ -77,6 +77,7 @@ class Watched:
         self.violations: list[Violation] = []
         self.gaps: list[str] = []
         self.coverage = Coverage()
+        self._counters: dict[str, metrics.Counters] = {}
         self._finished = False
         self._refused: list[NotSupported] = []
         self._traffic = ScenarioTraffic(rate=rate, policy=policy, foreign=foreign)
@@ -249,7 +250,8 @@ class Watched:
             now = metrics.read(agent.node)
             self._found(agent, list(check_hits(counters, now, replaced[agent.node.name])))
         for agent, start in self._before:
-            if evicted := metrics.read(agent.node).evicted_since(start.counters):
+            now = self._counters[agent.node.name] = metrics.read(agent.node)
+            if evicted := now.evicted_since(start.counters):
                 said = f"{evicted} counters of loads made room for others in reloadlab_hits, which is too small"
                 self.gaps.append(f"{agent.node.name}: {said}")
 
@@ -312,6 +314,14 @@ class Watched:
     def outcomes_by_node(self) -> list[tuple[int, Outcome]]:
         """The same, each with the number of its node."""
         return [(self._number(node), outcome) for node, outcome in self._history.outcomes]
+
+    def entered(self, node: int, generation: int) -> dict[str, int] | None:
+        """Return the packets that entered a load's programs, by program, on the node of that number; None if unknown.
+
+        They are known when the scenario has finished, of programs that count them: ours.
+        """
+        counters = self._counters.get(self.agents[node - 1].node.name)
+        return counters.entered(generation) if counters is not None and counters.hits else None
 
     @property
     def failures_by_node(self) -> list[tuple[int, FailedReload]]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from datapath.base.mapnames import METRICS
 from datapath.kernel.map import Map
 from lab.abi import reasons, tables
-from lab.abi.layouts import HitsKey, MetricDirection, MetricsKey, MetricsValue, direction_name
+from lab.abi.layouts import HitsKey, MetricDirection, MetricsKey, MetricsValue, Program, direction_name
 from lab.abi.policymap import PolicyKey
 from lab.agent.policymaps import counters
 from lab.node.maps import find_map
@@ -16,6 +16,9 @@ from lab.node.node import Node
 
 INGRESS, EGRESS = MetricDirection.INGRESS, MetricDirection.EGRESS
 """Directions of cilium_metrics."""
+
+ENTRIES = frozenset(program for program in Program if program.name.startswith(("FROM_", "TO_", "XDP_ENTRY")))
+"""The programs at hooks; the others are reached by tail calls."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,18 @@ class Counters:
     def evicted_since(self, before: Counters) -> int:
         """Return how many counters of `hits` are gone since `before`: the kernel has made room for others (LRU)."""
         return len(before.hits.keys() - self.hits.keys())
+
+    def entered(self, generation: int) -> dict[str, int]:
+        """Return the packets that entered the programs of one load, by the name of the program at the hook.
+
+        A program that is at several hooks has those of all of them together.
+        """
+        found: dict[str, int] = {}
+        for (load, _, program), count in self.hits.items():
+            if load == generation and program in ENTRIES:
+                name = f"cil_{Program(program).name.lower()}"
+                found[name] = found.get(name, 0) + count
+        return found
 
     def drops_since(self, before: Counters) -> dict[tuple[int, int], int]:
         """Return the drops since `before` by (reason, direction); a counter that went back counts below zero."""

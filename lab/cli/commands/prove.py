@@ -11,6 +11,7 @@ from lab.cli.networks import own_node
 from lab.cli.proofs import actions_of, add_action_options, attachment, check_actions, scenario_options, spread, teller
 from lab.cli.targets import BadOption, count, make_console, print_json
 from lab.doctor.doctor import require
+from lab.loaders.command import find_loader
 from lab.node import registry
 from lab.system.signals import cancel_on_signals
 
@@ -35,6 +36,9 @@ def add_parser(subparsers: _SubParsersAction[argparse.ArgumentParser]) -> None:
         "--two",
         action="store_true",
         help="reload two SUBJECTs at once, the first of which is stopped at each of its calls until the other is done",
+    )
+    parser.add_argument(
+        "--beside", metavar="NAME|COMMAND", help="with --two: the loader that does the second reload (--loader)"
     )
     parser.add_argument("--calls", metavar="PATTERN", help="with --two: only at calls like this")
     parser.add_argument("--sample", type=count, metavar="N", help="with --two: only at N calls, spread evenly")
@@ -72,8 +76,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _check_two(args: argparse.Namespace) -> None:
     if not args.two:
-        if args.calls is not None or args.sample is not None:
-            raise BadOption("--calls and --sample choose where two reloads meet: with --two")
+        if args.calls is not None or args.sample is not None or args.beside is not None:
+            raise BadOption("--calls, --sample and --beside are about two reloads that meet: with --two")
     elif args.switch or args.restore or args.reattach or args.rounds is not None or len(args.subjects) > 2:
         others = "--switch, --restore, --reattach and --rounds"
         raise BadOption(f"--two takes one SUBJECT, which is reloaded twice, or two; without {others}")
@@ -81,11 +85,14 @@ def _check_two(args: argparse.Namespace) -> None:
 
 def _run_two(args: argparse.Namespace, options: dict[str, Any]) -> int:
     from lab.cli.proof_view import meeting_line, print_meetings
-    from lab.proof.actions import pairs
+    from lab.proof.actions import loaded_by, pairs
     from lab.proof.two import prove_two
 
     spec = own_node(args, LAB)
     wanted = pairs(spec, args.subjects, args.changed)
+    if args.beside is not None:
+        beside = find_loader(args.beside)
+        wanted = [(first, loaded_by(second, beside)) for first, second in wanted]
     require("root", "notify")
     check_attach(attachment(args))
     require_compiler(None)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from datapath.endpoint import XDP_MODES
+from datapath.errors import ReloadlabError
 from lab.cli.datapath import add_datapath_options, require_compiler, tell_not_supported, wanted_options
 from lab.cli.targets import (
     NAMING,
@@ -103,35 +104,50 @@ def run(args: argparse.Namespace) -> int:
             raise BadOption(f"{option} switches the whole node: name no endpoints")
     require("root")
     targets = find_targets(args.targets)
-    results = _reload_all(targets, args)
+    started = time.monotonic_ns()
+    done: list[tuple[str, Outcome | Failure]] = []
+    try:
+        _reload_all(targets, args, done)
+    except ReloadlabError:
+        # What other nodes went through is told all the same.
+        if done:
+            _tell(done, time.monotonic_ns() - started, args)
+        raise
+    return 1 if _tell(done, time.monotonic_ns() - started, args).failures else 0
+
+
+def _tell(done: Sequence[tuple[str, Outcome | Failure]], elapsed_ns: int, args: argparse.Namespace) -> Results:
+    """Print what became of the reloads, and return it."""
+    from lab.agent.agent import Failure
+
+    results = Results(
+        [(lab, result) for lab, result in done if not isinstance(result, Failure)],
+        [(lab, result) for lab, result in done if isinstance(result, Failure)],
+        elapsed_ns,
+    )
     if args.json:
         print_json(results.to_json())
     else:
         _print(results, all_steps=args.steps)
     for lab, failure in results.failures:
         print(f"reloadlab: {lab}/{failure.subject}: {failure.error}", file=sys.stderr)
-    return 1 if results.failures else 0
+    return results
 
 
-def _reload_all(targets: Sequence[Target], args: argparse.Namespace) -> Results:
-    """Reload node by node; nothing is begun before all names and compilers are known to be there."""
-    from lab.agent.agent import Failure
+def _reload_all(targets: Sequence[Target], args: argparse.Namespace, done: list[tuple[str, Outcome | Failure]]) -> None:
+    """Reload node by node; nothing is begun before all names and compilers are known to be there.
+
+    `done` is filled as it happens.
+    """
     from lab.agent.options import Options, open_agent
 
     wanted = [(target, wanted_options(Options.kept(target.node), args)) for target in targets]
     for target, options in wanted:
         require_compiler(options.clang)
         open_agent(target.node, options).check(*target.endpoints)
-    started = time.monotonic_ns()
-    results: list[tuple[str, Outcome | Failure]] = []
     with cancel_on_signals() as cancel:
         for target, options in wanted:
-            results += [(target.node.name, result) for result in _reload(target, options, args, cancel)]
-    return Results(
-        [(lab, result) for lab, result in results if not isinstance(result, Failure)],
-        [(lab, result) for lab, result in results if isinstance(result, Failure)],
-        time.monotonic_ns() - started,
-    )
+            done += [(target.node.name, result) for result in _reload(target, options, args, cancel)]
 
 
 def _reload(

@@ -26,7 +26,8 @@ def add_parser(subparsers: _SubParsersAction[argparse.ArgumentParser]) -> None:
         nargs="+",
         type=Path,
         metavar="FILE",
-        help="a run.json, results of `bench --out`, and what corpus, faults and prove print with --json, in any number",
+        help="a run.json, results of `bench --out`, what corpus, faults and prove print with --json, directories of "
+        "`history`; in any number",
     )
     parser.add_argument("-o", "--output", type=Path, default=Path("report.html"), metavar="FILE", help="(report.html)")
     parser.add_argument("--compare", type=Path, metavar="OLD", help="a result of `bench --out` to compare with")

@@ -14,7 +14,7 @@ from lab.cli.proofs import spread
 from lab.loaders.command import LoaderCommand
 from lab.node.topology import NodeSpec
 from lab.proof.action import Action
-from lab.proof.actions import pairs
+from lab.proof.actions import loaded_by, pairs
 from lab.proof.cases import Place
 from lab.proof.two import prove_two
 from lab.scenario.scenario import Scenario
@@ -47,6 +47,16 @@ def test_two_loaders_that_are_processes_of_their_own() -> None:
     assert [(meeting.title, meeting.wrong) for meeting in result.meetings if meeting.wrong] == []
     assert result.holds
     assert len(result.meetings) == 2
+
+
+def test_two_loaders_one_of_each() -> None:
+    """The first reload is our own pipeline's, the second one that of a process that speaks the protocol."""
+    spec, loader = NodeSpec("one-of-each", pods=1), LoaderCommand("other", tuple(module_argv("lab.loaders.pipeline")))
+    (first, second), *_ = pairs(spec, ["pod-1"], [])
+    result = prove_two(spec, [(first, loaded_by(second, loader))], choose=lambda places: places[-1:])
+    what = "reload of pod-1 and reload of pod-1 by other"
+    assert [(meeting.what, meeting.wrong) for meeting in result.meetings] == [(what, []), (what, [])]
+    assert result.holds
 
 
 def test_two_reloads_that_replace_a_map_of_the_node() -> None:

@@ -88,8 +88,9 @@ def test_bad_files_are_refused_in_one_line(text: str, said: str, tmp_path: Path)
 def test_files_that_are_none_are_refused(tmp_path: Path) -> None:
     with pytest.raises(BadDocument, match=r"No such file or directory$"):
         read_document(tmp_path / "missing.json")
+    os.mkfifo(tmp_path / "pipe")
     with pytest.raises(BadDocument, match=r"is not a file$"):
-        read_document(tmp_path)
+        read_document(tmp_path / "pipe")
     huge = tmp_path / "huge.json"
     huge.touch()
     os.truncate(huge, LARGEST + (1 << 20))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from lab.report.node import MOST, drawings
 from lab.report.scenarios import scenarios_of
-from lab.scenario.details import failed_reload
+from lab.scenario.details import failed_reload, succeeded_reload
 from tests.lab.report.samples import MS, START, failed, outcome, record, run
 
 
@@ -25,7 +25,16 @@ def test_hooks_have_the_last_program_and_the_generations_before() -> None:
     assert hook.words == (
         "lxc1 ingress: cil_from_container by tc, generation 4 of pod-1, program id 44; attached by 3 reloads"
     )
-    assert node.table.rows[0] == ("lxc1", "pod-1", "ingress", "cil_from_container", "44", "tc", "4", "2, 3")
+    assert node.table.rows[0] == ("lxc1", "pod-1", "ingress", "cil_from_container", "44", "tc", "4", "-", "2, 3")
+
+
+def test_a_hook_tells_the_packets_that_entered_its_program() -> None:
+    reloads = (succeeded_reload(1, outcome(), {"cil_from_container": 1200}),)
+    (node,) = drawings(scenarios_of(run(record(reloads=reloads)))[0].reloads)
+    ingress, egress = node.interfaces[0].hooks
+    assert ingress.words.endswith("program id 42, 1,200 packets; attached by 1 reload")
+    assert egress.packets == 0
+    assert [row[7] for row in node.table.rows] == ["1,200", "0"]
 
 
 def test_each_node_of_a_cluster_is_drawn() -> None:

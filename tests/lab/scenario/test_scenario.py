@@ -211,6 +211,18 @@ def test_an_agent_that_was_started_again_is_watched_as_the_first() -> None:
             scenario.finish()
 
 
+def test_the_packets_that_entered_a_load_are_told_when_a_scenario_has_finished() -> None:
+    """Before its end they are not known."""
+    with Scenario(NodeSpec(unique_name(), pods=1)) as scenario:
+        outcome = scenario.agent.reload("pod-1")
+        sent = scenario.traffic.burst_all(3, timeout=5.0)
+        assert details([scenario])["reloads"][0]["packets"] is None
+        scenario.finish()
+        (reload,) = details([scenario])["reloads"]
+        assert (reload["generation"], set(reload["packets"])) == (outcome.generation, {"cil_from_container"})
+        assert reload["packets"]["cil_from_container"] >= 3 * len([burst for burst in sent if burst.complete]) > 0
+
+
 def test_a_reload_that_fails_is_held_to_it_on_all_nodes() -> None:
     """A fault on one node that shows on the other: both are compared."""
     with ClusterScenario(cluster_specs(unique_name("fails")[:28], 2, pods=1)) as cluster:

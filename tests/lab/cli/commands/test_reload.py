@@ -43,6 +43,16 @@ def test_refused(capsys: pytest.CaptureFixture[str]) -> None:
         )
 
 
+def test_what_one_lab_went_through_is_told_if_the_next_refuses(capsys: pytest.CaptureFixture[str]) -> None:
+    with removed(unique_name()) as first, removed(unique_name()) as second:
+        Node.up(NodeSpec(first, pods=0, tunnel=True))
+        Node.up(NodeSpec(second, pods=0))
+        assert main(["reload", first, second, "--tunnel-port", "8473", "--json"]) == 1
+        told = capsys.readouterr()
+        assert sorted(item["subject"] for item in json.loads(told.out)["reloads"]) == ["health", "host", "overlay"]
+        assert told.err == f"reloadlab: {second} has no tunnel\n"
+
+
 def test_xdp_is_switched_on_in_another_mode_and_off(capsys: pytest.CaptureFixture[str]) -> None:
     with removed(unique_name()) as name:
         Node.up(NodeSpec(name, pods=0, devices=("eth0",)))

@@ -1,0 +1,141 @@
+"""A history on the page: each metric over commits with its steps, and the steps as a table."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from lab.report.figure import Figure, Table, counted, plain
+from lab.report.figure import number as shown
+from lab.results.compare import Verdict
+from lab.results.history import Lineage, Track, short
+from lab.results.result import Better
+from lab.results.trends import Checked, Finding, check
+
+_COLOURS = {Verdict.WORSE: "--bad", Verdict.BETTER: "--good"}
+
+
+@dataclass(frozen=True, slots=True)
+class Trend:
+    """A series of a history: what was measured on which machine, a figure for each metric, and the steps in all."""
+
+    title: str
+    worse: bool
+    sentence: str
+    figures: Sequence[Figure]
+    steps: Table
+
+
+def trends(lineages: Sequence[Lineage], threshold: float) -> list[Trend]:
+    """Return the series as the page shows them; `threshold` is the smallest change that counts as a step."""
+    return [_trend(check(lineage, threshold)) for lineage in lineages]
+
+
+def _trend(checked: Checked) -> Trend:
+    newest = checked.lineage.entries[-1].result
+    worse = [found for found in checked.findings if found.verdict is Verdict.WORSE]
+    return Trend(
+        f"{newest.bench} on {newest.machine.cpu_model}, kernel {newest.machine.kernel}",
+        bool(worse),
+        _sentence(checked, len(worse)),
+        [_figure(track, checked) for track in checked.lineage.tracks()],
+        _steps(checked),
+    )
+
+
+def _sentence(checked: Checked, worse: int) -> str:
+    words = [counted(len(checked.lineage.commits), "commit"), counted(checked.metrics, "metric")]
+    better = len(checked.findings) - worse
+    words += [f"{counted(worse, 'step')} to the worse"] if worse else []
+    words += [f"{counted(better, 'step')} to the better"] if better else []
+    words += ["no step"] if not checked.findings and checked.said else []
+    words += [f"nothing can be said of {counted(len(checked.unknown), 'metric')}"] if checked.unknown else []
+    noisy = checked.lineage.noisy
+    return ", ".join(words) + (f"; {counted(noisy, 'result')} of a busy machine left out of times" if noisy else "")
+
+
+def _figure(track: Track, checked: Checked) -> Figure:
+    """Draw a metric; one without a step is folded."""
+    steps = [found for found in checked.findings if found.metric == track.name]
+    said = "; ".join(_said(step) for step in steps)
+    better = "lower" if track.better is Better.LOWER else "higher"
+    alt = f"{track.name} of {counted(len(track.values), 'commit')}, {better} is better: {said or 'no step'}."
+    why = checked.unknown.get(track.name, "")
+    numbers = Table(
+        ("commit", track.unit),
+        [(commit, f"{value:.6g}") for commit, value in zip(track.commits, track.values, strict=True)],
+        frozenset({1}),
+        track.name,
+    )
+    return Figure(
+        f"{track.name}, {track.unit}",
+        alt,
+        {"data": [_course(track)], "layout": _layout(track, steps)},
+        [numbers],
+        height=220,
+        note=f"Nothing can be said: {why}." if why else "",
+        folded=not steps,
+    )
+
+
+def _course(track: Track) -> dict[str, object]:
+    return {
+        "type": "scatter",
+        "mode": "lines+markers",
+        "x": list(range(len(track.values))),
+        "y": list(track.values),
+        "text": [plain(short(commit)) for commit in track.commits],
+        "line": {"color": "--s1"},
+        "marker": {"color": "--s1", "size": 5},
+        "hovertemplate": f"%{{text}}: %{{y:.6g}} {plain(track.unit)}<extra></extra>",
+    }
+
+
+def _layout(track: Track, steps: Sequence[Finding]) -> dict[str, object]:
+    last = len(track.commits) - 1
+    named = sorted({0, last, *(track.commits.index(step.new) for step in steps)})
+    lines = [
+        {
+            "type": "line",
+            "x0": track.commits.index(step.new) - 0.5,
+            "x1": track.commits.index(step.new) - 0.5,
+            "y0": 0,
+            "y1": 1,
+            "yref": "paper",
+            "line": {"color": _COLOURS[step.verdict], "width": 2, "dash": "dot"},
+        }
+        for step in steps
+    ]
+    ticks = {"tickvals": named, "ticktext": [plain(short(track.commits[at])) for at in named]}
+    return {
+        "xaxis": {"range": [-0.6, last + 0.6], "zeroline": False, **ticks},
+        "yaxis": {"title": {"text": plain(track.unit)}, "zeroline": False},
+        "shapes": lines,
+        "showlegend": False,
+    }
+
+
+def _steps(checked: Checked) -> Table:
+    rows = [
+        (
+            step.metric,
+            str(step.verdict),
+            _change(step),
+            "exact" if step.p is None else f"{step.change.low:+.1%} to {step.change.high:+.1%}",
+            short(step.old),
+            short(step.new),
+        )
+        for step in checked.findings
+    ]
+    columns = ("metric", "verdict", "change", "interval of 95 %", "last before", "first after")
+    return Table(columns, rows, frozenset({2, 3}), "Steps, and the commits between which they are")
+
+
+def _said(step: Finding) -> str:
+    return f"{step.verdict} by {_change(step)} between {short(step.old)} and {short(step.new)}"
+
+
+def _change(step: Finding) -> str:
+    middle = step.change.middle
+    return f"{'+' if middle > 0 else ''}{shown(middle * 100)} %" if math.isfinite(middle) else "from 0"
