@@ -8,32 +8,46 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
 from datapath.base.mapnames import is_calls_map
-from datapath.errors import ReloadlabError
+from datapath.errors import ReloadlabError, ToolError
 from datapath.kernel.pins import Pin
 from lab.loaders.protocol import ENDPOINT_ROUTES, LIBBPF, OWN_CALLS_MAPS, POD, UNLOAD, VERSION
 from lab.system.mounts import SYSFS_BPF
 from lab.system.tools import run
 
+_FAILED = re.compile(r"Command failed -:(\d+)")
+"""What tc says last: the number of the line."""
+
 PINS = SYSFS_BPF / "tc/globals"
 """Where tc pins maps."""
 
 
+class Refused(ReloadlabError):
+    """A line that tc could not do: which one, and the first that tc or libbpf said about it."""
+
+    def __init__(self, lines: Sequence[str], stderr: str) -> None:
+        said = [line.strip() for line in stderr.splitlines() if line.strip()]
+        failed = next((match for line in reversed(said) if (match := _FAILED.fullmatch(line))), None)
+        where = "" if failed is None else f": {lines[int(failed[1]) - 1]}"
+        super().__init__(f"{said[0] if said else 'no message'} (tc -batch{where})")
+
+
 def reload(request: Mapping[str, Any], priority: int) -> None:
-    """Load, fill the slots and attach; ToolError with tc's words."""
+    """Load, fill the slots and attach; Refused with tc's words."""
     pins = [Pin(PINS / name) for name in {slot["map"] for slot in request["slots"]} if is_calls_map(name)]
     with suppress(ReloadlabError):  # it is there
         run(["tc", "qdisc", "add", "dev", request["interface"], "clsact"])
     moved = [pin for pin in pins if pin.repin()]
     links = list(_links(request))
     try:
-        run(["tc", "-batch", "-"], stdin="".join(f"{line}\n" for line in _batch(request, priority)))
+        _do(list(_batch(request, priority)))
     except ReloadlabError:
         for pin in moved:
             pin.revert()
@@ -46,6 +60,14 @@ def reload(request: Mapping[str, Any], priority: int) -> None:
         _detach(request["interface"], "egress", priority)
     for pin in moved:
         pin.finalize()
+
+
+def _do(lines: Sequence[str]) -> None:
+    """Have one tc do these lines; it stops at the first that it cannot do."""
+    try:
+        run(["tc", "-batch", "-"], stdin="".join(f"{line}\n" for line in lines))
+    except ToolError as error:
+        raise Refused(lines, error.stderr) from error
 
 
 def unload(request: Mapping[str, Any], priority: int) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from lab.loaders.command import LoaderCommand, find_loader
+from lab.loaders.tc import Refused
 from lab.node.topology import HOST, NodeSpec
 from lab.scenario.scenario import Scenario
 
@@ -37,6 +38,14 @@ def test_pods_are_loaded_by_tc_without_loss(templates: Path) -> None:
         scenario.agent.add_pod("more")
         scenario.agent.remove_pod("more")
     assert scenario.gaps == [f"not supported by loader tc: {BY_OURS}"]
+
+
+def test_what_tc_refuses_is_told_with_the_reason_and_the_line() -> None:
+    """The text is that of tc 6.1 with an object for another library."""
+    old = "libbpf: elf: legacy map definitions in 'maps' section are not supported by libbpf v1.0+"
+    said = f"{old}\nERROR: opening BPF object file failed\nCommand failed -:2\n"
+    assert str(Refused(["exec one", "exec two"], said)) == f"{old} (tc -batch: exec two)"
+    assert str(Refused(["exec one"], "killed\n")) == "killed (tc -batch)"
 
 
 @pytest.mark.skipif(shutil.which("jq") is None, reason="needs jq")
