@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 
 from rich.console import Console
 from rich.markup import escape
@@ -16,6 +17,9 @@ from lab.proof.two import Meeting, Meetings
 
 ENDS = ("failed", "succeeded", "killed", "cancelled", "not reached")
 """How a case can end."""
+
+_TOLD = 4
+"""Of what does not hold at one case or meeting, so much is printed."""
 
 
 def print_proof(console: Console, proof: Proof) -> None:
@@ -43,7 +47,7 @@ def _title(gated: Gated | None) -> str:
 
 def case_line(case: Case) -> str:
     """Return what is printed of a case that was not survived, with how to run it alone."""
-    wrong = "; ".join(case.wrong) or case.ended
+    wrong = _few(case.wrong) or case.ended
     return f"{case.title}: {case.ended}: {wrong}\n    {case.command}"
 
 
@@ -70,7 +74,13 @@ def print_sweep(console: Console, result: SweepResult) -> None:
 
 def meeting_line(meeting: Meeting) -> str:
     """Return what is printed of a meeting at which something was wrong."""
-    return f"{meeting.title}: {'; '.join(meeting.wrong)}"
+    return f"{meeting.title}: {_few(meeting.wrong)}"
+
+
+def _few(wrong: Sequence[str]) -> str:
+    """Return the first of what does not hold, and how much more there is."""
+    more = f"; and {len(wrong) - _TOLD} more (--json has all)" if len(wrong) > _TOLD else ""
+    return "; ".join(wrong[:_TOLD]) + more
 
 
 def print_meetings(console: Console, result: Meetings) -> None:
