@@ -24,6 +24,7 @@ from lab.machines.ssh import NO_PYTHON, NO_SUDO, MachineUnfit, Route, reason_of
 from lab.machines.target import MOST_WORKERS, Target
 from lab.machines.tree import Tree
 from lab.results.machine import Machine
+from lab.system.plain import plain
 
 BASE = "/var/cache/reloadlab/machines"
 """The directory of root's there; lab.machines.remote says what is in it."""
@@ -416,9 +417,9 @@ def _file(message: Mapping[str, Any]) -> tuple[str, bytes]:
 
 
 def _printable(value: Any) -> Any:
-    """Return a JSON value whose texts do nothing but print: on a terminal, other characters move, hide and ask."""
+    """Return a JSON value whose texts do nothing but print."""
     if isinstance(value, str):
-        return value if value.isprintable() else "".join(each if each.isprintable() else " " for each in value)
+        return plain(value)
     if isinstance(value, list):
         return [_printable(each) for each in value]
     if isinstance(value, dict):

@@ -22,6 +22,7 @@ from xdist.dsession import DSession
 from xdist.workermanage import Marker, NodeManager, WorkerController
 
 from lab.machines.place import LOST, Spread, check_place
+from lab.system.plain import plain
 
 OPTION = "--reloadlab-machines"
 """Names a file of JSON: what `Spread.to_json` returns."""
@@ -236,4 +237,4 @@ def _reason(error: BaseException) -> str:
 def _last_line(error: object) -> str:
     lines: Sequence[str] = str(error or "it ended").strip().splitlines()
     last = lines[-1] if lines else type(error).__name__
-    return "".join(each if each.isprintable() else " " for each in last)
+    return plain(last)

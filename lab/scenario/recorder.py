@@ -27,6 +27,7 @@ from lab.scenario.records import (
     Record,
     write,
 )
+from lab.system.plain import plain
 
 
 class Recorder:
@@ -111,4 +112,4 @@ def _message(report: pytest.TestReport) -> str:
     if report.skipped and isinstance(report.longrepr, tuple):
         return str(report.longrepr[2])
     # Not longreprtext, which begins with the worker that ran it.
-    return str(report.longrepr).strip()
+    return plain(str(report.longrepr).strip(), keep="\n\t")

@@ -28,6 +28,9 @@ MEMORY = 4096
 LAST_LINES = 20
 """Lines of the console that a machine leaves that did not say how it ended."""
 
+_LONGEST = 1 << 16
+"""Bytes of a line of the console, at most."""
+
 _ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|[\x00-\x08\x0b-\x1f]")
 
 
@@ -145,7 +148,7 @@ def _started(argv: Sequence[str]) -> Iterator[subprocess.Popen[bytes]]:
 
 
 def _lines(descriptor: int, silence: float) -> Iterator[str | None]:
-    """Yield each line until the end; None after `silence` seconds without one."""
+    """Yield each line until the end, a longer one than _LONGEST in pieces; None after `silence` seconds without one."""
     rest = b""
     while True:
         ready, _, _ = select.select([descriptor], [], [], silence)
@@ -154,8 +157,8 @@ def _lines(descriptor: int, silence: float) -> Iterator[str | None]:
             return
         data = os.read(descriptor, 1 << 16)
         *whole, rest = (rest + data).split(b"\n")
-        if not data:
-            whole = [rest] if rest else []
+        if not data or len(rest) > _LONGEST:
+            whole, rest = [*whole, *([rest] if rest else [])], b""
         yield from (_ESCAPES.sub("", line.decode(errors="replace")) for line in whole)
         if not data:
             return

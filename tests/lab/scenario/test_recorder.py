@@ -20,7 +20,7 @@ def test_passes():
     pass
 
 def test_fails():
-    assert 1 == 2
+    assert 1 == 2, "\x1b[2Jclears the screen"
 
 @pytest.fixture
 def broken():
@@ -98,7 +98,7 @@ def test_every_end_is_told(pytester: pytest.Pytester, directory: Path, workers: 
         "test_unexpected": FAILED,
     }
     for name, words in {
-        "test_fails": ["assert 1 == 2"],
+        "test_fails": ["assert 1 == 2", "AssertionError:  [2Jclears the screen"],
         "test_never_begins": ["ValueError: set-up"],
         "test_ends_badly": ["ValueError: teardown"],
         "test_fails_twice": ["assert 3 == 4", "ValueError: teardown"],
