@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lab.report.distributions import Sample, box_figure
-from lab.report.figure import Figure, Table, counted, number, plain
+from lab.report.figure import Figure, Table, counted, number, plain, readable
 from lab.results.compare import Comparison, Named, Row, Verdict, compare
 from lab.results.result import Result, Series
 from lab.results.statistics import Interval
@@ -134,12 +134,8 @@ def _middle(value: Interval | None, unit: str) -> str:
 
 def _amount(value: float, unit: str) -> str:
     """Return a value with its unit; seconds in the unit in which one reads them."""
-    if unit != "s" or value == 0:
-        return f"{number(value)} {unit}"
-    scale, name = next(
-        ((scale, name) for scale, name in ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs")) if abs(value) >= scale), (1e-9, "ns")
-    )
-    return f"{number(value / scale)} {name}"
+    factor, name = readable(value, unit)
+    return f"{number(value * factor)} {name}"
 
 
 def result_table(result: Result) -> Table:

@@ -98,6 +98,14 @@ def number(value: float) -> str:
     return f"{value:.1f}" if abs(value) >= 100 else f"{value:.2f}" if abs(value) >= 1 else f"{value:.3g}"
 
 
+def readable(value: float, unit: str) -> tuple[float, str]:
+    """Return by what to multiply values like this one, and the unit they have then: seconds as one reads them."""
+    if unit != "s" or value == 0:
+        return 1, unit
+    units = ((1.0, "s"), (1e3, "ms"), (1e6, "µs"))
+    return next(((factor, name) for factor, name in units if abs(value) * factor >= 1), (1e9, "ns"))
+
+
 def counted(count: int, thing: str) -> str:
     """Return such as `1 reload` or `1,200 reloads`."""
     return f"{count:,} {thing}{'' if count == 1 else 's'}"

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lab.report.figure import Figure, Table, counted, plain
+from lab.report.figure import Figure, Table, counted, plain, readable
 from lab.report.figure import number as shown
 from lab.results.compare import Verdict
 from lab.results.history import Lineage, Track, short
@@ -62,44 +62,41 @@ def _figure(track: Track, checked: Checked) -> Figure:
     better = "lower" if track.better is Better.LOWER else "higher"
     alt = f"{track.name} of {counted(len(track.values), 'commit')}, {better} is better: {said or 'no step'}."
     why = checked.unknown.get(track.name, "")
-    numbers = Table(
-        ("commit", track.unit),
-        [(commit, f"{value:.6g}") for commit, value in zip(track.commits, track.values, strict=True)],
-        frozenset({1}),
-        track.name,
-    )
+    factor, unit = readable(max(track.values, key=abs), track.unit)
+    values = [value * factor for value in track.values]
+    rows = [(commit, f"{value:.6g}") for commit, value in zip(track.commits, values, strict=True)]
     return Figure(
-        f"{track.name}, {track.unit}",
+        f"{track.name}, {unit}",
         alt,
-        {"data": [_course(track)], "layout": _layout(track, steps)},
-        [numbers],
+        {"data": [_course(track.commits, values, unit)], "layout": _layout(track.commits, steps, unit)},
+        [Table(("commit", unit), rows, frozenset({1}), track.name)],
         height=220,
         note=f"Nothing can be said: {why}." if why else "",
         folded=not steps,
     )
 
 
-def _course(track: Track) -> dict[str, object]:
+def _course(commits: Sequence[str], values: Sequence[float], unit: str) -> dict[str, object]:
     return {
         "type": "scatter",
         "mode": "lines+markers",
-        "x": list(range(len(track.values))),
-        "y": list(track.values),
-        "text": [plain(short(commit)) for commit in track.commits],
+        "x": list(range(len(values))),
+        "y": values,
+        "text": [plain(short(commit)) for commit in commits],
         "line": {"color": "--s1"},
         "marker": {"color": "--s1", "size": 5},
-        "hovertemplate": f"%{{text}}: %{{y:.6g}} {plain(track.unit)}<extra></extra>",
+        "hovertemplate": f"%{{text}}: %{{y:.6g}} {plain(unit)}<extra></extra>",
     }
 
 
-def _layout(track: Track, steps: Sequence[Finding]) -> dict[str, object]:
-    last = len(track.commits) - 1
-    named = sorted({0, last, *(track.commits.index(step.new) for step in steps)})
+def _layout(commits: Sequence[str], steps: Sequence[Finding], unit: str) -> dict[str, object]:
+    last = len(commits) - 1
+    named = sorted({0, last, *(commits.index(step.new) for step in steps)})
     lines = [
         {
             "type": "line",
-            "x0": track.commits.index(step.new) - 0.5,
-            "x1": track.commits.index(step.new) - 0.5,
+            "x0": commits.index(step.new) - 0.5,
+            "x1": commits.index(step.new) - 0.5,
             "y0": 0,
             "y1": 1,
             "yref": "paper",
@@ -107,10 +104,10 @@ def _layout(track: Track, steps: Sequence[Finding]) -> dict[str, object]:
         }
         for step in steps
     ]
-    ticks = {"tickvals": named, "ticktext": [plain(short(track.commits[at])) for at in named]}
+    ticks = {"tickvals": named, "ticktext": [plain(short(commits[at])) for at in named]}
     return {
-        "xaxis": {"range": [-0.6, last + 0.6], "zeroline": False, **ticks},
-        "yaxis": {"title": {"text": plain(track.unit)}, "zeroline": False},
+        "xaxis": {"range": [-0.6, last + 0.6], "zeroline": False, "ticklabeloverflow": "allow", **ticks},
+        "yaxis": {"title": {"text": plain(unit)}, "zeroline": False},
         "shapes": lines,
         "showlegend": False,
     }
