@@ -31,13 +31,14 @@ class Course:
     """The trial of `fault` (None: no fault, the control) on these scenarios, in their order.
 
     `trial` is what has come of it. A scenario that failed is run again, by a process of its own. If it does not fail
-    again, the trial goes on behind it.
+    again, the trial goes on behind it. One without a verdict is run again when all others have been.
     """
 
     def __init__(self, fault: Fault | None, scenarios: Sequence[str]) -> None:
         self.fault = fault
         self.trial = Trial()
         self._left = tuple(scenarios)
+        self._again: frozenset[str] = frozenset()
         self._doubted: Catch | None = None
         self._failures = 0
 
@@ -57,13 +58,16 @@ class Course:
         else:
             self.trial = replace(
                 self.trial,
-                applied=(*self.trial.applied, *part.applied),
-                scenarios=(*self.trial.scenarios, *part.scenarios),
+                applied=_joined(self.trial.applied, part.applied),
+                scenarios=_joined(self.trial.scenarios, part.scenarios),
+                blind=(*self.trial.blind, *(name for name in part.blind if name in self._again)),
                 sent=self.trial.sent + part.sent,
                 seconds=seconds,
                 false_alarm=self.trial.false_alarm or part.false_alarm,
             )
-            self._left = self._left[len(part.scenarios) :]
+            again = [name for name in part.blind if name not in self._again]
+            self._left = (*self._left[len(part.scenarios) :], *again)
+            self._again |= {*again}
             if part.catch is not None:
                 self._doubted, self._failures = part.catch, 1
                 if self.fault is None:
@@ -84,3 +88,8 @@ class Course:
 
     def _end(self) -> None:
         self._left, self._doubted = (), None
+
+
+def _joined(names: tuple[str, ...], more: tuple[str, ...]) -> tuple[str, ...]:
+    """Return names with more of them behind, each once."""
+    return tuple(dict.fromkeys((*names, *more)))

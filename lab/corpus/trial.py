@@ -41,12 +41,14 @@ class Injector:
         self._library = fault.patched(directory) if fault is not None and fault.patches else None
         self._running: list[Watched] = []
         self.catch: Catch | None = None
+        self.saw_nothing = False
         self.error = ""
 
     def begin(self, scenario: str) -> None:
         """Forget what the scenario before has noted."""
         self._running.clear()
         self.catch = None
+        self.saw_nothing = False
         (self._directory / RUNNING).write_text(scenario)
         (self._directory / APPLIED).unlink(missing_ok=True)
 
@@ -88,9 +90,10 @@ class Injector:
             refusal = self._refusal(error)
             if refusal is not None:
                 self.error = self.error or f"{item.nodeid}: {refusal}"
-            # A gate at a step that the fault has taken out of the plan, and traffic that could see nothing, are no
-            # findings about packets.
-            elif not isinstance(error, GateNeverFired | NoVerdict):
+            elif isinstance(error, NoVerdict):
+                self.saw_nothing = True
+            # A gate at a step that the fault has taken out of the plan is no finding about packets.
+            elif not isinstance(error, GateNeverFired):
                 self.catch = _catch(item.nodeid, error, [v for running in self._running for v in _violations(running)])
         return report
 
@@ -159,6 +162,7 @@ def _with(part: Trial, scenario: str, injector: Injector, *, is_control: bool) -
         part,
         applied=(*part.applied, scenario) if injector.applied else part.applied,
         scenarios=(*part.scenarios, scenario),
+        blind=(*part.blind, scenario) if injector.saw_nothing and injector.applied else part.blind,
         sent=part.sent + injector.sent,
         catch=injector.catch if caught else None,
         false_alarm=part.false_alarm or (None if caught else injector.catch),

@@ -22,6 +22,8 @@ class Outcome(enum.StrEnum):
     """It is said to be equivalent to no fault, and was caught."""
     FLAKY = "flaky"
     """Scenarios failed with it, but not again."""
+    NO_VERDICT = "no verdict"
+    """Nothing caught it, and in a scenario in which it took effect nothing could be seen."""
     ERROR = "error"
     """It could not be tried: its C is refused, or its process ended by itself."""
 
@@ -71,13 +73,14 @@ class Catch:
 class Trial:
     """What one fault's scenarios did: those that ran, in order, the packets that they sent, and the seconds.
 
-    `applied` are those in which the fault took effect, `catch` the one that caught it, `unconfirmed` those that failed
-    once and not again, `false_alarm` the first that failed without the fault's effect. `error` says why the trial could
-    not go on.
+    `applied` are those in which the fault took effect, `blind` those of them that had no verdict, and had none again;
+    `catch` is the one that caught it, `unconfirmed` are those that failed once and not again, `false_alarm` the first
+    that failed without the fault's effect. `error` says why the trial could not go on.
     """
 
     applied: tuple[str, ...] = ()
     scenarios: tuple[str, ...] = ()
+    blind: tuple[str, ...] = ()
     sent: int = 0
     seconds: float = 0.0
     catch: Catch | None = None
@@ -101,7 +104,7 @@ class Trial:
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Self:
         one = {name: data[name] and Catch.from_json(data[name]) for name in ("catch", "false_alarm")}
-        lists = {name: tuple(data[name]) for name in ("applied", "scenarios")}
+        lists = {name: tuple(data[name]) for name in ("applied", "scenarios", "blind")}
         return cls(**{**data, **lists, **one, "unconfirmed": tuple(map(Catch.from_json, data["unconfirmed"]))})
 
 
@@ -150,4 +153,6 @@ def _outcome(fault: Fault, trial: Trial) -> Outcome:
         return Outcome.FALSE_ALARM
     if fault.equivalent:
         return Outcome.EQUIVALENT
+    if trial.blind:
+        return Outcome.NO_VERDICT
     return Outcome.SURVIVED if trial.applied else Outcome.NOT_EXERCISED

@@ -17,8 +17,8 @@ def nothing(plan: Plan) -> Plan:
 
 
 FAULT = Fault("x", "plan", "is wrong", change=nothing, only=("test_that",))
-PASSED, FAILED = Trial(("b",), ("b",), 5, 1.0), Trial(("b",), ("b",), 5, 1.0, Catch("b", How.INVARIANT, (6,)))
-FIRST = Trial(("b",), ("a", "b"), 7, 1.0, FAILED.catch)
+PASSED, FAILED = Trial(("b",), ("b",), (), 5, 1.0), Trial(("b",), ("b",), (), 5, 1.0, Catch("b", How.INVARIANT, (6,)))
+FIRST = Trial(("b",), ("a", "b"), (), 7, 1.0, FAILED.catch)
 """What the first process finds: b fails."""
 
 
@@ -78,6 +78,18 @@ def test_a_false_alarm_is_kept_and_the_others_follow() -> None:
     assert after.next_scenarios() == ()
     assert after.trial.false_alarm == Catch("a", How.DIED)
     assert after.trial.scenarios == ("a", "b", "c", "d")
+
+
+def test_what_had_no_verdict_is_run_again_when_the_others_have_been() -> None:
+    """Once: it may be blind again."""
+    blind = Trial(("a", "b"), ("a", "b", "c", "d"), ("b",))
+    after = course(blind)
+    assert (after.next_scenarios(), after.trial.blind) == (("b",), ())
+    after.note(Trial(("b",), ("b",), ("b",)))
+    assert (after.next_scenarios(), after.trial.blind) == ((), ("b",))
+    assert (after.trial.scenarios, after.trial.applied) == (("a", "b", "c", "d"), ("a", "b"))
+    after = course(blind, PASSED)
+    assert (after.next_scenarios(), after.trial.blind) == ((), ())
 
 
 @pytest.mark.parametrize("parts", [(), (FIRST,)], ids=["at the first", "at a repetition"])

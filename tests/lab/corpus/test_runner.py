@@ -45,6 +45,7 @@ from lab.corpus.fault import Fault, Patch
 from lab.corpus.runner import Runner
 from lab.corpus.steps import Changed
 from lab.corpus.verdict import Verdict
+from lab.scenario.verdict import NoVerdict
 from lab.system.scratch import scratch
 from lab.system.signals import terminable
 
@@ -63,6 +64,12 @@ class Exits(Changed):
         self.applied()
         print("what it said", flush=True)
         os._exit(3)
+
+class Blind(Changed):
+    def apply(self, work):
+        self.applied()
+        self.step.apply(work)
+        raise NoVerdict(2, 3)
 
 class FailsAt(Changed):
     def apply(self, work):
@@ -101,6 +108,7 @@ FAULTS = {
     "fails once": at_commit(lambda s: FailsOnce(s.target, s), "pod-1"),
     "fails twice in three": at_commit(lambda s: FailsTwiceInThree(s.target, s), "pod-1"),
     "survives": at_commit(lambda s: Same(s.target, s), "pod-1"),
+    "blind": at_commit(lambda s: Blind(s.target, s), "pod-1"),
     "elsewhere": at_commit(steps.skipped, "overlay"),
     "hangs": at_commit(lambda s: Hangs(s.target, s), "pod-1"),
     "dies": at_commit(lambda s: Dies(s.target, s), "pod-1"),
@@ -157,17 +165,20 @@ def answer(process: subprocess.Popen[str]) -> dict[str, Any]:
 
 
 def test_every_outcome(run_directory: Path, tmp_path: Path) -> None:
-    found = answer(start(tmp_path, "caught", "survives", "elsewhere", "dies", "fails"))
+    found = answer(start(tmp_path, "caught", "survives", "blind", "elsewhere", "dies", "fails"))
     outcomes = {name: each["outcome"] for name, each in found["faults"].items()}
     assert outcomes == {
         "caught": "caught",
         "survives": "survived",
+        "blind": "no verdict",
         "elsewhere": "not exercised",
         "dies": "caught",
         "fails": "caught",
     }
-    by = {name: each["trial"]["catch"] and each["trial"]["catch"]["how"] for name, each in found["faults"].items()}
-    assert by == {"caught": "invariant", "survives": None, "elsewhere": None, "dies": "died", "fails": "reload"}
+    catches = {name: each["trial"]["catch"] for name, each in found["faults"].items()}
+    by = {name: catch["how"] for name, catch in catches.items() if catch is not None}
+    assert by == {"caught": "invariant", "dies": "died", "fails": "reload"}
+    assert found["faults"]["blind"]["trial"]["blind"] == ["test_small.py::test_first"]
     caught = found["faults"]["caught"]["trial"]
     assert caught["scenarios"] == ["test_small.py::test_first", "test_small.py::test_second"]
     assert caught["applied"] == ["test_small.py::test_second"]

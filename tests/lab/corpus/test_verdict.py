@@ -27,6 +27,8 @@ CATCH = Catch("b", How.INVARIANT, (6, 7), 'during "commit" of pod-1')
     [
         (Outcome.CAUGHT, Trial(("a", "b"), ("a", "b"), catch=CATCH), ""),
         (Outcome.SURVIVED, Trial(("a",), ("a", "b")), ""),
+        (Outcome.NO_VERDICT, Trial(("a",), ("a", "b"), ("a",)), ""),
+        (Outcome.EQUIVALENT, Trial(("a",), ("a", "b"), ("a",)), "no packet meets it"),
         (Outcome.NOT_EXERCISED, Trial((), ("a", "b")), ""),
         (Outcome.FALSE_ALARM, Trial(("a",), ("a", "b"), false_alarm=CATCH), ""),
         (Outcome.FLAKY, Trial(("a", "b"), ("a", "b"), unconfirmed=(CATCH,), false_alarm=CATCH), ""),
@@ -45,7 +47,7 @@ def test_outcomes(outcome: Outcome, trial: Trial | None, why: str) -> None:
 
 
 def test_a_trial_survives_json() -> None:
-    trial = Trial(("b",), ("a", "b"), 7, 1.5, CATCH, (CATCH, CATCH), CATCH, "exit code 1")
+    trial = Trial(("b",), ("a", "b"), ("b",), 7, 1.5, CATCH, (CATCH, CATCH), CATCH, "exit code 1")
     assert Trial.from_json(json.loads(json.dumps(trial.to_json()))) == trial
 
 
