@@ -17,9 +17,11 @@ from tests.nested import SHORT_NAMES
 pytest_plugins = ["pytester"]
 
 SUITE = """
+import gc
 import pytest
 from datapath.kernel.hooks import Direction, detach, filters
 from datapath.kernel.netlink import NetlinkSocket
+from lab.scenario.watched import Watched
 
 @pytest.mark.node(pods=1, endpoint_routes=True)
 def test_good(scenario):
@@ -29,6 +31,9 @@ def test_good(scenario):
 @pytest.mark.node(pods=1, agent={"filter_priority": 7})
 def test_options(scenario):
     assert scenario.agent.config.filter_priority == 7
+    # What others have seen is gone: a suite would grow with each.
+    gc.collect()
+    assert [each for each in gc.get_objects() if isinstance(each, Watched)] == [scenario]
 
 @pytest.mark.node(pods=1)
 def test_broken(scenario):
