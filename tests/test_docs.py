@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from datapath.reload.outcome import Attached, FailedReload, Outcome, Span
 from lab.bench.parallel import ParallelReport, Percentiles, WorkerReport
 from lab.cli.main import COMMANDS, build_parser
 from lab.cli.report import run_json
+from lab.corpus.classic import FAULTS as FAULTS_OF_LOADERS
+from lab.corpus.faults import all_faults
 from lab.results.result import FORMAT as RESULT_FORMAT
 from lab.results.result import Series, to_json
 from lab.results.run import RUN_FORMAT
@@ -115,6 +118,23 @@ def table_keys(text: str) -> set[str]:
     """Return what stands in the first column of a table."""
     cells = re.findall(r"^\| (`[^|]*) \|", text, re.MULTILINE)
     return {key for cell in cells for key in re.findall(r"`(\w+)`", cell)}
+
+
+def test_the_faults_of_the_corpus_are_counted() -> None:
+    """In the table of kinds: how many there are, and how many of them are equivalent."""
+    loaders = {fault.name for fault in FAULTS_OF_LOADERS}
+    found: Counter[tuple[str, bool]] = Counter()
+    for fault in all_faults():
+        part = "`loader/...`" if fault.name in loaders else f"`{fault.kind}`"
+        found[part, bool(fault.equivalent)] += 1
+    text = (ROOT / "docs" / "corpus.md").read_text()
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in re.findall(r"^\|.*\| \d+ \|$", text, re.M)
+    ]
+    told = {row[1] if row[0] == "" else row[0]: (int(row[-2]), int(row[-1])) for row in rows}
+    assert told == {
+        part: (found[part, False] + found[part, True], found[part, True]) for part in dict.fromkeys(p for p, _ in found)
+    }
 
 
 def written() -> dict[str, Any]:
