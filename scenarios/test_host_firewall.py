@@ -243,25 +243,63 @@ def test_the_tunnel_is_traffic_of_the_host(cluster: ClusterScenario) -> None:
 def test_whom_the_host_asks_may_answer(scenario: Scenario) -> None:
     """Although nobody may begin anything with it; at every step, also of the reload that takes its device away."""
     scenario.agent.apply_policies([{"name": "nobody", "endpoint": HOST, "ingress": [{}]}])
-    spec, ports = scenario.node.spec, itertools.count(30000)
-    pairs = ((spec.node4.ip, spec.outside4.ip), (spec.node6.ip, spec.outside6.ip))
-    unanswered: list[str] = []
-
-    def ask(step: Step, _: Workspace) -> None:
-        for own, other in pairs if not unanswered else ():
-            here = Address(str(scenario.node.netns(NODE)), str(own), next(ports))
-            there = Address(str(scenario.node.netns(OUTSIDE)), str(other), 53)
-            result = exchange(here, there, Probe("udp", 53, count=1))
-            if result != Result(1, 1):
-                unanswered.append(f"{step}: {own} -> {other}: {result}")
-
-    gate = Gate(ask, after="*")
+    unanswered, gate = asking(node_and_outside(scenario))
     scenario.reload("host", gate=gate)
     scenario.agent.configure(devices=())
     scenario.reload("host", gate=gate)
     scenario.agent.apply_policies([])
     assert gate.passed > 40
     assert not unanswered, "\n".join(unanswered)
+
+
+@pytest.mark.node(pods=1, devices=("eth0",), flows=lambda _: [], rate=0, policy=None, agent=AGENT)
+def test_whom_the_host_asks_may_answer_while_the_firewall_goes(scenario: Scenario) -> None:
+    """A device's ingress program asks for what its egress program has noted: it is the first that stops asking."""
+    scenario.agent.apply_policies([{"name": "nobody", "endpoint": HOST, "ingress": [{}]}])
+    unanswered, gate = asking(node_and_outside(scenario))
+    scenario.agent.configure(defines=())
+    scenario.agent.reload_all(observer=gate)
+    scenario.agent.apply_policies([])
+    assert gate.passed > 40
+    assert not unanswered, "\n".join(unanswered)
+
+
+@pytest.mark.cluster(pods=1, tunnel=True, flows=lambda _: [], rate=0, policy=None, agent=AGENT)
+def test_pods_that_the_host_asks_may_answer_while_the_firewall_goes(cluster: ClusterScenario) -> None:
+    """Those of another node, whose answers come by the tunnel to the ingress program of cilium_host."""
+    agent, (own, other) = cluster.cluster.agent(1), cluster.cluster.nodes
+    agent.apply_policies([{"name": "nobody", "endpoint": HOST, "ingress": [{}]}])
+    host, pod = ends(own)[HOST], ends(other)["pod-1"]
+    unanswered, gate = asking([(host[0], str(host[which]), pod[0], str(pod[which])) for which in (1, 2)])
+    agent.configure(defines=())
+    agent.reload_all(observer=gate)
+    agent.apply_policies([])
+    assert gate.passed > 40
+    assert not unanswered, "\n".join(unanswered)
+
+
+def node_and_outside(scenario: Scenario) -> list[tuple[str, str, str, str]]:
+    """Return the node's own addresses and those of the outside, of each family."""
+    node, spec = scenario.node, scenario.node.spec
+    here, there = str(node.netns(NODE)), str(node.netns(OUTSIDE))
+    pairs = ((spec.node4.ip, spec.outside4.ip), (spec.node6.ip, spec.outside6.ip))
+    return [(here, str(own), there, str(other)) for own, other in pairs]
+
+
+def asking(pairs: Sequence[tuple[str, str, str, str]]) -> tuple[list[str], Gate]:
+    """Return a gate after each step at which one end asks the other, and what was not answered, the first time.
+
+    An end is its network namespace and its address.
+    """
+    ports, unanswered = itertools.count(30000), list[str]()
+
+    def ask(step: Step, _: Workspace) -> None:
+        for here, own, there, other in pairs if not unanswered else ():
+            result = exchange(Address(here, own, next(ports)), Address(there, other, 53), Probe("udp", 53, count=1))
+            if result != Result(1, 1):
+                unanswered.append(f"{step}: {own} -> {other}: {result}")
+
+    return unanswered, Gate(ask, after="*")
 
 
 @pytest.mark.node(pods=1, devices=("eth0",), flows=lambda _: [], rate=0, policy=None, agent=AGENT)

@@ -63,17 +63,57 @@ def test_marked_packets_arrive(scenario: Scenario) -> None:
     assert not lost, "\n".join(lost)
 
 
-def arrives(source: Address, target: Address) -> bool:
-    """Tell whether a marked datagram arrives."""
+EGRESS_ALONE = {
+    "name": "to one port",
+    "endpoint": HOST,
+    "egress": [{"toEntities": ["host"], "toPorts": [{"ports": [{"port": "7000", "protocol": "UDP"}]}]}],
+}
+"""What the host may ask of itself; nothing is asked of what comes to it."""
+
+
+@pytest.mark.node(pods=1, flows=lambda _: [], rate=0, policy=None, agent={"defines": (("ENABLE_HOST_FIREWALL", "1"),)})
+def test_marked_packets_are_answered_while_the_firewall_goes(scenario: Scenario) -> None:
+    """By the host to itself, both ways out of cilium_host and in at cilium_net.
+
+    The egress program of cilium_host lets an answer pass that the ingress program of cilium_net has noted the request
+    of: it is the first that stops asking.
+    """
+    scenario.agent.apply_policies([EGRESS_ALONE])
+    node, ports = scenario.node, itertools.count(30000)
+    netns, *addresses = ends(node)[HOST]
+    unanswered: list[str] = []
+
+    def ask(step: object, _: object) -> None:
+        for address in addresses if not unanswered else ():
+            source, target = Address(netns, str(address), next(ports)), Address(netns, str(address), 7000)
+            if not arrives(source, target, answered=True):
+                unanswered.append(f"{step}: {address}")
+
+    gate = Gate(ask, after="*")
+    with routed_by_mark(node):
+        scenario.agent.configure(defines=())
+        scenario.agent.reload_all(observer=gate)
+    scenario.agent.apply_policies([])
+    assert gate.passed > 40
+    assert not unanswered, "\n".join(unanswered)
+
+
+def arrives(source: Address, target: Address, *, answered: bool = False) -> bool:
+    """Tell whether a marked datagram arrives, and its marked answer."""
     deadline = time.monotonic() + 5
     with (
         bound_socket(source, socket.SOCK_DGRAM, deadline) as sender,
         bound_socket(target, socket.SOCK_DGRAM, deadline) as receiver,
     ):
-        sender.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, int(MARK, 0))
+        for end in (sender, receiver):
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, int(MARK, 0))
+            end.settimeout(1.0)
         sender.sendto(b"marked", (target.ip, target.port))
-        receiver.settimeout(1.0)
         try:
-            return receiver.recv(64) == b"marked"
+            data, asked_by = receiver.recvfrom(64)
+            if answered:
+                receiver.sendto(data, asked_by)
+                data = sender.recv(64)
+            return data == b"marked"
         except TimeoutError:
             return False
