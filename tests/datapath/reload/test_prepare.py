@@ -13,6 +13,7 @@ import pytest
 
 from datapath.base.bpftypes import MapType
 from datapath.base.locks import Lock
+from datapath.base.mapnames import CONNECTIONS
 from datapath.errors import CompileError, PinPathError, ProgramNotFound, ReloadlabError, VerifierError
 from datapath.kernel import bpf
 from datapath.kernel.hooks import Direction
@@ -135,7 +136,10 @@ class TestMigration:
         assert len(content(rig, name)) == 1
 
     def test_sources_of_others_do_not_go_on_with_our_maps(self, rig: Rig) -> None:
-        """Of ours the kernel knows no types. All maps of theirs have some, and fit from the second reload on."""
+        """Of ours the kernel knows no types. All maps of theirs have some, and fit from the second reload on.
+
+        Connections stay where they are: what both know of one lies at the same place.
+        """
         rig.reload("pod-1")
         present = {name for name in os.listdir(rig.config.globals) if is_compared(name)}
         rig.loader.types.close()
@@ -143,7 +147,7 @@ class TestMigration:
         rig.new_maps.clear()
         migrated = rig.reload("pod-1").migrated
         assert POLICY in migrated
-        assert set(migrated) == set(rig.new_maps) == present
+        assert set(migrated) == set(rig.new_maps) == {name for name in present if not name.startswith(CONNECTIONS)}
         assert rig.reload("pod-1").migrated == ()
         rig.loader.types.close()
         rig.loader.types = TypeStore()
