@@ -59,7 +59,8 @@ def test_marked_packets_arrive(scenario: Scenario) -> None:
     gate = Gate(ask, before="*", after="*")
     with routed_by_mark(node):
         scenario.reload("host", "pod-1", gate=gate)
-    assert gate.passed > 40
+    # Loaders that are not ours have fewer steps.
+    assert gate.passed >= 2 * sum(len(scenario.agent.plan(subject).steps) for subject in ("host", "pod-1"))
     assert not lost, "\n".join(lost)
 
 
