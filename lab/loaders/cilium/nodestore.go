@@ -6,8 +6,6 @@ package main
 
 import (
 	"github.com/cilium/cilium/pkg/datapath/loader"
-	datapath "github.com/cilium/cilium/pkg/datapath/types"
-	"github.com/cilium/cilium/pkg/mtu"
 	ciliumnode "github.com/cilium/cilium/pkg/node"
 	"github.com/cilium/cilium/pkg/node/addressing"
 	"github.com/cilium/cilium/pkg/node/types"
@@ -22,11 +20,6 @@ func setNodeAddresses(n *node) {
 			{Type: addressing.NodeInternalIP, IP: n.RouterIPv6.AsSlice()},
 		}
 	})
-}
-
-func newMTU(n *node) datapath.MTUConfiguration {
-	configuration := mtu.NewConfiguration(0, false, n.Tunnel != nil, false, false, n.MTU, nil)
-	return &configuration
 }
 
 // unload cannot fail: the loader writes to its log what it did not remove.

@@ -44,9 +44,8 @@ func setNodeAddresses(n *node) {
 
 func newWriter(*node) (datapath.ConfigWriter, error) { return &config.HeaderfileWriter{}, nil }
 
-func newMTU(n *node) datapath.MTUConfiguration {
-	configuration := mtu.NewConfiguration(0, false, n.Tunnel != nil, false, n.MTU, nil)
-	return &configuration
+func newMTU(n *node) mtu.Configuration {
+	return mtu.NewConfiguration(0, false, n.Tunnel != nil, false, n.MTU, nil)
 }
 
 // writeInterfaces adds to node_config.h what bpf/init.sh of this release adds: interfaces, and the range of ports.

@@ -11,6 +11,7 @@ import (
 	"github.com/cilium/cilium/pkg/datapath/linux/config"
 	datapath "github.com/cilium/cilium/pkg/datapath/types"
 	"github.com/cilium/cilium/pkg/maps/ctmap"
+	"github.com/cilium/cilium/pkg/mtu"
 	"github.com/cilium/cilium/pkg/option"
 )
 
@@ -28,6 +29,10 @@ func setRelease(n *node) {
 }
 
 func newWriter(*node) (datapath.ConfigWriter, error) { return &config.HeaderfileWriter{}, nil }
+
+func newMTU(n *node) mtu.Configuration {
+	return mtu.NewConfiguration(0, false, n.Tunnel != nil, false, false, n.MTU, nil)
+}
 
 // writeInterfaces adds to node_config.h what bpf/init.sh of this release adds.
 func writeInterfaces(w io.Writer, n *node) error {

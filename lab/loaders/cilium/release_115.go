@@ -14,6 +14,7 @@ import (
 	"github.com/cilium/cilium/pkg/logging"
 	"github.com/cilium/cilium/pkg/maps/ctmap"
 	"github.com/cilium/cilium/pkg/maps/nodemap"
+	"github.com/cilium/cilium/pkg/mtu"
 	"github.com/cilium/cilium/pkg/option"
 )
 
@@ -50,6 +51,11 @@ func (noAddresses) IPv6() datapath.NodeAddressingFamily { return noFamily{} }
 type noFamily struct{ datapath.NodeAddressingFamily }
 
 func (noFamily) LoadBalancerNodeAddresses() []net.IP { return nil }
+
+func newMTU(n *node) datapath.MTUConfiguration {
+	configuration := mtu.NewConfiguration(0, false, n.Tunnel != nil, false, false, n.MTU, nil)
+	return &configuration
+}
 
 // writeInterfaces adds nothing: the writer of this release has all.
 func writeInterfaces(io.Writer, *node) error { return nil }
