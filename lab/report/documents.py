@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from datapath.base.statefile import WrongContent
 from datapath.errors import ReloadlabError
 from lab.report.shape import Shape, check
-from lab.results.history import Lineage, lineages
 from lab.results.result import BadResult, Result, checked_result
 from lab.results.result import read_document as read_json
 from lab.results.run import RUN_FORMAT
+
+if TYPE_CHECKING:
+    from lab.results.history import Lineage
 
 CORPUS_FORMAT = 2
 """Version of what `reloadlab corpus --json` prints."""
@@ -188,6 +190,9 @@ def read_document(path: Path) -> Document:
     """Read one file, or a directory of results over commits; BadDocument if no page can be made of it."""
     try:
         if path.is_dir():
+            # It compares: a run, which reads its own file, does not wait for that.
+            from lab.results.history import lineages
+
             return Document(str(path), "history", {}, history=lineages(path))
         return to_document(path, read_json(path))
     except BadResult as error:

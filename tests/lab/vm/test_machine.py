@@ -43,7 +43,7 @@ def test_output_may_end_in_the_middle_of_a_line() -> None:
 def test_a_line_without_an_end_comes_in_pieces() -> None:
     ended, said = played("echo WORD ready 4.5; head -c 200000 /dev/zero | tr '\\0' x; echo WORD ended 7; sleep 60")
     assert ended.exit_code == 7
-    assert len(said) > 2
+    assert len(said) > 1
     assert "".join(said) == 200_000 * "x"
 
 

@@ -34,7 +34,8 @@ def test_a_packet_without_a_route_moves_the_counter_of_its_namespace(target: str
         deadline = time.monotonic() + 5
         while ("b", counter) not in (found := moved(before, read(namespaces))) and time.monotonic() < deadline:
             time.sleep(0.01)
-        assert found.get(("b", counter)) == 1
+        # The kernel may have sent one as well.
+        assert found.get(("b", counter), 0) >= 1
 
 
 def test_nothing_moves_by_itself_and_a_namespace_that_is_gone_has_no_counters(tmp_path: Path) -> None:
