@@ -4,7 +4,21 @@ from __future__ import annotations
 
 import pytest
 
-from reloadlab import CT_MAPS, Flow, MapInfo, MapType, Node, Scenario, default_flows, open_pin, take_snapshot
+from reloadlab import (
+    CT_MAPS,
+    Flow,
+    Gate,
+    MapInfo,
+    MapType,
+    Node,
+    ReloadlabError,
+    Scenario,
+    Step,
+    Workspace,
+    default_flows,
+    open_pin,
+    take_snapshot,
+)
 
 ENDPOINT_MAP, SHARED_MAP = "cilium_policy_00101", "cilium_ipcache"
 
@@ -73,6 +87,30 @@ def test_shared_map(scenario: Scenario, field: str) -> None:
     assert getattr(new, field) == _wanted(field, old)
     assert len(kept) == len(content)
     assert [o.migrated for o in outcomes if o.migrated] == [(SHARED_MAP,)], "replaced once, by whoever came first"
+
+
+class Injected(ReloadlabError):
+    """What makes a reload fail here."""
+
+
+@FILLED_BEFORE_USE
+@pytest.mark.node(pods=2, tunnel=True)
+def test_shared_map_that_the_tunnel_replaces_first(scenario: Scenario) -> None:
+    """Whoever is reloaded first replaces it. Once, the reload fails after that, and the map comes back."""
+
+    def fail(step: Step, work: Workspace) -> None:
+        raise Injected(f"before {step.name}")
+
+    old, content = _info(scenario, SHARED_MAP)
+    scenario.expect(migrated=frozenset({SHARED_MAP}))
+    scenario.define(IPCACHE_MAP_SIZE="4096")
+    scenario.reload_fails("overlay", Injected, gate=Gate(fail, before="load programs"))
+    assert _info(scenario, SHARED_MAP) == (old, content)
+    (outcome,) = scenario.reload("overlay")
+    assert outcome.migrated == (SHARED_MAP,)
+    new, kept = _info(scenario, SHARED_MAP)
+    assert (new.max_entries, kept) == (4096, content)
+    assert [name for each in scenario.reload() for name in each.migrated] == []
 
 
 @pytest.mark.node(pods=2)
