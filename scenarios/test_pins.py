@@ -98,7 +98,9 @@ def test_calls_map_of_the_host_is_lost(scenario: Scenario) -> None:
     assert asked(4) == asked(6) == (1, {})
 
 
-@pytest.mark.parametrize("subject", ["pod-1", "host"])
+@pytest.mark.parametrize(
+    "subject", ["pod-1", "host", pytest.param("overlay", marks=pytest.mark.node(pods=1, devices=(), tunnel=True))]
+)
 @pytest.mark.node(pods=2, devices=("eth0",))
 def test_reload_fails_while_pins_are_lost(scenario: Scenario, subject: str) -> None:
     """What it has pinned where the lost ones were goes with it, at whatever step it fails."""
