@@ -446,8 +446,8 @@ class Reloader:
         """Reload what belongs to the node, then the endpoints in parallel; the first failure is raised when they are.
 
         `first` is what comes even before the host, `last` what waits for the endpoints; endpoints in `without` are left
-        out. The host waits if it is about
-        to lose its policy program, which the pods' programs call until they are reloaded.
+        out. The host waits if it is about to lose its policy program, which the pods' programs call until they are
+        reloaded.
         """
         if HOST not in first and self._policy_of_the_host(cancel) is PolicyChange.LOST:
             last = (*last, HOST)
