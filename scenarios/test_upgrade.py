@@ -92,9 +92,12 @@ class Release:
 
 
 def releases() -> list[Release]:
-    """Return the releases that are named, none without the file."""
+    """Return the releases that are named, none if there is no variable; a file that cannot be read is told."""
     path = os.environ.get("RELOADLAB_RELEASES")
-    lines = Path(path).read_text().splitlines() if path else []
+    try:
+        lines = Path(path).read_text().splitlines() if path else []
+    except OSError as error:
+        raise pytest.Collector.CollectError(f"RELOADLAB_RELEASES {path}: {error.strerror}") from error
     words = [shlex.split(line, comments=True) for line in lines]
     return [Release(Path(first), shlex.join(rest)) for first, *rest in filter(None, words)]
 

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lab.cli.datapath import define, require_compiler
+from lab.cli.datapath import add_define_option, require_compiler
 from lab.cli.targets import BadOption, add_targets, check_targets, count, find_targets, make_console, print_json
 from lab.doctor.doctor import require
 from lab.system.signals import cancel_on_signals
@@ -38,15 +38,7 @@ def add_parser(subparsers: _SubParsersAction[argparse.ArgumentParser]) -> None:
         metavar="DIR|NAME|COMMAND",
         help="C sources, such as Cilium's bpf/, or a loader as --loader takes it; give both for both",
     )
-    parser.add_argument(
-        "-D",
-        dest="defines",
-        type=define,
-        action="append",
-        default=[],
-        metavar="NAME[=VALUE]",
-        help="a macro for the C there; may be repeated",
-    )
+    add_define_option(parser)
     parser.add_argument("--back", action="store_true", help="and back to what the lab runs now")
     parser.add_argument(
         "--order",
