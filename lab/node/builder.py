@@ -28,12 +28,15 @@ THREADS = 2
 
 # Set before there are links: they inherit the defaults, which saves a write per link.
 _NO_DAD = (("ipv6/conf/default/accept_dad", "0"),)
+# Multicast listeners report to their links twice within this many milliseconds: done before there are programs to meet.
+_REPORTS_AT_ONCE = (("ipv6/conf/default/mldv2_unsolicited_report_interval", "10"),)
 # Every packet that nobody listens for is refused, so that traffic can count on it. The kernel limits the types of its
 # masks, for each receiver and, whatever icmp_ratelimit says, for all together (icmp_msgs_per_sec). No message has the
 # type 127.
 _ALL_REFUSALS = (("ipv4/icmp_ratemask", "0"), ("ipv6/icmp/ratemask", "127"))
 NODE_SYSCTLS = (
     *_NO_DAD,
+    *_REPORTS_AT_ONCE,
     *_ALL_REFUSALS,
     ("ipv6/conf/all/disable_ipv6", "0"),
     ("ipv6/conf/all/forwarding", "1"),
@@ -48,7 +51,7 @@ CILIUM_HOST_SYSCTLS = tuple(
     for name, value in (("accept_local", "1"), ("send_redirects", "0"))
 )
 # A pod has its addresses and its gateway: it needs no router advertisement, and its questions would only be drops.
-POD_SYSCTLS = (*_NO_DAD, *_ALL_REFUSALS, ("ipv6/conf/default/router_solicitations", "0"))
+POD_SYSCTLS = (*_NO_DAD, *_REPORTS_AT_ONCE, *_ALL_REFUSALS, ("ipv6/conf/default/router_solicitations", "0"))
 OUTSIDE_SYSCTLS = (*POD_SYSCTLS, ("ipv4/conf/all/rp_filter", "0"), ("ipv4/conf/default/rp_filter", "0"))
 
 Job = Callable[[NetlinkSocket], None]
