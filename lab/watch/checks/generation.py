@@ -6,7 +6,7 @@ each reload reports (datapath.reload.outcome.Loaded). So this holds for every C 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 
 from datapath.base.mapnames import OVERLAY_CALLS_MAP, POLICY_ARRAYS, calls_map, is_calls_map, xdp_of
 from datapath.kernel.hooks import Direction
@@ -32,7 +32,8 @@ def check_generation(agent: Agent, before: Snapshot, now: Snapshot, outcomes: Se
     yield from (Violation(1, what) for what in _hooks(agent, before, now, last))
     yield from (Violation(1, what) for what in _at_xdp(before, now, last.get(XDP_SUBJECT)))
     for subject in (each for each in last if each in agent.subjects):
-        yield from (Violation(4, what) for what in _policy_slots(now, subject, last[subject].loaded))
+        own = {endpoint for endpoint, name in _endpoints(agent).items() if name == subject}
+        yield from (Violation(4, what) for what in _policy_slots(now, subject, own, last[subject].loaded))
         for loaded in last[subject].loaded:
             yield from (Violation(4, what) for what in _calls_slots(now, subject, loaded))
     yield from (Violation(4, what) for what in _kept_slots(agent, before, now, last))
@@ -97,15 +98,17 @@ def _calls_slots(now: Snapshot, subject: str, loaded: Loaded) -> Iterator[str]:
             yield from _differing(name, slots, now.slots.get(name, {}), subject)
 
 
-def _policy_slots(now: Snapshot, subject: str, loaded: Sequence[Loaded]) -> Iterator[str]:
+def _policy_slots(now: Snapshot, subject: str, own: Set[int], loaded: Sequence[Loaded]) -> Iterator[str]:
     """Yield the slots of policy arrays that differ from what the first object declares that declares them.
 
-    The objects of the host's devices have a policy program of the host as well: that of the first counts.
+    The objects of the host's devices have a policy program of the host as well: that of the first counts. The subject's
+    `own` slots are empty if none declares them: a host that has lost its firewall has no program there.
     """
     for name in POLICY_ARRAYS:
         wanted = {slot: program for each in reversed(loaded) for slot, program in each.slots.get(name, {}).items()}
         filled = now.policies.get(name, {})
-        yield from _differing(name, wanted, {slot: filled[slot] for slot in wanted if slot in filled}, subject)
+        looked_at = filled.keys() & (wanted.keys() | own)
+        yield from _differing(name, wanted, {slot: filled[slot] for slot in looked_at}, subject)
 
 
 def _differing(name: str, wanted: Mapping[int, int], filled: Mapping[int, int], subject: str) -> Iterator[str]:

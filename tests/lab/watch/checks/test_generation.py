@@ -15,6 +15,7 @@ from datapath.reload.outcome import Outcome
 from datapath.reload.prepare import RepinMaps
 from datapath.reload.switchover import InsertPolicy
 from lab.agent.agent import Agent
+from lab.node.topology import HOST_ENDPOINT
 from lab.watch.invariants import baseline
 from tests.lab.watch.faults import leave_out, program_at, put_at, violations
 
@@ -60,6 +61,20 @@ def test_an_old_policy_program_of_the_same_endpoint_is_found(agent: Agent) -> No
     old, new = before.snapshot.policy[ident], loaded.slots[POLICY_CALLS][ident]
     text = f"{POLICY_CALLS} slot {ident}: program {old} instead of {new}, the last reload of pod-1"
     assert f"invariant 4: {text}" in violations(agent, before, outcome)
+
+
+def test_a_policy_program_that_outlives_the_hosts_firewall_is_found(agent: Agent) -> None:
+    """Nobody calls it: its name, its maps and its load are what they were."""
+    agent.configure(defines=(("ENABLE_HOST_FIREWALL", "1"),))
+    agent.reload("host")
+    before = baseline(agent)
+    old = before.snapshot.policy[HOST_ENDPOINT]
+    agent.configure(defines=())
+    with program_by_id(old) as kept, open_pin(agent.config.globals / POLICY_CALLS) as slots:
+        outcome = agent.reload("host")
+        progarray.put(slots.fd, HOST_ENDPOINT, kept)
+        text = f"{POLICY_CALLS} slot {HOST_ENDPOINT}: program {old} which is none of the last reload of host"
+        assert violations(agent, before, outcome) == [f"invariant 4: {text}"]
 
 
 def test_a_hook_that_changes_without_a_reload_is_found(agent: Agent) -> None:
