@@ -45,6 +45,12 @@ _POLICY_OF_THE_HOST = (
     "which sends for both, is attached later in either order, pods are built to call the slot only after the host's "
     "reload, and without its firewall nothing is inserted"
 )
+_HOSTS_OWN = (
+    "the next step replaces or removes cil_from_netdev, which meets what comes by a device; what comes by cilium_net "
+    "has left by cilium_host, whose programs are attached before either. cil_to_host there asks only for packets to "
+    "the host's own addresses, and those the host has sent itself: the device brings no packet and no answer of their "
+    "connections. A packet for other addresses that meets both is asked nothing at cilium_net"
+)
 _TWO_HOOKS = (
     "each program is complete by itself, and cil_to_overlay only counts; a packet that is sent back into the tunnel "
     "meets an old and a new one in either order"
@@ -83,6 +89,7 @@ REASONS: dict[str, str] = {
     "pod*/insert-policy/swapped": _TO_AND_FROM,
     "pod*/attach-ingress/swapped": _TO_AND_FROM,
     "host/insert-policy/swapped": _POLICY_OF_THE_HOST,
+    "host/attach-ingress:cilium_net/swapped": _HOSTS_OWN,
     "overlay/attach-ingress/swapped": _TWO_HOOKS,
 }
 """The reasons, by patterns of names of faults; the first that fits counts."""
