@@ -11,9 +11,9 @@ import pytest
 
 from reloadlab import ClusterScenario
 from scenarios.tables import ANYTHING, JUMBO_PING, PING, PODS, TOO_BIG, Case, allowed, chapter, refused, tcp, udp
-from scenarios.wire import Wire
+from scenarios.wire import BESIDE, Wire
 
-pytestmark = pytest.mark.cluster(policy=None)
+pytestmark = pytest.mark.cluster(policy=None, rate=BESIDE)
 
 TCP, UDP = 6, 17
 WEB, DNS, OTHER = tcp(80), udp(53), udp(54)
@@ -168,7 +168,9 @@ MIXED = {2: {"endpoint_routes": True}}
 
 
 def network(name: str, **options: Any) -> Any:
-    return pytest.param("agent" in options, id=name, marks=pytest.mark.cluster(pods=PODS, mtu=9000, **options))
+    """Return a network; with jumbo frames where fragments are tracked: each MTU has programs of its own."""
+    mtu = 9000 if "agent" in options else 1500
+    return pytest.param("agent" in options, id=name, marks=pytest.mark.cluster(pods=PODS, mtu=mtu, **options))
 
 
 @pytest.mark.parametrize(

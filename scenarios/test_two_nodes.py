@@ -37,7 +37,7 @@ from reloadlab import (
 
 IP_AND_UDP = 28
 
-ROUNDS = 5
+ROUNDS = 3
 
 MIXED = {2: {"endpoint_routes": True}}
 """One node with a route per pod, the other without."""
@@ -54,10 +54,10 @@ NETWORKS = [
 
 @pytest.mark.parametrize("network", NETWORKS)
 def test_everything_is_reloaded(cluster: ClusterScenario, network: str) -> None:
-    """Host, overlay, health and pods of one node after the other, again and again."""
-    for _ in range(ROUNDS):
+    """Host, overlay, health and pods of one node after the other; what a reload has left is reloaded as well."""
+    for _ in range(2):
         cluster.reload()
-    assert len(cluster.outcomes) == ROUNDS * len(cluster.cluster.subjects)
+    assert len(cluster.outcomes) == 2 * len(cluster.cluster.subjects)
 
 
 @pytest.mark.parametrize("network", NETWORKS)

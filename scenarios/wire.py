@@ -44,6 +44,8 @@ from scenarios.tables import ANSWERED, ANYTHING, FRAGMENT, TOO_BIG, Case, Chapte
 
 QUIET = (HOST, "client", "server", "stranger")
 """Whose rules are watched: nothing else is to talk to them meanwhile."""
+BESIDE = 200.0
+"""Packets a second of other traffic: a gate at which questions are asked lasts 0.2 s and more."""
 ENOUGH = 20
 """Wrong answers after which no more is asked: what is not answered takes its time."""
 UNPOLICED = "fragments to a pod with endpoint routes: these sources deliver untracked ones without asking its policy"
@@ -189,6 +191,7 @@ class Wire:
 
     def ask(self, each: Chapter, case: Case) -> Iterator[str]:
         """Send a case's packets between all places, IPv4 and IPv6; yield a line for all that was wrong."""
+        before = self._count()
         for here, there in itertools.product(self._nodes, self._to):
             near = here == there
             if case.near not in (None, near) or (OUTSIDE in (case.source, case.target) and not near):
@@ -200,13 +203,14 @@ class Wire:
                 if self._is_unpoliced(question):
                     self._cluster.leave_out(UNPOLICED)
                     continue
-                wrong = "; ".join(self._answer(question))
+                # What moves between two questions is in the second one's account.
+                wrong, before = self._answer(question, before)
                 if wrong:
                     self._wrong += 1
-                    yield f"{question}: {wrong}" if self._wrong <= ENOUGH else "and so on"
+                    yield f"{question}: {'; '.join(wrong)}" if self._wrong <= ENOUGH else "and so on"
 
-    def _answer(self, question: Question) -> Iterator[str]:
-        """Send the packets once; yield whatever is not as it must be."""
+    def _answer(self, question: Question, before: Mapping[int, _Counted]) -> tuple[list[str], dict[int, _Counted]]:
+        """Send the packets once; return whatever is not as it must be, and the counters after it."""
         self.asked += 1
         probe = question.case.what.probe(question.version, question.mtu)
         frames, length = probe.frames(question.version, question.mtu)
@@ -216,26 +220,28 @@ class Wire:
             number, direction = question.counted_at(fate)
             expected[number][fate, direction] = frames
             self._drops[number][fate, direction] += frames
-        before = self._count()
         result = self._exchange(question, probe, before, expected, frames)
+        after = self._count()
         if probe.protocol == "tcp" and fate == ANSWERED:
             frames, length = result.segments, 0
-        moved, lengths = self._moved(before)
+        moved, lengths = _moved(before, after)
         wanted = question.rules(fate, frames, firewall=self._firewall, ours=self._ours)
         twice = {place: count if place[2].egress else 2 * count for place, count in wanted.items()}
         if self.lenient and moved == twice != wanted:
             self.asked_twice += 1
             moved, length = wanted, 2 * length
         told = question.told(fate)
+        wrong = []
         if result != _promised(probe, fate, told, result):
-            yield f"{result}, not {fate} {told}"
-        if (dropped := self._dropped(before)) != expected:
-            yield f"dropped {dropped}, not {expected}"
+            wrong.append(f"{result}, not {fate} {told}")
+        if (dropped := self._dropped(before, {number: counted.drops for number, counted in after.items()})) != expected:
+            wrong.append(f"dropped {dropped}, not {expected}")
         if moved != wanted:
-            yield f"entries moved {moved}, not {wanted}"
+            wrong.append(f"entries moved {moved}, not {wanted}")
         # The headers that TCP chooses are the kernel's affair.
         elif fate == ANSWERED and length and any(n != length for (*_, key), n in lengths.items() if not key.egress):
-            yield f"entries moved {lengths} bytes, not {length}"
+            wrong.append(f"entries moved {lengths} bytes, not {length}")
+        return wrong, after
 
     def _tracked(self, version: int) -> bool:
         """Tell whether the programs track fragments; Cilium's do those of IPv4 only."""
@@ -260,7 +266,7 @@ class Wire:
         lost = sum(sum(drops.values()) for drops in expected.values()) or frames
 
         def settled() -> bool:
-            return lost <= sum(sum(drops.values()) for drops in self._dropped(before).values())
+            return lost <= sum(sum(drops.values()) for drops in self._dropped(before, self._drops_now()).values())
 
         return exchange(
             Address(*_end(self._ends[question.here][case.source], version), next(self._ports)),
@@ -269,24 +275,30 @@ class Wire:
             settled=settled,
         )
 
-    def _count(self) -> dict[int, _Counted]:
-        nodes = self._nodes.items()
-        return {n: _Counted(Counters(packet_counters(node)), rule_counters(node, *QUIET)) for n, node in nodes}
+    def _drops_now(self) -> dict[int, Counters]:
+        return {number: Counters(packet_counters(node)) for number, node in self._nodes.items()}
 
-    def _dropped(self, before: Mapping[int, _Counted]) -> dict[int, dict[tuple[int, int], int]]:
+    def _count(self) -> dict[int, _Counted]:
+        drops = self._drops_now()
+        return {number: _Counted(drops[number], rule_counters(node, *QUIET)) for number, node in self._nodes.items()}
+
+    def _dropped(
+        self, before: Mapping[int, _Counted], now: Mapping[int, Counters]
+    ) -> dict[int, dict[tuple[int, int], int]]:
         ignored = () if self._ours else (UNKNOWN_SOLICITATION,)
-        dropped = {n: Counters(packet_counters(node)).drops_since(before[n].drops) for n, node in self._nodes.items()}
+        dropped = {number: now[number].drops_since(counted.drops) for number, counted in before.items()}
         return {n: {key: count for key, count in of.items() if key[0] not in ignored} for n, of in dropped.items()}
 
-    def _moved(self, before: Mapping[int, _Counted]) -> tuple[Moved, Moved]:
-        packets, lengths = {}, {}
-        for number, node in self._nodes.items():
-            for (name, key), now in rule_counters(node, *QUIET).items():
-                was = before[number].rules.get((name, key), (0, 0))
-                if now != was:
-                    packets[number, name, key] = now[0] - was[0]
-                    lengths[number, name, key] = now[1] - was[1]
-        return packets, lengths
+
+def _moved(before: Mapping[int, _Counted], after: Mapping[int, _Counted]) -> tuple[Moved, Moved]:
+    packets, lengths = {}, {}
+    for number, counted in after.items():
+        for (name, key), now in counted.rules.items():
+            was = before[number].rules.get((name, key), (0, 0))
+            if now != was:
+                packets[number, name, key] = now[0] - was[0]
+                lengths[number, name, key] = now[1] - was[1]
+    return packets, lengths
 
 
 def _promised(probe: Probe, fate: str | int, told: str, result: Result) -> Result:

@@ -112,13 +112,15 @@ def _datagrams(
     message = (out, source.port, target, probe)
     result = Result(error=_send(*message))
     while result.error in ("", DROPPED) and result.answered < probe.count and time.monotonic() < deadline:
-        done = settled()
-        # Asked first, looked into the sockets then: whatever had arrived by the time of the answer is counted.
-        for sock in select.select([out, into], [], [], 0 if done else _POLL)[0]:
+        # Most packets have come by now: only for the others there is anything to ask.
+        if not (ready := select.select([out, into], [], [], 0)[0]):
+            if settled():
+                break
+            ready = select.select([out, into], [], [], _POLL)[0]
+        for sock in ready:
             result = _receive(sock, result, *message)
-        if done:
-            break
-    # What the kernel has answered may still lie at the target, and nothing may come twice.
+    # Whatever had come when `settled` was asked is counted; what the kernel has answered may still lie at the target;
+    # and nothing may come twice.
     while ready := select.select([out, into], [], [], 0)[0]:
         for sock in ready:
             result = _receive(sock, result, *message)
@@ -194,12 +196,13 @@ def _tcp(
     started = out.connect_ex((target.ip, target.port))
     if started != errno.EINPROGRESS:
         return Result(error=errno.errorcode.get(started, str(started)))
-    done = False
-    while not select.select([listener], [], [], 0 if done else _POLL)[0]:
+    done, wait = False, 0.0
+    while not select.select([listener], [], [], wait)[0]:
         refused = out.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         if refused or done or time.monotonic() > deadline:
             return Result(error=errno.errorcode[refused] if refused else "", segments=tcp_info(out).segments_out)
         done = settled()
+        wait = 0.0 if done else _POLL
     into = stack.enter_context(listener.accept()[0])
     for sock in (out, into):
         sock.settimeout(max(deadline - time.monotonic(), 0.01))

@@ -65,6 +65,8 @@ def labs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 @pytest.fixture
 def suite(tmp_path: Path, labs: Path) -> Path:
+    # Hypothesis is imported by its plugin at the end of each run: no scenario needs it.
+    (tmp_path / "pytest.ini").write_text("[pytest]\naddopts = -p no:hypothesispytest\n")
     return tmp_path / "test_mine.py"
 
 
