@@ -70,16 +70,20 @@ def _try(console: Console, args: argparse.Namespace, faults: Sequence[Fault], re
     """Try the faults; `report` has what came of those that are done."""
     tried = [fault for fault in faults if args.equivalent or not fault.equivalent]
 
-    def note(fault: Fault | None, trial: Trial) -> None:
-        if fault is None:
-            report.control.append(trial)
-            return
+    def note(fault: Fault, trial: Trial) -> None:
         report.verdicts.append(Verdict.of(fault, trial))
         console.print(f"  {escape(line(report.verdicts[-1]))}", highlight=False, soft_wrap=True)
 
     registry.sweep()
     with scratch() as directory:
-        runner = Runner(tried, directory, workers=args.workers, patience=args.patience, on_trial=note)
+        runner = Runner(
+            tried,
+            directory,
+            workers=args.workers,
+            patience=args.patience,
+            on_trial=note,
+            on_control=report.control.append,
+        )
         try:
             runner.run(pytest_arguments(args.paths))
         finally:

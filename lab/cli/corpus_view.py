@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from lab.corpus.fault import KINDS, Fault
-from lab.corpus.verdict import Outcome, Trial, Verdict
+from lab.corpus.verdict import Control, Outcome, Verdict
 from lab.report.documents import CORPUS_FORMAT
 from lab.scenario.records import short_name
 
@@ -27,18 +27,18 @@ class Report:
     """
 
     verdicts: list[Verdict] = field(default_factory=list)
-    control: list[Trial] = field(default_factory=list)
+    control: list[Control] = field(default_factory=list)
     complete: bool = False
 
     @property
     def good(self) -> bool:
-        """Whether every fault was caught or is equivalent, and no scenario failed without one."""
+        """Whether every fault was caught or is equivalent, and every scenario of the control passed."""
         return all(each.good for each in self.verdicts) and not self.alarms
 
     @property
-    def alarms(self) -> list[Trial]:
-        """Scenarios of the control that failed."""
-        return [trial for trial in self.control if trial.catch is not None]
+    def alarms(self) -> list[Control]:
+        """Scenarios of the control that failed, or of which it is not known whether they pass."""
+        return [each for each in self.control if not each.passed]
 
     def counts(self) -> dict[str, Counter[Outcome]]:
         """Return how many faults of each kind had which outcome."""
@@ -55,10 +55,7 @@ class Report:
                 outcome.replace(" ", "_"): [each.fault for each in self.verdicts if each.outcome is outcome]
                 for outcome in Outcome
             },
-            "control": [
-                {"scenario": trial.scenarios[0], "passed": trial.catch is None, "seconds": trial.seconds}
-                for trial in self.control
-            ],
+            "control": [each.to_json() for each in self.control],
         }
 
 
@@ -93,7 +90,7 @@ def print_verdicts(console: Console, verdicts: Sequence[Verdict]) -> None:
 
 
 def print_counts(console: Console, report: Report) -> None:
-    """Print how many faults of each kind had which outcome, and what failed without any."""
+    """Print how many faults of each kind had which outcome, and what did not pass without any."""
     table = Table("kind", "faults", *Outcome, box=None, pad_edge=False)
     for column in table.columns[1:]:
         column.justify = "right"
@@ -107,11 +104,9 @@ def print_counts(console: Console, report: Report) -> None:
             console.print(
                 f"{each.fault} could not be tried: {each.trial.error}", markup=False, style="bold red", soft_wrap=True
             )
-    for trial in report.alarms:
-        text = "" if trial.catch is None else trial.catch.text
-        console.print(
-            f"without a fault, {trial.scenarios[0]} failed too:\n{text}", markup=False, style="bold red", soft_wrap=True
-        )
+    for control in report.alarms:
+        told = f"without a fault, {control.scenario} {control.problem}"
+        console.print(told, markup=False, style="bold red", soft_wrap=True)
 
 
 def print_list(console: Console, faults: Sequence[Fault]) -> None:

@@ -36,8 +36,9 @@ class Course:
 
     def __init__(self, fault: Fault | None, scenarios: Sequence[str]) -> None:
         self.fault = fault
+        self.scenarios = tuple(scenarios)
         self.trial = Trial()
-        self._left = tuple(scenarios)
+        self._left = self.scenarios
         self._again: frozenset[str] = frozenset()
         self._doubted: Catch | None = None
         self._failures = 0
@@ -48,30 +49,32 @@ class Course:
 
     def note(self, part: Trial) -> None:
         """Add what a process has found with the next scenarios."""
-        seconds = round(self.trial.seconds + part.seconds, 3)
+        doubted = self._doubted
+        self.trial = replace(self.trial, seconds=round(self.trial.seconds + part.seconds, 3), error=part.error)
+        if doubted is None:
+            self._add(part)
         if part.error:
-            self.trial = replace(self.trial, seconds=seconds, error=part.error)
             self._end()
-        elif self._doubted is not None:
-            self.trial = replace(self.trial, seconds=seconds)
-            self._repeated(self._doubted, part.catch is not None)
-        else:
-            self.trial = replace(
-                self.trial,
-                applied=_joined(self.trial.applied, part.applied),
-                scenarios=_joined(self.trial.scenarios, part.scenarios),
-                blind=(*self.trial.blind, *(name for name in part.blind if name in self._again)),
-                sent=self.trial.sent + part.sent,
-                seconds=seconds,
-                false_alarm=self.trial.false_alarm or part.false_alarm,
-            )
-            again = [name for name in part.blind if name not in self._again]
-            self._left = (*self._left[len(part.scenarios) :], *again)
-            self._again |= {*again}
-            if part.catch is not None:
-                self._doubted, self._failures = part.catch, 1
-                if self.fault is None:
-                    self._catch(part.catch)
+        elif doubted is not None:
+            self._repeated(doubted, part.catch is not None)
+        elif part.catch is not None:
+            self._doubted, self._failures = part.catch, 1
+            if self.fault is None:
+                self._catch(part.catch)
+
+    def _add(self, part: Trial) -> None:
+        """Add scenarios that were not run to confirm a catch."""
+        self.trial = replace(
+            self.trial,
+            applied=_joined(self.trial.applied, part.applied),
+            scenarios=_joined(self.trial.scenarios, part.scenarios),
+            blind=(*self.trial.blind, *(name for name in part.blind if name in self._again)),
+            sent=self.trial.sent + part.sent,
+            false_alarm=self.trial.false_alarm or part.false_alarm,
+        )
+        again = [name for name in part.blind if name not in self._again]
+        self._left = (*self._left[len(part.scenarios) :], *again)
+        self._again |= {*again}
 
     def _repeated(self, catch: Catch, failed: bool) -> None:
         catch = self._doubted = replace(catch, tries=catch.tries + 1)

@@ -23,7 +23,7 @@ from datapath.errors import ReloadlabError
 from lab.corpus.course import Course, ordered
 from lab.corpus.fault import Fault
 from lab.corpus.trial import APPLIED, RESULT, RUNNING, run_part
-from lab.corpus.verdict import Catch, How, Trial
+from lab.corpus.verdict import Catch, Control, How, Trial
 from lab.node import registry
 from lab.system.process import Process, end_with_parent, fork
 from lab.system.signals import SIGNALS
@@ -70,8 +70,9 @@ class _Part:
 class Runner:
     """Tries faults on the scenarios that pytest collects, `workers` at a time; `on_trial` hears of each at its end.
 
-    Scenarios in which something failed are run once more without any fault, as a control. `patience` are the seconds
-    that a single scenario may take before it counts as hung. Everything is kept in the empty directory `directory`.
+    Scenarios in which something failed are run once more without any fault, as a control: `on_control` hears of those.
+    `patience` are the seconds that a single scenario may take before it counts as hung. Everything is kept in the empty
+    directory `directory`.
     """
 
     def __init__(
@@ -81,13 +82,15 @@ class Runner:
         *,
         workers: int,
         patience: float,
-        on_trial: Callable[[Fault | None, Trial], object],
+        on_trial: Callable[[Fault, Trial], object],
+        on_control: Callable[[Control], object],
     ) -> None:
         self._faults = faults
         self._directory = directory
         self._workers = workers
         self._patience = patience
         self._on_trial = on_trial
+        self._on_control = on_control
         self._parts: list[_Part] = []
         self._failed: dict[str, None] = {}
         self._directories: dict[Course, Path] = {}
@@ -183,9 +186,11 @@ class Runner:
             if course.next_scenarios():
                 unfinished.append(course)
                 continue
-            if course.fault is not None:
+            if course.fault is None:
+                self._on_control(Control(course.scenarios[0], course.trial))
+            else:
                 self._failed |= dict.fromkeys(course.trial.failed)
-            self._on_trial(course.fault, course.trial)
+                self._on_trial(course.fault, course.trial)
         return unfinished
 
     def _watch(self, part: _Part) -> None:

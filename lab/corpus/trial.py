@@ -157,15 +157,15 @@ def run_part(
 
 def _with(part: Trial, scenario: str, injector: Injector, *, is_control: bool) -> Trial:
     """Return the part with one more scenario, which has just been run."""
-    caught = is_control or injector.applied
+    counts = is_control or injector.applied
     return replace(
         part,
         applied=(*part.applied, scenario) if injector.applied else part.applied,
         scenarios=(*part.scenarios, scenario),
-        blind=(*part.blind, scenario) if injector.saw_nothing and injector.applied else part.blind,
+        blind=(*part.blind, scenario) if injector.saw_nothing and counts else part.blind,
         sent=part.sent + injector.sent,
-        catch=injector.catch if caught else None,
-        false_alarm=part.false_alarm or (None if caught else injector.catch),
+        catch=injector.catch if counts else None,
+        false_alarm=part.false_alarm or (None if counts else injector.catch),
         error=injector.error,
     )
 

@@ -73,9 +73,9 @@ class Catch:
 class Trial:
     """What one fault's scenarios did: those that ran, in order, the packets that they sent, and the seconds.
 
-    `applied` are those in which the fault took effect, `blind` those of them that had no verdict, and had none again;
-    `catch` is the one that caught it, `unconfirmed` are those that failed once and not again, `false_alarm` the first
-    that failed without the fault's effect. `error` says why the trial could not go on.
+    `applied` are those in which the fault took effect; `blind` those of them (without a fault: of all) that had no
+    verdict, and had none again; `catch` is the one that caught it, `unconfirmed` are those that failed once and not
+    again, `false_alarm` the first that failed without the fault's effect. `error` says why the trial could not go on.
     """
 
     applied: tuple[str, ...] = ()
@@ -106,6 +106,34 @@ class Trial:
         one = {name: data[name] and Catch.from_json(data[name]) for name in ("catch", "false_alarm")}
         lists = {name: tuple(data[name]) for name in ("applied", "scenarios", "blind")}
         return cls(**{**data, **lists, **one, "unconfirmed": tuple(map(Catch.from_json, data["unconfirmed"]))})
+
+
+@dataclass(frozen=True, slots=True)
+class Control:
+    """A scenario in which something failed, run without a fault; `trial` is what came of that."""
+
+    scenario: str
+    trial: Trial
+
+    @property
+    def passed(self) -> bool | None:
+        """Whether it passed; None if that is not known: it could not be run, or had no verdict, twice."""
+        if self.trial.catch is not None:
+            return False
+        return None if self.trial.error or self.trial.blind else True
+
+    @property
+    def problem(self) -> str:
+        """What kept it from passing; empty if nothing did."""
+        if self.trial.catch is not None:
+            return f"failed too:\n{self.trial.catch.text}"
+        if self.trial.error:
+            return f"could not be run: {self.trial.error}"
+        return "had no verdict, twice" if self.trial.blind else ""
+
+    def to_json(self) -> dict[str, Any]:
+        trial = self.trial
+        return {"scenario": self.scenario, "passed": self.passed, "error": trial.error, "seconds": trial.seconds}
 
 
 @dataclass(frozen=True, slots=True)

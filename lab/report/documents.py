@@ -128,6 +128,7 @@ _CORPUS: Shape = {
             },
         }
     ],
+    "control": [{"scenario": str, "passed": (type(None), bool)}],
 }
 _SWEEP: Shape = {
     "cases": int,

@@ -30,16 +30,26 @@ def tables(document: Document) -> list[Table]:
 def _corpus(content: Json) -> tuple[bool, str]:
     counts = Counter(fault["outcome"] for fault in content["faults"])
     words = ", ".join(f"{count} {outcome}" for outcome, count in counts.most_common())
-    good = content["complete"] and all(outcome in _GOOD for outcome in counts)
-    cut = "" if content["complete"] else "; it was cut short"
-    return good, f"{counted(len(content['faults']), 'known bug')} put into the lab: {words or 'none tried'}{cut}"
+    alarms = _alarms(content)
+    good = content["complete"] and not alarms and all(outcome in _GOOD for outcome in counts)
+    said = f"{counted(len(content['faults']), 'known bug')} put into the lab: {words or 'none tried'}"
+    said += f"; {counted(len(alarms), 'scenario')} did not pass without a bug" if alarms else ""
+    return good, said if content["complete"] else f"{said}; it was cut short"
+
+
+def _alarms(content: Json) -> list[tuple[str, str]]:
+    """Return the scenarios of the control that did not pass, and what came of them."""
+    words = {False: "failed", None: "not known"}
+    return [(each["scenario"], words[each["passed"]]) for each in content["control"] if each["passed"] is not True]
 
 
 def _faults(content: Json) -> list[Table]:
     columns = ("fault", "kind", "outcome", "noticed by", "what it does", "sent")
     ordered = sorted(content["faults"], key=lambda fault: (fault["outcome"] in _GOOD, fault["outcome"], fault["fault"]))
     rows = [_fault(fault) for fault in ordered]
-    return [Table(columns, rows, frozenset({5}), "Known bugs, those that were not caught first")]
+    alarms = _alarms(content)
+    without = [Table(("scenario", "outcome"), alarms, caption="What did not pass without a bug")] if alarms else []
+    return [Table(columns, rows, frozenset({5}), "Known bugs, those that were not caught first"), *without]
 
 
 def _fault(fault: Json) -> tuple[str, ...]:

@@ -92,6 +92,11 @@ def test_what_had_no_verdict_is_run_again_when_the_others_have_been() -> None:
     assert (after.next_scenarios(), after.trial.blind) == ((), ())
 
 
+def test_what_ran_before_an_error_is_kept() -> None:
+    after = course(Trial(("b",), ("a", "b"), (), 7, 1.0, error="exit code 1"))
+    assert (after.trial.scenarios, after.trial.applied, after.trial.sent) == (("a", "b"), ("b",), 7)
+
+
 @pytest.mark.parametrize("parts", [(), (FIRST,)], ids=["at the first", "at a repetition"])
 def test_an_error_ends_a_trial(parts: tuple[Trial, ...]) -> None:
     after = course(*parts, Trial(error="exit code 1"))
@@ -103,6 +108,16 @@ def test_the_control_is_not_repeated() -> None:
     control.note(FAILED)
     assert control.next_scenarios() == ()
     assert control.trial.catch == FAILED.catch
+
+
+def test_a_control_without_a_verdict_is_run_again() -> None:
+    """Traffic that got no CPU says nothing about the scenario."""
+    control = Course(None, ("b",))
+    blind = Trial((), ("b",), ("b",), 5, 1.0)
+    control.note(blind)
+    assert control.next_scenarios() == ("b",)
+    control.note(blind)
+    assert (control.next_scenarios(), control.trial.blind) == ((), ("b",))
 
 
 def test_hints_come_first_and_none_is_left_out(request: pytest.FixtureRequest) -> None:

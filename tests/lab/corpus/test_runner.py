@@ -115,21 +115,21 @@ FAULTS = {
     "fails": at_commit(lambda s: Fails(s.target, s), "pod-1"),
 }
 wanted, suite, patience = sys.argv[1].split(","), sys.argv[2], float(sys.argv[3])
-found, control = [], []
+found, controls = [], []
 
 def note(fault, trial):
-    if fault is None:
-        control.append([trial.scenarios, trial.catch is None])
-    else:
-        found.append(Verdict.of(fault, trial).to_json())
+    found.append(Verdict.of(fault, trial).to_json())
 
 REFUSED = Fault("refused", "c", "is no C", patches=(Patch("bpf_lxc.c", '#include "lib/arp.h"', "#error no C"),))
 MISFIT = Fault("misfit", "c", "fits nowhere", patches=(Patch("bpf_lxc.c", "no such text", ""),))
 C = {fault.name: fault for fault in (REFUSED, MISFIT)}
 faults = [C.get(name) or Fault(name, "plan", "is wrong", change=FAULTS[name]) for name in wanted]
 with terminable(), scratch() as directory:
-    runner = Runner(faults, directory, workers=2, patience=patience, on_trial=note)
+    runner = Runner(
+        faults, directory, workers=2, patience=patience, on_trial=note, on_control=controls.append
+    )
     runner.run(["-p", "no:hypothesispytest", "-c", os.devnull, "--rootdir", suite, suite])
+control = {each.scenario: each.passed for each in controls}
 print(json.dumps({"faults": {each["fault"]: each for each in found}, "control": control}))
 """
 
@@ -184,7 +184,7 @@ def test_every_outcome(run_directory: Path, tmp_path: Path) -> None:
     assert caught["applied"] == ["test_small.py::test_second"]
     assert 2 in caught["catch"]["invariants"]
     assert caught["sent"] > 0
-    assert sorted(found["control"]) == [[["test_small.py::test_first"], True], [["test_small.py::test_second"], True]]
+    assert found["control"] == {"test_small.py::test_first": True, "test_small.py::test_second": True}
 
 
 def test_a_trial_that_breaks_is_an_error_and_the_others_follow(run_directory: Path, tmp_path: Path) -> None:
@@ -228,7 +228,26 @@ def test_a_suite_that_fails_by_itself_is_a_false_alarm(run_directory: Path, tmp_
     (tmp_path / "suite" / "test_small.py").write_text(broken)
     found = answer(start(tmp_path, "survives"))
     assert found["faults"]["survives"]["outcome"] == "false alarm"
-    assert found["control"] == [[["test_small.py::test_first"], False]]
+    assert found["control"] == {"test_small.py::test_first": False}
+
+
+@pytest.mark.parametrize("ending", ["os._exit(3)", "raise NoVerdict(2, 3)"], ids=["ends the process", "has no verdict"])
+def test_a_control_that_saw_nothing_has_not_passed(run_directory: Path, tmp_path: Path, ending: str) -> None:
+    """The scenario fails twice with the fault; without it, it ends so that nobody knows."""
+    head, _, tail = SUITE.partition('scenario.reload("pod-2", "host")')
+    runs = f"""
+    count = Path(__file__).with_name("count")
+    with count.open("a+") as file:
+        file.write("x")
+        file.flush()
+        if file.tell() > 2:
+            {ending}
+    scenario.reload("pod-2", "host")"""
+    imports = "import os\nfrom pathlib import Path\nfrom lab.scenario.verdict import NoVerdict\n"
+    (tmp_path / "suite" / "test_small.py").write_text(f"{imports}{head}{runs.lstrip()}{tail}")
+    found = answer(start(tmp_path, "caught"))
+    assert found["faults"]["caught"]["outcome"] == "caught"
+    assert found["control"] == {"test_small.py::test_second": None}
 
 
 def test_a_suite_that_cannot_be_collected_is_an_error(run_directory: Path, tmp_path: Path) -> None:

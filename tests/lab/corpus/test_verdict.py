@@ -9,7 +9,7 @@ import pytest
 
 from datapath.reload.step import Plan
 from lab.corpus.fault import Fault
-from lab.corpus.verdict import Catch, How, Outcome, Trial, Verdict
+from lab.corpus.verdict import Catch, Control, How, Outcome, Trial, Verdict
 
 
 def fault(equivalent: str = "") -> Fault:
@@ -44,6 +44,23 @@ def test_outcomes(outcome: Outcome, trial: Trial | None, why: str) -> None:
     verdict = Verdict.of(fault(why), trial)
     assert verdict.outcome is outcome
     assert verdict.good == (outcome in (Outcome.CAUGHT, Outcome.EQUIVALENT))
+
+
+@pytest.mark.parametrize(
+    ("trial", "passed", "problem"),
+    [
+        (Trial((), ("b",)), True, ""),
+        (Trial((), ("b",), catch=CATCH), False, "failed too:\n"),
+        (Trial(error="exit code 1"), None, "could not be run: exit code 1"),
+        (Trial((), ("b",), ("b",)), None, "had no verdict, twice"),
+    ],
+    ids=["passed", "failed", "error", "blind"],
+)
+def test_what_came_of_a_control(trial: Trial, passed: bool | None, problem: str) -> None:
+    control = Control("b", trial)
+    assert (control.passed, control.problem) == (passed, problem)
+    assert control.to_json()["passed"] is passed
+    assert control.to_json()["scenario"] == "b"
 
 
 def test_a_trial_survives_json() -> None:

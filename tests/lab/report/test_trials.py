@@ -95,5 +95,14 @@ def test_a_finding_at_a_call_that_is_not_there_is_told_without_it() -> None:
     assert tables(document("proof", wrong))[0].rows[0] == ("-", "-", "no call in particular", "7", "lost")
 
 
+@pytest.mark.parametrize(("passed", "outcome"), [(False, "failed"), (None, "not known")])
+def test_a_control_that_did_not_pass_is_told(passed: bool | None, outcome: str) -> None:
+    control = [{"scenario": "a", "passed": True}, {"scenario": "b", "passed": passed}]
+    found = document("corpus", {**CORPUS, "faults": [CAUGHT], "control": control})
+    good, said = sentence(found)
+    assert (good, said) == (False, "1 known bug put into the lab: 1 caught; 1 scenario did not pass without a bug")
+    assert tables(found)[-1].rows == [("b", outcome)]
+
+
 def test_what_could_not_be_watched_is_told() -> None:
     assert tables(document("sweep", SWEEP))[-1].rows == [("c",)]
