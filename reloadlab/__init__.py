@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from lab.agent.cluster import Cluster, cluster_specs
     from lab.agent.policy import PROTOCOLS, cidrs
     from lab.agent.policyfile import parse as parse_policies
+    from lab.agent.releasefile import Release, read_releases
     from lab.corpus.loaders import finalize_too_early, keep_old_egress, keep_old_routes, never_finalize, skip_revert
     from lab.gates.call import Call
     from lab.node.masquerade import NoMasquerading, masquerading
@@ -92,6 +93,7 @@ _NAMES = {
     "lab.agent.cluster": "Cluster cluster_specs",
     "lab.node.node": "Node",
     "lab.node.topology": "HEALTH HOST InvalidSpec NODE NodeSpec OUTSIDE PodFacts PodSpec VXLAN_OVERHEAD",
+    "lab.agent.releasefile": "Release read_releases",
     "datapath.endpoint": "Attachment HOST_ID REMOTE_NODE_ID WORLD_ID XdpMode",
     # Reloads: their plans and results, and loaders with a fault.
     "datapath.reload.outcome": "Outcome",
@@ -224,6 +226,7 @@ __all__ = [
     "Probe",
     "ProgType",
     "Program",
+    "Release",
     "ReloadlabError",
     "Result",
     "Scenario",
@@ -271,6 +274,7 @@ __all__ = [
     "prog_load",
     "program_by_id",
     "read_counters",
+    "read_releases",
     "rule_counters",
     "run_tool",
     "skip_revert",

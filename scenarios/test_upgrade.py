@@ -2,23 +2,30 @@
 
 The other release of the first scenarios is our own C with other macros: other numbers of tail calls, entries of
 policies that are wider, so that the control plane has to write them anew, and another size of a map that all share.
-Releases of Cilium are those that RELOADLAB_RELEASES names: a file, the oldest first, with a line for each, which has
-the directory of the C, and the command of its loader if that is to load it.
+Releases of Cilium are those of the file that RELOADLAB_RELEASES names, the oldest first (docs/releases.md).
 """
 
 from __future__ import annotations
 
 import os
-import shlex
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from reloadlab import CT_MAPS, ClusterScenario, Flow, Node, Scenario, default_flows
+from reloadlab import (
+    CT_MAPS,
+    ClusterScenario,
+    Flow,
+    Node,
+    Release,
+    ReloadlabError,
+    Scenario,
+    default_flows,
+    read_releases,
+)
 
 OTHER = [("RENUMBERED_SLOTS", "1"), ("POLICY_VALUE_PAD", "1"), ("IPCACHE_MAP_SIZE", "4096")]
 OTHER_CONNECTIONS = [("CT_MAP_SIZE_TCP", "4096"), ("CT_MAP_SIZE_ANY", "4096")]
@@ -26,6 +33,7 @@ REPLACED = {"cilium_ipcache", "cilium_policy_00101", "cilium_policy_00102"}
 
 OUR_OWN = pytest.mark.own_sources("macros of our own C make another release of it")
 BY_US = pytest.mark.own_loader("a release of its own has a loader of its own")
+"""The loader of each release is the one that the file names, and so is its C."""
 
 
 def open_connections(node: Node) -> list[Flow]:
@@ -74,32 +82,13 @@ def test_one_of_two_nodes(cluster: ClusterScenario) -> None:
         assert cluster.silence() == []
 
 
-@dataclass(frozen=True)
-class Release:
-    """The C of a release, and the command of the loader that loads it; empty: our own pipeline."""
-
-    library: Path
-    loader: str
-
-    @property
-    def name(self) -> str:
-        """The directory that the C is in, as in v1.16/bpf."""
-        return self.library.parent.name
-
-    @property
-    def options(self) -> dict[str, Any]:
-        return {"library": self.library, "loader": self.loader or None}
-
-
 def releases() -> list[Release]:
-    """Return the releases that are named, none if there is no variable; a file that cannot be read is told."""
+    """Return the releases that are named, none if there is no variable; a file that cannot be used is told."""
     path = os.environ.get("RELOADLAB_RELEASES")
     try:
-        lines = Path(path).read_text().splitlines() if path else []
-    except OSError as error:
-        raise pytest.Collector.CollectError(f"RELOADLAB_RELEASES {path}: {error.strerror}") from error
-    words = [shlex.split(line, comments=True) for line in lines]
-    return [Release(Path(first), shlex.join(rest)) for first, *rest in filter(None, words)]
+        return read_releases(Path(path)) if path else []
+    except ReloadlabError as error:
+        raise pytest.Collector.CollectError(f"RELOADLAB_RELEASES: {error}") from error
 
 
 def ways() -> Iterator[tuple[Release, Release]]:
@@ -122,7 +111,6 @@ NETWORKS = [
     pytest.param("endpoint-routes", marks=pytest.mark.node(pods=2, endpoint_routes=True)),
     pytest.param("tunnel", marks=pytest.mark.node(pods=2, tunnel=True, devices=("eth0",))),
 ]
-"""The loader of each release is the one that the file names, and so is its C."""
 
 
 @pytest.mark.parametrize("order", ["host first", "pods first"])
@@ -132,7 +120,7 @@ NETWORKS = [
 @BY_US
 def test_releases(scenario: Scenario, new: Release, network: str, order: str) -> None:
     """Connections live on, others begin, and the policy holds, there and back."""
-    old = {name: scenario.options.get(name) for name in ("library", "loader")}
+    old = {name: scenario.options.get(name) for name in new.options}
     for options in (new.options, old):
         scenario.upgrade(last=last_of(scenario, order), **options)
 

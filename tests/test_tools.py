@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
+import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+
+from lab.results.run import RUN_FORMAT
+from lab.scenario.records import Record
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -41,6 +47,7 @@ def test_sudo_keeps_every_variable_of_ours(path: str) -> None:
         "KERNELS",
         "LOADER",
         "LOADER_TIMEOUT",
+        "RELEASES",
         "RUN",
         "SLOWNESS",
     )
@@ -136,3 +143,83 @@ def test_ab_runs_counts_what_was_found_and_stops_at_a_failure(tmp_path: Path) ->
 
 
 CODES = ((1, "true", 0), (2, "true", 1), (3, "true", 3), (4, "false", 1))
+
+
+def releases_of(directory: Path, *words: str | Path) -> subprocess.CompletedProcess[str]:
+    """Run a copy of tools/releases.py whose results, and whose reloadlab, lie in `directory`."""
+    script = directory / "tools" / "releases.py"
+    script.parent.mkdir(exist_ok=True)
+    script.write_bytes((ROOT / "tools" / "releases.py").read_bytes())
+    argv = [sys.executable, script, *words]
+    return subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
+
+
+RELEASES = '["1.16 tcx"]\nlibrary = "/c/bpf"\nloader = "sh x"\nattach = "tcx"\n["1.16-tcx"]\n'
+RUN_DOCUMENT = {
+    **{name: [] for name in ("reloads", "failed_reloads")},
+    **{"format": RUN_FORMAT, "complete": True, "error": None, "version": "1", "started": "", "subject": {}},
+    **{"machine": {"kernel": "6.1", "cpus": 2}, "seconds": 1.0, "parallel": None},
+}
+
+
+def run_document(*outcomes: str) -> str:
+    scenarios = [Record(f"test_hitless.py::test_{n}", outcome) for n, outcome in enumerate(outcomes)]
+    return json.dumps({**RUN_DOCUMENT, "scenarios": [asdict(each) for each in scenarios]})
+
+
+def test_releases_tells_every_outcome_of_the_run_that_it_has_made(tmp_path: Path) -> None:
+    """The second run does not begin: what an earlier one has left is not its result."""
+    (tmp_path / "releases.toml").write_text(RELEASES)
+    stand_in = tmp_path / ".venv" / "bin" / "reloadlab"
+    stand_in.parent.mkdir(parents=True)
+    document = run_document("passed", "passed", "passed", "not run", "error")
+    stand_in.write_text(
+        f'#!/bin/sh\necho "$*"\ncase "$*" in *"--library /c/bpf"*) echo \'{document}\' > "$7/run.json" ;; esac; exit 1\n'
+    )
+    stand_in.chmod(0o755)
+    out = tmp_path / "out" / "releases"
+    for name in ("1.16 tcx", "1.16-tcx"):
+        (out / name).mkdir(parents=True)
+        (out / name / "run.json").write_text(run_document("failed"))
+    done = releases_of(tmp_path, tmp_path / "releases.toml", "suite")
+    assert done.stdout.splitlines() == [
+        "| release | hitless |",
+        "|---|---|",
+        "| 1.16 tcx | 3 passed, 1 not run, 1 error |",
+        "| 1.16-tcx | - |",
+    ]
+    assert done.returncode == 1
+    assert f"--out {out}/1.16 tcx --library /c/bpf --loader sh x --attach tcx suite" in done.stderr
+    again = releases_of(tmp_path, tmp_path / "releases.toml")
+    assert (again.stdout, again.returncode) == (done.stdout, 1)
+
+
+def test_releases_tells_a_run_that_was_refused(tmp_path: Path) -> None:
+    """Its exit code is that of a call that is not understood."""
+    (tmp_path / "releases.toml").write_text(RELEASES)
+    stand_in = tmp_path / ".venv" / "bin" / "reloadlab"
+    stand_in.parent.mkdir(parents=True)
+    stand_in.write_text(f'#!/bin/sh\nmkdir -p "$7"; echo \'{run_document("passed")}\' > "$7/run.json"; exit 2\n')
+    stand_in.chmod(0o755)
+    done = releases_of(tmp_path, tmp_path / "releases.toml", "suite")
+    assert done.stdout.splitlines()[2:] == ["| 1.16 tcx |  |", "| 1.16-tcx |  |"]
+    assert "1.16 tcx: ended with exit code 2\n" in done.stderr
+    assert done.returncode == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [(None, "releases.toml: No such file or directory"), ("[", "releases.toml: not TOML"), (RELEASES, "not JSON")],
+    ids=["no file", "no TOML", "a broken result"],
+)
+def test_releases_has_one_line_for_what_it_cannot_read(tmp_path: Path, content: str | None, reason: str) -> None:
+    if content is not None:
+        (tmp_path / "releases.toml").write_text(content)
+    kept = tmp_path / "out" / "releases" / "1.16 tcx"
+    kept.mkdir(parents=True)
+    (kept / "run.json").write_text("{")
+    done = releases_of(tmp_path, tmp_path / "releases.toml")
+    assert (done.stdout, done.returncode) == ("", 1)
+    assert done.stderr.startswith("releases.py: ")
+    assert reason in done.stderr
+    assert done.stderr.count("\n") == 1

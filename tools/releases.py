@@ -1,81 +1,92 @@
 """releases.py FILE [SUITE ...]: run scenarios on every release of Cilium that FILE names, and print a table of them.
 
-FILE is TOML with a table a release, of options of `reloadlab run`:
-
-    ["1.16.5 tcx"]
-    loader = "env PATH=/usr/lib/llvm-16/bin:/usr/bin:/bin /root/loaders/cilium-116"
-    library = "/root/cilium-1.16.5/bpf"
-    attach = "tcx"
-
-Each run is kept in out/releases/RELEASE/run.json. Without SUITE nothing is run: the table is of what is there. Exit
-code 1 if something did not come to its end; what fails in a scenario is a result.
+FILE is what RELOADLAB_RELEASES names as well: docs/releases.md says how it is written. Each run is kept in
+out/releases/RELEASE/run.json. Without SUITE nothing is run: the table is of what is there. Exit code 1 if something did
+not come to its end; what fails in a scenario is a result.
 """
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
-import tomllib
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+
+from reloadlab import Release, ReloadlabError, read_releases
 
 ROOT = Path(__file__).resolve().parents[1]
 OUT = ROOT / "out" / "releases"
-WORDS = {"passed": "passed", "failed": "failed", "error": "without a verdict", "skipped": "not asked"}
+INTERRUPTED = 130
 
 
-def run(name: str, options: Mapping[str, str], suites: list[str]) -> None:
-    """Run suites on one release."""
-    argv = [ROOT / ".venv/bin/reloadlab", "run", "--rounds", "0", "--workers", "1", "--out", directory(name), *suites]
-    for option, value in options.items():
-        argv += [f"--{option}", value]
-    print(f"{name}: {' '.join(map(str, argv[1:]))}", file=sys.stderr)
-    directory(name).mkdir(parents=True, exist_ok=True)
-    subprocess.run(argv, check=False, stdout=sys.stderr)
+def run(release: Release, suites: Sequence[str]) -> bool:
+    """Run suites on a release, and tell whether the run came to its end. No result of an earlier one is left."""
+    result = result_of(release)
+    result.unlink(missing_ok=True)
+    options = ["--rounds", "0", "--workers", "1", "--out", str(result.parent), *release.argv, *suites]
+    print(f"{release.name}: reloadlab run {' '.join(options)}", file=sys.stderr)
+    with subprocess.Popen([ROOT / ".venv/bin/reloadlab", "run", *options], stdout=sys.stderr) as process:
+        code = end_of(process)
+    if code == INTERRUPTED:
+        raise KeyboardInterrupt
+    if code not in (0, 1):
+        print(f"{release.name}: ended with exit code {code}", file=sys.stderr)
+    return code in (0, 1)
 
 
-def directory(name: str) -> Path:
-    return OUT / name.replace(" ", "-")
+def end_of(process: subprocess.Popen[bytes]) -> int:
+    """Return the exit code of a run. Ctrl-C is for the run as well, which takes its nodes down first."""
+    while True:
+        try:
+            return process.wait()
+        except KeyboardInterrupt:
+            continue
 
 
-def results(name: str) -> dict[str, Counter[str]] | None:
-    """Return the outcomes of a release by suite; None if its run did not come to its end."""
-    try:
-        document: dict[str, Any] = json.loads((directory(name) / "run.json").read_text())
-    except FileNotFoundError:
+def result_of(release: Release) -> Path:
+    return OUT / release.name / "run.json"
+
+
+def results(release: Release) -> dict[str, Counter[str]] | None:
+    """Return how many scenarios of each suite had which outcome; None if the run did not come to its end."""
+    # Importable once something of reloadlab is.
+    from lab.report.documents import read_document
+
+    path = result_of(release)
+    if not path.exists():
         return None
-    if not document["complete"]:
+    run = read_document(path)
+    if run.kind != "run" or not run.content["complete"]:
         return None
     found: dict[str, Counter[str]] = {}
-    for scenario in document["scenarios"]:
+    for scenario in run.content["scenarios"]:
         suite = Path(scenario["name"].partition("::")[0]).stem.removeprefix("test_")
         found.setdefault(suite, Counter())[scenario["outcome"]] += 1
     return found
 
 
 def cell(outcomes: Counter[str] | None) -> str:
-    if outcomes is None:
-        return "-"
-    return ", ".join(f"{outcomes[key]} {word}" for key, word in WORDS.items() if outcomes[key]) or "-"
+    return ", ".join(f"{count} {outcome}" for outcome, count in outcomes.most_common()) if outcomes else "-"
 
 
 def main(file: str, *suites: str) -> int:
-    releases = tomllib.loads(Path(file).read_text())
-    if suites:
-        for name, options in releases.items():
-            run(name, options, list(suites))
-    tables = {name: results(name) for name in releases}
+    releases = read_releases(Path(file))
+    ended = [release for release in releases if not suites or run(release, suites)]
+    tables = {release.name: results(release) if release in ended else None for release in releases}
     names = sorted({suite for table in tables.values() for suite in table or ()})
     print(f"| release | {' | '.join(names)} |\n|{'---|' * (len(names) + 1)}")
-    for release, table in tables.items():
-        print(f"| {release} | {' | '.join(cell((table or {}).get(suite)) for suite in names)} |")
+    for name, table in tables.items():
+        print(f"| {name} | {' | '.join(cell((table or {}).get(suite)) for suite in names)} |")
     return int(None in tables.values())
 
 
 if __name__ == "__main__":
     if len(sys.argv) < 2:
         sys.exit(__doc__)
-    sys.exit(main(*sys.argv[1:]))
+    try:
+        sys.exit(main(*sys.argv[1:]))
+    except ReloadlabError as error:
+        sys.exit(f"releases.py: {error}")
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)

@@ -44,7 +44,7 @@ def find_loader(text: str, directory: Path | None = None) -> LoaderCommand | Non
 
     Names are `builtin`, `tc`, and those of `[tool.reloadlab.loaders]` in the pyproject.toml of `directory` (the current
     one) or above it. Anything else is a command in the form of a shell, without a shell. Paths are relative to the file
-    that has them.
+    that has them; `~` is the caller's home.
     """
     here = Path.cwd() if directory is None else directory
     if text == BUILTIN:
@@ -86,7 +86,7 @@ def answer_seconds() -> float:
 def _resolved(argv: list[str], directory: Path) -> tuple[str, ...]:
     """Return a command whose program is found from wherever it is started."""
     program = argv[0]
-    return (os.path.abspath(directory / program) if "/" in program else program, *argv[1:])
+    return (os.path.abspath(directory / os.path.expanduser(program)) if "/" in program else program, *argv[1:])
 
 
 def _project_loaders(directory: Path) -> tuple[Path, Mapping[str, list[str]]]:
