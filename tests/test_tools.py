@@ -173,9 +173,8 @@ def test_releases_tells_every_outcome_of_the_run_that_it_has_made(tmp_path: Path
     stand_in = tmp_path / ".venv" / "bin" / "reloadlab"
     stand_in.parent.mkdir(parents=True)
     document = run_document("passed", "passed", "passed", "not run", "error")
-    stand_in.write_text(
-        f'#!/bin/sh\necho "$*"\ncase "$*" in *"--library /c/bpf"*) echo \'{document}\' > "$7/run.json" ;; esac; exit 1\n'
-    )
+    writes = f"echo '{document}' > \"$7/run.json\""
+    stand_in.write_text(f'#!/bin/sh\necho "$*"\ncase "$*" in *"--library /c/bpf"*) {writes} ;; esac; exit 1\n')
     stand_in.chmod(0o755)
     out = tmp_path / "out" / "releases"
     for name in ("1.16 tcx", "1.16-tcx"):

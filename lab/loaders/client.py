@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self
 
@@ -51,9 +52,10 @@ class LoaderClient:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
-        left = self._close()
+        with self._lock:
+            left = self._end()
         if left and value is None:
-            raise LoaderBroken(self.name, f"left processes behind, which were killed: {', '.join(map(str, left))}")
+            raise LoaderBroken(self.name, left)
 
     @property
     def name(self) -> str:
@@ -90,12 +92,11 @@ class LoaderClient:
         """
         own, thread = self.inherited(), threading.get_ident()
         own._gate = gate
-        self._gated[thread] = own
-        try:
+        with ExitStack() as stack:
+            stack.push(own)
+            self._gated[thread] = own
+            stack.callback(self._gated.pop, thread)
             yield
-        finally:
-            del self._gated[thread]
-            own._close()
 
     def touch(self) -> None:
         """Give all processes their whole time to answer once more: something has held them up."""
@@ -115,21 +116,25 @@ class LoaderClient:
         try:
             process = self._running(cancel)
             answer = self._asked(process, request, cancel)
+            # It may have been cancelled a moment after its answer.
+            cancelled = cancel is not None and cancel.is_set()
+            left = self._end() if cancelled else ""
             error = protocol.error_of(answer)
-            if cancel is not None and cancel.is_set():
-                # It may have been told so a moment after its answer.
-                self._end()
-                if error is not None:
-                    raise Cancelled(f"cancelled: {error}")
+            if error is not None and cancelled:
+                raise Cancelled(f"cancelled: {'; '.join(filter(None, (error, left)))}")
             if error is not None:
                 raise LoaderFailed(self.name, error)
-            try:
-                return protocol.done(answer, process.pid)
-            except BadAnswer as bad:
-                self._kill()
-                raise LoaderBroken(self.name, bad.reason) from bad
+            done = self._done(answer, process)
+            return replace(done, warnings=(*done.warnings, f"loader {self.name} {left}")) if left else done
         finally:
             self._lock.release()
+
+    def _done(self, answer: Mapping[str, Any], process: LoaderProcess) -> Done:
+        try:
+            return protocol.done(answer, process.pid)
+        except BadAnswer as bad:
+            self._kill()
+            raise LoaderBroken(self.name, bad.reason) from bad
 
     def _asked(
         self, process: LoaderProcess, request: Mapping[str, Any], cancel: threading.Event | None
@@ -150,8 +155,10 @@ class LoaderClient:
             process.kill()
             raise LoaderDied(self.name, "ended between two requests", killed=False)
         if process is not None and node != self._told:
-            self._end()
             process = None
+            left = self._end()
+            if left:
+                raise LoaderBroken(self.name, left)
         return self._start(config, node, cancel) if process is None else process
 
     def _start(self, config: DatapathConfig, node: dict[str, Any], cancel: threading.Event | None) -> LoaderProcess:
@@ -176,10 +183,8 @@ class LoaderClient:
         if process is not None:
             process.kill()
 
-    def _close(self) -> tuple[int, ...]:
-        with self._lock:
-            return self._end()
-
-    def _end(self) -> tuple[int, ...]:
+    def _end(self) -> str:
+        """Have the process stop; return what there is to say of those that it has left, which are killed."""
         process, self._process = self._process, None
-        return () if process is None else process.close()
+        left = () if process is None else process.close()
+        return f"left processes behind, which were killed: {', '.join(map(str, left))}" if left else ""

@@ -1,7 +1,8 @@
-"""The process of a loader: started inside the node, asked one thing at a time, gone with the lab and all its children.
+"""The process of a loader: started inside the node, asked one thing at a time, gone with the lab.
 
-It has the node's network namespace, a mount namespace of its own with the node's BPF file system at /sys/fs/bpf, and
-the node's state directory as its own. Ctrl-C is not for it but for the lab, which asks it to stop.
+All processes of its session go with it. It has the node's network namespace, a mount namespace of its own with the
+node's BPF file system at /sys/fs/bpf, and the node's state directory as its own. Ctrl-C is not for it but for the lab,
+which asks it to stop.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from datapath.kernel.netns import CLONE_NEWNET, NamespaceNotFound
 from lab.loaders.command import LoaderCommand
 from lab.loaders.protocol import BadAnswer, LoaderBroken, LoaderDied, parse
 from lab.system.mounts import leave_mount_namespace, replace_sysfs
-from lab.system.process import end_with_parent
+from lab.system.process import end_with_parent, status_fields
 
 T = TypeVar("T")
 
@@ -66,6 +67,7 @@ class LoaderProcess:
         self._log = bytearray()
         self._output = bytearray()
         self._over = threading.Event()
+        self._descriptors = ExitStack()
         with ExitStack() as inner, ExitStack() as outer:
             netns = _open_netns(config.netns)
             inner.callback(os.close, netns)
@@ -80,10 +82,14 @@ class LoaderProcess:
                 raise LoaderBroken(self.name, f"{command.argv[0]} cannot be run: {error.strerror}") from error
             except subprocess.SubprocessError as error:
                 raise LoaderBroken(self.name, f"its process cannot enter the node: {error}") from error
-            self._pidfd = os.pidfd_open(self._process.pid)
+            with ExitStack() as started:
+                started.callback(self._reap)
+                started.callback(self._process.kill)
+                self._pidfd = os.pidfd_open(self._process.pid)
+                started.pop_all()
             outer.callback(os.close, self._pidfd)
             self._descriptors = outer.pop_all()
-        for descriptor in (self._stdout, self._stderr):
+        for descriptor in (self._stdin, self._stdout, self._stderr):
             os.set_blocking(descriptor, False)
 
     @property
@@ -109,8 +115,8 @@ class LoaderProcess:
         """
         try:
             self._refuse_stray_output()
-            self._send(request)
-            return parse(self._answer(cancel, can_cancel))
+            line = json.dumps(request, separators=(",", ":")).encode() + b"\n"
+            return parse(self._answer(line, cancel, can_cancel))
         except BadAnswer as error:
             reason = self._with_log(error.reason)
             self.kill()
@@ -120,17 +126,10 @@ class LoaderProcess:
             self.kill()
             raise
 
-    def _send(self, request: Mapping[str, Any]) -> None:
-        line = memoryview(json.dumps(request, separators=(",", ":")).encode() + b"\n")
-        try:
-            while line:
-                line = line[os.write(self._stdin, line) :]
-        except BrokenPipeError:
-            raise self._ended() from None
-
-    def _answer(self, cancel: threading.Event | None, can_cancel: bool) -> bytes:
-        """Wait for one line."""
+    def _answer(self, request: bytes, cancel: threading.Event | None, can_cancel: bool) -> bytes:
+        """Send a request and wait for one line."""
         self.touch()
+        unsent = self._write(request)
         patience = CANCEL_SECONDS if can_cancel else STOP_SECONDS
         cancelled_at = float("inf")
         while b"\n" not in self._output:
@@ -143,26 +142,48 @@ class LoaderProcess:
                 raise Cancelled(f"cancelled; loader {self.name} did not end within {patience:g} s, and was killed")
             if now >= self._deadline:
                 raise LoaderBroken(self.name, self._with_log(f"no answer within {self._timeout:g} s"))
-            self._wait()
+            unsent = self._exchange(unsent)
         line, _, rest = bytes(self._output).partition(b"\n")
         self._output.clear()
         if rest.strip():
             raise BadAnswer("answered more than one line")
+        if unsent:
+            raise BadAnswer("answered before it had read the request")
         return line
 
-    def _wait(self) -> None:
-        """Read what there is, waiting for a moment; LoaderDied if nothing more will come."""
+    def _exchange(self, unsent: bytes) -> bytes:
+        """Write what it takes and read what there is, waiting for a moment; return what is still to be written.
+
+        LoaderDied if nothing more will come.
+        """
         poll = select.poll()
         for descriptor in (self._stdout, self._stderr, self._pidfd):
             poll.register(descriptor, select.POLLIN)
+        if unsent:
+            poll.register(self._stdin, select.POLLOUT)
         ready = {descriptor for descriptor, _ in poll.poll(_POLL_MS)}
         if self._stderr in ready:
             self._read_log()
-        if not ready & {self._stdout, self._pidfd}:
-            return
+        if self._stdin in ready:
+            unsent = self._write(unsent)
+        if ready & {self._stdout, self._pidfd}:
+            self._read_answer(ended=self._pidfd in ready)
+        return unsent
+
+    def _write(self, data: bytes) -> bytes:
+        """Write what the pipe takes, and return the rest."""
+        try:
+            return data[os.write(self._stdin, data) :]
+        except BlockingIOError:
+            return data
+        except BrokenPipeError:
+            raise self._ended() from None
+
+    def _read_answer(self, *, ended: bool) -> None:
+        """Read what it has answered so far; LoaderDied if nothing more will come."""
         closed = self._read_output()
         # Its children may have the other end as well: then there is no end of file.
-        if b"\n" not in self._output and (closed or self._pidfd in ready):
+        if b"\n" not in self._output and (closed or ended):
             raise self._ended()
 
     def _read_output(self) -> bool:
@@ -206,18 +227,12 @@ class LoaderProcess:
         lines = [line.strip() for line in self._log.decode(errors="replace").splitlines() if line.strip()]
         return f"{reason}: {lines[-1][:200]}" if lines else reason
 
-    @property
-    def log(self) -> str:
-        """The end of what it has written to stderr."""
-        self._read_log()
-        return self._log.decode(errors="replace")
-
     def _signal(self, number: signal.Signals) -> None:
         with suppress(ProcessLookupError):
             signal.pidfd_send_signal(self._pidfd, number)
 
     def kill(self) -> None:
-        """Kill it and its children. A second call does nothing."""
+        """Kill it and all of its session. A second call does nothing."""
         if self._pidfd < 0:
             return
         self._signal(signal.SIGKILL)
@@ -225,10 +240,10 @@ class LoaderProcess:
         self._reap()
 
     def close(self) -> tuple[int, ...]:
-        """Ask it to stop, and kill it if it does not; return the ids of the children that it left, which are killed."""
+        """Ask it to stop, and kill it if it does not; return what it left of its session, which is killed."""
         if self._pidfd < 0:
             return ()
-        with suppress(BrokenPipeError):
+        with suppress(BrokenPipeError, BlockingIOError):
             os.write(self._stdin, b'{"request":"stop"}\n')
         # The end of its input means the same.
         null = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
@@ -255,7 +270,7 @@ class LoaderProcess:
         return True
 
     def _reap(self) -> tuple[int, ...]:
-        """Kill the children that are left, while nobody else can have the number of the process, and let go of it."""
+        """Kill what is left of its session, while nobody else can have the number of the process, and let go of it."""
         left = tuple(_session(self._process.pid))
         while members := list(_session(self._process.pid)):
             for pid in members:
@@ -348,8 +363,7 @@ def _session(leader: int) -> Iterator[int]:
         if not entry.name.isdigit() or int(entry.name) == leader:
             continue
         try:
-            # The name in parentheses may hold anything, also parentheses and blanks.
-            state, _, _, session = Path(entry.path, "stat").read_text().rpartition(")")[2].split()[:4]
+            state, _, _, session = status_fields(int(entry.name))[:4]
         except (FileNotFoundError, ProcessLookupError):
             continue
         if int(session) == leader and state not in "ZX":

@@ -337,14 +337,14 @@ def workers(token: str) -> dict[int, int]:
             with open(f"/proc/{name}/environ", "rb") as file:
                 if mark not in file.read().split(b"\0"):
                     continue
-            with open(f"/proc/{name}/stat") as file:
-                state, parent = file.read().rpartition(")")[2].split()[:2]
+            with open(f"/proc/{name}/stat", "rb") as file:
+                state, parent = file.read().rpartition(b")")[2].split()[:2]
         except (FileNotFoundError, ProcessLookupError):
             continue
         except PermissionError:
             # Not of ours, which are root's in the same container: such as the first process there.
             continue
-        if state != "Z":
+        if state != b"Z":
             found[int(name)] = int(parent)
     return found
 

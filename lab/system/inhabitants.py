@@ -8,12 +8,11 @@ import signal
 import time
 from collections.abc import Collection, Iterator
 from contextlib import ExitStack
-from pathlib import Path
+
+from lab.system.process import status_fields
 
 KILL_TIMEOUT = 5.0
 """Seconds. A killed process is gone at once, unless the kernel holds it in an uninterruptible sleep."""
-
-_PROC = Path("/proc")
 
 
 def inhabitants(namespaces: Collection[int]) -> Iterator[int]:
@@ -22,7 +21,7 @@ def inhabitants(namespaces: Collection[int]) -> Iterator[int]:
     The calling process and its ancestors are left out: a shell in a pod that removes its own lab survives.
     """
     spared = _ancestry()
-    for entry in os.scandir(_PROC):
+    for entry in os.scandir("/proc"):
         if entry.name.isdigit() and int(entry.name) not in spared and _namespace(int(entry.name)) in namespaces:
             yield int(entry.name)
 
@@ -86,7 +85,5 @@ def _ancestry() -> frozenset[int]:
     pid, found = os.getpid(), set()
     while pid > 0:
         found.add(pid)
-        # The name in parentheses may hold anything, also parentheses and blanks.
-        fields = (_PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()
-        pid = int(fields[1])
+        pid = int(status_fields(pid)[1])
     return frozenset(found)

@@ -1,4 +1,4 @@
-"""Child processes: forked from this one, with all that is imported and opened here; and the end of them."""
+"""Child processes: forked from this one, with all that is imported and opened here; their state, and their end."""
 
 from __future__ import annotations
 
@@ -8,12 +8,22 @@ import select
 import signal
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 
 from datapath.kernel.libc import check, function
 from lab.system.signals import SIGNALS
 
 _PR_SET_PDEATHSIG = 1
 _prctl = function("prctl", ctypes.c_int, *[ctypes.c_ulong] * 4)
+
+
+def status_fields(pid: int) -> list[str]:
+    """Return what /proc/PID/stat says behind the name of a process: state, parent, group, session, and the rest.
+
+    FileNotFoundError or ProcessLookupError if there is none.
+    """
+    # The name in parentheses may hold any bytes, also parentheses and blanks.
+    return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].decode().split()
 
 
 class Process:

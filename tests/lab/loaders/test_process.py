@@ -189,6 +189,95 @@ def test_children_that_are_left_are_killed_and_told(node: Node) -> None:
     assert living_in(node.datapath_config().state) == []
 
 
+CANCELLABLE = HELLO.replace('"pod"', '"cancel"')
+UNDO = 'trap \'echo "{\\"ok\\":false,\\"error\\":\\"undone\\"}"\' TERM; '
+
+
+def test_children_that_a_cancelled_loader_leaves_are_told(node: Node) -> None:
+    cancel = threading.Event()
+    with client(node, CANCELLABLE + UNDO + "read r; sleep 100 & wait $!; read stop") as loader:
+        threading.Timer(0.1, cancel.set).start()
+        with pytest.raises(Cancelled, match=r"cancelled: undone; left processes behind, which were killed: [0-9]+$"):
+            loader.ask(ASK, cancel=cancel)
+    assert living_in(node.datapath_config().state) == []
+
+
+def test_a_reload_that_was_done_in_spite_of_its_cancellation_tells_of_children(node: Node) -> None:
+    cancel = threading.Event()
+    cancel.set()
+    script = "trap '' TERM; " + CANCELLABLE + "read r; sleep 100 & echo '{\"ok\":true}'; read stop"
+    with client(node, script) as loader:
+        (warning,) = loader.ask(ASK, cancel=cancel).warnings
+    assert warning.startswith("loader mine left processes behind, which were killed: ")
+
+
+def test_children_of_a_loader_that_does_not_know_the_node_are_told(node: Node) -> None:
+    """The one that takes its place knows nothing of them."""
+    config = node.datapath_config()
+    values = describe_node(node, config)
+    script = HELLO + "case $hello in *1400*) ;; *) sleep 100 & esac; read r; echo '{\"ok\":true}'; read stop"
+    command = LoaderCommand("script", ("bash", "-c", script))
+    with LoaderClient(command, lambda: (config, dict(values))) as loader:
+        values["mtu"] = 1400
+        with pytest.raises(LoaderBroken, match="left processes behind"):
+            loader.ask(ASK)
+        loader.ask(ASK)
+
+
+def test_children_of_a_loader_under_gates_are_told(node: Node) -> None:
+    with client(node, HELLO + "read r; echo '{\"ok\":true}'; read stop") as loader:
+        with loader.gated(lambda: None):
+            loader.ask(ASK)
+        other = client(node, HELLO + "sleep 100 & read r; echo '{\"ok\":true}'; read stop")
+        with pytest.raises(LoaderBroken, match="left processes behind"), other.gated(lambda: None):
+            other.ask(ASK)
+    assert living_in(node.datapath_config().state) == []
+
+
+LARGE = {"request": "reload", "slots": ["x" * 100] * 4000}
+"""More than a pipe holds."""
+
+
+def test_a_loader_that_does_not_read_is_waited_for_no_longer_than_one_that_does_not_answer(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RELOADLAB_LOADER_TIMEOUT", "2")
+    with client(node, HELLO + "sleep 100") as loader, pytest.raises(LoaderBroken, match="no answer within 2 s"):
+        loader.ask(LARGE)
+
+
+def test_a_loader_that_does_not_read_can_be_cancelled(node: Node) -> None:
+    cancel = threading.Event()
+    with client(node, HELLO + "sleep 100") as loader:
+        threading.Timer(0.1, cancel.set).start()
+        with pytest.raises(Cancelled, match="did not end within 2 s"):
+            loader.ask(LARGE, cancel=cancel)
+
+
+def test_a_large_request_is_read_while_the_loader_writes_its_log(node: Node) -> None:
+    script = HELLO + "head -c 1000000 /dev/zero >&2; read r; echo '{\"ok\":true}'; read stop"
+    with client(node, script) as loader:
+        loader.ask(LARGE)
+
+
+def test_an_answer_before_the_request_was_read_is_refused(node: Node) -> None:
+    script = HELLO + "head -c 1000 >/dev/null; echo '{\"ok\":true}'; sleep 100"
+    with client(node, script) as loader, pytest.raises(LoaderBroken, match="answered before it had read the request"):
+        loader.ask(LARGE)
+
+
+def test_a_process_whose_name_is_no_text_does_not_matter(node: Node) -> None:
+    """Any user can have one."""
+    name = Path("/proc/self/comm")
+    before = name.read_bytes().rstrip()
+    name.write_bytes(b") \xff")
+    try:
+        with client(node, HELLO + "read stop"):
+            pass
+    finally:
+        name.write_bytes(before)
+
+
 def test_who_is_cancelled_and_does_not_end_is_killed(node: Node) -> None:
     cancel = threading.Event()
     with client(node, HELLO + "read r; sleep 100") as loader:
@@ -199,10 +288,7 @@ def test_who_is_cancelled_and_does_not_end_is_killed(node: Node) -> None:
 
 
 def test_who_can_be_cancelled_is_told(node: Node) -> None:
-    script = (
-        HELLO.replace('"pod"', '"cancel"')
-        + 'trap \'echo "{\\"ok\\":false,\\"error\\":\\"undone\\"}"\' TERM; read r; sleep 100 & wait; kill $!; read stop'
-    )
+    script = CANCELLABLE + UNDO + "read r; sleep 100 & wait; kill $!; read stop"
     cancel = threading.Event()
     with client(node, script) as loader:
         threading.Timer(0.1, cancel.set).start()

@@ -5,10 +5,11 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
-from lab.system.process import Process, fork
+from lab.system.process import Process, fork, status_fields
 
 INTERRUPTED = """
 import os, signal
@@ -27,6 +28,16 @@ def forked(serve: object) -> Process:
     kept: list[Process] = []
     fork(serve, kept.append)
     return kept[0]
+
+
+def test_the_name_of_a_process_may_hold_any_bytes() -> None:
+    name = Path("/proc/self/comm")
+    before = name.read_bytes().rstrip()
+    name.write_bytes(b"a) Z 1 \xff")
+    try:
+        assert status_fields(os.getpid())[1] == str(os.getppid())
+    finally:
+        name.write_bytes(before)
 
 
 def test_an_interrupt_during_the_fork_is_neither_lost_nor_too_early() -> None:
