@@ -6,7 +6,6 @@ the endpoint and of the maps while it waits for the answer.
 
 from __future__ import annotations
 
-import json
 import shutil
 import signal
 import sys
@@ -17,14 +16,13 @@ from functools import partial
 from ipaddress import IPv4Address, IPv4Network, IPv6Address
 from pathlib import Path
 from types import FrameType
-from typing import IO, Any
+from typing import Any
 
 from datapath.base.mapnames import endpoint_maps, is_calls_map
 from datapath.base.timing import VerifyTimes
 from datapath.build.objectfile import ObjectFile
 from datapath.build.templates import Kind, Template
 from datapath.endpoint import LABEL_HOST, Attachment, DatapathConfig, Endpoint, NodeConfig
-from datapath.errors import ReloadlabError
 from datapath.kernel.netlink import NetlinkSocket
 from datapath.kernel.netns import OWN
 from datapath.loader import Loader
@@ -36,6 +34,7 @@ from datapath.reload.switchover import Commit
 from datapath.reload.unload import detach_endpoint
 from datapath.reload.workspace import LoadedObject, Workspace
 from lab.loaders.protocol import ABILITIES, VERSION
+from lab.loaders.serving import BadRequest, reading, serve
 from lab.system.signals import SignalEvent
 
 NAME = "pipeline"
@@ -101,38 +100,39 @@ class Pipeline:
         self._stack.close()
 
     def answer(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        """Do what is asked; what goes wrong is the answer."""
-        do = {"hello": self._hello, "reload": self._reload, "unload": self._unload}.get(request["request"])
-        if do is None:
-            return {"ok": False, "error": f"unknown request {request['request']}"}
-        try:
-            return {"ok": True, **do(request)}
-        except ReloadlabError as error:
-            return {"ok": False, "error": str(error)}
-        except OSError as error:
-            where = f"{error.filename}: " if error.filename else ""
-            return {"ok": False, "error": f"{where}{error.strerror}"}
+        """Do what is asked, and return what there is to say of it; BadRequest, and what the pipeline raises."""
+        match request["request"]:
+            case "hello":
+                return self._hello(request)
+            case "reload":
+                return self._reload(request)
+            case "unload":
+                return self._unload(request)
+        raise BadRequest(f"unknown request {request['request']}")
 
     def _hello(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        if request["version"] != VERSION:
-            raise ReloadlabError(f"version {request['version']} of the protocol is not spoken here")
+        with reading():
+            version, config = request["version"], _config(request["node"])
+        if version != VERSION:
+            raise BadRequest(f"version {version} of the protocol is not spoken here")
         self._stack.close()
-        self._loader = self._stack.enter_context(Loader(_config(request["node"])))
+        self._loader = self._stack.enter_context(Loader(config))
         return {"name": NAME, "version": VERSION, "supports": list(self.supports), **self.more}
 
     @property
     def loader(self) -> Loader:
-        """The pipeline; ReloadlabError before `hello`."""
+        """The pipeline; BadRequest before `hello`."""
         if self._loader is None:
-            raise ReloadlabError("the first request is hello")
+            raise BadRequest("the first request is hello")
         return self._loader
 
     def _reload(self, request: Mapping[str, Any]) -> dict[str, Any]:
         loader = self.loader
-        node = replace(loader.config.node, endpoint_routes=request["endpoint_routes"])
-        devices, egress = tuple(request["devices"]), request["egress_devices"]
-        loader.configure(replace(loader.config, node=node, devices=devices, egress_devices=egress))
-        plan = self.plan(request)
+        with reading():
+            node = replace(loader.config.node, endpoint_routes=request["endpoint_routes"])
+            devices, egress = tuple(request["devices"]), request["egress_devices"]
+            loader.configure(replace(loader.config, node=node, devices=devices, egress_devices=egress))
+            plan = self.plan(request)
         outcome = loader.apply(plan, cancel=self.cancel)
         # The lab has warned of the plan itself.
         return {"spans": _spans(outcome), "warnings": list(outcome.warnings[len(plan.warnings) :])}
@@ -164,11 +164,13 @@ class Pipeline:
         return self.usual_plan(request).change(change)
 
     def _unload(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        endpoint = _endpoint(request)
+        with reading():
+            endpoint = _endpoint(request)
+        directory = self.loader.config.state / str(endpoint.id)
         with NetlinkSocket(OWN) as netlink:
             detach_endpoint(netlink, endpoint)
         with suppress(FileNotFoundError):
-            shutil.rmtree(self.loader.config.state / str(endpoint.id))
+            shutil.rmtree(directory)
         return {}
 
 
@@ -200,7 +202,8 @@ def _endpoint(request: Mapping[str, Any]) -> Endpoint:
     said = request["endpoint"]
     host = LABEL_HOST in said["labels"]
     endpoint = Endpoint(
-        id=said["id"],
+        # It names a directory.
+        id=int(said["id"]),
         ifname=request["interface"],
         mac=said["mac"],
         node_mac=said["node_mac"],
@@ -229,25 +232,15 @@ def _spans(outcome: Outcome) -> list[dict[str, Any]]:
     ]
 
 
-def serve(pipeline: Pipeline, requests: IO[str], answers: IO[str]) -> None:
-    """Answer requests until there are no more. SIGTERM cancels the one that is being done, and all others."""
-    with pipeline:
-        signal.signal(signal.SIGTERM, partial(_cancel, pipeline))
-        for line in requests:
-            request = json.loads(line)
-            if request["request"] == "stop":
-                return
-            answers.write(json.dumps(pipeline.answer(request)) + "\n")
-            answers.flush()
-
-
 def _cancel(pipeline: Pipeline, _: int, __: FrameType | None) -> None:
     pipeline.cancel.set()
 
 
 def main(kind: type[Pipeline] = Pipeline) -> None:
-    """Serve on the standard streams."""
-    serve(kind(), sys.stdin, sys.stdout)
+    """Serve on the standard streams. SIGTERM cancels the request that is being done, and all others."""
+    with kind() as pipeline:
+        signal.signal(signal.SIGTERM, partial(_cancel, pipeline))
+        serve(pipeline.answer, sys.stdin.buffer, sys.stdout.buffer)
 
 
 if __name__ == "__main__":

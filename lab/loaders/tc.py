@@ -1,4 +1,4 @@
-"""A loader around tc: pods whose objects libbpf takes. tc fills slots and attaches; pins and routes are done here.
+"""A loader around tc: pods whose objects libbpf takes. tc fills slots and attaches; the rest is done here.
 
 One process of tc does all of a reload, from a batch. Each slot loads its program anew (`exec bpf graft`), and each hook
 as well (`filter replace`). What tc has done when a line fails stays done.
@@ -6,19 +6,23 @@ as well (`filter replace`). What tc has done when a line fails stays done.
 
 from __future__ import annotations
 
-import json
-import os
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from datapath.base.mapnames import is_calls_map
-from datapath.errors import ReloadlabError, ToolError
+from datapath.errors import LinkNotFound, ReloadlabError, ToolError
+from datapath.kernel import hooks, routes
+from datapath.kernel.hooks import Direction
+from datapath.kernel.netlink import NetlinkSocket
+from datapath.kernel.netns import OWN
 from datapath.kernel.pins import Pin
 from lab.loaders.protocol import ENDPOINT_ROUTES, LIBBPF, OWN_CALLS_MAPS, POD, UNLOAD, VERSION
+from lab.loaders.serving import BadRequest, reading, serve
 from lab.system.mounts import SYSFS_BPF
 from lab.system.tools import run
 
@@ -41,25 +45,37 @@ class Refused(ReloadlabError):
 
 def reload(request: Mapping[str, Any], priority: int) -> None:
     """Load, fill the slots and attach; Refused with tc's words."""
-    pins = [Pin(PINS / name) for name in {slot["map"] for slot in request["slots"]} if is_calls_map(name)]
-    with suppress(ReloadlabError):  # it is there
-        run(["tc", "qdisc", "add", "dev", request["interface"], "clsact"])
-    moved = [pin for pin in pins if pin.repin()]
-    links = list(_links(request))
-    try:
-        _do(list(_batch(request, priority)))
-    except ReloadlabError:
-        for pin in moved:
-            pin.revert()
-        raise
-    finally:
-        for link in links:
-            link.unlink(missing_ok=True)
-    _set_routes(request, request["endpoint_routes"])
-    if not request["endpoint_routes"]:
-        _detach(request["interface"], "egress", priority)
+    with reading():
+        lines, addresses, on = list(_batch(request, priority)), _addresses(request), request["endpoint_routes"]
+        pins = [Pin(PINS / name) for name in {slot["map"] for slot in request["slots"]} if is_calls_map(name)]
+        links = {_link(hook): Path(hook["object"]) for hook in request["attach"]}
+    with NetlinkSocket(OWN) as netlink:
+        ifindex = netlink.ifindex(request["interface"])
+        hooks.ensure_clsact(netlink, ifindex)
+        moved = _load(lines, pins, links)
+        # If this fails, old maps stay at :pending for the next reload: what is attached at egress may use them.
+        _set_routes(netlink, addresses, ifindex, on)
+        if not on:
+            _detach(netlink, ifindex, Direction.EGRESS, priority)
     for pin in moved:
         pin.finalize()
+
+
+def _load(lines: Sequence[str], pins: Sequence[Pin], links: Mapping[Path, Path]) -> list[Pin]:
+    """Have tc do these lines, with links to object files; return the pins that were moved aside, none if it fails."""
+    with ExitStack() as stack, ExitStack() as undo:
+        for link, target in links.items():
+            link.unlink(missing_ok=True)
+            link.symlink_to(target)
+            stack.callback(link.unlink, missing_ok=True)
+        moved = []
+        for pin in pins:
+            if pin.repin():
+                undo.callback(pin.revert)
+                moved.append(pin)
+        _do(lines)
+        undo.pop_all()
+    return moved
 
 
 def _do(lines: Sequence[str]) -> None:
@@ -72,9 +88,16 @@ def _do(lines: Sequence[str]) -> None:
 
 def unload(request: Mapping[str, Any], priority: int) -> None:
     """Remove a pod's routes and filters; what is gone is no error."""
-    _set_routes(request, False)
-    for direction in ("ingress", "egress"):
-        _detach(request["interface"], direction, priority)
+    with reading():
+        interface, addresses = request["interface"], _addresses(request)
+    with NetlinkSocket(OWN) as netlink:
+        try:
+            ifindex = netlink.ifindex(interface)
+        except LinkNotFound:
+            return
+        _set_routes(netlink, addresses, ifindex, False)
+        for direction in Direction:
+            _detach(netlink, ifindex, direction, priority)
 
 
 def _batch(request: Mapping[str, Any], priority: int) -> Iterator[str]:
@@ -95,62 +118,54 @@ def _graft(slot: Mapping[str, Any]) -> str:
 
 
 def _replace(hook: Mapping[str, Any], priority: int) -> str:
-    where = f"dev {hook['interface']} {hook['direction']} prio {priority} handle 1"
+    where = f"dev {hook['interface']} {hook['direction']} prio {priority} handle {hooks.HANDLE}"
     return f"filter replace {where} bpf da object-file {_link(hook)} section {hook['section']}"
 
 
-def _links(request: Mapping[str, Any]) -> Iterator[Path]:
-    """Make a link to the object for each hook: tc calls the filter as the file is called."""
-    for hook in request["attach"]:
-        link = Path(_link(hook))
-        link.unlink(missing_ok=True)
-        os.symlink(hook["object"], link)
-        yield link
+def _link(hook: Mapping[str, Any]) -> Path:
+    """Return the link to the object of a hook: tc calls the filter as the file is called."""
+    return Path(hook["object"]).with_name(hooks.filter_name(hook["program"], hook["interface"]))
 
 
-def _link(hook: Mapping[str, Any]) -> str:
-    return str(Path(hook["object"]).parent / f"{hook['program']}-{hook['interface']}")
+def _addresses(request: Mapping[str, Any]) -> list[IPv4Address | IPv6Address]:
+    return [ip_address(text) for text in (request["endpoint"]["ipv4"], request["endpoint"]["ipv6"]) if text is not None]
 
 
-def _set_routes(request: Mapping[str, Any], on: bool) -> None:
-    for family, address in (("-4", request["endpoint"]["ipv4"]), ("-6", request["endpoint"]["ipv6"])):
-        route = [str(address), "dev", request["interface"]]
-        if on:
-            run(["ip", family, "route", "replace", *route])
-        else:
-            with suppress(ReloadlabError):  # there is none
-                run(["ip", family, "route", "del", *route])
+def _set_routes(netlink: NetlinkSocket, addresses: Sequence[IPv4Address | IPv6Address], ifindex: int, on: bool) -> None:
+    """Install or remove the routes to a pod; a missing one is no error."""
+    for address in addresses:
+        (routes.upsert if on else routes.remove)(netlink, routes.Route(address, ifindex))
 
 
-def _detach(interface: str, direction: str, priority: int) -> None:
-    with suppress(ReloadlabError):  # there is none
-        run(["tc", "filter", "del", "dev", interface, direction, "prio", str(priority)])
+def _detach(netlink: NetlinkSocket, ifindex: int, direction: Direction, priority: int) -> None:
+    """Remove the filter that a reload has attached, if there is one."""
+    for found in hooks.filters(netlink, ifindex, direction):
+        if (found.priority, found.handle) == (priority, hooks.HANDLE):
+            hooks.detach(netlink, found)
 
 
-def answer(request: Mapping[str, Any], priority: int) -> dict[str, Any]:
-    """Do what is asked; what goes wrong is the answer."""
-    if request["request"] == "hello":
-        supports = [POD, ENDPOINT_ROUTES, UNLOAD, OWN_CALLS_MAPS]
-        return {"ok": True, "name": "tc", "version": VERSION, "supports": supports, "objects": LIBBPF}
-    try:
-        {"reload": reload, "unload": unload}[request["request"]](request, priority)
-    except ReloadlabError as error:
-        return {"ok": False, "error": str(error)}
-    return {"ok": True}
+class Tc:
+    """Answers requests about one node."""
 
+    def __init__(self) -> None:
+        self._priority = 1
 
-def serve(requests: IO[str], answers: IO[str]) -> None:
-    """Answer requests until there are no more."""
-    priority = 1
-    for line in requests:
-        request = json.loads(line)
-        if request["request"] == "stop":
-            return
-        if request["request"] == "hello":
-            priority = request["node"]["filter_priority"]
-        answers.write(json.dumps(answer(request, priority)) + "\n")
-        answers.flush()
+    def answer(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """Do what is asked, and return what there is to say of it."""
+        match request["request"]:
+            case "hello":
+                with reading():
+                    self._priority = request["node"]["filter_priority"]
+                supports = [POD, ENDPOINT_ROUTES, UNLOAD, OWN_CALLS_MAPS]
+                return {"name": "tc", "version": VERSION, "supports": supports, "objects": LIBBPF}
+            case "reload":
+                reload(request, self._priority)
+            case "unload":
+                unload(request, self._priority)
+            case unknown:
+                raise BadRequest(f"unknown request {unknown}")
+        return {}
 
 
 if __name__ == "__main__":
-    serve(sys.stdin, sys.stdout)
+    serve(Tc().answer, sys.stdin.buffer, sys.stdout.buffer)

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
+import subprocess
+import threading
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from datapath.kernel.pins import left_behind
 from lab.loaders.command import LoaderCommand, find_loader
+from lab.loaders.protocol import Done, LoaderFailed
 from lab.loaders.tc import Refused
 from lab.node.topology import HOST, NodeSpec
 from lab.scenario.scenario import Scenario
+from lab.system.launch import module_argv
 
 DOCUMENT = Path(__file__).parents[3] / "docs" / "loaders.md"
 BY_OURS = "host: loaded by the built-in loader"
@@ -38,6 +46,40 @@ def test_pods_are_loaded_by_tc_without_loss(templates: Path) -> None:
         scenario.agent.add_pod("more")
         scenario.agent.remove_pod("more")
     assert scenario.gaps == [f"not supported by loader tc: {BY_OURS}"]
+
+
+def test_a_reload_that_fails_before_tc_is_an_answer_and_leaves_nothing_aside(
+    templates: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The objects are gone: no link to them can be made. The process goes on."""
+    with Scenario(NodeSpec("seam-tc-fails", pods=1), rate=0, loader=find_loader("tc"), templates=templates) as scenario:
+        external = scenario.agent.external
+        assert external is not None
+        ask, pid = external.ask, external.pid
+
+        def astray(request: Mapping[str, Any], *, cancel: threading.Event | None = None) -> Done:
+            attach = [{**hook, "object": "/no/such/directory/bpf_lxc.o"} for hook in request["attach"]]
+            return ask({**request, "attach": attach}, cancel=cancel)
+
+        monkeypatch.setattr(external, "ask", astray)
+        error = scenario.reload_fails("pod-1", LoaderFailed)
+        assert "/no/such/directory/" in str(error)
+        assert "No such file or directory" in str(error)
+        assert (external.pid, left_behind(scenario.agent.config.globals)) == (pid, frozenset())
+        monkeypatch.undo()
+        scenario.reload("pod-1")
+
+
+def test_what_cannot_be_removed_is_no_success() -> None:
+    """Without the capability to change the network; what is not there is no error."""
+    unload = {"request": "unload", "interface": "lo", "endpoint": {"ipv4": "127.9.9.9", "ipv6": None}}
+    gone = {**unload, "interface": "gone"}
+    argv = ["setpriv", "--inh-caps", "-net_admin", "--bounding-set", "-net_admin", *module_argv("lab.loaders.tc")]
+    lines = "".join(f"{json.dumps(request)}\n" for request in (unload, gone))
+    for words, ok in ((argv, [False, True]), (module_argv("lab.loaders.tc"), [True, True])):
+        done = subprocess.run(words, input=lines, capture_output=True, text=True, timeout=60, check=True)
+        assert [json.loads(line)["ok"] for line in done.stdout.splitlines()] == ok
+        assert done.stderr == ""
 
 
 def test_what_tc_refuses_is_told_with_the_reason_and_the_line() -> None:
