@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 
+from bpf import is_ours
 from datapath.reload.outcome import FailedReload, Outcome
 from lab.agent.agent import Agent
 from lab.loaders.plan import PREFIX
@@ -24,6 +25,7 @@ class History:
     def __init__(self) -> None:
         self.outcomes: list[tuple[str, Outcome]] = []
         self.timeline = Timeline()
+        self._counting: set[tuple[str, int]] = set()
         self._first: dict[str, list[Outcome]] = {}
         self.failures: list[tuple[str, FailedReload]] = []
 
@@ -36,7 +38,7 @@ class History:
         """Listen to agents that have started, those of all nodes, in their order."""
         for number, agent in enumerate(agents, 1):
             prefix = f"{number}/" if len(agents) > 1 else ""
-            agent.on_outcome = partial(self._note, agent.node.name, prefix)
+            agent.on_outcome = partial(self._note, agent, prefix)
             agent.on_failure = partial(self._note_failure, agent.node.name, prefix)
 
     def loads_on(self, node: str) -> list[Outcome]:
@@ -74,8 +76,14 @@ class History:
                 found.append(failed.generation)
         return found
 
-    def _note(self, node: str, prefix: str, outcome: Outcome) -> None:
-        self.outcomes.append((node, outcome))
+    def counts(self, node: str, generation: int) -> bool:
+        """Tell whether the programs of a load count packets by their load: they were made from our C."""
+        return (node, generation) in self._counting
+
+    def _note(self, agent: Agent, prefix: str, outcome: Outcome) -> None:
+        self.outcomes.append((agent.node.name, outcome))
+        if is_ours(agent.config.library):
+            self._counting.add((agent.node.name, outcome.generation))
         self.timeline.add(Reload.of(outcome, prefix + outcome.subject))
 
     def _note_failure(self, node: str, prefix: str, failed: FailedReload) -> None:

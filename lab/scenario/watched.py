@@ -250,8 +250,10 @@ class Watched:
             now = metrics.read(agent.node)
             self._found(agent, list(check_hits(counters, now, replaced[agent.node.name])))
         for agent, start in self._before:
-            now = self._counters[agent.node.name] = metrics.read(agent.node)
-            if evicted := now.evicted_since(start.counters):
+            now = metrics.read(agent.node)
+            if not (evicted := now.evicted_since(start.counters)):
+                self._counters[agent.node.name] = now
+            else:
                 said = f"{evicted} counters of loads made room for others in reloadlab_hits, which is too small"
                 self.gaps.append(f"{agent.node.name}: {said}")
 
@@ -318,10 +320,12 @@ class Watched:
     def entered(self, node: int, generation: int) -> dict[str, int] | None:
         """Return the packets that entered a load's programs, by program, on the node of that number; None if unknown.
 
-        They are known when the scenario has finished, of programs that count them: ours.
+        They are known when the scenario has finished, of programs that count them, ours, as long as no counter has made
+        room for another.
         """
-        counters = self._counters.get(self.agents[node - 1].node.name)
-        return counters.entered(generation) if counters is not None and counters.hits else None
+        name = self.agents[node - 1].node.name
+        counters = self._counters.get(name) if self._history.counts(name, generation) else None
+        return None if counters is None else counters.entered(generation)
 
     @property
     def failures_by_node(self) -> list[tuple[int, FailedReload]]:

@@ -37,6 +37,13 @@ def test_a_hook_tells_the_packets_that_entered_its_program() -> None:
     assert [row[7] for row in node.table.rows] == ["1,200", "0"]
 
 
+def test_without_any_count_no_hook_has_zero_packets() -> None:
+    reloads = (succeeded_reload(1, outcome(), {}),)
+    (node,) = drawings(scenarios_of(run(record(reloads=reloads)))[0].reloads)
+    assert [hook.packets for hook in node.interfaces[0].hooks] == [None, None]
+    assert [row[7] for row in node.table.rows] == ["-", "-"]
+
+
 def test_each_node_of_a_cluster_is_drawn() -> None:
     reloads = tuple({"node": node, **outcome(ifname=f"lxc{node}").to_json()} for node in (1, 2))
     (scenario,) = scenarios_of(run(record(reloads=reloads)))

@@ -6,6 +6,7 @@ from functools import partial
 from types import SimpleNamespace
 from typing import Any, cast
 
+from bpf import LIBRARY
 from datapath.base.timing import Interval
 from datapath.reload.outcome import FailedReload, Outcome, Span
 from lab.agent.agent import Agent
@@ -28,7 +29,8 @@ class Told:
 
     def __init__(self) -> None:
         self.history = History()
-        self._agent = SimpleNamespace(node=SimpleNamespace(name="n"), on_outcome=None, on_failure=None)
+        config = SimpleNamespace(library=LIBRARY)
+        self._agent = SimpleNamespace(node=SimpleNamespace(name="n"), config=config, on_outcome=None, on_failure=None)
         self.at = partial(self.history.generations_at, "n", POD)
 
     def first(self, *loads: Outcome) -> None:

@@ -223,6 +223,18 @@ def test_the_packets_that_entered_a_load_are_told_when_a_scenario_has_finished()
         assert reload["packets"]["cil_from_container"] >= 3 * len([burst for burst in sent if burst.complete]) > 0
 
 
+def test_the_packets_of_loads_of_other_sources_are_not_known(tmp_path: Path) -> None:
+    """The counters of the loads before are there still."""
+    other = Path(shutil.copytree(LIBRARY, tmp_path / "bpf"))
+    with Scenario(NodeSpec(unique_name(), pods=1)) as scenario:
+        ours = scenario.agent.reload("pod-1")
+        theirs = [outcome.generation for outcome in scenario.upgrade(library=other)]
+        scenario.finish()
+        packets = {reload["generation"]: reload["packets"] for reload in details([scenario])["reloads"]}
+    assert packets == {ours.generation: packets[ours.generation], **dict.fromkeys(theirs)}
+    assert packets[ours.generation]["cil_from_container"] > 0
+
+
 def test_a_reload_that_fails_is_held_to_it_on_all_nodes() -> None:
     """A fault on one node that shows on the other: both are compared."""
     with ClusterScenario(cluster_specs(unique_name("fails")[:28], 2, pods=1)) as cluster:
