@@ -31,7 +31,8 @@ class Course:
     """The trial of `fault` (None: no fault, the control) on these scenarios, in their order.
 
     `trial` is what has come of it. A scenario that failed is run again, by a process of its own. If it does not fail
-    again, the trial goes on behind it. One without a verdict is run again when all others have been.
+    again, the trial goes on behind it. One without a verdict is run again when all others have been; where that happens
+    to a repetition, it is no try: at most TRIES times, then nobody knows.
     """
 
     def __init__(self, fault: Fault | None, scenarios: Sequence[str]) -> None:
@@ -42,6 +43,7 @@ class Course:
         self._again: frozenset[str] = frozenset()
         self._doubted: Catch | None = None
         self._failures = 0
+        self._unseen = 0
 
     def next_scenarios(self) -> tuple[str, ...]:
         """Return what the next process runs, until one fails; nothing if the trial has ended."""
@@ -56,9 +58,12 @@ class Course:
         if part.error:
             self._end()
         elif doubted is not None:
-            self._repeated(doubted, part.catch is not None)
+            if part.catch is None and part.blind:
+                self._looked_in_vain(doubted)
+            else:
+                self._repeated(doubted, part.catch is not None)
         elif part.catch is not None:
-            self._doubted, self._failures = part.catch, 1
+            self._doubted, self._failures, self._unseen = part.catch, 1, 0
             if self.fault is None:
                 self._catch(part.catch)
 
@@ -82,8 +87,18 @@ class Course:
         if self._failures == NEEDED:
             self._catch(catch)
         elif catch.tries == TRIES:
-            self.trial = replace(self.trial, unconfirmed=(*self.trial.unconfirmed, catch))
-            self._doubted = None
+            self._leave(catch)
+
+    def _looked_in_vain(self, catch: Catch) -> None:
+        self._unseen += 1
+        if self._unseen == TRIES:
+            self.trial = replace(self.trial, blind=_joined(self.trial.blind, (catch.scenario,)))
+            self._leave(catch)
+
+    def _leave(self, catch: Catch) -> None:
+        """Go on behind a scenario whose failure was not confirmed."""
+        self.trial = replace(self.trial, unconfirmed=(*self.trial.unconfirmed, catch))
+        self._doubted = None
 
     def _catch(self, catch: Catch) -> None:
         self.trial = replace(self.trial, catch=catch)

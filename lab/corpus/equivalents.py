@@ -28,6 +28,8 @@ _ONE_OBJECT = (
     "nothing can fail between the publication of the only object and the point of no return; a signal could come "
     "between these two statements, and then the object on the disk is newer than the programs until the next reload"
 )
+_IDLE = (_NO_UNDO, _ONE_OBJECT)
+
 _PINNED_LATER = (
     "a program refers to its maps, not to their pins, and runs only once it is attached; nobody else can pin a map "
     "of the same name meanwhile: who would waits for the lock on the maps, or on the endpoint, that the reload holds"
@@ -98,3 +100,8 @@ REASONS: dict[str, str] = {
 def reason(name: str) -> str:
     """Return why a fault is without effect, "" if it is not."""
     return next((why for pattern, why in REASONS.items() if fnmatchcase(name, pattern)), "")
+
+
+def is_idle(name: str) -> bool:
+    """Tell whether the reason is that a fault never takes effect: then no scenario can exercise it."""
+    return reason(name) in _IDLE

@@ -48,7 +48,8 @@ class Fault:
     `change` on. `patches` are in the C from the first load on.
 
     `what` says in one line what is done wrong. `cites` names the issue or commit where the bug was real. `equivalent`
-    says why nothing that a packet can meet changes, and is empty for a fault that must be caught. `only` are parts of
+    says why nothing that a packet can meet changes, and is empty for a fault that must be caught; `idle` tells whether
+    it says that the fault never takes effect. `only` are parts of
     names of the scenarios that are most likely to catch it: they are run first, the others afterwards.
     """
 
@@ -60,6 +61,7 @@ class Fault:
     patches: tuple[Patch, ...] = ()
     cites: tuple[str, ...] = ()
     equivalent: str = ""
+    idle: bool = False
     only: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:

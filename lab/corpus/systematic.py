@@ -13,7 +13,7 @@ from datapath.reload.plans import CILIUM_NET
 from datapath.reload.step import Plan, Step
 from lab.agent.agent import Change
 from lab.corpus import steps
-from lab.corpus.equivalents import reason
+from lab.corpus.equivalents import is_idle, reason
 from lab.corpus.fault import Fault
 from lab.corpus.halves import HALVES
 from lab.corpus.models import HOST, OVERLAY, POD, POD_ROUTES, models, place_of, shape_of
@@ -142,5 +142,6 @@ def _fault(place: Place, way: str, what: str, change: Change, hints: tuple[str, 
         f"{place.step}{f' of {place.place}' if place.place else ''} {what}",
         change=change,
         equivalent=reason(name),
+        idle=is_idle(name),
         only=(*hints, *_SCENARIOS[place.shape]),
     )

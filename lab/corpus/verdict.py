@@ -45,7 +45,7 @@ class How(enum.StrEnum):
 class Catch:
     """A scenario that failed: which, by what, the invariants that did not hold, the step, and what it said.
 
-    `tries` is how often it was run with the fault until it had failed twice, or could no more.
+    `tries` is how often it was run with the fault, and had a verdict, until it had failed twice, or could no more.
     """
 
     scenario: str
@@ -74,8 +74,9 @@ class Trial:
     """What one fault's scenarios did: those that ran, in order, the packets that they sent, and the seconds.
 
     `applied` are those in which the fault took effect; `blind` those of them (without a fault: of all) that had no
-    verdict, and had none again; `catch` is the one that caught it, `unconfirmed` are those that failed once and not
-    again, `false_alarm` the first that failed without the fault's effect. `error` says why the trial could not go on.
+    verdict, and had none again, or whose failure could not be confirmed for that reason; `catch` is the one that caught
+    it, `unconfirmed` are those that failed once and not again, `false_alarm` the first that failed without the fault's
+    effect. `error` says why the trial could not go on.
     """
 
     applied: tuple[str, ...] = ()
@@ -175,12 +176,12 @@ def _outcome(fault: Fault, trial: Trial) -> Outcome:
         return Outcome.ERROR
     if trial.catch is not None:
         return Outcome.REFUTED if fault.equivalent else Outcome.CAUGHT
-    if trial.unconfirmed:
+    if any(catch.scenario not in trial.blind for catch in trial.unconfirmed):
         return Outcome.FLAKY
     if trial.false_alarm is not None:
         return Outcome.FALSE_ALARM
-    if fault.equivalent:
-        return Outcome.EQUIVALENT
     if trial.blind:
         return Outcome.NO_VERDICT
-    return Outcome.SURVIVED if trial.applied else Outcome.NOT_EXERCISED
+    if not trial.applied and not fault.idle:
+        return Outcome.NOT_EXERCISED
+    return Outcome.EQUIVALENT if fault.equivalent else Outcome.SURVIVED

@@ -9,7 +9,7 @@ import pytest
 from datapath.reload.step import Plan
 from lab.corpus.course import Course, ordered
 from lab.corpus.fault import Fault
-from lab.corpus.verdict import Catch, How, Trial
+from lab.corpus.verdict import Catch, How, Outcome, Trial, Verdict
 
 
 def nothing(plan: Plan) -> Plan:
@@ -62,6 +62,25 @@ def test_what_does_not_fail_again_is_unconfirmed() -> None:
     assert after.next_scenarios() == ()
     assert after.trial.catch == Catch("c", How.HUNG, tries=2)
     assert len(after.trial.unconfirmed) == 1
+
+
+BLIND = replace(PASSED, blind=("b",))
+
+
+def test_a_repetition_without_a_verdict_is_no_try() -> None:
+    """Traffic that got no CPU cannot say whether it fails again."""
+    after = course(FIRST, BLIND, PASSED, BLIND)
+    assert after.next_scenarios() == ("b",)
+    after.note(FAILED)
+    assert after.trial.catch == Catch("b", How.INVARIANT, (6,), tries=3)
+
+
+def test_repetitions_end_where_none_has_a_verdict() -> None:
+    after = course(FIRST, BLIND, BLIND, BLIND)
+    assert after.next_scenarios() == ("c", "d")
+    assert (after.trial.blind, after.trial.unconfirmed) == (("b",), (FAILED.catch,))
+    after.note(Trial(("c",), ("c", "d")))
+    assert Verdict.of(FAULT, after.trial).outcome is Outcome.NO_VERDICT
 
 
 def test_a_failure_without_effect_confirms_nothing() -> None:

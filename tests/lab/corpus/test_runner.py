@@ -92,6 +92,13 @@ class Fails(Changed):
         self.applied()
         raise KeyError("no such object")
 
+class LeavesHalf(Changed):
+    def apply(self, work):
+        self.applied()
+        for path in work.config.state.glob("*/bpf_lxc.o"):
+            path.write_bytes(b"half of it")
+        raise KeyError("no such object")
+
 def at_commit(change, subject):
     def changed(plan):
         return plan.change(lambda s: change(s) if isinstance(s, Commit) and plan.subject == subject else s)
@@ -112,6 +119,7 @@ FAULTS = {
     "elsewhere": at_commit(steps.skipped, "overlay"),
     "hangs": at_commit(lambda s: Hangs(s.target, s), "pod-1"),
     "dies": at_commit(lambda s: Dies(s.target, s), "pod-1"),
+    "leaves half": at_commit(lambda s: LeavesHalf(s.target, s), "pod-1"),
     "fails": at_commit(lambda s: Fails(s.target, s), "pod-1"),
 }
 wanted, suite, patience = sys.argv[1].split(","), sys.argv[2], float(sys.argv[3])
@@ -185,6 +193,13 @@ def test_every_outcome(run_directory: Path, tmp_path: Path) -> None:
     assert 2 in caught["catch"]["invariants"]
     assert caught["sent"] > 0
     assert found["control"] == {"test_small.py::test_first": True, "test_small.py::test_second": True}
+
+
+def test_what_the_checks_cannot_read_is_no_error_of_the_fault(run_directory: Path, tmp_path: Path) -> None:
+    """The scenario has failed: what it has found until then counts."""
+    found = answer(start(tmp_path, "leaves half"))["faults"]["leaves half"]
+    assert (found["outcome"], found["trial"]["error"]) == ("caught", "")
+    assert found["trial"]["catch"]["how"] == "reload"
 
 
 def test_a_trial_that_breaks_is_an_error_and_the_others_follow(run_directory: Path, tmp_path: Path) -> None:

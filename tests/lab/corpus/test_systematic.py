@@ -79,3 +79,9 @@ def test_every_reason_is_that_of_some_fault(pattern: str) -> None:
     found: list[Fault] = [fault for fault in FAULTS.values() if fnmatchcase(fault.name, pattern)]
     assert found
     assert all(fault.equivalent for fault in found)
+
+
+def test_a_fault_that_never_takes_effect_says_why() -> None:
+    idle = [fault for fault in FAULTS.values() if fault.idle]
+    assert {fault.name.rpartition("/")[2] for fault in idle} == {"not-undone"}
+    assert all(fault.equivalent for fault in idle)

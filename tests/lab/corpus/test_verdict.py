@@ -12,11 +12,11 @@ from lab.corpus.fault import Fault
 from lab.corpus.verdict import Catch, Control, How, Outcome, Trial, Verdict
 
 
-def fault(equivalent: str = "") -> Fault:
+def fault(equivalent: str = "", *, idle: bool = False) -> Fault:
     def change(plan: Plan) -> Plan:
         return plan
 
-    return Fault("x", "plan", "is wrong", change=change, equivalent=equivalent)
+    return Fault("x", "plan", "is wrong", change=change, equivalent=equivalent, idle=idle)
 
 
 CATCH = Catch("b", How.INVARIANT, (6, 7), 'during "commit" of pod-1')
@@ -28,7 +28,10 @@ CATCH = Catch("b", How.INVARIANT, (6, 7), 'during "commit" of pod-1')
         (Outcome.CAUGHT, Trial(("a", "b"), ("a", "b"), catch=CATCH), ""),
         (Outcome.SURVIVED, Trial(("a",), ("a", "b")), ""),
         (Outcome.NO_VERDICT, Trial(("a",), ("a", "b"), ("a",)), ""),
-        (Outcome.EQUIVALENT, Trial(("a",), ("a", "b"), ("a",)), "no packet meets it"),
+        (Outcome.NO_VERDICT, Trial(("a",), ("a", "b"), ("a",)), "no packet meets it"),
+        (Outcome.NOT_EXERCISED, Trial((), ("a", "b")), "no packet meets it"),
+        (Outcome.NO_VERDICT, Trial(("a",), ("a",), ("a",), unconfirmed=(replace(CATCH, scenario="a"),)), ""),
+        (Outcome.FLAKY, Trial(("a", "b"), ("a", "b"), ("a",), unconfirmed=(CATCH,)), ""),
         (Outcome.NOT_EXERCISED, Trial((), ("a", "b")), ""),
         (Outcome.FALSE_ALARM, Trial(("a",), ("a", "b"), false_alarm=CATCH), ""),
         (Outcome.FLAKY, Trial(("a", "b"), ("a", "b"), unconfirmed=(CATCH,), false_alarm=CATCH), ""),
@@ -44,6 +47,13 @@ def test_outcomes(outcome: Outcome, trial: Trial | None, why: str) -> None:
     verdict = Verdict.of(fault(why), trial)
     assert verdict.outcome is outcome
     assert verdict.good == (outcome in (Outcome.CAUGHT, Outcome.EQUIVALENT))
+
+
+def test_what_never_takes_effect_need_not_be_exercised() -> None:
+    """Its reason says so; one that is caught is refuted all the same."""
+    idle = fault("there is nothing to leave out", idle=True)
+    assert Verdict.of(idle, Trial((), ("a", "b"))).outcome is Outcome.EQUIVALENT
+    assert Verdict.of(idle, Trial(("a", "b"), ("a", "b"), catch=CATCH)).outcome is Outcome.REFUTED
 
 
 @pytest.mark.parametrize(
