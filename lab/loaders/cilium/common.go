@@ -13,6 +13,7 @@ import (
 	"reflect"
 	"time"
 
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"github.com/cilium/cilium/pkg/identity"
@@ -35,10 +36,41 @@ var (
 	loopbackIPv4 = netip.AddrFrom4([4]byte{169, 254, 42, 1})
 )
 
-// mode is what of a request is compiled into all programs.
+// mode is what of a request, and of the devices that it names, is compiled into all programs.
 type mode struct {
 	endpointRoutes bool
 	devices        []string
+}
+
+// modeOf returns the mode of a request: with facts of the devices, for one that was made anew has the same name.
+func modeOf(r *request) (*mode, error) {
+	links, err := linksOf(r.Devices)
+	if err != nil {
+		return nil, err
+	}
+	found := &mode{endpointRoutes: r.EndpointRoutes}
+	for _, link := range links {
+		facts := link.Attrs()
+		device := fmt.Sprintf("%s %d %d %s", facts.Name, facts.Index, facts.MTU, facts.HardwareAddr)
+		found.devices = append(found.devices, device)
+	}
+	return found, nil
+}
+
+// linksOf returns the native devices that are there.
+func linksOf(names []string) ([]netlink.Link, error) {
+	var found []netlink.Link
+	for _, name := range names {
+		link, err := netlink.LinkByName(name)
+		if errors.As(err, &netlink.LinkNotFoundError{}) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		found = append(found, link)
+	}
+	return found, nil
 }
 
 // headers remembers for which mode the headers of the node were written.
@@ -46,9 +78,9 @@ type headers struct{ mode *mode }
 
 // forMode calls write for the mode of a request, unless the headers that are there are for the same one.
 func (h *headers) forMode(r *request, write func() error) error {
-	wanted := mode{r.EndpointRoutes, r.Devices}
-	if reflect.DeepEqual(h.mode, &wanted) {
-		return nil
+	wanted, err := modeOf(r)
+	if err != nil || reflect.DeepEqual(h.mode, wanted) {
+		return err
 	}
 	// Half of them may be written.
 	h.mode = nil
@@ -59,7 +91,7 @@ func (h *headers) forMode(r *request, write func() error) error {
 	if err := write(); err != nil {
 		return err
 	}
-	h.mode = &wanted
+	h.mode = wanted
 	return nil
 }
 

@@ -6,10 +6,7 @@ package main
 
 import (
 	"context"
-	"errors"
 	"runtime"
-
-	"github.com/vishvananda/netlink"
 
 	"github.com/cilium/cilium/pkg/cidr"
 	"github.com/cilium/cilium/pkg/datapath/loader"
@@ -147,15 +144,12 @@ func newConfiguration(n *node, names []string) (*datapath.LocalNodeConfiguration
 
 // devicesOf returns the native devices that are there, as the agent's table of devices has them.
 func devicesOf(names []string) ([]*tables.Device, error) {
+	links, err := linksOf(names)
+	if err != nil {
+		return nil, err
+	}
 	var found []*tables.Device
-	for _, name := range names {
-		link, err := netlink.LinkByName(name)
-		if errors.As(err, &netlink.LinkNotFoundError{}) {
-			continue
-		}
-		if err != nil {
-			return nil, err
-		}
+	for _, link := range links {
 		facts := link.Attrs()
 		found = append(found, &tables.Device{
 			Index:        facts.Index,

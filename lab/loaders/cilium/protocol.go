@@ -20,7 +20,6 @@ import (
 	"net/netip"
 	"os"
 	"os/signal"
-	"sync"
 
 	"golang.org/x/sys/unix"
 )
@@ -141,32 +140,6 @@ func now() int64 {
 type handler struct {
 	release release
 	started bool
-
-	mutex  sync.Mutex
-	cancel context.CancelFunc
-}
-
-// cancelRequest cancels the request that is being done, if there is one.
-func (h *handler) cancelRequest() {
-	h.mutex.Lock()
-	defer h.mutex.Unlock()
-	if h.cancel != nil {
-		h.cancel()
-	}
-}
-
-// cancellable returns a context for one request, and its end.
-func (h *handler) cancellable() (context.Context, func()) {
-	ctx, cancel := context.WithCancel(context.Background())
-	h.mutex.Lock()
-	defer h.mutex.Unlock()
-	h.cancel = cancel
-	return ctx, func() {
-		h.mutex.Lock()
-		defer h.mutex.Unlock()
-		h.cancel = nil
-		cancel()
-	}
 }
 
 func (h *handler) hello(r *request) (answer, error) {
@@ -192,20 +165,22 @@ func (h *handler) hello(r *request) (answer, error) {
 	}, nil
 }
 
-func (h *handler) answer(r *request) (answer, error) {
+// answer does what a request asks for, but loads nothing once ctx is done.
+func (h *handler) answer(ctx context.Context, r *request) (answer, error) {
 	if r.Request == "hello" {
 		return h.hello(r)
 	}
 	if !h.started {
 		return answer{}, fmt.Errorf("%q before hello", r.Request)
 	}
-	if r.Kind != "overlay" && r.Endpoint == nil {
+	if r.Endpoint == nil && (r.Kind != "overlay" || r.Request == "unload") {
 		return answer{}, fmt.Errorf("%s of %q without an endpoint", r.Request, r.Kind)
 	}
 	switch r.Request {
 	case "reload":
-		ctx, end := h.cancellable()
-		defer end()
+		if err := ctx.Err(); err != nil {
+			return answer{}, err
+		}
 		spans, err := h.release.reload(ctx, r)
 		return answer{Spans: spans}, err
 	case "unload":
@@ -215,7 +190,7 @@ func (h *handler) answer(r *request) (answer, error) {
 }
 
 // serve answers until it is told to stop, or nobody is there any more.
-func (h *handler) serve(in io.Reader, out io.Writer) error {
+func (h *handler) serve(ctx context.Context, in io.Reader, out io.Writer) error {
 	lines, answers := bufio.NewReader(in), json.NewEncoder(out)
 	for {
 		line, err := lines.ReadBytes('\n')
@@ -231,7 +206,7 @@ func (h *handler) serve(in io.Reader, out io.Writer) error {
 			if r.Request == "stop" {
 				return nil
 			}
-			a, err = h.answer(&r)
+			a, err = h.answer(ctx, &r)
 		}
 		a.OK = err == nil
 		if err != nil {
@@ -254,15 +229,12 @@ func main() {
 		flag.Usage()
 		os.Exit(2)
 	}
-	// SIGTERM is about the request alone: the process ends with its input.
-	signals := make(chan os.Signal, 1)
-	signal.Notify(signals, unix.SIGTERM)
-	go func() {
-		for range signals {
-			h.cancelRequest()
-		}
-	}()
-	if err := h.serve(os.Stdin, os.Stdout); err != nil {
+	// SIGTERM cancels the request that is being done, and all others: it may come before the request is read. The process
+	// ends with its input.
+	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGTERM)
+	err := h.serve(ctx, os.Stdin, os.Stdout)
+	stop()
+	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}

@@ -25,7 +25,7 @@ import (
 )
 
 // Cilium as its main branch was in April 2023, between 1.13 and 1.14 (40935318e344424be1ea96510c96427aef5134c3).
-const releaseName = "cilium 1.14"
+const releaseName = "cilium 4093531"
 
 // Without rollback, for this release puts back a part of what it has done, and own-calls-maps: it reuses them.
 var abilities = []string{"pod", "host", "overlay", "endpoint-routes", "unload", "cancel"}
@@ -56,13 +56,17 @@ func writeInterfaces(w io.Writer, n *node) error {
 	}
 	first := strings.Fields(string(ports))[0]
 	define := func(name, value string) { fmt.Fprintf(w, "#define %s %s\n", name, value) }
-	addresses := map[string]string{"CILIUM_NET_MAC": n.CiliumNet.MAC, "HOST_IFINDEX_MAC": n.CiliumHost.MAC}
-	for name, text := range addresses {
-		address, err := mac.ParseMAC(text)
+	// In the same order each time: templates are found by a hash of this text.
+	addresses := []struct{ name, text string }{
+		{"CILIUM_NET_MAC", n.CiliumNet.MAC},
+		{"HOST_IFINDEX_MAC", n.CiliumHost.MAC},
+	}
+	for _, each := range addresses {
+		address, err := mac.ParseMAC(each.text)
 		if err != nil {
 			return err
 		}
-		define(name, fmt.Sprintf("{ .addr = %s }", mac.CArrayString(net.HardwareAddr(address))))
+		define(each.name, fmt.Sprintf("{ .addr = %s }", mac.CArrayString(net.HardwareAddr(address))))
 	}
 	define("HOST_IFINDEX", fmt.Sprint(n.CiliumNet.Ifindex))
 	define("CILIUM_IFINDEX", fmt.Sprint(n.CiliumHost.Ifindex))

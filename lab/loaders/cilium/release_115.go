@@ -18,7 +18,7 @@ import (
 	"github.com/cilium/cilium/pkg/option"
 )
 
-const releaseName = "cilium 1.15"
+const releaseName = "cilium 1.15.12"
 
 // Without rollback: policy programs, and what was attached before a failure, stay.
 var abilities = []string{"pod", "host", "overlay", "endpoint-routes", "unload", "cancel", "own-calls-maps"}

@@ -16,7 +16,7 @@ import (
 	datapath "github.com/cilium/cilium/pkg/datapath/types"
 )
 
-const releaseName = "cilium 1.16"
+const releaseName = "cilium 1.16.5"
 
 func newWriter(n *node) (datapath.ConfigWriter, error) {
 	return config.NewHeaderfileWriter(config.WriterParams{

@@ -15,7 +15,7 @@ import (
 	"github.com/cilium/cilium/pkg/maglev"
 )
 
-const releaseName = "cilium 1.17"
+const releaseName = "cilium 1.17.0-rc.1"
 
 func newWriter(n *node) (datapath.ConfigWriter, error) {
 	return config.NewHeaderfileWriter(config.WriterParams{

@@ -6,6 +6,6 @@ package main
 
 import "github.com/cilium/cilium/pkg/option"
 
-const releaseName = "cilium 1.18"
+const releaseName = "cilium 1.18-dev of May 2025"
 
 func setRelease(*node) { option.Config.FragmentsMapEntries = fragments }

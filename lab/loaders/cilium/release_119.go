@@ -22,7 +22,7 @@ import (
 	"github.com/cilium/cilium/pkg/option"
 )
 
-const releaseName = "cilium 1.19"
+const releaseName = "cilium 1.19-dev of October 2025"
 
 func setRelease(*node) {
 	o := option.Config

@@ -6,13 +6,16 @@ import json
 import os
 import shlex
 import shutil
+import signal
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
 
 from datapath.reload.plans import OVERLAY_SUBJECT
 from lab.loaders.command import find_loader
+from lab.loaders.protocol import LoaderFailed
 from lab.node.topology import HEALTH, HOST, NodeSpec
 from lab.proof.actions import reloads
 from lab.proof.prove import prove
@@ -79,6 +82,27 @@ def test_every_kind_is_loaded_and_the_node_is_as_it_must_be(options: str, endpoi
         scenario.agent.add_pod("more")
         scenario.agent.remove_pod("more")
         assert not scenario.agent.not_supported
+
+
+@needs_loader
+@needs_tree
+@pytest.mark.privileged
+@pytest.mark.slow
+def test_a_cancellation_that_comes_before_its_request_is_kept() -> None:
+    """Nothing is loaded any more. What has no endpoint cannot be unloaded."""
+    spec = NodeSpec("cilium-cancel", pods=1)
+    with Scenario(spec, rate=0, loader=find_loader(LOADER or ""), library=Path(TREE or "")) as scenario:
+        external = scenario.agent.external
+        assert external is not None
+        with pytest.raises(LoaderFailed, match="without an endpoint"):
+            external.ask({"request": "unload", "kind": "overlay"})
+        os.kill(external.pid, signal.SIGTERM)
+        said, deadline = "", time.monotonic() + 10
+        while "context canceled" not in said:
+            assert time.monotonic() < deadline, said
+            with pytest.raises(LoaderFailed) as raised:
+                external.ask({"request": "reload", "kind": "overlay"})
+            said = str(raised.value)
 
 
 @needs_loader
