@@ -25,6 +25,7 @@ TIMEOUT_VARIABLE = "RELOADLAB_LOADER_TIMEOUT"
 TIMEOUT = 60.0
 
 _PROJECT = "pyproject.toml"
+_TABLE = ("tool", "reloadlab", "loaders")
 
 
 class BadLoader(ReloadlabError):
@@ -100,9 +101,11 @@ def _project_loaders(directory: Path) -> tuple[Path, Mapping[str, list[str]]]:
             continue
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise BadLoader(f"{path}: {error}") from error
-        table = document.get("tool", {}).get("reloadlab", {}).get("loaders", {})
-        if not isinstance(table, dict):
-            raise BadLoader(f"{path}: tool.reloadlab.loaders is no table")
+        table = document
+        for depth, key in enumerate(_TABLE, 1):
+            table = table.get(key, {})
+            if not isinstance(table, dict):
+                raise BadLoader(f"{path}: {'.'.join(_TABLE[:depth])} is no table")
         for name, argv in table.items():
             if not (isinstance(argv, list) and argv and all(isinstance(word, str) and word for word in argv[:1])):
                 raise BadLoader(f'{path}: loader {name} is no list of words such as ["./loader", "--verbose"]')

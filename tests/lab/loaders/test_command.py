@@ -29,6 +29,11 @@ def test_a_name_is_one_of_the_project(project: Path) -> None:
     assert find_loader("shell", project) == LoaderCommand("shell", ("sh", "-c", "cat"))
 
 
+def test_a_tilde_is_the_home_of_the_caller(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/somebody")
+    assert find_loader("~/mine x", tmp_path) == LoaderCommand("mine", ("/home/somebody/mine", "x"))
+
+
 def test_anything_else_is_a_command(tmp_path: Path) -> None:
     assert find_loader("builtin", tmp_path) is None
     assert find_loader("sh -c 'cat -'", tmp_path) == LoaderCommand("sh", ("sh", "-c", "cat -"))
@@ -55,6 +60,8 @@ def test_what_is_no_loader_is_refused(project: Path, text: str, reason: str) -> 
         "[tool.reloadlab.loaders]\nmine = []",
         "[tool.reloadlab.loaders]\nmine = ['sh', 1]",
         "[tool.reloadlab]\nloaders = 1",
+        "[tool]\nreloadlab = 'x'",
+        "tool = 1",
         "[tool",
     ],
 )
