@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from xml.etree.ElementTree import Element, SubElement, indent, tostring
 
+from lab.report.trends import change_of, said_of
 from lab.results.compare import Verdict
 from lab.results.history import Track, short
 from lab.results.trends import Checked, Finding
@@ -68,18 +69,17 @@ def _draw(part: Element, track: Track, findings: Sequence[Finding]) -> None:
         point = SubElement(part, "circle", {"class": "point", "cx": f"{x:.1f}", "cy": f"{y:.1f}", "r": "2.5"})
         SubElement(point, "title").text = _printable(f"{commit}: {value:.6g} {track.unit}")
     for found in findings:
-        _mark(part, found, across(track.commits.index(found.new) - 0.5))
+        _mark(part, found, across(found.at - 0.5))
 
 
 def _mark(part: Element, found: Finding, x: float) -> None:
     kind = "worse" if found.verdict is Verdict.WORSE else "better"
     ends = {"x1": f"{x:.1f}", "x2": f"{x:.1f}", "y1": str(_TOP), "y2": str(HEIGHT - _BOTTOM)}
     line = SubElement(part, "line", {"class": kind, **ends})
-    said = f"{found.verdict}: {found.change.middle:+.1%} between {short(found.old)} and {short(found.new)}"
-    SubElement(line, "title").text = _printable(said)
+    SubElement(line, "title").text = _printable(said_of(found))
     # Where the course does not go.
     y = HEIGHT - _BOTTOM - 6.0 if found.change.middle > 0 else _TOP + 12.0
-    _text(part, min(x + 4, WIDTH - _RIGHT - 50), y, f"{found.change.middle:+.1%}", kind)
+    _text(part, min(x + 4, WIDTH - _RIGHT - 50), y, change_of(found), kind)
 
 
 def _axes(track: Track) -> tuple[Callable[[float], float], Callable[[float], float]]:

@@ -11,6 +11,7 @@ from lab.report.figure import number as shown
 from lab.results.compare import Verdict
 from lab.results.history import Lineage, Track, short
 from lab.results.result import Better
+from lab.results.steps import LibraryMissing
 from lab.results.trends import Checked, Finding, check
 
 _COLOURS = {Verdict.WORSE: "--bad", Verdict.BETTER: "--good"}
@@ -18,10 +19,13 @@ _COLOURS = {Verdict.WORSE: "--bad", Verdict.BETTER: "--good"}
 
 @dataclass(frozen=True, slots=True)
 class Trend:
-    """A series of a history: what was measured on which machine, a figure for each metric, and the steps in all."""
+    """A series of a history: what was measured on which machine, a figure for each metric, and the steps in all.
+
+    `good` tells whether nothing became worse; None if nothing can be said.
+    """
 
     title: str
-    worse: bool
+    good: bool | None
     sentence: str
     figures: Sequence[Figure]
     steps: Table
@@ -29,7 +33,16 @@ class Trend:
 
 def trends(lineages: Sequence[Lineage], threshold: float) -> list[Trend]:
     """Return the series as the page shows them; `threshold` is the smallest change that counts as a step."""
-    return [_trend(check(lineage, threshold)) for lineage in lineages]
+    return [_trend(_checked(lineage, threshold)) for lineage in lineages]
+
+
+def _checked(lineage: Lineage, threshold: float) -> Checked:
+    """Look for steps; where that cannot be done, the courses are there without them."""
+    try:
+        return check(lineage, threshold)
+    except LibraryMissing as error:
+        tracks = lineage.tracks()
+        return Checked(lineage, len(tracks), (), {track.name: str(error) for track in tracks})
 
 
 def _trend(checked: Checked) -> Trend:
@@ -37,7 +50,7 @@ def _trend(checked: Checked) -> Trend:
     worse = [found for found in checked.findings if found.verdict is Verdict.WORSE]
     return Trend(
         f"{newest.bench} on {newest.machine.cpu_model}, kernel {newest.machine.kernel}",
-        bool(worse),
+        not worse if checked.said else None,
         _sentence(checked, len(worse)),
         [_figure(track, checked) for track in checked.lineage.tracks()],
         _steps(checked),
@@ -50,7 +63,8 @@ def _sentence(checked: Checked, worse: int) -> str:
     words += [f"{counted(worse, 'step')} to the worse"] if worse else []
     words += [f"{counted(better, 'step')} to the better"] if better else []
     words += ["no step"] if not checked.findings and checked.said else []
-    words += [f"nothing can be said of {counted(len(checked.unknown), 'metric')}"] if checked.unknown else []
+    why = f" ({next(iter(reasons))})" if len(reasons := set(checked.unknown.values())) == 1 else ""
+    words += [f"nothing can be said of {counted(len(checked.unknown), 'metric')}{why}"] if checked.unknown else []
     noisy = checked.lineage.noisy
     return ", ".join(words) + (f"; {counted(noisy, 'result')} of a busy machine left out of times" if noisy else "")
 
@@ -58,7 +72,7 @@ def _sentence(checked: Checked, worse: int) -> str:
 def _figure(track: Track, checked: Checked) -> Figure:
     """Draw a metric; one without a step is folded."""
     steps = [found for found in checked.findings if found.metric == track.name]
-    said = "; ".join(_said(step) for step in steps)
+    said = "; ".join(said_of(step) for step in steps)
     better = "lower" if track.better is Better.LOWER else "higher"
     alt = f"{track.name} of {counted(len(track.values), 'commit')}, {better} is better: {said or 'no step'}."
     why = checked.unknown.get(track.name, "")
@@ -91,12 +105,12 @@ def _course(commits: Sequence[str], values: Sequence[float], unit: str) -> dict[
 
 def _layout(commits: Sequence[str], steps: Sequence[Finding], unit: str) -> dict[str, object]:
     last = len(commits) - 1
-    named = sorted({0, last, *(commits.index(step.new) for step in steps)})
+    named = sorted({0, last, *(step.at for step in steps)})
     lines = [
         {
             "type": "line",
-            "x0": commits.index(step.new) - 0.5,
-            "x1": commits.index(step.new) - 0.5,
+            "x0": step.at - 0.5,
+            "x1": step.at - 0.5,
             "y0": 0,
             "y1": 1,
             "yref": "paper",
@@ -118,7 +132,7 @@ def _steps(checked: Checked) -> Table:
         (
             step.metric,
             str(step.verdict),
-            _change(step),
+            change_of(step),
             "exact" if step.p is None else f"{step.change.low:+.1%} to {step.change.high:+.1%}",
             short(step.old),
             short(step.new),
@@ -129,10 +143,14 @@ def _steps(checked: Checked) -> Table:
     return Table(columns, rows, frozenset({2, 3}), "Steps, and the commits between which they are")
 
 
-def _said(step: Finding) -> str:
-    return f"{step.verdict} by {_change(step)} between {short(step.old)} and {short(step.new)}"
+def said_of(step: Finding) -> str:
+    """Return a step in words, with the commits between which it is."""
+    change = change_of(step)
+    how = f"by {change}" if math.isfinite(step.change.middle) else change
+    return f"{step.verdict} {how} between {short(step.old)} and {short(step.new)}"
 
 
-def _change(step: Finding) -> str:
+def change_of(step: Finding) -> str:
+    """Return by how much a metric has changed."""
     middle = step.change.middle
     return f"{'+' if middle > 0 else ''}{shown(middle * 100)} %" if math.isfinite(middle) else "from 0"

@@ -14,7 +14,7 @@ from pathlib import Path
 from statistics import median
 
 from lab.results.compare import counted, differences
-from lab.results.result import NOISY, BadResult, Better, Result, read_result, to_text
+from lab.results.result import NOISY, BadResult, Better, Result, Series, read_result, to_text
 from lab.system.output import OutputDirectory
 
 _NAME = re.compile(r"(?P<time>\d{8}T\d{6}Z)-(?P<commit>[0-9A-Za-z._-]+)-(?P<conditions>[0-9a-f]{8})\.json")
@@ -47,13 +47,17 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Track:
-    """A metric over commits: the values of those that have one, the oldest first. A value is the median of a result."""
+    """A metric over commits: the values of those that have one, the oldest first. A value is the median of a result.
+
+    A commit may be there twice, measured again later. `places` are those of the values in the lineage's `commits`.
+    """
 
     name: str
     unit: str
     better: Better
     exact: bool
     commits: tuple[str, ...]
+    places: tuple[int, ...]
     values: tuple[float, ...]
 
 
@@ -82,24 +86,23 @@ class Lineage:
         return [track for track in found if track.values]
 
     def _track(self, name: str) -> Track:
-        series = [(entry, each) for entry in self.entries if (each := entry.result.of_side("").get(name))]
-        last = series[-1][1]
+        last = next(each for entry in reversed(self.entries) if (each := entry.result.of_side("").get(name)))
         points = []
-        for commit, run in groupby(series, key=lambda pair: pair[0].commit):
-            values = [
-                _value(entry, each.exact, name)
-                for entry, each in run
-                if (each.unit, each.exact) == (last.unit, last.exact)
-            ]
+        for place, (commit, run) in enumerate(groupby(self.entries, key=lambda entry: entry.commit)):
+            values = [_value(entry, last, name) for entry in run]
             if known := [value for value in values if value is not None]:
-                points.append((commit, known[-1] if last.exact else median(known)))
-        commits, middles = tuple(commit for commit, _ in points), tuple(value for _, value in points)
-        return Track(name, last.unit, last.better, last.exact, commits, middles)
+                points.append((commit, place, known[-1] if last.exact else median(known)))
+        commits, places = tuple(commit for commit, _, _ in points), tuple(place for _, place, _ in points)
+        middles = tuple(value for _, _, value in points)
+        return Track(name, last.unit, last.better, last.exact, commits, places, middles)
 
 
-def _value(entry: Entry, exact: bool, name: str) -> float | None:
-    series = entry.result.of_side("")[name]
-    if exact:
+def _value(entry: Entry, last: Series, name: str) -> float | None:
+    """Return what a result says of a metric, None if that is nothing, or of another kind than in the last result."""
+    series = entry.result.of_side("").get(name)
+    if series is None or (series.unit, series.exact) != (last.unit, last.exact):
+        return None
+    if last.exact:
         return series.values[-1] if series.values else None
     values = [] if entry.noisy else counted(series, entry.result)
     return median(values) if values else None

@@ -17,11 +17,12 @@ from lab.results.steps import fewest, find_steps
 class Finding:
     """A step of a metric between two commits that were measured one after the other.
 
-    `change` is a share: 0.03 is 3 % more; its bounds are the value itself where the metric is exact. `p` is None then.
-    `recent` tells whether it is within the commits that were asked for.
+    It is before value number `at` of the metric. `change` is a share: 0.03 is 3 % more; its bounds are the value itself
+    where the metric is exact. `p` is None then. `recent` tells whether it is within the commits that were asked for.
     """
 
     metric: str
+    at: int
     old: str
     new: str
     change: Interval
@@ -57,10 +58,13 @@ def check(lineage: Lineage, threshold: float, last: int | None = None) -> Checke
     """
     tracks = lineage.tracks()
     level = ALARM / max(sum(not track.exact for track in tracks), 1)
-    recent = frozenset(lineage.commits if last is None else lineage.commits[-last:])
+    first_recent = 0 if last is None else len(lineage.commits) - last
     unknown = {track.name: why for track in tracks if (why := _why_not(track, level))}
     findings = tuple(
-        Finding(track.name, track.commits[at - 1], track.commits[at], change, p, verdict, track.commits[at] in recent)
+        Finding(
+            *(track.name, at, track.commits[at - 1], track.commits[at]),
+            *(change, p, verdict, track.places[at] >= first_recent),
+        )
         for track in tracks
         if track.name not in unknown
         for at, change, p in (_exact(track) if track.exact else _measured(track, level))

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from xml.etree.ElementTree import fromstring
 
@@ -28,7 +29,7 @@ def test_a_picture_has_each_value_and_each_step_and_needs_nothing_else(tmp_path:
     assert len(points) == 24
     assert f"{commit(3)}: 7000 bytes" in points
     (step,) = picture.findall(f".//{SVG}line")
-    assert (step.get("class"), step[0].text) == ("worse", "worse: +5.7% between 040404040404 and 050505050505")
+    assert (step.get("class"), step[0].text) == ("worse", "worse by +5.71 % between 040404040404 and 050505050505")
     assert any('a <b> & ?"c"' in (each.text or "") for each in picture.findall(f".//{SVG}text"))
     assert re.findall(r"https?://[^\"]*", text) == ["http://www.w3.org/2000/svg"]
 
@@ -38,3 +39,17 @@ def test_metrics_without_a_range_are_drawn(values: tuple[float, ...], tmp_path: 
     filled(tmp_path, [measured(number, exact("x", "n", value)) for number, value in enumerate(values)])
     picture = fromstring(plot([check(lineage, 0.02) for lineage in lineages(tmp_path)]))
     assert len(picture.findall(f".//{SVG}circle")) == len(values)
+
+
+def test_a_step_is_drawn_at_its_place_and_one_from_0_has_no_percentage(tmp_path: Path) -> None:
+    """The commit behind the step is also the first one, which was measured again."""
+    for number, value in enumerate((0.0, 0.0, 3.0)):
+        made = measured(number, exact("x", "n", value))
+        again = replace(made, subjects={"": {**made.subjects[""], "commit": commit(0)}}) if number == 2 else made
+        filled(tmp_path, [again])
+    picture = fromstring(plot([check(lineage, 0.02) for lineage in lineages(tmp_path)]))
+    (step,) = picture.findall(f".//{SVG}line")
+    assert step[0].text == "worse from 0 between 010101010101 and 000000000000"
+    points = [float(point.get("cx", "")) for point in picture.findall(f".//{SVG}circle")]
+    assert points[1] < float(step.get("x1", "")) < points[2]
+    assert not any("inf" in (text.text or "") for text in picture.findall(f".//{SVG}text"))

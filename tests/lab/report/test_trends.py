@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,10 +13,8 @@ from lab.report.page import PageMaker
 from lab.report.trends import trends
 from lab.results.history import lineages
 from lab.results.result import Series, exact
-from tests.lab.results.samples import times
+from tests.lab.results.samples import NEEDS_RUPTURES, times
 from tests.lab.results.test_history import commit, filled, measured
-
-pytest.importorskip("ruptures", reason="it does not know this version of Python")
 
 
 def history(directory: Path) -> Path:
@@ -25,9 +25,10 @@ def history(directory: Path) -> Path:
     return directory
 
 
+@NEEDS_RUPTURES
 def test_a_step_is_drawn_between_its_commits_and_told(tmp_path: Path) -> None:
     (found,) = trends(lineages(history(tmp_path)), 0.02)
-    assert found.worse
+    assert found.good is False
     assert found.sentence == "12 commits, 2 metrics, 1 step to the worse"
     assert found.steps.rows == [("size", "worse", "+5.71 %", "exact", "040404040404", "050505050505")]
     size = next(figure for figure in found.figures if figure.title == "size, bytes")
@@ -39,10 +40,42 @@ def test_a_step_is_drawn_between_its_commits_and_told(tmp_path: Path) -> None:
     assert [figure.folded for figure in found.figures if figure is not size] == [True]
 
 
+def test_a_step_at_a_commit_that_was_measured_before_is_drawn_where_it_is(tmp_path: Path) -> None:
+    """The first commit, measured again at the end, where it is larger."""
+    sizes = [7000, 7000, 7000, 7400]
+    for number, size in zip((0, 1, 2, 3), sizes, strict=True):
+        made = measured(number, exact("size", "bytes", size))
+        again = replace(made, subjects={"": {**made.subjects[""], "commit": commit(0)}}) if number == 3 else made
+        filled(tmp_path, [again])
+    (found,) = trends(lineages(tmp_path), 0.02)
+    (figure,) = found.figures
+    (line,) = figure.content["layout"]["shapes"]
+    assert (line["x0"], figure.content["layout"]["xaxis"]["tickvals"]) == (2.5, [0, 3])
+
+
+def test_a_page_is_made_where_no_step_can_be_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ruptures", None)
+    document = read_document(history(tmp_path))
+    (found,) = trends(document.history, 0.02)
+    assert found.good is None
+    assert found.sentence == (
+        "12 commits, 2 metrics, nothing can be said of 2 metrics (steps are found with the package ruptures, which is "
+        "not there for this version of Python)"
+    )
+    assert [figure.content["layout"]["shapes"] for figure in found.figures] == [[], []]
+    text = PageMaker([document]).make()
+    assert "nothing can be said of 2 metrics" in text
+    assert "> worse</span>" not in text
+    assert "> good</span>" not in text
+
+
+@NEEDS_RUPTURES
 def test_a_page_shows_a_directory_of_history(tmp_path: Path) -> None:
     text = PageMaker([read_document(history(tmp_path))]).make()
     assert '<a href="#history">History</a>' in text
     assert "12 commits, 2 metrics, 1 step to the worse" in text
+    # At the top and in its section, as trials are marked.
+    assert text.count('<span class="outcome o-failed"><span aria-hidden="true">✗</span> worse</span>') == 2
     assert "a &lt;b&gt; &amp; c" in text
     assert "a <b>" not in text
 

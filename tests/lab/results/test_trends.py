@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -63,6 +64,18 @@ def test_only_the_last_commits_count_if_that_is_asked_for(lineage: Lineage) -> N
     assert [each.metric for each in check(lineage, 0.02, last=9).regressions] == ["reload", "maps"]
     assert [each.metric for each in check(lineage, 0.02, last=4).regressions] == ["maps"]
     assert len(check(lineage, 0.02, last=4).findings) == 4
+
+
+def test_a_commit_that_was_measured_again_is_two_commits(tmp_path: Path) -> None:
+    """A step at the older one is not within the last ones."""
+    for number, size in enumerate((1, 2, 2, 2)):
+        made = measured(number, exact("size", "bytes", size))
+        again = replace(made, subjects={"": {**made.subjects[""], "commit": commit(1)}}) if number == 3 else made
+        filled(tmp_path, [again])
+    (lineage,) = lineages(tmp_path)
+    assert len(lineage.commits) == 4
+    assert [(each.at, each.recent) for each in check(lineage, 0.02, last=2).findings] == [(1, False)]
+    assert [(each.at, each.recent) for each in check(lineage, 0.02, last=3).findings] == [(1, True)]
 
 
 def test_of_too_few_commits_only_exact_metrics_say_something(tmp_path: Path) -> None:
