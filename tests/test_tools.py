@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -155,7 +156,7 @@ def releases_of(directory: Path, *words: str | Path) -> subprocess.CompletedProc
 
 
 RELEASES = '["1.16 tcx"]\nlibrary = "/c/bpf"\nloader = "sh x"\nattach = "tcx"\n["1.16-tcx"]\n'
-RUN_DOCUMENT = {
+RUN_DOCUMENT: dict[str, Any] = {
     **{name: [] for name in ("reloads", "failed_reloads")},
     **{"format": RUN_FORMAT, "complete": True, "error": None, "version": "1", "started": "", "subject": {}},
     **{"machine": {"kernel": "6.1", "cpus": 2}, "seconds": 1.0, "parallel": None},

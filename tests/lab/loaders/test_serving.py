@@ -9,7 +9,15 @@ import pytest
 
 from lab.system.launch import module_argv
 
-ENDPOINT = {"id": "../..", "mac": "", "node_mac": "", "ipv4": None, "ipv6": None, "identity": 1, "labels": []}
+ENDPOINT: dict[str, object] = {
+    "id": "../..",
+    "mac": "",
+    "node_mac": "",
+    "ipv4": None,
+    "ipv6": None,
+    "identity": 1,
+    "labels": [],
+}
 UNLOAD = {"request": "unload", "interface": "lo", "ifindex": 1, "endpoint": ENDPOINT, "endpoint_routes": False}
 
 
