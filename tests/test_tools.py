@@ -63,21 +63,31 @@ def test_soak_counts_the_runs_that_are_not_green_and_keeps_what_they_said(tmp_pa
     script.write_bytes((ROOT / "tools" / "soak").read_bytes())
     stand_in = tmp_path / ".venv" / "bin" / "reloadlab"
     stand_in.parent.mkdir(parents=True)
-    # Its second run is red.
-    stand_in.write_text('#!/bin/sh\nmkdir -p "$5" && echo "ran $*" && [ "$5" != out/soak/2 ]\n')
+    # Its second run is red; in its fourth one scenario has no verdict, in its fifth another one fails besides.
+    (tmp_path / "no_verdict").write_text(
+        '{"complete": true,\n"outcome": "passed",\n"outcome": "error",\n"message": "no verdict: no CPU"}'
+    )
+    (tmp_path / "failed").write_text((tmp_path / "no_verdict").read_text() + '\n{"outcome": "failed"}')
+    stand_in.write_text(
+        '#!/bin/sh\nmkdir -p "$5" && echo "ran $*"\n'
+        'case "$5" in *4) cp no_verdict "$5/run.json" ;; *5) cp failed "$5/run.json" ;; esac\n'
+        'case "$5" in *[245]) exit 1 ;; esac\n'
+    )
     stand_in.chmod(0o755)
     suites = tmp_path / "scenarios"
     suites.mkdir()
     for name in ("one", "two", "three"):
         (suites / f"test_{name}.py").touch()
-    done = subprocess.run(["sh", script, "3", "2", "-k", "x"], capture_output=True, text=True, timeout=60, check=False)
-    assert [line.rpartition(", ")[0] for line in done.stdout.splitlines()] == [
-        "run 1 of 3 (part 1, calm): green",
-        "run 2 of 3 (part 1, busy): RED",
-        "run 3 of 3 (part 2, calm): green",
-        "3 runs",
+    done = subprocess.run(["sh", script, "5", "2", "-k", "x"], capture_output=True, text=True, timeout=60, check=False)
+    *runs, last = done.stdout.splitlines()
+    assert [line.rpartition(", ")[0] for line in runs] == [
+        "run 1 of 5 (part 1, calm): green",
+        "run 2 of 5 (part 1, busy): RED",
+        "run 3 of 5 (part 2, calm): green",
+        "run 4 of 5 (part 2, busy): no verdict",
+        "run 5 of 5 (part 1, calm): RED",
     ]
-    assert (done.returncode, done.stdout.splitlines()[-1]) == (1, "3 runs, 1 of them not green")
+    assert (done.returncode, last) == (1, "5 runs: 2 false alarms, 1 without a verdict")
     kept = tmp_path / "out" / "soak"
     assert (kept / "2" / "log").read_text() == (
         "ran run --rounds 0 --out out/soak/2 -k x scenarios/test_one.py scenarios/test_two.py\n"
