@@ -10,7 +10,7 @@ from functools import partial
 from datapath.endpoint import XdpMode
 from datapath.reload.outcome import Outcome
 from datapath.reload.transaction import Observer
-from lab.agent import enforcement, mapfill, modes, prefilter
+from lab.agent import aside, enforcement, mapfill, modes, prefilter
 from lab.agent.collector import Collected, collect
 from lab.agent.policy import Network
 from lab.agent.policyfile import parse
@@ -41,7 +41,7 @@ class Agent(Reloader):
         """Take over a node that runs: reload what its state directories tell, then remove what nobody has any more.
 
         What belongs to the node comes before its endpoints, but for `last`. The first failure is raised; nothing is
-        removed then.
+        removed then. In the end the node has its own policies again if a process was killed that had put them aside.
         """
         return restore(self, workers=workers, last=last, cancel=cancel)
 
@@ -74,10 +74,18 @@ class Agent(Reloader):
                 self.on_policies()
             before = enforcement.document_of(self.node)
             with ExitStack() as undo:
-                undo.callback(self._restore_policies, before)
+                undo.callback(self.put_back_policies, before)
                 enforcement.store(self.node, document)
                 self.sync(cancel=cancel)
                 undo.pop_all()
+            aside.forget(self.node)
+
+    def put_back_policies(self, document: object) -> None:
+        """Let policies hold again that enforcement.document_of has returned; None: none was ever given."""
+        with self.updating():
+            enforcement.store(self.node, [] if document is None else document)
+            self.sync()
+            enforcement.store(self.node, document)
 
     def deny(self, *prefixes: str, cancel: threading.Event | None = None) -> None:
         """Have the XDP programs drop all packets from these prefixes as well: of all of them, or of none.
@@ -101,12 +109,6 @@ class Agent(Reloader):
             prefilter.store(self.node, after)
             prefilter.sync(self.node, self.config.globals)
             undo.pop_all()
-
-    def _restore_policies(self, document: object) -> None:
-        """Let these policies hold again in all maps; None: none was ever given."""
-        enforcement.store(self.node, [] if document is None else document)
-        self.sync()
-        enforcement.store(self.node, document)
 
     def set_endpoint_routes(
         self,

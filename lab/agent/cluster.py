@@ -161,14 +161,8 @@ def apply_policies(agents: Sequence[Agent], document: object, *, cancel: threadi
         for agent in agents:
             before = enforcement.document_of(agent.node)
             agent.apply_policies(document, cancel=cancel)
-            undo.callback(put_back, agent, before)
+            undo.callback(agent.put_back_policies, before)
         undo.pop_all()
-
-
-def put_back(agent: Agent, document: object) -> None:
-    """Let policies hold again that enforcement.document_of has returned; None: none was ever given."""
-    agent.apply_policies([] if document is None else document)
-    enforcement.store(agent.node, document)
 
 
 class NoSuchNode(ReloadlabError):

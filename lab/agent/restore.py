@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from datapath.endpoint import Endpoint
 from datapath.reload import restore as directories
 from datapath.reload.outcome import Outcome
+from lab.agent import aside
 from lab.agent.collector import collect
 from lab.node.topology import HEALTH, HOST
 
@@ -56,6 +57,7 @@ def restore(agent: Agent, *, workers: int, last: Sequence[str], cancel: threadin
         _remove_predecessors(agent, found, declared.values())
         outcomes = agent.reload_all(workers=workers, last=last, without=lost, cancel=cancel)
         removed = _remove(agent, found, {each.id for each in declared.values()}, cancel)
+        aside.recover(agent)
     return Restored(outcomes, {name: why for name, why in anew.items() if name not in lost}, lost, removed)
 
 

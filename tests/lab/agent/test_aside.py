@@ -1,0 +1,144 @@
+"""Policies that are put aside while others hold come back, also if the process is killed that has put them there."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from typing import Any, NoReturn
+
+import pytest
+
+from datapath.base.statefile import DamagedFile
+from lab.agent import aside, enforcement
+from lab.agent.agent import Agent
+from lab.agent.aside import PoliciesInUse
+from lab.node.node import Node
+from lab.node.topology import NodeSpec
+from lab.watch import mapview
+from tests.lab.labs import unique_name
+
+pytestmark = pytest.mark.privileged
+
+
+def document(identity: int) -> list[dict[str, Any]]:
+    return [{"name": "one", "endpoint": "pod-1", "ingress": [{"fromIdentities": [identity]}]}]
+
+
+OWN, OTHER, THIRD = document(300), document(400), document(500)
+
+
+@pytest.fixture(scope="module")
+def agent() -> Iterator[Agent]:
+    with Node(NodeSpec(unique_name(), pods=1)) as node, Agent(node) as agent:
+        agent.start()
+        yield agent
+
+
+def holds(agent: Agent) -> list[tuple[str, int]]:
+    """Return what the policy map of the pod says."""
+    rows = mapview.policy(agent.node, "pod-1")
+    return sorted((row["direction"], row["identity"]) for row in rows if row["verdict"] == "allow")
+
+
+def in_child(do: Callable[[], object]) -> int:
+    """Do something in a forked process, which kills itself then; return how it ended."""
+    pid = os.fork()
+    if pid == 0:
+        _serve(do)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def _serve(do: Callable[[], object]) -> NoReturn:
+    try:
+        do()
+        os.kill(os.getpid(), signal.SIGKILL)
+    finally:
+        os._exit(1)
+
+
+def killed_under_other_policies(agent: Agent) -> None:
+    def do() -> None:
+        with aside.put_aside(agent.node):
+            with Agent(Node.open(agent.node.name)) as other:
+                other.apply_policies(OTHER)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    assert in_child(do) == -signal.SIGKILL
+    assert enforcement.document_of(agent.node) == OTHER
+
+
+def test_they_come_back(agent: Agent) -> None:
+    agent.apply_policies(OWN)
+    own = holds(agent)
+    with aside.put_aside(agent.node):
+        agent.apply_policies(OTHER)
+        assert holds(agent) != own
+        aside.take_back(agent)
+    assert (enforcement.document_of(agent.node), holds(agent)) == (OWN, own)
+
+
+def test_a_restore_brings_those_of_a_killed_process_back(agent: Agent) -> None:
+    agent.apply_policies(OWN)
+    own = holds(agent)
+    killed_under_other_policies(agent)
+    agent.restore()
+    assert (enforcement.document_of(agent.node), holds(agent)) == (OWN, own)
+    agent.apply_policies(THIRD)
+    agent.restore()
+    assert enforcement.document_of(agent.node) == THIRD
+
+
+def test_a_node_that_never_had_any_has_none_again(agent: Agent) -> None:
+    enforcement.store(agent.node, None)
+    killed_under_other_policies(agent)
+    agent.restore()
+    assert enforcement.document_of(agent.node) is None
+    # Without policies everything passes.
+    assert ("ingress", 400) not in holds(agent)
+
+
+def test_who_comes_next_keeps_the_nodes_own(agent: Agent) -> None:
+    agent.apply_policies(OWN)
+    killed_under_other_policies(agent)
+    with aside.put_aside(agent.node):
+        agent.apply_policies(THIRD)
+        aside.take_back(agent)
+    assert enforcement.document_of(agent.node) == OWN
+
+
+def test_policies_that_are_given_after_the_kill_stay(agent: Agent) -> None:
+    agent.apply_policies(OWN)
+    killed_under_other_policies(agent)
+    agent.apply_policies(THIRD)
+    agent.restore()
+    assert enforcement.document_of(agent.node) == THIRD
+
+
+def test_a_restore_meanwhile_leaves_the_others_in_force(agent: Agent) -> None:
+    """As that of an upgrade, which runs under them."""
+    agent.apply_policies(OWN)
+    with aside.put_aside(agent.node):
+        agent.apply_policies(OTHER)
+        agent.restore()
+        assert enforcement.document_of(agent.node) == OTHER
+        aside.take_back(agent)
+    assert enforcement.document_of(agent.node) == OWN
+
+
+def test_one_process_at_a_time(agent: Agent) -> None:
+    with (
+        aside.put_aside(agent.node),
+        pytest.raises(PoliciesInUse, match=f"{agent.node.name} is being upgraded by another process"),
+        aside.put_aside(agent.node),
+    ):
+        pass
+    aside.take_back(agent)
+
+
+def test_a_damaged_file_is_named(agent: Agent) -> None:
+    path = agent.config.state / "policies.aside.json"
+    path.write_text("[]")
+    with pytest.raises(DamagedFile, match=r"policies.aside.json is damaged: it has no policies"):
+        aside.take_back(agent)
+    path.unlink()
