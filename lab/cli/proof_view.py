@@ -34,6 +34,7 @@ def print_proof(console: Console, proof: Proof) -> None:
                 console.print(f"  {escape(str(finding.violation))}", highlight=False, soft_wrap=True)
     for gap in proof.gaps:
         console.print(f"not seen: {escape(gap)}", highlight=False, soft_wrap=True)
+    _print_undecided(console, proof.undecided)
     found = plural(len(proof.findings), "finding") if proof.findings else "no finding"
     console.print(
         f"\n{plural(len(proof.calls), 'call')}, {plural(proof.sent, 'packet')}, {proof.lost} lost: {found}",
@@ -43,6 +44,12 @@ def print_proof(console: Console, proof: Proof) -> None:
 
 def _title(gated: Gated | None) -> str:
     return "at no call in particular" if gated is None else f"round {gated.round}, {gated.title}"
+
+
+def _print_undecided(console: Console, why: str) -> None:
+    """Print why nothing can be said, if nothing can."""
+    if why:
+        console.print(f"[bold yellow]{escape(why)}[/]", highlight=False, soft_wrap=True)
 
 
 def case_line(case: Case) -> str:
@@ -66,6 +73,7 @@ def print_sweep(console: Console, result: SweepResult) -> None:
         console.print(f"at no case in particular: {violation}", markup=False, highlight=False, soft_wrap=True)
     for gap in result.gaps:
         console.print(f"not seen: {gap}", markup=False, highlight=False, soft_wrap=True)
+    _print_undecided(console, result.undecided)
     survived = sum(case.survived for case in result.cases)
     console.print(
         f"\n{plural(len(result.cases), 'case')} in {result.seconds:.0f} s, {survived} survived", highlight=False
@@ -96,6 +104,7 @@ def print_meetings(console: Console, result: Meetings) -> None:
         console.print(f"at no meeting in particular: {violation}", markup=False, highlight=False, soft_wrap=True)
     for gap in result.gaps:
         console.print(f"not seen: {gap}", markup=False, highlight=False, soft_wrap=True)
+    _print_undecided(console, result.undecided)
     wrong = sum(bool(meeting.wrong) for meeting in result.meetings)
     count = plural(len(result.meetings), "meeting")
     console.print(f"\n{count} in {result.seconds:.0f} s, something was wrong at {wrong}", highlight=False)

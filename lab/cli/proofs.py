@@ -31,6 +31,24 @@ class Judged(Protocol):
 
 J = TypeVar("J", bound=Judged)
 
+UNDECIDED = 3
+"""The exit code if nothing was found, but nothing could have been seen."""
+
+
+class Verdict(Protocol):
+    """What came of a proof or a sweep."""
+
+    @property
+    def failed(self) -> bool: ...
+
+    @property
+    def undecided(self) -> str: ...
+
+
+def exit_code(verdict: Verdict) -> int:
+    """Return what a command ends with."""
+    return 1 if verdict.failed else UNDECIDED if verdict.undecided else 0
+
 
 def teller(console: Console, line: Callable[[J], str]) -> Callable[[J], None]:
     """Return what prints a line for each of those with which something was wrong, and another when more is known."""

@@ -11,17 +11,18 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Protocol
 
+from datapath.errors import ReloadlabError
 from lab.gates.call import Call
 from lab.gates.supervisor import Answer, Fail, Kill, Signal
+from lab.loaders.protocol import LoaderDied
+from lab.proof.result import during
+from lab.system.forkpool import WorkerDied
 from lab.watch.violation import Violation
 
 KILL = "SIGKILL"
 CANCEL = "cancelled"
 
 NOT_REACHED = "not reached"
-
-MOST = 8
-"""Cases that a violation is told with; one that happened during more belongs to none in particular."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +74,10 @@ class Case:
     @property
     def title(self) -> str:
         return f"{self.what}, {self.place.pattern} ({self.place.nth}): {self.fault}"
+
+    def has_killed(self, error: ReloadlabError) -> bool:
+        """Tell whether this is the end of the process that the case kills, and not one that died of something else."""
+        return self.fault == KILL and isinstance(error, WorkerDied | LoaderDied) and error.killed
 
     @property
     def answer(self) -> Answer:
@@ -155,14 +160,10 @@ class Timed(Protocol):
 
 def note_findings(violations: Iterable[Violation], done: Sequence[Timed]) -> Iterator[Violation]:
     """Note violations with what was done when they happened; yield those that belong to nothing, or to too much."""
+    begun = [each.start_ns for each in done]
     for violation in violations:
-        found = {id(each): each for at in violation.at if (each := _at(done, at)) is not None}
-        if not 0 < len(found) <= MOST:
+        found = during(violation, begun)
+        for number in found:
+            done[number].wrong.append(str(violation))
+        if not found:
             yield violation
-            continue
-        for each in found.values():
-            each.wrong.append(str(violation))
-
-
-def _at(done: Sequence[Timed], at_ns: int) -> Timed | None:
-    return next((each for each in reversed(done) if each.start_ns <= at_ns), None)

@@ -135,12 +135,15 @@ class Life:
             try:
                 self._gated(stage, trigger.decide)
                 case.ended = "succeeded"
-            except WorkerDied:
-                case.ended = "killed"
             except (ReloadlabError, OSError) as error:
                 if self._cancel.is_set():
                     raise
-                case.ended = "cancelled" if isinstance(error, Cancelled) else f"failed: {error}"
+                if isinstance(error, ReloadlabError) and case.has_killed(error):
+                    case.ended = "killed"
+                else:
+                    case.ended = "cancelled" if isinstance(error, Cancelled) else f"failed: {error}"
+                    if isinstance(error, WorkerDied):
+                        case.wrong.append(str(error))
             if not trigger.reached:
                 case.ended = NOT_REACHED
             try:

@@ -10,6 +10,9 @@ from typing import Any
 from lab.gates.call import Call
 from lab.watch.violation import Violation
 
+END = "the end"
+"""What stands in the place of a call behind the last one."""
+
 
 @dataclass(frozen=True, slots=True)
 class Gated:
@@ -39,17 +42,33 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Proof:
-    """The calls of all reloads in their order, packets that were sent and lost, the findings, and what was not seen."""
+    """The calls of all reloads in their order, packets that were sent and lost, the findings, and what was not seen.
+
+    `blind` says why packets may not have met what the calls have left; empty if they have.
+    """
 
     calls: Sequence[Gated]
     findings: Sequence[Finding]
     sent: int
     lost: int
     gaps: Sequence[str]
+    blind: str = ""
+
+    @property
+    def failed(self) -> bool:
+        return bool(self.findings)
+
+    @property
+    def undecided(self) -> str:
+        """Why nothing can be said, although nothing was found; empty if something can."""
+        if self.failed:
+            return ""
+        stopped = any(gated.call.name != END for gated in self.calls)
+        return self.blind if stopped else "no verdict: no system call was stopped"
 
     @property
     def holds(self) -> bool:
-        return not self.findings
+        return not self.failed and not self.undecided
 
     def to_json(self) -> dict[str, Any]:
         """Return the proof as a JSON object; a finding's `call` is its place in `calls`, null without one."""
@@ -78,27 +97,32 @@ class Proof:
                 for finding in self.findings
             ],
             "gaps": list(self.gaps),
+            "undecided": self.undecided,
         }
 
 
 MOST = 8
-"""Calls that a violation is told at; one that happened at more belongs to none in particular."""
+"""Calls or cases that a violation is told with; one that happened during more belongs to none in particular."""
+
+
+def during(violation: Violation, begun: Sequence[int]) -> list[int]:
+    """Return the numbers of those during which a violation happened, of what began at these times, one after another.
+
+    None if it has no time, or happened during more than MOST of them.
+    """
+    found = dict.fromkeys(bisect_right(begun, at_ns) - 1 for at_ns in violation.at)
+    found.pop(-1, None)
+    return list(found) if len(found) <= MOST else []
 
 
 def place(violations: Sequence[Violation], calls: Sequence[Gated]) -> list[Finding]:
     """Return each violation with the call before which it happened; one that happened at several, at each of them.
 
-    One that happened at more than MOST is told once, without a call.
+    One that happened at none, or at more than MOST, is told once, without a call.
     """
     findings = []
     begun = [gated.at_ns for gated in calls]
     for violation in violations:
-        met = dict.fromkeys(_before(calls, begun, at_ns) for at_ns in violation.at) or {None: None}
-        findings += [Finding(violation, gated) for gated in (met if len(met) <= MOST else (None,))]
+        met = [calls[number] for number in during(violation, begun)]
+        findings += [Finding(violation, gated) for gated in met or (None,)]
     return findings
-
-
-def _before(calls: Sequence[Gated], begun: Sequence[int], at_ns: int) -> Gated | None:
-    """Return the call that was waited for, or stopped, then; `begun` is when each was, in their order."""
-    number = bisect_right(begun, at_ns)
-    return calls[number - 1] if number else None

@@ -11,20 +11,20 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Container, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from types import TracebackType
 from typing import Any, Self
 
 from datapath.errors import Cancelled, ReloadlabError
 from lab.gates.call import Call
-from lab.loaders.protocol import CANCEL, LoaderDied
+from lab.loaders.protocol import CANCEL
 from lab.node.topology import NodeSpec
 from lab.proof.action import RATE, Action, do_gated
-from lab.proof.cases import KILL, NOT_REACHED, Case, Faults, Trigger, cases_of, note_findings
+from lab.proof.cases import NOT_REACHED, Case, Faults, Trigger, cases_of, note_findings
 from lab.proof.errnos import errnos_of
+from lab.proof.watched import conclude, unanswered
 from lab.scenario.scenario import Scenario
-from lab.scenario.verdict import InvariantsViolated
 from lab.system.forkpool import WorkerDied
 from lab.system.scratch import scratch
 from lab.watch import metrics
@@ -36,25 +36,35 @@ from lab.watch.violation import Violation
 EVERY_ERRNO = Faults(errnos_of)
 """Each call fails with each error that it can have, and is where the process dies."""
 
-_TIMEOUT = 0.5
-"""Seconds in which a packet of every flow is answered after a case."""
-
 _WARNINGS = 11
 """The number of the invariant on warnings."""
 
 
 @dataclass(frozen=True, slots=True)
 class SweepResult:
-    """All cases, what does not hold and belongs to none of them, and what could not be watched."""
+    """All cases, what does not hold and belongs to none of them, and what could not be watched.
+
+    `blind` says why the traffic on a node could have seen nothing at all; empty if it could on each.
+    """
 
     cases: Sequence[Case]
     findings: Sequence[Violation]
     gaps: Sequence[str]
     seconds: float
+    blind: str = ""
+
+    @property
+    def failed(self) -> bool:
+        return bool(self.findings) or not all(case.survived for case in self.cases)
+
+    @property
+    def undecided(self) -> str:
+        """Why nothing can be said, although all cases were survived; empty if something can."""
+        return "" if self.failed else self.blind
 
     @property
     def holds(self) -> bool:
-        return all(case.survived for case in self.cases) and not self.findings
+        return not self.failed and not self.undecided
 
     def to_json(self) -> dict[str, Any]:
         """Return the sweep as a JSON object: `cases`, how many were `survived`, and the `failures` in full."""
@@ -64,6 +74,7 @@ class SweepResult:
             "failures": [asdict(case) | {"command": case.command} for case in self.cases if not case.survived],
             "findings": [str(violation) for violation in self.findings],
             "gaps": list(self.gaps),
+            "undecided": self.undecided,
             "seconds": round(self.seconds, 3),
         }
 
@@ -71,7 +82,8 @@ class SweepResult:
 class Sweep:
     """Runs cases. A context manager; it makes scenarios by `make`, one by one, each on a node of its own.
 
-    `findings` is what does not hold and belongs to no case, `gaps` what could not be watched.
+    `findings` is what does not hold and belongs to no case, `gaps` what could not be watched, `blind` why the traffic
+    on a node could have seen nothing.
     """
 
     def __init__(self, make: Callable[[], Scenario], faults: Faults, cancel: threading.Event | None = None) -> None:
@@ -84,6 +96,7 @@ class Sweep:
         self._first: Container[tuple[int, int, int]] = ()
         self.findings: list[Violation] = []
         self.gaps: list[str] = []
+        self.blind = ""
 
     def __enter__(self) -> Self:
         return self
@@ -113,10 +126,8 @@ class Sweep:
         scenario, self._scenario = self._scenario, None
         if scenario is None:
             return
-        scenario.expect(migrated=frozenset(name for outcome in scenario.outcomes for name in outcome.migrated))
-        with suppress(InvariantsViolated):
-            scenario.finish()
-        scenario.abandon()
+        blind = conclude(scenario)
+        self.blind = self.blind or blind
         self._stack.close()
         # A reload that goes on although a call has failed warns of it.
         found = [violation for violation in scenario.findings if violation.invariant != _WARNINGS]
@@ -157,15 +168,15 @@ class Sweep:
         try:
             do_gated(scenario, action, trigger.decide, cancel=self._cancel, look_ups=case.place.is_look_up)
             case.ended = "succeeded"
-        except WorkerDied:
-            case.ended = "killed"
         except ReloadlabError as error:
             if self._cancel is not None and self._cancel.is_set():
                 raise
-            if case.fault == KILL and isinstance(error, LoaderDied) and error.killed:
+            if case.has_killed(error):
                 case.ended = "killed"
             else:
                 case.ended = "cancelled" if isinstance(error, Cancelled) else f"failed: {error}"
+                if isinstance(error, WorkerDied):
+                    case.wrong.append(str(error))
                 if action.whole:
                     case.wrong += [str(violation) for violation in check_unchanged(before, take(scenario.node))]
         if not trigger.reached:
@@ -181,9 +192,7 @@ class Sweep:
             self._leave()
 
     def _push(self, scenario: Scenario, case: Case, what: str) -> None:
-        bursts = scenario.traffic.burst_all(1, timeout=_TIMEOUT)
-        # What arrives of a denied flow is found when the traffic ends.
-        case.wrong += [f"{burst.flow}: {what}" for burst in bursts if not burst.complete and not burst.denied]
+        case.wrong += [f"{flow}: {what}" for flow in unanswered(scenario)]
 
 
 def sweep(
@@ -209,4 +218,4 @@ def sweep(
                     runner.run(action, case)
                     done.append(case)
                     on_case(case)
-    return SweepResult(done, runner.findings, runner.gaps, time.monotonic() - started)
+    return SweepResult(done, runner.findings, runner.gaps, time.monotonic() - started, runner.blind)

@@ -7,16 +7,16 @@ flow are answered. What else does not hold is found at the end.
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from datapath.errors import Cancelled, ReloadlabError
+from datapath.errors import BpfError, Cancelled, ReloadlabError
 from datapath.kernel import bpf
 from datapath.kernel.inventory import reach
 from datapath.reload.outcome import Outcome
@@ -25,8 +25,8 @@ from lab.gates.lockstep import InTurns, Lockstep, Order, Within
 from lab.node.topology import NodeSpec
 from lab.proof.action import RATE, Action, do_gated
 from lab.proof.cases import Place, note_findings, places_of
+from lab.proof.watched import conclude, unanswered
 from lab.scenario.scenario import Scenario
-from lab.scenario.verdict import InvariantsViolated
 from lab.watch import metrics
 from lab.watch.checks.hooks import check_hooks
 from lab.watch.checks.mixed_loads import check_mixed_loads
@@ -36,9 +36,6 @@ from lab.watch.violation import Violation
 
 Pair = tuple[Action, Action]
 """What is done at once: the first stays at a call while the second goes on."""
-
-_TIMEOUT = 0.5
-"""Seconds in which packets must be answered, while one is stopped and after both have ended."""
 
 
 @dataclass(slots=True)
@@ -61,16 +58,29 @@ class Meeting:
 
 @dataclass(frozen=True, slots=True)
 class Meetings:
-    """All meetings, what does not hold and belongs to none of them, and what could not be watched."""
+    """All meetings, what does not hold and belongs to none of them, and what could not be watched.
+
+    `blind` says why the traffic could have seen nothing at all; empty if it could.
+    """
 
     meetings: Sequence[Meeting]
     findings: Sequence[Violation]
     gaps: Sequence[str]
     seconds: float
+    blind: str = ""
+
+    @property
+    def failed(self) -> bool:
+        return bool(self.findings) or any(meeting.wrong for meeting in self.meetings)
+
+    @property
+    def undecided(self) -> str:
+        """Why nothing can be said, although nothing was found; empty if something can."""
+        return "" if self.failed else self.blind
 
     @property
     def holds(self) -> bool:
-        return not self.findings and not any(meeting.wrong for meeting in self.meetings)
+        return not self.failed and not self.undecided
 
     def to_json(self) -> dict[str, Any]:
         """Return it as a JSON object: the number of `meetings`, and the `failures` among them."""
@@ -79,6 +89,7 @@ class Meetings:
             "failures": [{"what": each.title, "wrong": each.wrong} for each in self.meetings if each.wrong],
             "findings": [str(violation) for violation in self.findings],
             "gaps": list(self.gaps),
+            "undecided": self.undecided,
             "seconds": round(self.seconds, 3),
         }
 
@@ -157,8 +168,7 @@ class Two:
             raise raised[0]
 
     def _push(self, meeting: Meeting, what: str) -> None:
-        bursts = self._scenario.traffic.burst_all(1, timeout=_TIMEOUT)
-        meeting.wrong += [f"{burst.flow}: {what}" for burst in bursts if not burst.complete and not burst.denied]
+        meeting.wrong += [f"{flow}: {what}" for flow in unanswered(self._scenario)]
 
 
 def prove_two(
@@ -185,12 +195,9 @@ def prove_two(
                 two.meet(pair, meeting)
                 done.append(meeting)
                 on_meeting(meeting)
-        scenario.expect(migrated=frozenset(name for outcome in scenario.outcomes for name in outcome.migrated))
-        with suppress(InvariantsViolated):
-            scenario.finish()
-        scenario.abandon()
+        blind = conclude(scenario)
     rest = list(note_findings(scenario.findings, done))
-    return Meetings(done, rest, scenario.gaps, time.monotonic() - started)
+    return Meetings(done, rest, scenario.gaps, time.monotonic() - started, blind)
 
 
 def _split(outcomes: Sequence[Outcome], now: Snapshot) -> Iterator[str]:
@@ -206,7 +213,13 @@ def _split(outcomes: Sequence[Outcome], now: Snapshot) -> Iterator[str]:
 
 
 def _name(map_id: int) -> str:
-    fd = bpf.map_fd_by_id(map_id)
+    """Return the name of a map; empty if it was freed meanwhile."""
+    try:
+        fd = bpf.map_fd_by_id(map_id)
+    except BpfError as error:
+        if error.errno != errno.ENOENT:
+            raise
+        return ""
     try:
         return bpf.map_info(fd).name
     finally:

@@ -133,6 +133,11 @@ class Watched:
         self._listen()
         return new
 
+    def expect_replaced(self) -> None:
+        """Declare that the maps are replaced that reloads so far say that they have replaced."""
+        said = {name for outcome in self.outcomes for name in outcome.migrated}
+        self.expect(migrated=self._expected.migrated | said)
+
     def expect_upgraded(self, agent: Agent, migrated: Iterable[str]) -> None:
         """Declare what another release may do: replace maps, as it has these, and leave maps of its own.
 

@@ -52,6 +52,11 @@ class WorkerDied(ReloadlabError):
         self.pid = pid
         self.how = how
 
+    @property
+    def killed(self) -> bool:
+        """Whether it was by SIGKILL."""
+        return self.how == _ended_by(signal.SIGKILL)
+
 
 def fork_map(
     setup: Setup[T, R], tasks: Sequence[T], *, workers: int, cancel: threading.Event | None = None
@@ -67,6 +72,10 @@ def fork_map(
     return _Pool(setup, tasks, cancel).run(workers)
 
 
+def _ended_by(number: int) -> str:
+    return f"was killed by {signal.Signals(number).name}"
+
+
 @dataclass(frozen=True, slots=True)
 class _Worker:
     """A process of the pool, and the file that it writes to."""
@@ -79,7 +88,7 @@ class _Worker:
         status = self.process.wait()
         if status >= 0:
             return f"exited with status {status}" if status else ""
-        return f"was killed by {signal.Signals(-status).name}"
+        return _ended_by(-status)
 
     def frames(self) -> Iterator[tuple[int, int, bytes]]:
         """Yield what the process wrote; a frame that it did not live to finish is left out."""

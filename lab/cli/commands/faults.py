@@ -15,6 +15,7 @@ from lab.cli.proofs import (
     add_action_options,
     attachment,
     check_actions,
+    exit_code,
     node_arguments,
     scenario_options,
     spread,
@@ -42,7 +43,8 @@ def add_parser(subparsers: _SubParsersAction[argparse.ArgumentParser]) -> None:
         "faults",
         description="Build a node, and reload with a fault at each system call in turn: it fails, or the process is "
         "killed there. After each case the node must be entirely as before or as after a reload, packets of all kinds "
-        "must be answered, and the next reload must succeed. Exit code 1 if a case was not survived.",
+        "must be answered, and the next reload must succeed. Exit code 1 if a case was not survived, 3 if "
+        "the traffic got no CPU to see it.",
     )
     add_action_options(parser)
     parser.add_argument(
@@ -99,7 +101,7 @@ def run(args: argparse.Namespace) -> int:
     print_sweep(console, result)
     if args.json:
         print_json(result.to_json())
-    return 0 if result.holds else 1
+    return exit_code(result)
 
 
 def _sweep_of(args: argparse.Namespace, spec: NodeSpec, options: dict[str, Any]) -> Callable[..., SweepResult]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 
 import pytest
@@ -48,6 +49,30 @@ def test_what_is_not_put_right_is_told() -> None:
     assert not result.holds
     assert [case.survived for case in result.cases] == [False, False]
     assert result.cases[1].ended == "not reached"
+
+
+def test_a_process_that_dies_of_an_error_has_not_survived() -> None:
+    here = os.getpid()
+
+    def do(spec: NodeSpec, templates: object, cancel: object) -> None:
+        directory = registry.run_directory() / "life-crash-made"
+        directory.parent.mkdir(exist_ok=True)
+        try:
+            directory.mkdir(exist_ok=True)
+            directory.rmdir()
+        except OSError:
+            if os.getpid() != here:
+                os._exit(3)
+            raise
+
+    def choose(cases: Sequence[Case]) -> list[Case]:
+        return [case for case in cases if case.place.fits("mkdir *life-crash-made")]
+
+    result = sweep_life(NodeSpec("life-crash", pods=1), [Stage("made", do, lives=False)], faults=FAULTS, choose=choose)
+    failed, killed = result.cases
+    assert "exited with status 3" in failed.ended
+    assert any("exited with status 3" in what for what in failed.wrong)
+    assert killed.ended == "killed"
 
 
 def test_a_stage_that_there_is_not() -> None:

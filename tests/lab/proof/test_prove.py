@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import struct
 import threading
 from dataclasses import dataclass, field
@@ -14,9 +15,11 @@ from datapath.base.bpftypes import MapType
 from datapath.endpoint import Attachment
 from datapath.errors import Cancelled
 from datapath.kernel import bpf
+from datapath.reload.step import Step
+from datapath.reload.workspace import Workspace
 from lab.node import registry
 from lab.node.topology import NodeSpec
-from lab.proof.action import Action
+from lab.proof.action import RATE, Action
 from lab.proof.actions import reattaches, reloads
 from lab.proof.prove import Prover, do_met, prove
 from lab.scenario.scenario import Scenario
@@ -148,3 +151,45 @@ def test_a_cancelled_proof_stops_no_more_calls_and_leaves_nothing() -> None:
         prove(NodeSpec("proof-cancelled"), [Action("reload of pod-1", reload)], cancel=cancel)
     # Other tests have labs of their own meanwhile.
     assert "proof-cancelled" not in {lab.name for lab in registry.list_labs()}
+
+
+def test_without_a_stopped_call_nothing_is_said() -> None:
+    """What does nothing has no call at which a packet could have met something."""
+    proof = prove(NodeSpec("proof-of-nothing", pods=1), [Action("nothing", lambda scenario, cancel: None)])
+    assert [gated.call.name for gated in proof.calls] == ["the end"]
+    assert (proof.findings, proof.undecided) == ([], "no verdict: no system call was stopped")
+    assert not proof.holds
+
+
+@dataclass(frozen=True)
+class StopTraffic(Step):
+    """Stop the process of the traffic for some seconds."""
+
+    pid: int
+    name = "stop traffic"
+
+    def describe(self) -> str:
+        return f"stop process {self.pid}"
+
+    def apply(self, work: Workspace) -> None:
+        os.kill(self.pid, signal.SIGSTOP)
+        threading.Timer(2.0, os.kill, (self.pid, signal.SIGCONT)).start()
+
+
+@pytest.mark.parametrize("late", [0, 1])
+def test_without_cpu_between_the_calls(late: int) -> None:
+    """It is enough that packets were answered at each call; if they were not, nothing can be said."""
+
+    def starved(scenario: Scenario, cancel: threading.Event) -> None:
+        scenario.agent.change = before("attach ingress", StopTraffic("traffic", scenario.traffic.pid))
+        scenario.agent.reload("pod-1", cancel=cancel)
+
+    with Scenario(NodeSpec("proof-starved", pods=1), bursts="none", rate=RATE) as scenario:
+        prover = Prover(scenario)
+        do_met(prover, scenario, Action("starved", starved), 1)
+        prover.late = late
+        proof = prover.conclude([])
+    assert proof.findings == []
+    blind = proof.undecided or proof.gaps[-1]
+    assert blind.startswith("no verdict: the traffic got no CPU for ")
+    assert proof.holds == (late == 0)

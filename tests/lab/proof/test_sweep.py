@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import threading
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -10,6 +12,7 @@ from functools import partial
 import pytest
 
 from datapath.endpoint import Attachment
+from datapath.errors import ReloadlabError
 from lab.cli.main import main
 from lab.cli.proofs import spread
 from lab.corpus import steps
@@ -113,6 +116,70 @@ def test_a_step_that_is_not_taken_back_is_found() -> None:
     assert case.ended.startswith("failed: ")
     assert any("filters differ" in what for what in case.wrong)
     assert (killed.ended, killed.survived, len(seen)) == ("killed", True, 2)
+
+
+def test_a_process_that_dies_of_an_error_has_not_survived() -> None:
+    """One that was not to be killed, by whatever it died."""
+    here = os.getpid()
+
+    def reload(scenario: Scenario, cancel: threading.Event) -> None:
+        try:
+            scenario.agent.reload("pod-1", cancel=cancel)
+        except ReloadlabError:
+            if os.getpid() != here:
+                os.kill(os.getpid(), signal.SIGUSR2)
+            raise
+
+    spec = NodeSpec("sweep-crash", pods=1)
+    result = sweep(spec, [Action("reload of pod-1", reload)], faults=Faults(first_errno_of), choose=named("link *"))
+    case, killed = result.cases
+    assert "was killed by SIGUSR2" in case.ended
+    assert any("was killed by SIGUSR2" in what for what in case.wrong)
+    assert (killed.ended, killed.survived) == ("killed", True)
+    assert result.failed
+
+
+def starved(scenario: Scenario, cancel: threading.Event) -> None:
+    """Reload a pod while the traffic does not run."""
+    os.kill(scenario.traffic.pid, signal.SIGSTOP)
+    try:
+        scenario.agent.reload("pod-1", cancel=cancel)
+    finally:
+        os.kill(scenario.traffic.pid, signal.SIGCONT)
+
+
+NO_KILL = Faults(first_errno_of, kill=False)
+
+
+def test_without_cpu_for_the_traffic_nothing_is_said() -> None:
+    """The cases are told all the same, and the result does not hold."""
+    told: list[Case] = []
+    spec, action = NodeSpec("sweep-starved", pods=1), Action("starved", starved)
+    result = sweep(spec, [action], faults=NO_KILL, choose=named("link *"), on_case=told.append)
+    assert told == result.cases
+    assert [title(case) for case in result.cases if not case.survived] == []
+    assert result.undecided.startswith("no verdict: the traffic got no CPU for ")
+    assert (result.failed, result.holds) == (False, False)
+    assert result.to_json()["undecided"] == result.undecided
+
+
+def test_a_case_that_was_found_is_told_without_cpu_for_the_traffic() -> None:
+    told: list[Case] = []
+    here, done = os.getpid(), list[int]()
+
+    def reload(scenario: Scenario, cancel: threading.Event) -> None:
+        starved(scenario, cancel)
+        if os.getpid() == here:
+            done.append(1)
+            # The first time is to have everything compiled, the second one follows the case.
+            if len(done) == 2:
+                raise ReloadlabError("not once more")
+
+    spec = NodeSpec("sweep-found", pods=1)
+    action = Action("starved", reload)
+    result = sweep(spec, [action], faults=NO_KILL, choose=named("link *"), on_case=told.append)
+    assert [case.wrong for case in told] == [["the next one failed: not once more"]]
+    assert (result.failed, result.undecided) == (True, "")
 
 
 def test_a_series_of_one_maps_keys_is_a_few_cases() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import threading
 from collections.abc import Sequence
 from functools import partial
@@ -16,7 +18,7 @@ from lab.node.topology import NodeSpec
 from lab.proof.action import Action
 from lab.proof.actions import loaded_by, pairs
 from lab.proof.cases import Place
-from lab.proof.two import prove_two
+from lab.proof.two import Meeting, prove_two
 from lab.scenario.scenario import Scenario
 from lab.system.launch import module_argv
 from tests.lab.proof.refused import refused
@@ -116,3 +118,21 @@ def test_options_that_make_no_sense_are_one_line(
 def test_a_pattern_that_no_call_fits_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
     """Else it would be a proof of next to nothing, and green."""
     assert "no call fits nix *" in refused(["prove", "--two", "pod-1", "--calls", "nix *"], capsys)
+
+
+def test_without_cpu_for_the_traffic_nothing_is_said() -> None:
+    """The meetings are told all the same, and the result does not hold."""
+
+    def starved(scenario: Scenario, cancel: threading.Event) -> None:
+        os.kill(scenario.traffic.pid, signal.SIGSTOP)
+        try:
+            scenario.agent.reload("pod-1", cancel=cancel)
+        finally:
+            os.kill(scenario.traffic.pid, signal.SIGCONT)
+
+    told: list[Meeting] = []
+    pair = (Action("one", starved), Action("other", starved))
+    result = prove_two(NodeSpec("two-starved", pods=1), [pair], choose=lambda places: [], on_meeting=told.append)
+    assert (told, [meeting.wrong for meeting in told]) == (result.meetings, [[]])
+    assert result.undecided.startswith("no verdict: the traffic got no CPU for ")
+    assert (result.failed, result.holds) == (False, False)

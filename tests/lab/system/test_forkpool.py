@@ -116,7 +116,10 @@ def test_a_killed_worker_loses_its_task_only(workers: int) -> None:
     results = fork_map(each(do), range(12), workers=workers)
     assert [r for r in results if not isinstance(r, WorkerDied)] == [t for t in range(12) if t % 5 != 3]
     for task in (3, 8):
-        assert str(results[task]).endswith("was killed by SIGKILL before it was done")
+        died = results[task]
+        assert isinstance(died, WorkerDied)
+        assert str(died).endswith("was killed by SIGKILL before it was done")
+        assert died.killed
 
 
 def test_a_worker_that_exits_is_named_with_its_status() -> None:
@@ -124,6 +127,7 @@ def test_a_worker_that_exits_is_named_with_its_status() -> None:
     assert results[0] == "done"
     assert isinstance(results[1], WorkerDied)
     assert results[1].how == "exited with status 7"
+    assert not results[1].killed
 
 
 def test_a_worker_that_dies_before_its_first_task_is_not_replaced_for_ever() -> None:
