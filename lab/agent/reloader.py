@@ -450,7 +450,7 @@ class Reloader:
         reloaded.
         """
         if HOST not in first and self._policy_of_the_host(cancel) is PolicyChange.LOST:
-            last = (*last, HOST)
+            last = (*(name for name in last if name != HOST), HOST)
         order = [name for name in dict.fromkeys((*first, *self.node_subjects)) if name not in last]
         done = [self.reload(subject, observer=observer, cancel=cancel) for subject in order]
         endpoints = [name for name in self.subjects if name not in (*order, *last) and name not in without]

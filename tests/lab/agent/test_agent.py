@@ -245,6 +245,15 @@ def test_host_loses_its_policy_program_after_the_pods(agent: Agent, workers: int
     assert not has_policy_of_the_host(agent)
 
 
+def test_host_that_loses_its_policy_program_is_reloaded_once(agent: Agent) -> None:
+    """In the end, also if others that belong to the node are last."""
+    with Agent(Node.open(agent.node.name), defines=(("ENABLE_HOST_FIREWALL", "1"),)) as with_firewall:
+        with_firewall.reload_all(workers=2)
+    done = [outcome.subject for outcome in agent.reload_all(last=tuple(reversed(agent.node_subjects)))]
+    assert sorted(done) == sorted(agent.subjects)
+    assert done[-1] == "host"
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 def test_host_has_its_policy_program_before_the_pods(agent: Agent, workers: int) -> None:
     """Whatever the order that is asked for, and not at all if there is none."""
