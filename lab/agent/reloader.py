@@ -79,8 +79,8 @@ class Reloader:
     each reload in this process for one more observer of it.
 
     With `loader`, that command loads the programs, not our own pipeline (`external` is its client then); what
-    kinds it does not support are loaded by ours, and counted in `not_supported`; what nobody else can do for it is
-    NotSupported, and stays in `refused`.
+    kinds it does not support are loaded by ours, and counted in `not_supported`, as reloads with macros that it does
+    not know; what nobody else can do for it is NotSupported, and stays in `refused`.
     """
 
     def __init__(
@@ -372,6 +372,8 @@ class Reloader:
         kind = KINDS_OF_SUBJECTS.get(outcome.subject, protocol.POD)
         if self.external is not None and not self.external.supports(kind):
             self.not_supported[f"{kind}: loaded by the built-in loader"] += 1
+        elif self.external is not None and self.external.greeting.compiles and self.config.defines:
+            self.not_supported["macros: it compiles by itself, and only the lab's maps are made with them"] += 1
         if self.on_outcome is not None:
             self.on_outcome(outcome)
 
