@@ -28,9 +28,9 @@ def under_gates(
 ) -> R:
     """Do something with a copy of `reloader`, and have each call below its node's state and pins decided on.
 
-    If another loader than ours loads, the calls are those of its process, and `do` is done here; `forked`: that too is
-    done by a process of its own, which starts a loader of its own. Without `look_ups`, single look-ups of maps are not
-    stopped.
+    If another loader than ours loads, the calls are those of its process alone, and `do` is done here; `forked`: that
+    too is done by a process of its own, whose calls are decided on as well as those of the loader that it starts.
+    Without `look_ups`, single look-ups of maps are not stopped.
 
     `do` gets the event that cancels it. `decide` is called in a thread of this process. Raises what `do` raised,
     WorkerDied or LoaderDied if the process was killed, and what `decide` raised, which ends the gates: the calls that

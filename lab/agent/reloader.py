@@ -259,13 +259,17 @@ class Reloader:
     def _by_external(self, plan: Plan) -> Plan:
         """Return the plan of the loader that does it: ours, unless another one supports it."""
         external, kind = self.external, KINDS_OF_SUBJECTS.get(plan.subject, protocol.POD)
-        if external is None:
-            return plan
-        if not external.supports(kind):
+        if external is None or not external.supports(kind):
             return plan
         if self.endpoint_routes and kind == protocol.POD:
             self.require(protocol.ENDPOINT_ROUTES, "endpoint routes")
         return loader_plan(plan, external, self.config)
+
+    def loads_itself(self, subjects: Iterable[str] = ()) -> bool:
+        """Tell whether our own pipeline loads some of these, or of all, and not another loader."""
+        external, names = self.external, tuple(subjects) or self.subjects
+        kinds = {KINDS_OF_SUBJECTS.get(name, protocol.POD) for name in names}
+        return external is None or not all(external.supports(kind) for kind in kinds)
 
     def unload(self, name: str, *, forget: Callable[[], None]) -> None:
         """Take a pod out of the datapath; `forget` is where the control plane drops its own entries."""
@@ -297,12 +301,12 @@ class Reloader:
         return self.config, describe_node(self.node, self.config)
 
     @contextmanager
-    def as_worker(self, *, verifiers: int | None) -> Iterator[None]:
-        """Be the copy of a reloader in a forked process, with a loader of its own."""
+    def as_worker(self, *, verifiers: int | None, patience: float = 1.0) -> Iterator[None]:
+        """Be the copy of a reloader in a forked process, with a loader of its own (LoaderClient.inherited)."""
         with ExitStack() as stack:
             self.loader = stack.enter_context(self.loader.inherited(verifiers=verifiers))
             if self.external is not None:
-                self.external = stack.enter_context(self.external.inherited())
+                self.external = stack.enter_context(self.external.inherited(patience=patience))
             yield
 
     @contextmanager

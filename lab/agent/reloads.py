@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 R = TypeVar("R")
 
+_PATIENCE = 10.0
+"""How many times as long a loader has to answer that is started by a process whose calls are stopped."""
+
 
 @dataclass(frozen=True, slots=True)
 class Failure:
@@ -125,7 +128,7 @@ def do_in_worker(
             except ReloadlabError as error:
                 return _Done(None, error, outcomes, failed)
 
-        with reloader.as_worker(verifiers=None):
+        with reloader.as_worker(verifiers=None, patience=_PATIENCE):
             yield run
 
     (done,) = fork_map(worker, [None], workers=1, cancel=cancel)

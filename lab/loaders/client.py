@@ -44,6 +44,7 @@ class LoaderClient:
         self._told: Mapping[str, Any] = {}
         self._greeting: Greeting | None = None
         self._gate: Callable[[], None] | None = None
+        self._lost: LoaderBroken | None = None
         self._gated: dict[int, LoaderClient] = {}
 
     def __enter__(self) -> Self:
@@ -78,17 +79,19 @@ class LoaderClient:
         """Tell whether it has declared an ability, one of protocol.ABILITIES."""
         return ability in self.greeting.supports
 
-    def inherited(self) -> LoaderClient:
-        """Return a client for a forked process, which starts a process of its own."""
+    def inherited(self, *, patience: float = 1.0) -> LoaderClient:
+        """Return a client for a forked process, which starts one of its own; that has `patience` times as long."""
         other = LoaderClient(self.command, self._describe)
         other._greeting = self._greeting
+        other._timeout *= patience
         return other
 
     @contextmanager
     def gated(self, gate: Callable[[], None]) -> Iterator[None]:
         """Have requests of this thread done by a process of their own, which ends with the block.
 
-        It calls `gate` before it becomes the loader; one that takes its place, when it has died, does not.
+        It calls `gate` before it becomes the loader. None takes its place: once it has died, requests fail as the one
+        did at which it died.
         """
         own, thread = self.inherited(), threading.get_ident()
         own._gate = gate
@@ -142,8 +145,10 @@ class LoaderClient:
         can_cancel = self._greeting is not None and protocol.CANCEL in self._greeting.supports
         try:
             return process.ask(request, cancel=cancel, can_cancel=can_cancel)
-        except BaseException:
+        except BaseException as error:
             self._process = None
+            if isinstance(error, LoaderDied):
+                self._lost = error
             raise
 
     def _running(self, cancel: threading.Event | None) -> LoaderProcess:
@@ -162,8 +167,11 @@ class LoaderClient:
         return self._start(config, node, cancel) if process is None else process
 
     def _start(self, config: DatapathConfig, node: dict[str, Any], cancel: threading.Event | None) -> LoaderProcess:
-        gate, self._gate = self._gate, None
-        process = self._process = LoaderProcess(self.command, config, timeout=self._timeout, gate=gate)
+        if self._gate is not None:
+            if self._lost is not None:
+                raise self._lost
+            self._lost = LoaderBroken(self.name, "its process, whose calls were stopped, is gone")
+        process = self._process = LoaderProcess(self.command, config, timeout=self._timeout, gate=self._gate)
         hello = {"request": "hello", "version": protocol.VERSION, "node": node}
         answer = self._asked(process, hello, cancel)
         error = protocol.error_of(answer)

@@ -23,7 +23,7 @@ class Action:
     `before` brings the node back to where it can be done once more. `other_path`: packets may take another way
     afterwards. `whole`: if it fails, everything is as before; of a switch of a whole node, each endpoint is. `warnings`
     are texts in those that it gives.
-    `arguments` are those with which a command does it.
+    `arguments` are those with which a command does it. `subjects` is what it reloads, all that the node has by default.
     """
 
     name: str
@@ -33,6 +33,7 @@ class Action:
     whole: bool = True
     arguments: tuple[str, ...] = ()
     warnings: frozenset[str] = frozenset()
+    subjects: tuple[str, ...] = ()
 
     def prepare(self, scenario: Scenario) -> None:
         """Bring the node to where this can be done."""
@@ -51,7 +52,8 @@ def do_gated(
 ) -> None:
     """Do it, and have each call decided on; once `cancel` is set, all happen at once.
 
-    `look_ups` and `forked` are those of under_gates().
+    `look_ups` and `forked` are those of under_gates(). What our own pipeline loads for another loader is decided on as
+    well.
 
     Raises what the action raised, WorkerDied if its process was killed, Cancelled even if it came to its end.
     """
@@ -65,7 +67,7 @@ def do_gated(
         unless_cancelled,
         cancel=cancel,
         look_ups=look_ups,
-        forked=forked,
+        forked=forked or scenario.agent.loads_itself(action.subjects),
     )
     if cancel is not None and cancel.is_set():
         raise Cancelled(f"cancelled during {action.name}")

@@ -47,13 +47,15 @@ def _reloads(subject: str, macros: dict[str, str]) -> Iterator[Action]:
             f"reload of {subject}",
             lambda scenario, cancel: scenario.agent.reload(subject, cancel=cancel),
             arguments=(subject,),
+            subjects=(subject,),
         )
         return
     given = [f"{name}={value}" for name, value in macros.items()]
     arguments = (subject, *(word for macro in given for word in ("--with", macro)))
     there, back = partial(_rebuild, subject, macros), partial(_rebuild, subject, {})
-    yield Action(f"reload of {subject} with {' '.join(given)}", there, back, arguments=arguments)
-    yield Action(f"reload of {subject} as before", back, there, arguments=arguments)
+    subjects = (subject,)
+    yield Action(f"reload of {subject} with {' '.join(given)}", there, back, arguments=arguments, subjects=subjects)
+    yield Action(f"reload of {subject} as before", back, there, arguments=arguments, subjects=subjects)
 
 
 def _rebuild(subject: str, macros: dict[str, str], scenario: Scenario, cancel: threading.Event) -> None:
@@ -80,7 +82,8 @@ def _xdp_modes(spec: NodeSpec) -> Iterator[Action]:
     back = partial(_set_xdp_mode, spec.xdp_mode)
     for name, do, before in (("the other mode", there, back), (f"{spec.xdp}", back, there)):
         warnings = frozenset({"had no XDP program for a moment"})
-        yield Action(f"xdp to {name}", do, before, arguments=(XDP_SUBJECT, "--reattach"), warnings=warnings)
+        arguments, subjects = (XDP_SUBJECT, "--reattach"), (XDP_SUBJECT,)
+        yield Action(f"xdp to {name}", do, before, arguments=arguments, warnings=warnings, subjects=subjects)
 
 
 def _set_xdp_mode(mode: XdpMode | None, scenario: Scenario, cancel: threading.Event) -> None:
@@ -90,8 +93,9 @@ def _set_xdp_mode(mode: XdpMode | None, scenario: Scenario, cancel: threading.Ev
 
 def _reattaches(subject: str, attach: Attachment, other: Attachment) -> Iterator[Action]:
     there, back = partial(_reattach, subject, other), partial(_reattach, subject, attach)
-    yield Action(f"{subject} to {other}", there, back, arguments=(subject, "--reattach"))
-    yield Action(f"{subject} to {attach}", back, there, arguments=(subject, "--reattach"))
+    arguments, subjects = (subject, "--reattach"), (subject,)
+    yield Action(f"{subject} to {other}", there, back, arguments=arguments, subjects=subjects)
+    yield Action(f"{subject} to {attach}", back, there, arguments=arguments, subjects=subjects)
 
 
 def _reattach(subject: str, attach: Attachment, scenario: Scenario, cancel: threading.Event) -> None:

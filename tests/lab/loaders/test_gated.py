@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 
 import pytest
 
+from lab.agent.agent import Failure
+from lab.gates.call import Call
+from lab.gates.supervisor import Answer, Kill
 from lab.loaders.command import LoaderCommand
-from lab.loaders.protocol import NotSupported
+from lab.loaders.protocol import LoaderDied, NotSupported
 from lab.node.topology import NodeSpec
+from lab.proof.action import Action, do_gated
 from lab.proof.actions import reloads
 from lab.proof.cases import KILL, Case, Faults
 from lab.proof.errnos import first_errno_of
 from lab.proof.prove import prove
 from lab.proof.sweep import sweep
+from lab.scenario.scenario import Scenario
 from lab.system.launch import module_argv
 
 PIPELINE = LoaderCommand("ours", tuple(module_argv("lab.loaders.pipeline")))
 CARELESS = LoaderCommand("careless", tuple(module_argv("tests.lab.loaders.careless")))
+PODS_ONLY = LoaderCommand("pods", tuple(module_argv("tests.lab.loaders.podsonly")))
 
 
 def test_each_call_of_a_loader_is_met_by_packets() -> None:
@@ -63,3 +70,48 @@ def test_a_loader_that_cannot_be_cancelled_is_not_asked() -> None:
     faults = Faults(lambda call: (), kill=False, cancel=True)
     with pytest.raises(NotSupported, match="not supported by loader pipeline: the cancellation of a reload"):
         sweep(spec, reloads(spec, ["pod-1"], []), faults=faults, loader=CARELESS)
+
+
+@pytest.mark.parametrize("subject", ["host", "xdp"])
+def test_what_a_loader_leaves_to_our_pipeline_is_met_as_well(subject: str) -> None:
+    """Each call of a process of ours, which loads it."""
+    spec = NodeSpec("gated-ours", pods=1, devices=("eth0",), xdp="generic")
+    proof = prove(spec, reloads(spec, [subject], []), loader=PODS_ONLY)
+    assert (proof.findings, proof.lost, proof.undecided) == ([], 0, "")
+    texts = [gated.call.text for gated in proof.calls]
+    hook = "RTM_NEWTFILTER cilium_host" if subject == "host" else "LINK_UPDATE"
+    assert any(text.startswith(hook) for text in texts)
+    assert proof.holds
+
+
+def test_no_other_process_takes_the_place_of_one_that_died_under_gates() -> None:
+    """What it would do, nobody would see: the second pod's reload fails as the first one's did."""
+    results: list[object] = []
+    seen: list[str] = []
+
+    def decide(call: Call) -> Answer:
+        seen.append(call.text)
+        return Kill() if call.fits("RTM_NEWTFILTER lxc*") else None
+
+    def reload(scenario: Scenario, cancel: threading.Event) -> None:
+        results.extend(scenario.agent.reload_many(["pod-1", "pod-2"], workers=1, cancel=cancel))
+
+    with Scenario(NodeSpec("gated-killed", pods=2), rate=0, loader=PIPELINE) as scenario:
+        do_gated(scenario, Action("both", reload, subjects=("pod-1", "pod-2")), decide)
+        errors = [result.error for result in results if isinstance(result, Failure)]
+        assert [type(error) for error in errors] == [LoaderDied, LoaderDied]
+        assert len([text for text in seen if text.startswith("RTM_NEWTFILTER")]) == 1
+        # The next one begins anew.
+        scenario.expect(warnings=frozenset({"left by a reload that did not end"}))
+        scenario.reload("pod-1", "pod-2")
+        scenario.abandon()
+
+
+def test_macros_that_do_not_reach_a_loader_are_told() -> None:
+    """It compiles by itself; only the lab's maps are made with them."""
+    spec, compiles = NodeSpec("macros", pods=1), LoaderCommand("own", tuple(module_argv("tests.lab.loaders.fileless")))
+    with Scenario(spec, rate=0, loader=compiles, defines=(("POLICY_MAP_SIZE", "4096"),)) as scenario:
+        scenario.abandon()
+        assert [what for what in scenario.agent.not_supported if what.startswith("macros: ")]
+    with Scenario(spec, rate=0, loader=compiles) as scenario:
+        assert not scenario.agent.not_supported
