@@ -28,6 +28,9 @@ _PATHS: dict[str, tuple[tuple[int | None, int], ...]] = {
 }
 """For each call, the numbers of the arguments that are a directory's descriptor (None: none) and a path."""
 
+NAMES = frozenset(_PATHS)
+"""The calls that name files."""
+
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 
 

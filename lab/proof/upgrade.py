@@ -12,22 +12,25 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
+from bpf import is_ours
 from datapath.errors import Cancelled, ReloadlabError
+from datapath.reload.outcome import FailedReload
 from datapath.reload.step import Step
 from datapath.reload.workspace import Workspace
 from lab.agent.agent import Agent, Change
 from lab.agent.gated import under_gates
-from lab.agent.options import Options
+from lab.agent.options import Options, open_agent
+from lab.gates import filecalls
 from lab.gates.call import Call
-from lab.gates.supervisor import Answer, Decide, Kill
+from lab.gates.supervisor import Answer, Kill
 from lab.loaders.protocol import LoaderDied
 from lab.node.node import Node
 from lab.proof.action import RATE
 from lab.proof.prove import Prover
-from lab.proof.result import Proof, place
+from lab.proof.result import Proof
 from lab.scenario.standing import StandingScenario, all_nodes
-from lab.scenario.verdict import InvariantsViolated, NoVerdict
 from lab.system.forkpool import WorkerDied
 from lab.watch.snapshot import take
 from lab.watch.violation import Violation
@@ -66,15 +69,19 @@ class Upgrade:
 
 @dataclass
 class _Killer:
-    """Kills the process that makes the nth call that fits, or, as an observer, this one before the nth step."""
+    """Kills the process that makes the nth call that fits, or, as an observer, this one before the nth step.
+
+    `reached` is known of calls alone: of a step knows the process that is killed before it.
+    """
 
     at: str
     nth: int
+    is_step: bool
     seen: int = 0
     reached: bool = field(default=False, init=False)
 
     def decide(self, call: Call) -> Answer:
-        if not self.reached and call.fits(self.at) and self._count():
+        if not self.is_step and not self.reached and call.fits(self.at) and self._count():
             return Kill()
         return None
 
@@ -84,6 +91,10 @@ class _Killer:
 
     def after(self, step: Step, work: Workspace) -> None:
         """Go on."""
+
+    def has_killed(self, error: ReloadlabError) -> bool:
+        """Tell whether this is the end of what was killed here, and not of what died of something else."""
+        return isinstance(error, WorkerDied | LoaderDied) and error.killed and (self.is_step or self.reached)
 
     def _count(self) -> bool:
         self.seen += 1
@@ -102,7 +113,7 @@ class Upgrader:
         self.failed: list[Violation] = []
 
     def go(self) -> None:
-        """Take one lab after the other to its release, and all back if that is wanted."""
+        """Take one lab after the other to its release, and all back if that is wanted; what fails is noted."""
         former = self._scenario.options
         for name, options in self._upgrade.to.items():
             self._one(name, options, former[name])
@@ -111,81 +122,70 @@ class Upgrader:
                 self._attempt(f"{name} back", name, former[name], round=2)
 
     def _one(self, name: str, options: Options, former: Options) -> None:
-        what = f"{name} to {title(options)}"
-        if not self._upgrade.at:
+        what, at = f"{name} to {title(options)}", self._upgrade.at
+        if not at:
             self._attempt(what, name, options, round=1)
             return
-        self._killed(what, name, options)
+        self._attempt(f"{what}, killed at {at}", name, options, round=1, dies=True)
         self._scenario.expect(warnings=KILLED)
         if self._upgrade.back:
             self._attempt(f"{name} rolled back", name, former, round=1)
         else:
             self._attempt(f"{what}, begun anew", name, options, round=1)
 
-    def _attempt(self, what: str, name: str, options: Options, round: int) -> None:
-        """Go there; what fails is noted."""
-        agent = self._succeed(name, options)
+    def _attempt(self, what: str, name: str, options: Options, round: int, *, dies: bool = False) -> None:
+        """Go there, or be killed on the way; what fails is noted, and a place of death that has not come."""
+        at, killer = self._upgrade.at, None
         self.prover.begin(what, round)
         try:
-            self._restore(agent, self.prover.decide)
+            agent = self._scenario.succeed(name, options)
+            agent.change = self._upgrade.change
+            if dies:
+                killer = _Killer(at, self._upgrade.nth, is_step=at in _step_names(agent))
+            self._restore(agent, killer)
+            if dies:
+                raise NeverReached(at, self._upgrade.nth)
         except Cancelled:
             raise
         except ReloadlabError as error:
-            self.failed.append(Violation(8, f"{what} failed: {error}", (time.monotonic_ns(),)))
+            if killer is None or not killer.has_killed(error):
+                self.failed.append(Violation(8, f"{what} failed: {error}", (time.monotonic_ns(),)))
         self.prover.end()
 
-    def _killed(self, what: str, name: str, options: Options) -> None:
-        """Go there, and be killed on the way. NeverReached if there is no such place."""
-        agent = self._succeed(name, options)
-        killer = _Killer(self._upgrade.at, self._upgrade.nth)
-        at_step = self._upgrade.at in _step_names(agent)
-        if at_step and agent.external is not None:
-            agent.refuse(f"the step {self._upgrade.at}, at which our own pipeline alone can be killed")
+    def _restore(self, agent: Agent, killer: _Killer | None) -> None:
+        """Do what an agent does that starts, in a process of its own, with the loader that it starts.
 
-        def decide(call: Call) -> Answer:
-            self.prover.decide(call)
-            return None if at_step else killer.decide(call)
-
-        self.prover.begin(f"{what}, killed at {self._upgrade.at}", 1)
-        try:
-            self._restore(agent, decide, killer if at_step else None)
-        except WorkerDied:
-            self.prover.end()
-        except LoaderDied as error:
-            if not error.killed:
-                raise
-            self.prover.end()
-        else:
-            raise NeverReached(self._upgrade.at, self._upgrade.nth)
-
-    def _succeed(self, name: str, options: Options) -> Agent:
-        agent = self._scenario.succeed(name, options)
-        agent.change = self._upgrade.change
-        return agent
-
-    def _restore(self, agent: Agent, decide: Decide, killer: _Killer | None = None) -> None:
-        """Do what an agent does that starts, in a process of its own, or in that of its loader."""
+        Of a process that has died, which does not tell what it has replaced, the pins do.
+        """
         last = agent.node_subjects if self._upgrade.pods_first else ()
-        # A killed process tells nothing of what it has replaced. What is in there is compared all the same.
-        before = _ids(agent)
+        pins, done = _ids(agent), len(self._scenario.outcomes)
 
         def do(cancelled: threading.Event) -> None:
             if killer is not None:
                 agent.on_reload = lambda plan: killer
+                _end_at_failure(agent, cancelled)
             agent.restore(last=last, cancel=cancelled)
 
-        def unless_cancelled(call: Call) -> Answer:
-            return None if self._cancel is not None and self._cancel.is_set() else decide(call)
+        def decide(call: Call) -> Answer:
+            if self._cancel is not None and self._cancel.is_set():
+                return None
+            self.prover.decide(call)
+            return None if killer is None else killer.decide(call)
 
+        replaced: set[str] = set()
         try:
-            under_gates(agent, do, unless_cancelled, cancel=self._cancel, look_ups=False)
-        finally:
+            under_gates(agent, do, decide, cancel=self._cancel, look_ups=False, forked=True)
+        except (WorkerDied, LoaderDied):
             now = _ids(agent)
-            replaced = [name for name, ident in before.items() if now.get(name, ident) != ident]
+            replaced |= {name for name, ident in pins.items() if now.get(name, ident) != ident}
+            raise
+        finally:
+            replaced |= {name for outcome in self._scenario.outcomes[done:] for name in outcome.migrated}
             self._scenario.expect_upgraded(agent, replaced)
         if self._cancel is not None and self._cancel.is_set():
             raise Cancelled(f"cancelled during the upgrade of {agent.node.name}")
-        self._scenario.options[agent.node.name].keep(agent.node)
+        if killer is None:
+            self._scenario.options[agent.node.name].keep(agent.node)
 
 
 def title(options: Options) -> str:
@@ -196,25 +196,40 @@ def title(options: Options) -> str:
 
 
 def run(nodes: Sequence[Node], upgrade: Upgrade, *, cancel: threading.Event | None = None) -> Proof:
-    """Upgrade labs that are up, under the traffic of all nodes of their clusters. Cancelled by `cancel`.
+    """Upgrade labs that are up, one or some of a cluster, under the traffic of all its nodes. Cancelled by `cancel`.
 
-    Each lab keeps the options with which all of it was loaded last.
+    Each lab keeps the options with which all of it was loaded last. NeverReached if a step is named that there is not.
     """
     watched = all_nodes(nodes)
-    foreign = any(options.library is not None for options in upgrade.to.values())
-    with StandingScenario(watched, rate=RATE, fresh=upgrade.fresh, foreign=foreign) as scenario:
+    for node in nodes:
+        _check_place(node, upgrade)
+    foreign = any(options.library is not None and not is_ours(Path(options.library)) for options in upgrade.to.values())
+    with StandingScenario(watched, rate=RATE, fresh=upgrade.fresh, foreign=foreign, cancel=cancel) as scenario:
         upgrader = Upgrader(scenario, upgrade, cancel)
         upgrader.go()
-        try:
-            scenario.finish()
-        except InvariantsViolated:
-            pass  # they are the findings
-        except NoVerdict as error:
-            # Each call was stopped until the packets were answered, or the time for it was over.
-            scenario.leave_out(str(error))
-        scenario.abandon()
-    findings = place([*upgrader.failed, *scenario.findings], upgrader.prover.calls)
-    return Proof(upgrader.prover.calls, findings, scenario.sent, scenario.lost, scenario.gaps)
+        return upgrader.prover.conclude(upgrader.failed)
+
+
+def _check_place(node: Node, upgrade: Upgrade) -> None:
+    """Raise NeverReached for what is neither a step of the upgrade nor such as calls are called."""
+    word = upgrade.at.partition(" ")[0]
+    if not word or word.isupper() or not word.isidentifier() or word in filecalls.NAMES:
+        return
+    with open_agent(node, upgrade.to[node.name]) as agent:
+        if upgrade.at not in _step_names(agent):
+            raise NeverReached(upgrade.at, 1)
+
+
+def _end_at_failure(agent: Agent, cancelled: threading.Event) -> None:
+    """Have the agent end when a reload fails: one whose loader has died would go on with another process."""
+    told = agent.on_failure
+
+    def end(failed: FailedReload) -> None:
+        cancelled.set()
+        if told is not None:
+            told(failed)
+
+    agent.on_failure = end
 
 
 def _ids(agent: Agent) -> dict[str, int]:

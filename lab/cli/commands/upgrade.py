@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lab.cli.datapath import add_define_option, require_compiler
+from lab.cli.proofs import exit_code
 from lab.cli.targets import BadOption, add_targets, check_targets, count, find_targets, make_console, print_json
 from lab.doctor.doctor import require
+from lab.loaders.command import BUILTIN, TC
 from lab.system.signals import cancel_on_signals
 
 if TYPE_CHECKING:
@@ -28,9 +31,11 @@ def add_parser(subparsers: _SubParsersAction[argparse.ArgumentParser]) -> None:
         description="Start another agent on labs that are up, with other C sources or another loader, as an upgrade "
         "does. Each of its system calls is stopped until packets of all kinds were answered: old and new connections, "
         "IPv4 and IPv6, and what a policy must deny, between all nodes of a cluster. Exit code 1 if one was lost or "
-        "got where it must not.",
+        "got where it must not, 3 if the traffic got no CPU to see it.",
     )
-    add_targets(parser, several=True, endpoints=False, help="a lab, or a cluster: its nodes one after the other")
+    add_targets(
+        parser, several=True, endpoints=False, help="a lab, or a cluster or some of its nodes, one after the other"
+    )
     parser.add_argument(
         "--to",
         action="append",
@@ -86,6 +91,8 @@ def run(args: argparse.Namespace) -> int:
     to = {node.name: _wanted(Options.kept(node), args) for node in nodes}
     for options in to.values():
         require_compiler(options.clang)
+    if args.broken == "keep-maps" and any(options.loader is None for options in to.values()):
+        raise BadOption("--break keep-maps keeps the maps from a loader that is not ours: name one with --to")
     changes = dict(zip(BROKEN, (filled_late, kept_maps), strict=True))
     upgrade = Upgrade(
         to,
@@ -102,21 +109,25 @@ def run(args: argparse.Namespace) -> int:
     print_proof(console, proof)
     if args.json:
         print_json(proof.to_json())
-    return 0 if proof.holds else 1
+    return exit_code(proof)
 
 
 def _wanted(kept: Options, args: argparse.Namespace) -> Options:
     """Return the options of a lab, with what --to names in their place."""
     from lab.agent.options import check_library
 
-    libraries = [Path(text) for text in args.to if Path(text).is_dir()]
-    loaders = [text for text in args.to if not Path(text).is_dir()]
+    libraries = [Path(text) for text in args.to if text not in (BUILTIN, TC) and Path(text).is_dir()]
+    loaders = [text for text in args.to if text in (BUILTIN, TC) or not Path(text).is_dir()]
     if len(libraries) > 1 or len(loaders) > 1:
         raise BadOption("--to names one directory of C sources, and one loader")
     for library in libraries:
         check_library(library)
-    return kept.replaced(
+    wanted = kept.replaced(
         library=libraries[0] if libraries else None,
         loader=loaders[0] if loaders else None,
         defines=tuple(args.defines),
     )
+    program = "" if wanted.loader is None else wanted.loader.argv[0]
+    if "/" in program and not (os.path.isfile(program) and os.access(program, os.X_OK)):
+        raise BadOption(f"{program} is neither a directory of C sources nor a program that can be run")
+    return wanted

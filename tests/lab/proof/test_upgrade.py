@@ -3,17 +3,31 @@
 from __future__ import annotations
 
 import json
+import os
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 
+from datapath.base.bpftypes import MapType
+from datapath.kernel import bpf
+from datapath.kernel.map import open_pin
+from datapath.reload.step import Step
+from datapath.reload.workspace import Workspace
 from lab.agent import enforcement
 from lab.agent.agent import Agent
 from lab.agent.options import Options
 from lab.cli.main import main
 from lab.node.node import Node
 from lab.node.topology import NodeSpec
+from lab.proof.upgrade import Upgrade
+from lab.proof.upgrade import run as run_upgrade
+from lab.system.launch import module_argv
+from tests.lab.emptied import before
 from tests.lab.labs import removed, unique_name
 from tests.lab.proof.refused import refused
 
@@ -25,14 +39,37 @@ OTHER = ["--to", "builtin", "-D", "RENUMBERED_SLOTS=1", "-D", "POLICY_VALUE_PAD=
 POLICY = [{"name": "one", "endpoint": "pod-1", "ingress": [{"fromEntities": ["world"]}]}]
 
 
+PIPELINE = shlex.join(module_argv("lab.loaders.pipeline"))
+"""Our own pipeline as another loader."""
+
+
 @contextmanager
-def lab() -> Iterator[str]:
-    """Yield the name of a lab of one pod that has a policy."""
+def lab(pods: int = 1) -> Iterator[str]:
+    """Yield the name of a lab that has a policy."""
     with removed(unique_name()) as name:
-        with Agent(Node.up(NodeSpec(name, pods=1))) as agent:
+        with Agent(Node.up(NodeSpec(name, pods=pods))) as agent:
             agent.start()
             agent.apply_policies(POLICY)
         yield name
+
+
+def upgraded(name: str, argv: list[str], code: int, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    """Upgrade a lab, which ends with this code; return the document."""
+    ended = main(["upgrade", name, *argv, "--json"])
+    captured = capsys.readouterr()
+    assert ended == code, captured.err
+    document: dict[str, Any] = json.loads(captured.out)
+    return document
+
+
+def calls_of(document: dict[str, Any], way: int) -> list[str]:
+    """Return the calls of one way of an upgrade."""
+    ways = list(dict.fromkeys(call["reload"] for call in document["calls"]))
+    return [call["call"] for call in document["calls"] if call["reload"] == ways[way]]
+
+
+def failures(document: dict[str, Any]) -> list[str]:
+    return [finding["what"] for finding in document["findings"] if finding["invariant"] == 8]
 
 
 def test_there_and_back_loses_nothing(capsys: pytest.CaptureFixture[str]) -> None:
@@ -69,6 +106,112 @@ def test_killed_on_its_way(at: str, last: str, capsys: pytest.CaptureFixture[str
         assert bool(Options.kept(Node.open(name)).defines) == (not back)
 
 
+def test_a_loader_that_is_not_ours_and_its_agent_are_both_stopped(capsys: pytest.CaptureFixture[str]) -> None:
+    """The agent writes the object files, its loader attaches."""
+    with lab() as name:
+        document = upgraded(name, ["--to", PIPELINE], 0, capsys)
+        assert (document["findings"], document["lost"], document["undecided"]) == ([], 0, "")
+        calls = calls_of(document, 0)
+        assert any(call.startswith("rename") and call.endswith("bpf_host.o") for call in calls)
+        assert any(call.startswith("RTM_NEWTFILTER cilium_host ") for call in calls)
+
+
+def test_nothing_goes_on_once_the_loader_was_killed(capsys: pytest.CaptureFixture[str]) -> None:
+    """No new process of it loads the other pods before another agent begins."""
+    with lab(pods=2) as name:
+        document = upgraded(name, ["--to", PIPELINE, "--at", "RTM_NEWTFILTER lxc*"], 0, capsys)
+        killed, anew = (calls_of(document, way) for way in (0, 1))
+        assert len([call for call in killed if call.startswith("RTM_NEWTFILTER lxc")]) == 1
+        assert len([call for call in anew if call.startswith("RTM_NEWTFILTER lxc")]) > 2
+        assert (document["findings"], document["lost"]) == ([], 0)
+
+
+def test_the_agent_of_another_loader_is_killed_at_its_own_call(capsys: pytest.CaptureFixture[str]) -> None:
+    with lab() as name:
+        argv = ["--to", PIPELINE, "--at", "rename *bpf_host.o", "--back"]
+        document = upgraded(name, argv, 0, capsys)
+        assert calls_of(document, 0)[-2].endswith("bpf_host.o")
+        assert (document["findings"], document["lost"]) == ([], 0)
+
+
+@pytest.mark.parametrize("back", [[], ["--back"]], ids=["stay", "back"])
+def test_what_does_not_compile_leaves_the_lab_its_policies(back: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """The proof is told, and what failed in it."""
+    with lab() as name:
+        document = upgraded(name, ["--to", "builtin", "-D", "IPCACHE_MAP_SIZE=oops", *back], 1, capsys)
+        node = Node.open(name)
+        (said,) = failures(document)
+        assert "failed to compile" in said
+        assert document["findings"] == [finding for finding in document["findings"] if finding["what"] == said]
+        assert enforcement.document_of(node) == POLICY
+        assert Options.kept(node) == Options()
+        with Agent(node) as agent:
+            agent.reload("pod-1")
+
+
+def test_a_loader_that_does_not_start_is_a_finding_and_the_way_back_is_taken(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    loader = tmp_path / "loader"
+    loader.write_text("#!/bin/sh\nexit 3\n")
+    loader.chmod(0o755)
+    with lab() as name:
+        document = upgraded(name, ["--to", str(loader), "--back"], 1, capsys)
+        (said,) = failures(document)
+        assert said.startswith(f"{name} to our own C, loader failed: loader loader: ")
+        assert enforcement.document_of(Node.open(name)) == POLICY
+
+
+def test_a_place_that_does_not_come_is_a_finding_and_the_way_back_is_taken(capsys: pytest.CaptureFixture[str]) -> None:
+    with lab() as name:
+        document = upgraded(name, [*OTHER, "--at", "MAP_CREATE no_such_map", "--back"], 1, capsys)
+        (said,) = failures(document)
+        assert "the upgrade has no step or call like MAP_CREATE no_such_map" in said
+        assert calls_of(document, 1)
+        assert Options.kept(Node.open(name)) == Options()
+
+
+@dataclass(frozen=True)
+class ReplacePin(Step):
+    """Put another map in the place of a pinned one, with the same entries, and tell nobody."""
+
+    name = "replace pin"
+
+    def describe(self) -> str:
+        return f"replace {self.target}"
+
+    def apply(self, work: Workspace) -> None:
+        path = work.config.globals / self.target
+        with open_pin(path) as old:
+            info, entries = old.info, list(old.items())
+        assert info.type == MapType.HASH
+        path.unlink()
+        sizes = (info.key_size, info.value_size, info.max_entries)
+        other = bpf.map_create(info.type, *sizes, flags=info.flags, name=info.name)
+        bpf.obj_pin(other, path)
+        os.close(other)
+        with open_pin(path) as new:
+            for key, value in entries:
+                new.update(key, value)
+
+    def undo(self, work: Workspace) -> None:
+        """Leave it."""
+
+
+def test_a_map_that_is_replaced_in_silence_is_found() -> None:
+    """No reload says that it has replaced it."""
+    with lab() as name:
+        node = Node.open(name)
+        change = before("attach ingress", ReplacePin("cilium_lxc"))
+
+        def of_the_pod(plan: Any) -> Any:
+            return change(plan) if plan.subject == "pod-1" else plan
+
+        options = replace(Options.kept(node), defines=(("RENUMBERED_SLOTS", "1"),))
+        proof = run_upgrade([node], Upgrade({name: options}, change=of_the_pod))
+        assert any("cilium_lxc" in finding.violation.what for finding in proof.findings), proof.findings
+
+
 def test_maps_that_are_filled_too_late_are_found(capsys: pytest.CaptureFixture[str]) -> None:
     """Packets that the policy lets pass are denied from the call on that brings the new programs."""
     with lab() as name:
@@ -87,6 +230,7 @@ def test_maps_that_are_filled_too_late_are_found(capsys: pytest.CaptureFixture[s
         (["--nth", "2"], "--nth counts how often"),
         (["--to", "builtin"], "--to names one directory"),
         (["--at", "no such step"], "no step or call like no such step"),
+        (["--break", "keep-maps"], "--break keep-maps keeps the maps from a loader that is not ours"),
     ],
 )
 def test_options_that_make_no_sense_are_one_line(
@@ -98,3 +242,28 @@ def test_options_that_make_no_sense_are_one_line(
 
 def test_a_lab_that_is_not_there_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert "no lab nowhere" in refused(["upgrade", "nowhere", "--to", "builtin"], capsys)
+
+
+def test_labs_of_no_cluster_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    """No packet gets from one to the other."""
+    with lab() as one, lab() as two:
+        said = refused(["upgrade", one, two, "--to", "builtin"], capsys)
+        assert f"{one}, {two} are not of one cluster" in said
+        assert enforcement.document_of(Node.open(one)) == POLICY
+
+
+def test_a_directory_that_there_is_not_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Before anything is done."""
+    with lab() as name:
+        missing = tmp_path / "cilium-1.61" / "bpf"
+        said = refused(["upgrade", name, "--to", str(missing)], capsys)
+        assert f"{missing} is neither a directory of C sources nor a program that can be run" in said
+
+
+def test_a_directory_does_not_hide_the_loader_of_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "builtin").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with lab() as name:
+        assert "no step or call like" in refused(["upgrade", name, "--to", "builtin", "--at", "no such"], capsys)
