@@ -116,10 +116,15 @@ def test_a_loader_that_is_not_ours_and_its_agent_are_both_stopped(capsys: pytest
         assert any(call.startswith("RTM_NEWTFILTER cilium_host ") for call in calls)
 
 
-def test_nothing_goes_on_once_the_loader_was_killed(capsys: pytest.CaptureFixture[str]) -> None:
+def test_nothing_goes_on_once_the_loader_was_killed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """No new process of it loads the other pods before another agent begins."""
+    loader, starts = tmp_path / "loader", tmp_path / "starts"
+    loader.write_text(f"#!/bin/sh\necho $$ >> {starts}\nexec {PIPELINE}\n")
+    loader.chmod(0o755)
     with lab(pods=2) as name:
-        document = upgraded(name, ["--to", PIPELINE, "--at", "RTM_NEWTFILTER lxc*"], 0, capsys)
+        document = upgraded(name, ["--to", str(loader), "--at", "RTM_NEWTFILTER lxc*"], 0, capsys)
+        # Two ways, each with a process that waits beside the agent's own.
+        assert len(starts.read_text().split()) == 4
         killed, anew = (calls_of(document, way) for way in (0, 1))
         assert len([call for call in killed if call.startswith("RTM_NEWTFILTER lxc")]) == 1
         assert len([call for call in anew if call.startswith("RTM_NEWTFILTER lxc")]) > 2
