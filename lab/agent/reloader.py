@@ -342,7 +342,7 @@ class Reloader:
             watching = self._observers(plan, observer)
             with self._holding_maps():
                 outcome = self.loader.apply(plan, observer=watching, cancel=cancel, on_failure=self.on_failure)
-            self._tell(outcome)
+            self.tell(outcome)
             return outcome
 
     def _observers(self, plan: Plan, given: Observer | None) -> Observer | None:
@@ -372,7 +372,8 @@ class Reloader:
         with self._not_nested(subject), self._holding_maps():
             yield
 
-    def _tell(self, outcome: Outcome) -> None:
+    def tell(self, outcome: Outcome) -> None:
+        """Tell who listens that a reload has come to its end, and count what another loader has left to ours."""
         kind = KINDS_OF_SUBJECTS.get(outcome.subject, protocol.POD)
         if self.external is not None and not self.external.supports(kind):
             self.not_supported[f"{kind}: loaded by the built-in loader"] += 1
@@ -432,7 +433,7 @@ class Reloader:
             results = reload_by_workers(self, names, workers=workers, cancel=cancel, on_worker=on_worker)
             for result in results:
                 if isinstance(result, Outcome):
-                    self._tell(result)
+                    self.tell(result)
                 elif isinstance(result.error, protocol.NotSupported):
                     self.refused.append(result.error)
                 elif result.reload is not None and self.on_failure is not None:

@@ -15,6 +15,7 @@ from datapath.errors import ReloadlabError
 from datapath.reload.outcome import FailedReload, Outcome
 from datapath.reload.plans import OVERLAY_SUBJECT, XDP_SUBJECT
 from datapath.reload.transaction import Observer
+from lab.loaders.protocol import NotSupported
 from lab.system.forkpool import fork_map
 
 if TYPE_CHECKING:
@@ -134,7 +135,7 @@ def do_in_worker(
     (done,) = fork_map(worker, [None], workers=1, cancel=cancel)
     if isinstance(done, ReloadlabError):
         raise done
-    _tell(reloader, done.outcomes, done.failed)
+    _tell(reloader, done)
     if done.error is not None:
         raise done.error
     return cast(R, done.result)
@@ -150,13 +151,15 @@ class _Done(Generic[R]):
     failed: Sequence[FailedReload]
 
 
-def _tell(reloader: Reloader, outcomes: Sequence[Outcome], failed: Sequence[FailedReload]) -> None:
-    if reloader.on_outcome is not None:
-        for outcome in outcomes:
-            reloader.on_outcome(outcome)
+def _tell(reloader: Reloader, done: _Done[R]) -> None:
+    """Have the reloader know what its copy has done."""
+    for outcome in done.outcomes:
+        reloader.tell(outcome)
     if reloader.on_failure is not None:
-        for failure in failed:
+        for failure in done.failed:
             reloader.on_failure(failure)
+    if isinstance(done.error, NotSupported):
+        reloader.refused.append(done.error)
 
 
 def _attempt(

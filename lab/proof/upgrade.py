@@ -25,7 +25,7 @@ from lab.agent.options import Options, open_agent
 from lab.gates import filecalls
 from lab.gates.call import Call
 from lab.gates.supervisor import Answer, Kill
-from lab.loaders.protocol import LoaderDied
+from lab.loaders.protocol import LoaderDied, LoaderFailed
 from lab.node.node import Node
 from lab.proof.action import RATE
 from lab.proof.prove import Prover
@@ -93,8 +93,14 @@ class _Killer:
         """Go on."""
 
     def has_killed(self, error: ReloadlabError) -> bool:
-        """Tell whether this is the end of what was killed here, and not of what died of something else."""
-        return isinstance(error, WorkerDied | LoaderDied) and error.killed and (self.is_step or self.reached)
+        """Tell whether this comes of what was killed here: the agent, its loader, or a process that this has started.
+
+        What died of something else is not meant, and the loader itself tells of a process of its own.
+        """
+        if self.is_step:
+            return isinstance(error, WorkerDied) and error.killed
+        died = isinstance(error, WorkerDied | LoaderDied) and error.killed
+        return self.reached and (died or isinstance(error, LoaderFailed))
 
     def _count(self) -> bool:
         self.seen += 1
@@ -155,7 +161,7 @@ class Upgrader:
     def _restore(self, agent: Agent, killer: _Killer | None) -> None:
         """Do what an agent does that starts, in a process of its own, with the loader that it starts.
 
-        Of a process that has died, which does not tell what it has replaced, the pins do.
+        Of what was killed, or died, and does not tell what it has replaced, the pins do.
         """
         last = agent.node_subjects if self._upgrade.pods_first else ()
         pins, done = _ids(agent), len(self._scenario.outcomes)
@@ -175,9 +181,10 @@ class Upgrader:
         replaced: set[str] = set()
         try:
             under_gates(agent, do, decide, cancel=self._cancel, look_ups=False, forked=True)
-        except (WorkerDied, LoaderDied):
-            now = _ids(agent)
-            replaced |= {name for name, ident in pins.items() if now.get(name, ident) != ident}
+        except ReloadlabError as error:
+            if isinstance(error, WorkerDied | LoaderDied) or (killer is not None and killer.has_killed(error)):
+                now = _ids(agent)
+                replaced |= {name for name, ident in pins.items() if now.get(name, ident) != ident}
             raise
         finally:
             replaced |= {name for outcome in self._scenario.outcomes[done:] for name in outcome.migrated}

@@ -107,6 +107,14 @@ def test_no_other_process_takes_the_place_of_one_that_died_under_gates() -> None
         scenario.abandon()
 
 
+def test_what_is_refused_in_a_process_of_its_own_is_known_here() -> None:
+    with Scenario(NodeSpec("gated-refused", pods=1), rate=0, loader=PODS_ONLY) as scenario:
+        action = Action("refused", lambda scenario, cancel: scenario.agent.refuse("this"), subjects=("host",))
+        with pytest.raises(NotSupported, match="not supported by loader pipeline: this"):
+            do_gated(scenario, action, lambda call: None)
+        assert [error.what for error in scenario.refused] == ["this"]
+
+
 def test_macros_that_do_not_reach_a_loader_are_told() -> None:
     """It compiles by itself; only the lab's maps are made with them."""
     spec, compiles = NodeSpec("macros", pods=1), LoaderCommand("own", tuple(module_argv("tests.lab.loaders.fileless")))

@@ -131,6 +131,24 @@ def test_nothing_goes_on_once_the_loader_was_killed(tmp_path: Path, capsys: pyte
         assert (document["findings"], document["lost"]) == ([], 0)
 
 
+def test_a_process_that_the_loader_has_started_is_killed(capsys: pytest.CaptureFixture[str]) -> None:
+    """tc makes the call, and its loader says that it has failed; the agent ends as if that had died."""
+    with lab() as name:
+        main(["upgrade", name, "--to", "tc", "--at", "RTM_NEWTFILTER lxc*", "--json"])
+        document = json.loads(capsys.readouterr().out)
+        assert failures(document) == []
+        assert len([call for call in calls_of(document, 0) if call.startswith("RTM_NEWTFILTER lxc")]) == 1
+        assert calls_of(document, 1)
+
+
+def test_what_a_loader_leaves_to_ours_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    with lab() as name:
+        loader = shlex.join(module_argv("tests.lab.loaders.podsonly"))
+        document = upgraded(name, ["--to", loader], 0, capsys)
+        assert document["gaps"] == ["not supported by loader pipeline: host: loaded by the built-in loader"]
+        assert any(call.startswith("RTM_NEWTFILTER cilium_host ") for call in calls_of(document, 0))
+
+
 def test_the_agent_of_another_loader_is_killed_at_its_own_call(capsys: pytest.CaptureFixture[str]) -> None:
     with lab() as name:
         argv = ["--to", PIPELINE, "--at", "rename *bpf_host.o", "--back"]
