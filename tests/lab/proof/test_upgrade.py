@@ -13,10 +13,11 @@ from typing import Any
 
 import pytest
 
+from bpf import LIBRARY
 from datapath.base.bpftypes import MapType
 from datapath.kernel import bpf
 from datapath.kernel.map import open_pin
-from datapath.reload.step import Step
+from datapath.reload.step import Plan, Step
 from datapath.reload.workspace import Workspace
 from lab.agent import enforcement
 from lab.agent.agent import Agent
@@ -227,12 +228,28 @@ def test_a_map_that_is_replaced_in_silence_is_found() -> None:
         node = Node.open(name)
         change = before("attach ingress", ReplacePin("cilium_lxc"))
 
-        def of_the_pod(plan: Any) -> Any:
+        def of_the_pod(plan: Plan) -> Plan:
             return change(plan) if plan.subject == "pod-1" else plan
 
         options = replace(Options.kept(node), defines=(("RENUMBERED_SLOTS", "1"),))
         proof = run_upgrade([node], Upgrade({name: options}, change=of_the_pod))
         assert any("cilium_lxc" in finding.violation.what for finding in proof.findings), proof.findings
+
+
+def test_our_own_c_by_its_path_is_not_taken_for_that_of_others(tmp_path: Path) -> None:
+    """The policy meanwhile lets no neighbour discovery in from the world, which other sources need."""
+    seen = tmp_path / "policies.json"
+
+    def look(plan: Plan) -> Plan:
+        seen.write_text(json.dumps(enforcement.document_of(node)))
+        return plan
+
+    with lab() as name:
+        node = Node.open(name)
+        options = replace(Options.kept(node), library=str(LIBRARY))
+        assert run_upgrade([node], Upgrade({name: options}, change=look)).holds
+        assert '"family": "IPv6"' in seen.read_text()
+        assert '"type": 135' not in seen.read_text()
 
 
 def test_maps_that_are_filled_too_late_are_found(capsys: pytest.CaptureFixture[str]) -> None:
