@@ -17,7 +17,11 @@ _GOOD = ("caught", "equivalent")
 
 def sentence(document: Document) -> tuple[bool, str]:
     """Return whether all is well with a document of corpus, faults or prove, and what it says in a sentence."""
-    return {"corpus": _corpus, "sweep": _sweep, "proof": _proof, "meetings": _meetings}[document.kind](document.content)
+    of_kind = {"corpus": _corpus, "sweep": _sweep, "proof": _proof, "meetings": _meetings}
+    good, said = of_kind[document.kind](document.content)
+    # Documents of a corpus, and older ones, have none.
+    undecided = document.content.get("undecided", "")
+    return good and not undecided, f"{said}; {undecided}" if undecided else said
 
 
 def tables(document: Document) -> list[Table]:

@@ -106,3 +106,19 @@ def test_a_control_that_did_not_pass_is_told(passed: bool | None, outcome: str) 
 
 def test_what_could_not_be_watched_is_told() -> None:
     assert tables(document("sweep", SWEEP))[-1].rows == [("c",)]
+
+
+@pytest.mark.parametrize(
+    ("kind", "content"),
+    [
+        ("proof", PROOF | {"lost": 0, "findings": []}),
+        ("sweep", SWEEP | {"survived": 3, "failures": [], "findings": []}),
+        ("meetings", MEETINGS | {"failures": []}),
+    ],
+)
+def test_what_nothing_can_be_said_of_is_not_well(kind: str, content: dict[str, Any]) -> None:
+    reason = "no verdict: the traffic got no CPU"
+    assert sentence(document(kind, content | {"undecided": ""}))[0]
+    good, said = sentence(document(kind, content | {"undecided": reason}))
+    assert not good
+    assert said.endswith(f"; {reason}")
