@@ -28,6 +28,9 @@ ADAPTERS = Path(__file__).resolve().parents[3] / "lab" / "loaders" / "cilium"
 ROUNDS = 6
 """Of nine reloads seven lost packets: in which order the slots are filled is chance. So many lose none very rarely."""
 
+REFERENCE = "1.14.0-snapshot.2"
+"""VERSION of the reference commit's tree."""
+
 needs_loader = pytest.mark.skipif(LOADER is None, reason="RELOADLAB_LOADER is no command of Cilium's loader")
 needs_tree = pytest.mark.skipif(TREE is None, reason="RELOADLAB_CILIUM_BPF does not name the bpf/ of a Cilium checkout")
 
@@ -112,6 +115,9 @@ def test_a_cancellation_that_comes_before_its_request_is_kept() -> None:
 def test_packets_are_lost_between_the_slots_of_a_calls_map_that_is_reused() -> None:
     """The old program is attached when the slots change: writer and reader of its buffer belong to two loads."""
     spec, loader, library = NodeSpec("cilium-buffer", pods=1), find_loader(LOADER or ""), Path(TREE or "")
+    version = (library.parent / "VERSION").read_text().strip()
+    if version != REFERENCE:
+        pytest.skip(f"{version} makes each load a calls map of its own")
     proof = prove(spec, reloads(spec, ["pod-1"], []), rounds=ROUNDS, loader=loader, library=library)
     lost = [finding for finding in proof.findings if finding.violation.invariant == 7]
     assert any("Failed to update or lookup TC buffer" in finding.violation.what for finding in lost)
