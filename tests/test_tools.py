@@ -88,6 +88,12 @@ def test_soak_counts_the_runs_that_are_not_green_and_keeps_what_they_said(tmp_pa
         "run 5 of 5 (part 1, calm): RED",
     ]
     assert (done.returncode, last) == (1, "5 runs: 2 false alarms, 1 without a verdict")
+    done = subprocess.run(["sh", script, "5", "4"], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (
+        2,
+        "",
+        "soak: 4 parts: name 1 to 3, there are so many suites\n",
+    )
     kept = tmp_path / "out" / "soak"
     assert (kept / "2" / "log").read_text() == (
         "ran run --rounds 0 --out out/soak/2 -k x scenarios/test_one.py scenarios/test_two.py\n"
