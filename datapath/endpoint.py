@@ -77,11 +77,20 @@ class Endpoint:
 
 
 @dataclass(frozen=True, slots=True)
+class Vlan:
+    """A VLAN device: it gets the frames that come to the interface with the index `link` with the tag `id`."""
+
+    name: str
+    link: int
+    id: int
+
+
+@dataclass(frozen=True, slots=True)
 class NodeConfig:
     """What node_config.h and netdev_config.h say about the node.
 
     `options` are further macros as (name, value) pairs. `encap_ifindex` is None without a tunnel. `pod_prefix4` is the
-    length of every node's pod network, by which the tunnel map is asked.
+    length of every node's pod network, by which the tunnel map is asked. `vlans` are the VLAN devices of the node.
     """
 
     router_ipv4: IPv4Address
@@ -97,6 +106,7 @@ class NodeConfig:
     options: tuple[tuple[str, str], ...] = ()
     tunnel_port: int = 8472
     pod_prefix4: int = 24
+    vlans: tuple[Vlan, ...] = ()
 
 
 @lru_cache(maxsize=64)

@@ -7,7 +7,7 @@ and values follow pkg/datapath/linux/config/config.go and pkg/datapath/loader/te
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address
 
@@ -55,12 +55,13 @@ _SWITCH = re.compile(r"(ENABLE|USE)_\w+|\w*DEBUG|\w+_NOTIFY|TUNNEL_MODE|PREALLOC
 _NODE_GUARD = "__NODE_CONFIG__"
 
 
-def node_header(node: NodeConfig) -> str:
-    """Return node_config.h. Macros of `node.options` replace ours, an endpoint's and -D options win over both.
+def node_header(node: NodeConfig, devices: Collection[str] = ()) -> str:
+    """Return node_config.h of a node with these native devices.
 
-    An option that only switches something is off with the value "0".
+    Macros of `node.options` replace ours, an endpoint's and -D options win over both. An option that only switches
+    something is off with the value "0".
     """
-    macros = node_macros(node) | dict(node.options)
+    macros = node_macros(node, devices) | dict(node.options)
     text = f'#ifndef {_NODE_GUARD}\n#define {_NODE_GUARD}\n\n#include "lib/utils.h"\n\n'
     text += f"/*\n cilium.v4.internal.str {node.router_ipv4}\n cilium.v6.internal.str {node.router_ipv6}\n */\n\n"
     text += _if("DEFINE_IPV6", _define_ipv6("ROUTER_IP", node.router_ipv6)) + "\n" + _guarded(macros)

@@ -7,9 +7,10 @@ programs could ask for is defined, whatever the options, so that switching an op
 from __future__ import annotations
 
 import re
+from collections.abc import Collection, Iterable
 
 from datapath.base import mapnames
-from datapath.endpoint import HEALTH_ID, HOST_ID, REMOTE_NODE_ID, WORLD_ID, NodeConfig
+from datapath.endpoint import HEALTH_ID, HOST_ID, REMOTE_NODE_ID, WORLD_ID, NodeConfig, Vlan
 from datapath.errors import InvalidName
 
 _MAC = re.compile(r"[0-9a-fA-F]{2}(:[0-9a-fA-F]{2}){5}")
@@ -224,8 +225,8 @@ GLOBAL_CT_MACROS = {
 """The connection tracking maps that all endpoints share (ctmap.WriteBPFMacros)."""
 
 
-def node_macros(node: NodeConfig) -> dict[str, str]:
-    """Return our macros for this node; `node.options` are not in it."""
+def node_macros(node: NodeConfig, devices: Collection[str] = ()) -> dict[str, str]:
+    """Return our macros for a node with these native devices; `node.options` are not in it."""
     macros = {**_FEATURES, **_MAPS, **_TUNNEL_PROTOCOLS, **_CONNTRACK, **_NODEPORT}
     macros |= {name: str(number) for table in (_IDENTITIES, _SIZES) for name, number in table.items()}
     macros |= {f"LB{v}_{name}": f"cilium_lb{v}_{tail}" for v in (4, 6) for name, tail in _LB_MAPS.items()}
@@ -249,7 +250,7 @@ def node_macros(node: NodeConfig) -> dict[str, str]:
         "CILIUM_HOST_MAC": _address(node.cilium_host_mac),
         "NATIVE_DEV_MAC_BY_IFINDEX(IFINDEX)": "{ .addr = { 0x0 } }",
         "IS_L3_DEV(ifindex)": "false",
-        "VLAN_FILTER(ifindex, vlan_id)": "return false;",
+        "VLAN_FILTER(ifindex, vlan_id)": _vlan_filter(node.vlans, devices),
         "IPV4_GATEWAY": f"{int.from_bytes(node.router_ipv4.packed, 'little'):#x}",
         "IPV4_LOOPBACK": "0x12afea9",
         "IPV4_MASK": f"{_network_mask(node.pod_prefix4):#x}",
@@ -262,6 +263,13 @@ def node_macros(node: NodeConfig) -> dict[str, str]:
     if node.endpoint_routes:
         macros["ENABLE_ENDPOINT_ROUTES"] = "1"
     return macros
+
+
+def _vlan_filter(vlans: Iterable[Vlan], devices: Collection[str]) -> str:
+    """Return the statement that lets frames of a VLAN pass if its device is a native device (vlanFilterMacros)."""
+    passing = sorted((vlan.link, vlan.id) for vlan in vlans if vlan.name in devices)
+    tests = [f"(ifindex == {link} && vlan_id == {number})" for link, number in passing]
+    return f"return {' || '.join(tests) or 'false'};"
 
 
 def mac_bytes(mac: str) -> bytes:

@@ -153,6 +153,7 @@ class _Base:
     """What the requests of one node configuration have in common (objectCache.baseHash)."""
 
     node: NodeConfig
+    devices: tuple[str, ...]
     compiler: Compiler
     files: Mapping[str, str]
     digest: hashlib._Hash
@@ -320,15 +321,15 @@ class TemplateCache:
 
     def _node_base(self) -> _Base:
         """Return the part of all requests that changes with the node only: a fetch is to cost less than a step."""
-        node, base = self._config.node, self._base
-        if base is not None and base.node is node:
+        node, devices, base = self._config.node, self._config.devices, self._base
+        if base is not None and base.node is node and base.devices == devices:
             return base
         compiler = self._probe()
-        files = {"node_config.h": headers.node_header(node), "netdev_config.h": headers.netdev_header(node)}
+        files = {"node_config.h": headers.node_header(node, devices), "netdev_config.h": headers.netdev_header(node)}
         digest = hashlib.sha256()
         for word in (compiler.version, *compiler.flags(werror=self._werror), *files.values()):
             _add(digest, word)
-        self._base = _Base(node, compiler, files, digest)
+        self._base = _Base(node, devices, compiler, files, digest)
         return self._base
 
     def _node(self) -> NodeConfig:

@@ -29,7 +29,7 @@ def endpoints(node: Node) -> Iterator[tuple[EndpointKey, EndpointInfo]]:
         for address in (pod.ipv4, pod.ipv6):
             yield EndpointKey(address), info
     host = EndpointInfo(ifindex=0, lxc_id=0, flags=layouts.ENDPOINT_F_HOST, mac=None, node_mac=None)
-    for address in (*_routers(node), *_underlay(node)):
+    for address in (*_routers(node), *node.spec.underlay_addresses):
         yield EndpointKey(address), host
 
 
@@ -90,7 +90,7 @@ def _addresses(nodes: Iterable[Node]) -> set[IPv4Address | IPv6Address]:
     """Return the addresses of nodes and of their pods."""
     found: set[IPv4Address | IPv6Address] = set()
     for node in nodes:
-        found.update(_routers(node), _underlay(node))
+        found.update(_routers(node), node.spec.underlay_addresses)
         for pod in (node.facts.health, *node.pods):
             found.update((pod.ipv4, pod.ipv6))
     return found
@@ -99,10 +99,10 @@ def _addresses(nodes: Iterable[Node]) -> set[IPv4Address | IPv6Address]:
 def _identities(node: Node, host: int, tunnel: IPv4Address) -> Iterator[tuple[IpcacheKey, RemoteEndpointInfo]]:
     """Return a node's addresses, its host's identity being `host`. Its pods and router are behind the tunnel.
 
-    The node's address on the underlay is not: that is where the tunnel itself leads.
+    The node's addresses on the underlay and on its VLANs are not: that is where the tunnel itself leads.
     """
     known = [(address, host, tunnel) for address in _routers(node)]
-    known += [(address, host, layouts.NO_TUNNEL) for address in _underlay(node)]
+    known += [(address, host, layouts.NO_TUNNEL) for address in node.spec.underlay_addresses]
     for pod in (node.facts.health, *node.pods):
         known += [(address, pod.identity, tunnel) for address in (pod.ipv4, pod.ipv6)]
     for address, identity, endpoint in known:
@@ -111,7 +111,3 @@ def _identities(node: Node, host: int, tunnel: IPv4Address) -> Iterator[tuple[Ip
 
 def _routers(node: Node) -> tuple[IPv4Address | IPv6Address, ...]:
     return node.spec.router4, node.spec.router6
-
-
-def _underlay(node: Node) -> tuple[IPv4Address | IPv6Address, ...]:
-    return node.spec.node4.ip, node.spec.node6.ip

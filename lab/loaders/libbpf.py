@@ -52,7 +52,7 @@ class CompileForLibbpf(Step):
 def compile_for_libbpf(config: DatapathConfig, endpoint: Endpoint, source: str, directory: Path) -> Path:
     """Compile an endpoint's object from our own sources in the form that libbpf can load; CompileError."""
     for name, text in {
-        "node_config.h": headers.node_header(config.node),
+        "node_config.h": headers.node_header(config.node, config.devices),
         "netdev_config.h": headers.netdev_header(config.node),
         "ep_config.h": headers.endpoint_header(endpoint),
     }.items():

@@ -17,6 +17,7 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from threading import Event
 
+from datapath.errors import NetlinkError, ReloadlabError
 from datapath.kernel.netlink import NetlinkSocket, unless
 from lab.node import links
 from lab.node.registry import NAMESPACES
@@ -53,6 +54,14 @@ CILIUM_HOST_SYSCTLS = tuple(
 # A pod has its addresses and its gateway: it needs no router advertisement, and its questions would only be drops.
 POD_SYSCTLS = (*_NO_DAD, *_REPORTS_AT_ONCE, *_ALL_REFUSALS, ("ipv6/conf/default/router_solicitations", "0"))
 OUTSIDE_SYSCTLS = (*POD_SYSCTLS, ("ipv4/conf/all/rp_filter", "0"), ("ipv4/conf/default/rp_filter", "0"))
+
+
+class NoVlanDevices(ReloadlabError):
+    """A kernel that makes no VLAN devices."""
+
+    def __init__(self) -> None:
+        super().__init__("the kernel makes no VLAN devices: needs CONFIG_VLAN_8021Q")
+
 
 Job = Callable[[NetlinkSocket], None]
 """Builds one piece; is given a socket of its thread's own in the node's namespace."""
@@ -157,6 +166,22 @@ def _build_node(spec: NodeSpec, facts: NodeFacts, directory: Path) -> None:
             sysctl(CILIUM_HOST_SYSCTLS)
         health.request("configure the health endpoint", *links.pod_inside(spec, facts.health))
         outside.request("configure the outside", *(links.underlay_port if spec.cluster else links.outside_inside)(spec))
+        if spec.vlans:
+            with NetlinkSocket(directory / NODE) as node:
+                _build_vlans(spec, facts, node, outside)
+
+
+def _build_vlans(spec: NodeSpec, facts: NodeFacts, node: NetlinkSocket, outside: NetlinkSocket) -> None:
+    try:
+        for vlan in spec.vlans:
+            node.request(f"make {vlan.name}", *links.vlan_inside(facts, vlan))
+            for message in links.vlan_outside(spec, vlan):
+                # Another node of the cluster may have made it.
+                unless(errno.EEXIST, outside, f"make the other end of {vlan.name}", message)
+    except NetlinkError as error:
+        if error.errno != errno.EOPNOTSUPP:
+            raise
+        raise NoVlanDevices from error
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datapath.endpoint import HOST_ID, LABEL_HOST, Endpoint, NodeConfig
+from datapath.endpoint import HOST_ID, LABEL_HOST, Endpoint, NodeConfig, Vlan
 from lab.node.topology import HOST_ENDPOINT, NodeFacts, NodeSpec, PodFacts
 
 
@@ -20,6 +20,7 @@ def node_config(spec: NodeSpec, facts: NodeFacts, *, options: tuple[tuple[str, s
         encap_mac=vxlan.mac if spec.tunnel else None,
         mtu=spec.mtu,
         tunnel_port=spec.tunnel_port,
+        vlans=tuple(Vlan(vlan.name, facts.uplink.ifindex, vlan.id) for vlan in spec.vlans),
         pod_prefix4=spec.pod_cidr4.prefixlen,
         endpoint_routes=spec.endpoint_routes,
         options=options,

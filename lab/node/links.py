@@ -9,12 +9,12 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 from functools import lru_cache
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
 from typing import Any
 
 from datapath.kernel.netlink import NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, RTM_NEWLINK, MessageTemplate
 from lab.node.messages import encode, ifaddrmsg, ifinfmsg, rtmsg
-from lab.node.topology import PEER_IFINDEX, TXQUEUELEN, DeviceFacts, NodeFacts, NodeSpec, PodFacts
+from lab.node.topology import PEER_IFINDEX, TXQUEUELEN, DeviceFacts, NodeFacts, NodeSpec, PodFacts, VlanDevice
 
 RTM_DELLINK, RTM_SETLINK, RTM_NEWADDR, RTM_NEWROUTE, RTM_DELROUTE = 17, 19, 20, 24, 25
 IFF_UP, IFF_NOARP = 0x1, 0x80
@@ -24,6 +24,8 @@ RTPROT_KERNEL, RTPROT_BOOT = 2, 3
 RT_SCOPE_UNIVERSE, RT_SCOPE_LINK = 0, 253
 AF_INET, AF_INET6 = 2, 10
 LO_IFINDEX = 1
+_UNDERLAY = "underlay"
+"""The bridge that the nodes of a cluster share."""
 
 # Markers of the holes: values that occur nowhere else in a message.
 _IFINDEX, _FD = 0x51627301, 0x51627302
@@ -197,7 +199,7 @@ def outside_inside(spec: NodeSpec) -> list[bytes]:
 def underlay_inside(spec: NodeSpec) -> list[bytes]:
     """Return what makes up the underlay of a cluster before its first node: a bridge, the outside's address on it."""
     # Solicitations go to multicast groups, which a bridge that snoops may hold back.
-    bridge = [("IFLA_IFNAME", "underlay"), _link_info("bridge", [("IFLA_BR_MCAST_SNOOPING", 0)])]
+    bridge = [("IFLA_IFNAME", _UNDERLAY), _link_info("bridge", [("IFLA_BR_MCAST_SNOOPING", 0)])]
     return [
         _encode_link(RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, {"index": PEER_IFINDEX}, bridge),
         *outside_inside(spec)[:4],
@@ -209,6 +211,26 @@ def underlay_port(spec: NodeSpec) -> list[bytes]:
     _, port = spec.uplink_peer
     change = {"index": port, "flags": IFF_UP, "change": IFF_UP}
     return [_encode_link(RTM_SETLINK, 0, change, [("IFLA_MASTER", PEER_IFINDEX)]), *_routes_to_pods(spec)]
+
+
+def vlan_inside(facts: NodeFacts, vlan: VlanDevice) -> list[bytes]:
+    """Return what makes up a VLAN device of the node: it has the MAC and the MTU of the uplink."""
+    return _vlan(facts.uplink.ifindex, vlan.name, vlan, (vlan.node4, vlan.node6))
+
+
+def vlan_outside(spec: NodeSpec, vlan: VlanDevice) -> list[bytes]:
+    """Return what makes up its counterpart, on the other end of the uplink or on the bridge of the underlay."""
+    name = f"{_UNDERLAY}.{vlan.id}" if spec.cluster else vlan.name
+    return _vlan(PEER_IFINDEX, name, vlan, (vlan.outside4, vlan.outside6))
+
+
+def _vlan(link: int, name: str, vlan: VlanDevice, addresses: Sequence[IPv4Interface | IPv6Interface]) -> list[bytes]:
+    attrs = [("IFLA_IFNAME", name), ("IFLA_LINK", link), _link_info("vlan", [("IFLA_VLAN_ID", vlan.id)])]
+    fields = {"index": vlan.ifindex, "flags": IFF_UP, "change": IFF_UP}
+    return [
+        _encode_link(RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, fields, attrs),
+        *(add_address(vlan.ifindex, address.ip, address.network.prefixlen) for address in addresses),
+    ]
 
 
 def _routes_to_pods(spec: NodeSpec) -> list[bytes]:

@@ -128,8 +128,13 @@ def set_mtu(node: Standing) -> None:
     spec, facts = node.spec, node.facts
     devices = [d.ifindex for d in (facts.uplink, facts.cilium_net, facts.cilium_host, facts.vxlan)]
     devices += [pod.ifindex for pod in (facts.health, *facts.pods)]
+    # After what they are on, whose MTU is their limit.
+    devices += [vlan.ifindex for vlan in spec.vlans]
     with NetlinkSocket(node.netns(OUTSIDE)) as socket:
         socket.request("change the MTU outside", links.set_link_mtu(spec.uplink_peer[1], spec.mtu))
+        for vlan in spec.vlans:
+            # The bridge of a cluster has the MTU of its smallest port.
+            unless(errno.ERANGE, socket, "change the MTU outside", links.set_link_mtu(vlan.ifindex, spec.mtu))
     with NetlinkSocket(node.netns(NODE)) as socket:
         socket.request("change the MTU", *(links.set_link_mtu(index, spec.mtu) for index in devices))
     for pod in (facts.health, *facts.pods):

@@ -1,8 +1,9 @@
 """What a node looks like: `NodeSpec` says what is wanted, `plan_node` derives every name, number and address. Pure.
 
 Addresses of the node with index i: pods 10.244.<16 i>.0/20 and fd00:10:244:<i>::/64, underlay 172.20.<i>.1/24 and
-fd00:172:20:<i>::1/64. The first address of the pod range is the router (the node's own, on cilium_host), the second
-the health endpoint, then follow the pods. Nodes of one cluster share their underlay: it is then one link, with
+fd00:172:20:<i>::1/64, VLAN v 10.<v / 256>.<v % 256>.<i + 1>/24 and fd00:8021:<v>::<i + 1>/64 (v in hex). The first
+address of the pod range is the router (the node's own, on cilium_host), the second the health endpoint, then follow the
+pods. Nodes of one cluster share their underlay: it is then one link, with
 172.20.0.0/16 and fd00:172:20::/48.
 """
 
@@ -51,6 +52,13 @@ _FIRST_IFINDEX = 48
 PEER_IFINDEX = 31
 # The ends of the nodes' uplinks in a shared underlay.
 _FIRST_PORT_IFINDEX = 100
+# Five digits, as all indices of native devices have (cilium_calls_netdev_<ifindex>), and beyond the pods'.
+_FIRST_VLAN_IFINDEX = 90_000
+
+_VLAN_NAME = re.compile(rf"{UPLINK}\.([1-9][0-9]{{0,3}})")
+_LAST_VLAN_ID = 4094
+MAX_VLANS = 5
+"""Cilium's filter takes no more (vlanFilterMacros)."""
 
 _POD_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?")
 # The last two name what else is reloaded (datapath.reload.plans): a pod called so could not be told from it.
@@ -81,6 +89,47 @@ class PodSpec:
             raise InvalidSpec(f"identity {self.identity} of {self.name}: pods have 256 to {(1 << 24) - 1}")
 
 
+@dataclass(frozen=True, slots=True)
+class VlanDevice:
+    """A VLAN device on the uplink of a node, with its counterpart outside.
+
+    Both have the same interface index, each in its namespace. The one outside is the same for all nodes of a cluster.
+    """
+
+    id: int
+    node_index: int
+
+    @property
+    def name(self) -> str:
+        return f"{UPLINK}.{self.id}"
+
+    @property
+    def ifindex(self) -> int:
+        return _FIRST_VLAN_IFINDEX + self.id
+
+    @property
+    def node4(self) -> IPv4Interface:
+        return self._ipv4(self.node_index + 1)
+
+    @property
+    def node6(self) -> IPv6Interface:
+        return self._ipv6(self.node_index + 1)
+
+    @property
+    def outside4(self) -> IPv4Interface:
+        return self._ipv4(254)
+
+    @property
+    def outside6(self) -> IPv6Interface:
+        return self._ipv6(0xFE)
+
+    def _ipv4(self, host: int) -> IPv4Interface:
+        return IPv4Interface(f"10.{self.id >> 8}.{self.id & 0xFF}.{host}/24")
+
+    def _ipv6(self, host: int) -> IPv6Interface:
+        return IPv6Interface(f"fd00:8021:{self.id:x}::{host:x}/64")
+
+
 def check_pod_count(count: int) -> None:
     """Raise InvalidSpec for a number of pods that no node can have."""
     if not 0 <= count <= MAX_PODS:
@@ -100,8 +149,9 @@ class NodeSpec:
     """A node as asked for.
 
     `pods` is their number (they are then called pod-1, pod-2, ...) or the pods themselves. `tunnel` sends packets for
-    other nodes through VXLAN, otherwise they are routed. `devices` are the native devices that get programs. `mtu` is
-    that of all devices, in bytes. `node_index` chooses the address ranges, so that several nodes share an underlay.
+    other nodes through VXLAN, otherwise they are routed. `devices` are the native devices that get programs: eth0, and
+    VLAN devices on it, such as eth0.100, which are made because they are named here. `mtu` is that of all devices, in
+    bytes. `node_index` chooses the address ranges, so that several nodes share an underlay.
     `cluster` is the name of the nodes that do, empty for a node by itself. `tunnel_port` is VXLAN's UDP port. `xdp` is
     the mode in which the native devices get an XDP program (datapath.endpoint.XdpMode), None if they get none.
     """
@@ -145,8 +195,13 @@ class NodeSpec:
         if not 0 < self.tunnel_port < 1 << 16:
             raise InvalidSpec(f"the tunnel's port is 1 to 65535, not {self.tunnel_port}")
         for device in self.devices:
-            if check_ifname(device) != UPLINK:
-                raise InvalidSpec(f"the node has no native device {device}; it has {UPLINK}")
+            if check_ifname(device) != UPLINK and _vlan_id(device) is None:
+                known = f"{UPLINK}, and VLAN devices from {UPLINK}.1 to {UPLINK}.{_LAST_VLAN_ID}"
+                raise InvalidSpec(f"the node has no native device {device}; it can have {known}")
+            if self.devices.count(device) > 1:
+                raise InvalidSpec(f"two native devices are called {device}")
+        if len(self.vlans) > MAX_VLANS:
+            raise InvalidSpec(f"a node has at most {MAX_VLANS} VLAN devices, not {len(self.vlans)}")
         if self.xdp is not None:
             check_xdp_mode(self.xdp)
             if not self.devices:
@@ -162,6 +217,18 @@ class NodeSpec:
         """The pods asked for, spelled out."""
         assert not isinstance(self.pods, int)
         return self.pods
+
+    @property
+    def vlans(self) -> tuple[VlanDevice, ...]:
+        """The VLAN devices on the uplink."""
+        ids = map(_vlan_id, self.devices)
+        return tuple(VlanDevice(number, self.node_index) for number in ids if number is not None)
+
+    @property
+    def underlay_addresses(self) -> tuple[IPv4Address | IPv6Address, ...]:
+        """The node's addresses on the underlay and on its VLANs."""
+        on_vlans = (address for vlan in self.vlans for address in (vlan.node4, vlan.node6))
+        return tuple(address.ip for address in (self.node4, self.node6, *on_vlans))
 
     @property
     def route_mtu(self) -> int:
@@ -206,6 +273,13 @@ class NodeSpec:
     def uplink_peer(self) -> tuple[str, int]:
         """Name and index of the other end of the uplink: by itself outside, or a port of the shared underlay."""
         return (f"node-{self.node_index}", _FIRST_PORT_IFINDEX + self.node_index) if self.cluster else _ALONE
+
+
+def _vlan_id(device: str) -> int | None:
+    """Return the id of a VLAN device of the uplink by its name; None if it is none."""
+    found = _VLAN_NAME.fullmatch(device)
+    number = 0 if found is None else int(found[1])
+    return number if 0 < number <= _LAST_VLAN_ID else None
 
 
 _ALONE = (UPLINK, PEER_IFINDEX)

@@ -22,11 +22,11 @@ def endpoint_of(nodes: Sequence[Node], address: str) -> tuple[Node, PodFacts] | 
 
 
 def host_of(nodes: Sequence[Node], address: str) -> Node | None:
-    """Return the node whose own address this is, among the pods or on the underlay; None if it is no node's."""
+    """Return the node whose own address this is, among the pods, on the underlay or a VLAN; None if it is none's."""
     wanted = ip_address(address)
     for node in nodes:
         spec = node.spec
-        if wanted in (spec.router4, spec.router6, spec.node4.ip, spec.node6.ip):
+        if wanted in (spec.router4, spec.router6, *spec.underlay_addresses):
             return node
     return None
 

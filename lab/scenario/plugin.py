@@ -27,6 +27,7 @@ from lab.agent.cluster import cluster_specs
 from lab.agent.options import check_library, parse_macro
 from lab.loaders.command import given_loader
 from lab.loaders.protocol import NotSupported
+from lab.node.builder import NoVlanDevices
 from lab.node.topology import NodeSpec
 from lab.scenario import marks
 from lab.scenario.details import details
@@ -100,11 +101,11 @@ def cluster(request: pytest.FixtureRequest) -> Iterator[ClusterScenario]:
 
 @contextmanager
 def _supported(scenario: AbstractContextManager[S]) -> Iterator[S]:
-    """Enter a scenario; the test is skipped if its loader cannot load it."""
+    """Enter a scenario; the test is skipped if its loader cannot load it, or the kernel has not all its devices."""
     with ExitStack() as stack:
         try:
             running = stack.enter_context(scenario)
-        except NotSupported as error:
+        except (NotSupported, NoVlanDevices) as error:
             pytest.skip(str(error))
         yield running
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address
 
 from lab.node.node import Node
-from lab.node.topology import HEALTH, HOST, NODE, OUTSIDE
+from lab.node.topology import HEALTH, HOST, NODE, OUTSIDE, VlanDevice
 from lab.traffic.flows import Flow
 
 RATE = 2000.0
@@ -38,14 +38,15 @@ def default_flows(node: Node) -> list[Flow]:
 
     UDP and TCP by old connections, with payloads from a few bytes over the full MTU to GSO; new connections of UDP, TCP
     and ICMP echo; packets that are refused by ICMP; and packets that the policy must stop. The health endpoint takes
-    the place of the pods where there are none.
+    the place of the pods where there are none. The outside and the node itself talk over each VLAN.
     """
     first, last = _first_and_last(node)
+    vlans = [(_outside_of(vlan), vlan.name) for vlan in node.spec.vlans]
     made = _Flows(ends(node), node.spec.route_mtu)
     across = [(first, last), (first, OUTSIDE), (OUTSIDE, first)]
-    made.old([*across, (HOST, first), (first, HEALTH)])
+    made.old([*across, (HOST, first), (first, HEALTH), *vlans])
     into = [(first, last), (OUTSIDE, first)]
-    made.fresh([*across, (HOST, first)], tcp=into, icmp=[*into, (HOST, first)])
+    made.fresh([*across, (HOST, first), *(pair[::-1] for pair in vlans)], tcp=into, icmp=[*into, (HOST, first)])
     made.refused([(first, last)])
     made.denied([(last, first), (OUTSIDE, first), (first, OUTSIDE)])
     return made.flows
@@ -85,7 +86,14 @@ def ends(node: Node) -> dict[str, End]:
         HOST: (str(node.netns(NODE)), spec.router4, spec.router6),
         OUTSIDE: (str(node.netns(OUTSIDE)), spec.outside4.ip, spec.outside6.ip),
         **{p.name: (str(node.netns(p.name)), p.ipv4, p.ipv6) for p in (node.facts.health, *node.pods)},
+        **{vlan.name: (str(node.netns(NODE)), vlan.node4.ip, vlan.node6.ip) for vlan in spec.vlans},
+        **{_outside_of(vlan): (str(node.netns(OUTSIDE)), vlan.outside4.ip, vlan.outside6.ip) for vlan in spec.vlans},
     }
+
+
+def _outside_of(vlan: VlanDevice) -> str:
+    """Return the name of the outside as an end of traffic on a VLAN."""
+    return f"{OUTSIDE}.{vlan.id}"
 
 
 def _first_and_last(node: Node) -> tuple[str, str]:

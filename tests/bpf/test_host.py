@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address
 
 import pytest
 
+from datapath.build.nodemacros import node_macros
+from datapath.endpoint import Vlan
 from lab.abi.layouts import Program
 from scenarios import frames
 from scenarios.frames import ETH_P_IP, ETH_P_IPV6, eth, ipv4, ipv6, udp
@@ -15,6 +18,7 @@ from tests.bpf.loaded import (
     CILIUM_NET_MAC,
     DROP,
     HOST,
+    NODE,
     PASS,
     PEER4,
     PEER6,
@@ -189,9 +193,16 @@ def test_from_netdev_delivers_with_host_routing(peer: IPv4Address | IPv6Address)
         assert host.run("cil_from_netdev", world).retval == PASS
 
 
-ALLOW_5 = (("VLAN_FILTER(ifindex, vlan_id)", "return vlan_id == 5;"),)
+VLAN_FILTER = "VLAN_FILTER(ifindex, vlan_id)"
+ALLOW_5 = ((VLAN_FILTER, "return vlan_id == 5;"),)
 PRIORITY = 7 << 13
 """The bits of a tag that are no VLAN."""
+
+
+def passing(*vlans: tuple[int, int]) -> tuple[tuple[str, str], ...]:
+    """Return the option of a node with these VLAN devices, an index and an id each. Packets here come to index 1."""
+    node = replace(NODE, vlans=tuple(Vlan(f"{link}.{number}", link, number) for link, number in vlans))
+    return ((VLAN_FILTER, node_macros(node, [vlan.name for vlan in node.vlans])[VLAN_FILTER]),)
 
 
 @pytest.mark.parametrize(
@@ -201,6 +212,9 @@ PRIORITY = 7 << 13
         pytest.param(PRIORITY | 5, (), DROP, id="a VLAN with a priority"),
         pytest.param(PRIORITY | 5, ALLOW_5, PASS, id="a VLAN that is allowed"),
         pytest.param(6, ALLOW_5, DROP, id="another VLAN"),
+        pytest.param(PRIORITY | 5, passing((1, 5), (2, 6)), PASS, id="a VLAN of a device"),
+        pytest.param(6, passing((1, 5), (1, 7)), DROP, id="not among the VLANs of a device"),
+        pytest.param(6, passing((1, 5), (2, 6)), DROP, id="a VLAN of another device"),
         pytest.param(PRIORITY, (), REDIRECT, id="a priority alone"),
     ],
 )

@@ -14,7 +14,7 @@ import pytest
 from bpf import LIBRARY
 from datapath.build import headers
 from datapath.build.compile import Compiler, compile_source, probe_compiler
-from datapath.endpoint import Endpoint, NodeConfig
+from datapath.endpoint import Endpoint, NodeConfig, Vlan
 from datapath.errors import InvalidName
 from datapath.object.reader import read_object
 from datapath.object.spec import CollectionSpec, Substitution
@@ -75,6 +75,18 @@ class TestNodeHeader:
         assert with_tunnel["ENCAP_IFINDEX"] == "5"
         assert "TUNNEL_MODE" in with_tunnel
         assert not {"ENCAP_IFINDEX", "TUNNEL_MODE"} & without.keys()
+
+    def test_frames_of_vlans_pass_whose_devices_are_native_devices(self) -> None:
+        """Whatever their order: the same devices are the same text, so the same template."""
+        node = replace(NODE, vlans=(Vlan("eth0.200", 32, 200), Vlan("eth0.100", 32, 100), Vlan("eth1.5", 33, 5)))
+
+        def vlan_filter(*devices: str) -> str:
+            return defined(headers.node_header(node, devices))["VLAN_FILTER(ifindex, vlan_id)"]
+
+        assert vlan_filter() == vlan_filter("eth0", "eth1") == "return false;"
+        assert vlan_filter("eth0", "eth0.100") == "return (ifindex == 32 && vlan_id == 100);"
+        both = "return (ifindex == 32 && vlan_id == 100) || (ifindex == 33 && vlan_id == 5);"
+        assert vlan_filter("eth0.100", "eth1.5") == vlan_filter("eth1.5", "eth0.100") == both
 
     def test_options_replace_switch_off_and_do_not_depend_on_their_order(self) -> None:
         options = (("MTU", "1400"), ("ENABLE_IPV6", "0"), ("CLUSTER_ID", "0"), ("ENABLE_NODEPORT", "1"))

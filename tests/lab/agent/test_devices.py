@@ -7,6 +7,7 @@ import os
 import struct
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from ipaddress import IPv4Address
 from itertools import count
 from pathlib import Path
@@ -15,6 +16,7 @@ import pytest
 
 from datapath.base.mapnames import calls_map
 from datapath.base.names import check_ifname
+from datapath.endpoint import Vlan
 from datapath.errors import InvalidName, LinkNotFound, NetlinkError
 from datapath.kernel.hooks import Direction
 from datapath.kernel.netlink import NetlinkSocket, pack_attribute, pack_message
@@ -57,7 +59,7 @@ def agent(lab: tuple[Node, Path]) -> Iterator[Agent]:
     node, templates = lab
     with Agent(node, templates=templates) as made:
         yield made
-        made.configure(devices=(), defines=())
+        made.configure(devices=(), defines=(), node=replace(made.config.node, vlans=()))
         made.reload(HOST)
         assert problems(made) == []
 
@@ -248,6 +250,11 @@ def packet_from(source: IPv4Address, target: IPv4Address, payload: bytes) -> byt
     return ipv4(source, target, datagram(source, target, payload, sport=7040, dport=7040))
 
 
+def frame(dst: str, src: str, tag: bytes, packet: bytes) -> bytes:
+    plain = eth(dst, src, ETH_P_IP, packet)
+    return plain[:12] + tag + plain[12:]
+
+
 def test_frames_of_a_vlan_are_dropped_from_the_wire_alone(agent: Agent) -> None:
     """From the wire, those of a VLAN are dropped, whatever is inside; a pod's are taken for what is inside."""
     node, pod = agent.node, agent.node.pod("pod-1")
@@ -255,10 +262,6 @@ def test_frames_of_a_vlan_are_dropped_from_the_wire_alone(agent: Agent) -> None:
     agent.reload(HOST)
     uplink, health = node.facts.uplink, node.facts.health
     assert uplink.peer_mac is not None
-
-    def frame(dst: str, src: str, tag: bytes, packet: bytes) -> bytes:
-        plain = eth(dst, src, ETH_P_IP, packet)
-        return plain[:12] + tag + plain[12:]
 
     with ExitStack() as stack:
         outside, inside, beside = (
@@ -279,3 +282,29 @@ def test_frames_of_a_vlan_are_dropped_from_the_wire_alone(agent: Agent) -> None:
             assert packets(node).get(FILTERED, 0) - before == (not wanted)
         packet = packet_from(pod.ipv4, health.ipv4, b"from a pod")
         assert arrives(frame(pod.node_mac, pod.mac, VLAN_5, packet), beside, inside, b"from a pod", 2.0)
+
+
+def test_a_reload_sets_the_filter_by_the_devices(agent: Agent) -> None:
+    """A frame of a VLAN passes while the VLAN's device is a native device, and no frame of another does.
+
+    The device need not be there: what the programs let pass they do not count as dropped.
+    """
+    node, pod, uplink = agent.node, agent.node.pod("pod-1"), agent.node.facts.uplink
+    assert uplink.peer_mac is not None
+    vlan = Vlan(f"{UPLINK}.5", uplink.ifindex, 5)
+    agent.configure(node=replace(agent.config.node, vlans=(vlan, replace(vlan, name=f"{UPLINK}.6", id=6))))
+    with (
+        FrameSocket(node.netns(OUTSIDE), UPLINK) as outside,
+        FrameSocket(node.netns(pod.name), pod.inner_ifname) as inside,
+    ):
+        for number, vlans in enumerate((("eth0.5",), (), ("eth0.6",), ("eth0.6", "eth0.5"))):
+            agent.configure(devices=(UPLINK, *vlans))
+            agent.reload(HOST)
+            before = packets(node).get(FILTERED, 0)
+            # What comes last is not of a VLAN: when it arrives, those before it have been counted.
+            for tag in (VLAN_5, b""):
+                payload = f"reload {number} ".encode() + tag
+                packet = packet_from(node.spec.outside4.ip, pod.ipv4, payload)
+                outside.send(frame(uplink.mac, uplink.peer_mac, tag, packet))
+            assert inside.receive(lambda data, payload=payload: data.endswith(payload)) is not None  # type: ignore[misc]
+            assert packets(node).get(FILTERED, 0) - before == ("eth0.5" not in vlans), vlans

@@ -41,13 +41,26 @@ def test_addresses_of_the_first_node() -> None:
     assert (str(spec.node6), str(spec.outside6)) == ("fd00:172:20::1/64", "fd00:172:20::fe/64")
 
 
+def test_vlan_devices() -> None:
+    """Their order is that of the devices; the last id has an address and an index as well."""
+    first, last = NodeSpec("demo", devices=("eth0.100", "eth0", "eth0.4094"), node_index=2).vlans
+    assert [(vlan.name, vlan.id, vlan.ifindex) for vlan in (first, last)] == [
+        ("eth0.100", 100, 90100),
+        ("eth0.4094", 4094, 94094),
+    ]
+    assert (str(first.node4), str(first.node6)) == ("10.0.100.3/24", "fd00:8021:64::3/64")
+    assert (str(first.outside4), str(first.outside6)) == ("10.0.100.254/24", "fd00:8021:64::fe/64")
+    assert (str(last.node4), str(last.outside6)) == ("10.15.254.3/24", "fd00:8021:ffe::fe/64")
+
+
 def test_nodes_do_not_share_addresses() -> None:
-    specs = [NodeSpec("demo", node_index=index) for index in range(16)]
+    specs = [NodeSpec("demo", devices=("eth0.100",), node_index=index) for index in range(16)]
     for a, b in itertools.combinations(specs, 2):
         assert not a.pod_cidr4.overlaps(b.pod_cidr4)
         assert not a.pod_cidr6.overlaps(b.pod_cidr6)
         assert not a.node4.network.overlaps(b.node4.network)
         assert not a.node6.network.overlaps(b.node6.network)
+        assert not {*a.underlay_addresses} & {*b.underlay_addresses}
 
 
 def test_largest_node_has_distinct_facts_in_range() -> None:
@@ -123,6 +136,12 @@ def test_later_pod_continues_the_numbers() -> None:
         ({"mtu": 65521}, "not 65521"),
         ({"node_index": 16}, "0 to 15"),
         ({"devices": ("eth7",)}, "no native device eth7"),
+        ({"devices": ("eth7.100",)}, "no native device eth7.100; it can have eth0, and VLAN devices from eth0.1 to"),
+        ({"devices": ("eth0.0",)}, "no native device eth0.0; it can"),
+        ({"devices": ("eth0.0100",)}, "no native device eth0.0100; it can"),
+        ({"devices": ("eth0.4095",)}, "VLAN devices from eth0.1 to eth0.4094"),
+        ({"devices": ("eth0", "eth0.5", "eth0.5")}, "two native devices are called eth0.5"),
+        ({"devices": tuple(f"eth0.{number}" for number in range(1, 7))}, "at most 5 VLAN devices, not 6"),
         ({"xdp": "fast", "devices": ("eth0",)}, "one of native, generic, best-effort, not fast"),
         ({"xdp": "native"}, "XDP programs are for native devices, and the node has none: give it eth0"),
         ({"devices": ("a/b",)}, "invalid interface name 'a/b'"),
