@@ -6,6 +6,7 @@ option that is given takes the place of the one that is kept.
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from lab.node.node import Node
 
 _FILE = "options.json"
+_MACRO = re.compile(r"[A-Za-z_]\w*(\([\w, ]*\))?", re.ASCII)
 
 
 class BadLibrary(ReloadlabError):
@@ -101,9 +103,9 @@ class Options:
 
 
 def parse_macro(text: str) -> tuple[str, str]:
-    """Return (name, value) of NAME or NAME=VALUE, as a compiler's -D takes it; BadMacro if NAME is no identifier."""
+    """Return (name, value) of NAME or NAME=VALUE, as a compiler's -D takes it; NAME may have parameters. BadMacro."""
     name, equals, value = text.partition("=")
-    if not name.isidentifier():
+    if not _MACRO.fullmatch(name):
         raise BadMacro(name)
     return name, value if equals else "1"
 

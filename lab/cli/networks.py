@@ -14,13 +14,14 @@ if TYPE_CHECKING:
     from lab.node.topology import NodeSpec
 
 PODS = 2
+DEVICES_HELP = "native devices that get programs: eth0, and VLAN devices on it, which are made, such as eth0,eth0.100"
 
 
 def add_network_options(parser: argparse._ActionsContainer) -> None:
     """Declare routing, tunnel and devices."""
     parser.add_argument("--endpoint-routes", action="store_true", help="a route per pod instead of one by cilium_host")
     parser.add_argument("--tunnel", action="store_true", help="VXLAN to other nodes instead of native routing")
-    parser.add_argument("--devices", default="", metavar="NAMES", help="native devices that get programs, such as eth0")
+    parser.add_argument("--devices", default="", metavar="NAMES", help=DEVICES_HELP)
     parser.add_argument(
         "--xdp",
         choices=XDP_MODES,

@@ -76,6 +76,14 @@ HOST_MUTANTS = (
         "calls_map_of_the_host",
     ),
     mutant(
+        "host-filter-passes-all-vlans",
+        "tagged frames of any VLAN pass at a native device, whatever the filter says",
+        HOST,
+        "\tif (allow_vlan(ctx->ifindex, ctx->vlan_tci & VLAN_VID_MASK))\n",
+        "\tif (allow_vlan(ctx->ifindex, ctx->vlan_tci & VLAN_VID_MASK) || true)\n",
+        "test_vlans",
+    ),
+    mutant(
         "host-forwarded-is-its-own",
         "with a host policy, whatever leaves the node unmarked counts as sent by the host",
         HOST,

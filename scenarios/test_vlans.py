@@ -1,0 +1,176 @@
+"""Tagged frames, and a VLAN device on the uplink: traffic over it and beside it, while the filter of frames changes.
+
+A kernel without CONFIG_VLAN_8021Q has no such device: there the scenarios with one are skipped.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from reloadlab import (
+    METRIC_INGRESS,
+    NODE,
+    OUTSIDE,
+    Flow,
+    FrameSocket,
+    Gate,
+    Node,
+    ReloadlabError,
+    Scenario,
+    Step,
+    Workspace,
+    default_flows,
+    enter_netns,
+    packet_counters,
+    run_tool,
+    take_snapshot,
+)
+from scenarios.frames import eth
+
+VLAN, OTHER = "eth0.100", 200
+WITH, WITHOUT = ("eth0", VLAN), ("eth0",)
+FILTERED = 182, METRIC_INGRESS
+"""DROP_VLAN_FILTERED of bpf/lib/drop.h, at the ingress of the uplink."""
+ETH_P_EXPERIMENT = 0x88B5
+"""Of no protocol that is known here (IEEE 802, Local Experimental EtherType 1)."""
+PATIENCE = 1.0
+"""Seconds that a drop may take to be counted."""
+ROUNDS = 10
+
+
+def beside_the_vlan(node: Node) -> list[Flow]:
+    """Return the default flows without those over the VLAN, whose filter does not let them pass all the time."""
+    return [flow for flow in default_flows(node) if VLAN not in flow.name]
+
+
+def attached(**options: Any) -> pytest.MarkDecorator:
+    """Run a scenario on a node with the VLAN by tc, and by what the kernel has: by tcx from Linux 6.6 on."""
+    ways = [
+        pytest.param(way, marks=pytest.mark.node(pods=1, devices=WITH, agent={"attach": way}, **options))
+        for way in ("tc", "auto")
+    ]
+    return pytest.mark.parametrize("attach", ways)
+
+
+class TaggedFrames:
+    """Sends tagged frames to the node's uplink, and tells what becomes of them. `drops` is how many were dropped."""
+
+    def __init__(self, scenario: Scenario) -> None:
+        self.node = scenario.node
+        self.drops = 0
+        self._numbers: Iterator[int] = itertools.count()
+
+    def arrive(self) -> bool:
+        """Tell whether a frame of the VLAN arrives at its device; it must not be counted as dropped then."""
+        before, payload = self._counted(), self._payload()
+        with FrameSocket(self.node.netns(NODE), VLAN) as device:
+            self._send(VLAN.partition(".")[2], payload)
+            found = device.receive(lambda frame: payload in frame) is not None
+        return found and self._counted() == before
+
+    def are_dropped(self, vlan: int | str = VLAN.partition(".")[2]) -> bool:
+        """Tell whether a frame of a VLAN is dropped, and counted once."""
+        before, deadline = self._counted(), time.monotonic() + PATIENCE
+        self._send(vlan, self._payload())
+        while not (moved := self._counted() - before) and time.monotonic() < deadline:
+            time.sleep(0.001)
+        self.drops += moved
+        return moved == 1
+
+    def _payload(self) -> bytes:
+        return f"<tagged frame {next(self._numbers):06}>".encode().ljust(50, b"\0")
+
+    def _send(self, vlan: int | str, payload: bytes) -> None:
+        uplink = self.node.facts.uplink
+        assert uplink.peer_mac is not None
+        frame = eth(uplink.mac, uplink.peer_mac, ETH_P_EXPERIMENT, payload)
+        with FrameSocket(self.node.netns(OUTSIDE), uplink.name) as outside:
+            outside.send(frame[:12] + b"\x81\x00" + int(vlan).to_bytes(2, "big") + frame[12:])
+
+    def _counted(self) -> int:
+        return packet_counters(self.node).get(FILTERED, 0)
+
+
+@pytest.mark.node(pods=1, devices=WITHOUT)
+def test_frames_are_dropped_unless_a_macro_lets_them_pass(scenario: Scenario) -> None:
+    """Those of every VLAN, for the node has none; and by a macro, as with vlan-bpf-bypass 0, none of them."""
+    frames, agent = TaggedFrames(scenario), scenario.agent
+    defines = agent.config.defines
+    for passing in (False, True, False):
+        agent.configure(defines=(*defines, ("VLAN_FILTER(ifindex,vlan_id)", "return true;")) if passing else defines)
+        scenario.reload("host")
+        for vlan in (1, OTHER, 4094):
+            assert frames.are_dropped(vlan) != passing, vlan
+    scenario.expect(drops={FILTERED: frames.drops})
+
+
+@attached()
+def test_traffic_over_the_vlan_goes_on(scenario: Scenario, attach: str) -> None:
+    """And beside it: the node has programs at both devices, and the lower one sees the VLAN's frames first."""
+    for _ in range(ROUNDS):
+        scenario.reload("host")
+    scenario.reload()
+
+
+@attached(flows=beside_the_vlan)
+def test_filter_follows_the_devices(scenario: Scenario, attach: str) -> None:
+    """Frames of the VLAN pass while its device is a native device, and those of another VLAN never do."""
+    frames = TaggedFrames(scenario)
+    for devices in (WITHOUT, WITH, WITHOUT, WITH):
+        scenario.agent.configure(devices=devices)
+        scenario.reload("host")
+        assert frames.arrive() if VLAN in devices else frames.are_dropped(), devices
+        assert frames.are_dropped(OTHER), devices
+    scenario.expect(drops={FILTERED: frames.drops})
+
+
+@attached(flows=beside_the_vlan)
+def test_device_goes_and_comes_back(scenario: Scenario, attach: str) -> None:
+    """With another index: programs and calls map of the former one go, and its frames pass again."""
+    frames, node = TaggedFrames(scenario), scenario.node
+    (vlan,) = node.spec.vlans
+    for index in (vlan.ifindex - 1, vlan.ifindex):
+        scenario.agent.configure(devices=WITHOUT)
+        with enter_netns(node.netns(NODE)):
+            run_tool(["ip", "link", "del", VLAN])
+        scenario.reload("host")
+        assert frames.are_dropped()
+        make = f"link add link eth0 name {VLAN} index {index} type vlan id {vlan.id}"
+        with enter_netns(node.netns(NODE)):
+            for words in (make, f"link set {VLAN} up", *(f"addr add {a} dev {VLAN}" for a in (vlan.node4, vlan.node6))):
+                run_tool(["ip", *words.split()])
+        scenario.agent.configure(devices=WITH)
+        scenario.reload("host")
+        assert frames.arrive()
+        calls = [name for name in take_snapshot(node).pins if "_netdev_" in name]
+        assert sorted(name[-5:] for name in calls) == sorted(f"{n:05}" for n in (node.facts.uplink.ifindex, index))
+    scenario.expect(drops={FILTERED: frames.drops})
+
+
+class Injected(ReloadlabError):
+    """The fault of this file."""
+
+
+def fail(step: Step, work: Workspace) -> None:
+    raise Injected(f"after {step.name} {step.target}")
+
+
+@pytest.mark.parametrize(("before", "after"), [(WITH, WITHOUT), (WITHOUT, WITH)], ids=["taken away", "added"])
+@pytest.mark.node(pods=1, devices=WITH, flows=beside_the_vlan)
+def test_fault_while_the_device_is(scenario: Scenario, before: tuple[str, ...], after: tuple[str, ...]) -> None:
+    """After a reload that fails behind any of its steps the former filter holds."""
+    frames = TaggedFrames(scenario)
+    scenario.agent.configure(devices=before)
+    scenario.reload("host")
+    scenario.agent.configure(devices=after)
+    for number, step in enumerate(scenario.agent.plan("host").steps[:-1]):
+        scenario.reload_fails("host", Injected, gate=Gate(fail, after="*", nth=number))
+        assert frames.arrive() if VLAN in before else frames.are_dropped(), step
+    scenario.reload("host")
+    assert frames.arrive() if VLAN in after else frames.are_dropped()
+    scenario.expect(drops={FILTERED: frames.drops})
