@@ -7,7 +7,13 @@ from lab.agent.options import BadMacro, parse_macro
 
 @pytest.mark.parametrize(
     ("text", "macro"),
-    [("X", ("X", "1")), ("X=", ("X", "")), ("X=0", ("X", "0")), ("X=a=b", ("X", "a=b")), ("F(a,b)=a == b", ("F(a,b)", "a == b"))],
+    [
+        ("X", ("X", "1")),
+        ("X=", ("X", "")),
+        ("X=0", ("X", "0")),
+        ("X=a=b", ("X", "a=b")),
+        ("F(a,b)=a == b", ("F(a,b)", "a == b")),
+    ],
 )
 def test_macros_are_a_compilers(text: str, macro: tuple[str, str]) -> None:
     assert parse_macro(text) == macro

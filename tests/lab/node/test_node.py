@@ -21,10 +21,13 @@ from datapath.kernel.netlink import NetlinkSocket
 from lab.errors import LabBusy, LabNotFound, LabSystemError, Status
 from lab.node import node as node_module
 from lab.node import registry
+from lab.node.builder import NoVlanDevices
 from lab.node.node import Node, UnknownTarget
 from lab.node.topology import InvalidSpec, NodeFacts, NodeSpec, PodSpec, plan_node
 from lab.system import netns
+from lab.system.tools import run
 from tests.lab.labs import ip, mounts_of, removed, sysctl, unique_name
+from tests.netns import nsenter
 
 pytestmark = pytest.mark.privileged
 
@@ -424,3 +427,46 @@ def test_a_kept_node_stays_when_its_context_ends() -> None:
         assert (lab.status, lab.is_left_over, lab.pids) == (Status.UP, False, ())
         registry.sweep()
         assert Node.open(name).spec.name == name
+
+
+def vlan_specs() -> list[NodeSpec]:
+    """Return two nodes of a cluster with a VLAN in common; the second has another one as well."""
+    name = unique_name()
+    common = NodeSpec(f"{name}-1", pods=0, cluster=name, devices=("eth0", "eth0.100"))
+    return [common, replace(common, name=f"{name}-2", node_index=1, devices=("eth0.4094", "eth0.100"))]
+
+
+def test_vlan_devices_of_a_cluster() -> None:
+    """The nodes and the outside reach each other over a VLAN; the devices follow the MTU, up and down."""
+    with ExitStack() as stack:
+        try:
+            nodes = [stack.enter_context(Node(spec)) for spec in vlan_specs()]
+        except NoVlanDevices as error:
+            pytest.skip(str(error))
+        for node in nodes:
+            for vlan in node.spec.vlans:
+                (shown,) = ip(node.netns("node"), "-details", "link", "show", "dev", vlan.name)
+                assert (shown["ifindex"], shown["link"]) == (vlan.ifindex, "eth0")
+                assert (shown["linkinfo"]["info_kind"], shown["linkinfo"]["info_data"]["id"]) == ("vlan", vlan.id)
+                expected = [f"{address} global" for address in (vlan.node4, vlan.node6)]
+                assert addresses(node.netns("node"), vlan.name) == expected
+        first, second = (next(vlan for vlan in node.spec.vlans if vlan.id == 100) for node in nodes)
+        for address in (second.node4.ip, second.node6.ip, first.outside4.ip, first.outside6.ip):
+            run(nsenter(nodes[0].netns("node"), "ping", "-c", "1", "-W", "2", str(address)))
+        for mtu in (9000, 1400):
+            for node in nodes:
+                node.set_mtu(mtu)
+            for node in nodes:
+                assert {links(node.netns("node"))[vlan.name]["mtu"] for vlan in node.spec.vlans} == {mtu}
+            assert {links(nodes[0].netns("outside"))[f"underlay.{number}"]["mtu"] for number in (100, 4094)} <= {
+                1500,
+                mtu,
+            }
+
+
+def test_kernel_without_vlan_devices() -> None:
+    """Is told in one line, and nothing is left of the node."""
+    spec, said = replace(vlan_specs()[0], cluster=""), "^the kernel makes no VLAN devices: needs CONFIG_VLAN_8021Q$"
+    with pytest.raises(NoVlanDevices, match=said), Node(spec):
+        pytest.skip("the kernel makes VLAN devices")
+    assert not registry.lab_root(spec.name).exists()
