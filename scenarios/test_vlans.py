@@ -16,6 +16,7 @@ from reloadlab import (
     METRIC_INGRESS,
     NODE,
     OUTSIDE,
+    ClusterScenario,
     Flow,
     FrameSocket,
     Gate,
@@ -117,6 +118,12 @@ def test_traffic_over_the_vlan_goes_on(scenario: Scenario, attach: str) -> None:
     scenario.reload()
 
 
+@pytest.mark.cluster(pods=1, devices=WITH)
+def test_nodes_talk_over_the_vlan(cluster: ClusterScenario) -> None:
+    """Whichever of them is reloaded."""
+    cluster.reload("1/host", "2/host")
+
+
 @attached(flows=beside_the_vlan)
 def test_filter_follows_the_devices(scenario: Scenario, attach: str) -> None:
     """Frames of the VLAN pass while its device is a native device, and those of another VLAN never do."""
@@ -147,8 +154,8 @@ def test_device_goes_and_comes_back(scenario: Scenario, attach: str) -> None:
         scenario.agent.configure(devices=WITH)
         scenario.reload("host")
         assert frames.arrive()
-        calls = [name for name in take_snapshot(node).pins if "_netdev_" in name]
-        assert sorted(name[-5:] for name in calls) == sorted(f"{n:05}" for n in (node.facts.uplink.ifindex, index))
+        calls = {name[-5:] for name in take_snapshot(node).pins if "_netdev_" in name}
+        assert calls == {f"{n:05}" for n in (node.facts.uplink.ifindex, node.facts.cilium_net.ifindex, index)}
     scenario.expect(drops={FILTERED: frames.drops})
 
 

@@ -55,7 +55,7 @@ def default_flows(node: Node) -> list[Flow]:
 def cluster_flows(nodes: Sequence[Node]) -> list[Flow]:
     """Return the same kinds of traffic between the first node and each of the others, and within it.
 
-    The health endpoint takes the place of a node's pods where there are none.
+    The health endpoint takes the place of a node's pods where there are none. Nodes talk over the VLANs in common too.
     """
     first, last = (f"1/{name}" for name in _first_and_last(nodes[0]))
     known = {f"{n}/{e}": end for n, node in enumerate(nodes, 1) for e, end in ends(node).items()}
@@ -67,6 +67,7 @@ def cluster_flows(nodes: Sequence[Node]) -> list[Flow]:
         host, outside, health = f"{number}/{HOST}", f"{number}/{OUTSIDE}", f"{number}/{HEALTH}"
         to_health = [(pod, "1/health"), (first, health)]
         made.old([between, back, ("1/host", pod), (pod, "1/host"), ("1/host", host), (outside, pod), *to_health])
+        made.old([(f"1/{v.name}", f"{number}/{v.name}") for v in nodes[0].spec.vlans if v.name in node.spec.devices])
         made.fresh([between, back], tcp=[between], icmp=[back, ("1/host", pod)])
         made.refused([between])
         made.denied([between, (outside, pod)])
