@@ -30,7 +30,8 @@ from reloadlab import (
 )
 from scenarios.frames import eth
 
-VLAN, OTHER = "eth0.100", 200
+VLAN_ID, OTHER = 100, 200
+VLAN = f"eth0.{VLAN_ID}"
 WITH, WITHOUT = ("eth0", VLAN), ("eth0",)
 FILTERED = 182, METRIC_INGRESS
 """DROP_VLAN_FILTERED of bpf/lib/drop.h, at the ingress of the uplink."""
@@ -67,11 +68,11 @@ class TaggedFrames:
         """Tell whether a frame of the VLAN arrives at its device; it must not be counted as dropped then."""
         before, payload = self._counted(), self._payload()
         with FrameSocket(self.node.netns(NODE), VLAN) as device:
-            self._send(VLAN.partition(".")[2], payload)
+            self._send(VLAN_ID, payload)
             found = device.receive(lambda frame: payload in frame) is not None
         return found and self._counted() == before
 
-    def are_dropped(self, vlan: int | str = VLAN.partition(".")[2]) -> bool:
+    def are_dropped(self, vlan: int = VLAN_ID) -> bool:
         """Tell whether a frame of a VLAN is dropped, and counted once."""
         before, deadline = self._counted(), time.monotonic() + PATIENCE
         self._send(vlan, self._payload())
@@ -83,12 +84,12 @@ class TaggedFrames:
     def _payload(self) -> bytes:
         return f"<tagged frame {next(self._numbers):06}>".encode().ljust(50, b"\0")
 
-    def _send(self, vlan: int | str, payload: bytes) -> None:
+    def _send(self, vlan: int, payload: bytes) -> None:
         uplink = self.node.facts.uplink
         assert uplink.peer_mac is not None
         frame = eth(uplink.mac, uplink.peer_mac, ETH_P_EXPERIMENT, payload)
         with FrameSocket(self.node.netns(OUTSIDE), uplink.name) as outside:
-            outside.send(frame[:12] + b"\x81\x00" + int(vlan).to_bytes(2, "big") + frame[12:])
+            outside.send(frame[:12] + b"\x81\x00" + vlan.to_bytes(2, "big") + frame[12:])
 
     def _counted(self) -> int:
         return packet_counters(self.node).get(FILTERED, 0)
