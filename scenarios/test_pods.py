@@ -173,11 +173,11 @@ def test_deletion_of_a_former_pod_comes_late(scenario: Scenario, network: str) -
         ipv4=IPv4Address("10.244.15.200"),
         ipv6=IPv6Address("fd00:10:244::ff00"),
     )
-    agent.loader.unload(former, forget=lambda: None)
+    agent.unload_endpoint(former, str(former.id), forget=lambda: None)
     for burst in scenario.traffic.burst_all(BURST):
         assert burst.complete, burst
     scenario.reload("pod-2")
-    agent.loader.unload(former, forget=lambda: None)
+    agent.unload_endpoint(former, str(former.id), forget=lambda: None)
 
 
 @pytest.mark.parametrize("network", NETWORKS)

@@ -87,13 +87,18 @@ def _do(lines: Sequence[str]) -> None:
 
 
 def unload(request: Mapping[str, Any], priority: int) -> None:
-    """Remove a pod's routes and filters; what is gone is no error."""
+    """Remove a pod's routes and filters; what is gone is no error.
+
+    An interface of the same name that came later is another pod's, and keeps what it has.
+    """
     with reading():
-        interface, addresses = request["interface"], _addresses(request)
+        interface, former, addresses = request["interface"], request["ifindex"], _addresses(request)
     with NetlinkSocket(OWN) as netlink:
         try:
             ifindex = netlink.ifindex(interface)
         except LinkNotFound:
+            return
+        if former not in (None, ifindex):
             return
         _set_routes(netlink, addresses, ifindex, False)
         for direction in Direction:

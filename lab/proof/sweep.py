@@ -23,6 +23,7 @@ from lab.node.topology import NodeSpec
 from lab.proof.action import RATE, Action, do_gated
 from lab.proof.cases import NOT_REACHED, Case, Faults, Trigger, cases_of, note_findings
 from lab.proof.errnos import errnos_of
+from lab.proof.settling import settle
 from lab.proof.watched import conclude, unanswered
 from lab.scenario.scenario import Scenario
 from lab.system.forkpool import WorkerDied
@@ -181,6 +182,7 @@ class Sweep:
                     case.wrong += [str(violation) for violation in check_unchanged(before, take(scenario.node))]
         if not trigger.reached:
             case.ended = NOT_REACHED
+        settle(scenario.node)
         self._push(scenario, case, "not answered before the next one")
         try:
             action.do(scenario, threading.Event())

@@ -8,6 +8,8 @@ import shutil
 import subprocess
 import threading
 from collections.abc import Mapping
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +73,7 @@ def test_a_reload_that_fails_before_tc_is_an_answer_and_leaves_nothing_aside(
 
 def test_what_cannot_be_removed_is_no_success() -> None:
     """Without the capability to change the network; what is not there is no error."""
-    unload = {"request": "unload", "interface": "lo", "endpoint": {"ipv4": "127.9.9.9", "ipv6": None}}
+    unload = {"request": "unload", "interface": "lo", "ifindex": None, "endpoint": {"ipv4": "127.9.9.9", "ipv6": None}}
     gone = {**unload, "interface": "gone"}
     argv = ["setpriv", "--inh-caps", "-net_admin", "--bounding-set", "-net_admin", *module_argv("lab.loaders.tc")]
     lines = "".join(f"{json.dumps(request)}\n" for request in (unload, gone))
@@ -79,6 +81,21 @@ def test_what_cannot_be_removed_is_no_success() -> None:
         done = subprocess.run(words, input=lines, capture_output=True, text=True, timeout=60, check=True)
         assert [json.loads(line)["ok"] for line in done.stdout.splitlines()] == ok
         assert done.stderr == ""
+
+
+def test_late_removal_leaves_the_pod_that_came_after(templates: Path) -> None:
+    """Its interface has the name that the former one's had: the checks find its programs (cilium issue 44530)."""
+    with Scenario(NodeSpec("seam-late", pods=1), loader=find_loader("tc"), templates=templates) as scenario:
+        present = scenario.agent.endpoint("pod-1")
+        assert present.ifindex is not None
+        former = replace(
+            present,
+            id=present.id + 1000,
+            ifindex=present.ifindex + 1000,
+            ipv4=IPv4Address("10.244.15.200"),
+            ipv6=IPv6Address("fd00:10:244::ff00"),
+        )
+        scenario.agent.unload_endpoint(former, str(former.id), forget=lambda: None)
 
 
 def test_what_tc_refuses_is_told_with_the_reason_and_the_line() -> None:
