@@ -26,7 +26,7 @@ _PAUSE = 0.01
 def settle(node: Node) -> None:
     """Wait until each calls map that the programs at the hooks use and that no pin keeps is empty."""
     now = take(node)
-    left = now.calls - {pin.id for pin in now.pins.values()}
+    left: set[int] = {*now.calls} - {pin.id for pin in now.pins.values()}
     deadline = time.monotonic() + _TIMEOUT * slowness()
     while (left := {ident for ident in left if _is_filled(ident)}) and time.monotonic() < deadline:
         time.sleep(_PAUSE)
