@@ -55,7 +55,8 @@ def ask(scenario: Scenario, address: str) -> int:
     while dropped(scenario) == before:
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    ip(netns, "neigh", "delete", address, "dev", "eth0")
+    # The kernel may have dropped it by now.
+    ip(netns, "neigh", "flush", "to", address, "dev", "eth0")
     time.sleep(0.2)
     return dropped(scenario) - before
 
