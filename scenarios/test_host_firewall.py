@@ -35,6 +35,7 @@ from reloadlab import (
     cluster_flows,
     ends,
     exchange,
+    is_ours,
     masquerading,
     packet_counters,
     rule_counters,
@@ -321,20 +322,29 @@ def asking(pairs: Sequence[tuple[str, str, str, str]]) -> tuple[list[str], Gate]
 def test_who_asks_in_the_name_of_the_host_is_answered(scenario: Scenario) -> None:
     """A pod whose packets get the host's address as they leave, although nobody may begin anything with the host."""
     scenario.agent.apply_policies([{"name": "nobody", "endpoint": HOST, "ingress": [{}]}])
-    places, ports = ends(scenario.node), itertools.count(30000)
+    (here, *sources), (there, *targets) = ends(scenario.node)["pod-1"], ends(scenario.node)[OUTSIDE]
+    pairs, ports = [*zip(sources, targets, strict=True)], itertools.count(30000)
     unanswered: list[str] = []
 
+    def asked(source: object, target: object) -> Result:
+        return exchange(
+            Address(here, str(source), next(ports)), Address(there, str(target), 53), Probe("udp", 53, count=2)
+        )
+
     def ask(step: Step, _: Workspace) -> None:
-        pod, outside = places["pod-1"], places[OUTSIDE]
-        for family in (1, 2) if not unanswered else ():
-            here, there = Address(pod[0], str(pod[family]), next(ports)), Address(outside[0], str(outside[family]), 53)
-            result = exchange(here, there, Probe("udp", 53, count=2))
+        for source, target in pairs if not unanswered else ():
+            result = asked(source, target)
             if result != Result(2, 2):
-                unanswered.append(f"{step}: {pod[family]} -> {outside[family]}: {result}")
+                unanswered.append(f"{step}: {source} -> {target}: {result}")
 
     gate = Gate(ask, after="*")
     try:
         with masquerading(scenario.node.netns(NODE), "eth0"):
+            # The reference commit remembers masqueraded connections of IPv4 alone; 1.14.18 does those of IPv6, too.
+            if not is_ours(scenario.agent.config.library) and asked(*pairs[-1]) != Result(2, 2):
+                scenario.leave_out("answers to masqueraded IPv6: the host's policy of these sources stops them")
+                scenario.expect(drops={DENIED_BY_DEFAULT: 2})
+                pairs.pop()
             scenario.reload("host", "pod-1", gate=gate)
     except NoMasquerading as error:
         pytest.skip(str(error))
