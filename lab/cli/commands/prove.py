@@ -38,7 +38,8 @@ def add_parser(subparsers: _SubParsersAction[argparse.ArgumentParser]) -> None:
         "prove",
         description="Build a node, and stop each of its reloads before every system call until packets of all kinds "
         "were answered: old and new connections, IPv4 and IPv6, and what must be denied. Exit code 1 if one was lost, "
-        "got where it must not, or took another way; 3 if the traffic got no CPU to see it.",
+        "got where it must not, or took another way; 3 if the traffic got no CPU to see it, or no "
+        "call was stopped.",
     )
     parser.add_argument("--rounds", type=count, metavar="N", help="all of it N times (1)")
     parser.add_argument(

@@ -31,7 +31,7 @@ def add_parser(subparsers: _SubParsersAction[argparse.ArgumentParser]) -> None:
         description="Start another agent on labs that are up, with other C sources or another loader, as an upgrade "
         "does. Each of its system calls is stopped until packets of all kinds were answered: old and new connections, "
         "IPv4 and IPv6, and what a policy must deny, between all nodes of a cluster. Exit code 1 if one was lost or "
-        "got where it must not, 3 if the traffic got no CPU to see it.",
+        "got where it must not, 3 if the traffic got no CPU to see it, or no call was stopped.",
     )
     add_targets(
         parser, several=True, endpoints=False, help="a lab, or a cluster or some of its nodes, one after the other"

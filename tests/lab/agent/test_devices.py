@@ -10,6 +10,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from ipaddress import IPv4Address
 from itertools import count
+from operator import methodcaller
 from pathlib import Path
 
 import pytest
@@ -306,5 +307,5 @@ def test_a_reload_sets_the_filter_by_the_devices(agent: Agent) -> None:
                 payload = f"reload {number} ".encode() + tag
                 packet = packet_from(node.spec.outside4.ip, pod.ipv4, payload)
                 outside.send(frame(uplink.mac, uplink.peer_mac, tag, packet))
-            assert inside.receive(lambda data, payload=payload: data.endswith(payload)) is not None  # type: ignore[misc]
+            assert inside.receive(methodcaller("endswith", payload)) is not None
             assert packets(node).get(FILTERED, 0) - before == ("eth0.5" not in vlans), vlans

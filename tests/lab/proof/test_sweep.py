@@ -26,6 +26,7 @@ from lab.proof.sweep import SweepResult, sweep
 from lab.scenario.scenario import Scenario
 from tests.datapath.support import NEEDS_TCX
 from tests.lab.proof.refused import refused
+from tests.lab.proof.starved import starved
 
 SAMPLE = 24
 """Cases of about 320: the whole sweeps are `make faults`."""
@@ -137,15 +138,6 @@ def test_a_process_that_dies_of_an_error_has_not_survived() -> None:
     assert any("was killed by SIGUSR2" in what for what in case.wrong)
     assert (killed.ended, killed.survived) == ("killed", True)
     assert result.failed
-
-
-def starved(scenario: Scenario, cancel: threading.Event) -> None:
-    """Reload a pod while the traffic does not run."""
-    os.kill(scenario.traffic.pid, signal.SIGSTOP)
-    try:
-        scenario.agent.reload("pod-1", cancel=cancel)
-    finally:
-        os.kill(scenario.traffic.pid, signal.SIGCONT)
 
 
 NO_KILL = Faults(first_errno_of, kill=False)

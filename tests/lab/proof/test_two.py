@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import threading
 from collections.abc import Sequence
 from functools import partial
@@ -22,6 +20,7 @@ from lab.proof.two import Meeting, prove_two
 from lab.scenario.scenario import Scenario
 from lab.system.launch import module_argv
 from tests.lab.proof.refused import refused
+from tests.lab.proof.starved import starved
 
 SAMPLE = 2
 """Meetings of about 60: all of them are `reloadlab prove --two`."""
@@ -122,14 +121,6 @@ def test_a_pattern_that_no_call_fits_is_an_error(capsys: pytest.CaptureFixture[s
 
 def test_without_cpu_for_the_traffic_nothing_is_said() -> None:
     """The meetings are told all the same, and the result does not hold."""
-
-    def starved(scenario: Scenario, cancel: threading.Event) -> None:
-        os.kill(scenario.traffic.pid, signal.SIGSTOP)
-        try:
-            scenario.agent.reload("pod-1", cancel=cancel)
-        finally:
-            os.kill(scenario.traffic.pid, signal.SIGCONT)
-
     told: list[Meeting] = []
     pair = (Action("one", starved), Action("other", starved))
     result = prove_two(NodeSpec("two-starved", pods=1), [pair], choose=lambda places: [], on_meeting=told.append)
