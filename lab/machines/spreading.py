@@ -112,6 +112,7 @@ class Machines(DSession):  # type: ignore[misc]
         label = node.gateway.spec.machine
         ran = self._forget(node)
         self._replace(node, error)
+        self._spread_if_all_have_collected()
         if ran is not None and self._runs_again(ran, label):
             self.sched.mark_test_pending(ran)
         elif ran is not None:
@@ -144,18 +145,22 @@ class Machines(DSession):  # type: ignore[misc]
 
     def _forget(self, node: WorkerController) -> str | None:
         """Take a dead worker out of the scheduler; return the scenario that it ran, None if it ran none."""
+        sched = self.sched
+        assert sched is not None
+        if sched.collection is not None:
+            ran: str | None = sched.remove_node(node) if node in sched.nodes else None
+            return ran
+        # Nothing is spread yet. The scheduler's own way would send the others home, as there is nothing to do for them.
+        sched.node2pending.pop(node, None)
+        sched.node2collection.pop(node, None)
+        sched.numnodes -= 1
+        return None
+
+    def _spread_if_all_have_collected(self) -> None:
+        """Begin if the dead worker was the last that the others waited for: nothing else would."""
         assert self.sched is not None
-        if node not in self.sched.nodes:
-            # It died before it had collected: nobody waits for it.
-            self.sched.numnodes -= 1
-            return None
-        collected = node in self.sched.node2collection
-        ran: str | None = self.sched.remove_node(node)
-        if not collected:
-            self.sched.numnodes -= 1
-            if self._active_nodes and self.sched.collection_is_completed:
-                self.sched.schedule()
-        return ran
+        if self.sched.collection is None and self._active_nodes and self.sched.collection_is_completed:
+            self.sched.schedule()
 
     def _replace(self, node: WorkerController, error: object | None) -> None:
         """Start a worker in place of a dead one, on the same machine; if that fails, the machine is lost."""

@@ -104,7 +104,7 @@ class Run:
     def wait_for(self, condition: Callable[[], object]) -> None:
         """Wait for something that happens while it runs."""
         wait_for(lambda: condition() or self.process.poll() is not None)
-        assert self.process.poll() is None, (self.end(), self.printed, self.errors)
+        assert self.process.poll() is None, f"{self.end()}\n{self.printed}\n{self.errors}"
 
     def end(self) -> int:
         self.printed, self.errors = self.process.communicate(timeout=150)

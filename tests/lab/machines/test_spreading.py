@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from xdist.remote import Producer
+from xdist.scheduler.worksteal import WorkStealingScheduling
 from xdist.workermanage import Marker, WorkerController
 
 from lab.machines.place import Place
@@ -73,6 +74,57 @@ def test_a_worker_that_dies_while_it_collects_is_waited_for_again(
     monkeypatch.setattr(machines, "_start_on", lambda label: True)
     machines._replace(node, "Not properly terminated")
     assert machines.sched.numnodes == waited_for
+
+
+class FakeWorker:
+    """A worker as the scheduler knows it."""
+
+    def __init__(self, machine: str) -> None:
+        self.gateway = SimpleNamespace(spec=SimpleNamespace(machine=machine), id=machine)
+        self.shutting_down = False
+        self.given: list[int] = []
+
+    def send_runtest_some(self, indices: list[int]) -> None:
+        self.given += indices
+
+    def shutdown(self) -> None:
+        self.shutting_down = True
+
+
+@pytest.mark.parametrize("came_up", [False, True])
+@pytest.mark.parametrize("dies_last", [False, True])
+def test_scenarios_are_spread_though_a_worker_dies_before_it_has_collected(
+    pytestconfig: pytest.Config, monkeypatch: pytest.MonkeyPatch, came_up: bool, dies_last: bool
+) -> None:
+    """Whether the others have collected before or after it dies: one order left all scenarios out, without a word."""
+    machines = Machines.__new__(Machines)
+    workers = [FakeWorker(name) for name in "abc"]
+    *others, dead = workers
+    machines.config, machines._reschedule, machines._restarts = pytestconfig, False, Counter()
+    machines._places, machines._lost = {name: Place(name, "", 1, {}) for name in "abc"}, {}
+    machines._active_nodes, machines._was_ready = set(workers), set(workers if came_up else others)
+    monkeypatch.setattr(machines, "_lose", lambda label, reason: machines._lost.update({label: reason}))
+    monkeypatch.setattr(machines, "_start_on", lambda label: machines._lose(label, "it cannot be reached any more"))
+    monkeypatch.setattr(pytestconfig.option, "tx", ["popen"] * len(workers))
+    sched = machines.sched = WorkStealingScheduling(pytestconfig)
+
+    def collect() -> None:
+        for worker in others:
+            sched.add_node_collection(worker, [f"test_{number}" for number in range(6)])
+            if sched.collection_is_completed:
+                sched.schedule()
+
+    for worker in workers if came_up else others:
+        sched.add_node(worker)
+    if dies_last:
+        collect()
+    machines.worker_errordown(dead, "Not properly terminated")
+    if not dies_last:
+        collect()
+    assert sorted(index for worker in others for index in worker.given) == list(range(6))
+    assert not any(worker.shutting_down for worker in others)
+    assert not sched.tests_finished
+    assert list(machines._lost) == ["c"]
 
 
 def test_a_scenario_that_ends_machines_does_not_get_all_of_them() -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import struct
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import pairwise
@@ -38,6 +39,8 @@ char licence[] __section("license") = "GPL";
 """A program that writes a message with a number; each is one more than the last."""
 
 RUNS = 10_000
+PAUSES = 10
+"""A reader that is never late loses nothing: each time that it has read a multiple of so many, it comes too late."""
 
 
 @contextmanager
@@ -68,6 +71,8 @@ def test_a_ring_that_runs_over_loses_messages_and_no_others(tmp_path: Path) -> N
     with Collection.load(spec, pin_dir=None) as loaded, PerfReader(loaded.maps["events"], pages=1) as reader:
         with written_all_the_time(loaded.programs["cil_count"].fd, min(os.sched_getaffinity(0))):
             while len(numbers) < 5_000:
+                if len(numbers) % PAUSES == 0:
+                    time.sleep(0.001)  # A thousand messages: the ring holds 26.
                 numbers += [struct.unpack_from("<Q", sample.data)[0] for sample in reader.read(0.0) if sample.data]
         assert reader.lost > 0
     assert all(number < later for number, later in pairwise(numbers))
