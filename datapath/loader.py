@@ -6,7 +6,7 @@ import os
 import queue
 import threading
 from collections.abc import Callable, Collection, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
 from types import TracebackType
 from typing import Self
@@ -22,6 +22,7 @@ from datapath.load.threads import VerifierThreads
 from datapath.load.types import TypeStore
 from datapath.reload.outcome import Outcome
 from datapath.reload.plans import host_plan, overlay_plan, pod_plan, xdp_plan
+from datapath.reload.replaced import ReplacedArrays
 from datapath.reload.restore import sweep
 from datapath.reload.step import Plan
 from datapath.reload.transaction import Observer, OnFailure, apply
@@ -52,6 +53,7 @@ class Loader:
         self._stack = ExitStack()
         self._executor: VerifierThreads | None = None
         self._maps = MapCache()
+        self._replaced = ReplacedArrays()
         # A map without types has the layout of our own sources (lab/abi/tables.py).
         self.types = TypeStore(all_maps=not is_ours(config.library))
         self._sockets: queue.SimpleQueue[NetlinkSocket] = queue.SimpleQueue()
@@ -128,10 +130,18 @@ class Loader:
                 types=self.types,
                 cancel=cancel,
                 maps_lock=self._maps_lock(cancel),
+                replaced=self._replaced,
                 on_new_map=self._on_new_map,
             )
             stack.enter_context(work)
             return apply(plan, work, observer=observer, on_failure=on_failure)
+
+    def many(self) -> AbstractContextManager[None]:
+        """Return a block for many reloads one after the other: what they replace is let go when it ends.
+
+        Emptying the replaced program arrays would hold up the reloads that follow (datapath/reload/replaced.py).
+        """
+        return self._replaced.held()
 
     def unload(
         self,

@@ -344,6 +344,11 @@ def prog_next_id(ident: int) -> int | None:
     return next_id(Cmd.PROG_GET_NEXT_ID, ident)
 
 
+def has_map(ident: int) -> bool:
+    """Tell whether there is a map of this id, without opening it: one that is opened ever again is never freed."""
+    return next_id(Cmd.MAP_GET_NEXT_ID, ident - 1) == ident
+
+
 def next_id(cmd: Cmd, ident: int) -> int | None:
     """Return the next id of a kind of objects after `ident` (0 to begin), None after the last."""
     attr = ctypes.create_string_buffer(uapi.ID.pack(ident, 0, 0), uapi.ID.size)

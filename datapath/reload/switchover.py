@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from datapath.base.mapnames import KEPT_WHILE_USED, POLICY_ARRAYS
+from datapath.base.mapnames import KEPT_WHILE_USED, POLICY_ARRAYS, is_calls_map
 from datapath.build.objectfile import ObjectFile
 from datapath.endpoint import Attachment, Endpoint
 from datapath.errors import LinkNotFound, LinkReplaced, NetlinkError, ReloadlabError
@@ -265,6 +265,8 @@ class Commit(Step):
             _attempt(work, what, action)
         for item in self.objects:
             for pin in work.objects[item.name].moved:
+                if is_calls_map(pin.path.name):
+                    _attempt(work, f"holding the old map {pin.path.name}", partial(work.replaced.take, pin.pending))
                 let_go = pin.retire if pin.path.name in KEPT_WHILE_USED else pin.finalize
                 _attempt(work, f"the old map {pin.path.name}", let_go)
             _attempt(work, f"the old object of {item.name}", item.settle)

@@ -24,6 +24,7 @@ from datapath.load.collection import Collection
 from datapath.load.types import TypeStore
 from datapath.object.spec import CollectionSpec
 from datapath.reload.outcome import Attached, Loaded
+from datapath.reload.replaced import ReplacedArrays
 from datapath.reload.step import Step
 
 Undo = Callable[[], object]
@@ -64,6 +65,7 @@ class Workspace:
     plane fills it there. What replaces a map of the same layout is not empty.
     `template` holds the templates of this reload by kind, `objects` the state of each object by its name, `noted` which
     maps the programs use that are replaced, by the directory of their objects.
+    `replaced` takes the program arrays that are let go, if others are to be reloaded at once.
     `committed` is set by the commit when it begins what cannot be undone; `to_let_go` is what steps have left to it.
     """
 
@@ -75,6 +77,7 @@ class Workspace:
     types: TypeStore
     cancel: threading.Event
     maps_lock: FairLock
+    replaced: ReplacedArrays
     on_new_map: Callable[[Map], None] | None = None
     template: dict[Kind, Template] = field(default_factory=dict)
     objects: dict[str, LoadedObject] = field(default_factory=dict)

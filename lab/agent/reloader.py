@@ -16,10 +16,8 @@ from types import TracebackType
 from typing import Any, NoReturn, Self
 
 from bpf import is_ours
-from datapath.base.mapnames import POLICY_CALLS
 from datapath.endpoint import Attachment, DatapathConfig, Endpoint
-from datapath.errors import CompileError, ObjectError, ReloadlabError
-from datapath.kernel import progarray
+from datapath.errors import ReloadlabError
 from datapath.kernel.map import Map
 from datapath.kernel.tcx import chosen
 from datapath.loader import Loader
@@ -30,14 +28,8 @@ from datapath.reload.step import Plan
 from datapath.reload.transaction import Observer, Observers, OnFailure
 from lab.agent import mapfill
 from lab.agent.generations import next_generation
-from lab.agent.reloads import (
-    Failure,
-    HostNotAsked,
-    HostStillAsked,
-    PolicyChange,
-    reload_by_workers,
-    reload_one_by_one,
-)
+from lab.agent.many import ManyReloads
+from lab.agent.reloads import Failure
 from lab.agent.turns import Turn
 from lab.errors import system_errors
 from lab.loaders import protocol
@@ -46,9 +38,8 @@ from lab.loaders.command import BUILTIN, LoaderCommand
 from lab.loaders.plan import loader_plan
 from lab.loaders.requests import describe_node, unload_request
 from lab.node.hostmark import set_host_mark
-from lab.node.maps import find_map
 from lab.node.node import Node, UnknownTarget
-from lab.node.topology import HEALTH, HOST, HOST_ENDPOINT, NODE
+from lab.node.topology import HEALTH, HOST, NODE
 from lab.system.cache import cache_directory
 from lab.system.limits import descriptors_of, require_descriptors
 
@@ -401,44 +392,7 @@ class Reloader:
         A worker has its own copy of this agent: what `change` notes in a variable stays there. `on_worker` is called in
         each, with its process id, before it begins.
         """
-        names = list(subjects)
-        change = self._policy_of_the_host(cancel) if HOST in names and len(names) > 1 else None
-        others = [name for name in names if change is None or name != HOST]
-        results = self._reload_each([HOST], 1, cancel, on_worker, observer) if change is PolicyChange.GAINED else []
-        if any(isinstance(result, Failure) for result in results):
-            results += [Failure(name, HostNotAsked(self.node.name)) for name in others]
-        else:
-            results += self._reload_each(others, workers, cancel, on_worker, observer)
-        failed = [result.subject for result in results if isinstance(result, Failure)]
-        if change is PolicyChange.LOST and failed:
-            results.append(Failure(HOST, HostStillAsked(self.node.name, failed)))
-        elif change is PolicyChange.LOST:
-            results += self._reload_each([HOST], 1, cancel, on_worker, observer)
-        if set(self.subjects) <= set(names) and not any(isinstance(result, Failure) for result in results):
-            self._settle_routes(cancel)
-        return results
-
-    def _reload_each(
-        self,
-        names: list[str],
-        workers: int,
-        cancel: threading.Event | None,
-        on_worker: Callable[[int], object] | None,
-        observer: Observer | None,
-    ) -> list[Outcome | Failure]:
-        workers = min(workers, len(names))
-        if workers <= 1:
-            results = reload_one_by_one(self, names, cancel=cancel, observer=observer)
-        else:
-            results = reload_by_workers(self, names, workers=workers, cancel=cancel, on_worker=on_worker)
-            for result in results:
-                if isinstance(result, Outcome):
-                    self.tell(result)
-                elif isinstance(result.error, protocol.NotSupported):
-                    self.refused.append(result.error)
-                elif result.reload is not None and self.on_failure is not None:
-                    self.on_failure(result.reload)
-        return results
+        return ManyReloads(self, workers, cancel, on_worker, observer).each(list(subjects))
 
     def reload_all(
         self,
@@ -456,45 +410,8 @@ class Reloader:
         out. The host waits if it is about to lose its policy program, which the pods' programs call until they are
         reloaded.
         """
-        if HOST not in first and self._policy_of_the_host(cancel) is PolicyChange.LOST:
-            last = (*(name for name in last if name != HOST), HOST)
-        order = [name for name in dict.fromkeys((*first, *self.node_subjects)) if name not in last]
-        done = [self.reload(subject, observer=observer, cancel=cancel) for subject in order]
-        endpoints = [name for name in self.subjects if name not in (*order, *last) and name not in without]
-        rest = self.reload_many(endpoints, workers=workers, cancel=cancel, observer=observer)
-        for result in rest:
-            if isinstance(result, Failure):
-                raise result.error
-        done += [result for result in rest if isinstance(result, Outcome)]
-        done += [self.reload(subject, observer=observer, cancel=cancel) for subject in last]
-        self._settle_routes(cancel)
-        return done
-
-    def _policy_of_the_host(self, cancel: threading.Event | None) -> PolicyChange | None:
-        """Tell whether the next reload of the host takes its policy program away, or gives it one.
-
-        What cannot be built changes nothing: the reload says why.
-        """
-        present = find_map(self.node, POLICY_CALLS)
-        if present is None:
-            return None
-        with present:
-            has = progarray.program_at(present.fd, HOST_ENDPOINT) is not None
-        try:
-            array = self.host_spec(cancel=cancel).maps.get(POLICY_CALLS)
-        except (CompileError, ObjectError):
-            return None
-        will = array is not None and bool(array.contents)
-        if has == will:
-            return None
-        return PolicyChange.GAINED if will else PolicyChange.LOST
-
-    def _settle_routes(self, cancel: threading.Event | None) -> None:
-        """Remove the node route that an interrupted switch has left: every pod has a route of its own again."""
-        with self.reloading(cancel=cancel):
-            # In the middle of a switch, the programs are built for another mode than node.json has.
-            if self.endpoint_routes and self.node.spec.endpoint_routes:
-                self.node.set_node_route(False)
+        many = ManyReloads(self, workers, cancel, observer=observer)
+        return many.all(first=first, last=last, without=without)
 
     def next_generation(self) -> int:
         """Return the number of the next load on this node; no two loads have the same, in whatever process."""

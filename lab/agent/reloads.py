@@ -7,7 +7,6 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from enum import Enum
 from typing import TYPE_CHECKING, Generic, TypeVar, cast
 
 from datapath.build.headers import template_endpoint
@@ -34,29 +33,6 @@ class Failure:
     subject: str
     error: ReloadlabError
     reload: FailedReload | None = None
-
-
-class PolicyChange(Enum):
-    """What the next reload of the host does to its policy program, if it is not just replaced."""
-
-    GAINED, LOST = "gained", "lost"
-
-
-class HostStillAsked(ReloadlabError):
-    """The host was to lose its policy program, which programs of pods go on to call: their reloads have failed."""
-
-    def __init__(self, node: str, failed: Sequence[str]) -> None:
-        super().__init__(f"not reloaded: its policy program is still called by {', '.join(failed)} of {node}")
-        self.failed = tuple(failed)
-
-
-class HostNotAsked(ReloadlabError):
-    """Programs were to call the host's policy program, which its failed reload has not brought."""
-
-    def __init__(self, node: str) -> None:
-        super().__init__(
-            f"not reloaded: it would call the host's policy program, and the reload of the host of {node} failed"
-        )
 
 
 def reload_one_by_one(
@@ -91,7 +67,7 @@ def reload_by_workers(
             result = _attempt(reloader, subject, cancelled)
             return replace(result, reload=failed[0]) if failed and isinstance(result, Failure) else result
 
-        with reloader.as_worker(verifiers=max(spare, 1)):
+        with reloader.as_worker(verifiers=max(spare, 1)), reloader.loader.many():
             yield reload
 
     results = fork_map(worker, subjects, workers=workers, cancel=cancel)

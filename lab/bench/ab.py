@@ -14,6 +14,7 @@ from datapath.reload.step import Step
 from datapath.reload.workspace import Workspace
 from lab.agent.agent import Agent
 from lab.bench.footprint import footprint
+from lab.bench.held import HeldArrays, wait_until_gone
 from lab.bench.rounds import BackgroundLoad, Progress
 from lab.bench.sides import Side
 from lab.bench.steps import by_step, step_series
@@ -133,7 +134,8 @@ class AbReport:
 def measure_ab(options: AbOptions, progress: Progress, on_look: Callable[[AbReport], object]) -> AbReport:
     """Measure the sides until the precision is reached or the time is over.
 
-    Each round has new nodes: two nodes that are made alike still differ by some percent for as long as they live.
+    Each round has new nodes: two nodes that are made alike still differ by some percent for as long as they live. What
+    is replaced is held until the round is over (lab/bench/held.py).
     `on_look` is called with what there is until then, so that it can be kept. The caller has left the mounts of the
     machine.
     """
@@ -156,15 +158,19 @@ def measure_ab(options: AbOptions, progress: Progress, on_look: Callable[[AbRepo
 def _round(options: AbOptions, sides: Sequence[Reloads], order: random.Random, *, external: bool) -> tuple[Series, ...]:
     """Measure a round; return the exact series of its programs."""
     settle()
+    held = HeldArrays()
     with ExitStack() as stack:
         agents: dict[int, Agent] = {}
         for number in _shuffled(order):
             agents[number] = _agent(stack, options, number)
+            held.directories.append(agents[number].config.globals)
+        held.hold()
         exact = tuple(
             each for number in sorted(agents) for each in footprint(_reload(agents[number]), side=SIDES[number])
         )
         for _ in range(RELOADS):
             for position, number in enumerate(_shuffled(order)):
+                held.hold()
                 before = _cpu_time()
                 outcome = _reload(agents[number])
                 found = sides[number]
@@ -172,6 +178,9 @@ def _round(options: AbOptions, sides: Sequence[Reloads], order: random.Random, *
                 found.outcomes.append(outcome)
                 found.seconds.append(_seconds(outcome, external=external))
                 found.positions.append(position)
+        held.let_go()
+        last = held.pinned()
+    wait_until_gone(last)
     return exact
 
 

@@ -6,14 +6,15 @@ Everything runs in scratch labs, in a mount namespace of their own. All variants
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 
 from lab.agent.agent import Agent
 from lab.bench import baselines
 from lab.bench.calltimes import CallTimes, Pipeline, trace
 from lab.bench.footprint import footprint
+from lab.bench.held import HeldArrays, wait_until_gone
 from lab.bench.loaders import loader_variants
 from lab.bench.objects import object_template
 from lab.bench.parallel import WorkerReport, WorkerRounds
@@ -102,7 +103,7 @@ def measure_reload(options: ReloadOptions, progress: Progress) -> ReloadReport:
         report.calls = trace(pipelines, options.rounds, progress)
         if many:
             report.pods = options.pods
-            _measure_many(report, alone, parallel, floors[0], options, progress)
+            _measure_many(report, alone, parallel, floors[0], setting, progress)
     return report
 
 
@@ -130,13 +131,14 @@ def _rows(setting: Setting, ours: Sequence[TimedCall], progress: Progress) -> li
             refused.append(each)
         else:
             variants.append(each)
-    return run_in_turns(variants, setting.options.rounds, progress) + refused
+    return run_in_turns(variants, setting.options.rounds, progress, held=setting.held) + refused
 
 
 def _measure_many(
-    report: ReloadReport, alone: Agent, parallel: Agent, floor: TimedCall, options: ReloadOptions, progress: Progress
+    report: ReloadReport, alone: Agent, parallel: Agent, floor: TimedCall, setting: Setting, progress: Progress
 ) -> None:
     """Reload all pods in each way, in turns with as many times the floor; the first failure is raised."""
+    options = setting.options
     pods = [pod.name for pod in parallel.node.pods[: options.pods]]
     ways = [("1 at a time, verifying in 1 thread", alone, WorkerRounds(1))]
     ways += [(f"{count} at a time", parallel, WorkerRounds(count)) for count in options.workers]
@@ -144,9 +146,11 @@ def _measure_many(
     WorkerRounds(1).run(alone, pods)
     floors = []
     for number in range(PARALLEL_ROUNDS):
-        floors.append(len(pods) / _seconds(lambda: [floor.call() for _ in pods]))
+        with _emptied_after(setting.held):
+            floors.append(len(pods) / _seconds(lambda: [floor.call() for _ in pods]))
         for name, agent, done in ways:
-            done.run(agent, pods)
+            with _emptied_after(setting.held):
+                done.run(agent, pods)
             for failure in done.failures:
                 raise failure.error
             rate = f"{done.rates[-1]:.1f} reloads/s"
@@ -157,6 +161,14 @@ def _measure_many(
         ratio, *_ = Measurement(name, tuple(1 / rate for rate in done.rates)).ratio(bare)
         report.many.append(ManyReloads(name, done.report(), ratio))
         report.rates += _rates(f"{len(pods)} pods, {name}", done, len(pods))
+
+
+@contextmanager
+def _emptied_after(arrays: HeldArrays) -> Iterator[None]:
+    """Wait at the end of the block until the kernel has emptied what was replaced in it: the next must not feel it."""
+    before = arrays.pinned()
+    yield
+    wait_until_gone(before - arrays.pinned())
 
 
 def _seconds(call: Callable[[], object]) -> float:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from lab.bench.held import HeldArrays
 from lab.results.result import Series
 
 WARM_UP = 3
@@ -100,16 +101,25 @@ class BackgroundLoad:
         return sum(ticks) / second, (ticks[3] + ticks[4]) / second, own
 
 
-def run_in_turns(variants: Sequence[Variant], rounds: int, progress: Progress) -> list[Measurement]:
-    """Run all variants in turns, the warm-up first; the variant that begins changes from round to round."""
+def run_in_turns(
+    variants: Sequence[Variant], rounds: int, progress: Progress, *, held: HeldArrays | None = None
+) -> list[Measurement]:
+    """Run all variants in turns, the warm-up first; the variant that begins changes from round to round.
+
+    `held` holds what they replace until a round is over.
+    """
     seconds: dict[str, list[float]] = {variant.name: [] for variant in variants}
     positions: dict[str, list[int]] = {variant.name: [] for variant in variants}
     for number in range(-WARM_UP, rounds):
         progress(f"round {max(number, 0) + 1} of {rounds}")
         first = number % len(variants)
         for position, variant in enumerate((*variants[first:], *variants[:first])):
+            if held is not None:
+                held.hold()
             took = variant.run()
             if number >= 0:
                 seconds[variant.name].append(took)
                 positions[variant.name].append(position)
+        if held is not None:
+            held.let_go()
     return [Measurement(name, tuple(values), positions=tuple(positions[name])) for name, values in seconds.items()]

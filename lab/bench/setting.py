@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from datapath.build.templates import Template
 from datapath.endpoint import Attachment
 from datapath.reload.plans import OVERLAY_SUBJECT
 from lab.agent.agent import Agent
+from lab.bench.held import HeldArrays
 from lab.bench.objects import plan_with_object
 from lab.loaders.command import LoaderCommand
 from lab.node.node import Node
@@ -54,11 +55,15 @@ class ReloadOptions:
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """Makes nodes and agents, which go when `stack` closes. `given` is the template of ReloadOptions.object."""
+    """Makes nodes and agents, which go when `stack` closes. `given` is the template of ReloadOptions.object.
+
+    `held` holds what their reloads replace, when it is asked to.
+    """
 
     stack: ExitStack
     options: ReloadOptions
     given: Template | None = None
+    held: HeldArrays = field(default_factory=HeldArrays)
 
     def node(self, name: str, pods: int = 1) -> Node:
         """Return a new node that has the subject."""
@@ -93,6 +98,8 @@ class Setting:
         given = self.given
         if given is not None:
             agent.change = lambda plan: plan_with_object(given, plan)
+        if agent.config.globals not in self.held.directories:
+            self.held.directories.append(agent.config.globals)
         return self.stack.enter_context(agent)
 
     def template(self, agent: Agent) -> Template:
