@@ -7,7 +7,7 @@ PARTS ?= 9
 KERNELS ?= 5.10,6.1,6.12,newest
 KERNEL ?= 6.1
 
-.PHONY: run test kernels box corpus faults soak null-runs setup browser ssh lock
+.PHONY: run test kernels vm box corpus faults soak null-runs setup browser ssh lock
 .DEFAULT_GOAL := run
 
 run: setup
@@ -23,6 +23,12 @@ test: setup browser ssh
 kernels: setup
 	@tools/as-root .venv/bin/reloadlab vm fetch $(subst $(comma), ,$(KERNELS))
 	@tools/as-root .venv/bin/reloadlab run --kernel $(KERNELS) --rounds 0 $(ARGS)
+
+# Needs Vagrant, libvirt and QEMU, which set-up does not install: the first error says what does. docs/vagrant.md
+vm: export KERNEL := $(KERNEL)
+vm: export ARGS := $(ARGS)
+vm:
+	@tools/vm
 
 # What a box is built with, set-up does not install either: the first error names it. docs/vagrant.md
 box: setup
