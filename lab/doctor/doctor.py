@@ -122,6 +122,13 @@ REQUIREMENTS: tuple[Requirement, ...] = (
         optional=True,
     ),
     Requirement(
+        "vlan",
+        probes.vlan,
+        f"{_kernel('CONFIG_VLAN_8021Q')} for VLAN devices (--devices eth0,eth0.100)",
+        ("root", "ip", "netns", "veth"),
+        optional=True,
+    ),
+    Requirement(
         "clsact", probes.clsact, _kernel("CONFIG_NET_SCH_INGRESS", "CONFIG_NET_CLS_ACT"), ("root", "tc", "netns")
     ),
     Requirement("cls_bpf", probes.cls_bpf, _kernel("CONFIG_NET_CLS_BPF"), ("root", "tc", "netns", "clsact")),

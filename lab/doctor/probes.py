@@ -37,6 +37,8 @@ BYTECODE = "'1,6 0 0 0'"
 CLSACT = "qdisc add dev lo clsact\n"
 FILTER = f"filter add dev lo ingress protocol all prio 1 handle 1 bpf bytecode {BYTECODE}\n"
 
+VLAN = "link add doctor0 type veth peer name doctor1\nlink add link doctor0 name doctor0.1 type vlan id 1\n"
+
 
 class Unmet(ReloadlabError):
     """A requirement that is not met, in a few words."""
@@ -204,6 +206,12 @@ def vxlan() -> str:
 def bridge() -> str:
     """A bridge that floods multicast, as the underlay of several nodes."""
     tools.run(["unshare", "--net", "ip", "link", "add", "doctor0", "type", "bridge", "mcast_snooping", "0"])
+    return "can be made"
+
+
+def vlan() -> str:
+    """A VLAN device on one that takes them, which `lo` does not."""
+    tools.run(["unshare", "--net", "ip", "-batch", "-"], stdin=VLAN)
     return "can be made"
 
 

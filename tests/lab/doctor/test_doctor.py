@@ -7,6 +7,8 @@ import os
 import shutil
 import subprocess
 import sys
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,10 @@ from datapath.errors import ToolError, ToolMissing
 from datapath.kernel.helpers import Helper, is_known
 from lab.doctor import probes
 from lab.doctor.doctor import REQUIREMENTS, Finding, Requirement, RequirementMissing, State, examine, require
+from lab.node.builder import NoVlanDevices
+from lab.node.node import Node
+from lab.node.topology import NodeSpec
+from tests.lab.labs import unique_name
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -90,7 +96,22 @@ def test_probes_leave_nothing_on_the_host() -> None:
 
     before = seen()
     probes.bpffs(), probes.veth(), probes.vxlan(), probes.bridge(), probes.cls_bpf()
+    with suppress(ToolError):
+        probes.vlan()
     assert seen() == before
+
+
+@pytest.mark.privileged
+def test_vlan_says_whether_a_node_can_have_vlan_devices() -> None:
+    (requirement,) = (each for each in REQUIREMENTS if each.name == "vlan")
+    (finding,) = examine([replace(requirement, needs=())])
+    try:
+        with Node(NodeSpec(unique_name(), pods=0, devices=("eth0", "eth0.100"))):
+            expected = Finding("vlan", State.OK, "can be made")
+    except NoVlanDevices:
+        remedy = "needs a kernel with CONFIG_VLAN_8021Q for VLAN devices (--devices eth0,eth0.100)"
+        expected = Finding("vlan", State.OFF, "Error: Unknown device type.", remedy)
+    assert finding == expected
 
 
 def _qdiscs_of_lo() -> str:
