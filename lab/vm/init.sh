@@ -23,7 +23,11 @@ read -r release </modules/release
 read -r share </modules/share
 $B mount -t tmpfs -o mode=0755 run /new/run
 $B mkdir -p "/new/lib/modules/$release" "/new$share"
-nine modules "/new/lib/modules/$release" ro,cache=loose
+$B mkdir /modules/own
+nine modules /modules/own ro,cache=loose
+# The kernel's own modules over what the host has of this very release: its headers, which no package of a kernel has.
+$B mount -t overlay -o "lowerdir=/modules/own:/new/lib/modules/$release" modules "/new/lib/modules/$release" ||
+    { echo "init: no overlay of modules"; exit 1; }
 nine share "/new$share" rw,cache=none
 for name in proc sys dev; do
     $B mount --move /$name /new/$name
