@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,13 +14,16 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+Start = Callable[..., subprocess.Popen[str]]
 Make = Callable[..., subprocess.CompletedProcess[str]]
 
 VAGRANT = r"""#!/bin/sh
 echo "$*" >>"$STAND_IN/called"
+error=",error-exit,Vagrant::Errors::${FAILS:-},Words of Vagrant.\\nMore of them."
 case "$1 ${FAILS:-}" in
-    "status "*[A-Z]*) echo "1796092511,,error-exit,Vagrant::Errors::$FAILS,Words of Vagrant.\\nMore of them."; exit 1 ;;
+    "status "*[a-z][A-Z]*) echo "1796092511,$error"; exit 1 ;;
     "status "*) echo "1796092467,$2,provider-name,${PROVIDER:-libvirt}"; echo "1796092468,$2,state,${STATE:-running}" ;;
+    "up WAITS") trap 'sleep 0.5; : >"$STAND_IN/cleared"; exit 1' INT; echo began; sleep 60 ;;
     "$1 $1") echo "$1 fails" >&2; exit 1 ;;
     "ssh "*) shift 2; [ "$1" = --command ] || exit 9; PATH="$STAND_IN/there:$PATH"; exec sh -c "$2" ;;
 esac
@@ -41,7 +45,7 @@ INSTALL = "apt-get install vagrant vagrant-libvirt libvirt-daemon-system qemu-sy
 @pytest.fixture
 def stand_in(tmp_path: Path) -> Path:
     """A directory with all that a machine is started with, and a few tools of the system."""
-    for name in ("make", "sh", "dirname", "grep", "sed", "cut", "tail", "env"):
+    for name in ("make", "sh", "dirname", "grep", "sed", "cut", "tail", "env", "sleep"):
         found = shutil.which(name)
         assert found is not None
         (tmp_path / name).symlink_to(found)
@@ -59,15 +63,30 @@ def script(path: Path, text: str) -> None:
 
 
 @pytest.fixture
-def make_vm(stand_in: Path) -> Make:
-    def call(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def start(stand_in: Path) -> Start:
+    def started(*words: str, **environment: str) -> subprocess.Popen[str]:
         # Of a make that runs these tests, nothing is to be handed on.
         own = {name: value for name, value in os.environ.items() if name not in HANDED_ON}
         own |= {"PATH": str(stand_in), "STAND_IN": str(stand_in)} | environment
-        argv = ["make", "-s", "-C", str(ROOT), "vm", *words]
-        return subprocess.run(
-            argv, env=own, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, check=False
+        return subprocess.Popen(
+            ["make", "-s", "-C", str(ROOT), "vm", *words],
+            env=own,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            process_group=0,
         )
+
+    return started
+
+
+@pytest.fixture
+def make_vm(start: Start) -> Make:
+    def call(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        with start(*words, **environment) as process:
+            out, err = process.communicate(timeout=60)
+        return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
     return call
 
@@ -138,6 +157,16 @@ def test_disk_that_a_killed_call_left_is_deleted_before_a_machine_is_made(make_v
         "(then virsh undefine NAME)",
     ]
     assert called(stand_in)[-1] == "destroy --force debian12"
+
+
+def test_ctrl_c_waits_for_vagrant_to_clear_up_and_goes_no_further(start: Start, stand_in: Path) -> None:
+    with start(FAILS="WAITS") as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "began\n"
+        os.killpg(process.pid, signal.SIGINT)
+        assert process.wait(timeout=60) == -signal.SIGINT
+        assert (stand_in / "cleared").exists()
+    assert called(stand_in)[-1] == "up --no-provision debian12"
 
 
 @pytest.mark.parametrize("words", ["-k pins -x", "-k 'pins and not \"slow\"'", 'a\\b "$HOME" `x` #c'])
