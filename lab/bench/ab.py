@@ -17,9 +17,8 @@ from lab.bench.footprint import footprint
 from lab.bench.held import HeldArrays, wait_until_gone
 from lab.bench.rounds import BackgroundLoad, Progress
 from lab.bench.sides import Side
-from lab.bench.steps import by_step, step_series
+from lab.bench.steps import by_step, seconds_of, step_series
 from lab.bench.topology import settle
-from lab.loaders.plan import PREPARATIONS
 from lab.node.node import Node
 from lab.node.topology import NodeSpec
 from lab.results.result import Course, Series
@@ -176,7 +175,7 @@ def _round(options: AbOptions, sides: Sequence[Reloads], order: random.Random, *
                 found = sides[number]
                 found.cpu.append(_cpu_time() - before)
                 found.outcomes.append(outcome)
-                found.seconds.append(_seconds(outcome, external=external))
+                found.seconds.append(seconds_of(outcome, external=external))
                 found.positions.append(position)
         held.let_go()
         last = held.pinned()
@@ -204,12 +203,6 @@ def _agent(stack: ExitStack, options: AbOptions, number: int) -> Agent:
 
 def _reload(agent: Agent) -> Outcome:
     return agent.reload(agent.node.pods[0].name)
-
-
-def _seconds(outcome: Outcome, *, external: bool) -> float:
-    """Return the time of a reload; with an external loader, without what the lab prepares for whoever loads."""
-    work = [span.work for span in outcome.spans if not external or span.step not in PREPARATIONS]
-    return (work[-1].end_ns - work[0].start_ns) / 1e9
 
 
 def _cpu_time() -> float:

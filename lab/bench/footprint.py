@@ -25,15 +25,17 @@ def footprint(outcome: Outcome, *, side: str = "") -> list[Series]:
     """
     found: list[Series] = []
     jited, maps = 0, set[int]()
-    for loaded in outcome.loaded:
-        for name, ident in loaded.programs.items():
-            info = _info(ident)
-            if info is None:
-                continue
-            jited += info.jited_len
-            maps.update(info.map_ids)
-            if info.verified_insns:
-                found.append(exact(f"verified instructions: {name}", "instructions", info.verified_insns, side=side))
+    programs = {ident: name for loaded in outcome.loaded for name, ident in loaded.programs.items()}
+    # Of a loader that is not ours, only what is in slots counts as loaded.
+    programs = {each.program_id: each.program for each in outcome.attached} | programs
+    for ident, name in programs.items():
+        info = _info(ident)
+        if info is None:
+            continue
+        jited += info.jited_len
+        maps.update(info.map_ids)
+        if info.verified_insns:
+            found.append(exact(f"verified instructions: {name}", "instructions", info.verified_insns, side=side))
     if maps:
         found.append(exact("code of the programs, compiled by the kernel", "bytes", jited, side=side))
         found.append(exact("memory of the maps", "bytes", sum(map(_memory, maps)), side=side))

@@ -9,9 +9,9 @@ from lab.agent.agent import Agent
 from lab.agent.reloader import KINDS_OF_SUBJECTS
 from lab.bench.rounds import Measurement, Variant
 from lab.bench.setting import Setting
+from lab.bench.steps import seconds_of
 from lab.loaders import protocol
 from lab.loaders.command import BUILTIN
-from lab.loaders.plan import PREPARATIONS
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,9 +23,7 @@ class LoaderReload:
     subject: str
 
     def run(self) -> float:
-        outcome = self.agent.reload(self.subject)
-        work = [span.work for span in outcome.spans if span.step not in PREPARATIONS]
-        return (work[-1].end_ns - work[0].start_ns) / 1e9
+        return seconds_of(self.agent.reload(self.subject), external=True)
 
 
 def loader_variants(setting: Setting) -> Iterator[Variant | Measurement]:

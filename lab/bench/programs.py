@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from datapath.errors import ReloadlabError
+from datapath.kernel import tcx
 from datapath.kernel.bpf import prog_test_run
 from datapath.kernel.hooks import Direction, filters
 from datapath.kernel.inventory import program_by_id
@@ -72,12 +73,15 @@ def capture_path(stack: ExitStack, pair: Pair, version: int) -> PathPrograms:
     hooks = ((pair.source.ifindex, Direction.INGRESS), (pair.target.ifindex, Direction.EGRESS))
     with enter(netns), NetlinkSocket() as netlink:
         for ifindex, direction in hooks:
-            for found in filters(netlink, ifindex, direction):
-                fd = stack.enter_context(program_by_id(found.program_id))
+            links = tcx.programs(netns, ifindex, direction)
+            at_hook = [(found.entry.program_id, found.name) for found in links]
+            at_hook += [(found.program_id, found.name) for found in filters(netlink, ifindex, direction)]
+            for ident, name in at_hook:
+                fd = stack.enter_context(program_by_id(ident))
                 context = _CONTEXT.pack(mark, pair.source.ifindex, ifindex)
                 run = prog_test_run(fd, frame, context=context)
                 if run.retval not in (TC_ACT_OK, TC_ACT_REDIRECT):
-                    raise VerdictChanged(f"{pair.name}: {found.name} drops a packet that it forwarded before")
+                    raise VerdictChanged(f"{pair.name}: {name} drops a packet that it forwarded before")
                 hops.append(Hop(fd, frame, context, run.retval))
                 frame, (mark, *_) = run.data, _CONTEXT.unpack_from(run.context)
     return PathPrograms(pair.name, netns, tuple(hops))

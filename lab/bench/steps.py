@@ -4,11 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from datapath.reload.outcome import Span
+from datapath.reload.outcome import Outcome, Span
+from lab.loaders.plan import PREPARATIONS
 from lab.results.result import Series
 
 Times = Sequence[tuple[Span, int]]
 """The steps of one reload, and the nanoseconds of each that count."""
+
+
+def seconds_of(outcome: Outcome, *, external: bool) -> float:
+    """Return the seconds of a reload; with `external`, without what the lab prepares for whoever loads."""
+    work = [span.work for span in outcome.spans if not external or span.step not in PREPARATIONS]
+    return (work[-1].end_ns - work[0].start_ns) / 1e9
 
 
 def by_step(reloads: Iterable[Times]) -> dict[str, tuple[float, ...]]:

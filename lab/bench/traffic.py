@@ -96,24 +96,37 @@ def measure_traffic(options: TrafficOptions, progress: Progress) -> PacketCosts:
         one = [pair for number, build in enumerate(options.builds) for pair in one_node(stack, build, number)]
         two = [two_nodes(stack, build, number) for number, build in enumerate(options.builds)]
         groups = [[pair_without_programs(stack), *one], [tunnel_pair_without_programs(stack), *two]]
-        stack.enter_context(_one_cpu())
         background = BackgroundLoad()
-        for version in (4, 6):
-            programs: list[Variant] = [capture_path(stack, pair, version) for pair in one]
-            report.comparisons.append(_compare(PROGRAMS, version, [programs], options, progress))
-            loads = [[_Load(stack, pair, version) for pair in pairs] for pairs in groups]
-            for metric in (UDP, ROUND_TRIP, STREAM):
-                variants: list[list[Variant]] = [[load.variant(metric) for load in group] for group in loads]
-                report.comparisons.append(_compare(metric, version, variants, options, progress))
+        report.comparisons += compare_pairs(groups, one, options.rounds, progress)
         report.others = background.share()
     return report
 
 
+def compare_pairs(
+    groups: Sequence[Sequence[Pair]],
+    alone: Sequence[Pair],
+    rounds: int,
+    progress: Progress,
+    *,
+    metrics: Sequence[Metric] = (UDP, ROUND_TRIP, STREAM),
+) -> Iterator[MetricComparison]:
+    """Measure the programs of the pairs in `alone`, then each metric between all pairs, for both IP versions."""
+    with ExitStack() as stack:
+        stack.enter_context(_one_cpu())
+        for version in (4, 6):
+            programs: list[Variant] = [capture_path(stack, pair, version) for pair in alone]
+            yield _compare(PROGRAMS, version, [programs], rounds, progress)
+            loads = [[_Load(stack, pair, version) for pair in pairs] for pairs in groups]
+            for metric in metrics:
+                variants: list[list[Variant]] = [[load.variant(metric) for load in group] for group in loads]
+                yield _compare(metric, version, variants, rounds, progress)
+
+
 def _compare(
-    metric: Metric, version: int, groups: Sequence[Sequence[Variant]], options: TrafficOptions, progress: Progress
+    metric: Metric, version: int, groups: Sequence[Sequence[Variant]], rounds: int, progress: Progress
 ) -> MetricComparison:
     everything = [variant for group in groups for variant in group]
-    rows = iter(run_in_turns(everything, options.rounds, lambda text: progress(f"{metric.name}, IPv{version}: {text}")))
+    rows = iter(run_in_turns(everything, rounds, lambda text: progress(f"{metric.name}, IPv{version}: {text}")))
     return MetricComparison(metric, version, tuple(tuple(islice(rows, len(group))) for group in groups))
 
 

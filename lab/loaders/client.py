@@ -32,11 +32,12 @@ class LoaderClient:
     """A loader of one node; a context manager that starts its process, and ends it.
 
     A process that has broken the protocol, or was told of another node, is replaced by a new one with the next request.
-    Any thread may ask; one waits for the other.
+    Any thread may ask; one waits for the other. `done` is the last answer to a request that was done.
     """
 
     def __init__(self, command: LoaderCommand, describe: Describe) -> None:
         self.command = command
+        self.done = Done()
         self._describe = describe
         self._timeout = answer_seconds()
         self._lock = threading.Lock()
@@ -128,7 +129,8 @@ class LoaderClient:
             if error is not None:
                 raise LoaderFailed(self.name, error)
             done = self._done(answer, process)
-            return replace(done, warnings=(*done.warnings, f"loader {self.name} {left}")) if left else done
+            self.done = replace(done, warnings=(*done.warnings, f"loader {self.name} {left}")) if left else done
+            return self.done
         finally:
             self._lock.release()
 

@@ -42,10 +42,10 @@ class Compared:
 
 
 def comparisons(old: Named | None, results: Sequence[Named], threshold: float) -> list[Compared]:
-    """Compare `old` with each result, and the sides of each result that has some."""
+    """Compare `old` with each result, and the sides of each result that has two."""
     found = [] if old is None or not results else [("", each) for each in compare([old, *results], threshold)]
     for named in results:
-        if len(named.result.sides) > 1:
+        if len(named.result.sides) == 2:
             found += [(f"{named.name}: ", each) for each in compare([named], threshold)]
     return [_compared(f"{place}{each.old} → {each.new}", each, threshold) for place, each in found]
 

@@ -38,7 +38,7 @@ def box_figure(
     shown = [sample for sample in samples if len(sample.values)]
     data = [_box(sample, unit, points=points) for sample in shown]
     layout = {
-        "xaxis": {"title": {"text": unit}} | (_logarithmic(shown) if _positive(shown) else {}),
+        "xaxis": {"title": {"text": unit}} | value_axis(shown),
         "yaxis": {"autorange": "reversed", "type": "category"},
         "showlegend": False,
     }
@@ -46,6 +46,11 @@ def box_figure(
     note = f"Box: the middle half; line: the median; whiskers: up to 1.5 times the box; dots: {dots}."
     table = Table((title, *_COLUMNS), [_row(each) for each in shown], frozenset(range(1, 9)), f"In {unit}")
     return Figure(title, alt, {"data": data, "layout": layout}, (table,), 90 + 30 * len(shown), note, folded)
+
+
+def value_axis(samples: Sequence[Sample]) -> dict[str, Any]:
+    """Return a logarithmic axis if all values are above 0, else nothing, which is a linear one."""
+    return _logarithmic(samples) if _positive(samples) else {}
 
 
 def _logarithmic(samples: Sequence[Sample]) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from lab.report.distributions import parallel_figures, rates_table, step_figure
 from lab.report.documents import Document, of_kind
 from lab.report.figure import Figure, counted, duration, number
 from lab.report.scenarios import LISTED, SIGNS, Scenario, open_scenario, outcomes, scenarios_of
+from lab.report.sidebyside import has_many_sides, overview, refusals, side_figures, tables_without_figure
 from lab.report.trends import trends
 from lab.report.trials import sentence, tables
 from lab.results.compare import Named
@@ -183,6 +184,11 @@ class PageMaker:
         body = self._environment.get_template("body.html").render(
             runs=runs,
             results=[(each.name, each.result) for each in of_kind(self._documents, "result")],
+            sided=[
+                (each.name, each.result)
+                for each in of_kind(self._documents, "result")
+                if each.result is not None and has_many_sides(each.result)
+            ],
             compared=self._compared(),
             trials=[
                 (TRIALS[each.kind], each, *sentence(each), tables(each))
@@ -198,6 +204,11 @@ class PageMaker:
             rates_table=rates_table,
             result_figures=result_figures,
             result_table=result_table,
+            has_many_sides=has_many_sides,
+            overview=overview,
+            refusals=refusals,
+            side_figures=side_figures,
+            tables_without_figure=tables_without_figure,
             machine_facts=machine_facts,
         )
         drawn = any(name.startswith(("f-", "s-")) for name in self._chunks.packed)

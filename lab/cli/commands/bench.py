@@ -41,6 +41,7 @@ def add_parser(subparsers: _SubParsersAction[argparse.ArgumentParser]) -> None:
     _add_traffic(benches)
     _add_gates(benches)
     _add_ab(benches)
+    _add_releases(benches)
     _add_export(benches)
     # A further measurement is one more `_add_...` here, with a function that runs it.
 
@@ -149,6 +150,22 @@ def _add_ab(benches: _SubParsersAction[argparse.ArgumentParser]) -> None:
     add_threshold(parser)
     _add_output(parser)
     parser.set_defaults(run=run_ab, failure=NOT_COMPARABLE)
+
+
+def _add_releases(benches: _SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = benches.add_parser(
+        "releases",
+        help="releases of Cilium side by side: reloads, programs, packets, delays",
+        description="Measure each release that FILE names (docs/releases.md), by its own loader and by our own "
+        "pipeline, in turns: the reload of a pod by phase, its programs, what packets cost, and the worst delay while "
+        "all is reloaded and while the release before is upgraded to it. `reloadlab report` shows all side by side.",
+    )
+    parser.add_argument("file", type=Path, metavar="FILE", help="a TOML file with a table for each release")
+    parser.add_argument(
+        "--trials", type=count, default=3, metavar="N", help="reloads of everything, and upgrades, under traffic (3)"
+    )
+    _add_common(parser, rounds=20)
+    parser.set_defaults(run=run_releases)
 
 
 def _add_export(benches: _SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -316,6 +333,33 @@ def run_ab(args: argparse.Namespace) -> int:
     comparisons = compare([Named("this run", recording.result)], args.threshold)
     _finish(args, recording, lambda: show(comparisons))
     return exit_code(comparisons)
+
+
+def run_releases(args: argparse.Namespace) -> int:
+    """Measure releases, and print them side by side."""
+    from lab.agent.releasefile import read_releases
+    from lab.bench.releases import ReleasesOptions, ReleasesReport, measure_releases, sides_of, subjects_of
+
+    sides = sides_of(read_releases(args.file))
+    for side in sides:
+        check_library(side.library)
+    require("root", "clang", "ip")
+    for side in sides:
+        check_attach(side.attach)
+    from lab.bench.topology import isolate_mounts
+    from lab.cli.releases_view import show
+    from lab.results.recording import Recording
+
+    options = ReleasesOptions(sides, args.rounds, args.trials)
+    with Recording("releases", options={}, subjects=subjects_of(sides), out=args.out) as recording:
+        isolate_mounts()
+
+        def keep(report: ReleasesReport, *, complete: bool = False) -> None:
+            notes = {"trials": args.trials}
+            recording.save(report.series, report.course(), others=report.others, notes=notes, complete=complete)
+
+        keep(measure_releases(options, _progress, keep), complete=True)
+    return _finish(args, recording, lambda: show(recording.result))
 
 
 def run_export(args: argparse.Namespace) -> int:
