@@ -8,12 +8,19 @@ import shlex
 import shutil
 import signal
 import subprocess
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
+from datapath.kernel import bpf
+from datapath.kernel.map import open_pin
 from datapath.reload.plans import OVERLAY_SUBJECT
+from lab.agent.agent import Agent
+from lab.agent.gated import under_gates
+from lab.gates.call import Call
+from lab.gates.supervisor import Decide
 from lab.loaders.command import find_loader
 from lab.loaders.protocol import LoaderFailed
 from lab.node.topology import HEALTH, HOST, NodeSpec
@@ -30,6 +37,9 @@ ROUNDS = 6
 
 REFERENCE = "1.14.0-snapshot.2"
 """VERSION of the reference commit's tree."""
+
+PATIENCE = 60
+"""Seconds that one of two reloads waits for the other."""
 
 needs_loader = pytest.mark.skipif(LOADER is None, reason="RELOADLAB_LOADER is no command of Cilium's loader")
 needs_tree = pytest.mark.skipif(TREE is None, reason="RELOADLAB_CILIUM_BPF does not name the bpf/ of a Cilium checkout")
@@ -124,6 +134,84 @@ def test_packets_are_lost_between_the_slots_of_a_calls_map_that_is_reused() -> N
     # Between two slots, or behind the last of them, when the old program is attached still.
     names = {finding.gated.call.text for finding in lost if finding.gated is not None}
     assert any(name.startswith("MAP_UPDATE cilium_calls_") for name in names), names
+
+
+class Overtaken:
+    """Two reloads that replace one map: the first has removed its pin, and waits until the second has pinned its own.
+
+    The second has found the map before that, and removes the pin of nobody.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._second_removes, self._first_pins, self._second_has_pinned = (threading.Event() for _ in range(3))
+        self._pins = False
+
+    def first(self, call: Call) -> None:
+        if self._name in call.pattern and call.name == "unlinkat":
+            assert self._second_removes.wait(PATIENCE)
+        elif self._name in call.pattern and call.name == "OBJ_PIN":
+            self._first_pins.set()
+            assert self._second_has_pinned.wait(PATIENCE)
+
+    def second(self, call: Call) -> None:
+        if self._pins:
+            self._second_has_pinned.set()
+        if self._name in call.pattern and call.name == "unlinkat":
+            self._second_removes.set()
+            assert self._first_pins.wait(PATIENCE)
+        elif self._name in call.pattern and call.name == "OBJ_PIN":
+            self._pins = True
+
+
+def give_another_size(agent: Agent, name: str) -> None:
+    """Pin an empty map of another size in the place of one, as an agent of another release has left it."""
+    path = agent.config.globals / name
+    with open_pin(path) as found:
+        info = found.info
+    sizes = info.type, info.key_size, info.value_size, info.max_entries // 2
+    fd = bpf.map_create(*sizes, flags=info.flags, name=info.name)
+    try:
+        path.unlink()
+        bpf.obj_pin(fd, path)
+    finally:
+        os.close(fd)
+
+
+@needs_loader
+@needs_tree
+@pytest.mark.privileged
+@pytest.mark.slow
+def test_of_two_reloads_that_replace_a_map_of_all_pods_one_fails() -> None:
+    """#36094: the pin is removed, then made; whoever comes between has made it already."""
+    library, shared = Path(TREE or ""), "cilium_ratelimit"
+    version = (library.parent / "VERSION").read_text().strip()
+    if not version.startswith(("1.16.", "1.17.")):
+        pytest.skip(f"{version} does not commit its pins so, or was not looked at")
+    spec, overtaken, failed = NodeSpec("cilium-commit", pods=2), Overtaken("cilium_ratelimit"), dict[str, str]()
+    with Scenario(spec, rate=0, loader=find_loader(LOADER or ""), library=library) as scenario:
+        scenario.expect(migrated={shared})
+        give_another_size(scenario.agent, shared)
+
+        def reload(pod: str, decide: Decide) -> None:
+            def do(cancelled: threading.Event) -> None:
+                scenario.agent.reload(pod, cancel=cancelled)
+
+            try:
+                under_gates(scenario.agent, do, decide, look_ups=False, forked=True)
+            except LoaderFailed as error:
+                failed[pod] = str(error)
+
+        both = [("pod-1", overtaken.first), ("pod-2", overtaken.second)]
+        threads = [threading.Thread(target=reload, args=each) for each in both]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert list(failed) == ["pod-1"]
+        assert "committing bpf pins" in failed["pod-1"]
+        assert failed["pod-1"].endswith("file exists")
+        scenario.reload("pod-1")
 
 
 @pytest.mark.skipif(shutil.which("gofmt") is None, reason="there is no gofmt")
