@@ -15,6 +15,7 @@ from lab.gates.underway import is_under_way
 from lab.node.topology import NodeSpec
 from lab.proof.action import RATE, Action, do_gated
 from lab.proof.result import END, Gated, Proof, place
+from lab.proof.settling import Settler
 from lab.proof.watched import conclude, unanswered
 from lab.scenario.scenario import Scenario
 from lab.scenario.watched import Watched
@@ -41,6 +42,7 @@ class Prover:
     scenario: Watched
     calls: list[Gated] = field(default_factory=list)
     late: int = 0
+    _settler: Settler = field(default_factory=Settler)
     _what: str = ""
     _round: int = 1
     _begun: bool = True
@@ -93,6 +95,7 @@ class Prover:
         self.calls.append(Gated(self._round, self._what, call, self._left_ns))
 
     def _burst(self) -> None:
+        self._settler.settle(agent.node for agent in self.scenario.agents)
         self.late += bool(unanswered(self.scenario, seconds=_SECONDS))
 
 

@@ -23,7 +23,7 @@ from lab.node.topology import NodeSpec
 from lab.proof.action import RATE, Action, do_gated
 from lab.proof.cases import NOT_REACHED, Case, Faults, Trigger, cases_of, note_findings
 from lab.proof.errnos import errnos_of
-from lab.proof.settling import settle
+from lab.proof.settling import Settler
 from lab.proof.watched import conclude, unanswered
 from lab.scenario.scenario import Scenario
 from lab.system.forkpool import WorkerDied
@@ -91,6 +91,7 @@ class Sweep:
         self._make = make
         self._faults = faults
         self._cancel = cancel
+        self._settler = Settler()
         self._stack = ExitStack()
         self._scenario: Scenario | None = None
         self._cases: list[Case] = []
@@ -182,7 +183,6 @@ class Sweep:
                     case.wrong += [str(violation) for violation in check_unchanged(before, take(scenario.node))]
         if not trigger.reached:
             case.ended = NOT_REACHED
-        settle(scenario.node)
         self._push(scenario, case, "not answered before the next one")
         try:
             action.do(scenario, threading.Event())
@@ -194,6 +194,7 @@ class Sweep:
             self._leave()
 
     def _push(self, scenario: Scenario, case: Case, what: str) -> None:
+        self._settler.settle([scenario.node])
         case.wrong += [f"{flow}: {what}" for flow in unanswered(scenario)]
 
 

@@ -25,6 +25,7 @@ from lab.gates.lockstep import InTurns, Lockstep, Order, Within
 from lab.node.topology import NodeSpec
 from lab.proof.action import RATE, Action, do_gated
 from lab.proof.cases import Place, note_findings, places_of
+from lab.proof.settling import Settler
 from lab.proof.watched import conclude, unanswered
 from lab.scenario.scenario import Scenario
 from lab.watch import metrics
@@ -100,6 +101,7 @@ class Two:
     def __init__(self, scenario: Scenario, cancel: threading.Event | None = None) -> None:
         self._scenario = scenario
         self._cancel = cancel
+        self._settler = Settler()
         self._first = metrics.read(scenario.node).hits
 
     def places(self, action: Action) -> list[Place]:
@@ -168,6 +170,7 @@ class Two:
             raise raised[0]
 
     def _push(self, meeting: Meeting, what: str) -> None:
+        self._settler.settle([self._scenario.node])
         meeting.wrong += [f"{flow}: {what}" for flow in unanswered(self._scenario)]
 
 

@@ -1,4 +1,4 @@
-"""What this process holds open of a node: maps, netlink sockets in its namespace, descriptors of its namespaces."""
+"""What processes hold open: maps, and, of this process, netlink sockets and descriptors of a node's namespaces."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ from lab.system.netns import inode
 
 _SIOCGSKNS = 0x894C
 _SO_DOMAIN = 39
-_FDS = Path("/proc/self/fd")
+_PROC = Path("/proc")
+_SELF = _PROC / "self"
+_MAP = "anon_inode:bpf-map"
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,9 +40,9 @@ def own_descriptors(node: Node, *, idle_sockets: int = 0) -> Descriptors:
     bound = f"{node.root / NAMESPACES}/"
     maps: Counter[int] = Counter()
     netlink = namespaces = 0
-    for descriptor, target in _open():
-        if target == "anon_inode:bpf-map":
-            maps[_map_id(descriptor)] += 1
+    for descriptor, target in _open(_SELF):
+        if target == _MAP:
+            maps.update(_map_ids(_SELF, descriptor))
         elif target.startswith("net:["):
             namespaces += int(target[5:-1]) in own
         elif target.startswith(bound):
@@ -50,17 +52,50 @@ def own_descriptors(node: Node, *, idle_sockets: int = 0) -> Descriptors:
     return Descriptors(dict(maps), netlink - idle_sockets, namespaces)
 
 
-def _open() -> Iterator[tuple[int, str]]:
-    for name in os.listdir(_FDS):
+def held_maps() -> frozenset[int]:
+    """Return the ids of the maps that any process holds open, of those that this one may look at.
+
+    A descriptor that is under way in a socket's message is not seen.
+    """
+    processes = (_PROC / name for name in os.listdir(_PROC) if name.isdigit())
+    return frozenset(
+        ident
+        for process in processes
+        for descriptor, target in _open(process)
+        if target == _MAP
+        for ident in _map_ids(process, descriptor)
+    )
+
+
+def _open(process: Path) -> Iterator[tuple[int, str]]:
+    """Yield the descriptors of a process and what they are; none of one that has ended, or is another user's."""
+    try:
+        names = os.listdir(process / "fd")
+    except OSError as error:
+        _refuse_others(error)
+        return
+    for name in names:
         try:
-            yield int(name), os.readlink(_FDS / name)
-        except FileNotFoundError:  # the descriptor of the listing itself, or one that another thread has closed
-            continue
+            yield int(name), os.readlink(process / "fd" / name)
+        except OSError as error:  # also the descriptor of the listing itself
+            _refuse_others(error)
 
 
-def _map_id(descriptor: int) -> int:
-    said = dict(line.split(":", 1) for line in Path(f"/proc/self/fdinfo/{descriptor}").read_text().splitlines())
-    return int(said["map_id"])
+def _map_ids(process: Path, descriptor: int) -> Iterator[int]:
+    """Yield the id of the map that a descriptor was when it was listed; nothing if it is closed, or another thing."""
+    try:
+        text = (process / "fdinfo" / str(descriptor)).read_text()
+    except OSError as error:
+        _refuse_others(error)
+        return
+    if (ident := dict(line.split(":", 1) for line in text.splitlines()).get("map_id")) is not None:
+        yield int(ident)
+
+
+def _refuse_others(error: OSError) -> None:
+    """Raise an error that says anything but that a process or its descriptor is gone, or is not to be looked at."""
+    if error.errno not in (errno.ENOENT, errno.ESRCH, errno.EACCES, errno.EPERM):
+        raise error
 
 
 def _netlink_namespace(descriptor: int) -> int | None:

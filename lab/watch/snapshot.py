@@ -11,8 +11,8 @@ from ipaddress import IPv4Address, IPv6Address
 from datapath.base import mapnames
 from datapath.base.bpftypes import MapType
 from datapath.base.mapnames import CONNECTIONS, POLICY_ARRAYS, POLICY_CALLS, is_calls_map
-from datapath.endpoint import Endpoint, Interface
-from datapath.kernel import hooks, progarray, routes
+from datapath.endpoint import Endpoint
+from datapath.kernel import progarray, routes
 from datapath.kernel.hooks import Direction, Filter
 from datapath.kernel.inventory import all_programs, program_maps, reach, read_slots
 from datapath.kernel.links import info as link_info
@@ -26,8 +26,8 @@ from datapath.reload.xdp import OURS
 from lab.abi import tables
 from lab.abi.record import UnknownLayout
 from lab.node.node import Node
-from lab.node.tcxhooks import pinned_links, tcx_programs
 from lab.node.topology import NODE
+from lab.watch.attached import filters_of
 from lab.watch.surroundings import Surroundings, read_surroundings
 
 COUNTERS = (
@@ -158,14 +158,8 @@ def take(node: Node) -> Snapshot:
     maps, endpoints = _Maps(), node.endpoints()
     for pinned in pinned_maps(directory):
         _read_map(pinned, [endpoint.id for endpoint in endpoints], maps)
-    links = pinned_links(node)
     with NetlinkSocket(node.netns(NODE)) as netlink:
-        filters = {
-            (link.name, direction): found
-            for link in netlink.interfaces().values()
-            for direction in Direction
-            if (found := _at_hook(node, netlink, link, direction, links))
-        }
+        filters = filters_of(node, netlink)
         at_xdp = {name: (netlink.ifindex(name), found) for name, found in all_attached(netlink).items()}
         ways = {
             str(address): way for address in _addresses(endpoints) if (way := routes.way(netlink, address)) is not None
@@ -198,14 +192,6 @@ def take(node: Node) -> Snapshot:
         around=around,
         xdp={name: tuple(_at_xdp(ifindex, each, infos) for each in found) for name, (ifindex, found) in at_xdp.items()},
     )
-
-
-def _at_hook(
-    node: Node, netlink: NetlinkSocket, link: Interface, direction: Direction, links: dict[int, str]
-) -> tuple[Filter, ...]:
-    """Return what runs at a hook of an interface, in this order; `links` are the pinned ones."""
-    by_link = tcx_programs(node, link.name, link.ifindex, direction, links)
-    return (*by_link, *hooks.all_filters(netlink, link.ifindex, direction))
 
 
 def _at_xdp(ifindex: int, found: Attached, infos: Mapping[int, ProgInfo]) -> XdpProgram:

@@ -15,6 +15,7 @@ from datapath.kernel.links import LinkType
 from lab.node.node import Node
 from lab.node.registry import NAMESPACES
 from lab.node.topology import HEALTH, NODE, NodeFacts, NodeSpec
+from lab.system.mounts import SYSFS_BPF
 from lab.watch.network import Network, read_network
 
 
@@ -74,7 +75,21 @@ def _pins(config: DatapathConfig, maps: Container[str]) -> Iterator[str]:
     for directory, names, files in os.walk(bpffs):
         at = Path(directory)
         found = (at / name for name in (*names, *files) if at != own or name not in maps)
-        yield from (str(path.relative_to(bpffs)) for path in found if path not in way)
+        yield from (
+            str(path.relative_to(bpffs)) for path in found if path not in way and _target(path, bpffs) not in way
+        )
+
+
+def _target(path: Path, bpffs: Path) -> Path | None:
+    """Return where a symbolic link in a node's bpffs leads; None of anything else.
+
+    iproute2 makes two, `ip` and `xdp`, when it first loads a program: other names of the directory above the pinned
+    maps (lib/bpf_legacy.c). They hold nothing. A process in the node has made them, where the bpffs has another path.
+    """
+    if not path.is_symlink():
+        return None
+    target = path.parent / path.readlink()
+    return bpffs / target.relative_to(SYSFS_BPF) if target.is_relative_to(SYSFS_BPF) else target
 
 
 def _mounts(root: Path) -> Iterator[str]:

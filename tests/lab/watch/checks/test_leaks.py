@@ -57,6 +57,17 @@ def test_a_pin_that_no_object_declares_is_found(sound_node: Agent, place: str) -
             path.parent.rmdir()
 
 
+def test_the_names_that_iproute2_gives_to_its_directory_are_no_pins(sound_node: Agent) -> None:
+    """They are there once tc has loaded a program, the first time in an upgrade say. Other links are told."""
+    before, path = baseline(sound_node), sound_node.config.bpffs / "xdp"
+    for target, told in (("/sys/fs/bpf/tc/", []), ("tc", []), ("tc/nowhere", ["invariant 9: pin xdp is left over"])):
+        path.symlink_to(target)
+        try:
+            assert violations(sound_node, before) == told
+        finally:
+            path.unlink()
+
+
 def test_a_calls_map_that_this_process_keeps_is_found(sound_node: Agent) -> None:
     """As of a load that forgot to close it: nothing else uses it."""
     before = baseline(sound_node)
