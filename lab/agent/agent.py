@@ -65,8 +65,14 @@ class Agent(Reloader):
         """Let these policies hold from now on, instead of all others: all of them, or none.
 
         `document` is what lab.policyfile.parse takes; an empty list lets everything pass. Raises PolicyError,
-        UnknownTarget, PolicyMapFull.
+        UnknownTarget, PolicyMapFull. Those that a killed process has put aside are forgotten.
         """
+        with self.updating(cancel=cancel):
+            self.exchange_policies(document, cancel=cancel)
+            aside.forget(self.node)
+
+    def exchange_policies(self, document: object, *, cancel: threading.Event | None = None) -> object:
+        """Do what apply_policies does, but for what is put aside; return what put_back_policies takes to undo it."""
         policies = parse(document)
         with self.updating(cancel=cancel):
             enforcement.check(self.node, policies)
@@ -78,7 +84,7 @@ class Agent(Reloader):
                 enforcement.store(self.node, document)
                 self.sync(cancel=cancel)
                 undo.pop_all()
-            aside.forget(self.node)
+            return before
 
     def put_back_policies(self, document: object) -> None:
         """Let policies hold again that enforcement.document_of has returned; None: none was ever given."""

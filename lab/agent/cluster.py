@@ -10,7 +10,7 @@ from typing import Any, Self
 
 from datapath.errors import ReloadlabError
 from datapath.reload.outcome import Outcome
-from lab.agent import enforcement
+from lab.agent import aside
 from lab.agent.agent import Agent
 from lab.node import registry
 from lab.node.node import Node
@@ -159,10 +159,11 @@ def apply_policies(agents: Sequence[Agent], document: object, *, cancel: threadi
         for agent in sorted(agents, key=lambda agent: agent.node.name):
             locks.enter_context(agent.updating(cancel=cancel))
         for agent in agents:
-            before = enforcement.document_of(agent.node)
-            agent.apply_policies(document, cancel=cancel)
-            undo.callback(agent.put_back_policies, before)
+            undo.callback(agent.put_back_policies, agent.exchange_policies(document, cancel=cancel))
         undo.pop_all()
+        # Only now: those that a killed process has put aside are the ones that a node has again after a refusal.
+        for agent in agents:
+            aside.forget(agent.node)
 
 
 class NoSuchNode(ReloadlabError):

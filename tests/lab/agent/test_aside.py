@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from typing import Any, NoReturn
 
 import pytest
@@ -13,6 +14,8 @@ from datapath.base.statefile import DamagedFile
 from lab.agent import aside, enforcement
 from lab.agent.agent import Agent
 from lab.agent.aside import PoliciesInUse
+from lab.agent.cluster import Cluster, cluster_specs
+from lab.agent.enforcement import PolicyMapFull
 from lab.node.node import Node
 from lab.node.topology import NodeSpec
 from lab.watch import mapview
@@ -21,8 +24,8 @@ from tests.lab.labs import unique_name
 pytestmark = pytest.mark.privileged
 
 
-def document(identity: int) -> list[dict[str, Any]]:
-    return [{"name": "one", "endpoint": "pod-1", "ingress": [{"fromIdentities": [identity]}]}]
+def document(*identities: int) -> list[dict[str, Any]]:
+    return [{"name": "one", "endpoint": "pod-1", "ingress": [{"fromIdentities": list(identities)}]}]
 
 
 OWN, OTHER, THIRD = document(300), document(400), document(500)
@@ -57,15 +60,17 @@ def _serve(do: Callable[[], object]) -> NoReturn:
         os._exit(1)
 
 
-def killed_under_other_policies(agent: Agent) -> None:
+def killed_under_other_policies(*agents: Agent) -> None:
     def do() -> None:
-        with aside.put_aside(agent.node):
-            with Agent(Node.open(agent.node.name)) as other:
-                other.apply_policies(OTHER)
+        with ExitStack() as stack:
+            for agent in agents:
+                stack.enter_context(aside.put_aside(agent.node))
+                with Agent(Node.open(agent.node.name)) as other:
+                    other.apply_policies(OTHER)
             os.kill(os.getpid(), signal.SIGKILL)
 
     assert in_child(do) == -signal.SIGKILL
-    assert enforcement.document_of(agent.node) == OTHER
+    assert [enforcement.document_of(agent.node) for agent in agents] == [OTHER] * len(agents)
 
 
 def test_they_come_back(agent: Agent) -> None:
@@ -113,6 +118,26 @@ def test_policies_that_are_given_after_the_kill_stay(agent: Agent) -> None:
     agent.apply_policies(THIRD)
     agent.restore()
     assert enforcement.document_of(agent.node) == THIRD
+
+
+def test_policies_that_one_node_refuses_leave_all_nodes_what_is_kept() -> None:
+    """The second has a policy map that is too small; then it takes others, and both forget what was kept."""
+    with Cluster(cluster_specs(unique_name()[:28], 2, pods=1)) as cluster:
+        cluster.agent(2).configure(defines=(("POLICY_MAP_SIZE", "8"),))
+        cluster.start()
+        cluster.apply_policies(OWN)
+        killed_under_other_policies(*cluster.agents)
+        with pytest.raises(PolicyMapFull):
+            cluster.apply_policies(document(*range(600, 608)))
+        assert [enforcement.document_of(node) for node in cluster.nodes] == [OTHER, OTHER]
+        for agent in cluster.agents:
+            agent.restore()
+        assert [enforcement.document_of(node) for node in cluster.nodes] == [OWN, OWN]
+        killed_under_other_policies(*cluster.agents)
+        cluster.apply_policies(THIRD)
+        for agent in cluster.agents:
+            agent.restore()
+        assert [enforcement.document_of(node) for node in cluster.nodes] == [THIRD, THIRD]
 
 
 def test_a_restore_meanwhile_leaves_the_others_in_force(agent: Agent) -> None:
