@@ -1,15 +1,17 @@
 """A loader around tc: pods whose objects libbpf takes. tc fills slots and attaches; the rest is done here.
 
-One process of tc does all of a reload, from a batch. Each slot loads its program anew (`exec bpf graft`), and each hook
-as well (`filter replace`). What tc has done when a line fails stays done.
+Two processes of tc do a reload, each from a batch: one fills the new calls map, the other has packets meet it. Each
+slot loads its program anew (`exec bpf graft`), and each hook as well (`filter replace`). What the second has done when
+a line fails stays done: packets then meet programs of both loads, and the calls maps of both stay pinned.
 """
 
 from __future__ import annotations
 
 import re
+import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 from typing import Any
@@ -34,26 +36,33 @@ PINS = SYSFS_BPF / "tc/globals"
 
 
 class Refused(ReloadlabError):
-    """A line that tc could not do: which one, and the first that tc or libbpf said about it."""
+    """A line that tc could not do: which one, and the first that tc or libbpf said about it. Or tc was killed."""
 
-    def __init__(self, lines: Sequence[str], stderr: str) -> None:
+    def __init__(self, lines: Sequence[str], returncode: int, stderr: str) -> None:
         said = [line.strip() for line in stderr.splitlines() if line.strip()]
         failed = next((match for line in reversed(said) if (match := _FAILED.fullmatch(line))), None)
         where = "" if failed is None else f": {lines[int(failed[1]) - 1]}"
-        super().__init__(f"{said[0] if said else 'no message'} (tc -batch{where})")
+        # libbpf's warnings are no reason then.
+        killed = f"killed by {signal.Signals(-returncode).name}" if returncode < 0 else ""
+        super().__init__(f"{killed or (said[0] if said else 'no message')} (tc -batch{where})")
 
 
 def reload(request: Mapping[str, Any], priority: int) -> None:
     """Load, fill the slots and attach; Refused with tc's words."""
     with reading():
-        lines, addresses, on = list(_batch(request, priority)), _addresses(request), request["endpoint_routes"]
-        pins = [Pin(PINS / name) for name in {slot["map"] for slot in request["slots"]} if is_calls_map(name)]
+        calls = [slot for slot in request["slots"] if is_calls_map(slot["map"])]
+        fill, switch = [_graft(slot) for slot in calls], list(_switch(request, priority))
+        addresses, on = _addresses(request), request["endpoint_routes"]
+        pins = [Pin(PINS / name) for name in {slot["map"] for slot in calls}]
         links = {_link(hook): Path(hook["object"]) for hook in request["attach"]}
     with NetlinkSocket(OWN) as netlink:
         ifindex = netlink.ifindex(request["interface"])
         hooks.ensure_clsact(netlink, ifindex)
-        moved = _load(lines, pins, links)
-        # If this fails, old maps stay at :pending for the next reload: what is attached at egress may use them.
+        with _linked(links):
+            moved = _fill(fill, pins)
+            # If this fails, or what follows, old maps stay at :pending for the next reload: there is no saying which of
+            # both what is attached, or in a policy slot, jumps through.
+            _do(switch)
         _set_routes(netlink, addresses, ifindex, on)
         if not on:
             _detach(netlink, ifindex, Direction.EGRESS, priority)
@@ -61,13 +70,20 @@ def reload(request: Mapping[str, Any], priority: int) -> None:
         pin.finalize()
 
 
-def _load(lines: Sequence[str], pins: Sequence[Pin], links: Mapping[Path, Path]) -> list[Pin]:
-    """Have tc do these lines, with links to object files; return the pins that were moved aside, none if it fails."""
-    with ExitStack() as stack, ExitStack() as undo:
+@contextmanager
+def _linked(links: Mapping[Path, Path]) -> Iterator[None]:
+    """Have links to object files for the time of a block."""
+    with ExitStack() as stack:
         for link, target in links.items():
             link.unlink(missing_ok=True)
             link.symlink_to(target)
             stack.callback(link.unlink, missing_ok=True)
+        yield
+
+
+def _fill(lines: Sequence[str], pins: Sequence[Pin]) -> list[Pin]:
+    """Have tc make and fill new calls maps; return the pins that were moved aside for them, none if it fails."""
+    with ExitStack() as undo:
         moved = []
         for pin in pins:
             if pin.repin():
@@ -83,7 +99,7 @@ def _do(lines: Sequence[str]) -> None:
     try:
         run(["tc", "-batch", "-"], stdin="".join(f"{line}\n" for line in lines))
     except ToolError as error:
-        raise Refused(lines, error.stderr) from error
+        raise Refused(lines, error.returncode, error.stderr) from error
 
 
 def unload(request: Mapping[str, Any], priority: int) -> None:
@@ -105,13 +121,11 @@ def unload(request: Mapping[str, Any], priority: int) -> None:
             _detach(netlink, ifindex, direction, priority)
 
 
-def _batch(request: Mapping[str, Any], priority: int) -> Iterator[str]:
-    """Yield the lines for tc: the tail calls first, and a program that leaves the policy to another one after that."""
-    calls = [slot for slot in request["slots"] if is_calls_map(slot["map"])]
-    policy = [slot for slot in request["slots"] if slot not in calls]
+def _switch(request: Mapping[str, Any], priority: int) -> Iterator[str]:
+    """Yield the lines by which packets meet the new programs: one that leaves the policy to another comes after it."""
+    policy = [slot for slot in request["slots"] if not is_calls_map(slot["map"])]
     egress = [hook for hook in request["attach"] if hook["direction"] == "egress"]
     ingress = [hook for hook in request["attach"] if hook not in egress]
-    yield from map(_graft, calls)
     yield from (_replace(hook, priority) for hook in egress)
     yield from map(_graft, policy)
     yield from (_replace(hook, priority) for hook in ingress)

@@ -7,7 +7,7 @@ import re
 import shutil
 import subprocess
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
@@ -20,6 +20,9 @@ from lab.loaders.command import LoaderCommand, find_loader
 from lab.loaders.protocol import Done, LoaderFailed
 from lab.loaders.tc import Refused
 from lab.node.topology import HOST, NodeSpec
+from lab.proof.actions import reloads
+from lab.proof.cases import Case, Faults
+from lab.proof.sweep import sweep
 from lab.scenario.scenario import Scenario
 from lab.system.launch import module_argv
 
@@ -102,8 +105,30 @@ def test_what_tc_refuses_is_told_with_the_reason_and_the_line() -> None:
     """The text is that of tc 6.1 with an object for another library."""
     old = "libbpf: elf: legacy map definitions in 'maps' section are not supported by libbpf v1.0+"
     said = f"{old}\nERROR: opening BPF object file failed\nCommand failed -:2\n"
-    assert str(Refused(["exec one", "exec two"], said)) == f"{old} (tc -batch: exec two)"
-    assert str(Refused(["exec one"], "killed\n")) == "killed (tc -batch)"
+    assert str(Refused(["exec one", "exec two"], 1, said)) == f"{old} (tc -batch: exec two)"
+    assert str(Refused(["exec one"], 1, "")) == "no message (tc -batch)"
+    assert str(Refused(["exec one"], -9, "libbpf: a warning\n")) == "killed by SIGKILL (tc -batch)"
+
+
+@pytest.mark.parametrize("wanted", ["RTM_NEWTFILTER * ingress", "MAP_UPDATE cilium_calls_*"])
+def test_what_is_left_when_tc_is_killed_answers_packets(wanted: str, templates: Path) -> None:
+    """At the filter, the policy program is the new one, and that at the hook the old one: each keeps its calls map."""
+    spec = NodeSpec("seam-tc-killed", pods=1)
+
+    def choose(cases: Sequence[Case]) -> Sequence[Case]:
+        return [case for case in cases if case.place.fits(wanted)][-1:]
+
+    swept = sweep(
+        spec,
+        reloads(spec, ["pod-1"], []),
+        faults=Faults(errnos=lambda call: ()),
+        choose=choose,
+        loader=find_loader("tc"),
+        templates=templates,
+    )
+    (case,) = swept.cases
+    assert case.ended == "failed: loader tc: killed by SIGKILL (tc -batch)"
+    assert [line for line in case.wrong if "differ" not in line] == []
 
 
 @pytest.mark.skipif(shutil.which("jq") is None, reason="needs jq")
