@@ -65,9 +65,9 @@ class Sample:
 
 
 class _Ring:
-    def __init__(self, cpu: int, pages: int) -> None:
+    def __init__(self, cpu: int, pages: int, *, wakes: bool) -> None:
         self.cpu = cpu
-        self.fd = _open(cpu)
+        self.fd = _open(cpu, wakes=wakes)
         try:
             self._map = mmap.mmap(self.fd, (1 + pages) * mmap.PAGESIZE)
         except OSError:
@@ -123,32 +123,32 @@ class _Ring:
 class PerfReader:
     """The rings of a perf event array, for the time of a block.
 
-    `lost` counts the messages that did not fit up to the last `read`; a record in the ring tells of them too, but only
-    with the next message that fits.
+    With `wakes`, each message ends the wait of `read`. A reader that comes by itself does without: it spares writers
+    an interrupt for each message.
 
     The kernel takes them out of the map again when the descriptor of `target` is closed, which must therefore stay
     open that long. Whoever listened to the same map before hears nothing any more.
     """
 
-    def __init__(self, target: Map, *, pages: int = PAGES) -> None:
+    def __init__(self, target: Map, *, pages: int = PAGES, wakes: bool = True) -> None:
         self._target = target
         self._pages = pages
+        self._wakes = wakes
         self._stack = ExitStack()
-        self._rings: dict[int, _Ring] = {}
+        self._rings: list[_Ring] = []
         self._poll = select.poll()
-        self.lost = 0
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
             for cpu in sorted(os_cpus()):
                 if cpu >= self._target.info.max_entries:
                     break
-                ring = _Ring(cpu, self._pages)
+                ring = _Ring(cpu, self._pages, wakes=self._wakes)
                 stack.callback(ring.close)
                 self._target.update(cpu.to_bytes(4, "little"), ring.fd.to_bytes(4, "little"))
                 stack.callback(self._target.delete, cpu.to_bytes(4, "little"))
                 ring.enable()
-                self._rings[ring.fd] = ring
+                self._rings.append(ring)
                 self._poll.register(ring.fd, select.POLLIN)
             self._stack = stack.pop_all()
         return self
@@ -156,12 +156,18 @@ class PerfReader:
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
         self._stack.close()
 
+    @property
+    def lost(self) -> int:
+        """Messages that did not fit until now. A record in the ring tells of them too, with the next one that fits.
+
+        The kernel asks each CPU for its count, which costs more than a `read`.
+        """
+        return sum(ring.lost for ring in self._rings)
+
     def read(self, timeout: float) -> list[Sample]:
         """Return what has been written; waits at most `timeout` seconds for the first of it."""
-        ready = self._poll.poll(round(timeout * 1000))
-        found = [sample for fd, _ in ready for sample in self._rings[fd].read()]
-        self.lost = sum(ring.lost for ring in self._rings.values())
-        return found
+        self._poll.poll(round(timeout * 1000))
+        return [sample for ring in self._rings for sample in ring.read()]
 
 
 def os_cpus() -> set[int]:
@@ -169,23 +175,24 @@ def os_cpus() -> set[int]:
     return set(cpu_list(ONLINE))
 
 
-def _open(cpu: int) -> int:
+def _open(cpu: int, *, wakes: bool) -> int:
     try:
-        return _open_counting(cpu, _FORMAT_LOST)
+        return _open_counting(cpu, _FORMAT_LOST, wakes=wakes)
     except BpfError as error:
         if error.errno != errno.EINVAL:  # before Linux 6.0
             raise
-    return _open_counting(cpu, 0)
+    return _open_counting(cpu, 0, wakes=wakes)
 
 
-def _open_counting(cpu: int, read_format: int) -> int:
+def _open_counting(cpu: int, read_format: int, *, wakes: bool) -> int:
     number = _SYSCALL.get(platform.machine())
     if number is None:
         raise BpfError("perf_event_open", 0, f"its number on {platform.machine()} is not known here")
     sample = _SAMPLE_TIME | _SAMPLE_RAW
     attributes = struct.pack("<IIQQQ", _TYPE_SOFTWARE, _ATTR_SIZE, _COUNT_SW_BPF_OUTPUT, 1, sample)
-    # From here to wakeup_events: flags; then one message wakes the reader up; far behind, the clock.
-    attributes += struct.pack("<QQI40xi", read_format, _USE_CLOCKID, 1, _CLOCK_MONOTONIC)
+    # From here to wakeup_events: flags; then how many messages wake the reader up, 0 for half a ring; far behind, the
+    # clock.
+    attributes += struct.pack("<QQI40xi", read_format, _USE_CLOCKID, int(wakes), _CLOCK_MONOTONIC)
     buffer = ctypes.create_string_buffer(attributes, _ATTR_SIZE)
     fd = int(_perf_event_open(number, buffer, -1, cpu, -1, _FLAG_FD_CLOEXEC))
     if fd < 0:

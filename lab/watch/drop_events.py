@@ -55,7 +55,7 @@ class DropEvents:
     """
 
     def __init__(self, node: Node) -> None:
-        self._monitor = Monitor(node, pages=RING_PAGES)
+        self._monitor = Monitor(node, pages=RING_PAGES, wakes=False)
         self._stack = ExitStack()
         self._events: list[DropEvent] = []
         self._refusals: Counter[int] = Counter()
@@ -70,7 +70,7 @@ class DropEvents:
 
     @property
     def lost(self) -> int:
-        """Messages, of drops or of something else, that did not fit the rings, up to the last `drain`."""
+        """Messages, of drops or of something else, that did not fit the rings until now."""
         return self._monitor.lost
 
     @property

@@ -185,7 +185,7 @@ class KernelDrops:
         with ExitStack() as stack:
             try:
                 loaded = stack.enter_context(Collection.load(made.spec, pin_dir=None))
-                self._reader = stack.enter_context(PerfReader(loaded.maps["kernel_drops"]))
+                self._reader = stack.enter_context(PerfReader(loaded.maps["kernel_drops"], wakes=False))
                 self._watched = loaded.maps["watched"].fd
                 stack.callback(os.close, bpf.raw_tracepoint_open("kfree_skb", loaded.programs["tell_drop"].fd))
             except BpfError as error:
@@ -217,7 +217,7 @@ class KernelDrops:
 
     @property
     def lost(self) -> int:
-        """Drops that did not fit the rings between two calls of `drain`, and are in no event; up to the last one."""
+        """Drops that did not fit the rings between two calls of `drain` until now, and are in no event."""
         return self._reader.lost
 
     @property

@@ -28,10 +28,11 @@ class MonitorBusy(ReloadlabError):
 class Monitor:
     """A context manager: `read` yields the events since its context was entered. MapNotLoaded, MonitorBusy."""
 
-    def __init__(self, node: Node, *, pages: int = PAGES) -> None:
-        """Prepare to read the events of a node; `pages` is the size of the ring of each CPU."""
+    def __init__(self, node: Node, *, pages: int = PAGES, wakes: bool = True) -> None:
+        """Prepare to read the events of a node; `pages` is the size of the ring of each CPU, `wakes` PerfReader's."""
         self._node = node
         self._pages = pages
+        self._wakes = wakes
         self._path = node.globals / EVENTS
         self._stack = ExitStack()
         self._listening = ExitStack()
@@ -64,7 +65,7 @@ class Monitor:
             inode = self._pinned()
             opened = stack.enter_context(open_map(self._node, EVENTS))
             self._inode = inode
-            self._reader = stack.enter_context(PerfReader(opened, pages=self._pages))
+            self._reader = stack.enter_context(PerfReader(opened, pages=self._pages, wakes=self._wakes))
             self._listening = stack.pop_all()
 
     def _pinned(self) -> tuple[int, int] | None:
@@ -77,7 +78,7 @@ class Monitor:
 
     @property
     def lost(self) -> int:
-        """Messages that did not fit the rings, up to the last read."""
+        """Messages that did not fit the rings until now."""
         return self._lost_before + self._reader.lost
 
     def read(self, timeout: float) -> Iterator[Event]:

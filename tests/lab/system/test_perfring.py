@@ -15,6 +15,7 @@ from datapath.build.compile import compile_source
 from datapath.kernel.bpf import prog_test_run
 from datapath.load.collection import Collection
 from datapath.object.reader import read_object
+from datapath.object.spec import CollectionSpec
 from lab.system.perfring import PerfReader
 
 pytestmark = pytest.mark.privileged
@@ -62,13 +63,21 @@ def written_all_the_time(program: int, cpu: int) -> Iterator[None]:
         thread.join()
 
 
-def test_a_ring_that_runs_over_loses_messages_and_no_others(tmp_path: Path) -> None:
-    """The kernel overwrites what is not yet read if it sees half a number of how far its reader is."""
+@pytest.fixture
+def spec(tmp_path: Path) -> CollectionSpec:
     source = tmp_path / "count.c"
     source.write_text(COUNTING)
-    spec = read_object(compile_source(source, tmp_path / "count.o")).spec
+    return read_object(compile_source(source, tmp_path / "count.o")).spec
+
+
+@pytest.mark.parametrize("wakes", [True, False], ids=["woken", "not-woken"])
+def test_a_ring_that_runs_over_loses_messages_and_no_others(spec: CollectionSpec, wakes: bool) -> None:
+    """The kernel overwrites what is not yet read if it sees half a number of how far its reader is."""
     numbers: list[int] = []
-    with Collection.load(spec, pin_dir=None) as loaded, PerfReader(loaded.maps["events"], pages=1) as reader:
+    with (
+        Collection.load(spec, pin_dir=None) as loaded,
+        PerfReader(loaded.maps["events"], pages=1, wakes=wakes) as reader,
+    ):
         with written_all_the_time(loaded.programs["cil_count"].fd, min(os.sched_getaffinity(0))):
             while len(numbers) < 5_000:
                 if len(numbers) % PAUSES == 0:
@@ -76,3 +85,15 @@ def test_a_ring_that_runs_over_loses_messages_and_no_others(tmp_path: Path) -> N
                 numbers += [struct.unpack_from("<Q", sample.data)[0] for sample in reader.read(0.0) if sample.data]
         assert reader.lost > 0
     assert all(number < later for number, later in pairwise(numbers))
+
+
+def test_a_message_wakes_no_reader_that_comes_by_itself(spec: CollectionSpec) -> None:
+    with (
+        Collection.load(spec, pin_dir=None) as loaded,
+        PerfReader(loaded.maps["events"], wakes=False) as reader,
+    ):
+        prog_test_run(loaded.programs["cil_count"].fd, bytes(64))
+        began = time.monotonic()
+        found = reader.read(0.2)
+        assert time.monotonic() - began > 0.19
+        assert len(found) == 1

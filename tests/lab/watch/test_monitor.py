@@ -131,9 +131,9 @@ def test_lost_events_are_counted(node: Node, send: Send) -> None:
         # That some were lost is said with the next one that fits.
         send(1)
         got += reader.read(1.0)
-    assert sum(sample.lost for sample in got) + sum(1 for sample in got if not sample.lost) == 1001
-    assert any(sample.lost for sample in got)
-    assert reader.lost == sum(sample.lost for sample in got)
+        assert sum(sample.lost for sample in got) + sum(1 for sample in got if not sample.lost) == 1001
+        assert any(sample.lost for sample in got)
+        assert reader.lost == sum(sample.lost for sample in got)
 
 
 def test_lost_events_are_still_known_when_the_map_is_another(node: Node, send: Send) -> None:
