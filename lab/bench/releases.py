@@ -21,6 +21,7 @@ from lab.agent.agent import Agent
 from lab.agent.releasefile import Release
 from lab.bench.disturbance import Disturbance, disturb
 from lab.bench.footprint import footprint
+from lab.bench.held import HeldArrays
 from lab.bench.pairs import Pair
 from lab.bench.programs import capture_path
 from lab.bench.rounds import WARM_UP, BackgroundLoad, Measurement, Progress, run_in_turns
@@ -185,7 +186,8 @@ def _phases(agent: Agent, outcome: Outcome) -> dict[str, float]:
 
 def _reloads(agents: Sequence[tuple[Release, Agent]], options: ReleasesOptions, progress: Progress) -> Iterator[Series]:
     variants = [_Reloads(release.name, agent) for release, agent in agents]
-    measured = run_in_turns(variants, options.rounds, lambda text: progress(f"reloads: {text}"))
+    held = HeldArrays(*(agent.config.globals for _, agent in agents))
+    measured = run_in_turns(variants, options.rounds, lambda text: progress(f"reloads: {text}"), held=held)
     for variant, each in zip(variants, measured, strict=True):
         yield from variant.series(each)
 
