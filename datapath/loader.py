@@ -13,6 +13,7 @@ from typing import Self
 
 from bpf import is_ours
 from datapath.base.locks import FairLock, locked
+from datapath.base.mapnames import endpoint_maps
 from datapath.build.templates import TemplateCache
 from datapath.endpoint import DatapathConfig, Endpoint, Interface
 from datapath.kernel.map import Map, MapCache
@@ -160,6 +161,7 @@ class Loader:
         lock = endpoint_lock(self.config, endpoint.id)
         with locked(lock, cancel or threading.Event()), self._socket() as netlink:
             unload(self.config, netlink, endpoint, forget, detach=detach)
+            self._maps.forget(str(self.config.globals / name) for name in endpoint_maps(endpoint.id))
 
     def sweep(self, keep: Collection[int]) -> list[str]:
         """Remove what belongs to endpoints whose numbers are not in `keep`; return what was removed.

@@ -7,7 +7,6 @@ of processes may read, add and remove at any time without a lock. What is damage
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import os
 import stat
@@ -25,7 +24,6 @@ _DIGEST = hashlib.sha256().digest_size
 _UNFINISHED = "."
 _ABANDONED = 3600
 """Seconds after which a file that is not finished belongs to nobody any more."""
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 def key_of(*words: str) -> str:
@@ -68,15 +66,14 @@ class ObjectCache:
         return found if hashlib.sha256(found).digest() == content[:_DIGEST] else None
 
     def put(self, key: str, content: bytes) -> bool:
-        """Store an object; False where there is no room for it."""
+        """Store an object; False if it cannot be kept: no room, no right, a file system that fails."""
         try:
             self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._is_there()
             self._make_room(len(content) + _DIGEST)
             self._write(key, content)
-        except OSError as error:
-            if error.errno not in _NO_ROOM:
-                raise
+        except OSError:
+            # What was compiled is there: a cache that fails is no reason to go without it.
             return False
         return True
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -237,6 +237,14 @@ class MapCache:
                 opened.close()
             else:
                 self.release(entry)
+
+    def forget(self, paths: Iterable[str]) -> None:
+        """Keep nothing of the maps that were pinned at `paths`; what is in use is closed when it is given back."""
+        with self._lock:
+            for path in paths:
+                self._infos.pop(path, None)
+                if path in self._entries:
+                    self._retire(path)
 
     def close(self) -> None:
         """Close what nobody uses now; what is in use is closed when it is given back."""

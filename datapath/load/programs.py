@@ -11,6 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Executor, Future, wait
+from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
@@ -21,6 +22,7 @@ from datapath.kernel import bpf
 from datapath.kernel.bpf import ProgLoad
 from datapath.kernel.map import Map
 from datapath.kernel.uapi import ProgInfo
+from datapath.load.threads import NoThread
 from datapath.load.types import TypeStore
 from datapath.object.btfext import source_line
 from datapath.object.spec import CollectionSpec, ProgramSpec
@@ -266,7 +268,10 @@ def _load_all(
     helpers: list[Future[Interval]] = []
     try:
         if executor is not None:
-            helpers = [executor.submit(work.drain) for _ in range(wanted)]
+            # One that cannot be started is done without: this thread works too.
+            with suppress(NoThread):
+                for _ in range(wanted):
+                    helpers.append(executor.submit(work.drain))
         work.drain()
         _join(helpers, on_interval)
         for name in spec.programs:

@@ -15,12 +15,20 @@ from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
 from typing import Any, ParamSpec, TypeAlias, TypeVar
 
+from datapath.errors import ReloadlabError
 from datapath.kernel.libc import function
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 _sched_getcpu = function("sched_getcpu")
+
+
+class NoThread(ReloadlabError):
+    """The kernel has no room for another thread: RLIMIT_NPROC, or pids.max of a control group."""
+
+    def __init__(self, cpu: int) -> None:
+        super().__init__(f"no thread can be started to verify on CPU {cpu}")
 
 
 _Jobs: TypeAlias = "queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None]"
@@ -61,12 +69,16 @@ class _Worker:
             self.pending += change
 
     def give(self, job: tuple[Future[Any], Callable[[], Any]]) -> None:
-        """Add a job; the first one starts the thread."""
+        """Add a job; the first one starts the thread. NoThread if that fails: nothing is added."""
+        if self.thread is None:
+            thread = threading.Thread(target=self.run, args=(self.jobs,), name=f"verifier-{self.cpu}", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError as error:
+                raise NoThread(self.cpu) from error
+            self.thread = thread
         self._count(1)
         self.jobs.put(job)
-        if self.thread is None:
-            self.thread = threading.Thread(target=self.run, args=(self.jobs,), name=f"verifier-{self.cpu}", daemon=True)
-            self.thread.start()
 
 
 class VerifierThreads(Executor):
@@ -80,7 +92,10 @@ class VerifierThreads(Executor):
         self._closed = False
 
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
-        """Give `fn` to the thread with the least to do, and of equals to one that is bound to another CPU than this."""
+        """Give `fn` to the thread with the least to do, and of equals to one that is bound to another CPU than this.
+
+        NoThread if that is yet to be started, and cannot be.
+        """
         future: Future[T] = Future()
         here = _sched_getcpu()
         with self._lock:

@@ -40,7 +40,8 @@ class LinksShared(ReloadlabError):
         self.names = (first, second)
 
 
-_NETDEV_OBJECT, _XDP_OBJECT = re.compile(r"bpf_netdev_(.+)\.o"), re.compile(r"bpf_xdp_(.+)\.o")
+_NETDEV_OBJECT, _XDP_OBJECT = (re.compile(rf"bpf_{kind}_(.+)\.o(\.new|\.old)?") for kind in ("netdev", "xdp"))
+"""The objects of devices, and what a killed reload has left of them."""
 
 
 def pod_plan(config: DatapathConfig, endpoint: Endpoint, *, subject: str) -> Plan:

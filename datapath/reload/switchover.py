@@ -11,7 +11,7 @@ from pathlib import Path
 from datapath.base.mapnames import KEPT_WHILE_USED, POLICY_ARRAYS, is_calls_map
 from datapath.build.objectfile import ObjectFile
 from datapath.endpoint import Attachment, Endpoint
-from datapath.errors import LinkNotFound, LinkReplaced, NetlinkError, ReloadlabError
+from datapath.errors import BpfError, LinkNotFound, LinkReplaced, NetlinkError, ReloadlabError
 from datapath.kernel import hooks, linkpins, progarray, routes, tcx, xdp
 from datapath.kernel.hooks import Direction, Filter, HookBlocked, HookEmptied, HookShared, HookTaken
 from datapath.kernel.map import open_pin
@@ -175,11 +175,17 @@ class Detach(Step):
 
     def apply(self, work: Workspace) -> None:
         try:
-            ifindex = _interface(work, self.target, self.ifindex)
+            self._detach(work)
         except LinkNotFound:
             if self.required:
                 raise
-            return
+        except (NetlinkError, BpfError) as error:
+            # It may go at any moment.
+            if self.required or error.errno != errno.ENODEV:
+                raise
+
+    def _detach(self, work: Workspace) -> None:
+        ifindex = _interface(work, self.target, self.ifindex)
         _remove_filters(work, self, self.target, ifindex, self.direction, self.prefix)
         hook = tcxlinks.look(work, self.target, ifindex, self.direction)
         tcxlinks.detach(work, self, hook, self.links, prefix=self.prefix)

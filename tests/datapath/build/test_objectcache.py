@@ -44,6 +44,12 @@ class TestDirectory:
         kept.put("a", b"one")
         assert kept.get("a") == b"one"
 
+    def test_what_cannot_be_kept_is_not_kept(self, kept: ObjectCache) -> None:
+        kept.put("a", b"one")
+        (kept.directory / "b").mkdir()
+        assert not kept.put("b", b"two")
+        assert kept.get("a") == b"one"
+
     def test_the_limit_holds_and_what_was_used_stays(self, tmp_path: Path) -> None:
         kept = ObjectCache(tmp_path / "objects", limit=400)
         for number in range(3):

@@ -344,6 +344,18 @@ def test_a_busy_executor_delays_nothing(spec: CollectionSpec) -> None:
         release.set()
 
 
+def test_programs_load_without_the_threads_that_cannot_be_started(
+    spec: CollectionSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with VerifierThreads() as pool:
+        monkeypatch.setattr(threading.Thread, "start", fail)
+        with Collection.load(spec, pin_dir=None, executor=pool, skip_contents=POLICY) as loaded:
+            assert loaded.programs.keys() == spec.programs.keys()
+
+
 def test_loading_inside_the_executor_does_not_block(spec: CollectionSpec) -> None:
     def load(pool: ThreadPoolExecutor) -> int:
         with Collection.load(spec, pin_dir=None, executor=pool, skip_contents=POLICY) as loaded:

@@ -7,7 +7,7 @@ from concurrent.futures import CancelledError
 
 import pytest
 
-from datapath.load.threads import VerifierThreads
+from datapath.load.threads import NoThread, VerifierThreads
 
 CPUS = sorted(os.sched_getaffinity(0))
 
@@ -92,6 +92,19 @@ def test_nothing_runs_after_the_end(verifiers: VerifierThreads) -> None:
     assert not [t for t in threading.enumerate() if t.name.startswith("verifier-") and not t.daemon]
     with pytest.raises(RuntimeError, match="shut down"):
         verifiers.submit(where)
+
+
+def test_a_thread_that_cannot_be_started_is_no_more_than_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with VerifierThreads([min(os.sched_getaffinity(0))]) as verifiers:
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", fail)
+            with pytest.raises(NoThread, match="no thread can be started to verify on CPU"):
+                verifiers.submit(where)
+            verifiers.stop_idle()
+        assert verifiers.submit(lambda: 7).result(10) == 7
 
 
 def test_stopping_ends_idle_threads_only_and_they_come_back() -> None:

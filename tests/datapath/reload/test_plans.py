@@ -177,6 +177,8 @@ def test_what_former_devices_left_is_removed_by_the_commit(tmp_path: Path) -> No
     pins = [config.globals / f"cilium_calls_netdev_{number:05d}" for number in numbers]
     pins += [Path(f"{pins[-1]}:pending"), config.globals / "cilium_calls_hostns_00001"]
     objects = [config.state / "1" / f"bpf_netdev_{name}.o" for name in ("eth0", "cilium_wg0", "eth1", "gone")]
+    # What killed reloads have left of those.
+    objects += [config.state / "1" / f"bpf_netdev_{name}" for name in ("gone.o.new", "eth1.o.old", "eth0.o.new")]
     objects.append(config.state / "1" / "bpf_host.o")
     for path in (*pins, *objects):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -184,7 +186,7 @@ def test_what_former_devices_left_is_removed_by_the_commit(tmp_path: Path) -> No
     plan = host_plan(config, HOST, LINKS, subject="host")
     commit = plan.steps[-1]
     assert isinstance(commit, Commit)
-    assert set(commit.obsolete) == {*pins[3:6], *objects[2:4]}
+    assert set(commit.obsolete) == {*pins[3:6], *objects[2:6]}
     assert "; remove cilium_calls_netdev_" in commit.describe()
     assert host_plan(CONFIG, HOST, LINKS, subject="host").steps[-1].describe().endswith("bpf_host_cilium_net.o")
 
@@ -308,11 +310,11 @@ def test_what_a_device_had_goes_when_it_leaves_the_list_or_is_gone(tmp_path: Pat
     for name in ("eth0", "eth7-100"):
         (tmp_path / "cilium/devices" / name / "links").mkdir(parents=True)
     (tmp_path / "xdp").mkdir()
-    for name in ("bpf_xdp_eth0.o", "bpf_xdp_eth1.o", "lock"):
+    for name in ("bpf_xdp_eth0.o", "bpf_xdp_eth1.o", "bpf_xdp_eth1.o.new", "lock"):
         (tmp_path / "xdp" / name).touch()
     plan = xdp_plan(config, 7, LINKS)
     assert [target for name, target in keys(plan) if name == "detach xdp"] == ["eth1", "br0", "eth7-100"]
     commit = plan.steps[-1]
     assert isinstance(commit, Commit)
-    gone = {f"cilium_calls_xdp_{eth1:05d}", "cilium_calls_xdp_04711", "bpf_xdp_eth1.o"}
+    gone = {f"cilium_calls_xdp_{eth1:05d}", "cilium_calls_xdp_04711", "bpf_xdp_eth1.o", "bpf_xdp_eth1.o.new"}
     assert {path.name for path in commit.obsolete} == gone

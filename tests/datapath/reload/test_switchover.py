@@ -18,6 +18,7 @@ from datapath.kernel import routes as routes_module
 from datapath.kernel.hooks import Direction, HookBlocked, HookEmptied, HookShared, HookTaken
 from datapath.kernel.inventory import slots
 from datapath.kernel.map import open_pin
+from datapath.reload import tcxlinks
 from datapath.reload.step import Step
 from datapath.reload.transaction import RollbackFailed
 from datapath.reload.workspace import Workspace
@@ -320,6 +321,23 @@ class TestDetach:
         rig.reload("host")
         assert {f.name for f in rig.attached("old0", INGRESS)} == {"acme", "cil_other-old0"}
         assert rig.attached("old0", EGRESS) == ()
+
+    def test_an_interface_that_goes_meanwhile_has_nothing_to_detach(
+        self, rig: Rig, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Between the look-up of its index and the question what runs at its hook."""
+        rig.reload("host")
+        ip(str(rig.config.netns), "link", "add", "old0", "type", "bridge")
+        look = tcxlinks.look
+
+        def late(work: Workspace, ifname: str, ifindex: int, direction: Direction) -> tcxlinks.TcxHook:
+            if ifname == "old0" and rig.netlink.interfaces().keys() >= {"old0"}:
+                ip(str(rig.config.netns), "link", "del", "old0")
+            return look(work, ifname, ifindex, direction)
+
+        monkeypatch.setattr(tcxlinks, "look", late)
+        rig.reload("host")
+        assert "old0" not in rig.netlink.interfaces()
 
     def test_device_without_egress_programs(self, rig: Rig) -> None:
         rig.reload("host")

@@ -21,6 +21,7 @@ from datapath.reload.step import Step
 from datapath.reload.workspace import Workspace
 from lab.scenario.gate import Gate
 from lab.system.mounts import mount, umount
+from lab.watch.descriptors import held_maps
 from lab.watch.snapshot import take
 from tests.datapath import support
 from tests.datapath.support import Rig
@@ -76,6 +77,17 @@ def test_everything_of_the_endpoint_goes_and_nothing_else(rig: Rig, routes: bool
     assert not (rig.config.state / str(late.endpoint_id)).exists()
     support.until(lambda: take(rig.node).programs == programs, "the pod's programs are gone")
     assert rig.dead_calls() == []
+
+
+def test_no_map_of_the_endpoint_is_kept_open(rig: Rig) -> None:
+    """What a loader keeps of shared maps for its next reload, nobody asks for again."""
+    number = rig.node.pod("pod-1").endpoint_id
+    rig.reload("pod-1")
+    with open_pin(rig.config.globals / f"cilium_policy_{number:05d}") as policy:
+        ident = policy.info.id
+    assert ident in held_maps()
+    unload(rig, "pod-1")
+    assert ident not in held_maps()
 
 
 def test_foreign_filters_and_routes_stay(rig: Rig) -> None:
