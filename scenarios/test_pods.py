@@ -146,8 +146,9 @@ def test_what_a_pod_may_not_send_it_does_not_send_when_it_dies(scenario: Scenari
         assert arrived == []
         agent.apply_policies([])
     dropped = Counters(packet_counters(node)).drops_since(before)
-    assert dropped.keys() == {DENIED}, dropped
-    scenario.expect(drops=dropped)
+    assert dropped[DENIED] > 0, dropped
+    # All others are found at the end, but for those of the kernels' own packets that Cilium's programs drop.
+    scenario.expect(drops={DENIED: dropped[DENIED]})
 
 
 @pytest.mark.parametrize("network", NETWORKS)
@@ -192,6 +193,5 @@ def test_packets_to_a_pod_that_comes_and_goes(scenario: Scenario, network: str) 
             scenario.agent.add_pod(GUEST)
             assert scenario.node.pod(GUEST).ipv4 == guest.ipv4
     dropped = Counters(packet_counters(scenario.node)).drops_since(before)
-    assert dropped.keys() <= {STALE}, dropped
-    scenario.expect(drops=dropped)
+    scenario.expect(drops={STALE: dropped.get(STALE, 0)})
     scenario.agent.remove_pod(GUEST)

@@ -25,6 +25,8 @@ _MOST = 6
 _WIDE = 20
 """Times the least value that the greatest has to be for a logarithmic axis."""
 
+_MIB = 1 << 20
+
 _COLOURS = ("--s1", "--s5", "--s4", "--s2", "--good", "--idle")
 _SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "circle-open")
 _UNITS = {"s": "seconds", "ms": "milliseconds", "µs": "microseconds", "ns": "nanoseconds"}
@@ -260,15 +262,16 @@ def _scale(series: Any) -> tuple[float, str]:
     known = [(abs(value), each.unit) for each in series for value in each.values if value and math.isfinite(value)]
     if not known:
         return 1, next((each.unit for each in series), "")
-    return readable(median(value for value, _ in known), known[0][1])
+    middle, unit = median(value for value, _ in known), known[0][1]
+    return (2.0**-20, "MiB") if unit == "bytes" and middle >= _MIB else readable(middle, unit)
 
 
 def _cell(result: Result, series: Series | None, factor: float) -> str:
     values = _values(result, series)
     if not values:
         return "-"
-    middle = median(values) * factor
-    return f"{middle:,.0f}" if series is not None and series.exact else number(middle)
+    middle = float(median(values) * factor)
+    return f"{middle:,.0f}" if factor == 1 and middle.is_integer() else number(middle)
 
 
 def _table(title: str, rows: Sequence[str], columns: Sequence[str], cells: Sequence[Sequence[str]]) -> Table:
