@@ -156,6 +156,30 @@ def test_all_of_it_is_drawn_without_a_request(page: Page, files: dict[str, Path]
     assert page.requests() == {files["all"].as_uri()}
 
 
+def test_more_than_two_sides_fit_the_page_beside_each_other(page: Page, tmp_path: Path) -> None:
+    """Twelve, as of six releases by two loaders each: the table is no wider than the page, and every plot is drawn."""
+    names = [f"1.{number}.0-rc.1, {way}" for number in range(14, 20) for way in ("tc", "our pipeline")]
+    metrics = ("reload", "phase: load", "phase: write object", "verified instructions")
+    series = [Series(each, "s", times(place), side=name) for place, name in enumerate(names) for each in metrics]
+    content = json.loads(json.dumps(to_json(result(*series, sides=names))))
+    path = tmp_path / "sides.html"
+    path.write_text(PageMaker([to_document(Path("sides.json"), content)]).make())
+    page.open(path)
+    page.run("document.querySelector('#sides').scrollIntoView()")
+    table = page.one("table.sides")
+    assert len(table.find_elements(By.CSS_SELECTOR, "thead th")) == 1 + len(names)
+    room = page.run("return arguments[0].parentElement.clientWidth", table)
+    assert table.rect["width"] <= room + 1
+    for canvas in page.all("#sides ~ figure .canvas"):
+        page.run("arguments[0].scrollIntoView()", canvas)
+        page.wait(partial(canvas.find_elements, By.CSS_SELECTOR, ".main-svg"))
+    assert [each.text for each in page.all("#sides ~ figure h4")] == [
+        "Reload, verified instructions, milliseconds",
+        "Phase, milliseconds",
+    ]
+    assert (page.all(".canvas.failed"), page.complaints()) == ([], [])
+
+
 def test_scenarios_are_filtered_by_text_and_outcome(page: Page, files: dict[str, Path]) -> None:
     page.open(files["all"])
     names = "tr.row th button"
