@@ -75,9 +75,13 @@ def print_sweep(console: Console, result: SweepResult) -> None:
         console.print(f"not seen: {gap}", markup=False, highlight=False, soft_wrap=True)
     _print_undecided(console, result.undecided)
     survived = sum(case.survived for case in result.cases)
-    console.print(
-        f"\n{plural(len(result.cases), 'case')} in {result.seconds:.0f} s, {survived} survived", highlight=False
-    )
+    count = _of(len(result.cases), result.possible, "case")
+    console.print(f"\n{count} in {result.seconds:.0f} s, {survived} survived", highlight=False)
+
+
+def _of(number: int, possible: int, what: str) -> str:
+    """Return how many there were, and, if only some were chosen, of how many."""
+    return plural(number, what) if number == possible else f"{number} of {plural(possible, what)}"
 
 
 def meeting_line(meeting: Meeting) -> str:
@@ -106,5 +110,5 @@ def print_meetings(console: Console, result: Meetings) -> None:
         console.print(f"not seen: {gap}", markup=False, highlight=False, soft_wrap=True)
     _print_undecided(console, result.undecided)
     wrong = sum(bool(meeting.wrong) for meeting in result.meetings)
-    count = plural(len(result.meetings), "meeting")
+    count = _of(len(result.meetings), result.possible, "meeting")
     console.print(f"\n{count} in {result.seconds:.0f} s, something was wrong at {wrong}", highlight=False)

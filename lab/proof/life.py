@@ -221,14 +221,16 @@ def sweep_life(
     cancel: threading.Event | None = None,
 ) -> SweepResult:
     """Run the cases of stages on labs of this spec; `choose` picks them, `on_case` hears of each at its end."""
-    started, done = time.monotonic(), list[Case]()
+    started, done, possible = time.monotonic(), list[Case](), 0
     # A process asks once, and those that it forks know it.
     bpf.has_lookup_batch()
     with scratch() as templates:
         life = Life(spec, templates, cancel or threading.Event())
         for stage in stages:
-            for case in choose(cases_of(stage, life.calls(stage), faults)):
+            cases = cases_of(stage, life.calls(stage), faults)
+            possible += len(cases)
+            for case in choose(cases):
                 life.run(stage, case)
                 done.append(case)
                 on_case(case)
-    return SweepResult(done, [], [], time.monotonic() - started)
+    return SweepResult(done, [], [], time.monotonic() - started, possible)

@@ -43,15 +43,17 @@ _WARNINGS = 11
 
 @dataclass(frozen=True, slots=True)
 class SweepResult:
-    """All cases, what does not hold and belongs to none of them, and what could not be watched.
+    """All cases that were run, what does not hold and belongs to none of them, and what could not be watched.
 
-    `blind` says why the traffic on a node could have seen nothing at all; empty if it could on each.
+    `possible` is how many cases there are, of which these were chosen. `blind` says why the traffic on a node could
+    have seen nothing at all; empty if it could on each.
     """
 
     cases: Sequence[Case]
     findings: Sequence[Violation]
     gaps: Sequence[str]
     seconds: float
+    possible: int
     blind: str = ""
 
     @property
@@ -68,9 +70,10 @@ class SweepResult:
         return not self.failed and not self.undecided
 
     def to_json(self) -> dict[str, Any]:
-        """Return the sweep as a JSON object: `cases`, how many were `survived`, and the `failures` in full."""
+        """Return the sweep as a JSON object: how many `cases` were run, how many `survived`, the `failures` in full."""
         return {
             "cases": len(self.cases),
+            "possible": self.possible,
             "survived": sum(case.survived for case in self.cases),
             "failures": [asdict(case) | {"command": case.command} for case in self.cases if not case.survived],
             "findings": [str(violation) for violation in self.findings],
@@ -212,13 +215,15 @@ def sweep(
 
     `options` go to the Scenarios. Cancelled by `cancel`.
     """
-    started, done = time.monotonic(), list[Case]()
+    started, done, possible = time.monotonic(), list[Case](), 0
     with scratch() as templates:
         options = {"templates": templates, **options}
         with Sweep(lambda: Scenario(spec, bursts="none", rate=RATE, **options), faults, cancel) as runner:
             for action in actions:
-                for case in choose(cases_of(action, runner.calls(action), faults)):
+                cases = cases_of(action, runner.calls(action), faults)
+                possible += len(cases)
+                for case in choose(cases):
                     runner.run(action, case)
                     done.append(case)
                     on_case(case)
-    return SweepResult(done, runner.findings, runner.gaps, time.monotonic() - started, runner.blind)
+    return SweepResult(done, runner.findings, runner.gaps, time.monotonic() - started, possible, runner.blind)

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from datapath.base.mapnames import BUFFERS
 from datapath.errors import BpfError, Cancelled, ReloadlabError
 from datapath.kernel import bpf
 from datapath.kernel.inventory import reach
@@ -59,8 +60,9 @@ class Meeting:
 
 @dataclass(frozen=True, slots=True)
 class Meetings:
-    """All meetings, what does not hold and belongs to none of them, and what could not be watched.
+    """All meetings that came about, what does not hold and belongs to none of them, and what could not be watched.
 
+    `possible` is how many meetings there are, of which these were chosen.
     `blind` says why the traffic could have seen nothing at all; empty if it could.
     """
 
@@ -68,6 +70,7 @@ class Meetings:
     findings: Sequence[Violation]
     gaps: Sequence[str]
     seconds: float
+    possible: int
     blind: str = ""
 
     @property
@@ -87,6 +90,7 @@ class Meetings:
         """Return it as a JSON object: the number of `meetings`, and the `failures` among them."""
         return {
             "meetings": len(self.meetings),
+            "possible": self.possible,
             "failures": [{"what": each.title, "wrong": each.wrong} for each in self.meetings if each.wrong],
             "findings": [str(violation) for violation in self.findings],
             "gaps": list(self.gaps),
@@ -187,27 +191,32 @@ def prove_two(
 
     `on_meeting` hears of each at its end; `options` go to the Scenario. Cancelled by `cancel`.
     """
-    started, done = time.monotonic(), list[Meeting]()
+    started, done, possible = time.monotonic(), list[Meeting](), 0
     scenario = Scenario(spec, bursts="none", rate=RATE, **options)
     with scenario:
         two = Two(scenario, cancel)
         for pair in pairs:
             what = " and ".join(action.name for action in pair)
-            for place in (None, *choose(two.places(pair[0]))):
+            places = two.places(pair[0])
+            possible += len(places) + 1
+            for place in (None, *choose(places)):
                 meeting = Meeting(what, place)
                 two.meet(pair, meeting)
                 done.append(meeting)
                 on_meeting(meeting)
         blind = conclude(scenario)
     rest = list(note_findings(scenario.findings, done))
-    return Meetings(done, rest, scenario.gaps, time.monotonic() - started, blind)
+    return Meetings(done, rest, scenario.gaps, time.monotonic() - started, possible, blind)
 
 
 def _split(outcomes: Sequence[Outcome], now: Snapshot) -> Iterator[str]:
-    """Yield the maps that a reload's programs use and that are not pinned, although one of the same name is."""
+    """Yield the maps that a reload's programs use and that are not pinned, although one of the same name is.
+
+    A buffer is no such map: programs of one load have it for one packet, and only tc pins it.
+    """
     pinned = {pin.id for pin in now.pins.values()}
     # The kernel keeps no more of a name.
-    names = {name[: bpf.OBJ_NAME_LEN - 1] for name in now.pins}
+    names = {name[: bpf.OBJ_NAME_LEN - 1] for name in now.pins if not name.startswith(BUFFERS)}
     for outcome in outcomes:
         used = reach(attached.program_id for attached in outcome.attached).maps
         for ident in sorted(used - pinned):

@@ -100,9 +100,12 @@ def _hooks(agent: Agent, now: Snapshot) -> Iterator[str]:
 
 
 def _is_named(name: str, program: str, ifname: str, agent: Agent) -> bool:
-    """Tell whether a filter has the name of its program; that of other loaders may go on (tc adds the section)."""
+    """Tell whether a filter has the name of its program; that of other loaders may go on.
+
+    tc adds the section, `:[from-container]`: it may have loaded one that our own loader did not (`prove --beside tc`).
+    """
     wanted = filter_name(program, ifname)
-    return name == wanted or (agent.external is not None and name.startswith(wanted))
+    return name == wanted or name.startswith(f"{wanted}:[") or (agent.external is not None and name.startswith(wanted))
 
 
 def _foreign(before: Snapshot, now: Snapshot) -> Iterator[str]:

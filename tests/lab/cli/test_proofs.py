@@ -25,12 +25,12 @@ WHY = "no verdict: no CPU"
         (Proof(CALLS, [Finding(WRONG, None)], 1, 1, [], WHY), 1),
         (Proof(CALLS, [], 1, 0, [], WHY), 3),
         (Proof(CALLS[1:], [], 1, 0, []), 3),
-        (SweepResult([SURVIVED], [], [], 1.0), 0),
-        (SweepResult([SURVIVED], [WRONG], [], 1.0, WHY), 1),
-        (SweepResult([SURVIVED], [], [], 1.0, WHY), 3),
-        (Meetings([Meeting("two", None)], [], [], 1.0), 0),
-        (Meetings([Meeting("two", None, wrong=["lost"])], [], [], 1.0, WHY), 1),
-        (Meetings([Meeting("two", None)], [], [], 1.0, WHY), 3),
+        (SweepResult([SURVIVED], [], [], 1.0, 1), 0),
+        (SweepResult([SURVIVED], [WRONG], [], 1.0, 1, WHY), 1),
+        (SweepResult([SURVIVED], [], [], 1.0, 1, WHY), 3),
+        (Meetings([Meeting("two", None)], [], [], 1.0, 1), 0),
+        (Meetings([Meeting("two", None, wrong=["lost"])], [], [], 1.0, 1, WHY), 1),
+        (Meetings([Meeting("two", None)], [], [], 1.0, 1, WHY), 3),
     ],
 )
 def test_what_was_found_comes_before_what_could_not_be_seen(verdict: Verdict, code: int) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from datapath.kernel.map import open_pin
 from lab.cli.proofs import spread
-from lab.loaders.command import LoaderCommand
+from lab.loaders.command import LoaderCommand, find_loader
 from lab.node.topology import NodeSpec
 from lab.proof.action import Action
 from lab.proof.actions import loaded_by, pairs
@@ -58,6 +58,21 @@ def test_two_loaders_one_of_each() -> None:
     what = "reload of pod-1 and reload of pod-1 by other"
     assert [(meeting.what, meeting.wrong) for meeting in result.meetings] == [(what, []), (what, [])]
     assert result.holds
+
+
+def test_ours_and_tc_on_one_node() -> None:
+    """tc names its filters otherwise, and pins the buffers, of which ours has its own: neither is a finding."""
+    spec, tc = NodeSpec("ours-and-tc", pods=1), find_loader("tc")
+    (first, second), *_ = pairs(spec, ["pod-1"], [])
+
+    def choose(places: Sequence[Place]) -> Sequence[Place]:
+        """Return the one at which ours has no lock yet: tc comes first."""
+        return [place for place in places if place.fits("openat */mode.lock")]
+
+    result = prove_two(spec, [(first, loaded_by(second, tc))], choose=choose)
+    assert [(meeting.title, meeting.wrong) for meeting in result.meetings if meeting.wrong] == []
+    assert result.holds
+    assert result.possible > len(result.meetings) == 2
 
 
 def test_two_reloads_that_replace_a_map_of_the_node() -> None:

@@ -23,9 +23,9 @@ from tests.lab.results.samples import result
 CASES: Mapping[str, Mapping[str, Any]] = {
     "run": run(record(), losing(), measured=parallel()),
     "corpus": Report().to_json(1.0),
-    "sweep": SweepResult([], [], [], 1.0).to_json(),
+    "sweep": SweepResult([], [], [], 1.0, 0).to_json(),
     "proof": Proof([], [], 0, 0, []).to_json(),
-    "meetings": Meetings([], [], [], 1.0).to_json(),
+    "meetings": Meetings([], [], [], 1.0, 0).to_json(),
 }
 """What the commands write."""
 
