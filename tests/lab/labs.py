@@ -8,16 +8,20 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
+import traceback
 import uuid
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from lab.agent.agent import Agent
 from lab.node import registry
 from lab.node.node import Node
 from lab.node.topology import NodeSpec
+from lab.system.process import Process, fork
+from lab.system.signals import SIGNALS
 from lab.system.tools import find, run
 from tests.netns import nsenter
 
@@ -25,7 +29,6 @@ UP = (
     "import sys; from lab.node.node import Node; from lab.node.topology import NodeSpec; "
     "Node.up(NodeSpec(sys.argv[1], pods=int(sys.argv[2])))"
 )
-DOWN = "import sys; from lab.node import registry; registry.remove(sys.argv[1])"
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -76,14 +79,11 @@ def cli(*argv: str) -> list[str]:
     return [sys.executable, "-m", "lab.cli.main", *argv]
 
 
-def start(argv: Sequence[str], *, counted: bool = False) -> subprocess.Popen[str]:
-    """Start a process in the repository, its output captured; `counted` if its system calls are."""
-    # A compiled module would be renamed into place.
-    environment = os.environ | ({"PYTHONDONTWRITEBYTECODE": "1"} if counted else {})
+def start(argv: Sequence[str]) -> subprocess.Popen[str]:
+    """Start a process in the repository, its output captured."""
     return subprocess.Popen(
         argv,
         cwd=ROOT,
-        env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -107,21 +107,52 @@ def receives(sock: socket.socket, *, within: float = 2.0) -> bool:
         return False
 
 
-def killed_at(calls: str, nth: int, code: str, name: str) -> bool:
-    """Run code with a lab's name in a process that is killed at its nth system call of these; False if it has fewer."""
-    return _signalled_at("SIGKILL", calls, nth, code, name) == -signal.SIGKILL
+def killed_at(calls: str, nth: int, work: Callable[[], object]) -> bool:
+    """Do work in a forked process that is killed at its nth system call of these; False if it has fewer."""
+    return _signalled_at(signal.SIGKILL, calls, nth, work)
 
 
-def interrupted_at(calls: str, nth: int, code: str, name: str) -> bool:
+def interrupted_at(calls: str, nth: int, work: Callable[[], object]) -> bool:
     """Do as `killed_at` with Ctrl-C instead."""
-    return _signalled_at("SIGINT", calls, nth, code, name) == -signal.SIGINT
+    return _signalled_at(signal.SIGINT, calls, nth, work)
 
 
-def _signalled_at(what: str, calls: str, nth: int, code: str, name: str) -> int:
-    inject = [word for call in calls.split(",") for word in ("-e", f"inject={call}:signal={what}:when={nth}")]
-    strace = [str(find("strace")), "-f", "-qq", "-o", os.devnull, "-e", f"trace={calls}", *inject]
-    with start([*strace, sys.executable, "-c", code, name], counted=True) as process:
-        _, stderr = process.communicate(timeout=60)
-    # strace ends as its child did, and Python by the signal that interrupted it.
-    assert process.returncode in (0, -getattr(signal, what)), stderr
-    return process.returncode
+def _signalled_at(what: signal.Signals, calls: str, nth: int, work: Callable[[], object]) -> bool:
+    inject = [word for call in calls.split(",") for word in ("-e", f"inject={call}:signal={what.name}:when={nth}")]
+    strace = [str(find("strace")), "-f", "-o", os.devnull, "-e", f"trace={calls}", *inject]
+    children: list[Process] = []
+    with tempfile.TemporaryFile() as errors, ExitStack() as stack:
+        fork(lambda: _be_child(work, errors.fileno()), children.append)
+        (child,) = children
+        stack.callback(child.close)
+        stack.callback(child.wait, 60)
+        os.waitid(os.P_PIDFD, child.pidfd, os.WSTOPPED)
+        with subprocess.Popen([*strace, "-p", str(child.pid)], stderr=subprocess.PIPE, text=True) as tracer:
+            assert tracer.stderr is not None
+            said = tracer.stderr.readline()
+            child.signal(signal.SIGCONT if "attached" in said else signal.SIGKILL)
+            assert "attached" in said, said
+            code = child.wait(60)
+            tracer.communicate(timeout=60)
+        errors.seek(0)
+        assert code in (0, -what), errors.read().decode()
+    return code == -what
+
+
+def _be_child(work: Callable[[], object], errors: int) -> NoReturn:
+    """Stop until strace has this process, work, and end as Python does: by the signal that interrupted it."""
+    code = 1
+    try:
+        os.dup2(errors, 2)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+        os.kill(os.getpid(), signal.SIGSTOP)
+        work()
+        code = 0
+    except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGINT)
+    except BaseException:  # noqa: BLE001 - the process ends here, whatever it was
+        os.write(2, traceback.format_exc().encode())
+    finally:
+        os._exit(code)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from functools import partial
 
 import pytest
 
@@ -121,12 +122,7 @@ def test_cancelled_reload_does_not_wait_for_a_switch(name: str) -> None:
         holder.kill()
 
 
-WITH_AGENT = (
-    "import sys\nfrom lab.agent.agent import Agent\nfrom lab.node.node import Node\n"
-    "with Agent(Node.open(sys.argv[1])) as agent:\n    "
-)
-ADD = "agent.add_pod('late')"
-REMOVE = "agent.remove_pod('late')"
+ADD, REMOVE = "add_pod", "remove_pod"
 KILLS = [
     *((ADD, "sendto", nth) for nth in (1, 2, 4, 6)),
     *((ADD, "bpf", nth) for nth in (1, 9, 40, 90, 130)),
@@ -135,6 +131,11 @@ KILLS = [
     *((REMOVE, "bpf", nth) for nth in (1, 6, 12)),
     *((REMOVE, "unlink", nth) for nth in (1, 3, 5)),
 ]
+
+
+def come_or_go(what: str, name: str) -> None:
+    with Agent(Node.open(name)) as agent:
+        (agent.add_pod if what == ADD else agent.remove_pod)("late")
 
 
 def test_killed_while_a_pod_comes_or_goes(name: str) -> None:
@@ -146,7 +147,7 @@ def test_killed_while_a_pod_comes_or_goes(name: str) -> None:
         with Agent(Node.open(name)) as agent:
             if code == REMOVE:
                 agent.add_pod("late")
-        kills += killed_at(call, nth, WITH_AGENT + code, name)
+        kills += killed_at(call, nth, partial(come_or_go, code, name))
         with Agent(Node.open(name)) as agent:
             agent.sync()
             assert known_pods(agent.node) == {pod.name for pod in agent.node.pods}

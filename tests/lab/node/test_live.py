@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import pytest
 
@@ -69,12 +70,13 @@ def test_change_begins_with_what_others_have_changed(node: Node) -> None:
     assert differences(node.name) == []
 
 
-CHANGES = {
-    "tunnel": "node.set_tunnel_port(9000)",
-    "add": "node.add_pod('late')",
-    "remove": "node.remove_pod('pod-1')",
-    "mtu": "node.set_mtu(1400)",
-    "routes": "node.set_endpoint_routes(True)",
+Change = Callable[[Node], object]
+CHANGES: dict[str, Change] = {
+    "tunnel": lambda node: node.set_tunnel_port(9000),
+    "add": lambda node: node.add_pod("late"),
+    "remove": lambda node: node.remove_pod("pod-1"),
+    "mtu": lambda node: node.set_mtu(1400),
+    "routes": lambda node: node.set_endpoint_routes(True),
 }
 CALLS = {
     "tunnel": ("sendto", "renameat2,rename", "unlink"),
@@ -101,7 +103,7 @@ def test_killed_at_each_system_call_of_a_change(calls: tuple[str, str]) -> None:
     with removed(unique_name()) as name:
         Node.up(NodeSpec(name, pods=1, tunnel=True))
         for nth in range(1, 40):
-            killed = killed_at(names, nth, OPEN + CHANGES[change], name)
+            killed = killed_at(names, nth, partial(do, CHANGES[change], name))
             if killed:
                 kills += 1
                 node = Node.open(name)
@@ -124,7 +126,7 @@ def test_interrupted_change_is_undone_or_complete(change: str) -> None:
     with removed(unique_name()) as name:
         Node.up(NodeSpec(name, pods=1, tunnel=True))
         for nth in range(1, 40):
-            interrupted = interrupted_at("sendto", nth, OPEN + CHANGES[change], name)
+            interrupted = interrupted_at("sendto", nth, partial(do, CHANGES[change], name))
             if change == "add":
                 Node.open(name).recover()
             wrong += [f"interrupted at {nth}: {what}" for what in differences(name)]
@@ -134,6 +136,10 @@ def test_interrupted_change_is_undone_or_complete(change: str) -> None:
             times += 1
     assert wrong == []
     assert times > 0
+
+
+def do(change: Change, name: str) -> None:
+    change(Node.open(name))
 
 
 def exec_next(node: Node, code: str) -> None:

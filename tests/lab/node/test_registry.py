@@ -9,6 +9,7 @@ import sys
 import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from subprocess import PIPE, Popen
 
@@ -31,8 +32,7 @@ from lab.node.node import Node
 from lab.node.status import BORROWED, FACTS, LabStatus
 from lab.node.topology import NodeSpec, plan_node
 from lab.system import mounts, netns
-from lab.system.tools import find
-from tests.lab.labs import DOWN, ROOT, UP, mounts_of, python, removed, start, unique_name
+from tests.lab.labs import ROOT, UP, killed_at, mounts_of, python, removed, start, unique_name
 from tests.netns import nsenter, program
 
 pytestmark = pytest.mark.privileged
@@ -306,22 +306,22 @@ def test_copy_in_another_mount_namespace_goes_too(name: str) -> None:
 
 
 KILLS_UP = {
-    "before the mount": "mount:signal=SIGKILL:when=1",
-    "before it is private": "mount:signal=SIGKILL:when=2",
-    "before the bpffs": "mount:signal=SIGKILL:when=3",
-    "between pods": "mount:signal=SIGKILL:when=5",
-    "before the facts": "rename:signal=SIGKILL:when=1",
+    "before the mount": ("mount", 1),
+    "before it is private": ("mount", 2),
+    "before the bpffs": ("mount", 3),
+    "between pods": ("mount", 5),
+    "before the facts": ("rename", 1),
 }
 KILLS_DOWN = {
-    "before the tree goes": ("umount2:signal=SIGKILL:when=1", True),
+    "before the tree goes": ("umount2", 1, True),
     # The first rmdir(2) finds out that the run directory is still in use.
-    "before its directory goes": ("rmdir:signal=SIGKILL:when=2", False),
+    "before its directory goes": ("rmdir", 2, False),
 }
 
 
-@pytest.mark.parametrize("fault", KILLS_UP.values(), ids=KILLS_UP)
-def test_killed_while_it_comes_up(name: str, fault: str) -> None:
-    assert killed(fault, [sys.executable, "-c", UP, name, "9"])
+@pytest.mark.parametrize(("call", "nth"), KILLS_UP.values(), ids=KILLS_UP)
+def test_killed_while_it_comes_up(name: str, call: str, nth: int) -> None:
+    assert killed_at(call, nth, partial(Node.up, NodeSpec(name, pods=9)))
     assert status(name).status is Status.BROKEN
     with pytest.raises(LabNotReady, match=f"lab {name} is broken; to remove it: reloadlab down {name}"):
         Node.open(name)
@@ -337,7 +337,7 @@ def test_killed_while_it_comes_up(name: str, fault: str) -> None:
 def test_killed_between_its_mark_and_its_directory(name: str) -> None:
     # The first mkdir(2) finds the run directory.
     registry.run_directory().mkdir(exist_ok=True)
-    assert killed("mkdir:signal=SIGKILL:when=2", [sys.executable, "-c", UP, name, "1"])
+    assert killed_at("mkdir", 2, partial(Node.up, NodeSpec(name, pods=1)))
     assert marks.read(registry.lab_root(name)) is not None
     assert name not in {lab.name for lab in registry.list_labs()}
     assert marks.read(registry.lab_root(name)) is None
@@ -347,32 +347,21 @@ def test_killed_between_its_mark_and_its_directory(name: str) -> None:
 
 def test_killed_between_its_directory_and_its_mark(name: str) -> None:
     Node.up(NodeSpec(name, pods=0))
-    assert killed("unlink:signal=SIGKILL:when=1", [sys.executable, "-c", DOWN, name])
+    assert killed_at("unlink", 1, partial(registry.remove, name))
     assert not registry.lab_root(name).exists()
     assert name not in {lab.name for lab in registry.list_labs()}
     assert marks.read(registry.lab_root(name)) is None
 
 
-@pytest.mark.parametrize(("fault", "mounted"), KILLS_DOWN.values(), ids=KILLS_DOWN)
-def test_killed_while_it_goes_down(name: str, fault: str, mounted: bool) -> None:
+@pytest.mark.parametrize(("call", "nth", "mounted"), KILLS_DOWN.values(), ids=KILLS_DOWN)
+def test_killed_while_it_goes_down(name: str, call: str, nth: int, mounted: bool) -> None:
     Node.up(NodeSpec(name, pods=2))
-    assert killed(fault, [sys.executable, "-c", DOWN, name])
+    assert killed_at(call, nth, partial(registry.remove, name))
     assert bool(mounts_of(name)) is mounted
     assert status(name).status is Status.BROKEN
     registry.remove(name)
     assert not registry.lab_root(name).exists()
     assert mounts_of(name) == []
-
-
-def killed(fault: str, argv: list[str]) -> bool:
-    """Run a process in which the kernel kills it at a system call; True if it came to that."""
-    call = fault.partition(":")[0]
-    strace = [str(find("strace")), "-f", "-qq", "-o", os.devnull, "-e", f"trace={call}", "-e", f"inject={fault}"]
-    with start([*strace, *argv], counted=True) as process:
-        _, stderr = process.communicate(timeout=60)
-    # strace ends as its child did.
-    assert stderr == ""
-    return process.returncode == -9
 
 
 def test_stopping_is_told_from_starting(name: str) -> None:
