@@ -14,6 +14,7 @@ from lab.cli.corpus_view import Report, line, print_counts, print_list, print_ve
 from lab.cli.expressions import matches
 from lab.cli.suites import pytest_arguments
 from lab.cli.targets import BadOption, make_console, plural
+from lab.corpus.course import NEEDED
 from lab.corpus.fault import Fault
 from lab.corpus.faults import all_faults
 from lab.corpus.runner import Runner
@@ -81,6 +82,7 @@ def _try(console: Console, args: argparse.Namespace, faults: Sequence[Fault], re
             directory,
             workers=args.workers,
             patience=args.patience,
+            needed=1 if args.once else NEEDED,
             on_trial=note,
             on_control=report.control.append,
         )

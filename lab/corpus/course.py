@@ -30,13 +30,15 @@ def ordered(fault: Fault, items: Iterable[pytest.Item]) -> list[str]:
 class Course:
     """The trial of `fault` (None: no fault, the control) on these scenarios, in their order.
 
+    `needed` is how often a scenario must fail to have caught the fault; the control's first failure counts.
     `trial` is what has come of it. A scenario that failed is run again, by a process of its own. If it does not fail
     again, the trial goes on behind it. One without a verdict is run again when all others have been; where that happens
     to a repetition, it is no try: at most TRIES times, then nobody knows.
     """
 
-    def __init__(self, fault: Fault | None, scenarios: Sequence[str]) -> None:
+    def __init__(self, fault: Fault | None, scenarios: Sequence[str], *, needed: int = NEEDED) -> None:
         self.fault = fault
+        self._needed = 1 if fault is None else needed
         self.scenarios = tuple(scenarios)
         self.trial = Trial()
         self._left = self.scenarios
@@ -64,7 +66,7 @@ class Course:
                 self._repeated(doubted, part.catch is not None)
         elif part.catch is not None:
             self._doubted, self._failures, self._unseen = part.catch, 1, 0
-            if self.fault is None:
+            if self._failures == self._needed:
                 self._catch(part.catch)
 
     def _add(self, part: Trial) -> None:
@@ -84,7 +86,7 @@ class Course:
     def _repeated(self, catch: Catch, failed: bool) -> None:
         catch = self._doubted = replace(catch, tries=catch.tries + 1)
         self._failures += failed
-        if self._failures == NEEDED:
+        if self._failures == self._needed:
             self._catch(catch)
         elif catch.tries == TRIES:
             self._leave(catch)

@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 
 from datapath.errors import ReloadlabError
-from lab.corpus.course import Course, ordered
+from lab.corpus.course import NEEDED, Course, ordered
 from lab.corpus.fault import Fault
 from lab.corpus.trial import APPLIED, RESULT, RUNNING, run_part
 from lab.corpus.verdict import Catch, Control, How, Trial
@@ -71,8 +71,8 @@ class Runner:
     """Tries faults on the scenarios that pytest collects, `workers` at a time; `on_trial` hears of each at its end.
 
     Scenarios in which something failed are run once more without any fault, as a control: `on_control` hears of those.
-    `patience` are the seconds that a single scenario may take before it counts as hung. Everything is kept in the empty
-    directory `directory`.
+    `patience` are the seconds that a single scenario may take before it counts as hung, `needed` how often it must fail
+    to have caught a fault. Everything is kept in the empty directory `directory`.
     """
 
     def __init__(
@@ -82,6 +82,7 @@ class Runner:
         *,
         workers: int,
         patience: float,
+        needed: int = NEEDED,
         on_trial: Callable[[Fault, Trial], object],
         on_control: Callable[[Control], object],
     ) -> None:
@@ -89,6 +90,7 @@ class Runner:
         self._directory = directory
         self._workers = workers
         self._patience = patience
+        self._needed = needed
         self._on_trial = on_trial
         self._on_control = on_control
         self._parts: list[_Part] = []
@@ -142,7 +144,8 @@ class Runner:
         with suppress(DropsUnavailable):
             tracing()
         try:
-            self._try(session, [Course(fault, ordered(fault, session.items)) for fault in self._faults])
+            courses = [Course(each, ordered(each, session.items), needed=self._needed) for each in self._faults]
+            self._try(session, courses)
             self._try(session, [Course(None, (scenario,)) for scenario in self._failed])
         except BaseException:
             self._stop()

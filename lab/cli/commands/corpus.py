@@ -42,6 +42,7 @@ def add_parser(subparsers: _SubParsersAction[argparse.ArgumentParser]) -> None:
         metavar="SECONDS",
         help=f"after which a scenario counts as hung ({PATIENCE})",
     )
+    parser.add_argument("--once", action="store_true", help="one failure of a scenario counts; it is not run again")
     parser.add_argument("--json", action="store_true", help="print the verdicts as JSON, and the progress on stderr")
     parser.set_defaults(run=run)
 

@@ -50,6 +50,13 @@ def test_what_fails_twice_is_caught(again: tuple[Trial, ...], tries: int) -> Non
     assert (after.trial.seconds, after.trial.sent) == (1.0 + len(again), 7)
 
 
+def test_one_failure_is_enough_if_no_more_are_needed() -> None:
+    after = Course(FAULT, ("a", "b", "c", "d"), needed=1)
+    after.note(FIRST)
+    assert after.next_scenarios() == ()
+    assert after.trial.catch == Catch("b", How.INVARIANT, (6,), tries=1)
+
+
 def test_what_does_not_fail_again_is_unconfirmed() -> None:
     """The trial goes on behind it, and may still catch the fault."""
     after = course(FIRST, PASSED, PASSED)
