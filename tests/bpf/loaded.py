@@ -25,6 +25,8 @@ from datapath.build.headers import (
     xdp_substitution,
 )
 from datapath.build.nodemacros import HOST_ENDPOINT_ID
+from datapath.build.objectcache import ObjectCache, key_of
+from datapath.build.sources import SourceTree
 from datapath.endpoint import HOST_ID, LABEL_HOST, Endpoint, Interface, NodeConfig
 from datapath.kernel.bpf import prog_test_run
 from datapath.kernel.map import Map
@@ -36,6 +38,7 @@ from datapath.object.reachability import pruned
 from datapath.object.reader import ObjectImage, read_object
 from datapath.object.spec import CollectionSpec
 from lab.abi import layouts, policymap
+from lab.system.cache import cache_directory
 
 LIBRARY = Path(__file__).parents[2] / "bpf"
 
@@ -97,32 +100,47 @@ class Build:
 
 @cache
 def compiled(build: Build) -> ObjectImage:
-    """Compile once per process."""
+    """Compile once, for all processes of the tests."""
     node = replace(NODE, endpoint_routes=build.endpoint_routes, options=build.options)
     overlay, xdp = build.source == "bpf_overlay.c", build.source == "bpf_xdp.c"
     if build.tunnel or overlay:
         node = replace(node, encap_ifindex=4, encap_mac="02:aa:00:00:00:03")
-    with tempfile.TemporaryDirectory(prefix="reloadlab-test-") as name:
-        directory = Path(name)
-        (directory / "node_config.h").write_text(node_header(node))
-        (directory / "netdev_config.h").write_text(netdev_header(node))
-        if xdp:
-            (directory / "filter_config.h").write_text(filter_header())
-        elif not overlay:
-            endpoint = (HOST if build.source == "bpf_host.c" else POD).with_endpoint_routes(build.endpoint_routes)
-            (directory / "ep_config.h").write_text(template_header(endpoint))
-        output = compile_source(
-            build.library / build.source,
-            directory / "object.o",
-            includes=(directory, build.library, build.library / "include"),
-            defines={
-                **(overlay_defines(node) if overlay else xdp_defines(frags=takes_frags()) if xdp else {}),
-                **dict(build.defines),
-            },
-            compiler=probe_compiler(),
-            werror=True,
-        )
-        return read_object(output)
+    headers = {"node_config.h": node_header(node), "netdev_config.h": netdev_header(node)}
+    if xdp:
+        headers["filter_config.h"] = filter_header()
+    elif not overlay:
+        endpoint = (HOST if build.source == "bpf_host.c" else POD).with_endpoint_routes(build.endpoint_routes)
+        headers["ep_config.h"] = template_header(endpoint)
+    defines = {
+        **(overlay_defines(node) if overlay else xdp_defines(frags=takes_frags()) if xdp else {}),
+        **dict(build.defines),
+    }
+    return read_object(_object(build.library, build.source, headers, defines))
+
+
+def _object(library: Path, source: str, headers: Mapping[str, str], defines: Mapping[str, str]) -> bytes:
+    """Return an object that was compiled with these headers and -D options, or compile it."""
+    directory, compiler = cache_directory(), probe_compiler()
+    assert directory is not None
+    made, sources = ObjectCache(directory), SourceTree(library).digest()
+    options = repr((sorted(headers.items()), sorted(defines.items()), compiler.flags(werror=True)))
+    key = key_of(__name__, str(library), sources, source, options, compiler.identity())
+    content = made.get(key)
+    if content is None:
+        with tempfile.TemporaryDirectory(prefix="reloadlab-test-") as name:
+            scratch = Path(name)
+            for header, text in headers.items():
+                (scratch / header).write_text(text)
+            content = compile_source(
+                library / source,
+                scratch / "object.o",
+                includes=(scratch, library, library / "include"),
+                defines=defines,
+                compiler=compiler,
+                werror=True,
+            ).read_bytes()
+        made.put(key, content)
+    return content
 
 
 def spec_of(build: Build, generation: int = POD.generation) -> CollectionSpec:
