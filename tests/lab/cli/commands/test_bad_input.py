@@ -25,6 +25,7 @@ from datapath.build.compile import probe_compiler
 from datapath.errors import PinPathError, ToolMissing
 from datapath.loader import Loader
 from lab.agent.agent import Agent
+from lab.cli.main import main
 from lab.node import registry
 from lab.node.node import Node
 from lab.system.mounts import umount
@@ -148,6 +149,13 @@ def call(*argv: str, prefix: tuple[str, ...] = (), env: dict[str, str] | None = 
     return Result(process.returncode, out, err)
 
 
+def answered(capfd: pytest.CaptureFixture[str], arguments: str) -> Result:
+    """Return what a command answers in this process: a new one takes longer to start than to refuse."""
+    code = main(arguments.split())
+    out, err = capfd.readouterr()
+    return Result(code, out, err)
+
+
 def await_true(condition: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 30
     while not condition():
@@ -231,8 +239,9 @@ def compiling(node: Node) -> bool:
         ("run -k not", "-k: 'not' is no expression: expected not OR left parenthesis"),
     ],
 )
-def test_wrong_call(arguments: str, words: str) -> None:
-    call(*arguments.split()).refused(words, code=2)
+def test_wrong_call(capfd: pytest.CaptureFixture[str], arguments: str, words: str) -> None:
+    """In this process; that every command can be started by itself is tested in test_main.py."""
+    answered(capfd, arguments).refused(words, code=2)
 
 
 @pytest.mark.parametrize(
@@ -260,16 +269,27 @@ def test_wrong_call(arguments: str, words: str) -> None:
         ("reload box --clang no-such-clang", "no-such-clang not found"),
         ("up box", "lab box exists already; to remove it: reloadlab down box"),
         ("up other --library /tmp", "/tmp holds no bpf_lxc.c"),
-        ("run --library /tmp", "/tmp holds no bpf_lxc.c"),
-        ("bench reload --library /tmp", "/tmp holds no bpf_lxc.c"),
-        ("bench traffic --library /tmp", "/tmp holds no bpf_lxc.c"),
         ("up other --devices eth0,a/b", "invalid interface name 'a/b'"),
         ("verify no-such.c", "no such source file: "),
-        ("run no-such-suite", "no-such-suite: no such file or directory"),
     ],
 )
 @pytest.mark.usefixtures("as_before")
-def test_what_is_not_there(arguments: str, words: str) -> None:
+def test_what_is_not_there(capfd: pytest.CaptureFixture[str], arguments: str, words: str) -> None:
+    answered(capfd, arguments).refused(words)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ("run --library /tmp", "/tmp holds no bpf_lxc.c"),
+        ("run no-such-suite", "no-such-suite: no such file or directory"),
+        ("bench reload --library /tmp", "/tmp holds no bpf_lxc.c"),
+        ("bench traffic --library /tmp", "/tmp holds no bpf_lxc.c"),
+        ("reload box/pod-9", "lab box has no endpoint pod-9; it has host, health, pod-1, pod-2, pod-3"),
+    ],
+)
+@pytest.mark.usefixtures("as_before")
+def test_what_is_not_there_by_the_real_command(arguments: str, words: str) -> None:
     call(*arguments.split()).refused(words)
 
 
