@@ -34,6 +34,10 @@ GUEST = "guest"
 STALE = 151, METRIC_INGRESS
 """Nobody here has the address: counted where cilium_host takes the packet."""
 DENIED = 133, METRIC_EGRESS
+KNOCKS = 7029
+"""The port at which the guest is knocked at."""
+PATIENCE = 5.0
+"""Seconds within which one of the knocks has arrived."""
 PAUSE = 0.0002
 """Seconds between two packets to an address: a few dozen for each step of a removal."""
 
@@ -65,12 +69,12 @@ def talk(node: Node) -> None:
 
 @contextmanager
 def knocking(node: Node, target: PodFacts) -> Iterator[None]:
-    """Send packets from a pod to the addresses of another all the time, whether it is there or not."""
+    """Send packets from a pod to the addresses of another all the time, whether it is there or not (`hear_knocks`)."""
     sender, here = node.pod("pod-1"), str(node.netns("pod-1"))
     pairs = ((sender.ipv4, target.ipv4), (sender.ipv6, target.ipv6))
     deadline = time.monotonic() + 5
     sockets = [
-        (bound_socket(Address(here, str(source), 0), socket.SOCK_DGRAM, deadline), (str(ip), 7029))
+        (bound_socket(Address(here, str(source), 0), socket.SOCK_DGRAM, deadline), (str(ip), KNOCKS))
         for source, ip in pairs
     ]
     done = threading.Event()
@@ -89,6 +93,18 @@ def knocking(node: Node, target: PodFacts) -> Iterator[None]:
         thread.join()
         for sock, _ in sockets:
             sock.close()
+
+
+def hear_knocks(node: Node) -> None:
+    """Receive a knock by each IP version in the guest, which is there by now: none is dropped meanwhile."""
+    guest, netns = node.pod(GUEST), str(node.netns(GUEST))
+    before, deadline = Counters(packet_counters(node)), time.monotonic() + 5
+    for ip in (guest.ipv4, guest.ipv6):
+        with bound_socket(Address(netns, str(ip), KNOCKS), socket.SOCK_DGRAM, deadline) as receiver:
+            receiver.settimeout(PATIENCE)
+            assert receiver.recv(64) == b"knock"
+    dropped = Counters(packet_counters(node)).drops_since(before)
+    assert not dropped, dropped
 
 
 @contextmanager
@@ -188,10 +204,12 @@ def test_packets_to_a_pod_that_comes_and_goes(scenario: Scenario, network: str) 
     guest = scenario.node.pod(GUEST)
     before = Counters(packet_counters(scenario.node))
     with knocking(scenario.node, guest):
+        hear_knocks(scenario.node)
         for _ in range(ROUNDS):
             scenario.agent.remove_pod(GUEST)
             scenario.agent.add_pod(GUEST)
             assert scenario.node.pod(GUEST).ipv4 == guest.ipv4
+            hear_knocks(scenario.node)
     dropped = Counters(packet_counters(scenario.node)).drops_since(before)
     scenario.expect(drops={STALE: dropped.get(STALE, 0)})
     scenario.agent.remove_pod(GUEST)

@@ -17,7 +17,7 @@ from typing import Any, NoReturn, Self
 
 from bpf import is_ours
 from datapath.endpoint import Attachment, DatapathConfig, Endpoint
-from datapath.errors import ReloadlabError
+from datapath.errors import Cancelled, ReloadlabError
 from datapath.kernel.map import Map
 from datapath.kernel.tcx import chosen
 from datapath.loader import Loader
@@ -193,8 +193,13 @@ class Reloader:
 
     @contextmanager
     def switching(self, *, cancel: threading.Event | None = None) -> Iterator[None]:
-        """Exclude reloads and switches by others, while everything is reloaded for a new mode."""
+        """Exclude reloads and switches by others, while everything is reloaded for a new mode.
+
+        Cancelled if `cancel` is set by the time it is this one's turn: the node has not been changed yet.
+        """
         with system_errors(self.node.name), self._mode.take(exclusive=True, cancel=cancel):
+            if cancel is not None and cancel.is_set():
+                raise Cancelled(f"cancelled before anything of {self.node.name} was changed")
             self._refresh()
             yield
 

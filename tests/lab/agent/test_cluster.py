@@ -5,7 +5,7 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import pytest
@@ -23,6 +23,7 @@ from lab.system.sockets import Address, bound_socket
 from lab.watch.metrics import totals
 from lab.watch.snapshot import take
 from tests.lab.labs import ip, unique_name
+from tests.lab.nodes import differences
 from tests.netns import nsenter
 
 
@@ -191,16 +192,45 @@ def test_mtu_changes_in_place(name: str) -> None:
 
 @pytest.mark.privileged
 def test_what_is_cancelled_changes_nothing(name: str) -> None:
-    """What reloads a cluster gives up when told to, before the first step that it would take."""
+    """What reloads a cluster gives up when told to, before it changes anything of a node: device, route or program."""
     with Cluster(cluster_specs(name, 2, pods=1, tunnel=True)) as cluster:
         cluster.start()
-        before = [take(node).datapath() for node in cluster.nodes]
+        agent = cluster.agent(1)
+        before = [state_of(node) for node in cluster.nodes]
         cancel = threading.Event()
         cancel.set()
-        for change in (cluster.start, partial(cluster.set_mtu, 1500)):
+        changes: dict[str, Callable[..., object]] = {
+            "start": cluster.start,
+            "MTU": partial(cluster.set_mtu, 1400),
+            "tunnel port": partial(cluster.set_tunnel_port, 9000),
+            "endpoint routes": partial(agent.set_endpoint_routes, True),
+            "XDP": partial(agent.set_xdp, "generic"),
+        }
+        for what, change in changes.items():
             with pytest.raises(Cancelled):
                 change(cancel=cancel)
-            assert [take(node).datapath() for node in cluster.nodes] == before
+            assert [state_of(node) for node in cluster.nodes] == before, what
+        assert differences(cluster.nodes[0].name) == []
+
+
+@pytest.mark.privileged
+def test_a_cancelled_switch_leaves_the_node_route_away(name: str) -> None:
+    """On the way back from endpoint routes it is the first thing that is changed."""
+    with Cluster(cluster_specs(name, 1, pods=1, endpoint_routes=True)) as cluster:
+        cluster.start()
+        before = state_of(cluster.nodes[0])
+        cancel = threading.Event()
+        cancel.set()
+        with pytest.raises(Cancelled):
+            cluster.agent(1).set_endpoint_routes(False, cancel=cancel)
+        assert state_of(cluster.nodes[0]) == before
+
+
+def state_of(node: Node) -> tuple[object, ...]:
+    """Return what a switch changes: what node.json says, devices with their MTU, routes, programs and maps."""
+    links = [(link["ifname"], link["ifindex"], link["mtu"]) for link in ip(node.netns(NODE), "link")]
+    routes = [ip(node.netns(NODE), version, "route") for version in ("-4", "-6")]
+    return Node.open(node.name).spec, links, routes, take(node).datapath()
 
 
 @pytest.mark.privileged

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -94,7 +95,8 @@ def test_every_kind_of_flow_is_silent_without_a_fault(pair: Pair) -> None:
 
 @pytest.mark.privileged
 def test_busy_processes_beside_it_raise_no_false_alarm(pair: Pair) -> None:
-    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(4)]
+    count = 2 * len(os.sched_getaffinity(0))
+    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
     try:
         with Traffic(every_kind(pair), rate=2000) as traffic:
             wait_for_packets(traffic, 6000)
@@ -113,6 +115,11 @@ def source_port(packet: bytes) -> int:
     return int.from_bytes(packet[20:22], "big")
 
 
+def connection_of(packet: bytes) -> int:
+    """Return the source port of an IPv4 packet, or the id of an echo request."""
+    return int.from_bytes(packet[24:26] if packet[9] == ICMP else packet[20:22], "big")
+
+
 @pytest.mark.privileged
 @pytest.mark.parametrize(("protocol", "number"), [("udp", UDP), ("tcp", TCP), ("icmp", ICMP)])
 @pytest.mark.parametrize("fresh", [True, False], ids=["fresh", "old"])
@@ -123,8 +130,7 @@ def test_a_fresh_flow_begins_a_new_connection_for_each_packet(
 
     def judge(packet: bytes, to_b: bool) -> Sequence[bytes]:
         if to_b and packet[9] == number:
-            # The source port, or the id of an echo request.
-            seen.add(int.from_bytes(packet[24:26] if number == ICMP else packet[20:22], "big"))
+            seen.add(connection_of(packet))
         return [packet]
 
     with Traffic([flow(tapped.pair, protocol=protocol, fresh=fresh)], rate=0) as traffic:
@@ -138,11 +144,33 @@ def test_a_fresh_flow_begins_a_new_connection_for_each_packet(
 
 
 @pytest.mark.privileged
-def test_fresh_packets_share_connections_when_too_many_would_be_new(pair: Pair) -> None:
-    """An entry of connection tracking lives for a minute: a burst must not fill its map."""
-    with Traffic([flow(pair, fresh=True)], rate=0) as traffic:
-        assert traffic.burst("flow", 1000, timeout=10).complete
+@pytest.mark.parametrize(
+    ("protocol", "bursts", "count"),
+    [
+        pytest.param("udp", 200, 1, id="udp"),
+        pytest.param("icmp", 200, 1, id="icmp"),
+        pytest.param("icmp", 1, 200, id="icmp at once"),
+    ],
+)
+def test_fresh_packets_share_connections_when_too_many_would_be_new(
+    tapped: Wire, protocol: str, bursts: int, count: int
+) -> None:
+    """An entry of connection tracking lives for a minute: however many packets come, they must not fill its map."""
+    number, seen = {"udp": UDP, "icmp": ICMP}[protocol], set[int]()
+
+    def judge(packet: bytes, to_b: bool) -> Sequence[bytes]:
+        if to_b and packet[0] >> 4 == 4 and packet[9] == number:
+            seen.add(connection_of(packet))
+        return [packet]
+
+    with Traffic([flow(tapped.pair, protocol=protocol, fresh=True)], rate=0) as traffic:
+        tapped.judge = judge
+        began = time.monotonic()
+        assert all(traffic.burst("flow", count, timeout=10).complete for _ in range(bursts))
+        seconds = time.monotonic() - began
         assert traffic.stop().findings() == []
+    # Each of four sockets has its first connection for nothing.
+    assert 30 <= len(seen) <= 4 + 40 + 10 * seconds + 1
 
 
 @pytest.mark.privileged
