@@ -60,6 +60,7 @@ if TYPE_CHECKING:
     from lab.scenario.scenario import ClusterScenario, Scenario
     from lab.scenario.verdict import InvariantsViolated
     from lab.system.netns import enter as enter_netns
+    from lab.system.pace import slowness
     from lab.system.sockets import Address, allow_fragments, bound_socket
     from lab.system.tools import run as run_tool
     from lab.traffic.defaults import End, cluster_flows, default_flows, ends, flows_of_each
@@ -109,6 +110,7 @@ _NAMES = {
     "lab.traffic.framesocket": "FrameSocket",
     "lab.traffic.report": "Finding FlowReport TrafficReport",
     "lab.traffic.traffic": "Burst Traffic",
+    "lab.system.pace": "slowness",
     "lab.system.sockets": "Address allow_fragments bound_socket",
     # Policies.
     "lab.agent.policy": "PROTOCOLS cidrs",
@@ -278,6 +280,7 @@ __all__ = [
     "rule_counters",
     "run_tool",
     "skip_revert",
+    "slowness",
     "take_snapshot",
     "tcx_is_supported",
     "xdp_takes_frags",

@@ -10,11 +10,11 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address
 
-from reloadlab import FrameSocket, PodFacts, Scenario, packet_counters
+from reloadlab import FrameSocket, PodFacts, Scenario, packet_counters, slowness
 from scenarios.frames import BROADCAST, ETH_P_ARP, ETH_P_IP, ETH_P_IPV6, arp, checksum, datagram, eth, ipv4, ipv6
 
 PATIENCE = 2.0
-"""Seconds that a drop may take to be counted."""
+"""Seconds that a drop may take to be counted, on an ordinary machine."""
 PORT, SOURCE_PORT = 53, 40000
 ARP_REPLY = b"\0\2"
 NOWHERE = "00:00:00:00:00:00"
@@ -77,7 +77,7 @@ class RawFrames:
 
     def expect_drop(self, what: str, tag: bytes, frame: bytes, where: Where) -> None:
         """Send a frame; it must be dropped, counted once and as said."""
-        before, deadline = self._counted(), time.monotonic() + PATIENCE
+        before, deadline = self._counted(), time.monotonic() + PATIENCE * slowness()
         self.from_client.send(frame)
         self.barrier()
         while not (moved := self._counted() - before) and time.monotonic() < deadline:

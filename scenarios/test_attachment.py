@@ -93,9 +93,12 @@ def test_one_program_meets_each_packet(scenario: Scenario) -> None:
                 return
         wrong.append(f"before {call.text}: {met}")
 
-    for attach in (TCX, TC):
+    # Both hooks have a link of their own.
+    for attach, way in ((TCX, "LINK_CREATE"), (TC, "LINK_DETACH")):
         scenario.agent.configure(attach=attach)
-        scenario.reload("pod-1", gate=Gate(look, call="*"))
+        gate = Gate(look, call="*")
+        scenario.reload("pod-1", gate=gate)
+        assert sum(count for text, count in gate.calls.items() if text.startswith(f"{way} ")) == 2, gate.passed_calls
     assert not wrong, "\n".join(wrong)
 
 

@@ -25,6 +25,7 @@ from reloadlab import (
     Traffic,
     bound_socket,
     packet_counters,
+    slowness,
 )
 
 ROUNDS = 4
@@ -37,7 +38,7 @@ DENIED = 133, METRIC_EGRESS
 KNOCKS = 7029
 """The port at which the guest is knocked at."""
 PATIENCE = 5.0
-"""Seconds within which one of the knocks has arrived."""
+"""Seconds within which one of the knocks has arrived, on an ordinary machine."""
 PAUSE = 0.0002
 """Seconds between two packets to an address: a few dozen for each step of a removal."""
 
@@ -101,7 +102,7 @@ def hear_knocks(node: Node) -> None:
     before, deadline = Counters(packet_counters(node)), time.monotonic() + 5
     for ip in (guest.ipv4, guest.ipv6):
         with bound_socket(Address(netns, str(ip), KNOCKS), socket.SOCK_DGRAM, deadline) as receiver:
-            receiver.settimeout(PATIENCE)
+            receiver.settimeout(PATIENCE * slowness())
             assert receiver.recv(64) == b"knock"
     dropped = Counters(packet_counters(node)).drops_since(before)
     assert not dropped, dropped

@@ -8,6 +8,7 @@ from typing import Literal
 import pytest
 
 from reloadlab import Flow, Gate, Node, Scenario, default_flows, take_snapshot
+from scenarios.steps import steps_of
 
 ARRAY, SMALLER = "cilium_call_policy", "32768"
 BURST = 3
@@ -51,7 +52,9 @@ def test_others_are_reloaded_one_by_one(scenario: Scenario, network: str) -> Non
     def push(step: object, work: object) -> None:
         silent.extend(f"{step}: {burst}" for burst in scenario.traffic.burst_all(BURST) if not burst.complete)
 
-    first = scenario.reload("pod-1", gate=Gate(push, after="*"))[0]
+    steps, gate = steps_of(scenario.agent, "pod-1"), Gate(push, after="*")
+    first = scenario.reload("pod-1", gate=gate)[0]
+    assert gate.passed >= steps
     assert first.migrated == (ARRAY,)
     node, last = scenario.agent.node_subjects, "pod-3"
     others = [subject for subject in scenario.agent.subjects if subject not in ("pod-1", *node, last)]

@@ -238,7 +238,13 @@ def test_object_that_cannot_be_published(scenario: Scenario) -> None:
     """Somebody has cleaned up on the disk: the commit fails at its second object and takes the first one back."""
     directory = scenario.agent.config.state / str(scenario.agent.endpoint("host").id)
     before = (directory / "bpf_host.o").read_bytes()
-    gate = Gate(lambda *_: (directory / "bpf_host_cilium_net.o.new").unlink(), before="commit")
+    second = directory / "bpf_host_cilium_net.o.new"
+
+    def clean_up(step: object, work: object) -> None:
+        assert second.exists()
+        second.unlink()
+
+    gate = Gate(clean_up, before="commit")
     scenario.reload_fails("host", ReloadlabError, gate=gate)
     assert (directory / "bpf_host.o").read_bytes() == before
     scenario.reload("host")

@@ -10,7 +10,7 @@ from contextlib import ExitStack, contextmanager
 
 import pytest
 
-from reloadlab import HOST, NODE, Address, Gate, Node, Scenario, bound_socket, ends, enter_netns, run_tool
+from reloadlab import HOST, NODE, Address, Gate, Node, Scenario, bound_socket, ends, enter_netns, run_tool, slowness
 from scenarios.steps import steps_of
 
 MARK, TABLE, PREFERENCE, LOCAL = "0xc00", "2005", "9", "100"
@@ -108,7 +108,7 @@ def arrives(source: Address, target: Address, *, answered: bool = False) -> bool
     ):
         for end in (sender, receiver):
             end.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, int(MARK, 0))
-            end.settimeout(1.0)
+            end.settimeout(slowness())
         sender.sendto(b"marked", (target.ip, target.port))
         try:
             data, asked_by = receiver.recvfrom(64)

@@ -25,6 +25,7 @@ from reloadlab import (
     bound_socket,
     is_ours,
     packet_counters,
+    slowness,
 )
 from scenarios.frames import ETH_P_IP, ETH_P_IPV6, IPV4_LEN, IPV6_LEN, datagram, eth, ipv4, ipv6, vxlan
 from scenarios.tables import PODS, POLICY
@@ -36,7 +37,7 @@ INVALID_IDENTITY = 171
 REFUSED = (POLICY, METRIC_INGRESS)
 MAC = "02:00:00:00:00:01"
 PATIENCE = 5.0
-"""Seconds that a packet may take."""
+"""Seconds that a packet may take, on an ordinary machine."""
 KNOWN, UNKNOWN = IPv4Address("203.0.113.7"), IPv4Address("203.0.113.8")
 """Addresses outside that no node has; a policy names one of them."""
 
@@ -61,11 +62,11 @@ class Forger:
         self.outside.sendto(vxlan(vni, inner), (str(node.spec.node4.ip), node.spec.tunnel_port))
         what = f"VNI {vni} from {source}"
         if dropped is None:
-            if self.at_server.receive(lambda frame: tag in frame, timeout=PATIENCE) is None:
+            if self.at_server.receive(lambda frame: tag in frame, timeout=PATIENCE * slowness()) is None:
                 self.wrong.append(f"{what}: dropped {dict(self._counted() - before)}")
             return
         self.drops[dropped] += 1
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + PATIENCE * slowness()
         while not (moved := self._counted() - before) and time.monotonic() < deadline:
             time.sleep(0.005)
         if moved != Counter({dropped: 1}):
@@ -121,11 +122,22 @@ def test_what_does_not_fit(cluster: ClusterScenario) -> None:
             tag = f"<IPv{version} {over} over>".encode()
             packet = sized(client, server, version, node.spec.route_mtu + over, tag)
             here.send(eth(client.node_mac, client.mac, ETH_P_IP if version == 4 else ETH_P_IPV6, packet))
-            arrived = (here if over else there).receive(partial(_has, tag), timeout=PATIENCE)
+            arrived = (here if over else there).receive(partial(_has, tag), timeout=PATIENCE * slowness())
             assert arrived is not None, f"IPv{version}: {over} bytes over"
             # The node says so, before the packet is in the tunnel; whose transport would say so in the server's name.
             speaker, server_ip = (arrived[26:30], server.ipv4) if version == 4 else (arrived[22:38], server.ipv6)
             assert not over or speaker != server_ip.packed, f"IPv{version}: refused in the name of the server"
+            if over:
+                assert _refused_with(arrived, version) == node.spec.route_mtu, f"IPv{version}: {arrived.hex()}"
+                assert there.receive(partial(_has, tag), timeout=0) is None, f"IPv{version}: it arrived"
+
+
+def _refused_with(frame: bytes, version: int) -> int | None:
+    """Return the path MTU of an ICMP error that says that a packet is too big (RFC 792 and 1191; RFC 4443)."""
+    message = frame[14 + (IPV4_LEN if version == 4 else IPV6_LEN) :]
+    if version == 4:
+        return int.from_bytes(message[6:8], "big") if message[:2] == b"\3\4" else None
+    return int.from_bytes(message[4:8], "big") if message[:1] == b"\2" else None
 
 
 def sized(source: PodFacts, target: PodFacts, version: int, size: int, tag: bytes) -> bytes:

@@ -17,11 +17,9 @@ from lab.scenario.flowpolicy import FlowPolicy, PolicyOption, check_policy, flow
 from lab.system.pace import slowness
 from lab.traffic.flows import Flow, TrafficError
 from lab.traffic.report import TrafficReport
-from lab.traffic.traffic import Traffic
+from lab.traffic.traffic import BURST_TIMEOUT, Traffic
 from lab.watch.violation import Violation
 
-BURST_TIMEOUT = 1.0
-"""Seconds in which a burst between two steps must be answered, on an ordinary machine (lab.system.pace)."""
 STALL_AFTER, LATE_AFTER, START_TIMEOUT = 1.0, 0.5, 10.0
 """Seconds, of Traffic's options, on such a machine."""
 

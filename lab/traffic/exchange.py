@@ -21,11 +21,15 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from datapath.errors import ReloadlabError
+from lab.system.pace import slowness
 from lab.system.sockets import Address, allow_fragments, bound_socket, tcp_info
 from lab.traffic import icmp
 
 ETHERNET, IPV4, IPV6, FRAGMENT_HEADER, UDP_OR_ECHO = 14, 20, 40, 8, 8
 """Bytes of the headers."""
+
+_TIMEOUT = 2.0
+"""Seconds in which an exchange is over, on an ordinary machine (lab.system.pace)."""
 
 DROPPED = "ENOBUFS"
 """What the kernel says of ICMPv6 that its own interface has dropped, a program at its egress for example."""
@@ -87,16 +91,17 @@ def exchange(
     probe: Probe,
     *,
     settled: Callable[[], bool] = lambda: False,
-    timeout: float = 2.0,
+    timeout: float | None = None,
 ) -> Result:
     """Send a probe and wait for its answers, at most `timeout` seconds, or until `settled` says that none will come.
 
+    Without `timeout`: two seconds, longer on a slow machine.
     The source's port, or the id of its echo requests, is the caller's choice: taken twice, connection tracking would
     know the second exchange. OSError if a socket cannot be opened.
     """
     if (probe.protocol == "icmp") != (target.port == 0):
         raise ExchangeError(f"{probe}: port {target.port} at {target.ip}")
-    deadline = time.monotonic() + timeout
+    deadline = time.monotonic() + (_TIMEOUT * slowness() if timeout is None else timeout)
     with ExitStack() as stack:
         if probe.protocol == "tcp":
             return _tcp(stack, source, target, probe, settled, deadline)

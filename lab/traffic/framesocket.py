@@ -11,7 +11,10 @@ from types import TracebackType
 from typing import Self
 
 from datapath.kernel.netns import enter
+from lab.system.pace import slowness
 
+_TIMEOUT = 2.0
+"""Seconds in which a frame comes, on an ordinary machine (lab.system.pace)."""
 _ETH_P_ALL, _SOL_PACKET = 3, 263
 _PACKET_IGNORE_OUTGOING = 23
 """Option of packet(7): what this host sends is not shown; uapi's linux/if_packet.h, Linux 4.20."""
@@ -44,9 +47,12 @@ class FrameSocket:
         """Transmit a frame as it is."""
         self._socket.send(frame)
 
-    def receive(self, wanted: Callable[[bytes], bool], *, timeout: float = 2.0) -> bytes | None:
-        """Return the next frame that is wanted, None if none comes within `timeout` seconds; others are passed over."""
-        deadline = time.monotonic() + timeout
+    def receive(self, wanted: Callable[[bytes], bool], *, timeout: float | None = None) -> bytes | None:
+        """Return the next frame that is wanted, None if none comes within `timeout` seconds; others are passed over.
+
+        Without `timeout`: two seconds, longer on a slow machine.
+        """
+        deadline = time.monotonic() + (_TIMEOUT * slowness() if timeout is None else timeout)
         while select.select([self._socket], [], [], max(deadline - time.monotonic(), 0))[0]:
             frame = self._socket.recv(1 << 17)
             if wanted(frame):

@@ -20,12 +20,16 @@ from dataclasses import dataclass
 from types import TracebackType
 
 from lab.system.companion import Child
+from lab.system.pace import slowness
 from lab.traffic.flows import Flow, TrafficError, check_flows
 from lab.traffic.report import TrafficReport
 from lab.traffic.sendlog import unpack
 
 _ANSWER = 10.0
 """Seconds that the engine has for an answer beyond what it was told to wait: it shares the cores with reloads."""
+
+BURST_TIMEOUT = 1.0
+"""Seconds in which a burst must be answered, on an ordinary machine (lab.system.pace)."""
 
 LARGEST_BURST = 4000
 """Packets of all flows: twice as many fit the buffer of one receiving socket, which would drop the rest by itself."""
@@ -128,14 +132,15 @@ class Traffic:
         answer, _ = self._child.request({"do": "snapshot"}, timeout=_ANSWER)
         return TrafficReport.from_json(answer)
 
-    def burst(self, flow: str, count: int, *, timeout: float = 1.0) -> Burst:
+    def burst(self, flow: str, count: int, *, timeout: float | None = None) -> Burst:
         """Send `count` packets of one flow at once and wait until all are answered, at most `timeout` seconds.
 
+        None: one second, longer on a slow machine by the factor that is known of it (lab.system.pace).
         The packets are numbered and accounted for like all others. A broken connection sends none.
         """
         return self.burst_all(count, [flow], timeout=timeout)[0]
 
-    def burst_all(self, count: int, flows: Sequence[str] | None = None, *, timeout: float = 1.0) -> list[Burst]:
+    def burst_all(self, count: int, flows: Sequence[str] | None = None, *, timeout: float | None = None) -> list[Burst]:
         """Do the same for several flows at a time (all, if none are named), `count` packets each.
 
         Muted flows send none, and have no part in the answer.
@@ -144,8 +149,9 @@ class Traffic:
         self._check_names(wanted)
         if not 0 < count * len(wanted) <= LARGEST_BURST:
             raise TrafficError(f"a burst has 1 to {LARGEST_BURST} packets, not {count} of {len(wanted)} flows")
-        message = {"do": "burst", "flows": wanted, "count": count, "timeout": timeout}
-        answer, _ = self._child.request(message, timeout=timeout + _ANSWER)
+        seconds = BURST_TIMEOUT * slowness() if timeout is None else timeout
+        message = {"do": "burst", "flows": wanted, "count": count, "timeout": seconds}
+        answer, _ = self._child.request(message, timeout=seconds + _ANSWER)
         denied = {flow.name for flow in self._flows if flow.denied}
         bursts = answer["bursts"]
         found = {name: bursts[name] for name in wanted if name in bursts}
