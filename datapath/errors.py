@@ -177,7 +177,11 @@ class LinkReplaced(LinkNotFound):
         self.wanted = wanted
 
 
-class InvalidName(ReloadlabError):
+class WrongCall(ReloadlabError):
+    """Something was asked for that cannot be, whatever the machine is like; the command line exits with 2."""
+
+
+class InvalidName(WrongCall):
     """A name that cannot become a path or an interface name."""
 
     def __init__(self, kind: str, name: str, rule: str) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import stat
 import tempfile
 import time
@@ -21,7 +22,8 @@ LIMIT = 256 << 20
 """Bytes. Our own objects have 0.3 to 1 MB each, those of a whole Cilium 2 to 4 MB."""
 
 _DIGEST = hashlib.sha256().digest_size
-_UNFINISHED = "."
+_KEY = re.compile("[0-9a-f]{64}")
+_UNFINISHED = ".unfinished-"
 _ABANDONED = 3600
 """Seconds after which a file that is not finished belongs to nobody any more."""
 
@@ -42,7 +44,8 @@ class UnsafeCache(ReloadlabError):
 class ObjectCache:
     """The objects in `directory`, which is made if it is missing; together they take at most `limit` bytes.
 
-    Those that were not used for longest go first. UnsafeCache if others than the caller may write there.
+    Those that were not used for longest go first. Files that have no name of `key_of` are others' and stay.
+    UnsafeCache if others than the caller may write there.
     """
 
     def __init__(self, directory: Path, *, limit: int = LIMIT) -> None:
@@ -121,9 +124,12 @@ class ObjectCache:
             excess -= info.st_size
 
     def _entries(self) -> list[tuple[Path, os.stat_result]]:
-        """Return all files, those that a killed process has not finished as well."""
+        """Return all objects, those that a killed process has not finished as well."""
         found = []
-        for entry in os.scandir(self.directory):
-            with suppress(FileNotFoundError):
-                found.append((Path(entry.path), entry.stat(follow_symlinks=False)))
+        with os.scandir(self.directory) as entries:
+            for entry in entries:
+                ours = _KEY.fullmatch(entry.name) or entry.name.startswith(_UNFINISHED)
+                with suppress(FileNotFoundError):
+                    if ours and entry.is_file(follow_symlinks=False):
+                        found.append((Path(entry.path), entry.stat(follow_symlinks=False)))
         return found

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Self
 
 from datapath.base.statefile import DamagedFile, read_json, typed, write_json
 from datapath.endpoint import Attachment
-from datapath.errors import ReloadlabError
+from datapath.errors import ReloadlabError, WrongCall
 from lab.errors import system_errors
 from lab.loaders.command import LoaderCommand, find_loader
 from lab.node import registry
@@ -26,14 +26,14 @@ _FILE = "options.json"
 _MACRO = re.compile(r"[A-Za-z_]\w*(\([\w, ]*\))?", re.ASCII)
 
 
-class BadLibrary(ReloadlabError):
+class BadLibrary(WrongCall):
     """A directory that holds no C sources of a datapath."""
 
     def __init__(self, library: Path) -> None:
         super().__init__(f"{library} holds no bpf_lxc.c: name a directory such as Cilium's bpf/")
 
 
-class BadMacro(ReloadlabError):
+class BadMacro(WrongCall):
     """A macro whose name the C compiler would not take."""
 
     def __init__(self, name: str) -> None:

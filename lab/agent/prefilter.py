@@ -12,7 +12,7 @@ from pathlib import Path
 
 from datapath.base import mapnames
 from datapath.base.statefile import DamagedFile, read_typed, write_json
-from datapath.errors import ReloadlabError
+from datapath.errors import WrongCall
 from lab.abi.layouts import LPM_VAL, cidr_key
 from lab.agent.policy import Network
 from lab.errors import system_errors
@@ -27,7 +27,7 @@ _FILE = "prefilter.json"
 _DENIED = LPM_VAL.pack(0)
 
 
-class BadPrefix(ReloadlabError):
+class BadPrefix(WrongCall):
     """A prefix that cannot be denied, or that is not denied and so cannot be allowed again."""
 
 

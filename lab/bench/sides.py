@@ -12,7 +12,7 @@ from typing import IO
 
 from bpf import LIBRARY
 from datapath.endpoint import Attachment
-from datapath.errors import ReloadlabError, ToolError
+from datapath.errors import ToolError, WrongCall
 from lab.agent.options import check_library, parse_macro
 from lab.loaders.command import LoaderCommand, find_loader
 from lab.results.subject import git, subject_of
@@ -23,7 +23,7 @@ OWN = "own"
 """The word for our own sources without anything changed."""
 
 
-class BadSide(ReloadlabError):
+class BadSide(WrongCall):
     """Words from which no side can be made."""
 
     def __init__(self, text: str, why: str) -> None:

@@ -19,7 +19,7 @@ from lab.cli.ci import CiFiles
 from lab.cli.datapath import check_attach
 from lab.cli.progress import ScenarioProgress
 from lab.cli.report import RunFile, print_parallel, print_reasons, print_scenarios
-from lab.cli.suites import Call, Suites, WrongCall
+from lab.cli.suites import Call, Suites
 from lab.cli.targets import BadOption, make_console, plural, warned
 from lab.doctor import doctor
 from lab.loaders.command import given_loader
@@ -39,8 +39,6 @@ if TYPE_CHECKING:
 REPORT_HTML = "report.html"
 TRACE_JSON = "trace.json"
 _STDERR = 2
-WRONG_CALL = 2
-"""Exit code: pytest does not understand what was handed on to it."""
 
 
 class RequirementsMissing(ReloadlabError):
@@ -54,12 +52,8 @@ class RequirementsMissing(ReloadlabError):
 
 def do(args: argparse.Namespace) -> int:
     """Do the main job with the options of the command, and return its exit code."""
-    try:
-        with CiFiles(args.junitxml, args.summary) as files:
-            return _do(args, files)
-    except WrongCall as error:
-        print(f"reloadlab: {error}", file=sys.stderr)
-        return WRONG_CALL
+    with CiFiles(args.junitxml, args.summary) as files:
+        return _do(args, files)
 
 
 def _do(args: argparse.Namespace, files: CiFiles) -> int:

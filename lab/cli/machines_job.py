@@ -16,9 +16,8 @@ from rich.markup import escape
 
 from datapath.base.statefile import WrongContent
 from lab.cli.ci import CiFiles
-from lab.cli.job import WRONG_CALL, about, call_of, check, conclude, paged, run_scenarios, write_trace
+from lab.cli.job import about, call_of, check, conclude, paged, run_scenarios, write_trace
 from lab.cli.report import RunFile
-from lab.cli.suites import WrongCall
 from lab.cli.targets import BadOption, make_console, plural
 from lab.loaders.command import BUILTIN, TC
 from lab.machines.identity import Identity
@@ -43,12 +42,8 @@ def do_on_machines(args: argparse.Namespace) -> int:
     """Run the scenarios on the machines that the options name, and return the exit code."""
     targets = _checked(args)
     check(args)
-    try:
-        with CiFiles(args.junitxml, args.summary) as files:
-            return _do(args, targets, files)
-    except WrongCall as error:
-        print(f"reloadlab: {error}", file=sys.stderr)
-        return WRONG_CALL
+    with CiFiles(args.junitxml, args.summary) as files:
+        return _do(args, targets, files)
 
 
 def _checked(args: argparse.Namespace) -> list[Target]:

@@ -12,7 +12,7 @@ from contextlib import suppress
 from difflib import get_close_matches
 from typing import Any, NoReturn, TextIO
 
-from datapath.errors import ReloadlabError
+from datapath.errors import ReloadlabError, WrongCall
 from lab.cli.targets import near, told
 from lab.system.limits import raise_locked_memory
 from lab.system.signals import terminable
@@ -184,6 +184,8 @@ def _run(argv: Sequence[str]) -> int:
         return int(args.run(args))
     except BrokenPipeError:
         raise
+    except WrongCall as error:
+        return _fail(told(error), EXIT_WRONG_CALL)
     except (ReloadlabError, OSError) as error:
         # Where 1 says that something became worse, a command has another code for its own failure.
         return _fail(told(error), getattr(args, "failure", EXIT_FAILURE))

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import lab
 from datapath.endpoint import Attachment
-from datapath.errors import ReloadlabError
+from datapath.errors import ReloadlabError, WrongCall
 from lab.scenario.records import END, INTERRUPTED, Record, read
 from lab.system.process import end_with_parent
 
@@ -27,10 +27,6 @@ _INTERNAL_ERROR, _USAGE_ERROR, _NO_TESTS = 3, 4, 5
 
 _PATIENCE = 30.0
 """Seconds that an interrupted pytest has to take its nodes down."""
-
-
-class WrongCall(ReloadlabError):
-    """pytest does not understand what it was called with."""
 
 
 class PytestFailed(ReloadlabError):

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from datapath.base.names import check_lab_name
-from datapath.errors import InvalidName, ReloadlabError
+from datapath.errors import InvalidName, ReloadlabError, WrongCall
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -32,7 +32,7 @@ demo/host."
 """What every command says about the names that it takes."""
 
 
-class BadOption(ReloadlabError):
+class BadOption(WrongCall):
     """An option whose value cannot be used."""
 
 

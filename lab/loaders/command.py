@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from datapath.errors import ReloadlabError
+from datapath.errors import WrongCall
 from lab.system.launch import module_argv
 
 BUILTIN = "builtin"
@@ -28,7 +28,7 @@ _PROJECT = "pyproject.toml"
 _TABLE = ("tool", "reloadlab", "loaders")
 
 
-class BadLoader(ReloadlabError):
+class BadLoader(WrongCall):
     """A name or command by which no loader is found."""
 
 

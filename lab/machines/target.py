@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from datapath.errors import ReloadlabError
+from datapath.errors import WrongCall
 
 SSH, VAGRANT = "ssh", "vagrant"
 
@@ -19,7 +19,7 @@ MOST_WORKERS = 1024
 """Of one machine."""
 
 
-class BadTarget(ReloadlabError):
+class BadTarget(WrongCall):
     """A word that names no machine."""
 
 

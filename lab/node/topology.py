@@ -19,7 +19,7 @@ from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6
 
 from datapath.base.names import check_ifname, check_lab_name
 from datapath.endpoint import HEALTH_ID, XDP_MODES, XdpMode
-from datapath.errors import InvalidName, ReloadlabError
+from datapath.errors import InvalidName, WrongCall
 
 VXLAN_PORT = 8472
 VXLAN_OVERHEAD = 50
@@ -65,7 +65,7 @@ _POD_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?")
 _RESERVED = frozenset({NODE, HEALTH, OUTSIDE, HOST, "overlay", "xdp"})
 
 
-class InvalidSpec(ReloadlabError):
+class InvalidSpec(WrongCall):
     """A node that cannot be built as asked."""
 
 

@@ -8,10 +8,10 @@ from dataclasses import replace
 from functools import partial
 
 from datapath.endpoint import Attachment, XdpMode
+from datapath.errors import WrongCall
 from datapath.kernel.tcx import chosen
 from datapath.reload.plans import OVERLAY_SUBJECT, XDP_SUBJECT
 from lab.loaders.command import BUILTIN, LoaderCommand
-from lab.node.node import UnknownTarget
 from lab.node.topology import HEALTH, HOST, NodeSpec
 from lab.proof.action import Action
 from lab.scenario.scenario import Scenario
@@ -24,6 +24,19 @@ LOST = "lost"
 WORKERS = 2
 """Endpoints that are reloaded at a time by a switch of the node."""
 
+_OPTIONS = {OVERLAY_SUBJECT: "--tunnel", XDP_SUBJECT: "--xdp MODE"}
+"""The options that give a node what not every node has."""
+
+
+class NoSuchSubject(WrongCall):
+    """Something to reload that the node to be built will not have."""
+
+    def __init__(self, name: str, existing: Sequence[str]) -> None:
+        remedy = f"it takes {_OPTIONS[name]}" if name in _OPTIONS else f"there are {', '.join(existing)}"
+        super().__init__(f"no subject {name}: {remedy}")
+        self.name = name
+        self.existing = tuple(existing)
+
 
 def reloads(spec: NodeSpec, subjects: Sequence[str], macros: Sequence[tuple[str, str]]) -> list[Action]:
     """Return a reload of each subject, or of one of each kind; with macros, one with them and one without again."""
@@ -31,7 +44,7 @@ def reloads(spec: NodeSpec, subjects: Sequence[str], macros: Sequence[tuple[str,
     own = _node_subjects(spec)
     for name in subjects:
         if name not in (known := (*own, HEALTH, *pods)):
-            raise UnknownTarget(spec.name, f"endpoint {name}", known)
+            raise NoSuchSubject(name, known)
     chosen = subjects or (*pods[:1], HEALTH, *own)
     return [action for subject in chosen for action in _reloads(subject, dict(macros))]
 

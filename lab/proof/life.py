@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from datapath.errors import Cancelled, ReloadlabError
+from datapath.errors import Cancelled, ReloadlabError, WrongCall
 from datapath.kernel import bpf
 from lab.agent.agent import Agent
 from lab.errors import LabExists, LabNotFound
@@ -92,7 +92,7 @@ STAGES = (
 )
 
 
-class NoSuchStage(ReloadlabError):
+class NoSuchStage(WrongCall):
     """A stage that there is not."""
 
     def __init__(self, name: str) -> None:

@@ -11,7 +11,7 @@ import os
 import statistics
 import time
 
-from datapath.errors import ReloadlabError
+from datapath.errors import WrongCall
 
 SLOWNESS_VARIABLE = "RELOADLAB_SLOWNESS"
 """Environment variable that holds the factor; whoever sets it decides, and nothing is measured."""
@@ -26,7 +26,7 @@ _LARGEST = 50.0
 _PIECES, _STEPS = 9, 150_000
 
 
-class BadSlowness(ReloadlabError):
+class BadSlowness(WrongCall):
     """A factor that is none."""
 
     def __init__(self, text: str) -> None:

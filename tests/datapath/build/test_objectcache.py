@@ -11,12 +11,15 @@ from pathlib import Path
 import pytest
 
 from datapath.build.compile import Compiler, probe_compiler
-from datapath.build.objectcache import ObjectCache, UnsafeCache
+from datapath.build.objectcache import ObjectCache, UnsafeCache, key_of
 from datapath.build.templates import Origin, TemplateCache
 from datapath.endpoint import DatapathConfig
 from datapath.errors import CompileError
 from tests.datapath.build.test_templates import write_library
 from tests.datapath.values import NODE, POD
+
+A, B, C = map(key_of, "abc")
+NUMBERS = [key_of(str(number)) for number in range(40)]
 
 
 @pytest.fixture
@@ -26,23 +29,23 @@ def kept(tmp_path: Path) -> ObjectCache:
 
 class TestDirectory:
     def test_what_was_put_is_got(self, kept: ObjectCache) -> None:
-        assert kept.get("a") is None
-        assert kept.put("a", b"one")
-        assert kept.put("b", b"")
-        assert kept.get("a") == b"one"
-        assert kept.get("b") == b""
+        assert kept.get(A) is None
+        assert kept.put(A, b"one")
+        assert kept.put(B, b"")
+        assert kept.get(A) == b"one"
+        assert kept.get(B) == b""
         assert kept.directory.stat().st_mode & 0o777 == 0o700
         assert kept.clear() == (2, 67)
-        assert kept.get("a") is None
+        assert kept.get(A) is None
         assert kept.clear() == (0, 0)
 
     @pytest.mark.parametrize("damaged", [b"", b"short", bytes(32) + b"another", b"\0" * 40])
     def test_what_is_damaged_is_not_there(self, kept: ObjectCache, damaged: bytes) -> None:
-        kept.put("a", b"one")
-        (kept.directory / "a").write_bytes(damaged)
-        assert kept.get("a") is None
-        kept.put("a", b"one")
-        assert kept.get("a") == b"one"
+        kept.put(A, b"one")
+        (kept.directory / A).write_bytes(damaged)
+        assert kept.get(A) is None
+        kept.put(A, b"one")
+        assert kept.get(A) == b"one"
 
     def test_what_cannot_be_kept_is_not_kept(self, kept: ObjectCache) -> None:
         kept.put("a", b"one")
@@ -53,41 +56,57 @@ class TestDirectory:
     def test_the_limit_holds_and_what_was_used_stays(self, tmp_path: Path) -> None:
         kept = ObjectCache(tmp_path / "objects", limit=400)
         for number in range(3):
-            kept.put(str(number), bytes(100))
-            os.utime(kept.directory / str(number), (number, number))
-        assert kept.get("0") is not None  # now the latest
-        kept.put("3", bytes(100))
-        assert [kept.get(str(number)) is not None for number in range(4)] == [True, False, True, True]
+            kept.put(NUMBERS[number], bytes(100))
+            os.utime(kept.directory / NUMBERS[number], (number, number))
+        assert kept.get(NUMBERS[0]) is not None  # now the latest
+        kept.put(NUMBERS[3], bytes(100))
+        assert [kept.get(key) is not None for key in NUMBERS[:4]] == [True, False, True, True]
         assert sum(path.stat().st_size for path in kept.directory.iterdir()) <= 400
 
     def test_what_a_killed_process_was_writing_goes_in_time(self, tmp_path: Path) -> None:
         kept = ObjectCache(tmp_path / "objects", limit=300)
-        kept.put("a", bytes(100))
-        left = kept.directory / ".left"
+        kept.put(A, bytes(100))
+        left = kept.directory / ".unfinished-left"
         left.write_bytes(bytes(150))
-        kept.put("b", bytes(100))
+        kept.put(B, bytes(100))
         assert left.exists()  # somebody may be writing it
         os.utime(left, (0, 0))
-        kept.put("c", bytes(100))
+        kept.put(C, bytes(100))
         assert not left.exists()
-        assert kept.get("c") is not None
+        assert kept.get(C) is not None
+
+    def test_what_others_keep_there_stays(self, tmp_path: Path) -> None:
+        kept = ObjectCache(tmp_path, limit=300)
+        others = [
+            tmp_path / name for name in ("important.txt", ".profile", "0" * 63, key_of("directory"), key_of("link"))
+        ]
+        for path in others[:3]:
+            path.write_bytes(bytes(1000))
+            os.utime(path, (0, 0))
+        others[3].mkdir()
+        others[4].symlink_to(others[0])
+        assert kept.put(A, bytes(200))
+        assert kept.put(B, bytes(200))  # there is room for one
+        assert kept.get(A) is None
+        assert kept.clear() == (1, 232)
+        assert sorted(tmp_path.iterdir()) == sorted(others)
 
     @pytest.mark.privileged
     def test_a_directory_that_others_may_write_is_refused(self, kept: ObjectCache) -> None:
-        kept.put("a", b"one")
+        kept.put(A, b"one")
         kept.directory.chmod(0o777)
         with pytest.raises(UnsafeCache, match="has mode 0777"):
-            kept.get("a")
+            kept.get(A)
         kept.directory.chmod(0o700)
         os.chown(kept.directory, 65534, 65534)
         with pytest.raises(UnsafeCache, match="belongs to user 65534"):
-            kept.put("b", b"two")
+            kept.put(B, b"two")
         os.chown(kept.directory, 0, 0)
         moved = kept.directory.rename(kept.directory.with_name("elsewhere"))
         kept.directory.symlink_to(moved)
         with pytest.raises(UnsafeCache, match="is no directory"):
             kept.clear()
-        assert (moved / "a").exists()
+        assert (moved / A).exists()
 
     def test_processes_that_add_read_and_make_room_at_once(self, tmp_path: Path) -> None:
         directory = tmp_path / "objects"
@@ -112,8 +131,8 @@ def _use(directory: Path, first: int) -> None:
     kept, found = ObjectCache(directory, limit=SMALL), 0
     for number in range(200):
         name = (first + number) % 40
-        kept.put(str(name), bytes([name]) * 500)
-        content = kept.get(str(name))
+        kept.put(NUMBERS[name], bytes([name]) * 500)
+        content = kept.get(NUMBERS[name])
         assert content in (None, bytes([name]) * 500)
         found += content is not None
     assert found

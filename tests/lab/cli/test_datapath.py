@@ -72,10 +72,10 @@ def test_a_library_without_sources_is_one_line(lab: str, tmp_path: Path, capsys:
     """Also one that was right when the lab was made."""
     words = f"reloadlab: {tmp_path} holds no bpf_lxc.c: name a directory such as Cilium's bpf/\n"
     capsys.readouterr()
-    assert main(["reload", lab, "--library", str(tmp_path)]) == 1
+    assert main(["reload", lab, "--library", str(tmp_path)]) == 2
     assert capsys.readouterr().err == words
     Options(library=str(tmp_path)).keep(Node.open(lab))
-    assert main(["reload", lab]) == 1
+    assert main(["reload", lab]) == 2
     assert capsys.readouterr().err == words
 
 

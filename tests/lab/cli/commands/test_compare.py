@@ -98,14 +98,14 @@ def test_markdown_lets_nothing_through_as_markup(tmp_path: Path, capsys: pytest.
 
 def test_export_of_a_side(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (path,) = written(tmp_path, SIDES)
-    assert main(["bench", "export", "pyperf", path]) == 1
+    assert main(["bench", "export", "pyperf", path]) == 2
     assert capsys.readouterr().err == f"reloadlab: --side: {path} has the sides A, B: name one\n"
     assert main(["bench", "export", "pyperf", path, "--side", "B"]) == 0
     (benchmark,) = json.loads(capsys.readouterr().out)["benchmarks"]
     assert benchmark["runs"][0]["values"] == [times(1)[0]]
     assert main(["bench", "export", "jsonl", path]) == 0
     assert len(capsys.readouterr().out.splitlines()) == 60
-    assert main(["bench", "export", "jsonl", path, "--side", "A"]) == 1
+    assert main(["bench", "export", "jsonl", path, "--side", "A"]) == 2
     (killed,) = written(tmp_path, KILLED)
     capsys.readouterr()
     assert main(["bench", "export", "jsonl", killed]) == 1

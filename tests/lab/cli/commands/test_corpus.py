@@ -73,10 +73,10 @@ def test_the_list_says_why_a_fault_is_without_effect() -> None:
 @pytest.mark.parametrize(
     ("words", "code", "said"),
     [
-        (("-k", "no-such-fault"), 1, "no fault matches no-such-fault"),
+        (("-k", "no-such-fault"), 2, "no fault matches no-such-fault"),
         (("-k", "a and"), 2, "'a and' is no expression"),
         (("--sample", "0"), 2, "0"),
-        (("no/such/suite.py",), 1, "no/such/suite.py: no such file or directory"),
+        (("no/such/suite.py",), 2, "no/such/suite.py: no such file or directory"),
     ],
     ids=["no fault", "no expression", "no number", "no suite"],
 )

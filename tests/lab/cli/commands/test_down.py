@@ -48,5 +48,5 @@ def test_lab_in_use(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize("arguments", [[], ["one", "--all"], ["a/b"]], ids=str)
 def test_bad_arguments(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["down", *arguments]) == 1
+    assert main(["down", *arguments]) == 2
     assert capsys.readouterr().err.count("\n") == 1

@@ -82,7 +82,7 @@ def test_compiled_objects_are_kept_until_they_are_deleted(
 
 def test_what_to_collect_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     for arguments in ([], ["demo", "--cache"]):
-        assert main(["gc", *arguments]) == 1
+        assert main(["gc", *arguments]) == 2
         assert "name a lab, or the compiled objects with --cache" in capsys.readouterr().err
 
 

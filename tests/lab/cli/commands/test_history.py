@@ -71,7 +71,7 @@ def test_a_side_of_two_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[st
     series = [Series("reload", "s", times(1), side=side, group="rounds") for side in "AB"]
     path = written(tmp_path / "ab.json", result(*series, sides=("A", "B"), bench="ab"))
     add = ["history", "add", str(tmp_path / "h"), path]
-    assert main(add) == 1
+    assert main(add) == 2
     assert capsys.readouterr().err == f"reloadlab: --side: {path} has the sides A, B: name one\n"
     assert main([*add, "--side", "B"]) == 1
     assert capsys.readouterr().err == "reloadlab: the result names no commit: name it with --commit\n"

@@ -128,7 +128,7 @@ def test_bad_policies(
 
 
 def test_bad_call(loaded: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["policy", loaded, str(tmp_path / "any.json"), "--clear"]) == 1
+    assert main(["policy", loaded, str(tmp_path / "any.json"), "--clear"]) == 2
     assert "not both" in capsys.readouterr().err
 
 

@@ -29,15 +29,15 @@ def test_port_and_mtu_change_while_reloading(capsys: pytest.CaptureFixture[str])
 def test_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with removed(unique_name()) as name:
         Node.up(NodeSpec(name, pods=0))
-        assert main(["reload", name, "--tunnel-port", "8473"]) == 1
+        assert main(["reload", name, "--tunnel-port", "8473"]) == 2
         assert capsys.readouterr().err == f"reloadlab: {name} has no tunnel\n"
-        assert main(["reload", name, "--mtu", "60"]) == 1
+        assert main(["reload", name, "--mtu", "60"]) == 2
         assert "the MTU is 1280 to 65520 bytes, not 60" in capsys.readouterr().err
         for option, value in (("--mtu", "1400"), ("--tunnel-port", "8473")):
-            assert main(["reload", f"{name}/host", option, value]) == 1
+            assert main(["reload", f"{name}/host", option, value]) == 2
             assert f"{option} switches the whole node" in capsys.readouterr().err
         assert Node.open(name).spec.mtu == 1500
-        assert main(["reload", name, "--xdp", "native"]) == 1
+        assert main(["reload", name, "--xdp", "native"]) == 2
         assert capsys.readouterr().err == (
             "reloadlab: XDP programs are for native devices, and the node has none: give it eth0\n"
         )
@@ -47,7 +47,7 @@ def test_what_one_lab_went_through_is_told_if_the_next_refuses(capsys: pytest.Ca
     with removed(unique_name()) as first, removed(unique_name()) as second:
         Node.up(NodeSpec(first, pods=0, tunnel=True))
         Node.up(NodeSpec(second, pods=0))
-        assert main(["reload", first, second, "--tunnel-port", "8473", "--json"]) == 1
+        assert main(["reload", first, second, "--tunnel-port", "8473", "--json"]) == 2
         told = capsys.readouterr()
         assert sorted(item["subject"] for item in json.loads(told.out)["reloads"]) == ["health", "host", "overlay"]
         assert told.err == f"reloadlab: {second} has no tunnel\n"
@@ -66,7 +66,7 @@ def test_xdp_is_switched_on_in_another_mode_and_off(capsys: pytest.CaptureFixtur
         capsys.readouterr()
         # Before Linux 5.18 no program takes frames in several pieces.
         takes = takes_frags()
-        assert main(["reload", name, "--mtu", "9000"]) == (0 if takes else 1)
+        assert main(["reload", name, "--mtu", "9000"]) == (0 if takes else 2)
         assert capsys.readouterr().err == (
             ""
             if takes
@@ -94,7 +94,7 @@ def test_prefixes_are_denied_and_allowed_again(capsys: pytest.CaptureFixture[str
             ("--allow", "192.0.2.0/24", "192.0.2.0/24 is not denied"),
             ("--deny", "192.0.2.1/24", "'192.0.2.1/24' is not a prefix such as 192.0.2.0/24"),
         ):
-            assert main(["prefilter", name, option, prefix]) == 1
+            assert main(["prefilter", name, option, prefix]) == 2
             assert words in capsys.readouterr().err
         assert main(["prefilter", name, "--json"]) == 0
         assert json.loads(capsys.readouterr().out) == [{"lab": name, "denied": ["2001:db8::1/128", "192.0.2.7/32"]}]

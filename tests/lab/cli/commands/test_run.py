@@ -444,7 +444,7 @@ def test_a_run_that_cannot_begin_says_so_in_the_files_too(suite: Path) -> None:
     done = subprocess.run(
         [*command(suite), *ci_files(suite)], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
     )
-    assert (done.returncode, done.stderr) == (1, f"reloadlab: {suite}: no such file or directory\n")
+    assert (done.returncode, done.stderr) == (2, f"reloadlab: {suite}: no such file or directory\n")
     assert told_in_xml(suite) == {"the run": ["error"]}
     assert f"{suite.name}: no such file or directory".replace("_", "\\_") in summary_of(suite)
     assert not suite.with_name("out").exists()
@@ -463,7 +463,7 @@ def test_files_that_cannot_be_written_end_the_run_before_it_begins(suite: Path) 
 def test_results_are_written_before_the_measurement(suite: Path) -> None:
     suite.write_text(THREE)
     ran = call(suite, [*command(suite), "--rounds", "1", "--pods", "5000", *ci_files(suite)])
-    assert (ran.code, ran.err) == (1, "reloadlab: a node has 0 to 4000 pods, not 5002\n")
+    assert (ran.code, ran.err) == (2, "reloadlab: a node has 0 to 4000 pods, not 5002\n")
     assert "assert 2 == 3" in ran.out
     assert (ran.document["complete"], ran.outcomes["test_two"]) == (False, "failed")
     assert told_in_xml(suite) == {"test_one": [], "test_two": ["failure"], "test_three": [], "the run": ["error"]}

@@ -52,7 +52,7 @@ def test_options_reach_the_node(name: str, capsys: pytest.CaptureFixture[str]) -
     ids=str,
 )
 def test_bad_arguments(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["up", *arguments]) == 1
+    assert main(["up", *arguments]) == 2
     err = capsys.readouterr().err
     assert words in err
     assert err.count("\n") == 1

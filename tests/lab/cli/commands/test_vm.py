@@ -62,7 +62,7 @@ def test_a_wrong_call_is_one_line(argv: list[str], said: str, capsys: pytest.Cap
 
 
 def test_exec_without_a_command_shows_one(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["vm", "exec", "6.12"]) == 1
+    assert main(["vm", "exec", "6.12"]) == 2
     assert capsys.readouterr().err.endswith("give a command after --: reloadlab vm exec 6.12 -- uname -r\n")
 
 
