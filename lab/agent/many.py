@@ -15,6 +15,7 @@ from datapath.base.mapnames import POLICY_CALLS
 from datapath.errors import CompileError, ObjectError, ReloadlabError
 from datapath.kernel import progarray
 from datapath.reload.outcome import Outcome
+from datapath.reload.plans import OVERLAY_SUBJECT
 from datapath.reload.transaction import Observer
 from lab.agent.reloads import Failure, reload_by_workers, reload_one_by_one
 from lab.loaders.protocol import NotSupported
@@ -65,12 +66,14 @@ class ManyReloads:
         """Reload all of them; a failure keeps only those from it that would call what has failed (see reload_many)."""
         with self.reloader.loader.many():
             change = self._policy_of_the_host() if HOST in names and len(names) > 1 else None
-            others = [name for name in names if change is None or name != HOST]
+            tunnel = [name for name in names if name == OVERLAY_SUBJECT and self._tunnel_is_last()]
+            others = [name for name in names if name not in tunnel and (change is None or name != HOST)]
             results = self._reload([HOST], 1) if change is PolicyChange.GAINED else []
             if any(isinstance(result, Failure) for result in results):
-                results += [Failure(name, HostNotAsked(self.reloader.node.name)) for name in others]
+                results += [Failure(name, HostNotAsked(self.reloader.node.name)) for name in (*others, *tunnel)]
             else:
                 results += self._reload(others, self.workers)
+                results += self._reload(tunnel, 1)
             failed = [result.subject for result in results if isinstance(result, Failure)]
             if change is PolicyChange.LOST and failed:
                 results.append(Failure(HOST, HostStillAsked(self.reloader.node.name, failed)))
@@ -85,6 +88,8 @@ class ManyReloads:
         """Reload what belongs to the node, then the endpoints; the first failure is raised (see reload_all)."""
         reloader = self.reloader
         with reloader.loader.many():
+            if OVERLAY_SUBJECT in reloader.node_subjects and OVERLAY_SUBJECT not in first and self._tunnel_is_last():
+                last = (*(name for name in last if name != OVERLAY_SUBJECT), OVERLAY_SUBJECT)
             if HOST not in first and self._policy_of_the_host() is PolicyChange.LOST:
                 last = (*(name for name in last if name != HOST), HOST)
             order = [name for name in dict.fromkeys((*first, *reloader.node_subjects)) if name not in last]
@@ -117,6 +122,10 @@ class ManyReloads:
             elif result.reload is not None and reloader.on_failure is not None:
                 reloader.on_failure(result.reload)
         return results
+
+    def _tunnel_is_last(self) -> bool:
+        """Tell whether the tunnel's programs leave the policy to egress programs, which the pods must have before."""
+        return self.reloader.endpoint_routes
 
     def _policy_of_the_host(self) -> PolicyChange | None:
         """Tell whether the next reload of the host takes its policy program away, or gives it one.

@@ -12,6 +12,7 @@ from datapath.reload.outcome import Outcome
 from datapath.reload.plans import OVERLAY_SUBJECT, XDP_SUBJECT
 from datapath.reload.transaction import Observer
 from lab.agent.reloader import Reloader
+from lab.agent.unchecked import unchecked_pods
 from lab.node.topology import InvalidSpec
 
 
@@ -21,16 +22,20 @@ def set_endpoint_routes(
     """Switch to the other routing mode, without a moment in which a pod has no route.
 
     The node's route to its pods stays until the last pod has one of its own, and is back before the first loses it.
-    With endpoint routes the tunnel's program leaves the policy to the pods' egress programs: it comes last then.
+    The node says so last: what is interrupted is ended by the next reload of everything, in the mode before.
     """
     node = reloader.node
     with reloader.switching(cancel=cancel):
+        before = reloader.endpoint_routes
         if not on:
             node.set_node_route(True)
         reloader.configure(node=replace(reloader.config.node, endpoint_routes=on))
-        last = [name for name in reloader.node_subjects if name == OVERLAY_SUBJECT and on]
-        outcomes = reloader.reload_all(workers=workers, last=last, cancel=cancel, observer=observer)
-        node.set_endpoint_routes(on)
+        try:
+            outcomes = reloader.reload_all(workers=workers, cancel=cancel, observer=observer)
+            node.set_endpoint_routes(on)
+        except BaseException:
+            reloader.configure(node=replace(reloader.config.node, endpoint_routes=before))
+            raise
     return outcomes
 
 
@@ -64,7 +69,8 @@ def set_tunnel_port(reloader: Reloader, port: int, *, workers: int, cancel: thre
     with reloader.switching(cancel=cancel):
         reloader.node.set_tunnel_port(port)
         # The new device first: the others' packets arrive there already.
-        return reloader.reload_all(workers=workers, first=[OVERLAY_SUBJECT], cancel=cancel)
+        first = [] if reloader.endpoint_routes and unchecked_pods(reloader.node) else [OVERLAY_SUBJECT]
+        return reloader.reload_all(workers=workers, first=first, cancel=cancel)
 
 
 def set_mtu(reloader: Reloader, mtu: int, *, workers: int, cancel: threading.Event | None) -> list[Outcome]:

@@ -31,6 +31,7 @@ from lab.agent.generations import next_generation
 from lab.agent.many import ManyReloads
 from lab.agent.reloads import Failure
 from lab.agent.turns import Turn
+from lab.agent.unchecked import PodsUnchecked, unchecked_pods
 from lab.errors import system_errors
 from lab.loaders import protocol
 from lab.loaders.client import LoaderClient
@@ -332,8 +333,11 @@ class Reloader:
         """Reload one endpoint, the host, the overlay or XDP, under a generation number of its own.
 
         It waits while another process switches the whole node to another mode. NestedReload at a gate of a reload.
+        With endpoint routes, PodsUnchecked for the overlay while a pod lacks its egress program.
         """
         with self._not_nested(subject), system_errors(self.node.name), self.reloading(cancel=cancel):
+            if subject == OVERLAY_SUBJECT and self.endpoint_routes and (pods := unchecked_pods(self.node)):
+                raise PodsUnchecked(self.node.name, pods)
             plan = self.plan(subject, generation=self.next_generation())
             watching = self._observers(plan, observer)
             with self._holding_maps():
@@ -392,7 +396,7 @@ class Reloader:
         `observer` looks on at what is done here. The host waits for the others if it is about to lose its policy
         program, and is left alone (HostStillAsked) if one of them fails: the old programs go on to call that. The
         others wait for the host if it is about to get one, and are left alone (HostNotAsked) if it fails: the new
-        programs would call what is not there.
+        programs would call what is not there. With endpoint routes the overlay waits for the pods.
 
         A worker has its own copy of this agent: what `change` notes in a variable stays there. `on_worker` is called in
         each, with its process id, before it begins.
@@ -413,7 +417,7 @@ class Reloader:
 
         `first` is what comes even before the host, `last` what waits for the endpoints; endpoints in `without` are left
         out. The host waits if it is about to lose its policy program, which the pods' programs call until they are
-        reloaded.
+        reloaded; the overlay if the node has endpoint routes, because it leaves the policy to the pods' programs then.
         """
         many = ManyReloads(self, workers, cancel, observer=observer)
         return many.all(first=first, last=last, without=without)
