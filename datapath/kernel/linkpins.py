@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -76,10 +76,14 @@ def unpin(path: Path) -> None:
     remove_empty(path.parent)
 
 
-def remove(directory: Path) -> None:
-    """Remove the pins in a directory, and it. A link that has another pin, under a later name say, goes on."""
+def remove(directory: Path, *, only: Container[str] | None = None) -> None:
+    """Remove the pins in a directory, those of some names if `only` has them, and it if it is empty then.
+
+    A link that has another pin, under a later name say, goes on.
+    """
     for path in pins(directory):
-        path.unlink(missing_ok=True)
+        if only is None or path.name in only:
+            path.unlink(missing_ok=True)
     remove_empty(directory)
 
 

@@ -21,7 +21,15 @@ from datapath.kernel import linkpins
 from datapath.kernel.hooks import Direction
 from datapath.reload.prepare import Compile, FillArrays, LoadPrograms, MigrateMaps, OpenMaps, RepinMaps, WriteObject
 from datapath.reload.step import Plan, Step
-from datapath.reload.switchover import Attach, Commit, Detach, InsertPolicy, InstallRoutes, RemoveRoutes
+from datapath.reload.switchover import (
+    NETDEV_PROGRAMS,
+    Attach,
+    Commit,
+    Detach,
+    InsertPolicy,
+    InstallRoutes,
+    RemoveRoutes,
+)
 from datapath.reload.xdp import CIL_XDP_ENTRY, AttachXdp, DetachXdp
 
 CILIUM_HOST, CILIUM_NET, CILIUM_VXLAN, CILIUM_WG = "cilium_host", "cilium_net", "cilium_vxlan", "cilium_wg0"
@@ -206,7 +214,7 @@ def _obsolete(config: DatapathConfig, links: Mapping[str, Interface], devices: S
     return [
         Detach(name, direction, prefix, required=False, links=config.device_links(name))
         for name in _not_wanted(links, devices)
-        for direction, prefix in ((Direction.INGRESS, "cil_from_netdev"), (Direction.EGRESS, "cil_to_netdev"))
+        for direction, prefix in NETDEV_PROGRAMS.items()
     ]
 
 

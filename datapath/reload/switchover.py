@@ -26,6 +26,9 @@ from datapath.reload.step import Step
 from datapath.reload.tcxlinks import TcxHook
 from datapath.reload.workspace import Workspace
 
+NETDEV_PROGRAMS = {Direction.INGRESS: "cil_from_netdev", Direction.EGRESS: "cil_to_netdev"}
+"""The programs of the devices, and of interfaces that were devices."""
+
 
 @dataclass(frozen=True)
 class InsertPolicy(Step):
@@ -353,9 +356,9 @@ def _is_attached(work: Workspace, program: Attached, ifindex: int) -> bool:
 
 
 def _remove(work: Workspace, path: Path) -> None:
-    """Remove a file, or a directory of pinned links."""
+    """Remove a file, or the links of the host's programs that are pinned in a directory; XDP has its own there."""
     if path.is_relative_to(work.config.devices_links):
-        linkpins.remove(path)
+        linkpins.remove(path, only=NETDEV_PROGRAMS.values())
     else:
         path.unlink(missing_ok=True)
 

@@ -242,3 +242,49 @@ def test_best_effort_is_none_where_a_device_takes_no_native_program(eth0: Rig) -
         assert xdp.all_attached(eth0.netlink) == {}
     finally:
         run(nsenter(eth0.config.netns, "ip", "link", "del", "br0"))
+
+
+def test_the_commit_of_the_host_leaves_links_of_xdp_alone(eth0: Rig) -> None:
+    """Of a renamed device, and of one whose pin came after the plan: XDP's own reload says what becomes of them."""
+    ns = eth0.config.netns
+    run(nsenter(ns, "ip", "link", "add", "old0", "type", "veth", "peer", "name", "d0"))
+    try:
+        eth0.configure(devices=("old0",))
+        eth0.reload(XDP_SUBJECT)
+        before = xdp.all_attached(eth0.netlink)
+        run(nsenter(ns, "ip", "link", "set", "old0", "name", "new0"))
+        eth0.configure(devices=("new0",))
+        assert eth0.reload("host").warnings == ()
+        assert xdp.all_attached(eth0.netlink) == {"new0": before["old0"]}
+        with links.pinned(pin(eth0, "old0")) as fd:
+            assert fd is not None
+            link = links.info(fd).id
+        eth0.reload(XDP_SUBJECT)
+        with links.pinned(pin(eth0, "new0")) as fd:
+            assert fd is not None
+            assert links.info(fd).id == link
+        assert not pin(eth0, "old0").parent.exists()
+    finally:
+        run(nsenter(ns, "ip", "link", "del", "d0"))
+
+
+def test_a_device_that_comes_back_between_plan_and_commit_of_the_host_keeps_its_link(eth0: Rig) -> None:
+    """XDP's reload runs beside that of the host."""
+    ns = eth0.config.netns
+    eth0.configure(devices=("d0",))
+
+    def come_back(*_: object) -> None:
+        run(nsenter(ns, "ip", "link", "add", "d0", "type", "veth", "peer", "name", "peer0"))
+        eth0.reload(XDP_SUBJECT)
+
+    run(nsenter(ns, "ip", "link", "add", "d0", "type", "veth", "peer", "name", "peer0"))
+    eth0.reload(XDP_SUBJECT)
+    run(nsenter(ns, "ip", "link", "del", "d0"))
+    try:
+        assert eth0.reload("host", observer=Gate(come_back, before="commit")).warnings == (
+            "device d0 does not exist: left out",
+        )
+        assert set(xdp.all_attached(eth0.netlink)) == {"d0"}
+        assert pin(eth0, "d0").exists()
+    finally:
+        run(nsenter(ns, "ip", "link", "del", "d0"))
