@@ -112,6 +112,11 @@ def is_policy_map(name: str) -> bool:
     return name.startswith(POLICY) and endpoint_of(name) is not None
 
 
+def is_written_while_used(name: str) -> bool:
+    """Tell whether the control plane writes the map wherever it is pinned, for the programs of one subject alone."""
+    return is_policy_map(name) or name in CIDR_MAPS
+
+
 def endpoint_of(name: str) -> int | None:
     """Return the endpoint that a map of this name belongs to, also one that was moved aside; None for another map."""
     match = _ENDPOINTS_OWN.match(name)

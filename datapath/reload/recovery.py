@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from datapath.base.mapnames import POLICY_ARRAYS, WRITTEN_BY_AGENT, WRITTEN_BY_PACKETS
+from datapath.base.mapnames import POLICY_ARRAYS, WRITTEN_BY_AGENT, WRITTEN_BY_PACKETS, is_written_while_used
 from datapath.kernel.inventory import reach
 from datapath.kernel.map import open_pin
 from datapath.kernel.pins import Pin, is_program_array, left_behind, map_id
@@ -33,9 +33,13 @@ def recover(work: Workspace, spec: CollectionSpec, left: list[Pin]) -> None:
     used = reach(retired.attached_programs(work.netlink, work.config.netns) | policy).maps
     for pin in left:
         done = put_right(pin, used.__contains__)
-        if done is not None:
+        # Objects of one reload share maps.
+        if done is not None and done not in work.warnings:
             work.warnings.append(done)
             _fill_again(work, pin)
+            if is_written_while_used(pin.path.name):
+                # What is kept is of no use when all programs are new.
+                work.let_go(f"the old map {pin.path.name}", pin.finalize)
 
 
 def _fill_again(work: Workspace, pin: Pin) -> None:
@@ -52,7 +56,8 @@ def put_right(pin: Pin, in_use: Callable[[int], bool]) -> str | None:
 
     Killed before its first attach: the old map goes back. Killed after its last: the old one is let go. Killed in
     between, old and new programs are attached side by side: the kernel would empty a program array that loses its
-    pin, so each keeps its own until the reload that follows has replaced both; other maps need no pin to live on.
+    pin, and nobody could write to a policy map, so each keeps its own until the reload that follows has replaced both;
+    other maps need no pin to live on.
     Returns what was done, None if there was nothing to do.
     """
     left = pin.leftovers()
@@ -70,7 +75,7 @@ def put_right(pin: Pin, in_use: Callable[[int], bool]) -> str | None:
         return f"restored {pin.path.name} from {back.name}, left by a reload that did not end"
     # What others write for all is written in each that is pinned (retired.py).
     shared = needed if pin.path.name in WRITTEN_BY_AGENT else []
-    kept = [path for path in needed if is_program_array(path)]
+    kept = [path for path in needed if is_written_while_used(pin.path.name) or is_program_array(path)]
     _let_go(path for path in left if path not in (*kept, *shared))
     if shared:
         pin.retire()

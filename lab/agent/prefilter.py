@@ -13,6 +13,9 @@ from pathlib import Path
 from datapath.base import mapnames
 from datapath.base.statefile import DamagedFile, read_typed, write_json
 from datapath.errors import WrongCall
+from datapath.kernel.map import Map
+from datapath.load.content import put
+from datapath.reload import retired
 from lab.abi.layouts import LPM_VAL, cidr_key
 from lab.agent.policy import Network
 from lab.errors import system_errors
@@ -94,19 +97,21 @@ def entries(name: str, node: Node) -> Iterator[tuple[bytes, bytes]]:
 def sync(node: Node, pins: Path) -> None:
     """Bring the pinned maps in line with what is stored: what is new first, then what is stale goes.
 
+    Those that a killed reload has moved aside as well: programs may use them. What does not fit there is left out.
     A node without XDP programs has no such maps. The caller excludes other updates.
     """
-    for name in mapnames.CIDR_MAPS:
-        opened = open_if_pinned(pins / name)
-        if opened is None:
-            continue
-        with opened:
-            wanted = dict(entries(name, node))
-            present = set(opened.keys())
-            for new in wanted.keys() - present:
-                opened.update(new, wanted[new])
-            for stale in present - wanted.keys():
-                opened.delete(stale)
+    for name, paths in retired.pinned(pins, mapnames.CIDR_MAPS).items():
+        wanted = dict(entries(name, node))
+        for path in paths:
+            opened = open_if_pinned(path)
+            if opened is None:
+                continue
+            with opened:
+                present = set(opened.keys())
+                for new in wanted.keys() - present:
+                    (Map.update if path.name == name else put)(opened, new, wanted[new])
+                for stale in present - wanted.keys():
+                    opened.delete(stale)
 
 
 def _path(node: Node) -> Path:

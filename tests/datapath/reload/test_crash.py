@@ -18,9 +18,11 @@ import pytest
 
 from datapath.base.bpftypes import MapType
 from datapath.kernel import bpf
-from datapath.kernel.inventory import slots
+from datapath.kernel.inventory import reach, slots
 from datapath.kernel.map import open_pin
+from datapath.kernel.pins import map_id
 from lab.scenario.gate import Gate
+from lab.watch.snapshot import take
 from tests.datapath import support
 from tests.datapath.reload.crasher import Crasher, Request, crasher
 from tests.datapath.support import Injected, Rig
@@ -84,6 +86,15 @@ def heals(rig: Rig, subject: str, routes: bool) -> list[str]:
             if not list(pinned.keys()):
                 wrong.append(f"{path.name} was never filled")
     return wrong
+
+
+def map_name(ident: int) -> str:
+    """Return the kernel's name of a map, of 15 characters."""
+    fd = bpf.map_fd_by_id(ident)
+    try:
+        return bpf.map_info(fd).name
+    finally:
+        os.close(fd)
 
 
 SUBJECTS = [("pod-1", False), ("pod-1", True), ("host", False), ("overlay", False)]
@@ -204,6 +215,38 @@ def test_what_the_control_plane_has_written_after_a_kill_is_there(
     with open_pin(rig.pin(name)) as pinned:
         assert (pinned.info.max_entries == 4096) == (later == "new")
         assert key in list(pinned.keys())  # a look-up in a trie would find a shorter prefix
+
+
+@pytest.mark.parametrize("later", ["old", "new"])
+def test_a_policy_map_in_use_stays_pinned_after_a_kill(rig: Rig, templates: Path, killer: Crasher, later: str) -> None:
+    """Whoever writes policies finds both, that of the old program and that of the new policy program.
+
+    So it is after a reload that fails, too. The next one that succeeds lets the old map go.
+    """
+    define = ("POLICY_MAP_SIZE", "4096")
+    rig.reload("pod-1")
+    number = [step.name for step in rig.plan("pod-1").steps].index("attach ingress")
+    assert killer.run(request(rig, templates, "pod-1", False, nth=number, defines=[define])) == SIGKILLED
+
+    def used() -> set[int]:
+        now = take(rig.node)
+        programs = {found.program_id for filters in now.filters.values() for found in filters}
+        maps = reach(programs | set(now.policy.values())).maps
+        return {ident for ident in maps if map_name(ident).startswith("cilium_policy_0")}
+
+    def pinned() -> set[int]:
+        return {map_id(path) for path in rig.config.globals.glob("cilium_policy_00101*")}
+
+    assert len(used()) == 2
+    rig.configure(defines=(define,) if later == "new" else ())
+    for _ in range(2):
+        with pytest.raises(Injected):
+            rig.reload("pod-1", observer=Gate(support.inject, before="load programs"))
+        assert used() <= pinned()
+    assert any(warning.startswith("kept cilium_policy_00101:pending") for warning in rig.reload("pod-1").warnings)
+    assert used() == pinned()
+    assert len(used()) == 1
+    assert rig.leftovers() == []
 
 
 SMALL = [("POLICY_MAP_SIZE", "4096"), ("IPCACHE_MAP_SIZE", "4096"), ("POLICY_PROG_MAP_SIZE", "300")]

@@ -97,3 +97,17 @@ def test_a_map_that_is_no_program_array_is_not_kept(pin: Pin, stack: ExitStack) 
     assert (done or "").startswith("removed")
     assert names(pin) == [""]
     assert map_id(pin.path) == wanted
+
+
+@pytest.mark.parametrize("name", ["cilium_policy_00101", "cilium_policy_v2_00101", "cilium_cidr_v4_dyn"])
+def test_a_map_that_is_written_for_the_programs_that_use_it_is_kept(pins: Path, stack: ExitStack, name: str) -> None:
+    """By its pin alone the control plane finds it."""
+    pin = Pin(pins / name)
+    for path in (pin.pending, pin.path):
+        fd = bpf.map_create(MapType.HASH, 4, 4, 8)
+        stack.callback(os.close, fd)
+        bpf.obj_pin(fd, path)
+    there = {path: map_id(path) for path in (pin.pending, pin.path)}
+    assert (put_right(pin, lambda _: True) or "").startswith(f"kept {pin.pending.name}")
+    assert {path: map_id(path) for path in there} == there
+    assert (put_right(pin, {there[pin.path]}.__contains__) or "").startswith("removed")

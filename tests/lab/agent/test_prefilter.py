@@ -137,6 +137,25 @@ def test_what_does_not_fit_allows_nothing_that_was_denied(node: Node, pins: Path
 
 
 @pytest.mark.privileged
+def test_a_map_that_a_killed_reload_has_moved_aside_is_written_as_well(node: Node, pins: Path) -> None:
+    """Programs may use it; what does not fit there does not fail what fits elsewhere."""
+    aside = pins / f"{CIDR4_FIX}:pending"
+    (pins / CIDR4_FIX).rename(aside)
+    fd = bpf.map_create(MapType.HASH, LPM_V4_KEY.size, LPM_VAL.size, ROOM + 1, flags=BPF_F_NO_PREALLOC)
+    bpf.obj_pin(fd, pins / CIDR4_FIX)
+    os.close(fd)
+    try:
+        for number in (1, 2, ROOM + 1):
+            texts = [f"192.0.2.{last}" for last in range(number)]
+            set_denied(node, pins, *texts)
+            with open_pin(aside) as opened:
+                assert len(set(opened.keys())) == min(number, ROOM)
+            assert len(denied(pins)[CIDR4_FIX]) == number
+    finally:
+        aside.unlink()
+
+
+@pytest.mark.privileged
 def test_a_node_without_the_maps_keeps_what_it_denies(node: Node, pins: Path) -> None:
     set_denied(node, pins.with_name("elsewhere"), *OF_EACH)
     assert denied(pins) == {}
