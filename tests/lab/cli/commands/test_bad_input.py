@@ -295,18 +295,18 @@ def test_what_is_not_there(capfd: pytest.CaptureFixture[str], arguments: str, wo
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("arguments", "words", "code"),
     [
-        ("run --library /tmp", "/tmp holds no bpf_lxc.c"),
-        ("run no-such-suite", "no-such-suite: no such file or directory"),
-        ("bench reload --library /tmp", "/tmp holds no bpf_lxc.c"),
-        ("bench traffic --library /tmp", "/tmp holds no bpf_lxc.c"),
-        ("reload box/pod-9", "lab box has no endpoint pod-9; it has host, health, pod-1, pod-2, pod-3"),
+        ("run --library /tmp", "/tmp holds no bpf_lxc.c", 2),
+        ("run no-such-suite", "no-such-suite: no such file or directory", 2),
+        ("bench reload --library /tmp", "/tmp holds no bpf_lxc.c", 2),
+        ("bench traffic --library /tmp", "/tmp holds no bpf_lxc.c", 2),
+        ("reload box/pod-9", "lab box has no endpoint pod-9; it has host, health, pod-1, pod-2, pod-3", 1),
     ],
 )
 @pytest.mark.usefixtures("as_before")
-def test_what_is_not_there_by_the_real_command(arguments: str, words: str) -> None:
-    call(*arguments.split()).refused(words)
+def test_wrong_calls_of_the_real_command(arguments: str, words: str, code: int) -> None:
+    call(*arguments.split()).refused(words, code=code)
 
 
 def test_no_command_prints_the_help() -> None:
