@@ -1,4 +1,7 @@
-"""Packets at every point of a reload: a fixed number pushed between any two steps, on every path."""
+"""Packets at every point of a reload: a fixed number pushed between any two steps, on every path.
+
+By gates of their own: without the packet of each flow that other scenarios send there.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,8 @@ import pytest
 
 from reloadlab import Gate, Scenario
 from scenarios.steps import steps_of
+
+pytestmark = pytest.mark.node(bursts="none")
 
 BURST = 3
 """Packets of each flow at each gate."""

@@ -72,10 +72,13 @@ def test_both_nodes_at_once(cluster: ClusterScenario, network: str) -> None:
         assert len(list(done)) == 2
 
 
-@pytest.mark.parametrize("subject", ["1/host", "1/overlay", "1/pod-1", "2/host", "2/overlay", "2/pod-1", "1/health"])
-@pytest.mark.cluster(pods=2, tunnel=True, each=MIXED)
+@pytest.mark.parametrize("subject", ["2/overlay"])
+@pytest.mark.cluster(pods=2, tunnel=True, each=MIXED, bursts="none")
 def test_between_any_two_steps(cluster: ClusterScenario, subject: str) -> None:
-    """A burst over every path between any two steps of a reload."""
+    """Bursts over every path between any two steps of the one reload that both nodes' packets meet.
+
+    The others stop for a packet of each flow when everything is reloaded.
+    """
     silent: list[str] = []
     gate = Gate(lambda step, _: silent.extend(f"{step}: {flow}" for flow in cluster.silence()), after="*")
     cluster.reload(subject, gate=gate)

@@ -116,7 +116,8 @@ def test_system_error_names_the_lab(agent: Agent, tmp_path: Path) -> None:
     config = agent.config
     try:
         agent.loader.configure(replace(config, state=file))
-        with pytest.raises((LabSystemError, CompileError), match="Not a directory"):
+        # The endpoint's lock is the first thing that is asked for there.
+        with pytest.raises(LabSystemError, match=f"^lab {agent.node.name}: {file}/101/lock: Not a directory$"):
             agent.reload("pod-1")
     finally:
         agent.loader.configure(config)
@@ -176,6 +177,8 @@ def test_removing_a_pod_waits_for_its_reload(agent: Agent) -> None:
         removal = pool.submit(agent.remove_pod, "late")
         with pytest.raises(TimeoutError):
             removal.result(0.3)
+        assert "late" in agent.subjects
+        assert layouts.endpoint_key(agent.node.pod("late").ipv4) in content(agent, "cilium_lxc")
         go.set()
         reload.result(20)
         removal.result(20)

@@ -19,6 +19,7 @@ from datapath.kernel.map import open_pin
 from datapath.kernel.netlink import NetlinkSocket
 from datapath.kernel.pins import map_id
 from lab.abi import layouts
+from lab.abi.conntrack import CtEntry
 from lab.agent.agent import Agent
 from lab.cli.main import main
 from lab.cli.proofs import spread
@@ -37,6 +38,8 @@ from tests.lab.proof.test_sweep import survived
 pytestmark = [pytest.mark.privileged]
 
 SAMPLE = 10
+FOREVER = 0xFFFFFFFF
+"""Lifetime of a connection: collecting what is over does not take it."""
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +111,7 @@ def test_connections_of_what_is_gone_are_forgotten(agent: Agent) -> None:
     pod = lose(agent)
     key = pod.ipv4.packed + agent.node.pod("pod-1").ipv4.packed + bytes(6)
     with open_pin(agent.config.globals / CT_ANY4) as table:
-        table.update(key, bytes(table.info.value_size))
+        table.update(key, CtEntry(lifetime=FOREVER).pack())
         agent.restore()
         assert table.lookup(key) is None
 
@@ -166,7 +169,7 @@ def test_a_pod_inherits_nothing_from_one_whose_number_it_has(agent: Agent) -> No
     made = agent.node.add_pod("next")
     assert (made.endpoint_id, made.ipv4) == (pod.endpoint_id, pod.ipv4)
     with open_pin(pins / CT_ANY4) as table:
-        table.update(key, bytes(table.info.value_size))
+        table.update(key, CtEntry(lifetime=FOREVER).pack())
         restored = agent.restore()
         assert table.lookup(key) is None
     assert restored.anew == {"next": "directory 103 is that of a former endpoint 103"}

@@ -33,7 +33,9 @@ class Careless(pipeline.Pipeline):
 
     def plan(self, request: Mapping[str, Any]) -> Plan:
         plan = super().plan(request)
-        return before("attach ingress", EmptyFilledSlot("slot", GAP))(plan) if request["kind"] == "pod" else plan
+        return (
+            before("attach ingress", EmptyFilledSlot("slot", GAP, missed=0))(plan) if request["kind"] == "pod" else plan
+        )
 
 
 if __name__ == "__main__":

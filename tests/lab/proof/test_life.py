@@ -22,6 +22,7 @@ def one(cases: Sequence[Case]) -> Sequence[Case]:
     return [cases[len(cases) * 2 // 3]]
 
 
+@pytest.mark.privileged
 def test_a_sample_of_the_cases_is_survived() -> None:
     """One of each stage, of 2600: all of them are `make faults`."""
     result = sweep_life(NodeSpec("life", pods=1), stages([], []), faults=FAULTS, choose=one)
@@ -32,6 +33,7 @@ def test_a_sample_of_the_cases_is_survived() -> None:
     assert "life" not in {lab.name for lab in registry.list_labs()}
 
 
+@pytest.mark.privileged
 def test_what_is_not_put_right_is_told() -> None:
     """A command that is of no use behind one that was killed, and one whose call does not come."""
     tries: list[int] = []
@@ -51,6 +53,7 @@ def test_what_is_not_put_right_is_told() -> None:
     assert result.cases[1].ended == "not reached"
 
 
+@pytest.mark.privileged
 def test_a_process_that_dies_of_an_error_has_not_survived() -> None:
     here = os.getpid()
 

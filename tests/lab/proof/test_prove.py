@@ -31,6 +31,8 @@ from tests.lab.emptied import EmptySlot, before
 from tests.lab.proof.gaps import gaps_of
 from tests.lab.proof.refused import refused
 
+pytestmark = pytest.mark.privileged
+
 LINKS = ("LINK_CREATE", "LINK_UPDATE", "LINK_DETACH")
 GAP = 0.001
 """Seconds that a slot stays empty by itself: packets come at the next call, however soon that is."""
@@ -97,7 +99,7 @@ def test_the_call_at_which_packets_are_lost_is_named() -> None:
     """The slot is empty from the call after its deletion until it is filled again, and nowhere else."""
 
     def reload(scenario: Scenario, cancel: threading.Event) -> None:
-        scenario.agent.change = before("attach ingress", EmptySlot("slot", GAP))
+        scenario.agent.change = before("attach ingress", EmptySlot("slot", GAP, missed=0))
         scenario.agent.reload("pod-1")
 
     proof = prove(NodeSpec("proof-of-fault"), [Action("reload of pod-1", reload)])

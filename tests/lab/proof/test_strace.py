@@ -26,7 +26,10 @@ from lab.scenario.scenario import Scenario
 from lab.system.forkpool import WorkerDied
 from lab.watch.snapshot import take
 
-pytestmark = pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
+pytestmark = [
+    pytest.mark.privileged,
+    pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed"),
+]
 
 _VOLATILE = re.compile(r"\.[a-z0-9_]{8}\b|\d+")
 """What differs from one reload to the next: temporary names, generations."""

@@ -47,6 +47,7 @@ def survived(result: SweepResult, count: int, ends: set[str], *, gaps: int = 0) 
     assert len(result.cases) == count
 
 
+@pytest.mark.privileged
 @pytest.mark.parametrize("subject", ["pod-1", "host"])
 def test_a_sample_of_the_cases_is_survived(subject: str) -> None:
     spec = NodeSpec(f"sweep-{subject}", endpoint_routes=True, devices=("eth0",))
@@ -54,6 +55,7 @@ def test_a_sample_of_the_cases_is_survived(subject: str) -> None:
     survived(result, SAMPLE, {"failed", "killed"})
 
 
+@pytest.mark.privileged
 def test_a_sample_of_the_cases_of_a_migration_is_survived() -> None:
     """There and back, among them those in which a map of the node is neither here nor there."""
     spec = NodeSpec("sweep-migration", pods=1)
@@ -66,6 +68,7 @@ def test_a_sample_of_the_cases_of_a_migration_is_survived() -> None:
     survived(sweep(spec, actions, choose=choose), 12, {"failed", "killed"})
 
 
+@pytest.mark.privileged
 def test_a_sample_of_the_cases_of_a_switch_is_survived() -> None:
     spec = NodeSpec("sweep-switch", pods=1)
     result = sweep(spec, switches(spec), choose=partial(spread, number=2))
@@ -74,6 +77,7 @@ def test_a_sample_of_the_cases_of_a_switch_is_survived() -> None:
     assert len(result.cases) == 4
 
 
+@pytest.mark.privileged
 @NEEDS_TCX
 def test_a_sample_of_the_cases_from_tc_to_tcx_and_back_is_survived() -> None:
     """Among them those in which a link is there and has no pin, or is about to be detached."""
@@ -86,6 +90,7 @@ def test_a_sample_of_the_cases_from_tc_to_tcx_and_back_is_survived() -> None:
     survived(sweep(spec, reattaches(spec, ["pod-1"], Attachment.TC), choose=choose), 10, {"failed", "killed"}, gaps=1)
 
 
+@pytest.mark.privileged
 def test_a_reload_is_cancelled_at_each_call_of_a_sample() -> None:
     """Before its commit it is undone, behind it it is done."""
     spec = NodeSpec("sweep-cancel", pods=1, devices=("eth0",))
@@ -97,6 +102,7 @@ def named(pattern: str) -> Callable[[Sequence[Case]], list[Case]]:
     return lambda cases: [case for case in cases if case.place.fits(pattern)]
 
 
+@pytest.mark.privileged
 def test_a_step_that_is_not_taken_back_is_found() -> None:
     """The object cannot be published, and the new program stays at the hook. The next case gets another node."""
     seen: list[Scenario] = []
@@ -119,6 +125,7 @@ def test_a_step_that_is_not_taken_back_is_found() -> None:
     assert (killed.ended, killed.survived, len(seen)) == ("killed", True, 2)
 
 
+@pytest.mark.privileged
 def test_a_process_that_dies_of_an_error_has_not_survived() -> None:
     """One that was not to be killed, by whatever it died."""
     here = os.getpid()
@@ -143,6 +150,7 @@ def test_a_process_that_dies_of_an_error_has_not_survived() -> None:
 NO_KILL = Faults(first_errno_of, kill=False)
 
 
+@pytest.mark.privileged
 def test_without_cpu_for_the_traffic_nothing_is_said() -> None:
     """The cases are told all the same, and the result does not hold."""
     told: list[Case] = []
@@ -155,6 +163,7 @@ def test_without_cpu_for_the_traffic_nothing_is_said() -> None:
     assert result.to_json()["undecided"] == result.undecided
 
 
+@pytest.mark.privileged
 def test_a_case_that_was_found_is_told_without_cpu_for_the_traffic() -> None:
     told: list[Case] = []
     here, done = os.getpid(), list[int]()
@@ -187,6 +196,7 @@ def test_a_series_of_one_maps_keys_is_a_few_cases() -> None:
     assert cases[0].command == "reloadlab faults --calls 'MAP_UPDATE cilium_ct4_global[*]' --nth 1 --cancel"
 
 
+@pytest.mark.privileged
 def test_a_call_that_does_not_come_is_not_called_survived() -> None:
     spec = NodeSpec("sweep-of-nothing")
     never = Case("reload of pod-1", Place("MAP_UPDATE nothing", 1), KILL)
@@ -209,6 +219,7 @@ def test_patterns_fit_on_every_node() -> None:
     assert not Place(slot.pattern, 1).fits("MAP_UPDATE cilium_calls_00101[8]")
 
 
+@pytest.mark.privileged
 def test_a_case_alone_as_it_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     argv = ["faults", "pod-1", "--calls", "OBJ_PIN *", "--nth", "1", "--errno", "ENOSPC", "--no-kill", "--json"]
     assert main(argv) == 0
@@ -218,6 +229,7 @@ def test_a_case_alone_as_it_is_printed(capsys: pytest.CaptureFixture[str]) -> No
     assert "1 case in" in captured.err
 
 
+@pytest.mark.privileged
 @pytest.mark.parametrize(
     ("argv", "said"),
     [

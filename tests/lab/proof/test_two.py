@@ -22,6 +22,8 @@ from lab.system.launch import module_argv
 from tests.lab.proof.refused import refused
 from tests.lab.proof.starved import starved
 
+pytestmark = pytest.mark.privileged
+
 SAMPLE = 2
 """Meetings of about 60: all of them are `reloadlab prove --two`."""
 
@@ -85,6 +87,8 @@ def test_two_reloads_that_replace_a_map_of_the_node() -> None:
     result = prove_two(spec, pairs(spec, ["pod-1", "host"], [("ENDPOINTS_MAP_SIZE", "4096")]), choose=choose)
     assert [(meeting.title, meeting.wrong) for meeting in result.meetings if meeting.wrong] == []
     assert result.holds
+    # To the other build and back, each at the chosen calls and in turns.
+    assert len(result.meetings) == 2 * (SAMPLE + 1)
 
 
 def test_a_map_of_its_own_is_found() -> None:

@@ -55,6 +55,13 @@ def lab(pods: int = 1) -> Iterator[str]:
         yield name
 
 
+@pytest.fixture(scope="module")
+def standing() -> Iterator[str]:
+    """A lab that no test upgrades, for calls that are refused."""
+    with lab() as name:
+        yield name
+
+
 def upgraded(name: str, argv: list[str], code: int, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
     """Upgrade a lab, which ends with this code; return the document."""
     ended = main(["upgrade", name, *argv, "--json"])
@@ -275,36 +282,35 @@ def test_maps_that_are_filled_too_late_are_found(capsys: pytest.CaptureFixture[s
     ],
 )
 def test_options_that_make_no_sense_are_one_line(
-    argv: list[str], said: str, capsys: pytest.CaptureFixture[str]
+    standing: str, argv: list[str], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with lab() as name:
-        assert said in refused(["upgrade", name, "--to", "builtin", *argv], capsys)
+    assert said in refused(["upgrade", standing, "--to", "builtin", *argv], capsys)
 
 
 def test_a_lab_that_is_not_there_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert "no lab nowhere" in refused(["upgrade", "nowhere", "--to", "builtin"], capsys)
 
 
-def test_labs_of_no_cluster_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_labs_of_no_cluster_are_one_line(standing: str, capsys: pytest.CaptureFixture[str]) -> None:
     """No packet gets from one to the other."""
-    with lab() as one, lab() as two:
-        said = refused(["upgrade", one, two, "--to", "builtin"], capsys)
-        assert f"{one}, {two} are not of one cluster" in said
-        assert enforcement.document_of(Node.open(one)) == POLICY
+    with lab() as other:
+        said = refused(["upgrade", standing, other, "--to", "builtin"], capsys)
+        assert f"{standing}, {other} are not of one cluster" in said
+        assert enforcement.document_of(Node.open(standing)) == POLICY
 
 
-def test_a_directory_that_there_is_not_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_directory_that_there_is_not_is_one_line(
+    standing: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Before anything is done."""
-    with lab() as name:
-        missing = tmp_path / "cilium-1.61" / "bpf"
-        said = refused(["upgrade", name, "--to", str(missing)], capsys)
-        assert f"{missing} is neither a directory of C sources nor a program that can be run" in said
+    missing = tmp_path / "cilium-1.61" / "bpf"
+    said = refused(["upgrade", standing, "--to", str(missing)], capsys)
+    assert f"{missing} is neither a directory of C sources nor a program that can be run" in said
 
 
 def test_a_directory_does_not_hide_the_loader_of_its_name(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    standing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "builtin").mkdir()
     monkeypatch.chdir(tmp_path)
-    with lab() as name:
-        assert "no step or call like" in refused(["upgrade", name, "--to", "builtin", "--at", "no such"], capsys)
+    assert "no step or call like" in refused(["upgrade", standing, "--to", "builtin", "--at", "no such"], capsys)

@@ -24,11 +24,11 @@ USER, GROUP = 12345, 12346
 
 LOST = """
 import pytest
-from tests.lab.emptied import GAP, EmptySlot, before
+from tests.lab.emptied import EmptySlot, before
 
 @pytest.mark.node(pods=2)
 def test_lost(scenario):
-    scenario.agent.change = before("attach ingress", EmptySlot("slot", GAP))
+    scenario.agent.change = before("attach ingress", EmptySlot("slot"))
     scenario.reload("pod-2")
     scenario.agent.change = None
 """

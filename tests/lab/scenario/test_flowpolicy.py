@@ -62,7 +62,9 @@ def test_several_nodes(options: dict[str, Any]) -> None:
     with ClusterScenario(specs, flows=on_cluster) as scenario:
         scenario.reload("1/pod-1", "2/pod-1", "2/host")
         scenario.finish()
-    assert all(count > 0 for count in scenario.phases[0].denied.values())
+    denied = scenario.phases[0].denied
+    assert denied
+    assert all(count > 0 for count in denied.values())
 
 
 def open_the_door(scenario: Scenario) -> None:

@@ -18,6 +18,8 @@ from lab.scenario.scenario import ClusterScenario, Scenario
 from lab.watch.snapshot import take
 from tests.lab.labs import unique_name
 
+pytestmark = pytest.mark.privileged
+
 
 class Injected(ReloadlabError):
     """What a test's gate raises."""

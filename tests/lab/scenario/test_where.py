@@ -16,7 +16,7 @@ from lab.node.topology import NODE, NodeSpec
 from lab.scenario.gate import Gate
 from lab.scenario.scenario import ClusterScenario, Scenario
 from lab.scenario.verdict import InvariantsViolated
-from tests.lab.emptied import GAP, EmptySlot, before
+from tests.lab.emptied import EmptySlot, before
 from tests.lab.labs import unique_name
 from tests.lab.wires import ip
 
@@ -56,7 +56,7 @@ def test_a_loss_inside_a_step_is_told_with_the_step(subject: str) -> None:
     """Whoever is reloaded: what is lost belongs to another endpoint than that of the reload."""
     with Scenario(NodeSpec(unique_name("where"), pods=2)) as scenario:
         scenario.reload(subject)
-        scenario.agent.change = before("attach ingress", EmptySlot("slot", GAP))
+        scenario.agent.change = before("attach ingress", EmptySlot("slot"))
         (outcome,) = scenario.reload(subject)
         scenario.agent.change = None
         scenario.reload(subject)
@@ -72,12 +72,14 @@ def test_a_loss_inside_a_step_is_told_with_the_step(subject: str) -> None:
 
 def test_a_loss_is_told_with_the_load_that_dropped_it() -> None:
     """Replies: programs of pod-2 look for the policy program of pod-1, while the host is reloaded."""
+    name = "pod-1 -> pod-2 udp v4"
     with Scenario(NodeSpec(unique_name("where"), pods=2)) as scenario:
         (outcome,) = scenario.reload("pod-2")
-        scenario.agent.change = before("attach ingress", EmptySlot("slot", GAP))
+        fault = EmptySlot("slot", meanwhile=lambda: scenario.traffic.burst(name, 1, timeout=0.2))
+        scenario.agent.change = before("attach ingress", fault)
         scenario.reload("host")
         scenario.agent.change = None
-        found = [line for line in losses(violations(scenario)) if line.startswith("pod-1 -> pod-2 udp v4: ")]
+        found = [line for line in losses(violations(scenario)) if line.startswith(f"{name}: ")]
     (line,) = found
     assert re.search(rf"; dropped by generation {outcome.generation}, Missed tail call, delivery\.h:\d+$", line), line
 
@@ -97,7 +99,7 @@ def test_a_loss_in_the_kernel_is_told_with_its_reason() -> None:
 
 def test_a_burst_between_two_steps_that_stays_silent_is_told_with_them() -> None:
     """The first reload of its kind is stepped through: nothing else would see a gap that is as short as that."""
-    fault = before("attach ingress", EmptySlot("slot", 0))
+    fault = before("attach ingress", EmptySlot("slot", gap=0, missed=0))
     with Scenario(NodeSpec(unique_name("where"), pods=2), rate=20) as scenario:
         scenario.agent.change = fault
         (outcome,) = scenario.reload("pod-1")
@@ -113,7 +115,7 @@ def test_a_burst_between_two_steps_that_stays_silent_is_told_with_them() -> None
 
 def test_losses_of_a_failed_reload_are_told_as_well() -> None:
     with Scenario(NodeSpec(unique_name("where"), pods=2)) as scenario:
-        scenario.agent.change = before("attach ingress", EmptySlot("slot", GAP), Fail("it"))
+        scenario.agent.change = before("attach ingress", EmptySlot("slot"), Fail("it"))
         scenario.reload_fails("pod-2", ReloadlabError)
         scenario.agent.change = None
         found = losses(violations(scenario))
@@ -122,7 +124,7 @@ def test_losses_of_a_failed_reload_are_told_as_well() -> None:
 
 
 def test_losses_during_reloads_by_workers_are_told_as_well() -> None:
-    fault = before("attach ingress", EmptySlot("slot", GAP))
+    fault = before("attach ingress", EmptySlot("slot"))
     with Scenario(NodeSpec(unique_name("where"), pods=3)) as scenario:
         scenario.agent.change = lambda plan: fault(plan) if plan.subject == "pod-2" else plan
         scenario.reload_parallel(["pod-2", "pod-3"], workers=2)
@@ -134,7 +136,7 @@ def test_losses_during_reloads_by_workers_are_told_as_well() -> None:
 
 def test_several_nodes_are_told_apart() -> None:
     with ClusterScenario(cluster_specs(unique_name("where")[:28], 2, pods=1, tunnel=True)) as scenario:
-        scenario.cluster.agent(2).change = before("attach ingress", EmptySlot("slot", GAP))
+        scenario.cluster.agent(2).change = before("attach ingress", EmptySlot("slot"))
         scenario.reload("1/host", "2/host")
         scenario.cluster.agent(2).change = None
         found = losses(violations(scenario))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import struct
 from dataclasses import replace
 
 import pytest
@@ -14,7 +13,7 @@ from datapath.kernel import bpf, progarray
 from datapath.kernel.hooks import Direction
 from datapath.kernel.inventory import program_by_id
 from datapath.kernel.map import open_pin
-from datapath.reload.switchover import Attach, InsertPolicy
+from datapath.reload.switchover import Attach
 from lab.abi.conntrack import CtEntry, CtTuple
 from lab.agent.agent import Agent
 from lab.node.node import Node
@@ -23,7 +22,7 @@ from lab.watch.invariants import Expected, baseline, check, check_unchanged
 from lab.watch.snapshot import PinnedMap, Snapshot
 from lab.watch.violation import Violation
 from tests.lab.labs import unique_name
-from tests.lab.watch.faults import leave_out, program_at, put_at, replace_pin, violations
+from tests.lab.watch.faults import program_at, put_at, replace_pin, violations
 
 pytestmark = pytest.mark.privileged
 
@@ -137,17 +136,6 @@ def test_migrated_connections_are_counted_while_they_live(agent: Agent) -> None:
     assert found == [f"invariant 3: map {name}: 1 of 1 connections are gone"]
 
 
-def test_an_empty_slot_is_found(agent: Agent) -> None:
-    """Whether a packet has met it or not."""
-    before, name = baseline(agent), calls_map(agent.node.pod("pod-1").endpoint_id)
-    with open_pin(agent.config.globals / name) as calls:
-        slots = dict(calls.items())
-        key = min(slots)
-        calls.delete(key)
-    (slot,) = struct.unpack("=I", key)
-    assert violations(agent, before) == [f"invariant 4: {name} slot {slot} is empty"]
-
-
 def test_an_empty_policy_slot_is_found(agent: Agent) -> None:
     """Callers of the endpoint's policy drop its packets then."""
     before, ident = baseline(agent), agent.node.pod("pod-2").endpoint_id
@@ -193,14 +181,6 @@ def test_attached_programs_without_an_object_file_are_found(agent: Agent) -> Non
     assert violations(agent, before) == [
         f"invariant 4: {pod.ifname} has programs, but no object file {pod.endpoint_id}/bpf_lxc.o"
     ]
-
-
-def test_a_policy_slot_that_a_reload_left_out_is_found(agent: Agent) -> None:
-    before, pod = baseline(agent), agent.node.pod("pod-1")
-    leave_out(agent, InsertPolicy)
-    outcome = agent.reload("pod-1")
-    found = violations(agent, before, outcome)
-    assert any(f"invariant 4: {POLICY_CALLS} slot {pod.endpoint_id}: program " in line for line in found), found
 
 
 def test_the_pins_of_a_removed_endpoint_are_found(agent: Agent) -> None:

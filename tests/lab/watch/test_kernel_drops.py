@@ -5,7 +5,6 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -31,11 +30,9 @@ def pair() -> Iterator[Pair]:
 
 @pytest.fixture
 def drops(pair: Pair) -> Iterator[KernelDrops]:
-    with ExitStack() as stack:
-        try:
-            drops = stack.enter_context(KernelDrops())
-        except DropsUnavailable as error:
-            pytest.skip(str(error))
+    if not kernel_drops.VMLINUX.exists():
+        pytest.skip("the kernel has no BTF: CONFIG_DEBUG_INFO_BTF is not set")
+    with KernelDrops() as drops:
         drops.watch([Path(netns).stat().st_ino for netns in (pair.a, pair.b)])
         yield drops
 

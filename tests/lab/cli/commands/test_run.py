@@ -142,11 +142,11 @@ def test_a_crashed_worker_is_an_error_and_leaves_no_lab(suite: Path, labs: Path)
 
 LOST = """
 import pytest
-from tests.lab.emptied import GAP, EmptySlot, before
+from tests.lab.emptied import EmptySlot, before
 
 @pytest.mark.node(pods=2)
 def test_lost(scenario):
-    scenario.agent.change = before("attach ingress", EmptySlot("slot", GAP))
+    scenario.agent.change = before("attach ingress", EmptySlot("slot"))
     scenario.reload("pod-2")
     scenario.agent.change = None
 """

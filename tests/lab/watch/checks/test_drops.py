@@ -66,7 +66,7 @@ def scenario() -> Iterator[Scenario]:
 def test_a_clean_reload_has_no_drops() -> None:
     with Scenario(NodeSpec(unique_name("drops"), pods=2)) as scenario:
         scenario.reload()
-        scenario.pause()
+        scenario.finish()
         assert scenario.gaps == []
 
 
