@@ -127,7 +127,7 @@ def test_cancelled_before_every_step(scenario: Scenario, subject: str) -> None:
     def cancel(step: Step, work: Workspace) -> None:
         work.cancel.set()
 
-    for number, _ in enumerate(scenario.agent.plan(subject).steps[:-1]):
+    for number, _ in enumerate(scenario.agent.plan(subject).steps[:-1], 1):
         scenario.reload_fails(subject, Cancelled, gate=Gate(cancel, after="*", nth=number))
     cancelled = threading.Event()
     cancelled.set()
@@ -158,7 +158,7 @@ def fail_after_every_step(scenario: Scenario, subject: str) -> None:
     def fail(step: Step, work: Workspace) -> None:
         raise Injected(f"after {step.name} {step.target}")
 
-    for number, _ in enumerate(scenario.agent.plan(subject).steps[:-1]):
+    for number, _ in enumerate(scenario.agent.plan(subject).steps[:-1], 1):
         scenario.reload_fails(subject, Injected, gate=Gate(fail, after="*", nth=number))
         left = [path.name for path in scenario.agent.config.state.glob("*.new")]
         left += [path.name for path in scenario.agent.config.state.glob("*/*.new")]

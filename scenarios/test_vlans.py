@@ -163,7 +163,7 @@ def test_fault_while_the_device_is(scenario: Scenario, before: tuple[str, ...], 
     scenario.agent.configure(devices=before)
     scenario.reload("host")
     scenario.agent.configure(devices=after)
-    for number, step in enumerate(scenario.agent.plan("host").steps[:-1]):
+    for number, step in enumerate(scenario.agent.plan("host").steps[:-1], 1):
         scenario.reload_fails("host", Injected, gate=Gate(fail, after="*", nth=number))
         assert frames.arrive() if VLAN in before else frames.are_dropped(), step
     scenario.agent.configure(devices=before)

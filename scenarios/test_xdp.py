@@ -172,7 +172,7 @@ def test_failure_at_each_step_leaves_everything(scenario: Scenario) -> None:
     def cancel(step: Step, work: Workspace) -> None:
         work.cancel.set()
 
-    for number, _ in enumerate(scenario.agent.plan("xdp").steps[:-1]):
+    for number, _ in enumerate(scenario.agent.plan("xdp").steps[:-1], 1):
         scenario.reload_fails("xdp", Cancelled, gate=Gate(cancel, after="*", nth=number))
     for changes, step in (({"xdp": "generic"}, "attach xdp"), ({"devices": ()}, "detach xdp")):
         scenario.agent.configure(**changes)

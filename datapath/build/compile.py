@@ -106,7 +106,7 @@ def find_clang(explicit: str | None = None) -> Path:
 
     A compiler that was named and is not there is ToolMissing; no other one is taken in its place.
     """
-    for name, origin in ((explicit, "configuration"), (os.environ.get(CLANG_VARIABLE), CLANG_VARIABLE)):
+    for name, origin in ((explicit, "--clang"), (os.environ.get(CLANG_VARIABLE), CLANG_VARIABLE)):
         if name:
             return _which(name) or _missing(name, f"named by {origin}; install it or name another one")
     names = (PREFERRED_CLANG, "clang", *_numbered_clangs())

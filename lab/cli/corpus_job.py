@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.markup import escape
 
-from lab.cli.corpus_view import Report, line, print_counts, print_list, print_verdicts
+from lab.cli.corpus_view import Report, line, listed, print_counts, print_list, print_verdicts
 from lab.cli.expressions import matches
 from lab.cli.suites import pytest_arguments
-from lab.cli.targets import BadOption, make_console, plural
+from lab.cli.targets import BadOption, make_console, plural, print_json
 from lab.corpus.course import NEEDED
 from lab.corpus.fault import Fault
 from lab.corpus.faults import all_faults
@@ -29,7 +29,10 @@ def do(args: argparse.Namespace) -> int:
     console, started = make_console(stderr=args.json), time.monotonic()
     faults = chosen(args)
     if args.list:
-        print_list(console, faults)
+        if args.json:
+            print_json([listed(fault) for fault in faults])
+        else:
+            print_list(console, faults)
         return 0
     report = Report()
     try:
@@ -48,7 +51,7 @@ def chosen(args: argparse.Namespace) -> list[Fault]:
     """Return the faults that the options select; BadOption if there are none."""
     faults = [fault for fault in all_faults() if args.select is None or matches(args.select, fault.name)]
     if args.sample is not None:
-        faults = sample(faults, args.sample, seed=args.seed)
+        faults = sample(faults, args.sample, seed=args.seed or 0)
     if not faults:
         raise BadOption(f"no fault matches {args.select}")
     return faults

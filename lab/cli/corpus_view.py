@@ -109,6 +109,17 @@ def print_counts(console: Console, report: Report) -> None:
         console.print(told, markup=False, style="bold red", soft_wrap=True)
 
 
+def listed(fault: Fault) -> dict[str, Any]:
+    """Return a fault as `--list --json` prints it; docs/corpus.md says what the keys mean."""
+    return {
+        "name": fault.name,
+        "kind": fault.kind,
+        "what": fault.what,
+        "cites": list(fault.cites),
+        "equivalent": fault.equivalent,
+    }
+
+
 def print_list(console: Console, faults: Sequence[Fault]) -> None:
     """Print what there is to try, without trying it."""
     for fault in faults:

@@ -18,7 +18,10 @@ if TYPE_CHECKING:
 
 def add_datapath_options(parser: argparse.ArgumentParser, *, new: bool = False) -> None:
     """Declare which programs are loaded and how; a `new` lab keeps none yet."""
-    kept = "The lab keeps the options with which all of it was last loaded. Options given here replace them."
+    kept = (
+        "The lab keeps the options with which all of it was last loaded, but for --no-cache and --verifiers. "
+        "Options given here replace them."
+    )
     group = parser.add_argument_group("datapath", None if new else kept)
     add_source_options(group)
     add_loader_option(group)

@@ -18,6 +18,7 @@ from lab.cli.ci import CiFiles
 from lab.cli.job import REPORT_HTML, TRACE_JSON, check
 from lab.cli.report import RUN_JSON
 from lab.cli.tables import add_row, make_table, print_table
+from lab.cli.targets import BadOption
 from lab.cli.vm_options import add_machine_options, found, machine_of, printer
 from lab.doctor.doctor import require
 from lab.scenario.records import ERROR, FAILED, PASSED, SKIPPED, short_name
@@ -73,6 +74,8 @@ class KernelResult:
 
 def do_on_kernels(args: argparse.Namespace) -> int:
     """Run the command on each kernel, print and write the result of all, and return the worst exit code."""
+    if args.keep:
+        raise BadOption("--keep has no use with --kernel, whose machines end with their run")
     check(args)
     require("root")
     kernels = found(args.kernels)

@@ -53,6 +53,12 @@ COMMANDS = {
 HANDS_ON = frozenset({"run", "vm"})
 """Commands that hand on what follows -- to another program, as `handed_on`; `given` is what stands before it."""
 
+BEHIND = {
+    "reloadlab run": "options of pytest follow --, as in reloadlab run -- -x",
+    "reloadlab vm exec": "the command follows --, as in reloadlab vm exec 6.12 -- uname -r",
+}
+"""What they are told who left out the --."""
+
 FORMER = {
     "--parallel": "it is --workers",
     "-n": "it is --workers",
@@ -173,8 +179,8 @@ def _run(argv: Sequence[str]) -> int:
         args.given, args.handed_on = own, handed_on
         if unknown:
             # argparse would name the wrong parser.
-            command = " ".join(filter(None, ("reloadlab", wanted, "--help")))
-            parser.exit(EXIT_WRONG_CALL, f"reloadlab: {_describe_unknown(parser, unknown)}; see: {command}\n")
+            innermost = _innermost(parser, own)
+            innermost.error(_describe_unknown(innermost, own, unknown))
     except SystemExit as end:
         return int(end.code or 0)
     if args.command is None:
@@ -197,27 +203,46 @@ def _split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
     return list(argv[:at]), list(argv[at + 1 :])
 
 
-def _describe_unknown(parser: argparse.ArgumentParser, unknown: Sequence[str]) -> str:
+def _innermost(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.ArgumentParser:
+    """Return the parser of the command that the words name: `bench traffic` of `bench traffic --rounds 3`."""
+    for choices in (action.choices for action in parser._actions if isinstance(action, argparse._SubParsersAction)):
+        at = next((at for at, word in enumerate(argv) if word in choices), None)
+        if at is not None:
+            return _innermost(choices[argv[at]], argv[at + 1 :])
+    return parser
+
+
+def _describe_unknown(parser: argparse.ArgumentParser, argv: Sequence[str], unknown: Sequence[str]) -> str:
+    """Return what is wrong with the words that the parser of a command did not take, and what may be meant."""
     first = unknown[0].partition("=")[0]
     hint = FORMER.get(first) or ONLY_OF_RUN.get(first)
     if hint is not None:
         return f"unknown {first}: {hint}"
-    if first.startswith("-"):
-        # Without the dashes, in which all are alike.
-        names = {option.lstrip("-"): option for option in _option_strings(parser)}
-        found = get_close_matches(first.lstrip("-"), names, n=1)
-        return f"unknown {first}" + (f"; did you mean {names[found[0]]}?" if found else "")
-    return f"unknown {' '.join(unknown)}"
+    behind = f": {BEHIND[parser.prog]}" if parser.prog in BEHIND else ""
+    if not first.startswith("-"):
+        return f"unknown {' '.join(unknown)}{_side_by_side(parser, argv, unknown[0]) or behind}"
+    if first in parser._option_string_actions:
+        return f"{first} follows its command: {parser.prog} {first}"
+    # Without the dashes, in which all are alike.
+    names = {option.lstrip("-"): option for option in _option_strings(parser)}
+    found = get_close_matches(first.lstrip("-"), names, n=1)
+    return f"unknown {first}" + (f"; did you mean {names[found[0]]}?" if found else behind)
+
+
+def _side_by_side(parser: argparse.ArgumentParser, argv: Sequence[str], word: str) -> str:
+    """Return a hint for a word that came too late: argparse takes those of a command in one go, before an option."""
+    words = [action for action in parser._actions if not action.option_strings]
+    late = any(before.startswith("-") for before in argv[: argv.index(word)])
+    if not late or (len(words) < 2 and all(action.nargs in (None, "?") for action in words)):
+        return ""
+    return f": name {' and '.join(str(action.metavar) for action in words)} side by side, options before or after all"
 
 
 def _option_strings(parser: argparse.ArgumentParser) -> Iterator[str]:
-    """Yield the options of a parser and of the commands below it."""
+    """Yield the options of a parser that its help lists."""
     for action in parser._actions:
         if action.help is not argparse.SUPPRESS:
             yield from action.option_strings
-        if isinstance(action, argparse._SubParsersAction):
-            for below in action.choices.values():
-                yield from _option_strings(below)
 
 
 def _fail(message: str, code: int = EXIT_FAILURE) -> int:

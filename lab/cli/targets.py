@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from datapath.base.names import check_lab_name
@@ -170,6 +171,14 @@ def seconds(text: str, *, least: float = 0.0, most: float = 365 * 86400.0) -> fl
     if not least <= value <= most:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds from {least:g} to {most:.0f}")
     return value
+
+
+def file_path(text: str) -> Path:
+    """Return the path of a file that is to be written; ArgumentTypeError for one without a name, such as `.`."""
+    path = Path(text)
+    if not path.name:
+        raise argparse.ArgumentTypeError(f"{text!r} names no file")
+    return path
 
 
 def near(word: str, words: Iterable[str]) -> str:

@@ -54,7 +54,7 @@ def find_loader(text: str, directory: Path | None = None) -> LoaderCommand | Non
         return LoaderCommand(TC, tuple(module_argv("lab.loaders.tc")))
     project, named = _project_loaders(here)
     if text in named:
-        return LoaderCommand(text, _resolved(named[text], project))
+        return LoaderCommand(text, _resolved(text, named[text], project))
     try:
         argv = shlex.split(text)
     except ValueError as error:
@@ -64,7 +64,7 @@ def find_loader(text: str, directory: Path | None = None) -> LoaderCommand | Non
     if "/" not in argv[0] and shutil.which(argv[0]) is None:
         known = ", ".join((BUILTIN, TC, *sorted(named)))
         raise BadLoader(f"no loader {argv[0]}: it is no program in PATH, and the names are {known}")
-    return LoaderCommand(os.path.basename(argv[0]), _resolved(argv, here))
+    return LoaderCommand(os.path.basename(argv[0]), _resolved(argv[0], argv, here))
 
 
 def given_loader(text: str | None) -> LoaderCommand | None:
@@ -84,10 +84,14 @@ def answer_seconds() -> float:
     return seconds
 
 
-def _resolved(argv: list[str], directory: Path) -> tuple[str, ...]:
-    """Return a command whose program is found from wherever it is started."""
+def _resolved(name: str, argv: list[str], directory: Path) -> tuple[str, ...]:
+    """Return a command whose program is found from wherever it is started; BadLoader if a path leads to none."""
     program = argv[0]
-    return (os.path.abspath(directory / os.path.expanduser(program)) if "/" in program else program, *argv[1:])
+    if "/" in program:
+        program = os.path.abspath(directory / os.path.expanduser(program))
+        if shutil.which(program) is None:
+            raise BadLoader(f"no loader {name}: {program} is no program that can be run")
+    return (program, *argv[1:])
 
 
 def _project_loaders(directory: Path) -> tuple[Path, Mapping[str, list[str]]]:

@@ -16,7 +16,7 @@ MOST_CALLS = 12
 
 
 class BadGate(ReloadlabError):
-    """A gate that names no step and no call, or both."""
+    """A gate that names no step and no call, or both, or no number from 1 on."""
 
 
 class GateNeverFired(ReloadlabError):
@@ -43,7 +43,7 @@ class Gate:
     `Gate(do, call="MAP_UPDATE cilium_calls_*")` stops it before each system call that fits (lab.gates.call.Call.fits):
     `do` gets the call, which has not happened yet. The reload is done by a process of its own then.
 
-    `nth` narrows the gate to one of the times that it is passed, from 0 on. What `do` raises makes the reload fail. A
+    `nth` narrows the gate to one of the times that it is passed, from 1 on. What `do` raises makes the reload fail. A
     scenario's reload raises GateNeverFired if `do` was never called, unless the gate is `optional`.
     """
 
@@ -83,6 +83,8 @@ class Gate:
             )
         if call is not None and (at_steps or target is not None):
             raise BadGate("a gate at a call has no step and no target")
+        if nth is not None and nth < 1:
+            raise BadGate(f"nth counts from 1: there is no number {nth}")
         self.passed = 0
         self.steps: dict[str, None] = {}
         self.calls: Counter[str] = Counter()
@@ -132,6 +134,6 @@ class Gate:
 
     def _pass(self, *where: Any) -> None:
         self.passed += 1
-        if self._nth in (None, self.passed - 1):
+        if self._nth in (None, self.passed):
             self._fired = True
             self._do(*where)

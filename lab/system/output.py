@@ -78,14 +78,19 @@ class OutputDirectory:
             return os.open(path, _DIRECTORY | flags)
         parent = self._open(path.parent)
         try:
-            os.mkdir(path.name, dir_fd=parent)
-            made = os.open(path.name, _DIRECTORY | os.O_NOFOLLOW, dir_fd=parent)
-            # Whoever owns the directory above could have put another in its place.
-            if self._caller is not None and not os.listdir(made):
-                self._caller.given(made, parent)
-            return made
+            return self._make(path.name, parent)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(path)) from error
         finally:
             os.close(parent)
+
+    def _make(self, name: str, parent: int) -> int:
+        os.mkdir(name, dir_fd=parent)
+        made = os.open(name, _DIRECTORY | os.O_NOFOLLOW, dir_fd=parent)
+        # Whoever owns the directory above could have put another in its place.
+        if self._caller is not None and not os.listdir(made):
+            self._caller.given(made, parent)
+        return made
 
     def read(self, name: str) -> str | None:
         """Return the content of a file. None if it is missing, a symbolic link or a directory."""

@@ -15,7 +15,7 @@ from datapath.endpoint import Attachment
 from lab.agent.options import check_library
 from lab.cli.compare_options import NOT_COMPARABLE, add_side, add_threshold, chosen_side, percentage
 from lab.cli.datapath import add_attach_option, add_define_option, add_source_options, check_attach
-from lab.cli.targets import BadOption, count, number
+from lab.cli.targets import BadOption, count, file_path, number
 from lab.doctor.doctor import require
 
 if TYPE_CHECKING:
@@ -192,7 +192,7 @@ def _add_common(parser: argparse.ArgumentParser, *, rounds: int) -> None:
 
 
 def _add_output(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--out", type=Path, metavar="FILE", help="write the result to FILE: every value, the machine")
+    parser.add_argument("--out", type=file_path, metavar="FILE", help="write the result, with every value, to FILE")
     parser.add_argument("--json", action="store_true", help="print the result instead of tables")
 
 

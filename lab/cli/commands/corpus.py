@@ -31,9 +31,9 @@ def add_parser(subparsers: _SubParsersAction[argparse.ArgumentParser]) -> None:
     parser.add_argument(
         "--sample", type=count, metavar="N", help="only N faults, spread evenly over the kinds and the plans"
     )
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="another sample of the same size (0)")
+    parser.add_argument("--seed", type=int, metavar="N", help="another sample of the same size (0)")
     parser.add_argument("--equivalent", action="store_true", help="try also the faults that are without effect")
-    parser.add_argument("--list", action="store_true", help="list the faults and try none")
+    parser.add_argument("--list", action="store_true", help="list the faults, as JSON with --json, and try none")
     parser.add_argument("--workers", type=count, default=None, metavar="N", help="faults at a time (all CPUs)")
     parser.add_argument(
         "--patience",
@@ -51,6 +51,8 @@ def run(args: argparse.Namespace) -> int:
     """Try the faults."""
     from lab.cli.corpus_job import do
 
+    if args.seed is not None and args.sample is None:
+        raise BadOption("--seed draws another sample: with --sample")
     for path in args.paths:
         if not Path(str(path).partition("::")[0]).exists():
             raise BadOption(f"{path}: no such file or directory")

@@ -41,9 +41,11 @@ def add_parser(subparsers: _SubParsersAction[argparse.ArgumentParser]) -> None:
         "The exit code is the command's.",
     )
     add_targets(parser, completer=complete_namespaces, help="where the command runs, such as demo/pod-1")
-    parser.add_argument(
+    command = parser.add_argument(
         "argv", nargs=argparse.REMAINDER, metavar="-- COMMAND", help="the command and its arguments ($SHELL, /bin/sh)"
     )
+    # argparse would name it among what is missing.
+    command.required = False
     parser.set_defaults(run=run)
 
 

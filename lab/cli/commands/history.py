@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lab.cli.compare_options import NOT_COMPARABLE, add_side, add_threshold, chosen_side
-from lab.cli.targets import count, print_json
+from lab.cli.targets import count, file_path, print_json
 
 if TYPE_CHECKING:
     from argparse import _SubParsersAction
@@ -53,7 +53,7 @@ def _add_show(actions: _SubParsersAction[argparse.ArgumentParser]) -> None:
         description="Print every metric over the commits: first and last value, change and course.",
     )
     parser.add_argument("directory", type=Path, metavar="DIR", help="the history")
-    parser.add_argument("-o", dest="plot", type=Path, metavar="FILE.svg", help="also draw it, with the steps of check")
+    parser.add_argument("-o", dest="plot", type=file_path, metavar="FILE.svg", help="draw it, with the steps of check")
     add_threshold(parser)
     parser.add_argument("--json", action="store_true", help="print all values as JSON instead")
     parser.set_defaults(run=run_show)

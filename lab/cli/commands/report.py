@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lab.cli.compare_options import add_threshold
-from lab.cli.targets import BadOption
+from lab.cli.targets import BadOption, file_path
 
 if TYPE_CHECKING:
     from argparse import _SubParsersAction
@@ -29,7 +29,9 @@ def add_parser(subparsers: _SubParsersAction[argparse.ArgumentParser]) -> None:
         help="a run.json, results of `bench --out`, what corpus, faults and prove print with --json, directories of "
         "`history`; in any number",
     )
-    parser.add_argument("-o", "--output", type=Path, default=Path("report.html"), metavar="FILE", help="(report.html)")
+    parser.add_argument(
+        "-o", "--output", type=file_path, default=Path("report.html"), metavar="FILE", help="the page (report.html)"
+    )
     parser.add_argument("--compare", type=Path, metavar="OLD", help="a result of `bench --out` to compare with")
     add_threshold(parser)
     parser.set_defaults(run=run)
@@ -41,8 +43,6 @@ def run(args: argparse.Namespace) -> int:
     from lab.report.page import PageMaker
     from lab.system.output import OutputDirectory
 
-    if not args.output.name:
-        raise BadOption(f"--output {args.output} names no file")
     documents = read_documents(args.files)
     old = None if args.compare is None else read_document(args.compare)
     if old is not None and (old.result is None or not any(each.result for each in documents)):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from lab.cli.datapath import add_attach_option, add_loader_option, add_source_options
 from lab.cli.expressions import expression
-from lab.cli.targets import count
+from lab.cli.targets import BadOption, count, file_path
 from lab.cli.vm_options import KERNELS_HELP, add_machine_options, kernel_list
 
 if TYPE_CHECKING:
@@ -45,11 +45,14 @@ def add_parser(subparsers: _SubParsersAction[argparse.ArgumentParser]) -> None:
         "--trace", action="store_true", help="write trace.json beside run.json: reloads and findings, for Perfetto"
     )
     parser.add_argument(
-        "--junitxml", type=Path, metavar="FILE", help="write JUnit XML, also if the run fails early or is interrupted"
+        "--junitxml",
+        type=file_path,
+        metavar="FILE",
+        help="write JUnit XML, also if the run fails early or is interrupted",
     )
     parser.add_argument(
         "--summary",
-        type=Path,
+        type=file_path,
         metavar="FILE",
         help="append Markdown, as for $GITHUB_STEP_SUMMARY; a file that is there keeps what it holds",
     )
@@ -81,6 +84,8 @@ def add_parser(subparsers: _SubParsersAction[argparse.ArgumentParser]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Do the main job."""
+    if not args.kernels and (args.vm_cpus or args.vm_silence):
+        raise BadOption("--kernel-cpus and --kernel-silence are for --kernel")
     if args.on or args.reschedule:
         from lab.cli.machines_job import do_on_machines
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -122,12 +121,8 @@ def _wanted(kept: Options, args: argparse.Namespace) -> Options:
         raise BadOption("--to names one directory of C sources, and one loader")
     for library in libraries:
         check_library(library)
-    wanted = kept.replaced(
+    return kept.replaced(
         library=libraries[0] if libraries else None,
         loader=loaders[0] if loaders else None,
         defines=tuple(args.defines),
     )
-    program = "" if wanted.loader is None else wanted.loader.argv[0]
-    if "/" in program and not (os.path.isfile(program) and os.access(program, os.X_OK)):
-        raise BadOption(f"{program} is neither a directory of C sources nor a program that can be run")
-    return wanted

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from datapath.base.statefile import DamagedFile, read_json
 from lab.cli.datapath import define
 from lab.cli.tables import add_row, make_table, print_table
-from lab.cli.targets import BadOption, count, plural, print_json
+from lab.cli.targets import BadOption, count, file_path, plural, print_json
 from lab.doctor.doctor import require
 from lab.system.output import OutputDirectory
 
@@ -44,7 +44,7 @@ def add_parser(subparsers: _SubParsersAction[argparse.ArgumentParser]) -> None:
         "-D", dest="defines", type=define, action="append", default=[], metavar="NAME[=VALUE]", help="for a C file"
     )
     parser.add_argument("--clang", metavar="PATH", help="the compiler for a C file")
-    parser.add_argument("--log", type=Path, metavar="FILE", help="write the whole log of every refused program to FILE")
+    parser.add_argument("--log", type=file_path, metavar="FILE", help="write the whole log of every refused program")
     parser.add_argument("--loads", type=count, default=3, metavar="N", help="take the best time of so many loads (3)")
     parser.add_argument("--compare", type=Path, metavar="FILE", help="say what changed since this output of --json")
     parser.add_argument("--json", action="store_true", help="print one JSON object, with the whole logs")
@@ -55,6 +55,8 @@ def run(args: argparse.Namespace) -> int:
     """Print a report per program; 1 if the verifier refused one, or was asked about none."""
     if args.compare is not None and args.json:
         raise BadOption("--compare is for the table: two outputs of --json have all that it compares")
+    if args.source.suffix != ".c" and (args.defines or args.clang is not None):
+        raise BadOption(f"-D and --clang are for a C file, and {args.source} is none")
     before = _read(args.compare) if args.compare is not None else {}
     require("bpf")
     report = _verify(args.source, args.defines, args.clang, args.loads)

@@ -24,15 +24,22 @@ loader = "builtin"
 """
 
 
+def make_program(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch(mode=0o755)
+
+
 def test_each_table_is_a_release_in_its_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Paths are relative to the file, and `~` is the caller's home."""
-    monkeypatch.setenv("HOME", "/home/somebody")
+    home = tmp_path / "home"
+    monkeypatch.setenv("HOME", str(home))
+    make_program(home / "loaders" / "cilium-114")
     (tmp_path / "releases.toml").write_text(FILE)
     assert read_releases(tmp_path / "releases.toml") == [
         Release(
             "1.14.18",
-            Path("/home/somebody/cilium-1.14/bpf"),
-            "/home/somebody/loaders/cilium-114 -compile",
+            home / "cilium-1.14/bpf",
+            f"{home}/loaders/cilium-114 -compile",
             Attachment.TC,
         ),
         Release("1.16.5 tcx", tmp_path / "cilium-1.16/bpf", "env PATH=/usr/bin loader", Attachment.TCX),
@@ -42,6 +49,7 @@ def test_each_table_is_a_release_in_its_order(tmp_path: Path, monkeypatch: pytes
 
 def test_a_relative_file_has_absolute_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "releases.toml").write_text('[one]\nlibrary = "bpf"\nloader = "./load"')
+    make_program(tmp_path / "load")
     monkeypatch.chdir(tmp_path)
     (found,) = read_releases(Path("releases.toml"))
     assert (found.library, found.loader) == (tmp_path / "bpf", str(tmp_path / "load"))

@@ -206,7 +206,15 @@ def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
 def test_objects(cluster: str, capsys: pytest.CaptureFixture[str]) -> None:
     node = registry.lab_root(f"{cluster}-1") / registry.STATE
     path = str(next(node.glob("*/bpf_lxc.o")))
-    assert documented("inspect") <= set(answer(capsys, "inspect", path))
+    inspected = answer(capsys, "inspect", path)
+    assert set(inspected) == documented("inspect")
+    for kind, beginning in (
+        ("programs", "A program of `inspect`:"),
+        ("maps", "A map of `inspect`:"),
+        ("constants", "A constant:"),
+    ):
+        assert inspected[kind]
+        assert all(set(item) == described(beginning) for item in inspected[kind]), kind
     verified = answer(capsys, "verify", path, "--loads", "1")
     assert documented("verify") <= set(verified)
     assert all(described("A program of `verify`:") <= set(program) for program in verified["programs"])

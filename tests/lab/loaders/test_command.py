@@ -15,10 +15,18 @@ shell = ["sh", "-c", "cat"]
 """
 
 
+def program(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("#!/bin/sh\n")
+    path.chmod(0o755)
+    return path
+
+
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
     (tmp_path / "pyproject.toml").write_text(PROJECT)
     (tmp_path / "suites").mkdir()
+    program(tmp_path / "bin" / "loader")
     return tmp_path
 
 
@@ -30,13 +38,15 @@ def test_a_name_is_one_of_the_project(project: Path) -> None:
 
 
 def test_a_tilde_is_the_home_of_the_caller(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HOME", "/home/somebody")
-    assert find_loader("~/mine x", tmp_path) == LoaderCommand("mine", ("/home/somebody/mine", "x"))
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    mine = program(tmp_path / "home" / "mine")
+    assert find_loader("~/mine x", tmp_path) == LoaderCommand("mine", (str(mine), "x"))
 
 
 def test_anything_else_is_a_command(tmp_path: Path) -> None:
     assert find_loader("builtin", tmp_path) is None
     assert find_loader("sh -c 'cat -'", tmp_path) == LoaderCommand("sh", ("sh", "-c", "cat -"))
+    program(tmp_path / "mine.sh")
     assert find_loader("./mine.sh x", tmp_path) == LoaderCommand("mine.sh", (str(tmp_path / "mine.sh"), "x"))
 
 
@@ -45,6 +55,9 @@ def test_anything_else_is_a_command(tmp_path: Path) -> None:
     [
         ("", "give a command"),
         ("'sh", "closing quotation"),
+        ("./typo x", "no loader ./typo: /.*/typo is no program that can be run"),
+        ("./pyproject.toml", "no program that can be run"),
+        ("./suites", "no program that can be run"),
         ("no-such-loader", "no loader no-such-loader: .* names are builtin, tc, mine, shell"),
     ],
 )

@@ -58,10 +58,13 @@ def test_nth_chooses_one_of_many_calls(scenario: Scenario) -> None:
     found: list[Call] = []
     all_of_them = Gate(nothing, call="PROG_LOAD *")
     scenario.reload("pod-1", gate=all_of_them)
-    second = Gate(found.append, call="PROG_LOAD *", nth=1)
-    scenario.reload("pod-1", gate=second)
-    assert len(found) == 1
-    assert second.passed == all_of_them.passed > 2
+    first, second = (Gate(found.append, call="PROG_LOAD *", nth=nth) for nth in (1, 2))
+    for gate in (first, second):
+        scenario.reload("pod-1", gate=gate)
+        assert gate.passed == all_of_them.passed > 2
+    assert [call.text for call in found] == [text for text in all_of_them.calls if text.startswith("PROG_LOAD ")][:2]
+    with pytest.raises(BadGate, match="nth counts from 1"):
+        Gate(nothing, call="*", nth=0)
 
 
 def test_what_it_raises_fails_the_reload_which_is_rolled_back(scenario: Scenario) -> None:

@@ -95,6 +95,18 @@ def test_a_directory_that_is_a_link_is_refused(tmp_path: Path) -> None:
     assert list((tmp_path / "real").iterdir()) == []
 
 
+def test_a_directory_that_cannot_be_made_is_told_with_its_path(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for path, named in (
+        (Path("/proc/none/there"), "/proc/none"),
+        (tmp_path / "file" / "below", f"{tmp_path}/file/below"),
+        (tmp_path / "made" / ("n" * 300), f"{tmp_path}/made/{'n' * 300}"),
+    ):
+        with pytest.raises(OSError) as raised, OutputDirectory(path):  # noqa: PT011 - the errno is the kernel's
+            pass
+        assert str(raised.value.filename) == named
+
+
 def test_the_directory_stays_the_one_that_was_opened(tmp_path: Path) -> None:
     """Whatever somebody puts in its place meanwhile."""
     out, elsewhere = tmp_path / "out", tmp_path / "elsewhere"

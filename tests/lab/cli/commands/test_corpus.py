@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 from dataclasses import dataclass
@@ -61,6 +62,15 @@ def test_the_list_names_what_is_selected() -> None:
         "pod-routes/insert-policy/dropped (plan): insert policy is left out",
         "host/insert-policy/dropped (plan): insert policy is left out",
     ]
+
+
+def test_the_list_is_json_as_well() -> None:
+    """With the keys that docs/corpus.md names."""
+    result = corpus("--list", "--json", "-k", "B23-keep-old-routes")
+    (fault,) = json.loads(result.out)
+    sentence = (ROOT / "docs" / "corpus.md").read_text().partition("`--list --json` prints")[2].partition(".")[0]
+    assert (result.code, result.err, fault["name"]) == (0, "", "B23-keep-old-routes")
+    assert list(fault) == re.findall("`([a-z]+)`", sentence)
 
 
 def test_the_list_says_why_a_fault_is_without_effect() -> None:

@@ -71,7 +71,7 @@ def test_a_directory_that_is_a_link_is_refused(written: Path, capsys: pytest.Cap
             "--compare is for results of `bench --out`: it names an old one, the files have a new one",
         ),
         (["run.json", "-o", "/proc/page.html"], "/proc/page.html: No such file or directory"),
-        (["run.json", "-o", "."], "--output . names no file"),
+        (["run.json", "-o", "."], "argument -o/--output: '.' names no file; see: reloadlab report --help"),
         (
             ["cut.json"],
             "{0}/cut.json holds no result: not JSON (Unterminated string starting at: line 1 column 9 (char 8))",
