@@ -11,7 +11,8 @@ from __future__ import annotations
 import errno
 import struct
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import NamedTuple
@@ -26,6 +27,7 @@ from datapath.kernel.map import Map
 from datapath.load.content import can_copy, put
 
 _FILE = "connections"
+_KERNEL_NAME = 15  # BPF_OBJ_NAME_LEN without the zero at the end
 _CLOCK_MONOTONIC_COARSE = 6  # linux/time.h; Python's time module does not name it
 _POD_PREFIX6 = 96  # bpf/lib/encap.h
 _ON_EVERY_LINK = (*(bytes([first]) for first in range(224, 240)), b"\xff", b"\xa9\xfe", b"\xfe\x80")
@@ -150,17 +152,43 @@ class _State(NamedTuple):
         return self.rx_packets + self.tx_packets
 
 
-def _merge(ident: int, new: Map, owns: Owns) -> int:
-    """Carry over from the map of that id, unless it is gone; return how many entries did not fit."""
+def tables_in_use(state: Path) -> Iterator[Map]:
+    """Open the maps of connections that programs of endpoints use, by the notes below `state`, one after another.
+
+    Each is closed when the next one is asked for. A note that says nothing is left out: no reload reads it either.
+    """
+    used: set[tuple[str, int]] = set()
+    for note in (state / _FILE, *state.glob(f"*/{_FILE}")):
+        with suppress(DamagedFile):
+            used.update(remembered(note.parent).items())
+    for name, ident in sorted(used):
+        opened = _open(ident, name) if name.startswith(CONNECTIONS) else None
+        if opened is not None:
+            with opened:
+                yield opened
+
+
+def _open(ident: int, name: str) -> Map | None:
+    """Open the map of that id; None if it is gone, and the id perhaps another map's: ids begin anew with every boot."""
     try:
-        fd = bpf.map_fd_by_id(ident)
+        opened = Map.of(bpf.map_fd_by_id(ident), name)
     except BpfError as error:
         if error.errno != errno.ENOENT:
             raise
+        return None
+    if opened.info.name != name[:_KERNEL_NAME]:
+        opened.close()
+        return None
+    return opened
+
+
+def _merge(ident: int, new: Map, owns: Owns) -> int:
+    """Carry over from the map of that id, unless it is gone; return how many entries did not fit."""
+    opened = _open(ident, new.name)
+    if opened is None:
         return 0
-    with Map.of(fd, new.name) as old:
-        # Ids begin anew with every boot of the machine.
-        if old.info.name != new.info.name or not can_copy(old, new):
+    with opened as old:
+        if not can_copy(old, new):
             return 0
         if not new.name.startswith(CONNECTIONS):
             return sum(not put(new, key, value, flags=bpf.BPF_NOEXIST) for key, value in old.items())

@@ -11,7 +11,7 @@ from datapath.endpoint import XdpMode
 from datapath.reload.outcome import Outcome
 from datapath.reload.transaction import Observer
 from lab.agent import aside, enforcement, mapfill, modes, prefilter
-from lab.agent.collector import Collected, collect
+from lab.agent.collector import Collected, collect, forget
 from lab.agent.policy import Network
 from lab.agent.policyfile import parse
 from lab.agent.reloader import Change, Reloader
@@ -152,13 +152,13 @@ class Agent(Reloader):
         with self.reloading(), ExitStack() as updating:
             pod = self.node.removable_pod(name)
 
-            def forget() -> None:
+            def forget_addresses() -> None:
                 # The endpoint comes before the maps, as in a reload.
                 updating.enter_context(self.updating())
                 self.node.pod(name)  # UnknownTarget if another has removed it meanwhile
                 mapfill.forget(self.config.globals, pod)
 
-            self.unload(name, forget=forget)
+            self.unload(name, forget=forget_addresses)
             self.forget_connections(pod)
             self.node.remove_pod(name)
 
@@ -168,4 +168,4 @@ class Agent(Reloader):
 
     def forget_connections(self, pod: PodFacts) -> None:
         """Delete a pod's connections: the next pod with its addresses would inherit them."""
-        collect(self.config.globals, of={pod.ipv4, pod.ipv6})
+        forget(self.config, {pod.ipv4, pod.ipv6})

@@ -7,14 +7,16 @@ frees is room, which an LRU map would take from the connection that was silent l
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
+from itertools import chain
 from pathlib import Path
 
 from datapath.base.mapnames import CT_MAPS
+from datapath.endpoint import DatapathConfig
 from datapath.kernel.map import Map
-from datapath.reload.connections import lifetime_of, seconds
+from datapath.reload.connections import lifetime_of, seconds, tables_in_use
 from lab.abi import tables
 from lab.abi.conntrack import CT_TUPLE4
 from lab.node.maps import open_if_pinned
@@ -33,31 +35,48 @@ class Collected:
         return self.scanned - self.deleted
 
 
-def collect(pins: Path, *, of: Collection[IPv4Address | IPv6Address] = ()) -> tuple[Collected, ...]:
-    """Delete the connections whose lifetime is over, in all maps pinned in `pins`; those that are missing are left out.
+def collect(pins: Path) -> tuple[Collected, ...]:
+    """Delete the connections whose lifetime is over, in all maps pinned in `pins`; missing ones are left out."""
+    return tuple(_collect_map(table) for table in _pinned(pins))
 
-    With `of` it deletes the connections from and to these addresses instead, however long they would live.
+
+def forget(config: DatapathConfig, addresses: Collection[IPv4Address | IPv6Address]) -> int:
+    """Delete the connections from and to these addresses, however long they would live; return how many there were.
+
+    They go from all maps that programs use: a map that another endpoint's reload has replaced is not pinned any more.
     """
-    found = []
+    of, seen, deleted = frozenset(address.packed for address in addresses), set[int](), 0
+    for table in chain(_pinned(config.globals), tables_in_use(config.state)):
+        if table.info.id not in seen:
+            seen.add(table.info.id)
+            deleted += _forget_in(table, of)
+    return deleted
+
+
+def _pinned(pins: Path) -> Iterator[Map]:
+    """Open the pinned maps of connections, each until the next one is asked for."""
     for name in CT_MAPS:
         opened = open_if_pinned(pins / name)
-        if opened is None:
-            continue
-        with opened:
-            found.append(_collect_map(opened, frozenset(address.packed for address in of)))
-    return tuple(found)
+        if opened is not None:
+            with opened:
+                yield opened
 
 
-def _collect_map(table: Map, of: frozenset[bytes]) -> Collected:
-    scanned = deleted = 0
-    tables.CONNECTIONS.of(table)  # what is read of keys and values lies at the same place in all known layouts
-    now = seconds()
+def _forget_in(table: Map, of: frozenset[bytes]) -> int:
+    tables.CONNECTIONS.of(table)  # keys are the same in all known layouts
     width = 4 if table.info.key_size == CT_TUPLE4.size else 16
+    return sum(
+        table.delete(key) for key in list(table.keys()) if not of.isdisjoint((key[:width], key[width : 2 * width]))
+    )
+
+
+def _collect_map(table: Map) -> Collected:
+    scanned = deleted = 0
+    tables.CONNECTIONS.of(table)  # what is read of values lies at the same place in all known layouts
+    now = seconds()
     for key, value in table.items():
         scanned += 1
-        if of:
-            deleted += not of.isdisjoint((key[:width], key[width : 2 * width])) and table.delete(key)
-        elif lifetime_of(value) < now:
+        if lifetime_of(value) < now:
             deleted += _delete_if_over(table, key)
     return Collected(table.name, scanned, deleted)
 

@@ -16,7 +16,7 @@ from datapath.endpoint import Endpoint
 from datapath.reload import restore as directories
 from datapath.reload.outcome import Outcome
 from lab.agent import aside
-from lab.agent.collector import collect
+from lab.agent.collector import forget
 from lab.node.topology import HEALTH, HOST
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def _remove_predecessors(agent: Agent, found: directories.Found, declared: Itera
         former, _ = found.endpoints.get(present.id, (present, None))
         if (former.ifname, former.ifindex) != (present.ifname, present.ifindex):
             agent.unload_endpoint(former, str(former.id), forget=lambda: None)
-            collect(agent.config.globals, of=_addresses([former]))
+            forget(agent.config, _addresses([former]))
 
 
 def _remove(
@@ -98,7 +98,7 @@ def _remove(
         # The next endpoint with an address of theirs must not inherit their connections; one that has it already keeps
         # its own.
         if free := _addresses(gone) - _addresses(endpoints):
-            collect(agent.config.globals, of=free)
+            forget(agent.config, free)
         return [*removed, *agent.loader.sweep({endpoint.id for endpoint in endpoints})]
 
 

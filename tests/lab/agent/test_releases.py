@@ -173,7 +173,7 @@ def test_connections_are_read_and_collected(maps: dict[str, Map], node: Node) ->
     assert {row.get("rx_packets", row.get("packets")) for row in rows} == {11}
     deleted = {found.map: found.deleted for found in collector.collect(node.datapath_config().globals)}
     assert (deleted[CT_MAPS[0]], deleted[CT_MAPS[2]]) == (1, 1)
-    collector.collect(node.datapath_config().globals, of={pod.ipv6})
+    collector.forget(node.datapath_config(), {pod.ipv6})
     assert [row["source"] for row in mapview.conntrack(node)] == [f"{pod.ipv4}:2"]
 
 

@@ -69,3 +69,30 @@ def test_whenever_they_began(endpoint_routes: bool) -> None:
                 server.sendto(b"another", connection.getsockname())
                 assert receives(connection), f"IPv{version} connection that began before {where}"
         assert metrics.read(node).drops_since(before) == dropped
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_a_new_pod_inherits_no_connection_from_a_replaced_table(version: int) -> None:
+    """Programs that are not reloaded yet know connections of a removed pod in the table that another has replaced.
+
+    What the next pod with its address sends is no answer, neither before nor after their reload.
+    """
+    with Node(NodeSpec(unique_name("migrate"), pods=2)) as node, Agent(node) as agent, ExitStack() as stack:
+        agent.start()
+        agent.apply_policies(ONE_WAY)
+        agent.add_pod("late")
+        server, client = udp(stack, node, "late", 7500, version), udp(stack, node, "pod-2", 7600, version)
+        client.sendto(b"question", server.getsockname())
+        assert receives(server)
+        agent.configure(defines=SMALLER)
+        agent.reload("pod-1")
+        agent.remove_pod("late")
+        agent.add_pod("late")
+        before, answerer = metrics.read(node), udp(stack, node, "late", 7500, version)
+        assert answerer.getsockname() == server.getsockname()
+        for number, reloaded in enumerate(([], ["pod-2"], ["pod-2"]), start=1):
+            for subject in reloaded:
+                agent.reload(subject)
+            answerer.sendto(b"no answer", client.getsockname())
+            assert not receives(client, within=0.2)
+            assert metrics.read(node).drops_since(before) == {DENIED: number}
