@@ -104,6 +104,17 @@ class MapDifference:
         return f"{self.map}: {self.field} is {self.pinned}, wanted {self.wanted}"
 
 
+class MapTooSmall(ReloadlabError):
+    """A map without room for what it must hold: without some of it, programs would let pass what is to be denied."""
+
+    def __init__(self, name: str, left_out: int, size: int) -> None:
+        entries = "1 entry does" if left_out == 1 else f"{left_out} entries do"
+        super().__init__(f"map {name} is too small: {entries} not fit into {size}")
+        self.name = name
+        self.left_out = left_out
+        self.size = size
+
+
 class MapIncompatible(ReloadlabError):
     """Pinned maps that the object cannot reuse; `differences` lists every difference of every map."""
 

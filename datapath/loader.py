@@ -148,7 +148,7 @@ class Loader:
         self,
         endpoint: Endpoint,
         *,
-        forget: Callable[[], None],
+        forget: Callable[[], object],
         detach: Callable[[], object] | None = None,
         cancel: threading.Event | None = None,
     ) -> None:

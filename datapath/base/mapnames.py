@@ -117,6 +117,11 @@ def is_written_while_used(name: str) -> bool:
     return is_policy_map(name) or name in CIDR_MAPS
 
 
+def is_written_by_agent(name: str) -> bool:
+    """Tell whether the entries of the map are the control plane's: none of them may be left out."""
+    return name in WRITTEN_BY_AGENT or is_written_while_used(name)
+
+
 def endpoint_of(name: str) -> int | None:
     """Return the endpoint that a map of this name belongs to, also one that was moved aside; None for another map."""
     match = _ENDPOINTS_OWN.match(name)

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from datapath.base.bpftypes import MapType
-from datapath.base.mapnames import CONNECTIONS, POLICY_ARRAYS, is_calls_map
+from datapath.base.mapnames import CONNECTIONS, POLICY_ARRAYS, is_calls_map, is_written_by_agent
 from datapath.base.statefile import DamagedFile
 from datapath.build.objectfile import ObjectFile
 from datapath.build.templates import Kind
 from datapath.endpoint import Endpoint
-from datapath.errors import ProgramNotFound
+from datapath.errors import MapTooSmall, ProgramNotFound
 from datapath.kernel.map import Map, open_pin
 from datapath.kernel.pins import Pin
 from datapath.load.collection import Collection, fill_program_arrays
@@ -243,11 +243,16 @@ def noted_maps(directory: Path, work: Workspace) -> Mapping[str, int] | None:
 
 
 def _copy_content(pin: Pin, new: Map, work: Workspace) -> bool:
-    """Copy the content of the map that was moved aside; False if its layout is another one."""
+    """Copy the content of the map that was moved aside; False if its layout is another one.
+
+    MapTooSmall if the control plane's entries do not all fit.
+    """
     with open_pin(pin.pending) as old:
         if not can_copy(old, new):
             return False
         left_out = copy(old, new)
+    if left_out and is_written_by_agent(new.name):
+        raise MapTooSmall(new.name, left_out, new.info.max_entries)
     if left_out:
         work.warnings.append(f"map {new.name}: {left_out} entries do not fit into {new.info.max_entries}")
     return True

@@ -35,7 +35,7 @@ def unload(
     config: DatapathConfig,
     netlink: NetlinkSocket,
     endpoint: Endpoint,
-    forget: Callable[[], None],
+    forget: Callable[[], object],
     *,
     detach: Callable[[], object] | None = None,
 ) -> None:

@@ -46,20 +46,33 @@ class Agent(Reloader):
         return restore(self, workers=workers, last=last, cancel=cancel)
 
     def sync(
-        self, *, unloaded: PodFacts | None = None, sweep: bool = True, cancel: threading.Event | None = None
-    ) -> None:
+        self,
+        *,
+        unloaded: PodFacts | None = None,
+        sweep: bool = True,
+        partly: bool = False,
+        cancel: threading.Event | None = None,
+    ) -> bool:
         """Bring maps and routes in line with what is declared, of this node and of the others of its cluster.
 
         A pod that is `unloaded` is not yet in cilium_lxc afterwards: nobody delivers to it. Without `sweep`, entries
-        of what is declared no more stay.
+        of what is declared no more stay. A map that is too small is PolicyMapFull or MapTooSmall. With `partly`, before
+        a reload that may replace it, it stays, and False is returned: when all is reloaded this is to be called again.
         """
         with self.updating(cancel=cancel):
             prefilter.sync(self.node, self.config.globals)
             host = self.host_spec(cancel=cancel)
-            mapfill.fill_all(
-                self.node, self.config.globals, host, types=self.loader.types, unloaded=unloaded, sweep=sweep
+            fits = mapfill.fill_all(
+                self.node,
+                self.config.globals,
+                host,
+                types=self.loader.types,
+                unloaded=unloaded,
+                sweep=sweep,
+                partly=partly,
             )
             self.node.sync_routes()
+            return fits
 
     def apply_policies(self, document: object, *, cancel: threading.Event | None = None) -> None:
         """Let these policies hold from now on, instead of all others: all of them, or none.

@@ -9,6 +9,7 @@ from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 
 from datapath.base import mapnames
+from datapath.errors import MapTooSmall
 from datapath.kernel.map import Map, open_pin
 from datapath.load.content import put
 from datapath.load.maps import load_maps
@@ -27,6 +28,7 @@ from lab.node.topology import PodFacts
 def fill(node: Node, target: Map, *, without: Container[bytes] = ()) -> frozenset[bytes]:
     """Write what the control plane knows into a map, which may be new, but for some keys; return those written.
 
+    MapTooSmall, when all is written that fits.
     An entry of a policy map that says the same already stays, with its counters.
     """
     entries: contents.Entries = ()
@@ -40,15 +42,16 @@ def fill(node: Node, target: Map, *, without: Container[bytes] = ()) -> frozense
         entries = contents.NODE_MAPS[name](node, target)
     elif name in contents.PREFILTER_MAPS:
         entries = contents.PREFILTER_MAPS[name](node)
-    # What does not fit into a map that was replaced, by a larger one perhaps: its programs learn it when reloaded.
-    write = put if name != target.name else Map.update
-    written = set()
+    written, left_out = set(), 0
     for key, value in entries:
         if key in without:
             continue
         if key not in present or unpack is None or not _is_same_rule(unpack(present[key]), unpack(value)):
-            write(target, key, value)
+            left_out += not put(target, key, value)
         written.add(key)
+    # What does not fit into a map that was replaced, by a larger one perhaps: its programs learn it when reloaded.
+    if left_out and name == target.name:
+        raise MapTooSmall(target.name, left_out, target.info.max_entries)
     return frozenset(written)
 
 
@@ -70,15 +73,18 @@ def fill_all(
     types: TypeStore,
     unloaded: PodFacts | None = None,
     sweep: bool = True,
-) -> None:
+    partly: bool = False,
+) -> bool:
     """Bring the maps that are pinned in `pins` in line with what is declared; the caller excludes other updates.
 
     An `unloaded` pod is known to all maps but cilium_lxc: whoever finds it there delivers to it. Without `sweep`
     nothing is deleted.
+    Returns whether all of it fits, with `partly`; else a map that is too small is PolicyMapFull or MapTooSmall.
     Maps that are missing are created as `host`, the host's object, defines them, with the types of `types`; one of
     another shape stays as it is, for the programs that use it, until a reload replaces it. What is new is written
     before what is stale goes, so that no packet finds less than before or after (cilium#10936).
     """
+    fits = True
     hidden = () if unloaded is None else (unloaded.ipv4, unloaded.ipv6)
     mine = {name: item for name, item in host.maps.items() if item.pinned and name in contents.NODE_MAPS}
     with ExitStack() as stack:
@@ -91,18 +97,26 @@ def fill_all(
         policies = enforcement.stored(node)
         update = None
         if policies is not None:
-            update = stack.enter_context(enforcement.PolicyUpdate(node, pins, policies))
+            update = stack.enter_context(enforcement.PolicyUpdate(node, pins, policies, partly=partly))
             update.add()
+            fits = update.fits
         # Programs that are not reloaded yet go on with the map that another has replaced.
         former = [stack.enter_context(open_pin(path)) for name in mine for path in retired.others(pins, name)]
         for item in (*present, *maps.maps.values(), *former):
             is_hidden = hidden and _name(item) == mapnames.ENDPOINTS
             without = [tables.ENDPOINTS.of(item).key.pack(EndpointKey(each)) for each in hidden] if is_hidden else ()
-            written = fill(node, item, without=without)
+            try:
+                written = fill(node, item, without=without)
+            except MapTooSmall:
+                if not partly:
+                    raise
+                fits = False
+                continue
             for key in [key for key in item.keys() if key not in written] if sweep else ():  # noqa: SIM118 - no dict
                 item.delete(key)
         if update is not None and sweep:
             update.remove()
+    return fits
 
 
 def forget(pins: Path, pod: PodFacts) -> None:

@@ -268,11 +268,11 @@ class Reloader:
         kinds = {KINDS_OF_SUBJECTS.get(name, protocol.POD) for name in names}
         return external is None or not all(external.supports(kind) for kind in kinds)
 
-    def unload(self, name: str, *, forget: Callable[[], None]) -> None:
+    def unload(self, name: str, *, forget: Callable[[], object]) -> None:
         """Take a pod out of the datapath; `forget` is where the control plane drops its own entries."""
         self.unload_endpoint(self.endpoint(name), name, forget=forget)
 
-    def unload_endpoint(self, endpoint: Endpoint, name: str, *, forget: Callable[[], None]) -> None:
+    def unload_endpoint(self, endpoint: Endpoint, name: str, *, forget: Callable[[], object]) -> None:
         """Do the same with an endpoint that the node may have no more; `name` is what a loader is told."""
         external = self.external
         if external is None:

@@ -53,7 +53,7 @@ def restore(agent: Agent, *, workers: int, last: Sequence[str], cancel: threadin
         for name in declared.keys() - anew.keys():
             number = declared[name].id
             directories.take_place(agent.config.state, number, found.endpoints[number][1])
-        agent.sync(sweep=False, cancel=cancel)
+        agent.sync(sweep=False, partly=True, cancel=cancel)
         _remove_predecessors(agent, found, declared.values())
         outcomes = agent.reload_all(workers=workers, last=last, without=lost, cancel=cancel)
         removed = _remove(agent, found, {each.id for each in declared.values()}, cancel)

@@ -107,11 +107,16 @@ def exposing_early(applied: Applied) -> type[Agent]:
         """Writes a new pod into cilium_lxc before its policy program is in its slot."""
 
         def sync(
-            self, *, unloaded: PodFacts | None = None, sweep: bool = True, cancel: threading.Event | None = None
-        ) -> None:
+            self,
+            *,
+            unloaded: PodFacts | None = None,
+            sweep: bool = True,
+            partly: bool = False,
+            cancel: threading.Event | None = None,
+        ) -> bool:
             if unloaded is not None:
                 applied()
-            super().sync(sweep=sweep, cancel=cancel)
+            return super().sync(sweep=sweep, partly=partly, cancel=cancel)
 
     return ExposingEarly
 
@@ -220,7 +225,7 @@ def unload_by_name(agent: Agent, applied: Applied) -> None:
             self,
             endpoint: Endpoint,
             *,
-            forget: Callable[[], None],
+            forget: Callable[[], object],
             detach: Callable[[], object] | None = None,
             cancel: threading.Event | None = None,
         ) -> None:

@@ -147,23 +147,29 @@ def _reload_all(targets: Sequence[Target], args: argparse.Namespace, done: list[
         open_agent(target.node, options).check(*target.endpoints)
     with cancel_on_signals() as cancel:
         for target, options in wanted:
-            done += [(target.node.name, result) for result in _reload(target, options, args, cancel)]
+            _reload(target, options, args, cancel, done)
 
 
 def _reload(
-    target: Target, options: Options, args: argparse.Namespace, cancel: threading.Event
-) -> Sequence[Outcome | Failure]:
+    target: Target,
+    options: Options,
+    args: argparse.Namespace,
+    cancel: threading.Event,
+    done: list[tuple[str, Outcome | Failure]],
+) -> None:
     """Reload one node, or endpoints of it; the node keeps the options with which all of it was loaded."""
     from lab.agent.agent import Failure
     from lab.agent.options import open_agent
 
     with open_agent(target.node, options, verifiers=args.verifiers) as agent:
-        agent.sync(cancel=cancel)
+        fits = agent.sync(partly=True, cancel=cancel)
         results = _change(agent, target.endpoints, args, cancel)
+        done += [(target.node.name, result) for result in results]
         tell_not_supported(agent)
-    if not target.endpoints and not any(isinstance(result, Failure) for result in results):
-        options.keep(target.node)
-    return results
+        if not target.endpoints and not any(isinstance(result, Failure) for result in results):
+            options.keep(target.node)
+        if not fits:
+            agent.sync(cancel=cancel)
 
 
 def _change(

@@ -14,7 +14,7 @@ import pytest
 from datapath.base.bpftypes import MapType
 from datapath.base.locks import Lock
 from datapath.base.mapnames import CONNECTIONS
-from datapath.errors import CompileError, PinPathError, ProgramNotFound, ReloadlabError, VerifierError
+from datapath.errors import CompileError, MapTooSmall, PinPathError, ProgramNotFound, ReloadlabError, VerifierError
 from datapath.kernel import bpf
 from datapath.kernel.hooks import Direction
 from datapath.kernel.inventory import program_maps
@@ -153,15 +153,18 @@ class TestMigration:
         rig.loader.types = TypeStore()
         assert rig.reload("pod-1").migrated == (), "our own sources have these fields"
 
-    def test_content_that_does_not_fit_is_a_warning(self, rig: Rig) -> None:
+    def test_rules_that_do_not_fit_are_an_error(self, rig: Rig) -> None:
+        """What is left out would be a rule that denies: nothing is replaced."""
         rig.reload("pod-1")
         with open_pin(rig.pin(POLICY)) as pinned:
             for number in range(9):
                 pinned.update(b"\x40\0\0\0" + bytes([number + 1]) * 8, bytes(pinned.value_bytes))
         rig.configure(defines=(("POLICY_MAP_SIZE", "4"),))
-        outcome = rig.reload("pod-1")
-        assert outcome.warnings == (f"map {POLICY}: 6 entries do not fit into 4",)
-        assert len(content(rig, POLICY)) == 4
+        before = content(rig, POLICY)
+        with pytest.raises(MapTooSmall, match=f"^map {POLICY} is too small: 6 entries do not fit into 4$"):
+            rig.reload("pod-1")
+        assert content(rig, POLICY) == before
+        assert rig.leftovers() == []
 
     def test_new_maps_are_filled_before_a_program_is_attached(self, rig: Rig) -> None:
         seen: list[str] = []
