@@ -27,7 +27,7 @@ from datapath.reload.replaced import ReplacedArrays
 from datapath.reload.restore import sweep
 from datapath.reload.step import Plan
 from datapath.reload.transaction import Observer, OnFailure, apply
-from datapath.reload.unload import endpoint_lock, unload
+from datapath.reload.unload import drop_lock, endpoint_lock, unload
 from datapath.reload.workspace import Workspace
 
 
@@ -118,10 +118,31 @@ class Loader:
 
         `on_failure` hears of a reload that failed, when it is undone.
         """
+        with self.lock_endpoint(plan.endpoint_id, cancel=cancel):
+            return self.apply_locked(plan, observer=observer, cancel=cancel, on_failure=on_failure)
+
+    def lock_endpoint(self, number: int, *, cancel: threading.Event | None = None) -> AbstractContextManager[None]:
+        """Hold the lock of an endpoint: nobody reloads or unloads it meanwhile.
+
+        What was planned before may be old when the lock is there.
+        """
+        return locked(endpoint_lock(self.config, number), cancel or threading.Event())
+
+    def drop_lock(self, number: int) -> None:
+        """Remove the lock of an endpoint that does not exist, and its directory; the caller holds it."""
+        drop_lock(self.config, number)
+
+    def apply_locked(
+        self,
+        plan: Plan,
+        *,
+        observer: Observer | None = None,
+        cancel: threading.Event | None = None,
+        on_failure: OnFailure | None = None,
+    ) -> Outcome:
+        """Apply a plan as `apply` does, for a caller that holds the lock of its endpoint."""
         cancel = cancel or threading.Event()
-        with ExitStack() as stack:
-            stack.enter_context(locked(endpoint_lock(self.config, plan.endpoint_id), cancel))
-            netlink = stack.enter_context(self._socket())
+        with self._socket() as netlink:
             work = Workspace(
                 config=self.config,
                 netlink=netlink,
@@ -134,8 +155,8 @@ class Loader:
                 replaced=self._replaced,
                 on_new_map=self._on_new_map,
             )
-            stack.enter_context(work)
-            return apply(plan, work, observer=observer, on_failure=on_failure)
+            with work:
+                return apply(plan, work, observer=observer, on_failure=on_failure)
 
     def many(self) -> AbstractContextManager[None]:
         """Return a block for many reloads one after the other: what they replace is let go when it ends.
@@ -150,17 +171,18 @@ class Loader:
         *,
         forget: Callable[[], object],
         detach: Callable[[], object] | None = None,
+        discard: Callable[[], object] | None = None,
         cancel: threading.Event | None = None,
     ) -> None:
         """Take a pod out of the datapath; `forget` is where the control plane drops its own entries.
 
-        `detach` removes routes and filters, if somebody else than this loader is to do it.
+        `detach` removes routes and filters, if somebody else than this loader is to do it. `discard` comes last, when
+        nothing of the pod is left but the lock: whoever waits for that finds no pod.
         Waits for a reload of the endpoint. Whoever needs the node's maps alone locks them in `forget`: a reload has the
         lock of its endpoint already when it waits for the maps.
         """
-        lock = endpoint_lock(self.config, endpoint.id)
-        with locked(lock, cancel or threading.Event()), self._socket() as netlink:
-            unload(self.config, netlink, endpoint, forget, detach=detach)
+        with self.lock_endpoint(endpoint.id, cancel=cancel), self._socket() as netlink:
+            unload(self.config, netlink, endpoint, forget, detach=detach, discard=discard)
             self._maps.forget(str(self.config.globals / name) for name in endpoint_maps(endpoint.id))
 
     def sweep(self, keep: Collection[int]) -> list[str]:

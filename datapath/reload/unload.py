@@ -31,6 +31,13 @@ def endpoint_lock(config: DatapathConfig, number: int) -> Path:
     return config.state / str(number) / _LOCK
 
 
+def drop_lock(config: DatapathConfig, number: int) -> None:
+    """Remove the lock of an endpoint, which the caller holds, and its directory, unless something else is in there."""
+    directory = config.state / str(number)
+    if os.listdir(directory) == [_LOCK]:
+        _remove_lock(directory)
+
+
 def unload(
     config: DatapathConfig,
     netlink: NetlinkSocket,
@@ -38,13 +45,14 @@ def unload(
     forget: Callable[[], object],
     *,
     detach: Callable[[], object] | None = None,
+    discard: Callable[[], object] | None = None,
 ) -> None:
     """Remove everything that reloads of a pod have made; the caller holds its lock. What is gone already is no error.
 
     Links of tcx go with the filters, whoever removes those.
 
-    `detach` removes its routes and filters, where another loader does that. An interface of the same name that came
-    later is another endpoint's: nothing there is touched (cilium issue 44530).
+    `detach` removes its routes and filters, where another loader does that; `discard` comes last, before the lock goes.
+    An interface of the same name that came later is another endpoint's: nothing there is touched (cilium issue 44530).
     """
     if detach is None:
         detach_endpoint(netlink, endpoint)
@@ -61,7 +69,7 @@ def unload(
         pin = Pin(config.globals / name)
         pin.finalize()
         pin.path.unlink(missing_ok=True)
-    _remove_directory(config.state / str(endpoint.id))
+    _remove_directory(config.state / str(endpoint.id), discard)
 
 
 def detach_endpoint(netlink: NetlinkSocket, endpoint: Endpoint) -> None:
@@ -109,7 +117,7 @@ def _interface(netlink: NetlinkSocket, endpoint: Endpoint) -> int | None:
     return found if endpoint.ifindex in (None, found) else None
 
 
-def _remove_directory(directory: Path) -> None:
+def _remove_directory(directory: Path, discard: Callable[[], object] | None) -> None:
     """Remove an endpoint's files, the lock last: who gets it next finds nothing that is still being removed."""
     for entry in list(os.scandir(directory)):
         if entry.name == _LOCK:
@@ -118,6 +126,12 @@ def _remove_directory(directory: Path) -> None:
             shutil.rmtree(entry.path)
         else:
             os.unlink(entry.path)
+    if discard is not None:
+        discard()
+    _remove_lock(directory)
+
+
+def _remove_lock(directory: Path) -> None:
     (directory / _LOCK).unlink(missing_ok=True)
     try:
         directory.rmdir()

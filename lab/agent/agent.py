@@ -171,9 +171,11 @@ class Agent(Reloader):
                 self.node.pod(name)  # UnknownTarget if another has removed it meanwhile
                 mapfill.forget(self.config.globals, pod)
 
-            self.unload(name, forget=forget_addresses)
-            self.forget_connections(pod)
-            self.node.remove_pod(name)
+            def discard() -> None:
+                self.forget_connections(pod)
+                self.node.remove_pod(name)
+
+            self.unload(name, forget=forget_addresses, discard=discard)
 
     def collect_connections(self) -> tuple[Collected, ...]:
         """Delete the connections whose lifetime is over; return what was found in each existing map."""

@@ -30,6 +30,7 @@ from lab.agent import mapfill
 from lab.agent.generations import next_generation
 from lab.agent.many import ManyReloads
 from lab.agent.reloads import Failure
+from lab.agent.subjectlock import lock_subject
 from lab.agent.turns import Turn
 from lab.agent.unchecked import PodsUnchecked, unchecked_pods
 from lab.errors import system_errors
@@ -268,19 +269,29 @@ class Reloader:
         kinds = {KINDS_OF_SUBJECTS.get(name, protocol.POD) for name in names}
         return external is None or not all(external.supports(kind) for kind in kinds)
 
-    def unload(self, name: str, *, forget: Callable[[], object]) -> None:
-        """Take a pod out of the datapath; `forget` is where the control plane drops its own entries."""
-        self.unload_endpoint(self.endpoint(name), name, forget=forget)
+    def unload(self, name: str, *, forget: Callable[[], object], discard: Callable[[], object]) -> None:
+        """Take a pod out of the datapath; `forget` is where the control plane drops its own entries.
 
-    def unload_endpoint(self, endpoint: Endpoint, name: str, *, forget: Callable[[], object]) -> None:
+        `discard` removes the pod, before somebody else can have its lock.
+        """
+        self.unload_endpoint(self.endpoint(name), name, forget=forget, discard=discard)
+
+    def unload_endpoint(
+        self,
+        endpoint: Endpoint,
+        name: str,
+        *,
+        forget: Callable[[], object],
+        discard: Callable[[], object] | None = None,
+    ) -> None:
         """Do the same with an endpoint that the node may have no more; `name` is what a loader is told."""
         external = self.external
         if external is None:
-            self.loader.unload(endpoint, forget=forget)
+            self.loader.unload(endpoint, forget=forget, discard=discard)
             return
         self.require(protocol.UNLOAD, "the removal of a pod's programs")
         request = unload_request(self.config, name, endpoint)
-        self.loader.unload(endpoint, forget=forget, detach=lambda: external.ask(request))
+        self.loader.unload(endpoint, forget=forget, detach=lambda: external.ask(request), discard=discard)
 
     def require(self, ability: str, what: str) -> None:
         """Raise NotSupported for what needs an ability that the loader has not declared; ours has all of them."""
@@ -335,13 +346,19 @@ class Reloader:
         It waits while another process switches the whole node to another mode. NestedReload at a gate of a reload.
         With endpoint routes, PodsUnchecked for the overlay while a pod lacks its egress program.
         """
-        with self._not_nested(subject), system_errors(self.node.name), self.reloading(cancel=cancel):
+        with (
+            self._not_nested(subject),
+            system_errors(self.node.name),
+            self._mode.take(exclusive=False, cancel=cancel),
+            lock_subject(self.loader, self.node, subject, self._refresh, cancel),
+        ):
             if subject == OVERLAY_SUBJECT and self.endpoint_routes and (pods := unchecked_pods(self.node)):
                 raise PodsUnchecked(self.node.name, pods)
+            # Now: another may have changed the endpoint, or removed it, while we waited for its lock.
             plan = self.plan(subject, generation=self.next_generation())
             watching = self._observers(plan, observer)
             with self._holding_maps():
-                outcome = self.loader.apply(plan, observer=watching, cancel=cancel, on_failure=self.on_failure)
+                outcome = self.loader.apply_locked(plan, observer=watching, cancel=cancel, on_failure=self.on_failure)
             self.tell(outcome)
             return outcome
 

@@ -227,10 +227,12 @@ def unload_by_name(agent: Agent, applied: Applied) -> None:
             *,
             forget: Callable[[], object],
             detach: Callable[[], object] | None = None,
+            discard: Callable[[], object] | None = None,
             cancel: threading.Event | None = None,
         ) -> None:
             applied()
-            super().unload(replace(endpoint, ifindex=None), forget=forget, detach=detach, cancel=cancel)
+            bare = replace(endpoint, ifindex=None)
+            super().unload(bare, forget=forget, detach=detach, discard=discard, cancel=cancel)
 
     agent.loader.__class__ = UnloadByName
 
