@@ -87,13 +87,27 @@ def carry_over(before: Mapping[str, int], maps: Mapping[str, Map], owns: Owns) -
     already knows its own better, and a removed one must not leave them to its successor. Of all other entries those
     that the new map lacks. Returns how many entries did not fit, for the maps where any did not.
     """
-    used = _ids(maps)
-    if not used:
-        return {}
-    left_out = {
-        name: _merge(ident, maps[name], owns) for name, ident in before.items() if name in used and ident != used[name]
-    }
+    left_out = {name: _merge(ident, maps[name], owns) for name, ident in _replaced(before, maps)}
     return {name: count for name, count in left_out.items() if count}
+
+
+def carry_back(before: Mapping[str, int], maps: Mapping[str, Map], owns: Owns) -> None:
+    """Bring into the maps that the endpoint's programs used before what its new ones have noted in `maps`.
+
+    For a reload that fails when packets have met its programs: the old ones answer for what began meanwhile. What does
+    not fit there is lost.
+    """
+    for name, ident in _replaced(before, maps):
+        old = _open(ident, name)
+        if old is not None:
+            with old:
+                _merge(maps[name].info.id, old, owns)
+
+
+def _replaced(before: Mapping[str, int], maps: Mapping[str, Map]) -> list[tuple[str, int]]:
+    """Return the names of maps of which the programs have another one now, and the ids that these had before."""
+    used = _ids(maps) if before else {}
+    return [(name, ident) for name, ident in before.items() if name in used and ident != used[name]]
 
 
 def merged(one: bytes, other: bytes, now: int) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from datapath.base.bpftypes import MapType
@@ -210,6 +211,8 @@ class FillArrays(Step):
     def apply(self, work: Workspace) -> None:
         collection = work.objects[self.target].collection
         fill_program_arrays(collection.spec, collection.maps, collection.programs, skip_contents=POLICY_ARRAYS)
+        # Undone when all that packets meet is: the old programs are back by then.
+        work.on_undo(self, partial(_carry_connections_back, self.object, work))
         carry_connections_over(self.object, work)
 
 
@@ -226,6 +229,14 @@ def carry_connections_over(item: ObjectFile, work: Workspace) -> None:
     for name, left_out in left.items():
         what = "connections" if name.startswith(CONNECTIONS) else "entries"
         work.warnings.append(f"map {name}: {left_out} {what} do not fit into {maps[name].info.max_entries}")
+
+
+def _carry_connections_back(item: ObjectFile, work: Workspace) -> None:
+    """Let the old programs know what the new ones have noted, connections that began meanwhile above all."""
+    before = noted_maps(item.path.parent, work)
+    if before is not None:
+        owns = connections.owner(work.config.node, item.endpoint)
+        connections.carry_back(before, work.objects[item.name].collection.maps, owns)
 
 
 def noted_maps(directory: Path, work: Workspace) -> Mapping[str, int] | None:

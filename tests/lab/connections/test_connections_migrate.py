@@ -8,6 +8,7 @@ from contextlib import ExitStack
 import pytest
 
 from datapath.base.mapnames import CT_MAPS
+from datapath.errors import ReloadlabError
 from lab.agent.agent import Agent
 from lab.node.node import Node
 from lab.node.topology import NodeSpec
@@ -96,3 +97,37 @@ def test_a_new_pod_inherits_no_connection_from_a_replaced_table(version: int) ->
             answerer.sendto(b"no answer", client.getsockname())
             assert not receives(client, within=0.2)
             assert metrics.read(node).drops_since(before) == {DENIED: number}
+
+
+class _Injected(ReloadlabError):
+    """Fails a reload at a gate."""
+
+
+@pytest.mark.parametrize("endpoint_routes", [False, True], ids=["routes-off", "routes-on"])
+def test_of_a_reload_that_failed(endpoint_routes: bool) -> None:
+    """What began under the new programs lives on under the old ones, which come back."""
+    spec = NodeSpec(unique_name("failed"), pods=2, endpoint_routes=endpoint_routes)
+    with Node(spec) as node, Agent(node) as agent, ExitStack() as stack:
+        agent.start()
+        agent.apply_policies(ONE_WAY)
+        servers = {version: udp(stack, node, "pod-1", 7500, version) for version in (4, 6)}
+        begun: dict[int, socket.socket] = {}
+
+        def begin(*_: object) -> None:
+            for version, server in servers.items():
+                begun[version] = udp(stack, node, "pod-2", 0, version)
+                begun[version].sendto(b"question", server.getsockname())
+                assert server.recvfrom(64)[1][:2] == begun[version].getsockname()[:2]
+            raise _Injected("after the attach")
+
+        before = metrics.read(node)
+        agent.configure(defines=SMALLER)
+        for subject in agent.subjects:
+            if subject != "pod-2":
+                agent.reload(subject)
+        with pytest.raises(_Injected):
+            agent.reload("pod-2", observer=Gate(begin, after="attach ingress"))
+        for version, server in servers.items():
+            server.sendto(b"answer", begun[version].getsockname())
+            assert receives(begun[version]), f"IPv{version}: no answer to what began before the rollback"
+        assert metrics.read(node).drops_since(before) == {}
