@@ -1,8 +1,8 @@
 """A loader around tc: pods whose objects libbpf takes. tc fills slots and attaches; the rest is done here.
 
-Two processes of tc do a reload, each from a batch: one fills the new calls map, the other has packets meet it. Each
-slot loads its program anew (`exec bpf graft`), and each hook as well (`filter replace`). What the second has done when
-a line fails stays done: packets then meet programs of both loads, and the calls maps of both stay pinned.
+One process of tc does all of a reload, from a batch. Each slot loads its program anew (`exec bpf graft`), and each hook
+as well (`filter replace`). What tc has done when a line fails stays done; if packets meet some of it, the calls maps of
+both loads stay pinned.
 """
 
 from __future__ import annotations
@@ -10,16 +10,18 @@ from __future__ import annotations
 import re
 import signal
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 from typing import Any
 
 from datapath.base.mapnames import is_calls_map
 from datapath.errors import LinkNotFound, ReloadlabError, ToolError
-from datapath.kernel import hooks, routes
+from datapath.kernel import hooks, progarray, routes
 from datapath.kernel.hooks import Direction
+from datapath.kernel.map import open_pin
 from datapath.kernel.netlink import NetlinkSocket
 from datapath.kernel.netns import OWN
 from datapath.kernel.pins import Pin
@@ -50,19 +52,15 @@ class Refused(ReloadlabError):
 def reload(request: Mapping[str, Any], priority: int) -> None:
     """Load, fill the slots and attach; Refused with tc's words."""
     with reading():
-        calls = [slot for slot in request["slots"] if is_calls_map(slot["map"])]
-        fill, switch = [_graft(slot) for slot in calls], list(_switch(request, priority))
-        addresses, on = _addresses(request), request["endpoint_routes"]
-        pins = [Pin(PINS / name) for name in {slot["map"] for slot in calls}]
+        lines, addresses, on = list(_batch(request, priority)), _addresses(request), request["endpoint_routes"]
+        pins = [Pin(PINS / name) for name in {slot["map"] for slot in request["slots"]} if is_calls_map(name)]
         links = {_link(hook): Path(hook["object"]) for hook in request["attach"]}
     with NetlinkSocket(OWN) as netlink:
         ifindex = netlink.ifindex(request["interface"])
         hooks.ensure_clsact(netlink, ifindex)
         with _linked(links):
-            moved = _fill(fill, pins)
-            # If this fails, or what follows, old maps stay at :pending for the next reload: there is no saying which of
-            # both what is attached, or in a policy slot, jumps through.
-            _do(switch)
+            moved = _load(lines, pins, partial(_met, netlink, ifindex, request["slots"]))
+        # If this fails, old maps stay at :pending for the next reload: what is attached at egress may use them.
         _set_routes(netlink, addresses, ifindex, on)
         if not on:
             _detach(netlink, ifindex, Direction.EGRESS, priority)
@@ -81,17 +79,38 @@ def _linked(links: Mapping[Path, Path]) -> Iterator[None]:
         yield
 
 
-def _fill(lines: Sequence[str], pins: Sequence[Pin]) -> list[Pin]:
-    """Have tc make and fill new calls maps; return the pins that were moved aside for them, none if it fails."""
+def _load(lines: Sequence[str], pins: Sequence[Pin], met: Callable[[], object]) -> list[Pin]:
+    """Have tc do these lines, with new calls maps; return the pins that were moved aside for them.
+
+    If tc fails, the former maps are pinned again, unless packets meet other programs than before, as `met` tells: those
+    jump through the new maps, and others through the former ones. Both stay pinned then, until the next reload.
+    """
     with ExitStack() as undo:
         moved = []
         for pin in pins:
             if pin.repin():
                 undo.callback(pin.revert)
                 moved.append(pin)
-        _do(lines)
+        before = met()
+        try:
+            _do(lines)
+        except Refused:
+            if met() != before:
+                undo.pop_all()
+            raise
         undo.pop_all()
     return moved
+
+
+def _met(netlink: NetlinkSocket, ifindex: int, slots: Sequence[Mapping[str, Any]]) -> list[int | None]:
+    """Return the programs that packets of a pod meet first: those at its hooks, and those in policy slots."""
+    attached = [each for direction in Direction for each in hooks.all_filters(netlink, ifindex, direction)]
+    found: list[int | None] = [each.program_id for each in attached]
+    for slot in slots:
+        if not is_calls_map(slot["map"]):
+            with open_pin(PINS / slot["map"]) as array:
+                found.append(progarray.program_at(array.fd, slot["slot"]))
+    return found
 
 
 def _do(lines: Sequence[str]) -> None:
@@ -121,11 +140,13 @@ def unload(request: Mapping[str, Any], priority: int) -> None:
             _detach(netlink, ifindex, direction, priority)
 
 
-def _switch(request: Mapping[str, Any], priority: int) -> Iterator[str]:
-    """Yield the lines by which packets meet the new programs: one that leaves the policy to another comes after it."""
-    policy = [slot for slot in request["slots"] if not is_calls_map(slot["map"])]
+def _batch(request: Mapping[str, Any], priority: int) -> Iterator[str]:
+    """Yield the lines for tc: the tail calls first, and a program that leaves the policy to another one after that."""
+    calls = [slot for slot in request["slots"] if is_calls_map(slot["map"])]
+    policy = [slot for slot in request["slots"] if slot not in calls]
     egress = [hook for hook in request["attach"] if hook["direction"] == "egress"]
     ingress = [hook for hook in request["attach"] if hook not in egress]
+    yield from map(_graft, calls)
     yield from (_replace(hook, priority) for hook in egress)
     yield from map(_graft, policy)
     yield from (_replace(hook, priority) for hook in ingress)

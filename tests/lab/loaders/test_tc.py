@@ -110,9 +110,16 @@ def test_what_tc_refuses_is_told_with_the_reason_and_the_line() -> None:
     assert str(Refused(["exec one"], -9, "libbpf: a warning\n")) == "killed by SIGKILL (tc -batch)"
 
 
-@pytest.mark.parametrize("wanted", ["RTM_NEWTFILTER * ingress", "MAP_UPDATE cilium_calls_*"])
-def test_what_is_left_when_tc_is_killed_answers_packets(wanted: str, templates: Path) -> None:
-    """At the filter, the policy program is the new one, and that at the hook the old one: each keeps its calls map."""
+@pytest.mark.parametrize(
+    ("wanted", "differs"),
+    [("RTM_NEWTFILTER * ingress", True), ("MAP_UPDATE cilium_call_policy*", False)],
+    ids=["after the policy slot", "before it"],
+)
+def test_what_is_left_when_tc_is_killed_answers_packets(wanted: str, differs: bool, templates: Path) -> None:
+    """At the filter, the policy program is the new one, and that at the hook the old one: each keeps its calls map.
+
+    Before the first of both, all is as it was.
+    """
     spec = NodeSpec("seam-tc-killed", pods=1)
 
     def choose(cases: Sequence[Case]) -> Sequence[Case]:
@@ -129,6 +136,7 @@ def test_what_is_left_when_tc_is_killed_answers_packets(wanted: str, templates: 
     (case,) = swept.cases
     assert case.ended == "failed: loader tc: killed by SIGKILL (tc -batch)"
     assert [line for line in case.wrong if "differ" not in line] == []
+    assert bool(case.wrong) == differs
 
 
 @pytest.mark.skipif(shutil.which("jq") is None, reason="needs jq")
