@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 from lab.results.export import to_bencher, to_github, to_lines, to_pyperf
 from lab.results.result import Better, Course, Result, Series, exact
+from tests.lab.labs import ROOT
 from tests.lab.results.samples import result, times
 
 
@@ -68,7 +70,9 @@ def test_each_line_says_where_its_value_comes_from() -> None:
     ]
     assert {each["side"] for each in lines} == {"A", "B"}
     assert lines[0]["subject"] == {"library": "our sources"}
-    assert {"bench", "started", "cpu_model", "kernel", "clang", "metric", "unit", "better"} <= lines[0].keys()
+    text = (ROOT / "docs" / "bench-json.md").read_text()
+    sentence = text.partition("A line of `jsonl` has")[2].partition(".\n")[0]
+    assert set(re.findall("`([a-z_]+)`", sentence)) == lines[0].keys()
 
 
 def test_bencher_gets_medians_with_intervals_and_its_own_measures() -> None:
