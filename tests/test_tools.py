@@ -44,6 +44,7 @@ def test_sudo_keeps_every_variable_of_ours(path: str) -> None:
         "CACHE",
         "CILIUM_BPF",
         "CLANG",
+        "EBPF_TESTDATA",
         "EXHAUSTIVE",
         "KERNELS",
         "LOADER",
