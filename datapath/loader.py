@@ -92,11 +92,14 @@ class Loader:
         self.config = replace(config, attach=chosen(config.attach))
         self.templates.update(self.config)
 
-    def plan(self, endpoint: Endpoint, *, subject: str) -> Plan:
-        """Return the plan of an endpoint's reload; nothing is done. `subject` is what messages call the endpoint."""
+    def plan(self, endpoint: Endpoint, *, subject: str, down: bool = False) -> Plan:
+        """Return the plan of an endpoint's reload; nothing is done. `subject` is what messages call the endpoint.
+
+        `down`: an unload that did not end may have set the pod's interface down.
+        """
         if endpoint.is_host:
             return host_plan(self.config, endpoint, self.links(), subject=subject)
-        return pod_plan(self.config, endpoint, subject=subject)
+        return pod_plan(self.config, endpoint, subject=subject, down=down)
 
     def plan_overlay(self, generation: int) -> Plan:
         """Return the plan of the overlay's reload; nothing is done."""

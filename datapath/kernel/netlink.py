@@ -299,6 +299,11 @@ def link_down(ifindex: int) -> bytes:
     return pack_message(RTM_SETLINK, struct.pack("=BxHiII", 0, 0, ifindex, 0, _IFF_UP))
 
 
+def link_up(ifindex: int) -> bytes:
+    """Return the message that sets an interface up."""
+    return pack_message(RTM_SETLINK, struct.pack("=BxHiII", 0, 0, ifindex, _IFF_UP, _IFF_UP))
+
+
 def unless(number: int, socket: NetlinkSocket, what: str, message: bytes) -> None:
     """Send a request that may find its work done already: this errno is no error."""
     try:

@@ -29,6 +29,7 @@ from datapath.reload.switchover import (
     InsertPolicy,
     InstallRoutes,
     RemoveRoutes,
+    SetUp,
 )
 from datapath.reload.xdp import CIL_XDP_ENTRY, AttachXdp, DetachXdp
 
@@ -52,8 +53,8 @@ _NETDEV_OBJECT, _XDP_OBJECT = (re.compile(rf"bpf_{kind}_(.+)\.o(\.new|\.old)?") 
 """The objects of devices, and what a killed reload has left of them."""
 
 
-def pod_plan(config: DatapathConfig, endpoint: Endpoint, *, subject: str) -> Plan:
-    """Return the reload of one pod."""
+def pod_plan(config: DatapathConfig, endpoint: Endpoint, *, subject: str, down: bool = False) -> Plan:
+    """Return the reload of one pod; if its interface may be `down`, it is set up when its programs are attached."""
     ifname = check_ifname(endpoint.ifname)
     directory = config.state / str(endpoint.id)
     item = ObjectFile(Kind.LXC, directory / "bpf_lxc.o", endpoint.generation, endpoint)
@@ -64,6 +65,8 @@ def pod_plan(config: DatapathConfig, endpoint: Endpoint, *, subject: str) -> Pla
         steps.append(_attach(config, ifname, Direction.EGRESS, "cil_to_container", item, endpoint.ifindex))
     steps.append(InsertPolicy(item.name, endpoint.id))
     steps.append(_attach(config, ifname, Direction.INGRESS, "cil_from_container", item, endpoint.ifindex))
+    if down:
+        steps.append(SetUp(ifname, endpoint.ifindex))
     # The route decides whether a packet for the pod meets the egress program: it comes after that program, and
     # goes before it, so that no packet arrives unchecked.
     steps.append(InstallRoutes(ifname, endpoint) if endpoint.require_endpoint_route else RemoveRoutes(ifname, endpoint))

@@ -15,7 +15,7 @@ from datapath.errors import BpfError, LinkNotFound, LinkReplaced, NetlinkError, 
 from datapath.kernel import hooks, linkpins, progarray, routes, tcx, xdp
 from datapath.kernel.hooks import Direction, Filter, HookBlocked, HookEmptied, HookShared, HookTaken
 from datapath.kernel.map import open_pin
-from datapath.kernel.netlink import NetlinkSocket
+from datapath.kernel.netlink import NetlinkSocket, link_down, link_up, unless
 from datapath.kernel.routes import Installed
 from datapath.load.programs import Program
 from datapath.reload import connections, policyarrays, retired, tcxlinks
@@ -192,6 +192,27 @@ class Detach(Step):
         _remove_filters(work, self, self.target, ifindex, self.direction, self.prefix)
         hook = tcxlinks.look(work, self.target, ifindex, self.direction)
         tcxlinks.detach(work, self, hook, self.links, prefix=self.prefix)
+
+
+@dataclass(frozen=True)
+class SetUp(Step):
+    """Set up a pod's interface that an unload which did not end may have set down.
+
+    If the reload fails it is down, whatever it was: it may have no programs.
+    """
+
+    ifindex: int | None = None
+
+    name = "set up"
+
+    def describe(self) -> str:
+        return f"set {self.target} up, which an unload that did not end may have set down"
+
+    def apply(self, work: Workspace) -> None:
+        ifindex = _interface(work, self.target, self.ifindex)
+        down = partial(unless, errno.ENODEV, work.netlink, f"set interface {ifindex} down", link_down(ifindex))
+        work.on_undo(self, down)
+        work.netlink.request(f"set interface {ifindex} up", link_up(ifindex))
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import partial
 
 from datapath.endpoint import XdpMode
@@ -48,16 +48,15 @@ class Agent(Reloader):
     def sync(
         self,
         *,
-        unloaded: PodFacts | None = None,
         sweep: bool = True,
         partly: bool = False,
         cancel: threading.Event | None = None,
     ) -> bool:
         """Bring maps and routes in line with what is declared, of this node and of the others of its cluster.
 
-        A pod that is `unloaded` is not yet in cilium_lxc afterwards: nobody delivers to it. Without `sweep`, entries
-        of what is declared no more stay. A map that is too small is PolicyMapFull or MapTooSmall. With `partly`, before
-        a reload that may replace it, it stays, and False is returned: when all is reloaded this is to be called again.
+        Without `sweep`, entries of what is declared no more stay. A map that is too small is PolicyMapFull or
+        MapTooSmall. With `partly`, before a reload that may replace it, it stays, and False is returned: when all is
+        reloaded this is to be called again.
         """
         with self.updating(cancel=cancel):
             prefilter.sync(self.node, self.config.globals)
@@ -67,7 +66,6 @@ class Agent(Reloader):
                 self.config.globals,
                 host,
                 types=self.loader.types,
-                unloaded=unloaded,
                 sweep=sweep,
                 partly=partly,
             )
@@ -153,17 +151,33 @@ class Agent(Reloader):
         return modes.set_mtu(self, mtu, workers=workers, cancel=cancel)
 
     def add_pod(self, pod: PodSpec | str) -> Outcome:
-        """Make one more pod, load its programs, and only then let others find it (lxcmap.WriteEndpoint)."""
-        made = self.node.add_pod(pod)
-        self.sync(unloaded=made)
-        outcome = self.reload(made.name)
-        self.sync()
-        return outcome
+        """Make one more pod, load its programs, and only then let others find it (lxcmap.WriteEndpoint).
+
+        If that fails, the pod goes again. If it is killed, nobody delivers to the pod until a reload has loaded it.
+        """
+        made = self.node.add_pod(pod, loaded=False)
+        with self.undone_pod(made.name):
+            self.sync()
+            return self.reload(made.name)
+
+    @contextmanager
+    def undone_pod(self, name: str) -> Iterator[None]:
+        """Remove a pod again if the block fails."""
+        try:
+            yield
+        except BaseException:
+            self.remove_pod(name)
+            raise
 
     def remove_pod(self, name: str) -> None:
-        """Remove a pod, from the datapath first, then from the node."""
+        """Remove a pod, from the datapath first, then from the node.
+
+        What is killed or fails leaves a pod to which nobody delivers: its next reload brings it back, if it is not
+        removed again.
+        """
         with self.reloading(), ExitStack() as updating:
             pod = self.node.removable_pod(name)
+            self.node.set_loaded(name, False)
 
             def forget_addresses() -> None:
                 # The endpoint comes before the maps, as in a reload.

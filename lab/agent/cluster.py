@@ -120,12 +120,11 @@ class Cluster:
     def add_pod(self, name: str, *, labels: Iterable[str] = ()) -> Outcome:
         """Make one more pod, with these labels; all nodes know it before its own node delivers to it."""
         agent, own = self.find(name)
-        made = agent.node.add_pod(PodSpec(own, labels=frozenset(labels)))
-        for each in self.agents:
-            each.sync(unloaded=made)
-        outcome = agent.reload(own)
-        agent.sync()
-        return outcome
+        agent.node.add_pod(PodSpec(own, labels=frozenset(labels)), loaded=False)
+        with agent.undone_pod(own):
+            for each in self.agents:
+                each.sync()
+            return agent.reload(own)
 
     def remove_pod(self, name: str) -> None:
         """Remove a pod, from its own node first; then the other nodes forget it and its connections."""

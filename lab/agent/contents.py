@@ -21,8 +21,13 @@ _WORLD: tuple[Network, ...] = (IPv4Network("0.0.0.0/0"), IPv6Network("::/0"))
 
 
 def endpoints(node: Node) -> Iterator[tuple[EndpointKey, EndpointInfo]]:
-    """Yield what belongs into cilium_lxc: every local pod, and the addresses of the host."""
+    """Yield what belongs into cilium_lxc: every local pod that is loaded, and the addresses of the host.
+
+    Whoever finds a pod there delivers to it, as if it had programs.
+    """
     for pod in (node.facts.health, *node.pods):
+        if pod.name in node.facts.unloaded:
+            continue
         info = EndpointInfo(
             pod.ifindex, pod.endpoint_id, flags=0, mac=pod.mac, node_mac=pod.node_mac, sec_id=pod.identity
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Container
 from contextlib import ExitStack
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address
@@ -25,8 +24,8 @@ from lab.node.node import Node
 from lab.node.topology import PodFacts
 
 
-def fill(node: Node, target: Map, *, without: Container[bytes] = ()) -> frozenset[bytes]:
-    """Write what the control plane knows into a map, which may be new, but for some keys; return those written.
+def fill(node: Node, target: Map) -> frozenset[bytes]:
+    """Write what the control plane knows into a map, which may be new; return the keys.
 
     MapTooSmall, when all is written that fits.
     An entry of a policy map that says the same already stays, with its counters.
@@ -44,8 +43,6 @@ def fill(node: Node, target: Map, *, without: Container[bytes] = ()) -> frozense
         entries = contents.PREFILTER_MAPS[name](node)
     written, left_out = set(), 0
     for key, value in entries:
-        if key in without:
-            continue
         if key not in present or unpack is None or not _is_same_rule(unpack(present[key]), unpack(value)):
             left_out += not put(target, key, value)
         written.add(key)
@@ -71,21 +68,18 @@ def fill_all(
     host: CollectionSpec,
     *,
     types: TypeStore,
-    unloaded: PodFacts | None = None,
     sweep: bool = True,
     partly: bool = False,
 ) -> bool:
     """Bring the maps that are pinned in `pins` in line with what is declared; the caller excludes other updates.
 
-    An `unloaded` pod is known to all maps but cilium_lxc: whoever finds it there delivers to it. Without `sweep`
-    nothing is deleted.
+    Without `sweep` nothing is deleted.
     Returns whether all of it fits, with `partly`; else a map that is too small is PolicyMapFull or MapTooSmall.
     Maps that are missing are created as `host`, the host's object, defines them, with the types of `types`; one of
     another shape stays as it is, for the programs that use it, until a reload replaces it. What is new is written
     before what is stale goes, so that no packet finds less than before or after (cilium#10936).
     """
     fits = True
-    hidden = () if unloaded is None else (unloaded.ipv4, unloaded.ipv6)
     mine = {name: item for name, item in host.maps.items() if item.pinned and name in contents.NODE_MAPS}
     with ExitStack() as stack:
         present = [stack.enter_context(opened) for name in mine if (opened := open_if_pinned(pins / name)) is not None]
@@ -103,10 +97,8 @@ def fill_all(
         # Programs that are not reloaded yet go on with the map that another has replaced.
         former = [stack.enter_context(open_pin(path)) for name in mine for path in retired.others(pins, name)]
         for item in (*present, *maps.maps.values(), *former):
-            is_hidden = hidden and _name(item) == mapnames.ENDPOINTS
-            without = [tables.ENDPOINTS.of(item).key.pack(EndpointKey(each)) for each in hidden] if is_hidden else ()
             try:
-                written = fill(node, item, without=without)
+                written = fill(node, item)
             except MapTooSmall:
                 if not partly:
                     raise
@@ -117,6 +109,15 @@ def fill_all(
         if update is not None and sweep:
             update.remove()
     return fits
+
+
+def show_endpoints(node: Node, pins: Path) -> None:
+    """Write the endpoints of a node into cilium_lxc, such as a pod that is loaded now; the caller excludes updates."""
+    for path in (pins / mapnames.ENDPOINTS, *retired.others(pins, mapnames.ENDPOINTS)):
+        opened = open_if_pinned(path)
+        if opened is not None:
+            with opened:
+                fill(node, opened)
 
 
 def forget(pins: Path, pod: PodFacts) -> None:

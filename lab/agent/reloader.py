@@ -245,7 +245,8 @@ class Reloader:
         elif subject == XDP_SUBJECT:
             plan = self.loader.plan_xdp(generation)
         else:
-            plan = self.loader.plan(replace(self.endpoint(subject), generation=generation), subject=subject)
+            endpoint = replace(self.endpoint(subject), generation=generation)
+            plan = self.loader.plan(endpoint, subject=subject, down=subject in self.node.facts.unloaded)
         given = self._by_external(plan)
         if self.change is None:
             return given
@@ -359,8 +360,16 @@ class Reloader:
             watching = self._observers(plan, observer)
             with self._holding_maps():
                 outcome = self.loader.apply_locked(plan, observer=watching, cancel=cancel, on_failure=self.on_failure)
+            if subject in self.node.facts.unloaded:
+                self._show(subject)
             self.tell(outcome)
             return outcome
+
+    def _show(self, pod: str) -> None:
+        """Let others find a pod that has its programs by now."""
+        self.node.set_loaded(pod, True)
+        with self.updating():
+            mapfill.show_endpoints(self.node, self.config.globals)
 
     def _observers(self, plan: Plan, given: Observer | None) -> Observer | None:
         """Return who looks on at a reload: `given`, and before it what `on_reload` returns."""

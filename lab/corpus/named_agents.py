@@ -20,7 +20,7 @@ from lab.agent.agent import Agent
 from lab.agent.restore import Restored
 from lab.corpus.fault import Applied, Fault, Install
 from lab.corpus.steps import Skipped
-from lab.node.topology import PodFacts
+from lab.node.topology import PodSpec
 
 WORK = 0.02
 """Seconds that the rest of an agent's work takes between two things that are no longer together."""
@@ -106,17 +106,11 @@ def exposing_early(applied: Applied) -> type[Agent]:
     class ExposingEarly(Agent):
         """Writes a new pod into cilium_lxc before its policy program is in its slot."""
 
-        def sync(
-            self,
-            *,
-            unloaded: PodFacts | None = None,
-            sweep: bool = True,
-            partly: bool = False,
-            cancel: threading.Event | None = None,
-        ) -> bool:
-            if unloaded is not None:
-                applied()
-            return super().sync(sweep=sweep, partly=partly, cancel=cancel)
+        def add_pod(self, pod: PodSpec | str) -> Outcome:
+            made = self.node.add_pod(pod)
+            applied()
+            self.sync()
+            return self.reload(made.name)
 
     return ExposingEarly
 

@@ -23,7 +23,7 @@ from datapath.object.spec import CollectionSpec, MapSpec
 from datapath.reload.outcome import Attached, Loaded
 from datapath.reload.prepare import Compile, WriteObject
 from datapath.reload.step import Plan, Step
-from datapath.reload.switchover import Attach, Commit, release_maps
+from datapath.reload.switchover import Attach, Commit, SetUp, release_maps
 from datapath.reload.workspace import LoadedObject, Workspace
 from lab.loaders.client import LoaderClient
 from lab.loaders.libbpf import CompileForLibbpf, slots_of
@@ -46,6 +46,7 @@ def loader_plan(plan: Plan, client: LoaderClient, config: DatapathConfig) -> Pla
         if isinstance(step, WriteObject):
             steps.append(_object_step(step, client))
     steps += [CreateMaps(item.name) for item in objects]
+    steps += [step for step in plan.steps if isinstance(step, SetUp)]
     attaches = tuple(step for step in plan.steps if isinstance(step, Attach))
     request = reload_request(config, plan.subject, objects, attaches)
     steps.append(Load(plan.subject, client, request, objects, attaches, commit.obsolete))

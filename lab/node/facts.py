@@ -54,6 +54,8 @@ def _check(document: _Document) -> None:
     facts = document.facts
     if [pod.name for pod in document.spec.pod_specs] != [pod.name for pod in facts.pods]:
         raise WrongContent("spec.pods and facts.pods are not the same pods")
+    if set(facts.unloaded) - {pod.name for pod in facts.pods}:
+        raise WrongContent("facts.unloaded names pods that are not there")
     if facts.health.name != HEALTH:
         raise WrongContent(f"facts.health is called {facts.health.name!r}")
     macs: list[str | None] = []

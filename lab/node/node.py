@@ -222,16 +222,24 @@ class Node:
         with self._changing():
             self._remember(replace(self.spec, xdp=mode), self.facts)
 
-    def add_pod(self, pod: PodSpec | str) -> PodFacts:
-        """Make one more pod."""
+    def add_pod(self, pod: PodSpec | str, *, loaded: bool = True) -> PodFacts:
+        """Make one more pod. If it is not `loaded`, nobody delivers to it until `set_loaded`."""
         wanted = PodSpec(pod) if isinstance(pod, str) else pod
         with self._changing():
             spec = replace(self.spec, pods=(*self.spec.pod_specs, wanted))
             made = plan_pod(spec, wanted, 1 + max((pod_number(p) for p in self.pods), default=-1))
             with self._noting(live.Unfinished(pod=made)):
                 live.add_pod(replace(self._standing, spec=spec), made)
-                self._remember(spec, replace(self.facts, pods=(*self.pods, made)))
+                names = self.facts.unloaded if loaded else (*self.facts.unloaded, made.name)
+                self._remember(spec, replace(self.facts, pods=(*self.pods, made), unloaded=names))
         return made
+
+    def set_loaded(self, name: str, on: bool) -> None:
+        """Note whether a pod has all of its programs; UnknownTarget if it is missing."""
+        with self._changing():
+            self.pod(name)
+            others = tuple(each for each in self.facts.unloaded if each != name)
+            self._remember(self.spec, replace(self.facts, unloaded=others if on else (*others, name)))
 
     def remove_pod(self, name: str) -> None:
         """Remove a pod: its veth, its namespace and the processes in it. Its pins and programs are the pipeline's."""
@@ -239,7 +247,9 @@ class Node:
             pod = self.removable_pod(name)
             spec = replace(self.spec, pods=tuple(p for p in self.spec.pod_specs if p.name != name))
             with self._noting(live.Unfinished(pod=pod)):
-                self._remember(spec, replace(self.facts, pods=tuple(p for p in self.pods if p.name != name)))
+                pods = tuple(p for p in self.pods if p.name != name)
+                unloaded = tuple(each for each in self.facts.unloaded if each != name)
+                self._remember(spec, replace(self.facts, pods=pods, unloaded=unloaded))
                 live.discard_pod(self._standing, pod)
 
     @property

@@ -325,7 +325,10 @@ class PodFacts:
 
 @dataclass(frozen=True, slots=True)
 class NodeFacts:
-    """Everything about a node that was chosen when it was built."""
+    """Everything about a node that was chosen when it was built.
+
+    `unloaded` are the names of pods whose programs may be missing: they are being made, or removed.
+    """
 
     cilium_host: DeviceFacts
     cilium_net: DeviceFacts
@@ -333,6 +336,7 @@ class NodeFacts:
     uplink: DeviceFacts
     health: PodFacts
     pods: tuple[PodFacts, ...] = field(default=())
+    unloaded: tuple[str, ...] = field(default=())
 
 
 def lxc_ifname(container_id: str, inner_ifname: str = "eth0") -> str:
