@@ -231,6 +231,9 @@ class InstallRoutes(Step):
             before = routes.current(work.netlink, route.address)
             if before is not None and before.ifindex == route.ifindex:
                 continue
+            if before is None and routes.through(work.netlink, route):
+                # It is there: a rule leads the look-up to another table.
+                continue
             # A route of another metric does not take the place of ours; where it does, there is nothing to remove.
             work.on_undo(self, partial(routes.remove, work.netlink, route))
             if before is not None:

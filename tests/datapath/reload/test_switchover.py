@@ -463,6 +463,19 @@ class TestRoutes:
         message = fails_unchanged(rig, ReloadlabError, routes=True)
         assert f"install route {rig.node.pod('pod-1').ipv6}/128" in message
 
+    def test_a_route_that_a_rule_hides_is_left_alone(self, rig: Rig, lxc: str) -> None:
+        """A look-up follows the rules, to another table perhaps; the route to the pod was there before."""
+        rig.reload("pod-1", routes=True)
+        netns, pod = str(rig.config.netns), rig.node.pod("pod-1")
+        for address in (pod.ipv4, pod.ipv6):
+            family, target = f"-{address.version}", f"{address}/{address.max_prefixlen}"
+            ip(netns, family, "rule", "add", "pref", "100", "to", target, "table", "77")
+            ip(netns, family, "route", "add", target, "dev", "eth0", "table", "77")
+        before = [self.show(rig, version) for version in (4, 6)]
+        assert all(before)
+        fails_unchanged(rig, Injected, routes=True, gate=Gate(support.inject, after="install routes"))
+        assert [self.show(rig, version) for version in (4, 6)] == before
+
     def test_endpoint_with_one_address(self, rig: Rig) -> None:
         endpoint = replace(rig.endpoint("pod-1", routes=True), ipv6=None)
         rig.loader.apply(rig.loader.plan(endpoint, subject="pod-1"))
