@@ -217,18 +217,19 @@ def _update(work: Workspace, step: Step, hook: TcxHook, link: _Link, program: in
 
 def _create(work: Workspace, step: Step, hook: TcxHook, program: Program, path: Path) -> None:
     # An interruption may come before the kernel's answer: what is undone is found at the hook.
-    work.on_undo(step, partial(_remove_created, work, hook, program.id, path))
+    work.on_undo(step, partial(_remove_created, work, hook, program.id))
     with enter(work.config.netns):
         fd = work.keep_open(links.create(program.fd, hook.ifindex, tcx.TYPES[hook.direction]))
+    # By itself: a link without a pin goes when this reload ends, also if the hook does not tell of it.
+    work.on_undo(step, partial(linkpins.unpin, path))
     linkpins.pin(fd, path)
 
 
-def _remove_created(work: Workspace, hook: TcxHook, program_id: int, path: Path) -> None:
+def _remove_created(work: Workspace, hook: TcxHook, program_id: int) -> None:
     for found in _now(work, hook):
         if found.entry.program_id == program_id and found.entry.link_id:
             fd = work.keep_open(links.fd_by_id(found.entry.link_id))
             links.detach(fd)
-    linkpins.unpin(path)
 
 
 def _now(work: Workspace, hook: TcxHook) -> tuple[TcxProgram, ...]:

@@ -20,6 +20,7 @@ from datapath.kernel.tcx import TcxProgram
 from datapath.reload.restore import sweep
 from datapath.reload.step import Step
 from datapath.reload.tcxlinks import WithoutLink
+from datapath.reload.transaction import RollbackFailed
 from datapath.reload.workspace import Workspace
 from lab.scenario.gate import Gate
 from lab.system.tools import run
@@ -263,6 +264,22 @@ def test_no_success_is_reported_over_an_empty_hook(rig: Rig, lxc: str, there: At
     assert before.differences(rig.state()) == []
     rig.reload("pod-1")
     assert len(at(rig, lxc)) == 1
+
+
+def test_a_rollback_that_cannot_query_the_hook_leaves_no_link(rig: Rig, lxc: str, tmp_path: Path) -> None:
+    """The link lives by its pin alone: that goes whatever else cannot be undone."""
+    netns, way = rig.config.netns, tmp_path / "netns"
+    way.symlink_to(netns)
+    rig.configure(netns=way)
+
+    def lose(step: Step, work: Workspace) -> None:
+        way.unlink()
+        support.inject(step, work)
+
+    with pytest.raises(RollbackFailed):
+        rig.reload("pod-1", observer=Gate(lose, after="attach ingress"))
+    rig.configure(netns=netns)
+    support.until(lambda: at(rig, lxc) == (), "the link gone")
 
 
 def test_devices_lose_their_links_and_pins(rig: Rig) -> None:
