@@ -86,22 +86,22 @@ class ObjectFile:
             return os.open(self.upcoming, flags, 0o600)
 
     def publish(self) -> None:
-        """Put the copy in its place. The former one is kept until `settle`, for `retract`."""
+        """Put the copy in its place. The former one is kept until `settle`, for `retract`, also if this fails."""
         with suppress(FileNotFoundError):
             try:
                 os.link(self.path, self._former)
             except FileExistsError:
                 os.unlink(self._former)  # left by a reload that was killed
                 os.link(self.path, self._former)
-        try:
-            os.rename(self.upcoming, self.path)
-        except OSError:
-            self.settle()
-            raise
+        os.rename(self.upcoming, self.path)
 
     def retract(self) -> None:
-        """Take `publish` back."""
-        self.path.rename(self.upcoming)
+        """Take `publish` back, which may not have come to it."""
+        if self.upcoming.exists():
+            self.settle()
+            return
+        with suppress(FileNotFoundError):
+            self.path.rename(self.upcoming)
         with suppress(FileNotFoundError):
             self._former.rename(self.path)
 

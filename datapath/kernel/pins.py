@@ -15,6 +15,8 @@ to P:retired-<map id>, and a later reload removes that pin once no program uses 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,14 +57,22 @@ class Pin:
         except FileNotFoundError:
             return []
 
-    def repin(self) -> bool:
-        """Move the map aside; False if nothing is pinned. A `pending` that is still needed moves to `stale`."""
+    def repin(self, on_undo: Callable[[Callable[[], object]], object] | None = None) -> bool:
+        """Move the map aside; False if nothing is pinned. A `pending` that is still needed moves to `stale`.
+
+        `on_undo` is given what takes each rename back, before it is done; called the last first, they are `revert`.
+        """
         if self.pending.exists():
             # Two reloads may have been killed one after the other: there can be a stale one already.
             kept = self.stale
             while kept.exists():
                 kept = kept.with_name(kept.name + STALE)
+            if on_undo is not None:
+                on_undo(self._stale_back)
             self.pending.rename(kept)
+        if on_undo is not None:
+            # There is no other `pending` by now: if there is one then, it is this map.
+            on_undo(self._pending_back)
         try:
             self.path.rename(self.pending)
         except FileNotFoundError:
@@ -81,9 +91,17 @@ class Pin:
 
     def revert(self) -> None:
         """Put the old map back over whatever was pinned in its place."""
-        self.pending.rename(self.path)
-        for kept in self.leftovers()[:1]:
-            kept.rename(self.pending)
+        self._pending_back()
+        self._stale_back()
+
+    def _pending_back(self) -> None:
+        with suppress(FileNotFoundError):
+            self.pending.rename(self.path)
+
+    def _stale_back(self) -> None:
+        if not self.pending.exists():
+            for kept in self.leftovers()[:1]:
+                kept.rename(self.pending)
 
 
 def left_behind(directory: Path) -> frozenset[str]:

@@ -99,8 +99,7 @@ class RepinMaps(Step):
             names, _ = _survey(work, spec)
         for name in names:
             pin = Pin(work.config.globals / name)
-            if pin.repin():
-                work.on_undo(self, pin.revert)
+            if pin.repin(partial(work.on_undo, self)):
                 item.moved.append(pin)
                 if not is_always_new(spec, name):
                     work.migrated.append(name)

@@ -287,8 +287,8 @@ class Commit(Step):
         for item in self.objects:
             carry_connections_over(item, work)
         for item in self.objects:
-            item.publish()
             work.on_undo(self, item.retract)
+            item.publish()
         work.committed = True
         self._let_go(work)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -111,8 +112,7 @@ class CreateMaps(Step):
             return
         for name in missing:
             pin = Pin(work.config.globals / name)
-            if pin.repin():
-                work.on_undo(self, pin.revert)
+            if pin.repin(partial(work.on_undo, self)):
                 item.moved.append(pin)
                 work.migrated.append(name)
         spec = replace(item.spec, maps=missing, programs={}, sections={})
@@ -164,8 +164,8 @@ class Load(Step):
         before = dict(self._shared_maps(work))
         if not self.loader.greeting.compiles:
             for item in self.objects:
-                item.publish()
                 work.on_undo(self, item.retract)
+                item.publish()
         done = self.loader.ask(self._whole_request(work), cancel=work.cancel)
         work.committed = True
         for _, interval in done.spans:

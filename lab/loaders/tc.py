@@ -88,8 +88,7 @@ def _load(lines: Sequence[str], pins: Sequence[Pin], met: Callable[[], object]) 
     with ExitStack() as undo:
         moved = []
         for pin in pins:
-            if pin.repin():
-                undo.callback(pin.revert)
+            if pin.repin(undo.callback):
                 moved.append(pin)
         before = met()
         try:

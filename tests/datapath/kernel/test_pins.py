@@ -5,7 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import struct
-from contextlib import ExitStack
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,31 @@ def test_revert_of_a_load_that_pinned_nothing(pin: Pin, stack: ExitStack) -> Non
     pin.revert()
     assert names(pin) == [""]
     assert old.filled
+
+
+@pytest.mark.parametrize("there", [[""], ["", P], ["", P, S], ["", S], [P]])
+@pytest.mark.parametrize("renames", range(3))
+def test_repin_is_undone_wherever_it_was_interrupted(
+    pin: Pin, stack: ExitStack, monkeypatch: pytest.MonkeyPatch, there: list[str], renames: int
+) -> None:
+    """Before its first rename, between the two, or after them: each map is where it was."""
+    arrays = {suffix: Array(stack, pin.path.with_name(NAME + suffix)).id for suffix in there}
+    undo: list[Callable[[], object]] = []
+    genuine, done = Path.rename, list[Path]()
+
+    def rename(path: Path, target: Path) -> Path:
+        if len(done) == renames:
+            raise KeyboardInterrupt
+        done.append(genuine(path, target))
+        return done[-1]
+
+    monkeypatch.setattr(Path, "rename", rename)
+    with suppress(KeyboardInterrupt):
+        pin.repin(undo.append)
+    monkeypatch.undo()
+    for action in reversed(undo):
+        action()
+    assert {suffix: map_id(pin.path.with_name(NAME + suffix)) for suffix in names(pin)} == arrays
 
 
 def test_a_descriptor_hides_that_the_pin_is_gone(pin: Pin, stack: ExitStack) -> None:

@@ -12,12 +12,14 @@ from typing import Any
 
 import pytest
 
+from datapath.build.objectfile import ObjectFile
 from datapath.errors import InvalidName, LinkReplaced, NetlinkError, ReloadlabError
 from datapath.kernel import hooks
 from datapath.kernel import routes as routes_module
 from datapath.kernel.hooks import Direction, HookBlocked, HookEmptied, HookShared, HookTaken
 from datapath.kernel.inventory import slots
 from datapath.kernel.map import open_pin
+from datapath.kernel.pins import Pin
 from datapath.reload import tcxlinks
 from datapath.reload.step import Step
 from datapath.reload.transaction import RollbackFailed
@@ -491,6 +493,8 @@ INTERRUPTIONS = [
     (routes_module, "upsert", KeyboardInterrupt),
     (routes_module, "upsert", NetlinkError),
     (routes_module, "_delete", KeyboardInterrupt),
+    (Pin, "repin", KeyboardInterrupt),
+    (ObjectFile, "publish", KeyboardInterrupt),
 ]
 
 
