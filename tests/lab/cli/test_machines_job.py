@@ -40,7 +40,9 @@ def test_calls_that_cannot_be_meant_are_told_in_one_line(
     given: list[str], told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert main(["run", "--out", str(tmp_path / "out"), *given]) == 2
+    # Which machines Vagrant has, the call does not tell.
+    code = 1 if told == "vagrant" else 2
+    assert main(["run", "--out", str(tmp_path / "out"), *given]) == code
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"reloadlab: {told}")
 

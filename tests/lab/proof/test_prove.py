@@ -154,8 +154,8 @@ def test_a_series_of_updates_is_met_at_some_of_them() -> None:
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
-        (["pod-9"], "no endpoint pod-9; it has host, health, pod-1, pod-2"),
-        (["overlay"], "no endpoint overlay"),
+        (["pod-9"], "no subject pod-9: there are host, health, pod-1, pod-2"),
+        (["overlay"], "no subject overlay: it takes --tunnel"),
         (["--with", "1x"], "'1x' is not the name of a macro"),
         (["--library", "/nowhere"], "/nowhere holds no bpf_lxc.c"),
         (["--rounds", "0"], "0"),

@@ -233,7 +233,7 @@ def test_a_case_alone_as_it_is_printed(capsys: pytest.CaptureFixture[str]) -> No
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
-        (["pod-9"], "no endpoint pod-9"),
+        (["pod-9"], "no subject pod-9: there are host, health, pod-1, pod-2"),
         (["--errno", "ENOTHING"], "--errno ENOTHING: no such error"),
         (["--kill", "--errno", "ENOMEM"], "--kill means kills alone"),
         (["--cancel", "--errno", "ENOMEM"], "--cancel means cancellations alone"),

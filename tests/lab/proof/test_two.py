@@ -122,7 +122,7 @@ def test_a_map_of_its_own_is_found() -> None:
         (["--two", "--rounds", "2"], "--two takes one SUBJECT"),
         (["--two", "--reattach"], "--two takes one SUBJECT"),
         (["--reattach", "--switch"], "--reattach is what these reloads do"),
-        (["--two", "pod-9"], "no endpoint pod-9"),
+        (["--two", "pod-9"], "no subject pod-9"),
         (["--sample", "3"], "with --two"),
         (["--calls", "*"], "with --two"),
     ],

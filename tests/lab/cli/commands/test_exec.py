@@ -72,9 +72,9 @@ def test_running_command_does_not_keep_the_lab() -> None:
     ("command", "code", "words"),
     [
         ("{lab}/pod-9 -- true", 1, "lab {lab} has no pod-9; it has host, health, outside, pod-1"),
-        ("{lab}/a/b -- true", 1, "invalid target"),
+        ("{lab}/a/b -- true", 2, "invalid target"),
         ("no-such-lab/pod-1 -- true", 1, "no lab no-such-lab; the labs are: "),
-        ("../pod-1 -- true", 1, "invalid lab name '..'"),
+        ("../pod-1 -- true", 2, "invalid lab name '..'"),
     ],
 )
 def test_bad_arguments(node: Node, command: str, code: int, words: str, capsys: pytest.CaptureFixture[str]) -> None:
