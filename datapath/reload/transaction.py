@@ -57,8 +57,8 @@ def apply(
 ) -> Outcome:
     """Apply a plan. On any exception every step begun so far is undone, the last one first, and the exception goes on.
 
-    Ctrl-C during the rollback is delivered when all is undone. An exception after the commit undoes nothing, and goes
-    on: the reload is done. `on_failure` hears of a failed reload when it is undone.
+    Ctrl-C during the rollback, or right before it, is delivered when all is undone. An exception after the commit
+    undoes nothing, and goes on: the reload is done. `on_failure` hears of a failed reload when it is undone.
 
     The caller owns `work` and closes it afterwards: until then the programs that were replaced stay loaded, so that
     they can be attached again.
@@ -76,11 +76,18 @@ def apply(
             if observer is not None:
                 observer.after(step, work)
     except BaseException as cause:
-        start = time.monotonic_ns()
+        start = 0
         try:
+            start = time.monotonic_ns()
             # After the commit the old program arrays are let go, and emptied: there is no way back, and no need of one.
             if not work.committed:
                 _roll_back(begun, work, cause)
+        except BaseException as interrupt:
+            # A second Ctrl-C, before signals were held back: nothing may be undone yet.
+            start = start or time.monotonic_ns()
+            if not work.committed and begun:
+                _roll_back(begun, work, interrupt)
+            raise
         finally:
             if on_failure is not None:
                 on_failure(_failed(plan, work, spans, start, cause))
@@ -144,12 +151,17 @@ def _roll_back(begun: list[Step], work: Workspace, cause: BaseException) -> None
 
 
 def _undo(begun: list[Step], work: Workspace, failures: list[tuple[Step, BaseException]]) -> None:
-    """Undo as much as can be undone: whatever a step raises does not keep the others from being undone."""
-    for step in reversed(begun):
+    """Undo as much as can be undone: whatever a step raises does not keep the others from being undone.
+
+    What is undone is taken from `begun`.
+    """
+    while begun:
+        step = begun[-1]
         try:
             step.undo(work)
         except BaseException as error:  # noqa: BLE001 - raised when the others are undone
             failures.append((step, error))
+        begun.pop()
 
 
 def _said(error: BaseException) -> str:

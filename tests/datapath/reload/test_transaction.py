@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -178,6 +181,48 @@ def test_a_second_ctrl_c_waits_for_the_rollback(rig: Rig) -> None:
     assert isinstance(info.value.__cause__, Injected)
     assert events == ["after the second Ctrl-C"]
     assert before.differences(rig.state()) == []
+
+
+@pytest.mark.parametrize("moment", ["monotonic_ns", "getsignal", "getsignal and undo"])
+def test_a_second_ctrl_c_right_before_the_rollback_does_not_skip_it(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    """It comes when the reload has failed, before its signals are held back; a third one waits for the rollback."""
+    for _ in range(2):
+        rig.reload("pod-1", routes=True)
+    before, sent = rig.state(), list[str]()
+    module, call = (time, "monotonic_ns") if moment == "monotonic_ns" else (signal, "getsignal")
+    genuine = getattr(module, call)
+
+    @dataclass(frozen=True)
+    class Interrupted(Noted):
+        def apply(self, work: Workspace) -> None:
+            raise KeyboardInterrupt
+
+        def undo(self, work: Workspace) -> None:
+            if "undo" in moment:
+                os.kill(os.getpid(), signal.SIGINT)
+
+    def interrupt(*args: Any) -> Any:
+        # In the rollback, and once.
+        if not sent and isinstance(sys.exception(), KeyboardInterrupt) and sys._getframe(1).f_code.co_name in ROLLBACK:
+            sent.append(moment)
+            os.kill(os.getpid(), signal.SIGINT)
+        return genuine(*args)
+
+    monkeypatch.setattr(module, call, interrupt)
+    made = rig.plan("pod-1", routes=True)
+    number = [step.name for step in made.steps].index("commit")
+    steps = (*made.steps[:number], Interrupted("user", []), *made.steps[number:])
+    with pytest.raises(KeyboardInterrupt):
+        rig.loader.apply(replace(made, steps=steps))
+    monkeypatch.undo()
+    assert sent == [moment]
+    assert before.differences(rig.state()) == []
+
+
+ROLLBACK = ("apply", "signals_held_back")
+"""The functions that call something before the rollback is safe from signals."""
 
 
 def test_cancelled_before_it_began(rig: Rig) -> None:
