@@ -53,7 +53,7 @@ def test_words_that_are_no_side_are_one_line(text: str, said: str, capsys: pytes
     with pytest.raises(ReloadlabError) as caught:
         parse_side(text)
     assert said in str(caught.value)
-    assert main(["bench", "ab", "own", text]) == 3
+    assert main(["bench", "ab", "own", text]) == 2
     assert capsys.readouterr().err == f"reloadlab: {caught.value}\n"
 
 

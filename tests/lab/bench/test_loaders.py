@@ -34,10 +34,10 @@ def test_loaders_take_turns_with_our_own_variants() -> None:
     ],
 )
 def test_what_does_not_go_together_is_refused(arguments: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["bench", "reload", *arguments.split()]) == 1
+    assert main(["bench", "reload", *arguments.split()]) == 2
     assert capsys.readouterr().err == f"reloadlab: {said}\n"
 
 
 def test_an_unknown_loader_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["bench", "reload", "--loader", "no-such-loader"]) == 1
+    assert main(["bench", "reload", "--loader", "no-such-loader"]) == 2
     assert capsys.readouterr().err.startswith("reloadlab: no loader no-such-loader")

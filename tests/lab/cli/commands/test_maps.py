@@ -41,8 +41,8 @@ def test_columns_and_json_say_the_same(lab: str, name: str, capsys: pytest.Captu
     ("arguments", "code", "words"),
     [
         (["{lab}/nope", "policy"], 1, "has no endpoint nope"),
-        (["{lab}", "lxc", "--limit", "3"], 1, "--limit is for ct"),
-        (["{lab}/pod-1", "lxc"], 1, "lxc is one map for all endpoints"),
+        (["{lab}", "lxc", "--limit", "3"], 2, "--limit is for ct"),
+        (["{lab}/pod-1", "lxc"], 2, "lxc is one map for all endpoints"),
         (["{lab}/pod-1", "policy"], 1, "has no map cilium_policy_00101"),
     ],
     ids=str,

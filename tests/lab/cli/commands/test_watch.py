@@ -49,7 +49,7 @@ def test_one_picture_has_a_line_for_each_hook(lab: str, capsys: pytest.CaptureFi
     ("words", "code", "said"),
     [
         (["nosuch"], 1, "no lab nosuch"),
-        (["nosuch/pod-1"], 1, "the command takes a whole lab"),
+        (["nosuch/pod-1"], 2, "the command takes a whole lab"),
         (["nosuch", "--interval", "0"], 2, "'0' is not a number of seconds from 0.05 to 86400"),
         (["nosuch", "--interval", "nan"], 2, "'nan' is not a number of seconds"),
     ],
