@@ -18,7 +18,7 @@ from queue import Empty, SimpleQueue
 from threading import Event
 
 from datapath.errors import NetlinkError, ReloadlabError
-from datapath.kernel.netlink import NetlinkSocket, unless
+from datapath.kernel.netlink import NetlinkSocket, link_down, unless
 from lab.node import links
 from lab.node.registry import NAMESPACES
 from lab.node.topology import HEALTH, NODE, OUTSIDE, NodeFacts, NodeSpec, PodFacts
@@ -107,20 +107,21 @@ def build(spec: NodeSpec, facts: NodeFacts, root: Path, underlay: Path | None = 
     _in_threads([work] * min(THREADS, 1 + len(facts.pods)), stop)
 
 
-def add_pod(spec: NodeSpec, pod: PodFacts, root: Path) -> None:
-    """Make one more pod in a node that is up."""
+def add_pod(spec: NodeSpec, pod: PodFacts, root: Path, *, up: bool) -> None:
+    """Make one more pod in a node that is up, its interface `up` or down."""
 
     def work() -> None:
         with NetlinkSocket(root / NAMESPACES / NODE) as socket:
-            build_pod(spec, pod, root / NAMESPACES, socket)
+            build_pod(spec, pod, root / NAMESPACES, socket, up=up)
 
     _in_threads([work])
 
 
-def build_pod(spec: NodeSpec, pod: PodFacts, directory: Path, node: NetlinkSocket) -> None:
+def build_pod(spec: NodeSpec, pod: PodFacts, directory: Path, node: NetlinkSocket, *, up: bool = True) -> None:
     """Make a pod's namespace, its veth, and what is inside. The calling thread ends up in that namespace."""
     with _namespace(directory / pod.name, POD_SYSCTLS) as (descriptor, inside):
-        node.request(f"create {pod.ifname} for {pod.name}", links.pod_veth(spec, pod, descriptor))
+        down = () if up else (link_down(pod.ifindex),)
+        node.request(f"create {pod.ifname} for {pod.name}", links.pod_veth(spec, pod, descriptor), *down)
         inside.request(f"configure {pod.name}", *links.pod_inside(spec, pod))
 
 

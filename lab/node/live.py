@@ -82,9 +82,9 @@ def restore(node: Standing, change: Unfinished) -> None:
         set_node_route(node, not node.spec.endpoint_routes)
 
 
-def add_pod(node: Standing, pod: PodFacts) -> None:
-    """Make a pod: its namespace, its veth, and what is inside."""
-    builder.add_pod(node.spec, pod, node.root)
+def add_pod(node: Standing, pod: PodFacts, *, up: bool) -> None:
+    """Make a pod: its namespace, its veth, whose end in the node is `up` or down, and what is inside."""
+    builder.add_pod(node.spec, pod, node.root, up=up)
 
 
 def discard_pod(node: Standing, pod: PodFacts) -> None:

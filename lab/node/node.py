@@ -223,13 +223,16 @@ class Node:
             self._remember(replace(self.spec, xdp=mode), self.facts)
 
     def add_pod(self, pod: PodSpec | str, *, loaded: bool = True) -> PodFacts:
-        """Make one more pod. If it is not `loaded`, nobody delivers to it until `set_loaded`."""
+        """Make one more pod. If it is not `loaded`, its interface is down and nobody delivers to it until `set_loaded`.
+
+        Its first reload sets the interface up: before, no program would check what it sends.
+        """
         wanted = PodSpec(pod) if isinstance(pod, str) else pod
         with self._changing():
             spec = replace(self.spec, pods=(*self.spec.pod_specs, wanted))
             made = plan_pod(spec, wanted, 1 + max((pod_number(p) for p in self.pods), default=-1))
             with self._noting(live.Unfinished(pod=made)):
-                live.add_pod(replace(self._standing, spec=spec), made)
+                live.add_pod(replace(self._standing, spec=spec), made, up=loaded)
                 names = self.facts.unloaded if loaded else (*self.facts.unloaded, made.name)
                 self._remember(spec, replace(self.facts, pods=(*self.pods, made), unloaded=names))
         return made

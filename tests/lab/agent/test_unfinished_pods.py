@@ -112,6 +112,7 @@ def test_a_killed_addition_is_ended_by_the_next_reload(agent: Agent) -> None:
     kill(ADDING, agent)
     agent.sync()
     assert not is_found(agent, "late")
+    assert not is_up(agent, "late"), "no program would check what it sends"
     agent.reload("late")
     assert is_found(agent, "late")
     assert unreachable(agent, "late") == []
