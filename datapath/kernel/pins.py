@@ -15,8 +15,7 @@ to P:retired-<map id>, and a later reload removes that pin once no program uses 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -70,13 +69,15 @@ class Pin:
             if on_undo is not None:
                 on_undo(self._stale_back)
             self.pending.rename(kept)
+        moved: list[Path] = []
         if on_undo is not None:
             # There is no other `pending` by now: if there is one then, it is this map.
-            on_undo(self._pending_back)
+            on_undo(lambda: self._pending_back(moved))
         try:
             self.path.rename(self.pending)
         except FileNotFoundError:
             return False
+        moved.append(self.pending)
         return True
 
     def finalize(self) -> None:
@@ -91,12 +92,16 @@ class Pin:
 
     def revert(self) -> None:
         """Put the old map back over whatever was pinned in its place."""
-        self._pending_back()
+        self._pending_back([self.pending])
         self._stale_back()
 
-    def _pending_back(self) -> None:
-        with suppress(FileNotFoundError):
+    def _pending_back(self, moved: Collection[Path]) -> None:
+        """Move the map back, if there is one; `moved` says where it must be, unless something is in its place."""
+        try:
             self.pending.rename(self.path)
+        except FileNotFoundError:
+            if moved and not self.path.exists():
+                raise
 
     def _stale_back(self) -> None:
         if not self.pending.exists():
