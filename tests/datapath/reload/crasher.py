@@ -28,7 +28,7 @@ ROOT = Path(__file__).parents[3]
 
 @dataclass(frozen=True)
 class Request:
-    """One reload; killed before or after its n-th step if `nth` is given.
+    """One reload; killed before or after its n-th step, from 0, if `nth` is given.
 
     With `entry` it is killed before the control plane writes its n-th entry; it writes `entries` into each new map.
     With `strace`, options of that tool, it runs under it; `output` gets the trace. An error's line goes to `errors`,
@@ -89,7 +89,7 @@ def _reload(request: Request) -> None:
     gate = None
     if request.nth is not None:
         step = {"after" if request.after else "before": "*"}
-        gate = Gate(die, before=step.get("before"), after=step.get("after"), nth=request.nth)
+        gate = Gate(die, before=step.get("before"), after=step.get("after"), nth=request.nth + 1)
     with Rig(Node.open(request.node), Path(request.templates)) as rig:
         rig.configure(defines=tuple((name, value) for name, value in request.defines))
         rig.entries = request.entries

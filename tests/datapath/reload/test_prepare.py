@@ -305,7 +305,7 @@ class TestSharedMaps:
             support.inject(step, work)
 
         try:
-            rig.reload(subject, observer=Gate(start, before=at, nth=0))
+            rig.reload(subject, observer=Gate(start, before=at, nth=1))
         except Injected as error:
             return error, running[0].result(10)
         return None, running[0].result(10)

@@ -276,7 +276,7 @@ def fails(rig: Rig, subject: str, routes: bool, where: str, gate: Gate, error: t
 def test_failure_before_each_step(rig: Rig, subject: str, routes: bool, first: bool) -> None:
     wrong = []
     for number in range(prepare(rig, subject, routes, first)):
-        gate = Gate(support.inject, before="*", nth=number)
+        gate = Gate(support.inject, before="*", nth=number + 1)
         wrong += fails(rig, subject, routes, f"before step {number}", gate, Injected)
     assert wrong == []
     check(rig, subject, routes)
@@ -289,12 +289,12 @@ def test_failure_after_each_step(rig: Rig, subject: str, routes: bool, first: bo
     wrong = []
     last = prepare(rig, subject, routes, first) - 1
     for number in range(last):
-        gate = Gate(support.inject, after="*", nth=number)
+        gate = Gate(support.inject, after="*", nth=number + 1)
         wrong += fails(rig, subject, routes, f"after step {number}", gate, Injected)
     assert wrong == []
     committed = rig.plan(subject, routes=routes)
     with pytest.raises(Injected, match="at commit"):
-        rig.loader.apply(committed, observer=Gate(support.inject, after="*", nth=last))
+        rig.loader.apply(committed, observer=Gate(support.inject, after="*", nth=last + 1))
     check(rig, subject, routes)
 
 
@@ -307,7 +307,7 @@ def test_failure_of_a_toggle_at_each_step(rig: Rig, first: bool) -> None:
     for number in range(len(rig.plan("pod-1", routes=first).steps) - 1):
         for when in ("before", "after"):
             step = {when: "*"}
-            gate = Gate(support.inject, before=step.get("before"), after=step.get("after"), nth=number)
+            gate = Gate(support.inject, before=step.get("before"), after=step.get("after"), nth=number + 1)
             wrong += fails(rig, "pod-1", first, f"{when} step {number}", gate, Injected)
     assert wrong == []
     check(rig, "pod-1", first)
@@ -320,7 +320,7 @@ def test_cancelled_after_each_step(rig: Rig, subject: str, routes: bool, first: 
     last = prepare(rig, subject, routes, first) - 1
     for number in range(last + 1):
         cancel = threading.Event()
-        gate = Gate(lambda _, __, event=cancel: event.set(), after="*", nth=number)  # type: ignore[misc]
+        gate = Gate(lambda _, __, event=cancel: event.set(), after="*", nth=number + 1)  # type: ignore[misc]
         before = rig.state()
         plan = rig.plan(subject, routes=routes)
         if number == last:
@@ -342,7 +342,7 @@ def test_ctrl_c_at_each_step(rig: Rig, subject: str, routes: bool, first: bool) 
     wrong = []
     steps = prepare(rig, subject, routes, first)
     for number in range(0, steps, 2):
-        gate = Gate(interrupt, before="*", nth=number)
+        gate = Gate(interrupt, before="*", nth=number + 1)
         wrong += fails(rig, subject, routes, f"before step {number}", gate, KeyboardInterrupt)
     assert wrong == []
     check(rig, subject, routes)
@@ -394,7 +394,7 @@ def test_pod_that_disappears_at_each_step(templates: Path, before: bool, routes:
             ifname = rig.node.pod(pod).ifname
             then = rig.state()
             name = rig.plan(pod, routes=routes).steps[number].name
-            gate = Gate(remove_link(rig, ifname), before="*", nth=number)
+            gate = Gate(remove_link(rig, ifname), before="*", nth=number + 1)
             try:
                 outcome: Outcome | None = rig.reload(pod, routes=routes, observer=gate)
             except LinkNotFound as error:
