@@ -29,4 +29,4 @@ def test_the_table_of_costs_is_what_the_formula_makes() -> None:
             wrong.append(f"{counts} {how}: {made} {cost}, not {minutes} {hours}")
     assert wrong == []
     best = math.sqrt(229 * known["CORE_SECONDS"] / known["START"])
-    assert f"{best:.0f} for the scenarios of today" in TEXT
+    assert f"{best:.0f} for those 229" in TEXT

@@ -33,9 +33,11 @@ def test_labels_of_pods_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
     ]
 
 
-@pytest.mark.parametrize(("name", "words"), [("a/b", "invalid lab name 'a/b'"), ("no-such-lab", "no lab no-such-lab;")])
-def test_bad_arguments(name: str, words: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["show", name]) == 1
+@pytest.mark.parametrize(
+    ("name", "code", "words"), [("a/b", 2, "invalid lab name 'a/b'"), ("no-such-lab", 1, "no lab no-such-lab;")]
+)
+def test_bad_arguments(name: str, code: int, words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["show", name]) == code
     err = capsys.readouterr().err
     assert words in err
     assert err.count("\n") == 1
