@@ -33,6 +33,11 @@ RESTARTS = 3
 _CANNOT_START = (HostNotFound, OSError, EOFError, AssertionError, execnet.RemoteError)
 """What execnet raises where no worker can be started; the assertion is its own, on the first byte that comes back."""
 
+_CLOSED = "cannot send to <Channel"
+"""What execnet says if a worker has ended before it could be told what to do; its own words are lost then."""
+
+ENDED_AT_ONCE = "its worker did not come up: it ended before it could be told what to do"
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Declare the option that this process is told by."""
@@ -236,6 +241,8 @@ def hear(process: Callable[[Any], object], event: Any) -> None:
 def _reason(error: BaseException) -> str:
     if isinstance(error, HostNotFound | EOFError | BrokenPipeError):
         return "it cannot be reached any more"
+    if str(error).startswith(_CLOSED):
+        return ENDED_AT_ONCE
     return f"no worker can be started there: {_last_line(error)}"
 
 

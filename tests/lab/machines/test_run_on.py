@@ -15,6 +15,7 @@ from xml.etree import ElementTree
 
 import pytest
 
+from lab.machines.spreading import ENDED_AT_ONCE
 from lab.system.launch import module_argv
 from lab.system.tools import find
 from tests.lab.labs import ROOT
@@ -202,7 +203,9 @@ def test_a_run_goes_on_without_a_machine_that_dies_and_every_row_says_where_it_r
     assert machines["ssh:alpha"] == ("alpha", None)
     assert "reached" in machines["ssh:gamma"][1]
     # One that never came up is not started again and again.
-    assert machines["ssh:bare"][1].startswith("its worker did not come up: ModuleNotFoundError: No module named")
+    # Its own words may be there before xdist has told it what to do, or not.
+    said = machines["ssh:bare"][1]
+    assert said == ENDED_AT_ONCE or said.startswith("its worker did not come up: ModuleNotFoundError: No module named")
     for name in ("gamma", "bare"):
         assert f"lost ssh:{name}: {machines[f'ssh:{name}'][1]}" in " ".join(run.printed.split())
 
