@@ -141,8 +141,8 @@ class PolicyUpdate:
     """Policy maps on their way to other policies: a context manager, that undoes everything if its block fails.
 
     Entering reads the maps and raises PolicyMapFull before anything is written; with `partly` a map that is too small
-    stays as it is, and `fits` is False then. `add` and then `remove` are two
-    steps, because what the identities are that the entries speak of changes in between.
+    stays as it is, and `fits` is False then. `add` and then `remove` are two steps, because what the identities are
+    that the entries speak of changes in between.
     """
 
     def __init__(self, node: Node, pins: Path, policies: Sequence[Policy], *, partly: bool = False) -> None:
@@ -169,11 +169,11 @@ class PolicyUpdate:
         table = tables.POLICY.of(opened)
         present = {key: entry.deny for key, entry in table.items(opened)}
         both = len(present.keys() | target.keys())
-        if both > opened.info.max_entries and self._partly:
+        if both > opened.info.max_entries:
+            if not self._partly:
+                raise PolicyMapFull(name, both, opened.info.max_entries)
             self.fits = False
             return
-        if both > opened.info.max_entries:
-            raise PolicyMapFull(name, both, opened.info.max_entries)
         self._changes.append(_Change(opened, table, tuple(changes(present, target))))
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:

@@ -13,7 +13,6 @@ from pathlib import Path
 from datapath.base import mapnames
 from datapath.base.statefile import DamagedFile, read_typed, write_json
 from datapath.errors import WrongCall
-from datapath.kernel.map import Map
 from datapath.load.content import put
 from datapath.reload import retired
 from lab.abi.layouts import LPM_VAL, cidr_key
@@ -109,7 +108,10 @@ def sync(node: Node, pins: Path) -> None:
             with opened:
                 present = set(opened.keys())
                 for new in wanted.keys() - present:
-                    (Map.update if path.name == name else put)(opened, new, wanted[new])
+                    if path.name == name:
+                        opened.update(new, wanted[new])
+                    else:
+                        put(opened, new, wanted[new])
                 for stale in present - wanted.keys():
                     opened.delete(stale)
 
