@@ -135,9 +135,9 @@ def test_ab_runs_counts_what_was_found_and_stops_at_a_failure(tmp_path: Path) ->
     script.write_bytes((ROOT / "tools" / "ab-runs").read_bytes())
     stand_in = tmp_path / ".venv" / "bin" / "reloadlab"
     stand_in.parent.mkdir(parents=True)
-    # The first finds nothing, the second something, the third cannot tell, the fourth fails.
+    # The first finds nothing, the second both, the third cannot tell, the fourth fails.
     stand_in.write_text(
-        '#!/bin/sh\necho "$*"\ncase "$6" in\n'
+        '#!/bin/sh\necho "$*"\ncase "$6" in */2.json) echo "step  better"; echo "reload  worse" ;; esac\ncase "$6" in\n'
         + "".join(f"""*/{n}.json) echo ' "complete": {done},' > "$6"; exit {code} ;;\n""" for n, done, code in CODES)
         + "esac\n"
     )
@@ -155,9 +155,9 @@ def test_ab_runs_counts_what_was_found_and_stops_at_a_failure(tmp_path: Path) ->
     assert [done.returncode for done in ran] == [0, 1]
     assert ran[0].stdout.splitlines() == [
         "run 1 of 3: nothing",
-        "run 2 of 3: worse",
-        "run 3 of 3: too noisy",
-        "3 runs of own and own sleep=1: 1 found B worse, 1 could say nothing",
+        "run 2 of 3: worse better",
+        "run 3 of 3: nothing",
+        "3 runs of own and own sleep=1: 1 found B worse, 1 better",
     ]
     said = (tmp_path / "out/ab-runs/1.txt").read_text()
     assert said == "bench ab own own sleep=1 --out out/ab-runs/1.json --max-time 5\n"

@@ -24,8 +24,8 @@ from lab.node.topology import NodeSpec
 from lab.results.result import Course, Series
 from lab.results.statistics import block_medians, paired, warm_up
 
-RELOADS = 5
-"""Reloads of each side in a round, in lockstep; their median is the value of the round."""
+RELOADS = 6
+"""Reloads of each side in a round, in lockstep; the median is the value of the round. Each side begins half of them."""
 
 FEWEST_ROUNDS = 20
 """Rounds before the precision is looked at for the first time."""
@@ -164,11 +164,10 @@ def _round(options: AbOptions, sides: Sequence[Reloads], order: random.Random, *
             agents[number] = _agent(stack, options, number)
             held.directories.append(agents[number].config.globals)
         held.hold()
-        exact = tuple(
-            each for number in sorted(agents) for each in footprint(_reload(agents[number]), side=SIDES[number])
-        )
-        for _ in range(RELOADS):
-            for position, number in enumerate(_shuffled(order)):
+        first = {number: _reload(agents[number]) for number in _shuffled(order)}
+        exact = tuple(each for number in sorted(first) for each in footprint(first[number], side=SIDES[number]))
+        for turn in _turns(order):
+            for position, number in enumerate(turn):
                 held.hold()
                 before = _cpu_time()
                 outcome = _reload(agents[number])
@@ -187,6 +186,13 @@ def _shuffled(order: random.Random) -> list[int]:
     numbers = list(range(len(SIDES)))
     order.shuffle(numbers)
     return numbers
+
+
+def _turns(order: random.Random) -> list[tuple[int, int]]:
+    """Return which side goes first in each turn of a round: who comes second is a little faster, by up to 7 %."""
+    turns = [(0, 1), (1, 0)] * (RELOADS // 2)
+    order.shuffle(turns)
+    return turns
 
 
 def _agent(stack: ExitStack, options: AbOptions, number: int) -> Agent:

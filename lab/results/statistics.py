@@ -20,6 +20,9 @@ CONFIDENCE = 0.95
 FEWEST = 6
 """Values from which on there is an interval of 95 %."""
 
+WARM = 0.01
+"""The chance at which rounds that are no warm-up may be taken for one."""
+
 _MANY = 2000
 """Values of a sample that enter an interval: of more, as many order statistics as this, evenly spread."""
 
@@ -101,14 +104,16 @@ def block_medians(values: Sequence[float], block: int) -> list[float]:
 
 
 def warm_up(rounds: Sequence[Sequence[float]]) -> int:
-    """Return how many rounds to leave out, at most a half, so that the mean of the rest has the smallest error (MSER).
+    """Return how many rounds to drop so that the mean of the rest has the smallest error (MSER): at most a quarter.
 
+    None unless they differ from the rest (Mann-Whitney, WARM): else noise passes for a warm-up, in half of all runs.
     What is looked at is the mean over all series of a round, on a logarithmic scale: it says nothing about their
     differences, which the choice would otherwise distort.
     """
     means = np.mean(np.log(np.asarray(rounds, dtype=np.float64)), axis=0)
-    rest = [float(np.var(means[first:])) / (len(means) - first) for first in range(len(means) // 2 + 1)]
-    return int(np.argmin(rest)) if rest else 0
+    rest = [float(np.var(means[first:])) / (len(means) - first) for first in range(len(means) // 4 + 1)]
+    first = int(np.argmin(rest))
+    return first if first and scipy.stats.mannwhitneyu(means[:first], means[first:]).pvalue < WARM else 0
 
 
 def _z() -> float:

@@ -1,6 +1,6 @@
 """What a comparison promises, checked on runs of which the truth is known: tests/lab/results/samples.py has the noise.
 
-`tools/null-runs` does the same with real reloads, on a machine that has nothing else to do.
+`make null-runs` does the same with real reloads.
 """
 
 from __future__ import annotations
