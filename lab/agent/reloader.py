@@ -110,6 +110,7 @@ class Reloader:
         self.on_outcome: Callable[[Outcome], object] | None = None
         self.on_failure: OnFailure | None = None
         self.on_reload: Callable[[Plan], Observer | None] | None = None
+        self._on_start: Callable[[int], object] | None = None
         self._stack = ExitStack()
         self._maps_holders: list[int] = []
         self._reloads: dict[int, str] = {}
@@ -310,12 +311,15 @@ class Reloader:
         return self.config, describe_node(self.node, self.config)
 
     @contextmanager
-    def as_worker(self, *, verifiers: int | None, patience: float = 1.0) -> Iterator[None]:
+    def as_worker(
+        self, *, verifiers: int | None, patience: float = 1.0, on_start: Callable[[int], object] | None = None
+    ) -> Iterator[None]:
         """Be the copy of a reloader in a forked process, with a loader of its own (LoaderClient.inherited)."""
         with ExitStack() as stack:
             self.loader = stack.enter_context(self.loader.inherited(verifiers=verifiers))
+            self._on_start = on_start
             if self.external is not None:
-                self.external = stack.enter_context(self.external.inherited(patience=patience))
+                self.external = stack.enter_context(self.external.inherited(patience=patience, on_start=on_start))
             yield
 
     @contextmanager
@@ -326,10 +330,11 @@ class Reloader:
         """
         before = self.external
         with ExitStack() as stack:
-            client = None if loader is None else stack.enter_context(LoaderClient(loader, self._describe))
-            if client is not None:
-                self._check_attachment(client)
-            self.external = client
+            self.external = None
+            if loader is not None:
+                client = LoaderClient(loader, self._describe, on_start=self._on_start)
+                self._check_attachment(stack.enter_context(client))
+                self.external = client
             try:
                 yield
             finally:

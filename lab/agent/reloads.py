@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Generic, TypeVar, cast
 
 from datapath.build.headers import template_endpoint
@@ -14,6 +15,7 @@ from datapath.errors import ReloadlabError
 from datapath.reload.outcome import FailedReload, Outcome
 from datapath.reload.plans import OVERLAY_SUBJECT, XDP_SUBJECT
 from datapath.reload.transaction import Observer
+from lab.loaders.family import none_left
 from lab.loaders.protocol import NotSupported
 from lab.system.forkpool import fork_map
 
@@ -88,12 +90,12 @@ def do_in_worker(
 
     `do` gets the event that is set if the process is to stop: by `cancel`, or by a SIGTERM to it alone.
     What was reloaded there is told to those who listen to `reloader`. Raises what `do` raised, WorkerDied if the
-    process was killed.
+    process was killed: what its loader had started is killed then.
     """
     reloader.loader.stop_idle_threads()
 
     @contextmanager
-    def worker(cancelled: threading.Event) -> Iterator[Callable[[None], _Done[R]]]:
+    def worker(on_start: Callable[[int], object], cancelled: threading.Event) -> Iterator[Callable[[None], _Done[R]]]:
         on_worker()
         outcomes: list[Outcome] = []
         failed: list[FailedReload] = []
@@ -105,10 +107,11 @@ def do_in_worker(
             except ReloadlabError as error:
                 return _Done(None, error, outcomes, failed)
 
-        with reloader.as_worker(verifiers=None, patience=_PATIENCE):
+        with reloader.as_worker(verifiers=None, patience=_PATIENCE, on_start=on_start):
             yield run
 
-    (done,) = fork_map(worker, [None], workers=1, cancel=cancel)
+    with none_left() as on_start:
+        (done,) = fork_map(partial(worker, on_start), [None], workers=1, cancel=cancel)
     if isinstance(done, ReloadlabError):
         raise done
     _tell(reloader, done)

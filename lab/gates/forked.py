@@ -33,10 +33,11 @@ def gated(
 
         def serve() -> None:
             try:
-                listener = _take(outer)
-                if listener is not None:
+                with _taken(outer) as taken:
+                    if taken is None:
+                        return
                     with Supervisor(
-                        listener, decide, directories=directories, pins=pins, receives=receives
+                        *taken, decide, directories=directories, pins=pins, receives=receives
                     ) as supervisor:
                         supervisor.serve()
             except BaseException as error:  # noqa: BLE001 - raised again by the caller
@@ -79,13 +80,16 @@ def _close_inherited() -> None:
             continue
 
 
-def _take(outer: socket.socket) -> Listener | None:
-    """Return the listener of the process that enters, None if none does."""
+@contextmanager
+def _taken(outer: socket.socket) -> Iterator[tuple[Listener, Process] | None]:
+    """Yield the listener of the process that enters, and that process; None if none does."""
     data = os.read(outer.fileno(), _NUMBERS.size)
     if len(data) < _NUMBERS.size:
-        return None
+        yield None
+        return
     pid, number = _NUMBERS.unpack(data)
-    with Process(pid) as process, process.borrowed(number) as listener:
-        descriptor = os.dup(listener)
-    os.write(outer.fileno(), b"\0")
-    return Listener(descriptor)
+    with Process(pid) as process:
+        with process.borrowed(number) as listener:
+            descriptor = os.dup(listener)
+        os.write(outer.fileno(), b"\0")
+        yield Listener(descriptor), process

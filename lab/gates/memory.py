@@ -33,14 +33,14 @@ _syscall = function("syscall", ctypes.c_long, ctypes.c_int, ctypes.c_int, ctypes
 
 
 class Process:
-    """A process whose calls are stopped, seen through one of its threads. A context manager around its pidfd.
+    """A process whose calls are stopped, seen through one of its threads. A context manager around `pidfd`.
 
     OSError where the process has died meanwhile.
     """
 
     def __init__(self, pid: int) -> None:
         self.pid = pid
-        self._pidfd = os.pidfd_open(pid)
+        self.pidfd = os.pidfd_open(pid)
 
     @classmethod
     def of_thread(cls, thread: int) -> Process:
@@ -53,12 +53,12 @@ class Process:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
-        os.close(self._pidfd)
+        os.close(self.pidfd)
 
     def has(self, thread: int) -> bool:
         """Tell whether a thread that is alive is one of this process."""
         try:
-            signal.pidfd_send_signal(self._pidfd, 0)
+            signal.pidfd_send_signal(self.pidfd, 0)
         except ProcessLookupError:
             return False
         # Nobody else has the id of the process now, so this is its directory.
@@ -67,7 +67,7 @@ class Process:
     def signal(self, number: int) -> None:
         """Send it a signal, if it is alive."""
         try:
-            signal.pidfd_send_signal(self._pidfd, number)
+            signal.pidfd_send_signal(self.pidfd, number)
         except ProcessLookupError:
             return
 
@@ -104,7 +104,7 @@ class Process:
     @contextmanager
     def borrowed(self, descriptor: int) -> Iterator[int]:
         """Yield a descriptor of our own of what a descriptor of the process stands for."""
-        own = check(_syscall(_SYS_PIDFD_GETFD, self._pidfd, descriptor, 0), f"descriptor {descriptor}")
+        own = check(_syscall(_SYS_PIDFD_GETFD, self.pidfd, descriptor, 0), f"descriptor {descriptor}")
         try:
             yield own
         finally:

@@ -1,7 +1,8 @@
 """The supervisor of stopped calls: names each, asks what is to become of it, and answers.
 
 It serves calls one after the other, in the order in which they come; those of other threads wait meanwhile. When it
-ends, whatever the reason, no call is left waiting: the listener is closed, and what is stopped fails with ENOSYS.
+ends, whatever the reason, no call is left waiting: the listener is closed, and what is stopped fails with ENOSYS. It
+ends with the process that has put itself under the filter, though what that has started may live on.
 """
 
 from __future__ import annotations
@@ -36,12 +37,15 @@ class Fail:
 
 @dataclass(frozen=True, slots=True)
 class Kill:
-    """The process is killed (SIGKILL) at the call, which does not happen."""
+    """The process that makes the call is killed (SIGKILL) there, and the call does not happen."""
 
 
 @dataclass(frozen=True, slots=True)
 class Signal:
-    """The process gets a signal, and the call happens: a handler runs when it is done."""
+    """The process that has put itself under the filter gets a signal, and the call happens.
+
+    Of that process's own call, a handler runs when it is done; the call may be that of a compiler which it has started.
+    """
 
     number: int
 
@@ -53,7 +57,7 @@ Decide = Callable[[Call], Answer]
 
 
 class Supervisor:
-    """Decides on the calls of one process and of what it starts; a context manager around the listener.
+    """Decides on the calls of one process, `entered`, and of what it starts; a context manager around the listener.
 
     `directories` are those whose files and pins count, as the process names them; calls elsewhere happen at once, as
     those on sockets that are not netlink's. Maps are called as they are pinned in `pins`. `receives` also stops what is
@@ -61,9 +65,17 @@ class Supervisor:
     """
 
     def __init__(
-        self, listener: Listener, decide: Decide, *, directories: Sequence[Path], pins: Path, receives: bool = False
+        self,
+        listener: Listener,
+        entered: Process,
+        decide: Decide,
+        *,
+        directories: Sequence[Path],
+        pins: Path,
+        receives: bool = False,
     ) -> None:
         self._listener = listener
+        self._entered = entered
         self._decide = decide
         self._roots = tuple(os.path.normpath(directory) for directory in directories)
         self._receives = receives
@@ -80,17 +92,19 @@ class Supervisor:
         self._stack.close()
 
     def serve(self) -> None:
-        """Serve calls until every process under the filter has ended; what `decide` raises ends it as well."""
+        """Serve calls until the process that entered has ended; what `decide` raises ends it as well."""
         poll = select.poll()
         poll.register(self._listener.descriptor, select.POLLIN)
+        poll.register(self._entered.pidfd, select.POLLIN)
         while True:
-            ((_, happened),) = poll.poll() or ((0, 0),)
-            if happened & select.POLLIN:
+            happened = dict(poll.poll())
+            calls = happened.get(self._listener.descriptor, 0)
+            if self._entered.pidfd in happened or (calls and not calls & select.POLLIN):
+                return
+            if calls:
                 notification = self._listener.receive()
                 if notification is not None:
                     self._serve(notification)
-            elif happened & (select.POLLHUP | select.POLLERR):
-                return
 
     def _serve(self, notification: Notification) -> None:
         try:
@@ -113,7 +127,7 @@ class Supervisor:
             process.signal(signal.SIGKILL)
         else:
             if isinstance(answer, Signal):
-                process.signal(answer.number)
+                self._entered.signal(answer.number)
             self._listener.let_go(notification)
 
     def _process(self, thread: int) -> Process:

@@ -32,13 +32,17 @@ class LoaderClient:
     """A loader of one node; a context manager that starts its process, and ends it.
 
     A process that has broken the protocol, or was told of another node, is replaced by a new one with the next request.
-    Any thread may ask; one waits for the other. `done` is the last answer to a request that was done.
+    Any thread may ask; one waits for the other. `done` is the last answer to a request that was done. `on_start` hears
+    of the mount namespace of each process.
     """
 
-    def __init__(self, command: LoaderCommand, describe: Describe) -> None:
+    def __init__(
+        self, command: LoaderCommand, describe: Describe, *, on_start: Callable[[int], object] | None = None
+    ) -> None:
         self.command = command
         self.done = Done()
         self._describe = describe
+        self._on_start = on_start
         self._timeout = answer_seconds()
         self._lock = threading.Lock()
         self._process: LoaderProcess | None = None
@@ -80,9 +84,9 @@ class LoaderClient:
         """Tell whether it has declared an ability, one of protocol.ABILITIES."""
         return ability in self.greeting.supports
 
-    def inherited(self, *, patience: float = 1.0) -> LoaderClient:
+    def inherited(self, *, patience: float = 1.0, on_start: Callable[[int], object] | None = None) -> LoaderClient:
         """Return a client for a forked process, which starts one of its own; that has `patience` times as long."""
-        other = LoaderClient(self.command, self._describe)
+        other = LoaderClient(self.command, self._describe, on_start=on_start)
         other._greeting = self._greeting
         other._timeout *= patience
         return other
@@ -174,6 +178,8 @@ class LoaderClient:
                 raise self._lost
             self._lost = LoaderBroken(self.name, "its process, whose calls were stopped, is gone")
         process = self._process = LoaderProcess(self.command, config, timeout=self._timeout, gate=self._gate)
+        if self._on_start is not None:
+            self._on_start(process.mounts)
         hello = {"request": "hello", "version": protocol.VERSION, "node": node}
         answer = self._asked(process, hello, cancel)
         error = protocol.error_of(answer)

@@ -1,13 +1,12 @@
 """The process of a loader: started inside the node, asked one thing at a time, gone with the lab.
 
-All processes of its session go with it. It has the node's network namespace, a mount namespace of its own with the
-node's BPF file system at /sys/fs/bpf, and the node's state directory as its own. Ctrl-C is not for it but for the lab,
-which asks it to stop.
+All that it has started goes with it (lab.loaders.family). It has the node's network namespace, a mount namespace of its
+own with the node's BPF file system at /sys/fs/bpf, and the node's state directory as its own. Ctrl-C is not for it but
+for the lab, which asks it to stop.
 """
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import select
@@ -19,17 +18,14 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import ExitStack, suppress
 from functools import partial
-from pathlib import Path
 from typing import Any, TypeVar
 
 from datapath.endpoint import DatapathConfig
 from datapath.errors import Cancelled
-from datapath.kernel.libc import check, function
-from datapath.kernel.netns import CLONE_NEWNET, NamespaceNotFound
 from lab.loaders.command import LoaderCommand
+from lab.loaders.entry import Entry
+from lab.loaders.family import kill_members
 from lab.loaders.protocol import BadAnswer, LoaderBroken, LoaderDied, parse
-from lab.system.mounts import leave_mount_namespace, replace_sysfs
-from lab.system.process import end_with_parent, status_fields
 
 T = TypeVar("T")
 
@@ -43,8 +39,6 @@ CANCEL_SECONDS = 10.0
 """Seconds in which a loader that can be cancelled has to answer."""
 
 _POLL_MS = 20
-
-_setns = function("setns", ctypes.c_int, ctypes.c_int)
 
 
 class LoaderProcess:
@@ -66,22 +60,24 @@ class LoaderProcess:
         self._deadline = 0.0
         self._log = bytearray()
         self._output = bytearray()
+        self._log_is_open = True
         self._over = threading.Event()
         self._descriptors = ExitStack()
         with ExitStack() as inner, ExitStack() as outer:
-            netns = _open_netns(config.netns)
-            inner.callback(os.close, netns)
+            entry = inner.enter_context(Entry(config.netns, config.bpffs, gate))
             theirs_in, self._stdin = _pipe(inner, outer)
             self._stdout, theirs_out = _pipe(outer, inner)
             self._stderr, theirs_err = _pipe(outer, inner)
-            enter = partial(_enter, netns, config.bpffs, os.getpid(), gate)
             streams = (theirs_in, theirs_out, theirs_err)
             try:
-                self._process = _in_a_lasting_thread(partial(_start, command, config, streams, enter), self._over)
+                self._process = _in_a_lasting_thread(partial(_start, command, config, streams, entry.enter), self._over)
             except OSError as error:
                 raise LoaderBroken(self.name, f"{command.argv[0]} cannot be run: {error.strerror}") from error
             except subprocess.SubprocessError as error:
-                raise LoaderBroken(self.name, f"its process cannot enter the node: {error}") from error
+                why = entry.failure() or str(error)
+                raise LoaderBroken(self.name, f"its process cannot enter the node: {why}") from error
+            self._mounts = entry.mounts()
+            outer.callback(os.close, self._mounts)
             with ExitStack() as started:
                 started.callback(self._reap)
                 started.callback(self._process.kill)
@@ -95,6 +91,11 @@ class LoaderProcess:
     @property
     def pid(self) -> int:
         return self._process.pid
+
+    @property
+    def mounts(self) -> int:
+        """A descriptor of its mount namespace, in which all lives that it starts."""
+        return self._mounts
 
     @property
     def has_ended(self) -> bool:
@@ -157,7 +158,7 @@ class LoaderProcess:
         LoaderDied if nothing more will come.
         """
         poll = select.poll()
-        for descriptor in (self._stdout, self._stderr, self._pidfd):
+        for descriptor in (self._stdout, self._pidfd, *((self._stderr,) if self._log_is_open else ())):
             poll.register(descriptor, select.POLLIN)
         if unsent:
             poll.register(self._stdin, select.POLLOUT)
@@ -200,6 +201,8 @@ class LoaderProcess:
         if self._pidfd < 0:
             return
         for data in _available(self._stderr):
+            # At its end it would be ready for ever.
+            self._log_is_open = bool(data)
             self._log += data
             del self._log[:-MOST_LOG]
 
@@ -232,7 +235,7 @@ class LoaderProcess:
             signal.pidfd_send_signal(self._pidfd, number)
 
     def kill(self) -> None:
-        """Kill it and all of its session. A second call does nothing."""
+        """Kill it and all that it has started. A second call does nothing."""
         if self._pidfd < 0:
             return
         self._signal(signal.SIGKILL)
@@ -240,7 +243,7 @@ class LoaderProcess:
         self._reap()
 
     def close(self) -> tuple[int, ...]:
-        """Ask it to stop, and kill it if it does not; return what it left of its session, which is killed."""
+        """Ask it to stop, and kill it if it does not; return the processes that it left, which are killed."""
         if self._pidfd < 0:
             return ()
         with suppress(BrokenPipeError, BlockingIOError):
@@ -270,13 +273,8 @@ class LoaderProcess:
         return True
 
     def _reap(self) -> tuple[int, ...]:
-        """Kill what is left of its session, while nobody else can have the number of the process, and let go of it."""
-        left = tuple(_session(self._process.pid))
-        while members := list(_session(self._process.pid)):
-            for pid in members:
-                with suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-            time.sleep(0.001)
+        """Kill what is left of it, while nobody else can have the number of the process, and let go of it."""
+        left = kill_members(self._mounts, self._process.pid)
         self._process.wait()
         self._over.set()
         self._descriptors.close()
@@ -336,35 +334,3 @@ def _available(descriptor: int) -> Iterator[bytes]:
         yield data
         if not data:
             return
-
-
-def _open_netns(path: Path) -> int:
-    try:
-        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError as error:
-        raise NamespaceNotFound(path) from error
-
-
-def _enter(netns: int, bpffs: Path, parent: int, gate: Callable[[], None] | None) -> None:
-    """Move this process, which is about to become a loader, into the node."""
-    end_with_parent(signal.SIGKILL)
-    if os.getppid() != parent:
-        os._exit(1)
-    check(_setns(netns, CLONE_NEWNET), "setns(CLONE_NEWNET)")
-    leave_mount_namespace()
-    replace_sysfs(bpffs)
-    if gate is not None:
-        gate()
-
-
-def _session(leader: int) -> Iterator[int]:
-    """Yield the ids of the processes of a session that live, but for its leader."""
-    for entry in os.scandir("/proc"):
-        if not entry.name.isdigit() or int(entry.name) == leader:
-            continue
-        try:
-            state, _, _, session = status_fields(int(entry.name))[:4]
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-        if int(session) == leader and state not in "ZX":
-            yield int(entry.name)

@@ -24,7 +24,7 @@ from datapath.kernel.netlink import NLM_F_REQUEST, RTM_GETLINK, NetlinkSocket
 from lab.gates.bpfcalls import name_of
 from lab.gates.call import Call
 from lab.gates.forked import gated
-from lab.gates.supervisor import Answer, Fail, Kill
+from lab.gates.supervisor import Answer, Fail, Kill, Signal
 from lab.system.forkpool import WorkerDied, fork_map
 
 R = TypeVar("R")
@@ -202,6 +202,57 @@ def test_calls_of_many_threads_and_processes(tmp_path: Path) -> None:
     assert len({call.subject for call in calls}) == len(calls)
     assert len(list(tmp_path.iterdir())) == len(calls)
     assert len({call.thread for call in calls}) == count + 1
+
+
+def test_what_outlives_the_process_is_not_waited_for(tmp_path: Path) -> None:
+    """Its calls fail from then on: nobody is there who could decide on them."""
+    ended, (asked, ask), (answered, answer) = threading.Event(), os.pipe(), os.pipe()
+
+    def do() -> None:
+        if os.fork() == 0:
+            os.setsid()
+            os.close(ask)
+            os.read(asked, 1)
+            try:
+                (tmp_path / "late").mkdir()
+            except OSError as error:
+                os.write(answer, bytes([error.errno or 0]))
+            os._exit(0)
+
+    def give_up() -> None:
+        if not ended.wait(60):
+            os.write(ask, b"!")
+
+    waiting = threading.Thread(target=give_up)
+    waiting.start()
+    calls = seen(do, tmp_path)
+    ended.set()
+    waiting.join()
+    os.close(ask)
+    os.close(answer)
+    assert os.read(answered, 1) == bytes([errno.ENOSYS])
+    assert calls == []
+    os.close(asked)
+    os.close(answered)
+
+
+def test_a_signal_is_for_the_process_that_entered(tmp_path: Path) -> None:
+    """Also at a call of another one that it has started, such as a compiler, which goes on."""
+
+    def do() -> tuple[list[int], int]:
+        got: list[int] = []
+        child = os.fork()
+        if child == 0:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            (tmp_path / "by-the-child").mkdir()
+            os._exit(0)
+        signal.signal(signal.SIGTERM, lambda number, frame: got.append(number))
+        return got, os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+    def decide(call: Call) -> Answer:
+        return Signal(signal.SIGTERM) if call.subject.endswith("by-the-child") else None
+
+    assert under_gates(decide, do, tmp_path) == ([signal.SIGTERM], 0)
 
 
 def test_gates_that_nobody_enters_end(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import threading
 from collections.abc import Sequence
 
@@ -20,7 +21,9 @@ from lab.proof.errnos import first_errno_of
 from lab.proof.prove import prove
 from lab.proof.sweep import sweep
 from lab.scenario.scenario import Scenario
+from lab.system.forkpool import WorkerDied
 from lab.system.launch import module_argv
+from tests.lab.loaders.living import living_in
 from tests.lab.proof.gaps import gaps_of
 
 PIPELINE = LoaderCommand("ours", tuple(module_argv("lab.loaders.pipeline")))
@@ -105,6 +108,34 @@ def test_no_other_process_takes_the_place_of_one_that_died_under_gates() -> None
         # The next one begins anew.
         scenario.expect(warnings=frozenset({"left by a reload that did not end"}))
         scenario.reload("pod-1", "pod-2")
+        scenario.abandon()
+
+
+@pytest.mark.parametrize("killed", ["worker", "loader"])
+def test_what_a_loader_has_started_goes_with_who_is_killed(killed: str) -> None:
+    """With a process of ours the kernel kills its loader, and no more."""
+    script = f"if [ -e leaving ]; then setsid sleep 1000 & fi; exec {shlex.join(PIPELINE.argv)}"
+    command = LoaderCommand("leaves", ("bash", "-c", script))
+    pattern = "RTM_NEWTFILTER *" if killed == "loader" else "rename */bpf_lxc.o"
+    with Scenario(NodeSpec("gated-rest", pods=1), rate=0, loader=command) as scenario:
+        state, (action,) = scenario.agent.config.state, reloads(scenario.node.spec, ["pod-1"], [])
+        started: list[int] = []
+
+        def decide(call: Call) -> Answer:
+            if not call.fits(pattern):
+                return None
+            started.extend(set(living_in(state)) - before)
+            return Kill()
+
+        before = set(living_in(state))
+        (state / "leaving").touch()
+        with pytest.raises(LoaderDied if killed == "loader" else WorkerDied):
+            do_gated(scenario, action, decide, forked=True)
+        (state / "leaving").unlink()
+        assert len(started) == 2
+        assert set(living_in(state)) == before
+        scenario.expect(warnings=frozenset({"left by a reload that did not end"}))
+        scenario.reload("pod-1")
         scenario.abandon()
 
 

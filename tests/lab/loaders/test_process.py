@@ -7,18 +7,22 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from datapath.endpoint import DatapathConfig
 from datapath.errors import Cancelled, ReloadlabError
+from lab.gates.seccomp import NoUserNotification
 from lab.loaders.client import LoaderClient
 from lab.loaders.command import LoaderCommand
 from lab.loaders.protocol import LoaderBroken, LoaderDied, LoaderFailed
 from lab.loaders.requests import describe_node
+from lab.node import registry
 from lab.node.node import Node
 from lab.node.topology import NODE, NodeSpec
+from tests.lab.loaders.living import living_in
 
 HELLO = """read hello; echo '{"ok":true,"name":"mine","supports":["pod"]}'
 """
@@ -39,18 +43,6 @@ def client(node: Node, script: str, *, shell: str = "bash") -> LoaderClient:
         return config, describe_node(node, config)
 
     return LoaderClient(LoaderCommand("script", (shell, "-c", script)), describe)
-
-
-def living_in(path: Path) -> list[int]:
-    """The processes that have this directory as their own."""
-    found = []
-    for entry in os.scandir("/proc"):
-        try:
-            if entry.name.isdigit() and os.readlink(f"{entry.path}/cwd") == str(path):
-                found.append(int(entry.name))
-        except (FileNotFoundError, ProcessLookupError, PermissionError):
-            continue  # it has ended meanwhile, or is none of ours
-    return found
 
 
 def test_a_loader_lives_in_the_node(node: Node) -> None:
@@ -119,6 +111,27 @@ def test_what_is_no_program_is_named(node: Node, argv: tuple[str, ...], reason: 
     assert len(os.listdir("/proc/self/fd")) == before
 
 
+def test_why_a_process_cannot_enter_the_node_is_told(node: Node, tmp_path: Path) -> None:
+    config = replace(node.datapath_config(), bpffs=tmp_path / "none")
+    loader = LoaderClient(LoaderCommand("mine", ("true",)), lambda: (config, describe_node(node, config)))
+    before = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(LoaderBroken) as raised, loader:
+        pass
+    why = "/sys/fs/bpf: No such file or directory"
+    assert str(raised.value) == f"loader mine: its process cannot enter the node: {why}"
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_why_a_loader_cannot_be_gated_is_told(node: Node) -> None:
+    def gate() -> None:
+        raise NoUserNotification("no such luck")
+
+    why = "its process cannot enter the node: system calls cannot be gates here: no such luck"
+    loader = client(node, HELLO)
+    with pytest.raises(LoaderBroken, match=why), loader.gated(gate):
+        loader.ask(ASK)
+
+
 def test_a_file_without_an_interpreter_is_no_program(node: Node, tmp_path: Path) -> None:
     path = tmp_path / "loader"
     path.write_text("nothing")
@@ -127,6 +140,15 @@ def test_a_file_without_an_interpreter_is_no_program(node: Node, tmp_path: Path)
     loader = LoaderClient(LoaderCommand("none", (str(path),)), lambda: (config, describe_node(node, config)))
     with pytest.raises(LoaderBroken, match="cannot be run: Exec format error"), loader:
         pass
+
+
+def test_a_closed_log_is_not_looked_at_again(node: Node) -> None:
+    """It would be at its end for ever, and the lab would do nothing but look."""
+    with client(node, HELLO + "exec 2>&-; read r; sleep 2; echo '{\"ok\":true}'; read stop") as loader:
+        began, before = time.monotonic(), time.thread_time()
+        loader.ask(ASK)
+        waited, used = time.monotonic() - began, time.thread_time() - before
+    assert used < waited / 8
 
 
 def test_megabytes_of_log_do_not_hold_it_up(node: Node) -> None:
@@ -182,11 +204,39 @@ def test_a_loader_survives_the_end_of_the_thread_that_started_it(node: Node) -> 
         loader.__exit__(None, None, None)
 
 
-def test_children_that_are_left_are_killed_and_told(node: Node) -> None:
-    script = HELLO + "sleep 100 & read stop"
+@pytest.mark.parametrize(
+    "child", ["sleep 100", "setsid sleep 100", "setsid sh -c 'setsid sleep 100 & sleep 0.1' & wait"]
+)
+def test_children_that_are_left_are_killed_and_told(node: Node, child: str) -> None:
+    """Those as well that have a session of their own, and another parent by now."""
+    script = HELLO + f"{child} & read stop"
     with pytest.raises(LoaderBroken, match=r"left processes behind, which were killed: [0-9]+$"), client(node, script):
         pass
     assert living_in(node.datapath_config().state) == []
+
+
+def test_what_a_loader_of_a_killed_lab_has_started_goes_with_the_node() -> None:
+    """The kernel kills the loader with the process that has started it, and no more than that."""
+    spec = NodeSpec(f"loaders-killed-{os.getpid()}", pods=0)
+    node = Node.up(spec)
+    state = node.datapath_config().state
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        with client(node, HELLO + "sleep 1000 & sleep 1000") as loader:
+            os.write(writer, str(loader.pid).encode())
+            time.sleep(1000)
+        os._exit(1)
+    leader = int(os.read(reader, 16))
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    while leader in (left := living_in(state)):
+        time.sleep(0.01)
+    assert left
+    registry.remove(spec.name, force=True)
+    assert [pid for pid in left if os.path.exists(f"/proc/{pid}/cwd")] == []
+    os.close(reader)
+    os.close(writer)
 
 
 CANCELLABLE = HELLO.replace('"pod"', '"cancel"')
