@@ -205,6 +205,8 @@ class Reloader:
                 raise Cancelled(f"cancelled before anything of {self.node.name} was changed")
             self._refresh()
             yield
+            # Whoever switches it next changes what this one has made of it.
+            self._refresh()
 
     def _refresh(self) -> None:
         """Know what others have changed of the node: its pods, and what its programs are built for."""

@@ -74,6 +74,9 @@ def print_sweep(console: Console, result: SweepResult) -> None:
     for gap in result.gaps:
         console.print(f"not seen: {gap}", markup=False, highlight=False, soft_wrap=True)
     _print_undecided(console, result.undecided)
+    if any(result.killed.values()):
+        states = ", ".join(f"{number} {state}" for state, number in result.killed.items())
+        console.print(f"state that killed processes have left: {states}", highlight=False)
     survived = sum(case.survived for case in result.cases)
     count = _of(len(result.cases), result.possible, "case")
     console.print(f"\n{count} in {result.seconds:.0f} s, {survived} survived", highlight=False)

@@ -23,6 +23,7 @@ class Action:
     `before` brings the node back to where it can be done once more. `other_path`: packets may take another way
     afterwards. `whole`: if it fails, everything is as before; of a switch of a whole node, each endpoint is. `warnings`
     are texts in those that it gives.
+    `told` has the scenario's agent know what a copy of it has set by doing it.
     `arguments` are those with which a command does it. `subjects` is what it reloads, all that the node has by default.
     """
 
@@ -34,11 +35,17 @@ class Action:
     arguments: tuple[str, ...] = ()
     warnings: frozenset[str] = frozenset()
     subjects: tuple[str, ...] = ()
+    told: Callable[[Scenario], object] | None = None
 
     def prepare(self, scenario: Scenario) -> None:
         """Bring the node to where this can be done."""
         if self.before is not None:
             self.before(scenario, threading.Event())
+
+    def tell(self, scenario: Scenario) -> None:
+        """Have the scenario's agent know what its copy has set, which has done this."""
+        if self.told is not None:
+            self.told(scenario)
 
 
 def do_gated(

@@ -6,8 +6,9 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
-from datapath.endpoint import Attachment, XdpMode
+from datapath.endpoint import Attachment
 from datapath.errors import WrongCall
 from datapath.kernel.tcx import chosen
 from datapath.reload.plans import OVERLAY_SUBJECT, XDP_SUBJECT
@@ -91,29 +92,32 @@ def reattaches(spec: NodeSpec, subjects: Sequence[str], attach: Attachment) -> l
 
 
 def _xdp_modes(spec: NodeSpec) -> Iterator[Action]:
-    there = partial(_set_xdp_mode, "native" if spec.xdp == "generic" else "generic")
-    back = partial(_set_xdp_mode, spec.xdp_mode)
-    for name, do, before in (("the other mode", there, back), (f"{spec.xdp}", back, there)):
+    there = _configured(XDP_SUBJECT, xdp="native" if spec.xdp == "generic" else "generic")
+    back = _configured(XDP_SUBJECT, xdp=spec.xdp_mode)
+    for name, (do, told), (before, _) in (("the other mode", there, back), (f"{spec.xdp}", back, there)):
         warnings = frozenset({"had no XDP program for a moment"})
         arguments, subjects = (XDP_SUBJECT, "--reattach"), (XDP_SUBJECT,)
-        yield Action(f"xdp to {name}", do, before, arguments=arguments, warnings=warnings, subjects=subjects)
+        yield Action(f"xdp to {name}", do, before, arguments=arguments, warnings=warnings, subjects=subjects, told=told)
 
 
-def _set_xdp_mode(mode: XdpMode | None, scenario: Scenario, cancel: threading.Event) -> None:
-    scenario.agent.configure(xdp=mode)
-    scenario.agent.reload(XDP_SUBJECT, cancel=cancel)
+def _configured(subject: str, **changes: Any) -> tuple[Switch, Callable[[Scenario], object]]:
+    """Return what reloads a subject with another configuration of the agent, and what sets that alone."""
+
+    def told(scenario: Scenario) -> None:
+        scenario.agent.configure(**changes)
+
+    def do(scenario: Scenario, cancel: threading.Event) -> None:
+        told(scenario)
+        scenario.agent.reload(subject, cancel=cancel)
+
+    return do, told
 
 
 def _reattaches(subject: str, attach: Attachment, other: Attachment) -> Iterator[Action]:
-    there, back = partial(_reattach, subject, other), partial(_reattach, subject, attach)
+    there, back = _configured(subject, attach=other), _configured(subject, attach=chosen(attach))
     arguments, subjects = (subject, "--reattach"), (subject,)
-    yield Action(f"{subject} to {other}", there, back, arguments=arguments, subjects=subjects)
-    yield Action(f"{subject} to {attach}", back, there, arguments=arguments, subjects=subjects)
-
-
-def _reattach(subject: str, attach: Attachment, scenario: Scenario, cancel: threading.Event) -> None:
-    scenario.agent.configure(attach=chosen(attach))
-    scenario.agent.reload(subject, cancel=cancel)
+    for to, (do, told), (before, _) in ((other, there, back), (attach, back, there)):
+        yield Action(f"{subject} to {to}", do, before, arguments=arguments, subjects=subjects, told=told)
 
 
 def switches(spec: NodeSpec) -> list[Action]:

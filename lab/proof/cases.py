@@ -48,6 +48,7 @@ class Case:
 
     The call fails with an errno (its name), the process is killed there (KILL), or what it does is cancelled (CANCEL).
     `ended` says how: `failed: ...`, `succeeded`, `killed`, `cancelled`, or `not reached` if the call did not come.
+    `left` is the state that a killed process has left (lab.proof.left), empty of other ends.
     `wrong` is what does not hold, empty if the case was survived. `start_ns` is when it began (CLOCK_MONOTONIC).
     `arguments` are those of the action.
     """
@@ -59,6 +60,7 @@ class Case:
     wrong: list[str] = field(default_factory=list)
     start_ns: int = 0
     arguments: tuple[str, ...] = ()
+    left: str = ""
 
     @property
     def command(self) -> str:

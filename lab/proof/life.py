@@ -31,6 +31,7 @@ from lab.watch.checks.hooks import check_hooks
 from lab.watch.checks.pins import check_orphans, check_pins
 from lab.watch.checks.routes import check_routes
 from lab.watch.snapshot import take
+from lab.watch.violation import Violation
 
 POLICY = [{"name": "one", "endpoint": "pod-1", "ingress": [{"fromEntities": ["world"]}]}]
 ADDED = "one-more"
@@ -117,6 +118,10 @@ class Life:
         self._templates = templates
         self._cancel = cancel
 
+    @property
+    def is_cancelled(self) -> bool:
+        return self._cancel.is_set()
+
     def calls(self, stage: Stage) -> list[Call]:
         """Return the calls of a stage, once everything is compiled."""
         found: list[Call] = []
@@ -129,30 +134,40 @@ class Life:
 
     def run(self, stage: Stage, case: Case) -> None:
         """Run a case, and note what came of it."""
-        trigger = Trigger(case)
         case.start_ns = time.monotonic_ns()
-        with self._lab(stage):
-            try:
-                self._gated(stage, trigger.decide)
-                case.ended = "succeeded"
-            except (ReloadlabError, OSError) as error:
-                if self._cancel.is_set():
-                    raise
-                if isinstance(error, ReloadlabError) and case.has_killed(error):
-                    case.ended = "killed"
-                else:
-                    case.ended = "cancelled" if isinstance(error, Cancelled) else f"failed: {error}"
-                    if isinstance(error, WorkerDied):
-                        case.wrong.append(str(error))
-            if not trigger.reached:
-                case.ended = NOT_REACHED
-            try:
-                case.wrong += self._again(stage)
-            except (ReloadlabError, OSError) as error:
-                if self._cancel.is_set():
-                    raise
-                case.wrong.append(f"the next one failed: {error}")
+        try:
+            with self._lab(stage):
+                self._run(stage, case)
+        except (ReloadlabError, OSError) as error:
+            if self._cancel.is_set():
+                raise
+            what = "its lab cannot be removed" if case.ended else "it could not begin"
+            case.ended = case.ended or NOT_REACHED
+            case.wrong.append(f"{what}: {error}")
         case.wrong += self._left()
+
+    def _run(self, stage: Stage, case: Case) -> None:
+        trigger = Trigger(case)
+        try:
+            self._gated(stage, trigger.decide)
+            case.ended = "succeeded"
+        except (ReloadlabError, OSError) as error:
+            if self._cancel.is_set():
+                raise
+            if isinstance(error, ReloadlabError) and case.has_killed(error):
+                case.ended = "killed"
+            else:
+                case.ended = "cancelled" if isinstance(error, Cancelled) else f"failed: {error}"
+                if isinstance(error, WorkerDied):
+                    case.wrong.append(str(error))
+        if not trigger.reached:
+            case.ended = NOT_REACHED
+        try:
+            case.wrong += self._again(stage)
+        except (ReloadlabError, OSError) as error:
+            if self._cancel.is_set():
+                raise
+            case.wrong.append(f"the next one failed: {error}")
 
     def _gated(self, stage: Stage, decide: Decide) -> None:
         def unless_cancelled(call: Call) -> Answer:
@@ -194,6 +209,10 @@ class Life:
     @contextmanager
     def _lab(self, stage: Stage) -> Iterator[None]:
         """Have a lab that is up if the stage needs one, and none at the end, whatever has become of it."""
+        # What a former case has left was told with that one.
+        _, failure = registry.remove_each([self._spec.name], force=True, ignoring=(LabNotFound,))
+        if failure is not None:
+            raise failure
         if stage.lives:
             _up(self._spec, self._templates, self._cancel)
         try:
@@ -221,16 +240,23 @@ def sweep_life(
     cancel: threading.Event | None = None,
 ) -> SweepResult:
     """Run the cases of stages on labs of this spec; `choose` picks them, `on_case` hears of each at its end."""
-    started, done, possible = time.monotonic(), list[Case](), 0
+    started, done, possible, failed = time.monotonic(), list[Case](), 0, list[Violation]()
     # A process asks once, and those that it forks know it.
     bpf.has_lookup_batch()
     with scratch() as templates:
         life = Life(spec, templates, cancel or threading.Event())
         for stage in stages:
-            cases = cases_of(stage, life.calls(stage), faults)
+            try:
+                cases = cases_of(stage, life.calls(stage), faults)
+            except (ReloadlabError, OSError) as error:
+                # Without a case it is what the call asks for that cannot be done.
+                if not done or life.is_cancelled:
+                    raise
+                failed.append(Violation(8, f"{stage.name} failed without a fault: {error}"))
+                continue
             possible += len(cases)
             for case in choose(cases):
                 life.run(stage, case)
                 done.append(case)
                 on_case(case)
-    return SweepResult(done, [], [], time.monotonic() - started, possible)
+    return SweepResult(done, failed, [], time.monotonic() - started, possible)

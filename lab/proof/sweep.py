@@ -23,6 +23,7 @@ from lab.node.topology import NodeSpec
 from lab.proof.action import RATE, Action, do_gated
 from lab.proof.cases import NOT_REACHED, Case, Faults, Trigger, cases_of, note_findings
 from lab.proof.errnos import errnos_of
+from lab.proof.left import MIXED, NEW, OLD, not_done, state_after_kill
 from lab.proof.settling import Settler
 from lab.proof.watched import conclude, unanswered
 from lab.scenario.scenario import Scenario
@@ -69,12 +70,18 @@ class SweepResult:
     def holds(self) -> bool:
         return not self.failed and not self.undecided
 
+    @property
+    def killed(self) -> dict[str, int]:
+        """How many killed processes have left which state (lab.proof.left)."""
+        return {state: sum(case.left == state for case in self.cases) for state in (OLD, NEW, MIXED)}
+
     def to_json(self) -> dict[str, Any]:
         """Return the sweep as a JSON object: how many `cases` were run, how many `survived`, the `failures` in full."""
         return {
             "cases": len(self.cases),
             "possible": self.possible,
             "survived": sum(case.survived for case in self.cases),
+            "killed": self.killed,
             "failures": [asdict(case) | {"command": case.command} for case in self.cases if not case.survived],
             "findings": [str(violation) for violation in self.findings],
             "gaps": list(self.gaps),
@@ -111,7 +118,11 @@ class Sweep:
             self._stack.__exit__(kind, value, tb)
             return
         with self._stack:
-            self._leave()
+            try:
+                self._leave()
+            except ReloadlabError as error:
+                # What was found before is worth more than the end of the last node.
+                self.findings.append(Violation(9, f"a node could not be left as it must be: {error}"))
 
     def _node(self, action: Action) -> Scenario:
         """Return the scenario on the present node; one on a new node if there is none."""
@@ -160,30 +171,39 @@ class Sweep:
 
     def run(self, action: Action, case: Case) -> None:
         """Run a case, and note what came of it."""
-        if self._scenario is None:
-            self._warm_up(action)
-        scenario, trigger = self._node(action), Trigger(case)
-        self._cases.append(case)
+        case.start_ns = time.monotonic_ns()
+        try:
+            self._run(action, case)
+        except ReloadlabError as error:
+            self._unless_cancelled(error)
+            case.ended = case.ended or NOT_REACHED
+            case.wrong.append(f"it could not go on: {error}")
+        if case.wrong:
+            self._give_up(case)
+
+    def _run(self, action: Action, case: Case) -> None:
+        scenario, trigger = self._begin(action, case), Trigger(case)
         # Nothing is counted here: loads that are gone would fill the map.
         metrics.forget_hits(scenario.node, keep=self._first)
         counted = metrics.read(scenario.node)
-        action.prepare(scenario)
-        before = take(scenario.node)
+        before, done = take(scenario.node), len(scenario.outcomes)
         case.start_ns = time.monotonic_ns()
         try:
             do_gated(scenario, action, trigger.decide, cancel=self._cancel, look_ups=case.place.is_look_up)
-            case.ended = "succeeded"
         except ReloadlabError as error:
-            if self._cancel is not None and self._cancel.is_set():
-                raise
+            self._unless_cancelled(error)
             if case.has_killed(error):
-                case.ended = "killed"
+                case.ended, case.left = "killed", state_after_kill(scenario.agent, before)
             else:
                 case.ended = "cancelled" if isinstance(error, Cancelled) else f"failed: {error}"
                 if isinstance(error, WorkerDied):
                     case.wrong.append(str(error))
                 if action.whole:
                     case.wrong += [str(violation) for violation in check_unchanged(before, take(scenario.node))]
+        else:
+            case.ended = "succeeded"
+            action.tell(scenario)
+            case.wrong += map(str, not_done(scenario.agent, before, scenario.outcomes[done:]))
         if not trigger.reached:
             case.ended = NOT_REACHED
         self._push(scenario, case, "not answered before the next one")
@@ -193,8 +213,30 @@ class Sweep:
             case.wrong.append(f"the next one failed: {error}")
         self._push(scenario, case, "not answered after the next one")
         case.wrong += map(str, check_mixed_loads(counted, metrics.read(scenario.node)))
-        if case.wrong:
+
+    def _begin(self, action: Action, case: Case) -> Scenario:
+        """Return the scenario on a node that is ready for a case."""
+        if is_new := self._scenario is None:
+            self._node(action)
+        self._cases.append(case)
+        if is_new:
+            self._warm_up(action)
+        scenario = self._node(action)
+        action.prepare(scenario)
+        return scenario
+
+    def _give_up(self, case: Case) -> None:
+        """Leave the node of a case that was not survived; the next one gets another."""
+        try:
             self._leave()
+        except ReloadlabError as error:
+            self._unless_cancelled(error)
+            case.wrong.append(f"the node could not be left as it must be: {error}")
+
+    def _unless_cancelled(self, error: ReloadlabError) -> None:
+        """Raise an error that comes of the cancellation of the whole sweep."""
+        if self._cancel is not None and self._cancel.is_set():
+            raise error
 
     def _push(self, scenario: Scenario, case: Case, what: str) -> None:
         self._settler.settle([scenario.node])
@@ -220,7 +262,16 @@ def sweep(
         options = {"templates": templates, **options}
         with Sweep(lambda: Scenario(spec, bursts="none", rate=RATE, **options), faults, cancel) as runner:
             for action in actions:
-                cases = cases_of(action, runner.calls(action), faults)
+                try:
+                    cases = cases_of(action, runner.calls(action), faults)
+                except Cancelled:
+                    raise
+                except ReloadlabError as error:
+                    # Without a case it is what the call asks for that cannot be done.
+                    if not done:
+                        raise
+                    runner.findings.append(Violation(8, f"{action.name} failed without a fault: {error}"))
+                    continue
                 possible += len(cases)
                 for case in choose(cases):
                     runner.run(action, case)

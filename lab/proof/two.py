@@ -119,6 +119,15 @@ class Two:
 
     def meet(self, pair: Pair, meeting: Meeting) -> None:
         """Do both at once, and note what does not hold."""
+        meeting.start_ns = time.monotonic_ns()
+        try:
+            self._meet(pair, meeting)
+        except Cancelled:
+            raise
+        except ReloadlabError as error:
+            meeting.wrong.append(f"it could not go on: {error}")
+
+    def _meet(self, pair: Pair, meeting: Meeting) -> None:
         scenario = self._scenario
         metrics.forget_hits(scenario.node, keep=self._first)
         counted = metrics.read(scenario.node)
@@ -191,13 +200,22 @@ def prove_two(
 
     `on_meeting` hears of each at its end; `options` go to the Scenario. Cancelled by `cancel`.
     """
-    started, done, possible = time.monotonic(), list[Meeting](), 0
+    started, done, possible, failed = time.monotonic(), list[Meeting](), 0, list[Violation]()
     scenario = Scenario(spec, bursts="none", rate=RATE, **options)
     with scenario:
         two = Two(scenario, cancel)
         for pair in pairs:
             what = " and ".join(action.name for action in pair)
-            places = two.places(pair[0])
+            try:
+                places = two.places(pair[0])
+            except Cancelled:
+                raise
+            except ReloadlabError as error:
+                # Without a meeting it is what the call asks for that cannot be done.
+                if not done:
+                    raise
+                failed.append(Violation(8, f"{pair[0].name} failed alone: {error}"))
+                continue
             possible += len(places) + 1
             for place in (None, *choose(places)):
                 meeting = Meeting(what, place)
@@ -205,7 +223,7 @@ def prove_two(
                 done.append(meeting)
                 on_meeting(meeting)
         blind = conclude(scenario)
-    rest = list(note_findings(scenario.findings, done))
+    rest = [*failed, *note_findings(scenario.findings, done)]
     return Meetings(done, rest, scenario.gaps, time.monotonic() - started, possible, blind)
 
 

@@ -142,6 +142,16 @@ def test_a_switch_that_fails_leaves_its_agent_as_it_was(agent: Agent, cluster: C
     agent.on_outcome = None
 
 
+def test_a_switch_by_another_agent_is_seen_after_ones_of_its_own(agent: Agent) -> None:
+    agent.set_endpoint_routes(False)
+    agent.set_endpoint_routes(True)
+    with Agent(Node.open(agent.node.name)) as other:
+        other.set_endpoint_routes(False)
+    with agent.reloading():
+        assert not agent.endpoint_routes
+    agent.set_endpoint_routes(True)
+
+
 def test_the_tunnel_moves_while_a_pod_has_no_egress_program(agent: Agent, probes: Probes, cluster: Cluster) -> None:
     """Its new device comes first, unless it would let packets past a policy."""
     interrupt_the_switch(agent)

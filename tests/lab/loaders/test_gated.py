@@ -69,6 +69,25 @@ def test_a_loader_fails_and_is_killed_at_its_calls() -> None:
     assert (result.findings, result.gaps) == ([], [])
 
 
+@pytest.mark.parametrize(
+    ("lie", "found"),
+    [("undone", "uses the calls map of the load before"), ("half", "uses a calls map that is not pinned")],
+)
+def test_a_loader_that_says_that_it_has_succeeded_is_held_to_it(lie: str, found: str) -> None:
+    """Not to what the next reload makes of it, which puts everything right."""
+    spec, lying = NodeSpec(f"gated-{lie}", pods=1), module_argv("tests.lab.loaders.lying")
+    loader = LoaderCommand("lying", (*lying, lie))
+
+    def choose(cases: Sequence[Case]) -> Sequence[Case]:
+        return [case for case in cases if case.place.fits("RTM_NEWTFILTER * ingress") and case.fault == "ENOBUFS"]
+
+    result = sweep(spec, reloads(spec, ["pod-1"], []), faults=Faults(first_errno_of), choose=choose, loader=loader)
+    (case,) = result.cases
+    assert case.ended == "succeeded"
+    assert any(found in what for what in case.wrong)
+    assert not case.survived
+
+
 def test_a_loader_that_cannot_be_cancelled_is_not_asked() -> None:
     spec = NodeSpec("gated-cancel", pods=1)
     faults = Faults(lambda call: (), kill=False, cancel=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 
@@ -76,6 +77,43 @@ def test_a_process_that_dies_of_an_error_has_not_survived() -> None:
     assert "exited with status 3" in failed.ended
     assert any("exited with status 3" in what for what in failed.wrong)
     assert killed.ended == "killed"
+
+
+@pytest.mark.privileged
+def test_a_lab_that_cannot_be_removed_is_told_and_the_rest_goes_on() -> None:
+    """The case that leaves it, and those behind it that cannot begin, until it can be removed again."""
+    spec = NodeSpec("life-stuck", pods=1)
+    root, here, begun = registry.lab_root(spec.name), os.getpid(), list[int]()
+
+    def do(spec: NodeSpec, templates: object, cancel: object) -> None:
+        directory = registry.run_directory() / "life-stuck-made"
+        directory.parent.mkdir(exist_ok=True)
+        try:
+            directory.mkdir()
+        except OSError:
+            if os.getpid() != here:
+                # No lab: it has no mark.
+                root.mkdir()
+            raise
+        directory.rmdir()
+
+    def choose(cases: Sequence[Case]) -> list[Case]:
+        (case,) = [case for case in cases if case.place.fits("mkdir *life-stuck-made")]
+        return [case, replace(case, wrong=[]), replace(case, wrong=[])]
+
+    def on_case(case: Case) -> None:
+        begun.append(1)
+        if len(begun) == 2:
+            root.rmdir()
+
+    stage, faults = Stage("made", do, lives=False), Faults(first_errno_of, kill=False)
+    result = sweep_life(spec, [stage], faults=faults, choose=choose, on_case=on_case)
+    root.rmdir()
+    refused = f"{root} is not a lab: reloadlab leaves it alone; choose another name"
+    first, second, third = (case.wrong for case in result.cases)
+    assert {f"its lab cannot be removed: {refused}", f"{root} is left over"} <= {*first} & {*third}
+    assert second == [f"it could not begin: {refused}", f"{root} is left over"]
+    assert [case.ended.partition(":")[0] for case in result.cases] == ["failed", "not reached", "failed"]
 
 
 def test_a_stage_that_there_is_not() -> None:

@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -98,6 +99,21 @@ def test_a_reload_is_cancelled_at_each_call_of_a_sample() -> None:
     survived(sweep(spec, reloads(spec, ["host"], []), faults=NO_ERRNO, choose=partial(spread, number=12)), 12, ends)
 
 
+@pytest.mark.privileged
+def test_which_state_a_kill_leaves_is_told() -> None:
+    """Killed at the first call, at the filter when the policy program is new, and when all is done."""
+    spec = NodeSpec("sweep-killed", pods=1)
+
+    def choose(cases: Sequence[Case]) -> list[Case]:
+        kills = [case for case in cases if case.fault == KILL]
+        return [kills[0], *(case for case in kills if case.place.fits("RTM_NEWTFILTER *")), kills[-1]]
+
+    result = sweep(spec, reloads(spec, ["pod-1"], []), choose=choose)
+    assert [case.left for case in result.cases] == ["old", "mixed", "new"]
+    assert result.to_json()["killed"] == {"old": 1, "mixed": 1, "new": 1}
+    assert [case.wrong for case in result.cases] == [[], [], []]
+
+
 def named(pattern: str) -> Callable[[Sequence[Case]], list[Case]]:
     return lambda cases: [case for case in cases if case.place.fits(pattern)]
 
@@ -145,6 +161,29 @@ def test_a_process_that_dies_of_an_error_has_not_survived() -> None:
     assert any("was killed by SIGUSR2" in what for what in case.wrong)
     assert (killed.ended, killed.survived) == ("killed", True)
     assert result.failed
+
+
+@pytest.mark.privileged
+def test_what_cannot_begin_any_more_is_told_and_the_rest_goes_on() -> None:
+    """A case whose node cannot be prepared, and another action that fails without a fault."""
+    (reload,) = reloads(spec := NodeSpec("sweep-unready", pods=1), ["pod-1"], [])
+    prepared: list[int] = []
+
+    def prepare(scenario: Scenario, cancel: threading.Event) -> None:
+        prepared.append(1)
+        # Twice to have everything compiled and to see the calls, once for each case.
+        if len(prepared) == 3:
+            raise ReloadlabError("not now")
+
+    def refuse(scenario: Scenario, cancel: threading.Event) -> None:
+        raise ReloadlabError("not at all")
+
+    actions = [replace(reload, before=prepare), Action("refused", refuse)]
+    result = sweep(spec, actions, faults=Faults(first_errno_of, kill=False), choose=lambda cases: cases[:2])
+    first, second = result.cases
+    assert (first.ended, first.wrong) == ("not reached", ["it could not go on: not now"])
+    assert second.survived
+    assert [violation.what for violation in result.findings] == ["refused failed without a fault: not at all"]
 
 
 NO_KILL = Faults(first_errno_of, kill=False)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 
 import pytest
 
+from datapath.errors import ReloadlabError
 from datapath.kernel.map import open_pin
 from lab.cli.proofs import spread
 from lab.loaders.command import LoaderCommand, find_loader
@@ -112,6 +114,27 @@ def test_a_map_of_its_own_is_found() -> None:
     assert json.loads(json.dumps(document)) == document
     said = [what for failure in document["failures"] for what in failure["wrong"]]
     assert any("uses a map cilium_metrics" in what and "not the pinned one" in what for what in said)
+
+
+def test_what_cannot_begin_is_told_and_the_rest_goes_on() -> None:
+    """A meeting whose node cannot be prepared, and another pair that fails alone."""
+    prepared: list[int] = []
+
+    def prepare(scenario: Scenario, cancel: threading.Event) -> None:
+        prepared.append(1)
+        # Twice to see the calls, once for each meeting.
+        if len(prepared) == 3:
+            raise ReloadlabError("not now")
+
+    def refuse(scenario: Scenario, cancel: threading.Event) -> None:
+        raise ReloadlabError("not at all")
+
+    spec = NodeSpec("two-unready", pods=1)
+    (first, second), *_ = pairs(spec, ["pod-1", "host"], [])
+    wanted = [(replace(first, before=prepare), second), (Action("refused", refuse), second)]
+    result = prove_two(spec, wanted, choose=lambda places: places[:1])
+    assert [meeting.wrong for meeting in result.meetings] == [["it could not go on: not now"], []]
+    assert [violation.what for violation in result.findings] == ["refused failed alone: not at all"]
 
 
 @pytest.mark.parametrize(
