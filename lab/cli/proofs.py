@@ -81,6 +81,11 @@ def add_action_options(parser: argparse.ArgumentParser) -> None:
         metavar="NAME[=VALUE]",
         help="a macro that only these reloads are built with; may be repeated",
     )
+    parser.add_argument(
+        "--way",
+        choices=("there", "back"),
+        help="of --switch, --reattach and --with: only the way there, or only that back",
+    )
     add_node_options(parser)
 
 
@@ -93,6 +98,8 @@ def check_actions(args: argparse.Namespace) -> None:
         raise BadOption("--switch and --restore are two things: one at a time")
     if args.reattach and (args.switch or args.restore or args.changed):
         raise BadOption("--reattach is what these reloads do: without --switch, --restore and --with")
+    if args.way is not None and not (args.switch or args.reattach or args.changed):
+        raise BadOption("--way is of what goes there and back: with --switch, --reattach or --with")
 
 
 def actions_of(args: argparse.Namespace, spec: NodeSpec) -> list[Action]:
@@ -106,7 +113,11 @@ def actions_of(args: argparse.Namespace, spec: NodeSpec) -> list[Action]:
     else:
         actions = switches(spec) if args.switch else reloads(spec, args.subjects, args.changed)
     node = node_arguments(args)
-    return [replace(action, arguments=(*action.arguments, *node)) for action in actions]
+    return [
+        replace(action, arguments=(*action.arguments, *(("--way", action.way) if action.way else ()), *node))
+        for action in actions
+        if args.way in (None, action.way)
+    ]
 
 
 def attachment(args: argparse.Namespace) -> Attachment:

@@ -12,6 +12,9 @@ from lab.gates.call import Call
 from lab.gates.supervisor import Answer, Decide
 from lab.scenario.scenario import Scenario
 
+THERE, BACK = "there", "back"
+"""The values of --way (lab.cli.proofs)."""
+
 RATE = 200.0
 """Packets a second over all flows, besides those at the calls."""
 
@@ -23,7 +26,8 @@ class Action:
     `before` brings the node back to where it can be done once more. `other_path`: packets may take another way
     afterwards. `whole`: if it fails, everything is as before; of a switch of a whole node, each endpoint is. `warnings`
     are texts in those that it gives.
-    `told` has the scenario's agent know what a copy of it has set by doing it.
+    `way` is THERE or BACK of what goes there and back, empty of all else. `told` has the scenario's agent know what a
+    copy of it has set by doing it.
     `arguments` are those with which a command does it. `subjects` is what it reloads, all that the node has by default.
     """
 
@@ -35,6 +39,7 @@ class Action:
     arguments: tuple[str, ...] = ()
     warnings: frozenset[str] = frozenset()
     subjects: tuple[str, ...] = ()
+    way: str = ""
     told: Callable[[Scenario], object] | None = None
 
     def prepare(self, scenario: Scenario) -> None:

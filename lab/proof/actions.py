@@ -14,7 +14,7 @@ from datapath.kernel.tcx import chosen
 from datapath.reload.plans import OVERLAY_SUBJECT, XDP_SUBJECT
 from lab.loaders.command import BUILTIN, LoaderCommand
 from lab.node.topology import HEALTH, HOST, NodeSpec
-from lab.proof.action import Action
+from lab.proof.action import BACK, THERE, Action
 from lab.scenario.scenario import Scenario
 
 Switch = Callable[[Scenario, threading.Event], object]
@@ -68,8 +68,9 @@ def _reloads(subject: str, macros: dict[str, str]) -> Iterator[Action]:
     arguments = (subject, *(word for macro in given for word in ("--with", macro)))
     there, back = partial(_rebuild, subject, macros), partial(_rebuild, subject, {})
     subjects = (subject,)
-    yield Action(f"reload of {subject} with {' '.join(given)}", there, back, arguments=arguments, subjects=subjects)
-    yield Action(f"reload of {subject} as before", back, there, arguments=arguments, subjects=subjects)
+    name = f"reload of {subject} with {' '.join(given)}"
+    yield Action(name, there, back, arguments=arguments, subjects=subjects, way=THERE)
+    yield Action(f"reload of {subject} as before", back, there, arguments=arguments, subjects=subjects, way=BACK)
 
 
 def _rebuild(subject: str, macros: dict[str, str], scenario: Scenario, cancel: threading.Event) -> None:
@@ -94,10 +95,20 @@ def reattaches(spec: NodeSpec, subjects: Sequence[str], attach: Attachment) -> l
 def _xdp_modes(spec: NodeSpec) -> Iterator[Action]:
     there = _configured(XDP_SUBJECT, xdp="native" if spec.xdp == "generic" else "generic")
     back = _configured(XDP_SUBJECT, xdp=spec.xdp_mode)
-    for name, (do, told), (before, _) in (("the other mode", there, back), (f"{spec.xdp}", back, there)):
-        warnings = frozenset({"had no XDP program for a moment"})
-        arguments, subjects = (XDP_SUBJECT, "--reattach"), (XDP_SUBJECT,)
-        yield Action(f"xdp to {name}", do, before, arguments=arguments, warnings=warnings, subjects=subjects, told=told)
+    warnings = frozenset({"had no XDP program for a moment"})
+    arguments, subjects = (XDP_SUBJECT, "--reattach"), (XDP_SUBJECT,)
+    ways = (("the other mode", THERE, there, back), (f"{spec.xdp}", BACK, back, there))
+    for name, way, (do, told), (before, _) in ways:
+        yield Action(
+            f"xdp to {name}",
+            do,
+            before,
+            arguments=arguments,
+            warnings=warnings,
+            subjects=subjects,
+            way=way,
+            told=told,
+        )
 
 
 def _configured(subject: str, **changes: Any) -> tuple[Switch, Callable[[Scenario], object]]:
@@ -116,22 +127,22 @@ def _configured(subject: str, **changes: Any) -> tuple[Switch, Callable[[Scenari
 def _reattaches(subject: str, attach: Attachment, other: Attachment) -> Iterator[Action]:
     there, back = _configured(subject, attach=other), _configured(subject, attach=chosen(attach))
     arguments, subjects = (subject, "--reattach"), (subject,)
-    for to, (do, told), (before, _) in ((other, there, back), (attach, back, there)):
-        yield Action(f"{subject} to {to}", do, before, arguments=arguments, subjects=subjects, told=told)
+    for to, way, (do, told), (before, _) in ((other, THERE, there, back), (attach, BACK, back, there)):
+        yield Action(f"{subject} to {to}", do, before, arguments=arguments, subjects=subjects, way=way, told=told)
 
 
 def switches(spec: NodeSpec) -> list[Action]:
     """Return the switch of the node to the other routing mode, and the one back."""
     there, back = partial(_switch, not spec.endpoint_routes), partial(_switch, spec.endpoint_routes)
     return [
-        _switched(not spec.endpoint_routes, there, back),
-        _switched(spec.endpoint_routes, back, there),
+        _switched(not spec.endpoint_routes, there, back, THERE),
+        _switched(spec.endpoint_routes, back, there, BACK),
     ]
 
 
-def _switched(on: bool, do: Switch, before: Switch) -> Action:
+def _switched(on: bool, do: Switch, before: Switch, way: str) -> Action:
     name = f"endpoint routes {'on' if on else 'off'}"
-    return Action(name, do, before, other_path=True, whole=False, arguments=("--switch",))
+    return Action(name, do, before, other_path=True, whole=False, arguments=("--switch",), way=way)
 
 
 def _switch(on: bool, scenario: Scenario, cancel: threading.Event) -> None:

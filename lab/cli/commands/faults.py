@@ -62,8 +62,12 @@ def add_parser(subparsers: _SubParsersAction[argparse.ArgumentParser]) -> None:
     parser.add_argument("--cancel", action="store_true", help="cancel it at each call (SIGTERM), and have no call fail")
     parser.add_argument("--calls", metavar="PATTERN", help="only calls like this: 'MAP_UPDATE cilium_calls_*'")
     parser.add_argument("--nth", type=count, metavar="N", help="only the Nth of the calls that look alike")
-    parser.add_argument("--sample", type=count, metavar="N", help="only N cases, spread evenly over the calls")
-    parser.add_argument("--json", action="store_true", help="print one JSON object, with every case")
+    parser.add_argument(
+        "--sample", type=count, metavar="N", help="only N cases of each reload, spread evenly over its calls"
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON object, with every case that was not survived"
+    )
     parser.set_defaults(run=run)
 
 

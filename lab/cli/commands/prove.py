@@ -51,9 +51,15 @@ def add_parser(subparsers: _SubParsersAction[argparse.ArgumentParser]) -> None:
         "--beside", metavar="NAME|COMMAND", help="with --two: the loader that does the second reload (--loader)"
     )
     parser.add_argument("--calls", metavar="PATTERN", help="with --two: only at calls like this")
-    parser.add_argument("--sample", type=count, metavar="N", help="with --two: only at N calls, spread evenly")
+    parser.add_argument(
+        "--sample", type=count, metavar="N", help="with --two: only at N calls of each pair, spread evenly"
+    )
     add_action_options(parser)
-    parser.add_argument("--json", action="store_true", help="print one JSON object, with every call")
+    parser.add_argument(
+        "--json",
+        action="store_true",
+        help="print one JSON object, with every call; --two: with every meeting that was not in order",
+    )
     parser.set_defaults(run=run)
 
 
@@ -88,8 +94,8 @@ def _check_two(args: argparse.Namespace) -> None:
     if not args.two:
         if args.calls is not None or args.sample is not None or args.beside is not None:
             raise BadOption("--calls, --sample and --beside are about two reloads that meet: with --two")
-    elif args.switch or args.restore or args.reattach or args.rounds is not None or len(args.subjects) > 2:
-        others = "--switch, --restore, --reattach and --rounds"
+    elif any((args.switch, args.restore, args.reattach, args.way, args.rounds, len(args.subjects) > 2)):
+        others = "--switch, --restore, --reattach, --way and --rounds"
         raise BadOption(f"--two takes one SUBJECT, which is reloaded twice, or two; without {others}")
 
 

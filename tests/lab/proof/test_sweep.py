@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import signal
@@ -15,7 +16,8 @@ import pytest
 from datapath.endpoint import Attachment
 from datapath.errors import ReloadlabError
 from lab.cli.main import main
-from lab.cli.proofs import spread
+from lab.cli.networks import own_node
+from lab.cli.proofs import actions_of, add_action_options, check_actions, spread
 from lab.corpus import steps
 from lab.gates.call import Call
 from lab.node.topology import NodeSpec
@@ -258,6 +260,32 @@ def test_patterns_fit_on_every_node() -> None:
     assert not Place(slot.pattern, 1).fits("MAP_UPDATE cilium_calls_00101[8]")
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["pod-1", "--with", "POLICY_MAP_SIZE=4096"],
+        ["pod-1", "--reattach"],
+        ["xdp", "--reattach", "--xdp", "native"],
+        ["--switch"],
+    ],
+    ids=["migration", "attachment", "xdp", "switch"],
+)
+def test_the_printed_command_of_a_case_does_its_action_alone(options: list[str]) -> None:
+    """What goes there and back has one name for each way, and one command."""
+
+    def actions(words: Sequence[str]) -> list[Action]:
+        parser = argparse.ArgumentParser()
+        add_action_options(parser)
+        args = parser.parse_args(words)
+        check_actions(args)
+        return actions_of(args, own_node(args, "alone"))
+
+    there, back = actions(options)
+    assert [each.arguments for each in actions(there.arguments)] == [there.arguments]
+    assert [each.name for each in actions(there.arguments)] == [there.name]
+    assert [each.name for each in actions(back.arguments)] == [back.name] != [there.name]
+
+
 @pytest.mark.privileged
 def test_a_case_alone_as_it_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     argv = ["faults", "pod-1", "--calls", "OBJ_PIN *", "--nth", "1", "--errno", "ENOSPC", "--no-kill", "--json"]
@@ -281,6 +309,8 @@ def test_a_case_alone_as_it_is_printed(capsys: pytest.CaptureFixture[str]) -> No
         (["--life", "--switch"], "--life is that of nodes with our programs"),
         (["--life", "--attach", "tcx"], "--life is that of nodes with our programs"),
         (["--nth", "x"], "x"),
+        (["pod-1", "--way", "back"], "--way is of what goes there and back: with --switch, --reattach or --with"),
+        (["--switch", "--way", "forth"], "--way: no forth; it is there, back"),
     ],
 )
 def test_options_that_make_no_sense_are_one_line(
