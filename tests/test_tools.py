@@ -119,14 +119,18 @@ def test_faults_runs_each_sweep_and_counts_those_that_found_something(tmp_path: 
     assert "reloadlab faults host --devices eth0 --cancel --sample 3" in ran
     assert ran[-1].startswith("reloadlab prove --two pod-1 host")
     assert done.returncode == 130
-    # And the lives of nodes do not take the options.
-    stand_in.write_text('#!/bin/sh\ncase "$*" in *--switch*) exit 1 ;; *--life*) exit 2 ;; esac\n')
+    # And the lives of nodes do not take the options; restores have no verdict.
+    stand_in.write_text(
+        '#!/bin/sh\ncase "$*" in *--switch*) exit 1 ;; *--life*) exit 2 ;; *--restore*) exit 3 ;; esac\n'
+    )
     done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 1
     switches = sum("--switch" in line for line in done.stdout.splitlines())
     assert done.stdout.splitlines()[-1].startswith(
-        f"{switches} sweeps with cases that were not survived, 1 that do not take these options, "
+        f"{switches} sweeps with cases that were not survived, 2 without a verdict, 1 that do not take these options, "
     )
+    stand_in.write_text('#!/bin/sh\ncase "$*" in *--restore*) exit 3 ;; esac\n')
+    assert subprocess.run(argv, capture_output=True, timeout=60, check=False).returncode == 1
 
 
 def test_ab_runs_counts_what_was_found_and_stops_at_a_failure(tmp_path: Path) -> None:

@@ -330,7 +330,19 @@ def test_no_command_prints_the_help() -> None:
     assert call("--version").out == "reloadlab 0.1.0\n"
 
 
-@pytest.mark.parametrize("arguments", ["plan box/pod-1", "reload box", "verify bpf/bpf_lxc.c", "bench topology"])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "plan box/pod-1",
+        "reload box",
+        "verify bpf/bpf_lxc.c",
+        "bench topology",
+        "prove",
+        "prove --two",
+        "faults",
+        "faults --life",
+    ],
+)
 def test_not_root(arguments: str) -> None:
     call(*arguments.split(), prefix=NOBODY).refused("missing root: user 65534 is not root; run it as root")
 
