@@ -15,7 +15,7 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -147,6 +147,7 @@ def compile_source(
     cancel: threading.Event | None = None,
     names: Mapping[Path, str] | None = None,
     read: set[Path] | None = None,
+    confirm: Callable[[], None] | None = None,
 ) -> Path:
     """Compile `source` into the object `output` and return its path; `timeout` in seconds.
 
@@ -154,7 +155,8 @@ def compile_source(
     older object of that name survives a failure; who must not use it removes it first. `includes` are searched in
     their order, `defines` become -D options (an empty value gives -DNAME). Once `cancel` is set clang is killed.
     `names` are what directories are called in the object's debug information, which is the same then wherever they lie.
-    The sources and headers that the compiler has read are added to `read`.
+    The sources and headers that the compiler has read are added to `read`. `confirm` is called when the object is
+    complete; if it raises, no output appears.
 
     Raises CompileError (refused source, missing source, full disk, killed compiler, timeout), Cancelled, ToolMissing.
     """
@@ -178,6 +180,8 @@ def compile_source(
             _run_clang([*argv, "-o", str(unfinished)], output, Path(scratch), timeout, cancel)
             if read is not None:
                 read.update(_prerequisites(rule.read_text(errors="surrogateescape")))
+            if confirm is not None:
+                confirm()
             unfinished.replace(output)
     except OSError as error:
         raise CompileError(output.name, argv, f"error: {error.filename or output}: {error.strerror}") from error

@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from copy import copy
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 from bpf import LIBRARY
@@ -28,7 +28,7 @@ from datapath.base.timing import VerifyTimes
 from datapath.build import headers
 from datapath.build.compile import DEFAULT_TIMEOUT, Compiler, compile_source, place, probe_compiler, scratch_prefix
 from datapath.build.objectcache import ObjectCache, key_of
-from datapath.build.sources import SourceTree, policy_map_prefix
+from datapath.build.sources import Sources, SourceTree, policy_map_prefix
 from datapath.endpoint import DatapathConfig, Endpoint, Interface, NodeConfig
 from datapath.errors import CompileError, ObjectError
 from datapath.kernel import xdp
@@ -37,7 +37,7 @@ from datapath.object.reader import ObjectImage, read_object
 from datapath.object.spec import CollectionSpec, Substitution
 
 _ATTEMPTS = 3
-"""How often a template's directory may vanish under a compilation before that is an error."""
+"""How often a template's directory may vanish, or the sources change, under a compilation before that is an error."""
 
 _REMEMBERED = 16
 """Objects that a process keeps parsed for caches that it makes later, of other nodes say; one takes some megabytes."""
@@ -165,6 +165,7 @@ class _Request:
 
     kind: Kind
     hash: str
+    sources: Sources
     library: Path
     directory: Path
     files: Mapping[str, str]
@@ -175,6 +176,10 @@ class _Request:
     @property
     def path(self) -> Path:
         return self.directory / self.kind.object
+
+
+class _SourcesChanged(Exception):
+    """The compiler may have read other sources than those of the hash: its object, or its verdict, is of no use."""
 
 
 @dataclass(slots=True)
@@ -213,7 +218,7 @@ class TemplateCache:
         self._lock = threading.Lock()
         self._slots: dict[str, _Slot] = {}
         self._base: _Base | None = None
-        self._requests: dict[tuple[Endpoint, str], _Request] = {}
+        self._requests: dict[tuple[Endpoint, Sources], _Request] = {}
 
     @property
     def directory(self) -> Path:
@@ -266,24 +271,20 @@ class TemplateCache:
 
     def fetch_xdp(self, *, cancel: threading.Event | None = None) -> Template:
         """Return the template of the objects that devices have at XDP."""
-        files = {"filter_config.h": headers.filter_header()}
-        request = self._make_request(
-            Kind.XDP, self._sources.digest(), files, headers.xdp_defines(frags=xdp.takes_frags())
-        )
-        return self._fetch(request, cancel).template
+        return self._fetch(self._xdp_request, cancel).template
 
     def fetch_timed(self, endpoint: Endpoint, *, cancel: threading.Event | None = None) -> Fetched:
         """Return the template of `endpoint`, where it came from, and the seconds that it took."""
-        return self._fetch(self._request(endpoint), cancel)
+        return self._fetch(partial(self._request, endpoint), cancel)
 
     def fetch_overlay_timed(self, *, cancel: threading.Event | None = None) -> Fetched:
         """Return the tunnel device's object, where it came from, and the seconds that it took."""
-        return self._fetch(self._overlay_request(), cancel)
+        return self._fetch(self._overlay_request, cancel)
 
     def _request(self, endpoint: Endpoint) -> _Request:
         """Return the request for an endpoint's template; those of a node's endpoints are few, and are remembered."""
         known = self._requests
-        sources = self._sources.digest()
+        sources = self._sources.read()
         key = headers.template_endpoint(endpoint), sources
         request = known.get(key)
         if request is None:
@@ -294,16 +295,22 @@ class TemplateCache:
         return request
 
     def _overlay_request(self) -> _Request:
-        return self._make_request(Kind.OVERLAY, self._sources.digest(), {}, headers.overlay_defines(self._config.node))
+        return self._make_request(Kind.OVERLAY, self._sources.read(), {}, headers.overlay_defines(self._config.node))
 
-    def _make_request(self, kind: Kind, sources: str, files: Mapping[str, str], defines: Mapping[str, str]) -> _Request:
+    def _xdp_request(self) -> _Request:
+        files, defines = {"filter_config.h": headers.filter_header()}, headers.xdp_defines(frags=xdp.takes_frags())
+        return self._make_request(Kind.XDP, self._sources.read(), files, defines)
+
+    def _make_request(
+        self, kind: Kind, sources: Sources, files: Mapping[str, str], defines: Mapping[str, str]
+    ) -> _Request:
         base, library = self._node_base(), self._config.library
         options = tuple(sorted({**dict(self._config.defines), **defines}.items()))
         digest = base.digest.copy()
         for word in (
             kind.value,
             repr(options),
-            sources,
+            sources.digest,
             *(part for item in files.items() for part in item),
         ):
             _add(digest, word)
@@ -311,6 +318,7 @@ class TemplateCache:
         return _Request(
             kind=kind,
             hash=name,
+            sources=sources,
             library=library,
             directory=self.directory.absolute() / name,
             files={**base.files, **files},
@@ -343,7 +351,18 @@ class TemplateCache:
                 self._compiler = probe_compiler(self._config.clang)
             return self._compiler
 
-    def _fetch(self, request: _Request, cancel: threading.Event | None) -> Fetched:
+    def _fetch(self, ask: Callable[[], _Request], cancel: threading.Event | None) -> Fetched:
+        """Fetch what `ask` requests, and ask again if the sources have changed while the compiler read them."""
+        for _ in range(_ATTEMPTS):
+            request = ask()
+            try:
+                return self._fetch_request(request, cancel)
+            except _SourcesChanged:
+                continue
+        reason = f"error: {request.library} changed during each of {_ATTEMPTS} compilations: reload when it is complete"
+        raise CompileError(request.kind.object, (), reason)
+
+    def _fetch_request(self, request: _Request, cancel: threading.Event | None) -> Fetched:
         with self._lock:
             slot = self._slots.setdefault(request.hash, _Slot())
         failures, started = slot.failures, time.monotonic()
@@ -401,7 +420,7 @@ class TemplateCache:
         seconds = self._compile(request, read, cancel)
         generated = {path for path in read if path.parent == request.directory}
         # An object of a source that the hash does not cover is nobody else's.
-        if cache is not None and self._sources.covers(read - generated):
+        if cache is not None and request.sources.covers(read - generated):
             cache.put(key, request.path.read_bytes())
         return seconds
 
@@ -422,21 +441,31 @@ class TemplateCache:
         if self._on_compile is not None:
             self._on_compile(request.kind, request.hash)
         started = time.monotonic()
-        compile_source(
-            request.library / request.kind.source,
-            request.path,
-            # The node's headers lie beside ep_config.h, not in one place for all: another process may compile another
-            # configuration of the same node at this moment.
-            includes=(request.directory, request.library, request.library / "include"),
-            defines=request.defines,
-            compiler=request.compiler,
-            werror=request.werror,
-            timeout=self._timeout,
-            cancel=cancel,
-            names={request.directory: "template", request.library: "bpf"},
-            read=read,
-        )
+        try:
+            compile_source(
+                request.library / request.kind.source,
+                request.path,
+                # The node's headers lie beside ep_config.h, not in one place for all: another process may compile
+                # another configuration of the same node at this moment.
+                includes=(request.directory, request.library, request.library / "include"),
+                defines=request.defines,
+                compiler=request.compiler,
+                werror=request.werror,
+                timeout=self._timeout,
+                cancel=cancel,
+                names={request.directory: "template", request.library: "bpf"},
+                read=read,
+                confirm=partial(self._confirm, request),
+            )
+        except CompileError:
+            self._confirm(request)
+            raise
         return time.monotonic() - started
+
+    def _confirm(self, request: _Request) -> None:
+        """Raise _SourcesChanged unless the compiler has read what the request's hash says."""
+        if self._sources.read().files != request.sources.files:
+            raise _SourcesChanged
 
 
 def _add(digest: hashlib._Hash, word: str) -> None:

@@ -131,15 +131,17 @@ def _kernel(cache: ObjectCache | None) -> _Kernel:
 def _compiled(macros: Mapping[str, str], cache: ObjectCache | None) -> bytes:
     """Return the program's object."""
     compiler, includes = probe_compiler(), LIBRARY / "include"
-    sources = _SOURCE.read_text(), SourceTree(includes).digest()
-    key = key_of(*sources, repr(sorted(macros.items())), *compiler.flags(), compiler.identity(), platform.machine())
+    program, sources = _SOURCE.read_text(), SourceTree(includes).read()
+    made_of = program, sources.digest, repr(sorted(macros.items()))
+    key = key_of(*made_of, *compiler.flags(), compiler.identity(), platform.machine())
     content = None if cache is None else cache.get(key)
     if content is None:
         with scratch() as directory:
             made = directory / "kernel_drops.o"
             compile_source(_SOURCE, made, includes=[includes], defines=macros, compiler=compiler)
             content = made.read_bytes()
-        if cache is not None:
+        # What changed while the compiler read it is not what the key says.
+        if cache is not None and sources.is_current() and _SOURCE.read_text() == program:
             cache.put(key, content)
     return content
 

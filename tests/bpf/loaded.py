@@ -122,9 +122,9 @@ def _object(library: Path, source: str, headers: Mapping[str, str], defines: Map
     """Return an object that was compiled with these headers and -D options, or compile it."""
     directory, compiler = cache_directory(), probe_compiler()
     assert directory is not None
-    made, sources = ObjectCache(directory), SourceTree(library).digest()
+    made, sources = ObjectCache(directory), SourceTree(library).read()
     options = repr((sorted(headers.items()), sorted(defines.items()), compiler.flags(werror=True)))
-    key = key_of(__name__, str(library), sources, source, options, compiler.identity())
+    key = key_of(__name__, str(library), sources.digest, source, options, compiler.identity())
     content = made.get(key)
     if content is None:
         with tempfile.TemporaryDirectory(prefix="reloadlab-test-") as name:
@@ -139,7 +139,8 @@ def _object(library: Path, source: str, headers: Mapping[str, str], defines: Map
                 compiler=compiler,
                 werror=True,
             ).read_bytes()
-        made.put(key, content)
+        if sources.is_current():
+            made.put(key, content)
     return content
 
 

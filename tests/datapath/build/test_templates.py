@@ -275,6 +275,81 @@ class TestHash:
         assert cache.fetch(POD).hash == first.hash
         assert len(compiled) == 2
 
+    def test_header_edited_under_the_compiler_compiles_again(
+        self, config: DatapathConfig, compiler: Compiler, tmp_path: Path
+    ) -> None:
+        """The hash is that of the old text when the compiler begins: nothing of the new one gets its name."""
+        config = replace(config, object_cache=tmp_path / "objects")
+        old = TemplateCache(config, compiler=compiler).hash(POD)
+        edited: list[str] = []
+
+        def edit_once(_: Kind, name: str) -> None:
+            if not edited:
+                (config.library / "lib/utils.h").write_text(UTILS.replace("BSD/GPL", "MIT/GPL"))
+            edited.append(name)
+
+        found = TemplateCache(config, compiler=compiler, on_compile=edit_once).fetch_timed(POD)
+        assert found.template.image.spec.license == "Dual MIT/GPL"
+        assert edited == [old, found.template.hash]
+        assert found.origin is Origin.COMPILED
+        assert not (config.templates / old / "bpf_lxc.o").exists()
+        assert len(list((tmp_path / "objects").iterdir())) == 1
+        # The old text is compiled anew, on this node and on another one.
+        (config.library / "lib/utils.h").write_text(UTILS)
+        for state in (config.state, tmp_path / "other"):
+            again = TemplateCache(replace(config, state=state), compiler=compiler).fetch(POD)
+            assert (again.hash, again.image.spec.license) == (old, "Dual BSD/GPL")
+
+    def test_header_edited_and_put_back_under_the_compiler(self, config: DatapathConfig, compiler: Compiler) -> None:
+        """The digest is the old one before and after; the compiler has read neither, or both."""
+        utils = config.library / "lib/utils.h"
+        compiled: list[str] = []
+
+        def edit_and_put_back(_: Kind, name: str) -> None:
+            if not compiled:
+                utils.write_text("")
+                utils.write_text(UTILS)
+            compiled.append(name)
+
+        template = TemplateCache(config, compiler=compiler, on_compile=edit_and_put_back).fetch(POD)
+        assert compiled == [template.hash, template.hash]
+
+    def test_half_saved_header_is_no_error_once_it_is_whole(self, config: DatapathConfig, compiler: Compiler) -> None:
+        utils, texts = config.library / "lib/utils.h", [UTILS[: len(UTILS) // 2], UTILS]
+        compiled: list[str] = []
+
+        def half(_: Kind, name: str) -> None:
+            if texts:
+                utils.write_text(texts.pop(0))
+            compiled.append(name)
+
+        assert TemplateCache(config, compiler=compiler, on_compile=half).fetch(POD).path.exists()
+        assert len(compiled) == 3
+
+    def test_header_that_never_rests_is_an_error(self, config: DatapathConfig, compiler: Compiler) -> None:
+        compiled: list[str] = []
+
+        def edit(_: Kind, name: str) -> None:
+            with (config.library / "lib/utils.h").open("a") as file:
+                file.write("\n")
+            compiled.append(name)
+
+        cache = TemplateCache(config, compiler=compiler, on_compile=edit)
+        with pytest.raises(CompileError, match="library changed during each of 3 compilations"):
+            cache.fetch(POD)
+        assert len(compiled) == 3
+        assert not list(config.state.rglob("*.o"))
+
+    def test_other_files_may_come_and_go_under_the_compiler(self, config: DatapathConfig, compiler: Compiler) -> None:
+        compiled: list[str] = []
+
+        def make_notes(_: Kind, name: str) -> None:
+            (config.library / "lib" / f"notes-{len(compiled)}.txt").write_text("")
+            compiled.append(name)
+
+        TemplateCache(config, compiler=compiler, on_compile=make_notes).fetch(POD)
+        assert len(compiled) == 1
+
     def test_new_and_removed_source(self, cache: TemplateCache, config: DatapathConfig) -> None:
         before = cache.hash(POD)
         extra = config.library / "lib/extra.h"
