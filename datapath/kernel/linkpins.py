@@ -6,6 +6,7 @@ The names are those of DatapathConfig. A link lives by its pin: when that goes, 
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 from collections.abc import Callable, Container
@@ -16,8 +17,12 @@ from pathlib import Path
 from datapath.endpoint import LINKS
 from datapath.errors import BpfError
 from datapath.kernel import bpf, links
+from datapath.kernel.libc import check, function
 
 _TRIES = 100
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 1 << 1
+
+_renameat2 = function("renameat2", ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_uint)
 
 
 def directories(owners: Path) -> list[Path]:
@@ -60,6 +65,30 @@ def pin_again(link: int, path: Path) -> None:
     """Pin a link where it was, unless something is pinned there."""
     if not path.exists():
         pin(link, path)
+
+
+def ensure(link: int, path: Path) -> None:
+    """Have a link pinned at `path`, in the place of whatever other is pinned there."""
+    with links.pinned(path) as there:
+        pinned = there is not None and links.info(there).id == links.info(link).id
+    if not pinned:
+        replace(link, path)
+
+
+def exchange(link: int, path: Path, other_link: int, other: Path) -> None:
+    """Let the pins of two links change their names, in one step if the kernel can (Linux 5.16)."""
+    try:
+        check(_renameat2(_AT_FDCWD, bytes(path), _AT_FDCWD, bytes(other), _RENAME_EXCHANGE), str(path))
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        exchange_in_turn(link, path, other_link, other)
+
+
+def exchange_in_turn(link: int, path: Path, other_link: int, other: Path) -> None:
+    """Do what `exchange` does, one pin after the other: who is killed in between leaves a link without its pin."""
+    replace(other_link, path)
+    replace(link, other)
 
 
 def move(path: Path, to: Path) -> None:

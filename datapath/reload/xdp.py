@@ -168,10 +168,12 @@ class _Hook:
             if link is not None and self._holds(link):
                 if self.is_taken:
                     return replace(self, pin=former, pinned=link, link=link)
-                if self.pinned is not None:
-                    self._unpin_link(self.pinned)
-                self.work.on_undo(self.step, partial(_move_back, self.pin, former))
-                linkpins.move(former, self.pin)
+                if self.pinned is not None and _device(self.work, self.pinned) is not None:
+                    self._exchange_pins(self.pinned, former, link)
+                else:
+                    if self.pinned is not None:
+                        self._unpin_link(self.pinned)
+                    self._move_pin(former, self.pin)
                 return replace(self, pinned=link, link=link)
         return self
 
@@ -180,26 +182,25 @@ class _Hook:
         return next((each for each in self.found if self._is_ours(each)), None)
 
     def refuse_foreign(self) -> None:
-        """Raise XdpTaken for a program of somebody else."""
+        """Raise XdpTaken for a program of somebody else; one that has gone meanwhile is in nobody's way."""
         for each in self.found:
-            if not self._is_ours(each):
-                link = xdp.link_of(self.ifindex, each.program_id)
-                if link is not None:
-                    os.close(link)
-                name = program_name(each.program_id)
-                raise XdpTaken(self.step.target, each.mode, name, each.program_id, linked=link is not None)
+            name = _name(each)
+            if name is not None and not self._is_ours(each):
+                linked = self._is_linked(each)
+                raise XdpTaken(self.step.target, each.mode, name, each.program_id, linked=linked)
 
     def _is_ours(self, each: Attached) -> bool:
         if each.mode is Mode.OFFLOADED:
             return False
         if self.link is not None:
             return True
-        if not program_name(each.program_id).startswith(OURS):
-            return False
+        return (_name(each) or "").startswith(OURS) and not self._is_linked(each)
+
+    def _is_linked(self, each: Attached) -> bool:
         link = xdp.link_of(self.ifindex, each.program_id)
         if link is not None:
             os.close(link)
-        return link is None
+        return link is not None
 
     def exchange(self, old: Attached, new: Attached, program_fd: int) -> None:
         """Let the new program run in the place of the old one: no packet meets the hook empty."""
@@ -240,8 +241,29 @@ class _Hook:
             linkpins.remove_empty(self.pin.parent)
 
     def _unpin_link(self, pinned: int) -> None:
+        """Remove the pin; the link of another device, which had this name before, keeps one under its present name."""
+        while (device := _device(self.work, pinned)) not in (None, self.step.target):
+            to = self.work.config.device_links(str(device)) / CIL_XDP_ENTRY
+            there = _open_pinned(self.work, to)
+            if there is None:
+                self._move_pin(self.pin, to)
+                return
+            if links.info(there).id == links.info(pinned).id:
+                break
+            self._exchange_pins(pinned, to, there)
+            pinned = there
         self.work.on_undo(self.step, partial(linkpins.pin_again, pinned, self.pin))
         self.pin.unlink(missing_ok=True)
+
+    def _move_pin(self, pin: Path, to: Path) -> None:
+        self.work.on_undo(self.step, partial(_move_back, to, pin))
+        linkpins.move(pin, to)
+
+    def _exchange_pins(self, pinned: int, other: Path, link: int) -> None:
+        """Let the pin of this hook and another one change their names; each link is pinned all the time."""
+        for each, pin in ((pinned, self.pin), (link, other)):
+            self.work.on_undo(self.step, partial(linkpins.ensure, each, pin))
+        linkpins.exchange(pinned, self.pin, link, other)
 
     def _create(self, mode: Mode, program_fd: int) -> int:
         with enter(self.work.config.netns):
@@ -300,6 +322,23 @@ def _attached(work: Workspace, ifindex: int) -> tuple[Attached, ...]:
         if error.errno != errno.ENODEV:
             raise
         return ()
+
+
+def _name(found: Attached) -> str | None:
+    """Return the name of a program that was found at a hook; None if it is gone by now."""
+    try:
+        return program_name(found.program_id)
+    except BpfError as error:
+        if error.errno != errno.ENOENT:
+            raise
+        return None
+
+
+def _device(work: Workspace, link: int) -> str | None:
+    """Return the name of the device that a link belongs to; None if that is gone, or is no device."""
+    ifindex = links.info(link).ifindex
+    names = (each.name for each in work.netlink.interfaces().values() if each.ifindex == ifindex)
+    return next((name for name in names if name in work.config.devices), None)
 
 
 def _open_pinned(work: Workspace, pin: Path) -> int | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -88,6 +88,28 @@ def test_a_pin_moves_and_leaves_no_directory(link: int, owners: Path) -> None:
     linkpins.move(old, new)
     assert linkpins.directories(owners) == [new.parent]
     assert linkpins.ids(new.parent) == {links.info(link).id}
+
+
+@pytest.mark.parametrize("exchange", [linkpins.exchange, linkpins.exchange_in_turn], ids=["at-once", "in-turn"])
+def test_two_pins_change_their_names(link: int, owners: Path, exchange: Callable[..., None]) -> None:
+    """The kernel does it at once since Linux 5.16."""
+    one, two = (owners / name / LINKS / "a" for name in ("one0", "two0"))
+    with namespace() as path, program(XDP_PASS, ProgType.XDP) as fd:
+        ip(path, "link", "add", "eth0", "index", "2", "type", "bridge")
+        with enter(Path(path)):
+            other = links.create(fd, 2, AttachType.XDP, flags=Mode.GENERIC)
+        try:
+            linkpins.pin(link, one)
+            linkpins.pin(other, two)
+            exchange(link, one, other, two)
+            assert linkpins.ids(one.parent) == {links.info(other).id}
+            assert linkpins.ids(two.parent) == {links.info(link).id}
+            for _ in range(2):
+                for each, place in ((link, one), (other, two)):
+                    linkpins.ensure(each, place)
+                    assert linkpins.ids(place.parent) == {links.info(each).id}
+        finally:
+            os.close(other)
 
 
 def test_reloads_that_pin_and_unpin_in_one_directory_do_not_fail(link: int, owners: Path) -> None:

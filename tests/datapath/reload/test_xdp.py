@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
+from itertools import permutations
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,7 @@ from datapath.reload.plans import XDP_SUBJECT
 from datapath.reload.xdp import CIL_XDP_ENTRY, XdpTaken, XdpUnsupported
 from lab.scenario.gate import Gate
 from lab.system.tools import run
-from tests.datapath.support import XDP_PASS, Injected, Rig, inject, program, rig
+from tests.datapath.support import XDP_PASS, Injected, Rig, inject, program, rig, until
 from tests.netns import nsenter
 
 pytestmark = pytest.mark.privileged
@@ -223,6 +224,128 @@ def test_a_device_that_is_renamed_keeps_its_link(eth0: Rig) -> None:
         assert not list((eth0.config.bpffs / "cilium").rglob("*xdp*"))
     finally:
         run(nsenter(ns, "ip", "link", "del", "d0"))
+
+
+@pytest.mark.parametrize("xdp_mode", ["native", None], ids=["attach", "detach"])
+def test_what_somebody_else_removes_while_it_is_looked_at(
+    eth0: Rig, monkeypatch: pytest.MonkeyPatch, xdp_mode: str | None
+) -> None:
+    """The program is gone when its name is asked for: it is in nobody's way."""
+    eth0.configure(xdp=xdp_mode)
+    with passing("acme_xdp") as fd:
+        xdp.attach(eth0.netlink, ifindex(eth0), Mode.NATIVE, fd)
+    (foreign,) = xdp.attached(eth0.netlink, ifindex(eth0))
+
+    def late(program_id: int) -> str:
+        if program_id == foreign.program_id and foreign in xdp.attached(eth0.netlink, ifindex(eth0)):
+            run(nsenter(eth0.config.netns, "ip", "link", "set", "eth0", "xdp", "off"))
+            until(lambda: not is_loaded(program_id), "the program freed")
+        return program_name(program_id)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("datapath.reload.xdp.program_name", late)
+        eth0.reload(XDP_SUBJECT)
+    assert len(xdp.attached(eth0.netlink, ifindex(eth0))) == (xdp_mode is not None)
+
+
+def is_loaded(program_id: int) -> bool:
+    return bpf.prog_next_id(program_id - 1) == program_id
+
+
+@contextmanager
+def veths(node: Rig, *names: str) -> Iterator[None]:
+    """Make devices with a peer each, for as long as their namespace lives under whatever names they get."""
+    for number, name in enumerate(names):
+        run(nsenter(node.config.netns, "ip", "link", "add", name, "type", "veth", "peer", "name", f"peer{number}"))
+    try:
+        yield
+    finally:
+        for number in range(len(names)):
+            run(nsenter(node.config.netns, "ip", "link", "del", f"peer{number}"))
+
+
+def rename(node: Rig, old: str, new: str) -> None:
+    run(nsenter(node.config.netns, "ip", "link", "set", old, "name", new))
+
+
+def link_ids(node: Rig) -> dict[str, int]:
+    """Return the ids of the pinned links by the names of the devices that they are pinned for."""
+    found = {}
+    for path in node.config.devices_links.glob(f"*/links/{CIL_XDP_ENTRY}"):
+        with links.pinned(path) as fd:
+            assert fd is not None
+            found[path.parts[-3]] = links.info(fd).id
+    return found
+
+
+@pytest.mark.parametrize("devices", [("a0", "b0"), ("b0", "a0")], ids="-".join)
+def test_a_device_that_takes_the_name_of_a_renamed_one(eth0: Rig, devices: tuple[str, ...]) -> None:
+    """The renamed one keeps its link, whichever of them comes first."""
+    with veths(eth0, "a0", "new0"):
+        eth0.configure(devices=("a0",))
+        eth0.reload(XDP_SUBJECT)
+        first = link_ids(eth0)["a0"]
+        rename(eth0, "a0", "b0")
+        rename(eth0, "new0", "a0")
+        eth0.configure(devices=devices)
+        before = eth0.state()
+        for target in devices:
+            with pytest.raises(Injected):
+                eth0.reload(XDP_SUBJECT, observer=Gate(inject, after="attach xdp", target=target))
+            assert before.differences(eth0.state()) == []
+            assert link_ids(eth0) == {"a0": first}
+        for _ in range(2):
+            assert eth0.reload(XDP_SUBJECT).warnings == ()
+            assert set(xdp.all_attached(eth0.netlink)) == {"a0", "b0"}
+            assert link_ids(eth0)["b0"] == first
+    eth0.configure(devices=())
+    eth0.reload(XDP_SUBJECT)
+
+
+@pytest.mark.parametrize("devices", list(permutations(("a0", "b0", "c0"))), ids="-".join)
+def test_devices_that_move_up_by_a_name_each(eth0: Rig, devices: tuple[str, ...]) -> None:
+    with veths(eth0, "a0", "b0", "new0"):
+        eth0.configure(devices=("a0", "b0"))
+        eth0.reload(XDP_SUBJECT)
+        were = link_ids(eth0)
+        for old, new in (("b0", "c0"), ("a0", "b0"), ("new0", "a0")):
+            rename(eth0, old, new)
+        eth0.configure(devices=devices)
+        before = eth0.state()
+        with pytest.raises(Injected):
+            eth0.reload(XDP_SUBJECT, observer=Gate(inject, after="attach xdp", target=devices[-1]))
+        assert before.differences(eth0.state()) == []
+        assert link_ids(eth0) == were
+        eth0.reload(XDP_SUBJECT)
+        now = link_ids(eth0)
+        assert (now["b0"], now["c0"], len(now)) == (were["a0"], were["b0"], 3)
+    eth0.configure(devices=())
+    eth0.reload(XDP_SUBJECT)
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_devices_that_change_names_keep_their_links(eth0: Rig, count: int) -> None:
+    """Each gets the name of the next one. A link is pinned at any moment: it lives by that if the reload is killed."""
+    names = ("a0", "b0", "c0")[:count]
+    with veths(eth0, *names):
+        eth0.configure(devices=names)
+        eth0.reload(XDP_SUBJECT)
+        were = link_ids(eth0)
+        later = dict(zip(names, (*names[1:], names[0]), strict=True))
+        for name in names:
+            rename(eth0, name, f"old-{name}")
+        for name in names:
+            rename(eth0, f"old-{name}", later[name])
+        before = eth0.state()
+        for target in names:
+            with pytest.raises(Injected):
+                eth0.reload(XDP_SUBJECT, observer=Gate(inject, after="attach xdp", target=target))
+            assert before.differences(eth0.state()) == []
+            assert link_ids(eth0) == were
+        assert eth0.reload(XDP_SUBJECT).warnings == ()
+        assert link_ids(eth0) == {later[name]: were[name] for name in names}
+    eth0.configure(devices=())
+    eth0.reload(XDP_SUBJECT)
 
 
 def test_best_effort_is_none_where_a_device_takes_no_native_program(eth0: Rig) -> None:
