@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from functools import partial
 
 from datapath.endpoint import XdpMode
 from datapath.reload.outcome import Outcome
@@ -109,23 +108,34 @@ class Agent(Reloader):
 
         BadPrefix for what is none. Without XDP programs nothing is dropped until there are some.
         """
-        self._set_prefilter(partial(prefilter.add, more=prefilter.parse(prefixes)), cancel)
+        self.exchange_denied(deny=prefixes, cancel=cancel)
 
     def allow(self, *prefixes: str, cancel: threading.Event | None = None) -> None:
         """Let packets from these prefixes, which are denied, reach the other programs again; BadPrefix."""
-        self._set_prefilter(partial(prefilter.remove, less=prefilter.parse(prefixes)), cancel)
+        self.exchange_denied(allow=prefixes, cancel=cancel)
 
-    def _set_prefilter(
-        self, change: Callable[[tuple[Network, ...]], tuple[Network, ...]], cancel: threading.Event | None
-    ) -> None:
+    def exchange_denied(
+        self, *, deny: Sequence[str] = (), allow: Sequence[str] = (), cancel: threading.Event | None = None
+    ) -> tuple[Network, ...]:
+        """Do what `deny` and `allow` do as one change, and return what put_back_denied takes to undo it.
+
+        What is denied before and after, by whatever prefix, is so all the time.
+        """
+        more, less = prefilter.parse(deny), prefilter.parse(allow)
         with self.updating(cancel=cancel), ExitStack() as undo:
             before = prefilter.stored(self.node)
-            after = change(before)
-            undo.callback(prefilter.sync, self.node, self.config.globals)
-            undo.callback(prefilter.store, self.node, before)
+            after = prefilter.changed(before, more, less)
+            undo.callback(self.put_back_denied, before)
             prefilter.store(self.node, after)
             prefilter.sync(self.node, self.config.globals)
             undo.pop_all()
+        return before
+
+    def put_back_denied(self, networks: tuple[Network, ...]) -> None:
+        """Deny these prefixes and no others."""
+        with self.updating():
+            prefilter.store(self.node, networks)
+            prefilter.sync(self.node, self.config.globals)
 
     def set_endpoint_routes(
         self,

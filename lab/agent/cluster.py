@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from types import TracebackType
 from typing import Any, Self
 
@@ -153,16 +153,33 @@ class Cluster:
 
 def apply_policies(agents: Sequence[Agent], document: object, *, cancel: threading.Event | None = None) -> None:
     """Let these policies hold on several nodes; if one refuses, all go back to what they had."""
-    with ExitStack() as locks, ExitStack() as undo:
-        # In the same order everywhere: otherwise two processes could wait for each other.
-        for agent in sorted(agents, key=lambda agent: agent.node.name):
-            locks.enter_context(agent.updating(cancel=cancel))
+    with updating(agents, cancel=cancel), ExitStack() as undo:
         for agent in agents:
             undo.callback(agent.put_back_policies, agent.exchange_policies(document, cancel=cancel))
         undo.pop_all()
         # Only now: those that a killed process has put aside are the ones that a node has again after a refusal.
         for agent in agents:
             aside.forget(agent.node)
+
+
+def change_denied(
+    agents: Sequence[Agent], *, deny: Sequence[str], allow: Sequence[str], cancel: threading.Event | None = None
+) -> None:
+    """Have the XDP programs of several nodes deny and allow prefixes; if one refuses, all go back to what they had."""
+    with updating(agents, cancel=cancel), ExitStack() as undo:
+        for agent in agents:
+            undo.callback(agent.put_back_denied, agent.exchange_denied(deny=deny, allow=allow, cancel=cancel))
+        undo.pop_all()
+
+
+@contextmanager
+def updating(agents: Sequence[Agent], *, cancel: threading.Event | None = None) -> Iterator[None]:
+    """Exclude updates and reloads that would change the maps of any of these nodes (Agent.updating)."""
+    with ExitStack() as locks:
+        # In the same order everywhere: otherwise two processes could wait for each other.
+        for agent in sorted(agents, key=lambda agent: agent.node.name):
+            locks.enter_context(agent.updating(cancel=cancel))
+        yield
 
 
 class NoSuchNode(ReloadlabError):

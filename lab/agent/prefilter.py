@@ -7,12 +7,14 @@ dropped whatever the policies say.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from ipaddress import IPv4Network, ip_network
 from pathlib import Path
 
 from datapath.base import mapnames
 from datapath.base.statefile import DamagedFile, read_typed, write_json
 from datapath.errors import WrongCall
+from datapath.kernel.map import Map
 from datapath.load.content import put
 from datapath.reload import retired
 from lab.abi.layouts import LPM_VAL, cidr_key
@@ -55,6 +57,14 @@ def stored(node: Node) -> tuple[Network, ...]:
         raise DamagedFile(path, str(error)) from error
 
 
+def changed(present: tuple[Network, ...], more: tuple[Network, ...], less: tuple[Network, ...]) -> tuple[Network, ...]:
+    """Return what is denied if `more` is denied as well and `less` no more; BadPrefix for one that is in both."""
+    for network in more:
+        if network in less:
+            raise BadPrefix(f"{network} is to be denied and to be allowed: name it once")
+    return remove(add(present, more), less)
+
+
 def add(present: tuple[Network, ...], more: tuple[Network, ...]) -> tuple[Network, ...]:
     """Return all of them, each once; BadPrefix if they do not fit into the maps."""
     together = tuple(dict.fromkeys((*present, *more)))
@@ -94,26 +104,31 @@ def entries(name: str, node: Node) -> Iterator[tuple[bytes, bytes]]:
 
 
 def sync(node: Node, pins: Path) -> None:
-    """Bring the pinned maps in line with what is stored: what is new first, then what is stale goes.
+    """Bring the pinned maps in line with what is stored: what is new first, in all maps, then what is stale goes.
 
-    Those that a killed reload has moved aside as well: programs may use them. What does not fit there is left out.
-    A node without XDP programs has no such maps. The caller excludes other updates.
+    So nothing gets through that is denied before and after, whichever map it is in. Maps that a killed reload has moved
+    aside are written as well: programs may use them. What does not fit there is left out. A node without XDP programs
+    has no such maps. The caller excludes other updates.
     """
-    for name, paths in retired.pinned(pins, mapnames.CIDR_MAPS).items():
-        wanted = dict(entries(name, node))
-        for path in paths:
-            opened = open_if_pinned(path)
-            if opened is None:
-                continue
-            with opened:
+    with ExitStack() as stack:
+        maps: list[tuple[Map, dict[bytes, bytes], set[bytes]]] = []
+        for name, paths in retired.pinned(pins, mapnames.CIDR_MAPS).items():
+            wanted = dict(entries(name, node))
+            for path in paths:
+                opened = open_if_pinned(path)
+                if opened is None:
+                    continue
+                stack.enter_context(opened)
                 present = set(opened.keys())
+                maps.append((opened, wanted, present))
                 for new in wanted.keys() - present:
                     if path.name == name:
                         opened.update(new, wanted[new])
                     else:
                         put(opened, new, wanted[new])
-                for stale in present - wanted.keys():
-                    opened.delete(stale)
+        for opened, wanted, present in maps:
+            for stale in present - wanted.keys():
+                opened.delete(stale)
 
 
 def _path(node: Node) -> Path:

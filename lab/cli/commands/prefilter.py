@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from lab.cli.datapath import require_compiler
@@ -21,7 +22,8 @@ def add_parser(subparsers: _SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = subparsers.add_parser(
         "prefilter",
         description="Have the XDP programs of a lab (up --xdp, reload --xdp) drop all packets from a prefix, whatever "
-        "the policies say, or allow it again; print the prefixes that are denied.",
+        "the policies say, or allow it again; print the prefixes that are denied. All of one call holds on all nodes "
+        "of a cluster, or none of it.",
     )
     add_targets(parser, endpoints=False, help="a lab, or a cluster: all its nodes")
     for name, words in (("deny", "drop what comes from this prefix"), ("allow", "let this prefix pass again")):
@@ -33,7 +35,7 @@ def add_parser(subparsers: _SubParsersAction[argparse.ArgumentParser]) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Deny, allow and print."""
+    """Deny and allow in one change, and print."""
     from lab.agent import prefilter
 
     check_targets([args.target], endpoints=False)
@@ -41,8 +43,7 @@ def run(args: argparse.Namespace) -> int:
     require("root")
     nodes = [target.node for target in find_targets([args.target])]
     if args.deny or args.allow:
-        for node in nodes:
-            _change(node, args)
+        _change(nodes, args)
     if args.json:
         print_json([{"lab": node.name, "denied": [str(each) for each in prefilter.stored(node)]} for node in nodes])
         return 0
@@ -53,13 +54,13 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _change(node: Node, args: argparse.Namespace) -> None:
+def _change(nodes: list[Node], args: argparse.Namespace) -> None:
+    from lab.agent.cluster import change_denied
     from lab.agent.options import Options, open_agent
 
-    options = Options.kept(node)
-    require_compiler(options.clang)
-    with cancel_on_signals() as cancel, open_agent(node, options) as agent:
-        if args.allow:
-            agent.allow(*args.allow, cancel=cancel)
-        if args.deny:
-            agent.deny(*args.deny, cancel=cancel)
+    pairs = [(node, Options.kept(node)) for node in nodes]
+    for _, options in pairs:
+        require_compiler(options.clang)
+    with cancel_on_signals() as cancel, ExitStack() as stack:
+        agents = [stack.enter_context(open_agent(*pair)) for pair in pairs]
+        change_denied(agents, deny=args.deny, allow=args.allow, cancel=cancel)

@@ -93,6 +93,16 @@ def test_a_prefix_that_is_not_denied_cannot_be_allowed() -> None:
         prefilter.remove((first,), (second,))
 
 
+def test_one_change_denies_and_allows() -> None:
+    """In this order: a prefix in the place of a wider one leaves no room between them; the same in both is refused."""
+    wide, narrow, other = parse(["10.0.0.0/8", "10.1.0.0/16", "192.0.2.0/24"])
+    assert prefilter.changed((wide,), (narrow,), (wide,)) == (narrow,)
+    with pytest.raises(BadPrefix, match=r"^10\.1\.0\.0/16 is to be denied and to be allowed: name it once$"):
+        prefilter.changed((wide,), (narrow,), (narrow,))
+    with pytest.raises(BadPrefix, match=r"^192\.0\.2\.0/24 is not denied$"):
+        prefilter.changed((wide,), (narrow,), (other,))
+
+
 def test_more_prefixes_than_a_map_has_room_for_are_refused() -> None:
     """Of each kind by itself: those of another family or length are in other maps."""
     whole = tuple(ip_network(0x0A000000 + number) for number in range(prefilter.MOST))
@@ -134,6 +144,15 @@ def test_what_does_not_fit_allows_nothing_that_was_denied(node: Node, pins: Path
     with pytest.raises(BpfError):
         set_denied(node, pins, "192.0.2.200")
     assert denied(pins) == {CIDR4_FIX: {cidr_key(ip_network(text)) for text in before}}
+
+
+@pytest.mark.privileged
+def test_nothing_is_allowed_before_all_is_denied(node: Node, pins: Path) -> None:
+    """Also if they are in different maps: where the new ones do not fit, the old one is still there."""
+    set_denied(node, pins, "192.0.2.0/24")
+    with pytest.raises(BpfError):
+        set_denied(node, pins, *(f"192.0.2.{number}" for number in range(ROOM + 1)))
+    assert denied(pins)[CIDR4_DYN] == {cidr_key(ip_network("192.0.2.0/24"))}
 
 
 @pytest.mark.privileged

@@ -6,6 +6,8 @@ import pytest
 
 from datapath.base.mapnames import CIDR_MAPS
 from datapath.kernel.xdp import takes_frags
+from lab.agent.cluster import build, cluster_specs
+from lab.agent.prefilter import stored
 from lab.cli.main import main
 from lab.node.node import Node
 from lab.node.topology import NodeSpec
@@ -98,6 +100,28 @@ def test_prefixes_are_denied_and_allowed_again(capsys: pytest.CaptureFixture[str
             assert words in capsys.readouterr().err
         assert main(["prefilter", name, "--json"]) == 0
         assert json.loads(capsys.readouterr().out) == [{"lab": name, "denied": ["2001:db8::1/128", "192.0.2.7/32"]}]
+
+
+def test_one_call_denies_and_allows_all_or_nothing_on_all_nodes(capsys: pytest.CaptureFixture[str]) -> None:
+    """Whatever the second node or the second option refuses, the first has not changed."""
+    cluster = unique_name()
+    with removed(f"{cluster}-1") as first, removed(f"{cluster}-2") as second:
+        build(cluster_specs(cluster, 2, pods=0, devices=("eth0",)))
+        assert main(["prefilter", first, "--deny", "192.0.2.0/24", "--deny", "198.51.100.0/24"]) == 0
+        assert main(["prefilter", second, "--deny", "192.0.2.0/24"]) == 0
+        for words in (
+            [cluster, "--deny", "192.0.2.7", "--allow", "198.51.100.0/24"],
+            [first, "--deny", "192.0.2.7", "--allow", "192.0.2.7"],
+            [first, "--allow", "192.0.2.0/24", "--deny", "203.0.113.0/33"],
+        ):
+            assert main(["prefilter", *words]) == 2
+            assert [str(each) for each in stored(Node.open(first))] == ["192.0.2.0/24", "198.51.100.0/24"]
+        capsys.readouterr()
+        assert main(["prefilter", cluster, "--allow", "192.0.2.0/24", "--deny", "192.0.2.0/25"]) == 0
+        assert capsys.readouterr().out.splitlines()[::2] == [
+            f"{first}: 198.51.100.0/24, 192.0.2.0/25",
+            f"{second}: 192.0.2.0/25",
+        ]
 
 
 def denied(name: str) -> dict[str, int]:
