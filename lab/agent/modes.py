@@ -10,10 +10,29 @@ from datapath.endpoint import XdpMode
 from datapath.errors import NetlinkError
 from datapath.reload.outcome import Outcome
 from datapath.reload.plans import OVERLAY_SUBJECT, XDP_SUBJECT
+from datapath.reload.step import Step
 from datapath.reload.transaction import Observer
+from datapath.reload.workspace import Workspace
 from lab.agent.reloader import Reloader
 from lab.agent.unchecked import unchecked_pods
 from lab.node.topology import InvalidSpec
+
+
+class _Watched:
+    """An observer that tells whether a reload has passed its commit, also if it has failed since."""
+
+    def __init__(self) -> None:
+        self._work: Workspace | None = None
+
+    @property
+    def is_committed(self) -> bool:
+        return self._work is not None and self._work.committed
+
+    def before(self, step: Step, work: Workspace) -> None:
+        self._work = work
+
+    def after(self, step: Step, work: Workspace) -> None:
+        pass
 
 
 def set_endpoint_routes(
@@ -43,17 +62,21 @@ def set_xdp(reloader: Reloader, mode: XdpMode | None, *, cancel: threading.Event
     """Attach the devices' XDP programs in another mode, or remove them all (None).
 
     The node says so first, and last that there are none: whatever kills this, the next reload knows what there may be.
+    What fails after the commit of the reload takes nothing back: the devices are in the other mode.
     """
-    node, before = reloader.node, reloader.node.spec.xdp_mode
+    node, before, reload = reloader.node, reloader.node.spec.xdp_mode, _Watched()
     with reloader.switching(cancel=cancel):
         if mode is not None:
             node.set_xdp(mode)
         reloader.configure(xdp=mode)
         try:
-            outcome = reloader.reload(XDP_SUBJECT, cancel=cancel)
+            outcome = reloader.reload(XDP_SUBJECT, observer=reload, cancel=cancel)
         except BaseException:
-            reloader.configure(xdp=before)
-            node.set_xdp(before)
+            if reload.is_committed:
+                node.set_xdp(mode)
+            else:
+                reloader.configure(xdp=before)
+                node.set_xdp(before)
             raise
         node.set_xdp(mode)
     return outcome

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from datapath.errors import ReloadlabError
 from lab.cli.datapath import add_datapath_options, require_compiler, tell_not_supported, wanted_options
 from lab.cli.targets import add_targets, check_targets, count, find_targets, print_json
 from lab.doctor.doctor import require
@@ -41,12 +43,23 @@ def run(args: argparse.Namespace) -> int:
     for _, options in wanted:
         require_compiler(options.clang)
     done: list[tuple[str, Restored]] = []
-    with cancel_on_signals() as cancel:
-        for node, options in wanted:
-            with open_agent(node, options, verifiers=args.verifiers) as agent:
-                done.append((node.name, agent.restore(workers=args.workers, cancel=cancel)))
-                tell_not_supported(agent)
-            options.keep(node)
+    try:
+        with cancel_on_signals() as cancel:
+            for node, options in wanted:
+                with open_agent(node, options, verifiers=args.verifiers) as agent:
+                    done.append((node.name, agent.restore(workers=args.workers, cancel=cancel)))
+                    tell_not_supported(agent)
+                options.keep(node)
+    except ReloadlabError:
+        # What other labs went through is told all the same.
+        if done:
+            _tell(done, args)
+        raise
+    _tell(done, args)
+    return 1 if any(restored.lost for _, restored in done) else 0
+
+
+def _tell(done: Sequence[tuple[str, Restored]], args: argparse.Namespace) -> None:
     if args.json:
         print_json([_document(name, restored) for name, restored in done])
     else:
@@ -55,7 +68,6 @@ def run(args: argparse.Namespace) -> int:
     for name, restored in done:
         for subject, why in restored.lost.items():
             print(f"reloadlab: {name}/{subject}: not restored: {why}", file=sys.stderr)
-    return 1 if any(restored.lost for _, restored in done) else 0
 
 
 def _document(name: str, restored: Restored) -> dict[str, object]:

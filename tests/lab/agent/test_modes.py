@@ -5,9 +5,11 @@ from __future__ import annotations
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack
+from functools import partial
 
 import pytest
 
+from datapath.endpoint import XdpMode
 from datapath.reload.outcome import Outcome
 from datapath.reload.plans import OVERLAY_SUBJECT
 from datapath.reload.step import Plan
@@ -15,6 +17,10 @@ from lab.agent.agent import Agent, Failure
 from lab.agent.cluster import Cluster, cluster_specs
 from lab.agent.unchecked import PodsUnchecked
 from lab.node.node import Node
+from lab.node.topology import NodeSpec
+from lab.scenario.gate import Gate
+from lab.watch.checks.xdp import check_xdp
+from lab.watch.snapshot import take
 from tests.lab.agent.test_collector import udp
 from tests.lab.labs import receives, unique_name
 
@@ -160,3 +166,32 @@ def test_the_tunnel_moves_while_a_pod_has_no_egress_program(agent: Agent, probes
     assert order[-1] == OVERLAY_SUBJECT
     assert other.set_tunnel_port(9001)[0].subject == OVERLAY_SUBJECT
     probes.send("after the move")
+
+
+@pytest.mark.parametrize(("before", "after"), [(None, "native"), ("native", "generic"), ("generic", None)])
+def test_a_switch_of_xdp_that_fails_after_its_commit_is_done(
+    devices: Agent, before: XdpMode | None, after: XdpMode | None
+) -> None:
+    """The node says what its devices have; a switch that fails before has changed nothing."""
+    devices.set_xdp(before)
+
+    for gate, mode in ((Gate(fail, before="commit"), before), (Gate(fail, after="commit"), after)):
+        devices.on_reload = partial(lambda gate, plan: gate, gate)
+        with pytest.raises(ZeroDivisionError):
+            devices.set_xdp(after)
+        devices.on_reload = None
+        assert devices.config.xdp == devices.node.spec.xdp == Node.open(devices.node.name).spec.xdp == mode
+        now = take(devices.node)
+        assert [str(found) for found in check_xdp(devices, now, now)] == []
+
+
+def fail(*_: object) -> None:
+    raise ZeroDivisionError
+
+
+@pytest.fixture(scope="module")
+def devices() -> Iterator[Agent]:
+    """The agent of a node with a device and without pods."""
+    with Node(NodeSpec(unique_name("modes"), pods=0, devices=("eth0",))) as node, Agent(node) as agent:
+        agent.start()
+        yield agent
