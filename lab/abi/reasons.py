@@ -8,6 +8,7 @@ FORWARDED, PLAINTEXT = 0, 3
 POLICY_DENIED = 133
 MISSED_TAIL_CALL = 140
 UNKNOWN_TARGET = 150
+POLICY_DENIED_BY_DENYLIST = 181
 
 FIRST_DROP = 130
 """The first drop reason (bpf/lib/common.h of Cilium: DROP_MIN)."""
@@ -51,7 +52,7 @@ WORDS: Mapping[int, str] = {
     173: "NAT not needed",
     175: "First logical datagram fragment not found",
     176: "Forbidden ICMPv6 message",
-    181: "Policy denied by denylist",
+    POLICY_DENIED_BY_DENYLIST: "Policy denied by denylist",
     182: "VLAN traffic disallowed by VLAN filter",
     184: "Failed to update or lookup TC buffer",
     196: "TTL exceeded",

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from datapath.base.bpftypes import MapType
 from datapath.kernel import bpf, links
-from datapath.kernel.links import AttachType
+from datapath.kernel.links import AttachType, LinkType
 from datapath.kernel.map import pinned_maps
 from datapath.kernel.uapi import Cmd
 from lab.gates.memory import Process
@@ -119,7 +119,9 @@ def _hook_of(process: Process, command: int, attr: bytes) -> str:
     if command in (Cmd.LINK_UPDATE, Cmd.LINK_DETACH):
         with process.borrowed(struct.unpack_from("=I", attr)[0]) as fd:
             found = links.info(fd)
-        ifindex, attach_type = found.ifindex, found.attach_type or 0
+        # Of a link at XDP, which has this one hook, the kernel tells no hook.
+        hook = AttachType.XDP if found.type == LinkType.XDP else found.attach_type
+        ifindex, attach_type = found.ifindex, hook or 0
     else:
         ifindex, attach_type = struct.unpack_from("=2I", attr, 4 if command == Cmd.LINK_CREATE else 0)
     known = attach_type in set(AttachType)

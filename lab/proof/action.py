@@ -28,6 +28,7 @@ class Action:
     are texts in those that it gives.
     `way` is THERE or BACK of what goes there and back, empty of all else. `told` has the scenario's agent know what a
     copy of it has set by doing it.
+    `empties` is a pattern of calls before which XDP may let denied packets pass: the device has no program then.
     `arguments` are those with which a command does it. `subjects` is what it reloads, all that the node has by default.
     """
 
@@ -38,6 +39,7 @@ class Action:
     whole: bool = True
     arguments: tuple[str, ...] = ()
     warnings: frozenset[str] = frozenset()
+    empties: str | None = None
     subjects: tuple[str, ...] = ()
     way: str = ""
     told: Callable[[Scenario], object] | None = None

@@ -103,6 +103,8 @@ def _xdp_modes(spec: NodeSpec) -> Iterator[Action]:
             f"xdp to {name}",
             do,
             before,
+            # The kernel has one mode at a time: the old program is detached by now.
+            empties="LINK_CREATE XDP *",
             arguments=arguments,
             warnings=warnings,
             subjects=subjects,

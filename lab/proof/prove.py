@@ -14,6 +14,7 @@ from lab.gates.supervisor import Answer
 from lab.gates.underway import is_under_way
 from lab.node.topology import NodeSpec
 from lab.proof.action import RATE, Action, do_gated
+from lab.proof.denied import Denied
 from lab.proof.result import END, Gated, Proof, place
 from lab.proof.settling import Settler
 from lab.proof.watched import conclude, unanswered
@@ -36,24 +37,28 @@ class Prover:
     keys, the first is met, the last, and those between whose number is a power of 4: packets that came at each of
     thousands would note as many connections, and these would have to be carried over as well.
 
-    `late` counts the times at which not all packets were answered before the call was let on.
+    With `denied`, packets of denied prefixes must be dropped at each call as well. `late` counts the times at which not
+    all packets were answered before the call was let on.
     """
 
     scenario: Watched
+    denied: Denied | None = None
     calls: list[Gated] = field(default_factory=list)
     late: int = 0
     _settler: Settler = field(default_factory=Settler)
     _what: str = ""
     _round: int = 1
+    _empties: str | None = None
+    _passed: list[Violation] = field(default_factory=list)
     _begun: bool = True
     _pending: dict[int, Call] = field(default_factory=dict)
     _series: str = ""
     _length: int = 0
     _left_ns: int = 0
 
-    def begin(self, what: str, round: int) -> None:
-        """Name what follows."""
-        self._what, self._round, self._left_ns = what, round, time.monotonic_ns()
+    def begin(self, what: str, round: int, *, empties: str | None = None) -> None:
+        """Name what follows; `empties` is that of an action."""
+        self._what, self._round, self._left_ns, self._empties = what, round, time.monotonic_ns(), empties
         self._begun, self._pending, self._series, self._length = True, {}, "", 0
 
     def decide(self, call: Call) -> Answer:
@@ -62,7 +67,7 @@ class Prover:
         if self._begun or (self._pending and not self._is_within_series(call)):
             # What its thread had under way is done; that of others may change something yet.
             under_way = {at: each for at, each in self._pending.items() if at != call.thread and is_under_way(each)}
-            self._burst()
+            self._burst(call)
             self._begun, self._pending = False, under_way
         if call.changes:
             self._pending[call.thread] = call
@@ -78,25 +83,33 @@ class Prover:
 
     def end(self) -> None:
         """Send the last packets, which meet what all calls have left."""
-        self._gate(Call(self.calls[-1].call.number + 1 if self.calls else 1, END, "", "", 0))
-        self._burst()
+        end = Call(self.calls[-1].call.number + 1 if self.calls else 1, END, "", "", 0)
+        self._gate(end)
+        self._burst(end)
 
     def conclude(self, failed: Sequence[Violation]) -> Proof:
         """Check everything, and return the proof, with what has failed before."""
-        scenario, blind = self.scenario, conclude(self.scenario)
+        scenario = self.scenario
+        if self.denied is not None:
+            self.denied.expect_counted()
+        blind = conclude(scenario)
         if blind and not self.late:
             # The traffic between the calls had no CPU, but at each call packets were answered before it was let on.
             scenario.leave_out(blind)
             blind = ""
-        findings = place([*failed, *scenario.findings], self.calls)
+        findings = place([*failed, *self._passed, *scenario.findings], self.calls)
         return Proof(self.calls, findings, scenario.sent, scenario.lost, scenario.gaps, blind)
 
     def _gate(self, call: Call) -> None:
         self.calls.append(Gated(self._round, self._what, call, self._left_ns))
 
-    def _burst(self) -> None:
+    def _burst(self, call: Call) -> None:
+        """Send packets before a call is let on."""
         self._settler.settle(agent.node for agent in self.scenario.agents)
         self.late += bool(unanswered(self.scenario, seconds=_SECONDS))
+        passed = [] if self.denied is None else self.denied.passed()
+        if self._empties is None or not call.fits(self._empties):
+            self._passed += [Violation(7, what, (self._left_ns,)) for what in passed]
 
 
 def _is_met(number: int) -> bool:
@@ -108,7 +121,7 @@ def do_met(
     prover: Prover, scenario: Scenario, action: Action, round: int, cancel: threading.Event | None = None
 ) -> None:
     """Do something, and have packets meet what each of its calls has left. ReloadlabError if it fails."""
-    prover.begin(action.name, round)
+    prover.begin(action.name, round, empties=action.empties)
     if action.other_path:
         scenario.expect(other_path=True)
     if action.warnings:
@@ -131,9 +144,9 @@ def prove(
     Maps that the reloads replace, as they say themselves, are held to their contents.
     """
     scenario = Scenario(spec, bursts="none", rate=RATE, **options)
-    prover = Prover(scenario)
     failed: list[Violation] = []
     with scenario:
+        prover = Prover(scenario, Denied.by(scenario))
         for round in range(1, rounds + 1):
             for action in actions:
                 try:

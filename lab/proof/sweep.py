@@ -22,6 +22,7 @@ from lab.loaders.protocol import CANCEL
 from lab.node.topology import NodeSpec
 from lab.proof.action import RATE, Action, do_gated
 from lab.proof.cases import NOT_REACHED, Case, Faults, Trigger, cases_of, note_findings
+from lab.proof.denied import Denied
 from lab.proof.errnos import errnos_of
 from lab.proof.left import MIXED, NEW, OLD, not_done, state_after_kill
 from lab.proof.settling import Settler
@@ -106,6 +107,7 @@ class Sweep:
         self._scenario: Scenario | None = None
         self._cases: list[Case] = []
         self._first: Container[tuple[int, int, int]] = ()
+        self._denied: Denied | None = None
         self.findings: list[Violation] = []
         self.gaps: list[str] = []
         self.blind = ""
@@ -132,7 +134,7 @@ class Sweep:
             if self._faults.cancel:
                 scenario.agent.require(CANCEL, "the cancellation of a reload")
             self._first = metrics.read(scenario.node).hits
-            self._scenario, self._cases = scenario, []
+            self._scenario, self._cases, self._denied = scenario, [], Denied.by(scenario)
         if action.other_path:
             scenario.expect(other_path=True)
         return scenario
@@ -142,6 +144,8 @@ class Sweep:
         scenario, self._scenario = self._scenario, None
         if scenario is None:
             return
+        if self._denied is not None:
+            self._denied.expect_counted()
         blind = conclude(scenario)
         self.blind = self.blind or blind
         self._stack.close()
@@ -206,12 +210,14 @@ class Sweep:
             case.wrong += map(str, not_done(scenario.agent, before, scenario.outcomes[done:]))
         if not trigger.reached:
             case.ended = NOT_REACHED
-        self._push(scenario, case, "not answered before the next one")
+        # A killed process may have left the device without a program; nothing else may.
+        emptied = case.ended == "killed" and action.empties is not None
+        self._push(scenario, case, "before the next one", emptied=emptied)
         try:
             action.do(scenario, threading.Event())
         except ReloadlabError as error:
             case.wrong.append(f"the next one failed: {error}")
-        self._push(scenario, case, "not answered after the next one")
+        self._push(scenario, case, "after the next one")
         case.wrong += map(str, check_mixed_loads(counted, metrics.read(scenario.node)))
 
     def _begin(self, action: Action, case: Case) -> Scenario:
@@ -238,9 +244,11 @@ class Sweep:
         if self._cancel is not None and self._cancel.is_set():
             raise error
 
-    def _push(self, scenario: Scenario, case: Case, what: str) -> None:
+    def _push(self, scenario: Scenario, case: Case, when: str, *, emptied: bool = False) -> None:
         self._settler.settle([scenario.node])
-        case.wrong += [f"{flow}: {what}" for flow in unanswered(scenario)]
+        case.wrong += [f"{flow}: not answered {when}" for flow in unanswered(scenario)]
+        if self._denied is not None and not emptied:
+            case.wrong += [f"{what} {when}" for what in self._denied.passed()]
 
 
 def sweep(

@@ -38,7 +38,7 @@ NO_SOCKET = "NO_SOCKET"
 PREFILTER = "bpf_xdp.c"
 """Where packets are denied before there is a policy that could report a verdict."""
 
-POLICY_REASONS = frozenset((133, 181))
+POLICY_REASONS = frozenset((reasons.POLICY_DENIED, reasons.POLICY_DENIED_BY_DENYLIST))
 """Reasons of drops that a policy decides: no rule allows the packet, or one denies it."""
 
 _SHOWN = 3

@@ -9,7 +9,7 @@ import signal
 import struct
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 
@@ -19,10 +19,15 @@ from datapath.errors import Cancelled
 from datapath.kernel import bpf
 from datapath.reload.step import Step
 from datapath.reload.workspace import Workspace
+from datapath.reload.xdp import AttachXdp
+from lab.corpus.named_xdp import AttachAnew
+from lab.corpus.steps import instead
+from lab.gates.call import Call
 from lab.node import registry
 from lab.node.topology import NodeSpec
 from lab.proof.action import RATE, Action
 from lab.proof.actions import reattaches, reloads
+from lab.proof.denied import Denied
 from lab.proof.prove import Prover, do_met, prove
 from lab.proof.result import Gated, Proof
 from lab.scenario.scenario import Scenario
@@ -44,15 +49,15 @@ class Counting(Prover):
 
     met: list[int] = field(default_factory=list)
 
-    def _burst(self) -> None:
+    def _burst(self, call: Call) -> None:
         self.met.append(len(self.calls))
-        super()._burst()
+        super()._burst(call)
 
 
 def counted(spec: NodeSpec, actions: Sequence[Action]) -> tuple[Proof, list[int]]:
     """Prove actions; return the proof, and the numbers, from 1 on, of the calls before which packets went through."""
     with Scenario(spec, bursts="none", rate=RATE) as scenario:
-        prover = Counting(scenario)
+        prover = Counting(scenario, Denied.by(scenario))
         for action in actions:
             do_met(prover, scenario, action, 1)
         return prover.conclude([]), prover.met
@@ -93,6 +98,39 @@ def test_no_call_from_tc_to_tcx_and_back_loses_a_packet() -> None:
     named = [gated.call.text.split(" of ")[0] for gated in proof.calls if gated.call.name in LINKS]
     assert named == ["LINK_CREATE TCX_INGRESS", "LINK_UPDATE TCX_INGRESS", "LINK_DETACH TCX_INGRESS"]
     assert changed_before(proof.calls) - set(met) == set()
+
+
+def test_no_call_at_xdp_lets_a_denied_packet_pass_but_one_of_a_change_of_the_mode() -> None:
+    """XDP alone decides on these: in place at no call, in another mode between the two that the kernel wants."""
+    spec = NodeSpec("proof-of-xdp", pods=1, devices=("eth0",), xdp="native")
+    changes = reattaches(spec, ["xdp"], Attachment.TC)
+    proof, met = counted(spec, [*reloads(spec, ["xdp"], []), *changes])
+    assert (proof.findings, proof.lost) == ([], 0)
+    assert proof.holds, proof.undecided
+    named = [gated.call.text.partition(" of ")[0] for gated in proof.calls if gated.call.name in LINKS]
+    assert named == ["LINK_UPDATE XDP", *["LINK_DETACH XDP", "LINK_CREATE XDP"] * 2]
+    assert changed_before(proof.calls) - set(met) == set()
+    strict = prove(spec, [replace(change, empties=None) for change in changes])
+    at = [finding.gated.call.text.partition(" of ")[0] for finding in strict.findings if finding.gated is not None]
+    assert at == ["LINK_CREATE XDP"] * 4
+    assert {finding.violation.what for finding in strict.findings} == {
+        f"a packet of IPv{version} from a prefix that XDP denies was not dropped" for version in (4, 6)
+    }
+
+
+def test_an_xdp_hook_that_is_empty_at_a_call_is_found() -> None:
+    """Of a loader that detaches the former program before it attaches the new one, in the same mode."""
+
+    def reload(scenario: Scenario, cancel: threading.Event) -> None:
+        scenario.agent.change = instead({AttachXdp: AttachAnew})
+        scenario.agent.reload("xdp", cancel=cancel)
+
+    spec = NodeSpec("proof-of-empty-xdp", pods=1, devices=("eth0",), xdp="native")
+    proof = prove(spec, [Action("reload of xdp", reload)])
+    passed = [finding for finding in proof.findings if "from a prefix that XDP denies" in finding.violation.what]
+    assert len(passed) == 2
+    detached = next(n for n, gated in enumerate(proof.calls) if gated.call.name == "LINK_DETACH")
+    assert {finding.gated for finding in passed} == {proof.calls[detached + 1]}
 
 
 def test_the_call_at_which_packets_are_lost_is_named() -> None:

@@ -94,6 +94,20 @@ def test_a_sample_of_the_cases_from_tc_to_tcx_and_back_is_survived() -> None:
 
 
 @pytest.mark.privileged
+@pytest.mark.parametrize("reattached", [False, True], ids=["in place", "in another mode"])
+def test_a_sample_of_the_cases_of_xdp_is_survived(reattached: bool) -> None:
+    """Among them those in which the hook is empty, or a link has no pin yet: denied packets are dropped after each."""
+    spec = NodeSpec("sweep-xdp", pods=1, devices=("eth0",), xdp="native")
+    actions = reattaches(spec, ["xdp"], Attachment.TC) if reattached else reloads(spec, ["xdp"], [])
+
+    def choose(cases: Sequence[Case]) -> list[Case]:
+        links = [case for case in cases if case.place.fits("LINK_*") or case.place.fits("*links*")]
+        return [*spread(cases, 4), *spread(links, 4)]
+
+    survived(sweep(spec, actions, choose=choose), 16 if reattached else 8, {"failed", "killed"})
+
+
+@pytest.mark.privileged
 def test_a_reload_is_cancelled_at_each_call_of_a_sample() -> None:
     """Before its commit it is undone, behind it it is done."""
     spec = NodeSpec("sweep-cancel", pods=1, devices=("eth0",))

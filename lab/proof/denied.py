@@ -1,0 +1,92 @@
+"""Packets whose fate XDP alone decides: those of denied prefixes, which the programs of the uplink drop and count.
+
+Nothing else tells an empty XDP hook from one that has its program: what XDP lets pass, it lets pass unchanged.
+"""
+
+from __future__ import annotations
+
+import struct
+import time
+from ipaddress import IPv4Address, IPv6Address
+
+from bpf import is_ours
+from datapath.base.mapnames import CIDR_MAPS
+from lab.abi.reasons import POLICY_DENIED_BY_DENYLIST
+from lab.node.topology import OUTSIDE, UPLINK
+from lab.proof.watched import SECONDS
+from lab.scenario.scenario import Scenario
+from lab.system.pace import slowness
+from lab.traffic.framesocket import FrameSocket
+from lab.watch import metrics
+
+_PREFIXES = ("198.51.100.0/24", "2001:db8:bad::/48")
+_SOURCES: dict[int, IPv4Address | IPv6Address] = {4: IPv4Address("198.51.100.9"), 6: IPv6Address("2001:db8:bad::9")}
+_TARGETS: dict[int, IPv4Address | IPv6Address] = {4: IPv4Address("192.0.2.1"), 6: IPv6Address("2001:db8:0:1::1")}
+"""Of nobody: what gets through is nobody's packet, and leaves nothing behind."""
+_SOMEBODY = bytes.fromhex("02ff00000001")
+"""The MAC of a device that is not there: XDP sees the frame, and the stack leaves it to that device."""
+_COUNTER = POLICY_DENIED_BY_DENYLIST, metrics.INGRESS
+_PAUSE = 0.001
+_ETHERTYPES = {4: 0x0800, 6: 0x86DD}
+_UDP = struct.pack("!4H", 40000, 9, 8, 0)
+
+
+class Denied:
+    """Has a node deny a prefix of each version, and sends packets from them to its uplink.
+
+    `Denied.by(scenario)` is None if the uplink has no XDP program, or one of other C sources.
+    """
+
+    def __init__(self, scenario: Scenario) -> None:
+        scenario.agent.deny(*_PREFIXES)
+        scenario.expect(changed=CIDR_MAPS)
+        self._scenario = scenario
+        self._first = self._counted()
+
+    @classmethod
+    def by(cls, scenario: Scenario) -> Denied | None:
+        """Return what sends such packets to the scenario's node; other sources do not count what XDP denies."""
+        config = scenario.agent.config
+        if config.xdp is None or UPLINK not in config.devices:
+            return None
+        if not is_ours(config.library):
+            scenario.leave_out("what XDP denies: only our own C counts it")
+            return None
+        return cls(scenario)
+
+    def passed(self, *, seconds: float = SECONDS) -> list[str]:
+        """Send a packet of each version; return what was not dropped in time, as texts."""
+        node, before, found = self._scenario.node, self._counted(), []
+        with FrameSocket(node.netns(OUTSIDE), UPLINK) as outside:
+            for version in (4, 6):
+                outside.send(_frame(version))
+                if self._is_counted(before + 1, seconds):
+                    before += 1
+                else:
+                    found.append(f"a packet of IPv{version} from a prefix that XDP denies was not dropped")
+        return found
+
+    def expect_counted(self) -> None:
+        """Declare the drops that were counted so far."""
+        self._scenario.expect(drops={_COUNTER: self._counted() - self._first})
+
+    def _is_counted(self, wanted: int, seconds: float) -> bool:
+        deadline = time.monotonic() + seconds * slowness()
+        while self._counted() < wanted:
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(_PAUSE)
+        return True
+
+    def _counted(self) -> int:
+        return metrics.packets(self._scenario.node).get(_COUNTER, 0)
+
+
+def _frame(version: int) -> bytes:
+    source, target = _SOURCES[version].packed, _TARGETS[version].packed
+    if version == 4:
+        header = struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(_UDP), 0, 0, 64, 17, 0)
+    else:
+        header = struct.pack("!IHBB", 6 << 28, len(_UDP), 17, 64)
+    link = _SOMEBODY + bytes.fromhex("02ff00000002") + struct.pack("!H", _ETHERTYPES[version])
+    return link + header + source + target + _UDP
