@@ -21,6 +21,7 @@ from lab.bench.steps import by_step, seconds_of, step_series
 from lab.bench.topology import settle
 from lab.node.node import Node
 from lab.node.topology import NodeSpec
+from lab.results.deciding import RELOAD
 from lab.results.result import Course, Series
 from lab.results.statistics import block_medians, paired, warm_up
 
@@ -32,9 +33,6 @@ FEWEST_ROUNDS = 20
 
 LOOK_EVERY = 5
 """Rounds between two looks at the precision: who looks after every round stops too early."""
-
-METRIC = "reload"
-"""The metric whose precision counts."""
 
 SIDES = ("A", "B")
 """What the sides are called in a result."""
@@ -83,7 +81,7 @@ class Reloads:
 
     def series(self, side: str, *, external: bool) -> list[Series]:
         """Return the series. With an external loader, only the step that it does is the same on both sides."""
-        whole = Series(METRIC, "s", tuple(self.seconds), side=side, group=_GROUP, positions=tuple(self.positions))
+        whole = Series(RELOAD, "s", tuple(self.seconds), side=side, group=_GROUP, positions=tuple(self.positions))
         cpu = replace(whole, name="CPU time", values=tuple(self.cpu))
         steps = by_step([(s, s.duration_ns) for s in outcome.spans] for outcome in self.outcomes)
         found = [whole] if external else [whole, cpu, *step_series("step", steps, _GROUP, side=side)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,15 +23,15 @@ def exit_code(comparisons: Sequence[Comparison]) -> int:
     """Return 1 if something is worse, 3 if of some pair nothing can be said, 0 otherwise."""
     if any(comparison.regressions for comparison in comparisons):
         return 1
-    return NOT_COMPARABLE if any(map(not_comparable, comparisons)) else 0
+    return NOT_COMPARABLE if any(comparison.unsaid for comparison in comparisons) else 0
 
 
-def not_comparable(comparison: Comparison) -> str:
-    """Return why nothing can be said of a pair, empty if something can."""
-    if comparison.differences:
-        return "; ".join(comparison.differences)
-    reasons = dict.fromkeys(row.why for row in comparison.rows if row.why)
-    return "" if comparison.said else "; ".join(list(reasons)[:3])
+def tell_unsaid(comparisons: Sequence[Comparison]) -> None:
+    """Print a line on standard error for each pair of which nothing can be said: why."""
+    for comparison in comparisons:
+        if comparison.unsaid:
+            words = f"{comparison.old}, {comparison.new}: not comparable: {comparison.unsaid}"
+            print(f"reloadlab: {words}", file=sys.stderr)
 
 
 def show(comparisons: Sequence[Comparison]) -> None:
@@ -53,8 +54,8 @@ def markdown(comparisons: Sequence[Comparison]) -> str:
     parts = []
     for comparison in comparisons:
         parts.append(f"### {escaped(comparison.old)} → {escaped(comparison.new)}\n\n")
-        if reason := not_comparable(comparison):
-            parts.append(f"Not comparable: {escaped(reason)}\n\n")
+        if comparison.unsaid:
+            parts.append(f"Not comparable: {escaped(comparison.unsaid)}\n\n")
         if comparison.differences:
             continue
         changed = [row for row in comparison.rows if row.verdict in (Verdict.WORSE, Verdict.BETTER)]
@@ -125,7 +126,7 @@ def _comparison(comparison: Comparison) -> dict[str, Any]:
     return {
         "old": comparison.old,
         "new": comparison.new,
-        "not_comparable": not_comparable(comparison) or None,
+        "not_comparable": comparison.unsaid or None,
         "geometric_means": comparison.means(),
         "metrics": [_row(row) for row in comparison.rows],
     }

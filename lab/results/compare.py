@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
+from lab.results.deciding import deciding
 from lab.results.result import NOISY, RUN, Better, Result, Series
 from lab.results.statistics import (
     CONFIDENCE,
@@ -23,6 +24,9 @@ from lab.results.statistics import (
 ALARM = 1 - CONFIDENCE
 """Probability that a comparison of equal things finds any difference, at most, whatever the number of metrics."""
 
+_REASONS = 3
+"""Metrics that are named with the reason why nothing can be said of them."""
+
 
 class Verdict(StrEnum):
     """What is said of a metric: `~` where nothing can be said."""
@@ -38,7 +42,8 @@ class Row:
     """One metric. `p` is corrected for the number of metrics; `why` says why nothing can be said.
 
     `old` and `new` are None where there is no value; their bounds are the value itself where it is exact, and not a
-    number where there are too few values. `difference` is None for exact metrics: `change` has it all.
+    number where there are too few values. `difference` is None for exact metrics: `change` has it all. `decides` tells
+    whether without this one nothing is said at all.
     """
 
     name: str
@@ -53,6 +58,7 @@ class Row:
     p: float | None = None
     verdict: Verdict = Verdict.UNKNOWN
     why: str = ""
+    decides: bool = False
 
     @property
     def cost(self) -> float | None:
@@ -76,10 +82,20 @@ class Comparison:
         return tuple(row for row in self.rows if row.verdict is Verdict.WORSE)
 
     @property
-    def said(self) -> bool:
-        """Whether something can be said: of what was measured, if anything was, and not only of exact metrics."""
-        measured = [row for row in self.rows if not row.exact]
-        return any(row.verdict is not Verdict.UNKNOWN for row in measured or self.rows)
+    def unsaid(self) -> str:
+        """Why nothing can be said of the pair, empty if something can: that is, of every metric that decides.
+
+        Where nothing was measured, one exact metric is enough.
+        """
+        if self.differences:
+            return "; ".join(self.differences)
+        unknown = [row for row in self.rows if row.verdict is Verdict.UNKNOWN]
+        decide = [row for row in unknown if row.decides]
+        if not any(row.decides for row in self.rows) and len(unknown) == len(self.rows):
+            decide = unknown
+        reasons = [f"{row.name}: {row.why}" for row in decide]
+        more = [f"and {len(reasons) - _REASONS} more metrics"] if len(reasons) > _REASONS else []
+        return "; ".join(reasons[:_REASONS] + more)
 
     def means(self) -> dict[str, float]:
         """Return the geometric mean of the costs of the metrics of a unit that were tested, where there are two."""
@@ -138,6 +154,20 @@ def differences(old: Result, new: Result) -> Iterable[str]:
 
 
 def _rows(old: Named, new: Named, old_side: str, new_side: str) -> Iterable[Row]:
+    """Yield a row for each metric that either has."""
+    measured = [
+        series.name
+        for named, side in ((old, old_side), (new, new_side))
+        for series in named.result.of_side(side).values()
+        if series.values and not series.exact
+    ]
+    decide = deciding(old.result.bench, measured)
+    for name, row in _drafts(old, new, old_side, new_side):
+        yield replace(row, decides=name in decide)
+
+
+def _drafts(old: Named, new: Named, old_side: str, new_side: str) -> Iterable[tuple[str, Row]]:
+    """Yield the name of each metric on its side, and its row without a verdict."""
     mine, theirs = old.result.of_side(old_side), new.result.of_side(new_side)
     one_run = old.result is new.result
     prefix = f"{old_side}: " if old_side and not one_run else ""
@@ -150,14 +180,14 @@ def _rows(old: Named, new: Named, old_side: str, new_side: str) -> Iterable[Row]
             assert known is not None
             missing = (new, new_side) if after is None else (old, old_side)
             where = missing[1] if one_run else missing[0].name
-            yield Row(prefix + name, known.unit, known.exact, known.better, why=f"not in {where}")
+            yield name, Row(prefix + name, known.unit, known.exact, known.better, why=f"not in {where}")
         elif before.unit != after.unit or before.exact is not after.exact or before.better is not after.better:
-            yield Row(prefix + name, before.unit, before.exact, before.better, why="measured in another way")
+            yield name, Row(prefix + name, before.unit, before.exact, before.better, why="measured in another way")
         elif before.exact:
-            yield _exact_row(prefix + name, before, after)
+            yield name, _exact_row(prefix + name, before, after)
         else:
             values = counted(before, old.result), counted(after, new.result)
-            yield _measured_row(prefix + name, before, after, values, noise, in_pairs=in_pairs)
+            yield name, _measured_row(prefix + name, before, after, values, noise, in_pairs=in_pairs)
 
 
 def _noise(named: Named) -> str:

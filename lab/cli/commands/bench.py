@@ -312,7 +312,7 @@ def run_ab(args: argparse.Namespace) -> int:
         check_attach(side.attach)
     from lab.bench.ab import SIDES, AbOptions, AbReport, measure_ab
     from lab.bench.topology import isolate_mounts
-    from lab.cli.compare_view import exit_code, show
+    from lab.cli.compare_view import exit_code, show, tell_unsaid
     from lab.results.compare import Named, compare
     from lab.results.recording import Recording
 
@@ -332,6 +332,7 @@ def run_ab(args: argparse.Namespace) -> int:
         keep(measure_ab(options, _progress, keep), complete=True)
     comparisons = compare([Named("this run", recording.result)], args.threshold)
     _finish(args, recording, lambda: show(comparisons))
+    tell_unsaid(comparisons)
     return exit_code(comparisons)
 
 

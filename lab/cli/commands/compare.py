@@ -32,7 +32,7 @@ def add_parser(subparsers: _SubParsersAction[argparse.ArgumentParser]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Compare the files and print what was found."""
-    from lab.cli.compare_view import exit_code, markdown, not_comparable, show, to_json
+    from lab.cli.compare_view import exit_code, markdown, show, tell_unsaid, to_json
     from lab.results.compare import compare
     from lab.results.files import read_comparable
 
@@ -46,7 +46,5 @@ def run(args: argparse.Namespace) -> int:
         print(markdown(comparisons), end="")
     else:
         show(comparisons)
-    for comparison in comparisons:
-        if reason := not_comparable(comparison):
-            print(f"reloadlab: {comparison.old}, {comparison.new}: not comparable: {reason}", file=sys.stderr)
+    tell_unsaid(comparisons)
     return exit_code(comparisons)

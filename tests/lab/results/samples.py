@@ -42,10 +42,10 @@ def result(*series: Series, sides: Sequence[str] = ("",), **changes: Any) -> Res
     return replace(made, **changes)
 
 
-def times(seed: int, *, middle: float = 0.02, rounds: int = 30) -> tuple[float, ...]:
+def times(seed: int, *, middle: float = 0.02, rounds: int = 30, noise: float = 0.01) -> tuple[float, ...]:
     """Return times in seconds with 1 % of noise."""
-    noise = random.Random(seed)
-    return tuple(middle * noise.lognormvariate(0, 0.01) for _ in range(rounds))
+    made = random.Random(seed)
+    return tuple(middle * made.lognormvariate(0, noise) for _ in range(rounds))
 
 
 def lockstep(noise: np.random.Generator, rounds: int, *, slower: float = 0.0) -> tuple[NDArray[Any], NDArray[Any]]:

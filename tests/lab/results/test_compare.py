@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from lab.results.compare import Comparison, Named, Row, Verdict, compare
+from lab.results.deciding import deciding
 from lab.results.result import Better, Course, Load, Result, Series, exact
 from tests.lab.results.samples import machine, result, times
 
@@ -79,7 +80,7 @@ def test_noisy_machine_says_nothing_of_separate_runs() -> None:
     assert [row.why for row in found.rows] == ["other processes had 40% of the CPUs", ""]
     # What is exact holds all the same, and is not all that was asked.
     assert [row.verdict for row in found.rows] == [Verdict.UNKNOWN, Verdict.SAME]
-    assert not found.said
+    assert found.unsaid == "x: other processes had 40% of the CPUs"
 
 
 @pytest.mark.parametrize(
@@ -154,3 +155,58 @@ def test_geometric_mean_counts_costs() -> None:
     old = result(Series("a", "s", fast), Series("b", "s", fast), Series("r", "1/s", fast, Better.HIGHER))
     new = result(Series("a", "s", slow), Series("b", "s", fast), Series("r", "1/s", slow, Better.HIGHER))
     assert pair(old, new).means() == {"s": pytest.approx(2**0.5)}
+
+
+def sides(*metrics: tuple[str, tuple[float, ...], tuple[float, ...]]) -> Comparison:
+    series = [
+        Series(name, "s", values, side=side, group="rounds" if values else "", refusal="" if values else "no")
+        for name, *both in metrics
+        for side, values in zip("AB", both, strict=True)
+    ]
+    (found,) = compare([Named("ab.json", result(*series, sides=("A", "B"), bench="ab"))], 0.02)
+    return found
+
+
+def test_of_two_sides_the_reload_decides_whether_anything_is_said() -> None:
+    """A step that stays the same does not make up for a reload of which nothing can be said."""
+    step = ("step: commit", times(3), times(4))
+    assert sides(("reload", times(1), times(2)), step).unsaid == ""
+    assert (
+        sides(("reload", times(1), times(2)), ("step: commit", times(1, noise=0.3), times(2, noise=0.3))).unsaid == ""
+    )
+    assert sides(("reload", times(1, noise=0.3), times(2, noise=0.3)), step).unsaid.startswith("reload: noise: ±")
+    assert sides(("reload", times(1), ()), step).unsaid == "reload: not measured: no"
+
+
+@pytest.mark.parametrize(
+    ("bench", "names", "decide"),
+    [
+        ("ab", ["reload", "CPU time", "step: commit"], {"reload"}),
+        ("releases", ["reload", "phase: load"], {"reload"}),
+        ("run", ["reload: pod", "reload: host", "step: commit", "worst delay"], {"reload: pod"}),
+        ("run", ["reload: host", "step: commit"], {"reload: host", "step: commit"}),
+        (
+            "reload",
+            ["floor: the bare system calls", "pipeline, verifying in 2 threads"],
+            {"pipeline, verifying in 2 threads"},
+        ),
+        ("traffic", ["UDP", "TCP"], {"UDP", "TCP"}),
+    ],
+)
+def test_what_decides(bench: str, names: list[str], decide: set[str]) -> None:
+    assert deciding(bench, names) == decide
+
+
+def test_without_a_metric_that_stands_for_all_every_one_decides() -> None:
+    one, two = Series("UDP", "s", times(1)), Series("TCP", "s", times(2))
+    both = result(one, two, bench="traffic")
+    assert pair(both, both).unsaid == ""
+    assert pair(both, result(one, bench="traffic")).unsaid == "TCP: not in new.json"
+    refused = result(one, Series("TCP", "s", (), refusal="no route"), bench="traffic")
+    assert pair(both, refused).unsaid == "TCP: not measured: no route"
+
+
+def test_reasons_are_counted_if_there_are_many() -> None:
+    few = result(*(Series(f"m{number}", "s", times(number, rounds=2)) for number in range(5)))
+    why = "2 of the 6 rounds that are needed"
+    assert pair(few, few).unsaid == f"m0: {why}; m1: {why}; m2: {why}; and 2 more metrics"

@@ -10,13 +10,14 @@ import math
 import numpy as np
 import pytest
 
-from lab.bench.ab import FEWEST_ROUNDS, METRIC, SIDES, enough, warm_up_of
+from lab.bench.ab import FEWEST_ROUNDS, SIDES, enough, warm_up_of
 from lab.results.compare import ALARM, Named, Verdict, compare
+from lab.results.deciding import RELOAD
 from lab.results.result import Course, Result, Series
 from tests.lab.results.samples import lockstep, result, times
 
 PAIRS = 200
-METRICS = 8
+RELOADS = 8
 THRESHOLD = 0.02
 FOUND = 0.95
 """The promised share of slow-downs of 3 % that are found at a precision of 1 %."""
@@ -25,15 +26,15 @@ MOST_ROUNDS = 120
 
 
 def run(noise: np.random.Generator, *, slower: float) -> tuple[Result, int]:
-    """Measure two sides of METRICS metrics as `bench ab` does: stop at 1 % of the first one, find the warm-up."""
-    sides = [lockstep(noise, MOST_ROUNDS, slower=slower) for _ in range(METRICS)]
+    """Measure two sides of RELOADS metrics as `bench ab` does: stop at 1 % of the first one, find the warm-up."""
+    sides = [lockstep(noise, MOST_ROUNDS, slower=slower) for _ in range(RELOADS)]
     first = [side.tolist() for side in sides[0]]
     rounds = next(
         (n for n in range(FEWEST_ROUNDS, MOST_ROUNDS) if enough([side[:n] for side in first], 0.01)), MOST_ROUNDS
     )
     warm = warm_up_of([side[:rounds] for side in first])
     series = [
-        Series(METRIC if number == 0 else f"step {number}", "s", tuple(values[:rounds]), side=name, group="rounds")
+        Series(RELOAD if number == 0 else f"step {number}", "s", tuple(values[:rounds]), side=name, group="rounds")
         for number, pair in enumerate(sides)
         for name, values in zip(SIDES, pair, strict=True)
     ]
@@ -41,7 +42,7 @@ def run(noise: np.random.Generator, *, slower: float) -> tuple[Result, int]:
 
 
 def test_of_null_runs_at_most_the_promised_share_raises_an_alarm() -> None:
-    """An alarm is any metric that is called worse or better, of all METRICS together; without Holm there are more."""
+    """An alarm is any metric that is called worse or better, of all RELOADS together; without Holm there are more."""
     noise, alarms, uncorrected = np.random.default_rng(11), 0, 0
     for _ in range(PAIRS):
         made, _rounds = run(noise, slower=0.0)
@@ -59,7 +60,7 @@ def test_a_slow_down_of_3_percent_is_found_in_the_promised_share() -> None:
         made, rounds = run(noise, slower=0.03)
         needed.append(rounds)
         (comparison,) = compare([Named("planted", made)], THRESHOLD)
-        found += METRIC in [row.name for row in comparison.regressions]
+        found += RELOAD in [row.name for row in comparison.regressions]
     assert max(needed) < MOST_ROUNDS, "the precision was reached"
     assert found / len(needed) >= FOUND
 

@@ -25,6 +25,14 @@ SIDES = result(
     bench="ab",
     course=Course(rounds=30),
 )
+NOISY = replace(
+    SIDES,
+    series=(
+        *(Series("reload", "s", times(number, noise=0.3), side=side, group="g") for number, side in enumerate("AB", 1)),
+        *(replace(series, name="step: commit") for series in SIDES.series),
+    ),
+)
+"""Of the reload nothing can be said; a step is the same."""
 
 
 def written(directory: Path, *results: Result) -> list[str]:
@@ -45,12 +53,25 @@ def written(directory: Path, *results: Result) -> list[str]:
         ((SAME, AGAIN, SLOWER), 1, ""),
         ((SIDES,), 0, ""),
         ((SAME, OTHER_KERNEL), 3, "{0}, {1}: not comparable: kernel: "),
-        ((FEW, FEW), 3, "{0}, {1}: not comparable: 3 of the 6 rounds that are needed\n"),
+        ((FEW, FEW), 3, "{0}, {1}: not comparable: reload: 3 of the 6 rounds that are needed\n"),
+        ((NOISY,), 3, "A, B: not comparable: reload: noise: ±"),
         ((SAME,), 3, "{0}, : not comparable: it has no second side: name another result\n"),
         ((SAME, KILLED), 3, "{1} is of a measurement that was cut short: measure again\n"),
         ((EMPTY, SAME), 3, "{0} holds no value: measure again\n"),
     ],
-    ids=["same", "slower", "faster", "one of three", "sides", "kernels", "few", "one", "killed", "zero rounds"],
+    ids=[
+        "same",
+        "slower",
+        "faster",
+        "one of three",
+        "sides",
+        "kernels",
+        "few",
+        "noise",
+        "one",
+        "killed",
+        "zero rounds",
+    ],
 )
 @pytest.mark.parametrize("form", ["table", "--json", "--markdown"])
 def test_exit_code_and_reason(

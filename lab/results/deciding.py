@@ -1,0 +1,19 @@
+"""Which metrics decide whether a comparison says anything: those that a measurement is made for."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from lab.results.result import RUN
+
+RELOAD = "reload"
+"""The metric of a whole reload."""
+
+_MADE_FOR = {"ab": RELOAD, "releases": RELOAD, RUN: "reload: pod", "reload": "pipeline, "}
+"""By benchmark, how the metrics begin that it is made for. Others, such as the steps of a reload, only explain them."""
+
+
+def deciding(bench: str, measured: Collection[str]) -> frozenset[str]:
+    """Return those of the metrics that were measured which decide; all of them where none stands for the others."""
+    prefix = _MADE_FOR.get(bench)
+    return frozenset(name for name in measured if prefix and name.startswith(prefix)) or frozenset(measured)
