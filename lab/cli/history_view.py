@@ -19,10 +19,10 @@ _STEPS = ("metric", "change", "95 %", "p", "between", "and", "")
 
 
 def exit_code(checked: Sequence[Checked]) -> int:
-    """Return 1 if something became worse, 3 if nothing can be said of any series, 0 otherwise."""
+    """Return 1 if something became worse, 3 if nothing can be said of a benchmark, 0 otherwise."""
     if any(each.regressions for each in checked):
         return 1
-    return 0 if any(each.said for each in checked) else NOT_COMPARABLE
+    return NOT_COMPARABLE if nothing_said(checked) else 0
 
 
 def show(lineages: Sequence[Lineage]) -> None:
@@ -88,10 +88,14 @@ def _reasons(checked: Checked) -> dict[str, int]:
 
 
 def nothing_said(checked: Sequence[Checked]) -> str:
-    """Return why nothing can be said of any series, empty if something can."""
-    if any(each.said for each in checked):
-        return ""
-    return "; ".join(list(dict.fromkeys(why for each in checked for why in each.unknown.values()))[:3])
+    """Return of which benchmarks nothing can be said, and why; empty if something can be said of each.
+
+    The series of a benchmark that was measured last decides: those of former machines do not grow any more.
+    """
+    last: dict[str, Checked] = {}
+    for each in checked:
+        last.setdefault(each.lineage.entries[-1].result.bench, each)
+    return "; ".join(f"{bench}: {each.unsaid}" for bench, each in last.items() if each.unsaid)
 
 
 def to_json(lineages: Sequence[Lineage]) -> list[dict[str, Any]]:

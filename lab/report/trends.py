@@ -50,7 +50,7 @@ def _trend(checked: Checked) -> Trend:
     worse = [found for found in checked.findings if found.verdict is Verdict.WORSE]
     return Trend(
         f"{newest.bench} on {newest.machine.cpu_model}, kernel {newest.machine.kernel}",
-        not worse if checked.said else None,
+        None if checked.unsaid and not worse else not worse,
         _sentence(checked, len(worse)),
         [_figure(track, checked) for track in checked.lineage.tracks()],
         _steps(checked),
@@ -62,7 +62,7 @@ def _sentence(checked: Checked, worse: int) -> str:
     better = len(checked.findings) - worse
     words += [f"{counted(worse, 'step')} to the worse"] if worse else []
     words += [f"{counted(better, 'step')} to the better"] if better else []
-    words += ["no step"] if not checked.findings and checked.said else []
+    words += ["no step"] if not checked.findings and len(checked.unknown) < checked.metrics else []
     why = f" ({next(iter(reasons))})" if len(reasons := set(checked.unknown.values())) == 1 else ""
     words += [f"nothing can be said of {counted(len(checked.unknown), 'metric')}{why}"] if checked.unknown else []
     noisy = checked.lineage.noisy

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from lab.results.deciding import deciding
+from lab.results.deciding import deciding, reasons
 from lab.results.result import NOISY, RUN, Better, Result, Series
 from lab.results.statistics import (
     CONFIDENCE,
@@ -23,9 +23,6 @@ from lab.results.statistics import (
 
 ALARM = 1 - CONFIDENCE
 """Probability that a comparison of equal things finds any difference, at most, whatever the number of metrics."""
-
-_REASONS = 3
-"""Metrics that are named with the reason why nothing can be said of them."""
 
 
 class Verdict(StrEnum):
@@ -93,9 +90,7 @@ class Comparison:
         decide = [row for row in unknown if row.decides]
         if not any(row.decides for row in self.rows) and len(unknown) == len(self.rows):
             decide = unknown
-        reasons = [f"{row.name}: {row.why}" for row in decide]
-        more = [f"and {len(reasons) - _REASONS} more metrics"] if len(reasons) > _REASONS else []
-        return "; ".join(reasons[:_REASONS] + more)
+        return reasons({row.name: row.why for row in decide})
 
     def means(self) -> dict[str, float]:
         """Return the geometric mean of the costs of the metrics of a unit that were tested, where there are two."""

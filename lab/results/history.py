@@ -15,6 +15,7 @@ from statistics import median
 
 from lab.results.compare import counted, differences
 from lab.results.result import NOISY, BadResult, Better, Result, Series, read_result, to_text
+from lab.results.subject import COMMIT, OWN_COMMIT, OWN_HASH
 from lab.system.output import OutputDirectory
 
 _NAME = re.compile(r"(?P<time>\d{8}T\d{6}Z)-(?P<commit>[0-9A-Za-z._-]+)-(?P<conditions>[0-9a-f]{8})\.json")
@@ -23,8 +24,8 @@ _TIME = "%Y%m%dT%H%M%SZ"
 _DIGITS = 12
 """Of a commit that a name holds."""
 
-_OF_A_COMMIT = frozenset({"commit", "library sha256", "object sha256"})
-"""Words of a subject that change from commit to commit."""
+_OF_A_COMMIT = (COMMIT, "library sha256", "object sha256", OWN_COMMIT, OWN_HASH)
+"""Words of a subject that change from commit to commit: that of the sources, or our own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +37,19 @@ class Entry:
 
     @property
     def commit(self) -> str:
-        return _subject(self.result)["commit"]
+        return _subject(self.result)[COMMIT]
+
+    @property
+    def identity(self) -> tuple[str, ...]:
+        """What was measured: two results with the same are of the same commit, measured again."""
+        return tuple(_subject(self.result).get(word, "") for word in _OF_A_COMMIT)
+
+    @property
+    def measured_by(self) -> str:
+        """Which code of ours measured it: its commit or, if it has none, version and hash; empty if it does not say."""
+        subject = _subject(self.result)
+        digest = subject.get(OWN_HASH, "")
+        return subject.get(OWN_COMMIT) or (f"{self.result.version}+{digest[:_DIGITS]}" if digest else "")
 
     @property
     def noisy(self) -> bool:
@@ -70,8 +83,24 @@ class Lineage:
 
     @property
     def commits(self) -> tuple[str, ...]:
-        """The commits in their order; one that was measured several times in a row is there once."""
-        return tuple(commit for commit, _ in groupby(entry.commit for entry in self.entries))
+        """The commits in their order; one that was measured several times in a row is there once.
+
+        Where our own code changed beside that of the sources, `C by O` is commit C measured by our commit O.
+        """
+        ours = {entry.measured_by for entry in self.entries if entry.measured_by != entry.commit}
+        return tuple(
+            f"{short(first.commit)} by {short(first.measured_by)}" if len(ours) > 1 else first.commit
+            for first, *_ in self._points()
+        )
+
+    @property
+    def identities(self) -> tuple[tuple[str, ...], ...]:
+        """What tells the commits apart, in their order."""
+        return tuple(first.identity for first, *_ in self._points())
+
+    def _points(self) -> list[list[Entry]]:
+        """Return the results of each commit."""
+        return [list(run) for _, run in groupby(self.entries, key=lambda entry: entry.identity)]
 
     @property
     def noisy(self) -> int:
@@ -88,7 +117,7 @@ class Lineage:
     def _track(self, name: str) -> Track:
         last = next(each for entry in reversed(self.entries) if (each := entry.result.of_side("").get(name)))
         points = []
-        for place, (commit, run) in enumerate(groupby(self.entries, key=lambda entry: entry.commit)):
+        for place, (commit, run) in enumerate(zip(self.commits, self._points(), strict=True)):
             values = [_value(entry, last, name) for entry in run]
             if known := [value for value in values if value is not None]:
                 points.append((commit, place, known[-1] if last.exact else median(known)))
@@ -184,6 +213,15 @@ def _lineages(found: Sequence[Entry]) -> list[Lineage]:
     return sorted(series, key=lambda each: each.entries[-1].name, reverse=True)
 
 
+def newest(lineages: Iterable[Lineage], number: int) -> frozenset[tuple[str, ...]]:
+    """Return the identities of the last commits of all series together, in the order in which they were first measured.
+
+    A series to which nothing is added any more has none of them after a while.
+    """
+    entries = sorted((entry for lineage in lineages for entry in lineage.entries), key=lambda entry: entry.name)
+    return frozenset(list(dict.fromkeys(entry.identity for entry in entries))[-number:])
+
+
 def conditions(result: Result) -> Mapping[str, object]:
     """Return what the results of a series have in common."""
     machine = {name: getattr(result.machine, name) for name in result.machine.__slots__ if name != "frequency_mhz"}
@@ -194,7 +232,7 @@ def conditions(result: Result) -> Mapping[str, object]:
 def _all_differences(old: Result, new: Result) -> Iterable[str]:
     yield from differences(old, new)
     mine, theirs = _subject(old), _subject(new)
-    for name in sorted((mine.keys() | theirs.keys()) - _OF_A_COMMIT):
+    for name in sorted((mine.keys() | theirs.keys()).difference(_OF_A_COMMIT)):
         if mine.get(name) != theirs.get(name):
             yield f"{name}: {mine.get(name, 'not given')}, {theirs.get(name, 'not given')}"
 

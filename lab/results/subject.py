@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from functools import cache
 from pathlib import Path
 
+import datapath
+import lab
 from bpf import LIBRARY
 from datapath.errors import ToolError, ToolMissing
 from lab.results.result import words
 from lab.system import tools
 
 _SOURCES = (".c", ".h")
+_CODE = (".py", ".c")
+
+COMMIT, OWN_COMMIT, OWN_HASH = "commit", "reloadlab commit", "reloadlab sha256"
+"""Words of a subject: the commit of the C sources; the commit and the hash of the code that did it, which is ours."""
 
 
 def subject_of(
@@ -36,23 +43,44 @@ def subject_of(
     else:
         found["library"] = "our sources" if library is None and revision is None else library
         found["library sha256"] = hash_of(library or sources or LIBRARY)
-        found["commit"] = revision or commit_of(library or LIBRARY)
-    return words(found)
+        found[COMMIT] = revision or commit_of(library or LIBRARY)
+    return words(found) | own_code()
+
+
+@cache
+def own_code() -> dict[str, str]:
+    """Return which code of ours it was, in words: what a result says where nothing else was measured."""
+    rooms = [Path(path) for package in (datapath, lab) for path in package.__path__]
+    digest = _hash((room.parent, path) for room in rooms for path in _below(room, _CODE))
+    return words({OWN_COMMIT: commit_of(rooms[0]), OWN_HASH: digest})
 
 
 def hash_of(library: Path) -> str:
     """Return the SHA-256 of all C files below a directory, with their names."""
+    return _hash((library, path) for path in _below(library, _SOURCES))
+
+
+def _below(directory: Path, suffixes: Sequence[str]) -> list[Path]:
+    return sorted(path for path in directory.rglob("*") if path.suffix in suffixes and path.is_file())
+
+
+def _hash(files: Iterable[tuple[Path, Path]]) -> str:
+    """Return the SHA-256 of files with their names, each as it is called below a directory."""
     whole = hashlib.sha256()
-    for path in sorted(path for path in library.rglob("*") if path.suffix in _SOURCES and path.is_file()):
+    for directory, path in files:
         content = path.read_bytes()
-        whole.update(f"{path.relative_to(library)}\0{len(content)}\0".encode())
+        whole.update(f"{path.relative_to(directory)}\0{len(content)}\0".encode())
         whole.update(content)
     return whole.hexdigest()
 
 
 def commit_of(directory: Path) -> str:
-    """Return what git calls the commit that a directory is of, `-dirty` if it was changed; empty without git."""
+    """Return what git calls the commit that a directory is of, `-dirty` if it was changed.
+
+    Empty without git, and if the repository around it knows none of its files: such as one in which we are installed.
+    """
     try:
+        tools.run([*git(directory), "ls-files", "--error-unmatch", "--", "."])
         return tools.run([*git(directory), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]).strip()
     except (ToolError, ToolMissing):
         return ""

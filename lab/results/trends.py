@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 from lab.results.compare import ALARM, Verdict
+from lab.results.deciding import deciding, reasons
 from lab.results.history import Lineage, Track
 from lab.results.result import Better
 from lab.results.statistics import Interval
@@ -45,25 +46,30 @@ class Checked:
         return tuple(found for found in self.findings if found.verdict is Verdict.WORSE and found.recent)
 
     @property
-    def said(self) -> bool:
-        """Whether something can be said of any metric."""
-        return len(self.unknown) < self.metrics
+    def unsaid(self) -> str:
+        """Why nothing can be said of the lineage, empty if something can: that is, of every metric that decides.
+
+        Those of the newest result do. Where nothing in it was measured, one exact metric is enough.
+        """
+        newest = self.lineage.entries[-1].result
+        measured = [series.name for series in newest.series if series.values and not series.exact]
+        decide = {name: why for name, why in self.unknown.items() if name in deciding(newest.bench, measured)}
+        return reasons(decide if measured or len(self.unknown) < self.metrics else self.unknown)
 
 
-def check(lineage: Lineage, threshold: float, last: int | None = None) -> Checked:
+def check(lineage: Lineage, threshold: float, recent: Collection[tuple[str, ...]] | None = None) -> Checked:
     """Look for steps in all metrics of a lineage.
 
     `threshold` is the smallest change that counts. Of series without steps at most the share ALARM has any finding, all
-    metrics together. `last` is the number of commits within which a step is recent; None: all are.
+    metrics together. `recent` are the identities of the commits at which a step is recent; None: at all of them.
     """
-    tracks = lineage.tracks()
+    tracks, identities = lineage.tracks(), lineage.identities
     level = ALARM / max(sum(not track.exact for track in tracks), 1)
-    first_recent = 0 if last is None else len(lineage.commits) - last
     unknown = {track.name: why for track in tracks if (why := _why_not(track, level))}
     findings = tuple(
         Finding(
             *(track.name, at, track.commits[at - 1], track.commits[at]),
-            *(change, p, verdict, track.places[at] >= first_recent),
+            *(change, p, verdict, recent is None or identities[track.places[at]] in recent),
         )
         for track in tracks
         if track.name not in unknown

@@ -277,8 +277,9 @@ def run_gates(args: argparse.Namespace) -> int:
     require("root", "notify")
     from lab.bench.gates import measure_gates
     from lab.cli.gates_view import show
+    from lab.results.subject import own_code
 
-    with _recording(args, {}, {}) as recording:
+    with _recording(args, {}, own_code()) as recording:
         report = measure_gates(args.rounds, _progress)
         recording.save(report.series(), _course(args), others=report.others)
     return _finish(args, recording, lambda: show(report))
@@ -290,8 +291,9 @@ def run_topology(args: argparse.Namespace) -> int:
     from lab.bench.topology import isolate_mounts, measure_topology, start_time
     from lab.cli.topology_view import show
     from lab.results.result import Course, Series
+    from lab.results.subject import own_code
 
-    with _recording(args, {}, {}) as recording:
+    with _recording(args, {}, own_code()) as recording:
         isolate_mounts()
         start = start_time()
         rows = list(measure_topology(args.pods, args.rounds, _progress))

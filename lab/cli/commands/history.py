@@ -68,7 +68,7 @@ def _add_check(actions: _SubParsersAction[argparse.ArgumentParser]) -> None:
     )
     parser.add_argument("directory", type=Path, metavar="DIR", help="the history")
     add_threshold(parser)
-    parser.add_argument("--last", type=count, metavar="N", help="only steps at the last N commits count (all)")
+    parser.add_argument("--last", type=count, metavar="N", help="only steps at the last N commits of DIR count (all)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.set_defaults(run=run_check, failure=NOT_COMPARABLE)
 
@@ -114,10 +114,12 @@ def run_show(args: argparse.Namespace) -> int:
 def run_check(args: argparse.Namespace) -> int:
     """Find the steps and print them."""
     from lab.cli.history_view import exit_code, nothing_said, show_steps, steps_to_json
-    from lab.results.history import lineages
+    from lab.results.history import lineages, newest
     from lab.results.trends import check
 
-    checked = [check(lineage, args.threshold, args.last) for lineage in lineages(args.directory)]
+    found = lineages(args.directory)
+    recent = None if args.last is None else newest(found, args.last)
+    checked = [check(lineage, args.threshold, recent) for lineage in found]
     if args.json:
         print_json(steps_to_json(checked))
     else:

@@ -101,6 +101,37 @@ def test_a_commit_that_was_measured_again_has_one_value(tmp_path: Path) -> None:
     assert (track.commits, track.values) == ((commit(0), commit(1)), (1.0, 3.0))
 
 
+def test_results_of_one_commit_of_the_sources_differ_by_the_code_that_measured_them(tmp_path: Path) -> None:
+    """As of a loader that changes while the C sources are those of a release."""
+    for number in range(3):
+        ours = {"reloadlab commit": commit(number), "reloadlab sha256": commit(number)}
+        subject = {"library": "/src/cilium/bpf", "library sha256": "c", "commit": "v1.16.5"}
+        filled(tmp_path, [measured(number, exact("n", "n", number), subjects={"": subject | ours})])
+    (lineage,) = lineages(tmp_path)
+    (track,) = lineage.tracks()
+    assert track.values == (0, 1, 2)
+    assert track.commits == ("v1.16.5 by 000000000000", "v1.16.5 by 010101010101", "v1.16.5 by 020202020202")
+
+
+@pytest.mark.parametrize(
+    ("subjects", "commits"),
+    [
+        ([{"commit": commit(n), "reloadlab commit": commit(n)} for n in (1, 2)], (commit(1), commit(2))),
+        ([{"commit": commit(n), "reloadlab commit": commit(9)} for n in (1, 2)], (commit(1), commit(2))),
+        ([{"commit": commit(n)} for n in (1, 2)], (commit(1), commit(2))),
+        (
+            [{"commit": commit(1), "reloadlab sha256": each * 64} for each in "ab"],
+            tuple(f"{'01' * 6} by 0.1.0+{each * 12}" for each in "ab"),
+        ),
+        ([{"commit": "v1-dirty", "library sha256": each} for each in "ab"], ("v1-dirty", "v1-dirty")),
+    ],
+    ids=["our sources", "sources of others", "before", "installed", "changed files"],
+)
+def test_commits_are_told_apart(subjects: Sequence[dict[str, str]], commits: tuple[str, str], tmp_path: Path) -> None:
+    filled(tmp_path, [measured(number, subjects={"": subject}) for number, subject in enumerate(subjects)])
+    assert lineages(tmp_path)[0].commits == commits
+
+
 def test_a_noisy_result_counts_only_where_chance_plays_no_part(tmp_path: Path) -> None:
     filled(tmp_path, [measured(0), measured(1, load=Load((9.0,), (9.0,), 0.6))])
     (lineage,) = lineages(tmp_path)

@@ -10,7 +10,7 @@ import pytest
 
 from lab.results.recording import Recording
 from lab.results.result import BadResult, Course, Series, read_result
-from lab.results.subject import commit_of, hash_of, subject_of
+from lab.results.subject import commit_of, hash_of, own_code, subject_of
 from lab.system.output import BadDirectory
 from lab.system.tools import run
 
@@ -95,9 +95,28 @@ def test_subject_has_the_commit_and_whether_it_was_changed(tmp_path: Path) -> No
         "library": str(tmp_path),
         "library sha256": hash_of(tmp_path),
         "commit": commit,
+        **own_code(),
     }
     (tmp_path / "bpf_lxc.c").write_text("int y;\n")
     assert commit_of(tmp_path) == f"{commit}-dirty"
+
+
+def test_a_repository_that_knows_none_of_the_files_is_not_theirs(tmp_path: Path) -> None:
+    """As where we are installed into an environment inside somebody's repository."""
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=x", "-c", "user.email=x@example.org"]
+    run([*git, "init", "--quiet"])
+    run([*git, "commit", "--quiet", "--allow-empty", "-m", "x"])
+    (tmp_path / ".venv" / "bpf").mkdir(parents=True)
+    (tmp_path / ".venv" / "bpf" / "bpf_lxc.c").write_text("int x;\n")
+    assert commit_of(tmp_path / ".venv" / "bpf") == ""
+
+
+def test_every_subject_says_which_code_of_ours_it_was(tmp_path: Path) -> None:
+    ours = own_code()
+    root = Path(__file__).resolve().parents[3]
+    assert ours.get("reloadlab commit", "") == commit_of(root / "lab")
+    assert len(ours["reloadlab sha256"]) == 64
+    assert subject_of(loader="builtin").items() >= ours.items()
 
 
 USER = 12345

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from lab.results.compare import Verdict
-from lab.results.history import Lineage, lineages
+from lab.results.history import Lineage, lineages, newest
 from lab.results.result import Better, Series, exact
 from lab.results.trends import Checked, check
 from tests.lab.results.samples import NEEDS_RUPTURES, times
@@ -60,33 +60,59 @@ def test_the_threshold_decides_what_counts(lineage: Lineage) -> None:
     assert [each.metric for each in check(lineage, 0.055).findings] == ["size", "maps"]
 
 
+def last(number: int, *of: Lineage) -> list[str]:
+    """Return the metrics of the first series that became worse at one of the last commits of all of them."""
+    return [each.metric for each in check(of[0], 0.02, newest(of, number)).regressions]
+
+
 def test_only_the_last_commits_count_if_that_is_asked_for(lineage: Lineage) -> None:
-    assert [each.metric for each in check(lineage, 0.02, last=9).regressions] == ["reload", "maps"]
-    assert [each.metric for each in check(lineage, 0.02, last=4).regressions] == ["maps"]
-    assert len(check(lineage, 0.02, last=4).findings) == 4
+    assert last(9, lineage) == ["reload", "maps"]
+    assert last(4, lineage) == ["maps"]
+    assert len(check(lineage, 0.02, newest([lineage], 4)).findings) == 4
 
 
-def test_a_commit_that_was_measured_again_is_two_commits(tmp_path: Path) -> None:
-    """A step at the older one is not within the last ones."""
-    for number, size in enumerate((1, 2, 2, 2)):
-        made = measured(number, exact("size", "bytes", size))
-        again = replace(made, subjects={"": {**made.subjects[""], "commit": commit(1)}}) if number == 3 else made
-        filled(tmp_path, [again])
+def test_the_last_commits_are_those_of_all_series(tmp_path: Path) -> None:
+    """A machine that is measured no more has none of them after a while."""
+    filled(tmp_path, [measured(number, exact("size", "bytes", 7 + (number > 1))) for number in range(4)])
+    filled(tmp_path, [measured(number, options={"pods": "9"}) for number in range(4, 9)])
+    new, old = lineages(tmp_path)
+    assert (len(new.commits), len(old.commits)) == (5, 4)
+    assert last(7, old, new) == ["size"]
+    assert last(6, old, new) == []
+    assert last(1, old) == []
+    assert last(2, old) == ["size"]
+
+
+def test_a_commit_that_was_measured_again_is_no_newer_one(tmp_path: Path) -> None:
+    sizes = (1, 1, 2, 2, 2)
+    days = (0, 1, 2, 3, 1)
+    for number, (size, day) in enumerate(zip(sizes, days, strict=True)):
+        filled(tmp_path, [replace(measured(day, exact("size", "bytes", size)), started=measured(number).started)])
     (lineage,) = lineages(tmp_path)
-    assert len(lineage.commits) == 4
-    assert [(each.at, each.recent) for each in check(lineage, 0.02, last=2).findings] == [(1, False)]
-    assert [(each.at, each.recent) for each in check(lineage, 0.02, last=3).findings] == [(1, True)]
+    assert lineage.commits == tuple(map(commit, days))
+    assert [(each.at, each.recent) for each in check(lineage, 0.02, newest([lineage], 1)).findings] == [(2, False)]
+    assert [(each.at, each.recent) for each in check(lineage, 0.02, newest([lineage], 2)).findings] == [(2, True)]
 
 
-def test_of_too_few_commits_only_exact_metrics_say_something(tmp_path: Path) -> None:
+def test_of_too_few_commits_nothing_is_said_of_times_and_so_of_the_series(tmp_path: Path) -> None:
+    """What is exact is looked at, and does not make up for the times."""
     filled(tmp_path, [measured(number) for number in range(5)])
     checked = check(lineages(tmp_path)[0], 0.02)
     assert checked.unknown == {"reload": "5 of the 11 commits that are needed"}
-    assert checked.said
+    assert checked.unsaid == "reload: 5 of the 11 commits that are needed"
+
+
+def test_a_step_of_a_reload_that_came_late_does_not_take_the_word_from_the_reload(tmp_path: Path) -> None:
+    for number in range(COMMITS):
+        late = [Series("step: new", "s", times(number))] if number > 20 else []
+        filled(tmp_path, [measured(number, Series("reload", "s", times(number)), *late, bench="ab")])
+    checked = check(lineages(tmp_path)[0], 0.02)
+    assert "step: new" in checked.unknown
+    assert checked.unsaid == ""
 
 
 def test_values_of_0_have_no_ratio(tmp_path: Path) -> None:
     filled(tmp_path, [measured(number, Series("lost", "packets", (0.0,) * 6)) for number in range(COMMITS)])
     checked = check(lineages(tmp_path)[0], 0.02)
     assert checked.unknown == {"lost": "values of 0 have no ratio"}
-    assert not checked.said
+    assert checked.unsaid == "lost: values of 0 have no ratio"

@@ -49,8 +49,22 @@ def test_check_fails_where_something_became_worse(
 def test_too_few_commits_say_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     filled(tmp_path, [measured(number, Series("reload", "s", times(number))) for number in range(3)])
     assert main(["history", "check", str(tmp_path)]) == 3
-    said = f"reloadlab: {tmp_path}: nothing can be said: 3 of the 11 commits that are needed\n"
+    said = f"reloadlab: {tmp_path}: nothing can be said: reload: reload: 3 of the 11 commits that are needed\n"
     assert capsys.readouterr().err == said
+
+
+def test_what_is_exact_does_not_speak_for_the_times(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["history", "check", history(tmp_path, slower=0.0, commits=5)]) == 3
+    out, err = capsys.readouterr()
+    assert "1 of 2 metrics looked at: no step" in out
+    assert err == f"reloadlab: {tmp_path}: nothing can be said: reload: reload: 5 of the 11 commits that are needed\n"
+
+
+def test_last_is_green_again_when_another_machine_goes_on(tmp_path: Path) -> None:
+    path = history(tmp_path, slower=0.05)
+    assert main(["history", "check", path, "--last", "10"]) == 1
+    filled(tmp_path, [measured(number, options={"pods": "9"}) for number in range(14, 26)])
+    assert main(["history", "check", path, "--last", "10"]) == 0
 
 
 def test_add_says_where_the_result_is_and_why_a_series_begins(
