@@ -79,7 +79,7 @@ def command(line: str) -> list[str]:
 def run(argv: list[str], directory: Path, **variables: str) -> subprocess.CompletedProcess[str]:
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     environment = {name: value for name, value in os.environ.items() if not name.startswith("GITHUB_")}
-    environment |= {"PATH": path, **variables}
+    environment |= {"PATH": path} | variables
     return subprocess.run(
         argv,
         cwd=directory,
@@ -120,6 +120,19 @@ def test_a_change_that_cannot_be_measured_is_not_called_worse(repository: Path) 
     assert done.returncode == 3, done.stderr
     assert "holds no bpf_lxc.c" in done.stderr
     assert not (repository / "history").exists()
+
+
+def test_a_reloadlab_that_does_not_begin_is_not_called_slower(tmp_path: Path) -> None:
+    (tmp_path / "perf.sh").write_text(SCRIPT)
+    (tmp_path / "bin").mkdir()
+    program = tmp_path / "bin" / "reloadlab"
+    program.write_text(f"#!{sys.executable}\nimport a_module_that_is_not_there\n")
+    program.chmod(0o755)
+    git(tmp_path, "init", "-q", "-b", "main")
+    commit(tmp_path, "base")
+    done = run(["sh", "perf.sh", "main", "."], tmp_path, PATH=f"{tmp_path}/bin:{os.environ['PATH']}")
+    assert done.returncode == 3, done.stderr
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_plain_call_is_that_of_the_workflow() -> None:

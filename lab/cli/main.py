@@ -7,6 +7,7 @@ import importlib
 import io
 import os
 import sys
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from difflib import get_close_matches
@@ -195,6 +196,13 @@ def _run(argv: Sequence[str]) -> int:
     except (ReloadlabError, OSError) as error:
         # Where 1 says that something became worse, a command has another code for its own failure.
         return _fail(told(error), getattr(args, "failure", EXIT_FAILURE))
+    except Exception:
+        # A bug of ours, which ends with 1: no verdict of a command whose verdicts are exit codes.
+        if not hasattr(args, "failure"):
+            raise
+        with suppress(OSError):
+            traceback.print_exc()
+        return int(args.failure)
 
 
 def _split(argv: Sequence[str]) -> tuple[list[str], list[str]]:

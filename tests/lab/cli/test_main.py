@@ -171,3 +171,34 @@ def test_output_of_a_command_goes_where_it_can() -> None:
 def test_python_module_is_the_command() -> None:
     done = subprocess.run(cli("lss"), cwd=ROOT, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (2, "reloadlab: no command lss; did you mean ls?; see: reloadlab --help\n")
+
+
+@pytest.mark.parametrize(
+    "arguments", [["compare", "a.json", "b.json"], ["history", "check", "DIR"], ["bench", "ab", "own", "own"]]
+)
+def test_a_bug_is_no_verdict(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of a command whose exit code 1 says that something became worse."""
+
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError("a bug")
+
+    for name in ("lab.results.files.read_comparable", "lab.results.history.lineages", "lab.bench.sides.parse_side"):
+        monkeypatch.setattr(name, broken)
+    assert main(arguments) == 3
+    out, err = capsys.readouterr()
+    assert (out, err.splitlines()[0], err.splitlines()[-1]) == (
+        "",
+        "Traceback (most recent call last):",
+        "ZeroDivisionError: a bug",
+    )
+
+
+def test_a_bug_of_other_commands_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr("lab.results.files.read_measured", broken)
+    with pytest.raises(ZeroDivisionError):
+        main(["bench", "export", "jsonl", "a.json"])
