@@ -59,15 +59,15 @@ def do(args: argparse.Namespace) -> int:
 def _do(args: argparse.Namespace, files: CiFiles) -> int:
     console = make_console(stderr=args.json)
     check(args)
-    _examine(console)
-    check_attach(args.attach)
-    slow = calibrate()
-    if slow > 1:
-        console.print(f"  slow machine: packets are sent {slow:g} times slower, and waited for {slow:g} times longer")
     with OutputDirectory(args.out) as output, paged(output, RunFile(output, about(args))) as file:
         files.run = file
-        # Fail now rather than after all scenarios if it cannot be written.
-        file.write([])
+        _examine(console)
+        check_attach(args.attach)
+        slow = calibrate()
+        if slow > 1:
+            console.print(
+                f"  slow machine: packets are sent {slow:g} times slower, and waited for {slow:g} times longer"
+            )
         registry.sweep()
         records = run_scenarios(console, call_of(args, file), file, stdout=_STDERR if args.json else None)
         if args.rounds > 0:
@@ -113,16 +113,19 @@ def about(args: argparse.Namespace) -> RunFacts:
 def paged(output: OutputDirectory, file: RunFile) -> Iterator[RunFile]:
     """Write the page of what run.json holds in the end, whatever ends the run.
 
-    No page or trace of the run before stays beside run.json, also if this one is killed.
+    No page or trace of the run before stays beside run.json, also if this one is killed. run.json is written at once:
+    what cannot be written fails now rather than after all scenarios.
     """
     output.remove(REPORT_HTML)
     output.remove(TRACE_JSON)
+    file.write([])
     try:
         with file:
             yield file
     except BaseException:
         with warned():
             _write_page(output, file)
+            print(f"reloadlab: what there is of the run: {file.path.with_name(REPORT_HTML)}", file=sys.stderr)
         raise
     _write_page(output, file)
 
@@ -131,8 +134,7 @@ def _write_page(output: OutputDirectory, file: RunFile) -> None:
     # numpy and scipy are long in coming, and nothing before needs them.
     from lab.report.page import PageMaker
 
-    if file.text:
-        output.write(REPORT_HTML, PageMaker([to_document(file.path, json.loads(file.text))]).make())
+    output.write(REPORT_HTML, PageMaker([to_document(file.path, json.loads(file.text))]).make())
 
 
 def _verdict(records: Sequence[Record], report: ParallelReport | None) -> tuple[bool, str]:

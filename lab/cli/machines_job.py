@@ -78,7 +78,6 @@ def _do(args: argparse.Namespace, targets: Sequence[Target], files: CiFiles) -> 
         scratch() as directory,
     ):
         files.run = file
-        file.write([])
         console.print("[bold]machines[/]")
         copied = _Files.of(args)
         wanted = [(target, route_to(target, directory), copied.order(args, file.before)) for target in targets]

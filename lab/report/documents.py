@@ -75,6 +75,7 @@ _FAILED: Shape = {
     "rollback": (type(None), _WORK),
     "spans": _SPANS,
 }
+_MACHINE: Shape = {"name": str, "kernel": str, "workers": int, "lost": (type(None), str)}
 _PARALLEL: Shape = {
     "pods": int,
     "rounds": int,
@@ -220,6 +221,7 @@ def to_document(path: Path, content: object) -> Document:
         check(content, shape)
         if kind == "run":
             _check_steps(content)
+            _check_machines(content)
     except WrongContent as error:
         raise BadDocument(f"{path} is damaged: {error.reason}") from error
     return Document(str(path), kind, content)
@@ -242,6 +244,14 @@ def _check_steps(run: Json) -> None:
     for number, row in enumerate((run["parallel"] or {"workers": ()})["workers"]):
         for step, times in row["steps"].items():
             check(times, _PERCENTILES, f"parallel.workers[{number}].steps.{step}")
+
+
+def _check_machines(run: Json) -> None:
+    """Check who ran what; runs of earlier versions do not say it."""
+    check(run.get("machines", []), [_MACHINE], "machines")
+    for number, scenario in enumerate(run["scenarios"]):
+        if "machine" in scenario:
+            check(scenario, {"machine": str, "kernel": str}, f"scenarios[{number}]")
 
 
 def of_kind(documents: Iterable[Document], kind: str) -> list[Document]:

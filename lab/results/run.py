@@ -179,7 +179,10 @@ def checked_run(path: Path, document: object) -> Run:
         raise BadResult(f"{path} has format {document['format']!r}, this version reads {RUN_FORMAT}: run it again")
     if document.get("complete") is not True:
         raise BadResult(f"{path} is of a run that did not come to its end: run it again")
-    if len(document.get("machines", ())) > 1:
+    machines = document.get("machines", [])
+    if not isinstance(machines, list):
+        raise BadResult(f"{path} holds no run: machines is not a list")
+    if len(machines) > 1:
         raise BadResult(
             f"{path} is of a run over several machines, whose times are no measurement: compare runs on one machine"
         )

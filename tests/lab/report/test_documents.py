@@ -30,6 +30,13 @@ CASES: Mapping[str, Mapping[str, Any]] = {
 """What the commands write."""
 
 
+def elsewhere(**changes: Any) -> dict[str, Any]:
+    """Return a run whose scenario was run by another machine."""
+    found = run(record())
+    found["scenarios"][0] |= {"machine": "ssh:alpha", "kernel": "6.1.0", **changes}
+    return found
+
+
 @pytest.mark.parametrize("kind", CASES)
 def test_what_the_commands_write_is_understood(kind: str, tmp_path: Path) -> None:
     path = tmp_path / "file.json"
@@ -68,6 +75,9 @@ def test_a_run_without_scenarios_is_understood(tmp_path: Path) -> None:
         (json.dumps({**CASES["run"], "format": 3}), "has format 3, this version reads 4: run it again"),
         (json.dumps({**CASES["corpus"], "format": 9}), "has format 9, this version reads 2: run it again"),
         (json.dumps({**CASES["run"], "seconds": "x"}), "is damaged: seconds is not a number"),
+        (json.dumps({**CASES["run"], "machines": None}), "is damaged: machines is not a list"),
+        (json.dumps({**CASES["run"], "machines": [{"name": "ssh:a"}]}), "is damaged: no machines[0].kernel"),
+        (json.dumps(elsewhere(kernel=None)), "is damaged: scenarios[0].kernel is not text"),
         (json.dumps({**CASES["run"], "scenarios": []}), "is damaged: reloads[0] is of no scenario"),
         (json.dumps(run(record(), record())), "is damaged: two scenarios have the same name"),
         (
@@ -75,7 +85,22 @@ def test_a_run_without_scenarios_is_understood(tmp_path: Path) -> None:
             "is damaged: no parallel.workers[0].reload.values_ms",
         ),
     ],
-    ids=["empty", "text", "truncated", "list", "other", "version", "corpus", "type", "orphan", "twice", "steps"],
+    ids=[
+        "empty",
+        "text",
+        "truncated",
+        "list",
+        "other",
+        "version",
+        "corpus",
+        "type",
+        "no machines",
+        "machine",
+        "where",
+        "orphan",
+        "twice",
+        "steps",
+    ],
 )
 def test_bad_files_are_refused_in_one_line(text: str, said: str, tmp_path: Path) -> None:
     path = tmp_path / "file.json"

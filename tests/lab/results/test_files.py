@@ -126,9 +126,10 @@ def changed(change: Callable[[dict[str, Any]], object]) -> dict[str, Any]:
         (changed(lambda run: run.pop("parallel")), "holds no run: KeyError: 'parallel'"),
         (changed(lambda run: run["reloads"][0].update(spans=7)), "holds no run: TypeError: "),
         (changed(lambda run: run.update(machine={})), "holds no run: no facts.machine.architecture"),
+        (changed(lambda run: run.update(machines=None)), "holds no run: machines is not a list"),
         (changed(lambda run: run.update(scenarios=[])), "is of a run in which no scenario passed: "),
     ],
-    ids=["old", "killed", "no parallel", "no spans", "no machine", "empty"],
+    ids=["old", "killed", "no parallel", "no spans", "no machine", "no machines", "empty"],
 )
 def test_a_run_that_cannot_be_compared_is_one_line(
     document: dict[str, Any], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

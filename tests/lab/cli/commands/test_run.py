@@ -94,6 +94,11 @@ def call(suite: Path, argv: list[str], env: dict[str, str] | None = None) -> Ran
     return Ran(done.returncode, done.stdout, done.stderr, document(suite))
 
 
+def page_of(suite: Path) -> str:
+    """Return the line that tells the page of a run that did not come to its end."""
+    return f"reloadlab: what there is of the run: {suite.with_name('out')}/report.html\n"
+
+
 def ci_files(suite: Path) -> tuple[str, ...]:
     """Return the options for files that a CI server reads; a job has written into its summary before."""
     suite.with_name("summary.md").write_text("first\n")
@@ -386,7 +391,7 @@ def test_an_interrupted_run_tells_the_reasons_and_keeps_what_it_had(suite: Path)
     with started(suite) as process:
         process.send_signal(signal.SIGTERM)
         out, err = process.communicate(timeout=60)
-    assert (process.returncode, err) == (130, "reloadlab: interrupted\n")
+    assert (process.returncode, err) == (130, f"{page_of(suite)}reloadlab: interrupted\n")
     assert "assert 2 == 3" in out
     ran = Ran(process.returncode, out, err, document(suite))
     assert ran.document["complete"] is False
@@ -463,7 +468,7 @@ def test_files_that_cannot_be_written_end_the_run_before_it_begins(suite: Path) 
 def test_results_are_written_before_the_measurement(suite: Path) -> None:
     suite.write_text(THREE)
     ran = call(suite, [*command(suite), "--rounds", "1", "--pods", "5000", *ci_files(suite)])
-    assert (ran.code, ran.err) == (2, "reloadlab: a node has 0 to 4000 pods, not 5002\n")
+    assert (ran.code, ran.err) == (2, f"{page_of(suite)}reloadlab: a node has 0 to 4000 pods, not 5002\n")
     assert "assert 2 == 3" in ran.out
     assert (ran.document["complete"], ran.outcomes["test_two"]) == (False, "failed")
     assert told_in_xml(suite) == {"test_one": [], "test_two": ["failure"], "test_three": [], "the run": ["error"]}
