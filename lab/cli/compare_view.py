@@ -44,7 +44,7 @@ def show(comparisons: Sequence[Comparison]) -> None:
             if not _untouched(row):
                 add_row(table, *_cells(row))
         print_table(table)
-        for line in _closing(comparison):
+        for line in (*_closing(comparison), *comparison.about):
             print(line)
         print()
 
@@ -58,6 +58,7 @@ def markdown(comparisons: Sequence[Comparison]) -> str:
             parts.append(f"Not comparable: {escaped(comparison.unsaid)}\n\n")
         if comparison.differences:
             continue
+        parts += [f"- {escaped(line)}\n" for line in comparison.about] + ["\n"]
         changed = [row for row in comparison.rows if row.verdict in (Verdict.WORSE, Verdict.BETTER)]
         if changed:
             parts.append(_markdown_table(changed))
@@ -126,6 +127,7 @@ def _comparison(comparison: Comparison) -> dict[str, Any]:
     return {
         "old": comparison.old,
         "new": comparison.new,
+        "about": list(comparison.about),
         "not_comparable": comparison.unsaid or None,
         "geometric_means": comparison.means(),
         "metrics": [_row(row) for row in comparison.rows],

@@ -11,7 +11,8 @@ from lab.cli.figures import figure, finite, percent, probability, scale, sparkli
 from lab.cli.tables import add_row, make_table, print_table
 from lab.cli.targets import plural
 from lab.results.compare import Verdict
-from lab.results.history import Lineage, Track, short
+from lab.results.history import Lineage, Track
+from lab.results.subject import short
 from lab.results.trends import Checked, Finding
 
 _TRACKS = ("metric", "commits", "first", "last", "change", "course")

@@ -7,7 +7,8 @@ from xml.etree.ElementTree import Element, SubElement, indent, tostring
 
 from lab.report.trends import change_of, said_of
 from lab.results.compare import Verdict
-from lab.results.history import Track, short
+from lab.results.history import Track
+from lab.results.subject import short
 from lab.results.trends import Checked, Finding
 
 WIDTH, HEIGHT = 900, 150

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from lab.report.figure import Figure, Table, counted, plain, readable
 from lab.report.figure import number as shown
 from lab.results.compare import Verdict
-from lab.results.history import Lineage, Track, short
+from lab.results.history import Lineage, Track
 from lab.results.result import Better
 from lab.results.steps import LibraryMissing
+from lab.results.subject import short
 from lab.results.trends import Checked, Finding, check
 
 _COLOURS = {Verdict.WORSE: "--bad", Verdict.BETTER: "--good"}

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
+from lab.results.about import about
 from lab.results.deciding import deciding, reasons
 from lab.results.result import NOISY, RUN, Better, Result, Series
 from lab.results.statistics import (
@@ -67,12 +68,16 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Two results or two sides of one. `differences` say why they cannot be compared; then there are no rows."""
+    """Two results or two sides of one. `differences` say why they cannot be compared; then there are no rows.
+
+    `about` are lines that say what was compared, where and how.
+    """
 
     old: str
     new: str
     rows: tuple[Row, ...] = ()
     differences: tuple[str, ...] = ()
+    about: tuple[str, ...] = ()
 
     @property
     def regressions(self) -> tuple[Row, ...]:
@@ -120,7 +125,10 @@ def compare(results: Sequence[Named], threshold: float) -> list[Comparison]:
         drafts = [_two_results(old, new) for new in others]
     else:
         first, *sides = old.result.sides
-        drafts = [Comparison(first, side, tuple(_rows(old, old, first, side))) for side in sides]
+        drafts = [
+            Comparison(first, side, tuple(_rows(old, old, first, side)), about=_about(old, old, first, side))
+            for side in sides
+        ]
         if not sides:
             drafts = [Comparison(old.name, "", differences=("it has no second side: name another result",))]
     return _judged(drafts, threshold)
@@ -134,7 +142,15 @@ def _two_results(old: Named, new: Named) -> Comparison:
     rows = [row for side in sides for row in _rows(old, new, side, side)]
     if not any(row.old and row.new for row in rows):
         return Comparison(old.name, new.name, differences=("they have no metric in common",))
-    return Comparison(old.name, new.name, tuple(rows))
+    return Comparison(old.name, new.name, tuple(rows), about=_about(old, new, sides[0], sides[0]))
+
+
+def _about(old: Named, new: Named, old_side: str, new_side: str) -> tuple[str, ...]:
+    one_run = old.result is new.result
+    return about(
+        (old_side if one_run else old.name, old.result, old_side),
+        (new_side if one_run else new.name, new.result, new_side),
+    )
 
 
 def differences(old: Result, new: Result) -> Iterable[str]:

@@ -15,15 +15,12 @@ from statistics import median
 
 from lab.results.compare import counted, differences
 from lab.results.result import NOISY, BadResult, Better, Result, Series, read_result, to_text
-from lab.results.subject import COMMIT, OWN_COMMIT, OWN_HASH
+from lab.results.subject import COMMIT, DIGITS, OWN_COMMIT, OWN_HASH, short
 from lab.system.output import OutputDirectory
 
 _NAME = re.compile(r"(?P<time>\d{8}T\d{6}Z)-(?P<commit>[0-9A-Za-z._-]+)-(?P<conditions>[0-9a-f]{8})\.json")
 _COMMIT = re.compile(r"[0-9A-Za-z][0-9A-Za-z._-]{0,63}")
 _TIME = "%Y%m%dT%H%M%SZ"
-_DIGITS = 12
-"""Of a commit that a name holds."""
-
 _OF_A_COMMIT = (COMMIT, "library sha256", "object sha256", OWN_COMMIT, OWN_HASH)
 """Words of a subject that change from commit to commit: that of the sources, or our own."""
 
@@ -49,7 +46,7 @@ class Entry:
         """Which code of ours measured it: its commit or, if it has none, version and hash; empty if it does not say."""
         subject = _subject(self.result)
         digest = subject.get(OWN_HASH, "")
-        return subject.get(OWN_COMMIT) or (f"{self.result.version}+{digest[:_DIGITS]}" if digest else "")
+        return subject.get(OWN_COMMIT) or (f"{self.result.version}+{digest[:DIGITS]}" if digest else "")
 
     @property
     def noisy(self) -> bool:
@@ -244,12 +241,6 @@ def _fingerprint(result: Result) -> str:
 
 def _subject(result: Result) -> dict[str, str]:
     return result.subjects[""]
-
-
-def short(commit: str) -> str:
-    """Return a commit as names have it: so many digits, and whether the tree was changed."""
-    digits, dash, rest = commit.partition("-")
-    return digits[:_DIGITS] + dash + rest if re.fullmatch(r"[0-9a-f]{40}", digits) else commit
 
 
 def _name(result: Result, time: datetime) -> str:

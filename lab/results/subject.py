@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
@@ -20,6 +21,9 @@ _CODE = (".py", ".c")
 
 COMMIT, OWN_COMMIT, OWN_HASH = "commit", "reloadlab commit", "reloadlab sha256"
 """Words of a subject: the commit of the C sources; the commit and the hash of the code that did it, which is ours."""
+
+DIGITS = 12
+"""Of a commit where it is shown."""
 
 
 def subject_of(
@@ -101,3 +105,9 @@ def git(directory: Path) -> tuple[str, ...]:
         return command
     ids = (f"--reuid={owner.st_uid}", f"--regid={owner.st_gid}", "--clear-groups")
     return "setpriv", *ids, "env", "-u", "HOME", *command
+
+
+def short(commit: str) -> str:
+    """Return a commit as it is shown: so many digits, and whether the tree was changed."""
+    digits, dash, rest = commit.partition("-")
+    return digits[:DIGITS] + dash + rest if re.fullmatch(r"[0-9a-f]{40}", digits) else commit

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from lab.cli.main import main
+from lab.report.markdown import escaped
 from lab.results.result import Course, Result, Series, exact, to_text
 from tests.lab.results.samples import machine, result, times
 
@@ -109,6 +110,32 @@ def test_table_and_markdown_say_by_how_much(tmp_path: Path, capsys: pytest.Captu
     out = capsys.readouterr().out
     assert out.count("| reload |") == 2, "what changed, and the whole table"
     assert "<details><summary>2 metrics</summary>" in out
+
+
+def test_table_and_markdown_say_what_was_compared_where_and_how(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    subjects = {
+        "A": {"library": "our sources", "commit": "ab" * 20, "attach": "tc", "reloadlab commit": "ab" * 20},
+        "B": {"library": "/src/bpf", "library sha256": "c" * 64, "attach": "tc", "reloadlab commit": "ab" * 20},
+    }
+    course, notes = Course(rounds=30, warm_up=2, seed=7), {"A": "own", "B": "library=/src/bpf"}
+    (path,) = written(tmp_path, replace(SIDES, subjects=subjects, course=course, notes=notes))
+    ours = machine()
+    lines = [
+        "A: library our sources, commit abababababab, attach tc (own)",
+        f"B: library /src/bpf, attach tc, library sha256 {'c' * 12}, reloadlab commit abababababab (library=/src/bpf)",
+        f"{ours.cpu_model}, {ours.cpus} CPUs, kernel {ours.kernel}, clang {ours.clang}",
+        "30 rounds after 2 of warm-up; seed 7; other processes had 1% of the CPUs; "
+        "reloadlab 0.1.0, 2026-01-01T00:00:00+00:00",
+    ]
+    main(["compare", path])
+    assert capsys.readouterr().out.splitlines()[-5:-1] == lines
+    main(["compare", path, "--markdown"])
+    printed = capsys.readouterr().out
+    assert [line for line in printed.splitlines() if line.startswith("- ")] == [f"- {escaped(line)}" for line in lines]
+    main(["compare", path, "--json"])
+    assert json.loads(capsys.readouterr().out)["comparisons"][0]["about"] == lines
 
 
 def test_markdown_lets_nothing_through_as_markup(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
