@@ -22,19 +22,20 @@ _SYMBOLS = {Verdict.WORSE: "diamond", Verdict.BETTER: "square", Verdict.SAME: "c
 class Compared:
     """A comparison as a page shows it; `figure` is None where nothing has an interval.
 
-    `title` says what is compared: two files, or two sides of a file.
+    `title` says what is compared: two files, or two sides of a file; `note` what of them is not.
     """
 
     title: str
     comparison: Comparison
     figure: Figure | None
     table: Table
+    note: str = ""
 
     @property
     def verdict(self) -> str:
         """What is worse, in a line."""
-        if self.comparison.differences:
-            return "not comparable: " + "; ".join(self.comparison.differences)
+        if self.comparison.unsaid:
+            return "not comparable: " + self.comparison.unsaid
         rows = self.comparison.rows
         counts = {verdict: sum(row.verdict is verdict for row in rows) for verdict in Verdict}
         words = {Verdict.UNKNOWN: "where nothing can be said"}

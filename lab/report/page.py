@@ -12,7 +12,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from lab.report.baseline import Baseline
 from lab.report.comparison import Compared, comparisons, result_figures, result_table
 from lab.report.distributions import parallel_figures, rates_table, step_figure
 from lab.report.documents import Document, of_kind
@@ -159,11 +160,13 @@ class Run:
 
 
 class PageMaker:
-    """Makes a page of documents; `old` is what results are compared with."""
+    """Makes a page of documents; `baseline` is what some of them are compared with."""
 
-    def __init__(self, documents: Sequence[Document], *, old: Document | None = None, threshold: float = 0.02) -> None:
+    def __init__(
+        self, documents: Sequence[Document], *, baseline: Baseline | None = None, threshold: float = 0.02
+    ) -> None:
         self._documents = documents
-        self._old = old
+        self._baseline = baseline
         self._threshold = threshold
         self._chunks = Chunks()
         self._environment = Environment(
@@ -242,13 +245,18 @@ class PageMaker:
 
     def _compared(self) -> list[Compared]:
         named = [Named(each.name, each.result) for each in self._documents if each.result is not None]
-        old = None if self._old is None or self._old.result is None else Named(self._old.name, self._old.result)
-        return comparisons(old, named, self._threshold)
+        base = self._baseline
+        if base is None:
+            return comparisons(None, named, self._threshold)
+        found = [replace(each, note=base.left_out) for each in comparisons(base.old, base.new, self._threshold)]
+        return found + comparisons(None, named, self._threshold) if base.of_runs else found
 
     def _kernels(self) -> list[tuple[str, str]]:
         """Return which file is of which kernel if they are of several, else nothing."""
-        documents = [*self._documents, *([] if self._old is None else [self._old])]
-        found = [(each.name, str(each.content["machine"]["kernel"])) for each in documents if "machine" in each.content]
+        documents = [each for each in self._documents if "machine" in each.content]
+        found = [(each.name, str(each.content["machine"]["kernel"])) for each in documents]
+        if self._baseline is not None:
+            found.append((self._baseline.old.name, self._baseline.old.result.machine.kernel))
         return found if len({kernel for _, kernel in found}) > 1 else []
 
     def _title(self, runs: Sequence[Run]) -> str:

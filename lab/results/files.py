@@ -17,20 +17,23 @@ def read_measured(path: Path) -> Result:
 
 
 def read_comparable(paths: Sequence[Path]) -> tuple[list[Named], str]:
-    """Return the results of several files, and what of them is left out, in words; empty if nothing is.
+    """Return the results of several files, and what of them is left out, as `comparable` does; BadResult."""
+    return comparable([(str(path), _read(path)) for path in paths])
 
-    Of runs, only the scenarios that all of them have are in the results, and times only of those that passed in all.
-    BadResult as of `read_measured`, and if runs have no scenario in common.
+
+def comparable(files: Sequence[tuple[str, Result | Run]]) -> tuple[list[Named], str]:
+    """Return results and runs, each with its name, as results that can be compared.
+
+    Also returns what of them is left out, in words; empty if nothing is. Of runs, only the scenarios that all of them
+    have are in the results, and times only of those that passed in all. BadResult if runs have no scenario in common.
     """
-    found = [_read(path) for path in paths]
-    runs = [each for each in found if isinstance(each, Run)]
+    runs = [each for _, each in files if isinstance(each, Run)]
     names = frozenset[str]().union(*(run.names for run in runs))
     common = names.intersection(*(run.names for run in runs))
     passed = common.intersection(*(run.passed for run in runs))
     if names and not common:
-        raise BadResult(f"{', '.join(map(str, paths))}: the runs have no scenario in common")
-    results = [each.result(common, passed) if isinstance(each, Run) else each for each in found]
-    named = [Named(str(path), result) for path, result in zip(paths, results, strict=True)]
+        raise BadResult(f"{', '.join(name for name, _ in files)}: the runs have no scenario in common")
+    named = [Named(name, each.result(common, passed) if isinstance(each, Run) else each) for name, each in files]
     left_out = [f"{len(names - common)} scenarios that are not in all of the runs"] if names != common else []
     left_out += [f"the times of {len(common - passed)} that did not pass in all of them"] if common != passed else []
     return named, " and ".join(left_out)

@@ -32,22 +32,28 @@ def add_parser(subparsers: _SubParsersAction[argparse.ArgumentParser]) -> None:
     parser.add_argument(
         "-o", "--output", type=file_path, default=Path("report.html"), metavar="FILE", help="the page (report.html)"
     )
-    parser.add_argument("--compare", type=Path, metavar="OLD", help="a result of `bench --out` to compare with")
+    parser.add_argument(
+        "--compare", type=Path, metavar="OLD", help="a run.json or a result of `bench --out` to compare with"
+    )
     add_threshold(parser)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Read the files, write the page, print its path."""
+    from lab.report.baseline import baseline, can_be_compared
     from lab.report.documents import read_document, read_documents
     from lab.report.page import PageMaker
     from lab.system.output import OutputDirectory
 
     documents = read_documents(args.files)
     old = None if args.compare is None else read_document(args.compare)
-    if old is not None and (old.result is None or not any(each.result for each in documents)):
-        raise BadOption("--compare is for results of `bench --out`: it names an old one, the files have a new one")
+    if old is not None and not can_be_compared(old, documents):
+        raise BadOption(
+            f"--compare {old.name}: it takes an old run.json or result of `bench --out`, with a new one among the files"
+        )
+    compared = None if old is None else baseline(old, documents)
     with OutputDirectory(args.output.parent) as output:
-        output.write(args.output.name, PageMaker(documents, old=old, threshold=args.threshold).make())
+        output.write(args.output.name, PageMaker(documents, baseline=compared, threshold=args.threshold).make())
     print(args.output)
     return 0

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import stat
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from lab.cli.main import main
 from lab.results.result import Series, to_text
-from tests.lab.report.samples import record, run
+from tests.lab.report.samples import MS, outcome, record, run
 from tests.lab.results.samples import result, times
 
 
@@ -45,6 +47,21 @@ def test_results_are_compared(tmp_path: Path) -> None:
     assert "<strong>1 worse</strong>" in (tmp_path / "page.html").read_text()
 
 
+def test_runs_are_compared_scenario_by_scenario(tmp_path: Path) -> None:
+    old, new, page = (str(tmp_path / name) for name in ("old.json", "new.json", "page.html"))
+    scenarios = [record(f"test_a.py::test_{number}") for number in range(7)]
+    Path(old).write_text(json.dumps(run(*scenarios, record("test_a.py::test_gone"))))
+    slower = [replace(each, reloads=({"node": 1, **outcome(step=2 * MS).to_json()},)) for each in scenarios]
+    Path(new).write_text(json.dumps(run(*slower)))
+    assert main(["report", new, "--compare", old, "-o", page]) == 0
+    text = Path(page).read_text()
+    assert f"{old} → {new}" in text
+    assert "Not compared: 1 scenarios that are not in all of the runs." in text
+    assert re.search(r"<tr><t[hd][^>]*>reload: pod</t[hd]>.*\+100.0%", text)
+    # The scenarios are those of the new run.
+    assert "test_gone" not in text
+
+
 def test_a_link_is_replaced_and_not_followed(written: Path) -> None:
     target, link = written.parent / "target", written.parent / "page.html"
     target.write_text("mine")
@@ -67,8 +84,13 @@ def test_a_directory_that_is_a_link_is_refused(written: Path, capsys: pytest.Cap
     [
         (["no.json"], "{0}/no.json: No such file or directory"),
         (
-            ["run.json", "--compare", "run.json"],
-            "--compare is for results of `bench --out`: it names an old one, the files have a new one",
+            ["run.json", "--compare", "bench.json"],
+            "--compare {0}/bench.json: it takes an old run.json or result of `bench --out`, with a new one among the "
+            "files",
+        ),
+        (
+            ["run.json", "--compare", "killed.json"],
+            "{0}/killed.json is of a run that did not come to its end: run it again",
         ),
         (["run.json", "-o", "/proc/page.html"], "/proc/page.html: No such file or directory"),
         (["run.json", "-o", "."], "argument -o/--output: '.' names no file; see: reloadlab report --help"),
@@ -77,15 +99,19 @@ def test_a_directory_that_is_a_link_is_refused(written: Path, capsys: pytest.Cap
             "{0}/cut.json holds no result: not JSON (Unterminated string starting at: line 1 column 9 (char 8))",
         ),
     ],
-    ids=["missing", "compare", "unwritable", "no name", "truncated"],
+    ids=["missing", "compare", "compare killed", "unwritable", "no name", "truncated"],
 )
 def test_what_is_wrong_is_one_line(
     arguments: list[str], said: str, written: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     place = written.parent
     (place / "cut.json").write_text('{"for": "run')
+    (place / "bench.json").write_text(to_text(result(Series("reload", "s", times(1)))))
+    (place / "killed.json").write_text(json.dumps(run(record(), complete=False)))
     argv = [str(place / word) if word.endswith(".json") else word for word in arguments]
     monkeypatch.chdir(place)
     assert main(["report", *argv]) != 0
     assert capsys.readouterr().err == f"reloadlab: {said.format(place)}\n"
-    assert sorted(path.name for path in place.iterdir()) == ["cut.json", "run.json"]
+    assert sorted(path.name for path in place.iterdir()) == [
+        *("bench.json", "cut.json", "killed.json", "run.json"),
+    ]
