@@ -21,6 +21,8 @@ from datapath.object.spec import CollectionSpec, ProgramSpec
 
 _PROCESSED = re.compile(r"^processed (\d+) insns", re.MULTILINE)
 _TIME = re.compile(r"^verification time (\d+) usec", re.MULTILINE)
+_TOTAL_STATES = re.compile(r"^processed .* total_states (\d+)", re.MULTILINE)
+_PEAK_STATES = re.compile(r"^processed .* peak_states (\d+)", re.MULTILINE)
 _STACK = re.compile(r"^stack depth ([\d+]+)", re.MULTILINE)
 
 
@@ -36,15 +38,18 @@ class Verdict(enum.StrEnum):
 class ProgramReport:
     """The verifier's statistics of one program, its refusal, or why it was not asked.
 
-    `verified_instructions` counts an instruction once per path on which it was looked at; `time_us` is the verifier's
-    own time in microseconds, the least of all loads; `stack` and `jited_size` are bytes. None where the kernel did not
-    say. `reason` says why the verifier was not asked, and is empty where it was.
+    `verified_instructions` counts an instruction once per path on which it was looked at; `total_states` are those that
+    the verifier has kept to compare others with, `peak_states` those at a time. `time_us` is the verifier's own time in
+    microseconds, the least of all loads; `stack` and `jited_size` are bytes. None where the kernel did not say.
+    `reason` says why the verifier was not asked, and is empty where it was.
     """
 
     name: str
     section: str
     instructions: int
     verified_instructions: int | None = None
+    total_states: int | None = None
+    peak_states: int | None = None
     time_us: int | None = None
     stack: int | None = None
     jited_size: int | None = None
@@ -162,6 +167,8 @@ def _report(
         section=program.section,
         instructions=program.instructions,
         verified_instructions=verified if verified is not None else _number(_PROCESSED, log),
+        total_states=_number(_TOTAL_STATES, log),
+        peak_states=_number(_PEAK_STATES, log),
         time_us=_number(_TIME, log),
         # "224", or one number per function where there are several
         stack=sum(int(part) for part in stack[1].split("+") if part) if stack else None,

@@ -8,13 +8,15 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from statistics import fmean
 
 from datapath.reload.outcome import Outcome
 from datapath.reload.step import Step
 from datapath.reload.workspace import Workspace
 from lab.agent.agent import Agent
-from lab.bench.footprint import footprint
+from lab.bench.footprint import before_load, footprint
 from lab.bench.held import HeldArrays, wait_until_gone
+from lab.bench.planned import planned_objects
 from lab.bench.rounds import BackgroundLoad, Progress
 from lab.bench.sides import Side
 from lab.bench.steps import by_step, seconds_of, step_series
@@ -68,11 +70,15 @@ class Sleep(Step):
 
 @dataclass(slots=True)
 class Reloads:
-    """The reloads of one side until now: outcomes, seconds, CPU seconds, places in the turn; all in their order."""
+    """The reloads of one side until now: outcomes, seconds, CPU seconds, places in the turn; all in their order.
+
+    `user` and `system` are CPU seconds outside the kernel and inside.
+    """
 
     outcomes: list[Outcome] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
-    cpu: list[float] = field(default_factory=list)
+    user: list[float] = field(default_factory=list)
+    system: list[float] = field(default_factory=list)
     positions: list[int] = field(default_factory=list)
 
     def medians(self) -> list[float]:
@@ -82,10 +88,21 @@ class Reloads:
     def series(self, side: str, *, external: bool) -> list[Series]:
         """Return the series. With an external loader, only the step that it does is the same on both sides."""
         whole = Series(RELOAD, "s", tuple(self.seconds), side=side, group=_GROUP, positions=tuple(self.positions))
-        cpu = replace(whole, name="CPU time", values=tuple(self.cpu))
+        both = tuple(user + system for user, system in zip(self.user, self.system, strict=True))
+        cpu = replace(whole, name="CPU time", values=both)
         steps = by_step([(s, s.duration_ns) for s in outcome.spans] for outcome in self.outcomes)
         found = [whole] if external else [whole, cpu, *step_series("step", steps, _GROUP, side=side)]
-        return [replace(series, block=RELOADS if series.group else 1) for series in found]
+        blocks = [replace(series, block=RELOADS) for series in found]
+        return blocks if external else [*blocks, *self._parts_of_cpu_time(side)]
+
+    def _parts_of_cpu_time(self, side: str) -> list[Series]:
+        """Return the means of rounds: the kernel counts what is inside and outside of it in ticks."""
+        parts = {"user time": self.user, "system time": self.system}
+        rounds = range(0, len(self.user), RELOADS)
+        return [
+            Series(name, "s", tuple(fmean(values[at : at + RELOADS]) for at in rounds), side=side, group=_GROUP)
+            for name, values in parts.items()
+        ]
 
 
 def warm_up_of(sides: Sequence[Sequence[float]]) -> int:
@@ -138,13 +155,14 @@ def measure_ab(options: AbOptions, progress: Progress, on_look: Callable[[AbRepo
     """
     order, sides = random.Random(options.seed), tuple(Reloads() for _ in SIDES)
     external = any(side.loader is not None for side in options.sides)
-    exact: tuple[Series, ...] = ()
+    progress("verifying")
+    loaded = tuple(each for number in range(len(SIDES)) for each in _before_load(options, number))
     background, deadline = BackgroundLoad(), time.monotonic() + options.max_time
     while True:
         number = len(sides[0].seconds) // RELOADS + 1
         progress(f"round {number}")
         exact = _round(options, sides, order, external=external)
-        report = AbReport(sides, exact, external, background.share(), options.seed)
+        report = AbReport(sides, (*loaded, *exact), external, background.share(), options.seed)
         values = [each.medians() for each in sides]
         if enough(values, options.precision) or time.monotonic() >= deadline:
             return report
@@ -167,10 +185,12 @@ def _round(options: AbOptions, sides: Sequence[Reloads], order: random.Random, *
         for turn in _turns(order):
             for position, number in enumerate(turn):
                 held.hold()
-                before = _cpu_time()
+                before = resource.getrusage(resource.RUSAGE_SELF)
                 outcome = _reload(agents[number])
+                after = resource.getrusage(resource.RUSAGE_SELF)
                 found = sides[number]
-                found.cpu.append(_cpu_time() - before)
+                found.user.append(after.ru_utime - before.ru_utime)
+                found.system.append(after.ru_stime - before.ru_stime)
                 found.outcomes.append(outcome)
                 found.seconds.append(seconds_of(outcome, external=external))
                 found.positions.append(position)
@@ -178,6 +198,17 @@ def _round(options: AbOptions, sides: Sequence[Reloads], order: random.Random, *
         last = held.pinned()
     wait_until_gone(last)
     return exact
+
+
+def _before_load(options: AbOptions, number: int) -> list[Series]:
+    """Return the exact series of what a side is about to load; none of a loader that is not ours."""
+    with ExitStack() as stack:
+        agent = _agent(stack, options, number)
+        if agent.external is not None:
+            return []
+        pod = agent.node.pods[0].name
+        template = agent.loader.templates.fetch(agent.endpoint(pod))
+        return before_load(planned_objects(agent.plan(pod, generation=1), template), side=SIDES[number])
 
 
 def _shuffled(order: random.Random) -> list[int]:
@@ -207,8 +238,3 @@ def _agent(stack: ExitStack, options: AbOptions, number: int) -> Agent:
 
 def _reload(agent: Agent) -> Outcome:
     return agent.reload(agent.node.pods[0].name)
-
-
-def _cpu_time() -> float:
-    usage = resource.getrusage(resource.RUSAGE_SELF)
-    return usage.ru_utime + usage.ru_stime

@@ -1,17 +1,20 @@
-"""What programs cost that no chance moves: the work of the verifier, the size of the code, the memory of the maps."""
+"""What programs cost that no chance moves: the work of the verifier, sizes of object and code, memory of the maps."""
 
 from __future__ import annotations
 
 import errno
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from datapath.errors import BpfError
 from datapath.kernel import bpf
 from datapath.kernel.inventory import program_by_id
 from datapath.kernel.uapi import ProgInfo
+from datapath.load.verify import verify_object
 from datapath.reload.outcome import Outcome
+from lab.bench.planned import PlannedObject
 from lab.results.result import Series, exact
 
 _MEMLOCK = re.compile(r"^memlock:\s*(\d+)$", re.MULTILINE)
@@ -39,6 +42,21 @@ def footprint(outcome: Outcome, *, side: str = "") -> list[Series]:
     if maps:
         found.append(exact("code of the programs, compiled by the kernel", "bytes", jited, side=side))
         found.append(exact("memory of the maps", "bytes", sum(map(_memory, maps)), side=side))
+    return found
+
+
+def before_load(objects: Sequence[PlannedObject], *, side: str = "") -> list[Series]:
+    """Return the exact series of what a reload loads: the size of the object, the states that the verifier keeps.
+
+    All objects of a reload are of one template. The programs are verified once more, with maps of their own.
+    """
+    found = [exact("object: size", "bytes", len(objects[0].template.image.data), side=side)]
+    for item in objects:
+        for report in verify_object(item.spec(all_programs=False)).programs:
+            states = {"verifier states": report.total_states, "verifier states, peak": report.peak_states}
+            for what, number in states.items():
+                if number is not None:
+                    found.append(exact(f"{what}: {report.name}", "states", number, side=side))
     return found
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from lab.agent.agent import Agent
 from lab.bench import baselines
 from lab.bench.calltimes import CallTimes, Pipeline, trace
-from lab.bench.footprint import footprint
+from lab.bench.footprint import before_load, footprint
 from lab.bench.held import HeldArrays, wait_until_gone
 from lab.bench.loaders import loader_variants
 from lab.bench.objects import object_template
@@ -89,12 +89,13 @@ def measure_reload(options: ReloadOptions, progress: Progress) -> ReloadReport:
             Pipeline(f"pipeline, verifying in {options.verifiers} threads", parallel, second),
         ]
         template = setting.template(alone)
-        report = _report(planned_objects(alone.plan(first), template))
+        objects = planned_objects(alone.plan(first), template)
+        report = _report(objects)
         floors = [baselines.floor(setting)]
         if report.reached < report.programs:
             pipelines.append(Pipeline("pipeline, all programs, in 1 thread", whole, first))
             floors.append(baselines.floor(setting, all_programs=True))
-        report.exact = [exact("object: size", "bytes", len(template.image.data)), *footprint(pipelines[0].run())]
+        report.exact = [*before_load(objects), *footprint(pipelines[0].run())]
         background = BackgroundLoad()
         report.rows = _rows(setting, [*floors, *(TimedCall(p.name, p.run) for p in pipelines)], progress)
         report.others = background.share()

@@ -19,21 +19,19 @@ def seconds_of(outcome: Outcome, *, external: bool) -> float:
 
 
 def by_step(reloads: Iterable[Times]) -> dict[str, tuple[float, ...]]:
-    """Return the seconds that each kind of step took in the reloads; a kind that came twice in one is summed."""
-    found: dict[str, list[float]] = {}
+    """Return the seconds that each kind of step took in each of the reloads.
+
+    A kind that came twice in one is summed; one that did not come took no time.
+    """
+    sums: list[dict[str, float]] = []
     for times in reloads:
         one: dict[str, float] = {}
         for span, nanoseconds in times:
             one[span.step] = one.get(span.step, 0.0) + nanoseconds / 1e9
-        for step, seconds in one.items():
-            found.setdefault(step, []).append(seconds)
-    return {step: tuple(values) for step, values in found.items()}
+        sums.append(one)
+    return {step: tuple(one.get(step, 0.0) for one in sums) for step in dict.fromkeys(s for one in sums for s in one)}
 
 
 def step_series(prefix: str, steps: Mapping[str, tuple[float, ...]], group: str, *, side: str = "") -> list[Series]:
-    """Return a series for each kind of step; it is of the `group` if every reload had such a step."""
-    rounds = max((len(values) for values in steps.values()), default=0)
-    return [
-        Series(f"{prefix}: {step}", "s", values, side=side, group=group if len(values) == rounds else "")
-        for step, values in steps.items()
-    ]
+    """Return a series for each kind of step; all are of the `group`."""
+    return [Series(f"{prefix}: {step}", "s", values, side=side, group=group) for step, values in steps.items()]

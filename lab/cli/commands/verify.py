@@ -20,8 +20,13 @@ NUMBERS = {
     "time_us": "time µs",
     "stack": "stack B",
     "jited_size": "jited B",
+    "total_states": "states",
+    "peak_states": "peak",
 }
 """What is counted, as JSON and the fields of ProgramReport call it, and as the table does."""
+
+LATER = frozenset({"total_states", "peak_states"})
+"""What earlier versions did not print."""
 
 if TYPE_CHECKING:
     from argparse import _SubParsersAction
@@ -75,7 +80,10 @@ def _read(path: Path) -> dict[str, dict[str, int | None]]:
     """Return the numbers of each program of an earlier output."""
     try:
         document: Any = read_json(path)
-        return {program["name"]: {name: program[name] for name in NUMBERS} for program in document["programs"]}
+        return {
+            program["name"]: {name: program.get(name) if name in LATER else program[name] for name in NUMBERS}
+            for program in document["programs"]
+        }
     except (OSError, DamagedFile, KeyError, TypeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "no output of reloadlab verify --json"
         raise BadOption(f"--compare {path}: {reason}") from error
@@ -168,9 +176,10 @@ def _overall(report: ObjectReport) -> str:
 
 
 def _sum(programs: Before) -> dict[str, int | None]:
-    """Return what all programs have together; each has a stack of its own, of which the largest counts."""
+    """Return what all programs have together; of the stack and the states at a time, the largest counts."""
     columns = {name: [numbers[name] or 0 for numbers in programs.values()] for name in NUMBERS}
-    return {name: max(column, default=0) if name == "stack" else sum(column) for name, column in columns.items()}
+    largest = ("stack", "peak_states")
+    return {name: max(column, default=0) if name in largest else sum(column) for name, column in columns.items()}
 
 
 def _cells(now: Mapping[str, int | None], before: Mapping[str, int | None]) -> Iterator[str]:

@@ -63,6 +63,9 @@ def test_every_program_is_reported(compile_c: Compile) -> None:
     assert good.stack == 8
     assert good.jited_size is None or good.jited_size > 20
     assert good.time_us is not None
+    assert good.total_states is not None
+    assert good.peak_states is not None
+    assert 0 < good.peak_states <= good.total_states
 
     assert bad.error is not None
     assert (bad.error.program, bad.error.errno) == ("cil_bad", errno.EACCES)

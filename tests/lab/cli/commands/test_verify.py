@@ -117,6 +117,21 @@ def test_compared_with_an_earlier_output(source: Path, tmp_path: Path, capsys: p
     assert rows["gone: cil_of_old"] == []
 
 
+def test_an_output_of_an_earlier_version_has_no_states(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(str(source), "-DANSWER=1", "--json") == 0
+    before = json.loads(capsys.readouterr().out)
+    for program in before["programs"]:
+        del program["total_states"], program["peak_states"]
+        program["stack"] = 8
+    earlier = tmp_path / "earlier.json"
+    earlier.write_text(json.dumps(before))
+    assert call(str(source), "-DANSWER=1", "--compare", str(earlier)) == 0
+    row = {row[0]: row[1:] for row in table(capsys.readouterr().out)}["cil_from_container"]
+    assert (row[4], row[6].isdigit(), row[7].isdigit()) == ("0 (-8)", True, True)
+
+
 def test_differences_are_signed(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert call(str(source), "-DANSWER=1", "--json") == 0
     before = json.loads(capsys.readouterr().out)
