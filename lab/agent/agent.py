@@ -22,13 +22,17 @@ __all__ = ["Agent", "Change", "Failure"]
 
 
 class Agent(Reloader):
-    """The control plane of one node. `on_policies` is called before other policies begin to hold."""
+    """The control plane of one node. `on_policies` is called before other policies begin to hold.
+
+    Without `creates_maps` it fills the maps that are there, and leaves those that are missing to the reloads.
+    """
 
     on_policies: Callable[[], object] | None = None
+    creates_maps = True
 
     def take_over(self, former: Agent) -> None:
         """Hand on what others have set on a former agent of the node: who listens to it, and its change of plans."""
-        self.change, self.on_policies = former.change, former.on_policies
+        self.change, self.on_policies, self.creates_maps = former.change, former.on_policies, former.creates_maps
         self.on_reload, self.on_outcome, self.on_failure = former.on_reload, former.on_outcome, former.on_failure
 
     def start(self, *, workers: int = 1, cancel: threading.Event | None = None) -> list[Outcome]:
@@ -65,6 +69,7 @@ class Agent(Reloader):
                 self.config.globals,
                 host,
                 types=self.loader.types,
+                create=self.creates_maps,
                 sweep=sweep,
                 partly=partly,
             )

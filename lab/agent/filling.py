@@ -38,7 +38,10 @@ class Unfilled(Step):
 
 
 def filled_late(plan: Plan) -> Plan:
-    """Return the plan whose new maps stay empty. Agent.sync fills them afterwards."""
+    """Return the plan whose new maps stay empty; Agent.sync fills them afterwards.
+
+    An agent that `creates_maps` makes and fills some before its first reload.
+    """
     return plan.change(lambda step: Unfilled(step.target, step) if isinstance(step, _FILLING) else step)
 
 

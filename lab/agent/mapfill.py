@@ -9,7 +9,7 @@ from pathlib import Path
 
 from datapath.base import mapnames
 from datapath.errors import MapTooSmall
-from datapath.kernel.map import Map, open_pin
+from datapath.kernel.map import Map
 from datapath.load.content import put
 from datapath.load.maps import load_maps
 from datapath.load.types import TypeStore
@@ -68,22 +68,28 @@ def fill_all(
     host: CollectionSpec,
     *,
     types: TypeStore,
+    create: bool = True,
     sweep: bool = True,
     partly: bool = False,
 ) -> bool:
     """Bring the maps that are pinned in `pins` in line with what is declared; the caller excludes other updates.
 
     Without `sweep` nothing is deleted.
+    Without `create` maps that are missing are left to the reloads.
     Returns whether all of it fits, with `partly`; else a map that is too small is PolicyMapFull or MapTooSmall.
     Maps that are missing are created as `host`, the host's object, defines them, with the types of `types`; one of
-    another shape stays as it is, for the programs that use it, until a reload replaces it. What is new is written
-    before what is stale goes, so that no packet finds less than before or after (cilium#10936).
+    another shape stays as it is, for the programs that use it, until a reload replaces it. So does one of another
+    name, which programs of another release use. What is new is written before what is stale goes, so that no packet
+    finds less than before or after (cilium#10936).
     """
     fits = True
     mine = {name: item for name, item in host.maps.items() if item.pinned and name in contents.NODE_MAPS}
     with ExitStack() as stack:
-        present = [stack.enter_context(opened) for name in mine if (opened := open_if_pinned(pins / name)) is not None]
-        missing = {name: item for name, item in mine.items() if name not in {opened.name for opened in present}}
+        # Programs that are not reloaded yet go on with a map that another has replaced, or that has another name.
+        pinned = [path for paths in retired.pinned(pins, tuple(contents.NODE_MAPS)).values() for path in paths]
+        present = [stack.enter_context(opened) for path in pinned if (opened := open_if_pinned(path)) is not None]
+        there = {opened.name for opened in present}
+        missing = {name: item for name, item in mine.items() if create and name not in there}
         maps = load_maps(
             replace(host, maps=missing, programs={}), pins, types=types, fill=lambda new: _fill_new(node, new)
         )
@@ -94,9 +100,7 @@ def fill_all(
             update = stack.enter_context(enforcement.PolicyUpdate(node, pins, policies, partly=partly))
             update.add()
             fits = update.fits
-        # Programs that are not reloaded yet go on with the map that another has replaced.
-        former = [stack.enter_context(open_pin(path)) for name in mine for path in retired.others(pins, name)]
-        for item in (*present, *maps.maps.values(), *former):
+        for item in (*present, *maps.maps.values()):
             try:
                 written = fill(node, item)
             except MapTooSmall:

@@ -54,8 +54,8 @@ class Upgrade:
 
     `back`: they go back afterwards. `pods_first`: what belongs to the node is reloaded after the endpoints. `at`: the
     agent, or the process of its loader, is killed before the `nth` step of that name, or call that fits; then the
-    upgrade is begun anew, or, with `back`, undone. `change` breaks the plans of every new agent. Without `fresh` there
-    is no traffic by new connections.
+    upgrade is begun anew, or, with `back`, undone. `change` breaks the plans of every new agent; without `creates_maps`
+    it makes no map before its reloads do. Without `fresh` there is no traffic by new connections.
     """
 
     to: Mapping[str, Options]
@@ -64,6 +64,7 @@ class Upgrade:
     at: str = ""
     nth: int = 1
     change: Change | None = None
+    creates_maps: bool = True
     fresh: bool = True
 
 
@@ -145,7 +146,7 @@ class Upgrader:
         self.prover.begin(what, round)
         try:
             agent = self._scenario.succeed(name, options)
-            agent.change = self._upgrade.change
+            agent.change, agent.creates_maps = self._upgrade.change, self._upgrade.creates_maps
             if dies:
                 killer = _Killer(at, self._upgrade.nth, is_step=at in _step_names(agent))
             self._restore(agent, killer)

@@ -100,6 +100,7 @@ def run(args: argparse.Namespace) -> int:
         at=args.at,
         nth=args.nth or 1,
         change=changes.get(args.broken),
+        creates_maps=args.broken != "fill-late",
         fresh=not args.no_new,
     )
     console = make_console(stderr=args.json)

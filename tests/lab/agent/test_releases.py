@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
+from ipaddress import IPv4Address
 from typing import Any
 
 import pytest
@@ -12,12 +13,12 @@ import pytest
 from datapath.base import mapnames
 from datapath.base.mapnames import CT_MAPS
 from datapath.endpoint import HOST_ID, WORLD_ID
-from datapath.kernel.map import Map
+from datapath.kernel.map import Map, open_pin
 from datapath.load.maps import ensure_pin_dir
 from datapath.load.types import TypeStore
 from lab.abi import tables
 from lab.abi.conntrack import CtEntry, CtTuple
-from lab.abi.layouts import EndpointKey, MetricsKey, MetricsValue
+from lab.abi.layouts import EndpointKey, IpcacheKey, MetricsKey, MetricsValue, RemoteEndpointInfo
 from lab.abi.policymap import PolicyKey, PolicyStats, PolicyStatsKey
 from lab.abi.record import UnknownLayout
 from lab.agent import collector, mapfill
@@ -226,6 +227,29 @@ def test_an_update_leaves_maps_of_another_release_in_their_layout(node: Node) ->
             (pins / opened.name).unlink()
         found = {key.address for key, _ in tables.ENDPOINTS.of(opened).items(opened)}
     assert {node.pod("pod-1").ipv4, node.spec.router6} <= found
+
+
+def test_a_map_of_two_names_is_maintained_under_both(node: Node) -> None:
+    """Some programs are of a release that calls it otherwise; the control plane's own sources have the other name."""
+    pins, spec = node.datapath_config().globals, object_of("1.17.0-rc.1", mapnames.IPCACHE)
+    name, pod = mapnames.IPCACHE_V2, IpcacheKey(node.pod("pod-1").ipv4, 32)
+    ensure_pin_dir(pins)
+    with (
+        create(name, layouts_of("1.19.0-dev")[name]) as opened,
+        TypeStore(all_maps=True) as types,
+        ExitStack() as stack,
+    ):
+        opened.pin(pins / name)
+        stack.callback((pins / mapnames.IPCACHE).unlink)
+        stack.callback((pins / name).unlink)
+        table = tables.IDENTITIES.of(opened)
+        stale = table.key.pack(IpcacheKey(IPv4Address("192.0.2.77"), 32))
+        opened.update(stale, table.value.pack(RemoteEndpointInfo(7)))
+        mapfill.fill_all(node, pins, spec, types=types)
+        assert pod in dict(table.items(opened))
+        assert stale not in set(opened.keys())
+        with open_pin(pins / mapnames.IPCACHE) as known:
+            assert pod in dict(tables.IDENTITIES.of(known).items(known))
 
 
 def test_a_layout_of_tomorrow_is_refused_before_anything_is_written(node: Node) -> None:
