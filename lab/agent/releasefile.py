@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from datapath.endpoint import Attachment
-from datapath.errors import ReloadlabError
+from datapath.errors import WrongCall
 from lab.loaders.command import BadLoader, find_loader
 
 KEYS = ("library", "loader", "attach")
 
 
-class BadReleases(ReloadlabError):
+class BadReleases(WrongCall):
     """A file that names no releases."""
 
     def __init__(self, path: Path, reason: str) -> None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import pairwise
 
-from datapath.errors import ReloadlabError
+from datapath.errors import ReloadlabError, WrongCall
 from datapath.reload.outcome import Outcome
 from datapath.reload.prepare import Compile, WriteObject
 from lab.agent.agent import Agent
@@ -23,7 +23,6 @@ from lab.bench.disturbance import Disturbance, disturb
 from lab.bench.footprint import footprint
 from lab.bench.held import HeldArrays
 from lab.bench.pairs import Pair
-from lab.bench.programs import capture_path
 from lab.bench.rounds import WARM_UP, BackgroundLoad, Measurement, Progress, run_in_turns
 from lab.bench.steps import by_step, seconds_of, step_series
 from lab.bench.traffic import ROUND_TRIP, UDP, compare_pairs
@@ -55,7 +54,7 @@ class ReleasesOptions:
     trials: int = 3
 
 
-class NoSides(ReloadlabError):
+class NoSides(WrongCall):
     """Releases that cannot be told apart, or none at all."""
 
 
@@ -111,8 +110,10 @@ class _Reloads:
     def series(self, measured: Measurement) -> Iterator[Series]:
         """Yield what was measured of the reloads that count, and the cost of the programs of the last one."""
         rounds = len(measured.seconds)
-        whole = Series("reload", "s", measured.seconds, side=self.name, group="reload", positions=measured.positions)
+        whole = replace(measured.series("reload"), name="reload", side=self.name)
         yield whole
+        if measured.refusal:
+            return
         counted = self.phases[-rounds:]
         for phase in dict.fromkeys(name for each in counted for name in each):
             yield replace(whole, name=f"phase: {phase}", values=tuple(each.get(phase, 0.0) for each in counted))
@@ -187,33 +188,20 @@ def _phases(agent: Agent, outcome: Outcome) -> dict[str, float]:
 def _reloads(agents: Sequence[tuple[Release, Agent]], options: ReleasesOptions, progress: Progress) -> Iterator[Series]:
     variants = [_Reloads(release.name, agent) for release, agent in agents]
     held = HeldArrays(*(agent.config.globals for _, agent in agents))
-    measured = run_in_turns(variants, options.rounds, lambda text: progress(f"reloads: {text}"), held=held)
+    measured = run_in_turns(
+        variants, options.rounds, lambda text: progress(f"reloads: {text}"), held=held, tolerant=True
+    )
     for variant, each in zip(variants, measured, strict=True):
         yield from variant.series(each)
 
 
 def _packets(agents: Sequence[tuple[Release, Agent]], options: ReleasesOptions, progress: Progress) -> Iterator[Series]:
-    pairs = []
-    for release, agent in agents:
-        pair = Pair(release.name, agent.node, agent.node)
-        try:
-            _try(pair)
-        except ReloadlabError as error:
-            yield _refused("packets: programs alone, IPv4", "s", release, error)
-            continue
-        pairs.append(pair)
-    for item in compare_pairs([pairs], pairs, options.rounds, progress, metrics=(UDP, ROUND_TRIP)):
+    pairs = [Pair(release.name, agent.node, agent.node) for release, agent in agents]
+    for item in compare_pairs([pairs], pairs, options.rounds, progress, metrics=(UDP, ROUND_TRIP), tolerant=True):
         for group in item.groups:
             for row in group:
                 name = f"packets: {item.metric.name}, IPv{item.version}"
                 yield replace(item.series_of(row), name=name, side=row.name)
-
-
-def _try(pair: Pair) -> None:
-    """Run the programs of a pair once on a packet of each IP version."""
-    with ExitStack() as stack:
-        for version in (4, 6):
-            capture_path(stack, pair, version)
 
 
 def _reloads_under_traffic(

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from datapath.errors import ReloadlabError
 from lab.bench.held import HeldArrays
 from lab.results.result import Series
 
@@ -102,24 +103,45 @@ class BackgroundLoad:
 
 
 def run_in_turns(
-    variants: Sequence[Variant], rounds: int, progress: Progress, *, held: HeldArrays | None = None
+    variants: Sequence[Variant],
+    rounds: int,
+    progress: Progress,
+    *,
+    held: HeldArrays | None = None,
+    tolerant: bool = False,
 ) -> list[Measurement]:
     """Run all variants in turns, the warm-up first; the variant that begins changes from round to round.
 
-    `held` holds what they replace until a round is over.
+    `held` holds what they replace until a round is over. What fails is raised; if this is `tolerant`, the others go on
+    without that variant, whose measurement is the reason.
     """
     seconds: dict[str, list[float]] = {variant.name: [] for variant in variants}
     positions: dict[str, list[int]] = {variant.name: [] for variant in variants}
+    refusals: dict[str, str] = {}
     for number in range(-WARM_UP, rounds):
+        left = [variant for variant in variants if variant.name not in refusals]
+        if not left:
+            break
         progress(f"round {max(number, 0) + 1} of {rounds}")
-        first = number % len(variants)
-        for position, variant in enumerate((*variants[first:], *variants[:first])):
+        first = number % len(left)
+        for position, variant in enumerate((*left[first:], *left[:first])):
             if held is not None:
                 held.hold()
-            took = variant.run()
+            try:
+                took = variant.run()
+            except ReloadlabError as error:
+                if not tolerant:
+                    raise
+                refusals[variant.name] = str(error)
+                continue
             if number >= 0:
                 seconds[variant.name].append(took)
                 positions[variant.name].append(position)
         if held is not None:
             held.let_go()
-    return [Measurement(name, tuple(values), positions=tuple(positions[name])) for name, values in seconds.items()]
+    return [
+        Measurement(name, refusal=refusals[name])
+        if name in refusals
+        else Measurement(name, tuple(values), positions=tuple(positions[name]))
+        for name, values in seconds.items()
+    ]

@@ -8,11 +8,13 @@ programs the kernel forwards between the same veths. The cost of the programs al
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import islice
 
+from datapath.errors import ReloadlabError
 from lab.bench.load import BATCH, Ends, TcpLoad, UdpLoad
 from lab.bench.pairs import Build, Pair, one_node, pair_without_programs, tunnel_pair_without_programs, two_nodes
 from lab.bench.programs import capture_path
@@ -109,43 +111,75 @@ def compare_pairs(
     progress: Progress,
     *,
     metrics: Sequence[Metric] = (UDP, ROUND_TRIP, STREAM),
+    tolerant: bool = False,
 ) -> Iterator[MetricComparison]:
-    """Measure the programs of the pairs in `alone`, then each metric between all pairs, for both IP versions."""
+    """Measure the programs of the pairs in `alone`, then each metric between all pairs, for both IP versions.
+
+    A pair that fails is raised; if this is `tolerant`, it has the reason in the place of its figures.
+    """
+    turns = _Turns(rounds, progress, tolerant)
     with ExitStack() as stack:
         stack.enter_context(_one_cpu())
         for version in (4, 6):
-            programs: list[Variant] = [capture_path(stack, pair, version) for pair in alone]
-            yield _compare(PROGRAMS, version, [programs], rounds, progress)
-            loads = [[_Load(stack, pair, version) for pair in pairs] for pairs in groups]
+            programs = [turns.variant(pair.name, partial(capture_path, stack, pair, version)) for pair in alone]
+            yield turns.compare(PROGRAMS, version, [programs])
             for metric in metrics:
-                variants: list[list[Variant]] = [[load.variant(metric) for load in group] for group in loads]
-                yield _compare(metric, version, variants, rounds, progress)
+                loads = [
+                    [turns.variant(pair.name, partial(_load, stack, pair, version, metric)) for pair in pairs]
+                    for pairs in groups
+                ]
+                yield turns.compare(metric, version, loads)
 
 
-def _compare(
-    metric: Metric, version: int, groups: Sequence[Sequence[Variant]], rounds: int, progress: Progress
-) -> MetricComparison:
-    everything = [variant for group in groups for variant in group]
-    rows = iter(run_in_turns(everything, rounds, lambda text: progress(f"{metric.name}, IPv{version}: {text}")))
-    return MetricComparison(metric, version, tuple(tuple(islice(rows, len(group))) for group in groups))
+@dataclass(frozen=True, slots=True)
+class _Turns:
+    """Measures variants in turns; if it is `tolerant`, one that fails has a measurement with the reason."""
+
+    rounds: int
+    progress: Progress
+    tolerant: bool
+
+    def variant(self, name: str, make: Callable[[], Variant]) -> Variant:
+        """Return the variant that `make` makes, or one that fails as that did."""
+        try:
+            return make()
+        except ReloadlabError as error:
+            if not self.tolerant:
+                raise
+            return _Failed(name, error)
+
+    def compare(self, metric: Metric, version: int, groups: Sequence[Sequence[Variant]]) -> MetricComparison:
+        """Measure a metric of all groups together."""
+        everything = [variant for group in groups for variant in group]
+        told = f"{metric.name}, IPv{version}"
+        measured = run_in_turns(
+            everything, self.rounds, lambda text: self.progress(f"{told}: {text}"), tolerant=self.tolerant
+        )
+        rows = iter(measured)
+        return MetricComparison(metric, version, tuple(tuple(islice(rows, len(group))) for group in groups))
 
 
-class _Load:
-    """The load generators of a pair; their sockets stay open until `stack` closes."""
+@dataclass(frozen=True, slots=True)
+class _Failed:
+    """A variant that could not be made."""
 
-    def __init__(self, stack: ExitStack, pair: Pair, version: int) -> None:
-        self._name = pair.name
-        self._ends = pair.ends(version)
-        self._udp = stack.enter_context(UdpLoad(self._ends))
-        self._tcp = stack.enter_context(TcpLoad(self._ends))
+    name: str
+    error: ReloadlabError
 
-    def variant(self, metric: Metric) -> Variant:
-        """Return the load that the metric measures."""
-        if metric is UDP:
-            return TimedCall(self._name, lambda: self._udp.run(_BATCHES), _BATCHES * BATCH, _TRIES)
-        if metric is ROUND_TRIP:
-            return TimedCall(self._name, lambda: self._tcp.round_trips(_ROUND_TRIPS), _ROUND_TRIPS, _TRIES)
-        return _Streams(self._name, self._ends)
+    def run(self) -> float:
+        raise self.error
+
+
+def _load(stack: ExitStack, pair: Pair, version: int, metric: Metric) -> Variant:
+    """Return the load between a pair that the metric measures; its sockets stay open until `stack` closes."""
+    ends = pair.ends(version)
+    if metric is UDP:
+        udp = stack.enter_context(UdpLoad(ends))
+        return TimedCall(pair.name, lambda: udp.run(_BATCHES), _BATCHES * BATCH, _TRIES)
+    if metric is ROUND_TRIP:
+        tcp = stack.enter_context(TcpLoad(ends))
+        return TimedCall(pair.name, lambda: tcp.round_trips(_ROUND_TRIPS), _ROUND_TRIPS, _TRIES)
+    return _Streams(pair.name, ends)
 
 
 @dataclass(frozen=True, slots=True)

@@ -158,7 +158,8 @@ def _add_releases(benches: _SubParsersAction[argparse.ArgumentParser]) -> None:
         help="releases of Cilium side by side: reloads, programs, packets, delays",
         description="Measure each release that FILE names (docs/releases.md), by its own loader and by our own "
         "pipeline, in turns: the reload of a pod by phase, its programs, what packets cost, and the worst delay while "
-        "all is reloaded and while the release before is upgraded to it. `reloadlab report` shows all side by side.",
+        "all is reloaded and while the release before is upgraded to it. `reloadlab report` shows all side by side. "
+        "Exit code 1 if nothing could be measured.",
     )
     parser.add_argument("file", type=Path, metavar="FILE", help="a TOML file with a table for each release")
     parser.add_argument(
@@ -339,7 +340,7 @@ def run_ab(args: argparse.Namespace) -> int:
 
 
 def run_releases(args: argparse.Namespace) -> int:
-    """Measure releases, and print them side by side."""
+    """Measure releases, and print them side by side; 1 if nothing could be measured."""
     from lab.agent.releasefile import read_releases
     from lab.bench.releases import ReleasesOptions, ReleasesReport, measure_releases, sides_of, subjects_of
 
@@ -362,7 +363,8 @@ def run_releases(args: argparse.Namespace) -> int:
             recording.save(report.series, report.course(), others=report.others, notes=notes, complete=complete)
 
         keep(measure_releases(options, _progress, keep), complete=True)
-    return _finish(args, recording, lambda: show(recording.result))
+    _finish(args, recording, lambda: show(recording.result))
+    return 0 if any(series.values for series in recording.result.series) else 1
 
 
 def run_export(args: argparse.Namespace) -> int:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import shlex
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from bpf import LIBRARY
 from lab.cli.main import main
 from lab.node import registry
 from lab.system.launch import module_argv
@@ -21,11 +23,15 @@ PIPELINE = shlex.join(module_argv("lab.loaders.pipeline"))
 UPGRADE = "upgrade from the release before"
 
 
-def measured(file: Path, releases: str) -> dict[str, Any]:
+TIRED = shlex.join(module_argv("tests.lab.loaders.tired"))
+"""A loader that loads everything once."""
+
+
+def measured(file: Path, releases: str, code: int = 0) -> dict[str, Any]:
     file.write_text(releases)
     with start(cli("bench", "releases", str(file), "--rounds", "1", "--trials", "1", "--json")) as process:
         out, err = process.communicate(timeout=300)
-    assert (process.returncode, err) == (0, "")
+    assert (process.returncode, err) == (code, "")
     return dict(json.loads(out))
 
 
@@ -62,6 +68,33 @@ def test_each_release_is_measured_by_its_loader_and_by_our_pipeline(tmp_path: Pa
 
 @pytest.mark.privileged
 @pytest.mark.slow
+def test_a_release_whose_reload_fails_does_not_end_the_others(tmp_path: Path) -> None:
+    """It has the reason in the place of what it could not do, and figures where it could."""
+    document = measured(tmp_path / "releases.toml", f'["tired"]\nloader = {json.dumps(TIRED)}\n')
+    assert document["complete"] is True
+    refused = {each["name"]: each["refusal"] for each in document["series"] if each["refusal"]}
+    assert {name for name, why in refused.items() if "it is tired" in why} == {"reload", "worst delay: all is reloaded"}
+    assert list(refused) == ["reload", "worst delay: all is reloaded"]
+    tired, ours = of_side(document, "tired"), of_side(document, "tired, our pipeline")
+    assert tired["packets: programs alone, IPv6"][0] > 0
+    assert tired["lost: nothing is done"] == [0]
+    assert ours["reload"][0] > 0
+    assert ours["took: all is reloaded"][0] > 0
+
+
+@pytest.mark.privileged
+def test_where_no_release_can_be_loaded_the_reasons_are_told(tmp_path: Path) -> None:
+    library = Path(shutil.copytree(LIBRARY, tmp_path / "bpf"))
+    (library / "bpf_lxc.c").write_text("#error it is broken\n")
+    document = measured(tmp_path / "releases.toml", f'["broken"]\nlibrary = "{library}"\n', code=1)
+    (series,) = document["series"]
+    assert (series["side"], series["name"], series["values"]) == ("broken", "reload", [])
+    assert "it is broken" in series["refusal"]
+    assert document["complete"] is True
+
+
+@pytest.mark.privileged
+@pytest.mark.slow
 @NEEDS_TCX
 def test_programs_by_tcx_are_measured(tmp_path: Path) -> None:
     document = measured(tmp_path / "releases.toml", '["tc"]\n["tcx"]\nattach = "tcx"\n')
@@ -82,7 +115,7 @@ def test_what_names_no_releases_is_one_line(
     tmp_path: Path, content: str, said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "releases.toml").write_text(content)
-    assert main(["bench", "releases", str(tmp_path / "releases.toml")]) == (2 if "library" in content else 1)
+    assert main(["bench", "releases", str(tmp_path / "releases.toml")]) == 2
     error = capsys.readouterr().err
     assert said in error
     assert (error.count("\n"), error.startswith("reloadlab: ")) == (1, True)

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
+from datapath.errors import ReloadlabError
 from lab.bench.rounds import WARM_UP, BackgroundLoad, Measurement, TimedCall, run_in_turns
 
 
@@ -54,6 +55,40 @@ def test_variants_run_in_turns_and_each_begins_once() -> None:
     turns = ["".join(log[at : at + 3]) for at in range(0, len(log), 3)]
     assert turns[WARM_UP:] == ["abc", "bca", "cab"]
     assert [(row.name, row.seconds) for row in rows] == [(name, (4.0, 5.0, 6.0)) for name in "abc"]
+
+
+@dataclass
+class Mule(Way):
+    """A way that works so many times, and no more."""
+
+    times: int = 0
+
+    def run(self) -> float:
+        if len(self.calls) == self.times:
+            raise ReloadlabError("it will not go")
+        return super().run()
+
+
+def test_a_variant_that_fails_is_left_out_with_its_reason() -> None:
+    log: list[str] = []
+    ways = [Way("a", log), Mule("b", log, times=WARM_UP + 1), Mule("c", log)]
+    rows = run_in_turns(ways, 3, lambda text: None, tolerant=True)
+    assert [(row.name, row.seconds, row.refusal) for row in rows] == [
+        ("a", (4.0, 5.0, 6.0), ""),
+        ("b", (), "it will not go"),
+        ("c", (), "it will not go"),
+    ]
+    assert rows[1].positions == ()
+    assert log.count("b") == WARM_UP + 1
+
+
+def test_a_failure_is_raised_where_no_variant_may_be_left_out() -> None:
+    with pytest.raises(ReloadlabError, match="it will not go"):
+        run_in_turns([Way("a", []), Mule("b", [])], 1, lambda text: None)
+
+
+def test_without_variants_there_is_nothing() -> None:
+    assert run_in_turns([], 3, lambda text: None) == []
 
 
 def test_best_of_several_tries_counts(monkeypatch: pytest.MonkeyPatch) -> None:
