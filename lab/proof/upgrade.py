@@ -150,7 +150,7 @@ class Upgrader:
             if dies:
                 killer = _Killer(at, self._upgrade.nth, is_step=at in _step_names(agent))
             self._restore(agent, killer)
-            if dies:
+            if killer is not None and not killer.reached:
                 raise NeverReached(at, self._upgrade.nth)
         except Cancelled:
             raise

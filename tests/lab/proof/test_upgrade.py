@@ -30,6 +30,7 @@ from lab.proof.upgrade import run as run_upgrade
 from lab.system.launch import module_argv
 from tests.lab.emptied import before
 from tests.lab.labs import removed, unique_name
+from tests.lab.loaders.hardy import FILE
 from tests.lab.proof.gaps import gaps_of
 from tests.lab.proof.refused import refused
 
@@ -148,6 +149,18 @@ def test_a_process_that_the_loader_has_started_is_killed(capsys: pytest.CaptureF
         assert failures(document) == []
         assert len([call for call in calls_of(document, 0) if call.startswith("RTM_NEWTFILTER lxc")]) == 1
         assert calls_of(document, 1)
+
+
+def test_a_loader_that_outlives_the_death_of_its_helper_is_no_place_that_did_not_come(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The first upgrade has come to its end, and another agent begins anew all the same."""
+    with lab() as name:
+        loader = shlex.join(module_argv("tests.lab.loaders.hardy"))
+        document = upgraded(name, ["--to", loader, "--at", f"unlink* *{FILE}"], 0, capsys)
+        assert document["findings"] == []
+        assert all(any(call.endswith(FILE) for call in calls_of(document, way)) for way in (0, 1))
+        assert Options.kept(Node.open(name)).loader is not None
 
 
 def test_what_a_loader_leaves_to_ours_is_told(capsys: pytest.CaptureFixture[str]) -> None:
