@@ -57,6 +57,10 @@ def name_of(command: int) -> str:
         return f"BPF_{command}"
 
 
+NAMES = frozenset(map(name_of, Cmd))
+"""What the commands are called."""
+
+
 def describe(process: Process, args: tuple[int, ...], maps: MapNames) -> tuple[str, str]:
     """Return (name, subject) of a bpf(2) that a process makes."""
     command, address, size = args[0] & 0xFFFFFFFF, args[1], args[2] & 0xFFFFFFFF

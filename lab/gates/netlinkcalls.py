@@ -31,6 +31,9 @@ _ABOUT = (
     *("CHAIN", "NEXTHOP", "LINKPROP", "VLAN", "NEXTHOPBUCKET", "TUNNEL"),
 )
 
+NAMES = frozenset(f"RTM_{verb}{about}" for verb in _VERBS for about in _ABOUT)
+"""What the messages are called."""
+
 
 def is_netlink(descriptor: int) -> bool:
     """Tell whether a descriptor of ours is a netlink socket."""

@@ -24,6 +24,9 @@ from lab.gates.call import Call
 from lab.gates.memory import Process
 from lab.gates.seccomp import Listener, Notification
 
+NAMES = bpfcalls.NAMES | netlinkcalls.NAMES | filecalls.NAMES
+"""What calls are called, but for commands and messages of later kernels, which have numbers."""
+
 _GONE = (errno.ESRCH, errno.ENOENT, errno.EBADF, errno.EFAULT)
 """What reading a thread fails with if it dies, or its descriptor is closed by another thread, meanwhile."""
 

@@ -12,19 +12,21 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from bpf import is_ours
-from datapath.errors import Cancelled, ReloadlabError
+from datapath.endpoint import Attachment
+from datapath.errors import Cancelled, ReloadlabError, WrongCall
 from datapath.reload.outcome import FailedReload
 from datapath.reload.step import Step
 from datapath.reload.workspace import Workspace
 from lab.agent.agent import Agent, Change
 from lab.agent.gated import under_gates
 from lab.agent.options import Options, open_agent
-from lab.gates import filecalls
 from lab.gates.call import Call
-from lab.gates.supervisor import Answer, Kill
+from lab.gates.supervisor import NAMES, Answer, Kill
 from lab.loaders.protocol import LoaderDied, LoaderFailed
 from lab.node.node import Node
 from lab.proof.action import RATE
@@ -45,6 +47,16 @@ class NeverReached(ReloadlabError):
     def __init__(self, at: str, nth: int) -> None:
         times = "" if nth == 1 else f" {nth} times"
         super().__init__(f"the upgrade has no step or call like {at}{times}; `reloadlab prove` and `plan` print them")
+        self.at = at
+
+
+class NoSuchPlace(WrongCall):
+    """A place that is neither a step nor a call."""
+
+    def __init__(self, at: str, known: Sequence[str]) -> None:
+        near = get_close_matches(at, known, 1) or get_close_matches(at.partition(" ")[0], known, 1)
+        like = f"is it {near[0]}? " if near else ""
+        super().__init__(f"there is no step or call like {at}: {like}`reloadlab plan` and `prove` print them")
         self.at = at
 
 
@@ -197,16 +209,17 @@ class Upgrader:
 
 
 def title(options: Options) -> str:
-    """Return what a release is called: by its sources, its macros, and its loader unless that is ours."""
+    """Return what a release is called: by its sources, its macros, its loader unless that is ours, and tcx or auto."""
     sources = "our own C" if options.library is None else options.library
     macros = "".join(f" -D {name}={value}" for name, value in options.defines)
-    return f"{sources}{macros}" + ("" if options.loader is None else f", {options.loader.name}")
+    loader = "" if options.loader is None else f", {options.loader.name}"
+    return f"{sources}{macros}{loader}" + ("" if options.attach is Attachment.TC else f", attached by {options.attach}")
 
 
 def run(nodes: Sequence[Node], upgrade: Upgrade, *, cancel: threading.Event | None = None) -> Proof:
     """Upgrade labs that are up, one or some of a cluster, under the traffic of all its nodes. Cancelled by `cancel`.
 
-    Each lab keeps the options with which all of it was loaded last. NeverReached if a step is named that there is not.
+    Each lab keeps the options with which all of it was loaded last. NoSuchPlace if a place is named that there is not.
     """
     watched = all_nodes(nodes)
     for node in nodes:
@@ -219,13 +232,14 @@ def run(nodes: Sequence[Node], upgrade: Upgrade, *, cancel: threading.Event | No
 
 
 def _check_place(node: Node, upgrade: Upgrade) -> None:
-    """Raise NeverReached for what is neither a step of the upgrade nor such as calls are called."""
-    word = upgrade.at.partition(" ")[0]
-    if not word or word.isupper() or not word.isidentifier() or word in filecalls.NAMES:
+    """Raise NoSuchPlace for what is neither a step of the upgrade nor such as calls are called."""
+    at = upgrade.at
+    if not at or any(fnmatchcase(name, at.partition(" ")[0]) for name in NAMES):
         return
     with open_agent(node, upgrade.to[node.name]) as agent:
-        if upgrade.at not in _step_names(agent):
-            raise NeverReached(upgrade.at, 1)
+        steps = _step_names(agent)
+    if at not in steps:
+        raise NoSuchPlace(at, [*steps, *NAMES])
 
 
 def _end_at_failure(agent: Agent, cancelled: threading.Event) -> None:

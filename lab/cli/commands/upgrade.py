@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lab.cli.datapath import add_define_option, require_compiler
+from lab.cli.datapath import add_attach_option, add_define_option, check_attach, require_compiler
 from lab.cli.proofs import exit_code
 from lab.cli.targets import BadOption, add_targets, check_targets, count, find_targets, make_console, print_json
 from lab.doctor.doctor import require
@@ -43,6 +43,7 @@ def add_parser(subparsers: _SubParsersAction[argparse.ArgumentParser]) -> None:
         help="C sources, such as Cilium's bpf/, or a loader as --loader takes it; give both for both",
     )
     add_define_option(parser)
+    add_attach_option(parser)
     parser.add_argument("--back", action="store_true", help="and back to what the lab runs now")
     parser.add_argument(
         "--order",
@@ -86,6 +87,7 @@ def run(args: argparse.Namespace) -> int:
     if args.nth is not None and not args.at:
         raise BadOption("--nth counts how often a step or call comes: with --at")
     require("root", "notify")
+    check_attach(args.attach)
     nodes = [target.node for target in find_targets(args.targets)]
     to = {node.name: _wanted(Options.kept(node), args) for node in nodes}
     for options in to.values():
@@ -126,4 +128,5 @@ def _wanted(kept: Options, args: argparse.Namespace) -> Options:
         library=libraries[0] if libraries else None,
         loader=loaders[0] if loaders else None,
         defines=tuple(args.defines),
+        attach=args.attach,
     )

@@ -15,6 +15,7 @@ import pytest
 
 from bpf import LIBRARY
 from datapath.base.bpftypes import MapType
+from datapath.endpoint import Attachment
 from datapath.kernel import bpf
 from datapath.kernel.map import open_pin
 from datapath.reload.step import Plan, Step
@@ -28,6 +29,7 @@ from lab.node.topology import NodeSpec
 from lab.proof.upgrade import Upgrade
 from lab.proof.upgrade import run as run_upgrade
 from lab.system.launch import module_argv
+from tests.datapath.support import NEEDS_TCX
 from tests.lab.emptied import before
 from tests.lab.labs import removed, unique_name
 from tests.lab.loaders.hardy import FILE
@@ -116,6 +118,35 @@ def test_killed_on_its_way(at: str, last: str, capsys: pytest.CaptureFixture[str
         assert bool(Options.kept(Node.open(name)).defines) == (not back)
 
 
+@pytest.mark.parametrize(("at", "before"), [("attach ingress", 2), ("RTM_NEWTFILTER *", 3)], ids=["step", "call"])
+def test_killed_when_it_comes_again(at: str, before: int, capsys: pytest.CaptureFixture[str]) -> None:
+    """A call is seen before it happens, a step before its first call."""
+    with lab() as name:
+        document = upgraded(name, [*OTHER, "--at", at, "--nth", "3", "--back"], 0, capsys)
+        assert (document["findings"], document["lost"]) == ([], 0)
+        direction = "ingress" if at == "attach ingress" else ""
+        attached = [c for c in calls_of(document, 0) if c.startswith("RTM_NEWTFILTER") and c.endswith(direction)]
+        assert len(attached) == before
+
+
+def test_the_nodes_of_a_cluster_go_there_one_by_one_and_back_in_the_other_order(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Or one of them alone."""
+    with removed(unique_name()) as name, removed(f"{name}-1") as first, removed(f"{name}-2") as second:
+        assert main(["up", name, "--nodes", "2", "--pods", "1"]) == 0
+        capsys.readouterr()
+        document = upgraded(name, [*OTHER, "--back"], 0, capsys)
+        assert (document["findings"], document["lost"]) == ([], 0)
+        to = "to our own C -D RENUMBERED_SLOTS=1 -D POLICY_VALUE_PAD=1"
+        ways = list(dict.fromkeys(call["reload"] for call in document["calls"]))
+        assert ways == [f"{first} {to}", f"{second} {to}", f"{second} back", f"{first} back"]
+        document = upgraded(first, OTHER, 0, capsys)
+        assert (document["findings"], document["lost"]) == ([], 0)
+        assert {call["reload"] for call in document["calls"]} == {f"{first} {to}"}
+        assert [len(Options.kept(Node.open(each)).defines) for each in (first, second)] == [2, 0]
+
+
 def test_a_loader_that_is_not_ours_and_its_agent_are_both_stopped(capsys: pytest.CaptureFixture[str]) -> None:
     """The agent writes the object files, its loader attaches."""
     with lab() as name:
@@ -163,6 +194,46 @@ def test_a_loader_that_outlives_the_death_of_its_helper_is_no_place_that_did_not
         assert Options.kept(Node.open(name)).loader is not None
 
 
+@NEEDS_TCX
+def test_by_another_way_of_attaching_and_back(capsys: pytest.CaptureFixture[str]) -> None:
+    """From filters to tcx links of another loader, and from there to its filters and back."""
+    with lab() as name:
+        node = Node.open(name)
+        document = upgraded(name, ["--to", PIPELINE, "--attach", "tcx"], 0, capsys)
+        assert (document["findings"], document["lost"]) == ([], 0)
+        assert document["calls"][0]["reload"] == f"{name} to our own C, python, attached by tcx"
+        assert any(call.startswith("LINK_CREATE") for call in calls_of(document, 0))
+        assert Options.kept(node).attach == Attachment.TCX
+        document = upgraded(name, ["--to", "builtin", "--attach", "tc", "--back"], 0, capsys)
+        assert (document["findings"], document["lost"]) == ([], 0)
+        assert any(call.startswith("RTM_NEWTFILTER cilium_host ") for call in calls_of(document, 0))
+        assert Options.kept(node).attach == Attachment.TCX
+
+
+@NEEDS_TCX
+def test_a_loader_without_tcx_takes_a_lab_that_has_it_by_tc(capsys: pytest.CaptureFixture[str]) -> None:
+    """Without the option, it is asked for what it does not do: a finding."""
+    loader = shlex.join(module_argv("tests.lab.loaders.tconly"))
+    with lab() as name:
+        assert main(["reload", name, "--attach", "tcx"]) == 0
+        capsys.readouterr()
+        (said,) = failures(upgraded(name, ["--to", loader, "--back"], 1, capsys))
+        assert said.endswith("not supported by loader pipeline: tcx")
+        document = upgraded(name, ["--to", loader, "--attach", "tc"], 0, capsys)
+        assert (document["findings"], document["lost"]) == ([], 0)
+
+
+@NEEDS_TCX
+def test_a_filter_that_is_left_beside_a_tcx_link_is_found(capsys: pytest.CaptureFixture[str]) -> None:
+    """A program that passes packets on leaves them to it: they are handled twice."""
+    with lab() as name:
+        loader = shlex.join(module_argv("tests.lab.loaders.leaving"))
+        document = upgraded(name, ["--to", loader, "--attach", "tcx"], 1, capsys)
+        ifname = Node.open(name).pod("pod-1").ifname
+        found = [finding["what"] for finding in document["findings"] if finding["invariant"] == 1]
+        assert any(f"{ifname} ingress: 2 programs instead of cil_from_container" in what for what in found), found
+
+
 def test_what_a_loader_leaves_to_ours_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     with lab() as name:
         loader = shlex.join(module_argv("tests.lab.loaders.podsonly"))
@@ -187,6 +258,7 @@ def test_what_does_not_compile_leaves_the_lab_its_policies(back: list[str], caps
         node = Node.open(name)
         (said,) = failures(document)
         assert "failed to compile" in said
+        assert len({call["reload"] for call in document["calls"]}) == 1 + len(back)
         assert document["findings"] == [finding for finding in document["findings"] if finding["what"] == said]
         assert enforcement.document_of(node) == POLICY
         assert Options.kept(node) == Options()
@@ -194,7 +266,7 @@ def test_what_does_not_compile_leaves_the_lab_its_policies(back: list[str], caps
             agent.reload("pod-1")
 
 
-def test_a_loader_that_does_not_start_is_a_finding_and_the_way_back_is_taken(
+def test_a_loader_that_does_not_start_is_a_finding_and_leaves_the_lab_as_it_was(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     loader = tmp_path / "loader"
@@ -204,7 +276,11 @@ def test_a_loader_that_does_not_start_is_a_finding_and_the_way_back_is_taken(
         document = upgraded(name, ["--to", str(loader), "--back"], 1, capsys)
         (said,) = failures(document)
         assert said.startswith(f"{name} to our own C, loader failed: loader loader: ")
+        # It never left, so that there is no way back.
+        assert {call["reload"] for call in document["calls"]} == {f"{name} to our own C, loader"}
         assert enforcement.document_of(Node.open(name)) == POLICY
+        assert Options.kept(Node.open(name)) == Options()
+        assert main(["reload", name]) == 0
 
 
 def test_a_place_that_does_not_come_is_a_finding_and_the_way_back_is_taken(capsys: pytest.CaptureFixture[str]) -> None:
@@ -273,12 +349,17 @@ def test_our_own_c_by_its_path_is_not_taken_for_that_of_others(tmp_path: Path) -
         assert '"type": 135' not in seen.read_text()
 
 
-def test_maps_that_are_filled_too_late_are_found(capsys: pytest.CaptureFixture[str]) -> None:
-    """Packets that the policy lets pass are denied from the call on that brings the new programs."""
+@pytest.mark.parametrize("fresh", [True, False], ids=["new", "no-new"])
+def test_maps_that_are_filled_too_late_are_found(fresh: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    """Packets that the policy lets pass are denied from the call on that brings the new programs.
+
+    Connections that are known already go on; beside them there are new ones, if that is wanted.
+    """
     with lab() as name:
-        assert main(["upgrade", name, *OTHER, "--break", "fill-late", "--json"]) == 1
-        document = json.loads(capsys.readouterr().out)
+        argv = [] if fresh else ["--no-new"]
+        document = upgraded(name, [*OTHER, "--break", "fill-late", *argv], 1, capsys)
         assert document["lost"] > 0
+        assert any(" new " in finding["what"] for finding in document["findings"]) == fresh
         lost = [finding for finding in document["findings"] if finding["invariant"] == 7]
         assert any("Policy denied" in finding["what"] for finding in lost)
         at = [document["calls"][finding["call"]]["call"] for finding in lost if finding["call"] is not None]
@@ -290,7 +371,9 @@ def test_maps_that_are_filled_too_late_are_found(capsys: pytest.CaptureFixture[s
     [
         (["--nth", "2"], "--nth counts how often"),
         (["--to", "builtin"], "--to names one directory"),
-        (["--at", "no such step"], "no step or call like no such step"),
+        (["--at", "no such step"], "no step or call like no such step: `reloadlab plan`"),
+        (["--at", "attach ingres"], "no step or call like attach ingres: is it attach ingress? "),
+        (["--at", "RTM_NEWTFLTER *"], "no step or call like RTM_NEWTFLTER *: is it RTM_NEWTFILTER? "),
         (["--break", "keep-maps"], "--break keep-maps keeps the maps from a loader that is not ours"),
     ],
 )
