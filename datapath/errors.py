@@ -115,6 +115,14 @@ class MapTooSmall(ReloadlabError):
         self.size = size
 
 
+class TypesUnknown(ReloadlabError):
+    """A map of sources that are not ours whose types the kernel cannot be told: nobody knows what its entries mean."""
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(f"map {name}: its entries have a layout that only types tell, and {reason}")
+        self.name = name
+
+
 class MapIncompatible(ReloadlabError):
     """Pinned maps that the object cannot reuse; `differences` lists every difference of every map."""
 

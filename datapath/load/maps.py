@@ -123,13 +123,14 @@ def open_maps(
     """Open every map of an object that `pin_dir` holds, and create the others, which nobody else can see yet.
 
     Without `pin_dir` all are created. MapIncompatible, with every difference of every map, comes before anything is
-    created. On failure no descriptor is left. Maps that stand for a section of variables are filled with its bytes;
-    read-only ones are frozen, so that the verifier knows what they hold.
+    created; then TypesUnknown. On failure no descriptor is left. Maps that stand for a section of variables are filled
+    with its bytes; read-only ones are frozen, so that the verifier knows what they hold.
     """
     spec.check()
     result = MapSet(spec, pin_dir, _cache=cache)
     with ExitStack() as undo, TypeStore() as own_types:
-        types_of = partial((types or own_types).of_map, spec)
+        store = types or own_types
+        types_of, new_types_of = partial(store.of_map, spec), partial(store.of_new_map, spec)
         result.told = frozenset(n for n, m in spec.maps.items() if is_compared(n) and types_of(m) is not None)
         undo.callback(result.close)
         if pin_dir is not None and any(m.pinned for m in spec.maps.values()):
@@ -137,7 +138,7 @@ def open_maps(
             _open_pinned(spec, pin_dir, result)
         for item in spec.maps.values():
             if item.name not in result.maps:
-                result.maps[item.name] = _new_map(item, types_of)
+                result.maps[item.name] = _new_map(item, new_types_of)
                 result._owned.append(result.maps[item.name])
                 result.created.add(item.name)
                 if item.name in spec.sections:

@@ -9,9 +9,10 @@ from types import TracebackType
 from typing import Self
 
 from datapath.base.bpftypes import HASH_TYPES, MapType
-from datapath.errors import BpfError
+from datapath.errors import BpfError, TypesUnknown
 from datapath.kernel import bpf
 from datapath.kernel.uapi import MapBtf, ProgBtf
+from datapath.load.layout import is_compared
 from datapath.object.spec import CollectionSpec, MapSpec, ProgramSpec
 
 _ENOTSUPP = 524  # the kernel's own number
@@ -63,6 +64,18 @@ class TypeStore:
         told = item.needs_types or (self._all_maps and item.key_type and item.value_type and item.type in _DESCRIBED)
         fd = self.fd(spec) if told else 0
         return MapBtf(fd, item.key_type, item.value_type) if fd else None
+
+    def of_new_map(self, spec: CollectionSpec, item: MapSpec) -> MapBtf | None:
+        """Do the same for a map that is about to be made.
+
+        With `all_maps`, TypesUnknown for one that the control plane reads, if there are no types that the kernel takes.
+        """
+        told = self.of_map(spec, item)
+        if told is None and self._all_maps and item.type in _DESCRIBED and is_compared(item.name):
+            refused = self.refusal(spec)
+            why = "its object has none" if refused is None else f"the kernel refuses those of its object: {refused}"
+            raise TypesUnknown(item.name, why)
+        return told
 
     def of_program(self, spec: CollectionSpec, program: ProgramSpec) -> ProgBtf | None:
         """Return where a program's instructions came from; None if nobody noted it, or the kernel refuses to know."""

@@ -116,6 +116,8 @@ class PolicyEntry:
         "deny proxy_port auth_type",
         optional="wildcard_protocol wildcard_dport lpm_prefix_length packets length=bytes",
         idle="reserved pad pad1 pad2 variation has_explicit_auth_type proxy_port_priority cookie",
+        # Without, an entry would match any protocol and port.
+        either=("wildcard_protocol wildcard_dport", "lpm_prefix_length"),
     )
 
     deny: bool = False

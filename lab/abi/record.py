@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Protocol, Self
 
@@ -85,18 +85,29 @@ class Known:
 
     `needed` and `optional` map our name of a field to its names in C: `needed` ones must be there, under one of them.
     `idle` are padding, and what stays zero or is not read. `fixed` are those that lower rooms read at this offset in
-    bytes. A field that none of these names is an UnknownLayout.
+    bytes. All fields of one of the groups in `either` must be there. A field that none of these names is an
+    UnknownLayout.
     """
 
     needed: Mapping[str, tuple[str, ...]]
     optional: Mapping[str, tuple[str, ...]]
     idle: frozenset[str]
     fixed: Mapping[str, int]
+    either: tuple[frozenset[str], ...] = ()
 
     @classmethod
-    def of(cls, needed: str, *, optional: str = "", idle: str = "", fixed: Mapping[str, int] | None = None) -> Self:
+    def of(
+        cls,
+        needed: str,
+        *,
+        optional: str = "",
+        idle: str = "",
+        fixed: Mapping[str, int] | None = None,
+        either: Sequence[str] = (),
+    ) -> Self:
         """Return it from lists of words; `ip=ip6/ip` is our `ip`, which is called ip6 or ip in C."""
-        return cls(_names(needed), _names(optional), frozenset(idle.split()), fixed or {})
+        groups = tuple(frozenset(words.split()) for words in either)
+        return cls(_names(needed), _names(optional), frozenset(idle.split()), fixed or {}, groups)
 
     def bind(self, name: str, record: Record) -> Record:
         """Return the record of map `name` with our names for its fields, without the idle ones; UnknownLayout."""
@@ -113,6 +124,8 @@ class Known:
 
     def _differences(self, record: Record, fields: Values | Mapping[str, tuple[int, int]]) -> Iterator[str]:
         yield from (f"it has no field {'/'.join(names)}" for own, names in self.needed.items() if own not in fields)
+        if self.either and not any(group <= fields.keys() for group in self.either):
+            yield f"it has neither {' nor '.join(' and '.join(sorted(group)) for group in self.either)}"
         known = {name for names in (*self.needed.values(), *self.optional.values()) for name in names} | self.idle
         yield from (f"its field {name} is unknown" for name in record.fields if name not in known)
         for own, offset in self.fixed.items():

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from datapath.errors import BpfError, VerifierError
+from datapath.errors import BpfError, TypesUnknown, VerifierError
 from datapath.kernel import bpf
 from datapath.load.maps import MapSet, load_maps
 from datapath.load.programs import load_programs, refused_instruction
@@ -153,6 +153,26 @@ def test_a_map_whose_types_the_kernel_would_refuse_is_not_told(compile_c: Compil
     spec = read_object(compile_c(source + f"{MAIN} {{ return 0; }}")).spec
     with TypeStore(all_maps=True) as types, maps_of(spec, types) as maps:
         assert maps.maps["places"].info.types is None
+
+
+@pytest.mark.parametrize("why", ["refused", "none"])
+@pytest.mark.parametrize("name", ["cilium_policy_00101", "cilium_lxc", "cilium_ct4_global"])
+def test_the_layout_of_what_others_wrote_is_not_guessed(name: str, why: str, compile_c: Compile) -> None:
+    """The control plane reads and writes such maps by the types that the kernel knows of them."""
+    types_ = (
+        "__type(key, __u32); __type(value, __u64);"
+        if why == "refused"
+        else "__uint(key_size, 4); __uint(value_size, 8);"
+    )
+    source = f'struct {{ __uint(type, 1); {types_} __uint(max_entries, 4); }} {name} __section(".maps");\n'
+    spec = read_object(compile_c(source + f"{MAIN} {{ return 0; }}")).spec
+    said = "its object has none"
+    if why == "refused":
+        spec, said = replace(spec, btf=spec.btf[:-1] + b"x"), "the kernel refuses those of its object: BPF_BTF_LOAD: "
+    with TypeStore(all_maps=True) as types, pytest.raises(TypesUnknown, match=f"map {name}: .*{said}"):
+        load_maps(spec, None, types=types)
+    with TypeStore() as types, maps_of(spec, types) as maps:
+        assert maps.maps[name].info.types is None
 
 
 def test_an_object_without_btf_has_no_descriptor() -> None:

@@ -160,6 +160,21 @@ def test_a_field_that_lower_rooms_read_must_not_move() -> None:
 
 
 @pytest.mark.privileged
+@pytest.mark.parametrize(
+    ("release", "lost"), [("1.16.5", "lpm_prefix_length"), ("1.15.12", "wildcard_dport")], ids=["prefix", "wildcard"]
+)
+def test_a_policy_without_the_protocol_and_port_that_it_is_for_is_refused(release: str, lost: str) -> None:
+    key, value = layouts_of(release)["cilium_policy"]
+    fields = {name: place for name, place in value.fields.items() if name != lost}
+    said = "it has neither wildcard_dport and wildcard_protocol nor lpm_prefix_length"
+    with (
+        create("cilium_policy_00101", (key, replace(value, fields=fields))) as opened,
+        pytest.raises(UnknownLayout, match=said),
+    ):
+        tables.POLICY.of(opened)
+
+
+@pytest.mark.privileged
 def test_what_is_no_struct_is_an_unknown_layout() -> None:
     number = Record("int", 4, {})
     with create("cilium_lxc", (number, number)) as opened, pytest.raises(UnknownLayout, match="no field ip6/ip"):
