@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from xdist.dsession import DSession
 from xdist.workermanage import Marker, NodeManager, WorkerController
 
 from lab.machines.place import LOST, Spread, check_place
+from lab.machines.worker import IDENTITY
 from lab.system.plain import plain
 
 OPTION = "--reloadlab-machines"
@@ -35,6 +35,8 @@ _CANNOT_START = (HostNotFound, OSError, EOFError, AssertionError, execnet.Remote
 
 _CLOSED = "cannot send to <Channel"
 """What execnet says if a worker has ended before it could be told what to do; its own words are lost then."""
+
+ANOTHER = "it is not the machine that was examined: it has been started anew since, or another one answers"
 
 ENDED_AT_ONCE = "its worker did not come up: it ended before it could be told what to do"
 
@@ -73,6 +75,7 @@ class Machines(DSession):  # type: ignore[misc]
         self._ran_again: set[str] = set()
         self._restarts: Counter[str] = Counter()
         self._was_ready: set[WorkerController] = set()
+        self._undecided: dict[WorkerController, list[tuple[str, WorkerController]]] = {}
 
     @pytest.hookimpl(trylast=True)
     def pytest_sessionstart(self, session: pytest.Session) -> None:
@@ -95,7 +98,8 @@ class Machines(DSession):  # type: ignore[misc]
     @pytest.hookimpl
     def pytest_configure_node(self, node: WorkerController) -> None:
         """Have what a worker says made harmless before xdist hears it."""
-        node.process_from_remote = partial(hear, node.process_from_remote)
+        place = self._places[node.gateway.spec.machine]
+        node.process_from_remote = Hearing(node, place.identity).hear
 
     @pytest.hookimpl
     def pytest_xdist_make_scheduler(self, config: pytest.Config, log: Any) -> Any:
@@ -105,23 +109,34 @@ class Machines(DSession):  # type: ignore[misc]
         return scheduler
 
     def worker_workerready(self, node: WorkerController, workerinfo: Any) -> None:
-        """Note that a worker came up."""
+        """Note that a worker came up: its machine is there, so that what died before was a worker alone."""
         self._was_ready.add(node)
+        for ran, dead in self._undecided.pop(node, ()):
+            self.handle_crashitem(ran, dead)
         super().worker_workerready(node, workerinfo)
 
     def worker_errordown(self, node: WorkerController, error: object | None) -> None:
-        """Give what a dead worker had to others, and start one in its place; what it ran is an error or runs again."""
+        """Give what a dead worker had to others, and start one in its place; what it ran is an error or runs again.
+
+        Which of the two is not known before that one is up, or its machine is lost: until then it is undecided.
+        """
         self.config.hook.pytest_testnodedown(node=node, error=error)
         assert self.sched is not None
         self._active_nodes.discard(node)
         label = node.gateway.spec.machine
         ran = self._forget(node)
-        self._replace(node, error)
+        undecided = self._undecided.pop(node, [])
+        undecided += [] if ran is None else [(ran, node)]
+        replacement = self._replace(node, error)
         self._spread_if_all_have_collected()
-        if ran is not None and self._runs_again(ran, label):
-            self.sched.mark_test_pending(ran)
-        elif ran is not None:
-            self.handle_crashitem(ran, node)
+        if replacement is not None:
+            self._undecided[replacement] = undecided
+            return
+        for ran, dead in undecided:
+            if self._runs_again(ran, label):
+                self.sched.mark_test_pending(ran)
+            else:
+                self.handle_crashitem(ran, dead)
         if self.sched.pending and all(each.shutting_down for each in self._active_nodes):
             # Those that are left have been told that there is nothing more to do.
             self._start_elsewhere()
@@ -167,43 +182,50 @@ class Machines(DSession):  # type: ignore[misc]
         if self.sched.collection is None and self._active_nodes and self.sched.collection_is_completed:
             self.sched.schedule()
 
-    def _replace(self, node: WorkerController, error: object | None) -> None:
-        """Start a worker in place of a dead one, on the same machine; if that fails, the machine is lost."""
+    def _replace(self, node: WorkerController, error: object | None) -> WorkerController | None:
+        """Start a worker in place of a dead one, on the same machine, and return it; None if the machine is lost."""
         assert self.sched is not None
         label = node.gateway.spec.machine
         if label in self._lost:
-            return
+            return None
         self._restarts[label] += 1
-        if node not in self._was_ready:
+        if error == ANOTHER:
+            self._lose(label, ANOTHER)
+        elif node not in self._was_ready:
             self._lose(label, f"its worker did not come up: {_last_line(error)}")
         elif self._restarts[label] > RESTARTS * self._places[label].workers:
             self._lose(label, f"{self._restarts[label]} of its workers died")
-        elif self._start_on(label) and self.sched.collection is None:
-            # Nothing is spread before it has collected: else there might be nobody to spread it to.
-            self.sched.numnodes += 1
+        else:
+            replacement = self._start_on(label)
+            if replacement is not None and self.sched.collection is None:
+                # Nothing is spread before it has collected: else there might be nobody to spread it to.
+                self.sched.numnodes += 1
+            return replacement
+        return None
 
     def _start_elsewhere(self) -> None:
         """Start a worker on any machine that is there."""
         for label in self._places:
-            if label not in self._lost and self._start_on(label):
+            if label not in self._lost and self._start_on(label) is not None:
                 return
 
-    def _start_on(self, label: str) -> bool:
+    def _start_on(self, label: str) -> WorkerController | None:
         assert self.nodemanager is not None
         spec = execnet.XSpec(f"execmodel=main_thread_only//{self._places[label].spec}")
         self.nodemanager.group.allocate_id(spec)
         self.shuttingdown = False
         return self._start(spec)
 
-    def _start(self, spec: execnet.XSpec) -> bool:
-        """Start a worker; the machine is lost if that fails."""
+    def _start(self, spec: execnet.XSpec) -> WorkerController | None:
+        """Start a worker and return it; None if that fails, and the machine is lost."""
         assert self.nodemanager is not None
         try:
-            self._active_nodes.add(self.nodemanager.setup_node(spec, self.queue.put))
+            node = self.nodemanager.setup_node(spec, self.queue.put)
         except _CANNOT_START as error:
             self._lose(str(spec.machine), _reason(error))
-            return False
-        return True
+            return None
+        self._active_nodes.add(node)
+        return node
 
     def _runs_again(self, ran: str, label: str) -> bool:
         """Whether a scenario that was lost with a machine runs on another: once, as it may be what ends machines."""
@@ -227,15 +249,42 @@ class Machines(DSession):  # type: ignore[misc]
         return ", ".join(f"{label}: {reason}" for label, reason in self._lost.items())
 
 
-def hear(process: Callable[[Any], object], event: Any) -> None:
-    """Hand on what a worker says. Of a warning, its text alone: xdist would import and call what it is said to be."""
-    if event is not Marker.END:
+class Hearing:
+    """What a worker says, on its way to xdist. Nothing of one that is not where it should be comes through.
+
+    A machine that has been started anew answers as if nothing had happened: its workers would run all the rest, each
+    of it for nothing. Such a worker has died, for xdist, and is sent home.
+    """
+
+    def __init__(self, node: WorkerController, identity: Mapping[str, str | int]) -> None:
+        self._node = node
+        self._process = node.process_from_remote
+        self._identity = identity
+        self._told: object = None
+        self._dismissed = False
+
+    def hear(self, event: Any) -> None:
+        """Hand on an event, from execnet's thread."""
+        if self._dismissed:
+            return
+        if event is Marker.END:
+            self._process(event)
+            return
         name, content = event
-        if name == "warning_recorded":
-            plain = {"message_module": None, "category_module": "builtins", "category_class_name": "UserWarning"}
-            content = {**content, "warning_message_data": {**content["warning_message_data"], **plain}}
-        event = name, content
-    process(event)
+        if name == IDENTITY:
+            self._told = content.get("identity")
+        elif name == "workerready" and self._told != self._identity:
+            self._dismissed = True
+            self._node.shutdown()
+            self._node.notify_inproc("errordown", node=self._node, error=ANOTHER)
+        else:
+            self._process((name, _harmless(content) if name == "warning_recorded" else content))
+
+
+def _harmless(warned: dict[str, Any]) -> dict[str, Any]:
+    """Return a warning with its text alone: xdist would import and call what it is said to be."""
+    plain = {"message_module": None, "category_module": "builtins", "category_class_name": "UserWarning"}
+    return {**warned, "warning_message_data": {**warned["warning_message_data"], **plain}}
 
 
 def _reason(error: BaseException) -> str:

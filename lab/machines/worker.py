@@ -1,4 +1,4 @@
-"""A pytest plugin for workers on other machines: every report says where it was made."""
+"""A pytest plugin for workers on other machines: a worker says where it is, and every report where it was made."""
 
 from __future__ import annotations
 
@@ -9,7 +9,16 @@ import pytest
 from lab.machines.identity import identity
 
 IDENTITY = "reloadlab_identity"
-"""The attribute of a report that holds the identity of the machine, as JSON values."""
+"""The attribute of a report that holds the identity of the machine, as JSON values; and the event with it."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Say where this process runs, before xdist says that it is ready."""
+    for plugin in session.config.pluginmanager.get_plugins():
+        # xdist's side of the connection has no name of its own.
+        if hasattr(plugin, "sendevent"):
+            plugin.sendevent(IDENTITY, identity=identity().to_json())
 
 
 @pytest.hookimpl(wrapper=True)

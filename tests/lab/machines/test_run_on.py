@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -15,7 +16,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from lab.machines.spreading import ENDED_AT_ONCE
+from lab.machines.spreading import ANOTHER, ENDED_AT_ONCE
 from lab.system.launch import module_argv
 from lab.system.tools import find
 from tests.lab.labs import ROOT
@@ -208,6 +209,26 @@ def test_a_run_goes_on_without_a_machine_that_dies_and_every_row_says_where_it_r
     assert said == ENDED_AT_ONCE or said.startswith("its worker did not come up: ModuleNotFoundError: No module named")
     for name in ("gamma", "bare"):
         assert f"lost ssh:{name}: {machines[f'ssh:{name}'][1]}" in " ".join(run.printed.split())
+
+
+def test_a_machine_that_is_started_anew_is_lost_and_the_others_run_what_it_had(
+    alpha: FarMachine, begin: Callable[..., Run], tmp_path: Path
+) -> None:
+    """It answers again before anybody notices, with all files of the run, but is not what was examined."""
+    with far_machine(tmp_path / "c", "gamma") as before, far_machine(tmp_path / "d", "gamma") as after:
+        run = begin(GOOD, *on(alpha, before), "--reschedule", "-k", "test_node[")
+        run.wait_for((run.flags / "lost").exists)
+        for name in ("runs", "trees"):
+            shutil.copytree(before.base / name, after.base / name, dirs_exist_ok=True)
+        before.config.write_text(after.config.read_text())
+        before.switch_off()
+        assert run.end() == 0, run.printed
+    assert {row["outcome"] for row in run.rows.values()} == {"passed"}
+    assert len(run.rows) == 6
+    assert {each["name"]: each["lost"] for each in run.document["machines"]} == {
+        "ssh:alpha": None,
+        "ssh:gamma": ANOTHER,
+    }
 
 
 def test_what_fails_and_what_is_lost_are_told_and_an_interrupted_run_leaves_nothing(

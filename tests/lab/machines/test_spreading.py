@@ -15,7 +15,8 @@ from xdist.scheduler.worksteal import WorkStealingScheduling
 from xdist.workermanage import Marker, WorkerController
 
 from lab.machines.place import Place
-from lab.machines.spreading import Machines, hear, pytest_cmdline_main
+from lab.machines.spreading import ANOTHER, Hearing, Machines, pytest_cmdline_main
+from lab.machines.worker import IDENTITY
 
 
 def said(target: Path) -> dict[str, Any]:
@@ -33,7 +34,7 @@ def test_what_a_machine_says_calls_nothing_here(tmp_path: Path, kind: type) -> N
     controller = WorkerController.__new__(WorkerController)
     controller.putevent, controller.log = heard.append, Producer("worker", enabled=False)
     event = kind(("warning_recorded", said(tmp_path / "made")))
-    hear(controller.process_from_remote, event)
+    Hearing(controller, {}).hear(event)
     ((name, content),) = heard
     assert (name, str(content["warning_message"].message)) == ("warning_recorded", "be warned")
     assert content["warning_message"].category is UserWarning
@@ -55,10 +56,42 @@ def test_options_that_would_run_something_here_are_refused(pytestconfig: pytest.
         pytest_cmdline_main(SimpleNamespace(option=Namespace(**given | {option: "given"})))  # type: ignore[arg-type]
 
 
-def test_the_end_of_a_worker_is_heard() -> None:
-    heard: list[object] = []
-    hear(heard.append, Marker.END)
-    assert heard == [Marker.END]
+class Controller:
+    """xdist's side of a worker, which notes what comes through."""
+
+    def __init__(self) -> None:
+        self.heard: list[object] = []
+        self.sent_home = False
+
+    def process_from_remote(self, event: object) -> None:
+        self.heard.append(event if event is Marker.END else event[0])  # type: ignore[index]
+
+    def notify_inproc(self, name: str, *, node: object, error: str) -> None:
+        assert node is self
+        self.heard.append((name, error))
+
+    def shutdown(self) -> None:
+        self.sent_home = True
+
+
+@pytest.mark.parametrize(
+    ("told", "heard"),
+    [
+        ([(IDENTITY, {"identity": {"boot": "1"}})], ["workerready", "collectionfinish", Marker.END]),
+        ([(IDENTITY, {"identity": {"boot": "2"}})], [("errordown", ANOTHER)]),
+        ([(IDENTITY, {})], [("errordown", ANOTHER)]),
+        ([], [("errordown", ANOTHER)]),
+    ],
+)
+def test_a_worker_that_is_not_where_it_should_be_is_sent_home_and_not_heard(
+    told: list[object], heard: list[object]
+) -> None:
+    controller = Controller()
+    hearing = Hearing(controller, {"boot": "1"})
+    for event in [*told, ("workerready", {}), ("collectionfinish", {}), Marker.END]:
+        hearing.hear(event)
+    assert controller.heard == heard
+    assert controller.sent_home == (heard[0] != "workerready")
 
 
 @pytest.mark.parametrize(("collection", "waited_for"), [(None, 1), (["a.py::test_b"], 0)])
@@ -71,8 +104,9 @@ def test_a_worker_that_dies_while_it_collects_is_waited_for_again(
     node.gateway = SimpleNamespace(spec=SimpleNamespace(machine="a"))
     machines._places, machines._lost, machines._restarts = {"a": Place("a", "", 1, {})}, {}, Counter()
     machines._was_ready, machines.sched = {node}, SimpleNamespace(numnodes=0, collection=collection)
-    monkeypatch.setattr(machines, "_start_on", lambda label: True)
-    machines._replace(node, "Not properly terminated")
+    another = WorkerController.__new__(WorkerController)
+    monkeypatch.setattr(machines, "_start_on", lambda label: another)
+    assert machines._replace(node, "Not properly terminated") is another
     assert machines.sched.numnodes == waited_for
 
 
@@ -102,6 +136,7 @@ def test_scenarios_are_spread_though_a_worker_dies_before_it_has_collected(
     *others, dead = workers
     machines.config, machines._reschedule, machines._restarts = pytestconfig, False, Counter()
     machines._places, machines._lost = {name: Place(name, "", 1, {}) for name in "abc"}, {}
+    machines._undecided = {}
     machines._active_nodes, machines._was_ready = set(workers), set(workers if came_up else others)
     monkeypatch.setattr(machines, "_lose", lambda label, reason: machines._lost.update({label: reason}))
     monkeypatch.setattr(machines, "_start_on", lambda label: machines._lose(label, "it cannot be reached any more"))
