@@ -31,6 +31,9 @@ LAST_LINES = 20
 _LONGEST = 1 << 16
 """Bytes of a line of the console, at most."""
 
+_OF_THE_KERNEL = re.compile(rb"\[ *\d+\.\d+\]")
+"""How a line of the kernel's own begins, with printk.time."""
+
 _ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|[\x00-\x08\x0b-\x1f]")
 
 
@@ -59,6 +62,9 @@ X86_FEATURE_CX16 = 4 * 32 + 13
 The processor has it all the same: numpy, built for x86-64-v2, runs on no other.
 """
 
+EMULATED = f"mitigations=off nokaslr clearcpuid={X86_FEATURE_CX16}"
+"""What an emulated kernel is told: it needs no defence, and has to do without what QEMU cannot."""
+
 
 def without_kvm() -> str:
     """Return why machines are emulated, which takes 10 to 20 times as long; empty where the processor itself runs them.
@@ -82,7 +88,9 @@ def silence_allowed() -> float:
 
 def qemu_argv(kernel: Kernel, initramfs: Path, share: Path, *, cpus: int, kvm: bool) -> list[str]:
     """Return QEMU's command: no devices but the console and three directories, the host's root among them read-only."""
-    append = "console=ttyS0 quiet panic=-1" + ("" if kvm else f" mitigations=off nokaslr clearcpuid={X86_FEATURE_CX16}")
+    append = "console=ttyS0 quiet panic=-1 printk.time=1" + (
+        "" if kvm else f" mitigations=off nokaslr clearcpuid={X86_FEATURE_CX16}"
+    )
     argv = [str(tools.find(QEMU)), "-machine", "q35", "-nodefaults", "-no-user-config", "-display", "none"]
     argv += ["-accel", "kvm", "-cpu", "host"] if kvm else ["-accel", "tcg,thread=multi", "-cpu", "max"]
     argv += ["-m", str(MEMORY), "-smp", str(cpus), "-no-reboot", "-device", "virtio-rng-pci"]
@@ -102,7 +110,8 @@ def run(argv: Sequence[str], label: str, word: str, *, silence: float, say: Call
     """Run a machine to its end; `say` gets each line of the command's output. MachineFailed if it does not tell it.
 
     What QEMU returns means nothing, a kernel that panics included: only the guest's own line counts, which begins with
-    `word` and, if need be, ends a line of the command's. A machine that says nothing for `silence` seconds is killed.
+    `word` and, if need be, ends a line of the command's. A machine that says nothing for `silence` seconds is killed;
+    what its kernel says does not count, as one that hangs complains of that for ever.
     """
     begin, boot = time.monotonic(), None
     # Output that ends in no line break stands before it, what the kernel says at that moment behind it.
@@ -112,7 +121,9 @@ def run(argv: Sequence[str], label: str, word: str, *, silence: float, say: Call
         assert process.stdout is not None
         for line in _lines(process.stdout.fileno(), silence):
             if line is None:
-                raise MachineFailed(label, f"it said nothing for {silence:g} s and was killed", last)
+                raise MachineFailed(
+                    label, f"it said nothing for {silence:g} s, apart from its kernel, and was killed", last
+                )
             found = told.match(line)
             output = line if found is None else found[1]
             if found is None or output:
@@ -148,19 +159,28 @@ def _started(argv: Sequence[str]) -> Iterator[subprocess.Popen[bytes]]:
 
 
 def _lines(descriptor: int, silence: float) -> Iterator[str | None]:
-    """Yield each line until the end, a longer one than _LONGEST in pieces; None after `silence` seconds without one."""
+    """Yield each line until the end, a longer one than _LONGEST in pieces.
+
+    None if for `silence` seconds there was none but the kernel's.
+    """
     rest = b""
+    deadline = time.monotonic() + silence
     while True:
-        ready, _, _ = select.select([descriptor], [], [], silence)
+        ready, _, _ = select.select([descriptor], [], [], max(deadline - time.monotonic(), 0))
         if not ready:
             yield None
             return
         data = os.read(descriptor, 1 << 16)
         *whole, rest = (rest + data).split(b"\n")
+        if not all(_OF_THE_KERNEL.match(line) for line in whole) or (rest and not rest.startswith(b"[")):
+            deadline = time.monotonic() + silence
         if not data or len(rest) > _LONGEST:
             whole, rest = [*whole, *([rest] if rest else [])], b""
         yield from (_ESCAPES.sub("", line.decode(errors="replace")) for line in whole)
         if not data:
+            return
+        if time.monotonic() >= deadline:
+            yield None
             return
 
 

@@ -113,7 +113,7 @@ def test_files_of_the_run_before_are_gone_but_for_what_failed_in_it(tmp_path: Pa
 
 
 def test_of_a_machine_that_does_not_boot_the_files_for_ci_tell_the_error(tmp_path: Path) -> None:
-    error = MachineFailed("6.1", "it said nothing for 180 s and was killed", ["Kernel panic"])
+    error = MachineFailed("6.1", "it said nothing for 180 s, apart from its kernel, and was killed", ["Kernel panic"])
     tell_failure(error, tmp_path, junit=False, summary=False)
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "summary.md").write_text("what the machine wrote itself")

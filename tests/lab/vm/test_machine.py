@@ -62,8 +62,24 @@ def test_only_the_guests_own_word_counts() -> None:
 def test_a_machine_that_is_silent_is_killed_and_its_last_lines_are_told() -> None:
     with pytest.raises(MachineFailed) as caught:
         played("seq 30; exec sleep 1000", silence=0.5)
-    assert caught.value.reason == "it said nothing for 0.5 s and was killed"
+    assert caught.value.reason == "it said nothing for 0.5 s, apart from its kernel, and was killed"
     assert caught.value.console == tuple(str(number) for number in range(11, 31))
+
+
+HUNG = "while sleep 0.1; do printf '[ 12.345678][   C1] watchdog: BUG: soft lockup\\r\\n'; done"
+
+
+def test_a_kernel_that_only_complains_is_killed() -> None:
+    """What hangs is told again and again by the kernel itself: that is no sign of life of the command."""
+    with pytest.raises(MachineFailed, match="it said nothing for 1 s, apart from its kernel") as caught:
+        played(f"echo WORD ready 1; echo one; {HUNG}", silence=1)
+    assert caught.value.console[-1] == "[ 12.345678][   C1] watchdog: BUG: soft lockup"
+
+
+def test_a_command_that_speaks_among_complaints_goes_on() -> None:
+    speaking = "for i in 1 2 3 4 5 6; do printf '[ 1.0] complaint\\n.'; sleep 0.5; done; echo; echo WORD ended 7"
+    ended, said = played(f"echo WORD ready 1; {speaking}; sleep 60", silence=2)
+    assert (ended.exit_code, said[0]) == (7, "[ 1.0] complaint")
 
 
 def test_a_machine_does_not_outlive_a_process_that_is_killed(tmp_path: Path) -> None:
@@ -109,7 +125,10 @@ def test_the_hosts_files_are_read_only_but_for_one_directory() -> None:
 def test_emulation_leaves_out_what_qemu_emulates_wrongly(kvm: bool, words: list[str]) -> None:
     argv = qemu_argv(KERNEL, Path("/i"), Path("/s"), cpus=1, kvm=kvm)
     assert [argv[argv.index(option) + 1] for option in ("-accel", "-cpu")] == words
-    assert ("clearcpuid=141" in argv[argv.index("-append") + 1].split()) == (not kvm)
+    words = argv[argv.index("-append") + 1].split()
+    assert ("clearcpuid=141" in words) == (not kvm)
+    # By it, what the kernel says is told from what the command says.
+    assert "printk.time=1" in words
 
 
 @pytest.mark.parametrize(
