@@ -15,6 +15,7 @@ from lab.box.plan import TOOLS, BoxPlan, CannotBuild, Release, check_room, check
 from lab.vm.fetch import alone
 from lab.vm.initramfs import busybox, needed_modules
 from lab.vm.kernels import Kernel
+from lab.vm.machine import EMULATED, without_kvm
 
 BOXES_VARIABLE = "RELOADLAB_BOXES"
 """Environment variable that names the directory of boxes; the Vagrantfile reads it as well."""
@@ -72,14 +73,21 @@ def _build(release: Release, kernel: Kernel, lock: Path, directory: Path, say: C
         lines = root.sources(release)
         say(f"asking the mirrors what Debian {release.number} has")
         versions = root.versions(release, lines, work / "apt")
-        files = [lock, kernel.image, kernel.modules / "modules.dep", image.INIT, *_BUILDERS]
-        made = BoxPlan(release, kernel, content_digest([*versions, kernel.release, str(time)], files), time)
+        made = planned(release, kernel, versions, lock, time)
         there = _there(directory, made)
         if there:
             return there
         return _make(made, lines, versions, lock, directory, say)
     finally:
         shutil.rmtree(work, ignore_errors=True)
+
+
+def planned(release: Release, kernel: Kernel, versions: list[str], lock: Path, time: int) -> BoxPlan:
+    """Return the plan of a box for this machine: without KVM, its kernel does without what QEMU emulates wrongly."""
+    options = EMULATED if without_kvm() else ""
+    files = [lock, kernel.image, kernel.modules / "modules.dep", image.INIT, *_BUILDERS]
+    digest = content_digest([*versions, kernel.release, str(time), options], files)
+    return BoxPlan(release, kernel, digest, time, options)
 
 
 def _there(directory: Path, made: BoxPlan) -> Box | None:

@@ -37,7 +37,7 @@ TIMEOUT 1
 LABEL reloadlab
  LINUX /vmlinuz
  INITRD /initrd.img
- APPEND root=/dev/vda2 console=tty0 console=ttyS0 net.ifnames=0 panic=10 quiet
+ APPEND root=/dev/vda2 console=tty0 console=ttyS0 net.ifnames=0 panic=10 quiet {options}
 """
 
 
@@ -76,7 +76,7 @@ def _write_boot(plan: BoxPlan, boot: Path, work: Path) -> None:
     label = ["-n", "BOOT", "-i", plan.digest[:8], "--invariant"]
     tools.run(["mkfs.vfat", *label, "-h", str(_BOOT_AT), str(boot)])
     (work / "initrd.img").write_bytes(initramfs.assemble(plan.kernel, INIT, NEEDED, {}))
-    (work / "syslinux.cfg").write_text(_SYSLINUX)
+    (work / "syslinux.cfg").write_text(_SYSLINUX.format(options=plan.options))
     files = {"vmlinuz": plan.kernel.image, **{name: work / name for name in ("initrd.img", "syslinux.cfg")}}
     date = ["env", f"SOURCE_DATE_EPOCH={plan.time}", "TZ=UTC"]
     for name, path in files.items():

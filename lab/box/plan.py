@@ -72,13 +72,15 @@ RELEASES = {
 class BoxPlan:
     """A box to be built: the release, the kernel, and the digest of all that goes into it.
 
-    `time` is what its files are at most dated, in seconds since 1970 (SOURCE_DATE_EPOCH).
+    `time` is what its files are at most dated, in seconds since 1970 (SOURCE_DATE_EPOCH), `options` what the kernel is
+    told besides.
     """
 
     release: Release
     kernel: Kernel
     digest: str
     time: int
+    options: str
 
     @property
     def name(self) -> str:

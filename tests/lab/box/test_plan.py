@@ -30,7 +30,9 @@ def test_a_box_is_named_by_its_kernel_and_by_what_is_not_the_default() -> None:
 
 def test_versions_rise_with_the_day_and_differ_with_the_content() -> None:
     kernel = Kernel("6.12", "6.12.1", Path("vmlinuz"), Path("modules"))
-    older, newer = (BoxPlan(BOOKWORM, kernel, digest, day * 86400) for digest, day in (("ff" * 32, 1), ("00" * 32, 2)))
+    older, newer = (
+        BoxPlan(BOOKWORM, kernel, digest, day * 86400, "") for digest, day in (("ff" * 32, 1), ("00" * 32, 2))
+    )
     assert (older.version, newer.version) == ("19700102.4294967295", "19700103.0")
     assert re.fullmatch(r"\d+\.\d+", older.version)
 
