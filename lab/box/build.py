@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lab.box import image, machine, plan, root
-from lab.box.plan import TOOLS, BoxPlan, CannotBuild, Release, check_room, check_tools, content_digest
+from lab.box.plan import BoxPlan, CannotBuild, Release, check_room, check_tools, content_digest, missing_tools
 from lab.vm.fetch import alone
 from lab.vm.initramfs import busybox, needed_modules
 from lab.vm.kernels import Kernel
@@ -50,7 +50,7 @@ def build(release: Release, kernel: Kernel, lock: Path, *, say: Callable[[str], 
 
     `say` gets a line for each step. CannotBuild, NoKernel, CannotFetch; ToolError carries a tool's own words.
     """
-    check_tools(name for name in TOOLS if shutil.which(name) is None)
+    check_tools(missing_tools())
     busybox()
     needed_modules(kernel, image.NEEDED)
     if not lock.is_file():

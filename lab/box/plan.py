@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -20,12 +21,13 @@ TOOLS = {
     "mkfs.vfat": "dosfstools",
     "mcopy": "mtools",
     "syslinux": "syslinux",
+    "/usr/lib/syslinux/mbr/mbr.bin": "syslinux-common",
     "busybox": "busybox-static",
     "modprobe": "kmod",
     "tar": "tar",
     "setpriv": "util-linux",
 }
-"""The programs that build a box, and Debian's packages of them."""
+"""The programs and the one file that a box is built with, and Debian's packages of them."""
 
 PACKAGES = (
     # A machine that Vagrant can reach: an init, a network, a way in, and a copy of the checkout.
@@ -116,8 +118,13 @@ def check_room(free: int, directory: Path, wanted: int, variable: str) -> None:
         raise CannotBuild(f"{short}: make room, or name another directory in {variable}")
 
 
+def missing_tools() -> list[str]:
+    """Return what of TOOLS is not here."""
+    return [name for name in TOOLS if not (Path(name).is_file() if "/" in name else shutil.which(name))]
+
+
 def check_tools(missing: Iterable[str]) -> None:
-    """Raise CannotBuild if programs are missing; the line names all packages at once."""
+    """Raise CannotBuild if some of TOOLS are missing; the line names all packages at once."""
     names = list(missing)
     if names:
         packages = " ".join(dict.fromkeys(TOOLS[name] for name in names))

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import tarfile
 from pathlib import Path
@@ -10,11 +9,11 @@ import pytest
 
 from lab.box import image
 from lab.box.image import NEEDED, description, write_box
-from lab.box.plan import RELEASES, TOOLS, BoxPlan
+from lab.box.plan import RELEASES, TOOLS, BoxPlan, missing_tools
 from lab.vm.kernels import Kernel
 from tests.lab.vm.samples import kernel_image
 
-MISSING = sorted({TOOLS[name] for name in TOOLS if shutil.which(name) is None} - {"mmdebstrap"})
+MISSING = sorted({TOOLS[name] for name in missing_tools()} - {"mmdebstrap"})
 RELEASE = "6.12.1"
 BOOT_AT = 1 << 20
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from lab.box import plan
 from lab.box.plan import (
     RELEASES,
     BoxPlan,
@@ -14,6 +15,7 @@ from lab.box.plan import (
     check_room,
     check_tools,
     content_digest,
+    missing_tools,
 )
 from lab.cli.commands import vm
 from lab.vm.kernels import Kernel
@@ -77,3 +79,14 @@ def test_a_full_disk_is_one_line_before_anything_is_downloaded() -> None:
 
 def test_no_path_of_a_plan_leaves_the_directory_of_boxes() -> None:
     assert os.sep not in box_name("../" * 3, BOOKWORM)
+
+
+def test_a_file_that_a_box_is_built_with_is_missing_like_a_program(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Debian's package of syslinux only recommends the one with its master boot record."""
+    record = tmp_path / "mbr.bin"
+    monkeypatch.setattr(plan, "TOOLS", {"sh": "dash", str(record): "syslinux-common"})
+    assert missing_tools() == [str(record)]
+    record.touch()
+    assert missing_tools() == []

@@ -91,7 +91,7 @@ def test_what_a_box_is_built_with_is_named_at_once(
     assert main(["vm", "box", str(image)]) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("reloadlab: a box cannot be built without mmdebstrap, qemu-img, ")
-    assert (
-        "apt-get install mmdebstrap qemu-utils e2fsprogs fdisk dosfstools mtools syslinux busybox-static kmod" in line
-    )
+    packages = "mmdebstrap qemu-utils e2fsprogs fdisk dosfstools mtools syslinux"
+    assert f"apt-get install {packages}" in line
+    assert " busybox-static kmod " in line
     assert not (tmp_path / "boxes").exists()
