@@ -5,6 +5,8 @@ comma := ,
 RUNS ?= 100
 PARTS ?= 9
 KERNELS ?= 5.10,6.1,6.12,newest
+# Without those that are the path of an image, which is there already.
+VERSIONS = $(foreach kernel,$(subst $(comma), ,$(KERNELS)),$(if $(findstring /,$(kernel)),,$(kernel)))
 KERNEL ?= 6.1
 
 .PHONY: run test kernels vm box corpus faults soak null-runs setup browser ssh lock
@@ -21,7 +23,7 @@ test: setup browser ssh
 
 # Needs QEMU, which set-up does not install: the first error says what does.
 kernels: setup
-	@tools/as-root .venv/bin/reloadlab vm fetch $(subst $(comma), ,$(KERNELS))
+	@$(if $(VERSIONS),tools/as-root .venv/bin/reloadlab vm fetch $(VERSIONS))
 	@tools/as-root .venv/bin/reloadlab run --kernel $(KERNELS) --rounds 0 $(ARGS)
 
 # Needs Vagrant, libvirt and QEMU, which set-up does not install: the first error says what does. docs/vagrant.md

@@ -157,6 +157,17 @@ def test_make_test_runs_every_check() -> None:
         assert check in listed.stdout
 
 
+@pytest.mark.parametrize(
+    ("kernels", "fetched"),
+    [("6.1,newest", "vm fetch 6.1 newest"), ("6.1,out/vmlinuz", "vm fetch 6.1"), ("./vmlinuz", None)],
+)
+def test_make_kernels_fetches_no_image(kernels: str, fetched: str | None) -> None:
+    argv = ["make", "-n", "kernels", f"KERNELS={kernels}"]
+    listed = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True).stdout
+    assert [line.strip() for line in re.findall("vm fetch.*", listed)] == ([fetched] if fetched else [])
+    assert f"run --kernel {kernels} " in listed
+
+
 @pytest.mark.parametrize("script", ["tools/setup", "tools/as-root", "tools/lock"])
 def test_scripts_are_executable_posix_shell(script: str) -> None:
     assert os.stat(ROOT / script).st_mode & stat.S_IXUSR

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import os
 import sys
@@ -16,18 +17,18 @@ from typing import Any
 from datapath.base.statefile import WrongContent, parse_json
 from lab.cli.ci import CiFiles
 from lab.cli.job import REPORT_HTML, TRACE_JSON, check
-from lab.cli.report import RUN_JSON
+from lab.cli.report import RUN_JSON, print_reasons
 from lab.cli.tables import add_row, make_table, print_table
-from lab.cli.targets import BadOption
+from lab.cli.targets import BadOption, make_console, warned
 from lab.cli.vm_options import add_machine_options, found, machine_of, printer
 from lab.doctor.doctor import require
-from lab.scenario.records import ERROR, FAILED, PASSED, SKIPPED, short_name
+from lab.scenario.records import ERROR, FAILED, NOT_RUN, PASSED, RUNNING, SKIPPED, Record, short_name
 from lab.system.launch import module_argv
 from lab.system.output import OutputDirectory
 from lab.vm.initramfs import needed_modules
 from lab.vm.kernels import Kernel
 from lab.vm.machine import MachineFailed, without_kvm
-from lab.vm.session import GUEST_OUTPUT, run_in
+from lab.vm.session import GUEST_OUTPUT, TakenDown, run_in
 
 KERNELS_JSON = "kernels.json"
 FORMAT = 1
@@ -38,6 +39,8 @@ _FILES = {"--pcap": "pcap", "--junitxml": _JUNIT, "--summary": _SUMMARY}
 """Options that name what else is written, and its name beside run.json of each kernel."""
 
 _NEVER_RAN = 1
+_UNFINISHED = "it has not come to its end: the run was killed, or goes on"
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +61,13 @@ class KernelResult:
     @property
     def outcomes(self) -> dict[str, str]:
         """The outcome of each scenario, by name."""
-        return {row["name"]: row["outcome"] for row in (self.document or {}).get("scenarios", ())}
+        return {record.name: record.outcome for record in self.records}
+
+    @property
+    def records(self) -> list[Record]:
+        """What run.json says of each scenario, as far as a table and the reasons need it."""
+        rows = (self.document or {}).get("scenarios", ())
+        return [Record(row["name"], row["outcome"], message=row.get("message", "")) for row in rows]
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -85,11 +94,23 @@ def do_on_kernels(args: argparse.Namespace) -> int:
     cpus, silence = machine_of(args)
     results: list[KernelResult] = []
     with OutputDirectory(args.out) as output:
-        # That of the run before would tell of kernels that this one has not come to.
-        output.write(KERNELS_JSON, json.dumps(document(results, complete=False), indent=1))
-        for kernel in kernels:
-            results.append(_run(kernel, args, cpus=cpus, silence=silence))
-            output.write(KERNELS_JSON, json.dumps(document(results, complete=len(results) == len(kernels)), indent=1))
+
+        def note(*unfinished: KernelResult, complete: bool = False) -> None:
+            text = document([*results, *unfinished], complete=complete)
+            output.write(KERNELS_JSON, json.dumps(text, indent=1))
+
+        try:
+            for kernel in kernels:
+                # Also that of the run before would tell of kernels that this one has not come to.
+                note(KernelResult(kernel, _NEVER_RAN, _UNFINISHED, 0.0, 0.0, None))
+                _run(kernel, args, results, cpus=cpus, silence=silence)
+            note(complete=True)
+        except (KeyboardInterrupt, TakenDown, OSError):
+            with warned():
+                note()
+            if not args.json:
+                print_results(results)
+            raise
     if args.json:
         print(json.dumps(document(results, complete=True), indent=1))
     else:
@@ -114,12 +135,14 @@ def command(args: argparse.Namespace) -> list[str]:
     return [*module_argv("lab.cli.main"), *words, *(["--", *args.handed_on] if args.handed_on else [])]
 
 
-def _run(kernel: Kernel, args: argparse.Namespace, *, cpus: int, silence: float) -> KernelResult:
+def _run(kernel: Kernel, args: argparse.Namespace, results: list[KernelResult], *, cpus: int, silence: float) -> None:
+    """Add what became of the command on one kernel, whatever ends it."""
     say = printer(kernel.label, stderr=args.json)
     say(f"booting {kernel.release}")
     place = args.out / kernel.label
     before = cleared(place)
-    code, failure, boot, seconds = _NEVER_RAN, "", 0.0, 0.0
+    code, failure, boot, seconds = _NEVER_RAN, "interrupted", 0.0, 0.0
+    lost: list[str] = []
     try:
         ended = run_in(
             kernel,
@@ -128,14 +151,25 @@ def _run(kernel: Kernel, args: argparse.Namespace, *, cpus: int, silence: float)
             silence=silence,
             say=say,
             before={} if before is None else {RUN_JSON: before},
-            keep=lambda left: keep(left, place),
+            keep=lambda left: lost.extend(keep(left, place)),
         )
-        code, boot, seconds = ended.exit_code, ended.boot_seconds, ended.seconds
+        code, boot, seconds, failure = ended.exit_code, ended.boot_seconds, ended.seconds, ""
+        if lost:
+            code, failure = max(code, _NEVER_RAN), lost[0]
     except MachineFailed as error:
         failure = error.reason
         print(f"reloadlab: {error}", file=sys.stderr)
         tell_failure(error, place, junit=args.junitxml is not None, summary=args.summary is not None)
-    return KernelResult(kernel, code, failure, boot, seconds, document_of(place, before))
+    except TakenDown:
+        failure = "reloadlab vm down ended it"
+        raise
+    finally:
+        for line in lost:
+            print(f"reloadlab: warning: {line}", file=sys.stderr)
+        results.append(KernelResult(kernel, code, failure, boot, seconds, document_of(place, before)))
+        if failure:
+            # What the command would have printed at its end.
+            print_reasons(make_console(stderr=args.json), results[-1].records)
 
 
 def cleared(place: Path) -> str | None:
@@ -157,13 +191,24 @@ def tell_failure(error: MachineFailed, place: Path, *, junit: bool, summary: boo
         raise error
 
 
-def keep(left: Path, place: Path) -> None:
-    """Copy the files that a command left; links and what else there may be are left out."""
+def keep(left: Path, place: Path) -> list[str]:
+    """Copy the files that a command left; links and what else there may be are left out.
+
+    Return a line for each file for which there is no room, of which the others are no less worth.
+    """
+    lost = []
     for directory, _, names in os.walk(left):
         with OutputDirectory(place / Path(directory).relative_to(left)) as output:
             for path in (Path(directory) / name for name in names):
-                if path.is_file() and not path.is_symlink():
+                if not path.is_file() or path.is_symlink():
+                    continue
+                try:
                     output.write(path.name, path.read_bytes())
+                except OSError as error:
+                    if error.errno not in _FULL:
+                        raise
+                    lost.append(f"{output.path / path.name} is lost: {error.strerror}")
+    return lost
 
 
 def document_of(place: Path, before: str | None) -> dict[str, Any] | None:
@@ -220,7 +265,11 @@ def print_results(results: Sequence[KernelResult]) -> None:
 
 def _verdict(result: KernelResult) -> str:
     counts = Counter(result.outcomes.values())
-    words = [f"{counts[outcome]} {outcome}" for outcome in (PASSED, FAILED, ERROR, SKIPPED) if counts[outcome]]
+    words = [
+        f"{counts[outcome]} {outcome}"
+        for outcome in (PASSED, FAILED, ERROR, SKIPPED, RUNNING, NOT_RUN)
+        if counts[outcome]
+    ]
     if result.failure:
         return ", ".join([result.failure, *words])
     ran = f"exit code {result.exit_code} after {result.seconds:.0f} s, up in {result.boot_seconds:.1f} s"

@@ -3,24 +3,46 @@
 from __future__ import annotations
 
 import os
+import re
+import select
 import signal
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from datapath.errors import ReloadlabError
 from lab.system.scratch import PREFIX
 from lab.vm.machine import QEMU
 
+TAKEN_DOWN = "taken-down"
+"""A file beside the shared directory of a machine: by it, who runs the machine knows that its end was wanted."""
+
 _PROC = Path("/proc")
+_SHARE = re.compile(rf"local,id=share,.*path=((?:[^,]|,,)*/{PREFIX}[^/]*)/")
+_SECONDS = 10.0
+"""For a QEMU to end, before it is killed, and after that."""
+
+
+class DoesNotEnd(ReloadlabError):
+    """A virtual machine that SIGKILL does not end: it waits in the kernel for what does not come."""
 
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """A QEMU process: its PID, the name of its guest as far as its command tells, and whether we started it."""
+    """A QEMU process: its PID, the name of its guest as far as its command tells.
+
+    `scratch` is the directory of the command that started it, None if that was none of ours.
+    """
 
     pid: int
     guest: str
-    ours: bool
+    scratch: Path | None
+
+    @property
+    def ours(self) -> bool:
+        """Whether a command of ours started it."""
+        return self.scratch is not None
 
 
 def running() -> Iterator[Running]:
@@ -38,27 +60,37 @@ def running() -> Iterator[Running]:
 
 def described(pid: int, argv: list[str]) -> Running:
     """Return what the command of a QEMU tells of it."""
-    ours = Path(argv[0]).name == QEMU and any(
-        word.startswith("local,id=share,") and f"/{PREFIX}" in word for word in argv
-    )
+    shares = [found[1] for word in argv if (found := _SHARE.match(word))] if Path(argv[0]).name == QEMU else []
+    scratch = Path(shares[0].replace(",,", ",")) if shares else None
     for option, prefix in (("-name", "guest="), ("-kernel", "")):
         if option in argv[:-1]:
             guest = argv[argv.index(option) + 1].removeprefix(prefix).split(",")[0]
-            return Running(pid, guest, ours)
-    return Running(pid, "without a name", ours)
+            return Running(pid, guest, scratch)
+    return Running(pid, "without a name", scratch)
 
 
 def end(machine: Running) -> None:
-    """End a QEMU; nothing happens if it has ended."""
+    """End a QEMU of ours, and wait for its end; nothing happens if it has ended. DoesNotEnd if it does not.
+
+    The command that started it is told by TAKEN_DOWN: it boots no other kernel then.
+    """
     try:
         descriptor = os.pidfd_open(machine.pid)
     except ProcessLookupError:
         return
     try:
         # Meanwhile the number may be another process's.
-        if machine in running():
-            signal.pidfd_send_signal(descriptor, signal.SIGTERM)
-    except ProcessLookupError:
-        return
+        if machine not in running():
+            return
+        if machine.scratch is not None:
+            # It may be gone: with the command, whose end is that of the machine as well.
+            with suppress(FileNotFoundError):
+                (machine.scratch / TAKEN_DOWN).touch()
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            with suppress(ProcessLookupError):
+                signal.pidfd_send_signal(descriptor, number)
+            if select.select([descriptor], [], [], _SECONDS)[0]:
+                return
     finally:
         os.close(descriptor)
+    raise DoesNotEnd(f"{machine.guest} (PID {machine.pid}) does not end, not even by SIGKILL")

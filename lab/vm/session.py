@@ -8,12 +8,14 @@ import secrets
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from datapath.errors import ReloadlabError
 from lab.system.launch import module_argv
 from lab.system.scratch import scratch
 from lab.vm import guest, initramfs, machine
 from lab.vm.initramfs import SHARE
 from lab.vm.kernels import Kernel
-from lab.vm.machine import Ended
+from lab.vm.machine import Ended, MachineFailed
+from lab.vm.running import TAKEN_DOWN
 
 OUTPUT = "out"
 """In the shared directory: what the command leaves."""
@@ -25,6 +27,13 @@ _HANDED_ON = ("PATH", "LANG", "CI")
 _PREFIX = "RELOADLAB_"
 _STAYS = ("RELOADLAB_RUN", "RELOADLAB_KERNELS")
 """What concerns this machine alone."""
+
+
+class TakenDown(ReloadlabError):
+    """A virtual machine that was ended by `reloadlab vm down`, and with it the command that ran in it."""
+
+    def __init__(self, label: str) -> None:
+        super().__init__(f"kernel {label}: reloadlab vm down ended it")
 
 
 def run_in(
@@ -41,7 +50,7 @@ def run_in(
 
     Its environment has PATH and the variables of ours. It finds the files `before` in GUEST_OUTPUT and may leave others
     there: `keep` is called with that directory at the end, whatever became of the command. MachineFailed if the machine
-    does not tell how it ended.
+    does not tell how it ended, TakenDown if its end was wanted.
     """
     with scratch() as directory:
         share, image = directory / "share", directory / "initramfs"
@@ -56,6 +65,10 @@ def run_in(
         command = machine.qemu_argv(kernel, image, share, cpus=cpus, kvm=not machine.without_kvm())
         try:
             return machine.run(command, kernel.label, word, silence=silence, say=say)
+        except MachineFailed:
+            if (directory / TAKEN_DOWN).exists():
+                raise TakenDown(kernel.label) from None
+            raise
         finally:
             if keep is not None:
                 keep(output)

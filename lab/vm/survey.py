@@ -28,8 +28,8 @@ MODES = {
 """Ways in which a node can be up: the options of `up`."""
 
 _LAB = "survey"
-_SECONDS = 900.0
-"""For one command: emulated, a node takes minutes to come up on a busy machine."""
+_OF_THE_SILENCE = 0.9
+"""The part of a machine's allowed silence that one command of the survey may take: it says nothing until its end."""
 _COMMAND_LINE = "lab.cli.main"
 
 
@@ -77,7 +77,7 @@ def survey(kernel: Kernel, modes: Sequence[str], *, cpus: int, silence: float, s
 
     failure = ""
     try:
-        argv = module_argv("lab.vm.survey", f"{GUEST_OUTPUT}/{FILE}", *modes)
+        argv = module_argv("lab.vm.survey", f"{GUEST_OUTPUT}/{FILE}", f"{silence * _OF_THE_SILENCE:g}", *modes)
         ended = run_in(kernel, argv, cpus=cpus, silence=silence, say=say, keep=keep)
         failure = f"the survey ended with exit code {ended.exit_code}" if ended.exit_code else ""
     except MachineFailed as error:
@@ -87,10 +87,14 @@ def survey(kernel: Kernel, modes: Sequence[str], *, cpus: int, silence: float, s
 
 
 class _Guest:
-    """The guest's side: tries one thing after the other, and keeps the file of what it knows up to date."""
+    """The guest's side: tries one thing after the other, and keeps the file of what it knows up to date.
 
-    def __init__(self, output: Path) -> None:
+    A command that has not ended after `seconds` is given up.
+    """
+
+    def __init__(self, output: Path, seconds: float) -> None:
         self._output = output
+        self._seconds = seconds
         self._found: dict[str, Any] = {"checks": [], "requirements": {}, "programs": {}}
 
     def run(self, modes: Sequence[str]) -> None:
@@ -135,9 +139,9 @@ class _Guest:
     def _call(self, *words: str) -> tuple[int, str, str]:
         argv = module_argv(_COMMAND_LINE, *words)
         try:
-            done = subprocess.run(argv, capture_output=True, text=True, timeout=_SECONDS, check=False)
+            done = subprocess.run(argv, capture_output=True, text=True, timeout=self._seconds, check=False)
         except subprocess.TimeoutExpired:
-            return 1, "", f"no end after {_SECONDS:g} s"
+            return 1, "", f"no end after {self._seconds:g} s"
         return done.returncode, done.stdout, done.stderr
 
     def _write(self) -> None:
@@ -148,4 +152,4 @@ class _Guest:
 
 
 if __name__ == "__main__":
-    _Guest(Path(sys.argv[1])).run(sys.argv[2:])
+    _Guest(Path(sys.argv[1]), float(sys.argv[2])).run(sys.argv[3:])

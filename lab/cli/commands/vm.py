@@ -171,22 +171,25 @@ def _down(args: argparse.Namespace) -> int:
 
     require("root")
     ended: list[str] = []
-    for machine in running():
-        if machine.ours:
-            end(machine)
-            ended.append(f"{machine.guest} (PID {machine.pid})")
-    names = [machine.name for machine in machines(Path(ROOT))]
-    if names:
-        destroy(Path(ROOT), names)
-        ended += (f"{name} (Vagrant)" for name in names)
-    left = sorted({*domains(), *(machine.guest for machine in running() if not machine.ours)})
-    if args.json:
-        print_json({"ended": ended, "left": left})
-        return 0
-    for name in ended:
-        print(f"ended: {name}")
-    for name in left:
-        print(f"left alone: {name}, which is not of this checkout")
+    try:
+        for machine in running():
+            if machine.ours:
+                end(machine)
+                ended.append(f"{machine.guest} (PID {machine.pid})")
+        names = [machine.name for machine in machines(Path(ROOT))]
+        if names:
+            destroy(Path(ROOT), names)
+            ended += (f"{name} (Vagrant)" for name in names)
+    finally:
+        # What has ended has ended, also if the next one does not.
+        left = sorted({*domains(), *(machine.guest for machine in running() if not machine.ours)})
+        if args.json:
+            print_json({"ended": ended, "left": left})
+        else:
+            for name in ended:
+                print(f"ended: {name}")
+            for name in left:
+                print(f"left alone: {name}, which is not of this checkout")
     return 0
 
 

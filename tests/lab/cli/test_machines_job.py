@@ -33,6 +33,7 @@ from tests.lab.machines.test_unfriendly import FOUND
         (["--on", "ssh:a", "--keep"], "--keep has no use with --on, which leaves nothing on other machines"),
         (["--on", "ssh:a", "--loader", "./mine"], "--loader ./mine is a command of this machine"),
         (["--on", "ssh:a", "--", "--deselect", "."], ". is a file of this machine"),
+        (["--on", "ssh:a", "--", "-k", " or ".join(["a long expression"] * 20), "."], ". is a file of this machine"),
         (["--on", "vagrant:no-such-machine"], "vagrant"),
     ],
 )

@@ -2,9 +2,11 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+from lab.vm.guest import mounts
 from tests.lab.labs import ROOT
 
 
@@ -40,3 +42,16 @@ def ran(argv: list[str], directory: str) -> tuple[str, int]:
         [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
     )
     return done.stdout, done.returncode
+
+
+def test_what_a_kernel_does_not_have_is_not_mounted(tmp_path: Path) -> None:
+    """Nobody can make a directory in sysfs: as the first process, whoever tries ends the machine with a panic."""
+    (tmp_path / "sys" / "fs" / "bpf").mkdir(parents=True)
+    wanted = [
+        ("devpts", tmp_path / "dev" / "pts"),
+        ("bpf", tmp_path / "sys" / "fs" / "bpf"),
+        ("debugfs", tmp_path / "sys" / "kernel" / "debug"),
+    ]
+    assert list(mounts(wanted, tmp_path / "sys")) == wanted[:2]
+    assert (tmp_path / "dev" / "pts").is_dir()
+    assert not (tmp_path / "sys" / "kernel").exists()

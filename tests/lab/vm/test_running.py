@@ -3,17 +3,21 @@ from __future__ import annotations
 import signal
 import subprocess
 import time
+from pathlib import Path
+
+import pytest
 
 from lab.vm.running import Running, described, end, running
 
+SCRATCH = Path("/tmp/reloadlab-scratch-x")
 SHARE = "local,id=share,security_model=none,path=/tmp/reloadlab-scratch-x/share"
 
 
 def test_guests_of_others_are_told_by_what_they_share() -> None:
     qemu = "/usr/bin/qemu-system-x86_64"
-    assert described(1, [qemu, "-kernel", "/k/vmlinuz", "-fsdev", SHARE, ""]) == Running(1, "/k/vmlinuz", True)
-    assert described(2, [qemu, "-name", "guest=theirs,debug-threads=on", ""]) == Running(2, "theirs", False)
-    assert described(3, [qemu, ""]) == Running(3, "without a name", False)
+    assert described(1, [qemu, "-kernel", "/k/vmlinuz", "-fsdev", SHARE, ""]) == Running(1, "/k/vmlinuz", SCRATCH)
+    assert described(2, [qemu, "-name", "guest=theirs,debug-threads=on", ""]) == Running(2, "theirs", None)
+    assert described(3, [qemu, ""]) == Running(3, "without a name", None)
 
 
 def test_a_guest_is_ended_and_one_that_has_ended_is_no_error() -> None:
@@ -23,8 +27,8 @@ def test_a_guest_is_ended_and_one_that_has_ended_is_no_error() -> None:
         deadline = time.monotonic() + 10
         while not (mine := [each for each in running() if each.pid == process.pid]):
             assert time.monotonic() < deadline
-        assert mine == [Running(process.pid, "without a name", True)]
-        end(Running(process.pid, "another", True))
+        assert mine == [Running(process.pid, "without a name", SCRATCH)]
+        end(Running(process.pid, "another", SCRATCH))
         assert process.poll() is None
         end(mine[0])
         assert process.wait(10) == -signal.SIGTERM
@@ -32,3 +36,22 @@ def test_a_guest_is_ended_and_one_that_has_ended_is_no_error() -> None:
     finally:
         process.kill()
         process.wait()
+
+
+def test_one_that_does_not_hear_is_killed_and_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lab.vm.running._SECONDS", 0.5)
+    deaf = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(flush=True); time.sleep(60)"
+    argv = ["/tmp/qemu-system-x86_64", "-c", deaf, "-fsdev", SHARE]
+    process = subprocess.Popen(argv, executable="/usr/bin/python3", stdout=subprocess.PIPE)
+    with process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        end(Running(process.pid, "without a name", SCRATCH))
+        # Not yet reaped, but over.
+        assert process.wait(0) == -signal.SIGKILL
+
+
+def test_a_directory_with_a_comma_is_understood() -> None:
+    """QEMU takes two for one in a value."""
+    share = "local,id=share,security_model=none,path=/a,,b/reloadlab-scratch-y/share"
+    assert described(1, ["qemu-system-x86_64", "-fsdev", share, ""]).scratch == Path("/a,b/reloadlab-scratch-y")

@@ -5,14 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from lab.vm.survey import Check, Survey, _Guest
+from lab.vm.survey import _OF_THE_SILENCE, Check, Survey, _Guest
 
 
 class Played(_Guest):
     """A guest whose commands answer: all is well, but for those that fail."""
 
     def __init__(self, output: Path, *failing: str) -> None:
-        super().__init__(output)
+        super().__init__(output, 60)
         self.failing = failing
 
     def _call(self, *words: str) -> tuple[int, str, str]:
@@ -49,3 +49,12 @@ def test_a_machine_that_stops_leaves_a_whole_file(tmp_path: Path) -> None:
         guest._node("tunnel")
         assert len(json.load(before)["checks"]) == 4
     assert [path.name for path in tmp_path.iterdir()] == ["survey.json"]
+
+
+def test_a_command_without_an_end_is_given_up_before_the_machine_is(tmp_path: Path) -> None:
+    """As long as it runs, the machine says nothing: with the same limit, it was killed and all the rest lost."""
+    assert _OF_THE_SILENCE < 1
+    guest = _Guest(tmp_path / "survey.json", 0.01)
+    guest._try("doctor", "doctor", "--json")
+    (check,) = json.loads((tmp_path / "survey.json").read_text())["checks"]
+    assert (check["good"], check["message"]) == (False, "no end after 0.01 s")

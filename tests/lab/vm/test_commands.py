@@ -1,0 +1,144 @@
+"""`run --kernel` and `vm` around a machine that a stand-in for QEMU plays: what is kept, told and left at the end."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lab.vm.machine import without_kvm
+from tests.lab.vm.standin import StandIn
+
+pytestmark = pytest.mark.privileged
+
+BOTH = ("run", "--kernel", "6.1,6.12", "--out", "out")
+
+
+def kernels_json(stand_in: StandIn) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((stand_in.out / "kernels.json").read_text())
+    return found
+
+
+def rows(stand_in: StandIn) -> list[tuple[str, int, str]]:
+    return [(row["kernel"], row["exit_code"], row["failure"]) for row in kernels_json(stand_in)["kernels"]]
+
+
+def test_a_command_has_its_files_and_its_exit_code(tmp_path: Path) -> None:
+    body = """
+say("in " + job["directory"])
+say(job["word"] + " ended 7")
+"""
+    stand_in = StandIn(tmp_path, body)
+    call = stand_in.run("vm", "exec", "6.1", "--", "true")
+    assert (call.code, call.out) == (7, f"in {tmp_path}\n")
+    assert call.errors.startswith("reloadlab: emulated") == bool(without_kvm())
+    assert stand_in.left() == []
+
+
+def test_all_kernels_are_in_one_result(tmp_path: Path) -> None:
+    stand_in = StandIn(tmp_path, 'run_json(a="passed", b="skipped" if release == "6.1.0-a" else "failed")')
+    call = stand_in.run(*BOTH)
+    assert call.code == 0
+    assert rows(stand_in) == [("6.1", 0, ""), ("6.12", 0, "")]
+    assert kernels_json(stand_in)["complete"]
+    assert kernels_json(stand_in)["scenarios"] == [
+        {"name": "a", "outcomes": {"6.1": "passed", "6.12": "passed"}},
+        {"name": "b", "outcomes": {"6.1": "skipped", "6.12": "failed"}},
+    ]
+    assert stand_in.left() == []
+
+
+WAITS = """
+run_json(a="passed", b="failed", c="running")
+say("waiting")
+time.sleep(600)
+"""
+
+
+def test_an_interrupted_run_tells_the_reasons_of_the_kernel_under_way(tmp_path: Path) -> None:
+    stand_in = StandIn(tmp_path, WAITS)
+    with stand_in.start(*BOTH) as call:
+        call.wait_for("6.1 | waiting")
+        call.process.send_signal(signal.SIGINT)
+        assert call.end() == 130
+    assert "why b" in call.out
+    assert "why a" not in call.out
+    assert "6.1 (6.1.0-a): interrupted, 1 passed, 1 failed, 1 running" in call.out.splitlines()
+    assert rows(stand_in) == [("6.1", 1, "interrupted")]
+    assert not kernels_json(stand_in)["complete"]
+    assert kernels_json(stand_in)["scenarios"][1] == {"name": "b", "outcomes": {"6.1": "failed"}}
+    assert stand_in.left() == []
+
+
+def test_of_a_run_that_is_killed_the_kernel_under_way_is_known(tmp_path: Path) -> None:
+    stand_in = StandIn(tmp_path, 'release == "6.1.0-a" or (say("waiting"), time.sleep(600))')
+    with stand_in.start(*BOTH) as call:
+        call.wait_for("6.12 | waiting")
+        call.process.kill()
+        call.end()
+    assert rows(stand_in) == [
+        ("6.1", 0, ""),
+        ("6.12", 1, "it has not come to its end: the run was killed, or goes on"),
+    ]
+    assert not kernels_json(stand_in)["complete"]
+
+
+def test_a_machine_that_hangs_tells_what_had_failed_and_the_next_kernel_runs(tmp_path: Path) -> None:
+    stand_in = StandIn(tmp_path, f'if release == "6.1.0-a":{WAITS.replace(chr(10), chr(10) + "    ")}')
+    call = stand_in.run(*BOTH, "--kernel-silence", "2")
+    assert call.code == 1
+    assert "why b" in call.out
+    assert rows(stand_in) == [
+        ("6.1", 1, "it said nothing for 2 s, apart from its kernel, and was killed"),
+        ("6.12", 0, ""),
+    ]
+
+
+def test_down_ends_the_machine_and_no_other_kernel_is_booted(tmp_path: Path) -> None:
+    stand_in = StandIn(tmp_path, WAITS)
+    run, down = stand_in.run_beside_down(*BOTH)
+    assert (run.code, down.code) == (1, 0)
+    image = tmp_path / "kernels" / "6.1.0-a" / "vmlinuz"
+    assert [line.partition(" (PID")[0] for line in down.out.splitlines()] == [f"ended: {image}"]
+    assert run.errors.splitlines()[-1] == "reloadlab: kernel 6.1: reloadlab vm down ended it"
+    assert rows(stand_in) == [("6.1", 1, "reloadlab vm down ended it")]
+    assert "6.12 | " not in run.out
+    assert stand_in.left() == []
+
+
+def test_down_tells_what_it_ended_also_if_vagrant_fails(tmp_path: Path) -> None:
+    stand_in = StandIn(tmp_path, WAITS)
+    state = tmp_path / ".vagrant" / "machines" / "debian12" / "libvirt"
+    state.mkdir(parents=True)
+    (state / "id").write_text("1")
+    (tmp_path / "bin" / "vagrant").write_text("#!/bin/sh\necho no such domain >&2\nexit 1\n")
+    (tmp_path / "bin" / "vagrant").chmod(0o755)
+    _, down = stand_in.run_beside_down("vm", "exec", "6.1", "--", "true")
+    assert down.code == 1
+    assert down.out.startswith("ended: ")
+    assert down.errors == "reloadlab: vagrant could not end debian12: no such domain\n"
+
+
+def test_a_full_disk_loses_what_has_no_room_and_the_next_kernel_runs(tmp_path: Path) -> None:
+    body = """
+run_json(a="passed")
+(out / "pcap").mkdir()
+(out / "pcap" / "large.pcap").write_bytes(bytes(9 << 20) if release == "6.1.0-a" else b"")
+"""
+    stand_in = StandIn(tmp_path, body)
+    stand_in.out.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "full", str(stand_in.out)], timeout=60, check=True)
+    try:
+        call = stand_in.run(*BOTH)
+        lost = "out/6.1/pcap/large.pcap is lost: No space left on device"
+        assert call.code == 1
+        assert call.errors.splitlines()[-1] == f"reloadlab: warning: {lost}"
+        assert rows(stand_in) == [("6.1", 1, lost), ("6.12", 0, "")]
+        assert kernels_json(stand_in)["scenarios"] == [{"name": "a", "outcomes": {"6.1": "passed", "6.12": "passed"}}]
+    finally:
+        subprocess.run(["umount", str(stand_in.out)], timeout=60, check=True)
+    assert stand_in.left() == []
