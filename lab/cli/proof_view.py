@@ -100,12 +100,13 @@ def _few(wrong: Sequence[str]) -> str:
 
 def print_meetings(console: Console, result: Meetings) -> None:
     """Print how many meetings of each pair there were, and the sum."""
-    table = Table("reloads", "meetings", "wrong", box=None, pad_edge=False)
+    table = Table("reloads", "meetings", "one waited", "wrong", box=None, pad_edge=False)
     for column in table.columns[1:]:
         column.justify = "right"
     for what in dict.fromkeys(meeting.what for meeting in result.meetings):
         meetings = [meeting for meeting in result.meetings if meeting.what == what]
-        table.add_row(what, str(len(meetings)), str(sum(bool(meeting.wrong) for meeting in meetings)))
+        waited, wrong = sum(each.waited for each in meetings), sum(bool(each.wrong) for each in meetings)
+        table.add_row(what, str(len(meetings)), str(waited), str(wrong))
     console.print(table)
     for violation in result.findings:
         console.print(f"at no meeting in particular: {violation}", markup=False, highlight=False, soft_wrap=True)

@@ -9,9 +9,12 @@ from typing import Protocol
 
 from lab.gates.call import Call
 from lab.gates.supervisor import Decide
+from lab.gates.underway import is_busy
+from lab.system.pace import slowness
 
-QUIET = 0.2
-"""Seconds without a call after which a process is taken to wait for the other, for a lock say."""
+QUIET, FIRST = 0.2, 5.0
+"""Seconds without a call, and without the first call, after which a process is taken to wait for the other, for a lock
+say: if nothing of it runs then. On an ordinary machine (lab.system.pace)."""
 
 Held = tuple[Call | None, Call | None]
 """The calls of both that are stopped; None for who is under way or has ended."""
@@ -76,6 +79,7 @@ class Lockstep:
     """Holds the calls of two processes until it is their turn. Where the one whose turn it is waits, the other goes on.
 
     `decide(0)` and `decide(1)` decide on their calls, each in a thread of its own; `end` says that one has ended.
+    `passed` counts the calls that were let on although it was not their turn, because the other waited.
     """
 
     def __init__(self, order: Order) -> None:
@@ -84,6 +88,10 @@ class Lockstep:
         self._held: list[Call | None] = [None, None]
         self._ended = [False, False]
         self._went_on = [time.monotonic()] * 2
+        # By thread: a process of ours and its loader both make calls.
+        self._last: tuple[dict[int, Call], dict[int, Call]] = ({}, {})
+        self._quiet, self._first = QUIET * slowness(), FIRST * slowness()
+        self.passed = 0
 
     def decide(self, who: int) -> Decide:
         """Return what decides on the calls of one of them."""
@@ -100,8 +108,10 @@ class Lockstep:
             self._held[who] = call
             self._changed.notify_all()
             while self._turn() != who and not self._waits(1 - who):
-                self._changed.wait(QUIET / 4)
+                self._changed.wait(self._quiet / 4)
+            self.passed += self._turn() != who
             self._held[who] = None
+            self._last[who][call.thread] = call
             self._order.let_on(who, call)
             self._went_on[who] = time.monotonic()
             self._changed.notify_all()
@@ -112,5 +122,8 @@ class Lockstep:
         return 1 - turn if self._ended[turn] else turn
 
     def _waits(self, who: int) -> bool:
-        """Tell whether one of them makes no calls although nothing here stops it."""
-        return self._held[who] is None and time.monotonic() - self._went_on[who] > QUIET
+        """Tell whether one of them makes no calls although nothing here stops it, and it has nothing else to do."""
+        patience = self._quiet if self._last[who] else self._first
+        if self._held[who] is not None or time.monotonic() - self._went_on[who] <= patience:
+            return False
+        return not any(map(is_busy, self._last[who].values()))

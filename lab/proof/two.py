@@ -44,13 +44,15 @@ Pair = tuple[Action, Action]
 class Meeting:
     """Two actions, the first of which was stopped at a place; None: both made their calls in turns.
 
-    `wrong` is what does not hold. `start_ns` is when it began (CLOCK_MONOTONIC).
+    `wrong` is what does not hold. `start_ns` is when it began (CLOCK_MONOTONIC). `waited`: one of them waited for the
+    other, which went on though it was not its turn.
     """
 
     what: str
     place: Place | None
     wrong: list[str] = field(default_factory=list)
     start_ns: int = 0
+    waited: bool = False
 
     @property
     def title(self) -> str:
@@ -86,11 +88,17 @@ class Meetings:
     def holds(self) -> bool:
         return not self.failed and not self.undecided
 
+    @property
+    def waited(self) -> int:
+        """At how many meetings one waited for the other."""
+        return sum(meeting.waited for meeting in self.meetings)
+
     def to_json(self) -> dict[str, Any]:
         """Return it as a JSON object: the number of `meetings`, and the `failures` among them."""
         return {
             "meetings": len(self.meetings),
             "possible": self.possible,
+            "waited": self.waited,
             "failures": [{"what": each.title, "wrong": each.wrong} for each in self.meetings if each.wrong],
             "findings": [str(violation) for violation in self.findings],
             "gaps": list(self.gaps),
@@ -136,7 +144,9 @@ class Two:
         done = len(scenario.outcomes)
         meeting.start_ns = time.monotonic_ns()
         order = self._order(meeting)
-        self._at_once(pair, Lockstep(order), meeting)
+        lockstep = Lockstep(order)
+        self._at_once(pair, lockstep, meeting)
+        meeting.waited = lockstep.passed > 0
         if isinstance(order, Within) and not order.reached:
             meeting.wrong.append("the call did not come")
         self._push(meeting, "not answered afterwards")

@@ -6,13 +6,14 @@ import errno
 import fcntl
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from lab.gates.call import Call
 from lab.gates.forked import gated
-from lab.gates.lockstep import InTurns, Lockstep, Order, Within
+from lab.gates.lockstep import QUIET, InTurns, Lockstep, Order, Within
 from lab.gates.supervisor import Answer
 from lab.system.forkpool import fork_map
 
@@ -94,6 +95,36 @@ def test_one_that_waits_for_a_lock_of_the_other(tmp_path: Path) -> None:
     order = Within(lambda call: call.subject.endswith("a-locked1"), lambda: None)
     seen = at_once(tmp_path, order, locked("a"), locked("b"))
     assert seen == ["a-free0", "a-locked0", "b-free0", "a-locked1", "b-locked0", "b-locked1"]
+
+
+def test_one_that_computes_does_not_wait(tmp_path: Path) -> None:
+    """It makes no call for a time because it has other things to do, or no CPU."""
+
+    def compute() -> None:
+        make(tmp_path, "b", 1)()
+        begin = time.process_time()
+        while time.process_time() - begin < 4 * QUIET:
+            pass
+        make(tmp_path, "later", 1)()
+
+    seen = at_once(tmp_path, InTurns(), make(tmp_path, "a", 3), compute)
+    assert seen == ["a0", "b0", "a1", "later0", "a2"]
+
+
+def test_one_that_is_in_a_call_does_not_wait(tmp_path: Path) -> None:
+    """What was let on takes its time, and is not over yet."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+
+    def write() -> None:
+        os.close(os.open(pipe, os.O_WRONLY))
+        make(tmp_path, "b", 1)()
+
+    reader = threading.Timer(4 * QUIET, lambda: os.close(os.open(pipe, os.O_RDONLY)))
+    reader.start()
+    seen = at_once(tmp_path, InTurns(), make(tmp_path, "a", 3), write)
+    reader.join()
+    assert seen == ["a0", "pipe", "a1", "b0", "a2"]
 
 
 def test_the_end_of_this_process_is_the_end_of_both(tmp_path: Path) -> None:

@@ -39,6 +39,7 @@ def test_two_reloads_at_once_lose_no_packet() -> None:
     assert (result.findings, result.gaps) == ([], [])
     assert result.holds
     assert len(result.meetings) == 2 * (SAMPLE + 1)
+    assert result.to_json()["waited"] > 0
 
 
 def test_two_loaders_that_are_processes_of_their_own() -> None:
