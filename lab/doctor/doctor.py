@@ -7,7 +7,7 @@ in a namespace of a child process, which takes it along when it ends: the host's
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from datapath.build.compile import PREFERRED_CLANG, find_clang
@@ -56,10 +56,13 @@ class Finding:
 
 
 class RequirementMissing(ReloadlabError):
-    """A command was called on a machine that lacks what it needs; str() is the doctor's line for it."""
+    """A command was called on a machine that lacks what it needs; str() is the doctor's line for it.
+
+    What others can do without is missing here.
+    """
 
     def __init__(self, finding: Finding) -> None:
-        super().__init__(str(finding))
+        super().__init__(str(replace(finding, state=State.MISSING)))
         self.finding = finding
 
 
@@ -143,7 +146,8 @@ REQUIREMENTS: tuple[Requirement, ...] = (
     Requirement(
         "notify",
         probes.notify,
-        "needs Linux 5.0 with CONFIG_SECCOMP_FILTER (`reloadlab prove` uses it)",
+        "needs Linux 5.6 with CONFIG_SECCOMP_FILTER, and no other listener of seccomp, such as a container's, above it "
+        "(`prove`, `faults`, `upgrade` and gates at calls use it)",
         ("root",),
         optional=True,
     ),

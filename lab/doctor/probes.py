@@ -143,7 +143,7 @@ def clock() -> str:
 
 def notify() -> str:
     """That a process can be stopped at its system calls, by seccomp(2)."""
-    from lab.gates.seccomp import check_available
+    from lab.gates.forked import check_available
 
     check_available()
     return "system calls can be gates"

@@ -11,11 +11,32 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from lab.gates.memory import Process
-from lab.gates.seccomp import Listener, install
+from lab.gates.seccomp import Listener, NoUserNotification, install, install_nothing
 from lab.gates.supervisor import Decide, Supervisor
+from lab.system.forkpool import fork_map
 
 _NUMBERS = struct.Struct("=ii")
 _LISTENER = "anon_inode:seccomp notify"
+
+
+def check_available() -> None:
+    """Raise NoUserNotification where calls cannot be stopped; a process is forked to try it."""
+
+    @contextmanager
+    def worker(_: threading.Event) -> Iterator[Callable[[None], None]]:
+        yield lambda _: _try()
+
+    fork_map(worker, [None], workers=1)
+
+
+def _try() -> None:
+    listener = install_nothing()
+    try:
+        # As the supervisor takes it over, which can let calls go on since the Linux before this call.
+        with Process(os.getpid()) as process, process.borrowed(listener):
+            pass
+    except OSError as error:
+        raise NoUserNotification(f"pidfd_getfd(2): {error.strerror}") from error
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from lab.doctor.doctor import REQUIREMENTS, Finding, Requirement, RequirementMis
 from lab.node.builder import NoVlanDevices
 from lab.node.node import Node
 from lab.node.topology import NodeSpec
-from tests.lab.labs import unique_name
+from tests.lab.labs import cli, unique_name
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -73,6 +73,31 @@ def test_this_machine_has_what_is_needed() -> None:
     assert [line.split()[1] for line in lines] == [f"{requirement.name}:" for requirement in REQUIREMENTS]
     assert {line.split()[0] for line in lines} <= {"ok", "off"}
     assert done.stderr == ""
+
+
+@pytest.mark.privileged
+@pytest.mark.parametrize("call", ["seccomp", "pidfd_getfd"])
+def test_a_kernel_without_user_notification_is_told_and_serves_for_all_else(call: str) -> None:
+    """Filters of Linux 5.0 have a listener, but it takes that of 5.6 to have another process decide."""
+    kernel = (sys.executable, "-m", "tests.lab.gates.unnotified", call)
+    done = doctor(prefix=kernel)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (line,) = [line for line in done.stdout.splitlines() if "notify" in line]
+    assert line.startswith("off     notify: system calls cannot be gates here: ")
+    assert "Function not implemented; needs Linux 5.6 with CONFIG_SECCOMP_FILTER" in line
+
+    def run(*words: str) -> subprocess.CompletedProcess[str]:
+        argv = [*kernel, *cli(*words)]
+        return subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+
+    for words in (("prove",), ("prove", "--two"), ("faults",), ("faults", "--life"), ("bench", "gates")):
+        refused = run(*words)
+        assert (refused.returncode, refused.stdout, refused.stderr.count("\n")) == (1, "", 1), refused.stderr
+        assert refused.stderr.startswith("reloadlab: missing notify: system calls cannot be gates here: ")
+    name = unique_name("unnotified")
+    for command in (f"up {name} --pods 1", f"reload {name}/pod-1", f"down {name}"):
+        done = run(*command.split())
+        assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.privileged

@@ -23,7 +23,8 @@ from datapath.kernel import bpf
 from datapath.kernel.netlink import NLM_F_REQUEST, RTM_GETLINK, NetlinkSocket
 from lab.gates.bpfcalls import name_of
 from lab.gates.call import Call
-from lab.gates.forked import gated
+from lab.gates.forked import check_available, gated
+from lab.gates.seccomp import NoUserNotification
 from lab.gates.supervisor import Answer, Fail, Kill, Signal
 from lab.system.forkpool import WorkerDied, fork_map
 
@@ -253,6 +254,13 @@ def test_a_signal_is_for_the_process_that_entered(tmp_path: Path) -> None:
         return Signal(signal.SIGTERM) if call.subject.endswith("by-the-child") else None
 
     assert under_gates(decide, do, tmp_path) == ([signal.SIGTERM], 0)
+
+
+def test_where_somebody_else_has_the_listener_calls_cannot_be_stopped(tmp_path: Path) -> None:
+    """The kernel knows one listener a process: a container's, say."""
+    check_available()
+    with pytest.raises(NoUserNotification, match="Device or resource busy"):
+        under_gates(lambda call: None, check_available, tmp_path)
 
 
 def test_gates_that_nobody_enters_end(tmp_path: Path) -> None:
