@@ -23,6 +23,7 @@ from lab.gates.supervisor import Answer, Decide
 from lab.node import marks, registry
 from lab.node.node import Node
 from lab.node.topology import NodeSpec
+from lab.proof.belongings import Belongings
 from lab.proof.cases import NOT_REACHED, Case, Faults, Trigger, cases_of
 from lab.proof.sweep import SweepResult
 from lab.system.forkpool import WorkerDied, fork_map
@@ -117,6 +118,8 @@ class Life:
         self._spec = spec
         self._templates = templates
         self._cancel = cancel
+        self._had = Belongings()
+        self._gone: list[tuple[Case, Belongings]] = []
 
     @property
     def is_cancelled(self) -> bool:
@@ -144,7 +147,13 @@ class Life:
             what = "its lab cannot be removed" if case.ended else "it could not begin"
             case.ended = case.ended or NOT_REACHED
             case.wrong.append(f"{what}: {error}")
-        case.wrong += self._left()
+        case.wrong += [*self._left(), *self._had.at_once()]
+        self._gone.append((case, self._had))
+
+    def conclude(self) -> None:
+        """Note with each case what the kernel has not freed of its lab, which takes it some time."""
+        for case, had in self._gone:
+            case.wrong += had.in_the_end()
 
     def _run(self, stage: Stage, case: Case) -> None:
         trigger = Trigger(case)
@@ -213,11 +222,14 @@ class Life:
         _, failure = registry.remove_each([self._spec.name], force=True, ignoring=(LabNotFound,))
         if failure is not None:
             raise failure
+        self._had = Belongings()
         if stage.lives:
             _up(self._spec, self._templates, self._cancel)
         try:
+            self._had |= Belongings.of(self._spec.name)
             yield
         finally:
+            self._had |= Belongings.of(self._spec.name)
             _, failure = registry.remove_each([self._spec.name], force=True, ignoring=(LabNotFound,))
             if failure is not None:
                 raise failure
@@ -259,4 +271,5 @@ def sweep_life(
                 life.run(stage, case)
                 done.append(case)
                 on_case(case)
+        life.conclude()
     return SweepResult(done, failed, [], time.monotonic() - started, possible)

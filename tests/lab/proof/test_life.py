@@ -8,9 +8,11 @@ from dataclasses import replace
 
 import pytest
 
+from datapath.kernel import bpf
 from lab.errors import LabNotFound
 from lab.node import registry
 from lab.node.topology import NodeSpec
+from lab.proof import belongings
 from lab.proof.cases import Case, Faults, Place
 from lab.proof.errnos import first_errno_of
 from lab.proof.life import NoSuchStage, Stage, stages, sweep_life
@@ -114,6 +116,31 @@ def test_a_lab_that_cannot_be_removed_is_told_and_the_rest_goes_on() -> None:
     assert {f"its lab cannot be removed: {refused}", f"{root} is left over"} <= {*first} & {*third}
     assert second == [f"it could not begin: {refused}", f"{root} is left over"]
     assert [case.ended.partition(":")[0] for case in result.cases] == ["failed", "not reached", "failed"]
+
+
+@pytest.mark.privileged
+def test_what_a_removed_lab_leaves_in_the_kernel_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A map that somebody holds, as a process would that was left over, and a namespace."""
+    monkeypatch.setattr(belongings, "_SECONDS", 0.5)
+    spec, here = NodeSpec("life-held", pods=1), os.getpid()
+    root, held = registry.lab_root(spec.name), list[int]()
+
+    def do(spec: NodeSpec, templates: object, cancel: object) -> None:
+        (root / "state" / "begun").touch()
+        if os.getpid() == here:
+            held.append(bpf.obj_get(root / registry.BPFFS / "tc" / "globals" / "cilium_lxc"))
+            held.append(os.open(root / registry.NAMESPACES / "pod-1", os.O_RDONLY))
+
+    def choose(cases: Sequence[Case]) -> list[Case]:
+        return [case for case in cases if case.place.fits("openat */state/begun")]
+
+    faults = Faults(first_errno_of, kill=False)
+    result = sweep_life(spec, [Stage("held", do)], faults=faults, choose=choose)
+    ident, namespace = bpf.map_info(held[0]).id, os.fstat(held[1]).st_ino
+    for descriptor in held:
+        os.close(descriptor)
+    (case,) = result.cases
+    assert case.wrong == [f"namespace {namespace} is held open", f"map {ident} is left over"]
 
 
 def test_a_stage_that_there_is_not() -> None:
