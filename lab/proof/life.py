@@ -20,6 +20,7 @@ from lab.errors import LabExists, LabNotFound
 from lab.gates.call import Call
 from lab.gates.forked import gated
 from lab.gates.supervisor import Answer, Decide
+from lab.loaders.command import LoaderCommand
 from lab.node import marks, registry
 from lab.node.node import Node
 from lab.node.topology import NodeSpec
@@ -39,39 +40,51 @@ ADDED = "one-more"
 
 
 @dataclass(frozen=True, slots=True)
+class Agents:
+    """Makes agents, all with templates that are compiled once, and with one loader; None: our own pipeline."""
+
+    templates: Path
+    loader: LoaderCommand | None = None
+
+    def of(self, node: Node) -> Agent:
+        """Return an agent of a node."""
+        return Agent(node, templates=self.templates, loader=self.loader)
+
+
+@dataclass(frozen=True, slots=True)
 class Stage:
     """Something that is done to a lab; `lives`: to one that is up. `arguments` are those with which a command does it.
 
-    `do` gets the lab's spec, a directory of templates that are compiled once, and an event that cancels it.
+    `do` gets the lab's spec, what makes its agent, and an event that cancels it.
     """
 
     name: str
-    do: Callable[[NodeSpec, Path, threading.Event], object]
+    do: Callable[[NodeSpec, Agents, threading.Event], object]
     lives: bool = True
     arguments: tuple[str, ...] = ()
 
 
-def _up(spec: NodeSpec, templates: Path, cancel: threading.Event) -> None:
+def _up(spec: NodeSpec, agents: Agents, cancel: threading.Event) -> None:
     node = Node.up(spec)
     try:
-        with Agent(node, templates=templates) as agent:
+        with agents.of(node) as agent:
             agent.start(workers=2, cancel=cancel)
     except BaseException:
         node.down(force=True)
         raise
 
 
-def _down(spec: NodeSpec, templates: Path, cancel: threading.Event) -> None:
+def _down(spec: NodeSpec, agents: Agents, cancel: threading.Event) -> None:
     registry.remove(spec.name)
 
 
-def _policy(spec: NodeSpec, templates: Path, cancel: threading.Event) -> None:
-    with Agent(Node.open(spec.name), templates=templates) as agent:
+def _policy(spec: NodeSpec, agents: Agents, cancel: threading.Event) -> None:
+    with agents.of(Node.open(spec.name)) as agent:
         agent.apply_policies(POLICY, cancel=cancel)
 
 
-def _add(spec: NodeSpec, templates: Path, cancel: threading.Event) -> None:
-    with Agent(Node.open(spec.name), templates=templates) as agent:
+def _add(spec: NodeSpec, agents: Agents, cancel: threading.Event) -> None:
+    with agents.of(Node.open(spec.name)) as agent:
         if ADDED not in (pod.name for pod in agent.node.pods):
             agent.add_pod(ADDED)
         else:  # it was made, but perhaps not loaded
@@ -79,8 +92,8 @@ def _add(spec: NodeSpec, templates: Path, cancel: threading.Event) -> None:
             agent.sync(cancel=cancel)
 
 
-def _remove(spec: NodeSpec, templates: Path, cancel: threading.Event) -> None:
-    with Agent(Node.open(spec.name), templates=templates) as agent:
+def _remove(spec: NodeSpec, agents: Agents, cancel: threading.Event) -> None:
+    with agents.of(Node.open(spec.name)) as agent:
         if "pod-1" in (pod.name for pod in agent.node.pods):
             agent.remove_pod("pod-1")
 
@@ -114,9 +127,9 @@ def stages(names: Sequence[str], arguments: Sequence[str]) -> list[Stage]:
 class Life:
     """Runs cases on labs of one name, each on one of its own."""
 
-    def __init__(self, spec: NodeSpec, templates: Path, cancel: threading.Event) -> None:
+    def __init__(self, spec: NodeSpec, agents: Agents, cancel: threading.Event) -> None:
         self._spec = spec
-        self._templates = templates
+        self._agents = agents
         self._cancel = cancel
         self._had = Belongings()
         self._gone: list[tuple[Case, Belongings]] = []
@@ -128,9 +141,9 @@ class Life:
     def calls(self, stage: Stage) -> list[Call]:
         """Return the calls of a stage, once everything is compiled."""
         found: list[Call] = []
-        if not stage.lives and not any(self._templates.iterdir()):
+        if not stage.lives and not any(self._agents.templates.iterdir()):
             with self._lab(stage):
-                stage.do(self._spec, self._templates, self._cancel)
+                stage.do(self._spec, self._agents, self._cancel)
         with self._lab(stage):
             self._gated(stage, found.append)
         return found
@@ -188,7 +201,7 @@ class Life:
             @contextmanager
             def worker(cancelled: threading.Event) -> Iterator[Callable[[None], object]]:
                 enter()
-                yield lambda _: stage.do(self._spec, self._templates, cancelled)
+                yield lambda _: stage.do(self._spec, self._agents, cancelled)
 
             (result,) = fork_map(worker, [None], workers=1, cancel=self._cancel)
         if self._cancel.is_set():
@@ -199,18 +212,18 @@ class Life:
     def _again(self, stage: Stage) -> list[str]:
         """Do it as a user does who tries once more; return what does not hold of the node then."""
         try:
-            stage.do(self._spec, self._templates, self._cancel)
+            stage.do(self._spec, self._agents, self._cancel)
         except LabNotFound:
             if stage.name != "down":
                 raise
         except LabExists:
             # It says how to remove it.
             registry.remove(self._spec.name)
-            stage.do(self._spec, self._templates, self._cancel)
+            stage.do(self._spec, self._agents, self._cancel)
         if stage.name == "down":
             return []
         node = Node.open(self._spec.name)
-        with Agent(node, templates=self._templates) as agent:
+        with self._agents.of(node) as agent:
             now = take(node)
             checks = (check_hooks, check_pins, check_orphans, check_routes)
             return [str(violation) for check in checks for violation in check(agent, now)]
@@ -224,7 +237,7 @@ class Life:
             raise failure
         self._had = Belongings()
         if stage.lives:
-            _up(self._spec, self._templates, self._cancel)
+            _up(self._spec, self._agents, self._cancel)
         try:
             self._had |= Belongings.of(self._spec.name)
             yield
@@ -247,16 +260,20 @@ def sweep_life(
     stages: Sequence[Stage],
     *,
     faults: Faults,
+    loader: LoaderCommand | None = None,
     choose: Callable[[Sequence[Case]], Sequence[Case]] = lambda cases: cases,
     on_case: Callable[[Case], object] = lambda case: None,
     cancel: threading.Event | None = None,
 ) -> SweepResult:
-    """Run the cases of stages on labs of this spec; `choose` picks them, `on_case` hears of each at its end."""
+    """Run the cases of stages on labs of this spec; `choose` picks them, `on_case` hears of each at its end.
+
+    `loader` loads the programs; None: our own pipeline.
+    """
     started, done, possible, failed = time.monotonic(), list[Case](), 0, list[Violation]()
     # A process asks once, and those that it forks know it.
     bpf.has_lookup_batch()
     with scratch() as templates:
-        life = Life(spec, templates, cancel or threading.Event())
+        life = Life(spec, Agents(templates, loader), cancel or threading.Event())
         for stage in stages:
             try:
                 cases = cases_of(stage, life.calls(stage), faults)

@@ -80,9 +80,9 @@ def run(args: argparse.Namespace) -> int:
     check_actions(args)
     options = scenario_options(args)
     other = args.switch or args.restore or args.reattach or args.changed or args.attach is not None
-    if args.life and (other or args.library or args.defines or args.loader is not None):
-        words = "--switch, --restore, --reattach, --with, --attach, --library, -D, --loader"
-        raise BadOption(f"--life is that of nodes with our programs, by tc: without {words}")
+    if args.life and (other or args.library or args.defines):
+        words = "--switch, --restore, --reattach, --with, --attach, --library, -D"
+        raise BadOption(f"--life is that of nodes with our programs, attached by tc: without {words}")
     if args.only_kill and (args.errno or not args.kill):
         raise BadOption("--kill means kills alone: without --errno and --no-kill")
     if args.cancel and (args.errno or not args.kill):
@@ -114,7 +114,7 @@ def _sweep_of(args: argparse.Namespace, spec: NodeSpec, options: dict[str, Any])
     from lab.proof.sweep import sweep
 
     if args.life:
-        return partial(sweep_life, spec, stages(args.subjects, node_arguments(args)))
+        return partial(sweep_life, spec, stages(args.subjects, node_arguments(args)), loader=options["loader"])
     return partial(sweep, spec, actions_of(args, spec), **options)
 
 

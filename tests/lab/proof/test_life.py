@@ -10,10 +10,11 @@ import pytest
 
 from datapath.kernel import bpf
 from lab.errors import LabNotFound
+from lab.loaders.command import find_loader
 from lab.node import registry
 from lab.node.topology import NodeSpec
 from lab.proof import belongings
-from lab.proof.cases import Case, Faults, Place
+from lab.proof.cases import KILL, Case, Faults, Place
 from lab.proof.errnos import first_errno_of
 from lab.proof.life import NoSuchStage, Stage, stages, sweep_life
 
@@ -34,6 +35,19 @@ def test_a_sample_of_the_cases_is_survived() -> None:
     assert len(result.cases) == 5
     # Other tests have labs of their own meanwhile.
     assert "life" not in {lab.name for lab in registry.list_labs()}
+
+
+@pytest.mark.privileged
+def test_a_loader_that_is_not_ours_is_killed_in_the_life_of_a_node() -> None:
+    """Where it takes the programs of a pod away: the next removal does the rest."""
+
+    def choose(cases: Sequence[Case]) -> Sequence[Case]:
+        return [case for case in cases if case.place.fits("RTM_DELTFILTER *") and case.fault == KILL][:1]
+
+    spec = NodeSpec("life-loader", pods=1)
+    result = sweep_life(spec, stages(["pod-removed"], []), faults=FAULTS, choose=choose, loader=find_loader("tc"))
+    (case,) = result.cases
+    assert (case.ended, case.wrong) == ("killed", [])
 
 
 @pytest.mark.privileged
