@@ -26,7 +26,9 @@ def under_gates(
     look_ups: bool = True,
     forked: bool = False,
 ) -> R:
-    """Do something with a copy of `reloader`, and have each call below its node's state and pins decided on.
+    """Do something with a copy of `reloader`, and have its calls decided on.
+
+    Of files those below its node's state and pins, and below the reloader's `gated`.
 
     If another loader than ours loads, the calls are those of its process alone, and `do` is done here; `forked`: that
     too is done by a process of its own, whose calls are decided on as well as those of the loader that it starts.
@@ -38,8 +40,8 @@ def under_gates(
     """
     config, external = reloader.config, reloader.external
     pins, links = config.globals, config.links
-    # The last one is the name of the pins in the process of a loader.
-    directories = [reloader.node.root / registry.STATE, pins, links, SYSFS_BPF]
+    # That of sysfs is the name of the pins in the process of a loader.
+    directories = [reloader.node.root / registry.STATE, pins, links, SYSFS_BPF, *reloader.gated]
     if external is None or forked:
         with gated(decide, directories=directories, pins=pins, look_ups=look_ups) as enter:
             return do_in_worker(reloader, do, on_worker=enter, cancel=cancel)

@@ -64,7 +64,8 @@ class NestedReload(ReloadlabError):
 class Reloader:
     """A context manager around the loader of one node.
 
-    `all_programs` loads those that nothing reaches as well.
+    `all_programs` loads those that nothing reaches as well. Files below the directories `gated` are calls of the gates
+    too.
     `defines` are further macros for every program, as -D options; `library` the C sources, ours by default, `clang` the
     compiler, `templates` a directory that nodes share, so that each template is compiled once for all of them. `change`
     is applied to every plan: so a test can give the agent a faulty loader. `on_outcome` hears of every reload that
@@ -90,8 +91,10 @@ class Reloader:
         loader: LoaderCommand | None = None,
         attach: Attachment = Attachment.TC,
         all_programs: bool = False,
+        gated: Sequence[Path] = (),
     ) -> None:
         self.node = node
+        self.gated = tuple(gated)
         config = node.datapath_config(library=library, clang=clang)
         self.config = replace(
             config,

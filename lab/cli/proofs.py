@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from datapath.endpoint import Attachment
@@ -86,6 +87,14 @@ def add_action_options(parser: argparse.ArgumentParser) -> None:
         choices=("there", "back"),
         help="of --switch, --reattach and --with: only the way there, or only that back",
     )
+    parser.add_argument(
+        "--gated",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="files below DIR count as well, not only those of the node; may be repeated",
+    )
     add_node_options(parser)
 
 
@@ -132,6 +141,7 @@ def scenario_options(args: argparse.Namespace) -> dict[str, Any]:
         "defines": tuple(args.defines),
         "loader": given_loader(args.loader),
         "attach": args.attach or Attachment.TC,
+        "gated": tuple(directory.resolve() for directory in args.gated),
     }
 
 
@@ -151,4 +161,5 @@ def node_arguments(args: argparse.Namespace) -> tuple[str, ...]:
     found += ["--loader", args.loader] if args.loader is not None else []
     found += ["--attach", args.attach] if args.attach is not None else []
     found += ["--library", str(args.library)] if args.library is not None else []
+    found += [word for directory in args.gated for word in ("--gated", str(directory))]
     return (*found, *(word for name, value in args.defines for word in ("-D", f"{name}={value}")))

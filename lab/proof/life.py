@@ -41,10 +41,14 @@ ADDED = "one-more"
 
 @dataclass(frozen=True, slots=True)
 class Agents:
-    """Makes agents, all with templates that are compiled once, and with one loader; None: our own pipeline."""
+    """Makes agents, all with templates that are compiled once, and with one loader; None: our own pipeline.
+
+    Files below the directories `gated` are calls as well.
+    """
 
     templates: Path
     loader: LoaderCommand | None = None
+    gated: Sequence[Path] = ()
 
     def of(self, node: Node) -> Agent:
         """Return an agent of a node."""
@@ -195,8 +199,9 @@ class Life:
         def unless_cancelled(call: Call) -> Answer:
             return None if self._cancel.is_set() else decide(call)
 
+        directories = [registry.run_directory(), *self._agents.gated]
         pins = registry.lab_root(self._spec.name) / registry.BPFFS / "tc" / "globals"
-        with gated(unless_cancelled, directories=[registry.run_directory()], pins=pins, look_ups=False) as enter:
+        with gated(unless_cancelled, directories=directories, pins=pins, look_ups=False) as enter:
 
             @contextmanager
             def worker(cancelled: threading.Event) -> Iterator[Callable[[None], object]]:
@@ -261,19 +266,20 @@ def sweep_life(
     *,
     faults: Faults,
     loader: LoaderCommand | None = None,
+    gated: Sequence[Path] = (),
     choose: Callable[[Sequence[Case]], Sequence[Case]] = lambda cases: cases,
     on_case: Callable[[Case], object] = lambda case: None,
     cancel: threading.Event | None = None,
 ) -> SweepResult:
     """Run the cases of stages on labs of this spec; `choose` picks them, `on_case` hears of each at its end.
 
-    `loader` loads the programs; None: our own pipeline.
+    `loader` loads the programs; None: our own pipeline. Files below the directories `gated` are calls as well.
     """
     started, done, possible, failed = time.monotonic(), list[Case](), 0, list[Violation]()
     # A process asks once, and those that it forks know it.
     bpf.has_lookup_batch()
     with scratch() as templates:
-        life = Life(spec, Agents(templates, loader), cancel or threading.Event())
+        life = Life(spec, Agents(templates, loader, gated), cancel or threading.Event())
         for stage in stages:
             try:
                 cases = cases_of(stage, life.calls(stage), faults)

@@ -51,6 +51,7 @@ AGENT: Kinds = {
     "loader": (str, NoneType),
     "attach": (str,),
     "all_programs": (bool,),
+    "gated": (tuple, list),
     "on_compile": (Callable, NoneType),  # type: ignore[dict-item]
 }
 """Options of Agent, in `agent`."""
@@ -88,6 +89,10 @@ class MarkOptions:
         for name in ("library", "templates"):
             if isinstance(agent.get(name), str):
                 agent[name] = Path(agent[name]).resolve()
+        if "gated" in agent:
+            if wrong := [item for item in agent["gated"] if not isinstance(item, str | Path)]:
+                raise BadMark(mark, f"agent: gated has {wrong[0]!r}, not a path")
+            agent["gated"] = tuple(Path(item).resolve() for item in agent["gated"])
         for pair in agent.get("defines", ()):
             if not (isinstance(pair, tuple) and len(pair) == 2 and all(isinstance(word, str) for word in pair)):
                 raise BadMark(mark, f"agent: defines has {pair!r}, not (NAME, VALUE)")

@@ -114,7 +114,13 @@ def _sweep_of(args: argparse.Namespace, spec: NodeSpec, options: dict[str, Any])
     from lab.proof.sweep import sweep
 
     if args.life:
-        return partial(sweep_life, spec, stages(args.subjects, node_arguments(args)), loader=options["loader"])
+        return partial(
+            sweep_life,
+            spec,
+            stages(args.subjects, node_arguments(args)),
+            loader=options["loader"],
+            gated=options["gated"],
+        )
     return partial(sweep, spec, actions_of(args, spec), **options)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import threading
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 
@@ -128,6 +129,19 @@ def test_no_other_process_takes_the_place_of_one_that_died_under_gates() -> None
         scenario.expect(warnings=frozenset({"left by a reload that did not end"}))
         scenario.reload("pod-1", "pod-2")
         scenario.abandon()
+
+
+def test_files_of_a_directory_of_the_loaders_own_are_calls_if_it_is_named(tmp_path: Path) -> None:
+    """It notes each request in a file there."""
+    script = f"touch {tmp_path}/noted; exec {shlex.join(PIPELINE.argv)}"
+    command = LoaderCommand("notes", ("sh", "-c", script))
+    for gated, found in (((), []), ((tmp_path,), [f"openat {tmp_path}/noted"])):
+        seen: list[Call] = []
+        with Scenario(NodeSpec("gated-files", pods=1), rate=0, loader=command, gated=gated) as scenario:
+            (action,) = reloads(scenario.node.spec, ["pod-1"], [])
+            do_gated(scenario, action, seen.append)
+            scenario.abandon()
+        assert [call.text for call in seen if str(tmp_path) in call.text] == found
 
 
 @pytest.mark.parametrize("killed", ["worker", "loader"])
