@@ -168,7 +168,8 @@ class NetlinkSocket:
     def dump(self, what: str, message: bytes) -> list[bytes]:
         """Send a dump request and return its messages with their headers.
 
-        A dump during which the list changed is incomplete and begun anew; EINTR after DUMP_ATTEMPTS of them.
+        A dump during which the list changed is incomplete and begun anew; EINTR after DUMP_ATTEMPTS of them. One that
+        was broken off, by an error or by Ctrl-C, is read to its end first: before, the kernel begins no other.
         """
         for _ in range(DUMP_ATTEMPTS):
             answers = self._dump_once(what, message)
@@ -185,12 +186,21 @@ class NetlinkSocket:
             if number != sequence:
                 continue
             interrupted |= bool(_HEADER.unpack_from(body)[2] & NLM_F_DUMP_INTR)
+            if kind == NLMSG_ERROR and _errno(body) == errno.EBUSY:
+                self._finish_dump(what)
+                return None
             if kind == NLMSG_ERROR or (kind == NLMSG_DONE and _errno(body)):
                 raise NetlinkError(what, *_error(body))
             if kind == NLMSG_DONE:
                 break
             answers.append(body)
         return None if interrupted else answers
+
+    def _finish_dump(self, what: str) -> None:
+        """Read the dump that is under way to its end."""
+        for kind, _, _ in self._receive(what):
+            if kind == NLMSG_DONE:
+                return
 
     def ifindex(self, ifname: str) -> int:
         """Return the index of an interface; LinkNotFound if there is none of this name."""

@@ -24,6 +24,7 @@ def under_gates(
     *,
     cancel: threading.Event | None = None,
     look_ups: bool = True,
+    receives: bool = False,
     forked: bool = False,
 ) -> R:
     """Do something with a copy of `reloader`, and have its calls decided on.
@@ -32,7 +33,7 @@ def under_gates(
 
     If another loader than ours loads, the calls are those of its process alone, and `do` is done here; `forked`: that
     too is done by a process of its own, whose calls are decided on as well as those of the loader that it starts.
-    Without `look_ups`, single look-ups of maps are not stopped.
+    Without `look_ups`, single look-ups of maps are not stopped; with `receives`, what is read from netlink sockets is.
 
     `do` gets the event that cancels it. `decide` is called in a thread of this process. Raises what `do` raised,
     WorkerDied or LoaderDied if the process was killed, and what `decide` raised, which ends the gates: the calls that
@@ -43,7 +44,7 @@ def under_gates(
     # That of sysfs is the name of the pins in the process of a loader.
     directories = [reloader.node.root / registry.STATE, pins, links, SYSFS_BPF, *reloader.gated]
     if external is None or forked:
-        with gated(decide, directories=directories, pins=pins, look_ups=look_ups) as enter:
+        with gated(decide, directories=directories, pins=pins, look_ups=look_ups, receives=receives) as enter:
             return do_in_worker(reloader, do, on_worker=enter, cancel=cancel)
 
     def without_haste(call: Call) -> Answer:
@@ -53,7 +54,7 @@ def under_gates(
             external.touch()
 
     with (
-        gated(without_haste, directories=directories, pins=pins, look_ups=look_ups) as enter,
+        gated(without_haste, directories=directories, pins=pins, look_ups=look_ups, receives=receives) as enter,
         external.gated(enter),
     ):
         return do(cancel or threading.Event())

@@ -6,7 +6,11 @@ import re
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
+RECEIVE = "netlink-answer"
+"""The name of a call that reads from a netlink socket."""
+
 _READS = (
+    RECEIVE,
     "MAP_LOOKUP",
     "MAP_GET_NEXT",
     "OBJ_GET",

@@ -17,6 +17,7 @@ from lab.gates.memory import Process
 _SIOCGIFNAME = 0x8910
 _HEADER = struct.Struct("=IHHII")
 _MESSAGE = struct.Struct("@PIxxxxPNPNi")  # struct msghdr
+_STEP = 64  # struct mmsghdr: a struct msghdr, and a length
 _IOV = struct.Struct("@PN")
 _MOST = 1 << 16
 _INGRESS, _EGRESS = 0xFFFFFFF2, 0xFFFFFFF3
@@ -55,12 +56,18 @@ def _name(descriptor: int, index: int) -> str:
 
 
 def sent(process: Process, name: str, args: tuple[int, ...]) -> bytes:
-    """Return the bytes that a sendto(2) or sendmsg(2) sends, at most 64 KiB."""
+    """Return the bytes that a sendto(2), sendmsg(2) or sendmmsg(2) sends, at most 64 KiB."""
     if name == "sendto":
         return process.read(args[1], min(args[2], _MOST))
-    _, _, vector, count, _, _, _ = _MESSAGE.unpack(process.read(args[1], _MESSAGE.size))
+    count = 1 if name == "sendmsg" else min(args[2] & 0xFFFFFFFF, 64)
+    return b"".join(_parts(process, args[1] + _STEP * number) for number in range(count))[:_MOST]
+
+
+def _parts(process: Process, address: int) -> bytes:
+    """Return what a struct msghdr points at."""
+    _, _, vector, count, _, _, _ = _MESSAGE.unpack(process.read(address, _MESSAGE.size))
     parts = _IOV.iter_unpack(process.read(vector, _IOV.size * min(count, 64)))
-    return b"".join(process.read(address, min(size, _MOST)) for address, size in parts if size)[:_MOST]
+    return b"".join(process.read(place, min(size, _MOST)) for place, size in parts if size)
 
 
 def describe(data: bytes, descriptor: int) -> tuple[str, str]:

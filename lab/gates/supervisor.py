@@ -20,7 +20,7 @@ from typing import Self
 
 from datapath.errors import BpfError
 from lab.gates import bpfcalls, filecalls, netlinkcalls
-from lab.gates.call import Call
+from lab.gates.call import RECEIVE, Call
 from lab.gates.memory import Process
 from lab.gates.seccomp import Listener, Notification
 
@@ -145,12 +145,12 @@ class Supervisor:
         name, args = notification.name, notification.args
         if name == "bpf":
             return bpfcalls.describe(process, args, self._maps)
-        if name in ("sendto", "sendmsg", "recvfrom", "recvmsg"):
+        if name.startswith(("send", "recv")):
             with process.borrowed(args[0] & 0xFFFFFFFF) as descriptor:
                 if not netlinkcalls.is_netlink(descriptor):
                     return None
                 if name.startswith("recv"):
-                    return ("netlink answer", "") if self._receives else None
+                    return (RECEIVE, "") if self._receives else None
                 return netlinkcalls.describe(netlinkcalls.sent(process, name, args), descriptor)
         named = filecalls.paths(process, name, args)
         inside = any(path == root or path.startswith(f"{root}/") for path in named for root in self._roots)

@@ -62,12 +62,13 @@ def do_gated(
     *,
     cancel: threading.Event | None = None,
     look_ups: bool = True,
+    receives: bool = False,
     forked: bool = False,
 ) -> None:
     """Do it, and have each call decided on; once `cancel` is set, all happen at once.
 
-    `look_ups` and `forked` are those of under_gates(). What our own pipeline loads for another loader is decided on as
-    well.
+    `look_ups`, `receives` and `forked` are those of under_gates(). What our own pipeline loads for another loader is
+    decided on as well.
 
     Raises what the action raised, WorkerDied if its process was killed, Cancelled even if it came to its end.
     """
@@ -81,6 +82,7 @@ def do_gated(
         unless_cancelled,
         cancel=cancel,
         look_ups=look_ups,
+        receives=receives,
         forked=forked or scenario.agent.loads_itself(action.subjects),
     )
     if cancel is not None and cancel.is_set():

@@ -12,7 +12,7 @@ from fnmatch import fnmatchcase
 from typing import Protocol
 
 from datapath.errors import ReloadlabError
-from lab.gates.call import Call
+from lab.gates.call import RECEIVE, Call
 from lab.gates.supervisor import Answer, Fail, Kill, Signal
 from lab.loaders.protocol import LoaderDied
 from lab.proof.result import during
@@ -67,7 +67,8 @@ class Case:
         """The command that runs this case alone."""
         fault = {KILL: ("--kill",), CANCEL: ("--cancel",)}.get(self.fault, ("--errno", self.fault, "--no-kill"))
         where = ("--calls", self.place.pattern, "--nth", str(self.place.nth))
-        return shlex.join(("reloadlab", "faults", *self.arguments, *where, *fault))
+        more = ("--receives",) if self.place.pattern == RECEIVE else ()
+        return shlex.join(("reloadlab", "faults", *self.arguments, *where, *more, *fault))
 
     @property
     def survived(self) -> bool:
@@ -91,11 +92,15 @@ class Case:
 
 @dataclass(frozen=True, slots=True)
 class Faults:
-    """What happens at each call, one after the other: `errnos` of it, a kill, a cancellation."""
+    """What happens at each call, one after the other: `errnos` of it, a kill, a cancellation.
+
+    `receives`: what is read from netlink sockets is a call as well.
+    """
 
     errnos: Callable[[Call], Sequence[int]]
     kill: bool = True
     cancel: bool = False
+    receives: bool = False
 
     def of(self, call: Call) -> Iterator[str]:
         """Yield the faults at a call, by their names."""

@@ -170,7 +170,7 @@ class Sweep:
         self._warm_up(action)
         found, scenario = list[Call](), self._node(action)
         action.prepare(scenario)
-        do_gated(scenario, action, found.append, cancel=self._cancel)
+        do_gated(scenario, action, found.append, cancel=self._cancel, receives=self._faults.receives)
         return found
 
     def run(self, action: Action, case: Case) -> None:
@@ -193,7 +193,14 @@ class Sweep:
         before, done = take(scenario.node), len(scenario.outcomes)
         case.start_ns = time.monotonic_ns()
         try:
-            do_gated(scenario, action, trigger.decide, cancel=self._cancel, look_ups=case.place.is_look_up)
+            do_gated(
+                scenario,
+                action,
+                trigger.decide,
+                cancel=self._cancel,
+                look_ups=case.place.is_look_up,
+                receives=self._faults.receives,
+            )
         except ReloadlabError as error:
             self._unless_cancelled(error)
             if case.has_killed(error):

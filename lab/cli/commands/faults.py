@@ -60,6 +60,9 @@ def add_parser(subparsers: _SubParsersAction[argparse.ArgumentParser]) -> None:
     parser.add_argument("--no-kill", dest="kill", action="store_false", help="do not kill the process at the calls")
     parser.add_argument("--kill", dest="only_kill", action="store_true", help="kill it, and have no call fail")
     parser.add_argument("--cancel", action="store_true", help="cancel it at each call (SIGTERM), and have no call fail")
+    parser.add_argument(
+        "--receives", action="store_true", help="what is read from netlink sockets fails as well: the request is done"
+    )
     parser.add_argument("--calls", metavar="PATTERN", help="only calls like this: 'MAP_UPDATE cilium_calls_*'")
     parser.add_argument("--nth", type=count, metavar="N", help="only the Nth of the calls that look alike")
     parser.add_argument(
@@ -129,7 +132,7 @@ def _faults(args: argparse.Namespace) -> Faults:
 
     alone = args.only_kill or args.cancel
     errnos = (lambda call: ()) if alone else _errnos(args)
-    return Faults(errnos, kill=args.only_kill if alone else args.kill, cancel=args.cancel)
+    return Faults(errnos, kill=args.only_kill if alone else args.kill, cancel=args.cancel, receives=args.receives)
 
 
 def _errnos(args: argparse.Namespace) -> Callable[[Call], Sequence[int]]:

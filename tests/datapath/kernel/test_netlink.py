@@ -13,6 +13,7 @@ from datapath.errors import LinkNotFound, NetlinkError
 from datapath.kernel.netlink import (
     DUMP_ATTEMPTS,
     NLM_F_CREATE,
+    NLM_F_DUMP,
     NLM_F_EXCL,
     NLM_F_REQUEST,
     RTM_GETLINK,
@@ -20,6 +21,7 @@ from datapath.kernel.netlink import (
     MessageTemplate,
     NetlinkSocket,
     attributes,
+    pack_message,
     text,
 )
 from datapath.kernel.netns import NamespaceNotFound
@@ -178,6 +180,15 @@ class TestInNamespace:
             found = netlink.interfaces()
             assert netlink.dumps == 3
             assert found.keys() >= {f"many{number}" for number in range(60)}
+
+    def test_a_dump_that_was_broken_off_is_read_to_its_end_first(self, netns: Path) -> None:
+        """As after Ctrl-C, or an error of the socket: a rollback that lists filters must not fail of it."""
+        with NetlinkSocket(netns) as netlink:
+            netlink.request("add many", *(bridge(f"many{number}") for number in range(60)))
+            names = netlink.interfaces()
+            links = pack_message(RTM_GETLINK, bytes(16))
+            netlink._send("broken off", [links], acknowledge=False, flags=NLM_F_DUMP)
+            assert netlink.interfaces() == names
 
     def test_a_dump_that_is_always_interrupted_is_an_error(self, netns: Path) -> None:
         with Meddling(netns, times=1000) as netlink:

@@ -18,11 +18,11 @@ from typing import TypeVar
 import pytest
 
 from datapath.base.bpftypes import MapType
-from datapath.errors import BpfError, ReloadlabError
+from datapath.errors import BpfError, NetlinkError, ReloadlabError
 from datapath.kernel import bpf
 from datapath.kernel.netlink import NLM_F_REQUEST, RTM_GETLINK, NetlinkSocket
 from lab.gates.bpfcalls import name_of
-from lab.gates.call import Call
+from lab.gates.call import RECEIVE, Call
 from lab.gates.forked import check_available, gated
 from lab.gates.seccomp import NoUserNotification
 from lab.gates.supervisor import Answer, Fail, Kill, Signal
@@ -35,9 +35,9 @@ class Refused(ReloadlabError):
     """What a test's supervisor raises."""
 
 
-def under_gates(decide: Callable[[Call], Answer], do: Callable[[], R], directory: Path) -> R:
+def under_gates(decide: Callable[[Call], Answer], do: Callable[[], R], directory: Path, *, receives: bool = False) -> R:
     """Do something in a process of its own, every call of which is decided on."""
-    with gated(decide, directories=[directory], pins=directory) as enter:
+    with gated(decide, directories=[directory], pins=directory, receives=receives) as enter:
 
         @contextmanager
         def setup(cancel: threading.Event) -> Iterator[Callable[[None], R]]:
@@ -133,6 +133,42 @@ def test_a_message_by_sendmsg_in_parts(tmp_path: Path) -> None:
             netlink.sendmsg([header, bytes(8), bytes(4) + (1).to_bytes(4, "little") + bytes(8)])
 
     assert [call.text for call in seen(do, tmp_path)] == ["RTM_GETLINK lo"]
+
+
+def test_several_messages_by_one_sendmmsg(tmp_path: Path) -> None:
+    def do() -> None:
+        header = (32).to_bytes(4, "little") + RTM_GETLINK.to_bytes(2, "little") + NLM_F_REQUEST.to_bytes(2, "little")
+        message = header + bytes(8 + 4) + (1).to_bytes(4, "little") + bytes(8)
+        data = ctypes.create_string_buffer(message, len(message))
+        part = ctypes.create_string_buffer(struct.pack("@PN", ctypes.addressof(data), len(message)), 16)
+        one = struct.pack("@PIxxxxPNPNixxxxIxxxx", 0, 0, ctypes.addressof(part), 1, 0, 0, 0, 0)
+        both = ctypes.create_string_buffer(one * 2, 2 * len(one))
+        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE) as netlink:
+            assert ctypes.CDLL(None, use_errno=True).sendmmsg(netlink.fileno(), both, 2, 0) == 2
+
+    (call,) = seen(do, tmp_path)
+    assert (call.text, call.syscall) == ("RTM_GETLINK lo + RTM_GETLINK lo", "sendmmsg")
+
+
+def test_an_answer_is_a_call_if_it_is_asked_for(tmp_path: Path) -> None:
+    """One that fails: what was asked for is done all the same."""
+
+    def do() -> int | None:
+        with NetlinkSocket() as netlink:
+            try:
+                netlink.ifindex("lo")
+            except (NetlinkError, OSError) as error:
+                return error.errno
+        return None
+
+    def decide(call: Call) -> Answer:
+        texts.append(call.text)
+        return Fail(errno.ENOBUFS) if call.name == RECEIVE else None
+
+    texts: list[str] = []
+    assert under_gates(decide, do, tmp_path, receives=True) == errno.ENOBUFS
+    assert texts == ["RTM_GETLINK lo", RECEIVE]
+    assert not Call(1, RECEIVE, "", "recvfrom", 1).changes
 
 
 def test_a_call_that_fails_does_not_happen(bpffs: Path) -> None:

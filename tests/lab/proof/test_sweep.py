@@ -19,12 +19,12 @@ from lab.cli.main import main
 from lab.cli.networks import own_node
 from lab.cli.proofs import actions_of, add_action_options, check_actions, spread
 from lab.corpus import steps
-from lab.gates.call import Call
+from lab.gates.call import RECEIVE, Call
 from lab.node.topology import NodeSpec
 from lab.proof.action import Action
 from lab.proof.actions import reattaches, reloads, switches
 from lab.proof.cases import KILL, Case, Faults, Place, cases_of
-from lab.proof.errnos import first_errno_of
+from lab.proof.errnos import errnos_of, first_errno_of
 from lab.proof.sweep import SweepResult, sweep
 from lab.scenario.scenario import Scenario
 from tests.datapath.support import NEEDS_TCX
@@ -128,6 +128,19 @@ def test_which_state_a_kill_leaves_is_told() -> None:
     assert [case.left for case in result.cases] == ["old", "mixed", "new"]
     assert result.to_json()["killed"] == {"old": 1, "mixed": 1, "new": 1}
     assert [case.wrong for case in result.cases] == [[], [], []]
+
+
+@pytest.mark.privileged
+def test_an_answer_of_netlink_that_is_lost_is_survived() -> None:
+    """What was asked for is done; the rollback lists filters, by a socket whose last list was not read to its end."""
+    spec, faults = NodeSpec("sweep-receives", pods=1), Faults(errnos_of, kill=False, receives=True)
+
+    def choose(cases: Sequence[Case]) -> list[Case]:
+        return list(spread([case for case in cases if case.place.pattern == RECEIVE], 8))
+
+    result = sweep(spec, reloads(spec, ["pod-1"], []), faults=faults, choose=choose)
+    survived(result, 8, {"failed"})
+    assert "--calls netlink-answer --nth 1 --receives --errno ENOBUFS" in result.cases[0].command
 
 
 def named(pattern: str) -> Callable[[Sequence[Case]], list[Case]]:
