@@ -41,7 +41,8 @@ class ProgramReport:
     `verified_instructions` counts an instruction once per path on which it was looked at; `total_states` are those that
     the verifier has kept to compare others with, `peak_states` those at a time. `time_us` is the verifier's own time in
     microseconds, the least of all loads; `stack` and `jited_size` are bytes. None where the kernel did not say.
-    `reason` says why the verifier was not asked, and is empty where it was.
+    `reason` says why the verifier was not asked, and is empty where it was. `reached_from` are the programs and arrays
+    from which packets come to the program (datapath/object/reachability.py); a reload leaves it out without any.
     """
 
     name: str
@@ -55,6 +56,7 @@ class ProgramReport:
     jited_size: int | None = None
     error: VerifierError | None = None
     reason: str = ""
+    reached_from: tuple[str, ...] = ()
 
     @property
     def verdict(self) -> Verdict:
@@ -90,7 +92,7 @@ def verify_object(source: ObjectImage | CollectionSpec, *, loads: int = 1) -> Ob
     spec = source.spec if isinstance(source, ObjectImage) else source
     with ExitStack() as stack, TypeStore() as types:
         maps, missing = _create_maps(spec, stack, types)
-        words = data_words(spec.data)
+        words, starts = data_words(spec.data), ways(spec)
         reports = []
         for program in spec.programs.values():
             reason = program.problem or next((missing[name] for name in program.maps if name in missing), "")
@@ -100,6 +102,7 @@ def verify_object(source: ObjectImage | CollectionSpec, *, loads: int = 1) -> Ob
             loading = Loading.make(spec, program, words, maps, types)
             same = [_verify(loading) for _ in range(loads)]
             reports.append(min(same, key=lambda report: report.time_us or 0))
+        reports = [replace(report, reached_from=starts[report.name]) for report in reports]
         return ObjectReport(tuple(reports), tuple(_notes(spec, types)))
 
 

@@ -121,6 +121,7 @@ def _report_document(report: ProgramReport) -> dict[str, Any]:
         "name": report.name,
         "section": report.section,
         **_numbers(report),
+        "reached_from": list(report.reached_from),
         "verdict": report.verdict.value,
         "accepted": report.verdict is Verdict.ACCEPTED,
         "reason": report.reason or None,
@@ -146,16 +147,17 @@ def _print(source: Path, report: ObjectReport, before: Before) -> None:
     total = sum(r.instructions for r in reports)
     verdict = _overall(report)
     title = f"{source.name}: {plural(len(reports), 'program')}, {total:,} instructions, {verdict}"
-    table = make_table("program", "section", *NUMBERS.values(), "verdict", figures=NUMBERS.values(), title=title)
+    columns = ("program", "section", *NUMBERS.values(), "reached from", "verdict")
+    table = make_table(*columns, figures=NUMBERS.values(), title=title)
     now = {r.name: _numbers(r) for r in reports}
     for r in reports:
         cells = _cells(now[r.name], before.get(r.name, {}))
         reason = r.error.summary if r.error is not None else r.reason
         verdict = f"{r.verdict}: {reason}" if reason else str(r.verdict)
         verdict = f"new, {verdict}" if before and r.name not in before else verdict
-        add_row(table, r.name, r.section, *cells, verdict)
+        add_row(table, r.name, r.section, *cells, ", ".join(r.reached_from) or "nothing", verdict)
     table.add_row()
-    add_row(table, "all", "", *_cells(_sum(now), _sum(before) if before else {}), "")
+    add_row(table, "all", "", *_cells(_sum(now), _sum(before) if before else {}), "", "")
     print_table(table)
     if gone := [name for name in before if name not in now]:
         print(f"gone: {', '.join(gone)}")

@@ -86,6 +86,32 @@ def test_what_is_not_supported_is_named_and_no_refusal(source: Path, capsys: pyt
     assert other["reason"] == "it is of kind kprobe, which is not supported"
 
 
+def test_what_nothing_leads_to_is_told(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """From where each program is reached: a reload leaves out what nothing leads to."""
+    source.write_text(
+        SOURCE
+        + """
+struct map { unsigned int type, size_key, size_value, max_elem, flags, id, pinning, inner_id, inner_idx; };
+struct map __section("maps") cilium_calls_1 = { 3, 4, 4, 8, 0, 2, 0, 0, 0 };
+static void (*tail_call)(void *ctx, void *map, unsigned int slot) = (void *)12;
+__section("to-container") int cil_to_container(void *ctx) { tail_call(ctx, &cilium_calls_1, 1); return 0; }
+__section("2/1") int tail_called(void *ctx) { return 0; }
+__section("2/2") int tail_alone(void *ctx) { return 0; }
+"""
+    )
+    assert call(str(source), "-DANSWER=1") == 0
+    rows = {row[0]: row[-2] for row in table(capsys.readouterr().out) if row[-1] == "accepted"}
+    assert rows == {
+        "cil_from_container": "cil_from_container",
+        "cil_to_container": "cil_to_container",
+        "tail_called": "cil_to_container",
+        "tail_alone": "nothing",
+    }
+    assert call(str(source), "-DANSWER=1", "--json") == 0
+    programs = json.loads(capsys.readouterr().out)["programs"]
+    assert {program["name"]: ", ".join(program["reached_from"]) or "nothing" for program in programs} == rows
+
+
 def test_nothing_to_judge_is_a_failure(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source.write_text(SOURCE.replace("from-container", "kprobe/vfs_read"))
     assert call(str(source), "-DANSWER=1") == 1
