@@ -7,6 +7,7 @@ of processes may read, add and remove at any time without a lock. What is damage
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import re
@@ -24,6 +25,9 @@ LIMIT = 256 << 20
 _DIGEST = hashlib.sha256().digest_size
 _KEY = re.compile("[0-9a-f]{64}")
 _UNFINISHED = ".unfinished-"
+_NO_OBJECT = frozenset({errno.ENOENT, errno.ELOOP, errno.EISDIR, errno.EIO, errno.ESTALE})
+"""There is none, a link or a directory has its name, or the file system has lost it: it is compiled again."""
+
 _ABANDONED = 3600
 """Seconds after which a file that is not finished belongs to nobody any more."""
 
@@ -53,20 +57,27 @@ class ObjectCache:
         self._limit = limit
 
     def get(self, key: str) -> bytes | None:
-        """Return the object that was stored under `key`; None if there is none, or if it is damaged."""
+        """Return the object that was stored under `key`; None if there is none, if it is damaged, or cannot be read."""
         if not self._is_there():
             return None
-        path = self.directory / key
         try:
-            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        except FileNotFoundError:
+            content = self._read(key)
+        except OSError as error:
+            if error.errno not in _NO_OBJECT:
+                raise
             return None
-        with os.fdopen(descriptor, "rb") as file:
-            content = file.read()
-            with suppress(OSError):  # on a read-only file system the order is that of the writing
-                os.utime(descriptor)
         found = content[_DIGEST:]
         return found if hashlib.sha256(found).digest() == content[:_DIGEST] else None
+
+    def _read(self, key: str) -> bytes:
+        descriptor = os.open(self.directory / key, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            with suppress(OSError):  # on a read-only file system the order is that of the writing
+                os.utime(descriptor)
+            with os.fdopen(descriptor, "rb", closefd=False) as file:
+                return file.read()
+        finally:
+            os.close(descriptor)
 
     def put(self, key: str, content: bytes) -> bool:
         """Store an object; False if it cannot be kept: no room, no right, a file system that fails."""

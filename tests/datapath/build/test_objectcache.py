@@ -15,8 +15,11 @@ from datapath.build.objectcache import ObjectCache, UnsafeCache, key_of
 from datapath.build.templates import Origin, TemplateCache
 from datapath.endpoint import DatapathConfig
 from datapath.errors import CompileError
+from lab.system.tools import run
 from tests.datapath.build.test_templates import write_library
 from tests.datapath.values import NODE, POD
+
+KEY = key_of("an object")
 
 A, B, C = map(key_of, "abc")
 NUMBERS = [key_of(str(number)) for number in range(40)]
@@ -46,6 +49,34 @@ class TestDirectory:
         assert kept.get(A) is None
         kept.put(A, b"one")
         assert kept.get(A) == b"one"
+
+    def test_a_link_or_a_directory_of_its_name_is_no_object(self, kept: ObjectCache, tmp_path: Path) -> None:
+        """A link is not followed, and the next object takes its place."""
+        kept.put(KEY, b"whole")
+        entry = kept.directory / KEY
+        entry.rename(tmp_path / "elsewhere")
+        entry.symlink_to(tmp_path / "elsewhere")
+        assert kept.get(KEY) is None
+        assert kept.put(KEY, b"another")
+        assert kept.get(KEY) == b"another"
+        entry.unlink()
+        entry.mkdir()
+        assert kept.get(KEY) is None
+        assert not kept.put(KEY, b"another")
+
+    @pytest.mark.privileged
+    def test_what_the_file_system_cannot_read_is_not_there(self, kept: ObjectCache) -> None:
+        """The memory of a process has nothing at its beginning: to read it there is EIO."""
+        kept.put(KEY, b"whole")
+        entry = kept.directory / KEY
+        run(["mount", "--bind", f"/proc/{os.getpid()}/mem", str(entry)])
+        try:
+            with pytest.raises(OSError, match="Input/output error"):
+                entry.read_bytes()
+            assert kept.get(KEY) is None
+        finally:
+            run(["umount", str(entry)])
+        assert kept.get(KEY) == b"whole"
 
     def test_what_cannot_be_kept_is_not_kept(self, kept: ObjectCache) -> None:
         kept.put("a", b"one")
