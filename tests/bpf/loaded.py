@@ -263,7 +263,14 @@ def loaded(
     nothing is loaded that is not reached from them.
     """
     spec = spec_of(build, generation)
-    with Collection.load(_small(pruned(spec, entries) if entries else spec), pin_dir=pin_dir) as collection:
+    with loaded_spec(pruned(spec, entries) if entries else spec, allow=allow, pin_dir=pin_dir) as datapath:
+        yield datapath
+
+
+@contextmanager
+def loaded_spec(spec: CollectionSpec, *, allow: bool = True, pin_dir: Path | None = None) -> Iterator[Datapath]:
+    """Load an object as `loaded` does."""
+    with Collection.load(_small(spec), pin_dir=pin_dir) as collection:
         datapath = Datapath(collection)
         for name in collection.maps if allow else ():
             if name.startswith("cilium_policy_"):

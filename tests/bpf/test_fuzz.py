@@ -3,16 +3,37 @@
 from __future__ import annotations
 
 import errno
+import os
 import random
 from collections.abc import Iterator
 from ipaddress import IPv4Address, IPv6Address
+from pathlib import Path
 
 import pytest
 
+from datapath.build.templates import TemplateCache
+from datapath.endpoint import DatapathConfig, Endpoint
 from datapath.errors import BpfError
+from datapath.object.reachability import pruned
+from lab.system.cache import cache_directory
 from scenarios import frames
 from scenarios.frames import ETH_P_ARP, ETH_P_IP, ETH_P_IPV6, TCP, UDP, eth, icmp, ipv4, ipv6, tcp, udp
-from tests.bpf.loaded import DROP, GATEWAY6, PASS, POD, REDIRECT, ROUTER4, WORLD4, WORLD6, Build, Datapath, loaded
+from tests.bpf.loaded import (
+    DROP,
+    GATEWAY6,
+    HOST,
+    NODE,
+    PASS,
+    POD,
+    REDIRECT,
+    ROUTER4,
+    WORLD4,
+    WORLD6,
+    Build,
+    Datapath,
+    loaded,
+    loaded_spec,
+)
 from tests.bpf.pod import ARP_REQUEST, LINK_LOCAL, POD4, POD6
 
 pytestmark = pytest.mark.privileged
@@ -196,6 +217,7 @@ WAYS = [
     (Build("bpf_host.c"), ("cil_to_host",), 1),
     (Build("bpf_host.c"), ("cil_from_netdev", "cil_to_netdev"), 4),
     (Build("bpf_host.c", defines=(("ENABLE_HOST_FIREWALL", "1"),)), ("cil_from_netdev",), 4),
+    (Build("bpf_host.c", defines=(("ENABLE_HOST_FIREWALL", "1"),)), ("cil_to_host", "cil_from_host"), 7),
     (Build("bpf_overlay.c"), ("cil_from_overlay", "cil_to_overlay"), 4),
 ]
 
@@ -212,6 +234,49 @@ def test_what_is_not_reached_is_not_missed(build: Build, entries: tuple[str, ...
                 assert results[0] == results[1], frame.hex()
         assert part.hits() == whole.hits()
         assert part.metrics() == whole.metrics()
+
+
+TREE = os.environ.get("RELOADLAB_CILIUM_BPF")
+FIREWALL = ("ENABLE_HOST_FIREWALL", "1")
+
+
+@pytest.mark.skipif(TREE is None, reason="RELOADLAB_CILIUM_BPF does not name the bpf/ of a Cilium checkout")
+@pytest.mark.parametrize(
+    ("endpoint", "defines", "entries"),
+    [
+        (POD, (), ("cil_from_container",)),
+        (POD.with_endpoint_routes(True), (), ("cil_to_container",)),
+        (HOST, (), ("cil_to_host", "cil_from_host")),
+        (HOST, (), ("cil_to_host",)),
+        (HOST, (), ("cil_from_netdev", "cil_to_netdev")),
+        (HOST, (FIREWALL,), ("cil_to_host", "cil_from_host")),
+        (HOST, (FIREWALL,), ("cil_from_netdev", "cil_to_netdev")),
+    ],
+    ids=lambda value: "+".join(value) if isinstance(value, tuple) and all(isinstance(v, str) for v in value) else "",
+)
+def test_what_is_not_reached_of_cilium_is_not_missed(
+    endpoint: Endpoint, defines: tuple[tuple[str, str], ...], entries: tuple[str, ...], tmp_path: Path
+) -> None:
+    """The same verdicts, packets and counters with all programs of Cilium's object as with those that are reached."""
+    config = DatapathConfig(
+        library=Path(str(TREE)),
+        state=tmp_path,
+        bpffs=tmp_path,
+        netns=tmp_path,
+        node=NODE,
+        defines=defines,
+        object_cache=cache_directory(),
+    )
+    template = TemplateCache(config).fetch(endpoint)
+    own = template.own_spec(template.image.spec, template.substitution(endpoint))
+    with loaded_spec(own) as whole, loaded_spec(pruned(own, entries)) as part:
+        assert len(part.collection.programs) < len(whole.collection.programs)
+        for number, entry in enumerate(entries):
+            frames_in = (OUT, IN, seeds(WORLD4, WORLD6, ROUTER4, GATEWAY6))
+            for frame in malformed(random.Random(number), [frame for bases in frames_in for frame in bases]):
+                results = [_result(datapath, entry, frame) for datapath in (whole, part)]
+                assert results[0] == results[1], frame.hex()
+        assert part.metrics() == whole.metrics() != {}
 
 
 def _result(datapath: Datapath, program: str, frame: bytes) -> tuple[int, bytes] | None:
