@@ -182,6 +182,23 @@ def test_a_link_that_has_lost_its_pin_is_taken_over(rig: Rig, lxc: str, pins: Pa
         run(["umount", str(rig.config.bpffs)])
 
 
+def test_a_link_that_somebody_holds_survives_the_file_system_of_its_pin(rig: Rig, lxc: str, pins: Path) -> None:
+    """All pins go with the file system, and a new one is mounted in its place: the link is taken over and pinned."""
+    rig.reload("pod-1")
+    (before,) = at(rig, lxc)
+    with links.pinned(pins / "cil_from_container") as held:
+        assert held is not None
+        run(["umount", str(rig.config.bpffs)])
+        run(["mount", "-t", "bpf", "bpf", str(rig.config.bpffs)])
+        assert not pins.exists()
+        rig.reload("pod-1")
+        (found,) = at(rig, lxc)
+        assert found.entry.link_id == before.entry.link_id == pinned_id(pins / "cil_from_container")
+        assert found.entry.program_id != before.entry.program_id
+    rig.reload("pod-1")
+    assert [each.entry.link_id for each in at(rig, lxc)] == [before.entry.link_id]
+
+
 @pytest.mark.parametrize("attach", [TC, TCX])
 def test_of_several_links_of_ours_one_remains(rig: Rig, lxc: str, attach: Attachment) -> None:
     rig.reload("pod-1")

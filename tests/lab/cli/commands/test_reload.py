@@ -5,6 +5,8 @@ import json
 import pytest
 
 from datapath.base.mapnames import CIDR_MAPS
+from datapath.kernel import bpf
+from datapath.kernel.map import open_pin
 from datapath.kernel.xdp import takes_frags
 from lab.agent.cluster import build, cluster_specs
 from lab.agent.prefilter import stored
@@ -100,6 +102,23 @@ def test_prefixes_are_denied_and_allowed_again(capsys: pytest.CaptureFixture[str
             assert words in capsys.readouterr().err
         assert main(["prefilter", name, "--json"]) == 0
         assert json.loads(capsys.readouterr().out) == [{"lab": name, "denied": ["2001:db8::1/128", "192.0.2.7/32"]}]
+
+
+def test_all_programs_are_loaded_on_demand(capsys: pytest.CaptureFixture[str]) -> None:
+    """Those that nothing reaches as well; the lab keeps the option until it is taken back."""
+
+    def tail_programs() -> int:
+        with open_pin(node.globals / f"cilium_calls_{node.pods[0].endpoint_id:05d}") as calls:
+            return len(bpf.map_slots(calls.fd, calls.info.max_entries))
+
+    with removed(unique_name()) as name:
+        node = Node.up(NodeSpec(name, pods=1))
+        counts = []
+        for options in ([], ["--all-programs"], [], ["--no-all-programs"]):
+            assert main(["reload", name, *options]) == 0
+            counts.append(tail_programs())
+        assert counts[0] < counts[1] == counts[2]
+        assert counts[3] == counts[0]
 
 
 def test_one_call_denies_and_allows_all_or_nothing_on_all_nodes(capsys: pytest.CaptureFixture[str]) -> None:
