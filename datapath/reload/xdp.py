@@ -22,6 +22,7 @@ from datapath.kernel.links import AttachType
 from datapath.kernel.netns import enter
 from datapath.kernel.xdp import Attached, Mode
 from datapath.reload import outcome
+from datapath.reload.filters import exists
 from datapath.reload.outcome import XDP_DIRECTION
 from datapath.reload.sharedpins import is_of_another_device
 from datapath.reload.step import Step
@@ -295,7 +296,8 @@ class _Hook:
                 return
             link = self._create(old.mode, old_fd)
         except (BpfError, NetlinkError) as error:
-            if error.errno != errno.ENODEV:
+            # To make a link of XDP without the interface is EINVAL (bpf_xdp_link_attach).
+            if error.errno not in (errno.ENODEV, errno.EINVAL) or exists(self.work, self.ifindex):
                 raise
             return
         linkpins.replace(link, self.pin)

@@ -17,11 +17,12 @@ import pytest
 
 from datapath.base.mapnames import calls_map
 from datapath.base.names import check_ifname
-from datapath.endpoint import Vlan
-from datapath.errors import InvalidName, LinkNotFound, NetlinkError
-from datapath.kernel.hooks import Direction
+from datapath.endpoint import Attachment, Vlan
+from datapath.errors import BpfError, InvalidName, LinkNotFound, NetlinkError
+from datapath.kernel.hooks import Direction, HookEmptied
 from datapath.kernel.netlink import NetlinkSocket, pack_attribute, pack_message
-from datapath.reload.plans import CILIUM_NET
+from datapath.reload.plans import CILIUM_NET, XDP_SUBJECT
+from datapath.reload.xdp import CIL_XDP_ENTRY
 from lab.agent.agent import Agent
 from lab.agent.gated import under_gates
 from lab.cli.proofs import spread
@@ -33,9 +34,11 @@ from lab.system.tools import run
 from lab.traffic.framesocket import FrameSocket
 from lab.watch.checks.hooks import check_hooks
 from lab.watch.checks.pins import check_orphans, check_pins
+from lab.watch.checks.xdp import check_xdp
 from lab.watch.metrics import INGRESS, packets
 from lab.watch.snapshot import take
 from scenarios.frames import ETH_P_IP, datagram, eth, ipv4
+from tests.datapath.support import NEEDS_TCX
 from tests.lab.labs import loaded_node
 from tests.netns import nsenter
 
@@ -45,7 +48,7 @@ RTM_SETLINK, IFLA_IFNAME = 19, 3
 DEVICE = "d0.100"
 ODD = (DEVICE, "d0-100", "a.o.new", "q'\"$;*\\", "x\udcff\udcfe", "-rf", "\x01\x1b", "é\u2003")
 SAMPLE = int(os.environ.get("RELOADLAB_PLACES", "9"))
-"""Calls of the host's reload, of 73 that change something; `make faults` tries all of them."""
+"""Calls of a reload that change something, of 73 that the host's has by tc; `make faults` tries all of them."""
 
 
 @pytest.fixture(scope="module")
@@ -61,8 +64,11 @@ def agent(lab: tuple[Node, Path]) -> Iterator[Agent]:
     with Agent(node, templates=templates) as made:
         yield made
         made.configure(devices=(), defines=(), node=replace(made.config.node, vlans=()))
+        attach_by(made, Attachment.TC)
         made.reload(HOST)
-        assert problems(made) == []
+        made.reload(XDP_SUBJECT)
+        made.configure(xdp=None)
+        assert problems(made) == xdp_problems(made) == []
 
 
 @pytest.fixture
@@ -89,6 +95,13 @@ def delete(node: Node, name: str) -> None:
         netlink.request("delete", delete_link(netlink.ifindex(name)))
 
 
+def attach_by(agent: Agent, attach: Attachment) -> None:
+    """Have all programs of the node attached in this way."""
+    if agent.config.attach is not attach:
+        agent.configure(attach=attach)
+        agent.reload_all()
+
+
 def problems(agent: Agent) -> list[str]:
     """Return what is wrong with the devices that are there: hooks, pins, and files of devices that are none."""
     devices, links = agent.config.devices, agent.loader.links()
@@ -106,9 +119,52 @@ def problems(agent: Agent) -> list[str]:
     return found
 
 
+def xdp_problems(agent: Agent) -> list[str]:
+    """Return what is wrong with the devices that are there at XDP: hooks, links, pins and files."""
+    devices, links = agent.config.devices, agent.loader.links()
+    there = () if agent.config.xdp is None else tuple(name for name in devices if name in links)
+    agent.configure(devices=there)
+    now = take(agent.node)
+    found = [str(violation) for violation in (*check_xdp(agent, now, now), *check_orphans(agent, now))]
+    agent.configure(devices=devices)
+    files = {path.name for path in agent.config.state.glob("xdp/*.o")}
+    if files != (wanted := {f"bpf_xdp_{name}.o" for name in there}):
+        found.append(f"objects {files}, not {wanted}")
+    pins = {name for name in now.pins if name.startswith("cilium_calls_xdp_")}
+    if pins != (wanted := {calls_map(links[name].ifindex, "xdp_") for name in there}):
+        found.append(f"pins {pins}, not {wanted}")
+    pinned = set(agent.config.devices_links.glob(f"*/links/{CIL_XDP_ENTRY}"))
+    if pinned != (places := {agent.config.device_links(name) / CIL_XDP_ENTRY for name in there}):
+        found.append(f"links {pinned}, not {places}")
+    return found
+
+
 def programs(agent: Agent, name: str) -> list[str]:
     now = take(agent.node)
     return [item.name for direction in Direction for item in now.filters.get((name, direction), ())]
+
+
+@NEEDS_TCX
+def test_links_of_devices_of_any_name_are_pinned(agent: Agent) -> None:
+    """By tcx and at XDP; a dot is a hyphen there, so that of two names that differ in it one is no device."""
+    names = tuple(name for name in ODD if name != "d0-100")
+    for name in names:
+        make(agent.node, name)
+    try:
+        for devices in (names, names[1:]):
+            agent.configure(devices=devices, xdp="native")
+            attach_by(agent, Attachment.TCX)
+            for subject in (XDP_SUBJECT, HOST):
+                for _ in range(2):
+                    assert agent.reload(subject).warnings == ()
+            assert problems(agent) == xdp_problems(agent) == []
+            for name in devices:
+                found = {path.name for path in agent.config.device_links(name).iterdir()}
+                assert found == {"cil_from_netdev", "cil_to_netdev", CIL_XDP_ENTRY}
+        assert not agent.config.device_links(DEVICE).parent.exists()
+    finally:
+        for name in names:
+            delete(agent.node, name)
 
 
 def test_devices_of_any_name_have_their_own_programs(agent: Agent) -> None:
@@ -202,31 +258,48 @@ def gone(node: Node) -> None:
 
 @contextmanager
 def failing_for_want_of_it() -> Iterator[None]:
-    """Accept that a reload fails because the device is gone, and for no other reason."""
+    """Accept that a reload fails because the device is gone, or was made anew, and for no other reason."""
     try:
         yield
-    except LinkNotFound:
+    except (LinkNotFound, HookEmptied):
         pass
     except NetlinkError as error:
         if error.errno != errno.ENODEV:
             raise
+    except BpfError as error:
+        # Of a link: its interface is gone.
+        if error.errno not in (errno.ENODEV, errno.ENOLINK):
+            raise
 
 
 EVENTS = [gone, made_anew, renamed]
+WAYS = [
+    pytest.param(HOST, Attachment.TC, problems, id="tc"),
+    pytest.param(HOST, Attachment.TCX, problems, id="tcx", marks=NEEDS_TCX),
+    pytest.param(XDP_SUBJECT, Attachment.TC, xdp_problems, id="xdp"),
+]
 
 
 @pytest.mark.parametrize("event", EVENTS)
-def test_a_device_that_changes_between_two_calls_leaves_nothing(agent: Agent, event: Callable[[Node], None]) -> None:
+@pytest.mark.parametrize(("subject", "attach", "wrong"), WAYS)
+def test_a_device_that_changes_between_two_calls_leaves_nothing(
+    agent: Agent,
+    event: Callable[[Node], None],
+    subject: str,
+    attach: Attachment,
+    wrong: Callable[[Agent], list[str]],
+) -> None:
     """The reload ends, or fails and is undone; nothing of the device is left, and the next one has what is there."""
-    agent.configure(devices=(DEVICE,))
+    agent.configure(devices=(DEVICE,), xdp="native" if subject == XDP_SUBJECT else None)
+    attach_by(agent, attach)
     calls: list[Call] = []
     with device(agent.node):
-        agent.reload(HOST)
-        under_gates(agent, lambda _: agent.reload(HOST), calls.append, look_ups=False)
+        agent.reload(subject)
+        under_gates(agent, lambda _: agent.reload(subject), calls.append, look_ups=False)
     places = [number for number, call in enumerate(calls) if call.changes]
     for place in spread(places, SAMPLE):
         with device(agent.node):
-            agent.reload(HOST)
+            agent.reload(subject)
             passed = count()
 
             def decide(_: Call, passed: Iterator[int] = passed, place: int = place) -> None:
@@ -234,13 +307,13 @@ def test_a_device_that_changes_between_two_calls_leaves_nothing(agent: Agent, ev
                     event(agent.node)
 
             with failing_for_want_of_it():
-                under_gates(agent, lambda _: agent.reload(HOST), decide, look_ups=False)
+                under_gates(agent, lambda _: agent.reload(subject), decide, look_ups=False)
             assert next(passed) > place
             # Programs have the index and the MAC of the device that they were made for.
             mistaken = [str(found) for found in check_pins(agent, take(agent.node)) if " instead of " in found.what]
             assert mistaken == [], calls[place]
-            agent.reload(HOST)
-            assert problems(agent) == [], calls[place]
+            agent.reload(subject)
+            assert wrong(agent) == [], calls[place]
 
 
 VLAN_5, PRIORITY_ALONE = b"\x81\x00\x00\x05", b"\x81\x00\xe0\x00"
