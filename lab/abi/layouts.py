@@ -333,13 +333,15 @@ class TunnelValue:
 
 @dataclass(frozen=True, slots=True)
 class MetricsKey:
-    """Key of cilium_metrics: reason and direction. From 1.16 on each place in the source has its own."""
+    """Key of cilium_metrics: reason and direction. From 1.16 on each place in the source has its own, else 0."""
 
     SIZE: ClassVar[int] = METRICS_KEY.size
-    KNOWN: ClassVar[Known] = Known.of("reason dir", idle="pad reserved line file")
+    KNOWN: ClassVar[Known] = Known.of("reason dir", optional="line file", idle="pad reserved")
 
     reason: int
     dir: int
+    line: int = 0
+    file: int = 0
 
     def pack(self) -> bytes:
         return METRICS_KEY.pack(self.reason, self.dir)
@@ -350,11 +352,11 @@ class MetricsKey:
         return cls(reason, direction & 3)
 
     def values(self) -> Values:
-        return {"reason": self.reason, "dir": self.dir}
+        return {"reason": self.reason, "dir": self.dir, "line": self.line, "file": self.file}
 
     @classmethod
     def of_fields(cls, fields: Fields) -> Self:
-        return cls(fields.number("reason"), fields.number("dir"))
+        return cls(fields.number("reason"), fields.number("dir"), fields.number("line"), fields.number("file"))
 
 
 @dataclass(frozen=True, slots=True)

@@ -59,10 +59,15 @@ def source_file(drop: DropNotify) -> str | None:
 
     None if the number is unknown.
     """
-    names = _SOURCE_FILES.get(drop.file)
+    names = source_files(drop.file)
     if names is not None and drop.header.version >= _TOLD_BY_VERSION:
         return names.rpartition(" or ")[2]
     return names
+
+
+def source_files(number: int) -> str | None:
+    """Return the names of all source files that a number may mean; None if it is unknown."""
+    return _SOURCE_FILES.get(number)
 
 
 class TracePoint(IntEnum):

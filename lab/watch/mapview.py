@@ -11,6 +11,8 @@ from datapath.base.mapnames import CT_MAPS
 from datapath.reload.connections import seconds
 from lab.abi import layouts, reasons, tables
 from lab.abi.conntrack import TUPLE_F_IN, CtEntry, CtTuple
+from lab.abi.layouts import MetricsKey, MetricsValue
+from lab.abi.notifications import source_files
 from lab.abi.policymap import PolicyEntry, PolicyKey
 from lab.agent import enforcement
 from lab.agent.policy import PROTOCOLS, cidrs
@@ -18,7 +20,7 @@ from lab.agent.policymaps import entries, open_policy
 from lab.node.maps import MapNotLoaded, open_map, open_used
 from lab.node.node import Node
 from lab.node.topology import HEALTH, HOST, HOST_ENDPOINT
-from lab.watch.metrics import totals
+from lab.watch.metrics import by_place
 
 Row = dict[str, Any]
 
@@ -118,19 +120,22 @@ def _policy_row(names: Mapping[int, str], endpoint: str, key: PolicyKey, entry: 
 
 
 def metrics(node: Node) -> list[Row]:
-    """Return cilium_metrics, the sum over all CPUs."""
+    """Return cilium_metrics, the sum over all CPUs; `file` and `line` say where it was counted, if the map does."""
     with open_map(node, mapnames.METRICS) as pinned:
-        rows: list[Row] = [
-            {
-                "reason": key.reason,
-                "meaning": reasons.describe(key.reason),
-                "direction": layouts.direction_name(key.dir),
-                "packets": value.count,
-                "bytes": value.length,
-            }
-            for key, value in totals(pinned).items()
-        ]
-    return sorted(rows, key=lambda row: (row["reason"], row["direction"]))
+        has_places = tables.METRICS.of(pinned).key.place("line") is not None
+        rows = [_metrics_row(key, value, has_places) for key, value in by_place(pinned).items()]
+    return sorted(rows, key=lambda row: (row["reason"], row["direction"], row.get("file", ""), row.get("line", 0)))
+
+
+def _metrics_row(key: MetricsKey, value: MetricsValue, has_places: bool) -> Row:
+    row: Row = {
+        "reason": key.reason,
+        "meaning": reasons.describe(key.reason),
+        "direction": layouts.direction_name(key.dir),
+        "packets": value.count,
+        "bytes": value.length,
+    }
+    return row | {"file": source_files(key.file) or str(key.file), "line": key.line} if has_places else row
 
 
 def conntrack(node: Node, limit: int | None = None) -> list[Row]:

@@ -108,12 +108,20 @@ def _forwarded_and_dropped(node: Node) -> dict[tuple[int, int], MetricsValue]:
 
 def totals(metrics_map: Map) -> dict[MetricsKey, MetricsValue]:
     """Return the content of cilium_metrics, the sum over all CPUs and over the places of the source that count."""
-    table = tables.METRICS.of(metrics_map)
     found: dict[MetricsKey, MetricsValue] = {}
-    for packed, values in metrics_map.items_percpu():
-        key = table.key.unpack(packed)
-        found[key] = sum(map(table.value.unpack, values), found.get(key, MetricsValue(0, 0)))
+    for key, value in by_place(metrics_map).items():
+        whole = MetricsKey(key.reason, key.dir)
+        found[whole] = value + found.get(whole, MetricsValue(0, 0))
     return found
+
+
+def by_place(metrics_map: Map) -> dict[MetricsKey, MetricsValue]:
+    """Return the content of cilium_metrics, the sum over all CPUs, of each place of the source by itself."""
+    table = tables.METRICS.of(metrics_map)
+    return {
+        table.key.unpack(packed): sum(map(table.value.unpack, values), MetricsValue(0, 0))
+        for packed, values in metrics_map.items_percpu()
+    }
 
 
 def rules(node: Node, *endpoints: str) -> dict[tuple[str, PolicyKey], tuple[int, int]]:

@@ -182,20 +182,21 @@ def entry(lifetime: int) -> CtEntry:
     return CtEntry(rx_packets=11, packets=11, lifetime=lifetime, src_sec_id=7, flags=2 | 16)
 
 
-def test_metrics_of_several_places_are_added_up(
+def test_metrics_have_the_places_that_the_release_counts_by(
     maps: dict[str, Map], node: Node, request: pytest.FixtureRequest
 ) -> None:
+    """`maps` prints each; all others take the sum."""
     opened = maps["cilium_metrics"]
-    table = tables.METRICS.of(opened)
-    packed = bytearray(table.key.pack(MetricsKey(133, 1)))
-    for line in (0, 5) if request.node.callspec.params["maps"] not in BEFORE_1_16 else (0,):
-        packed[2] = line
-        opened.update(bytes(packed), table.value.pack(MetricsValue(2, 200)) * (opened.value_bytes // 16))
-    total = sum(MetricsValue.unpack(value).count for each in opened.keys() for value in opened.lookup_percpu(each))  # noqa: SIM118 - no dict
-    assert [(row["reason"], row["direction"], row["packets"]) for row in mapview.metrics(node)] == [
-        (133, "ingress", total)
-    ]
-    assert metrics.packets(node) == {(133, 1): total}
+    has_places = request.node.callspec.params["maps"] not in BEFORE_1_16
+    places = ((5, 2), (300, 109)) if has_places else ((0, 0),)
+    for line, file in places:
+        write(opened, tables.METRICS, MetricsKey(133, 1, line, file), MetricsValue(2, 200))
+    (count,) = {sum(MetricsValue.unpack(v).count for v in opened.lookup_percpu(each)) for each in opened.keys()}  # noqa: SIM118 - no dict
+    rows = mapview.metrics(node)
+    assert {(row["reason"], row["direction"], row["packets"]) for row in rows} == {(133, "ingress", count)}
+    known = {("bpf_lxc.c", 5), ("conntrack.h", 300)} if has_places else {(None, None)}
+    assert {(row.get("file"), row.get("line")) for row in rows} == known
+    assert metrics.packets(node) == {(133, 1): count * len(places)}
 
 
 def test_a_snapshot_knows_what_packets_change(maps: dict[str, Map], node: Node) -> None:
