@@ -13,13 +13,19 @@ ENDPOINTS, IPCACHE, TUNNEL = "cilium_lxc", "cilium_ipcache", "cilium_tunnel_map"
 IPCACHE_V2 = "cilium_ipcache_v2"
 """What cilium_ipcache is called since it has room for IPv6 addresses of nodes."""
 
+NODES, NODES_V2 = "cilium_node_map", "cilium_node_map_v2"
+"""The ids of nodes by their addresses; the second since 1.16."""
+
+AUTH, L2_RESPONDER = "cilium_auth_map", "cilium_l2_responder_v4"
+RATELIMIT, RATELIMIT_METRICS = "cilium_ratelimit", "cilium_ratelimit_metrics"
+
 METRICS, EVENTS, SIGNALS = "cilium_metrics", "cilium_events", "cilium_signals"
 
 POLICY_CALLS, EGRESS_POLICY_CALLS = "cilium_call_policy", "cilium_egresscall_policy"
 POLICY_ARRAYS = (POLICY_CALLS, EGRESS_POLICY_CALLS)
 """The program arrays whose slots belong to endpoints, not to objects; every object of the node shares them."""
 
-WRITTEN_BY_AGENT = (ENDPOINTS, IPCACHE, IPCACHE_V2, TUNNEL)
+WRITTEN_BY_AGENT = (ENDPOINTS, IPCACHE, IPCACHE_V2, TUNNEL, NODES, NODES_V2)
 """The maps of a node that its control plane writes all the time, and that every object of the node shares."""
 
 KEPT_WHILE_USED = (*POLICY_ARRAYS, *WRITTEN_BY_AGENT)

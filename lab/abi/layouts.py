@@ -111,7 +111,8 @@ def cidr_key(network: IPv4Network | IPv6Network) -> bytes:
     return packed.pack(network.prefixlen, network.network_address.packed)
 
 
-def _address(packed: bytes, family: int) -> IPv4Address | IPv6Address:
+def address_of(packed: bytes, family: int) -> IPv4Address | IPv6Address:
+    """Return the address in 16 bytes of a key, of which IPv4 has the first four."""
     return IPv4Address(packed[:4]) if family == FAMILY_IPV4 else IPv6Address(packed)
 
 
@@ -130,14 +131,14 @@ class EndpointKey:
     @classmethod
     def unpack(cls, data: bytes) -> Self:
         packed, family, *_ = ENDPOINT_KEY.unpack_from(data)
-        return cls(_address(packed, family))
+        return cls(address_of(packed, family))
 
     def values(self) -> Values:
         return {"ip": self.address.packed, "family": family_of(self.address)}
 
     @classmethod
     def of_fields(cls, fields: Fields) -> Self:
-        return cls(_address(fields.raw("ip"), fields.number("family")))
+        return cls(address_of(fields.raw("ip"), fields.number("family")))
 
 
 def endpoint_key(address: IPv4Address | IPv6Address) -> bytes:
@@ -221,7 +222,7 @@ class IpcacheKey:
     @classmethod
     def unpack(cls, data: bytes) -> Self:
         prefix, _, _, family, packed = IPCACHE_KEY.unpack_from(data)
-        return cls(_address(packed, family), prefix - IPCACHE_STATIC_PREFIX)
+        return cls(address_of(packed, family), prefix - IPCACHE_STATIC_PREFIX)
 
     def values(self) -> Values:
         prefix = IPCACHE_STATIC_PREFIX + self.length
@@ -229,7 +230,7 @@ class IpcacheKey:
 
     @classmethod
     def of_fields(cls, fields: Fields) -> Self:
-        address = _address(fields.raw("ip"), fields.number("family"))
+        address = address_of(fields.raw("ip"), fields.number("family"))
         return cls(address, fields.number("prefixlen") - IPCACHE_STATIC_PREFIX)
 
 
@@ -292,14 +293,14 @@ class TunnelKey:
     @classmethod
     def unpack(cls, data: bytes) -> Self:
         packed, family, _ = TUNNEL_KEY.unpack_from(data)
-        return cls(_address(packed, family))
+        return cls(address_of(packed, family))
 
     def values(self) -> Values:
         return {"ip": self.network.packed, "family": family_of(self.network)}
 
     @classmethod
     def of_fields(cls, fields: Fields) -> Self:
-        return cls(_address(fields.raw("ip"), fields.number("family")))
+        return cls(address_of(fields.raw("ip"), fields.number("family")))
 
 
 @dataclass(frozen=True, slots=True)

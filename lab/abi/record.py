@@ -85,8 +85,8 @@ class Known:
 
     `needed` and `optional` map our name of a field to its names in C: `needed` ones must be there, under one of them.
     `idle` are padding, and what stays zero or is not read. `fixed` are those that lower rooms read at this offset in
-    bytes. All fields of one of the groups in `either` must be there. A field that none of these names is an
-    UnknownLayout.
+    bytes. All fields of one of the groups in `either` must be there. What is no struct is the field `scalar`. A field
+    that none of these names is an UnknownLayout.
     """
 
     needed: Mapping[str, tuple[str, ...]]
@@ -94,6 +94,7 @@ class Known:
     idle: frozenset[str]
     fixed: Mapping[str, int]
     either: tuple[frozenset[str], ...] = ()
+    scalar: str = ""
 
     @classmethod
     def of(
@@ -104,13 +105,16 @@ class Known:
         idle: str = "",
         fixed: Mapping[str, int] | None = None,
         either: Sequence[str] = (),
+        scalar: str = "",
     ) -> Self:
         """Return it from lists of words; `ip=ip6/ip` is our `ip`, which is called ip6 or ip in C."""
         groups = tuple(frozenset(words.split()) for words in either)
-        return cls(_names(needed), _names(optional), frozenset(idle.split()), fixed or {}, groups)
+        return cls(_names(needed), _names(optional), frozenset(idle.split()), fixed or {}, groups, scalar)
 
     def bind(self, name: str, record: Record) -> Record:
         """Return the record of map `name` with our names for its fields, without the idle ones; UnknownLayout."""
+        if self.scalar and not record.fields:
+            return replace(record, fields={self.scalar: (0, 8 * record.size)})
         wanted = {**self.needed, **self.optional}
         fields = {
             own: record.fields[found]
@@ -138,18 +142,10 @@ def _names(words: str) -> dict[str, tuple[str, ...]]:
     return {own: tuple(names.split("/")) if names else (own,) for own, _, names in pairs}
 
 
-class Packed(Protocol):
-    """A key or value of a map: packed as our own sources have it, or by the fields of another layout."""
+class Described(Protocol):
+    """A key or value of a map, by the fields of any known layout."""
 
-    SIZE: ClassVar[int]
     KNOWN: ClassVar[Known]
-
-    def pack(self) -> bytes:
-        """Return it in the layout of our own sources, of SIZE bytes."""
-
-    @classmethod
-    def unpack(cls, data: bytes) -> Self:
-        """Take it from the layout of our own sources; words that were appended do not matter."""
 
     def values(self) -> Values:
         """Return the value of each field, by our names."""
@@ -157,3 +153,16 @@ class Packed(Protocol):
     @classmethod
     def of_fields(cls, fields: Fields) -> Self:
         """Take it from the fields of any known layout."""
+
+
+class Packed(Described, Protocol):
+    """A key or value of a map that our own sources have as well."""
+
+    SIZE: ClassVar[int]
+
+    def pack(self) -> bytes:
+        """Return it in the layout of our own sources, of SIZE bytes."""
+
+    @classmethod
+    def unpack(cls, data: bytes) -> Self:
+        """Take it from the layout of our own sources; words that were appended do not matter."""

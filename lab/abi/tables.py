@@ -27,14 +27,28 @@ from lab.abi.layouts import (
     TunnelKey,
     TunnelValue,
 )
+from lab.abi.others import (
+    AuthInfo,
+    AuthKey,
+    L2ResponderKey,
+    L2ResponderStats,
+    NodeKey,
+    NodeValue,
+    RateLimit,
+    RateLimitKey,
+    RateLimitMetrics,
+    RateLimitMetricsKey,
+)
 from lab.abi.policymap import PolicyEntry, PolicyKey, PolicyStats, PolicyStatsKey
-from lab.abi.record import Fields, Packed, Record, UnknownLayout
+from lab.abi.record import Described, Fields, Packed, Record, UnknownLayout
 
 _OF_OTHERS = (mapnames.POLICY_V2, mapnames.IPCACHE_V2)
 """Beginnings of names that our own sources do not have: without types nothing tells the layout of these maps."""
 
-K = TypeVar("K", bound=Packed)
-V = TypeVar("V", bound=Packed)
+K = TypeVar("K", bound=Described)
+V = TypeVar("V", bound=Described)
+P = TypeVar("P", bound=Packed)
+Q = TypeVar("Q", bound=Packed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +82,27 @@ class Table(Generic[K, V]):
 
 
 @dataclass(frozen=True, slots=True)
-class Kind(Generic[K, V]):
+class Kind(Generic[P, Q]):
     """What keys and values of a map mean, whatever its layout is."""
+
+    key: type[P]
+    value: type[Q]
+
+    def of(self, opened: Map) -> Table[P, Q]:
+        """Return the layout that a map has; UnknownLayout if it is none that the lab knows."""
+        types = opened.info.types
+        if types is None and opened.name.startswith(_OF_OTHERS):
+            raise _untold(opened, self.value)
+        key, value = (None, None) if types is None else records_of(types)
+        return Table(
+            _codec(opened.name, self.key, opened.info.key_size, key),
+            _codec(opened.name, self.value, opened.info.value_size, value),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class OfOthers(Generic[K, V]):
+    """The same of a map that our own sources lack: without types nothing tells its layout."""
 
     key: type[K]
     value: type[V]
@@ -77,13 +110,17 @@ class Kind(Generic[K, V]):
     def of(self, opened: Map) -> Table[K, V]:
         """Return the layout that a map has; UnknownLayout if it is none that the lab knows."""
         types = opened.info.types
-        if types is None and opened.name.startswith(_OF_OTHERS):
-            raise UnknownLayout(opened.name, self.value.__name__, ("no types, and our own sources have no such map",))
-        key, value = (None, None) if types is None else records_of(types)
+        if types is None:
+            raise _untold(opened, self.value)
+        key, value = records_of(types)
         return Table(
-            _codec(opened.name, self.key, opened.info.key_size, key),
-            _codec(opened.name, self.value, opened.info.value_size, value),
+            _by_fields(self.key, self.key.KNOWN.bind(opened.name, key)),
+            _by_fields(self.value, self.value.KNOWN.bind(opened.name, value)),
         )
+
+
+def _untold(opened: Map, value: type[Described]) -> UnknownLayout:
+    return UnknownLayout(opened.name, value.__name__, ("no types, and our own sources have no such map",))
 
 
 ENDPOINTS = Kind(EndpointKey, EndpointInfo)
@@ -93,6 +130,11 @@ POLICY = Kind(PolicyKey, PolicyEntry)
 POLICY_STATS = Kind(PolicyStatsKey, PolicyStats)
 CONNECTIONS = Kind(CtTuple, CtEntry)
 METRICS = Kind(MetricsKey, MetricsValue)
+NODES = OfOthers(NodeKey, NodeValue)
+AUTHENTICATIONS = OfOthers(AuthKey, AuthInfo)
+ANNOUNCEMENTS = OfOthers(L2ResponderKey, L2ResponderStats)
+RATE_LIMITS = OfOthers(RateLimitKey, RateLimit)
+RATE_LIMIT_METRICS = OfOthers(RateLimitMetricsKey, RateLimitMetrics)
 
 
 @lru_cache(maxsize=1024)
@@ -102,7 +144,7 @@ def records_of(types: MapTypes) -> tuple[Record, Record]:
     return Record.of_type(found, types.key), Record.of_type(found, types.value)
 
 
-def _codec(name: str, kind: type[V], size: int, record: Record | None) -> Codec[V]:
+def _codec(name: str, kind: type[P], size: int, record: Record | None) -> Codec[P]:
     if record is not None:
         return _by_fields(kind, kind.KNOWN.bind(name, record))
     if size < kind.SIZE:

@@ -11,6 +11,7 @@ from datapath.endpoint import HOST_ID, REMOTE_NODE_ID, WORLD_ID
 from datapath.kernel.map import Map
 from lab.abi import layouts, tables
 from lab.abi.layouts import EndpointInfo, EndpointKey, IpcacheKey, RemoteEndpointInfo, TunnelKey, TunnelValue
+from lab.abi.others import NodeKey, NodeValue
 from lab.agent import enforcement, prefilter
 from lab.agent.policy import Network, cidrs
 from lab.node.node import Node
@@ -60,6 +61,14 @@ def tunnels(node: Node) -> Iterator[tuple[TunnelKey, TunnelValue]]:
             yield TunnelKey(network.network_address), value
 
 
+def nodes(node: Node) -> Iterator[tuple[NodeKey, NodeValue]]:
+    """Yield what belongs into cilium_node_map: an id of each address of a node on the underlay, 0 for the local one."""
+    for each in (node, *node.peers):
+        number = 0 if each is node else each.spec.node_index + 1
+        for address in each.spec.underlay_addresses:
+            yield NodeKey(address), NodeValue(number)
+
+
 def policy(node: Node, opened: Map, endpoint_id: int) -> Entries:
     """Yield the policy map of an endpoint; without policies it lets everything pass, in both directions."""
     table = tables.POLICY.of(opened)
@@ -68,22 +77,25 @@ def policy(node: Node, opened: Map, endpoint_id: int) -> Entries:
 
 
 def _packed(
-    kind: tables.Kind[tables.K, tables.V], content: Callable[[Node], Iterable[tuple[tables.K, tables.V]]]
+    table_of: Callable[[Map], tables.Table[tables.K, tables.V]],
+    content: Callable[[Node], Iterable[tuple[tables.K, tables.V]]],
 ) -> Callable[[Node, Map], Entries]:
     """Return what gives the content of a map in the layout that the map has."""
 
     def entries(node: Node, opened: Map) -> Entries:
-        table = kind.of(opened)
+        table = table_of(opened)
         return ((table.key.pack(key), table.value.pack(value)) for key, value in content(node))
 
     return entries
 
 
 NODE_MAPS: dict[str, Callable[[Node, Map], Entries]] = {
-    mapnames.ENDPOINTS: _packed(tables.ENDPOINTS, endpoints),
-    mapnames.IPCACHE: _packed(tables.IDENTITIES, identities),
-    mapnames.IPCACHE_V2: _packed(tables.IDENTITIES, identities),
-    mapnames.TUNNEL: _packed(tables.TUNNELS, tunnels),
+    mapnames.ENDPOINTS: _packed(tables.ENDPOINTS.of, endpoints),
+    mapnames.IPCACHE: _packed(tables.IDENTITIES.of, identities),
+    mapnames.IPCACHE_V2: _packed(tables.IDENTITIES.of, identities),
+    mapnames.TUNNEL: _packed(tables.TUNNELS.of, tunnels),
+    mapnames.NODES: _packed(tables.NODES.of, nodes),
+    mapnames.NODES_V2: _packed(tables.NODES.of, nodes),
 }
 PREFILTER_MAPS: dict[str, Callable[[Node], Entries]] = {
     name: partial(prefilter.entries, name) for name in mapnames.CIDR_MAPS

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from ipaddress import IPv4Address, IPv6Address, ip_network
-from typing import Any
 
 from datapath.base import mapnames
 from datapath.base.mapnames import CT_MAPS
@@ -20,9 +19,9 @@ from lab.agent.policymaps import entries, open_policy
 from lab.node.maps import MapNotLoaded, open_map, open_used
 from lab.node.node import Node
 from lab.node.topology import HEALTH, HOST, HOST_ENDPOINT
+from lab.watch import othermaps
 from lab.watch.metrics import by_place
-
-Row = dict[str, Any]
+from lab.watch.othermaps import Row
 
 _RESERVED = {
     0: "unknown",
@@ -215,5 +214,9 @@ MAPS: dict[str, Callable[[Node], list[Row]]] = {
     "ct": conntrack,
     "metrics": metrics,
     "tunnel": tunnel,
+    "node": othermaps.nodes,
+    "auth": othermaps.auth,
+    "l2": othermaps.l2_responder,
+    "ratelimit": othermaps.rate_limits,
 }
 """The readers by their names on the command line."""

@@ -11,7 +11,7 @@ from lab.doctor.doctor import require
 if TYPE_CHECKING:
     from argparse import _SubParsersAction
 
-NAMES = ("ipcache", "lxc", "policy", "ct", "metrics", "tunnel")
+NAMES = ("ipcache", "lxc", "policy", "ct", "metrics", "tunnel", "node", "auth", "l2", "ratelimit")
 
 
 def add_parser(subparsers: _SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -19,7 +19,8 @@ def add_parser(subparsers: _SubParsersAction[argparse.ArgumentParser]) -> None:
     parser = subparsers.add_parser(
         "maps",
         description="Print what is in a map of the kernel at this moment: "
-        "ipcache (identities), lxc (endpoints), policy, ct (connections), metrics, tunnel (nodes of pod networks).",
+        "ipcache (identities), lxc (endpoints), policy, ct (connections), metrics, tunnel (nodes of pod networks). "
+        "Only other C sources have node (ids of nodes), auth, l2 (announced addresses) and ratelimit.",
     )
     add_targets(parser, help="a lab, or a cluster: all its nodes; for policy also one endpoint, such as demo/pod-1")
     parser.add_argument("map", choices=NAMES, metavar="MAP", help=", ".join(NAMES))

@@ -24,8 +24,20 @@ from lab.abi.layouts import (
     TunnelKey,
     TunnelValue,
 )
+from lab.abi.others import (
+    AuthInfo,
+    AuthKey,
+    L2ResponderKey,
+    L2ResponderStats,
+    NodeKey,
+    NodeValue,
+    RateLimit,
+    RateLimitKey,
+    RateLimitMetrics,
+    RateLimitMetricsKey,
+)
 from lab.abi.policymap import PolicyEntry, PolicyKey, PolicyStats, PolicyStatsKey
-from lab.abi.record import KNOWN_RELEASES, Fields, Packed, Record, UnknownLayout
+from lab.abi.record import KNOWN_RELEASES, Described, Fields, Record, UnknownLayout
 from tests.lab.abi.kernelmaps import create
 from tests.lab.abi.recorded import RECORDED, layouts_of, releases
 
@@ -34,7 +46,7 @@ NODE = IPv4Address("198.51.100.7")
 POD = EndpointInfo(0x01020304, 0x0506, 1, "0b:0c:0d:0e:0f:10", "11:12:13:14:15:16")
 RULE = PolicyKey(0x01020304, True, 6, 80)
 
-KINDS: dict[str, tuple[tables.Kind[Any, Any], list[tuple[Packed, Packed]]]] = {
+KINDS: dict[str, tuple[tables.Kind[Any, Any] | tables.OfOthers[Any, Any], list[tuple[Described, Described]]]] = {
     "cilium_lxc": (tables.ENDPOINTS, [(EndpointKey(V4), POD), (EndpointKey(V6), POD)]),
     "cilium_ipcache": (
         tables.IDENTITIES,
@@ -58,6 +70,15 @@ KINDS: dict[str, tuple[tables.Kind[Any, Any], list[tuple[Packed, Packed]]]] = {
     "cilium_ct_tcp6": (tables.CONNECTIONS, [(CtTuple(V6, V6, 1234, 80, 6, 1), CtEntry(lifetime=9, src_sec_id=7))]),
 }
 """What goes into each map that the lab reads or writes."""
+KINDS |= {
+    "cilium_node_map": (tables.NODES, [(NodeKey(V4), NodeValue(3)), (NodeKey(V6), NodeValue(0))]),
+    "cilium_node_map_v2": (tables.NODES, [(NodeKey(V4), NodeValue(3, 7)), (NodeKey(V6), NodeValue(0))]),
+    "cilium_auth": (tables.AUTHENTICATIONS, [(AuthKey(0x01020304, 7, 3, 1), AuthInfo(1 << 60))]),
+    "cilium_l2_responder_v4": (tables.ANNOUNCEMENTS, [(L2ResponderKey(V4, 0x01020304), L2ResponderStats(9))]),
+    "cilium_ratelimit": (tables.RATE_LIMITS, [(RateLimitKey(0x01020304), RateLimit(1 << 50, 11))]),
+    "cilium_ratelimit_metrics": (tables.RATE_LIMIT_METRICS, [(RateLimitMetricsKey(2), RateLimitMetrics(12))]),
+}
+KINDS["cilium_auth_map"] = KINDS["cilium_auth"]
 KINDS["cilium_ipcache_v2"], KINDS["cilium_policy_v2"] = KINDS["cilium_ipcache"], KINDS["cilium_policy"]
 CASES = [
     pytest.param(release, name, id=f"{name} of {release}")
@@ -67,7 +88,7 @@ CASES = [
 ]
 
 
-def packed(release: str, name: str, key: Packed, value: Packed) -> tuple[Fields, Fields]:
+def packed(release: str, name: str, key: Described, value: Described) -> tuple[Fields, Fields]:
     """Return key and value by the fields that the release's C has, under the names that it gives them."""
     layout = layouts_of(release)[name]
     with create(name, layout) as opened:
@@ -91,7 +112,8 @@ def test_what_is_packed_in_a_layout_of_the_kernel_is_read_from_it(release: str, 
                 value = replace(value, packets=0, length=0)
             data = table.key.pack(key), table.value.pack(value)
             assert [len(each) for each in data] == [opened.info.key_size, opened.info.value_size]
-            opened.update(data[0], data[1].ljust(8, b"\0") * (opened.value_bytes // len(data[1])))
+            whole = data[1] if opened.value_bytes == len(data[1]) else data[1].ljust(8, b"\0")
+            opened.update(data[0], whole * (opened.value_bytes // len(whole)))
             assert (table.key.unpack(data[0]), table.value.unpack(data[1])) == (key, value)
             assert data[0] in set(opened.keys())
 
@@ -113,7 +135,7 @@ def test_what_is_packed_in_a_layout_of_the_kernel_is_read_from_it(release: str, 
 def test_fields_are_set_under_the_names_of_the_release(release: str, name: str, expected: dict[str, int]) -> None:
     rule = PolicyKey(7, False, 6)
     info = EndpointInfo(5, 101, 0, None, None, sec_id=4711)
-    pairs: dict[str, tuple[Packed, Packed]] = {
+    pairs: dict[str, tuple[Described, Described]] = {
         "cilium_policy": (rule, rule.entry(deny=True)),
         "cilium_lxc": (EndpointKey(V4), info),
         "cilium_ipcache": (IpcacheKey(V4, 32), RemoteEndpointInfo(7, IPv4Address("192.168.113.10"))),

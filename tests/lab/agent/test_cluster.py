@@ -13,6 +13,7 @@ import pytest
 from datapath.base.mapnames import METRICS
 from datapath.errors import Cancelled
 from lab.abi.reasons import MISSED_TAIL_CALL
+from lab.agent import contents
 from lab.agent.cluster import BadName, Cluster, NoSuchNode, build, cluster_specs
 from lab.errors import LabExists
 from lab.node import registry
@@ -91,6 +92,16 @@ def test_nodes_share_an_underlay(name: str) -> None:
         for address in (there.spec.node4.ip, there.spec.node6.ip):
             ping = nsenter(here.netns(NODE), "ping", "-c1", "-W2", str(address))
             subprocess.run(ping, check=True, capture_output=True)
+
+
+@pytest.mark.privileged
+def test_each_node_has_an_id_for_the_others(name: str) -> None:
+    """0 is its own."""
+    one, two = build(cluster_specs(name, 2, pods=0))
+    for here, there, number in ((one, two, 2), (two, one, 1)):
+        ids = {key.address: value.id for key, value in contents.nodes(here)}
+        own, other = here.spec.underlay_addresses, there.spec.underlay_addresses
+        assert ids == dict.fromkeys(own, 0) | dict.fromkeys(other, number)
 
 
 @pytest.mark.privileged

@@ -19,6 +19,16 @@ from datapath.load.types import TypeStore
 from lab.abi import tables
 from lab.abi.conntrack import CtEntry, CtTuple
 from lab.abi.layouts import EndpointKey, IpcacheKey, MetricsKey, MetricsValue, RemoteEndpointInfo
+from lab.abi.others import (
+    AuthInfo,
+    AuthKey,
+    L2ResponderKey,
+    L2ResponderStats,
+    RateLimit,
+    RateLimitKey,
+    RateLimitMetrics,
+    RateLimitMetricsKey,
+)
 from lab.abi.policymap import PolicyKey, PolicyStats, PolicyStatsKey
 from lab.abi.record import UnknownLayout
 from lab.agent import collector, mapfill
@@ -37,6 +47,8 @@ POD = 101
 NAMES = {
     **{name: name for name in ("cilium_lxc", "cilium_ipcache", "cilium_ipcache_v2", "cilium_tunnel_map")},
     **{name: name for name in ("cilium_metrics", "cilium_policystats", "cilium_ratelimit", "cilium_l2_responder_v4")},
+    **{name: name for name in ("cilium_node_map", "cilium_node_map_v2", "cilium_auth_map", "cilium_ratelimit_metrics")},
+    "cilium_auth": "cilium_auth_map",
     "cilium_policy": "cilium_policy_00101",
     "cilium_policy_v2": "cilium_policy_v2_00101",
     **dict(zip(("cilium_ct_tcp4", "cilium_ct_any4", "cilium_ct_tcp6", "cilium_ct_any6"), CT_MAPS, strict=True)),
@@ -75,7 +87,7 @@ def policy_map(maps: dict[str, Map]) -> Map:
     return next(opened for name, opened in maps.items() if mapnames.is_policy_map(name))
 
 
-def write(opened: Map, kind: tables.Kind[Any, Any], key: Any, *values: Any) -> None:
+def write(opened: Map, kind: tables.Kind[Any, Any] | tables.OfOthers[Any, Any], key: Any, *values: Any) -> None:
     """Write an entry; a per-CPU map has one value after the other, the last of them on all further CPUs."""
     table = kind.of(opened)
     each = [table.value.pack(value) for value in values]
@@ -197,6 +209,38 @@ def test_metrics_have_the_places_that_the_release_counts_by(
     known = {("bpf_lxc.c", 5), ("conntrack.h", 300)} if has_places else {(None, None)}
     assert {(row.get("file"), row.get("line")) for row in rows} == known
     assert metrics.packets(node) == {(133, 1): count * len(places)}
+
+
+def test_nodes_have_their_ids_in_all_maps_of_them(maps: dict[str, Map], node: Node) -> None:
+    addresses = {str(address): 0 for address in node.spec.underlay_addresses}
+    found = [opened for name, opened in maps.items() if name in (mapnames.NODES, mapnames.NODES_V2)]
+    for opened in found:
+        ids = {str(key.address): value.id for key, value in tables.NODES.of(opened).items(opened)}
+        assert ids == addresses
+    assert found
+    assert {row["address"]: row["id"] for row in mapview.MAPS["node"](node)} == addresses
+    assert all(("spi" in row) == (mapnames.NODES_V2 in maps) for row in mapview.MAPS["node"](node))
+
+
+def test_what_only_the_programs_and_others_write_is_read(
+    maps: dict[str, Map], node: Node, request: pytest.FixtureRequest
+) -> None:
+    write(maps[mapnames.AUTH], tables.AUTHENTICATIONS, AuthKey(7, 8, 0, 1), AuthInfo(99))
+    said = {"local": 7, "remote": 8, "node": 0, "type": 1, "expiration": 99}
+    assert mapview.MAPS["auth"](node) == [said]
+    if mapnames.L2_RESPONDER in maps:
+        key = L2ResponderKey(node.spec.router4, 5)
+        write(maps[mapnames.L2_RESPONDER], tables.ANNOUNCEMENTS, key, L2ResponderStats(3))
+        assert mapview.MAPS["l2"](node) == [{"address": str(node.spec.router4), "ifindex": 5, "responses": 3}]
+    if mapnames.RATELIMIT in maps:
+        usage = 1 if mapnames.RATELIMIT_METRICS in maps else 0
+        write(maps[mapnames.RATELIMIT], tables.RATE_LIMITS, RateLimitKey(5, usage), RateLimit(1000, 2))
+        limit = {"usage": "icmpv6", "ifindex": 5, "tokens": 2, "last_topup": 1000}
+        if usage:
+            write(
+                maps[mapnames.RATELIMIT_METRICS], tables.RATE_LIMIT_METRICS, RateLimitMetricsKey(1), RateLimitMetrics(4)
+            )
+        assert mapview.MAPS["ratelimit"](node) == [limit | ({"dropped": 4} if usage else {})]
 
 
 def test_a_snapshot_knows_what_packets_change(maps: dict[str, Map], node: Node) -> None:
