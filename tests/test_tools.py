@@ -243,7 +243,40 @@ def test_releases_has_one_line_for_what_it_cannot_read(tmp_path: Path, content: 
     kept.mkdir(parents=True)
     (kept / "run.json").write_text("{")
     done = releases_of(tmp_path, tmp_path / "releases.toml")
-    assert (done.stdout, done.returncode) == ("", 1)
+    assert (done.stdout, done.returncode) == ("", 1 if content == RELEASES else 2)
     assert done.stderr.startswith("releases.py: ")
     assert reason in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+def features_of(directory: Path, content: str, *words: str) -> subprocess.CompletedProcess[str]:
+    """Run a copy of tools/features.py whose results lie in `directory`, with the reloadlab of this environment."""
+    script = directory / "tools" / "features.py"
+    script.parent.mkdir(exist_ok=True)
+    script.write_bytes((ROOT / "tools" / "features.py").read_bytes())
+    if not (directory / ".venv").exists():
+        (directory / ".venv").symlink_to(ROOT / ".venv")
+    (directory / "releases.toml").write_text(content)
+    argv: list[str | Path] = [sys.executable, script, directory / "releases.toml", *words]
+    return subprocess.run(argv, capture_output=True, text=True, timeout=240, check=False)
+
+
+@pytest.mark.privileged
+def test_features_are_tried_and_kept(tmp_path: Path) -> None:
+    """What a release does not do has the reason in its place; what was not tried says so."""
+    content = f'["ours"]\n["none"]\nlibrary = "{tmp_path}"\n'
+    done = features_of(tmp_path, content, "native")
+    rows = {line.split(" | ")[0].lstrip("| "): line.rstrip(" |").split(" | ")[2:] for line in done.stdout.splitlines()}
+    nothing = f"fails: `up`: {tmp_path} holds no bpf_lxc.c: name a directory such as Cilium's bpf/"
+    assert rows["what"] == ["ours", "none"]
+    assert rows["a node without a tunnel"] == ["works", nothing]
+    assert rows["the host's firewall"] == ["not tried"] * 2
+    assert done.returncode == 0
+    assert features_of(tmp_path, content).stdout == done.stdout
+
+
+def test_a_feature_that_there_is_not_is_one_line(tmp_path: Path) -> None:
+    done = features_of(tmp_path, '["ours"]\n', "natve")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("features.py: there is no natve; there are whole, native, ")
+    assert features_of(tmp_path, "[").returncode == 2

@@ -17,7 +17,7 @@ from reloadlab import Release, ReloadlabError, read_releases
 
 ROOT = Path(__file__).resolve().parents[1]
 OUT = ROOT / "out" / "releases"
-INTERRUPTED = 130
+BADLY_CALLED, INTERRUPTED = 2, 130
 
 
 def run(release: Release, suites: Sequence[str]) -> bool:
@@ -83,10 +83,15 @@ def main(file: str, *suites: str) -> int:
 
 if __name__ == "__main__":
     if len(sys.argv) < 2:
-        sys.exit(__doc__)
+        print(__doc__, file=sys.stderr)
+        sys.exit(BADLY_CALLED)
     try:
         sys.exit(main(*sys.argv[1:]))
     except ReloadlabError as error:
-        sys.exit(f"releases.py: {error}")
+        # Importable once something of reloadlab is.
+        from datapath.errors import WrongCall
+
+        print(f"releases.py: {error}", file=sys.stderr)
+        sys.exit(BADLY_CALLED if isinstance(error, WrongCall) else 1)
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
