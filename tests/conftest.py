@@ -12,6 +12,7 @@ import pytest
 from lab.system import tools
 from lab.system.cache import CACHE_VARIABLE
 from lab.system.limits import raise_locked_memory
+from lab.system.pace import calibrate
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -23,6 +24,8 @@ def pytest_configure(config: pytest.Config) -> None:
         if signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, signal.default_int_handler)
     raise_locked_memory()
+    # Workers inherit it.
+    calibrate()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -10,8 +10,10 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.markup import escape
 
+from lab.cli.commands.corpus import PATIENCE
 from lab.cli.corpus_view import Report, line, listed, print_counts, print_list, print_verdicts
 from lab.cli.expressions import matches
+from lab.cli.pace import find_pace
 from lab.cli.suites import pytest_arguments
 from lab.cli.targets import BadOption, make_console, plural, print_json
 from lab.corpus.course import NEEDED
@@ -21,6 +23,7 @@ from lab.corpus.runner import Runner
 from lab.corpus.sample import sample
 from lab.corpus.verdict import Trial, Verdict
 from lab.node import registry
+from lab.system.pace import slowness
 from lab.system.scratch import scratch
 
 
@@ -78,13 +81,14 @@ def _try(console: Console, args: argparse.Namespace, faults: Sequence[Fault], re
         report.verdicts.append(Verdict.of(fault, trial))
         console.print(f"  {escape(line(report.verdicts[-1]))}", highlight=False, soft_wrap=True)
 
+    find_pace(console)
     registry.sweep()
     with scratch() as directory:
         runner = Runner(
             tried,
             directory,
             workers=args.workers,
-            patience=args.patience,
+            patience=args.patience or PATIENCE * slowness(),
             needed=1 if args.once else NEEDED,
             on_trial=note,
             on_control=report.control.append,

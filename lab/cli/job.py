@@ -17,6 +17,7 @@ from lab.agent.options import check_library
 from lab.bench.parallel import ParallelReport, measure_parallel
 from lab.cli.ci import CiFiles
 from lab.cli.datapath import check_attach
+from lab.cli.pace import find_pace
 from lab.cli.progress import ScenarioProgress
 from lab.cli.report import RunFile, print_parallel, print_reasons, print_scenarios
 from lab.cli.suites import Call, Suites
@@ -30,7 +31,6 @@ from lab.results.run import RunFacts
 from lab.results.subject import subject_of
 from lab.scenario.records import ERROR, FAILED, NOT_RUN, PASSED, SKIPPED, Record
 from lab.system.output import OutputDirectory
-from lab.system.pace import calibrate
 from lab.system.scratch import scratch
 
 if TYPE_CHECKING:
@@ -63,11 +63,7 @@ def _do(args: argparse.Namespace, files: CiFiles) -> int:
         files.run = file
         _examine(console)
         check_attach(args.attach)
-        slow = calibrate()
-        if slow > 1:
-            console.print(
-                f"  slow machine: packets are sent {slow:g} times slower, and waited for {slow:g} times longer"
-            )
+        find_pace(console)
         registry.sweep()
         records = run_scenarios(console, call_of(args, file), file, stdout=_STDERR if args.json else None)
         if args.rounds > 0:

@@ -17,6 +17,7 @@ import lab
 from datapath.endpoint import Attachment
 from datapath.errors import ReloadlabError, WrongCall
 from lab.scenario.records import END, INTERRUPTED, Record, read
+from lab.system.pace import slowness
 from lab.system.process import end_with_parent
 
 POLL = 0.2
@@ -218,7 +219,7 @@ class Suites:
 
         send(signal.SIGINT)
         try:
-            process.wait(_PATIENCE)
+            process.wait(_PATIENCE * slowness())
         except subprocess.TimeoutExpired:
             send(signal.SIGKILL)
 

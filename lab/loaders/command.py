@@ -12,6 +12,7 @@ from pathlib import Path
 
 from datapath.errors import WrongCall
 from lab.system.launch import module_argv
+from lab.system.pace import slowness
 
 BUILTIN = "builtin"
 """The name of our own pipeline, in the lab's own process."""
@@ -76,7 +77,7 @@ def answer_seconds() -> float:
     """Return the seconds in which a loader has to answer; BadLoader if the environment says no number."""
     text = os.environ.get(TIMEOUT_VARIABLE, "")
     try:
-        seconds = float(text) if text else TIMEOUT
+        seconds = float(text) if text else TIMEOUT * slowness()
     except ValueError:
         seconds = 0.0
     if not 0 < seconds < float("inf"):

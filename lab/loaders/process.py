@@ -26,6 +26,7 @@ from lab.loaders.command import LoaderCommand
 from lab.loaders.entry import Entry
 from lab.loaders.family import kill_members
 from lab.loaders.protocol import BadAnswer, LoaderBroken, LoaderDied, parse
+from lab.system.pace import slowness
 
 T = TypeVar("T")
 
@@ -131,7 +132,7 @@ class LoaderProcess:
         """Send a request and wait for one line."""
         self.touch()
         unsent = self._write(request)
-        patience = CANCEL_SECONDS if can_cancel else STOP_SECONDS
+        patience = (CANCEL_SECONDS if can_cancel else STOP_SECONDS) * slowness()
         cancelled_at = float("inf")
         while b"\n" not in self._output:
             now = time.monotonic()
@@ -214,7 +215,7 @@ class LoaderProcess:
         """Return the error for a process that has ended, or has closed its end."""
         poll = select.poll()
         poll.register(self._pidfd, select.POLLIN)
-        if not poll.poll(STOP_SECONDS * 1000):
+        if not poll.poll(STOP_SECONDS * slowness() * 1000):
             return LoaderDied(self.name, self._with_log("closed its output"), killed=False)
         self._read_log()
         info = os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED | os.WNOWAIT)
@@ -252,7 +253,7 @@ class LoaderProcess:
         null = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
         os.dup2(null, self._stdin, inheritable=False)
         os.close(null)
-        if not self._wait_for_end(STOP_SECONDS):
+        if not self._wait_for_end(STOP_SECONDS * slowness()):
             self._signal(signal.SIGKILL)
             self._wait_for_end(None)
         return self._reap()

@@ -40,7 +40,7 @@ SILENCE = 300
 """Seconds without a word after which nobody is there any more: the connection has broken without an end."""
 
 PATIENCE = 20
-"""Seconds that workers have to take their nodes down before they are killed."""
+"""Seconds that workers have to take their nodes down before they are killed, on a machine that is not a slow one."""
 
 DEATH = 10
 """Seconds after which a process that was killed is told to remain: it waits in the kernel for what does not come."""
@@ -97,7 +97,7 @@ def main() -> None:
         say_last(failed=str(error))
         return
     wait_for_the_end()
-    stop(token)
+    stop(token, PATIENCE * examined["slowness"])
     try:
         found = list(packets(run))
     finally:
@@ -302,14 +302,14 @@ def remove_labs(token: str, run: str) -> str:
     return ""
 
 
-def stop(token: str) -> list[int]:
+def stop(token: str, patience: float = PATIENCE) -> list[int]:
     """Interrupt the workers of a run, wait for them, kill what remains; return what even then does not end."""
     begin, known = time.monotonic(), workers(token)
     for pid, parent in known.items():
         # Their children hear of it from them.
         if parent not in known:
             send(pid, signal.SIGINT)
-    while known and time.monotonic() - begin < PATIENCE:
+    while known and time.monotonic() - begin < patience:
         time.sleep(0.05)
         known = workers(token)
     begin = time.monotonic()

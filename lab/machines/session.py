@@ -24,6 +24,7 @@ from lab.machines.ssh import NO_PYTHON, NO_SUDO, MachineUnfit, Route, reason_of
 from lab.machines.target import MOST_WORKERS, Target
 from lab.machines.tree import Tree
 from lab.results.machine import Machine
+from lab.system.pace import LARGEST
 from lab.system.plain import plain
 
 BASE = "/var/cache/reloadlab/machines"
@@ -263,7 +264,7 @@ class Session:
         if self.ready is None:
             return ""
         ended, wrong = False, []
-        deadline = time.monotonic() + FAREWELL
+        deadline = time.monotonic() + FAREWELL * min(self.ready.slowness, LARGEST)
         with selectors.DefaultSelector() as selector:
             selector.register(self.descriptor, selectors.EVENT_READ)
             while not ended and self.failure is None and (left := deadline - time.monotonic()) > 0:

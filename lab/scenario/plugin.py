@@ -39,6 +39,7 @@ from lab.scenario.tracebacks import shortened, with_notes
 from lab.scenario.verdict import InvariantsViolated, NoVerdict
 from lab.scenario.watched import Watched
 from lab.system.output import BadDirectory, OutputDirectory
+from lab.system.pace import calibrate
 from lab.watch.violation import Violation
 
 _SCENARIOS = pytest.StashKey[list[Watched]]()
@@ -50,8 +51,12 @@ _PASSED = pytest.StashKey[bool]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Refuse wrong options now, not in every test; called when this module is registered."""
+    """Refuse wrong options now, not in every test; called when this module is registered.
+
+    How slow the machine is, is found here for whoever calls pytest himself: `reloadlab run` has found it before.
+    """
     try:
+        calibrate()
         _defines(config)
         given_loader(config.getoption("--reloadlab-loader"))
     except ReloadlabError as error:

@@ -22,7 +22,9 @@ ORDINARY = 0.010
 THRESHOLD = 3.0
 """A machine that is slower by less than this is an ordinary one: its results are not to depend on the moment."""
 
-_LARGEST = 50.0
+LARGEST = 50.0
+"""No machine counts as slower than this."""
+
 _PIECES, _STEPS = 9, 150_000
 
 
@@ -30,7 +32,7 @@ class BadSlowness(WrongCall):
     """A factor that is none."""
 
     def __init__(self, text: str) -> None:
-        super().__init__(f"{SLOWNESS_VARIABLE} is {text!r}, not a number from 1 to {_LARGEST:g}")
+        super().__init__(f"{SLOWNESS_VARIABLE} is {text!r}, not a number from 1 to {LARGEST:g}")
 
 
 def slowness() -> float:
@@ -40,7 +42,7 @@ def slowness() -> float:
         factor = float(text)
     except ValueError:
         raise BadSlowness(text) from None
-    if not 1 <= factor <= _LARGEST:
+    if not 1 <= factor <= LARGEST:
         raise BadSlowness(text)
     return factor
 
@@ -55,7 +57,7 @@ def calibrate() -> float:
 def factor_of(seconds: list[float]) -> float:
     """Return the factor of a machine that took so long for pieces of work."""
     factor = statistics.median(seconds) / ORDINARY
-    return min(float(round(factor)), _LARGEST) if factor >= THRESHOLD else 1.0
+    return min(float(round(factor)), LARGEST) if factor >= THRESHOLD else 1.0
 
 
 def _piece() -> float:

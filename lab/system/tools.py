@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import IO
 
 from datapath.errors import ToolError, ToolMissing
+from lab.system.pace import slowness
 
 PACKAGES = {
     "clang": "clang",
@@ -37,11 +38,13 @@ def find(tool: str) -> Path:
 def run(
     argv: Sequence[str], *, timeout: float = 60.0, stdin: str | None = None, output: IO[bytes] | None = None
 ) -> str:
-    """Run a tool to its end and return its standard output; ToolError if it fails, `timeout` in seconds.
+    """Run a tool to its end and return its standard output; ToolError if it fails.
 
+    `timeout` is in seconds of an ordinary machine (lab.system.pace).
     With `output`, a file, the standard output goes there as it is, and nothing is returned.
     """
     find(argv[0])
+    timeout *= slowness()
     stdout = subprocess.PIPE if output is None else output
     try:
         done = subprocess.run(

@@ -26,7 +26,10 @@ from lab.traffic.report import TrafficReport
 from lab.traffic.sendlog import unpack
 
 _ANSWER = 10.0
-"""Seconds that the engine has for an answer beyond what it was told to wait: it shares the cores with reloads."""
+"""Seconds that the engine has for an answer beyond what it was told to wait: it shares the cores with reloads.
+
+On an ordinary machine (lab.system.pace).
+"""
 
 BURST_TIMEOUT = 1.0
 """Seconds in which a burst must be answered, on an ordinary machine (lab.system.pace)."""
@@ -120,7 +123,7 @@ class Traffic:
         settings = {**self._settings, "token": secrets.randbits(64)}
         message = {"settings": settings, "flows": [dataclasses.asdict(flow) for flow in self._flows]}
         try:
-            answer, _ = self._child.request(message, timeout=self._start_timeout + _ANSWER)
+            answer, _ = self._child.request(message, timeout=self._start_timeout + _answer())
             if "error" in answer:
                 raise TrafficError(f"traffic cannot start: {answer['error']}")
         except BaseException:
@@ -129,7 +132,7 @@ class Traffic:
 
     def snapshot(self) -> TrafficReport:
         """Return the account so far; nothing counts as lost yet, what has no answer is `in_flight`."""
-        answer, _ = self._child.request({"do": "snapshot"}, timeout=_ANSWER)
+        answer, _ = self._child.request({"do": "snapshot"}, timeout=_answer())
         return TrafficReport.from_json(answer)
 
     def burst(self, flow: str, count: int, *, timeout: float | None = None) -> Burst:
@@ -151,7 +154,7 @@ class Traffic:
             raise TrafficError(f"a burst has 1 to {LARGEST_BURST} packets, not {count} of {len(wanted)} flows")
         seconds = BURST_TIMEOUT * slowness() if timeout is None else timeout
         message = {"do": "burst", "flows": wanted, "count": count, "timeout": seconds}
-        answer, _ = self._child.request(message, timeout=seconds + _ANSWER)
+        answer, _ = self._child.request(message, timeout=seconds + _answer())
         denied = {flow.name for flow in self._flows if flow.denied}
         bursts = answer["bursts"]
         found = {name: bursts[name] for name in wanted if name in bursts}
@@ -160,12 +163,12 @@ class Traffic:
     def focus(self, flows: Sequence[str]) -> None:
         """From now on send every other packet over these flows, the rest over all in turn; none: over all alike."""
         self._check_names(flows)
-        self._child.request({"do": "focus", "flows": list(flows)}, timeout=_ANSWER)
+        self._child.request({"do": "focus", "flows": list(flows)}, timeout=_answer())
 
     def mute(self, flows: Sequence[str]) -> None:
         """Let these flows send nothing from now on, and all others go on; none: let all of them send."""
         self._check_names(flows)
-        self._child.request({"do": "mute", "flows": list(flows)}, timeout=_ANSWER)
+        self._child.request({"do": "mute", "flows": list(flows)}, timeout=_answer())
 
     def _check_names(self, flows: Sequence[str]) -> None:
         names = [flow.name for flow in self._flows]
@@ -179,7 +182,7 @@ class Traffic:
         A second call returns the same report.
         """
         if self._report is None:
-            answer, log = self._child.request({"do": "stop", "drain": drain}, timeout=drain + _ANSWER)
+            answer, log = self._child.request({"do": "stop", "drain": drain}, timeout=drain + _answer())
             self._report = TrafficReport.from_json(answer)
             self.sent_at = unpack(log, [flow.name for flow in self._flows])
             self._child.close()
@@ -193,3 +196,7 @@ class Traffic:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._child.close()
+
+
+def _answer() -> float:
+    return _ANSWER * slowness()

@@ -14,6 +14,7 @@ from typing import Any
 
 from bpf import LIBRARY
 from lab.system.launch import module_argv
+from lab.system.pace import calibrate
 from lab.vm.kernels import Kernel
 from lab.vm.machine import MachineFailed
 from lab.vm.session import GUEST_OUTPUT, run_in
@@ -98,6 +99,8 @@ class _Guest:
         self._found: dict[str, Any] = {"checks": [], "requirements": {}, "programs": {}}
 
     def run(self, modes: Sequence[str]) -> None:
+        # For all commands below.
+        calibrate()
         doctor = self._try("doctor", "doctor", "--json")
         self._found["requirements"] = {row["name"]: row["state"] for row in doctor.get("requirements", ())}
         for source in SOURCES:

@@ -23,6 +23,7 @@ from datapath.errors import BpfError, ReloadlabError
 from datapath.kernel import bpf
 from datapath.reload.outcome import Span
 from lab.system.companion import Child, ChildError
+from lab.system.pace import slowness
 
 SYSCALLS = ("bpf", "sendto", "sendmsg", "recvmsg", "recvfrom")
 """The system calls in which a reload waits: bpf(2) and netlink."""
@@ -31,8 +32,8 @@ RECORD = struct.Struct("=QQqIHH")
 """struct event of lab.watch.tracer: start, duration, result, thread, call (index of its name), command."""
 
 _TRACING = Path("/sys/kernel/tracing")
-_START_TIMEOUT = 60.0
-_STOP_TIMEOUT = 30.0
+_START_TIMEOUT, _STOP_TIMEOUT = 60.0, 30.0
+"""Seconds on an ordinary machine (lab.system.pace)."""
 
 
 class TracingUnavailable(ReloadlabError):
@@ -216,7 +217,7 @@ class SyscallTracer:
         begun = time.monotonic_ns()
         self._child.start()
         try:
-            answer, _ = self._child.request({"syscalls": self._syscalls}, timeout=_START_TIMEOUT)
+            answer, _ = self._child.request({"syscalls": self._syscalls}, timeout=_START_TIMEOUT * slowness())
         except ChildError as error:
             self._child.close()
             raise TracingUnavailable(f"BCC failed: {error}") from error
@@ -250,7 +251,7 @@ class SyscallTracer:
         self._running = False
         os.close(self._followed)
         try:
-            answer, blob = self._child.request({"do": "stop"}, timeout=_STOP_TIMEOUT)
+            answer, blob = self._child.request({"do": "stop"}, timeout=_STOP_TIMEOUT * slowness())
         finally:
             self._child.close()
         names = self._syscalls

@@ -38,7 +38,6 @@ def add_parser(subparsers: _SubParsersAction[argparse.ArgumentParser]) -> None:
     parser.add_argument(
         "--patience",
         type=count,
-        default=PATIENCE,
         metavar="SECONDS",
         help=f"after which a scenario counts as hung ({PATIENCE})",
     )

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from lab.cli.datapath import check_attach, require_compiler
 from lab.cli.networks import own_node
+from lab.cli.pace import find_pace
 from lab.cli.proofs import (
     actions_of,
     add_action_options,
@@ -97,6 +98,7 @@ def run(args: argparse.Namespace) -> int:
     require_compiler(None)
     registry.sweep()
     console = make_console(stderr=args.json)
+    find_pace(console)
     note = teller(console, case_line)
     with cancel_on_signals() as cancel:
         result = do(faults=_faults(args), choose=partial(_chosen, args), on_case=note, cancel=cancel)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from lab.cli.datapath import check_attach, require_compiler
 from lab.cli.networks import own_node
+from lab.cli.pace import find_pace
 from lab.cli.proofs import (
     actions_of,
     add_action_options,
@@ -82,6 +83,7 @@ def run(args: argparse.Namespace) -> int:
     require_compiler(None)
     registry.sweep()
     console = make_console(stderr=args.json)
+    find_pace(console)
     with cancel_on_signals() as cancel:
         proof = prove(spec, actions, rounds=args.rounds or 1, cancel=cancel, **options)
     print_proof(console, proof)
@@ -114,6 +116,7 @@ def _run_two(args: argparse.Namespace, options: dict[str, Any]) -> int:
     require_compiler(None)
     registry.sweep()
     console = make_console(stderr=args.json)
+    find_pace(console)
     note = teller(console, meeting_line)
 
     def choose(places: Sequence[Place]) -> Sequence[Place]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lab.cli.datapath import add_attach_option, add_define_option, check_attach, require_compiler
+from lab.cli.pace import find_pace
 from lab.cli.proofs import exit_code
 from lab.cli.targets import BadOption, add_targets, check_targets, count, find_targets, make_console, print_json
 from lab.doctor.doctor import require
@@ -106,6 +107,7 @@ def run(args: argparse.Namespace) -> int:
         fresh=not args.no_new,
     )
     console = make_console(stderr=args.json)
+    find_pace(console)
     with cancel_on_signals() as cancel:
         proof = run_upgrade(nodes, upgrade, cancel=cancel)
     print_proof(console, proof)

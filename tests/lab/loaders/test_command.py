@@ -86,7 +86,11 @@ def test_a_wrong_table_is_refused(tmp_path: Path, document: str) -> None:
 
 def test_the_environment_sets_the_time_to_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RELOADLAB_LOADER_TIMEOUT", raising=False)
+    monkeypatch.setenv("RELOADLAB_SLOWNESS", "1")
     assert answer_seconds() == TIMEOUT
+    # On a slow machine it has longer, unless somebody has said how long.
+    monkeypatch.setenv("RELOADLAB_SLOWNESS", "7")
+    assert answer_seconds() == 7 * TIMEOUT
     monkeypatch.setenv("RELOADLAB_LOADER_TIMEOUT", "2.5")
     assert answer_seconds() == 2.5
     for text in ("0", "-1", "soon", "inf", "nan"):

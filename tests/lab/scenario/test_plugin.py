@@ -382,3 +382,20 @@ def test_marks(scenario, routes):
 def test_marks_add_up_and_the_closest_counts(pytester: pytest.Pytester) -> None:
     (record,) = records_of(pytester, MARKS).values()
     assert (record["outcome"], record["message"]) == ("passed", "")
+
+
+@pytest.mark.privileged
+def test_whoever_calls_pytest_himself_has_the_pace_of_the_machine(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    suite = """
+    import os
+
+    def test_paced(scenario):
+        assert float(os.environ["RELOADLAB_SLOWNESS"]) >= 1
+    """
+    pytester.makepyfile(test_mine=suite)
+    monkeypatch.delenv("RELOADLAB_SLOWNESS", raising=False)
+    pytester.runpytest_subprocess(*SHORT_NAMES, timeout=150).assert_outcomes(passed=1)
+    monkeypatch.setenv("RELOADLAB_SLOWNESS", "fast")
+    pytester.runpytest_subprocess(*SHORT_NAMES, timeout=150).stdout.fnmatch_lines("*RELOADLAB_SLOWNESS is 'fast'*")

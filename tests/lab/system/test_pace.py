@@ -24,6 +24,11 @@ def test_a_factor_that_is_given_is_not_measured(monkeypatch: pytest.MonkeyPatch)
     assert calibrate() == slowness() == 7.5
 
 
+def test_the_tests_themselves_have_the_pace_of_the_machine() -> None:
+    """From tests/conftest.py, in every worker."""
+    assert SLOWNESS_VARIABLE in os.environ
+
+
 def test_what_was_measured_is_handed_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(SLOWNESS_VARIABLE, "1")
     monkeypatch.delenv(SLOWNESS_VARIABLE)
