@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from bpf import LIBRARY
+from datapath.base.statefile import parse_json, typed
 from lab.system.launch import module_argv
 from lab.system.pace import calibrate
-from lab.vm.kernels import Kernel
+from lab.vm.kernels import Kernel, sort_key
 from lab.vm.machine import MachineFailed
 from lab.vm.session import GUEST_OUTPUT, run_in
 
@@ -65,6 +66,17 @@ class Survey:
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
+
+
+def kept(text: str) -> list[Survey]:
+    """Return the surveys of a JSON list, as `vm survey` writes it; WrongContent if it is none."""
+    return list(typed(tuple[Survey, ...], parse_json(text.encode(errors="replace"))))
+
+
+def merged(known: Sequence[Survey], new: Survey) -> list[Survey]:
+    """Return the surveys with a new one, which takes the place of the one of its kernel; the oldest kernel first."""
+    others = [survey for survey in known if survey.label != new.label]
+    return sorted([*others, new], key=lambda survey: sort_key(survey.release))
 
 
 def survey(kernel: Kernel, modes: Sequence[str], *, cpus: int, silence: float, say: Callable[[str], None]) -> Survey:

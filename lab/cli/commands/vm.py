@@ -11,6 +11,9 @@ from lab.cli.vm_options import KERNELS_HELP, add_machine_options, found, kernel_
 
 if TYPE_CHECKING:
     from argparse import _SubParsersAction
+    from collections.abc import Sequence
+
+    from lab.vm.survey import Survey
 
 MODES = ("plain", "endpoint-routes", "tunnel")
 """Of a survey: those of lab.vm.survey, which is not imported for a help text."""
@@ -64,6 +67,12 @@ def add_parser(subparsers: _SubParsersAction[argparse.ArgumentParser]) -> None:
         action="append",
         choices=MODES,
         help=f"bring up a node like this alone (each of {', '.join(MODES)})",
+    )
+    survey.add_argument(
+        "--out",
+        type=Path,
+        metavar="FILE",
+        help="keep what was found in this file, kernel by kernel; what it has of other kernels stays, and is printed",
     )
     survey.add_argument("--markdown", action="store_true", help="print tables for a document (docs/kernels.md)")
     survey.add_argument("--json", action="store_true", help="print one JSON object, and the progress on stderr")
@@ -194,21 +203,36 @@ def _down(args: argparse.Namespace) -> int:
 
 
 def _survey(args: argparse.Namespace) -> int:
-    from lab.cli.survey_view import markdown, print_survey
+    from lab.cli.survey_file import kept_in
     from lab.doctor.doctor import require
-    from lab.vm.survey import survey
+    from lab.vm.session import TakenDown
+    from lab.vm.survey import merged, survey
 
     require("root")
     kernels = found(args.kernels)
     cpus, silence = machine_of(args)
-    surveys = [
-        survey(kernel, args.mode or MODES, cpus=cpus, silence=silence, say=printer(kernel.label, stderr=True))
-        for kernel in kernels
-    ]
+    surveys: list[Survey] = []
+    with kept_in(args.out, surveys) as keep:
+        try:
+            for kernel in kernels:
+                say = printer(kernel.label, stderr=True)
+                made = survey(kernel, args.mode or MODES, cpus=cpus, silence=silence, say=say)
+                surveys[:] = merged(surveys, made)
+                keep()
+        except (KeyboardInterrupt, TakenDown):
+            # What was found of the kernels before took its time.
+            _print_surveys(args, surveys)
+            raise
+    _print_surveys(args, surveys)
+    return 0 if all(each.good for each in surveys) else 1
+
+
+def _print_surveys(args: argparse.Namespace, surveys: Sequence[Survey]) -> None:
+    from lab.cli.survey_view import markdown, print_survey
+
     if args.json:
         print_json([each.to_json() for each in surveys])
     elif args.markdown:
         print(markdown(surveys))
-    else:
+    elif surveys:
         print_survey(surveys)
-    return 0 if all(each.good for each in surveys) else 1

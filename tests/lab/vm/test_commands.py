@@ -142,3 +142,45 @@ run_json(a="passed")
     finally:
         subprocess.run(["umount", str(stand_in.out)], timeout=60, check=True)
     assert stand_in.left() == []
+
+
+SURVEYS = """
+name = job["argv"][-1]
+found = {"checks": [{"name": name, "good": True, "message": ""}], "requirements": {}, "programs": {}}
+(out / "survey.json").write_text(json.dumps(found))
+if release == "6.12.0-a" and name == "plain":
+    say("waiting")
+    time.sleep(600)
+"""
+
+
+def test_surveys_are_kept_kernel_by_kernel_and_others_are_added(tmp_path: Path) -> None:
+    stand_in = StandIn(tmp_path, SURVEYS)
+    words = ("vm", "survey", "--out", "all/found.json", "--json")
+
+    def found() -> list[tuple[str, str, str]]:
+        surveys = json.loads((tmp_path / "all" / "found.json").read_text())
+        return [(each["label"], each["checks"][0]["name"], each["failure"]) for each in surveys]
+
+    call = stand_in.run(*words, "6.12", "--mode", "tunnel")
+    assert call.code == 0, call.errors
+    with stand_in.start(*words, "6.1,6.12", "--mode", "plain") as call:
+        while "waiting" not in (line := call.process.stderr.readline()):  # type: ignore[union-attr]
+            assert line
+        call.process.send_signal(signal.SIGINT)
+        assert call.end() == 130
+    # The one that was interrupted is as it was, the one before it is kept, and both are printed.
+    assert found() == [("6.1", "plain", ""), ("6.12", "tunnel", "")]
+    assert [each["label"] for each in json.loads(call.out)] == ["6.1", "6.12"]
+    assert stand_in.run(*words, "6.1", "--mode", "tunnel").code == 0
+    assert found() == [("6.1", "tunnel", ""), ("6.12", "tunnel", "")]
+    assert stand_in.left() == []
+
+
+def test_a_file_of_something_else_is_not_replaced_by_surveys(tmp_path: Path) -> None:
+    stand_in = StandIn(tmp_path, SURVEYS)
+    (tmp_path / "notes.json").write_text("[1]")
+    call = stand_in.run("vm", "survey", "6.1", "--out", "notes.json")
+    assert call.code == 2
+    assert "reloadlab: --out notes.json: it is there and holds no surveys: " in call.errors
+    assert (tmp_path / "notes.json").read_text() == "[1]"
