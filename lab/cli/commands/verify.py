@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -73,6 +74,8 @@ def run(args: argparse.Namespace) -> int:
         print_json(_document(args.source, report))
     else:
         _print(args.source, report, before)
+        if args.compare is not None:
+            _tell_kernel(args.compare)
     return 0 if report.ok else 1
 
 
@@ -87,6 +90,14 @@ def _read(path: Path) -> dict[str, dict[str, int | None]]:
     except (OSError, DamagedFile, KeyError, TypeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "no output of reloadlab verify --json"
         raise BadOption(f"--compare {path}: {reason}") from error
+
+
+def _tell_kernel(path: Path) -> None:
+    """Say if an earlier output is of another kernel; nothing if it does not say of which."""
+    document: Any = read_json(path)
+    kernel = document.get("kernel")
+    if kernel not in (None, os.uname().release):
+        print(f"other kernel: {path} is of {kernel}, this is {os.uname().release}: their verifiers count differently")
 
 
 def _verify(source: Path, defines: Sequence[tuple[str, str]], clang: str | None, loads: int) -> ObjectReport:
@@ -107,6 +118,7 @@ def _verify(source: Path, defines: Sequence[tuple[str, str]], clang: str | None,
 def _document(source: Path, report: ObjectReport) -> dict[str, Any]:
     return {
         "path": str(source),
+        "kernel": os.uname().release,
         "ok": report.ok,
         "programs": [_report_document(r) for r in report.programs],
         "notes": list(report.notes),

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 from pathlib import Path
 
@@ -201,3 +202,18 @@ def test_source_that_does_not_compile(source: Path) -> None:
 def test_object_that_is_none(tmp_path: Path) -> None:
     with pytest.raises(ObjectError, match="No such file"):
         call(str(tmp_path / "missing.o"))
+
+
+def test_an_output_of_another_kernel_is_said_to_be_one(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Else what its verifier counts differently would look like a change of the C."""
+    assert call(str(source), "-DANSWER=1", "--json") == 0
+    before = json.loads(capsys.readouterr().out)
+    assert before["kernel"] == os.uname().release
+    earlier = tmp_path / "earlier.json"
+    said = f"other kernel: {earlier} is of 6.1.0-a, this is {os.uname().release}: their verifiers count differently"
+    for kernel, told in ((before["kernel"], []), ("6.1.0-a", [said]), (None, [])):
+        earlier.write_text(json.dumps({**before, "kernel": kernel}))
+        assert call(str(source), "-DANSWER=1", "--compare", str(earlier)) == 0
+        assert [line for line in capsys.readouterr().out.splitlines() if "kernel" in line] == told
