@@ -20,12 +20,19 @@ driver where it can and not at all elsewhere."""
 XDP_MODES: tuple[XdpMode, ...] = get_args(XdpMode)
 
 
+DatapathMode = Literal["veth", "netkit-l2"]
+"""The devices of pods (option datapath-mode): pairs of veth, or of netkit, with Ethernet addresses as those have."""
+DATAPATH_MODES: tuple[DatapathMode, ...] = get_args(DatapathMode)
+
 LINKS = "links"
 """The name of a directory of pinned links, in the directory of the device or endpoint that they belong to."""
 
 
 class Attachment(StrEnum):
-    """How programs are attached: as filters of clsact, by links of tcx, or by the better one that the kernel has."""
+    """How programs are attached: as filters of clsact, by links of tcx, or by the better one that the kernel has.
+
+    To netkit devices they are attached by links of netkit, which are handled as those of tcx, whatever this says.
+    """
 
     TC = "tc"
     TCX = "tcx"
@@ -126,7 +133,7 @@ class DatapathConfig:
     `devices` are the native devices (option devices), `egress_devices` whether they get cil_to_netdev as well
     (AreDevicesRequired), `filter_priority` is option bpf-filter-priority (0 means 1). `attach` is how programs are
     attached (tc, as at the reference commit; its successors prefer tcx). `xdp` is how the devices get cil_xdp_entry,
-    None if not at all.
+    None if not at all. `datapath_mode` is what the pods have for devices.
     """
 
     library: Path
@@ -144,6 +151,7 @@ class DatapathConfig:
     object_cache: Path | None = None
     attach: Attachment = Attachment.TC
     all_programs: bool = False
+    datapath_mode: DatapathMode = "veth"
 
     @property
     def templates(self) -> Path:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from datapath.kernel.links import create as create_link
     from datapath.kernel.links import pinned as pinned_link
     from datapath.kernel.map import open_pin
+    from datapath.kernel.netkit import is_supported as netkit_is_supported
     from datapath.kernel.netlink import NLM_F_REQUEST, NetlinkSocket
     from datapath.kernel.tcx import is_supported as tcx_is_supported
     from datapath.kernel.uapi import MapInfo
@@ -133,6 +134,7 @@ _NAMES = {
     "datapath.kernel.bpf": "prog_load",
     "datapath.kernel.inventory": "program_by_id",
     "datapath.kernel.links": "AttachType create_link pinned_link",
+    "datapath.kernel.netkit": "netkit_is_supported",
     "datapath.kernel.tcx": "tcx_is_supported",
     "datapath.kernel.netlink": "NLM_F_REQUEST NetlinkSocket",
     "datapath.kernel.map": "open_pin",
@@ -148,6 +150,7 @@ _NAMES = {
 _ORIGINALS = {
     "create_link": "create",
     "pinned_link": "pinned",
+    "netkit_is_supported": "is_supported",
     "tcx_is_supported": "is_supported",
     "METRIC_EGRESS": "EGRESS",
     "METRIC_INGRESS": "INGRESS",
@@ -267,6 +270,7 @@ __all__ = [
     "keep_old_egress",
     "keep_old_routes",
     "masquerading",
+    "netkit_is_supported",
     "never_finalize",
     "open_pin",
     "packet_counters",

@@ -33,8 +33,9 @@ ETH_P_ALL, HANDLE = 0x0003, 1
 OURS = "cil_"
 """Prefix of the programs that are ours (hasCiliumTCFilters)."""
 
-TCX = "tcx"
-"""The kind of a program at a tcx hook, where one is listed among the filters."""
+TCX, NETKIT = "tcx", "netkit"
+"""The kinds of programs at hooks that take links, where they are listed among the filters."""
+LINKED = (TCX, NETKIT)
 
 _TC_H_CLSACT, _CLSACT_HANDLE = 0xFFFFFFF1, 0xFFFF0000
 _TCA_KIND, _TCA_OPTIONS, _TCA_CHAIN, _TCA_INGRESS_BLOCK, _TCA_EGRESS_BLOCK = 1, 2, 11, 13, 14
@@ -81,11 +82,11 @@ class Filter:
 
     @property
     def is_ours(self) -> bool:
-        return self.is_local and self.kind in ("bpf", TCX) and self.name.startswith(OURS)
+        return self.is_local and self.kind in ("bpf", *LINKED) and self.name.startswith(OURS)
 
     def __str__(self) -> str:
         """Return its name, or kind, and where it is if that is elsewhere; printable, whatever bytes the name has."""
-        where = [TCX] if self.kind == TCX and self.name else []
+        where = [self.kind] if self.kind in LINKED and self.name else []
         where += [f"{word} {number}" for word, number in (("block", self.block), ("chain", self.chain)) if number]
         said = printable(self.name) or self.kind
         return said + (f" ({', '.join(where)})" if where else "")

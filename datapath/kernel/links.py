@@ -32,6 +32,8 @@ class AttachType(IntEnum):
     XDP = 37
     TCX_INGRESS = 46
     TCX_EGRESS = 47
+    NETKIT_PRIMARY = 54
+    NETKIT_PEER = 55
 
 
 class LinkType(IntEnum):
@@ -77,8 +79,8 @@ def create(program_fd: int, ifindex: int, attach_type: AttachType, *, flags: int
     """Attach a program by a new link, behind those that a tcx hook has already; return the link's descriptor.
 
     `flags` are XDP_FLAGS_* for XDP, BPF_F_* for tcx. ENODEV without the interface; EINVAL if the kernel has no such
-    hook (tcx: Linux 6.6, XDP: 5.9); EEXIST if a tcx hook has the program already; for XDP EBUSY if a program is
-    attached without a link, or by another one.
+    hook (tcx: Linux 6.6, netkit: 6.7, XDP: 5.9); EEXIST if a tcx hook has the program already; for XDP EBUSY if a
+    program is attached without a link, or by another one.
     """
     attr = uapi.LINK_CREATE.pack(program_fd, ifindex, attach_type, flags)
     return bpf.call(Cmd.LINK_CREATE, attr, f"{attach_type.name} of interface {ifindex}")
@@ -156,7 +158,11 @@ def open_pin(path: Path) -> int | None:
 
 
 def query(ifindex: int, attach_type: AttachType) -> tuple[Entry, ...]:
-    """Return what a tcx hook runs, in this order. EINVAL before Linux 6.6, ENODEV without the interface."""
+    """Return what a hook of tcx or netkit runs, in this order.
+
+    EINVAL if the kernel has no such hook, ENODEV without the interface; for netkit ENXIO if the interface is of another
+    kind, EACCES if it is the peer.
+    """
     programs, links = (ctypes.c_uint32 * _LONGEST_HOOK)(), (ctypes.c_uint32 * _LONGEST_HOOK)()
     asked = (ifindex, attach_type, 0, 0, ctypes.addressof(programs), _LONGEST_HOOK, 0, ctypes.addressof(links), 0, 0)
     attr = ctypes.create_string_buffer(uapi.QUERY.pack(*asked), uapi.QUERY.size)

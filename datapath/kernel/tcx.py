@@ -1,7 +1,8 @@
 """The tcx hooks of an interface: programs in a list, which a packet meets before the filters of clsact (Linux 6.6).
 
 The list ends with the first program that returns another verdict than TCX_NEXT; the filters then see nothing of the
-packet. So a program of ours at a tcx hook and one at clsact never both handle a packet.
+packet. So a program of ours at a tcx hook and one at clsact never both handle a packet. The node's end of a netkit pair
+has hooks of its own, with the same lists (datapath/kernel/netkit.py): of such an interface, those are meant here.
 """
 
 from __future__ import annotations
@@ -13,13 +14,13 @@ from pathlib import Path
 
 from datapath.endpoint import Attachment
 from datapath.errors import BpfError, ReloadlabError
-from datapath.kernel import bpf, links
-from datapath.kernel.hooks import OURS, Direction
+from datapath.kernel import bpf, links, netkit
+from datapath.kernel.hooks import NETKIT, OURS, TCX, Direction
 from datapath.kernel.inventory import program_by_id
 from datapath.kernel.links import AttachType, Entry
 from datapath.kernel.netns import enter
 
-TYPES = {Direction.INGRESS: AttachType.TCX_INGRESS, Direction.EGRESS: AttachType.TCX_EGRESS}
+_TYPES = {Direction.INGRESS: AttachType.TCX_INGRESS, Direction.EGRESS: AttachType.TCX_EGRESS}
 
 _LOOPBACK = 1
 
@@ -33,10 +34,11 @@ class TcxMissing(ReloadlabError):
 
 @dataclass(frozen=True, slots=True)
 class TcxProgram:
-    """A program at a tcx hook. `name` is the kernel's, of at most 15 characters."""
+    """A program at a hook of tcx or netkit, as `kind` says. `name` is the kernel's, of at most 15 characters."""
 
     entry: Entry
     name: str
+    kind: str = TCX
 
     @property
     def is_ours(self) -> bool:
@@ -67,6 +69,11 @@ def chosen(wanted: Attachment) -> Attachment:
     return wanted
 
 
+def attach_type(ifindex: int, direction: Direction) -> AttachType:
+    """Return the hook of an interface of the calling thread's namespace: netkit's if that is its kind, else tcx's."""
+    return (netkit.TYPES if netkit.is_primary(ifindex) else _TYPES)[direction]
+
+
 def programs(netns: Path, ifindex: int, direction: Direction) -> tuple[TcxProgram, ...]:
     """Return what a tcx hook runs, ours and others', in this order; nothing on a kernel without tcx.
 
@@ -77,7 +84,9 @@ def programs(netns: Path, ifindex: int, direction: Direction) -> tuple[TcxProgra
     with enter(netns):
         while True:
             try:
-                return tuple(TcxProgram(entry, _name(entry)) for entry in links.query(ifindex, TYPES[direction]))
+                hook = attach_type(ifindex, direction)
+                kind = NETKIT if hook in netkit.TYPES.values() else TCX
+                return tuple(TcxProgram(entry, _name(entry), kind) for entry in links.query(ifindex, hook))
             except BpfError as error:
                 if error.errno != errno.ENOENT:  # a program that was replaced between the two calls
                     raise
@@ -95,7 +104,8 @@ def programs_if_there(netns: Path, ifindex: int, direction: Direction) -> tuple[
 
 def runs_before(ifname: str, direction: Direction, foreign: TcxProgram, program: str) -> str:
     """Return the words for somebody else's program that a packet meets before ours."""
-    return f"{ifname} {direction}: tcx program {foreign} runs before {program}, which sees only what that passes on"
+    what = f"{ifname} {direction}: {foreign.kind} program {foreign}"
+    return f"{what} runs before {program}, which sees only what that passes on"
 
 
 def _name(entry: Entry) -> str:

@@ -208,7 +208,7 @@ def _attach(
     return Attach(
         *(ifname, direction, program, item.name, config.filter_priority or 1, ifindex),
         links=config.device_links(ifname) if pod is None else config.endpoint_links(pod.id),
-        attachment=config.attach,
+        attachment=config.attach if pod is None or config.datapath_mode == "veth" else Attachment.TCX,
     )
 
 

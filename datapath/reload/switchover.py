@@ -12,7 +12,7 @@ from datapath.base.mapnames import KEPT_WHILE_USED, POLICY_ARRAYS, is_calls_map
 from datapath.build.objectfile import ObjectFile
 from datapath.endpoint import Attachment, Endpoint
 from datapath.errors import BpfError, LinkNotFound, LinkReplaced, NetlinkError, ReloadlabError
-from datapath.kernel import hooks, linkpins, progarray, routes, tcx, xdp
+from datapath.kernel import hooks, linkpins, netkit, progarray, routes, tcx, xdp
 from datapath.kernel.hooks import Direction, Filter, HookBlocked, HookEmptied, HookShared, HookTaken
 from datapath.kernel.map import open_pin
 from datapath.kernel.netlink import NetlinkSocket, link_down, link_up, unless
@@ -63,8 +63,8 @@ class InsertPolicy(Step):
 class Attach(Step):
     """Give an interface our program in one direction, then remove what we have there otherwise.
 
-    By a tcx link, pinned in the directory `links`: filters of ours go when it is there. By a filter: links of ours, and
-    filters of ours at other priorities and handles, go when that is there.
+    By a link of tcx or netkit, pinned in the directory `links`: filters of ours go when it is there. By a filter: links
+    of ours, and filters of ours at other priorities and handles, go when that is there.
     """
 
     direction: Direction
@@ -80,7 +80,7 @@ class Attach(Step):
         return f"attach {self.direction}"
 
     def describe(self) -> str:
-        how = "by a tcx link" if self.attachment is Attachment.TCX else f"priority {self.priority}"
+        how = "by a link" if self.attachment is Attachment.TCX else f"priority {self.priority}"
         return f"attach {self.program} of {self.object} to {self.target} {self.direction}, {how}"
 
     def apply(self, work: Workspace) -> None:
@@ -89,7 +89,7 @@ class Attach(Step):
         program = work.objects[self.object].collection.programs[self.program]
         by_link = self.attachment is Attachment.TCX
         if by_link:
-            if not hook.ours:
+            if not hook.ours and hook.attach_type not in netkit.TYPES.values():
                 _prepare_clsact(work, ifindex)
             tcxlinks.attach(work, self, hook, program, self.links / self.program)
         else:

@@ -24,7 +24,7 @@ from datapath.endpoint import DatapathConfig
 from datapath.errors import BpfError, ReloadlabError
 from datapath.kernel import bpf, linkpins, links, tcx
 from datapath.kernel.hooks import OURS, Direction
-from datapath.kernel.links import LinkInfo
+from datapath.kernel.links import AttachType, LinkInfo
 from datapath.kernel.netns import enter
 from datapath.kernel.tcx import TcxProgram
 from datapath.load.programs import Program
@@ -53,6 +53,7 @@ class TcxHook:
     ifname: str
     ifindex: int
     direction: Direction
+    attach_type: AttachType
     present: tuple[TcxProgram, ...]
 
     @property
@@ -77,7 +78,9 @@ class _Pinned(_Link):
 
 def look(work: Workspace, ifname: str, ifindex: int, direction: Direction) -> TcxHook:
     """Return the hook; WithoutLink if it has a program of ours that nothing here can replace."""
-    hook = TcxHook(ifname, ifindex, direction, tcx.programs(work.config.netns, ifindex, direction))
+    with enter(work.config.netns):
+        attach_type = tcx.attach_type(ifindex, direction)
+    hook = TcxHook(ifname, ifindex, direction, attach_type, tcx.programs(work.config.netns, ifindex, direction))
     for found in hook.ours:
         if not found.entry.link_id:
             raise WithoutLink(ifname, direction, found)
@@ -123,7 +126,7 @@ def detach(
         found
         for found in _pins(work, directory)
         if found.path.name.startswith(prefix)
-        and found.info.attach_type == tcx.TYPES[hook.direction]
+        and found.info.attach_type == hook.attach_type
         and not is_of_another_device(work, found.info, hook.ifindex, directory)
     ]
     ours = _links(work, hook, prefix)
@@ -219,7 +222,7 @@ def _create(work: Workspace, step: Step, hook: TcxHook, program: Program, path: 
     # An interruption may come before the kernel's answer: what is undone is found at the hook.
     work.on_undo(step, partial(_remove_created, work, hook, program.id))
     with enter(work.config.netns):
-        fd = work.keep_open(links.create(program.fd, hook.ifindex, tcx.TYPES[hook.direction]))
+        fd = work.keep_open(links.create(program.fd, hook.ifindex, hook.attach_type))
     # By itself: a link without a pin goes when this reload ends, also if the hook does not tell of it.
     work.on_undo(step, partial(linkpins.unpin, path))
     linkpins.pin(fd, path)
@@ -258,5 +261,5 @@ def _update_back(work: Workspace, hook: TcxHook, link: int, program: int, path: 
         if path is None or not exists(work, hook.ifindex):
             return
         with enter(work.config.netns):
-            fd = work.keep_open(links.create(program, hook.ifindex, tcx.TYPES[hook.direction]))
+            fd = work.keep_open(links.create(program, hook.ifindex, hook.attach_type))
         linkpins.replace(fd, path)

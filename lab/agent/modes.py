@@ -46,6 +46,8 @@ def set_endpoint_routes(
     node = reloader.node
     with reloader.switching(cancel=cancel):
         before = reloader.endpoint_routes
+        # Before anything is done: not every node can have them (InvalidSpec).
+        replace(node.spec, endpoint_routes=on)
         if not on:
             node.set_node_route(True)
         reloader.configure(node=replace(reloader.config.node, endpoint_routes=on))

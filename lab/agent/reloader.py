@@ -142,6 +142,8 @@ class Reloader:
 
     def _check_attachment(self, external: LoaderClient) -> None:
         """Raise NotSupported if the loader does not attach as it should."""
+        if self.config.datapath_mode != "veth":
+            raise protocol.NotSupported(external.name, "pods with netkit devices")
         if self.config.attach is Attachment.TCX and not external.supports(protocol.TCX):
             raise protocol.NotSupported(external.name, "tcx")
 

@@ -6,7 +6,7 @@ import argparse
 import os
 from typing import TYPE_CHECKING, Any
 
-from datapath.endpoint import XDP_MODES
+from datapath.endpoint import DATAPATH_MODES, XDP_MODES
 from lab.cli.datapath import add_attach_option, add_loader_option, add_source_options
 from lab.cli.targets import count
 
@@ -28,6 +28,14 @@ def add_network_options(parser: argparse._ActionsContainer) -> None:
         metavar="MODE",
         help=f"a prefilter at XDP of the native devices: {', '.join(XDP_MODES)} (off)",
     )
+    parser.add_argument(
+        "--datapath-mode",
+        choices=DATAPATH_MODES,
+        default=DATAPATH_MODES[0],
+        metavar="MODE",
+        help="devices of the pods: pairs of veth, or of netkit, to which programs are attached by links "
+        f"({' or '.join(DATAPATH_MODES)}; {DATAPATH_MODES[0]})",
+    )
 
 
 def network_options(args: argparse.Namespace) -> dict[str, Any]:
@@ -37,6 +45,7 @@ def network_options(args: argparse.Namespace) -> dict[str, Any]:
         "tunnel": args.tunnel,
         "devices": tuple(name for name in args.devices.split(",") if name) or _xdp_devices(args.xdp),
         "xdp": args.xdp,
+        "datapath_mode": args.datapath_mode,
     }
 
 

@@ -59,7 +59,7 @@ class AttachLate(Attach):
         time.sleep(GAP if ours else 0)
         for program in programs:
             with enter(work.config.netns):
-                link = work.keep_open(links.create(program, ifindex, tcx.TYPES[self.direction]))
+                link = work.keep_open(links.create(program, ifindex, tcx.attach_type(ifindex, self.direction)))
             path = self.links / self.program
             path.unlink(missing_ok=True)
             bpf.obj_pin(link, path)
@@ -74,7 +74,7 @@ class AttachBehind(Attach):
         ifindex = work.netlink.ifindex(self.target)
         if self.attachment is Attachment.TCX:
             with enter(work.config.netns):
-                work.keep_open(links.create(program.fd, ifindex, tcx.TYPES[self.direction]))
+                work.keep_open(links.create(program.fd, ifindex, tcx.attach_type(ifindex, self.direction)))
             return
         name, behind = hooks.filter_name(self.program, self.target), self.priority + 1
         hooks.ensure_clsact(work.netlink, ifindex)

@@ -139,7 +139,7 @@ REQUIREMENTS: tuple[Requirement, ...] = (
     Requirement(
         "netkit",
         probes.netkit,
-        f"{_kernel('CONFIG_NETKIT')}, Linux 6.7 (no lab uses it yet: pods have veth pairs)",
+        f"{_kernel('CONFIG_NETKIT')}, Linux 6.7, for pods with such devices (--datapath-mode)",
         ("root", "ip", "netns"),
         optional=True,
     ),

@@ -121,7 +121,7 @@ def build_pod(spec: NodeSpec, pod: PodFacts, directory: Path, node: NetlinkSocke
     """Make a pod's namespace, its veth, and what is inside. The calling thread ends up in that namespace."""
     with _namespace(directory / pod.name, POD_SYSCTLS) as (descriptor, inside):
         down = () if up else (link_down(pod.ifindex),)
-        node.request(f"create {pod.ifname} for {pod.name}", links.pod_veth(spec, pod, descriptor), *down)
+        node.request(f"create {pod.ifname} for {pod.name}", links.pod_devices(spec, pod, descriptor), *down)
         inside.request(f"configure {pod.name}", *links.pod_inside(spec, pod))
 
 

@@ -13,6 +13,7 @@ from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6
 from typing import Any
 
 from datapath.kernel.netlink import NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, RTM_NEWLINK, MessageTemplate
+from lab.node import netkit
 from lab.node.messages import encode, ifaddrmsg, ifinfmsg, rtmsg
 from lab.node.topology import PEER_IFINDEX, TXQUEUELEN, DeviceFacts, NodeFacts, NodeSpec, PodFacts, VlanDevice
 
@@ -130,7 +131,11 @@ def remote_routes(spec: NodeSpec, facts: NodeFacts, peer: NodeSpec, kind: int = 
 
 def veth(spec: NodeSpec, device: DeviceFacts, peer_name: str, netns_fd: int, peer_ifindex: int = PEER_IFINDEX) -> bytes:
     """Return the message that makes a veth: up at this end, the other one down, in the namespace of `netns_fd`."""
-    return _pod_template(peer_name, peer_ifindex, spec.mtu, len(device.name)).fill(
+    return _pair(spec, device, peer_name, netns_fd, peer_ifindex, "veth")
+
+
+def _pair(spec: NodeSpec, device: DeviceFacts, peer_name: str, netns_fd: int, peer_ifindex: int, kind: str) -> bytes:
+    return _pair_template(peer_name, peer_ifindex, spec.mtu, len(device.name), kind).fill(
         {
             "ifindex": struct.pack("=i", device.ifindex),
             "ifname": device.name.encode(),
@@ -141,9 +146,11 @@ def veth(spec: NodeSpec, device: DeviceFacts, peer_name: str, netns_fd: int, pee
     )
 
 
-def pod_veth(spec: NodeSpec, pod: PodFacts, netns_fd: int) -> bytes:
-    """Return the message that makes a pod's veth."""
-    return veth(spec, DeviceFacts(pod.ifname, pod.ifindex, pod.node_mac, pod.mac), pod.inner_ifname, netns_fd)
+def pod_devices(spec: NodeSpec, pod: PodFacts, netns_fd: int) -> bytes:
+    """Return the message that makes a pod's pair of devices."""
+    device = DeviceFacts(pod.ifname, pod.ifindex, pod.node_mac, pod.mac)
+    kind = "veth" if spec.datapath_mode == "veth" else netkit.KIND
+    return _pair(spec, device, pod.inner_ifname, netns_fd, PEER_IFINDEX, kind)
 
 
 def pod_inside(spec: NodeSpec, pod: PodFacts) -> list[bytes]:
@@ -174,7 +181,7 @@ def node_inside(spec: NodeSpec, facts: NodeFacts, outside_fd: int, health_fd: in
         _cilium_host(spec, facts),
         set_link_up(facts.cilium_net.ifindex),
         vxlan(spec, facts.vxlan),
-        pod_veth(spec, facts.health, health_fd),
+        pod_devices(spec, facts.health, health_fd),
         add_address(uplink, spec.node4.ip, spec.node4.network.prefixlen),
         add_address(uplink, spec.node6.ip, spec.node6.network.prefixlen),
         add_address(host, spec.router4, 32),
@@ -283,17 +290,18 @@ def _vxlan_template(mtu: int, port: int, name: str, ifindex: int) -> MessageTemp
 
 
 @lru_cache(maxsize=64)
-def _pod_template(peer_name: str, peer_ifindex: int, mtu: int, name_length: int) -> MessageTemplate:
+def _pair_template(peer_name: str, peer_ifindex: int, mtu: int, name_length: int, kind: str) -> MessageTemplate:
     name = _IFNAME[:name_length]
     peer = {
         "index": peer_ifindex,
         "attrs": [*_link_attrs(peer_name, _PEER_MAC, mtu), ("IFLA_NET_NS_FD", _FD)],
     }
+    options = netkit.options(peer) if kind == netkit.KIND else [("VETH_INFO_PEER", peer)]
     message = _encode_link(
         RTM_NEWLINK,
         NLM_F_CREATE | NLM_F_EXCL,
         {"index": _IFINDEX, "flags": IFF_UP, "change": IFF_UP},
-        [*_link_attrs(name, _MAC, mtu), _link_info("veth", [("VETH_INFO_PEER", peer)])],
+        [*_link_attrs(name, _MAC, mtu), _link_info(kind, options)],
     )
     holes = {
         "ifindex": struct.pack("=I", _IFINDEX),

@@ -14,6 +14,7 @@ from typing import Self
 from bpf import LIBRARY
 from datapath.endpoint import DatapathConfig, Endpoint, XdpMode, globals_of
 from datapath.errors import ReloadlabError
+from datapath.kernel import netkit
 from lab.errors import LabElsewhere, LabNotFound, LabNotReady, system_errors
 from lab.node import builder, described, live, registry
 from lab.node.status import Stamp
@@ -27,6 +28,7 @@ from lab.node.topology import (
     NodeSpec,
     PodFacts,
     PodSpec,
+    check_datapath_mode,
     next_tunnel_ifindex,
     plan_node,
     plan_pod,
@@ -50,7 +52,7 @@ class Node:
 
     `with Node(spec) as node` builds it and removes it at the end; meanwhile no other process can remove it. `Node.up`
     builds one that stays, `Node.open` opens it, from any process. All constructors are cheap and hold nothing open.
-    Building raises LabExists, LabSystemError and NetlinkError, and leaves nothing behind then.
+    Building raises LabExists, LabSystemError, NetlinkError and NetkitMissing, and leaves nothing behind then.
     """
 
     def __init__(self, spec: NodeSpec, *, size: str = registry.DEFAULT_SIZE) -> None:
@@ -66,6 +68,7 @@ class Node:
     def up(cls, spec: NodeSpec, *, size: str = registry.DEFAULT_SIZE) -> Self:
         """Build a node that stays when the process ends."""
         node = cls(spec, size=size)
+        node._check_kernel()
         with registry.claim(spec.name, size, cluster=spec.cluster) as claim:
             node._build()
             claim.keep()
@@ -82,6 +85,7 @@ class Node:
         return node
 
     def __enter__(self) -> Self:
+        self._check_kernel()
         with registry.claim(self.name, self._size, cluster=self.spec.cluster) as claim:
             self._build()
             self._held = claim.keep_locked()
@@ -98,6 +102,11 @@ class Node:
         if self._held is not None:
             os.close(self._held)
             self._held = None
+
+    def _check_kernel(self) -> None:
+        """Raise NetkitMissing if the kernel lacks the devices that the pods are to have."""
+        if self.spec.datapath_mode != "veth":
+            netkit.require()
 
     def down(self, *, force: bool = False) -> None:
         """Remove the node, with everything that runs in its namespaces; LabBusy if others use it."""
@@ -178,6 +187,7 @@ class Node:
             clang=clang,
             defines=defines,
             xdp=self.spec.xdp_mode,
+            datapath_mode=check_datapath_mode(self.spec.datapath_mode),
         )
 
     def endpoint(self, name: str) -> Endpoint:

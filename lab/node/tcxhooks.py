@@ -1,4 +1,4 @@
-"""The programs at the tcx hooks of a node, in the form of filters, which is what all hooks are looked at by."""
+"""The programs at hooks of tcx and netkit of a node, in the form of filters, which all hooks are looked at by."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from datapath.kernel import links, tcx
-from datapath.kernel.hooks import ETH_P_ALL, TCX, Direction, Filter, filter_name
+from datapath.kernel.hooks import ETH_P_ALL, Direction, Filter, filter_name
 from datapath.kernel.links import NotALink
 from lab.node.node import Node
 from lab.node.topology import NODE
 
 
 def tcx_programs(node: Node, ifname: str, ifindex: int, direction: Direction, pins: dict[int, str]) -> list[Filter]:
-    """Return what a tcx hook runs, in this order; nothing if the interface is gone.
+    """Return what a hook of tcx or netkit runs, in this order; nothing if the interface is gone.
 
-    Kind `tcx`, priority and handle 0. The name is that of a filter, `<program>-<interface>`, if its link has a pin
-    (`pinned_links`): the kernel itself keeps 15 characters of the program's alone.
+    Kind `tcx` or `netkit`, priority and handle 0. The name is that of a filter, `<program>-<interface>`, if its link
+    has a pin (`pinned_links`): the kernel itself keeps 15 characters of the program's alone.
     """
-    place = (ifindex, direction, 0, ETH_P_ALL, 0, TCX)
+    place = (ifindex, direction, 0, ETH_P_ALL, 0)
     return [
-        Filter(*place, _name(found, ifname, pins), found.entry.program_id)
+        Filter(*place, found.kind, _name(found, ifname, pins), found.entry.program_id)
         for found in tcx.programs_if_there(node.netns(NODE), ifindex, direction)
     ]
 

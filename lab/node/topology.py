@@ -18,7 +18,7 @@ from functools import cache
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
 
 from datapath.base.names import check_ifname, check_lab_name
-from datapath.endpoint import HEALTH_ID, XDP_MODES, XdpMode
+from datapath.endpoint import DATAPATH_MODES, HEALTH_ID, XDP_MODES, DatapathMode, XdpMode
 from datapath.errors import InvalidName, WrongCall
 
 VXLAN_PORT = 8472
@@ -144,6 +144,14 @@ def check_xdp_mode(mode: str) -> XdpMode:
     return found
 
 
+def check_datapath_mode(mode: str) -> DatapathMode:
+    """Return a datapath mode; InvalidSpec if it is none."""
+    found = next((known for known in DATAPATH_MODES if known == mode), None)
+    if found is None:
+        raise InvalidSpec(f"the datapath mode is one of {', '.join(DATAPATH_MODES)}, not {mode}")
+    return found
+
+
 @dataclass(frozen=True, slots=True)
 class NodeSpec:
     """A node as asked for.
@@ -154,6 +162,7 @@ class NodeSpec:
     bytes. `node_index` chooses the address ranges, so that several nodes share an underlay.
     `cluster` is the name of the nodes that do, empty for a node by itself. `tunnel_port` is VXLAN's UDP port. `xdp` is
     the mode in which the native devices get an XDP program (datapath.endpoint.XdpMode), None if they get none.
+    `datapath_mode` is what pods have for devices (datapath.endpoint.DatapathMode).
     """
 
     name: str
@@ -166,6 +175,7 @@ class NodeSpec:
     cluster: str = ""
     tunnel_port: int = VXLAN_PORT
     xdp: str | None = None
+    datapath_mode: str = "veth"
 
     def __post_init__(self) -> None:
         check_lab_name(self.name)
@@ -173,6 +183,9 @@ class NodeSpec:
             check_lab_name(self.cluster)
         self._check_pods()
         self._check_links()
+        if check_datapath_mode(self.datapath_mode) != "veth" and self.endpoint_routes:
+            # On its way into a pod a packet loses where it came from, and before Linux 6.13 its mark.
+            raise InvalidSpec("pods with netkit devices have no endpoint routes: choose one of them")
 
     def _check_pods(self) -> None:
         count = self.pods if isinstance(self.pods, int) else len(self.pods)
@@ -340,7 +353,7 @@ class NodeFacts:
 
 
 def lxc_ifname(container_id: str, inner_ifname: str = "eth0") -> str:
-    """Return the name of the node's end of a pod's veth (plugins/cilium-cni: Endpoint2IfName)."""
+    """Return the name of the node's end of a pod's pair of devices (plugins/cilium-cni: Endpoint2IfName)."""
     return LXC_PREFIX + hashlib.sha256(f"{container_id}:{inner_ifname}".encode()).hexdigest()[:12]
 
 

@@ -24,6 +24,7 @@ NODE: Kinds = {
     "cluster": (str,),
     "tunnel_port": (int,),
     "xdp": (str, NoneType),
+    "datapath_mode": (str,),
 }
 """The fields of NodeSpec, and of what kind they are; the name is the plugin's."""
 ITEMS: Mapping[str, type] = {"pods": PodSpec, "devices": str}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 
 from datapath.endpoint import Attachment
-from datapath.kernel.hooks import HANDLE, TCX, Direction, filter_name
+from datapath.kernel.hooks import HANDLE, LINKED, NETKIT, TCX, Direction, filter_name
 from datapath.kernel.links import Entry
 from datapath.kernel.tcx import TcxProgram, runs_before
 from datapath.reload.plans import CILIUM_HOST, CILIUM_NET, CILIUM_VXLAN
@@ -13,6 +13,9 @@ from lab.agent.agent import Agent
 from lab.node.topology import HEALTH
 from lab.watch.snapshot import KERNEL_NAME, Snapshot
 from lab.watch.violation import Violation
+
+_BY = {"bpf": "tc", TCX: "tcx", NETKIT: "netkit"}
+"""How a program is attached, by the kind of what is listed at its hook."""
 
 
 def check_hooks(agent: Agent, now: Snapshot, expected: Collection[str] = ()) -> Iterator[Violation]:
@@ -53,46 +56,55 @@ def wanted_programs(agent: Agent) -> dict[tuple[str, Direction], str]:
 
 
 def wanted_pins(agent: Agent) -> set[str]:
-    """Return where links are pinned when programs are attached by tcx, and the directories there, below the bpffs."""
+    """Return where the links of programs are pinned, and the directories there, below the bpffs; none of filters."""
     node, config = agent.node, agent.config
-    if config.attach is not Attachment.TCX:
-        return set()
-    pods = {pod.ifname: pod.endpoint_id for pod in map(node.pod, (HEALTH, *(pod.name for pod in node.pods)))}
+    pods = {pod.ifname: pod.endpoint_id for pod in (node.facts.health, *node.pods)}
+    netkit = _netkit_pods(agent)
     found: set[str] = set()
     for (ifname, _), program in wanted_programs(agent).items():
+        if config.attach is not Attachment.TCX and ifname not in netkit:
+            continue
         directory = config.endpoint_links(pods[ifname]) if ifname in pods else config.device_links(ifname)
         paths = (directory / program, directory, directory.parent)
         found |= {str(path.relative_to(config.bpffs)) for path in paths}
     return found
 
 
+def _netkit_pods(agent: Agent) -> frozenset[str]:
+    """Return the interfaces of the pods if those have netkit devices, whose programs are attached by links."""
+    facts = agent.node.facts
+    pods = () if agent.config.datapath_mode == "veth" else (facts.health, *facts.pods)
+    return frozenset(pod.ifname for pod in pods)
+
+
 def _before_ours(agent: Agent, now: Snapshot) -> Iterator[str]:
-    """Yield the programs of others at tcx hooks that packets meet before ours."""
+    """Yield the programs of others at hooks of tcx and netkit that packets meet before ours."""
     for (ifname, direction), program in wanted_programs(agent).items():
         for found in now.filters.get((ifname, direction), ()):
-            if found.is_ours or found.kind != TCX:
+            if found.is_ours or found.kind not in LINKED:
                 break
             name = now.infos[found.program_id].name if found.program_id in now.infos else found.name
-            foreign = TcxProgram(Entry(found.program_id, 0), name)
+            foreign = TcxProgram(Entry(found.program_id, 0), name, found.kind)
             yield runs_before(ifname, direction, foreign, program)
 
 
 def _hooks(agent: Agent, now: Snapshot) -> Iterator[str]:
     wanted = wanted_programs(agent)
-    tcx = agent.config.attach is Attachment.TCX
-    kind, number = (TCX, (0, 0)) if tcx else ("bpf", (agent.config.filter_priority or 1, HANDLE))
+    pods = _netkit_pods(agent)
     for place in sorted(wanted.keys() | now.filters.keys(), key=lambda p: (p[0], str(p[1]))):
         where = f"{place[0]} {place[1]}"
         ours = [f for f in now.filters.get(place, ()) if f.is_ours]
         program = wanted.get(place)
+        kind = NETKIT if place[0] in pods else TCX if agent.config.attach is Attachment.TCX else "bpf"
+        number = (0, 0) if kind in LINKED else (agent.config.filter_priority or 1, HANDLE)
         if program is None:
             yield from (f"{where}: {f.name} is left over" for f in ours)
         elif len(ours) != 1:
             yield f"{where}: {len(ours)} programs instead of {program}: {', '.join(map(str, ours)) or 'none'}"
         elif ours[0].kind != kind:
-            yield f"{where}: {ours[0].name} is attached by {'tc' if tcx else 'tcx'} instead of {agent.config.attach}"
-        elif tcx and ours[0].name == program[:KERNEL_NAME]:
-            yield f"{where}: the tcx link of {program} is not pinned"
+            yield f"{where}: {ours[0].name} is attached by {_BY[ours[0].kind]} instead of {_BY[kind]}"
+        elif kind in LINKED and ours[0].name == program[:KERNEL_NAME]:
+            yield f"{where}: the {kind} link of {program} is not pinned"
         elif not _is_named(ours[0].name, program, place[0], agent) or (ours[0].priority, ours[0].handle) != number:
             yield f"{where}: {ours[0].name} priority {ours[0].priority} handle {ours[0].handle:#x} instead of {program}"
         elif (name := now.infos[ours[0].program_id].name) != program[:KERNEL_NAME]:

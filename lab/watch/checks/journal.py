@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 
 from datapath.endpoint import Attachment
-from datapath.kernel.hooks import TCX, Direction
+from datapath.kernel.hooks import LINKED, Direction
 from datapath.reload.outcome import FailedReload, Outcome, Span
 from lab.agent.agent import Agent
 from lab.node.topology import PodFacts
@@ -135,7 +135,7 @@ def _hooks(snapshot: Snapshot) -> set[Hook]:
         (item.ifindex, item.direction)
         for found in snapshot.filters.values()
         for item in found
-        if item.is_ours and item.kind != TCX
+        if item.is_ours and item.kind not in LINKED
     )
     return {hook for hook in ours if not (hook[0] in pods and hook[1] is Direction.EGRESS)}
 
@@ -143,7 +143,7 @@ def _hooks(snapshot: Snapshot) -> set[Hook]:
 def _tcx(snapshot: Snapshot) -> set[Hook]:
     """Return the hooks with a program of ours by tcx, of which the kernel tells no change."""
     return {
-        (i.ifindex, i.direction) for found in snapshot.filters.values() for i in found if i.is_ours and i.kind == TCX
+        (i.ifindex, i.direction) for found in snapshot.filters.values() for i in found if i.is_ours and i.kind in LINKED
     }
 
 

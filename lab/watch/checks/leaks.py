@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterator, Sequence
 from datapath.base.bpftypes import MapType
 from datapath.errors import BpfError
 from datapath.kernel import bpf
-from datapath.kernel.hooks import TCX
+from datapath.kernel.hooks import LINKED
 from datapath.kernel.inventory import all_programs
 from datapath.kernel.map import Map
 from lab.agent.agent import Agent
@@ -100,12 +100,12 @@ def _pins(
 
 
 def _tcx(before: Snapshot, now: Snapshot) -> Iterator[str]:
-    """Yield programs of others at tcx hooks that nobody has removed again."""
+    """Yield programs of others at hooks of tcx and netkit that nobody has removed again."""
     for (ifname, direction), found in now.filters.items():
         old = {item.program_id for item in before.filters.get((ifname, direction), ())}
         for item in found:
-            if item.kind == TCX and not item.is_ours and item.program_id not in old:
-                yield f"{ifname} {direction}: tcx program {item.program_id} is left over"
+            if item.kind in LINKED and not item.is_ours and item.program_id not in old:
+                yield f"{ifname} {direction}: {item.kind} program {item.program_id} is left over"
 
 
 def _maps(before: Descriptors, found: Descriptors, now: Snapshot) -> Iterator[str]:

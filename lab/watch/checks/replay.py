@@ -30,7 +30,7 @@ class Replay:
         self.cilium_host = start.around.facts.cilium_host.ifindex
         for found in start.filters.values():
             for item in found:
-                if item.is_ours and item.kind != hooks.TCX:
+                if item.is_ours and item.kind not in hooks.LINKED:
                     self._hook(item.ifindex, item.direction).add((item.priority, item.handle))
         for message in start.around.network.routes:
             self._route(message, gone=False, replaced=False)

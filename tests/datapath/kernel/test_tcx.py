@@ -38,7 +38,7 @@ def attach(stack: ExitStack, netns: Path, name: str, direction: Direction = INGR
     """Attach a program to eth0 until the test ends."""
     fd = stack.enter_context(program(TCX_NEXT, name=name))
     with enter(netns):
-        link = links.create(fd, 2, tcx.TYPES[direction])
+        link = links.create(fd, 2, tcx.attach_type(2, direction))
     stack.callback(os.close, link)
     return TcxProgram(Entry(program_id(fd), links.info(link).id), name[:15])
 

@@ -3,24 +3,29 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from pathlib import Path
 
 import pytest
 
 from datapath.errors import NetlinkError
-from datapath.kernel.netlink import NetlinkSocket
+from datapath.kernel import netkit
+from datapath.kernel.netlink import NetlinkSocket, attributes, text
+from datapath.kernel.netns import enter
 from lab.node import links
 from lab.node.topology import PEER_IFINDEX, DeviceFacts, NodeSpec, PodFacts, plan_node
 from tests.lab import wires
 from tests.lab.labs import ip
+
+IFLA_LINKINFO = 18
 
 SPEC = NodeSpec("demo", pods=3, mtu=1400, tunnel=True)
 
 
 def test_messages_of_two_pods_differ_only_in_the_holes() -> None:
     first, second, _ = plan_node(SPEC).pods
-    assert len(links.pod_veth(SPEC, first, 5)) == len(links.pod_veth(SPEC, second, 5))
+    assert len(links.pod_devices(SPEC, first, 5)) == len(links.pod_devices(SPEC, second, 5))
     messages = list(zip(links.pod_inside(SPEC, first), links.pod_inside(SPEC, second), strict=True))
     assert sum(a != b for a, b in messages) == 2
 
@@ -35,6 +40,36 @@ def node() -> Iterator[Path]:
 def pod() -> Iterator[Path]:
     with wires.namespace() as path:
         yield Path(path)
+
+
+def test_a_netkit_pair_drops_what_no_program_has_seen() -> None:
+    """And leaves marks on what goes into the pod; the numbers are those of if_link.h."""
+    spec = replace(SPEC, datapath_mode="netkit-l2")
+    message = links.pod_devices(spec, plan_node(spec).pods[0], 5)
+    info = dict(attributes(dict(attributes(message, 32))[IFLA_LINKINFO]))
+    options = {number: value for number, value in attributes(info[2]) if number != 1}
+    assert text(info[1]) == "netkit"
+    assert {number: int.from_bytes(value, "little") for number, value in options.items()} == {5: 0, 3: 0, 4: 2, 6: 0}
+
+
+@pytest.mark.privileged
+@pytest.mark.skipif(not (os.geteuid() == 0 and netkit.is_supported()), reason="no netkit devices: CONFIG_NETKIT")
+def test_pod_netkit(node: Path, pod: Path) -> None:
+    spec = replace(SPEC, datapath_mode="netkit-l2")
+    facts = plan_node(spec).pods[1]
+    descriptor = os.open(pod, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        with NetlinkSocket(node) as netlink:
+            netlink.request("make a pair", links.pod_devices(spec, facts, descriptor))
+    finally:
+        os.close(descriptor)
+    (outer,) = ip(node, "link", "show", "dev", facts.ifname)
+    (inner,) = ip(pod, "link", "show", "dev", "eth0")
+    assert (outer["ifindex"], outer["address"], outer["mtu"]) == (facts.ifindex, facts.node_mac, 1400)
+    assert (inner["ifindex"], inner["address"], inner["mtu"]) == (PEER_IFINDEX, facts.mac, 1400)
+    with enter(node):
+        assert netkit.is_primary(facts.ifindex)
+        assert not netkit.is_primary(1)
 
 
 @pytest.mark.privileged

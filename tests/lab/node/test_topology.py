@@ -194,6 +194,13 @@ def test_bad_tunnel_port(port: int) -> None:
         NodeSpec("demo", tunnel_port=port)
 
 
+def test_bad_datapath_mode() -> None:
+    with pytest.raises(InvalidSpec, match="the datapath mode is one of veth, netkit-l2, not netkit"):
+        NodeSpec("demo", datapath_mode="netkit")
+    with pytest.raises(InvalidSpec, match="pods with netkit devices have no endpoint routes"):
+        NodeSpec("demo", datapath_mode="netkit-l2", endpoint_routes=True)
+
+
 def test_devices_that_programs_know_have_the_same_macs_in_each_lab_and_others_on_each_node() -> None:
     def macs(name: str, index: int) -> list[str]:
         facts = plan_node(NodeSpec(name, node_index=index))
