@@ -27,6 +27,8 @@ def print_proof(console: Console, proof: Proof) -> None:
     reloads = Counter((gated.round, gated.what) for gated in proof.calls)
     for (round, what), calls in reloads.items():
         console.print(f"  round {round}: {escape(what)}, {plural(calls, 'call')}", highlight=False, soft_wrap=True)
+    if beside := sum(bool(gated.under_way) for gated in proof.calls):
+        console.print(f"  at {plural(beside, 'call')} another thread's was under way (--json)", highlight=False)
     for gated in dict.fromkeys(finding.gated for finding in proof.findings):
         console.print(f"\n[bold red]{escape(_title(gated))}[/]", highlight=False, soft_wrap=True)
         for finding in proof.findings:

@@ -63,10 +63,12 @@ class Prover:
 
     def decide(self, call: Call) -> Answer:
         """Send a packet over each flow, and let the call go on."""
-        self._gate(call)
-        if self._begun or (self._pending and not self._is_within_series(call)):
-            # What its thread had under way is done; that of others may change something yet.
-            under_way = {at: each for at, each in self._pending.items() if at != call.thread and is_under_way(each)}
+        is_met = self._begun or (bool(self._pending) and not self._is_within_series(call))
+        # What its thread had under way is done; that of others may change something yet.
+        others = {at: each for at, each in self._pending.items() if is_met and at != call.thread}
+        under_way = {at: each for at, each in others.items() if is_under_way(each)}
+        self._gate(call, tuple(each.text for each in under_way.values()))
+        if is_met:
             self._burst(call)
             self._begun, self._pending = False, under_way
         if call.changes:
@@ -100,8 +102,8 @@ class Prover:
         findings = place([*failed, *self._passed, *scenario.findings], self.calls)
         return Proof(self.calls, findings, scenario.sent, scenario.lost, scenario.gaps, blind)
 
-    def _gate(self, call: Call) -> None:
-        self.calls.append(Gated(self._round, self._what, call, self._left_ns))
+    def _gate(self, call: Call, under_way: tuple[str, ...] = ()) -> None:
+        self.calls.append(Gated(self._round, self._what, call, self._left_ns, under_way))
 
     def _burst(self, call: Call) -> None:
         """Send packets before a call is let on."""

@@ -19,17 +19,20 @@ class Gated:
     """A call at which packets went through before it was let on: they met what the calls before it had left.
 
     `what` is the reload, `round` counts from 1. `at_ns` is when the call before was let on (CLOCK_MONOTONIC,
-    nanoseconds): packets that are sent from then on may meet what it has left.
+    nanoseconds): packets that are sent from then on may meet what it has left. `under_way` are calls of other threads
+    that were let on before and not over yet: packets may have met what was before them.
     """
 
     round: int
     what: str
     call: Call
     at_ns: int
+    under_way: tuple[str, ...] = ()
 
     @property
     def title(self) -> str:
-        return f"call {self.call.number} of {self.what}, before {self.call.text}"
+        beside = f", during {', '.join(self.under_way)}" if self.under_way else ""
+        return f"call {self.call.number} of {self.what}, before {self.call.text}{beside}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +86,7 @@ class Proof:
                     "syscall": gated.call.syscall,
                     "thread": gated.call.thread,
                     "at_ns": gated.at_ns,
+                    "under_way": list(gated.under_way),
                 }
                 for gated in self.calls
             ],

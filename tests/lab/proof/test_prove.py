@@ -8,8 +8,10 @@ import os
 import signal
 import struct
 import threading
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import pytest
 
@@ -23,6 +25,7 @@ from datapath.reload.xdp import AttachXdp
 from lab.corpus.named_xdp import AttachAnew
 from lab.corpus.steps import instead
 from lab.gates.call import Call
+from lab.gates.seccomp import number_of
 from lab.node import registry
 from lab.node.topology import NodeSpec
 from lab.proof.action import RATE, Action
@@ -187,6 +190,42 @@ def test_a_series_of_updates_is_met_at_some_of_them() -> None:
     assert met_after == [1, 4, 16, 20]
     assert prover.met[:2] == [1, 2]
     assert prover.met[-1] == len(texts)
+
+
+def test_a_call_of_another_thread_that_is_under_way_is_told() -> None:
+    """Packets at a call may come before that one has changed anything."""
+
+    def do(scenario: Scenario, cancel: threading.Event) -> None:
+        pipe, ids = scenario.agent.config.state / "pipe", list[int]()
+        os.mkfifo(pipe)
+
+        def write() -> None:
+            ids.append(threading.get_native_id())
+            os.close(os.open(pipe, os.O_WRONLY))
+
+        thread = threading.Thread(target=write)
+        thread.start()
+        number = str(number_of("openat"))
+        while not ids or Path(f"/proc/self/task/{ids[0]}/syscall").read_text().split()[0] != number:
+            time.sleep(0.001)
+        (pipe.parent / "beside").mkdir()
+        os.close(os.open(pipe, os.O_RDONLY))
+        thread.join()
+        (pipe.parent / "beside").rmdir()
+        pipe.unlink()
+
+    with Scenario(NodeSpec("proof-beside", pods=1), bursts="none", rate=10) as scenario:
+        prover = Prover(scenario)
+        do_met(prover, scenario, Action("beside", do), 1)
+        scenario.finish()
+    pipe = scenario.agent.config.state / "pipe"
+    told = [(gated.call.text, gated.under_way) for gated in prover.calls[:3]]
+    assert told == [
+        (f"openat {pipe}", ()),
+        (f"mkdir {pipe.with_name('beside')}", (f"openat {pipe}",)),
+        (f"rmdir {pipe.with_name('beside')}", ()),
+    ]
+    assert prover.calls[1].title.endswith(f", during openat {pipe}")
 
 
 @pytest.mark.parametrize(
