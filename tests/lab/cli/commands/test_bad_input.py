@@ -157,7 +157,7 @@ def answered(capfd: pytest.CaptureFixture[str], arguments: str) -> Result:
 
 
 def await_true(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.002)
@@ -555,6 +555,36 @@ def test_run_interrupted(run_directory: Path, tmp_path: Path) -> None:
     document = json.loads((tmp_path / "out" / "run.json").read_text())
     assert document["complete"] is False
     assert [each["outcome"] for each in document["scenarios"]] == ["not run"]
+
+
+def under_a_filter(session: int) -> bool:
+    """Tell whether a process of a session is under a seccomp filter: its calls are gates then.
+
+    A loader has a session of its own; its parent is the lab.
+    """
+    for path in Path("/proc").glob("[0-9]*/status"):
+        # It may end meanwhile.
+        with suppress(FileNotFoundError, ProcessLookupError):
+            status = dict(line.split(":\t", 1) for line in path.read_text().splitlines() if ":\t" in line)
+            sessions = {os.getsid(int(status[name])) for name in ("Pid", "PPid") if status["Seccomp"] == "2"}
+            if session in sessions:
+                return True
+    return False
+
+
+@pytest.mark.parametrize(
+    ("command", "number"),
+    [
+        ("prove pod-1 --pods 1", signal.SIGINT),
+        ("prove --two pod-1 --pods 1", signal.SIGTERM),
+        ("faults pod-1 --pods 1", signal.SIGINT),
+        ("faults pod-1 --pods 1 --loader tc", signal.SIGINT),
+        ("faults --life --pods 1", signal.SIGTERM),
+    ],
+)
+def test_gates_interrupted(command: str, number: signal.Signals) -> None:
+    """While calls are stopped: the reload goes on without gates to its end, and nothing of the node is left."""
+    assert interrupted(number, under_a_filter, *command.split()) == INTERRUPTED
 
 
 @pytest.mark.parametrize(("what", "number"), [("reload", signal.SIGTERM), ("topology", signal.SIGINT)])
