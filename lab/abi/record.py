@@ -13,7 +13,7 @@ Values = Mapping[str, int | bytes]
 """Values of fields. Bytes shorter than their field are followed by zeros."""
 
 
-KNOWN_RELEASES = "1.14 to 1.17.0-rc.1, of 1.18-dev of January 2025 and of 1.19-dev of October 2025"
+KNOWN_RELEASES = "1.14 to 1.17.0-rc.1, of 1.18-dev of January 2025 and of May 2025, and of 1.19-dev of October 2025"
 """Of 1.18 and 1.19 no release was recorded: what came after these snapshots may have other fields."""
 
 
