@@ -11,9 +11,10 @@ from datapath.reload.outcome import Outcome
 from datapath.reload.transaction import Observer
 from lab.agent import aside, enforcement, mapfill, modes, prefilter
 from lab.agent.collector import Collected, collect, forget
+from lab.agent.planning import Change
 from lab.agent.policy import Network
 from lab.agent.policyfile import parse
-from lab.agent.reloader import Change, Reloader
+from lab.agent.reloader import Reloader
 from lab.agent.reloads import Failure
 from lab.agent.restore import Restored, restore
 from lab.node.topology import PodFacts, PodSpec

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from lab.agent.agent import Agent
-from lab.agent.reloader import KINDS_OF_SUBJECTS
+from lab.agent.loading import KINDS_OF_SUBJECTS
 from lab.bench.rounds import Measurement, Variant
 from lab.bench.setting import Setting
 from lab.bench.steps import seconds_of

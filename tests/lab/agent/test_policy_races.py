@@ -13,7 +13,7 @@ from datapath.errors import Cancelled
 from lab.agent import enforcement
 from lab.agent.agent import Agent
 from lab.agent.cluster import Cluster, cluster_specs
-from lab.agent.reloader import NestedReload
+from lab.agent.exclusion import NestedReload
 from lab.node.node import Node
 from lab.node.topology import NodeSpec
 from lab.scenario.gate import Gate

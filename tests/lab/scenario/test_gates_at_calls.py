@@ -10,7 +10,7 @@ import pytest
 
 from datapath.errors import ReloadlabError
 from lab.agent.cluster import cluster_specs
-from lab.agent.reloader import NestedReload
+from lab.agent.exclusion import NestedReload
 from lab.gates.call import Call
 from lab.node.topology import NodeSpec
 from lab.scenario.gate import MOST_CALLS, BadGate, Gate, GateNeverFired
