@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from bpf import LIBRARY
-from datapath.reload.step import Plan
 from lab.agent.agent import Agent
 from lab.bench.floor import Floor, Hook
 from lab.bench.planned import PlannedObject, planned_objects
@@ -87,6 +86,6 @@ def _loaded(setting: Setting, name: str) -> tuple[Agent, Sequence[PlannedObject]
     """Load the subject of a new node; return the node's agent, and the objects of the next reload."""
     agent = setting.agent(setting.node(name))
     subject = setting.options.subject.of(agent.node)
-    plan: Plan = agent.plan(subject, generation=1)
-    agent.loader.apply(plan)
+    with agent.reloading_subject(subject):
+        agent.loader.apply_locked(agent.plan(subject, generation=1))
     return agent, planned_objects(agent.plan(subject, generation=2), setting.template(agent))

@@ -28,10 +28,11 @@ class Pipeline:
     user: list[float] = field(default_factory=list)
 
     def run(self) -> Outcome:
-        plan = self.agent.plan(self.subject, generation=len(self.outcomes) + 2)
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_utime
-        outcome = self.agent.loader.apply(plan)
-        self.user.append(resource.getrusage(resource.RUSAGE_SELF).ru_utime - before)
+        with self.agent.reloading_subject(self.subject):
+            plan = self.agent.plan(self.subject, generation=len(self.outcomes) + 2)
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_utime
+            outcome = self.agent.loader.apply_locked(plan)
+            self.user.append(resource.getrusage(resource.RUSAGE_SELF).ru_utime - before)
         self.outcomes.append(outcome)
         return outcome
 

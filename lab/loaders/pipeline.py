@@ -132,8 +132,11 @@ class Pipeline:
             node = replace(loader.config.node, endpoint_routes=request["endpoint_routes"])
             devices, egress = tuple(request["devices"]), request["egress_devices"]
             loader.configure(replace(loader.config, node=node, devices=devices, egress_devices=egress))
-            plan = self.plan(request)
-        outcome = loader.apply(plan, cancel=self.cancel)
+            number = 0 if request["endpoint"] is None else int(request["endpoint"]["id"])
+        with loader.lock_endpoint(number, cancel=self.cancel):
+            with reading():
+                plan = self.plan(request)
+            outcome = loader.apply_locked(plan, cancel=self.cancel)
         # The lab has warned of the plan itself.
         return {"spans": _spans(outcome), "warnings": list(outcome.warnings[len(plan.warnings) :])}
 
