@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 from collections import defaultdict
 from dataclasses import asdict, dataclass, replace
 from ipaddress import ip_address
 from typing import Any
 
+from datapath.errors import BpfError
 from datapath.kernel.hooks import Direction, all_filters
 from datapath.kernel.inventory import program_name
 from datapath.kernel.netlink import NLM_F_DUMP, RTM_GETLINK, NetlinkSocket
@@ -79,13 +81,13 @@ def look(node: Node) -> NodeView:
         outside = _links(socket)
     pins = pinned_links(node)
     with NetlinkSocket(node.netns(NODE)) as socket:
-        at_xdp = all_attached(socket)
+        at_xdp = _at_xdp(socket)
         links = tuple(
             replace(
                 link,
                 ingress=_programs(node, socket, link, Direction.INGRESS, pins),
                 egress=_programs(node, socket, link, Direction.EGRESS, pins),
-                xdp=tuple(f"{program_name(each.program_id)} ({each.mode})" for each in at_xdp.get(link.name, ())),
+                xdp=at_xdp.get(link.name, ()),
             )
             for link in _links(socket)
         )
@@ -97,6 +99,19 @@ def _programs(
 ) -> tuple[str, ...]:
     by_link = tcx_programs(node, link.name, link.ifindex, direction, pins)
     return tuple(str(found) for found in (*by_link, *all_filters(socket, link.ifindex, direction)))
+
+
+def _at_xdp(socket: NetlinkSocket) -> dict[str, tuple[str, ...]]:
+    """Return the programs that run at XDP, each with its mode, by the names of the interfaces."""
+    while True:
+        try:
+            return {
+                name: tuple(f"{program_name(each.program_id)} ({each.mode})" for each in found)
+                for name, found in all_attached(socket).items()
+            }
+        except BpfError as error:
+            if error.errno != errno.ENOENT:  # a program that was replaced between the two calls
+                raise
 
 
 def _links(socket: NetlinkSocket) -> tuple[LinkView, ...]:

@@ -4,13 +4,17 @@ import json
 
 import pytest
 
+from datapath.base.bpftypes import ProgType
+from datapath.kernel import bpf, xdp
+from datapath.kernel.inventory import program_by_id, program_name
 from datapath.kernel.netlink import NetlinkSocket
 from lab.cli.drawing import draw
 from lab.node.links import delete_link
 from lab.node.node import Node
-from lab.node.topology import NodeSpec
+from lab.node.topology import NODE, NodeSpec
 from lab.node.view import look
 from lab.system.tools import run
+from tests.datapath.support import XDP_PASS, program, until
 from tests.lab.labs import ip, unique_name
 from tests.netns import nsenter
 
@@ -44,6 +48,26 @@ def test_view_and_drawing() -> None:
     # The lines of a box are equally long.
     assert len({len(line) for line in drawing.splitlines() if line.startswith("│")}) == 2
     assert max(map(len, drawing.splitlines()[1:])) <= 80
+
+
+def test_xdp_program_that_is_replaced_while_it_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its name cannot be had any more: the hook is looked at again."""
+    with Node(NodeSpec(unique_name(), pods=0)) as node, NetlinkSocket(node.netns(NODE)) as netlink:
+        ifindex = node.facts.uplink.ifindex
+        with program(XDP_PASS, ProgType.XDP, "former") as old:
+            xdp.attach(netlink, ifindex, xdp.Mode.GENERIC, old)
+        (former,) = xdp.attached(netlink, ifindex)
+
+        def late(program_id: int) -> str:
+            if former in xdp.attached(netlink, ifindex):
+                with program_by_id(former.program_id) as old, program(XDP_PASS, ProgType.XDP, "later") as new:
+                    xdp.replace(netlink, ifindex, xdp.Mode.GENERIC, new, expected_fd=old)
+                until(lambda: bpf.prog_next_id(former.program_id - 1) != former.program_id, "the program freed")
+            return program_name(program_id)
+
+        monkeypatch.setattr("lab.node.view.program_name", late)
+        (link,) = (each for each in look(node).links if each.ifindex == ifindex)
+    assert link.xdp == ("later (generic)",)
 
 
 def test_programs_at_the_hooks_are_shown() -> None:
