@@ -22,6 +22,7 @@ from lab.cli.tables import add_row, make_table, print_table
 from lab.cli.targets import BadOption, make_console, warned
 from lab.cli.vm_options import add_machine_options, found, machine_of, printer
 from lab.doctor.doctor import require
+from lab.report.documents import to_document
 from lab.scenario.records import ERROR, FAILED, NOT_RUN, PASSED, RUNNING, SKIPPED, Record, short_name
 from lab.system.launch import module_argv
 from lab.system.output import OutputDirectory
@@ -94,6 +95,7 @@ def do_on_kernels(args: argparse.Namespace) -> int:
     cpus, silence = machine_of(args)
     results: list[KernelResult] = []
     with OutputDirectory(args.out) as output:
+        output.remove(REPORT_HTML)
 
         def note(*unfinished: KernelResult, complete: bool = False) -> None:
             text = document([*results, *unfinished], complete=complete)
@@ -105,6 +107,7 @@ def do_on_kernels(args: argparse.Namespace) -> int:
                 note(KernelResult(kernel, _NEVER_RAN, _UNFINISHED, 0.0, 0.0, None))
                 _run(kernel, args, results, cpus=cpus, silence=silence)
             note(complete=True)
+            _write_page(output, args.out, results)
         except (KeyboardInterrupt, TakenDown, OSError):
             with warned():
                 note()
@@ -170,6 +173,19 @@ def _run(kernel: Kernel, args: argparse.Namespace, results: list[KernelResult], 
         if failure:
             # What the command would have printed at its end.
             print_reasons(make_console(stderr=args.json), results[-1].records)
+
+
+def _write_page(output: OutputDirectory, out: Path, results: Sequence[KernelResult]) -> None:
+    """Write one page of all kernels; what a kernel's own run.json lacks for it is told, and changes nothing else."""
+    # numpy and scipy are long in coming, and nothing before needs them.
+    from lab.report.page import PageMaker
+
+    with warned():
+        documents = [
+            to_document(out / result.kernel.label / RUN_JSON, result.document) for result in results if result.document
+        ]
+        if documents:
+            output.write(REPORT_HTML, PageMaker(documents).make())
 
 
 def cleared(place: Path) -> str | None:

@@ -54,19 +54,20 @@ def _facts(run: Document) -> dict[str, object]:
 
 def _cases(run: Document) -> Iterator[Element]:
     for scenario in run["scenarios"]:
-        yield _scenario(scenario)
+        yield _scenario(scenario, run["machine"]["kernel"])
     if run["parallel"] is not None:
         yield _parallel(run["parallel"])
     if reason := ended_by(run):
         yield _ended(Element("testcase", classname=SUITE, name=THE_RUN), "error", ERROR, first_line(reason), reason)
 
 
-def _scenario(scenario: Document) -> Element:
+def _scenario(scenario: Document, kernel: str) -> Element:
+    """Return the case of a scenario; `kernel` is that of the run, whose cases a server may mix with another run's."""
     path, _, name = scenario["name"].partition("::")
     module = ".".join(PurePosixPath(path).with_suffix("").parts)
     case = Element("testcase", classname=visible(module), name=visible(name) or "collection")
     case.set("time", f"{scenario['seconds']:.3f}")
-    case.append(_properties(_numbers(scenario)))
+    case.append(_properties(_numbers(scenario, kernel)))
     for finding in [*scenario["violations"][:FINDINGS], *_left_out(scenario)]:
         _add(case[0], "finding", finding)
     for gap in scenario["gaps"]:
@@ -77,10 +78,11 @@ def _scenario(scenario: Document) -> Element:
     return case
 
 
-def _numbers(scenario: Document) -> dict[str, object]:
+def _numbers(scenario: Document, kernel: str) -> dict[str, object]:
     numbers = {name: scenario[name] for name in ("reloads", "sent", "lost", "denied")}
-    # What did not run has neither.
-    numbers |= {name: scenario[name] for name in ("machine", "kernel") if scenario.get(name)}
+    # Of several machines: what did not run has neither.
+    own = {name: scenario[name] for name in ("machine", "kernel") if scenario.get(name)}
+    numbers |= {"kernel": kernel, **own}
     return numbers | {"findings": len(scenario["violations"])}
 
 

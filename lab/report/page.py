@@ -25,6 +25,7 @@ from lab.report.comparison import Compared, comparisons, result_figures, result_
 from lab.report.distributions import parallel_figures, rates_table, step_figure
 from lab.report.documents import Document, of_kind
 from lab.report.figure import Figure, counted, duration, number
+from lab.report.kernels import ByKernel, by_kernel
 from lab.report.scenarios import LISTED, SIGNS, Scenario, open_scenario, outcomes, scenarios_of
 from lab.report.sidebyside import has_many_sides, overview, refusals, side_figures, tables_without_figure
 from lab.report.trends import trends
@@ -202,6 +203,7 @@ class PageMaker:
                 (each.name, trends(each.history, self._threshold)) for each in of_kind(self._documents, "history")
             ],
             kernels=self._kernels(),
+            by_kernel=_by_kernel(runs),
             parallel_figures=parallel_figures,
             step_figure=step_figure,
             rates_table=rates_table,
@@ -261,6 +263,21 @@ class PageMaker:
 
     def _title(self, runs: Sequence[Run]) -> str:
         return f"{runs[0].verdict} – reloadlab report" if runs else "reloadlab report"
+
+
+def _by_kernel(runs: Sequence[Run]) -> ByKernel | None:
+    """Return what each scenario came to on each kernel; a run over several machines has none of its own."""
+    return by_kernel(
+        [
+            (
+                run.document.name,
+                str(run.content["machine"]["kernel"]),
+                {scenario.name: scenario.outcome for scenario in run.scenarios},
+            )
+            for run in runs
+            if len(run.content.get("machines", ())) < 2
+        ]
+    )
 
 
 def machine_facts(result: Result) -> list[tuple[str, str]]:

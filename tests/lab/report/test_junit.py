@@ -92,6 +92,7 @@ def test_a_case_has_its_reloads_packets_and_findings() -> None:
         ("sent", "120"),
         ("lost", "2"),
         ("denied", "0"),
+        ("kernel", dict(properties(suite_of(document(ALL))))["kernel"]),
         ("findings", "2"),
         ("finding", "invariant 7: a -> b: 2 lost"),
         ("finding", "invariant 6: dropped"),

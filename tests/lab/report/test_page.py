@@ -17,6 +17,7 @@ import pytest
 
 from lab.report import page as page_module
 from lab.report.documents import Document, to_document
+from lab.report.kernels import by_kernel
 from lab.report.page import PageMaker
 from lab.results.result import Series, to_json
 from lab.scenario.records import Record
@@ -129,6 +130,22 @@ def test_files_of_two_kernels_are_told() -> None:
     text = page(other, bench())
     assert "These files are of different kernels." in text
     assert "0.json: 5.10.0" in text
+
+
+def test_runs_on_several_kernels_have_a_table_with_a_column_for_each() -> None:
+    first = run(record("a"), record("b")) | {"machine": {"kernel": "6.1.0", "cpus": 2}}
+    second = run(record("b", outcome="skipped"), record("c")) | {"machine": {"kernel": "6.12.0", "cpus": 2}}
+    text = page(first, second)
+    assert "3 scenarios of 3 came out differently on these kernels; they are the first rows." in text
+    assert '<th scope="col">6.1.0</th><th scope="col">6.12.0</th>' in text
+    again = page(first, first)
+    assert "came out differently" not in again
+    table = by_kernel(
+        [("x", "1", {"a": "passed"}), ("y", "1", {"a": "passed", "b": "failed"}), ("z", "2", {"a": "passed"})]
+    )
+    assert table is not None
+    assert table.kernels == ("1 (x)", "1 (y)", "2")
+    assert table.rows == (("b", ("", "failed", "")), ("a", ("passed", "passed", "passed")))
 
 
 def test_headings_form_an_outline_and_tables_have_scopes() -> None:

@@ -45,6 +45,9 @@ def test_all_kernels_are_in_one_result(tmp_path: Path) -> None:
     assert call.code == 0
     assert rows(stand_in) == [("6.1", 0, ""), ("6.12", 0, "")]
     assert kernels_json(stand_in)["complete"]
+    page = (stand_in.out / "report.html").read_text()
+    assert "1 scenario of 2 came out differently on these kernels" in page
+    assert '<th scope="col">6.1.0-a</th><th scope="col">6.12.0-a</th>' in page
     assert kernels_json(stand_in)["scenarios"] == [
         {"name": "a", "outcomes": {"6.1": "passed", "6.12": "passed"}},
         {"name": "b", "outcomes": {"6.1": "skipped", "6.12": "failed"}},
@@ -131,7 +134,7 @@ run_json(a="passed")
 """
     stand_in = StandIn(tmp_path, body)
     stand_in.out.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "full", str(stand_in.out)], timeout=60, check=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "full", str(stand_in.out)], timeout=60, check=True)
     try:
         call = stand_in.run(*BOTH)
         lost = "out/6.1/pcap/large.pcap is lost: No space left on device"
