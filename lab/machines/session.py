@@ -36,6 +36,9 @@ BEAT = 20.0
 FIRST_WORD = 120.0
 """Seconds in which a machine has to say something after the login: else there is no shell that takes commands."""
 
+PREPARATION = 3600.0
+"""Seconds in which a machine has to be ready: an emulated one was seen to take 20 minutes for its set-up."""
+
 FAREWELL = 90.0
 """Seconds in which a machine has to say that nothing is left there."""
 
@@ -168,6 +171,7 @@ class Session:
         self._errors = errors
         self._rest = bytearray()
         self._heard = False
+        self._doing = ""
         self._begun = self._spoke = time.monotonic()
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -243,12 +247,24 @@ class Session:
                 self.ready = typed(Ready, message["ready"])
             except WrongContent as error:
                 self.failure = MachineUnfit(self.label, f"it does not say what it is: {error}")
-        return str(message.get("say", ""))
+        self._doing = str(message.get("say", ""))
+        return self._doing
 
-    def give_up_if_silent(self) -> None:
-        """Set `failure` if nothing has been heard for too long."""
-        if not self._heard and self.failure is None and time.monotonic() - self._begun > FIRST_WORD:
+    def progress(self) -> Iterator[str]:
+        """Do what the machine asks for by now; yield what is to be told of it."""
+        yield from filter(None, map(self.answer, self.hear()))
+
+    def give_up_if_late(self) -> None:
+        """Set `failure` if it has said nothing for too long, or is not ready after even longer."""
+        if self.failure is not None or self.ready is not None:
+            return
+        passed = time.monotonic() - self._begun
+        if not self._heard and passed > FIRST_WORD:
             reason = f"it is there, but runs nothing: see whether this ends: ssh {self.target.name} true"
+            self.failure = MachineUnfit(self.label, reason)
+        elif passed > PREPARATION:
+            doing = f"; it said last: {self._doing}" if self._doing else ""
+            reason = f"it is not ready after {PREPARATION / 60:g} minutes{doing}; see what runs there"
             self.failure = MachineUnfit(self.label, reason)
 
     def hang_up(self) -> None:
@@ -375,21 +391,25 @@ def _finish(session: Session, warn: Callable[[str], object], packets: Callable[[
 
 
 def prepare(found: Sequence[Session], say: Callable[[str, str], object]) -> None:
-    """Wait until all machines are ready; `say` gets a machine and what it does. MachinesUnfit unless all are."""
+    """Wait until all machines are ready; `say` gets a machine and what it does, or why it cannot take part.
+
+    MachinesUnfit unless all are ready.
+    """
     with selectors.DefaultSelector() as selector:
         for session in found:
             selector.register(session.descriptor, selectors.EVENT_READ, session)
         while selector.get_map():
             for key, _ in selector.select(1.0):
-                session = key.data
-                for message in session.hear():
-                    told = session.answer(message)
-                    if told:
-                        say(session.label, told)
+                for told in key.data.progress():
+                    say(key.data.label, told)
             for key in list(selector.get_map().values()):
-                key.data.give_up_if_silent()
-                if key.data.ready is not None or key.data.failure is not None:
+                session = key.data
+                session.give_up_if_late()
+                if session.ready is not None or session.failure is not None:
                     selector.unregister(key.fd)
+                if session.failure is not None:
+                    # The others may take long.
+                    say(session.label, session.failure.reason)
             for session in found:
                 session.beat()
     unfit = [session.failure for session in found if session.failure is not None]

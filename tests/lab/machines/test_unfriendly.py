@@ -103,6 +103,30 @@ def test_one_that_runs_nothing_is_not_waited_for(tmp_path: Path, monkeypatch: py
     assert told == "it is there, but runs nothing: see whether this ends: ssh a true"
 
 
+def test_one_that_never_gets_ready_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session_module, "PREPARATION", 0.0)
+    told = reason(says({"say": "setting up"}), tmp_path)
+    assert told == "it is not ready after 0 minutes; it said last: setting up; see what runs there"
+
+
+def test_one_that_cannot_be_reached_is_told_while_others_get_ready(tmp_path: Path) -> None:
+    """Their set-up takes minutes."""
+    told: list[tuple[str, str]] = []
+    flag = tmp_path / "told"
+    waits = f"until [ -e {flag} ]; do sleep 0.05; done; {says(READY, last=(ENDED,))}"
+    scripts = {"a": "echo no route >&2; exit 255", "b": waits}
+    order = Order("e", (Tree(tmp_path, (), "key"),), "token")
+    wanted = [(Target("ssh", name), Local(name, None, None, script), order) for name, script in scripts.items()]
+
+    def say(label: str, text: str) -> None:
+        told.append((label, text))
+        flag.touch()
+
+    with sessions(wanted, tmp_path, warn=print, packets=_packets_to(None)) as found, pytest.raises(MachinesUnfit):
+        prepare(found, say)
+    assert told == [("ssh:a", "it cannot be reached: no route")]
+
+
 def test_its_cpus_are_no_reason_to_start_any_number_of_workers(tmp_path: Path) -> None:
     _, session = run(says({"ready": READY["ready"] | {"cpus": 10**9}}), tmp_path)
     assert session.workers == 1024
