@@ -1,13 +1,21 @@
-"""docs/machines.md: its table of costs is what its formula makes."""
+"""What many machines cost: the table of docs/machines.md is what its formula makes; and the simulation."""
 
 from __future__ import annotations
 
+import json
 import math
 import re
+import runpy
+import subprocess
+import sys
 from pathlib import Path
+from random import Random
 from typing import Any
 
-TEXT = (Path(__file__).resolve().parents[1] / "docs" / "machines.md").read_text()
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+TEXT = (ROOT / "docs" / "machines.md").read_text()
 (FORMULA,) = re.findall(r"^```python\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL)
 BOOT, EMULATED = 50, 14
 
@@ -30,3 +38,39 @@ def test_the_table_of_costs_is_what_the_formula_makes() -> None:
     assert wrong == []
     best = math.sqrt(229 * known["CORE_SECONDS"] / known["START"])
     assert f"{best:.0f} for those 229" in TEXT
+
+
+SIMULATION = runpy.run_path(str(ROOT / "tools" / "machines.py"))
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3, 7, 16, 40])
+def test_the_simulation_runs_each_scenario_once_and_wastes_little(workers: int) -> None:
+    """Its bounds are those of any spreading: not faster than the work, and at most the longest of it later."""
+    random = Random(workers)
+    seconds = [random.expovariate(0.5) for _ in range(120)]
+    simulation = SIMULATION["Simulation"](seconds, workers)
+    took = simulation.run() - SIMULATION["START"] * workers
+    assert sorted(simulation.finished) == list(range(len(seconds)))
+    least = max(sum(seconds) / workers, max(seconds))
+    assert least <= took + 1e-6
+    # A worker holds one item besides the one it runs, which nobody can steal.
+    assert took <= sum(seconds) / workers + 2 * max(seconds)
+    assert workers > 1 or took == pytest.approx(sum(seconds))
+
+
+def test_the_simulation_prints_a_line_for_each_number_of_workers(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text(json.dumps({"scenarios": [{"seconds": 30.0}] * 8}))
+    argv = [
+        sys.executable,
+        str(ROOT / "tools" / "machines.py"),
+        str(tmp_path / "run.json"),
+        "1",
+        "4",
+        "--slowness",
+        "2",
+    ]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=True)
+    told, _, *rows = done.stdout.splitlines()
+    assert told == f"calculated from {tmp_path}/run.json: 8 scenarios, 480 s, the longest 60 s"
+    # 1.5 + 480 and 4 * 1.5 + 120 seconds, and 15 around them.
+    assert [row.split()[:2] for row in rows] == [["1", "8.3"], ["4", "2.4"]]
