@@ -9,7 +9,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -210,21 +210,28 @@ def tell_failure(error: MachineFailed, place: Path, *, junit: bool, summary: boo
 def keep(left: Path, place: Path) -> list[str]:
     """Copy the files that a command left; links and what else there may be are left out.
 
-    Return a line for each file for which there is no room, of which the others are no less worth.
+    Return a line for each file and directory for which there is no room: the others are no less worth.
     """
-    lost = []
+    lost: list[str] = []
     for directory, _, names in os.walk(left):
-        with OutputDirectory(place / Path(directory).relative_to(left)) as output:
+        there = place / Path(directory).relative_to(left)
+        with _noted(there, lost), OutputDirectory(there) as output:
             for path in (Path(directory) / name for name in names):
-                if not path.is_file() or path.is_symlink():
-                    continue
-                try:
-                    output.write(path.name, path.read_bytes())
-                except OSError as error:
-                    if error.errno not in _FULL:
-                        raise
-                    lost.append(f"{output.path / path.name} is lost: {error.strerror}")
+                if path.is_file() and not path.is_symlink():
+                    with _noted(there / path.name, lost):
+                        output.write(path.name, path.read_bytes())
     return lost
+
+
+@contextmanager
+def _noted(path: Path, lost: list[str]) -> Iterator[None]:
+    """Add a line to `lost` if there is no room for what is written inside."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        lost.append(f"{path} is lost: {error.strerror}")
 
 
 def document_of(place: Path, before: str | None) -> dict[str, Any] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -134,3 +135,19 @@ def test_files_are_kept_and_links_are_not(tmp_path: Path) -> None:
     keep(left, place)
     found = {str(path.relative_to(place)) for path in place.rglob("*") if not path.is_dir()}
     assert found == {"run.json", "pages/index.html"}
+
+
+@pytest.mark.privileged
+def test_a_directory_for_which_there_is_no_room_is_lost_alone(tmp_path: Path) -> None:
+    left, place = tmp_path / "left", tmp_path / "place"
+    (left / "pcap").mkdir(parents=True)
+    (left / "run.json").write_text("{}")
+    (left / "pcap" / "a.pcap").write_bytes(b"a")
+    place.mkdir()
+    # The directory itself, and one file.
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "nr_inodes=2", "full", place], timeout=60, check=True)
+    try:
+        assert keep(left, place) == [f"{place}/pcap is lost: No space left on device"]
+        assert (place / "run.json").read_text() == "{}"
+    finally:
+        subprocess.run(["umount", place], timeout=60, check=True)
