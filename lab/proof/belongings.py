@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 
 from datapath.errors import BpfError
@@ -20,7 +20,7 @@ _SECONDS = 20.0
 """Seconds in which the kernel frees a removed lab's interfaces, programs and maps, on an ordinary machine."""
 
 _OURS = ("cilium_", "lxc")
-"""How interfaces of a lab are called that the machine itself must never have."""
+"""How interfaces of a lab are called: the machine itself gets none of these."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,12 +46,15 @@ class Belongings:
             namespaces = frozenset()
         return cls(frozenset(used), frozenset(pinned.union(*used.values())), namespaces)
 
-    def at_once(self) -> Iterator[str]:
-        """Yield what is left of it as soon as the lab is removed, before another has its namespaces' numbers."""
+    def at_once(self, before: Collection[str]) -> Iterator[str]:
+        """Yield what is left of it as soon as the lab is removed, before another has its namespaces' numbers.
+
+        `before` are the interfaces that the machine had without the lab (`interfaces_here`).
+        """
         yield from (f"process {pid} is left over" for pid in inhabitants(self.namespaces))
         held = sorted(self.namespaces.intersection(_namespaces_here()))
         yield from (f"namespace {number} is held open" for number in held)
-        own = sorted(name for name in os.listdir("/sys/class/net") if name.startswith(_OURS))
+        own = sorted(name for name in interfaces_here().difference(before) if name.startswith(_OURS))
         yield from (f"interface {name} is left over outside of the lab" for name in own)
 
     def in_the_end(self) -> Iterator[str]:
@@ -65,6 +68,11 @@ class Belongings:
                     yield from (f"{what} {ident} is left over" for ident in sorted(left))
                     break
                 time.sleep(0.05)
+
+
+def interfaces_here() -> frozenset[str]:
+    """Return the names of the interfaces of the machine itself."""
+    return frozenset(os.listdir("/sys/class/net"))
 
 
 def _is_there(ident: int, opened: Callable[[int], int]) -> bool:

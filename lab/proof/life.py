@@ -24,7 +24,7 @@ from lab.loaders.command import LoaderCommand
 from lab.node import marks, registry
 from lab.node.node import Node
 from lab.node.topology import NodeSpec
-from lab.proof.belongings import Belongings
+from lab.proof.belongings import Belongings, interfaces_here
 from lab.proof.cases import NOT_REACHED, Case, Faults, Trigger, cases_of
 from lab.proof.sweep import SweepResult
 from lab.system.forkpool import WorkerDied, fork_map
@@ -135,6 +135,7 @@ class Life:
         self._spec = spec
         self._agents = agents
         self._cancel = cancel
+        self._before = interfaces_here()
         self._had = Belongings()
         self._gone: list[tuple[Case, Belongings]] = []
 
@@ -164,7 +165,7 @@ class Life:
             what = "its lab cannot be removed" if case.ended else "it could not begin"
             case.ended = case.ended or NOT_REACHED
             case.wrong.append(f"{what}: {error}")
-        case.wrong += [*self._left(), *self._had.at_once()]
+        case.wrong += [*self._left(), *self._had.at_once(self._before)]
         self._gone.append((case, self._had))
 
     def conclude(self) -> None:
