@@ -9,7 +9,7 @@ import signal
 import struct
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -29,7 +29,7 @@ from lab.gates.seccomp import number_of
 from lab.node import registry
 from lab.node.topology import NodeSpec
 from lab.proof.action import RATE, Action
-from lab.proof.actions import reattaches, reloads
+from lab.proof.actions import reattaches, reloads, switches
 from lab.proof.denied import Denied
 from lab.proof.prove import Prover, do_met, prove
 from lab.proof.result import Gated, Proof
@@ -89,6 +89,26 @@ def test_no_call_of_our_loader_loses_a_packet() -> None:
     owed = changed_before(proof.calls)
     assert len(owed) > len(texts) / 4
     assert owed - set(met) == set()
+
+
+@pytest.mark.parametrize(
+    "actions",
+    [
+        lambda spec: reloads(spec, ["health"], []),
+        lambda spec: reloads(spec, ["overlay"], []),
+        lambda spec: reloads(spec, ["pod-1"], [("POLICY_MAP_SIZE", "4096")]),
+        switches,
+    ],
+    ids=["health", "overlay", "migration", "switch"],
+)
+def test_no_call_of_any_kind_of_reload_loses_a_packet(actions: Callable[[NodeSpec], list[Action]]) -> None:
+    spec = NodeSpec("proof-of-kinds", pods=1, tunnel=True)
+    wanted = actions(spec)
+    proof, met = counted(spec, wanted)
+    assert (proof.findings, proof.lost, gaps_of(proof.gaps)) == ([], 0, [])
+    assert proof.holds, proof.undecided
+    assert {gated.what for gated in proof.calls} == {action.name for action in wanted}
+    assert changed_before(proof.calls) - set(met) == set()
 
 
 @NEEDS_TCX
