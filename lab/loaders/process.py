@@ -249,10 +249,8 @@ class LoaderProcess:
             return ()
         with suppress(BrokenPipeError, BlockingIOError):
             os.write(self._stdin, b'{"request":"stop"}\n')
-        # The end of its input means the same.
-        null = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
-        os.dup2(null, self._stdin, inheritable=False)
-        os.close(null)
+        # The end of its input means the same. Nothing is opened for that: this process may be under a filter itself.
+        os.dup2(self._pidfd, self._stdin, inheritable=False)
         if not self._wait_for_end(STOP_SECONDS * slowness()):
             self._signal(signal.SIGKILL)
             self._wait_for_end(None)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from datapath.errors import ReloadlabError
 from lab.agent.agent import Failure
 from lab.gates.call import Call
 from lab.gates.supervisor import Answer, Kill
@@ -168,6 +169,20 @@ def test_what_a_loader_has_started_goes_with_who_is_killed(killed: str) -> None:
         assert len(started) == 2
         assert set(living_in(state)) == before
         scenario.expect(warnings=frozenset({"left by a reload that did not end"}))
+        scenario.reload("pod-1")
+        scenario.abandon()
+
+
+def test_a_supervisor_that_fails_is_no_error_of_the_end_of_a_loader() -> None:
+    """The calls of the process of ours, and of its loader, fail from then on; what they say of that is told."""
+
+    def decide(call: Call) -> Answer:
+        raise NotSupported("the test", "any call")
+
+    with Scenario(NodeSpec("gated-blind", pods=1), rate=0, loader=PIPELINE) as scenario:
+        (action,) = reloads(scenario.node.spec, ["pod-1"], [])
+        with pytest.raises(ReloadlabError):
+            do_gated(scenario, action, decide, forked=True)
         scenario.reload("pod-1")
         scenario.abandon()
 
