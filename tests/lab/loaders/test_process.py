@@ -301,7 +301,7 @@ def test_a_loader_that_does_not_read_can_be_cancelled(node: Node) -> None:
     cancel = threading.Event()
     with client(node, HELLO + "sleep 100") as loader:
         threading.Timer(0.1, cancel.set).start()
-        with pytest.raises(Cancelled, match="did not end within 2 s"):
+        with pytest.raises(Cancelled, match=r"did not end within \d+ s"):
             loader.ask(LARGE, cancel=cancel)
 
 
@@ -333,7 +333,7 @@ def test_who_is_cancelled_and_does_not_end_is_killed(node: Node) -> None:
     cancel = threading.Event()
     with client(node, HELLO + "read r; sleep 100") as loader:
         threading.Timer(0.1, cancel.set).start()
-        with pytest.raises(Cancelled, match=r"loader mine did not end within 2 s, and was killed"):
+        with pytest.raises(Cancelled, match=r"loader mine did not end within \d+ s, and was killed"):
             loader.ask(ASK, cancel=cancel)
     assert living_in(node.datapath_config().state) == []
 
