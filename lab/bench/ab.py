@@ -18,7 +18,7 @@ from lab.bench.footprint import before_load, footprint
 from lab.bench.held import HeldArrays, wait_until_gone
 from lab.bench.planned import planned_objects
 from lab.bench.rounds import BackgroundLoad, Progress
-from lab.bench.sides import Side
+from lab.bench.sides import SIDES, Side
 from lab.bench.steps import by_step, seconds_of, step_series
 from lab.bench.topology import settle
 from lab.node.node import Node
@@ -35,9 +35,6 @@ FEWEST_ROUNDS = 20
 
 LOOK_EVERY = 5
 """Rounds between two looks at the precision: who looks after every round stops too early."""
-
-SIDES = ("A", "B")
-"""What the sides are called in a result."""
 
 _GROUP = "rounds"
 

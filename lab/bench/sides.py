@@ -19,6 +19,9 @@ from lab.results.subject import git, subject_of
 from lab.system import tools
 from lab.system.scratch import scratch
 
+SIDES = ("A", "B")
+"""What two sides are called in a result."""
+
 OWN = "own"
 """The word for our own sources without anything changed."""
 

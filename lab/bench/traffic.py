@@ -16,9 +16,10 @@ from itertools import islice
 
 from datapath.errors import ReloadlabError
 from lab.bench.load import BATCH, Ends, TcpLoad, UdpLoad
-from lab.bench.pairs import Build, Pair, one_node, pair_without_programs, tunnel_pair_without_programs, two_nodes
+from lab.bench.pairs import PLAIN, Build, Pair, one_node, pair_without_programs, tunnel_pair_without_programs, two_nodes
 from lab.bench.programs import capture_path
 from lab.bench.rounds import BackgroundLoad, Measurement, Progress, TimedCall, Variant, run_in_turns
+from lab.bench.sides import SIDES
 from lab.results.result import Better, Series
 
 _TRIES = 8
@@ -86,8 +87,20 @@ class PacketCosts:
     others: float = 0.0
 
     def series(self) -> list[Series]:
-        """Return the series of the result: rates in the unit of their metric, times in seconds."""
-        return [item.series_of(row) for item in self.comparisons for group in item.groups for row in group]
+        """Return the series of the result: rates in the unit of their metric, times in seconds.
+
+        With a second build ours is side A and that one B; what has no programs is of neither.
+        """
+        rows = [(item, row) for item in self.comparisons for group in item.groups for row in group]
+        if len(self.builds) == 1:
+            return [item.series_of(row) for item, row in rows]
+        return [self._of_side(item, row) for item, row in rows]
+
+    def _of_side(self, item: MetricComparison, row: Measurement) -> Series:
+        ours, second = SIDES
+        name = row.name.removeprefix(self.builds[1].prefix)
+        side = second if name != row.name else "" if PLAIN in name else ours
+        return replace(item.series_of(replace(row, name=name)), side=side)
 
 
 def measure_traffic(options: TrafficOptions, progress: Progress) -> PacketCosts:

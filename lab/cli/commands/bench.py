@@ -101,7 +101,7 @@ def _add_traffic(benches: _SubParsersAction[argparse.ArgumentParser]) -> None:
         help="packets between pods, with the programs on their way and without",
         description="What packets between two pods cost: UDP, TCP round trips, a TCP stream; without programs and with "
         "them, in either routing mode, with many rules, between two nodes, in turns; and the programs alone. One CPU "
-        "does it all. --library or -D add a second build to the same rounds.",
+        "does it all. --library or -D add a second build to the same rounds, for `reloadlab compare`.",
     )
     add_source_options(parser)
     _add_common(parser, rounds=20)
@@ -202,15 +202,19 @@ def run_traffic(args: argparse.Namespace) -> int:
     check_library(args.library)
     require("root", "clang", "ip")
     from lab.bench.pairs import Build
+    from lab.bench.sides import SIDES
     from lab.bench.topology import isolate_mounts
     from lab.bench.traffic import TrafficOptions, measure_traffic
     from lab.cli.traffic_view import show
+    from lab.results.recording import Recording
     from lab.results.subject import subject_of
 
     library = _resolved(args.library)
     other = Build("second", library, tuple(args.defines)) if library is not None or args.defines else None
-    subject = subject_of(library=library, defines=args.defines)
-    with _recording(args, {"second build": other is not None}, subject) as recording:
+    subjects = {"": subject_of()}
+    if other is not None:
+        subjects = dict(zip(SIDES, (subject_of(), subject_of(library=library, defines=args.defines)), strict=True))
+    with Recording("traffic", options={}, subjects=subjects, out=args.out) as recording:
         isolate_mounts()
         report = measure_traffic(TrafficOptions(other, args.rounds), _progress)
         recording.save(report.series(), _course(args), others=report.others)
@@ -307,13 +311,13 @@ def run_topology(args: argparse.Namespace) -> int:
 def run_ab(args: argparse.Namespace) -> int:
     """Measure two sides in lockstep, and compare them."""
     from bpf import LIBRARY
-    from lab.bench.sides import checked_out, parse_side
+    from lab.bench.sides import SIDES, checked_out, parse_side
 
     parsed = [parse_side(text) for text in (args.a, args.b)]
     require("root", "clang")
     for side in parsed:
         check_attach(side.attach)
-    from lab.bench.ab import SIDES, AbOptions, AbReport, measure_ab
+    from lab.bench.ab import AbOptions, AbReport, measure_ab
     from lab.bench.topology import isolate_mounts
     from lab.cli.compare_view import exit_code, show, tell_unsaid
     from lab.results.compare import Named, compare

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -40,3 +41,20 @@ def test_whole_measurement_leaves_nothing() -> None:
         programs = group.startswith("programs alone")
         assert names == (modes if programs else ["no programs", *modes, "two nodes, no programs", "two nodes"])
     assert not list(registry.lab_root("any").parent.glob("bench-plain*"))
+
+
+@pytest.mark.privileged
+def test_two_builds_are_the_sides_of_a_comparison(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "traffic.json"
+    with start(cli("bench", "traffic", "--rounds", "1", "-D", "ENABLE_HOST_FIREWALL", "--out", str(path))) as process:
+        _, err = process.communicate(timeout=170)
+    assert process.returncode == 0, err
+    subjects = json.loads(path.read_text())["subjects"]
+    assert list(subjects) == ["A", "B"]
+    assert subjects["A"].get("commit") == subjects["B"].get("commit")
+    assert (subjects["A"].get("defines"), subjects["B"]["defines"]) == (None, "ENABLE_HOST_FIREWALL=1")
+    # One round says nothing, and everything has both sides.
+    assert main(["compare", str(path), "--json"]) == 3
+    (found,) = json.loads(capsys.readouterr().out)["comparisons"]
+    assert len(found["metrics"]) == 2 * (3 + 3 * 4)
+    assert all(row["rounds"] == [1, 1] for row in found["metrics"])

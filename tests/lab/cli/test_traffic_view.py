@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,13 +21,23 @@ def report() -> PacketCosts:
 
 
 def test_series_have_the_unit_of_their_metric() -> None:
-    series = report().series()
+    series = replace(report(), builds=(Build(),)).series()
     assert [each.name for each in series[:2]] == [
         "UDP, 18 bytes, IPv4: no programs",
         "UDP, 18 bytes, IPv4: endpoint routes off",
     ]
     assert len(series) == 8
     assert (series[0].values, series[0].unit, series[0].better) == ((1_000_000, 500_000), "packets/s", "higher")
+
+
+def test_builds_are_sides_that_can_be_compared() -> None:
+    both = tuple(Measurement(name, (1.0,)) for name in ("no programs", "two nodes", "second: two nodes"))
+    costs = PacketCosts(report().builds, [MetricComparison(UDP, 4, (both,))])
+    assert [(each.side, each.name) for each in costs.series()] == [
+        ("", "UDP, 18 bytes, IPv4: no programs"),
+        ("A", "UDP, 18 bytes, IPv4: two nodes"),
+        ("B", "UDP, 18 bytes, IPv4: two nodes"),
+    ]
 
 
 def test_table_has_both_versions_and_says_what_was_built(capsys: pytest.CaptureFixture[str]) -> None:

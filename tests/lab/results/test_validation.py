@@ -10,7 +10,8 @@ import math
 import numpy as np
 import pytest
 
-from lab.bench.ab import FEWEST_ROUNDS, SIDES, enough, warm_up_of
+from lab.bench.ab import FEWEST_ROUNDS, enough, warm_up_of
+from lab.bench.sides import SIDES
 from lab.results.compare import ALARM, Named, Verdict, compare
 from lab.results.deciding import RELOAD
 from lab.results.result import Course, Result, Series
