@@ -31,8 +31,8 @@ KERNEL_OPTIONS = (
 
 SYSCTLS = ("net/core/bpf_jit_enable", "net/core/bpf_jit_harden", "kernel/bpf_stats_enabled")
 
-_CPU = Path("/sys/devices/system/cpu")
-_CLOCK = Path("/sys/devices/system/clocksource/clocksource0/current_clocksource")
+_CPU = "sys/devices/system/cpu"
+_CLOCK = "sys/devices/system/clocksource/clocksource0/current_clocksource"
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,23 +75,24 @@ class Machine:
         return found
 
 
-def this_machine() -> Machine:
-    """Return the facts of the machine that this process runs on."""
+def this_machine(root: Path = Path("/")) -> Machine:
+    """Return the facts of the machine that this process runs on; its /sys, /proc and /boot are below `root`."""
     system = platform.uname()
     clang, mcpu = _compiler()
     first = min(os.sched_getaffinity(0))
+    sysctls = {name: value for name in SYSCTLS if (value := _read(root / "proc/sys" / name))}
     return Machine(
         architecture=system.machine,
-        cpu_model=_cpuinfo("model name") or platform.processor(),
+        cpu_model=_cpuinfo(root, "model name") or platform.processor(),
         cpus=len(os.sched_getaffinity(0)),
-        governor=_read(_CPU / f"cpu{first}/cpufreq/scaling_governor"),
-        turbo=_turbo(),
-        frequency_mhz=float(_cpuinfo("cpu MHz") or 0),
+        governor=_read(root / _CPU / f"cpu{first}/cpufreq/scaling_governor"),
+        turbo=_turbo(root),
+        frequency_mhz=float(_cpuinfo(root, "cpu MHz") or 0),
         kernel=system.release,
         kernel_build=system.version,
-        options=_kernel_options() | {name: value for name in SYSCTLS if (value := _read(Path("/proc/sys") / name))},
-        mitigations={path.name: _read(path) for path in sorted((_CPU / "vulnerabilities").glob("*"))},
-        clock=_read(_CLOCK),
+        options=_kernel_options(root, system.release) | sysctls,
+        mitigations={path.name: _read(path) for path in sorted((root / _CPU / "vulnerabilities").glob("*"))},
+        clock=_read(root / _CLOCK),
         clang=clang,
         mcpu=mcpu,
         python=platform.python_version(),
@@ -106,23 +107,23 @@ def _compiler() -> tuple[str, str]:
     return compiler.version, compiler.mcpu
 
 
-def _cpuinfo(name: str) -> str:
+def _cpuinfo(root: Path, name: str) -> str:
     """Return the value of a line of /proc/cpuinfo, of the first CPU that has it."""
-    found = re.search(rf"^{re.escape(name)}\s*:\s*(.*)$", _read(Path("/proc/cpuinfo")), re.MULTILINE)
+    found = re.search(rf"^{re.escape(name)}\s*:\s*(.*)$", _read(root / "proc/cpuinfo"), re.MULTILINE)
     return found[1] if found else ""
 
 
-def _turbo() -> str:
+def _turbo(root: Path) -> str:
     """Return `on` or `off`, as the driver of the frequency tells."""
-    if boost := _read(_CPU / "cpufreq/boost"):
+    if boost := _read(root / _CPU / "cpufreq/boost"):
         return "on" if boost == "1" else "off"
-    if no_turbo := _read(_CPU / "intel_pstate/no_turbo"):
+    if no_turbo := _read(root / _CPU / "intel_pstate/no_turbo"):
         return "off" if no_turbo == "1" else "on"
     return ""
 
 
-def _kernel_options() -> dict[str, str]:
-    packed, plain = Path("/proc/config.gz"), Path(f"/boot/config-{platform.release()}")
+def _kernel_options(root: Path, release: str) -> dict[str, str]:
+    packed, plain = root / "proc/config.gz", root / f"boot/config-{release}"
     text = gzip.decompress(packed.read_bytes()).decode() if packed.exists() else _read(plain)
     found = dict(re.findall(r"^(CONFIG_\w+)=(.*)$", text, re.MULTILINE))
     names = (f"CONFIG_{name}" for name in KERNEL_OPTIONS)
