@@ -1,7 +1,9 @@
 """A run as a trace that Perfetto and chrome://tracing open: reloads and their steps on the threads that ran them.
 
-Each scenario is a process of the trace; times count from the first event of the run. What was found stands where it
-happened: a lost packet at the moment in which it was sent. The format is the Trace Event Format of Chromium.
+Each scenario is a process of the trace, and so are the parallel reloads of each number of workers; times count from the
+first event of the run. What was found stands where it happened: a lost packet at the moment in which it was sent. A
+reload that failed is one of the category `failed`, with its rollback behind it. The format is the Trace Event Format of
+Chromium.
 """
 
 from __future__ import annotations
@@ -21,7 +23,10 @@ def trace(run: Document) -> Document:
     """Return the trace of a run.json (docs/run-json.md), as JSON values."""
     numbers = {scenario["name"]: number for number, scenario in enumerate(run["scenarios"], 1)}
     events = [event for scenario in run["scenarios"] for event in _scenario(scenario, numbers[scenario["name"]])]
-    events += [event for reload in run["reloads"] for event in _reload(reload, numbers[reload["scenario"]])]
+    for reload in (*run["reloads"], *run["failed_reloads"]):
+        events += _reload(reload, numbers[reload["scenario"]])
+    for number, row in enumerate((run["parallel"] or {"workers": ()})["workers"], len(numbers) + 1):
+        events += _parallel(row, number)
     start = min((event["ts"] for event in events if "ts" in event), default=0)
     for event in events:
         if "ts" in event:
@@ -50,19 +55,32 @@ def _scenario(scenario: Document, number: int) -> Iterator[Event]:
 
 
 def _reload(reload: Document, number: int) -> Iterator[Event]:
-    """Yield a reload, its steps, and what other threads did for them."""
+    """Yield a reload, its steps, what other threads did for them, and the rollback of one that failed."""
     spans: Sequence[Document] = reload["spans"]
-    if not spans:
+    rollback = reload.get("rollback")
+    works = [span["work"] for span in spans] + ([rollback] if rollback else [])
+    if not works:
         return
-    first, last = spans[0]["work"], spans[-1]["work"]
-    whole = {"start_ns": first["start_ns"], "end_ns": last["end_ns"]}
-    values = {name: reload[name] for name in ("generation", "migrated", "warnings")}
-    yield _piece(f"reload of {reload['subject']}", number, first["tid"], whole, **values)
+    whole = {"start_ns": works[0]["start_ns"], "end_ns": works[-1]["end_ns"]}
+    values = {name: reload[name] for name in ("generation", "migrated", "warnings", "error") if name in reload}
+    event = _piece(f"reload of {reload['subject']}", number, works[0]["tid"], whole, **values)
+    yield event | {"cat": "failed"} if "error" in reload else event
     for span in spans:
         name = f"{span['step']} {span['target']}"
         yield _piece(name, number, span["work"]["tid"], span["work"])
         for helper in span["helpers"]:
             yield _piece(name, number, helper["tid"], helper)
+    if rollback:
+        yield _piece("rollback", number, rollback["tid"], rollback) | {"cat": "failed"}
+
+
+def _parallel(row: Document, number: int) -> Iterator[Event]:
+    """Yield the parallel reloads of a number of workers, each on the thread that did it."""
+    workers = row["workers"]
+    yield _name("process_name", f"parallel reloads, {workers} worker{'s' if workers > 1 else ''}", number)
+    for count, done in enumerate(row["rounds"], 1):
+        for reload in done["reloads"]:
+            yield _piece(f"reload of {reload['subject']}", number, reload["tid"], reload, round=count)
 
 
 def _name(kind: str, name: str, number: int, thread: int = TRAFFIC) -> Event:

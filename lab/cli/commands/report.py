@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,6 +36,9 @@ def add_parser(subparsers: _SubParsersAction[argparse.ArgumentParser]) -> None:
     parser.add_argument(
         "--compare", type=Path, metavar="OLD", help="a run.json or a result of `bench --out` to compare with"
     )
+    parser.add_argument(
+        "--trace", type=file_path, metavar="FILE", help="write the run as a trace too, which Perfetto opens"
+    )
     add_threshold(parser)
     parser.set_defaults(run=run)
 
@@ -42,8 +46,9 @@ def add_parser(subparsers: _SubParsersAction[argparse.ArgumentParser]) -> None:
 def run(args: argparse.Namespace) -> int:
     """Read the files, write the page, print its path."""
     from lab.report.baseline import baseline, can_be_compared
-    from lab.report.documents import read_document, read_documents
+    from lab.report.documents import of_kind, read_document, read_documents
     from lab.report.page import PageMaker
+    from lab.report.trace import trace
     from lab.system.output import OutputDirectory
 
     documents = read_documents(args.files)
@@ -53,7 +58,14 @@ def run(args: argparse.Namespace) -> int:
             f"--compare {old.name}: it takes an old run.json or result of `bench --out`, with a new one among the files"
         )
     compared = None if old is None else baseline(old, documents)
+    runs = of_kind(documents, "run")
+    if args.trace is not None and len(runs) != 1:
+        raise BadOption(f"--trace is of one run: among the files are {len(runs)}")
     with OutputDirectory(args.output.parent) as output:
         output.write(args.output.name, PageMaker(documents, baseline=compared, threshold=args.threshold).make())
     print(args.output)
+    if args.trace is not None:
+        with OutputDirectory(args.trace.parent) as output:
+            output.write(args.trace.name, json.dumps(trace(runs[0].content)))
+        print(args.trace)
     return 0

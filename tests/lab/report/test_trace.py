@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from lab.report.trace import trace
+from tests.lab.report.samples import parallel, record, run
 
 SPAN = {
     "step": "load programs",
@@ -41,6 +42,8 @@ RUN: dict[str, Any] = {
         },
     ],
     "reloads": [RELOAD],
+    "failed_reloads": [],
+    "parallel": None,
 }
 
 
@@ -57,6 +60,44 @@ def test_reloads_steps_and_helpers_stand_on_their_threads() -> None:
     (whole,) = (e for e in trace(RUN)["traceEvents"] if e["name"] == "reload of pod-1")
     assert whole["args"] == {"generation": 9, "migrated": ["cilium_metrics"], "warnings": []}
     assert {e["pid"] for e in trace(RUN)["traceEvents"] if e["ph"] == "X"} == {2}
+
+
+FAILED = {
+    "scenario": "a.py::test_one",
+    "subject": "host",
+    "generation": 10,
+    "error": "no space left",
+    "rollback": {"tid": 7, "start_ns": 19_000, "end_ns": 19_500},
+    "spans": [{**SPAN, "work": {"tid": 7, "start_ns": 17_000, "end_ns": 18_000}, "helpers": []}],
+}
+
+
+def test_a_failed_reload_is_marked_and_its_rollback_is_part_of_it() -> None:
+    events = trace({**RUN, "failed_reloads": [FAILED]})["traceEvents"]
+    found = {e["name"]: (e["ts"], e["dur"], e.get("cat")) for e in events if e["ph"] == "X" and e["ts"] >= 7}
+    assert found["reload of host"] == (7.0, 2.5, "failed")
+    assert found["rollback"] == (9.0, 0.5, "failed")
+    assert found["load programs bpf_lxc.o"] == (7.0, 1.0, None)
+    (whole,) = (e for e in events if e["name"] == "reload of host")
+    assert whole["args"] == {"generation": 10, "error": "no space left"}
+    after_commit = trace({**RUN, "failed_reloads": [{**FAILED, "rollback": None}]})["traceEvents"]
+    assert [(e["ts"], e["dur"]) for e in after_commit if e["name"] == "reload of host"] == [(7.0, 1.0)]
+    nothing_begun = trace({**RUN, "failed_reloads": [{**FAILED, "rollback": None, "spans": []}]})["traceEvents"]
+    assert [e for e in nothing_begun if e["name"] == "reload of host"] == []
+
+
+def test_parallel_reloads_stand_on_the_threads_of_their_workers() -> None:
+    """Their process comes behind those of the scenarios."""
+    content = run(record(), measured=parallel(workers=(1, 2), reloads=3))
+    events = trace(content)["traceEvents"]
+    names = {e["pid"]: e["args"]["name"] for e in events if e["name"] == "process_name"}
+    assert [names[2], names[3]] == ["parallel reloads, 1 worker", "parallel reloads, 2 workers"]
+    rows = content["parallel"]["workers"]
+    for pid, row in zip((2, 3), rows, strict=True):
+        wanted = [(each["subject"], each["tid"]) for done in row["rounds"] for each in done["reloads"]]
+        pieces = [e for e in events if e["ph"] == "X" and e["pid"] == pid]
+        assert [(e["name"].removeprefix("reload of "), e["tid"]) for e in pieces] == wanted
+        assert {e["args"]["round"] for e in pieces} == {1, 2}
 
 
 def test_findings_stand_where_they_happened() -> None:

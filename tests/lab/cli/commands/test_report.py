@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from lab.cli.main import main
+from lab.report.trace import trace
 from lab.results.result import Series, to_text
 from tests.lab.report.samples import MS, outcome, record, run
 from tests.lab.results.samples import result, times
@@ -62,6 +63,13 @@ def test_runs_are_compared_scenario_by_scenario(tmp_path: Path) -> None:
     assert "test_gone" not in text
 
 
+def test_a_trace_of_the_run_is_written_beside_the_page(written: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    page, traced = written.parent / "page.html", written.parent / "made" / "trace.json"
+    assert main(["report", str(written), "-o", str(page), "--trace", str(traced)]) == 0
+    assert capsys.readouterr().out == f"{page}\n{traced}\n"
+    assert json.loads(traced.read_text()) == trace(json.loads(written.read_text()))
+
+
 def test_a_link_is_replaced_and_not_followed(written: Path) -> None:
     target, link = written.parent / "target", written.parent / "page.html"
     target.write_text("mine")
@@ -92,6 +100,7 @@ def test_a_directory_that_is_a_link_is_refused(written: Path, capsys: pytest.Cap
             ["run.json", "--compare", "killed.json"],
             "{0}/killed.json is of a run that did not come to its end: run it again",
         ),
+        (["run.json", "run.json", "--trace", "t"], "--trace is of one run: among the files are 2"),
         (["run.json", "-o", "/proc/page.html"], "/proc/page.html: No such file or directory"),
         (["run.json", "-o", "."], "argument -o/--output: '.' names no file; see: reloadlab report --help"),
         (
@@ -99,7 +108,7 @@ def test_a_directory_that_is_a_link_is_refused(written: Path, capsys: pytest.Cap
             "{0}/cut.json holds no result: not JSON (Unterminated string starting at: line 1 column 9 (char 8))",
         ),
     ],
-    ids=["missing", "compare", "compare killed", "unwritable", "no name", "truncated"],
+    ids=["missing", "compare", "compare killed", "two traces", "unwritable", "no name", "truncated"],
 )
 def test_what_is_wrong_is_one_line(
     arguments: list[str], said: str, written: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
