@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import signal
+import sys
 import time
 from contextlib import ExitStack
 from pathlib import Path
@@ -22,7 +24,7 @@ from lab.cli.main import main
 from lab.node import registry
 from lab.results.result import BadResult, read_result
 from lab.system.tools import run
-from tests.lab.labs import cli, start
+from tests.lab.labs import ROOT, cli, start
 from tests.lab.results.samples import times
 
 
@@ -184,6 +186,33 @@ def test_a_step_that_some_reloads_do_not_have_is_of_the_rounds_like_all_others()
     rare = found["step: migrate maps"]
     assert (rare.group, rare.block) == (found["reload"].group, RELOADS)
     assert rare.values == (0.001,) * RELOADS + (0.0,) * (2 * RELOADS)
+
+
+SLOWED = '            said = {"ok": True, **answer(request)}\n'
+
+
+@pytest.mark.privileged
+def test_two_versions_of_our_own_loader_are_compared_as_processes(tmp_path: Path) -> None:
+    """The recipe of docs/benchmarks.md: the change is a copy of our code whose loader waits for half a second."""
+    for name in ("bpf", "datapath", "lab", "reloadlab"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    changed = tmp_path / "lab/loaders/serving.py"
+    assert SLOWED in changed.read_text()
+    wait = '            __import__("time").sleep(0.5 * (request["request"] == "reload"))\n'
+    changed.write_text(changed.read_text().replace(SLOWED, wait + SLOWED))
+    ours, path = f"{Path(sys.executable).with_name('reloadlab')} loader", tmp_path / "ab.json"
+    theirs = f"env PYTHONPATH={tmp_path} {ours}"
+    sides = [f"loader='{command}'" for command in (ours, theirs)]
+    process = start(cli("bench", "ab", *sides, "--max-time", "1", "--out", str(path)))
+    out, err = process.communicate(timeout=170)
+    assert process.returncode == 3, err
+    assert "reload" in out, err
+    result = read_result(path)
+    a, b = (result.of_side(side)["reload"].values for side in "AB")
+    assert max(a) < 0.5 < min(b)
+    # What a loader prepares by itself is no step of ours.
+    assert not any(series.name.startswith("step: ") for series in result.series)
+    assert result.subjects["B"]["loader"] == theirs
 
 
 @pytest.mark.privileged
