@@ -22,7 +22,8 @@ CORPUS_FORMAT = 2
 
 Json = Mapping[str, Any]
 
-_WORK: Shape = {"tid": int, "start_ns": int, "end_ns": int}
+_WORK: Mapping[str, Shape] = {"tid": int, "start_ns": int, "end_ns": int}
+_GATE: Shape = {"what": str, **_WORK}
 _PERCENTILES: Shape = {"p50": float, "p95": float, "p99": float, "values_ms": [float]}
 _FLOW: Shape = {
     "name": str,
@@ -221,7 +222,7 @@ def to_document(path: Path, content: object) -> Document:
         check(content, shape)
         if kind == "run":
             _check_steps(content)
-            _check_machines(content)
+            _check_later_keys(content)
     except WrongContent as error:
         raise BadDocument(f"{path} is damaged: {error.reason}") from error
     return Document(str(path), kind, content)
@@ -246,10 +247,11 @@ def _check_steps(run: Json) -> None:
             check(times, _PERCENTILES, f"parallel.workers[{number}].steps.{step}")
 
 
-def _check_machines(run: Json) -> None:
-    """Check who ran what; runs of earlier versions do not say it."""
+def _check_later_keys(run: Json) -> None:
+    """Check who ran what, and the stops at gates; runs of earlier versions do not say it."""
     check(run.get("machines", []), [_MACHINE], "machines")
     for number, scenario in enumerate(run["scenarios"]):
+        check(scenario.get("gates", []), [_GATE], f"scenarios[{number}].gates")
         if "machine" in scenario:
             check(scenario, {"machine": str, "kernel": str}, f"scenarios[{number}]")
 

@@ -37,7 +37,7 @@ def trace(run: Document) -> Document:
 
 
 def _scenario(scenario: Document, number: int) -> Iterator[Event]:
-    """Yield the name of a scenario, its traffic, and what was found in it."""
+    """Yield the name of a scenario, its traffic, the stops at gates, and what was found in it."""
     yield _name("process_name", f"{scenario['name']} ({scenario['outcome']})", number)
     yield _name("thread_name", "traffic", number, TRAFFIC)
     for count, phase in enumerate(scenario["traffic"], 1):
@@ -48,6 +48,9 @@ def _scenario(scenario: Document, number: int) -> Iterator[Event]:
         )
         for pause in phase["starved"]:
             yield _piece("no CPU", number, TRAFFIC, pause)
+    # Runs of earlier versions have none.
+    for gate in scenario.get("gates", ()):
+        yield _piece(f"gate {gate['what']}", number, gate["tid"], gate) | {"cat": "gate"}
     for finding in scenario["findings"]:
         for at in finding["at_ns"]:
             where = {"pid": number, "tid": TRAFFIC, "ts": at}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from datapath.base.shallow import shallow
@@ -45,6 +46,12 @@ def details(scenarios: Sequence[Watched], error: BaseException | None = None) ->
         },
         "gaps": list(dict.fromkeys(gap for running in scenarios for gap in running.gaps)),
         "traffic": [phase(report, running.sent_in_parts(report)) for running in scenarios for report in running.phases],
+        "gates": [
+            {"what": stop.where, **asdict(stop.work)}
+            for running in scenarios
+            for gate in running.gates
+            for stop in gate.stops
+        ],
         "findings": [
             {"what": str(found), "at_ns": list(found.at)}
             for running in scenarios

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, overload
 
+from datapath.base.timing import Interval
 from datapath.errors import ReloadlabError
 from datapath.reload.step import Step
 from datapath.reload.workspace import Workspace
@@ -34,6 +38,14 @@ class GateNeverFired(ReloadlabError):
         self.calls = tuple(gate.calls)
 
 
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """Where a gate has stopped a reload, in words, and the thread and the time of what was done there."""
+
+    where: str
+    work: Interval
+
+
 class Gate:
     """Stops a reload, and does something there.
 
@@ -44,7 +56,8 @@ class Gate:
     `do` gets the call, which has not happened yet. The reload is done by a process of its own then.
 
     `nth` narrows the gate to one of the times that it is passed, from 1 on. What `do` raises makes the reload fail. A
-    scenario's reload raises GateNeverFired if `do` was never called, unless the gate is `optional`.
+    scenario's reload raises GateNeverFired if `do` was never called, unless the gate is `optional`. `stops` are the
+    times at which it was called.
     """
 
     @overload
@@ -88,6 +101,7 @@ class Gate:
         self.passed = 0
         self.steps: dict[str, None] = {}
         self.calls: Counter[str] = Counter()
+        self.stops: list[Stop] = []
         self._fired = False
         self._optional = optional
         self._do = do
@@ -118,22 +132,27 @@ class Gate:
 
     def before(self, step: Step, work: Workspace) -> None:
         self.steps[" ".join(step.key)] = None
-        self._pass_step(self._before, step, work)
+        self._pass_step("before", self._before, step, work)
 
     def after(self, step: Step, work: Workspace) -> None:
-        self._pass_step(self._after, step, work)
+        self._pass_step("after", self._after, step, work)
 
     def before_call(self, call: Call) -> None:
         self.calls[call.text] += 1
         if self._call is not None and call.fits(self._call):
-            self._pass(call)
+            self._pass(f"before {call.text}", call)
 
-    def _pass_step(self, name: str | None, step: Step, work: Workspace) -> None:
+    def _pass_step(self, moment: str, name: str | None, step: Step, work: Workspace) -> None:
         if name in (step.name, "*") and self._target in (None, step.target):
-            self._pass(step, work)
+            self._pass(f"{moment} {' '.join(step.key)}", step, work)
 
-    def _pass(self, *where: Any) -> None:
+    def _pass(self, where: str, *what: Any) -> None:
         self.passed += 1
-        if self._nth in (None, self.passed):
-            self._fired = True
-            self._do(*where)
+        if self._nth not in (None, self.passed):
+            return
+        self._fired = True
+        begin = time.monotonic_ns()
+        try:
+            self._do(*what)
+        finally:
+            self.stops.append(Stop(where, Interval(threading.get_native_id(), begin, time.monotonic_ns())))

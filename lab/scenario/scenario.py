@@ -88,7 +88,7 @@ class Scenario(Watched):
     def reload(self, *subjects: str, gate: Gate | None = None, cancel: threading.Event | None = None) -> list[Outcome]:
         """Reload these endpoints, one after the other; all if none is named."""
         names = subjects or self.agent.subjects
-        done = [reload_at(gate, self.agent, subject, cancel=cancel) for subject in names]
+        done = [reload_at(self.noted(gate), self.agent, subject, cancel=cancel) for subject in names]
         self.check_fired(gate, names)
         return done
 
@@ -118,7 +118,8 @@ class Scenario(Watched):
         A gate must fire before the error: behind it, the gate would test nothing.
         """
         __tracebackhide__ = True
-        return self._fails([subject], lambda: reload_at(gate, self.agent, subject, cancel=cancel), error, gate)
+        at = self.noted(gate)
+        return self._fails([subject], lambda: reload_at(at, self.agent, subject, cancel=cancel), error, gate)
 
 
 class ClusterScenario(Watched):
@@ -165,7 +166,7 @@ class ClusterScenario(Watched):
     def reload(self, *names: str, gate: Gate | None = None) -> list[Outcome]:
         """Reload these, such as 2/pod-1, one after the other; everything on all nodes if none is named."""
         subjects = names or self.cluster.subjects
-        done = [reload_at(gate, *self.cluster.find(name)) for name in subjects]
+        done = [reload_at(self.noted(gate), *self.cluster.find(name)) for name in subjects]
         self.check_fired(gate, subjects)
         return done
 
@@ -184,7 +185,7 @@ class ClusterScenario(Watched):
         A gate must fire before the error: behind it, the gate would test nothing.
         """
         __tracebackhide__ = True
-        return self._fails([name], lambda: reload_at(gate, *self.cluster.find(name)), error, gate)
+        return self._fails([name], lambda: reload_at(self.noted(gate), *self.cluster.find(name)), error, gate)
 
     def silence(self, *, count: int = 3, flows: Sequence[str] | None = None) -> list[str]:
         """Send a burst over all flows, or these; return those in which not every packet is answered."""

@@ -89,6 +89,7 @@ class Watched:
         self._journals: dict[str, Journal] = {}
         self._before: tuple[tuple[Agent, Baseline], ...]
         self._packets: PacketFile | None = None
+        self.gates: list[Gate] = []
 
     def _watch(self, stack: ExitStack, agents: Sequence[Agent], flows: Sequence[Flow]) -> None:
         """Start the traffic, remember how everything is, and keep what `stack` holds until the scenario ends."""
@@ -224,6 +225,12 @@ class Watched:
     def refused(self) -> list[NotSupported]:
         """What loaders were asked for that they do not do."""
         return [*self._refused, *(error for agent in self.agents for error in agent.refused)]
+
+    def noted(self, gate: Gate | None) -> Gate | None:
+        """Remember a gate before a reload goes through it: the report tells where and when it stopped reloads."""
+        if gate is not None and gate not in self.gates:
+            self.gates.append(gate)
+        return gate
 
     def check_fired(self, gate: Gate | None, names: Sequence[str], cause: ReloadlabError | None = None) -> None:
         """Raise GateNeverFired if a gate should have; NotSupported if the loader has nothing that it could stand at."""

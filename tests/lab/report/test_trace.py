@@ -86,6 +86,14 @@ def test_a_failed_reload_is_marked_and_its_rollback_is_part_of_it() -> None:
     assert [e for e in nothing_begun if e["name"] == "reload of host"] == []
 
 
+def test_gates_stand_on_the_thread_that_they_stopped() -> None:
+    gate = {"what": "before commit pod-1", "tid": 7, "start_ns": 15_000, "end_ns": 16_000}
+    scenarios = [RUN["scenarios"][0], {**RUN["scenarios"][1], "gates": [gate]}]
+    events = trace({**RUN, "scenarios": scenarios})["traceEvents"]
+    found = [(e["name"], e["pid"], e["tid"], e["ts"], e["dur"]) for e in events if e.get("cat") == "gate"]
+    assert found == [("gate before commit pod-1", 2, 7, 5.0, 1.0)]
+
+
 def test_parallel_reloads_stand_on_the_threads_of_their_workers() -> None:
     """Their process comes behind those of the scenarios."""
     content = run(record(), measured=parallel(workers=(1, 2), reloads=3))

@@ -13,6 +13,7 @@ from lab.agent.cluster import cluster_specs
 from lab.agent.exclusion import NestedReload
 from lab.gates.call import Call
 from lab.node.topology import NodeSpec
+from lab.scenario.details import details
 from lab.scenario.gate import MOST_CALLS, BadGate, Gate, GateNeverFired
 from lab.scenario.scenario import ClusterScenario, Scenario
 from lab.watch.snapshot import take
@@ -75,6 +76,8 @@ def test_what_it_raises_fails_the_reload_which_is_rolled_back(scenario: Scenario
     gate = Gate(inject, call="RTM_NEWTFILTER *")
     error = scenario.reload_fails("pod-1", Injected, gate=gate)
     assert re.fullmatch(r"before RTM_NEWTFILTER lxc\w+ ingress", str(error))
+    assert [stop.where for stop in gate.stops] == [str(error)]
+    assert [each["what"] for each in details([scenario])["gates"]][-1] == str(error)
     assert scenario.violations == []
     scenario.reload("pod-1")
 

@@ -246,6 +246,11 @@ def test_a_reload_that_fails_is_held_to_it_on_all_nodes() -> None:
         assert (failed["node"], failed["subject"], failed["error"]) == (1, "pod-1", "injected")
         assert failed["spans"][-1]["step"] == "detach egress"
         assert failed["rollback"]["start_ns"] >= failed["spans"][-1]["work"]["end_ns"]
+        (stop,) = details([cluster])["gates"]
+        assert stop["what"] == "before commit pod-1"
+        assert stop["tid"] == failed["spans"][-1]["work"]["tid"]
+        assert failed["spans"][-1]["work"]["end_ns"] <= stop["start_ns"] <= stop["end_ns"]
+        assert stop["end_ns"] <= failed["rollback"]["start_ns"]
 
         def spoil(step: Step, work: Workspace) -> None:
             with NetlinkSocket(cluster.cluster.node(2).netns("node")) as netlink:
