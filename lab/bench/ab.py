@@ -21,6 +21,7 @@ from lab.bench.rounds import BackgroundLoad, Progress
 from lab.bench.sides import SIDES, Side
 from lab.bench.steps import by_step, seconds_of, step_series
 from lab.bench.topology import settle
+from lab.bench.undertraffic import reloads_under_traffic
 from lab.node.node import Node
 from lab.node.topology import NodeSpec
 from lab.results.deciding import RELOAD
@@ -41,13 +42,17 @@ _GROUP = "rounds"
 
 @dataclass(frozen=True, slots=True)
 class AbOptions:
-    """`precision` is the half width of the wanted interval of the ratio (0.01: 1 %); `max_time` in seconds."""
+    """`precision` is the half width of the wanted interval of the ratio (0.01: 1 %); `max_time` in seconds.
+
+    `trials` are reloads of everything under traffic, of each side, after the rounds.
+    """
 
     sides: tuple[Side, Side]
     precision: float = 0.01
     max_time: float = 600.0
     seed: int = 0
     endpoint_routes: bool = True
+    trials: int = 0
 
 
 @dataclass(frozen=True)
@@ -129,11 +134,12 @@ class AbReport:
     external: bool
     others: float
     seed: int
+    trials: Sequence[Series] = ()
 
     def series(self) -> list[Series]:
         """Return the series of the result."""
         measured = (each.series(name, external=self.external) for name, each in zip(SIDES, self.sides, strict=True))
-        return [*(series for side in measured for series in side), *self.exact]
+        return [*(series for side in measured for series in side), *self.exact, *self.trials]
 
     def course(self) -> Course:
         """Return how it was measured."""
@@ -162,9 +168,17 @@ def measure_ab(options: AbOptions, progress: Progress, on_look: Callable[[AbRepo
         report = AbReport(sides, (*loaded, *exact), external, background.share(), options.seed)
         values = [each.medians() for each in sides]
         if enough(values, options.precision) or time.monotonic() >= deadline:
-            return report
+            break
         if number % LOOK_EVERY == 0:
             on_look(report)
+    if not options.trials:
+        return report
+    on_look(report)
+
+    def make(stack: ExitStack, number: int) -> Agent:
+        return _agent(stack, options, number, pods=2)
+
+    return replace(report, trials=reloads_under_traffic(SIDES, make, options.trials, order, progress))
 
 
 def _round(options: AbOptions, sides: Sequence[Reloads], order: random.Random, *, external: bool) -> tuple[Series, ...]:
@@ -221,9 +235,9 @@ def _turns(order: random.Random) -> list[tuple[int, int]]:
     return turns
 
 
-def _agent(stack: ExitStack, options: AbOptions, number: int) -> Agent:
+def _agent(stack: ExitStack, options: AbOptions, number: int, *, pods: int = 1) -> Agent:
     side = options.sides[number]
-    spec = NodeSpec(f"bench-ab-{SIDES[number].lower()}", pods=1, endpoint_routes=options.endpoint_routes)
+    spec = NodeSpec(f"bench-ab-{SIDES[number].lower()}", pods=pods, endpoint_routes=options.endpoint_routes)
     node = stack.enter_context(Node(spec))
     agent = Agent(node, library=side.library, defines=side.defines, loader=side.loader, attach=side.attach)
     if side.sleep:

@@ -140,6 +140,13 @@ def _add_ab(benches: _SubParsersAction[argparse.ArgumentParser]) -> None:
     parser.add_argument(
         "--max-time", type=count, default=600, metavar="SECONDS", help="stop after this time in any case (600)"
     )
+    parser.add_argument(
+        "--trials",
+        type=number,
+        default=0,
+        metavar="N",
+        help="reload everything on a node of each side under traffic, N times: the worst delay, what is lost (0)",
+    )
     parser.add_argument("--seed", type=number, metavar="N", help="the seed of the random order (a new one)")
     parser.add_argument(
         "--endpoint-routes",
@@ -326,9 +333,9 @@ def run_ab(args: argparse.Namespace) -> int:
     seed = args.seed if args.seed is not None else secrets.randbelow(1 << 32)
     with ExitStack() as stack:
         first, second = (checked_out(stack, side, args.tree or LIBRARY) for side in parsed)
-        options = AbOptions((first, second), args.precision, args.max_time, seed, args.endpoint_routes)
+        options = AbOptions((first, second), args.precision, args.max_time, seed, args.endpoint_routes, args.trials)
         subjects = {name: side.subject() for name, side in zip(SIDES, options.sides, strict=True)}
-        shape = {"endpoint routes": options.endpoint_routes}
+        shape = {"endpoint routes": options.endpoint_routes, "trials": options.trials or None}
         recording = stack.enter_context(Recording("ab", options=shape, subjects=subjects, out=args.out))
         isolate_mounts()
 

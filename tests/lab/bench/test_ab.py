@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import re
 import shutil
 import signal
@@ -18,8 +19,10 @@ from datapath.base.timing import Interval
 from datapath.endpoint import Attachment
 from datapath.errors import ReloadlabError
 from datapath.reload.outcome import Outcome, Span
+from lab.agent.agent import Agent
 from lab.bench.ab import FEWEST_ROUNDS, RELOADS, Reloads, enough
-from lab.bench.sides import BadSide, checked_out, parse_side
+from lab.bench.sides import SIDES, BadSide, checked_out, parse_side
+from lab.bench.undertraffic import reloads_under_traffic
 from lab.cli.main import main
 from lab.node import registry
 from lab.results.result import BadResult, read_result
@@ -213,6 +216,38 @@ def test_two_versions_of_our_own_loader_are_compared_as_processes(tmp_path: Path
     # What a loader prepares by itself is no step of ours.
     assert not any(series.name.startswith("step: ") for series in result.series)
     assert result.subjects["B"]["loader"] == theirs
+
+
+class Refused(ReloadlabError):
+    pass
+
+
+def refuse(stack: ExitStack, number: int) -> Agent:
+    raise Refused(f"side {number} cannot")
+
+
+def test_a_side_that_does_not_run_under_traffic_says_why() -> None:
+    found = reloads_under_traffic(SIDES, refuse, 2, random.Random(1), lambda text: None)
+    assert [(each.side, each.values, each.refusal) for each in found] == [
+        ("A", (), "side 0 cannot"),
+        ("B", (), "side 1 cannot"),
+    ]
+
+
+@pytest.mark.privileged
+def test_everything_is_reloaded_under_traffic_if_that_is_asked_for(tmp_path: Path) -> None:
+    path = tmp_path / "ab.json"
+    process = start(cli("bench", "ab", "own", "own", "--max-time", "1", "--trials", "1", "--out", str(path)))
+    _, err = process.communicate(timeout=170)
+    assert process.returncode in (1, 3), err
+    result = read_result(path)
+    assert result.options["trials"] == "1"
+    for side in "AB":
+        found = result.of_side(side)
+        assert found["lost: all is reloaded"].values == (0.0,)
+        assert found["lost: all is reloaded"].exact
+        assert found["worst delay: all is reloaded"].values[0] > 0
+        assert (len(found["traffic without CPU: all is reloaded"].values), found["reload"].refusal) == (1, "")
 
 
 @pytest.mark.privileged
