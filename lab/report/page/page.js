@@ -130,6 +130,23 @@ const seen = new IntersectionObserver((entries) => {
 }, { rootMargin: "200px" });
 for (const canvas of document.querySelectorAll(".canvas[data-chunk]")) seen.observe(canvas);
 
+// Whoever prints has not scrolled through all of it. A browser does not wait for what a page still does when it prints:
+// so what is not in a closed part is drawn before it is asked to.
+async function printAll() {
+  const open = [...document.querySelectorAll(".canvas[data-chunk]")].filter((canvas) => canvas.checkVisibility());
+  await Promise.all(open.map((canvas) => {
+    seen.unobserve(canvas);
+    return drawn.has(canvas) ? null : show(canvas, part(canvas.dataset.chunk));
+  }));
+  window.print();
+}
+document.addEventListener("keydown", (event) => {
+  if (!(event.ctrlKey || event.metaKey) || event.shiftKey || event.altKey || event.key.toLowerCase() !== "p") return;
+  event.preventDefault();
+  printAll();
+});
+byId("print")?.addEventListener("click", printAll);
+
 // A scenario is unpacked when it is opened.
 async function toggle(button, open = button.getAttribute("aria-expanded") !== "true") {
   button.setAttribute("aria-expanded", String(open));

@@ -87,10 +87,11 @@ class Page:
     def emulate(self, command: str, **arguments: object) -> None:
         self.driver.execute_cdp_cmd(f"Emulation.{command}", arguments)
 
-    def media(self, *, scheme: str = "light") -> None:
+    def media(self, *, scheme: str = "light", medium: str = "") -> None:
         """Have the system prefer a scheme, and no motion: a page that scrolls gently is clicked at the wrong place."""
         wanted = {"prefers-color-scheme": scheme, "prefers-reduced-motion": "reduce"}
-        self.emulate("setEmulatedMedia", features=[{"name": name, "value": value} for name, value in wanted.items()])
+        features = [{"name": name, "value": value} for name, value in wanted.items()]
+        self.emulate("setEmulatedMedia", media=medium, features=features)
 
     def complaints(self) -> list[str]:
         """Return what the console has said: errors, warnings, what the policy has refused."""
@@ -265,6 +266,54 @@ def test_figures_follow_the_scheme_of_the_system(page: Page, files: dict[str, Pa
     page.media(scheme="dark")
     assert page.run("return getComputedStyle(document.body).backgroundColor") == "rgb(20, 24, 28)"
     page.wait(lambda: page.all(text) and colour() != light)
+
+
+@pytest.mark.parametrize("way", ["keys", "button"])
+def test_figures_that_were_not_scrolled_to_are_drawn_before_printing(
+    way: str, page: Page, files: dict[str, Path]
+) -> None:
+    page.open(files["all"])
+    open_ones = "[...document.querySelectorAll('.canvas[data-chunk]')].filter((each) => each.checkVisibility())"
+    drawn = f"{open_ones}.filter((each) => each.querySelector('.main-svg')).length"
+    total = page.run(f"return {open_ones}.length")
+    assert page.run(f"return {drawn}") < total
+    page.run(f"window.print = () => {{ window.printed = {drawn}; }};")
+    if way == "keys":
+        ActionChains(page.driver).key_down(Keys.CONTROL).send_keys("p").key_up(Keys.CONTROL).perform()
+    else:
+        page.one("#print").click()
+    assert page.wait(lambda: page.run("return window.printed")) == total
+
+
+def test_on_paper_figures_are_dark_on_light_whatever_the_scheme(page: Page, files: dict[str, Path]) -> None:
+    page.media(scheme="dark")
+    page.open(files["all"])
+    page.open_scenario(0)
+    page.media(scheme="dark", medium="print")
+
+    def style(selector: str, name: str) -> Any:
+        return page.run(f"return getComputedStyle(document.querySelector('.waterfall {selector}')).{name}")
+
+    assert style(".ytick text", "fill") == "rgb(0, 0, 0)"
+    assert style(".main-svg", "backgroundColor") == "rgb(255, 255, 255)"
+    behind = page.run(
+        "return [...document.querySelectorAll('.waterfall .bg')].map((each) => getComputedStyle(each).fill)"
+    )
+    assert set(behind) <= {"rgb(255, 255, 255)"}
+
+
+def test_a_large_run_does_only_the_work_that_is_looked_at(page: Page, files: dict[str, Path]) -> None:
+    """However long that takes: what is behind scenarios that are closed is not unpacked, nor what is out of view."""
+    page.open(files["large"])
+    assert page.run("return parts.size") <= 2
+    assert len(page.all(".js-plotly-plot")) <= 2
+    assert page.run("return document.querySelectorAll('*').length") < 3000
+    page.open_scenario(1)
+    # A scenario is one part, with all its figures; of its reloads one is drawn.
+    assert page.run("return [...parts.keys()].filter((name) => name.startsWith('s-'))") == ["s-1-1"]
+    assert len(page.all(".opened:not([hidden]) .js-plotly-plot")) == 2
+    page.open_scenario(0)
+    assert page.run("return document.querySelectorAll('*').length") < 20_000
 
 
 def test_a_run_of_100000_steps_opens(page: Page, files: dict[str, Path]) -> None:
