@@ -37,7 +37,8 @@ def _subject(result: Result, side: str) -> str:
 
 def _course(result: Result) -> Iterator[str]:
     course, others = result.course, result.load.others
-    yield f"{course.rounds} rounds" + (f" after {course.warm_up} of warm-up" if course.warm_up else "")
+    rounds = f"{course.rounds} round{'s' if course.rounds != 1 else ''}"
+    yield rounds + (f" after {course.warm_up} of warm-up" if course.warm_up else "")
     if course.seed is not None:
         yield f"seed {course.seed}"
     if others is not None:

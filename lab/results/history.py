@@ -146,11 +146,14 @@ class Added:
 def one_side(result: Result, side: str, *, commit: str | None = None) -> Result:
     """Return the side of a result as a result of its own, which has no sides; `commit` takes the place of its own.
 
-    BadResult if it then has no commit.
+    A result of no C sources, such as that of `bench topology`, is of our own commit. BadResult if there is none.
     """
     if commit is not None and not _COMMIT.fullmatch(commit):
         raise BadResult(f"{commit!r} is no name of a commit: letters, digits, and . _ - between them")
-    subject = dict(result.subjects[side]) | ({} if commit is None else {"commit": commit})
+    subject = dict(result.subjects[side]) | ({} if commit is None else {COMMIT: commit})
+    if not {COMMIT, "library", "object"} & subject.keys() and OWN_COMMIT in subject:
+        # No programs were measured, but our own code.
+        subject[COMMIT] = subject[OWN_COMMIT]
     if not _COMMIT.fullmatch(subject.get("commit", "")):
         raise BadResult("the result names no commit: name it with --commit")
     series = tuple(replace(each, side="") for each in result.series if each.side == side)

@@ -154,6 +154,14 @@ def test_a_side_becomes_a_result_of_its_own() -> None:
         one_side(whole, "A", commit="../x")
 
 
+def test_a_result_of_no_sources_is_of_our_own_commit() -> None:
+    ours = {"reloadlab commit": commit(1), "reloadlab sha256": commit(2)}
+    found = one_side(measured(0, subjects={"": ours}, bench="topology"), "")
+    assert found.subjects[""]["commit"] == commit(1)
+    with pytest.raises(BadResult, match="names no commit"):
+        one_side(measured(0, subjects={"": {"library": "/src", **ours}}), "")
+
+
 def test_a_directory_that_is_no_history_is_told(tmp_path: Path) -> None:
     with pytest.raises(BadResult, match=f"{tmp_path}/none: No such file or directory"):
         lineages(tmp_path / "none")
