@@ -23,10 +23,11 @@ def test_counts_below_one_are_refused(arguments: list[str], capsys: pytest.Captu
     assert "is not a whole number of at least 1" in capsys.readouterr().err
 
 
+@pytest.mark.timeout(600)
 @pytest.mark.privileged
 def test_whole_measurement_leaves_nothing() -> None:
     with start(cli("bench", "traffic", "--rounds", "1", "--json")) as process:
-        out, err = process.communicate(timeout=120)
+        out, err = process.communicate(timeout=500)
     assert (process.returncode, err) == (0, "")
     document = json.loads(out)
     assert document["subjects"][""]["library"] == "our sources"
@@ -43,11 +44,12 @@ def test_whole_measurement_leaves_nothing() -> None:
     assert not list(registry.lab_root("any").parent.glob("bench-plain*"))
 
 
+@pytest.mark.timeout(600)
 @pytest.mark.privileged
 def test_two_builds_are_the_sides_of_a_comparison(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "traffic.json"
     with start(cli("bench", "traffic", "--rounds", "1", "-D", "ENABLE_HOST_FIREWALL", "--out", str(path))) as process:
-        _, err = process.communicate(timeout=170)
+        _, err = process.communicate(timeout=500)
     assert process.returncode == 0, err
     subjects = json.loads(path.read_text())["subjects"]
     assert list(subjects) == ["A", "B"]
