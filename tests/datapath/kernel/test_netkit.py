@@ -41,7 +41,7 @@ def test_an_interface_of_another_kind_has_the_hooks_of_tcx(netns: Path) -> None:
 def test_a_pair_has_hooks_of_its_own_at_the_nodes_end(netns: Path) -> None:
     if not netkit.is_supported():
         pytest.skip("no netkit devices: CONFIG_NETKIT")
-    ip(netns, "link", "add", "nk7", "index", "7", "type", "netkit")
+    ip(str(netns), "link", "add", "nk7", "index", "7", "type", "netkit")
     with enter(netns):
         assert tcx.attach_type(7, Direction.INGRESS) is AttachType.NETKIT_PEER
         assert tcx.attach_type(7, Direction.EGRESS) is AttachType.NETKIT_PRIMARY
