@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from datapath.endpoint import Attachment
 from datapath.errors import Cancelled, ReloadlabError, WrongCall
 from datapath.kernel import bpf
 from lab.agent.agent import Agent
@@ -43,16 +44,17 @@ ADDED = "one-more"
 class Agents:
     """Makes agents, all with templates that are compiled once, and with one loader; None: our own pipeline.
 
-    Files below the directories `gated` are calls as well.
+    `attach` is how programs are attached. Files below the directories `gated` are calls as well.
     """
 
     templates: Path
     loader: LoaderCommand | None = None
     gated: Sequence[Path] = ()
+    attach: Attachment = Attachment.TC
 
     def of(self, node: Node) -> Agent:
         """Return an agent of a node."""
-        return Agent(node, templates=self.templates, loader=self.loader)
+        return Agent(node, templates=self.templates, loader=self.loader, attach=self.attach)
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,19 +270,21 @@ def sweep_life(
     faults: Faults,
     loader: LoaderCommand | None = None,
     gated: Sequence[Path] = (),
+    attach: Attachment = Attachment.TC,
     choose: Callable[[Sequence[Case]], Sequence[Case]] = lambda cases: cases,
     on_case: Callable[[Case], object] = lambda case: None,
     cancel: threading.Event | None = None,
 ) -> SweepResult:
     """Run the cases of stages on labs of this spec; `choose` picks them, `on_case` hears of each at its end.
 
-    `loader` loads the programs; None: our own pipeline. Files below the directories `gated` are calls as well.
+    `loader` loads the programs; None: our own pipeline. Files below the directories `gated` are calls as well. `attach`
+    is how programs are attached.
     """
     started, done, possible, failed = time.monotonic(), list[Case](), 0, list[Violation]()
     # A process asks once, and those that it forks know it.
     bpf.has_lookup_batch()
     with scratch() as templates:
-        life = Life(spec, Agents(templates, loader, gated), cancel or threading.Event())
+        life = Life(spec, Agents(templates, loader, gated, attach), cancel or threading.Event())
         for stage in stages:
             try:
                 cases = cases_of(stage, life.calls(stage), faults)

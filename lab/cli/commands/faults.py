@@ -83,10 +83,10 @@ def run(args: argparse.Namespace) -> int:
     check_library(args.library)
     check_actions(args)
     options = scenario_options(args)
-    other = args.switch or args.restore or args.reattach or args.changed or args.attach is not None
+    other = args.switch or args.restore or args.reattach or args.changed
     if args.life and (other or args.library or args.defines):
-        words = "--switch, --restore, --reattach, --with, --attach, --library, -D"
-        raise BadOption(f"--life is that of nodes with our programs, attached by tc: without {words}")
+        words = "--switch, --restore, --reattach, --with, --library, -D"
+        raise BadOption(f"--life is that of nodes with our programs: without {words}")
     if args.only_kill and (args.errno or not args.kill):
         raise BadOption("--kill means kills alone: without --errno and --no-kill")
     if args.cancel and (args.errno or not args.kill):
@@ -125,6 +125,7 @@ def _sweep_of(args: argparse.Namespace, spec: NodeSpec, options: dict[str, Any])
             stages(args.subjects, node_arguments(args)),
             loader=options["loader"],
             gated=options["gated"],
+            attach=options["attach"],
         )
     return partial(sweep, spec, actions_of(args, spec), **options)
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 
+from datapath.endpoint import Attachment
 from datapath.kernel import bpf
 from lab.errors import LabNotFound
 from lab.loaders.command import find_loader
@@ -17,6 +18,7 @@ from lab.proof import belongings
 from lab.proof.cases import KILL, Case, Faults, Place
 from lab.proof.errnos import first_errno_of
 from lab.proof.life import NoSuchStage, Stage, stages, sweep_life
+from tests.datapath.support import NEEDS_TCX
 
 FAULTS = Faults(first_errno_of)
 
@@ -27,9 +29,10 @@ def one(cases: Sequence[Case]) -> Sequence[Case]:
 
 
 @pytest.mark.privileged
-def test_a_sample_of_the_cases_is_survived() -> None:
+@pytest.mark.parametrize("attach", [Attachment.TC, pytest.param(Attachment.TCX, marks=NEEDS_TCX)])
+def test_a_sample_of_the_cases_is_survived(attach: Attachment) -> None:
     """One of each stage, of 2600: all of them are `make faults`."""
-    result = sweep_life(NodeSpec("life", pods=1), stages([], []), faults=FAULTS, choose=one)
+    result = sweep_life(NodeSpec("life", pods=1), stages([], []), faults=FAULTS, choose=one, attach=attach)
     assert [(case.title, case.ended, case.wrong) for case in result.cases if not case.survived] == []
     assert result.holds
     assert len(result.cases) == 5

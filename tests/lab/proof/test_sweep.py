@@ -334,7 +334,6 @@ def test_a_case_alone_as_it_is_printed(capsys: pytest.CaptureFixture[str]) -> No
         (["--switch", "pod-1"], "--switch switches the whole node"),
         (["--life", "pod-1"], "no stage pod-1 in the life of a node; there are up, policy,"),
         (["--life", "--switch"], "--life is that of nodes with our programs"),
-        (["--life", "--attach", "tcx"], "--life is that of nodes with our programs"),
         (["--nth", "x"], "x"),
         (["pod-1", "--way", "back"], "--way is of what goes there and back: with --switch, --reattach or --with"),
         (["--switch", "--way", "forth"], "--way: no forth; it is there, back"),
