@@ -58,12 +58,14 @@ class Loaded:
     """One object that the reload loaded: the kernel's ids of its programs by name.
 
     `arrays` are the ids of its program arrays by name, `slots` the program ids that it declares for the slots of each.
+    `sharer` names the loader if it may use the calls map of the load before; else it is empty.
     """
 
     object: str
     programs: Mapping[str, int]
     arrays: Mapping[str, int]
     slots: Mapping[str, Mapping[int, int]]
+    sharer: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,7 +28,7 @@ from datapath.reload.switchover import Attach, Commit, SetUp, release_maps
 from datapath.reload.workspace import LoadedObject, Workspace
 from lab.loaders.client import LoaderClient
 from lab.loaders.libbpf import CompileForLibbpf, slots_of
-from lab.loaders.protocol import LIBBPF
+from lab.loaders.protocol import LIBBPF, OWN_CALLS_MAPS
 from lab.loaders.requests import reload_request
 
 PREFIX = "load by "
@@ -177,9 +177,10 @@ class Load(Step):
                 self._take_over(name, work)
         for each in self.attaches:
             self._note_attached(each, work)
+        sharer = "" if self.loader.supports(OWN_CALLS_MAPS) else self.loader.name
         for item in self.objects:
             known = work.objects[item.name]
-            known.loaded = _loaded(item.name, known.spec, work.config.globals)
+            known.loaded = _loaded(item.name, known.spec, work.config.globals, sharer)
 
     def _whole_request(self, work: Workspace) -> dict[str, Any]:
         """Return the request, with what is known by now of the objects."""
@@ -248,7 +249,7 @@ def _missing(spec: CollectionSpec, pins: Path) -> dict[str, MapSpec]:
     }
 
 
-def _loaded(name: str, spec: CollectionSpec, pins: Path) -> Loaded:
+def _loaded(name: str, spec: CollectionSpec, pins: Path, sharer: str) -> Loaded:
     """Return what is in the program arrays of an object, as the kernel says: all slots of those that are its own."""
     arrays: dict[str, int] = {}
     slots: dict[str, dict[int, int]] = {}
@@ -265,4 +266,4 @@ def _loaded(name: str, spec: CollectionSpec, pins: Path) -> Loaded:
         filled = {slot: program for slot, program in found.items() if program is not None}
         slots[item.name] = filled
         programs |= {program: filled[slot] for slot, program in item.contents.items() if slot in filled}
-    return Loaded(name, programs, arrays, slots)
+    return Loaded(name, programs, arrays, slots, sharer)

@@ -19,7 +19,7 @@ from datapath.reload.outcome import FailedReload, Outcome
 from datapath.reload.step import Plan
 from datapath.reload.transaction import Observer
 from lab.agent.agent import Agent
-from lab.loaders.protocol import NONE, OWN_CALLS_MAPS, ROLLBACK, LoaderFailed, NotSupported
+from lab.loaders.protocol import NONE, ROLLBACK, LoaderFailed, NotSupported
 from lab.node.topology import HEALTH, HOST, NODE
 from lab.scenario.causes import Causes
 from lab.scenario.coverage import Coverage, coverage, starved_in
@@ -214,8 +214,6 @@ class Watched:
         """Say what the loader of an agent has left to ours."""
         if agent.external is not None:
             missing = list(agent.not_supported)
-            if not agent.external.supports(OWN_CALLS_MAPS):
-                missing.append("calls maps of its own for each load (invariant 4)")
             if agent.external.greeting.objects == NONE:
                 missing.append("object files, to which programs and slots could be compared (invariant 4)")
             self.gaps += [f"not supported by loader {agent.external.name}: {what}" for what in missing]
@@ -286,6 +284,9 @@ class Watched:
             new_policies=self._new_policies,
         )
         self.gaps += [f"{name}: {gap}" for gap in journal.stop().gaps]
+        sharers = {loaded.sharer for each in loads for loaded in each.loaded if loaded.sharer}
+        own_maps = "calls maps of its own for each load (invariant 4)"
+        self.gaps += [f"not supported by loader {sharer}: {own_maps}" for sharer in sorted(sharers)]
         if agent.config.attach is Attachment.TCX or any(each.by_tcx for each in loads):
             self.gaps.append("tcx hooks between two looks: the kernel tells nothing of them, packets alone do")
         found += check_warnings(loads, expected)

@@ -13,7 +13,6 @@ from datapath.kernel.hooks import Direction
 from datapath.reload.outcome import Loaded, Outcome
 from datapath.reload.plans import CILIUM_VXLAN, OVERLAY_SUBJECT, XDP_SUBJECT
 from lab.agent.agent import Agent
-from lab.loaders.protocol import OWN_CALLS_MAPS
 from lab.node.topology import HEALTH, HOST
 from lab.watch.checks.hooks import wanted_programs
 from lab.watch.snapshot import Snapshot, calls_maps
@@ -37,9 +36,7 @@ def check_generation(agent: Agent, before: Snapshot, now: Snapshot, outcomes: Se
         for loaded in last[subject].loaded:
             yield from (Violation(4, what) for what in _calls_slots(now, subject, loaded))
     yield from (Violation(4, what) for what in _kept_slots(agent, before, now, last))
-    # What packets meet of a map that two loads share is found with the packets.
-    if agent.external is None or agent.external.supports(OWN_CALLS_MAPS):
-        yield from (Violation(4, what) for what in _reused(before, done))
+    yield from (Violation(4, what) for what in _reused(before, done))
 
 
 def _hooks(agent: Agent, before: Snapshot, now: Snapshot, last: Mapping[str, Outcome]) -> Iterator[str]:
@@ -154,7 +151,8 @@ def _calls(agent: Agent, now: Snapshot) -> dict[str, list[str]]:
 def _reused(before: Snapshot, outcomes: Sequence[Outcome]) -> Iterator[str]:
     """Yield the calls maps that two loads share: the old load's tail calls lead to the new one (cilium issue 20691).
 
-    Of each map the first two are told, however many share it.
+    Of each map the first two are told, however many share it. What packets meet of a map that a loader may share is
+    found with the packets.
     """
     told: set[int] = set()
     seen = {ident: f"the load before, {name}" for name, ident in calls_maps(before).items()}
@@ -163,7 +161,7 @@ def _reused(before: Snapshot, outcomes: Sequence[Outcome]) -> Iterator[str]:
             for name, ident in loaded.arrays.items():
                 if not is_calls_map(name):
                     continue
-                if ident in seen and ident not in told:
+                if ident in seen and ident not in told and not loaded.sharer:
                     told.add(ident)
                     yield f"{name}: load {outcome.generation} of {outcome.subject} uses the calls map of {seen[ident]}"
                 seen[ident] = f"load {outcome.generation} of {outcome.subject}"

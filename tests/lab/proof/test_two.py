@@ -65,6 +65,19 @@ def test_two_loaders_one_of_each() -> None:
     assert result.holds
 
 
+def test_a_calls_map_that_the_loader_beside_may_share_is_a_gap() -> None:
+    """It promises none of its own, whatever the loader of the node does."""
+    spec, loader = (
+        NodeSpec("sharing-beside", pods=1),
+        LoaderCommand("other", tuple(module_argv("tests.lab.loaders.sharing"))),
+    )
+    (first, second), *_ = pairs(spec, ["pod-1"], [])
+    result = prove_two(spec, [(first, loaded_by(second, loader))], choose=lambda places: [])
+    said = [*result.findings, *(wrong for meeting in result.meetings for wrong in meeting.wrong)]
+    assert [str(each) for each in said if "uses the calls map of" in str(each)] == []
+    assert "not supported by loader pipeline: calls maps of its own for each load (invariant 4)" in result.gaps
+
+
 def test_ours_and_tc_on_one_node() -> None:
     """tc names its filters otherwise, and pins the buffers, of which ours has its own: neither is a finding."""
     spec, tc = NodeSpec("ours-and-tc", pods=1), find_loader("tc")
