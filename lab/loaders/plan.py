@@ -28,7 +28,7 @@ from datapath.reload.switchover import Attach, Commit, SetUp, release_maps
 from datapath.reload.workspace import LoadedObject, Workspace
 from lab.loaders.client import LoaderClient
 from lab.loaders.libbpf import CompileForLibbpf, slots_of
-from lab.loaders.protocol import LIBBPF, OWN_CALLS_MAPS
+from lab.loaders.protocol import LIBBPF, OWN_CALLS_MAPS, ROLLBACK
 from lab.loaders.requests import reload_request
 
 PREFIX = "load by "
@@ -46,7 +46,8 @@ def loader_plan(plan: Plan, client: LoaderClient, config: DatapathConfig) -> Pla
     for step in plan.steps:
         if isinstance(step, WriteObject):
             steps.append(_object_step(step, client))
-    steps += [CreateMaps(item.name) for item in objects]
+    sizes = not client.supports(ROLLBACK)
+    steps += [CreateMaps(item.name, sizes=sizes) for item in objects]
     steps += [step for step in plan.steps if isinstance(step, SetUp)]
     attaches = tuple(step for step in plan.steps if isinstance(step, Attach))
     request = reload_request(config, plan.subject, objects, attaches)
@@ -86,17 +87,20 @@ class KnowObject(Step):
 class CreateMaps(Step):
     """Create, fill and pin the maps that are missing, as a control plane does; calls maps are the loader's own.
 
-    So is a map in whose entries a field lies elsewhere: programs of another release wrote it. The loader compares sizes
-    alone, and its programs would misread what is in there. With `keep` it is left to them.
+    A map whose entries have another size, or a field elsewhere, is made anew: programs of another release wrote it. A
+    loader compares sizes alone. It would put an empty map in the place of the one, and attach programs that read it
+    before anybody has filled it; of the other, its programs would misread what is in there. With `keep` both are left
+    to it, without `sizes` the one: a loader that can roll back moves maps aside itself, under the same names.
     """
 
     keep: bool = False
+    sizes: bool = True
 
     name = "create maps"
 
     def describe(self) -> str:
         return (
-            f"create, fill and pin the maps of {self.target} that are missing, or have entries with other fields, "
+            f"create, fill and pin the maps of {self.target} that are missing, or have other entries, "
             "but for its calls map"
         )
 
@@ -130,9 +134,11 @@ class CreateMaps(Step):
                 continue
             with open_pin(pins / name) as pinned:
                 info = pinned.info
-            # What differs otherwise is what the loader looks at.
+            other_sizes = (item.key_size, item.value_size) != (info.key_size, info.value_size)
             told = work.types.of_map(spec, item) is not None
-            if not differences(item, info) and layout_differences(spec, item, info, told=told):
+            # What differs otherwise, such as the number of entries, is what the loader looks at.
+            other_fields = not differences(item, info) and layout_differences(spec, item, info, told=told)
+            if (other_sizes and self.sizes) or other_fields:
                 found[name] = item
         return found
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from datapath.kernel.map import open_pin
 from datapath.kernel.pins import left_behind
 from lab.loaders.command import LoaderCommand, find_loader
 from lab.loaders.protocol import Done, LoaderFailed
@@ -23,6 +24,7 @@ from lab.node.topology import HOST, NodeSpec
 from lab.proof.actions import reloads
 from lab.proof.cases import Case, Faults
 from lab.proof.sweep import sweep
+from lab.scenario.gate import Gate
 from lab.scenario.scenario import Scenario
 from lab.system.launch import module_argv
 
@@ -51,6 +53,26 @@ def test_pods_are_loaded_by_tc_without_loss(templates: Path) -> None:
         scenario.agent.add_pod("more")
         scenario.agent.remove_pod("more")
     assert scenario.gaps == [f"not supported by loader tc: {BY_OURS}"]
+
+
+def test_a_map_with_entries_of_another_size_is_filled_before_the_loader_is_asked() -> None:
+    """Another release has left it. A loader would put an empty one in its place, and attach before anybody fills it."""
+    with Scenario(NodeSpec("tc-entries", pods=1), rate=0, loader=find_loader("tc")) as scenario:
+        name = "cilium_policy_00101"
+        path = scenario.agent.config.globals / name
+        seen: list[tuple[int, int]] = []
+
+        def look(*_: object) -> None:
+            with open_pin(path) as policy:
+                seen.append((policy.info.value_size, len(list(policy.keys()))))
+
+        look()
+        scenario.define(POLICY_VALUE_PAD="1")
+        scenario.expect(migrated={name})
+        scenario.reload("pod-1", gate=Gate(look, before="load by tc"))
+        ((size, count), padded) = seen
+        assert count > 0
+        assert padded == (size + 8, count)
 
 
 def test_a_reload_that_fails_before_tc_is_an_answer_and_leaves_nothing_aside(
