@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 
 _KALLSYMS = Path("/proc/kallsyms")
@@ -23,6 +25,16 @@ def places(addresses: Iterable[int], kallsyms: Path = _KALLSYMS) -> Mapping[int,
         known = index >= 0 and starts[index] > 0
         found[address] = f"{symbols[index][1]}+{address - starts[index]:#x}" if known else f"{address:#x}"
     return found
+
+
+@lru_cache(maxsize=8)
+def extent(function: str, kallsyms: Path = _KALLSYMS) -> range:
+    """Return the addresses of a function of the kernel; none if it has no such function, or tells no addresses."""
+    symbols = sorted(_symbols(kallsyms))
+    for (start, name), (following, _) in pairwise(symbols):
+        if name == function:
+            return range(start, following)
+    return range(0)
 
 
 def _symbols(kallsyms: Path) -> Iterable[tuple[int, str]]:

@@ -13,7 +13,7 @@ import os
 import platform
 import socket
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from functools import cache
@@ -34,6 +34,7 @@ from datapath.object.spec import CollectionSpec
 from lab.system.cache import cache_directory
 from lab.system.perfring import PerfReader
 from lab.system.scratch import scratch
+from lab.system.symbols import extent
 from lab.watch.packet import Packet, decode
 
 RECORD = struct.Struct("<QQIIIHH16s144s")
@@ -43,6 +44,8 @@ _SOURCE = Path(__file__).with_name("kernel_drops.c")
 VMLINUX = Path("/sys/kernel/btf/vmlinux")
 
 NOT_SPECIFIED, QUEUE_PURGE = "NOT_SPECIFIED", "QUEUE_PURGE"
+NETKIT = "NETKIT"
+"""What a drop by a netkit device is called here, which its program has decided: the kernel gives no reason for it."""
 """Reasons: none is given; a queue is emptied, of a socket say (Linux 6.7)."""
 
 _PREFIX = "SKB_DROP_REASON_"
@@ -166,6 +169,15 @@ def _layout(kernel: Btf) -> dict[str, str]:
     return macros
 
 
+def by_netkit(drops: Sequence[KernelDrop]) -> Sequence[KernelDrop]:
+    """Return the drops with their reason NETKIT where a netkit device did what its program said."""
+    if not any(drop.reason == NOT_SPECIFIED for drop in drops):
+        return drops
+    code = extent("netkit_xmit")
+    found = [drop.reason == NOT_SPECIFIED and drop.location in code for drop in drops]
+    return [replace(drop, reason=NETKIT) if yes else drop for drop, yes in zip(drops, found, strict=True)]
+
+
 class KernelDrops:
     """Collects the kernel's drops in the namespaces that `watch` names; call `drain` ten times a second.
 
@@ -225,7 +237,7 @@ class KernelDrops:
     @property
     def events(self) -> tuple[KernelDrop, ...]:
         """The drops up to the last `drain`, in the order of their times."""
-        self._decoded += map(self._decode, self._records)
+        self._decoded += by_netkit(list(map(self._decode, self._records)))
         self._records.clear()
         return tuple(sorted(self._decoded, key=lambda drop: drop.time_ns))
 

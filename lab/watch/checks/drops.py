@@ -12,10 +12,10 @@ from lab.watch import metrics
 from lab.watch.attribution import of_the_kernel
 from lab.watch.drop_events import DropEvent
 from lab.watch.drops import Dropped
-from lab.watch.kernel_drops import NOT_SPECIFIED, KernelDrop
+from lab.watch.kernel_drops import NETKIT, NOT_SPECIFIED, KernelDrop
 from lab.watch.violation import Violation
 
-VERDICTS = frozenset(("TC_INGRESS", "TC_EGRESS", "XDP"))
+VERDICTS = frozenset(("TC_INGRESS", "TC_EGRESS", "XDP", NETKIT))
 """Reasons of the kernel that mean: a program said so. Ours counts the packet in cilium_metrics, for its own reason."""
 
 HARMLESS = frozenset(

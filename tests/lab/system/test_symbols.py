@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from lab.system.symbols import places
+from lab.system.symbols import extent, places
 
 TABLE = """\
 ffffffff81000000 T _text
@@ -32,6 +32,13 @@ def test_a_table_that_hides_its_addresses_names_none(tmp_path: Path) -> None:
     table = tmp_path / "kallsyms"
     table.write_text("0000000000000000 T _text\n0000000000000000 T ip_rcv\n")
     assert places([0xFFFFFFFF81000110], table) == {0xFFFFFFFF81000110: "0xffffffff81000110"}
+
+
+def test_a_function_goes_up_to_the_next(tmp_path: Path) -> None:
+    table = tmp_path / "kallsyms"
+    table.write_text(TABLE)
+    assert extent("ip_rcv", table) == range(0xFFFFFFFF81000100, 0xFFFFFFFF81000200)
+    assert not extent("netkit_xmit", table)
 
 
 @pytest.mark.privileged

@@ -159,6 +159,18 @@ def test_a_drop_without_a_reason_counts_where_the_kernel_frees_nothing_else_so(p
     assert len(found) == len(reasons)
 
 
+def test_a_drop_of_a_netkit_device_is_a_verdict_of_its_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel gives no reason for it: what counts is where it happened."""
+    monkeypatch.setattr(kernel_drops, "extent", lambda _: range(0x100, 0x200))
+    flow = Flow("there", "a", "10.0.0.1", "b", "10.0.0.2", port=7)
+    packet = Packet(ip_address(flow.source_ip), ip_address(flow.target_ip), UDP, bytes((9, 9, 0, 7)))
+    drops = kernel_drops.by_netkit([KernelDrop(at, at, 1, "NOT_SPECIFIED", 0, "", packet) for at in (0x1FF, 0x200)])
+    assert [drop.reason for drop in drops] == ["NETKIT", "NOT_SPECIFIED"]
+    dropped = Dropped(Ownership([flow]), {}, tuple(drops), True, {}, {1: Namespace("n", "a")}, ())
+    (found,) = check_kernel(dropped, [TrafficReport(0, 0x300, 0, 0, 0, (), ())])
+    assert found.at == (0x200,)
+
+
 @pytest.fixture
 def without_tracepoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A machine whose kernel does not tell its types."""
