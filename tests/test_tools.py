@@ -125,9 +125,12 @@ def test_faults_runs_each_sweep_and_counts_those_that_found_something(tmp_path: 
     )
     done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 1
-    switches = sum("--switch" in line for line in done.stdout.splitlines())
+    switches, lives, restores = (
+        sum(word in line for line in done.stdout.splitlines()) for word in ("--switch", "--life", "--restore")
+    )
     assert done.stdout.splitlines()[-1].startswith(
-        f"{switches} sweeps with cases that were not survived, 2 without a verdict, 1 that do not take these options, "
+        f"{switches} sweeps with cases that were not survived, {restores} without a verdict, "
+        f"{lives} that do not take these options, "
     )
     stand_in.write_text('#!/bin/sh\ncase "$*" in *--restore*) exit 3 ;; esac\n')
     assert subprocess.run(argv, capture_output=True, timeout=60, check=False).returncode == 1

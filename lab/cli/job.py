@@ -59,6 +59,8 @@ def do(args: argparse.Namespace) -> int:
 def _do(args: argparse.Namespace, files: CiFiles) -> int:
     console = make_console(stderr=args.json)
     check(args)
+    # Before a directory is made that root could not use.
+    doctor.require("root")
     with OutputDirectory(args.out) as output, paged(output, RunFile(output, about(args))) as file:
         files.run = file
         _examine(console)

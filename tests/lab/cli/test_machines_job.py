@@ -44,7 +44,9 @@ def test_calls_that_cannot_be_meant_are_told_in_one_line(
     # Which machines Vagrant has, the call does not tell.
     code = 1 if told == "vagrant" else 2
     assert main(["run", "--out", str(tmp_path / "out"), *given]) == code
-    (line,) = capsys.readouterr().err.splitlines()
+    *page, line = capsys.readouterr().err.splitlines()
+    # A run that has begun has a page.
+    assert len(page) == (code == 1)
     assert line.startswith(f"reloadlab: {told}")
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from lab.agent.agent import Agent
 from lab.agent.cluster import cluster_specs
+from lab.agent.loading import LoadedOptions
 from lab.node.topology import NodeSpec
 from lab.scenario.marks import AGENT, CLUSTER, NODE, SCENARIO, BadMark, MarkOptions
 from lab.scenario.scenario import ClusterScenario, Scenario
@@ -16,7 +16,7 @@ from lab.scenario.scenario import ClusterScenario, Scenario
 
 def test_every_option_of_what_is_built_is_known() -> None:
     assert set(NODE) == {field.name for field in fields(NodeSpec)} - {"name"}
-    assert set(AGENT) == set(inspect.signature(Agent).parameters) - {"node"}
+    assert set(AGENT) == LoadedOptions.__optional_keys__
     for scenario in (Scenario, ClusterScenario):
         assert set(SCENARIO) == set(inspect.signature(scenario).parameters) - {"spec", "specs", "options"}
     own = set(inspect.signature(cluster_specs).parameters) - {"name", "common"}
