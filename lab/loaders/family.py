@@ -35,14 +35,21 @@ def members(mounts: int, leader: int | None = None) -> Iterator[int]:
 
 
 def kill_members(mounts: int, leader: int | None = None) -> tuple[int, ...]:
-    """Kill all members and wait until they are gone; return those that there were."""
-    left = tuple(members(mounts, leader))
-    while found := list(members(mounts, leader)):
+    """Kill all members and wait until they are gone; return those that there were.
+
+    Two looks in a row must find none: what a process starts before it ends may be where the first one has been already.
+    """
+    killed: set[int] = set()
+    empty = 0
+    while empty < 2:
+        found = list(members(mounts, leader))
+        empty = 0 if found else empty + 1
         for pid in found:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+        killed.update(found)
         time.sleep(0.001)
-    return left
+    return tuple(sorted(killed))
 
 
 def _mounts_of(pid: int) -> int | None:
