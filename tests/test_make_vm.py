@@ -23,7 +23,7 @@ error=",error-exit,Vagrant::Errors::${FAILS:-},Words of Vagrant.\\nMore of them.
 case "$1 ${FAILS:-}" in
     "status "*[a-z][A-Z]*) echo "1796092511,$error"; exit 1 ;;
     "status "*) echo "1796092467,$2,provider-name,${PROVIDER:-libvirt}"; echo "1796092468,$2,state,${STATE:-running}" ;;
-    "up WAITS") trap 'sleep 0.5; : >"$STAND_IN/cleared"; exit 1' INT; echo began; sleep 60 ;;
+    "up WAITS") exec waits ;;
     "$1 $1") echo "$1 fails" >&2; exit 1 ;;
     "ssh "*) shift 2; [ "$1" = --command ] || exit 9; PATH="$STAND_IN/there:$PATH"; exec sh -c "$2" ;;
 esac
@@ -32,6 +32,16 @@ MAKE_THERE = """#!{python}
 import json, os, sys
 print(json.dumps(sys.argv[1:]))
 sys.exit(int(os.environ.get("CODE", "0")))
+"""
+# Blocked before it says so: a shell that gets the signal before its `sleep` begins would sleep to the end.
+WAITS = """#!{python}
+import os, pathlib, signal, sys, time
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+print("began", flush=True)
+signal.sigwait([signal.SIGINT])
+time.sleep(0.5)
+pathlib.Path(os.environ["STAND_IN"], "cleared").touch()
+sys.exit(1)
 """
 WITHOUT_LIBVIRT = (
     "echo 'error: failed to connect to the hypervisor' >&2\n"
@@ -50,6 +60,7 @@ def stand_in(tmp_path: Path) -> Path:
         assert found is not None
         (tmp_path / name).symlink_to(found)
     script(tmp_path / "vagrant", VAGRANT)
+    script(tmp_path / "waits", WAITS.format(python=sys.executable))
     for name in ("rsync", "ssh", "virsh", "qemu-system-x86_64"):
         script(tmp_path / name, "#!/bin/sh\nexit 0\n")
     (tmp_path / "there").mkdir()
