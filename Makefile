@@ -9,13 +9,13 @@ KERNELS ?= 5.10,6.1,6.12,newest
 VERSIONS = $(foreach kernel,$(subst $(comma), ,$(KERNELS)),$(if $(findstring /,$(kernel)),,$(kernel)))
 KERNEL ?= 6.1
 
-.PHONY: run test kernels vm box corpus faults soak null-runs setup browser ssh lock
+.PHONY: run test kernels vm box corpus faults soak null-runs setup for-tests lock
 .DEFAULT_GOAL := run
 
 run: setup
 	@tools/as-root .venv/bin/reloadlab run $(ARGS)
 
-test: setup browser ssh
+test: setup for-tests
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
@@ -51,11 +51,8 @@ null-runs: setup
 setup:
 	@tools/setup
 
-browser:
-	@tools/setup browser
-
-ssh:
-	@tools/setup ssh
+for-tests:
+	@tools/setup tests
 
 lock:
 	@tools/lock

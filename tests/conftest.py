@@ -28,6 +28,11 @@ def pytest_configure(config: pytest.Config) -> None:
     calibrate()
 
 
+def pytest_xdist_auto_num_workers() -> int:
+    """Half as many workers again as there are CPUs: tests wait for packets and processes for a third of their time."""
+    return len(os.sched_getaffinity(0)) * 3 // 2
+
+
 @pytest.fixture(scope="session", autouse=True)
 def compiled_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Begin without anything compiled; what one test compiles, C or Python, no process of any worker compiles again.

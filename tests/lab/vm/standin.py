@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
+
+import pytest
 
 from lab.cli.report import run_json
 from lab.scenario.records import Record
@@ -68,6 +71,8 @@ class StandIn:
     """Kernels 6.1 and 6.12 that have all they need, and a QEMU whose guest does what `body` says."""
 
     def __init__(self, directory: Path, body: str) -> None:
+        if shutil.which("depmod") is None:
+            pytest.skip("needs depmod (package kmod)")
         self.directory = directory
         self.out = directory / "out"
         guest = directory / "guest.py"
