@@ -9,7 +9,7 @@ from pathlib import Path
 
 from datapath.base.statefile import write_file
 from datapath.build.epheader import HEADER_FILE, header_text
-from datapath.build.templates import Kind, Template
+from datapath.build.template import Kind, Template
 from datapath.endpoint import Endpoint, Interface
 from datapath.object.spec import Substitution
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from datapath.base.mapnames import netdev_of, xdp_of
 from datapath.base.names import check_ifname
 from datapath.build.objectfile import ObjectFile
-from datapath.build.templates import Kind
+from datapath.build.template import Kind
 from datapath.endpoint import Attachment, DatapathConfig, Endpoint, Interface
 from datapath.errors import LinkNotFound, ReloadlabError, printable
 from datapath.kernel import linkpins

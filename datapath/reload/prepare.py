@@ -12,7 +12,7 @@ from datapath.base.bpftypes import MapType
 from datapath.base.mapnames import CONNECTIONS, POLICY_ARRAYS, is_calls_map, is_written_by_agent
 from datapath.base.statefile import DamagedFile
 from datapath.build.objectfile import ObjectFile
-from datapath.build.templates import Kind
+from datapath.build.template import Kind
 from datapath.endpoint import Endpoint
 from datapath.errors import MapTooSmall, ProgramNotFound
 from datapath.kernel.map import Map, open_pin

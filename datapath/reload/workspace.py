@@ -14,7 +14,8 @@ from typing import Self
 
 from datapath.base.locks import FairLock
 from datapath.base.timing import Interval
-from datapath.build.templates import Kind, Template, TemplateCache
+from datapath.build.template import Kind, Template
+from datapath.build.templates import TemplateCache
 from datapath.endpoint import DatapathConfig
 from datapath.kernel import bpf
 from datapath.kernel.map import Map, MapCache

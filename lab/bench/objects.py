@@ -8,7 +8,7 @@ from pathlib import Path
 
 from datapath.base.timing import VerifyTimes
 from datapath.build import headers
-from datapath.build.templates import Kind, Template
+from datapath.build.template import Kind, Template
 from datapath.endpoint import Endpoint
 from datapath.errors import ReloadlabError
 from datapath.kernel.hooks import Direction

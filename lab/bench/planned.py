@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from datapath.build.objectfile import ObjectFile
-from datapath.build.templates import Template
+from datapath.build.template import Template
 from datapath.kernel.hooks import Direction
 from datapath.object.spec import CollectionSpec
 from datapath.reload.prepare import WriteObject

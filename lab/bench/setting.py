@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
-from datapath.build.templates import Template
+from datapath.build.template import Template
 from datapath.endpoint import Attachment
 from datapath.reload.plans import OVERLAY_SUBJECT
 from lab.agent.agent import Agent

@@ -21,7 +21,7 @@ from typing import Any
 from datapath.base.mapnames import endpoint_maps, is_calls_map
 from datapath.base.timing import VerifyTimes
 from datapath.build.objectfile import ObjectFile
-from datapath.build.templates import Kind, Template
+from datapath.build.template import Kind, Template
 from datapath.endpoint import LABEL_HOST, Attachment, DatapathConfig, Endpoint, NodeConfig
 from datapath.kernel.netlink import NetlinkSocket
 from datapath.kernel.netns import OWN

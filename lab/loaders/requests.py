@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from datapath.build.objectfile import ObjectFile
-from datapath.build.templates import Kind
+from datapath.build.template import Kind
 from datapath.endpoint import DatapathConfig, Endpoint
 from datapath.reload.plans import CILIUM_HOST, CILIUM_VXLAN
 from datapath.reload.switchover import Attach

@@ -14,7 +14,7 @@ from datapath.build import headers
 from datapath.build.configwords import config_words, has_config, node_words
 from datapath.build.objectfile import ObjectFile
 from datapath.build.sources import policy_map_prefix
-from datapath.build.templates import Kind, Template
+from datapath.build.template import Kind, Template
 from datapath.endpoint import LABEL_HOST, Endpoint, Interface, NodeConfig
 from datapath.errors import InvalidName
 from datapath.object import elffile

@@ -13,7 +13,7 @@ from datapath.base.statefile import WrongContent
 from datapath.base.timing import VerifyTimes
 from datapath.build.epheader import header_text, parse_header
 from datapath.build.headers import TEMPLATE_GENERATION
-from datapath.build.templates import Kind, Template
+from datapath.build.template import Kind, Template
 from datapath.endpoint import Endpoint
 from datapath.object.reader import ObjectImage
 from datapath.object.spec import CollectionSpec, MapSpec

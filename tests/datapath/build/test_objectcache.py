@@ -12,7 +12,8 @@ import pytest
 
 from datapath.build.compile import Compiler, probe_compiler
 from datapath.build.objectcache import ObjectCache, UnsafeCache, key_of
-from datapath.build.templates import Origin, TemplateCache
+from datapath.build.template import Origin
+from datapath.build.templates import TemplateCache
 from datapath.endpoint import DatapathConfig
 from datapath.errors import CompileError
 from lab.system.tools import run

@@ -18,7 +18,8 @@ from pathlib import Path
 import pytest
 
 from datapath.build.compile import Compiler, probe_compiler
-from datapath.build.templates import Fetched, Kind, Origin, TemplateCache
+from datapath.build.template import Fetched, Kind, Origin
+from datapath.build.templates import TemplateCache
 from datapath.endpoint import LABEL_HOST, DatapathConfig, Endpoint, NodeConfig
 from datapath.errors import Cancelled, CompileError, ObjectError
 from datapath.object.reader import read_object

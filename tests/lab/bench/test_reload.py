@@ -8,7 +8,7 @@ import pytest
 from bpf import LIBRARY
 from datapath.base.timing import VerifyTimes
 from datapath.build.compile import compile_source, probe_compiler
-from datapath.build.templates import Kind
+from datapath.build.template import Kind
 from datapath.endpoint import Endpoint
 from datapath.errors import ToolMissing
 from datapath.kernel.hooks import Direction
