@@ -108,11 +108,13 @@ def do_on_kernels(args: argparse.Namespace) -> int:
                 _run(kernel, args, results, cpus=cpus, silence=silence)
             note(complete=True)
             _write_page(output, args.out, results)
-        except (KeyboardInterrupt, TakenDown, OSError):
+        except (KeyboardInterrupt, TakenDown, OSError) as ended:
             with warned():
                 note()
             if not args.json:
                 print_results(results)
+            if not isinstance(ended, OSError):
+                _write_page(output, args.out, results)
             raise
     if args.json:
         print(json.dumps(document(results, complete=True), indent=1))

@@ -74,6 +74,7 @@ def test_an_interrupted_run_tells_the_reasons_of_the_kernel_under_way(tmp_path: 
     assert rows(stand_in) == [("6.1", 1, "interrupted")]
     assert not kernels_json(stand_in)["complete"]
     assert kernels_json(stand_in)["scenarios"][1] == {"name": "b", "outcomes": {"6.1": "failed"}}
+    assert "why b" in (stand_in.out / "report.html").read_text()
     assert stand_in.left() == []
 
 
