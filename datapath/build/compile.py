@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import NoReturn
 
@@ -54,6 +55,9 @@ DEFAULT_TIMEOUT = 600.0
 """Seconds. The largest real object takes 5 s on one free core; many of them share a few, and emulated ones are slow."""
 
 _CANCEL_POLL = 0.05
+_REMEMBERED = 4
+"""Compilers whose answers a process keeps: to ask one takes longer than to load an object that is compiled."""
+
 _CLANG_NAME = re.compile(r"clang-(\d+)")
 _VERSION = re.compile(r"^.*clang version .*$", re.MULTILINE)
 _MAJOR = re.compile(r"clang version (\d+)")
@@ -82,12 +86,12 @@ class Compiler:
         ToolMissing if it has gone since it was found.
         """
         try:
-            info = os.stat(self.path)
+            stamp = _stamp(self.path)
         except OSError as error:
             if error.errno not in (errno.ENOENT, errno.ENOTDIR):
                 raise
             raise ToolMissing(str(self.path), "it was there before; install it again or name another one") from error
-        return repr((str(self.path), info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns, self.version, self.mcpu))
+        return repr((str(self.path), *stamp, self.version, self.mcpu))
 
     def flags(self, *, werror: bool = False) -> tuple[str, ...]:
         """Return the flags that do not depend on the source; they say how many CPUs and which helpers the kernel has.
@@ -120,6 +124,16 @@ def probe_compiler(explicit: str | None = None) -> Compiler:
     Raises ToolMissing where there is no clang, or one that was built without the BPF target.
     """
     clang = find_clang(explicit)
+    try:
+        stamp = _stamp(clang)
+    except OSError:
+        stamp = ()  # running it says what is wrong with it
+    return _probed(clang, stamp)
+
+
+@lru_cache(maxsize=_REMEMBERED)
+def _probed(clang: Path, stamp: tuple[int, ...]) -> Compiler:
+    """Ask a compiler; once in a process, as long as its stamp says that it is the same file."""
     complaint = ""
     for mcpu in MCPUS:
         # -v makes the compilation of an empty source print the version: one process answers both questions.
@@ -267,6 +281,12 @@ def _explain(clang: str, returncode: int, stderr: str) -> str:
 def _environment(**extra: str) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if name not in _FOREIGN_ENVIRONMENT}
     return {**kept, "LC_ALL": "C", **extra}
+
+
+def _stamp(clang: Path) -> tuple[int, ...]:
+    """Return what tells one file from another of the same name."""
+    info = os.stat(clang)
+    return info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns
 
 
 def _which(name: str) -> Path | None:

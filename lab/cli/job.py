@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 from datapath.endpoint import Attachment
 from datapath.errors import ReloadlabError
 from lab.agent.options import check_library
-from lab.bench.parallel import ParallelReport, measure_parallel
 from lab.cli.ci import CiFiles
 from lab.cli.datapath import check_attach
 from lab.cli.pace import find_pace
@@ -35,6 +34,8 @@ from lab.system.scratch import scratch
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from lab.bench.parallel import ParallelReport
 
 REPORT_HTML = "report.html"
 TRACE_JSON = "trace.json"
@@ -236,6 +237,9 @@ def _swept() -> Iterator[None]:
 
 
 def _measure(console: Console, args: argparse.Namespace) -> ParallelReport:
+    # With it comes all that reloads, which only pytest needs otherwise.
+    from lab.bench.parallel import measure_parallel
+
     console.print("\n[bold]parallel reloads[/]")
     report = measure_parallel(
         pods=args.pods,

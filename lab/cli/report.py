@@ -9,20 +9,22 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from datapath.base.statefile import WrongContent, parse_json
-from lab.bench.parallel import ParallelReport, Percentiles, WorkerReport
 from lab.bench.rounds import BackgroundLoad
 from lab.cli.targets import plural, told, warned
 from lab.results.machine import Machine
 from lab.results.run import RUN_FORMAT, RunFacts
 from lab.scenario.records import ERROR, FAILED, NOT_RUN, PASSED, SKIPPED, Record, short_name
 from lab.system.output import OutputDirectory
+
+if TYPE_CHECKING:
+    from lab.bench.parallel import ParallelReport, Percentiles, WorkerReport
 
 RUN_JSON = "run.json"
 

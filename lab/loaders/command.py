@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,6 +96,8 @@ def _resolved(name: str, argv: list[str], directory: Path) -> tuple[str, ...]:
 
 def _project_loaders(directory: Path) -> tuple[Path, Mapping[str, list[str]]]:
     """Return the directory of the project, and the loaders that its pyproject.toml names; none without one."""
+    import tomllib  # every command imports this module, and few read such a file
+
     for place in (directory, *directory.parents):
         path = place / _PROJECT
         try:

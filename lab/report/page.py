@@ -10,16 +10,20 @@ import base64
 import gzip
 import hashlib
 import json
+import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import BytecodeCache, Environment, FileSystemLoader, StrictUndefined
+from jinja2.bccache import Bucket
 from markupsafe import Markup
 
+from datapath.build.objectcache import key_of
 from lab.report.baseline import Baseline
 from lab.report.comparison import Compared, comparisons, result_figures, result_table
 from lab.report.distributions import parallel_figures, rates_table, step_figure
@@ -32,6 +36,7 @@ from lab.report.trends import trends
 from lab.report.trials import sentence, tables
 from lab.results.compare import Named
 from lab.results.result import Result
+from lab.system.cache import keep, kept
 
 TRIALS = {
     "corpus": "Known bugs",
@@ -176,6 +181,7 @@ class PageMaker:
             undefined=StrictUndefined,
             trim_blocks=True,
             lstrip_blocks=True,
+            bytecode_cache=_Templates(),
         )
         self._environment.filters |= {"counted": counted, "number": number}
         self._environment.globals |= {"figure": self._figure, "signs": SIGNS, "listed": LISTED}
@@ -217,11 +223,13 @@ class PageMaker:
             machine_facts=machine_facts,
         )
         drawn = any(name.startswith(("f-", "s-")) for name in self._chunks.packed)
+        digests = [_digest(script)]
         if drawn:
-            self._chunks.packed["library"] = _packed_library()
+            self._chunks.packed["library"], of_library = _library()
+            digests.append(of_library)
         text = self._environment.get_template("page.html").render(
             title=self._title(runs),
-            policy=_policy(script, *([_library()] if drawn else [])),
+            policy=_policy(digests),
             style=Markup(style),
             script=Markup(script),
             body=Markup(body),
@@ -313,21 +321,49 @@ def _pack(text: str) -> str:
 
 
 @lru_cache(maxsize=1)
-def _packed_library() -> str:
-    return _pack(_library())
+def _library() -> tuple[str, str]:
+    """Return plotly.js, which the Python package carries, as the browser unpacks it, and its digest.
+
+    Both are kept: it has four megabytes, and to pack it takes longer than the rest of many a page.
+    """
+    key = key_of(__name__, "plotly", version("plotly"), *_made_here())
+    known = kept(key)
+    if known is None:
+        from plotly.offline import get_plotlyjs
+
+        text = str(get_plotlyjs())
+        known = f"{_digest(text)} {_pack(text)}".encode()
+        keep(key, known)
+    digest, packed = known.decode().split(" ")
+    return packed, digest
 
 
-@lru_cache(maxsize=1)
-def _library() -> str:
-    """Return plotly.js, which the Python package carries."""
-    from plotly.offline import get_plotlyjs
+class _Templates(BytecodeCache):
+    """Keeps what Jinja has made of the templates."""
 
-    return str(get_plotlyjs())
+    def load_bytecode(self, bucket: Bucket) -> None:
+        content = kept(self._key(bucket))
+        if content is not None:
+            bucket.bytecode_from_string(content)
+
+    def dump_bytecode(self, bucket: Bucket) -> None:
+        keep(self._key(bucket), bucket.bytecode_to_string())
+
+    def _key(self, bucket: Bucket) -> str:
+        return key_of(__name__, "jinja2", version("jinja2"), *_made_here(), bucket.key, bucket.checksum)
 
 
-def _policy(*scripts: str) -> str:
-    """Return a policy under which these scripts run and nothing is loaded."""
-    digests = (base64.b64encode(hashlib.sha256(each.encode()).digest()).decode() for each in scripts)
+def _made_here() -> tuple[str, ...]:
+    """Return what else decides about what is kept: the Python, and this module."""
+    return sys.version, Path(__file__).read_text()
+
+
+def _digest(text: str) -> str:
+    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+
+def _policy(digests: Sequence[str]) -> str:
+    """Return a policy under which the scripts with these digests run and nothing is loaded."""
     hashes = " ".join(f"'sha256-{digest}'" for digest in digests)
     rest = "style-src 'unsafe-inline'; img-src data: blob:; base-uri 'none'; form-action 'none'"
     return f"default-src 'none'; script-src {hashes}; {rest}"

@@ -303,6 +303,14 @@ class TestFindClang:
         fake_clang(bin, script, "clang")
         assert probe_compiler() == Compiler(bin / "clang", "Some clang version 9.0.1 (x)", "v2")
 
+    def test_a_compiler_is_asked_once_and_again_when_it_was_replaced(self, bin: Path) -> None:
+        asked = bin / "asked"
+        for version in ("16.0.0", "17.0.0"):
+            fake_clang(bin, f'#!/bin/sh\necho x >> {asked}\necho "clang version {version}" >&2\n', "new")
+            (bin / "new").replace(bin / "clang")
+            assert [probe_compiler().version for _ in range(2)] == 2 * [f"clang version {version}"]
+        assert asked.read_text() == "x\nx\n"
+
 
 def test_probe_of_the_real_compiler(compiler: Compiler) -> None:
     assert compiler.mcpu == "v3"

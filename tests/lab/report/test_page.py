@@ -21,6 +21,7 @@ from lab.report.kernels import by_kernel
 from lab.report.page import PageMaker
 from lab.results.result import Series, to_json
 from lab.scenario.records import Record
+from lab.system.cache import CACHE_VARIABLE
 from tests.lab.report.samples import losing, parallel, record, run
 from tests.lab.report.test_trials import SWEEP
 from tests.lab.results.samples import machine, result, times
@@ -200,3 +201,30 @@ def test_a_run_over_machines_names_them_and_what_each_ran() -> None:
     assert "kernel 6.1.0, 2 at a time, lost: it is gone" in text
     assert "<small>ssh:a, 6.1.0</small>" in text
     assert "<small>ssh:a" not in page(run(record()))
+
+
+def test_what_is_the_same_on_all_pages_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plotly, packed, and Jinja's templates, compiled: from another process the page comes sooner."""
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "kept"))
+    page_module._library.cache_clear()
+    first = page(run(record("one")))
+
+    def again(*_: object) -> None:
+        raise AssertionError("made again")
+
+    monkeypatch.setattr("plotly.offline.get_plotlyjs", again)
+    monkeypatch.setattr("jinja2.environment.Environment._parse", again)
+    page_module._library.cache_clear()
+    assert page(run(record("one"))) == first
+
+
+@pytest.mark.parametrize("directory", ["nothing is kept", "others may write"])
+def test_a_page_is_made_where_nothing_can_be_kept(
+    directory: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = page(run(record("one")))
+    tmp_path.chmod(0o777)
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path) if directory == "others may write" else "")
+    page_module._library.cache_clear()
+    assert page(run(record("one"))) == expected
+    assert list(tmp_path.iterdir()) == []
