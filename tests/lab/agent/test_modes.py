@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import select
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from functools import partial
@@ -20,6 +22,7 @@ from lab.node.node import Node
 from lab.node.topology import NodeSpec
 from lab.scenario.gate import Gate
 from lab.watch.checks.xdp import check_xdp
+from lab.watch.metrics import INGRESS, packets
 from lab.watch.snapshot import take
 from tests.lab.agent.test_collector import udp
 from tests.lab.labs import receives, unique_name
@@ -27,6 +30,7 @@ from tests.lab.labs import receives, unique_name
 pytestmark = pytest.mark.privileged
 
 PORT = 7600
+DENIED = 133, INGRESS
 SEALED = {"name": "sealed", "endpoint": "pod-1", "ingress": [{}]}
 
 
@@ -68,14 +72,26 @@ class Probes:
 
     def __init__(self, cluster: Cluster, stack: ExitStack) -> None:
         one, two = cluster.nodes
+        self._node = one
         self._pairs = [(udp(stack, two, "pod-1", 0, v), udp(stack, one, "pod-1", PORT, v)) for v in (4, 6)]
         self.arrived: list[str] = []
 
     def send(self, when: str) -> None:
+        denied = self._denied() + len(self._pairs)
         for sender, receiver in self._pairs:
             sender.sendto(b"denied", receiver.getsockname())
-            if receives(receiver, within=0.2):
+        # Which of both becomes of each packet: it arrives, or it is denied and counted. What is neither gets a while.
+        receivers = [receiver for _, receiver in self._pairs]
+        deadline = time.monotonic() + 0.4
+        while self._denied() < denied and not select.select(receivers, [], [], 0.002)[0]:
+            if time.monotonic() > deadline:
+                break
+        for receiver in receivers:
+            if receives(receiver, within=0.002):
                 self.arrived.append(f"{when}: IPv{4 if receiver.family == socket.AF_INET else 6}")
+
+    def _denied(self) -> int:
+        return packets(self._node).get(DENIED, 0)
 
 
 @pytest.fixture

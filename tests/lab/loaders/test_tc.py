@@ -7,7 +7,7 @@ import re
 import shutil
 import subprocess
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
@@ -39,7 +39,11 @@ def templates(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_pods_are_loaded_by_tc_without_loss(templates: Path) -> None:
-    """In the mode with both hooks and routes; a pod is removed as well; the host is left to the built-in loader."""
+    """In the mode with both hooks and routes; a pod is removed as well; the host is left to the built-in loader.
+
+    A late removal leaves the pod that came after, whose interface has the name that the former one's had: the checks
+    find its programs (cilium issue 44530).
+    """
     spec = NodeSpec("seam-tc", pods=1, endpoint_routes=True)
     with Scenario(spec, loader=find_loader("tc"), templates=templates) as scenario:
         (outcome,) = scenario.reload("pod-1")
@@ -52,48 +56,64 @@ def test_pods_are_loaded_by_tc_without_loss(templates: Path) -> None:
         scenario.reload(HOST)
         scenario.agent.add_pod("more")
         scenario.agent.remove_pod("more")
+
+        present = scenario.agent.endpoint("pod-1")
+        assert present.ifindex is not None
+        former = replace(
+            present,
+            id=present.id + 1000,
+            ifindex=present.ifindex + 1000,
+            ipv4=IPv4Address("10.244.15.200"),
+            ipv6=IPv6Address("fd00:10:244::ff00"),
+        )
+        scenario.agent.unload_endpoint(former, str(former.id), forget=lambda: None)
     assert scenario.gaps == [f"not supported by loader tc: {BY_OURS}"]
 
 
-def test_a_map_with_entries_of_another_size_is_filled_before_the_loader_is_asked() -> None:
+@pytest.fixture(scope="module")
+def quiet(templates: Path) -> Iterator[Scenario]:
+    """A pod without traffic."""
+    with Scenario(NodeSpec("seam-quiet", pods=1), rate=0, loader=find_loader("tc"), templates=templates) as scenario:
+        yield scenario
+
+
+def test_a_map_with_entries_of_another_size_is_filled_before_the_loader_is_asked(quiet: Scenario) -> None:
     """Another release has left it. A loader would put an empty one in its place, and attach before anybody fills it."""
-    with Scenario(NodeSpec("tc-entries", pods=1), rate=0, loader=find_loader("tc")) as scenario:
-        name = "cilium_policy_00101"
-        path = scenario.agent.config.globals / name
-        seen: list[tuple[int, int]] = []
+    name = "cilium_policy_00101"
+    path = quiet.agent.config.globals / name
+    seen: list[tuple[int, int]] = []
 
-        def look(*_: object) -> None:
-            with open_pin(path) as policy:
-                seen.append((policy.info.value_size, len(list(policy.keys()))))
+    def look(*_: object) -> None:
+        with open_pin(path) as policy:
+            seen.append((policy.info.value_size, len(list(policy.keys()))))
 
-        look()
-        scenario.define(POLICY_VALUE_PAD="1")
-        scenario.expect(migrated={name})
-        scenario.reload("pod-1", gate=Gate(look, before="load by tc"))
-        ((size, count), padded) = seen
-        assert count > 0
-        assert padded == (size + 8, count)
+    look()
+    quiet.define(POLICY_VALUE_PAD="1")
+    quiet.expect(migrated={name})
+    quiet.reload("pod-1", gate=Gate(look, before="load by tc"))
+    ((size, count), padded) = seen
+    assert count > 0
+    assert padded == (size + 8, count)
 
 
 def test_a_reload_that_fails_before_tc_is_an_answer_and_leaves_nothing_aside(
-    templates: Path, monkeypatch: pytest.MonkeyPatch
+    quiet: Scenario, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The objects are gone: no link to them can be made. The process goes on."""
-    with Scenario(NodeSpec("seam-tc-fails", pods=1), rate=0, loader=find_loader("tc"), templates=templates) as scenario:
-        external = scenario.agent.external
-        assert external is not None
-        ask, pid = external.ask, external.pid
+    external = quiet.agent.external
+    assert external is not None
+    ask, pid = external.ask, external.pid
 
-        def astray(request: Mapping[str, Any], *, cancel: threading.Event | None = None) -> Done:
-            attach = [{**hook, "object": "/no/such/directory/bpf_lxc.o"} for hook in request["attach"]]
-            return ask({**request, "attach": attach}, cancel=cancel)
+    def astray(request: Mapping[str, Any], *, cancel: threading.Event | None = None) -> Done:
+        attach = [{**hook, "object": "/no/such/directory/bpf_lxc.o"} for hook in request["attach"]]
+        return ask({**request, "attach": attach}, cancel=cancel)
 
-        monkeypatch.setattr(external, "ask", astray)
-        with pytest.raises(LoaderFailed, match=r"/no/such/directory/.*No such file or directory"):
-            scenario.agent.reload("pod-1")
-        assert (external.pid, left_behind(scenario.agent.config.globals)) == (pid, frozenset())
-        monkeypatch.undo()
-        scenario.reload("pod-1")
+    monkeypatch.setattr(external, "ask", astray)
+    with pytest.raises(LoaderFailed, match=r"/no/such/directory/.*No such file or directory"):
+        quiet.agent.reload("pod-1")
+    assert (external.pid, left_behind(quiet.agent.config.globals)) == (pid, frozenset())
+    monkeypatch.undo()
+    quiet.reload("pod-1")
 
 
 def test_what_cannot_be_removed_is_no_success() -> None:
@@ -108,21 +128,6 @@ def test_what_cannot_be_removed_is_no_success() -> None:
         assert done.stderr == ""
 
 
-def test_late_removal_leaves_the_pod_that_came_after(templates: Path) -> None:
-    """Its interface has the name that the former one's had: the checks find its programs (cilium issue 44530)."""
-    with Scenario(NodeSpec("seam-late", pods=1), loader=find_loader("tc"), templates=templates) as scenario:
-        present = scenario.agent.endpoint("pod-1")
-        assert present.ifindex is not None
-        former = replace(
-            present,
-            id=present.id + 1000,
-            ifindex=present.ifindex + 1000,
-            ipv4=IPv4Address("10.244.15.200"),
-            ipv6=IPv6Address("fd00:10:244::ff00"),
-        )
-        scenario.agent.unload_endpoint(former, str(former.id), forget=lambda: None)
-
-
 def test_what_tc_refuses_is_told_with_the_reason_and_the_line() -> None:
     """The text is that of tc 6.1 with an object for another library."""
     old = "libbpf: elf: legacy map definitions in 'maps' section are not supported by libbpf v1.0+"
@@ -132,20 +137,17 @@ def test_what_tc_refuses_is_told_with_the_reason_and_the_line() -> None:
     assert str(Refused(["exec one"], -9, "libbpf: a warning\n")) == "killed by SIGKILL (tc -batch)"
 
 
-@pytest.mark.parametrize(
-    ("wanted", "differs"),
-    [("RTM_NEWTFILTER * ingress", True), ("MAP_UPDATE cilium_call_policy*", False)],
-    ids=["after the policy slot", "before it"],
-)
-def test_what_is_left_when_tc_is_killed_answers_packets(wanted: str, differs: bool, templates: Path) -> None:
-    """At the filter, the policy program is the new one, and that at the hook the old one: each keeps its calls map.
+KILLED = {"before the policy slot": "MAP_UPDATE cilium_call_policy*", "after it": "RTM_NEWTFILTER * ingress"}
+"""Calls of tc at which it is killed; a node whose case was not survived is the last one's."""
 
-    Before the first of both, all is as it was.
-    """
+
+@pytest.fixture(scope="module")
+def killed(templates: Path) -> Mapping[str, Case]:
+    """What came of a reload whose tc was killed at each of these calls."""
     spec = NodeSpec("seam-tc-killed", pods=1)
 
     def choose(cases: Sequence[Case]) -> Sequence[Case]:
-        return [case for case in cases if case.place.fits(wanted)][-1:]
+        return [[case for case in cases if case.place.fits(wanted)][-1] for wanted in KILLED.values()]
 
     swept = sweep(
         spec,
@@ -155,7 +157,16 @@ def test_what_is_left_when_tc_is_killed_answers_packets(wanted: str, differs: bo
         loader=find_loader("tc"),
         templates=templates,
     )
-    (case,) = swept.cases
+    return dict(zip(KILLED, swept.cases, strict=True))
+
+
+@pytest.mark.parametrize(("where", "differs"), [("before the policy slot", False), ("after it", True)])
+def test_what_is_left_when_tc_is_killed_answers_packets(where: str, differs: bool, killed: Mapping[str, Case]) -> None:
+    """At the filter, the policy program is the new one, and that at the hook the old one: each keeps its calls map.
+
+    Before the first of both, all is as it was.
+    """
+    case = killed[where]
     assert case.ended == "failed: loader tc: killed by SIGKILL (tc -batch)"
     assert [line for line in case.wrong if "differ" not in line] == []
     assert bool(case.wrong) == differs
