@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
 import struct
 from dataclasses import replace
@@ -21,6 +22,7 @@ from datapath.load.verify import verify_object
 from datapath.object.reader import read_object
 from datapath.object.spec import MapSpec
 from tests.bpf.loaded import DEVICE, HOST, LIBRARY, Build, compiled, spec_of
+from tests.exhaustive import EXHAUSTIVE
 
 SOURCES = ("bpf_lxc.c", "bpf_host.c", "bpf_overlay.c", "bpf_xdp.c")
 NO_PREALLOC, NUMA_NODE = 1, 4
@@ -34,6 +36,14 @@ BUILDS = {
     "everything": EVERYTHING,
     "arp passthrough": (("ENABLE_ARP_PASSTHROUGH", "1"),),
 }
+EACH_PAIR = [
+    pytest.param(routes, tunnel, defines, id=f"{name}-{'tunnel' if tunnel else 'native'}-{'on' if routes else 'off'}")
+    for number, (name, defines) in enumerate(BUILDS.items())
+    for tunnel in (False, True)
+    for routes in (False, True)
+    if EXHAUSTIVE or (routes == tunnel) == (number != 1)
+]
+"""Endpoint routes, a tunnel and options: each pair of two of them; with EXHAUSTIVE all three."""
 COMPILERS = ("clang-14", "clang-16", "clang-19")
 
 ENTRIES = {
@@ -80,14 +90,14 @@ def test_entry_programs_and_slots(source: str, endpoint_routes: bool) -> None:
 
 
 def test_host_firewall_adds_policy_programs_and_connections() -> None:
-    spec = spec_of(Build("bpf_host.c", defines=EVERYTHING))
+    spec = spec_of(Build("bpf_host.c", tunnel=True, defines=EVERYTHING))
     assert spec.programs["handle_lxc_traffic"].slot == (1, HOST.id)
     assert {p.slot for p in spec.programs.values() if p.slot} == SLOTS["bpf_host.c"] | {(1, HOST.id), (2, 11), (2, 12)}
     assert CONNECTIONS.items() <= spec.maps.items()
 
 
 def test_fragments_are_tracked_in_maps_that_exist_only_then() -> None:
-    maps = spec_of(Build("bpf_lxc.c", defines=EVERYTHING)).maps
+    maps = spec_of(Build("bpf_lxc.c", tunnel=True, defines=EVERYTHING)).maps
     assert FRAGMENTS.items() <= maps.items()
 
 
@@ -164,19 +174,19 @@ def test_maps_of_the_xdp_object() -> None:
 
 
 @pytest.mark.parametrize("source", SOURCES)
-@pytest.mark.parametrize("defines", BUILDS.values(), ids=BUILDS)
-def test_constants_are_the_only_data(source: str, defines: tuple[tuple[str, str], ...]) -> None:
+@pytest.mark.parametrize(("endpoint_routes", "tunnel", "defines"), EACH_PAIR)
+def test_constants_are_the_only_data(
+    source: str, endpoint_routes: bool, tunnel: bool, defines: tuple[tuple[str, str], ...]
+) -> None:
     """No other section of data is loaded from: .data becomes immediates, .rodata would need a map."""
-    elf = ELFFile(BytesIO(compiled(Build(source, tunnel=True, defines=defines)).data))
+    elf = ELFFile(BytesIO(compiled(Build(source, endpoint_routes, tunnel, defines)).data))
     names = [section.name for section in elf.iter_sections() if section.header.sh_flags & 2 and section.data_size]
     assert not [name for name in names if name.startswith((".rodata", ".text"))]
 
 
 @pytest.mark.privileged
 @pytest.mark.parametrize("source", SOURCES)
-@pytest.mark.parametrize("endpoint_routes", [False, True], ids=["off", "on"])
-@pytest.mark.parametrize("tunnel", [False, True], ids=["native", "tunnel"])
-@pytest.mark.parametrize("defines", BUILDS.values(), ids=BUILDS)
+@pytest.mark.parametrize(("endpoint_routes", "tunnel", "defines"), EACH_PAIR)
 def test_the_verifier_accepts_every_build(
     source: str, endpoint_routes: bool, tunnel: bool, defines: tuple[tuple[str, str], ...]
 ) -> None:
@@ -220,37 +230,65 @@ def test_compiles_alone_with_every_compiler(source: str, name: str, tmp_path: Pa
 # --- variations ---
 
 
-VARIATIONS: dict[str, tuple[str, dict[str, Any]]] = {
-    "POLICY_MAP_TYPE=BPF_MAP_TYPE_HASH": ("cilium_policy_00123", {"type": MapType.HASH}),
-    "POLICY_MAP_SIZE=8192": ("cilium_policy_00123", {"max_entries": 8192}),
-    "POLICY_MAP_FLAGS=(BPF_F_NO_PREALLOC | BPF_F_NUMA_NODE)": (
-        "cilium_policy_00123",
-        {"flags": NO_PREALLOC | NUMA_NODE},
-    ),
-    "CT_MAP_SIZE_TCP=1000": ("cilium_ct4_global", {"max_entries": 1000}),
-    "POLICY_KEY_PAD=1": ("cilium_policy_00123", {"key_size": 16}),
-    "POLICY_VALUE_PAD=1": ("cilium_policy_00123", {"value_size": 32}),
-    "IPCACHE_MAP_TYPE=BPF_MAP_TYPE_HASH": ("cilium_ipcache", {"type": MapType.HASH}),
-    "IPCACHE_MAP_SIZE=1000": ("cilium_ipcache", {"max_entries": 1000}),
-    "IPCACHE_MAP_FLAGS=(BPF_F_NO_PREALLOC | BPF_F_NUMA_NODE)": ("cilium_ipcache", {"flags": NO_PREALLOC | NUMA_NODE}),
-    "IPCACHE_KEY_PAD=1": ("cilium_ipcache", {"key_size": 28}),
-    "IPCACHE_VALUE_PAD=1": ("cilium_ipcache", {"value_size": 16}),
-    "TUNNEL_MAP_FLAGS=0": ("cilium_tunnel_map", {"flags": 0}),
-    "TUNNEL_ENDPOINT_MAP_SIZE=1000": ("cilium_tunnel_map", {"max_entries": 1000}),
-    "TUNNEL_KEY_PAD=1": ("cilium_tunnel_map", {"key_size": 24}),
-    "TUNNEL_VALUE_PAD=1": ("cilium_tunnel_map", {"value_size": 24}),
+POLICIES = {
+    "type": ("POLICY_MAP_TYPE=BPF_MAP_TYPE_HASH", MapType.HASH),
+    "max_entries": ("POLICY_MAP_SIZE=8192", 8192),
+    "flags": ("POLICY_MAP_FLAGS=(BPF_F_NO_PREALLOC | BPF_F_NUMA_NODE)", NO_PREALLOC | NUMA_NODE),
+    "key_size": ("POLICY_KEY_PAD=1", 16),
+    "value_size": ("POLICY_VALUE_PAD=1", 32),
 }
+IPCACHE = {
+    "type": ("IPCACHE_MAP_TYPE=BPF_MAP_TYPE_HASH", MapType.HASH),
+    "max_entries": ("IPCACHE_MAP_SIZE=1000", 1000),
+    "flags": ("IPCACHE_MAP_FLAGS=(BPF_F_NO_PREALLOC | BPF_F_NUMA_NODE)", NO_PREALLOC | NUMA_NODE),
+    "key_size": ("IPCACHE_KEY_PAD=1", 28),
+    "value_size": ("IPCACHE_VALUE_PAD=1", 16),
+}
+TUNNELS = {
+    "flags": ("TUNNEL_MAP_FLAGS=0", 0),
+    "max_entries": ("TUNNEL_ENDPOINT_MAP_SIZE=1000", 1000),
+    "key_size": ("TUNNEL_KEY_PAD=1", 24),
+    "value_size": ("TUNNEL_VALUE_PAD=1", 24),
+}
+TCP = {"max_entries": ("CT_MAP_SIZE_TCP=1000", 1000)}
+VARIED = {
+    "cilium_policy_00123": POLICIES,
+    "cilium_ipcache": IPCACHE,
+    "cilium_tunnel_map": TUNNELS,
+    "cilium_ct4_global": TCP,
+}
+"""Which option changes a property of a map, and to what."""
+
+Change = tuple[str, str]
+TOGETHER: tuple[tuple[Change, ...], ...] = (
+    (("cilium_policy_00123", "type"), ("cilium_ipcache", "max_entries"), ("cilium_tunnel_map", "flags")),
+    (("cilium_policy_00123", "max_entries"), ("cilium_ipcache", "flags"), ("cilium_tunnel_map", "key_size")),
+    (("cilium_policy_00123", "flags"), ("cilium_ipcache", "key_size"), ("cilium_tunnel_map", "value_size")),
+    (("cilium_policy_00123", "key_size"), ("cilium_ipcache", "value_size"), ("cilium_tunnel_map", "max_entries")),
+    (("cilium_policy_00123", "value_size"), ("cilium_ipcache", "type"), ("cilium_ct4_global", "max_entries")),
+)
+"""Options in one build change another property of each map: what one of them does to the map of another is seen."""
+
+
+def test_every_option_that_varies_a_map_is_in_one_build() -> None:
+    assert sorted(itertools.chain(*TOGETHER)) == sorted((name, field) for name in VARIED for field in VARIED[name])
+    assert all(len({field for _, field in each}) == len(each) for each in TOGETHER)
 
 
 @pytest.mark.privileged
-@pytest.mark.parametrize("option", VARIATIONS)
-def test_a_variation_changes_one_property_of_one_map(option: str) -> None:
-    name, _, value = option.partition("=")
-    target, changes = VARIATIONS[option]
-    targets = (target, "cilium_ct6_global") if target == "cilium_ct4_global" else (target,)
-    varied = spec_of(Build("bpf_lxc.c", tunnel=True, defines=((name, value),)))
-    plain = spec_of(Build("bpf_lxc.c", tunnel=True)).maps
-    assert varied.maps == {**plain, **{name: replace(plain[name], **changes) for name in targets}}
+@pytest.mark.parametrize(
+    "changes", TOGETHER, ids=lambda each: "-".join(VARIED[n][f][0].partition("=")[0] for n, f in each)
+)
+def test_a_variation_changes_one_property_of_one_map(changes: tuple[Change, ...]) -> None:
+    options = [VARIED[name][field][0].partition("=") for name, field in changes]
+    plain = Build("bpf_lxc.c", endpoint_routes=True, tunnel=True)
+    varied = spec_of(replace(plain, defines=tuple((name, value) for name, _, value in options)))
+    expected = dict(spec_of(plain).maps)
+    for name, field in changes:
+        property_: dict[str, Any] = {field: VARIED[name][field][1]}
+        for each in (name, "cilium_ct6_global") if name == "cilium_ct4_global" else (name,):
+            expected[each] = replace(expected[each], **property_)
+    assert varied.maps == expected
     assert not [report for report in verify_object(varied).programs if report.error]
 
 

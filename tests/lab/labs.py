@@ -31,6 +31,12 @@ UP = (
 )
 ROOT = Path(__file__).resolve().parents[2]
 
+NOBODY = (
+    *("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"),
+    *("--inh-caps=-all,+dac_read_search", "--ambient-caps=-all,+dac_read_search"),
+)
+"""What runs a command as user 65534, who still may read a checkout in a directory that only root may enter."""
+
 
 def unique_name(prefix: str = "test") -> str:
     """Return a lab name that nobody else uses."""

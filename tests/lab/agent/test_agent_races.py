@@ -20,6 +20,7 @@ from lab.node.node import Node
 from lab.node.topology import NodeSpec
 from lab.watch.invariants import baseline, check
 from lab.watch.snapshot import take
+from tests.exhaustive import EXHAUSTIVE
 from tests.lab.labs import cli, killed_at, python, removed, start, unique_name
 from tests.lab.nodes import differences
 
@@ -137,14 +138,16 @@ def test_cancelled_reload_does_not_wait_for_a_switch(name: str) -> None:
 
 
 ADD, REMOVE = "add_pod", "remove_pod"
-KILLS = [
-    *((ADD, "sendto", nth) for nth in (1, 2, 4, 6)),
-    *((ADD, "bpf", nth) for nth in (1, 9, 40, 90, 130)),
-    *((ADD, "rename", nth) for nth in (1, 2, 4)),
-    *((REMOVE, "sendto", nth) for nth in (1, 2, 3)),
-    *((REMOVE, "bpf", nth) for nth in (1, 6, 12)),
-    *((REMOVE, "unlink", nth) for nth in (1, 3, 5)),
-]
+PLACES = {
+    (ADD, "sendto"): (1, 4, 2, 6),
+    (ADD, "bpf"): (9, 40, 130, 1, 90),
+    (ADD, "rename"): (1, 4, 2),
+    (REMOVE, "sendto"): (1, 3, 2),
+    (REMOVE, "bpf"): (6, 12, 1),
+    (REMOVE, "unlink"): (1, 3, 5),
+}
+KILLS = [(*what, nth) for what, places in PLACES.items() for nth in (places if EXHAUSTIVE else places[:2])]
+"""A process that adds or removes a pod is killed at these calls, the first two of a kind or with EXHAUSTIVE all."""
 
 
 def come_or_go(what: str, name: str) -> None:

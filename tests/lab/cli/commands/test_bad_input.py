@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -28,17 +29,18 @@ from lab.agent.agent import Agent
 from lab.cli.main import main
 from lab.node import registry
 from lab.node.node import Node
+from lab.system.launch import module_argv
 from lab.system.mounts import umount
 from lab.system.tools import run
 from lab.watch.invariants import Baseline, baseline, check, check_unchanged
 from lab.watch.snapshot import take
 from tests.exhaustive import EXHAUSTIVE
-from tests.lab.labs import ROOT, cli
+from tests.lab.labs import NOBODY, ROOT, cli
 
 pytestmark = pytest.mark.privileged
 
 LAB = "box"
-NOBODY = ("setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups")
+PIPELINE = shlex.join(module_argv("lab.loaders.pipeline"))
 INTERRUPTED = (130, "reloadlab: interrupted\n")
 
 
@@ -578,13 +580,13 @@ def under_a_filter(session: int) -> bool:
     ("command", "number"),
     [
         ("prove --two pod-1 --pods 1", signal.SIGTERM),
-        ("faults pod-1 --pods 1 --loader tc", signal.SIGINT),
+        (f"faults pod-1 --pods 1 --loader {shlex.quote(PIPELINE)}", signal.SIGINT),
         *((("prove pod-1 --pods 1", signal.SIGINT), ("faults --life --pods 1", signal.SIGTERM)) if EXHAUSTIVE else ()),
     ],
 )
 def test_gates_interrupted(command: str, number: signal.Signals) -> None:
     """While calls are stopped: the reload goes on without gates to its end, and nothing of the node is left."""
-    assert interrupted(number, under_a_filter, *command.split()) == INTERRUPTED
+    assert interrupted(number, under_a_filter, *shlex.split(command)) == INTERRUPTED
 
 
 @pytest.mark.parametrize(("what", "number"), [("reload", signal.SIGTERM), ("topology", signal.SIGINT)])

@@ -13,7 +13,7 @@ from lab.cli.main import main
 from lab.errors import Status
 from lab.node import registry
 from lab.node.node import Node
-from tests.lab.labs import cli, mounts_of, removed, start, unique_name
+from tests.lab.labs import NOBODY, cli, mounts_of, removed, start, unique_name
 
 
 @pytest.fixture
@@ -82,8 +82,7 @@ def test_lab_outlives_the_command(name: str) -> None:
 @pytest.mark.privileged
 @pytest.mark.parametrize("command", ["up", "ls", "down --all", "show demo", "exec demo/pod-1 -- true"])
 def test_needs_root(command: str) -> None:
-    nobody = ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups"]
-    with start([*nobody, *cli(*command.split())]) as process:
+    with start([*NOBODY, *cli(*command.split())]) as process:
         _, err = process.communicate(timeout=30)
     assert process.returncode == 1
     assert "root" in err
