@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import pkgutil
 import subprocess
@@ -52,11 +53,43 @@ def imported(arguments: str, modules: tuple[str, ...]) -> list[str]:
     return done.stderr.splitlines()[-1].split()
 
 
-@pytest.mark.parametrize("arguments", ["--help", "ls", "down nope", *(f"{name} --help" for name in COMMANDS)])
-def test_nothing_heavy_is_imported_for_a_help_text_or_a_list(arguments: str, tmp_path: Path) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RELOADLAB_RUN", str(tmp_path / "none"))
-        assert imported(arguments, HEAVY) == []
+LIGHT = ("--help", "ls", "down nope", *(f"{name} --help" for name in COMMANDS))
+EACH_FORKED = """
+import json, os, sys
+from lab.cli.main import main
+modules, commands = json.loads(sys.argv[1])
+heavy = [name for name in modules if name in sys.modules]
+assert not heavy, heavy
+for arguments in commands:
+    if os.fork() == 0:
+        out = os.dup(1)
+        os.dup2(os.open(os.devnull, os.O_RDWR), 1)
+        os.dup2(1, 2)
+        main(arguments.split())
+        os.write(out, json.dumps([arguments, [name for name in modules if name in sys.modules]]).encode() + b"\\n")
+        os._exit(0)
+    os.wait()
+"""
+"""Each command in a process that has imported no more than what all commands import."""
+
+
+@pytest.fixture(scope="module")
+def heavy(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
+    """What takes long to import and is imported all the same, by command."""
+    done = subprocess.run(
+        [sys.executable, "-c", EACH_FORKED, json.dumps([HEAVY, LIGHT])],
+        cwd=ROOT,
+        env=os.environ | {"RELOADLAB_RUN": str(tmp_path_factory.mktemp("labs") / "none")},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return dict(json.loads(line) for line in done.stdout.splitlines())
+
+
+@pytest.mark.parametrize("arguments", LIGHT)
+def test_nothing_heavy_is_imported_for_a_help_text_or_a_list(arguments: str, heavy: dict[str, list[str]]) -> None:
+    assert heavy[arguments] == []
 
 
 def test_a_run_does_not_wait_for_what_compares_results() -> None:
@@ -118,8 +151,14 @@ def shell(script: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.parametrize("command", ["--help", "--version", "inspect --help", "doctor --help", "completion bash"])
-@pytest.mark.parametrize("closed", ["", ">&-", "2>&-", "<&-", ">&- 2>&-", "<&- >&- 2>&-"])
+CLOSED = ("", ">&-", "2>&-", "<&-", ">&- 2>&-", "<&- >&- 2>&-")
+
+
+@pytest.mark.parametrize(
+    ("command", "closed"),
+    [("inspect --help", closed) for closed in CLOSED]
+    + [(command, CLOSED[-1]) for command in ("--help", "--version", "doctor --help", "completion bash")],
+)
 def test_closed_streams_are_no_error(command: str, closed: str) -> None:
     done = shell(f"reloadlab {command} {closed}")
     assert (done.returncode, done.stderr) == (0, "")
