@@ -24,6 +24,14 @@ _READS = (
 """How the names of calls begin that only look at something."""
 
 
+_MAKES = frozenset(
+    (
+        *("MAP_CREATE", "PROG_LOAD", "BTF_LOAD", "MAP_FREEZE", "OBJ_PIN"),
+        *("open", "openat", "openat2", "creat", "mkdir", "mkdirat", "symlink", "symlinkat", "link", "linkat"),
+    )
+)
+"""The names of calls that make something new, and take nothing away."""
+
 _OF_ONE_NODE = re.compile(r"\blxc(?=[0-9a-f]{12})[0-9a-f]+|/[^ ]*(?=/(state|bpf)/)")
 """Names that a node has by itself: its pods' interfaces, its directory."""
 
@@ -71,6 +79,11 @@ class Call:
     def changes(self) -> bool:
         """Whether something may be another after the call than before it."""
         return not self.name.startswith(_READS) or self.name.startswith("MAP_LOOKUP_AND_DELETE")
+
+    @property
+    def only_adds(self) -> bool:
+        """Whether it takes no pin away, and changes nothing that packets go through: hooks, and slots of programs."""
+        return not self.changes or self.name in _MAKES
 
     @property
     def pattern(self) -> str:

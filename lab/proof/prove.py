@@ -55,6 +55,7 @@ class Prover:
     _series: str = ""
     _length: int = 0
     _left_ns: int = 0
+    _silent: Sequence[str] = ()
 
     def begin(self, what: str, round: int, *, empties: str | None = None) -> None:
         """Name what follows; `empties` is that of an action."""
@@ -69,7 +70,7 @@ class Prover:
         under_way = {at: each for at, each in others.items() if is_under_way(each)}
         self._gate(call, tuple(each.text for each in under_way.values()))
         if is_met:
-            self._burst(call)
+            self._burst(call, only_added=not self._begun and all(each.only_adds for each in self._pending.values()))
             self._begun, self._pending = False, under_way
         if call.changes:
             self._pending[call.thread] = call
@@ -105,10 +106,14 @@ class Prover:
     def _gate(self, call: Call, under_way: tuple[str, ...] = ()) -> None:
         self.calls.append(Gated(self._round, self._what, call, self._left_ns, under_way))
 
-    def _burst(self, call: Call) -> None:
-        """Send packets before a call is let on."""
-        self._settler.settle(agent.node for agent in self.scenario.agents)
-        self.late += bool(unanswered(self.scenario, seconds=_SECONDS))
+    def _burst(self, call: Call, *, only_added: bool = False) -> None:
+        """Send packets before a call is let on; `only_added` if all calls since the last ones only add something.
+
+        A flow that was silent the last time is not waited for: whether it has an answer now, its packets tell.
+        """
+        self._settler.settle((agent.node for agent in self.scenario.agents), only_added=only_added)
+        self._silent = unanswered(self.scenario, seconds=_SECONDS, silent=self._silent)
+        self.late += bool(self._silent)
         passed = [] if self.denied is None else self.denied.passed()
         if self._empties is None or not call.fits(self._empties):
             self._passed += [Violation(7, what, (self._left_ns,)) for what in passed]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from lab.scenario.verdict import InvariantsViolated, NoVerdict
 from lab.scenario.watched import Watched
 from lab.system.pace import slowness
@@ -10,12 +12,12 @@ SECONDS = 0.5
 """Seconds in which a packet is answered on an ordinary machine (lab.system.pace)."""
 
 
-def unanswered(scenario: Watched, *, seconds: float = SECONDS) -> list[str]:
+def unanswered(scenario: Watched, *, seconds: float = SECONDS, silent: Sequence[str] = ()) -> list[str]:
     """Send a packet over each flow; return the flows whose packet was not answered in time.
 
-    What arrives of a denied flow is found when the traffic ends.
+    Flows that were `silent` before have a moment alone. What arrives of a denied flow is found when the traffic ends.
     """
-    bursts = scenario.traffic.burst_all(1, timeout=seconds * slowness())
+    bursts = scenario.traffic.burst_all(1, timeout=seconds * slowness(), silent=silent)
     return [burst.flow for burst in bursts if not burst.complete and not burst.denied]
 
 

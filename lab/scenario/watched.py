@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 from bpf import is_ours
 from datapath.base.mapnames import METRICS
@@ -53,6 +53,8 @@ from lab.watch.journal import Journal
 from lab.watch.kernel_log import KernelLog, KernelLogUnavailable
 from lab.watch.snapshot import take
 from lab.watch.violation import Violation
+
+T = TypeVar("T")
 
 MOST_STARVED = 0.5
 """The part of the time of all reloads in which the traffic may have had no CPU."""
@@ -425,6 +427,10 @@ class Watched:
         """
         times = [at for violation in self.violations for at in violation.at]
         return None if self._packets is None else self._packets.write(times)
+
+    def keep(self, context: AbstractContextManager[T]) -> T:
+        """Enter a context that ends with the scenario; return its value."""
+        return self._stack.enter_context(context)
 
     def abandon(self) -> None:
         """Check nothing when the block ends: the scenario has failed already, by itself."""

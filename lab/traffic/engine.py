@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import cycle
 from typing import Any
@@ -36,19 +36,33 @@ CALM_ROUNDS = 5
 
 @dataclass(slots=True)
 class Burst:
-    """Packets sent on request at `sent_ns`, as (stream, first number, end), waited for as long as `timeout_ns`."""
+    """Packets sent on request at `sent_ns`, as (stream, first number, end), waited for as long as `timeout_ns`.
+
+    If those of `silent` flows alone are not answered, they are waited for as long as `moment_ns`.
+    """
 
     parts: list[tuple[Stream, int, int]]
     sent_ns: int
     timeout_ns: int
+    silent: frozenset[str] = frozenset()
+    moment_ns: int = 0
 
     def is_over(self, now_ns: int, pauses: Pauses) -> bool:
         """Tell whether the time is over, without that in which the engine did not run."""
-        return now_ns - self.sent_ns - pauses.within(self.sent_ns, now_ns) >= self.timeout_ns
+        lasted_ns = now_ns - self.sent_ns - pauses.within(self.sent_ns, now_ns)
+        return lasted_ns >= self.timeout_ns or bool(
+            self.silent and lasted_ns >= self.moment_ns and not self._waits(self.silent)
+        )
 
     @property
     def waiting(self) -> bool:
-        return any(stream.unanswered(first, end) for stream, first, end in self.parts)
+        return self._waits(frozenset())
+
+    def _waits(self, besides: frozenset[str]) -> bool:
+        """Tell whether a packet is not answered, of another flow than these."""
+        return any(
+            stream.unanswered(first, end) for stream, first, end in self.parts if stream.flow.name not in besides
+        )
 
     def results(self) -> dict[str, tuple[int, int]]:
         """Return by flow how many packets were sent, and how many answered (of a denied flow, how many arrived)."""
@@ -101,7 +115,8 @@ class Engine:
         self._tick_ns = 0
         self._timer = -1
         self._burst: Burst | None = None
-        self._drain_ns: int | None = None
+        self._stopped_ns: int | None = None
+        self._drain_ns = 0
         self._started_ns = 0
         self._last_tick_ns = 0
         self._ran_ns = 0
@@ -163,10 +178,10 @@ class Engine:
             self._timer = periodic_timer(self._tick_ns)
             self._poller.watch(self._timer, self._tick)
         while True:
-            self._serve(-1 if self._burst is None and self._drain_ns is None else 0.01)
+            self._serve(-1 if self._burst is None and self._stopped_ns is None else 0.01)
             if self._burst is not None:
                 self._check_burst(self._burst)
-            if self._drain_ns is not None and self._drained(self._drain_ns):
+            if self._stopped_ns is not None and self._drained(self._stopped_ns):
                 return
 
     def _tick(self) -> None:
@@ -197,8 +212,8 @@ class Engine:
                 self._leave()
             case {"do": "snapshot"}:
                 self._control.send(self._report(final=False).to_json())
-            case {"do": "burst", "flows": names, "count": count, "timeout": timeout}:
-                self._send_burst(frozenset(names), count, timeout)
+            case {"do": "burst"}:
+                self._send_burst(message)
             case {"do": "focus", "flows": names}:
                 self._turn.focus(names)
                 self._control.send({"focus": names})
@@ -210,14 +225,16 @@ class Engine:
             case other:
                 raise ValueError(f"unknown command {other}")
 
-    def _send_burst(self, names: frozenset[str], count: int, timeout: float) -> None:
+    def _send_burst(self, message: Mapping[str, Any]) -> None:
+        names, count = frozenset(message["flows"]), message["count"]
         parts: list[tuple[Stream, int, int]] = []
         for stream in self._streams.all:
             if stream.flow.name in names and stream.flow.name not in self._turn.muted:
                 first = stream.sent
                 self._send(stream, count)
                 parts.append((stream, first, stream.sent))
-        self._burst = Burst(parts, time.monotonic_ns(), round(timeout * 1e9))
+        timeout_ns, moment_ns = round(message["timeout"] * 1e9), round(message["moment"] * 1e9)
+        self._burst = Burst(parts, time.monotonic_ns(), timeout_ns, frozenset(message["silent"]), moment_ns)
 
     def _check_burst(self, burst: Burst) -> None:
         if burst.waiting:
@@ -228,25 +245,34 @@ class Engine:
         self._burst = None
         self._control.send({"bursts": burst.results()})
 
-    def _stop(self, drain: float) -> None:
+    def _stop(self, drain: float | None) -> None:
         if self._timer >= 0:
             self._poller.forget(self._timer)
             os.close(self._timer)
             self._timer = -1
             self._tick_ns = 0
-        self._drain_ns = round(drain * 1e9)
+        self._drain_ns = self._late_after_ns if drain is None else round(drain * 1e9)
+        self._stopped_ns = time.monotonic_ns()
 
-    def _drained(self, drain_ns: int) -> bool:
-        # What was lost long ago is not waited for; what was sent just now is, as long as `drain_ns`.
-        since = time.monotonic_ns() - drain_ns
-        if not self._streams.idle(since):
+    def _drained(self, stopped_ns: int) -> bool:
+        if not self._is_waited_enough(stopped_ns):
             return False
         # An engine that did not run for a while has old packets unread in its sockets, and their answers still to send.
         self._poller.read_all()
-        if not self._streams.idle(since):
+        if not self._is_waited_enough(stopped_ns):
             return False
         self._control.send(self._report(final=True).to_json(), self._sent.pack())
         return True
+
+    def _is_waited_enough(self, stopped_ns: int) -> bool:
+        """Tell whether nothing is under way, or all of it for so long that it is lost.
+
+        Time in which the engine did not run does not count. What is sent again and again by TCP is not waited for anew.
+        """
+        now = time.monotonic_ns()
+        since = now - self._drain_ns - self._pauses.within(now - self._drain_ns, now)
+        is_over = now - stopped_ns - self._pauses.within(stopped_ns, now) >= self._drain_ns
+        return is_over or self._streams.idle(since)
 
     def _report(self, *, final: bool) -> TrafficReport:
         return TrafficReport(

@@ -34,6 +34,9 @@ On an ordinary machine (lab.system.pace).
 BURST_TIMEOUT = 1.0
 """Seconds in which a burst must be answered, on an ordinary machine (lab.system.pace)."""
 
+MOMENT = 0.02
+"""Seconds in which a flow that was silent is answered if it works again, on an ordinary machine (lab.system.pace)."""
+
 LARGEST_BURST = 4000
 """Packets of all flows: twice as many fit the buffer of one receiving socket, which would drop the rest by itself."""
 
@@ -94,6 +97,7 @@ class Traffic:
         }
         self._rate = rate
         self._start_timeout = start_timeout
+        self._late_after = late_after
         self._child = Child("lab.traffic.engine")
         self._report: TrafficReport | None = None
         self.sent_at: Mapping[str, Sequence[int]] = {}
@@ -143,17 +147,26 @@ class Traffic:
         """
         return self.burst_all(count, [flow], timeout=timeout)[0]
 
-    def burst_all(self, count: int, flows: Sequence[str] | None = None, *, timeout: float | None = None) -> list[Burst]:
+    def burst_all(
+        self,
+        count: int,
+        flows: Sequence[str] | None = None,
+        *,
+        timeout: float | None = None,
+        silent: Sequence[str] = (),
+    ) -> list[Burst]:
         """Do the same for several flows at a time (all, if none are named), `count` packets each.
 
-        Muted flows send none, and have no part in the answer.
+        Muted flows send none, and have no part in the answer. Those that are `silent`, as is known, are waited for as
+        long as the others, or for MOMENT if these are done before.
         """
         wanted = [flow.name for flow in self._flows] if flows is None else list(flows)
-        self._check_names(wanted)
+        self._check_names([*wanted, *silent])
         if not 0 < count * len(wanted) <= LARGEST_BURST:
             raise TrafficError(f"a burst has 1 to {LARGEST_BURST} packets, not {count} of {len(wanted)} flows")
         seconds = BURST_TIMEOUT * slowness() if timeout is None else timeout
         message = {"do": "burst", "flows": wanted, "count": count, "timeout": seconds}
+        message |= {"silent": list(silent), "moment": min(MOMENT * slowness(), seconds)}
         answer, _ = self._child.request(message, timeout=seconds + _answer())
         denied = {flow.name for flow in self._flows if flow.denied}
         bursts = answer["bursts"]
@@ -176,13 +189,15 @@ class Traffic:
         if unknown:
             raise TrafficError(f"no flow {unknown[0]}: there are {', '.join(names)}")
 
-    def stop(self, *, drain: float = 1.0) -> TrafficReport:
+    def stop(self, *, drain: float | None = None) -> TrafficReport:
         """Stop sending, wait for what is under way (at most `drain` seconds), end the engine, return the account.
 
-        A second call returns the same report.
+        None: as long as a packet may take without being late; what comes still later is a finding in any case. A second
+        call returns the same report.
         """
         if self._report is None:
-            answer, log = self._child.request({"do": "stop", "drain": drain}, timeout=drain + _answer())
+            longest = (self._late_after if drain is None else drain) + _answer()
+            answer, log = self._child.request({"do": "stop", "drain": drain}, timeout=longest)
             self._report = TrafficReport.from_json(answer)
             self.sent_at = unpack(log, [flow.name for flow in self._flows])
             self._child.close()

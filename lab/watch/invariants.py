@@ -38,8 +38,8 @@ from lab.watch.metrics import Counters
 from lab.watch.snapshot import DATAPATH, Snapshot, take
 from lab.watch.violation import Violation
 
-SETTLE_SECONDS = 1.0
-"""Seconds in which the last packets of a scenario come to their end."""
+SETTLE_SECONDS, STILL_SECONDS = 1.0, 0.1
+"""Seconds in which the last packets of a scenario come to their end, and without a drop if some were too many."""
 
 
 class BadExpectation(ReloadlabError):
@@ -179,10 +179,10 @@ def check_counters(agent: Agent, before: Baseline, expected: Expected, drops: Dr
     """
     if mapnames.METRICS in expected.migrated:
         return []
-    counted = _counted(agent, before.counters, expected)
+    name, ours = agent.node.name, is_ours(agent.config.library) and not expected.foreign
+    counted = _counted(agent, before.counters, expected.drops, foreign=not ours)
     # Read after the counters, so that every counted drop has been seen.
     dropped = drops.read() if drops is not None else NOTHING
-    name, ours = agent.node.name, is_ours(agent.config.library) and not expected.foreign
     return [
         *check_drops(counted, expected.drops, dropped, name, foreign=not ours),
         # The sources of others may be told to report fewer verdicts.
@@ -191,17 +191,24 @@ def check_counters(agent: Agent, before: Baseline, expected: Expected, drops: Dr
     ]
 
 
-def _counted(agent: Agent, before: Counters, expected: Expected) -> dict[tuple[int, int], int]:
+def _counted(
+    agent: Agent, before: Counters, expected: Mapping[tuple[int, int], int], *, foreign: bool
+) -> dict[tuple[int, int], int]:
     """Return the drops that are counted since `before`: the same twice, and none missing, for at most SETTLE_SECONDS.
 
-    Packets that were sent may still lie in a queue of the kernel when the traffic has stopped.
+    Packets that were sent may still lie in a queue of the kernel when the traffic has stopped. Where more are counted
+    than expected, which is wrong of all but `foreign` sources, what is missing has been dropped for another reason:
+    then STILL_SECONDS without another one are enough.
     """
-    deadline = time.monotonic() + SETTLE_SECONDS * slowness()
+    begun = changed = time.monotonic()
     earlier: dict[tuple[int, int], int] | None = None
     while True:
-        found = metrics.read(agent.node).drops_since(before)
-        complete = found == earlier and all(found.get(key, 0) >= count for key, count in expected.drops.items())
-        if complete or time.monotonic() > deadline:
+        found, now = metrics.read(agent.node).drops_since(before), time.monotonic()
+        complete = found == earlier and all(found.get(key, 0) >= count for key, count in expected.items())
+        changed = changed if found == earlier else now
+        is_wrong = not foreign and any(count > expected.get(key, 0) for key, count in found.items())
+        is_still = is_wrong and now - changed > STILL_SECONDS * slowness()
+        if complete or is_still or now - begun > SETTLE_SECONDS * slowness():
             return found
         earlier = found
         time.sleep(0.01)

@@ -52,9 +52,9 @@ class Counting(Prover):
 
     met: list[int] = field(default_factory=list)
 
-    def _burst(self, call: Call) -> None:
+    def _burst(self, call: Call, *, only_added: bool = False) -> None:
         self.met.append(len(self.calls))
-        super()._burst(call)
+        super()._burst(call, only_added=only_added)
 
 
 def counted(spec: NodeSpec, actions: Sequence[Action]) -> tuple[Proof, list[int]]:

@@ -273,6 +273,27 @@ def test_a_call_that_does_not_come_is_not_called_survived() -> None:
     assert not result.holds
 
 
+@pytest.mark.parametrize(
+    ("name", "subject", "only_adds"),
+    [
+        ("PROG_LOAD", "cil_from_contai", True),
+        ("OBJ_PIN", "/run/x/bpf/tc/globals/m", True),
+        ("MAP_LOOKUP", "cilium_call_policy[101]", True),
+        ("MAP_UPDATE", "cilium_call_policy[101]", False),
+        ("MAP_UPDATE", "cilium_calls_00101[7]", False),
+        ("rename", "/run/x/m -> /run/x/m:pending", False),
+        ("unlink", "/run/x/m:pending", False),
+        ("RTM_NEWTFILTER", "lxc1 ingress", False),
+        ("LINK_UPDATE", "TCX_INGRESS of interface 7", False),
+        ("PROG_ATTACH", "", False),
+        ("BPF_4711", "", False),
+    ],
+)
+def test_what_packets_go_through_stays_as_it_was(name: str, subject: str, only_adds: bool) -> None:
+    """At a call that is not known, and at whatever takes something away, it may not."""
+    assert Call(1, name, subject, "bpf", 1).only_adds == only_adds
+
+
 def test_patterns_fit_on_every_node() -> None:
     call = Call(1, "RTM_NEWTFILTER", "lxc965472bbb438 ingress", "sendto", 1)
     assert call.pattern == "RTM_NEWTFILTER * ingress"

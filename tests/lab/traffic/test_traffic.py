@@ -206,6 +206,43 @@ def test_icmp_refusals_cost_no_packet(tapped: Wire) -> None:
 
 
 @pytest.mark.privileged
+def test_a_flow_that_is_known_to_be_silent_is_not_waited_for(tapped: Wire) -> None:
+    """But for the others, and it has an answer again if it works again."""
+
+    def judge(packet: bytes, to_b: bool) -> Sequence[bytes]:
+        return [] if packet[0] >> 4 == 4 else [packet]
+
+    with Traffic(flows(tapped.pair), rate=0) as traffic:
+        tapped.judge = judge
+        four, six = traffic.burst_all(1, timeout=0.1)
+        assert (four.answered, six.answered) == (0, 1)
+        # It ends in time: nobody waits for ten minutes.
+        four, six = traffic.burst_all(1, timeout=600, silent=["four"])
+        assert (four.answered, six.answered) == (0, 1)
+        tapped.judge = pass_all
+        assert all(burst.complete for burst in traffic.burst_all(1, silent=["four"]))
+
+
+@pytest.mark.privileged
+def test_at_the_end_a_packet_is_waited_for_until_it_would_be_late(tapped: Wire) -> None:
+    """One that has taken longer than that is a finding, lost or late."""
+    held = threading.Event()
+
+    def judge(packet: bytes, to_b: bool) -> Sequence[bytes]:
+        if held.is_set() and to_b:
+            held.clear()
+            time.sleep(1.5)
+        return [packet]
+
+    with Traffic(flows(tapped.pair)[:1], rate=0, late_after=30) as traffic:
+        tapped.judge = judge
+        held.set()
+        assert traffic.burst("four", 1, timeout=0.01).answered == 0
+        report = traffic.stop()
+    assert (report.lost, told(report)) == (0, [])
+
+
+@pytest.mark.privileged
 def test_tcp_reset_is_one_broken_connection(tapped: Wire) -> None:
     def judge(packet: bytes, to_b: bool) -> Sequence[bytes]:
         return [reset_of(packet)] if to_b and payload(packet, TCP) else [packet]

@@ -12,6 +12,7 @@ from datapath.base.mapnames import METRICS, policy_map
 from datapath.kernel.map import open_pin
 from lab.abi.policymap import PolicyEntry, policy_key_any
 from lab.agent.agent import Agent
+from lab.watch import invariants
 from lab.watch.checks.layouts import Layout
 from lab.watch.invariants import Expected, baseline, check_counters
 from tests.lab.watch.faults import violations
@@ -80,6 +81,22 @@ def test_drops_that_are_counted_a_moment_later_are_waited_for(sound_node: Agent)
         later.join()
         pinned.delete(key)
     assert found == []
+
+
+def test_drops_that_were_counted_for_another_reason_are_not_waited_for(
+    sound_node: Agent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is counted too often is wrong whatever else comes."""
+    monkeypatch.setattr(invariants, "SETTLE_SECONDS", 600)
+    with open_pin(sound_node.config.globals / METRICS) as pinned:
+        key = struct.pack("=BB6x", 134, 1)[: pinned.info.key_size]
+        pinned.update(key, bytes(pinned.value_bytes))
+        before = baseline(sound_node)
+        pinned.update(key, struct.pack("=QQ", 1, 100) * (pinned.value_bytes // 16))
+        found = check_counters(sound_node, before, Expected(drops={(133, 1): 1}))
+        pinned.delete(key)
+    said = [violation.what for violation in found]
+    assert any(what.startswith("0 packets dropped as ") and what.endswith(" instead of 1") for what in said), said
 
 
 def test_fields_that_moved_are_the_same_and_values_that_did_not_are_not() -> None:
