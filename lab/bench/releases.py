@@ -23,7 +23,7 @@ from lab.bench.disturbance import Disturbance, disturb
 from lab.bench.footprint import footprint
 from lab.bench.held import HeldArrays
 from lab.bench.pairs import Pair
-from lab.bench.rounds import WARM_UP, BackgroundLoad, Measurement, Progress, run_in_turns
+from lab.bench.rounds import BackgroundLoad, Measurement, Progress, run_in_turns, warm_up
 from lab.bench.steps import by_step, seconds_of, step_series
 from lab.bench.traffic import ROUND_TRIP, UDP, compare_pairs
 from lab.loaders.command import find_loader
@@ -89,7 +89,7 @@ class ReleasesReport:
 
     def course(self) -> Course:
         """Return how it was measured."""
-        return Course(rounds=self.rounds, discarded=WARM_UP)
+        return Course(rounds=self.rounds, discarded=warm_up(self.rounds))
 
 
 @dataclass(slots=True)

@@ -15,7 +15,7 @@ from lab.bench.held import HeldArrays
 from lab.results.result import Series
 
 WARM_UP = 3
-"""Rounds that are not counted, before the first that is."""
+"""Rounds that are not counted, before the first that is, but never more than are counted (`warm_up`)."""
 
 Progress = Callable[[str], None]
 
@@ -102,6 +102,11 @@ class BackgroundLoad:
         return sum(ticks) / second, (ticks[3] + ticks[4]) / second, own
 
 
+def warm_up(rounds: int) -> int:
+    """Return how many rounds come before those that count: a short look is not mostly warm-up."""
+    return min(WARM_UP, rounds)
+
+
 def run_in_turns(
     variants: Sequence[Variant],
     rounds: int,
@@ -118,7 +123,7 @@ def run_in_turns(
     seconds: dict[str, list[float]] = {variant.name: [] for variant in variants}
     positions: dict[str, list[int]] = {variant.name: [] for variant in variants}
     refusals: dict[str, str] = {}
-    for number in range(-WARM_UP, rounds):
+    for number in range(-warm_up(rounds), rounds):
         left = [variant for variant in variants if variant.name not in refusals]
         if not left:
             break

@@ -431,10 +431,10 @@ def _recording(args: argparse.Namespace, options: Mapping[str, object], subject:
 
 
 def _course(args: argparse.Namespace) -> Course:
-    from lab.bench.rounds import WARM_UP
+    from lab.bench.rounds import warm_up
     from lab.results.result import Course
 
-    return Course(rounds=args.rounds, discarded=WARM_UP)
+    return Course(rounds=args.rounds, discarded=warm_up(args.rounds))
 
 
 def _finish(args: argparse.Namespace, recording: Recording, show: Callable[[], None]) -> int:

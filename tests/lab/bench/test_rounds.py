@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from datapath.errors import ReloadlabError
+from lab.bench.releases import ReleasesReport
 from lab.bench.rounds import WARM_UP, BackgroundLoad, Measurement, TimedCall, run_in_turns
 
 
@@ -55,6 +56,14 @@ def test_variants_run_in_turns_and_each_begins_once() -> None:
     turns = ["".join(log[at : at + 3]) for at in range(0, len(log), 3)]
     assert turns[WARM_UP:] == ["abc", "bca", "cab"]
     assert [(row.name, row.seconds) for row in rows] == [(name, (4.0, 5.0, 6.0)) for name in "abc"]
+
+
+@pytest.mark.parametrize("rounds", [1, 2, 20])
+def test_no_more_rounds_are_discarded_than_count(rounds: int) -> None:
+    log: list[str] = []
+    (row,) = run_in_turns([Way("a", log)], rounds, lambda text: None)
+    assert (len(row.seconds), len(log)) == (rounds, rounds + min(rounds, WARM_UP))
+    assert ReleasesReport(rounds).course().discarded == len(log) - rounds
 
 
 @dataclass

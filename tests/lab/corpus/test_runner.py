@@ -10,6 +10,7 @@ import sys
 import time
 import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +27,13 @@ import time
 import pytest
 from reloadlab import Scenario
 
-@pytest.mark.node(pods=2)
+@pytest.mark.node(pods=1)
 def test_first(scenario: Scenario) -> None:
     scenario.reload("pod-1")
 
-@pytest.mark.node(pods=2)
+@pytest.mark.node(pods=1)
 def test_second(scenario: Scenario) -> None:
-    scenario.reload("pod-2", "host")
+    scenario.reload("pod-1", "host")
 """
 
 DRIVER = """
@@ -122,7 +123,7 @@ FAULTS = {
     "leaves half": at_commit(lambda s: LeavesHalf(s.target, s), "pod-1"),
     "fails": at_commit(lambda s: Fails(s.target, s), "pod-1"),
 }
-wanted, suite, patience = sys.argv[1].split(","), sys.argv[2], float(sys.argv[3])
+wanted, suite, patience, needed = sys.argv[1].split(","), sys.argv[2], float(sys.argv[3]), int(sys.argv[4])
 found, controls = [], []
 
 def note(fault, trial):
@@ -134,7 +135,13 @@ C = {fault.name: fault for fault in (REFUSED, MISFIT)}
 faults = [C.get(name) or Fault(name, "plan", "is wrong", change=FAULTS[name]) for name in wanted]
 with terminable(), scratch() as directory:
     runner = Runner(
-        faults, directory, workers=2, patience=patience, on_trial=note, on_control=controls.append
+        faults,
+        directory,
+        workers=2,
+        patience=patience,
+        needed=needed,
+        on_trial=note,
+        on_control=controls.append,
     )
     runner.run(["-p", "no:hypothesispytest", "-c", os.devnull, "--rootdir", suite, suite])
 control = {each.scenario: each.passed for each in controls}
@@ -142,26 +149,43 @@ print(json.dumps({"faults": {each["fault"]: each for each in found}, "control": 
 """
 
 
-@pytest.fixture
-def run_directory(tmp_path: Path) -> Iterator[Path]:
-    """Labs of a test's own, so that what is left there is what the runner left."""
+@contextmanager
+def labs(directory: Path) -> Iterator[Path]:
+    """Write the suite; yield a directory for labs, in which nothing may be left of them."""
     path = Path(f"/run/reloadlab-test-{uuid.uuid4().hex[:12]}")
-    (tmp_path / "suite").mkdir()
-    (tmp_path / "suite" / "test_small.py").write_text(SUITE)
-    before = os.environ.get(RUN_VARIABLE)
-    os.environ[RUN_VARIABLE] = str(path)
-    try:
+    (directory / "suite").mkdir()
+    (directory / "suite" / "test_small.py").write_text(SUITE)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(RUN_VARIABLE, str(path))
         yield path
         registry.sweep()
         assert not list(path.glob("*/ns"))
-    finally:
-        os.environ.pop(RUN_VARIABLE)
-        if before is not None:
-            os.environ[RUN_VARIABLE] = before
 
 
-def start(tmp_path: Path, *faults: str, patience: float = 60.0) -> subprocess.Popen[str]:
-    argv = [sys.executable, "-P", "-c", DRIVER, ",".join(faults), str(tmp_path / "suite"), str(patience)]
+@pytest.fixture
+def run_directory(tmp_path: Path) -> Iterator[Path]:
+    """Labs of a test's own, so that what is left there is what the runner left."""
+    with labs(tmp_path) as path:
+        yield path
+
+
+TRIED = (
+    *("caught", "survives", "blind", "elsewhere", "dies", "fails", "leaves half", "exits", "refused", "misfit"),
+    *("fails once", "fails twice in three"),
+)
+
+
+@pytest.fixture(scope="module")
+def tried(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What one runner tells of a fault for each outcome."""
+    directory = tmp_path_factory.mktemp("tried")
+    with labs(directory):
+        return answer(start(directory, *TRIED))
+
+
+def start(tmp_path: Path, *faults: str, patience: float = 60.0, needed: int = 2) -> subprocess.Popen[str]:
+    words = [",".join(faults), str(tmp_path / "suite"), str(patience), str(needed)]
+    argv = [sys.executable, "-P", "-c", DRIVER, *words]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     return subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
 
@@ -172,60 +196,55 @@ def answer(process: subprocess.Popen[str]) -> dict[str, Any]:
     return dict(json.loads(out.splitlines()[-1]))
 
 
-def test_every_outcome(run_directory: Path, tmp_path: Path) -> None:
-    found = answer(start(tmp_path, "caught", "survives", "blind", "elsewhere", "dies", "fails"))
-    outcomes = {name: each["outcome"] for name, each in found["faults"].items()}
-    assert outcomes == {
+def test_every_outcome(tried: dict[str, Any]) -> None:
+    """A fault that breaks its trial does not keep the others from theirs."""
+    assert {name: each["outcome"] for name, each in tried["faults"].items()} == {
         "caught": "caught",
         "survives": "survived",
         "blind": "no verdict",
         "elsewhere": "not exercised",
         "dies": "caught",
         "fails": "caught",
+        "leaves half": "caught",
+        "exits": "error",
+        "refused": "error",
+        "misfit": "error",
+        "fails once": "flaky",
+        "fails twice in three": "caught",
     }
-    catches = {name: each["trial"]["catch"] for name, each in found["faults"].items()}
+    catches = {name: each["trial"]["catch"] for name, each in tried["faults"].items()}
     by = {name: catch["how"] for name, catch in catches.items() if catch is not None}
-    assert by == {"caught": "invariant", "dies": "died", "fails": "reload"}
-    assert found["faults"]["blind"]["trial"]["blind"] == ["test_small.py::test_first"]
-    caught = found["faults"]["caught"]["trial"]
+    reloads = dict.fromkeys(("fails", "leaves half", "fails twice in three"), "reload")
+    assert by == {"caught": "invariant", "dies": "died", **reloads}
+    assert tried["faults"]["blind"]["trial"]["blind"] == ["test_small.py::test_first"]
+    caught = tried["faults"]["caught"]["trial"]
     assert caught["scenarios"] == ["test_small.py::test_first", "test_small.py::test_second"]
     assert caught["applied"] == ["test_small.py::test_second"]
     assert 2 in caught["catch"]["invariants"]
     assert caught["sent"] > 0
-    assert found["control"] == {"test_small.py::test_first": True, "test_small.py::test_second": True}
+    assert tried["control"] == {"test_small.py::test_first": True, "test_small.py::test_second": True}
 
 
-def test_what_the_checks_cannot_read_is_no_error_of_the_fault(run_directory: Path, tmp_path: Path) -> None:
+def test_what_the_checks_cannot_read_is_no_error_of_the_fault(tried: dict[str, Any]) -> None:
     """The scenario has failed: what it has found until then counts."""
-    found = answer(start(tmp_path, "leaves half"))["faults"]["leaves half"]
-    assert (found["outcome"], found["trial"]["error"]) == ("caught", "")
-    assert found["trial"]["catch"]["how"] == "reload"
+    assert tried["faults"]["leaves half"]["trial"]["error"] == ""
 
 
-def test_a_trial_that_breaks_is_an_error_and_the_others_follow(run_directory: Path, tmp_path: Path) -> None:
+def test_a_trial_that_breaks_is_an_error(tried: dict[str, Any]) -> None:
     said = {
         "exits": "the process ended with exit code 3 in test_small.py::test_first:\nwhat it said",
         "refused": "test_small.py::test_first: ",
         "misfit": "its old text stands in bpf_lxc.c 0 times, not once",
     }
-    found = answer(start(tmp_path, *said, "caught"))["faults"]
-    assert {name: each["outcome"] for name, each in found.items()} == {
-        **dict.fromkeys(said, "error"),
-        "caught": "caught",
-    }
+    found = tried["faults"]
     for name, text in said.items():
         assert text in found[name]["trial"]["error"]
         assert found[name]["trial"]["catch"] is None
     assert "no C" in found["refused"]["trial"]["error"]
 
 
-def test_a_catch_is_confirmed_by_two_failures_of_three(run_directory: Path, tmp_path: Path) -> None:
-    found = answer(start(tmp_path, "fails once", "fails twice in three"))["faults"]
-    assert {name: each["outcome"] for name, each in found.items()} == {
-        "fails once": "flaky",
-        "fails twice in three": "caught",
-    }
-    once, twice = (found[name]["trial"] for name in ("fails once", "fails twice in three"))
+def test_a_catch_is_confirmed_by_two_failures_of_three(tried: dict[str, Any]) -> None:
+    once, twice = (tried["faults"][name]["trial"] for name in ("fails once", "fails twice in three"))
     assert once["catch"] is None
     assert [(each["scenario"], each["tries"]) for each in once["unconfirmed"]] == [("test_small.py::test_first", 3)]
     assert once["scenarios"] == ["test_small.py::test_first", "test_small.py::test_second"]
@@ -233,9 +252,9 @@ def test_a_catch_is_confirmed_by_two_failures_of_three(run_directory: Path, tmp_
 
 
 def test_a_scenario_that_does_not_end_is_hung(run_directory: Path, tmp_path: Path) -> None:
-    found = answer(start(tmp_path, "hangs", patience=8))
+    found = answer(start(tmp_path, "hangs", patience=8, needed=1))
     catch = found["faults"]["hangs"]["trial"]["catch"]
-    assert (catch["how"], catch["scenario"], catch["tries"]) == ("hung", "test_small.py::test_first", 2)
+    assert (catch["how"], catch["scenario"], catch["tries"]) == ("hung", "test_small.py::test_first", 1)
 
 
 def test_a_suite_that_fails_by_itself_is_a_false_alarm(run_directory: Path, tmp_path: Path) -> None:
@@ -249,7 +268,7 @@ def test_a_suite_that_fails_by_itself_is_a_false_alarm(run_directory: Path, tmp_
 @pytest.mark.parametrize("ending", ["os._exit(3)", "raise NoVerdict(2, 3)"], ids=["ends the process", "has no verdict"])
 def test_a_control_that_saw_nothing_has_not_passed(run_directory: Path, tmp_path: Path, ending: str) -> None:
     """The scenario fails twice with the fault; without it, it ends so that nobody knows."""
-    head, _, tail = SUITE.partition('scenario.reload("pod-2", "host")')
+    head, _, tail = SUITE.partition('scenario.reload("pod-1", "host")')
     runs = f"""
     count = Path(__file__).with_name("count")
     with count.open("a+") as file:
@@ -257,7 +276,7 @@ def test_a_control_that_saw_nothing_has_not_passed(run_directory: Path, tmp_path
         file.flush()
         if file.tell() > 2:
             {ending}
-    scenario.reload("pod-2", "host")"""
+    scenario.reload("pod-1", "host")"""
     imports = "import os\nfrom pathlib import Path\nfrom lab.scenario.verdict import NoVerdict\n"
     (tmp_path / "suite" / "test_small.py").write_text(f"{imports}{head}{runs.lstrip()}{tail}")
     found = answer(start(tmp_path, "caught"))
