@@ -11,32 +11,35 @@ from pathlib import Path
 
 import pytest
 
-from tests.exhaustive import EXHAUSTIVE
 from tests.lab.labs import ROOT, cli
 
 SAMPLE = (
-    *("pod/compile/after-commit", "pod/write-object/swapped", "pod/load-programs/after-commit"),
-    *("pod-routes/open-maps/after-commit", "pod-routes/insert-policy/dropped", "host/repin-maps:cilium_host/dropped"),
-    *("host/open-maps:cilium_host/swapped", "host/migrate-maps:cilium_net/dropped"),
-    *("host/fill-arrays:cilium_net/without-v6", "host/attach-ingress:cilium_net/dropped"),
-    *("overlay/attach-egress/dropped", "loader/neighbour-slot-empty", "loader/egress-never-attached"),
-    *("loader/wrong-identity", "loader/policy-slots-kept", "loader/calls-map-reused", "loader/old-maps-kept"),
-    *("B11-load-unpatched-template", "skip-revert"),
+    *(
+        "pod/compile/after-commit",
+        "pod/write-object/swapped",
+        "pod/open-maps/dropped",
+        "pod/load-programs/after-commit",
+    ),
+    *("pod-routes/compile/dropped", "pod-routes/open-maps/after-commit", "pod-routes/load-programs/swapped"),
+    *("pod-routes/insert-policy/dropped", "host/compile/dropped", "host/write-object:cilium_host/after-commit"),
+    *("host/repin-maps:cilium_host/dropped", "host/open-maps:cilium_host/dropped"),
+    *(
+        "host/open-maps:cilium_host/swapped",
+        "host/open-maps:cilium_net/dropped",
+        "host/write-object:cilium_net/dropped",
+    ),
+    *("host/load-programs:cilium_host/after-commit", "host/repin-maps:cilium_net/swapped"),
+    *("host/migrate-maps:cilium_net/dropped", "host/fill-arrays:cilium_net/without-v6"),
+    *("host/attach-ingress:cilium_host/dropped", "host/attach-ingress:cilium_net/dropped"),
+    *("overlay/compile/dropped", "overlay/write-object/dropped", "overlay/repin-maps/after-commit"),
+    *("overlay/open-maps/after-commit", "overlay/load-programs/dropped", "overlay/attach-egress/dropped"),
+    *("loader/arp-slot-empty", "loader/neighbour-slot-empty"),
+    *("loader/to-host-never-attached", "loader/egress-never-attached", "loader/wrong-identity"),
+    *("loader/policy-slots-kept", "loader/calls-map-reused", "loader/hook-emptied"),
+    *("loader/old-maps-kept", "B11-load-unpatched-template", "skip-revert"),
     *("mutant/ct-flags-not-remembered", "mutant/policy-bytes-of-payload"),
 )
-"""Faults that are tried in every run of the tests: at each kind of step, of each kind and in each plan, such as one of
-the first scenarios catches."""
-
-MORE = (
-    *("pod/open-maps/dropped", "pod-routes/compile/dropped", "pod-routes/load-programs/swapped"),
-    *("host/compile/dropped", "host/write-object:cilium_host/after-commit", "host/open-maps:cilium_host/dropped"),
-    *("host/open-maps:cilium_net/dropped", "host/write-object:cilium_net/dropped"),
-    *("host/load-programs:cilium_host/after-commit", "host/repin-maps:cilium_net/swapped"),
-    *("host/attach-ingress:cilium_host/dropped", "overlay/compile/dropped", "overlay/write-object/dropped"),
-    *("overlay/repin-maps/after-commit", "overlay/open-maps/after-commit", "overlay/load-programs/dropped"),
-    *("loader/arp-slot-empty", "loader/to-host-never-attached", "loader/hook-emptied"),
-)
-"""Faults alike, at other steps of the same kind and in other plans: with EXHAUSTIVE they are tried as well."""
+"""Faults of every kind that are tried in every run of the tests: such as one of the first scenarios catches."""
 
 
 @dataclass(frozen=True)
@@ -147,10 +150,10 @@ def test_what_was_found_is_printed_when_it_is_interrupted(tmp_path: Path) -> Non
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_sample_of_the_corpus_is_caught() -> None:
-    """By one failure, and the control passes; that a catch is confirmed is tested with fewer. `make corpus` has all."""
-    tried = (*SAMPLE, *MORE) if EXHAUSTIVE else SAMPLE
-    result = corpus("--once", "--json", "-k", " or ".join(tried), timeout=850)
+    """By one failure, and the control passes: that a catch is confirmed is tested with fewer."""
+    assert len(SAMPLE) >= 40
+    result = corpus("--once", "--json", "-k", " or ".join(SAMPLE), timeout=850)
     document = json.loads(result.out)
-    assert sorted(document["caught"]) == sorted(tried), result.err
+    assert sorted(document["caught"]) == sorted(SAMPLE), result.err
     assert {fault["trial"]["catch"]["tries"] for fault in document["faults"]} == {1}
     assert result.code == 0, result.err
