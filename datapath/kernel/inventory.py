@@ -63,35 +63,6 @@ def all_programs() -> dict[int, ProgInfo]:
     return found
 
 
-def reach(program_ids: Iterable[int], maps_of: Callable[[int], tuple[int, ...]] = program_maps) -> Reach:
-    """Follow the calls maps of the given programs; programs that are gone are passed over.
-
-    `maps_of` returns the ids of the maps that a program uses; BpfError with ENOENT for one that is gone.
-    """
-    programs: set[int] = set()
-    maps: set[int] = set()
-    calls: set[int] = set()
-    todo = list(program_ids)
-    while todo:
-        ident = todo.pop()
-        if ident in programs:
-            continue
-        try:
-            used = maps_of(ident)
-        except BpfError as error:
-            if error.errno == errno.ENOENT:
-                continue
-            raise
-        programs.add(ident)
-        for map_id in set(used) - maps:
-            maps.add(map_id)
-            filled = slots(map_id)
-            if filled is not None:
-                calls.add(map_id)
-                todo += filled.values()
-    return Reach(frozenset(programs), frozenset(maps), frozenset(calls))
-
-
 def slots(map_id: int) -> dict[int, int] | None:
     """Return slot -> program id of a calls map; None for any other map, or one that is gone."""
     try:
@@ -112,3 +83,64 @@ def read_slots(fd: int) -> dict[int, int] | None:
     if info.type != MapType.PROG_ARRAY or info.max_entries > LARGEST_CALLS_MAP:
         return None
     return bpf.map_slots(fd, info.max_entries)
+
+
+def reach(
+    program_ids: Iterable[int],
+    maps_of: Callable[[int], tuple[int, ...]] = program_maps,
+    slots_of: Callable[[int], dict[int, int] | None] = slots,
+) -> Reach:
+    """Follow the calls maps of the given programs; programs that are gone are passed over.
+
+    `maps_of` returns the ids of the maps that a program uses; BpfError with ENOENT for one that is gone. `slots_of`
+    returns what `slots` does.
+    """
+    programs: set[int] = set()
+    maps: set[int] = set()
+    calls: set[int] = set()
+    todo = list(program_ids)
+    while todo:
+        ident = todo.pop()
+        if ident in programs:
+            continue
+        try:
+            used = maps_of(ident)
+        except BpfError as error:
+            if error.errno == errno.ENOENT:
+                continue
+            raise
+        programs.add(ident)
+        for map_id in set(used) - maps:
+            maps.add(map_id)
+            filled = slots_of(map_id)
+            if filled is not None:
+                calls.add(map_id)
+                todo += filled.values()
+    return Reach(frozenset(programs), frozenset(maps), frozenset(calls))
+
+
+class Known:
+    """What never changes of programs and maps, for whoever follows calls maps again and again.
+
+    The kernel gives an id once; nothing is held open.
+    """
+
+    def __init__(self) -> None:
+        self._maps: dict[int, tuple[int, ...]] = {}
+        self._others: set[int] = set()
+
+    def reach(self, program_ids: Iterable[int]) -> Reach:
+        """Do what `reach` does. Programs that were known are not passed over if they are gone by now."""
+        return reach(program_ids, self._maps_of, self._slots_of)
+
+    def _maps_of(self, program_id: int) -> tuple[int, ...]:
+        if program_id not in self._maps:
+            self._maps[program_id] = program_maps(program_id)
+        return self._maps[program_id]
+
+    def _slots_of(self, map_id: int) -> dict[int, int] | None:
+        if map_id in self._others:
+            return None
+        if (found := slots(map_id)) is None:
+            self._others.add(map_id)
+        return found

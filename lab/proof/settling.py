@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 from datapath.errors import BpfError
 from datapath.kernel import bpf
+from datapath.kernel.inventory import Known
 from datapath.kernel.map import Map
 from lab.node.node import Node
 from lab.system.pace import slowness
@@ -36,6 +37,7 @@ class Settler:
 
     _lasting: set[int] = field(default_factory=set)
     _none: bool = False
+    _known: Known = field(default_factory=Known)
 
     def settle(self, nodes: Iterable[Node], *, only_added: bool = False) -> None:
         """Wait until each calls map that packets can be led through, and that has no user, is empty.
@@ -45,7 +47,7 @@ class Settler:
         """
         if only_added and self._none:
             return
-        found: set[int] = set().union(*(unpinned_calls_maps(node) for node in nodes))
+        found: set[int] = set().union(*(unpinned_calls_maps(node, self._known) for node in nodes))
         self._none = not found
         deadline = time.monotonic() + _TIMEOUT * slowness()
         while left := self._filling(found):

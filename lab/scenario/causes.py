@@ -67,11 +67,10 @@ class Causes:
             for event in events:
                 found[self._flow(event.packet)].append((event.time_ns, self._program(node, event)))
         told = {flow: sorted(at for at, _ in drops) for flow, drops in found.items()}
-        names = places(drop.location for drop in self._dropped.kernel)
-        for drop in self._dropped.kernel:
-            flow = self._flow(drop.packet)
-            if not flow or drop.reason in HARMLESS or self._has_arrived(drop):
-                continue
+        known = [(self._flow(drop.packet), drop) for drop in self._dropped.kernel if drop.reason not in HARMLESS]
+        lost = [(flow, drop) for flow, drop in known if flow and not self._has_arrived(drop)]
+        names = places(drop.location for _, drop in lost if drop.reason not in VERDICTS)
+        for flow, drop in lost:
             if drop.reason not in VERDICTS:
                 found[flow].append((drop.time_ns, f"the kernel, {drop.reason} at {names[drop.location]}"))
             elif not _any_near(told.get(flow, ()), drop.time_ns):

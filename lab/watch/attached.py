@@ -10,7 +10,7 @@ from datapath.base.bpftypes import MapType
 from datapath.base.mapnames import POLICY_ARRAYS
 from datapath.kernel import hooks, progarray
 from datapath.kernel.hooks import Direction, Filter
-from datapath.kernel.inventory import reach
+from datapath.kernel.inventory import Known
 from datapath.kernel.map import Map, pinned_maps
 from datapath.kernel.netlink import NetlinkSocket
 from datapath.kernel.pins import RETIRED
@@ -31,10 +31,11 @@ def filters_of(node: Node, netlink: NetlinkSocket) -> dict[tuple[str, Direction]
     return found
 
 
-def unpinned_calls_maps(node: Node) -> frozenset[int]:
+def unpinned_calls_maps(node: Node, known: Known) -> frozenset[int]:
     """Return the ids of the calls maps that packets can be led through and that have no pin in the node's bpffs.
 
-    Those are the maps of the programs at its hooks and in its policy arrays, and of their tail calls.
+    Those are the maps of the programs at its hooks and in its policy arrays, and of their tail calls. `known` is what
+    former calls have found.
     """
     with NetlinkSocket(node.netns(NODE)) as netlink:
         first = {each.program_id for found in filters_of(node, netlink).values() for each in found if each.program_id}
@@ -45,7 +46,7 @@ def unpinned_calls_maps(node: Node) -> frozenset[int]:
             if each.info.type == MapType.PROG_ARRAY:
                 pinned.add(each.info.id)
                 first.update(_policy_programs(each, endpoints))
-    return reach(first).calls - pinned
+    return known.reach(first).calls - pinned
 
 
 def _policy_programs(array: Map, endpoints: Iterable[int]) -> Iterator[int]:

@@ -166,6 +166,18 @@ class TestReach:
         assert inventory.reach([support.program_id(second.user)]).calls == {second.id}
         assert inventory.reach([]).maps == frozenset()
 
+    def test_what_is_known_follows_slots_that_change(self, bpffs: Path, stack: ExitStack) -> None:
+        """Only what never changes is kept: which maps a program uses, and which are no calls maps."""
+        first, second = Array(stack, bpffs / "first"), Array(stack, bpffs / "second")
+        fd, entry, known = bpf.obj_get(bpffs / "first"), [support.program_id(first.user)], inventory.Known()
+        stack.callback(os.close, fd)
+        assert known.reach(entry).calls == {first.id}
+        bpf.map_update(fd, struct.pack("=I", 1), struct.pack("=I", second.user))
+        assert known.reach(entry) == inventory.reach(entry)
+        assert known.reach(entry).calls == {first.id, second.id}
+        bpf.map_delete(fd, struct.pack("=I", 1))
+        assert known.reach(entry) == inventory.reach(entry)
+
     def test_maps_that_are_no_calls_maps(self, bpffs: Path, stack: ExitStack) -> None:
         """Neither a hash, nor the array of the whole node, whose programs are other endpoints'."""
         hash_fd = bpf.map_create(MapType.HASH, 4, 4, 8)
