@@ -140,8 +140,8 @@ def test_precision_is_looked_at_now_and_then() -> None:
 def test_both_sides_are_measured_in_lockstep_and_compared(tmp_path: Path) -> None:
     """What a macro adds to the programs is exact, and found whatever the machine does meanwhile."""
     path = tmp_path / "ab.json"
-    options = ["--max-time", "3", "--seed", "5", "--out", str(path), "--json"]
-    process = start(cli("bench", "ab", "own", "define=ENABLE_HOST_FIREWALL sleep=500", *options))
+    options = ["--max-time", "1", "--seed", "5", "--out", str(path), "--json"]
+    process = start(cli("bench", "ab", "own", "define=ENABLE_HOST_FIREWALL sleep=200", *options))
     out, err = process.communicate(timeout=150)
     # Too few rounds to say anything of the reload; what is exact is worse all the same.
     assert process.returncode == 1
@@ -157,7 +157,7 @@ def test_both_sides_are_measured_in_lockstep_and_compared(tmp_path: Path) -> Non
     for name in ("reload", "CPU time", "step: load programs"):
         assert len(a[name].values) == len(b[name].values)
         assert min(*a[name].values, *b[name].values) > 0
-    assert min(b["reload"].values) > 0.5
+    assert min(b["reload"].values) > 0.2
     for name in ("user time", "system time"):
         assert len(a[name].values) == len(b[name].values) == len(a["reload"].values) / RELOADS
         assert min(*a[name].values, *b[name].values) >= 0

@@ -17,6 +17,7 @@ from lab.node.topology import NodeSpec
 from lab.scenario.gate import Gate
 from lab.scenario.scenario import ClusterScenario, Scenario
 from lab.scenario.verdict import InvariantsViolated
+from lab.watch import metrics
 from scenarios import test_endpoint_routes, test_hitless, test_rollback
 from tests.lab.labs import unique_name
 
@@ -53,11 +54,19 @@ def test_release_arrays_too_early() -> None:
         scenario.expect(migrated={POLICY_CALLS})
         scenario.define(POLICY_PROG_MAP_SIZE="32768")
         scenario.reload("pod-1")
-        time.sleep(0.5)
+        missed(scenario)
         with pytest.raises(InvariantsViolated) as caught:
             scenario.finish()
     assert {6, 7} <= caught.value.invariants
     assert f"({MISSED_TAIL_CALL}, " in str(caught.value)
+
+
+def missed(scenario: Scenario) -> None:
+    """Wait until a packet has missed its tail call."""
+    deadline = time.monotonic() + 10
+    while not any(reason == MISSED_TAIL_CALL for reason, _ in metrics.packets(scenario.node)):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def test_skip_revert() -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from bpf import LIBRARY, is_ours
 from lab.corpus.mutants import MUTANTS
+from tests import exhaustive
 from tests.bpf.loaded import Build, loaded
 
 TRACKED = (("ENABLE_IPV4_FRAGMENTS", "1"), ("ENABLE_IPV6_FRAGMENTS", "1"))
@@ -24,8 +25,11 @@ BUILDS = (
 """What has every line of the sources, taken together."""
 FILES = {fault.patches[0].file: fault for fault in MUTANTS}
 """A mutant of each file, the last one."""
-SAMPLE = ("bpf_lxc.c", "bpf_host.c", "bpf_overlay.c", "lib/conntrack.h")
-"""Files whose mutant is loaded here; `make corpus` loads all of them, which takes long."""
+SAMPLE = tuple(FILES) if exhaustive.EXHAUSTIVE else ("bpf_overlay.c", "lib/conntrack.h")
+"""Files whose mutant is loaded here: one of a kind of program, one that all of them include.
+
+Not the mutants of the other files, unless all cases are wanted; `make corpus` loads every mutant, which takes long.
+"""
 
 
 def test_mutants_spread_over_the_sources() -> None:

@@ -33,7 +33,7 @@ def test_first(scenario: Scenario) -> None:
 
 @pytest.mark.node(pods=1)
 def test_second(scenario: Scenario) -> None:
-    scenario.reload("pod-1", "host")
+    scenario.reload("host")
 """
 
 DRIVER = """
@@ -88,11 +88,6 @@ class FailsOnce(FailsAt):
 class FailsTwiceInThree(FailsAt):
     number = "1 3"
 
-class Fails(Changed):
-    def apply(self, work):
-        self.applied()
-        raise KeyError("no such object")
-
 class LeavesHalf(Changed):
     def apply(self, work):
         self.applied()
@@ -121,7 +116,6 @@ FAULTS = {
     "hangs": at_commit(lambda s: Hangs(s.target, s), "pod-1"),
     "dies": at_commit(lambda s: Dies(s.target, s), "pod-1"),
     "leaves half": at_commit(lambda s: LeavesHalf(s.target, s), "pod-1"),
-    "fails": at_commit(lambda s: Fails(s.target, s), "pod-1"),
 }
 wanted, suite, patience, needed = sys.argv[1].split(","), sys.argv[2], float(sys.argv[3]), int(sys.argv[4])
 found, controls = [], []
@@ -170,7 +164,7 @@ def run_directory(tmp_path: Path) -> Iterator[Path]:
 
 
 TRIED = (
-    *("caught", "survives", "blind", "elsewhere", "dies", "fails", "leaves half", "exits", "refused", "misfit"),
+    *("caught", "survives", "blind", "elsewhere", "dies", "leaves half", "exits", "refused", "misfit"),
     *("fails once", "fails twice in three"),
 )
 
@@ -204,7 +198,6 @@ def test_every_outcome(tried: dict[str, Any]) -> None:
         "blind": "no verdict",
         "elsewhere": "not exercised",
         "dies": "caught",
-        "fails": "caught",
         "leaves half": "caught",
         "exits": "error",
         "refused": "error",
@@ -214,7 +207,7 @@ def test_every_outcome(tried: dict[str, Any]) -> None:
     }
     catches = {name: each["trial"]["catch"] for name, each in tried["faults"].items()}
     by = {name: catch["how"] for name, catch in catches.items() if catch is not None}
-    reloads = dict.fromkeys(("fails", "leaves half", "fails twice in three"), "reload")
+    reloads = dict.fromkeys(("leaves half", "fails twice in three"), "reload")
     assert by == {"caught": "invariant", "dies": "died", **reloads}
     assert tried["faults"]["blind"]["trial"]["blind"] == ["test_small.py::test_first"]
     caught = tried["faults"]["caught"]["trial"]
@@ -268,7 +261,7 @@ def test_a_suite_that_fails_by_itself_is_a_false_alarm(run_directory: Path, tmp_
 @pytest.mark.parametrize("ending", ["os._exit(3)", "raise NoVerdict(2, 3)"], ids=["ends the process", "has no verdict"])
 def test_a_control_that_saw_nothing_has_not_passed(run_directory: Path, tmp_path: Path, ending: str) -> None:
     """The scenario fails twice with the fault; without it, it ends so that nobody knows."""
-    head, _, tail = SUITE.partition('scenario.reload("pod-1", "host")')
+    head, _, tail = SUITE.partition('scenario.reload("host")')
     runs = f"""
     count = Path(__file__).with_name("count")
     with count.open("a+") as file:
@@ -276,7 +269,7 @@ def test_a_control_that_saw_nothing_has_not_passed(run_directory: Path, tmp_path
         file.flush()
         if file.tell() > 2:
             {ending}
-    scenario.reload("pod-1", "host")"""
+    scenario.reload("host")"""
     imports = "import os\nfrom pathlib import Path\nfrom lab.scenario.verdict import NoVerdict\n"
     (tmp_path / "suite" / "test_small.py").write_text(f"{imports}{head}{runs.lstrip()}{tail}")
     found = answer(start(tmp_path, "caught"))

@@ -134,7 +134,7 @@ def test_the_nodes_of_a_cluster_go_there_one_by_one_and_back_in_the_other_order(
 ) -> None:
     """Or one of them alone."""
     with removed(unique_name()) as name, removed(f"{name}-1") as first, removed(f"{name}-2") as second:
-        assert main(["up", name, "--nodes", "2", "--pods", "1"]) == 0
+        assert main(["up", name, "--nodes", "2", "--pods", "0"]) == 0
         capsys.readouterr()
         document = upgraded(name, [*OTHER, "--back"], 0, capsys)
         assert (document["findings"], document["lost"]) == ([], 0)
