@@ -13,7 +13,7 @@ from ipaddress import IPv4Address, IPv6Address
 from itertools import chain
 from pathlib import Path
 
-from datapath.base.mapnames import CT_MAPS
+from datapath.base.mapnames import CT_ANY4, CT_ANY6, CT_MAPS
 from datapath.endpoint import DatapathConfig
 from datapath.kernel.map import Map
 from datapath.reload.connections import lifetime_of, seconds, tables_in_use
@@ -53,6 +53,22 @@ def forget(config: DatapathConfig, addresses: Collection[IPv4Address | IPv6Addre
     return deleted
 
 
+def keys(pins: Path) -> frozenset[bytes]:
+    """Return the keys of all connections, of the maps pinned in `pins`."""
+    return frozenset(key for table in _pinned(pins) for key in table.keys())  # noqa: SIM118 - a map of the kernel
+
+
+def forget_silent(pins: Path, for_seconds: float, *, keep: Collection[bytes] = ()) -> int:
+    """Delete the connections without an end of their own (UDP, ICMP) that were silent so long; return how many.
+
+    That is told from the one that was heard last, which there must be: the lifetime is a macro of the C. Keys in `keep`
+    stay.
+    """
+    return sum(
+        _forget_silent_in(table, for_seconds, keep) for table in _pinned(pins) if table.name in (CT_ANY4, CT_ANY6)
+    )
+
+
 def _pinned(pins: Path) -> Iterator[Map]:
     """Open the pinned maps of connections, each until the next one is asked for."""
     for name in CT_MAPS:
@@ -68,6 +84,14 @@ def _forget_in(table: Map, of: frozenset[bytes]) -> int:
     return sum(
         table.delete(key) for key in list(table.keys()) if not of.isdisjoint((key[:width], key[width : 2 * width]))
     )
+
+
+def _forget_silent_in(table: Map, for_seconds: float, keep: Collection[bytes]) -> int:
+    tables.CONNECTIONS.of(table)  # what is read of values lies at the same place in all known layouts
+    found = {key: lifetime_of(value) for key, value in table.items()}
+    # Both are whole seconds.
+    oldest = max(found.values(), default=0) - for_seconds - 1
+    return sum(table.delete(key) for key, lifetime in found.items() if lifetime < oldest and key not in keep)
 
 
 def _collect_map(table: Map) -> Collected:

@@ -23,6 +23,7 @@ from lab.node.topology import NodeSpec
 from lab.proof.action import RATE, Action, do_gated
 from lab.proof.cases import NOT_REACHED, Case, Faults, Trigger, cases_of, note_findings
 from lab.proof.denied import Denied
+from lab.proof.ended import EndedConnections
 from lab.proof.errnos import errnos_of
 from lab.proof.left import MIXED, NEW, OLD, not_done, state_after_kill
 from lab.proof.settling import Settler
@@ -108,6 +109,7 @@ class Sweep:
         self._cases: list[Case] = []
         self._first: Container[tuple[int, int, int]] = ()
         self._denied: Denied | None = None
+        self._ended: EndedConnections | None = None
         self.findings: list[Violation] = []
         self.gaps: list[str] = []
         self.blind = ""
@@ -135,6 +137,7 @@ class Sweep:
                 scenario.agent.require(CANCEL, "the cancellation of a reload")
             self._first = metrics.read(scenario.node).hits
             self._scenario, self._cases, self._denied = scenario, [], Denied.by(scenario)
+            self._ended = EndedConnections(scenario.agent.config.globals)
         if action.other_path:
             scenario.expect(other_path=True)
         return scenario
@@ -189,6 +192,8 @@ class Sweep:
         scenario, trigger = self._begin(action, case), Trigger(case)
         # Nothing is counted here: loads that are gone would fill the map.
         metrics.forget_hits(scenario.node, keep=self._first)
+        if self._ended is not None:
+            self._ended.forget()
         counted = metrics.read(scenario.node)
         before, done = take(scenario.node), len(scenario.outcomes)
         case.start_ns = time.monotonic_ns()

@@ -14,11 +14,11 @@ from typing import Any
 
 import pytest
 
-from datapath.base.mapnames import CT_MAPS
+from datapath.base.mapnames import CT_MAPS, CT_TCP4, CT_TCP6
 from datapath.kernel.map import Map, open_pin
 from lab.abi.conntrack import CtEntry, CtTuple
 from lab.agent.agent import Agent
-from lab.agent.collector import Collected, collect, forget
+from lab.agent.collector import Collected, collect, forget, forget_silent
 from lab.node.node import Node
 from lab.node.topology import NodeSpec
 from lab.scenario.scenario import Scenario
@@ -99,6 +99,19 @@ def test_the_second_in_which_it_ends(agent: Agent, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("lab.agent.collector.seconds", lambda: second)
     agent.collect_connections()
     assert ports(agent, name) == {1}
+
+
+@pytest.mark.parametrize("name", CT_MAPS)
+def test_what_was_silent_goes(agent: Agent, name: str) -> None:
+    """Told from the one that was heard last; of TCP's nothing goes, as its lifetimes say more than that."""
+    for other in CT_MAPS:
+        write(agent, other, {})
+    second = now()
+    write(agent, name, {1: second + 60, 2: second + 30, 3: second + 10, 4: second + 10})
+    gone = forget_silent(agent.config.globals, 35, keep=[key_of(name, 4)])
+    ends_by_itself = name in (CT_TCP4, CT_TCP6)
+    assert gone == (0 if ends_by_itself else 1)
+    assert ports(agent, name) == ({1, 2, 3, 4} if ends_by_itself else {1, 2, 4})
 
 
 def test_begun_anew_meanwhile(agent: Agent, monkeypatch: pytest.MonkeyPatch) -> None:
