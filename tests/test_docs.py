@@ -26,6 +26,7 @@ from lab.scenario.details import failed_reload, phase, succeeded_reload
 from lab.scenario.records import Record
 from lab.traffic.report import Connections, FlowReport, Pause, TrafficReport
 from lab.watch.violation import Violation
+from tests.lab.report.shapes import node_shape, seen
 from tests.lab.results.samples import result
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -86,9 +87,9 @@ def test_documented_keys_of_run_json() -> None:
     assert f"| `format` | {RUN_FORMAT};" in text
     parts = re.split(r"^## ", text, flags=re.MULTILINE)
     scenario, reload, parallel = document["scenarios"][0], document["reloads"][0], document["parallel"]
-    failed = document["failed_reloads"][0]
+    failed, shape = document["failed_reloads"][0], document["nodes"][0]
     traffic = scenario["traffic"][0]
-    for part, value in zip(parts, (document, scenario, traffic, reload, failed, parallel), strict=True):
+    for part, value in zip(parts, (document, scenario, traffic, reload, failed, parallel, shape), strict=True):
         assert table_keys(part) == set(value)
     prose = {word for part in parts for word in re.findall(r"`(\w+)`", part)}
     span, worker = reload["spans"][0], parallel["workers"][0]
@@ -96,6 +97,10 @@ def test_documented_keys_of_run_json() -> None:
     for value in (scenario["steps"], traffic["starved"][0], flow, flow["delays"], flow["connections"]):
         assert set(value) - prose == set()
     assert set(failed["rollback"]) - prose == set()
+    inside = shape["endpoints"][0]["inside"]
+    for value in (scenario["nodes"][0], shape["interfaces"][0], shape["routes"][0], inside, inside["peer"]):
+        assert set(value) - prose == set()
+    assert {*shape["endpoints"][0], *shape["others"][0]} - prose == set()
     results = (ROOT / "docs" / "bench-json.md").read_text()
     assert table_keys(results.partition("## machine")[2].partition("\n## ")[0]) == set(document["machine"])
     assert set(document["load"]) - prose == set()
@@ -147,7 +152,15 @@ def written() -> dict[str, Any]:
     sent = TrafficReport(1, 9, 2, 3, 4, (Pause(2, 3),), (flow,))
     failed = failed_reload(1, FailedReload("pod-1", 101, 3, spans, work, "no space left"))
     reloads = (succeeded_reload(1, outcome, {"cil_from_container": 3}),)
-    record = Record("a.py::test_b", reloads=reloads, failed_reloads=(failed,), sent=3, traffic=(phase(sent, [3]),))
+    others = [{"number": 2, "port": "node-1", "addresses": [], "pods": []}]
+    record = Record(
+        "a.py::test_b",
+        reloads=reloads,
+        failed_reloads=(failed,),
+        sent=3,
+        traffic=(phase(sent, [3]),),
+        nodes=(seen(node_shape(others=others)),),
+    )
     times = Percentiles(1.0, 2.0, 3.0, 0.5)
     row = WorkerReport(workers=1, reloads=1, reloads_per_second=9.0, reload=times, steps={"compile": times})
     report = ParallelReport(pods=1, rounds=1, workers=(row,), sent=1, lost=0, problems=(), failures=(), tracing=None)

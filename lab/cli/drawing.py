@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from lab.node.topology import NodeSpec, PodFacts
-from lab.node.view import LinkView, NodeView
+from lab.node.network import LinkView
+from lab.node.topology import NODE, NodeSpec, PodFacts
+from lab.node.view import NodeView
 
 _NOTHING = "-"
 
@@ -42,10 +43,20 @@ def _headline(spec: NodeSpec) -> str:
 
 def _device(link: LinkView) -> list[str]:
     notes = [note for note, wanted in (("NOARP", link.noarp), ("down", not link.up)) if wanted]
-    lines = [f"{link.ifindex:>4} {link.name:<15}  {'  '.join((link.kind, link.mac, *notes))}"]
+    lines = [f"{link.ifindex:>4} {link.name:<15}  {'  '.join((_kind(link), link.mac, *notes))}"]
     if link.addresses:
         lines.append(f"{'':5}{'  '.join(link.addresses)}")
     return [*lines, f"{'':5}{_hooks(link)}"]
+
+
+def _kind(link: LinkView) -> str:
+    """Return what a link is, and what it is connected to."""
+    if link.peer is not None:
+        place = "" if link.peer.namespace == NODE else f"{link.peer.namespace}/"
+        return f"{link.kind} to {place}{link.peer.name}"
+    if link.vlan is not None:
+        return f"{link.kind} {link.vlan} on {link.parent}"
+    return f"{link.kind}, port {link.port}" if link.port else link.kind
 
 
 def _hooks(link: LinkView) -> str:

@@ -172,6 +172,16 @@ def run_json(
     `others` is the share of the CPUs that other processes had, None if it is not known. `machines` are those of a run
     over several.
     """
+    shapes = Shapes()
+    rows = [
+        record.to_json()
+        | {
+            "reloads": len(record.reloads),
+            "failed_reloads": len(record.failed_reloads),
+            "nodes": [{**node, "shape": shapes.number(node["shape"])} for node in record.nodes],
+        }
+        for record in scenarios
+    ]
     return {
         "format": RUN_FORMAT,
         "complete": complete,
@@ -179,16 +189,29 @@ def run_json(
         **(about or RunFacts.now({})).to_json(others),
         "seconds": round(seconds, 3),
         "machines": list(machines),
-        "scenarios": [
-            record.to_json() | {"reloads": len(record.reloads), "failed_reloads": len(record.failed_reloads)}
-            for record in scenarios
-        ],
+        "scenarios": rows,
+        "nodes": shapes.found,
         "reloads": [{"scenario": record.name, **reload} for record in scenarios for reload in record.reloads],
         "failed_reloads": [
             {"scenario": record.name, **reload} for record in scenarios for reload in record.failed_reloads
         ],
         "parallel": parallel.to_json() if parallel is not None else None,
     }
+
+
+class Shapes:
+    """The shapes of nodes in a run, each once; a scenario has their numbers."""
+
+    def __init__(self) -> None:
+        self.found: list[dict[str, Any]] = []
+        self._numbers: dict[str, int] = {}
+
+    def number(self, shape: dict[str, Any]) -> int:
+        """Return the number of a shape, which is new or has one."""
+        number = self._numbers.setdefault(json.dumps(shape), len(self.found))
+        if number == len(self.found):
+            self.found.append(shape)
+        return number
 
 
 def failed_before(text: str | None) -> list[str]:

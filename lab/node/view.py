@@ -1,57 +1,33 @@
-"""The present state of a node, read from the kernel: links, addresses, programs per hook, routes."""
+"""The present state of a node, read from the kernel: links, addresses, programs per hook, routes, the pods' ends."""
 
 from __future__ import annotations
 
 import errno
-from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from ipaddress import ip_address
 from typing import Any
 
 from datapath.errors import BpfError
 from datapath.kernel.hooks import Direction, all_filters
 from datapath.kernel.inventory import program_name
-from datapath.kernel.netlink import NLM_F_DUMP, RTM_GETLINK, NetlinkSocket
+from datapath.kernel.netlink import NetlinkSocket
 from datapath.kernel.xdp import all_attached
 from lab.node.facts import pod_json
-from lab.node.links import AF_INET, AF_INET6, IFF_NOARP, IFF_UP, RT_SCOPE_LINK, RT_TABLE_MAIN, RTPROT_KERNEL
-from lab.node.messages import MessageClass, decode, encode, ifaddrmsg, ifinfmsg, rtmsg
+from lab.node.network import End, Found, LinkView, RouteView, read_links, read_routes
 from lab.node.node import Node
 from lab.node.tcxhooks import pinned_links, tcx_programs
-from lab.node.topology import NODE, OUTSIDE
-
-RTM_GETADDR, RTM_GETROUTE = 22, 26
-_RTM_F_CLONED = 0x200
-
-
-@dataclass(frozen=True, slots=True)
-class LinkView:
-    """An interface; `ingress` and `egress` are the programs at its hooks in their order, tcx before clsact.
-
-    `xdp` are its XDP programs, each with its mode.
-    """
-
-    name: str
-    ifindex: int
-    kind: str
-    mac: str
-    mtu: int
-    up: bool
-    noarp: bool
-    addresses: tuple[str, ...]
-    ingress: tuple[str, ...] = ()
-    egress: tuple[str, ...] = ()
-    xdp: tuple[str, ...] = ()
+from lab.node.topology import HEALTH, NODE, OUTSIDE
 
 
 @dataclass(frozen=True, slots=True)
 class NodeView:
-    """A node at one moment: its links and routes, and the links of the world outside."""
+    """A node at one moment: its links and routes, the links of the world outside, and those inside of its pods."""
 
     node: Node
     links: tuple[LinkView, ...]
-    routes: tuple[str, ...]
+    routes: tuple[RouteView, ...]
     outside: tuple[LinkView, ...]
+    inside: Mapping[str, tuple[LinkView, ...]]
 
     def to_json(self) -> dict[str, Any]:
         """Return the view as a JSON object."""
@@ -67,21 +43,25 @@ class NodeView:
             "endpoint_routes": spec.endpoint_routes,
             "devices": list(spec.devices),
             "xdp": spec.xdp,
+            "datapath_mode": spec.datapath_mode,
             "interfaces": [asdict(link) for link in self.links],
-            "routes": list(self.routes),
+            "routes": [str(route) for route in self.routes],
             "health": pod_json(self.node.facts.health),
             "pods": [pod_json(pod) for pod in self.node.pods],
             "outside": [asdict(link) for link in self.outside],
+            "inside": {name: [asdict(link) for link in links] for name, links in self.inside.items()},
         }
 
 
 def look(node: Node) -> NodeView:
-    """Read a node's interfaces, programs and routes from the kernel."""
-    with NetlinkSocket(node.netns(OUTSIDE)) as socket:
-        outside = _links(socket)
+    """Read a node's interfaces, programs and routes from the kernel, and the interfaces around it."""
+    names = (OUTSIDE, HEALTH, *(pod.name for pod in node.pods))
+    around = {name: _read(node, name) for name in names}
     pins = pinned_links(node)
     with NetlinkSocket(node.netns(NODE)) as socket:
         at_xdp = _at_xdp(socket)
+        own = read_links(socket)
+        routes = read_routes(socket, {each.link.ifindex: each.link.name for each in own})
         links = tuple(
             replace(
                 link,
@@ -89,9 +69,34 @@ def look(node: Node) -> NodeView:
                 egress=_programs(node, socket, link, Direction.EGRESS, pins),
                 xdp=at_xdp.get(link.name, ()),
             )
-            for link in _links(socket)
+            for link in _tied(NODE, own, around)
         )
-        return NodeView(node, links, _routes(socket, {link.ifindex: link.name for link in links}), outside)
+    there = {name: _tied(name, found, {NODE: own}) for name, found in around.items()}
+    outside = there.pop(OUTSIDE)
+    return NodeView(node, links, routes, outside, there)
+
+
+def _read(node: Node, name: str) -> tuple[Found, ...]:
+    with NetlinkSocket(node.netns(name)) as socket:
+        return read_links(socket)
+
+
+def _tied(name: str, found: tuple[Found, ...], others: Mapping[str, tuple[Found, ...]]) -> tuple[LinkView, ...]:
+    """Return the links of a namespace with the other ends of pairs, which are in it or in one of the others."""
+    here = {(each.link.ifindex, each.other): End(name, each.link.name) for each in found if not each.away}
+    # Of two ends each names the index of the other; the kernel says of neither in which namespace that is.
+    there = {
+        (each.link.ifindex, each.other): End(other, each.link.name)
+        for other, links in others.items()
+        for each in links
+        if each.away
+    }
+    return tuple(
+        replace(each.link, peer=(there if each.away else here).get((each.other, each.link.ifindex)))
+        if each.is_pair
+        else each.link
+        for each in found
+    )
 
 
 def _programs(
@@ -112,61 +117,3 @@ def _at_xdp(socket: NetlinkSocket) -> dict[str, tuple[str, ...]]:
         except BpfError as error:
             if error.errno != errno.ENOENT:  # a program that was replaced between the two calls
                 raise
-
-
-def _links(socket: NetlinkSocket) -> tuple[LinkView, ...]:
-    addresses: defaultdict[int, list[str]] = defaultdict(list)
-    for message in _dump(socket, "list addresses", ifaddrmsg, RTM_GETADDR):
-        address = ip_address(message.get_attr("IFA_LOCAL") or message.get_attr("IFA_ADDRESS"))
-        if not address.is_link_local:
-            addresses[message["index"]].append(f"{address}/{message['prefixlen']}")
-    found = []
-    for message in _dump(socket, "list links", ifinfmsg, RTM_GETLINK):
-        info = message.get_attr("IFLA_LINKINFO")
-        link = LinkView(
-            name=message.get_attr("IFLA_IFNAME"),
-            ifindex=message["index"],
-            kind=info.get_attr("IFLA_INFO_KIND") if info else "loopback",
-            mac=message.get_attr("IFLA_ADDRESS"),
-            mtu=message.get_attr("IFLA_MTU"),
-            up=bool(message["flags"] & IFF_UP),
-            noarp=bool(message["flags"] & IFF_NOARP),
-            addresses=tuple(addresses[message["index"]]),
-        )
-        if link.kind != "loopback":
-            found.append(link)
-    return tuple(sorted(found, key=lambda link: link.ifindex))
-
-
-def _routes(socket: NetlinkSocket, names: dict[int, str]) -> tuple[str, ...]:
-    """Return the routes of the main table in the words of `ip route`, those to link-local addresses left out."""
-    lines = []
-    messages = [m for family in (AF_INET, AF_INET6) for m in _dump(socket, "list routes", rtmsg, RTM_GETROUTE, family)]
-    for message in messages:
-        destination = message.get_attr("RTA_DST") or "default"
-        local = destination.startswith(("fe80:", "ff00:"))
-        if message["table"] != RT_TABLE_MAIN or message["flags"] & _RTM_F_CLONED or local:
-            continue
-        lines.append(_route(message, destination, names))
-    return tuple(lines)
-
-
-def _route(message: Any, destination: str, names: dict[int, str]) -> str:
-    full = message["dst_len"] == (32 if message["family"] == AF_INET else 128)
-    words = [destination if destination == "default" or full else f"{destination}/{message['dst_len']}"]
-    for word, attribute in (("via", "RTA_GATEWAY"), ("dev", "RTA_OIF"), ("src", "RTA_PREFSRC")):
-        value = message.get_attr(attribute)
-        if value is not None:
-            words += [word, names.get(value, str(value)) if word == "dev" else value]
-    if message["proto"] == RTPROT_KERNEL:
-        words += ["proto", "kernel"]
-    if message["scope"] == RT_SCOPE_LINK:
-        words += ["scope", "link"]
-    metrics = message.get_attr("RTA_METRICS")
-    if metrics is not None and metrics.get_attr("RTAX_MTU") is not None:
-        words += ["mtu", str(metrics.get_attr("RTAX_MTU"))]
-    return " ".join(words)
-
-
-def _dump(socket: NetlinkSocket, what: str, kind: MessageClass, number: int, family: int = 0) -> list[Any]:
-    return decode(kind, socket.dump(what, encode(kind, number, NLM_F_DUMP, {"family": family}, ())))

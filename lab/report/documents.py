@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from datapath.base.statefile import WrongContent
 from datapath.errors import ReloadlabError
+from lab.node.shape import VERSION as SHAPE_VERSION
 from lab.report.shape import Shape, check
 from lab.results.result import BadResult, Result, checked_result
 from lab.results.result import read_document as read_json
@@ -99,6 +100,45 @@ _PARALLEL: Shape = {
             ],
         }
     ],
+}
+_INTERFACE: Mapping[str, Shape] = {
+    "name": str,
+    "ifindex": int,
+    "kind": str,
+    "mtu": int,
+    "up": bool,
+    "addresses": [str],
+    "peer": (type(None), {"namespace": str, "name": str}),
+    "parent": (type(None), str),
+    "master": (type(None), str),
+    "vlan": (type(None), int),
+    "port": (type(None), int),
+}
+_NODE: Shape = {
+    "version": int,
+    "datapath_mode": str,
+    "attach": str,
+    "endpoint_routes": bool,
+    "tunnel": bool,
+    "tunnel_port": int,
+    "xdp": (type(None), str),
+    "devices": [str],
+    "mtu": int,
+    "route_mtu": int,
+    "interfaces": [{**_INTERFACE, "ingress": [str], "egress": [str], "xdp": [str]}],
+    "routes": [{"destination": str, "via": (type(None), str), "dev": (type(None), str), "text": str}],
+    "endpoints": [
+        {
+            "name": str,
+            "ifname": str,
+            "endpoint_id": int,
+            "identity": int,
+            "labels": [str],
+            "inside": (type(None), _INTERFACE),
+        }
+    ],
+    "outside": [_INTERFACE],
+    "others": [{"number": int, "port": str, "addresses": [str], "pods": [str]}],
 }
 _RUN: Shape = {
     "complete": bool,
@@ -248,12 +288,31 @@ def _check_steps(run: Json) -> None:
 
 
 def _check_later_keys(run: Json) -> None:
-    """Check who ran what, and the stops at gates; runs of earlier versions do not say it."""
+    """Check who ran what, the stops at gates, and the nodes; runs of earlier versions do not say it."""
     check(run.get("machines", []), [_MACHINE], "machines")
+    shapes = run.get("nodes", [])
+    check(shapes, [{"version": int}], "nodes")
+    for number, shape in enumerate(shapes):
+        if shape["version"] != SHAPE_VERSION:
+            raise WrongContent(f"nodes[{number}] has version {shape['version']}, this version reads {SHAPE_VERSION}")
+        check(shape, _NODE, f"nodes[{number}]")
     for number, scenario in enumerate(run["scenarios"]):
-        check(scenario.get("gates", []), [_GATE], f"scenarios[{number}].gates")
+        place = f"scenarios[{number}]"
+        check(scenario.get("gates", []), [_GATE], f"{place}.gates")
+        _check_nodes(scenario.get("nodes", []), len(shapes), f"{place}.nodes")
         if "machine" in scenario:
-            check(scenario, {"machine": str, "kernel": str}, f"scenarios[{number}]")
+            check(scenario, {"machine": str, "kernel": str}, place)
+
+
+def _check_nodes(nodes: object, shapes: int, place: str) -> None:
+    """Check the nodes of a scenario; each has one of the shapes."""
+    check(nodes, [{"number": int, "shape": int, "names": dict}], place)
+    assert isinstance(nodes, list)
+    for number, node in enumerate(nodes):
+        if not 0 <= node["shape"] < shapes:
+            raise WrongContent(f"{place}[{number}] has shape {node['shape']}, of {shapes}")
+        for pod, name in node["names"].items():
+            check(name, str, f"{place}[{number}].names.{pod}")
 
 
 def of_kind(documents: Iterable[Document], kind: str) -> list[Document]:

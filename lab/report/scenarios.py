@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lab.report.figure import Figure, Table, counted, duration, number
+from lab.report.layout import Picture, pictures
 from lab.report.node import Drawing, drawings
 from lab.report.places import Place, Places, end_of, parts_of, start_of, title
 from lab.report.timeline import MOST_STEPS, origin_of, timeline, waterfall
@@ -53,6 +54,8 @@ class Scenario:
     findings: Sequence[Told]
     touched: Counter[int]
     """How many moments of findings fall into each reload, by its number."""
+    nodes: Sequence[tuple[Json, Json]]
+    """Its nodes, each with its shape."""
 
     @property
     def name(self) -> str:
@@ -98,12 +101,21 @@ def scenarios_of(run: Json) -> list[Scenario]:
     """Return the scenarios of a run, what went wrong first."""
     reloads: dict[str, list[Json]] = defaultdict(list)
     clusters = {each["scenario"] for key in _LISTS for each in run[key] if each["node"] > 1}
+    clusters |= {each["name"] for each in run["scenarios"] if any(node["number"] > 1 for node in each.get("nodes", ()))}
     for key in _LISTS:
         for each in run[key]:
             reloads[each["scenario"]].append(_reload(each, named=each["scenario"] in clusters))
     rank = {outcome: place for place, outcome in enumerate(WORST_FIRST)}
     ordered = sorted(run["scenarios"], key=lambda record: (rank.get(record["outcome"], len(rank)), record["name"]))
-    return [_scenario(record, sorted(reloads[record["name"]], key=start_of)) for record in ordered]
+    shapes = run.get("nodes", ())
+    return [
+        _scenario(
+            record,
+            sorted(reloads[record["name"]], key=start_of),
+            [(node, shapes[node["shape"]]) for node in record.get("nodes", ())],
+        )
+        for record in ordered
+    ]
 
 
 def _reload(reload: Json, *, named: bool) -> Json:
@@ -112,7 +124,7 @@ def _reload(reload: Json, *, named: bool) -> Json:
     return {**_NEITHER, **reload, "subject": subject}
 
 
-def _scenario(record: Json, reloads: Sequence[Json]) -> Scenario:
+def _scenario(record: Json, reloads: Sequence[Json], nodes: Sequence[tuple[Json, Json]]) -> Scenario:
     places, origin = Places(reloads), origin_of(record, reloads)
     touched: Counter[int] = Counter()
     told = []
@@ -122,7 +134,7 @@ def _scenario(record: Json, reloads: Sequence[Json]) -> Scenario:
         told.append(_told(finding["what"], found, origin))
     timed = {finding["what"] for finding in record["findings"]}
     told += [Told(what) for what in record["violations"] if what not in timed]
-    return Scenario(record, reloads, told, touched)
+    return Scenario(record, reloads, told, touched, nodes)
 
 
 def _told(what: str, found: Sequence[tuple[int, Place]], origin: int) -> Told:
@@ -188,7 +200,7 @@ class Opened:
     timeline: Figure | None
     listed: Sequence[Listed]
     flows: Table | None
-    nodes: Sequence[Drawing]
+    nodes: Sequence[tuple[Drawing, Sequence[Picture]]]
     first: int
     """The reload whose steps are shown first: that with the most findings."""
 
@@ -208,7 +220,7 @@ def open_scenario(scenario: Scenario) -> Opened:
         _figure(scenario),
         [_listed(scenario, place, origin) for place in numbers],
         flows_table(scenario.record),
-        drawings(scenario.reloads),
+        [(node, pictures(node)) for node in drawings(scenario.reloads, scenario.nodes)],
         max(numbers, key=lambda place: scenario.touched[place], default=0),
     )
 

@@ -52,6 +52,7 @@ def details(scenarios: Sequence[Watched], error: BaseException | None = None) ->
             for gate in running.gates
             for stop in gate.stops
         ],
+        "nodes": [node for running in scenarios for node in running.shapes],
         "findings": [
             {"what": str(found), "at_ns": list(found.at)}
             for running in scenarios

@@ -40,8 +40,9 @@ class Record:
     packets of its traffic, all phases together, and `denied` those of them that its policy had to stop. `steps` says
     how many steps of reloads had packets under way, `traffic` has an object for each phase; `starved_ns` is for how
     long the traffic had no CPU, `starved_part` in which part of the time of the reloads, `gaps` what could not be
-    watched, `findings` the violations that have times, `gates` where and when gates stopped reloads. `machine` is the
-    one of several that ran it, empty for this one, and `kernel` the release of its kernel; empty if nothing ran it. See
+    watched, `findings` the violations that have times, `gates` where and when gates stopped reloads, `nodes` the nodes
+    as they were at its end (`number`, `shape` and `names`, lab.node.shape). `machine` is the one of several that ran
+    it, empty for this one, and `kernel` the release of its kernel; empty if nothing ran it. See
     docs/run-json.md.
     """
 
@@ -62,6 +63,7 @@ class Record:
     findings: tuple[dict[str, Any], ...] = ()
     failed_reloads: tuple[dict[str, Any], ...] = ()
     gates: tuple[dict[str, Any], ...] = ()
+    nodes: tuple[dict[str, Any], ...] = ()
     machine: str = ""
     kernel: str = ""
 
@@ -88,7 +90,7 @@ class Record:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Self:
-        names = ("violations", "reloads", "traffic", "gaps", "findings", "failed_reloads", "gates")
+        names = ("violations", "reloads", "traffic", "gaps", "findings", "failed_reloads", "gates", "nodes")
         lists = {name: tuple(data[name]) for name in names}
         return cls(**{**data, **lists})
 

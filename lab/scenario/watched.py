@@ -27,6 +27,7 @@ from lab.scenario.flowpolicy import PolicyOption
 from lab.scenario.gate import Gate, GateNeverFired
 from lab.scenario.history import History
 from lab.scenario.packetfile import PacketFile
+from lab.scenario.shapes import shapes_of
 from lab.scenario.stepping import Bursts, Stepping, check_bursts
 from lab.scenario.timeline import Timeline
 from lab.scenario.traffic import ScenarioTraffic
@@ -92,6 +93,7 @@ class Watched:
         self._before: tuple[tuple[Agent, Baseline], ...]
         self._packets: PacketFile | None = None
         self.gates: list[Gate] = []
+        self._shapes: list[dict[str, Any]] | None = None
 
     def _watch(self, stack: ExitStack, agents: Sequence[Agent], flows: Sequence[Flow]) -> None:
         """Start the traffic, remember how everything is, and keep what `stack` holds until the scenario ends."""
@@ -194,6 +196,7 @@ class Watched:
         for agent in self.agents:
             self._note_not_supported(agent)
         self.coverage = coverage(self.timeline.reloads, self._traffic.sent_to)
+        self._shapes = shapes_of(self.agents)
         if self.violations:
             raise InvariantsViolated(self.findings)
         starved, total = self._starved
@@ -346,6 +349,11 @@ class Watched:
     def failures_by_node(self) -> list[tuple[int, FailedReload]]:
         """The reloads that failed since the scenario began, each with the number of its node."""
         return [(self._number(node), failed) for node, failed in self._history.failures]
+
+    @property
+    def shapes(self) -> list[dict[str, Any]]:
+        """The nodes as run.json has them: as they were when the scenario finished, before that as they are now."""
+        return shapes_of(self.agents) if self._shapes is None else self._shapes
 
     def _number(self, node: str) -> int:
         """Return the number of a node among those of the scenario, from 1."""

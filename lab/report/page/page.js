@@ -206,11 +206,18 @@ document.addEventListener("submit", (event) => {
   if (form.classList.contains("pick")) choose(form, Number(form.querySelector("input").value) - 1);
 });
 
-// What a hook is, in words: below the drawing, for whoever hovers or focuses it.
+// What a part of a drawn node is, in words: below the drawing, for whoever hovers or focuses it. Of a route, the
+// interface that it leads out of is marked.
 for (const kind of ["pointerover", "focusin"]) {
   document.addEventListener(kind, (event) => {
-    const hook = event.target.closest?.(".hook");
-    if (hook) hook.closest("svg").nextElementSibling.textContent = hook.dataset.words;
+    const part = event.target.closest?.("[data-words]");
+    if (part) part.closest(".drawn").querySelector(".told").textContent = part.dataset.words;
+    const route = event.target.closest?.("tr[data-dev]") ?? document.activeElement?.closest("tr[data-dev]");
+    for (const each of document.querySelectorAll(".part.lit")) each.classList.remove("lit");
+    if (!route) return;
+    for (const each of route.closest(".drawn").querySelectorAll(".part[data-name]")) {
+      each.classList.toggle("lit", each.dataset.name === route.dataset.dev);
+    }
   });
 }
 

@@ -76,7 +76,8 @@ def test_keys_of_nodes_are_documented(cluster: str, capsys: pytest.CaptureFixtur
         assert set(node) == documented("show")
         for pod in (node["health"], *node["pods"]):
             assert set(pod) == described("A pod, and `health`:")
-        for interface in (*node["interfaces"], *node["outside"]):
+        inside = [interface for found in node["inside"].values() for interface in found]
+        for interface in (*node["interfaces"], *node["outside"], *inside):
             assert set(interface) == described("An interface:")
     listed = answer(capsys, "ls", cluster)
     assert [lab["lab"] for lab in listed] == [f"{cluster}-1", f"{cluster}-2"]

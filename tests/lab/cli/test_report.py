@@ -11,6 +11,7 @@ from rich.console import Console
 from lab.cli.report import RunFile, failed_before, print_scenarios, run_json
 from lab.scenario.records import NO_STEPS, Record
 from lab.system.output import OutputDirectory
+from tests.lab.report.shapes import node_shape, seen
 
 RECORD = Record(
     "scenarios/test_map_migration.py::test_shared_map[key size]",
@@ -87,6 +88,18 @@ def test_run_json_replaces_what_was_there(tmp_path: Path) -> None:
     assert document["scenarios"] == [json.loads(json.dumps(RECORD.to_json())) | {"reloads": 2, "failed_reloads": 0}]
     assert document["reloads"] == [{"scenario": RECORD.name, **reload} for reload in RECORD.reloads]
     assert [item.name for item in path.parent.iterdir()] == ["run.json"]
+
+
+def test_nodes_of_the_same_kind_have_one_shape() -> None:
+    first, other = seen(node_shape(1)), seen(node_shape(2))
+    renamed = {**seen(node_shape(1), 2), "names": {"pod-1": "lxc9"}}
+    records = [Record("a", nodes=(first, other)), Record("b", nodes=(renamed,)), Record("c")]
+    document = run_json(records, None, 1.0, complete=True)
+    assert document["nodes"] == [node_shape(1), node_shape(2)]
+    assert [[each["shape"] for each in scenario["nodes"]] for scenario in document["scenarios"]] == [[0, 1], [0], []]
+    assert document["scenarios"][1]["nodes"] == [{"number": 2, "shape": 0, "names": {"pod-1": "lxc9"}}]
+    # What is recorded goes from process to process as JSON.
+    assert Record.from_json(json.loads(json.dumps(records[0].to_json()))).nodes == (first, other)
 
 
 def test_what_failed_before_is_read_from_run_json() -> None:

@@ -37,10 +37,14 @@ def test_view_and_drawing() -> None:
     assert f"{spec.pod_cidr6} dev cilium_host src {spec.router6} proto kernel" in document["routes"]
     assert [pod["name"] for pod in document["pods"]] == ["pod-1", "pod-2"]
     assert document["outside"][0]["addresses"] == [str(spec.outside4), str(spec.outside6)]
+    assert document["inside"]["pod-1"][0]["addresses"] == [f"{facts.pods[0].ipv4}/32", f"{facts.pods[0].ipv6}/128"]
     for words in (
         f"{node.name}: 2 pods, VXLAN tunnel, node route by cilium_host, MTU 1500 (pods' default route 1450)",
         f"default via {spec.outside4.ip} dev eth0",
         f"{facts.cilium_host.mac}  NOARP",
+        f"veth to cilium_net  {facts.cilium_host.mac}",
+        "veth to outside/eth0",
+        "vxlan, port 8472",
         f"     {spec.router4}/32  {spec.router6}/128",
         f"{facts.pods[1].ifname} ── eth0   pod-2   id {facts.pods[1].endpoint_id}  {facts.pods[1].ipv4} ",
     ):
@@ -48,6 +52,36 @@ def test_view_and_drawing() -> None:
     # The lines of a box are equally long.
     assert len({len(line) for line in drawing.splitlines() if line.startswith("│")}) == 2
     assert max(map(len, drawing.splitlines()[1:])) <= 80
+
+
+def test_links_and_routes_are_those_of_ip() -> None:
+    """With a bridge, whose port has another end that no namespace of the lab has, and a tunnel of another port."""
+    spec, other = NodeSpec(unique_name(), pods=1, tunnel=True, tunnel_port=8473), NodeSpec(unique_name(), pods=0)
+    with Node(spec) as node, Node(other) as elsewhere:
+        netns = node.netns(NODE)
+        ip(netns, "link", "add", "br0", "type", "bridge")
+        ip(netns, "link", "add", "p0", "mtu", "1400", "type", "veth", "peer", "name", "p1")
+        ip(netns, "link", "set", "p1", "netns", str(elsewhere.netns(NODE)))
+        ip(netns, "link", "set", "p0", "master", "br0")
+        ip(netns, "route", "add", "blackhole", "192.0.2.0/24")
+        view = look(node)
+        shown = [each for each in ip(netns, "link") if each["link_type"] != "loopback"]
+        routes = [*ip(netns, "route"), *ip(netns, "-6", "route")]
+    links = {each["ifname"]: each for each in shown}
+    assert [link.name for link in view.links] == list(links)
+    for link in view.links:
+        told = links[link.name]
+        assert (link.ifindex, link.mtu, link.up) == (told["ifindex"], told["mtu"], "UP" in told["flags"])
+        assert (link.kind, link.master) == (told["linkinfo"]["info_kind"], told.get("master"))
+        assert link.port == told["linkinfo"].get("info_data", {}).get("port")
+    ends = {link.name: None if link.peer is None else (link.peer.namespace, link.peer.name) for link in view.links}
+    assert ends["cilium_host"] == (NODE, "cilium_net")
+    assert ends[node.pods[0].ifname] == ("pod-1", "eth0")
+    assert (ends["p0"], ends["cilium_vxlan"]) == (None, None)
+    wanted = {
+        (each["dst"], each.get("dev"), each.get("gateway")) for each in routes if not each["dst"].startswith("fe80")
+    }
+    assert {(route.destination, route.dev, route.via) for route in view.routes} == wanted
 
 
 def test_xdp_program_that_is_replaced_while_it_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,7 @@ from lab.proof.two import Meetings
 from lab.report.documents import BadDocument, read_document
 from lab.results.result import LARGEST, Series, to_text
 from tests.lab.report.samples import losing, parallel, record, run
+from tests.lab.report.shapes import node_shape, seen
 from tests.lab.results.samples import result
 
 CASES: Mapping[str, Mapping[str, Any]] = {
@@ -35,6 +36,11 @@ def elsewhere(**changes: Any) -> dict[str, Any]:
     found = run(record())
     found["scenarios"][0] |= {"machine": "ssh:alpha", "kernel": "6.1.0", **changes}
     return found
+
+
+def with_node(**changes: Any) -> dict[str, Any]:
+    """Return a run whose scenario has a node of this shape."""
+    return run(record(nodes=(seen(node_shape(1, **changes)),)))
 
 
 @pytest.mark.parametrize("kind", CASES)
@@ -78,6 +84,13 @@ def test_a_run_without_scenarios_is_understood(tmp_path: Path) -> None:
         (json.dumps({**CASES["run"], "machines": None}), "is damaged: machines is not a list"),
         (json.dumps({**CASES["run"], "machines": [{"name": "ssh:a"}]}), "is damaged: no machines[0].kernel"),
         (json.dumps(elsewhere(kernel=None)), "is damaged: scenarios[0].kernel is not text"),
+        (json.dumps(with_node(version=2)), "is damaged: nodes[0] has version 2, this version reads 1"),
+        (json.dumps(with_node(routes=[{}])), "is damaged: no nodes[0].routes[0].destination"),
+        (json.dumps({**with_node(), "nodes": []}), "is damaged: scenarios[0].nodes[0] has shape 0, of 0"),
+        (
+            json.dumps(with_node()).replace('"pod-1": "lxc1"', '"pod-1": 3'),
+            "is damaged: scenarios[0].nodes[0].names.pod-1 is not text",
+        ),
         (json.dumps({**CASES["run"], "scenarios": []}), "is damaged: reloads[0] is of no scenario"),
         (json.dumps(run(record(), record())), "is damaged: two scenarios have the same name"),
         (
@@ -97,6 +110,10 @@ def test_a_run_without_scenarios_is_understood(tmp_path: Path) -> None:
         "no machines",
         "machine",
         "where",
+        "version of a node",
+        "node",
+        "no shape",
+        "name",
         "orphan",
         "twice",
         "steps",

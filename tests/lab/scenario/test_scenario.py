@@ -224,6 +224,28 @@ def test_the_packets_that_entered_a_load_are_told_when_a_scenario_has_finished()
         assert reload["packets"]["cil_from_container"] >= 3 * len([burst for burst in sent if burst.complete]) > 0
 
 
+def test_the_nodes_of_a_scenario_are_told_as_they_were_when_it_finished() -> None:
+    with Scenario(NodeSpec(unique_name(), pods=1)) as scenario:
+        scenario.set_endpoint_routes(True)
+        pod = scenario.node.pods[0]
+        scenario.finish()
+    (node,) = details([scenario])["nodes"]
+    shape = node["shape"]
+    assert (node["number"], node["names"]) == (1, {"pod-1": pod.ifname})
+    assert (shape["endpoint_routes"], shape["attach"]) == (True, "tc")
+    routes = [route["destination"] for route in shape["routes"] if route["dev"] == "{pod-1}"]
+    assert routes == [str(pod.ipv4), str(pod.ipv6)]
+    hooks = {each["name"]: (each["ingress"], each["egress"]) for each in shape["interfaces"]}
+    assert hooks["{pod-1}"] == (["cil_from_container-{pod-1}"], ["cil_to_container-{pod-1}"])
+
+
+def test_the_nodes_of_a_scenario_that_failed_are_told_as_long_as_they_are_there() -> None:
+    with ClusterScenario(cluster_specs(unique_name("gone")[:28], 2, pods=0)) as cluster:
+        assert [node["number"] for node in details([cluster])["nodes"]] == [1, 2]
+        cluster.abandon()
+    assert details([cluster])["nodes"] == []
+
+
 def test_the_packets_of_loads_of_other_sources_are_not_known(tmp_path: Path) -> None:
     """The counters of the loads before are there still."""
     other = Path(shutil.copytree(LIBRARY, tmp_path / "bpf"))
