@@ -1,4 +1,4 @@
-"""Netlink messages by pyroute2, for what is made once or listed, and not on the path of a reload.
+"""Netlink messages by pyroute2, for what is made once, and not on the path of a reload.
 
 pyroute2 is imported when the first message is made, and no more of it than that takes: all of it, with asyncio and
 databases, takes longer than many a command.
@@ -88,11 +88,3 @@ def encode(
     message["header"]["flags"] = NLM_F_REQUEST | flags
     message.encode()
     return bytes(message.data)
-
-
-def decode(kind: MessageClass, messages: Sequence[bytes]) -> list[Any]:
-    """Return the messages, which are of class `kind`, decoded; slow (0.1-0.3 ms each), for listings."""
-    decoded = [kind(message) for message in messages]
-    for message in decoded:
-        message.decode()
-    return decoded

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any
 
 from lab.report.figure import counted
@@ -25,8 +26,9 @@ _BETWEEN, _JOINED = 14, 26
 _PORT = 16
 """How far below the upper edge of a box its line ends."""
 _TOP = 34
-_LETTER = 5.9
-"""The width of a letter, roughly."""
+_LETTER, _WIDE_LETTER, _BOLD = 5.9, 10.8, 1.25
+"""The width of a letter, roughly; of the widest ones; by how much those of a title are wider."""
+_WIDE_LETTERS = frozenset("mwMW@%…—")
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +84,11 @@ class Box:
         return self.x + self.width
 
     @property
+    def head_line(self) -> str:
+        """The title, as long as it can be."""
+        return cut(self.title, (self.width - 14) / _BOLD)
+
+    @property
     def texts(self) -> Iterator[tuple[int, str]]:
         """Yield each line with its place below the upper edge; too long ones are cut."""
         for number, line in enumerate(self.lines):
@@ -92,7 +99,7 @@ class Box:
         """Yield each hook with its place and its text."""
         for number, hook in enumerate(self.hooks):
             text = f"{hook.direction} {hook.program.removeprefix('cil_')}"
-            yield self.head + number * _HOOK, hook, cut(text, self.width - 22)
+            yield self.head + number * _HOOK, hook, cut(text, self.width - 20)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,8 +130,10 @@ class Picture:
 
 def cut(text: str, width: float) -> str:
     """Return a text that is no wider than this."""
-    most = int(width / _LETTER)
-    return text if len(text) <= most else text[: most - 1] + "…"
+    ends = list(accumulate(_WIDE_LETTER if letter in _WIDE_LETTERS else _LETTER for letter in text))
+    if not ends or ends[-1] <= width:
+        return text
+    return text[: sum(end <= width - _WIDE_LETTER for end in ends)] + "…"
 
 
 def pictures(drawing: Drawing) -> list[Picture]:

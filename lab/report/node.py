@@ -103,12 +103,7 @@ class Interface:
     @property
     def tied(self) -> str:
         """What it is connected to, in words; empty if nothing is known of that."""
-        peer = self.facts.get("peer")
-        if peer is not None:
-            return f"pair with {peer['name']}{'' if peer['namespace'] == NODE else ' of ' + str(peer['namespace'])}"
-        if self.facts.get("vlan") is not None:
-            return f"VLAN {self.facts['vlan']} on {self.facts['parent']}"
-        return f"UDP port {self.facts['port']}" if self.facts.get("port") else ""
+        return _tied(self.facts, NODE)
 
     @property
     def words(self) -> str:
@@ -119,6 +114,21 @@ class Interface:
         down = "" if self.facts["up"] else ", down"
         addresses = "".join(f", {address}" for address in self.facts["addresses"])
         return f"{self.name}: {facts}{down}{addresses}{self.tied and ', '}{self.tied}. {_routes(self.routes)}"
+
+
+def _tied(facts: Json, namespace: str) -> str:
+    """Return what an interface of a namespace is connected to, in words."""
+    words = []
+    if (peer := facts.get("peer")) is not None:
+        place = "" if peer["namespace"] == namespace else f" of {peer['namespace']}"
+        words.append(f"pair with {peer['name']}{place}")
+    if facts.get("vlan") is not None:
+        words.append(f"VLAN {facts['vlan']} on {facts['parent']}")
+    if facts.get("master") is not None:
+        words.append(f"port of {facts['master']}")
+    if facts.get("port") is not None:
+        words.append(f"UDP port {facts['port']}")
+    return ", ".join(words)
 
 
 def _routes(routes: Sequence[str]) -> str:
@@ -242,10 +252,10 @@ class Drawing:
         columns = ("interface", "namespace", "kind", "index", "MTU", "addresses", "connected to")
         rows = []
         for each in (each for each in self.interfaces if self._is_there(each)):
-            rows.append(_facts_row(NODE, each.facts, each.tied))
+            rows.append(_facts_row(NODE, each.facts))
             if each.inside:
-                rows.append(_facts_row(each.subject, each.inside, f"pair with {each.name} of {NODE}"))
-        rows += [_facts_row(OUTSIDE, each, _outside_tied(each)) for each in self.outside]
+                rows.append(_facts_row(each.subject, each.inside))
+        rows += [_facts_row(OUTSIDE, each) for each in self.outside]
         return Table(columns, rows, frozenset({3, 4}), f"Interfaces{self.of}")
 
     @property
@@ -259,15 +269,11 @@ class Drawing:
         return Table(columns, rows, frozenset({4, 6, 7}), f"Hooks{self.of}")
 
 
-def _facts_row(namespace: str, facts: Json, tied: str) -> tuple[str, ...]:
+def _facts_row(namespace: str, facts: Json) -> tuple[str, ...]:
+    tied = _tied(facts, namespace)
     kind = facts["kind"] if facts["up"] else f"{facts['kind']}, down"
     numbers = (str(facts["ifindex"]), str(facts["mtu"]))
     return (facts["name"], namespace, kind, *numbers, ", ".join(facts["addresses"]) or "-", tied or "-")
-
-
-def _outside_tied(facts: Json) -> str:
-    words = Interface(facts["name"], "", (), facts, {}).tied
-    return ", ".join(filter(None, (words, f"port of {facts['master']}" if facts["master"] else "")))
 
 
 def drawings(reloads: Sequence[Json], nodes: Iterable[tuple[Json, Json]] = ()) -> list[Drawing]:

@@ -221,6 +221,9 @@ def test_a_vlan_is_drawn_on_its_device(page: Page, made: Path) -> None:
 def test_on_every_screen_the_texts_of_a_made_run_fit(width: int, page: Page, made: Path) -> None:
     for name in ("pair", "cluster", "many"):
         check_width(page, made, name, width)
+        # What is folded is told by its first and last; nothing else is cut.
+        texts = [text.text for text in page.all("svg.node .part:not(.folded) text") if text.is_displayed()]
+        assert not [text for text in texts if "…" in text]
 
 
 @pytest.fixture(scope="module")
@@ -307,7 +310,7 @@ def test_a_run_of_an_earlier_version_is_drawn_as_far_as_it_is_known(page: Page, 
     assert told.startswith(
         "lxc1 ingress: cil_from_container by tc, generation 2 of pod-1, program id 42; attached by 1"
     )
-    assert "only the interfaces are known whose programs a reload attached" in drawing.text
+    assert "Of this run only the interfaces are known whose programs a reload attached" in drawing.text
     assert page.all("button.route") == []
 
 

@@ -30,7 +30,18 @@ def with_vlans() -> dict[str, Any]:
     return shape
 
 
+def with_long_texts() -> dict[str, Any]:
+    """Return a shape with names as long as they can be, of wide letters, and with a long address."""
+    shape = node_shape(1)
+    name = "m" * 32
+    shape["endpoints"][1] |= {"name": name, "ifname": "lxc1"}
+    shape["interfaces"][-1] |= {"name": "lxc1", "ingress": ["monitoring_of_memory_consumption"]}
+    shape["interfaces"].append(hooked("W" * 15, 60, ("fd00:1234:5678:9abc:def0:1234:5678:9abc/128",)))
+    return shape
+
+
 SHAPES = {
+    "long texts": with_long_texts(),
     "no pod": node_shape(0),
     "a pod": node_shape(1),
     "many pods": node_shape(50),
@@ -150,4 +161,6 @@ def test_of_many_nodes_a_few_are_drawn() -> None:
 
 def test_long_texts_are_cut() -> None:
     assert cut("cil_from_container", 200) == "cil_from_container"
-    assert cut("x" * 30, 59) == "x" * 9 + "…"
+    assert cut("x" * 30, 10 * 5.9) == "x" * 8 + "…"
+    assert len(cut("m" * 30, 100)) < len(cut("x" * 30, 100)) < 30
+    assert cut("", 100) == ""

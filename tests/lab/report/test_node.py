@@ -95,6 +95,8 @@ def test_a_node_has_all_of_its_interfaces_in_their_order() -> None:
     assert ("eth0", "pod-1", "veth", "31", "1500", "10.244.0.3/32, fd00:10:244::3/128", "pair with lxc1 of node") in [
         *interfaces.rows
     ]
+    assert interfaces.rows[-1][:3] == ("eth0", "outside", "veth")
+    assert interfaces.rows[-1][-1] == "pair with eth0 of node"
     assert ("to other nodes", "VXLAN, UDP port 8472") in node.facts
     assert ("MTU", "1500, pods' default route 1450") in node.facts
 
