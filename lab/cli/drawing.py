@@ -54,8 +54,8 @@ def _kind(link: LinkView) -> str:
     if link.peer is not None:
         place = "" if link.peer.namespace == NODE else f"{link.peer.namespace}/"
         return f"{link.kind} to {place}{link.peer.name}"
-    if link.vlan is not None:
-        return f"{link.kind} {link.vlan} on {link.parent}"
+    if link.parent is not None:
+        return f"{link.kind}{'' if link.vlan is None else f' {link.vlan}'} on {link.parent}"
     return f"{link.kind}, port {link.port}" if link.port else link.kind
 
 

@@ -47,8 +47,8 @@ class LinkView:
     """An interface; `ingress` and `egress` are the programs at its hooks in their order, tcx before clsact.
 
     `xdp` are its XDP programs, each with its mode. `peer` is the other end of a pair, None where no namespace of the
-    lab has it. `parent` is the device that a VLAN is on, with the number `vlan`; `master` the bridge of a port. `port`
-    is the UDP port of a tunnel.
+    lab has it. `parent` is the device that it is on, as a VLAN is, which has the number `vlan`; `master` is the bridge
+    of a port. `port` is the UDP port of a tunnel.
     """
 
     name: str

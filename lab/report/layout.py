@@ -205,8 +205,8 @@ def _facts(facts: Any, *, named: bool = False) -> str:
 
 def _options(facts: Any) -> list[str]:
     """Return what is special about a kind of interface, as lines."""
-    if facts["vlan"] is not None:
-        return [f"id {facts['vlan']} on {facts['parent']}"]
+    if facts["parent"] is not None:
+        return [f"on {facts['parent']}" if facts["vlan"] is None else f"id {facts['vlan']} on {facts['parent']}"]
     return [f"UDP port {facts['port']}"] if facts["port"] is not None else []
 
 

@@ -122,8 +122,9 @@ def _tied(facts: Json, namespace: str) -> str:
     if (peer := facts.get("peer")) is not None:
         place = "" if peer["namespace"] == namespace else f" of {peer['namespace']}"
         words.append(f"pair with {peer['name']}{place}")
-    if facts.get("vlan") is not None:
-        words.append(f"VLAN {facts['vlan']} on {facts['parent']}")
+    if facts.get("parent") is not None:
+        vlan = "" if facts["vlan"] is None else f"VLAN {facts['vlan']} "
+        words.append(f"{vlan}on {facts['parent']}")
     if facts.get("master") is not None:
         words.append(f"port of {facts['master']}")
     if facts.get("port") is not None:

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from datapath.base.bpftypes import ProgType
+from datapath.errors import ToolError
 from datapath.kernel import bpf, xdp
 from datapath.kernel.inventory import program_by_id, program_name
 from datapath.kernel.netlink import NetlinkSocket
@@ -82,6 +83,18 @@ def test_links_and_routes_are_those_of_ip() -> None:
         (each["dst"], each.get("dev"), each.get("gateway")) for each in routes if not each["dst"].startswith("fe80")
     }
     assert {(route.destination, route.dev, route.via) for route in view.routes} == wanted
+
+
+def test_a_device_on_another_names_it() -> None:
+    with Node(NodeSpec(unique_name(), pods=0)) as node:
+        try:
+            ip(node.netns(NODE), "link", "add", "name", "above", "link", "eth0", "type", "macvlan")
+        except ToolError as error:
+            pytest.skip(f"needs CONFIG_MACVLAN: {error}")
+        view = look(node)
+    (link,) = (link for link in view.links if link.name == "above")
+    assert (link.kind, link.parent, link.peer) == ("macvlan", "eth0", None)
+    assert "above            macvlan on eth0  " in draw(view)
 
 
 def test_xdp_program_that_is_replaced_while_it_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
