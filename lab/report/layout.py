@@ -260,10 +260,10 @@ def _outside(drawing: Drawing, picture: Picture, devices: Sequence[tuple[Interfa
         lines = list(_world(drawing.outside))
         world = picture.put(Box("world", x, y, width, "outside", lines, _world_words(drawing.outside)))
     for tunnel in tunnels:
-        picture.lines += [_elbow("tunnel", tunnel, node, picture.columns, 6) for node in nodes]
+        picture.lines += [_elbow("tunnel", tunnel, node, picture.columns) for node in nodes]
     for uplink in uplinks:
         ends = [*nodes, *([world] if world else [])]
-        picture.lines += [_elbow("pair", uplink, end, picture.columns, -6) for end in ends]
+        picture.lines += [_elbow("pair", uplink, end, picture.columns) for end in ends]
 
 
 def _others(others: Sequence[Other]) -> list[tuple[str, list[str], str]]:
@@ -299,15 +299,14 @@ def _beside(parent: Box, child: Box, *, narrow: bool) -> Line:
     return Line("vlan", f"M{edge} {parent.y + _PORT}H{way}V{child.y + _PORT}H{edge}")
 
 
-def _elbow(kind: str, device: Box, end: Box, columns: Columns, aside: int) -> Line:
+def _elbow(kind: str, device: Box, end: Box, columns: Columns) -> Line:
     """Return a line from a device to something outside, which turns twice if they are not at the same height.
 
-    Lines of two kinds do not run on each other: those of tunnels are a little lower, and turn a little farther `aside`.
+    Lines of two kinds do not run on each other: those of tunnels are a little lower, and turn a little farther on.
     """
     start, stop = (device.x, end.right) if columns.is_narrow else (device.right, end.x)
-    port = _PORT + (6 if kind == "tunnel" else 0)
-    y, target = device.y + port, end.y + port
+    lower, aside = (6, 4) if kind == "tunnel" else (0, -4)
+    y, target = device.y + _PORT + lower, end.y + _PORT + lower
     if y == target:
         return Line(kind, f"M{start} {y}H{stop}")
-    middle = (start + stop) // 2 + aside
-    return Line(kind, f"M{start} {y}H{middle}V{target}H{stop}")
+    return Line(kind, f"M{start} {y}H{(start + stop) // 2 + aside}V{target}H{stop}")

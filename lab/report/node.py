@@ -63,6 +63,11 @@ class Hook:
         )
 
     @property
+    def short(self) -> str:
+        """The subject without the number of its node."""
+        return self.subject.rpartition("/")[2]
+
+    @property
     def row(self) -> tuple[str, ...]:
         """The same as cells of a table, without the interface."""
         if self.program_id is None:
@@ -266,7 +271,7 @@ class Drawing:
             *("interface", "of", "hook", "program", "id", "attached by", "generation", "packets"),
             "generations before",
         )
-        rows = [(each.name, each.subject or "-", *hook.row) for each in self.interfaces for hook in each.hooks]
+        rows = [(each.name, hook.short or "-", *hook.row) for each in self.interfaces for hook in each.hooks]
         return Table(columns, rows, frozenset({4, 6, 7}), f"Hooks{self.of}")
 
 
@@ -286,17 +291,20 @@ def drawings(reloads: Sequence[Json], nodes: Iterable[tuple[Json, Json]] = ()) -
     latest, loads = _latest(reloads)
     known = {node["number"]: with_names(shape, node["names"]) for node, shape in nodes}
     named = len(known) > 1
-    by_node: dict[str, dict[str, tuple[Json, str]]] = {str(number) if named else "": {} for number in known}
+    by_node: dict[str, dict[str, list[Json]]] = {str(number) if named else "": {} for number in known}
     for subject, reload in sorted(latest.items(), key=lambda item: _rank(item[0])):
-        node, _, short = subject.rpartition("/")
+        node = subject.rpartition("/")[0]
         for ifname in dict.fromkeys(each["ifname"] for each in reload["attached"]):
-            by_node.setdefault(node, {}).setdefault(ifname, (reload, short))
+            # Those of the host and of XDP concern the same devices.
+            by_node.setdefault(node, {}).setdefault(ifname, []).append(reload)
     found = []
     for name, reloaded in sorted(by_node.items(), key=lambda item: (len(item[0]), item[0])):
         shape = known.get(int(name) if name.isdecimal() else next(iter(known), 0), {})
-        hooks = {ifname: list(_hooks(reload, ifname, loads)) for ifname, (reload, _) in reloaded.items()}
-        subjects = {ifname: short for ifname, (_, short) in reloaded.items()}
-        interfaces = tuple(_interfaces(shape, subjects, hooks))
+        hooks = {
+            ifname: [hook for reload in last for hook in _hooks(reload, ifname, loads)]
+            for ifname, last in reloaded.items()
+        }
+        interfaces = tuple(_interfaces(shape, hooks))
         if interfaces:
             found.append(Drawing(name, interfaces, shape))
     return found
@@ -330,18 +338,18 @@ def _hooks(reload: Json, ifname: str, loads: Loads) -> Iterator[Hook]:
             )
 
 
-def _interfaces(shape: Json, subjects: Mapping[str, str], hooks: Mapping[str, Sequence[Hook]]) -> Iterator[Interface]:
+def _interfaces(shape: Json, hooks: Mapping[str, Sequence[Hook]]) -> Iterator[Interface]:
     """Yield the interfaces of a node in the order in which they are drawn: pods, health, devices."""
     facts = {each["name"]: each for each in shape.get("interfaces", ())}
     endpoints = {each["ifname"]: each for each in shape.get("endpoints", ())}
     health, pods = list(endpoints)[:1], list(endpoints)[1:]
-    gone = (name for name in subjects if name not in facts)
+    gone = (name for name in hooks if name not in facts)
     for name in dict.fromkeys((*pods, *health, *sorted(facts, key=_device), *gone)):
-        if name not in facts and name not in subjects:
+        if name not in facts and name not in hooks:
             continue
         own, endpoint = facts.get(name, {}), endpoints.get(name)
-        subject = endpoint["name"] if endpoint else subjects.get(name, "")
         reloaded = hooks.get(name, ())
+        subject = endpoint["name"] if endpoint else next((hook.short for hook in reloaded), "")
         at_hooks = [*reloaded, *_not_reloaded(own, name, subject, reloaded)]
         ordered = sorted(at_hooks, key=lambda hook: (*DIRECTIONS, hook.direction).index(hook.direction))
         inside = endpoint["inside"] or {} if endpoint else {}
@@ -361,8 +369,9 @@ def _not_reloaded(facts: Json, ifname: str, subject: str, reloaded: Iterable[Hoo
                 yield Hook(ifname, direction, program, subject)
 
 
-def _device(name: str) -> tuple[int, str]:
-    return (_DEVICES.index(name) if name in _DEVICES else len(_DEVICES), name)
+def _device(name: str) -> int:
+    """Return a place in the drawing: the devices of every node first, the others by index, as they are listed."""
+    return _DEVICES.index(name) if name in _DEVICES else len(_DEVICES)
 
 
 def _rank(subject: str) -> tuple[int, str]:

@@ -7,7 +7,7 @@ from lab.report.scenarios import scenarios_of
 from lab.scenario.details import failed_reload, succeeded_reload
 from lab.scenario.records import Record
 from tests.lab.report.samples import MS, START, failed, outcome, record, run
-from tests.lab.report.shapes import hooked, node_shape, route, seen
+from tests.lab.report.shapes import end, hooked, node_shape, route, seen
 
 
 def drawn(found: Record) -> list[Drawing]:
@@ -145,6 +145,28 @@ def test_hooks_that_no_reload_concerned_have_what_the_kernel_told() -> None:
     words = "lxc2 ingress: cil_from_container, which no reload of this scenario attached"
     assert node.endpoints[1].hooks[0].words == words
     assert ("lxc2", "pod-2", "ingress", "cil_from_container", "-", "-", "-", "-", "-") in [*node.table.rows]
+
+
+def test_a_device_has_the_hooks_of_the_host_and_of_xdp() -> None:
+    host, xdp = (
+        {"node": 1, **outcome(subject, n, ifname="eth0").to_json()} for n, subject in ((2, "host"), (3, "xdp"))
+    )
+    xdp["attached"] = [{**xdp["attached"][0], "direction": "xdp", "program": "cil_xdp_entry"}]
+    shape = node_shape(0)
+    shape["interfaces"][0]["xdp"] = ["cil_xdp_entry (native)"]
+    for nodes in ((), (seen(shape),)):
+        (node,) = drawn(record(reloads=(host, xdp), nodes=nodes))
+        (eth0,) = (each for each in node.devices if each.name == "eth0")
+        assert [(hook.direction, hook.generation) for hook in eth0.hooks] == [("ingress", 2), ("egress", 2), ("xdp", 3)]
+        assert [row[1] for row in node.table.rows] == ["host", "host", "xdp"]
+        assert not node.endpoints or nodes
+
+
+def test_devices_are_in_the_order_of_their_indices() -> None:
+    shape = node_shape(0)
+    shape["interfaces"].append(hooked("aaa", 60, peer=end("node", "bbb")))
+    (node,) = drawn(record(reloads=(), nodes=(seen(shape),)))
+    assert [each.name for each in node.devices] == ["cilium_host", "cilium_net", "cilium_vxlan", "eth0", "aaa"]
 
 
 def test_a_pod_that_was_removed_has_left_its_hooks_in_the_table() -> None:
