@@ -17,32 +17,33 @@ import re
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import pytest
 
 from datapath.endpoint import Attachment
 from datapath.errors import ReloadlabError
-from lab.agent.cluster import cluster_specs
 from lab.agent.options import check_library, parse_macro
 from lab.loaders.command import given_loader
 from lab.loaders.protocol import NotSupported
-from lab.node.builder import NoVlanDevices
 from lab.node.topology import NodeSpec
 from lab.scenario import marks
-from lab.scenario.details import details
-from lab.scenario.keeping import keep
 from lab.scenario.marks import Kinds, MarkOptions
 from lab.scenario.recorder import Recorder
-from lab.scenario.scenario import ClusterScenario, Scenario
 from lab.scenario.tracebacks import shortened, with_notes
 from lab.scenario.verdict import InvariantsViolated, NoVerdict
-from lab.scenario.watched import Watched
 from lab.system.output import BadDirectory, OutputDirectory
 from lab.system.pace import calibrate
 from lab.watch.violation import Violation
 
-_SCENARIOS = pytest.StashKey[list[Watched]]()
+if TYPE_CHECKING:
+    from lab.scenario.scenario import ClusterScenario, Scenario
+    from lab.scenario.watched import Watched
+
+# What a scenario takes is imported with the first one: it takes longer than the rest of a run that has none, and a
+# session that leaves the scenarios to its workers has none.
+
+_SCENARIOS = pytest.StashKey["list[Watched]"]()
 """The scenarios of a test, of one node and of several, in the order in which it asked for them."""
 S = TypeVar("S")
 
@@ -85,6 +86,8 @@ def _made(config: pytest.Config, option: str) -> Path | None:
 @contextmanager
 def scenario(request: pytest.FixtureRequest) -> Iterator[Scenario]:
     """Yield a node that is up, loaded and under traffic; `check` looks at it when the test function has returned."""
+    from lab.scenario.scenario import Scenario
+
     options = _options(request, "reloadlab_node", marks.NODE)
     spec = NodeSpec(_node_name(request.node.name), **options.nodes)
     with _supported(Scenario(spec, **options.scenario)) as running, _checked(request, running):
@@ -96,6 +99,9 @@ def scenario(request: pytest.FixtureRequest) -> Iterator[Scenario]:
 @contextmanager
 def cluster(request: pytest.FixtureRequest) -> Iterator[ClusterScenario]:
     """Yield nodes on one underlay, loaded and under traffic; `check` looks at them as well."""
+    from lab.agent.cluster import cluster_specs
+    from lab.scenario.scenario import ClusterScenario
+
     options = _options(request, "reloadlab_cluster", marks.CLUSTER)
     specs = cluster_specs(_node_name(request.node.name), **{"nodes": 2, **options.nodes})
     with _supported(ClusterScenario(specs, **options.scenario)) as running, _checked(request, running):
@@ -107,6 +113,8 @@ def cluster(request: pytest.FixtureRequest) -> Iterator[ClusterScenario]:
 @contextmanager
 def _supported(scenario: AbstractContextManager[S]) -> Iterator[S]:
     """Enter a scenario; the test is skipped if its loader cannot load it, or the kernel has not all its devices."""
+    from lab.node.builder import NoVlanDevices
+
     with ExitStack() as stack:
         try:
             running = stack.enter_context(scenario)
@@ -207,6 +215,8 @@ def pytest_runtest_makereport(
         if report.failed and call.excinfo is not None:
             report.longrepr = with_notes(report.longrepr, _notes(item, scenarios, call.excinfo.value))
     if scenarios and (report.when == "call" or report.failed):
+        from lab.scenario.details import details
+
         # As text, which every kind of worker can send.
         error = None if call.excinfo is None else call.excinfo.value
         report.reloadlab = json.dumps(details(scenarios, error))  # type: ignore[attr-defined]
@@ -222,6 +232,8 @@ def _notes(item: pytest.Item, scenarios: Sequence[Watched], error: BaseException
     notes = ["violated until then:", *(f"  {violation}" for violation in found)] if found else []
     notes += [line for running in scenarios for line in _packets(running)]
     if item.config.getoption("--reloadlab-keep"):
+        from lab.scenario.keeping import keep
+
         notes += [line for running in scenarios for line in keep(running.agents)]
     return notes
 

@@ -66,7 +66,7 @@ def reload_often(name: str) -> None:
     """Reload the pod, with another policy map each time: copied from the one that it replaces."""
     with Agent(Node.open(name)) as agent:
         for number in range(ROUNDS):
-            agent.configure(defines=(("POLICY_MAP_SIZE", str(1000 + number % 2)),))
+            agent.configure(defines=(("POLICY_MAP_SIZE", "4096"),) if number % 2 else ())
             agent.reload("pod-1")
             with agent.updating():
                 check(agent)

@@ -222,8 +222,9 @@ def test_what_was_skipped_is_not_called_passed(suite: Path) -> None:
 
 def test_what_run_json_holds_is_printed_on_demand(suite: Path) -> None:
     suite.write_text(THREE)
-    ran = call(suite, [*command(suite), "--json", "--trace", *ci_files(suite)])
+    ran = call(suite, [*command(suite), "--json", "--trace", *ci_files(suite), "--", "-v", "-n0"])
     assert ran.code == 1
+    assert "test_mine.py::test_one" in ran.err, "the report of pytest does not mix with it"
     assert told_in_xml(suite) == {"test_one": [], "test_two": ["failure"], "test_three": []}
     assert summary_of(suite).startswith("first\n## reloadlab: 2 passed, 1 failed\n")
     assert json.loads(ran.out) == ran.document
@@ -232,15 +233,6 @@ def test_what_run_json_holds_is_printed_on_demand(suite: Path) -> None:
     assert {event["args"]["name"] for event in events if event["name"] == "process_name"} == {
         f"{each['name']} ({each['outcome']})" for each in ran.document["scenarios"]
     }
-
-
-def test_report_of_pytest_does_not_mix_with_the_json(suite: Path) -> None:
-    suite.write_text(THREE)
-    base = command(suite)
-    ran = call(suite, [*base, "--json", "--", "-v", "-n0"])
-    assert ran.code == 1
-    assert json.loads(ran.out) == ran.document
-    assert "test_mine.py::test_one" in ran.err
 
 
 def test_a_run_in_which_all_is_skipped_has_checked_nothing(suite: Path) -> None:
@@ -253,7 +245,7 @@ def test_a_run_in_which_all_is_skipped_has_checked_nothing(suite: Path) -> None:
 def test_failed_last(suite: Path) -> None:
     """What run.json tells of the last run is what pytest takes for its own cache."""
     suite.write_text(THREE)
-    ran = run(suite)
+    ran = run(suite, "-n0")
     assert (ran.code, ran.outcomes) == (1, {"test_one": "passed", "test_two": "failed", "test_three": "passed"})
     assert run(suite, "-n0", "--lf").outcomes == {"test_two": "failed"}
     suite.write_text(THREE.replace("2 == 3", "2 == 2"))
@@ -327,14 +319,8 @@ def read_until(descriptor: int, text: str) -> str:
     return said.decode()
 
 
-def test_variables_of_pytest_are_not_heard(suite: Path) -> None:
-    suite.write_text("def test_one():\n    pass\n")
-    env = {"PYTEST_ADDOPTS": "--bogus", "PYTEST_PLUGINS": "no_such_plugin", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
-    ran = run(suite, env=env)
-    assert (ran.code, ran.outcomes, ran.err) == (0, {"test_one": "passed"}, "")
-
-
 def test_under_sudo_only_the_own_file_changes_its_owner(suite: Path) -> None:
+    """And variables of pytest are not heard."""
     suite.write_text("def test_one():\n    pass\n")
     out, shadow = suite.with_name("out"), suite.with_name("shadow")
     out.mkdir()
@@ -342,8 +328,9 @@ def test_under_sudo_only_the_own_file_changes_its_owner(suite: Path) -> None:
     shadow.write_text("precious")
     for name in ("link", "run.json", "report.html"):
         (out / name).symlink_to(shadow)
-    ran = run(suite, env={"SUDO_UID": "12345", "SUDO_GID": "12346"})
-    assert ran.code == 0
+    of_pytest = {"PYTEST_ADDOPTS": "--bogus", "PYTEST_PLUGINS": "no_such", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    ran = run(suite, env={"SUDO_UID": "12345", "SUDO_GID": "12346"} | of_pytest)
+    assert (ran.code, ran.err) == (0, "")
     assert (shadow.read_text(), shadow.stat().st_uid) == ("precious", 0)
     for name in ("run.json", "report.html"):
         status = (out / name).lstat()
