@@ -10,7 +10,7 @@ import os
 import shutil
 import signal
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -101,6 +101,18 @@ SUBJECTS = [("pod-1", False), ("pod-1", True), ("host", False), ("overlay", Fals
 NAMES = ["pod", "pod with endpoint routes", "host", "overlay"]
 
 
+HURTING = ["attach ingress", "attach egress", "commit"]
+
+
+def some(names: Sequence[str], first: int, *, begin: int = 0) -> list[int]:
+    """Return the steps that hurt, and of the others every second one; with EXHAUSTIVE all."""
+    return [
+        number
+        for number, name in enumerate(names)
+        if number >= begin and (EXHAUSTIVE or name in HURTING or number % 2 == first)
+    ]
+
+
 def killed(rig: Rig, templates: Path, killer: Crasher, subject: str, routes: bool, number: int) -> list[str]:
     """Kill a reload before its step of this number, or after the last one; return what is wrong then, and later."""
     steps = rig.plan(subject, routes=routes).steps
@@ -116,14 +128,13 @@ def killed(rig: Rig, templates: Path, killer: Crasher, subject: str, routes: boo
 def test_killed_at_each_step(rig: Rig, templates: Path, killer: Crasher, subject: str, routes: bool) -> None:
     """The programs that are attached keep their tail calls all the time.
 
-    Each plan is killed at every second step and after the last one, those that are alike at the steps between. With
-    EXHAUSTIVE at all.
+    Each plan is killed before each attach and commit, before every second other step, which are the steps between in a
+    plan that is alike, and after the last one. With EXHAUSTIVE before all.
     """
     rig.reload(subject, routes=routes)
     wrong = []
-    steps = len(rig.plan(subject, routes=routes).steps)
-    some = range(steps) if EXHAUSTIVE else range(SUBJECTS.index((subject, routes)) % 2, steps, 2)
-    for number in (*some, steps):
+    names = [step.name for step in rig.plan(subject, routes=routes).steps]
+    for number in (*some(names, SUBJECTS.index((subject, routes)) % 2), len(names)):
         wrong += killed(rig, templates, killer, subject, routes, number)
     assert wrong == []
 
@@ -137,17 +148,15 @@ def test_killed_at_each_step_of_a_first_load(templates: Path, killer: Crasher, n
 
 @pytest.mark.parametrize(("old", "new"), [(False, True), (True, False)], ids=["from off to on", "from on to off"])
 def test_killed_at_each_step_of_a_toggle(rig: Rig, templates: Path, killer: Crasher, old: bool, new: bool) -> None:
-    """Each way at every second step, the other way at those between; with EXHAUSTIVE at all."""
+    """Each way before every second step, the other before those between, and both before attaches and the commit."""
     wrong = []
-    for number in range(7 + (not EXHAUSTIVE and new), len(rig.plan("pod-1", routes=new).steps), 1 if EXHAUSTIVE else 2):
+    names = [step.name for step in rig.plan("pod-1", routes=new).steps]
+    for number in some(names, new, begin=7):
         rig.reload("pod-1", routes=old)
         assert killer.run(request(rig, templates, "pod-1", new, nth=number)) == SIGKILLED
         wrong += [f"killed before {number}: {what}" for what in problems(rig)]
         wrong += [f"killed before {number}, {what}" for what in heals(rig, "pod-1", new)]
     assert wrong == []
-
-
-HURTING = ["attach ingress", "attach egress", "commit"]
 
 
 @pytest.mark.parametrize(("subject", "routes"), [("pod-1", True), ("host", False)], ids=["pod", "host"])
