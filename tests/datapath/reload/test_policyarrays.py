@@ -31,7 +31,8 @@ FIREWALL = (("ENABLE_HOST_FIREWALL", "1"),)
 
 @pytest.fixture
 def rig(templates: Path) -> Iterator[Rig]:
-    with support.rig(templates, pods=3) as made:
+    # With a tunnel as test_crash.py has it: what is compiled for one serves both.
+    with support.rig(templates, pods=3, tunnel=True) as made:
         for subject in SUBJECTS:
             made.reload(subject)
         yield made

@@ -371,7 +371,7 @@ class TestSharedMaps:
 
     def test_replaced_once_by_parallel_reloads(self, templates: Path) -> None:
         """Whoever comes first replaces the shared map, the others find it replaced; every pod migrates its own."""
-        with support.rig(templates, pods=6) as rig, ThreadPoolExecutor(4) as pool:
+        with support.rig(templates, pods=6, tunnel=True) as rig, ThreadPoolExecutor(4) as pool:
             pods = [pod.name for pod in rig.node.pods]
             list(pool.map(rig.reload, pods))
             entries = content(rig, IPCACHE)
@@ -389,7 +389,7 @@ class TestSharedMaps:
 
     def test_first_loads_in_parallel(self, templates: Path) -> None:
         """All create the same shared maps at once, and end with the same ones."""
-        with support.rig(templates, pods=6) as rig, ThreadPoolExecutor(4) as pool:
+        with support.rig(templates, pods=6, tunnel=True) as rig, ThreadPoolExecutor(4) as pool:
             pods = [pod.name for pod in rig.node.pods]
             list(pool.map(rig.reload, pods))
             for pod in pods:

@@ -67,15 +67,15 @@ def test_the_plan_names_the_loader(lab: str, capsys: pytest.CaptureFixture[str])
         ("/no/such/loader", "no loader /no/such/loader: /no/such/loader is no program that can be run"),
         ("sh -c 'exit 3'", "loader sh: ended with exit code 3"),
         ("sh -c 'read h; echo hi; sleep 100'", "loader sh: answered 'hi', which is not JSON"),
-        (f"bash -c {shlex.quote(HELLO + 'read r; sleep 100')}", "loader mine: no answer within 1 s"),
+        (f"bash -c {shlex.quote(HELLO + 'read r; sleep 100')}", "loader mine: no answer within 0.4 s"),
         (f"bash -c {shlex.quote(HELLO + 'read r; kill -9 $$')}", "loader mine: was killed by SIGKILL"),
-        (f"bash -c {shlex.quote(HELLO + 'yes >&2')}", "loader mine: no answer within 1 s: y"),
+        (f"bash -c {shlex.quote(HELLO + 'yes >&2')}", "loader mine: no answer within 0.4 s: y"),
     ],
 )
 def test_a_bad_loader_is_one_line_and_the_old_programs_stay(
     lab: str, loader: str, said: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("RELOADLAB_LOADER_TIMEOUT", "1" if "within 1 s" in said else "60")
+    monkeypatch.setenv("RELOADLAB_LOADER_TIMEOUT", "0.4" if "within 0.4 s" in said else "60")
     node = Node.open(lab)
     before, kept = take(node), Options.kept(node)
     capsys.readouterr()

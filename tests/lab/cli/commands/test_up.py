@@ -123,7 +123,7 @@ def test_two_nodes(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["down", name]) == 1
 
 
-TWO = ["--nodes", "2", "--pods", "40", "--tunnel"]
+TWO = ["--nodes", "2", "--pods", "20", "--tunnel"]
 IN_FIRST, IN_SECOND, AT_SYNC = (1, "ns/pod-5"), (2, "ns/pod-5"), (2, "state/templates")
 AT_RELOAD, AT_SECOND_RELOAD = (1, "state/generation"), (2, "state/generation")
 
