@@ -16,6 +16,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from datapath.build.compile import probe_compiler
 from datapath.errors import ReloadlabError
 from datapath.reload.step import Step
 from datapath.reload.workspace import Workspace
@@ -100,6 +101,7 @@ def _reload(request: Request) -> None:
 
 
 def _serve() -> None:
+    probe_compiler()  # asked here, and not by each forked process
     for line in sys.stdin:
         request = Request(**json.loads(line))
         child = os.fork()
