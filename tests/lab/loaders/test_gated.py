@@ -27,6 +27,7 @@ from lab.system.forkpool import WorkerDied
 from lab.system.launch import module_argv
 from tests.lab.loaders.living import living_in
 from tests.lab.proof.gaps import gaps_of
+from tests.lab.proof.lost import assert_lost_behind
 
 PIPELINE = LoaderCommand("ours", tuple(module_argv("lab.loaders.pipeline")))
 CARELESS = LoaderCommand("careless", tuple(module_argv("tests.lab.loaders.careless")))
@@ -47,13 +48,7 @@ def test_each_call_of_a_loader_is_met_by_packets() -> None:
 def test_the_call_at_which_a_loader_loses_packets_is_named() -> None:
     spec = NodeSpec("gated-found", pods=1)
     proof = prove(spec, reloads(spec, ["pod-1"], []), loader=CARELESS)
-    lost = {finding.gated for finding in proof.findings if finding.violation.invariant == 7}
-    assert proof.lost > 0
-    emptied = next(n for n, gated in enumerate(proof.calls) if gated.call.text == "MAP_DELETE cilium_call_policy[101]")
-    # What was sent right before may be under way still.
-    at = {proof.calls.index(gated) for gated in lost if gated is not None}
-    assert at
-    assert at <= {emptied, emptied + 1}
+    assert_lost_behind(proof, "MAP_DELETE cilium_call_policy[101]")
 
 
 def test_a_loader_fails_and_is_killed_at_its_calls() -> None:

@@ -37,6 +37,7 @@ from lab.scenario.scenario import Scenario
 from tests.datapath.support import NEEDS_TCX
 from tests.lab.emptied import EmptySlot, before
 from tests.lab.proof.gaps import gaps_of
+from tests.lab.proof.lost import assert_lost_behind, lost_at
 from tests.lab.proof.refused import refused
 
 pytestmark = pytest.mark.privileged
@@ -164,17 +165,10 @@ def test_the_call_at_which_packets_are_lost_is_named() -> None:
         scenario.agent.reload("pod-1")
 
     proof = prove(NodeSpec("proof-of-fault"), [Action("reload of pod-1", reload)])
-    assert proof.lost > 0
-    lost = {finding.gated for finding in proof.findings if finding.violation.invariant == 7}
-    assert None not in lost
-    at = {proof.calls.index(gated) for gated in lost if gated is not None}
-    emptied = next(n for n, gated in enumerate(proof.calls) if gated.call.text == "MAP_DELETE cilium_call_policy[101]")
-    # What was sent right before may be under way still.
-    assert emptied + 1 in at
-    assert at <= {emptied, emptied + 1}
+    assert_lost_behind(proof, "MAP_DELETE cilium_call_policy[101]")
     document = proof.to_json()
     assert json.loads(json.dumps(document)) == document
-    assert {finding["call"] for finding in document["findings"]} >= at
+    assert {finding["call"] for finding in document["findings"]} >= lost_at(proof).keys()
 
 
 def test_a_reload_that_fails_is_a_finding() -> None:
