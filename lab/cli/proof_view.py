@@ -22,6 +22,15 @@ _TOLD = 4
 """Of what does not hold at one case or meeting, so much is printed."""
 
 
+def print_interrupted(console: Console, cases: Sequence[Case]) -> None:
+    """Print how many cases of a sweep that was interrupted had been run; what failed was told at once."""
+    survived = sum(case.survived for case in cases)
+    console.print(
+        f"\n{plural(len(cases), 'case')} until then, {survived} survived; nothing was checked at the end",
+        highlight=False,
+    )
+
+
 def print_proof(console: Console, proof: Proof) -> None:
     """Print a line per reload, then each call with what does not hold there, then the sum."""
     reloads = Counter((gated.round, gated.what) for gated in proof.calls)

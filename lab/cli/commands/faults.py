@@ -78,7 +78,7 @@ def add_parser(subparsers: _SubParsersAction[argparse.ArgumentParser]) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the cases, and print what came of them."""
     from lab.agent.options import check_library
-    from lab.cli.proof_view import case_line, print_sweep
+    from lab.cli.proof_view import case_line, print_interrupted, print_sweep
 
     check_library(args.library)
     check_actions(args)
@@ -100,8 +100,18 @@ def run(args: argparse.Namespace) -> int:
     console = make_console(stderr=args.json)
     find_pace(console)
     note = teller(console, case_line)
-    with cancel_on_signals() as cancel:
-        result = do(faults=_faults(args), choose=partial(_chosen, args), on_case=note, cancel=cancel)
+    done: list[Case] = []
+
+    def on_case(case: Case) -> None:
+        done.append(case)
+        note(case)
+
+    try:
+        with cancel_on_signals() as cancel:
+            result = do(faults=_faults(args), choose=partial(_chosen, args), on_case=on_case, cancel=cancel)
+    except KeyboardInterrupt:
+        print_interrupted(console, done)
+        raise
     # What was found at the end as well.
     for case in result.cases:
         note(case)

@@ -25,7 +25,7 @@ from lab.proof.action import Action
 from lab.proof.actions import reattaches, reloads, switches
 from lab.proof.cases import KILL, Case, Faults, Place, cases_of
 from lab.proof.errnos import errnos_of, first_errno_of
-from lab.proof.sweep import SweepResult, sweep
+from lab.proof.sweep import Sweep, SweepResult, sweep
 from lab.scenario.scenario import Scenario
 from tests.datapath.support import NEEDS_TCX
 from tests.lab.proof.refused import refused
@@ -56,6 +56,25 @@ def test_a_sample_of_the_cases_is_survived(subject: str) -> None:
     spec = NodeSpec(f"sweep-{subject}", endpoint_routes=True, devices=("eth0",))
     result = sweep(spec, reloads(spec, [subject], []), choose=partial(spread, number=SAMPLE))
     survived(result, SAMPLE, {"failed", "killed"})
+
+
+@pytest.mark.privileged
+def test_who_interrupts_a_sweep_is_told_how_far_it_was(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, ran = Sweep.run, list[Case]()
+
+    def interrupted(sweep: Sweep, action: Action, case: Case) -> None:
+        run(sweep, action, case)
+        ran.append(case)
+        if len(ran) == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(Sweep, "run", interrupted)
+    assert main(["faults", "pod-1", "--pods", "1", "--sample", "6"]) == 130
+    out, err = capsys.readouterr()
+    assert out.splitlines()[-1] == "2 cases until then, 2 survived; nothing was checked at the end"
+    assert err == "reloadlab: interrupted\n"
 
 
 @pytest.mark.privileged
