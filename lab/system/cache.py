@@ -36,7 +36,7 @@ def kept(key: str) -> bytes | None:
     Anybody may make a page; the directory is root's.
     """
     directory = cache_directory()
-    with suppress(OSError, UnsafeCache):
+    with suppress(PermissionError, NotADirectoryError, UnsafeCache):
         return None if directory is None else ObjectCache(directory).get(key)
     return None
 
