@@ -1,6 +1,6 @@
 """Compiled objects, kept between nodes and between runs: a directory with one file for each content that was compiled.
 
-A file is called after everything that its content depends on (for an object, all that the compiler saw: templates.py)
+A file is called after everything that its content depends on (for an object, all that the compiler saw: requests.py)
 and holds the SHA-256 of the content, then the content. It appears whole or not at all, and is never changed: any number
 of processes may read, add and remove at any time without a lock. What is damaged is no object, and is compiled again.
 """
