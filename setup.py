@@ -15,7 +15,7 @@ PLACES = {
 }
 
 
-class BuildAnew(build_py):
+class BuildAnew(build_py):  # type: ignore[misc]
     """Without what an earlier build left: a module that has moved since would be installed at both places."""
 
     def run(self) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import runpy
@@ -13,6 +12,9 @@ from random import Random
 from typing import Any
 
 import pytest
+
+from lab.scenario.records import Record
+from tests.rundocument import run_document
 
 ROOT = Path(__file__).resolve().parents[1]
 TEXT = (ROOT / "docs" / "machines.md").read_text()
@@ -40,16 +42,17 @@ def test_the_table_of_costs_is_what_the_formula_makes() -> None:
     assert f"{best:.0f} for those 229" in TEXT
 
 
-SIMULATION = runpy.run_path(str(ROOT / "tools" / "machines.py"))
-
-
 @pytest.mark.parametrize("workers", [1, 2, 3, 7, 16, 40])
-def test_the_simulation_runs_each_scenario_once_and_wastes_little(workers: int) -> None:
+def test_the_simulation_runs_each_scenario_once_and_wastes_little(
+    workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Its bounds are those of any spreading: not faster than the work, and at most the longest of it later."""
+    monkeypatch.syspath_prepend(ROOT / "tools")
+    known = runpy.run_path(str(ROOT / "tools" / "machines.py"))
     random = Random(workers)
     seconds = [random.expovariate(0.5) for _ in range(120)]
-    simulation = SIMULATION["Simulation"](seconds, workers)
-    took = simulation.run() - SIMULATION["START"] * workers
+    simulation = known["Simulation"](seconds, workers)
+    took = simulation.run() - known["START"] * workers
     assert sorted(simulation.finished) == list(range(len(seconds)))
     least = max(sum(seconds) / workers, max(seconds))
     assert least <= took + 1e-6
@@ -59,7 +62,7 @@ def test_the_simulation_runs_each_scenario_once_and_wastes_little(workers: int) 
 
 
 def test_the_simulation_prints_a_line_for_each_number_of_workers(tmp_path: Path) -> None:
-    (tmp_path / "run.json").write_text(json.dumps({"scenarios": [{"seconds": 30.0}] * 8}))
+    (tmp_path / "run.json").write_text(run_document(Record(f"test_{n}", "passed", seconds=30.0) for n in range(8)))
     argv = [
         sys.executable,
         str(ROOT / "tools" / "machines.py"),
@@ -74,3 +77,17 @@ def test_the_simulation_prints_a_line_for_each_number_of_workers(tmp_path: Path)
     assert told == f"calculated from {tmp_path}/run.json: 8 scenarios, 480 s, the longest 60 s"
     # 1.5 + 480 and 4 * 1.5 + 120 seconds, and 15 around them.
     assert [row.split()[:2] for row in rows] == [["1", "8.3"], ["4", "2.4"]]
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [(None, "No such file"), ("{", "not JSON"), ("[]", "no JSON object"), (run_document([]), "no scenarios")],
+)
+def test_the_simulation_has_one_line_for_what_is_no_run(tmp_path: Path, content: str | None, reason: str) -> None:
+    if content is not None:
+        (tmp_path / "run.json").write_text(content)
+    argv = [sys.executable, str(ROOT / "tools" / "machines.py"), str(tmp_path / "run.json")]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
+    assert done.stderr.startswith(f"machines.py: {tmp_path}/run.json")
+    assert reason in done.stderr

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from lab.results.run import RUN_FORMAT
 from lab.scenario.records import Record
+from tests.rundocument import run_document
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -173,26 +170,27 @@ def test_ab_runs_counts_what_was_found_and_stops_at_a_failure(tmp_path: Path) ->
 CODES = ((1, "true", 0), (2, "true", 1), (3, "true", 3), (4, "false", 1))
 
 
+def _copied(directory: Path, name: str) -> Path:
+    """Return a copy of a script below `directory`, which it takes for the project's."""
+    tools = directory / "tools"
+    tools.mkdir(exist_ok=True)
+    for each in (name, "script.py"):
+        (tools / each).write_bytes((ROOT / "tools" / each).read_bytes())
+    return tools / name
+
+
 def releases_of(directory: Path, *words: str | Path) -> subprocess.CompletedProcess[str]:
     """Run a copy of tools/releases.py whose results, and whose reloadlab, lie in `directory`."""
-    script = directory / "tools" / "releases.py"
-    script.parent.mkdir(exist_ok=True)
-    script.write_bytes((ROOT / "tools" / "releases.py").read_bytes())
+    script = _copied(directory, "releases.py")
     argv = [sys.executable, script, *words]
     return subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
 
 
 RELEASES = '["1.16 tcx"]\nlibrary = "/c/bpf"\nloader = "sh x"\nattach = "tcx"\n["1.16-tcx"]\n'
-RUN_DOCUMENT: dict[str, Any] = {
-    **{name: [] for name in ("reloads", "failed_reloads")},
-    **{"format": RUN_FORMAT, "complete": True, "error": None, "version": "1", "started": "", "subject": {}},
-    **{"machine": {"kernel": "6.1", "cpus": 2}, "seconds": 1.0, "parallel": None},
-}
 
 
-def run_document(*outcomes: str) -> str:
-    scenarios = [Record(f"test_hitless.py::test_{n}", outcome) for n, outcome in enumerate(outcomes)]
-    return json.dumps({**RUN_DOCUMENT, "scenarios": [asdict(each) for each in scenarios]})
+def run_with(*outcomes: str) -> str:
+    return run_document(Record(f"test_hitless.py::test_{n}", outcome) for n, outcome in enumerate(outcomes))
 
 
 def test_releases_tells_every_outcome_of_the_run_that_it_has_made(tmp_path: Path) -> None:
@@ -200,14 +198,14 @@ def test_releases_tells_every_outcome_of_the_run_that_it_has_made(tmp_path: Path
     (tmp_path / "releases.toml").write_text(RELEASES)
     stand_in = tmp_path / ".venv" / "bin" / "reloadlab"
     stand_in.parent.mkdir(parents=True)
-    document = run_document("passed", "passed", "passed", "not run", "error")
+    document = run_with("passed", "passed", "passed", "not run", "error")
     writes = f"echo '{document}' > \"$7/run.json\""
     stand_in.write_text(f'#!/bin/sh\necho "$*"\ncase "$*" in *"--library /c/bpf"*) {writes} ;; esac; exit 1\n')
     stand_in.chmod(0o755)
     out = tmp_path / "out" / "releases"
     for name in ("1.16 tcx", "1.16-tcx"):
         (out / name).mkdir(parents=True)
-        (out / name / "run.json").write_text(run_document("failed"))
+        (out / name / "run.json").write_text(run_with("failed"))
     done = releases_of(tmp_path, tmp_path / "releases.toml", "suite")
     assert done.stdout.splitlines() == [
         "| release | hitless |",
@@ -226,7 +224,7 @@ def test_releases_tells_a_run_that_was_refused(tmp_path: Path) -> None:
     (tmp_path / "releases.toml").write_text(RELEASES)
     stand_in = tmp_path / ".venv" / "bin" / "reloadlab"
     stand_in.parent.mkdir(parents=True)
-    stand_in.write_text(f'#!/bin/sh\nmkdir -p "$7"; echo \'{run_document("passed")}\' > "$7/run.json"; exit 2\n')
+    stand_in.write_text(f'#!/bin/sh\nmkdir -p "$7"; echo \'{run_with("passed")}\' > "$7/run.json"; exit 2\n')
     stand_in.chmod(0o755)
     done = releases_of(tmp_path, tmp_path / "releases.toml", "suite")
     assert done.stdout.splitlines()[2:] == ["| 1.16 tcx |  |", "| 1.16-tcx |  |"]
@@ -254,9 +252,7 @@ def test_releases_has_one_line_for_what_it_cannot_read(tmp_path: Path, content: 
 
 def features_of(directory: Path, content: str, *words: str) -> subprocess.CompletedProcess[str]:
     """Run a copy of tools/features.py whose results lie in `directory`, with the reloadlab of this environment."""
-    script = directory / "tools" / "features.py"
-    script.parent.mkdir(exist_ok=True)
-    script.write_bytes((ROOT / "tools" / "features.py").read_bytes())
+    script = _copied(directory, "features.py")
     if not (directory / ".venv").exists():
         (directory / ".venv").symlink_to(ROOT / ".venv")
     (directory / "releases.toml").write_text(content)

@@ -19,6 +19,8 @@ from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import Any
 
+import script
+
 from reloadlab import Node, Release, ReloadlabError, read_releases
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -27,7 +29,6 @@ RELOADLAB = str(ROOT / ".venv/bin/reloadlab")
 CASES = 12
 TIMEOUT = 1800.0
 """Seconds of the longest command, a proof."""
-BADLY_CALLED, INTERRUPTED = 2, 130
 
 ONLY_HOST = [{"name": "only the host", "endpoint": "pod-2", "ingress": [{"fromEntities": ["host"]}]}]
 NO_WORLD = [{"name": "no world", "endpoint": "host", "ingress": [{"fromEntities": ["cluster", "host", "health"]}]}]
@@ -264,7 +265,7 @@ def main(file: str, *words: str) -> int:
     names = list(FEATURES) if words == ("all",) else list(words)
     if unknown := [name for name in names if name not in FEATURES]:
         print(f"features.py: there is no {unknown[0]}; there are {', '.join(FEATURES)}, all", file=sys.stderr)
-        return BADLY_CALLED
+        return script.BADLY_CALLED
     releases = read_releases(Path(file))
     for release in releases if names else ():
         attempt(release, names)
@@ -277,16 +278,4 @@ def main(file: str, *words: str) -> int:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) < 2:
-        print(__doc__, file=sys.stderr)
-        sys.exit(BADLY_CALLED)
-    try:
-        sys.exit(main(*sys.argv[1:]))
-    except ReloadlabError as error:
-        # Importable once something of reloadlab is.
-        from datapath.errors import WrongCall
-
-        print(f"features.py: {error}", file=sys.stderr)
-        sys.exit(BADLY_CALLED if isinstance(error, WrongCall) else 1)
-    except KeyboardInterrupt:
-        sys.exit(INTERRUPTED)
+    script.run(main, __doc__)

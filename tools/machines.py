@@ -10,13 +10,16 @@ from __future__ import annotations
 
 import argparse
 import heapq
-import json
 from collections.abc import Callable
+from functools import partial
 from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
 
+import script
 from xdist.scheduler.worksteal import WorkStealingScheduling
+
+from reloadlab import ReloadlabError
 
 START = 1.5
 """Seconds for each worker to start, one after the other; docs/machines.md."""
@@ -98,7 +101,7 @@ class Simulation:
         config = SimpleNamespace(
             getvalue=lambda name: tx if name == "tx" else None, option=SimpleNamespace(debug=False)
         )
-        self.scheduler = WorkStealingScheduling(config)  # type: ignore[arg-type]
+        self.scheduler = WorkStealingScheduling(config)
         self._workers = [Worker(self, number) for number in range(workers)]
 
     def run(self) -> float:
@@ -106,7 +109,7 @@ class Simulation:
         names = [str(number) for number in range(len(self.seconds))]
         for number, worker in enumerate(self._workers, start=1):
             self.scheduler.add_node(worker)
-            self.clock.after(START * number, lambda worker=worker: self._collected(worker, names))
+            self.clock.after(START * number, partial(self._collected, worker, names))
         self.clock.run(self._end_if_finished)
         assert len(self.finished) == len(self.seconds)
         return self.clock.now
@@ -122,15 +125,26 @@ class Simulation:
                 worker.shutdown()
 
 
-def main() -> None:
+def seconds_of(path: Path) -> list[float]:
+    """Return how long each scenario of a run took; ReloadlabError if the file is that of no run."""
+    # Importable once something of reloadlab is.
+    from lab.report.documents import read_document
+
+    document = read_document(path)
+    found = [row["seconds"] for row in document.content["scenarios"]] if document.kind == "run" else []
+    if not found:
+        raise ReloadlabError(f"{path}: there are no scenarios in it; name a run.json")
+    return found
+
+
+def main(*words: str) -> int:
     """Print a line for each number of workers."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, metavar="RUN_JSON")
     parser.add_argument("workers", nargs="*", type=int, default=[1, 2, 4, 8, 16, 32, 64], metavar="WORKERS")
     parser.add_argument("--slowness", type=float, default=1.0, metavar="FACTOR")
-    args = parser.parse_args()
-    rows = json.loads(args.run.read_text())["scenarios"]
-    seconds = [row["seconds"] * args.slowness for row in rows]
+    args = parser.parse_args(words)
+    seconds = [each * args.slowness for each in seconds_of(args.run)]
     print(
         f"calculated from {args.run}: {len(seconds)} scenarios, {sum(seconds):.0f} s, the longest {max(seconds):.0f} s"
     )
@@ -140,7 +154,8 @@ def main() -> None:
         whole = took + READY
         busy = sum(seconds) / (took * workers)
         print(f"{workers:7}  {whole / 60:7.1f}  {whole * workers / 3600:10.2f}  {busy:4.0%}")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    script.run(main, __doc__)

@@ -13,11 +13,12 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from reloadlab import Release, ReloadlabError, read_releases
+import script
+
+from reloadlab import Release, read_releases
 
 ROOT = Path(__file__).resolve().parents[1]
 OUT = ROOT / "out" / "releases"
-BADLY_CALLED, INTERRUPTED = 2, 130
 
 
 def run(release: Release, suites: Sequence[str]) -> bool:
@@ -28,7 +29,7 @@ def run(release: Release, suites: Sequence[str]) -> bool:
     print(f"{release.name}: reloadlab run {' '.join(options)}", file=sys.stderr)
     with subprocess.Popen([ROOT / ".venv/bin/reloadlab", "run", *options], stdout=sys.stderr) as process:
         code = end_of(process)
-    if code == INTERRUPTED:
+    if code == script.INTERRUPTED:
         raise KeyboardInterrupt
     if code not in (0, 1):
         print(f"{release.name}: ended with exit code {code}", file=sys.stderr)
@@ -82,16 +83,4 @@ def main(file: str, *suites: str) -> int:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) < 2:
-        print(__doc__, file=sys.stderr)
-        sys.exit(BADLY_CALLED)
-    try:
-        sys.exit(main(*sys.argv[1:]))
-    except ReloadlabError as error:
-        # Importable once something of reloadlab is.
-        from datapath.errors import WrongCall
-
-        print(f"releases.py: {error}", file=sys.stderr)
-        sys.exit(BADLY_CALLED if isinstance(error, WrongCall) else 1)
-    except KeyboardInterrupt:
-        sys.exit(INTERRUPTED)
+    script.run(main, __doc__)
