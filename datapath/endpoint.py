@@ -20,8 +20,8 @@ driver where it can and not at all elsewhere."""
 XDP_MODES: tuple[XdpMode, ...] = get_args(XdpMode)
 
 
-DatapathMode = Literal["veth", "netkit-l2"]
-"""The devices of pods (option datapath-mode): pairs of veth, or of netkit, with Ethernet addresses as those have."""
+DatapathMode = Literal["veth", "netkit", "netkit-l2"]
+"""The devices of pods (option datapath-mode): pairs of veth, or of netkit, without Ethernet addresses or with them."""
 DATAPATH_MODES: tuple[DatapathMode, ...] = get_args(DatapathMode)
 
 LINKS = "links"
@@ -116,10 +116,15 @@ class NodeConfig:
     vlans: tuple[Vlan, ...] = ()
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=1024)
+def _below(bpffs: Path, *names: str) -> Path:
+    """Return a directory of a bpffs: a reload asks for them so often that making the paths would show."""
+    return bpffs.joinpath(*names)
+
+
 def globals_of(bpffs: Path) -> Path:
-    """Return the directory of pinned maps: a reload asks for it so often that making the path would show."""
-    return bpffs / "tc/globals"
+    """Return the directory of pinned maps."""
+    return _below(bpffs, "tc", "globals")
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,22 +171,22 @@ class DatapathConfig:
     @property
     def links(self) -> Path:
         """The directory of all pinned links (CiliumPath)."""
-        return self.bpffs / "cilium"
+        return _below(self.bpffs, "cilium")
 
     @property
     def devices_links(self) -> Path:
         """The directory of the devices' pinned links, one directory each."""
-        return self.links / "devices"
+        return _below(self.bpffs, "cilium", "devices")
 
     @property
     def endpoints_links(self) -> Path:
         """The directory of the endpoints' pinned links, one directory each."""
-        return self.links / "endpoints"
+        return _below(self.bpffs, "cilium", "endpoints")
 
     def device_links(self, ifname: str) -> Path:
         """The directory of a device's pinned links (bpffsDeviceLinksDir); no name on a bpffs has a dot."""
-        return self.devices_links / ifname.replace(".", "-") / LINKS
+        return _below(self.bpffs, "cilium", "devices", ifname.replace(".", "-"), LINKS)
 
     def endpoint_links(self, endpoint_id: int) -> Path:
         """The directory of an endpoint's pinned links (bpffsEndpointLinksDir)."""
-        return self.endpoints_links / str(endpoint_id) / LINKS
+        return _below(self.bpffs, "cilium", "endpoints", str(endpoint_id), LINKS)

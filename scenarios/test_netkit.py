@@ -26,7 +26,7 @@ pytestmark = [
         os.geteuid() == 0 and not netkit_is_supported(), reason="no netkit devices: Linux 6.7, CONFIG_NETKIT"
     ),
     pytest.mark.own_loader("other loaders are not asked to attach programs to netkit devices"),
-    pytest.mark.node(pods=2, datapath_mode="netkit-l2"),
+    pytest.mark.node(pods=2, datapath_mode="netkit"),
 ]
 
 FLOW = "pod-1 -> pod-2 udp v4"
@@ -49,7 +49,10 @@ def hits(scenario: Scenario) -> int:
     )
 
 
-def test_between_any_two_steps(scenario: Scenario) -> None:
+@pytest.mark.parametrize(
+    "mode", [pytest.param(mode, marks=pytest.mark.node(datapath_mode=mode)) for mode in ("netkit", "netkit-l2")]
+)
+def test_between_any_two_steps(scenario: Scenario, mode: str) -> None:
     """Everything is reloaded with packets under way, a burst of each flow behind every step of a pod's reload."""
     scenario.reload()
     silent: list[str] = []
@@ -61,6 +64,7 @@ def test_between_any_two_steps(scenario: Scenario) -> None:
     scenario.reload("pod-1", gate=gate)
     assert not silent
     pod = scenario.node.pod("pod-1")
+    assert (pod.mac == pod.node_mac) == (mode == "netkit"), "only without Ethernet addresses both ends have zeros"
     (found,) = take_snapshot(scenario.node).filters[pod.ifname, Direction.INGRESS]
     assert (found.kind, found.name) == ("netkit", f"cil_from_container-{pod.ifname}")
 

@@ -17,6 +17,8 @@ from datapath.kernel.links import AttachType
 TYPES = {Direction.INGRESS: AttachType.NETKIT_PEER, Direction.EGRESS: AttachType.NETKIT_PRIMARY}
 """The hooks of a primary device, by the direction as the node sees it."""
 
+HOOKS = frozenset(TYPES.values())
+
 _LOOPBACK = 1
 
 

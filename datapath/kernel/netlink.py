@@ -26,6 +26,7 @@ NLMSG_ERROR, NLMSG_DONE = 2, 3
 NLM_F_CAPPED, NLM_F_ACK_TLVS, NLM_F_DUMP_INTR = 0x100, 0x200, 0x10
 RTM_NEWLINK, RTM_GETLINK, RTM_SETLINK = 16, 18, 19
 IFLA_ADDRESS, IFLA_IFNAME = 1, 3
+_OF_INTERFACES = frozenset((IFLA_ADDRESS, IFLA_IFNAME))
 
 _IFF_UP = 0x1
 _SOL_NETLINK, _NETLINK_CAP_ACK, _NETLINK_EXT_ACK, _NETLINK_GET_STRICT_CHK = 270, 10, 11, 12
@@ -87,6 +88,17 @@ def attributes(data: bytes | memoryview, offset: int = 0) -> Iterator[tuple[int,
             return
         yield kind & _NLA_TYPE_MASK, view[offset + 4 : offset + length]
         offset += (length + 3) & ~3
+
+
+def _some(data: bytes, offset: int, wanted: frozenset[int]) -> dict[int, memoryview]:
+    """Return the attributes of the wanted types, as far as they are there; those behind them are not read."""
+    found: dict[int, memoryview] = {}
+    for kind, payload in attributes(data, offset):
+        if kind in wanted:
+            found[kind] = payload
+            if len(found) == len(wanted):
+                break
+    return found
 
 
 def text(payload: memoryview) -> str:
@@ -218,7 +230,7 @@ class NetlinkSocket:
         """Return every interface of the namespace by name."""
         found = {}
         for answer in self.dump("list interfaces", pack_message(RTM_GETLINK, bytes(16))):
-            values = dict(attributes(answer, 32))
+            values = _some(answer, 32, _OF_INTERFACES)
             name, address = text(values[IFLA_IFNAME]), values.get(IFLA_ADDRESS)
             mac = ":".join(f"{byte:02x}" for byte in address) if address is not None and len(address) == 6 else None
             found[name] = Interface(name, int(struct.unpack_from("=i", answer, 20)[0]), mac)

@@ -75,18 +75,23 @@ def attach_type(ifindex: int, direction: Direction) -> AttachType:
 
 
 def programs(netns: Path, ifindex: int, direction: Direction) -> tuple[TcxProgram, ...]:
-    """Return what a tcx hook runs, ours and others', in this order; nothing on a kernel without tcx.
+    """Return what a hook runs, ours and others', in this order; nothing on a kernel without tcx.
 
     BpfError with ENODEV without the interface.
     """
-    if not is_supported():
-        return ()
+    return look(netns, ifindex, direction)[1] if is_supported() else ()
+
+
+def look(netns: Path, ifindex: int, direction: Direction) -> tuple[AttachType, tuple[TcxProgram, ...]]:
+    """Return which hook an interface has, and what `programs` does."""
     with enter(netns):
+        hook = attach_type(ifindex, direction)
+        if not is_supported():
+            return hook, ()
+        kind = NETKIT if hook in netkit.HOOKS else TCX
         while True:
             try:
-                hook = attach_type(ifindex, direction)
-                kind = NETKIT if hook in netkit.TYPES.values() else TCX
-                return tuple(TcxProgram(entry, _name(entry), kind) for entry in links.query(ifindex, hook))
+                return hook, tuple(TcxProgram(entry, _name(entry), kind) for entry in links.query(ifindex, hook))
             except BpfError as error:
                 if error.errno != errno.ENOENT:  # a program that was replaced between the two calls
                     raise

@@ -13,7 +13,8 @@ import struct
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
-from ipaddress import ip_address, ip_network
+from functools import lru_cache
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 from pathlib import Path
 from typing import NamedTuple
 
@@ -73,11 +74,15 @@ def owner(node: NodeConfig, endpoint: Endpoint | None) -> Owns:
         own = frozenset(address.packed for address in (endpoint.ipv4, endpoint.ipv6) if address)
         return lambda packed: packed in own or packed.startswith(_ON_EVERY_LINK)
     routers = (node.router_ipv4.packed, node.router_ipv6.packed)
-    pods = (
-        ip_network((node.router_ipv4, node.pod_prefix4), strict=False),
-        ip_network((node.router_ipv6, _POD_PREFIX6), strict=False),
-    )
+    pods = _pods_of(node.router_ipv4, node.router_ipv6, node.pod_prefix4)
     return lambda packed: packed in routers or not any(ip_address(packed) in network for network in pods)
+
+
+@lru_cache(maxsize=64)
+def _pods_of(router4: IPv4Address, router6: IPv6Address, prefix4: int) -> tuple[IPv4Network, IPv6Network]:
+    """Return the networks of a node's pods: every reload asks for them, and few carry anything over."""
+    networks = IPv4Network((router4, prefix4), strict=False), IPv6Network((router6, _POD_PREFIX6), strict=False)
+    return networks
 
 
 def carry_over(before: Mapping[str, int], maps: Mapping[str, Map], owns: Owns) -> dict[str, int]:

@@ -89,7 +89,7 @@ class Attach(Step):
         program = work.objects[self.object].collection.programs[self.program]
         by_link = self.attachment is Attachment.TCX
         if by_link:
-            if not hook.ours and hook.attach_type not in netkit.TYPES.values():
+            if not hook.ours and hook.attach_type not in netkit.HOOKS:
                 _prepare_clsact(work, ifindex)
             tcxlinks.attach(work, self, hook, program, self.links / self.program)
         else:

@@ -78,9 +78,7 @@ class _Pinned(_Link):
 
 def look(work: Workspace, ifname: str, ifindex: int, direction: Direction) -> TcxHook:
     """Return the hook; WithoutLink if it has a program of ours that nothing here can replace."""
-    with enter(work.config.netns):
-        attach_type = tcx.attach_type(ifindex, direction)
-    hook = TcxHook(ifname, ifindex, direction, attach_type, tcx.programs(work.config.netns, ifindex, direction))
+    hook = TcxHook(ifname, ifindex, direction, *tcx.look(work.config.netns, ifindex, direction))
     for found in hook.ours:
         if not found.entry.link_id:
             raise WithoutLink(ifname, direction, found)

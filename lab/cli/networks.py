@@ -33,8 +33,8 @@ def add_network_options(parser: argparse._ActionsContainer) -> None:
         choices=DATAPATH_MODES,
         default=DATAPATH_MODES[0],
         metavar="MODE",
-        help="devices of the pods: pairs of veth, or of netkit, to which programs are attached by links "
-        f"({' or '.join(DATAPATH_MODES)}; {DATAPATH_MODES[0]})",
+        help="devices of the pods: pairs of veth, or of netkit, to which programs are attached by links, without "
+        f"Ethernet addresses or with them ({', '.join(DATAPATH_MODES)}; {DATAPATH_MODES[0]})",
     )
 
 

@@ -242,7 +242,7 @@ def tcx() -> str:
 
 
 def netkit() -> str:
-    """A pair of netkit devices, for pods in the place of a pair of veth (--datapath-mode netkit-l2)."""
+    """A pair of netkit devices, for pods in the place of a pair of veth (--datapath-mode netkit)."""
     tools.run(["unshare", "--net", "ip", "link", "add", "doctor0", "type", "netkit"])
     return "can be made"
 

@@ -134,23 +134,27 @@ def veth(spec: NodeSpec, device: DeviceFacts, peer_name: str, netns_fd: int, pee
     return _pair(spec, device, peer_name, netns_fd, peer_ifindex, "veth")
 
 
-def _pair(spec: NodeSpec, device: DeviceFacts, peer_name: str, netns_fd: int, peer_ifindex: int, kind: str) -> bytes:
-    return _pair_template(peer_name, peer_ifindex, spec.mtu, len(device.name), kind).fill(
+def _pair(spec: NodeSpec, device: DeviceFacts, peer_name: str, netns_fd: int, peer_ifindex: int, mode: str) -> bytes:
+    macs = {"mac": _mac(device.mac), "peer_mac": _mac(device.peer_mac or "")}
+    return _pair_template(peer_name, peer_ifindex, spec.mtu, len(device.name), mode).fill(
         {
             "ifindex": struct.pack("=i", device.ifindex),
             "ifname": device.name.encode(),
-            "mac": _mac(device.mac),
-            "peer_mac": _mac(device.peer_mac or ""),
             "netns": struct.pack("=I", netns_fd),
+            **(macs if _has_macs(mode) else {}),
         }
     )
+
+
+def _has_macs(mode: str) -> bool:
+    """Tell whether the devices of pods have Ethernet addresses: those of netkit's mode L3 cannot."""
+    return mode != "netkit"
 
 
 def pod_devices(spec: NodeSpec, pod: PodFacts, netns_fd: int) -> bytes:
     """Return the message that makes a pod's pair of devices."""
     device = DeviceFacts(pod.ifname, pod.ifindex, pod.node_mac, pod.mac)
-    kind = "veth" if spec.datapath_mode == "veth" else netkit.KIND
-    return _pair(spec, device, pod.inner_ifname, netns_fd, PEER_IFINDEX, kind)
+    return _pair(spec, device, pod.inner_ifname, netns_fd, PEER_IFINDEX, spec.datapath_mode)
 
 
 def pod_inside(spec: NodeSpec, pod: PodFacts) -> list[bytes]:
@@ -290,27 +294,33 @@ def _vxlan_template(mtu: int, port: int, name: str, ifindex: int) -> MessageTemp
 
 
 @lru_cache(maxsize=64)
-def _pair_template(peer_name: str, peer_ifindex: int, mtu: int, name_length: int, kind: str) -> MessageTemplate:
+def _pair_template(peer_name: str, peer_ifindex: int, mtu: int, name_length: int, mode: str) -> MessageTemplate:
     name = _IFNAME[:name_length]
+    mac, peer_mac = (_MAC, _PEER_MAC) if _has_macs(mode) else (None, None)
     peer = {
         "index": peer_ifindex,
-        "attrs": [*_link_attrs(peer_name, _PEER_MAC, mtu), ("IFLA_NET_NS_FD", _FD)],
+        "attrs": [*_link_attrs(peer_name, peer_mac, mtu), ("IFLA_NET_NS_FD", _FD)],
     }
-    options = netkit.options(peer) if kind == netkit.KIND else [("VETH_INFO_PEER", peer)]
     message = _encode_link(
         RTM_NEWLINK,
         NLM_F_CREATE | NLM_F_EXCL,
         {"index": _IFINDEX, "flags": IFF_UP, "change": IFF_UP},
-        [*_link_attrs(name, _MAC, mtu), _link_info(kind, options)],
+        [*_link_attrs(name, mac, mtu), _pair_info(mode, peer)],
     )
     holes = {
         "ifindex": struct.pack("=I", _IFINDEX),
         "ifname": name.encode(),
-        "mac": _mac(_MAC),
-        "peer_mac": _mac(_PEER_MAC),
         "netns": struct.pack("=I", _FD),
+        **{what: _mac(given) for what, given in (("mac", mac), ("peer_mac", peer_mac)) if given is not None},
     }
     return MessageTemplate(message, holes)
+
+
+def _pair_info(mode: str, peer: dict[str, Any]) -> tuple[str, Any]:
+    """Return the kind and the options of a pair of devices in a datapath mode."""
+    if mode == "veth":
+        return _link_info("veth", [("VETH_INFO_PEER", peer)])
+    return _link_info(netkit.KIND, netkit.options(peer, netkit.L2 if _has_macs(mode) else netkit.L3))
 
 
 @lru_cache(maxsize=64)
@@ -344,8 +354,9 @@ def _pod_constants(
     return up, routes
 
 
-def _link_attrs(name: str, mac: str, mtu: int) -> list[tuple[str, Any]]:
-    return [("IFLA_IFNAME", name), ("IFLA_ADDRESS", mac), ("IFLA_MTU", mtu), ("IFLA_TXQLEN", TXQUEUELEN)]
+def _link_attrs(name: str, mac: str | None, mtu: int) -> list[tuple[str, Any]]:
+    address = [("IFLA_ADDRESS", mac)] if mac is not None else []
+    return [("IFLA_IFNAME", name), *address, ("IFLA_MTU", mtu), ("IFLA_TXQLEN", TXQUEUELEN)]
 
 
 def _link_info(kind: str, options: Sequence[tuple[str, Any]]) -> tuple[str, Any]:

@@ -9,13 +9,15 @@ from lab.node.messages import ifinfmsg
 
 KIND = "netkit"
 
-_L2 = 0  # NETKIT_L2: with Ethernet addresses
+L2, L3 = 0, 1
+"""NETKIT_L2, NETKIT_L3: with Ethernet addresses, or without, so that nobody asks for them (IFF_NOARP)."""
+
 _PASS, _DROP = 0, 2  # NETKIT_PASS, NETKIT_DROP
 _SCRUB_NONE = 0  # NETKIT_SCRUB_NONE
 
 
-def options(peer: dict[str, Any]) -> list[tuple[str, Any]]:
-    """Return the options of a pair, as Cilium's agent sets them (pkg/datapath/connector: setupNetkitRemoteNs).
+def options(peer: dict[str, Any], mode: int) -> list[tuple[str, Any]]:
+    """Return the options of a pair in mode L2 or L3, as Cilium's agent sets them (pkg/datapath/connector).
 
     Without a program what the pod sends is dropped. Marks stay on what goes into the pod, from Linux 6.13 on; kernels
     before that ignore the option.
@@ -23,7 +25,7 @@ def options(peer: dict[str, Any]) -> list[tuple[str, Any]]:
     _teach()
     return [
         ("IFLA_NETKIT_PEER_INFO", peer),
-        ("IFLA_NETKIT_MODE", _L2),
+        ("IFLA_NETKIT_MODE", mode),
         ("IFLA_NETKIT_POLICY", _PASS),
         ("IFLA_NETKIT_PEER_POLICY", _DROP),
         ("IFLA_NETKIT_SCRUB", _SCRUB_NONE),

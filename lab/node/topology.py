@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
+from itertools import repeat
 
 from datapath.base.names import check_ifname, check_lab_name
 from datapath.endpoint import DATAPATH_MODES, HEALTH_ID, XDP_MODES, DatapathMode, XdpMode
@@ -376,6 +377,7 @@ def plan_node(spec: NodeSpec, random_bytes: Callable[[int], bytes] = os.urandom)
     """Derive all facts of a node; only container ids and the MACs of veths are random."""
     macs = _distinct_macs(random_bytes)
     host_mac, net_mac = device_mac(spec, "cilium_host"), device_mac(spec, "cilium_net")
+    pod_macs = _pod_macs(spec, macs)
     health = PodFacts(
         name=HEALTH,
         endpoint_id=HEALTH_ENDPOINT,
@@ -383,8 +385,8 @@ def plan_node(spec: NodeSpec, random_bytes: Callable[[int], bytes] = os.urandom)
         container_id="",
         ifname="lxc_health",
         ifindex=_HEALTH_IFINDEX,
-        node_mac=next(macs),
-        mac=next(macs),
+        node_mac=next(pod_macs),
+        mac=next(pod_macs),
         ipv4=spec.pod_cidr4[2],
         ipv6=spec.pod_cidr6[2],
         inner_ifname="cilium",
@@ -396,13 +398,13 @@ def plan_node(spec: NodeSpec, random_bytes: Callable[[int], bytes] = os.urandom)
         cilium_host=DeviceFacts("cilium_host", _HOST_IFINDEX, host_mac, net_mac),
         vxlan=DeviceFacts("cilium_vxlan", _VXLAN_IFINDEX, device_mac(spec, "cilium_vxlan")),
         health=health,
-        pods=tuple(_plan_pod(spec, pod, number, macs, random_bytes) for number, pod in enumerate(spec.pod_specs)),
+        pods=tuple(_plan_pod(spec, pod, number, pod_macs, random_bytes) for number, pod in enumerate(spec.pod_specs)),
     )
 
 
 def plan_pod(spec: NodeSpec, pod: PodSpec, number: int, random_bytes: Callable[[int], bytes] = os.urandom) -> PodFacts:
     """Derive the facts of one more pod; `number` counts from 0 and decides id, identity, interface index, addresses."""
-    return _plan_pod(spec, pod, number, _distinct_macs(random_bytes), random_bytes)
+    return _plan_pod(spec, pod, number, _pod_macs(spec, _distinct_macs(random_bytes)), random_bytes)
 
 
 def label_identity(labels: Iterable[str]) -> int:
@@ -453,6 +455,11 @@ def _plan_pod(
         ipv6=spec.pod_cidr6[3 + number],
         labels=pod.labels,
     )
+
+
+def _pod_macs(spec: NodeSpec, macs: Iterator[str]) -> Iterator[str]:
+    """Yield the MACs of the pods' devices; those of netkit have none, and send frames with this one."""
+    return repeat("00:00:00:00:00:00") if spec.datapath_mode == "netkit" else macs
 
 
 def _distinct_macs(random_bytes: Callable[[int], bytes]) -> Iterator[str]:

@@ -18,7 +18,7 @@ from lab.node.topology import PEER_IFINDEX, DeviceFacts, NodeSpec, PodFacts, pla
 from tests.lab import wires
 from tests.lab.labs import ip
 
-IFLA_LINKINFO = 18
+IFLA_ADDRESS, IFLA_LINKINFO = 1, 18
 
 SPEC = NodeSpec("demo", pods=3, mtu=1400, tunnel=True)
 
@@ -42,20 +42,26 @@ def pod() -> Iterator[Path]:
         yield Path(path)
 
 
-def test_a_netkit_pair_drops_what_no_program_has_seen() -> None:
+@pytest.mark.parametrize(("datapath_mode", "mode"), [("netkit", 1), ("netkit-l2", 0)])
+def test_a_netkit_pair_drops_what_no_program_has_seen(datapath_mode: str, mode: int) -> None:
     """And leaves marks on what goes into the pod; the numbers are those of if_link.h."""
-    spec = replace(SPEC, datapath_mode="netkit-l2")
+    spec = replace(SPEC, datapath_mode=datapath_mode)
     message = links.pod_devices(spec, plan_node(spec).pods[0], 5)
-    info = dict(attributes(dict(attributes(message, 32))[IFLA_LINKINFO]))
+    found = dict(attributes(message, 32))
+    assert (IFLA_ADDRESS in found) == (datapath_mode == "netkit-l2"), "the kernel refuses them to mode L3"
+    info = dict(attributes(found[IFLA_LINKINFO]))
     options = {number: value for number, value in attributes(info[2]) if number != 1}
     assert text(info[1]) == "netkit"
-    assert {number: int.from_bytes(value, "little") for number, value in options.items()} == {5: 0, 3: 0, 4: 2, 6: 0}
+    assert {number: int.from_bytes(value, "little") for number, value in options.items()} == {
+        **{5: mode, 3: 0, 4: 2, 6: 0},
+    }
 
 
 @pytest.mark.privileged
 @pytest.mark.skipif(not (os.geteuid() == 0 and netkit.is_supported()), reason="no netkit devices: CONFIG_NETKIT")
-def test_pod_netkit(node: Path, pod: Path) -> None:
-    spec = replace(SPEC, datapath_mode="netkit-l2")
+@pytest.mark.parametrize("datapath_mode", ["netkit", "netkit-l2"])
+def test_pod_netkit(node: Path, pod: Path, datapath_mode: str) -> None:
+    spec = replace(SPEC, datapath_mode=datapath_mode)
     facts = plan_node(spec).pods[1]
     descriptor = os.open(pod, os.O_RDONLY | os.O_CLOEXEC)
     try:

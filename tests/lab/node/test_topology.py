@@ -195,10 +195,18 @@ def test_bad_tunnel_port(port: int) -> None:
 
 
 def test_bad_datapath_mode() -> None:
-    with pytest.raises(InvalidSpec, match="the datapath mode is one of veth, netkit-l2, not netkit"):
-        NodeSpec("demo", datapath_mode="netkit")
+    with pytest.raises(InvalidSpec, match="the datapath mode is one of veth, netkit, netkit-l2, not netkit-l3"):
+        NodeSpec("demo", datapath_mode="netkit-l3")
     with pytest.raises(InvalidSpec, match="pods with netkit devices have no endpoint routes"):
         NodeSpec("demo", datapath_mode="netkit-l2", endpoint_routes=True)
+
+
+def test_pods_with_netkit_devices_have_no_macs_and_the_other_devices_do() -> None:
+    facts = plan_node(NodeSpec("demo", datapath_mode="netkit"))
+    more = plan_pod(NodeSpec("demo", datapath_mode="netkit"), PodSpec("more"), 2)
+    macs = {mac for pod in (facts.health, *facts.pods, more) for mac in (pod.mac, pod.node_mac)}
+    assert macs == {"00:00:00:00:00:00"}
+    assert len({facts.uplink.mac, facts.uplink.peer_mac, facts.cilium_host.mac, facts.vxlan.mac} | macs) == 5
 
 
 def test_devices_that_programs_know_have_the_same_macs_in_each_lab_and_others_on_each_node() -> None:

@@ -233,7 +233,7 @@ def compiling(node: Node) -> bool:
         ("reload box --filter-priority 65536", "'65536' is not a whole number from 1 to 65535"),
         ("reload box --attach tcy", "argument --attach: no tcy; it is tc, tcx, auto"),
         ("up --xdp fast", "argument --xdp: no fast; it is native, generic, best-effort"),
-        ("up --datapath-mode netkit", "argument --datapath-mode: no netkit; did you mean netkit-l2?"),
+        ("up --datapath-mode netkit-l3", "argument --datapath-mode: no netkit-l3; did you mean netkit-l2?"),
         ("up --datapath-mode netkit-l2 --endpoint-routes", "pods with netkit devices have no endpoint routes"),
         ("reload box -D a-b=1", "'a-b' is not the name of a macro"),
         ("up --pods many", "--pods: 'many' is not a whole number"),
