@@ -10,6 +10,7 @@ from pathlib import Path
 from datapath.errors import ReloadlabError
 from lab.machines.target import VAGRANT, Target
 from lab.system import tools
+from lab.system.pace import slowness
 
 OPTIONS = {
     "BatchMode": "yes",
@@ -29,7 +30,7 @@ OPTIONS = {
 """Nothing is asked, a machine that is gone is noticed within a minute, and nothing of ours is open to it."""
 
 VAGRANT_TIMEOUT = 120
-"""Seconds."""
+"""Seconds, of a machine that is not slow."""
 
 CANNOT_CONNECT = 255
 """Exit code of ssh if it is ssh itself that has failed."""
@@ -79,6 +80,7 @@ def route_to(target: Target, directory: Path) -> Route:
 def _vagrant_config(target: Target) -> str:
     """Return how ssh reaches a machine of Vagrant's, as Vagrant says: asked once, as it takes seconds to start."""
     argv = [str(tools.find("vagrant")), "ssh-config", target.name]
+    timeout = VAGRANT_TIMEOUT * slowness()
     try:
         done = subprocess.run(
             argv,
@@ -87,11 +89,11 @@ def _vagrant_config(target: Target) -> str:
             capture_output=True,
             text=True,
             errors="replace",
-            timeout=VAGRANT_TIMEOUT,
+            timeout=timeout,
             check=False,
         )
     except subprocess.TimeoutExpired:
-        reason = f"vagrant ssh-config {target.name}: no answer within {VAGRANT_TIMEOUT} s"
+        reason = f"vagrant ssh-config {target.name}: no answer within {timeout:g} s"
         raise MachineUnfit(target.label, reason) from None
     if done.returncode != 0:
         raise MachineUnfit(target.label, vagrant_reason(done.stdout + done.stderr, target.name))

@@ -11,6 +11,7 @@ import pytest
 from lab.machines import ssh
 from lab.machines.ssh import MachineUnfit, Route, reason_of, route_to, vagrant_reason
 from lab.machines.target import Target
+from lab.system.pace import SLOWNESS_VARIABLE
 
 NOT_READY = """The provider for this Vagrant-managed machine is reporting that it
 is not yet ready for SSH. Depending on your provider this can carry
@@ -83,5 +84,6 @@ def test_a_vagrant_that_does_not_answer_is_one_line(tmp_path: Path, monkeypatch:
     (tmp_path / "vagrant").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     monkeypatch.setattr(ssh, "VAGRANT_TIMEOUT", 0.1)
-    with pytest.raises(MachineUnfit, match="vagrant:new: vagrant ssh-config new: no answer within"):
+    monkeypatch.setenv(SLOWNESS_VARIABLE, "3")
+    with pytest.raises(MachineUnfit, match=r"vagrant:new: vagrant ssh-config new: no answer within 0\.3 s"):
         route_to(Target("vagrant", "new"), tmp_path)
