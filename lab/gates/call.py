@@ -35,8 +35,8 @@ _MAKES = frozenset(
 _OF_ONE_NODE = re.compile(r"\blxc(?=[0-9a-f]{12})[0-9a-f]+|/[^ ]*(?=/(state|bpf)/)")
 """Names that a node has by itself: its pods' interfaces, its directory."""
 
-_TEMPORARY = re.compile(r"(?<=\.)[a-z0-9_]{8}(?=$| )")
-"""What tempfile.mkstemp() has chosen of a name."""
+_CHOSEN = re.compile(r"(?<=\.)[a-z0-9_]{8}(?=$| )|(?<=:retired-)[0-9]+")
+"""What tempfile.mkstemp() has chosen of a name, and the kernel for a replaced map (datapath.kernel.pins.RETIRED)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +88,7 @@ class Call:
     @property
     def pattern(self) -> str:
         """A pattern that this call fits on every node: without interfaces of pods, ids, directories and keys."""
-        subject = _TEMPORARY.sub("*", _OF_ONE_NODE.sub("*", self.subject))
+        subject = _CHOSEN.sub("*", _OF_ONE_NODE.sub("*", self.subject))
         if self.series and "[" in subject:
             subject = f"{self.series}[*]"
         return f"{self.name} {'*' if subject.isdecimal() else subject}".rstrip()

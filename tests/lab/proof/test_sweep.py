@@ -15,6 +15,7 @@ import pytest
 
 from datapath.endpoint import Attachment
 from datapath.errors import ReloadlabError
+from datapath.kernel.pins import RETIRED
 from lab.cli.main import main
 from lab.cli.networks import own_node
 from lab.cli.proofs import actions_of, add_action_options, check_actions, spread
@@ -321,7 +322,9 @@ def test_patterns_fit_on_every_node() -> None:
     assert Call(3, "PROG_GET_FD_BY_ID", "4711", "bpf", 1).pattern == "PROG_GET_FD_BY_ID *"
     notes = Call(4, "openat", "/run/x/a/state/101/.connections.34m8ui8_", "openat", 1)
     assert notes.pattern == "openat */state/101/.connections.*"
-    slot = Call(4, "MAP_UPDATE", "cilium_calls_00101[7]", "bpf", 1)
+    replaced = f"/run/x/a/bpf/tc/globals/cilium_lxc{RETIRED}888031"
+    assert Call(5, "unlink", replaced, "unlink", 1).pattern == f"unlink */bpf/tc/globals/cilium_lxc{RETIRED}*"
+    slot = Call(6, "MAP_UPDATE", "cilium_calls_00101[7]", "bpf", 1)
     assert Place(slot.pattern, 1).fits("MAP_UPDATE cilium_calls_00101[7]")
     assert Place(slot.pattern, 1).fits("MAP_UPDATE cilium_calls_*")
     assert not Place(slot.pattern, 1).fits("MAP_UPDATE cilium_calls_00101[8]")
