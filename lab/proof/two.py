@@ -116,13 +116,16 @@ class Two:
         self._settler = Settler()
         self._first = metrics.read(scenario.node).hits
 
-    def places(self, action: Action) -> list[Place]:
-        """Return the calls of an action that change something; it is done twice."""
+    def places(self, pair: Pair) -> list[Place]:
+        """Return the calls of the first action that change something, where both are to be done; it is done twice."""
         found: list[Call] = []
-        action.prepare(self._scenario)
-        action.do(self._scenario, self._cancel or threading.Event())
-        action.prepare(self._scenario)
-        do_gated(self._scenario, action, found.append, cancel=self._cancel, look_ups=False, forked=True)
+        for action in pair:
+            action.prepare(self._scenario)
+        for action in pair:
+            action.do(self._scenario, self._cancel or threading.Event())
+        for action in pair:
+            action.prepare(self._scenario)
+        do_gated(self._scenario, pair[0], found.append, cancel=self._cancel, look_ups=False, forked=True)
         return [place for call, place in places_of(found) if call.changes]
 
     def meet(self, pair: Pair, meeting: Meeting) -> None:
@@ -217,7 +220,7 @@ def prove_two(
         for pair in pairs:
             what = " and ".join(action.name for action in pair)
             try:
-                places = two.places(pair[0])
+                places = two.places(pair)
             except Cancelled:
                 raise
             except ReloadlabError as error:

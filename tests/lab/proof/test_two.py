@@ -12,6 +12,7 @@ import pytest
 
 from datapath.errors import ReloadlabError
 from datapath.kernel.map import open_pin
+from datapath.kernel.pins import RETIRED
 from lab.cli.proofs import spread
 from lab.loaders.command import LoaderCommand, find_loader
 from lab.node.topology import NodeSpec
@@ -40,6 +41,22 @@ def test_two_reloads_at_once_lose_no_packet() -> None:
     assert result.holds
     assert len(result.meetings) == 2 * (SAMPLE + 1)
     assert result.to_json()["waited"] > 0
+
+
+def test_what_a_reload_does_with_a_map_that_the_other_uses_as_well() -> None:
+    """Alone it lets go of the map that it has replaced; while the other's programs use that, the pin stays."""
+    spec = NodeSpec("two-and-a-map", pods=1)
+    wanted = pairs(spec, ["pod-1", "host"], [("ENDPOINTS_MAP_SIZE", "4096")])
+    chosen: list[Place] = []
+
+    def of_the_replaced_map(places: Sequence[Place]) -> Sequence[Place]:
+        chosen.extend(found := [place for place in places if RETIRED in place.pattern])
+        return found
+
+    result = prove_two(spec, wanted, choose=of_the_replaced_map)
+    assert [(meeting.title, meeting.wrong) for meeting in result.meetings if meeting.wrong] == []
+    assert result.holds
+    assert chosen
 
 
 def test_two_loaders_that_are_processes_of_their_own() -> None:
