@@ -7,7 +7,7 @@ import re
 import select
 import signal
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -83,9 +83,7 @@ def end(machine: Running) -> None:
         if machine not in running():
             return
         if machine.scratch is not None:
-            # It may be gone: with the command, whose end is that of the machine as well.
-            with suppress(FileNotFoundError):
-                (machine.scratch / TAKEN_DOWN).touch()
+            _tell(machine.scratch)
         for number in (signal.SIGTERM, signal.SIGKILL):
             with suppress(ProcessLookupError):
                 signal.pidfd_send_signal(descriptor, number)
@@ -94,3 +92,17 @@ def end(machine: Running) -> None:
     finally:
         os.close(descriptor)
     raise DoesNotEnd(f"{machine.guest} (PID {machine.pid}) does not end, not even by SIGKILL")
+
+
+def _tell(scratch: Path) -> None:
+    """Make TAKEN_DOWN in a directory, if it is one of this user's.
+
+    Any process may have named it, and any other directory or link. It may be gone: with the command, whose end is that
+    of the machine as well.
+    """
+    with suppress(OSError), ExitStack() as stack:
+        directory = os.open(scratch, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        stack.callback(os.close, directory)
+        if os.fstat(directory).st_uid == os.geteuid():
+            flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+            os.close(os.open(TAKEN_DOWN, flags, 0o600, dir_fd=directory))

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import time
@@ -7,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from lab.vm.running import Running, described, end, running
+from lab.vm.running import TAKEN_DOWN, Running, described, end, running
 
 SCRATCH = Path("/tmp/reloadlab-scratch-x")
+NOBODY = 65534
 SHARE = "local,id=share,security_model=none,path=/tmp/reloadlab-scratch-x/share"
 
 
@@ -33,6 +35,35 @@ def test_a_guest_is_ended_and_one_that_has_ended_is_no_error() -> None:
         end(mine[0])
         assert process.wait(10) == -signal.SIGTERM
         end(mine[0])
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.privileged
+@pytest.mark.parametrize("kind", ["a link", "another user's"])
+def test_a_directory_that_any_process_may_have_named_is_left_alone(tmp_path: Path, kind: str) -> None:
+    """Its command is all that a process tells of itself: one of anybody's names what root is to write into."""
+    tmp_path.chmod(0o755)
+    target, scratch = tmp_path / "nologin", tmp_path / "reloadlab-scratch-x"
+    directory = tmp_path / "elsewhere" if kind == "a link" else scratch
+    directory.mkdir()
+    if kind == "a link":
+        scratch.symlink_to(directory)
+    else:
+        (directory / TAKEN_DOWN).symlink_to(target)
+        os.chown(directory, NOBODY, NOBODY)
+    share = f"local,id=share,path={scratch}/share"
+    argv = ["/tmp/qemu-system-x86_64", "-c", "import time; time.sleep(60)", "-fsdev", share]
+    process = subprocess.Popen(argv, executable="/usr/bin/python3", user=NOBODY, group=NOBODY)
+    try:
+        deadline = time.monotonic() + 10
+        while not (mine := [each for each in running() if each.pid == process.pid]):
+            assert time.monotonic() < deadline
+        end(mine[0])
+        assert process.wait(10) == -signal.SIGTERM
+        assert not target.exists()
+        assert not (directory / TAKEN_DOWN).exists()
     finally:
         process.kill()
         process.wait()
