@@ -24,7 +24,7 @@ from datapath.object.spec import CollectionSpec, MapSpec
 from datapath.reload.outcome import Attached, Loaded
 from datapath.reload.prepare import Compile, WriteObject
 from datapath.reload.step import Plan, Step
-from datapath.reload.switchover import Attach, Commit, SetUp, release_maps
+from datapath.reload.switchover import Attach, Commit, InstallRoutes, SetUp, release_maps
 from datapath.reload.workspace import LoadedObject, Workspace
 from lab.loaders.client import LoaderClient
 from lab.loaders.libbpf import CompileForLibbpf, slots_of
@@ -48,10 +48,13 @@ def loader_plan(plan: Plan, client: LoaderClient, config: DatapathConfig) -> Pla
             steps.append(_object_step(step, client))
     sizes = not client.supports(ROLLBACK)
     steps += [CreateMaps(item.name, sizes=sizes) for item in objects]
-    steps += [step for step in plan.steps if isinstance(step, SetUp)]
     attaches = tuple(step for step in plan.steps if isinstance(step, Attach))
     request = reload_request(config, plan.subject, objects, attaches)
-    steps.append(Load(plan.subject, client, request, objects, attaches, commit.obsolete))
+    load = Load(plan.subject, client, request, objects, attaches, commit.obsolete)
+    set_up = [step for step in plan.steps if isinstance(step, SetUp)]
+    # Nothing checks what a pod sends before its programs are attached; but no route leads to an interface that is down.
+    has_route = any(isinstance(step, InstallRoutes) for step in plan.steps)
+    steps += [*set_up, load] if has_route else [load, *set_up]
     return replace(plan, steps=tuple(steps))
 
 

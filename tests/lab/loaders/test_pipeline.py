@@ -12,9 +12,13 @@ import pytest
 from datapath.endpoint import Attachment
 from datapath.errors import Cancelled
 from datapath.reload.outcome import Outcome
+from datapath.reload.step import Step
+from datapath.reload.workspace import Workspace
 from lab.loaders.command import LoaderCommand
 from lab.loaders.protocol import Done, LoaderFailed, NotSupported
 from lab.node.topology import HOST, NodeSpec
+from lab.node.view import look as show
+from lab.scenario.gate import Gate
 from lab.scenario.scenario import Scenario
 from lab.system.launch import module_argv
 from lab.watch.checks.generation import check_generation
@@ -53,6 +57,25 @@ def test_reloads_by_a_process_lose_no_packet(templates: Path) -> None:
         scenario.agent.remove_pod("more")
         # Workers had processes of their own.
         assert (external.pid, scenario.agent.not_supported) == (pid, {})
+
+
+def test_a_new_pod_is_down_until_the_process_has_attached_its_programs(templates: Path) -> None:
+    """Before, nothing would check what it sends; to load them takes another loader seconds."""
+    with Scenario(NodeSpec("seam-new", pods=1), loader=PIPELINE, templates=templates) as scenario:
+        agent, node = scenario.agent, scenario.node
+        up: dict[str, bool] = {}
+
+        def look(step: Step, work: Workspace) -> None:
+            up[step.name] = {link.name: link.up for link in show(node).links}[node.pod("late").ifname]
+
+        node.add_pod("late", loaded=False)
+        agent.sync()
+        outcome, *_ = scenario.reload("late", gate=Gate(look, before="*"))
+        assert steps(outcome)[-2:] == ["load by pipeline", "set up"]
+        assert up.keys() >= {"create maps", "load by pipeline", "set up"}
+        assert not any(up.values())
+        assert {link.name: link.up for link in show(node).links}[node.pod("late").ifname]
+        agent.remove_pod("late")
 
 
 def test_a_reload_that_fails_in_the_process_leaves_everything_as_it_was(templates: Path) -> None:
