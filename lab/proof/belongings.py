@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
 import time
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
@@ -57,17 +58,23 @@ class Belongings:
         own = sorted(name for name in interfaces_here().difference(before) if name.startswith(_OURS))
         yield from (f"interface {name} is left over outside of the lab" for name in own)
 
-    def in_the_end(self) -> Iterator[str]:
-        """Yield the programs and maps that the kernel does not free; it does so some time after the lab is gone."""
-        deadline = time.monotonic() + _SECONDS * slowness()
+    def in_the_end(self, deadline: float, cancel: threading.Event) -> Iterator[str]:
+        """Yield the programs and maps that the kernel has not freed by `deadline`, which is one of `freed_by`.
+
+        It is not waited for once `cancel` is set.
+        """
         kinds = (("program", self.programs, bpf.prog_fd_by_id), ("map", self.maps, bpf.map_fd_by_id))
         for what, idents, opened in kinds:
             left = set(idents)
             while left := {ident for ident in left if _is_there(ident, opened)}:
-                if time.monotonic() > deadline:
+                if time.monotonic() > deadline or cancel.wait(0.05):
                     yield from (f"{what} {ident} is left over" for ident in sorted(left))
                     break
-                time.sleep(0.05)
+
+
+def freed_by() -> float:
+    """Return by when the kernel has freed all of the labs that are removed now (CLOCK_MONOTONIC): it takes a while."""
+    return time.monotonic() + _SECONDS * slowness()
 
 
 def interfaces_here() -> frozenset[str]:

@@ -25,7 +25,7 @@ from lab.loaders.command import LoaderCommand
 from lab.node import marks, registry
 from lab.node.node import Node
 from lab.node.topology import NodeSpec
-from lab.proof.belongings import Belongings, interfaces_here
+from lab.proof.belongings import Belongings, freed_by, interfaces_here
 from lab.proof.cases import NOT_REACHED, Case, Faults, Trigger, cases_of
 from lab.proof.sweep import SweepResult
 from lab.system.forkpool import WorkerDied, fork_map
@@ -172,8 +172,12 @@ class Life:
 
     def conclude(self) -> None:
         """Note with each case what the kernel has not freed of its lab, which takes it some time."""
+        # One time for all of them, whose labs are gone: many may have left something.
+        deadline = freed_by()
         for case, had in self._gone:
-            case.wrong += had.in_the_end()
+            case.wrong += had.in_the_end(deadline, self._cancel)
+        if self.is_cancelled:
+            raise Cancelled("cancelled before all was seen to be freed")
 
     def _run(self, stage: Stage, case: Case) -> None:
         trigger = Trigger(case)

@@ -121,23 +121,25 @@ class Sweep:
         if kind is not None:
             self._stack.__exit__(kind, value, tb)
             return
-        with self._stack:
-            try:
-                self._leave()
-            except ReloadlabError as error:
-                # What was found before is worth more than the end of the last node.
-                self.findings.append(Violation(9, f"a node could not be left as it must be: {error}"))
+        try:
+            self._leave()
+        except ReloadlabError as error:
+            # What was found before is worth more than the end of the last node.
+            self.findings.append(Violation(9, f"a node could not be left as it must be: {error}"))
 
     def _node(self, action: Action) -> Scenario:
         """Return the scenario on the present node; one on a new node if there is none."""
         scenario = self._scenario
         if scenario is None:
-            scenario = self._stack.enter_context(self._make())
-            if self._faults.cancel:
-                scenario.agent.require(CANCEL, "the cancellation of a reload")
-            self._first = metrics.read(scenario.node).hits
-            self._scenario, self._cases, self._denied = scenario, [], Denied.by(scenario)
-            self._ended = EndedConnections(scenario.agent.config.globals)
+            # A node that is not ready goes again: the next one has its name.
+            with ExitStack() as stack:
+                scenario = stack.enter_context(self._make())
+                if self._faults.cancel:
+                    scenario.agent.require(CANCEL, "the cancellation of a reload")
+                self._first = metrics.read(scenario.node).hits
+                self._cases, self._denied = [], Denied.by(scenario)
+                self._ended = EndedConnections(scenario.agent.config.globals)
+                self._scenario, self._stack = scenario, stack.pop_all()
         if action.other_path:
             scenario.expect(other_path=True)
         return scenario
@@ -147,11 +149,12 @@ class Sweep:
         scenario, self._scenario = self._scenario, None
         if scenario is None:
             return
-        if self._denied is not None:
-            self._denied.expect_counted()
-        blind = conclude(scenario)
+        # Whatever fails, the node goes: the next one has its name.
+        with self._stack:
+            if self._denied is not None:
+                self._denied.expect_counted()
+            blind = conclude(scenario)
         self.blind = self.blind or blind
-        self._stack.close()
         # A reload that goes on although a call has failed warns of it.
         found = [violation for violation in scenario.findings if violation.invariant != _WARNINGS]
         for violation in note_findings(found, self._cases):

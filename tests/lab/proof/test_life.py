@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import os
+import threading
+import time
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+from datapath.base.bpftypes import MapType
 from datapath.endpoint import Attachment
+from datapath.errors import Cancelled
 from datapath.kernel import bpf
 from lab.errors import LabNotFound
 from lab.loaders.command import find_loader
 from lab.node import registry
 from lab.node.topology import NodeSpec
 from lab.proof import belongings
+from lab.proof.belongings import Belongings
 from lab.proof.cases import KILL, Case, Faults, Place
 from lab.proof.errnos import first_errno_of
-from lab.proof.life import NoSuchStage, Stage, stages, sweep_life
+from lab.proof.life import Agents, Life, NoSuchStage, Stage, stages, sweep_life
 from tests.datapath.support import NEEDS_TCX
 
 FAULTS = Faults(first_errno_of)
@@ -158,6 +164,31 @@ def test_what_a_removed_lab_leaves_in_the_kernel_is_told(monkeypatch: pytest.Mon
         os.close(descriptor)
     (case,) = result.cases
     assert case.wrong == [f"namespace {namespace} is held open", f"map {ident} is left over"]
+
+
+@pytest.mark.privileged
+@pytest.mark.parametrize("cancelled", [False, True])
+def test_what_many_labs_leave_is_waited_for_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cancelled: bool
+) -> None:
+    """And not at all after Ctrl-C."""
+    monkeypatch.setattr(belongings, "_SECONDS", 600.0 if cancelled else 0.5)
+    cancel = threading.Event()
+    life = Life(NodeSpec("life-leaking"), Agents(tmp_path), cancel)
+    cases = [Case("up", Place("x", 1), KILL) for _ in range(40)]
+    held = bpf.map_create(MapType.ARRAY, 4, 4, 1, name="held")
+    ident = bpf.map_info(held).id
+    life._gone = [(case, Belongings(maps=frozenset({ident}))) for case in cases]
+    begun = time.monotonic()
+    if cancelled:
+        cancel.set()
+        with pytest.raises(Cancelled):
+            life.conclude()
+    else:
+        life.conclude()
+        assert all(case.wrong == [f"map {ident} is left over"] for case in cases)
+    os.close(held)
+    assert time.monotonic() - begun < 10
 
 
 def test_a_stage_that_there_is_not() -> None:

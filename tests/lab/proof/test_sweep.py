@@ -386,3 +386,25 @@ def test_options_that_make_no_sense_are_one_line(
     argv: list[str], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert said in refused(["faults", *argv], capsys)
+
+
+@pytest.mark.privileged
+def test_a_node_that_cannot_be_left_as_it_must_be_is_removed_and_the_rest_goes_on() -> None:
+    """The engine of the traffic is gone, as one that the kernel has killed for want of memory."""
+    (reload,) = reloads(spec := NodeSpec("sweep-unleft", pods=1), ["pod-1"], [])
+    prepared: list[int] = []
+
+    def prepare(scenario: Scenario, cancel: threading.Event) -> None:
+        prepared.append(1)
+        # Twice to have everything compiled and to see the calls, once for each case.
+        if len(prepared) == 3:
+            os.kill(scenario.traffic.pid, signal.SIGKILL)
+
+    actions = [replace(reload, before=prepare)]
+    result = sweep(spec, actions, faults=NO_KILL, choose=lambda cases: cases[:3])
+    first, *others = result.cases
+    assert [what.partition(":")[0] for what in first.wrong] == [
+        "it could not go on",
+        "the node could not be left as it must be",
+    ]
+    assert [title(case) for case in others if not case.survived] == []
