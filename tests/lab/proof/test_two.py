@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import threading
 from collections.abc import Sequence
 from dataclasses import replace
@@ -166,6 +168,23 @@ def test_what_cannot_begin_is_told_and_the_rest_goes_on() -> None:
     result = prove_two(spec, wanted, choose=lambda places: places[:1])
     assert [meeting.wrong for meeting in result.meetings] == [["it could not go on: not now"], []]
     assert [violation.what for violation in result.findings] == ["refused failed alone: not at all"]
+
+
+def test_what_was_found_is_told_although_the_node_cannot_be_left_as_it_must_be() -> None:
+    """The engine of the traffic is gone, as one that the kernel has killed for want of memory."""
+    prepared: list[int] = []
+
+    def prepare(scenario: Scenario, cancel: threading.Event) -> None:
+        prepared.append(1)
+        if len(prepared) == 3:
+            os.kill(scenario.traffic.pid, signal.SIGKILL)
+
+    spec = NodeSpec("two-unleft", pods=1)
+    (first, second), *_ = pairs(spec, ["pod-1", "host"], [])
+    result = prove_two(spec, [(replace(first, before=prepare), second)], choose=lambda places: [])
+    (meeting,) = result.meetings
+    assert meeting.wrong[0].startswith("it could not go on: lab.traffic.engine: ")
+    assert any(what.what.startswith("the node could not be left as it must be: ") for what in result.findings)
 
 
 @pytest.mark.parametrize(
