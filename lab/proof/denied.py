@@ -5,12 +5,20 @@ Nothing else tells an empty XDP hook from one that has its program: what XDP let
 
 from __future__ import annotations
 
+import errno
 import struct
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from ipaddress import IPv4Address, IPv6Address
 
 from bpf import is_ours
-from datapath.base.mapnames import CIDR_MAPS
+from datapath.base.mapnames import CIDR_MAPS, METRICS
+from datapath.errors import BpfError
+from datapath.kernel import bpf, xdp
+from datapath.kernel.inventory import Known
+from datapath.kernel.map import Map
+from datapath.kernel.netlink import NetlinkSocket
 from lab.abi.reasons import POLICY_DENIED_BY_DENYLIST
 from lab.node.topology import NODE, OUTSIDE, UPLINK
 from lab.proof.watched import SECONDS
@@ -44,7 +52,8 @@ class Denied:
         self._scenario = scenario
         # Its end takes longer than all packets of a call.
         self._outside = scenario.keep(FrameSocket(scenario.node.netns(OUTSIDE), UPLINK))
-        self._first = self._counted()
+        self._known = Known()
+        self._first = self._pinned()
 
     @classmethod
     def by(cls, scenario: Scenario) -> Denied | None:
@@ -60,36 +69,68 @@ class Denied:
     def passed(self, *, seconds: float = SECONDS) -> list[str]:
         """Send a packet of each version; return what was not dropped in time, as texts."""
         what = "a packet of IPv{} from a prefix that XDP denies was not dropped"
-        return [what.format(version) for version in (4, 6) if not self._is_dropped(_frame(version), seconds)]
+        with self._counters() as maps:
+            return [what.format(version) for version in (4, 6) if not self._is_dropped(_frame(version), maps, seconds)]
 
     def expect_counted(self) -> None:
         """Declare the drops that were counted so far."""
-        self._scenario.expect(drops={_COUNTER: self._counted() - self._first})
+        self._scenario.expect(drops={_COUNTER: self._pinned() - self._first})
 
-    def _is_dropped(self, frame: bytes, seconds: float) -> bool:
+    def _is_dropped(self, frame: bytes, maps: Sequence[Map], seconds: float) -> bool:
         """Send a frame, whose drop is nearly always counted at once; else send another one, and look behind XDP."""
-        before = self._counted()
+        before = _counted(maps)
         self._outside.send(frame)
-        if self._is_counted(before, _AT_ONCE * slowness()):
+        if _is_counted(maps, before, _AT_ONCE * slowness()):
             return True
         deadline = time.monotonic() + seconds * slowness()
         with FrameSocket(self._scenario.node.netns(NODE), UPLINK) as behind:
             self._outside.send(frame)
             while time.monotonic() < deadline and behind.receive(frame.__eq__, timeout=_PAUSE) is None:
-                if self._counted() > before + 1:
+                if _counted(maps) > before + 1:
                     return True
         return False
 
-    def _is_counted(self, before: int, seconds: float) -> bool:
-        deadline = time.monotonic() + seconds
-        while self._counted() == before:
-            if time.monotonic() >= deadline:
-                return False
-            time.sleep(_PAUSE)
-        return True
+    @contextmanager
+    def _counters(self) -> Iterator[Sequence[Map]]:
+        """Open the maps in which the programs of the uplink count, which need not be the pinned one."""
+        node = self._scenario.node
+        with ExitStack() as stack:
+            with NetlinkSocket(node.netns(NODE)) as netlink:
+                programs = [each.program_id for each in xdp.attached(netlink, node.facts.uplink.ifindex)]
+            reached = map(_open, self._known.reach(programs).maps)
+            yield [stack.enter_context(each) for each in reached if each is not None]
 
-    def _counted(self) -> int:
+    def _pinned(self) -> int:
         return metrics.packets(self._scenario.node).get(_COUNTER, 0)
+
+
+def _open(ident: int) -> Map | None:
+    """Open a map of counters; None if it is another one, or gone. Nothing else is held: arrays would stay filled."""
+    try:
+        opened = Map.of(bpf.map_fd_by_id(ident), METRICS)
+    except BpfError as error:
+        if error.errno != errno.ENOENT:
+            raise
+        return None
+    if opened.info.name != METRICS:
+        opened.close()
+        return None
+    return opened
+
+
+def _is_counted(maps: Sequence[Map], before: int, seconds: float) -> bool:
+    deadline = time.monotonic() + seconds
+    while _counted(maps) == before:
+        if time.monotonic() >= deadline:
+            return False
+        time.sleep(_PAUSE)
+    return True
+
+
+def _counted(maps: Sequence[Map]) -> int:
+    return sum(
+        value.count for each in maps for key, value in metrics.totals(each).items() if (key.reason, key.dir) == _COUNTER
+    )
 
 
 def _frame(version: int) -> bytes:

@@ -142,6 +142,13 @@ def test_no_call_at_xdp_lets_a_denied_packet_pass_but_one_of_a_change_of_the_mod
     }
 
 
+def test_what_xdp_drops_is_seen_in_whatever_map_its_program_counts() -> None:
+    """Another load has one of its own for a while, and that of the program at the hook is not the pinned one."""
+    spec = NodeSpec("proof-of-counters", pods=1, devices=("eth0",), xdp="native")
+    proof = prove(spec, reloads(spec, ["xdp"], [("METRICS_MAP_SIZE", "2048")]))
+    assert [finding.violation.what for finding in proof.findings] == []
+
+
 def test_an_xdp_hook_that_is_empty_at_a_call_is_found() -> None:
     """Of a loader that detaches the former program before it attaches the new one, in the same mode."""
 
