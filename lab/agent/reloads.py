@@ -52,11 +52,16 @@ def reload_by_workers(
     cancel: threading.Event | None,
     on_worker: Callable[[int], object] | None,
 ) -> list[Outcome | Failure]:
-    """Reload by forked processes, each with its own copy of `reloader`. `on_worker` is called in each, with its id."""
+    """Reload by forked processes, each with its own copy of `reloader`. `on_worker` is called in each, with its id.
+
+    If one was killed, so is what its loader had started.
+    """
     _prepare(reloader, subjects, cancel)
 
     @contextmanager
-    def worker(cancelled: threading.Event) -> Iterator[Callable[[str], Outcome | Failure]]:
+    def worker(
+        on_start: Callable[[int], object], cancelled: threading.Event
+    ) -> Iterator[Callable[[str], Outcome | Failure]]:
         if on_worker is not None:
             on_worker(os.getpid())
         spare = len(os.sched_getaffinity(0)) // workers
@@ -69,10 +74,11 @@ def reload_by_workers(
             result = _attempt(reloader, subject, cancelled)
             return replace(result, reload=failed[0]) if failed and isinstance(result, Failure) else result
 
-        with reloader.as_worker(verifiers=max(spare, 1)), reloader.loader.many():
+        with reloader.as_worker(verifiers=max(spare, 1), on_start=on_start), reloader.loader.many():
             yield reload
 
-    results = fork_map(worker, subjects, workers=workers, cancel=cancel)
+    with none_left() as on_start:
+        results = fork_map(partial(worker, on_start), subjects, workers=workers, cancel=cancel)
     return [
         Failure(subject, result) if isinstance(result, ReloadlabError) else result
         for subject, result in zip(subjects, results, strict=True)

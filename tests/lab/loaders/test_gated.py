@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shlex
+import signal
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +12,9 @@ from pathlib import Path
 import pytest
 
 from datapath.errors import ReloadlabError
+from datapath.reload.step import Plan
 from lab.agent.agent import Failure
+from lab.agent.reloads import reload_by_workers
 from lab.gates.call import Call
 from lab.gates.supervisor import Answer, Kill
 from lab.loaders.command import LoaderCommand
@@ -165,6 +169,30 @@ def test_what_a_loader_has_started_goes_with_who_is_killed(killed: str) -> None:
         assert set(living_in(state)) == before
         scenario.expect(warnings=frozenset({"left by a reload that did not end"}))
         scenario.reload("pod-1")
+        scenario.abandon()
+
+
+def test_what_loaders_of_workers_have_started_goes_with_a_worker_that_is_killed() -> None:
+    """One that reloads for us, as with --workers: killed when its loader has done the first pod."""
+    script = f"if [ -e leaving ]; then setsid sleep 1000 & fi; exec {shlex.join(PIPELINE.argv)}"
+    command, here = LoaderCommand("leaves", ("bash", "-c", script)), os.getpid()
+
+    def die(plan: Plan) -> Plan:
+        if plan.subject == "pod-2" and os.getpid() != here:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return plan
+
+    with Scenario(NodeSpec("gated-workers", pods=2), rate=0, loader=command) as scenario:
+        agent = scenario.agent
+        state, before = agent.config.state, set(living_in(agent.config.state))
+        (state / "leaving").touch()
+        agent.change = die
+        done, failed = reload_by_workers(agent, ["pod-1", "pod-2"], workers=1, cancel=None, on_worker=None)
+        (state / "leaving").unlink()
+        assert not isinstance(done, Failure)
+        assert isinstance(failed, Failure)
+        assert isinstance(failed.error, WorkerDied)
+        assert set(living_in(state)) == before
         scenario.abandon()
 
 
