@@ -44,9 +44,9 @@ def others(directory: Path, name: str) -> list[Path]:
     return [path for path in pinned(directory, (name,)).get(name, ()) if path.name != name]
 
 
-def has_retired(directory: Path) -> bool:
-    """Tell whether there are retired maps."""
-    return any(RETIRED in path.name for paths in pinned(directory).values() for path in paths)
+def pin_names(directory: Path) -> list[str]:
+    """Return the names under which retired maps are pinned."""
+    return [path.name for paths in pinned(directory).values() for path in paths if RETIRED in path.name]
 
 
 def release(directory: Path, netlink: NetlinkSocket, netns: Path) -> list[str]:

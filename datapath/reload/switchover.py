@@ -395,9 +395,14 @@ def _attempt(work: Workspace, what: str, action: Callable[[], object]) -> None:
 
 
 def release_maps(work: Workspace) -> None:
-    """Let go of retired maps, unless other reloads are under way: the one that ends last does it."""
-    if retired.has_retired(work.config.globals) and work.maps_lock.try_exclusive():
-        retired.release(work.config.globals, work.netlink, work.config.netns)
+    """Let go of retired maps, unless other reloads are under way: the one that ends last does it.
+
+    The reload is done by now. What is left, a warning names; the next reload tries again.
+    """
+    names = retired.pin_names(work.config.globals)
+    if names and work.maps_lock.try_exclusive():
+        release = partial(retired.release, work.config.globals, work.netlink, work.config.netns)
+        _attempt(work, f"what no program uses of {', '.join(names)}", release)
 
 
 def _restore(work: Workspace, before: Installed, how: Callable[[NetlinkSocket, Installed], None]) -> None:

@@ -54,7 +54,7 @@ def agent(lab: tuple[Node, Path]) -> Iterator[Agent]:
         made.change = None
         made.configure(defines=())
         made.reload_all()
-        assert not retired.has_retired(made.config.globals)
+        assert not retired.pin_names(made.config.globals)
         assert pins_wrong(made) == []
 
 
@@ -104,9 +104,9 @@ def test_a_pod_that_comes_meanwhile_is_found(agent: Agent, name: str) -> None:
     assert pins_wrong(agent) == []
     for subject in ("host", "health"):
         agent.reload(subject)
-        assert retired.has_retired(agent.config.globals)
+        assert retired.pin_names(agent.config.globals)
     agent.reload("pod-2")
-    assert not retired.has_retired(agent.config.globals)
+    assert not retired.pin_names(agent.config.globals)
 
 
 def test_a_map_that_was_too_small_does_not_limit_the_new_one(agent: Agent) -> None:

@@ -92,6 +92,19 @@ def test_a_sample_of_the_cases_of_a_migration_is_survived() -> None:
 
 
 @pytest.mark.privileged
+def test_a_replaced_map_that_cannot_be_let_go_is_named_in_a_warning() -> None:
+    """The reload is done, and the pin stays: the next one finds it."""
+    spec = NodeSpec("sweep-retired", pods=1)
+    actions = reloads(spec, ["host"], [("ENDPOINTS_MAP_SIZE", "4096")])
+
+    def choose(cases: Sequence[Case]) -> list[Case]:
+        place = Place("OBJ_GET_INFO_BY_FD cilium_lxc:retired-*", 1)
+        return [case for case in cases if case.place == place and case.fault == "ENOMEM"]
+
+    survived(sweep(spec, actions, choose=choose), 2, {"succeeded"})
+
+
+@pytest.mark.privileged
 def test_a_sample_of_the_cases_of_a_switch_is_survived() -> None:
     spec = NodeSpec("sweep-switch", pods=1)
     result = sweep(spec, switches(spec), choose=partial(spread, number=2))
