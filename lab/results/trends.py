@@ -51,9 +51,9 @@ class Checked:
 
         Those of the newest result do. Where nothing in it was measured, one exact metric is enough.
         """
-        newest = self.lineage.entries[-1].result
-        measured = [series.name for series in newest.series if series.values and not series.exact]
-        decide = {name: why for name, why in self.unknown.items() if name in deciding(newest.bench, measured)}
+        measured = _timed(self.lineage)
+        bench = self.lineage.entries[-1].result.bench
+        decide = {name: why for name, why in self.unknown.items() if name in deciding(bench, measured)}
         return reasons(decide if measured or len(self.unknown) < self.metrics else self.unknown)
 
 
@@ -66,6 +66,9 @@ def check(lineage: Lineage, threshold: float, recent: Collection[tuple[str, ...]
     tracks, identities = lineage.tracks(), lineage.identities
     level = ALARM / max(sum(not track.exact for track in tracks), 1)
     unknown = {track.name: why for track in tracks if (why := _why_not(track, level))}
+    # They have no track, but decide as if they had one.
+    tracked = {track.name for track in tracks}
+    noisy = {name: "too noisy in every result" for name in _timed(lineage) if name not in tracked}
     findings = tuple(
         Finding(
             *(track.name, at, track.commits[at - 1], track.commits[at]),
@@ -76,7 +79,12 @@ def check(lineage: Lineage, threshold: float, recent: Collection[tuple[str, ...]
         for at, change, p in (_exact(track) if track.exact else _measured(track, level))
         if (verdict := _verdict(track, change, threshold)) is not None
     )
-    return Checked(lineage, len(tracks), findings, unknown)
+    return Checked(lineage, len(tracks) + len(noisy), findings, noisy | unknown)
+
+
+def _timed(lineage: Lineage) -> list[str]:
+    """Return the metrics that the newest result has measured, but for exact ones."""
+    return [series.name for series in lineage.entries[-1].result.series if series.values and not series.exact]
 
 
 def _why_not(track: Track, level: float) -> str:

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from lab.cli.history_view import exit_code
 from lab.results.compare import Verdict
 from lab.results.history import Lineage, lineages, newest
-from lab.results.result import Better, Series, exact
+from lab.results.result import Better, Load, Series, exact
 from lab.results.trends import Checked, check
 from tests.lab.results.samples import NEEDS_RUPTURES, times
 from tests.lab.results.test_history import commit, filled, measured
@@ -109,6 +110,17 @@ def test_a_step_of_a_reload_that_came_late_does_not_take_the_word_from_the_reloa
     checked = check(lineages(tmp_path)[0], 0.02)
     assert "step: new" in checked.unknown
     assert checked.unsaid == ""
+
+
+def test_of_a_series_whose_results_are_all_noisy_nothing_is_said(tmp_path: Path) -> None:
+    busy = Load((9.0, 9.0, 9.0), (9.0, 9.0, 9.0), 0.9)
+    for number in range(COMMITS):
+        series = (Series("pipeline, 2 threads", "s", times(number)), exact("size", "bytes", 7000))
+        filled(tmp_path, [replace(measured(number, *series), load=busy)])
+    checked = check(lineages(tmp_path)[0], 0.02)
+    assert (checked.metrics, checked.findings) == (2, ())
+    assert checked.unsaid == "pipeline, 2 threads: too noisy in every result"
+    assert exit_code([checked]) == 3
 
 
 def test_values_of_0_have_no_ratio(tmp_path: Path) -> None:
