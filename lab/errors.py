@@ -45,6 +45,13 @@ class LabExists(LabError):
         self.status = status
 
 
+class NameTaken(LabError):
+    """The name of a new lab is that of a cluster, or that of a new cluster is the name of a lab; `taken` says which."""
+
+    def __init__(self, name: str, taken: str) -> None:
+        super().__init__(name, f"{taken} exists already; choose another name, or remove it: reloadlab down {name}")
+
+
 class NotALab(LabError):
     """A file or directory that has the place of a lab, but was not made by reloadlab."""
 

@@ -23,6 +23,7 @@ from lab.errors import (
     LabNotFound,
     LabNotReady,
     LabSystemError,
+    NameTaken,
     NotALab,
     Status,
     UnsafeRun,
@@ -480,6 +481,21 @@ def test_only_the_mark_tells_the_members_of_a_cluster(empty_run: Path) -> None:
         assert [node.name for node in one.peers] == [two.name]
         registry.remove("demo-3", force=True)
         process.kill()
+
+
+def test_no_lab_is_called_as_a_cluster_is(empty_run: Path) -> None:
+    """`down demo` would remove the one or the other."""
+    one, two = build(cluster_specs("demo", 2, pods=0))
+    with pytest.raises(NameTaken, match=rf"^a cluster demo, of {one.name}, {two.name}, exists already; .* down demo$"):
+        Node.up(NodeSpec("demo", pods=0))
+    assert [lab.name for lab in registry.list_labs()] == [one.name, two.name]
+
+
+def test_no_cluster_is_called_as_a_lab_is(empty_run: Path) -> None:
+    Node.up(NodeSpec("demo", pods=0))
+    with pytest.raises(NameTaken, match=r"^lab demo exists already; .* reloadlab down demo$"):
+        build(cluster_specs("demo", 2, pods=0))
+    assert [lab.name for lab in registry.list_labs()] == ["demo"]
 
 
 def test_member_that_was_made_elsewhere_is_no_peer(empty_run: Path) -> None:
