@@ -122,8 +122,9 @@ class Snapshot:
     def datapath(self) -> tuple[object, ...]:
         """Return everything that a failed reload must leave as it was, in the order of DATAPATH."""
         pins = {name: pin.id for name, pin in self.pins.items()}
-        # Traffic begins connections all the time.
-        contents = {name: pin.content for name, pin in self.pins.items() if not name.startswith(CONNECTIONS)}
+        # Traffic begins connections all the time. Slots are told by themselves, counters not at all.
+        read = {name: pin.content for name, pin in self.pins.items() if pin.content is not None}
+        contents = {name: content for name, content in read.items() if not name.startswith(CONNECTIONS)}
         policy, around = (self.policies, self.retired), self.around
         networks = {NODE: around.network, **around.inside}
         # A link that is made again to put a program back has another id.

@@ -211,5 +211,15 @@ def test_a_difference_names_the_entry_that_differs(agent: Agent) -> None:
     assert str(violation) == "invariant 8: contents differ: cilium_lxc: b'key': b'old' -> b'new'"
 
 
+def test_a_new_pin_of_a_map_without_content_is_told_once(agent: Agent) -> None:
+    now = baseline(agent).snapshot
+
+    def snapshot(*names: str) -> Snapshot:
+        return replace(now, pins={name: PinnedMap(7, 3, None) for name in names})
+
+    (violation,) = check_unchanged(snapshot(), snapshot("cilium_calls_00101:pending"))
+    assert str(violation) == "invariant 8: pins differ: cilium_calls_00101:pending: None -> 7"
+
+
 def test_violations_say_where() -> None:
     assert str(Violation(4, "slot 3 is empty").on("node-2")) == "invariant 4: node-2: slot 3 is empty"
