@@ -12,6 +12,7 @@ from lab.report.layout import Picture, pictures
 from lab.report.node import Drawing, drawings
 from lab.report.places import Place, Places, end_of, parts_of, start_of, title
 from lab.report.timeline import MOST_STEPS, origin_of, timeline, waterfall
+from lab.report.wording import headline
 from lab.scenario.records import ERROR, FAILED, NOT_RUN, PASSED, RUNNING, SKIPPED, short_name
 
 Json = Mapping[str, Any]
@@ -88,13 +89,12 @@ class Scenario:
         """What the filter looks at: name, subjects, what was found."""
         subjects = dict.fromkeys(str(reload["subject"]) for reload in self.reloads)
         found = " ".join(finding.what for finding in self.findings)
-        return " ".join((self.name, self.record["name"], self.where, *subjects, found, self.first_line)).lower()
+        return " ".join((self.name, self.record["name"], self.where, *subjects, found, self.headline)).lower()
 
     @property
-    def first_line(self) -> str:
-        """The first line of the message that says something."""
-        lines = [line.strip() for line in self.record["message"].splitlines() if line.strip()]
-        return next((line for line in lines if line != "invariants violated:"), "")
+    def headline(self) -> str:
+        """Why it did not pass, in one line; empty if it did."""
+        return headline(self.record)
 
 
 def scenarios_of(run: Json) -> list[Scenario]:

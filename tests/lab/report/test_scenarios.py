@@ -30,6 +30,17 @@ def test_violations_without_a_time_are_told_too() -> None:
     assert [(told.what, told.where) for told in scenario.findings] == [("invariant 5: no route", "")]
 
 
+def test_of_an_exception_the_page_tells_what_it_says() -> None:
+    message = """
+def test_pod(scenario):
+>       scenario.reload("pod1")
+E       lab.node.node.UnknownTarget: lab demo has no endpoint pod1
+
+test_fail.py:19: UnknownTarget"""
+    made = run(record(outcome="failed", message=message))
+    assert scenarios_of(made)[0].headline == "lab.node.node.UnknownTarget: lab demo has no endpoint pod1"
+
+
 def test_the_steps_shown_first_are_those_of_the_reload_with_the_most_findings() -> None:
     reloads = tuple(
         {"node": 1, **outcome(generation=at, start=START + at * 9 * MS).to_json()} for at in range(LISTED + 50)
