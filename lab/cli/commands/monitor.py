@@ -40,7 +40,8 @@ def add_parser(subparsers: _SubParsersAction[argparse.ArgumentParser]) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print events until the time is over or the user interrupts."""
+    """Print events until the time is over, the user interrupts, or a lab is gone."""
+    from lab.node import registry
     from lab.watch.events import Drop, Lost, Trace, Verdict
     from lab.watch.monitor import Monitor
 
@@ -56,14 +57,20 @@ def run(args: argparse.Namespace) -> int:
             stack.enter_context(target.node.lock_shared())
             monitors.append((target.node.name, stack.enter_context(Monitor(target.node))))
         while deadline is None or time.monotonic() < deadline:
+            came = False
             left = _TICK if deadline is None else min(_TICK, max(deadline - time.monotonic(), 0))
             for (lab, monitor), endpoint in zip(monitors, endpoints, strict=True):
                 for event in monitor.read(left / len(monitors)):
+                    came = True
                     # What was lost may have been of any type.
                     if isinstance(event, Lost) or (
                         isinstance(event, wanted) and endpoint in (None, getattr(event, "endpoint", None))
                     ):
                         _print(lab if len(monitors) > 1 else "", lab, event, as_json=args.json)
+            if not came:
+                # Whoever removes a lab by force leaves rings behind that nobody fills.
+                for target in targets:
+                    registry.read_facts(target.node.name)
     return 0
 
 

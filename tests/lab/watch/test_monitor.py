@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 import struct
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from select import select
 
 import pytest
 
@@ -16,6 +18,7 @@ from datapath.kernel import bpf
 from datapath.kernel.cpus import cpu_ids
 from datapath.kernel.map import Map, open_pin
 from lab.cli.main import main
+from lab.node import registry
 from lab.node.maps import MapNotLoaded, open_map
 from lab.node.node import Node
 from lab.node.topology import NodeSpec
@@ -24,7 +27,7 @@ from lab.watch import monitor as monitor_module
 from lab.watch.drop_events import DropEvents
 from lab.watch.events import Drop
 from lab.watch.monitor import Monitor, MonitorBusy
-from tests.lab.labs import unique_name
+from tests.lab.labs import cli, removed, start, unique_name
 
 pytestmark = pytest.mark.privileged
 
@@ -218,6 +221,23 @@ def test_a_node_without_programs_has_no_events(node: Node, capsys: pytest.Captur
         pass
     assert main(["monitor", node.name]) == 1
     assert f"reloadlab reload {node.name}" in capsys.readouterr().err
+
+
+def test_command_ends_when_the_lab_is_removed_by_force() -> None:
+    with removed(unique_name()) as name:
+        node = Node.up(NodeSpec(name, pods=0))
+        pin_events(node)
+        with start(cli("monitor", name)) as process:
+            assert process.stdout is not None
+            while not select([process.stdout], [], [], 0.1)[0]:
+                send_message(node, MESSAGE, 1)
+            registry.remove(name, force=True)
+            try:
+                _, err = process.communicate(timeout=30)
+            finally:
+                process.kill()
+        assert process.returncode == 1
+        assert re.fullmatch(rf"reloadlab: no lab {name}[^\n]*\n", err)
 
 
 def test_command_refuses_an_unknown_endpoint(node: Node, send: Send, capsys: pytest.CaptureFixture[str]) -> None:
