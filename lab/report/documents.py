@@ -233,6 +233,8 @@ def read_document(path: Path) -> Document:
     """Read one file, or a directory of results over commits; BadDocument if no page can be made of it."""
     try:
         if path.is_dir():
+            if (run := path / "run.json").is_file():
+                raise BadDocument(f"{path} is the directory of a run: give {run}")
             # It compares: a run, which reads its own file, does not wait for that.
             from lab.results.history import lineages
 

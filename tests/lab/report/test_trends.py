@@ -80,6 +80,12 @@ def test_a_page_shows_a_directory_of_history(tmp_path: Path) -> None:
     assert "a <b>" not in text
 
 
+def test_the_directory_of_a_run_is_told_by_its_file(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text("{}")
+    with pytest.raises(BadDocument, match=rf"{tmp_path} is the directory of a run: give {tmp_path}/run\.json$"):
+        read_document(tmp_path)
+
+
 def test_a_directory_without_results_is_told(tmp_path: Path) -> None:
     with pytest.raises(BadDocument, match="holds no results: put some there with `reloadlab history add`"):
         read_document(tmp_path)
