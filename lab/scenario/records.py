@@ -119,4 +119,5 @@ def short_name(nodeid: str) -> str:
     """Return a test's name without directory, suffix and the words every test has: `rollback: second attach fails`."""
     path, _, name = nodeid.partition("::")
     suite = Path(path).stem.removeprefix("test_").replace("_", " ")
-    return f"{suite}: {name.removeprefix('test_').replace('_', ' ')}"
+    # A module that cannot be imported has no tests.
+    return f"{suite}: {name.removeprefix('test_').replace('_', ' ')}" if name else suite

@@ -70,6 +70,7 @@ def test_only_passed_and_skipped_are_good() -> None:
     [
         ("scenarios/test_rollback.py::test_second_attach_fails", "rollback: second attach fails"),
         ("test_mine.py::test_mine[a-b]", "mine: mine[a-b]"),
+        ("test_typo.py", "typo"),
     ],
 )
 def test_short_name(nodeid: str, name: str) -> None:
