@@ -68,6 +68,8 @@ def parse(document: object) -> tuple[Policy, ...]:
 def _policy(item: object, number: int) -> Policy:
     place = f"policy {number}"
     keys = {"name", "description", "endpoint", "endpointSelector", *_SECTIONS}
+    if isinstance(item, dict) and "spec" in item:
+        raise PolicyError(place, "a whole manifest: give what is below 'spec', with a name beside it")
     fields = _object(item, place, keys)
     name = _text(fields.get("name", place), place)
     if ("endpoint" in fields) == ("endpointSelector" in fields):

@@ -82,6 +82,7 @@ def test_icmp_types_are_ports() -> None:
 @pytest.mark.parametrize(
     ("document", "words"),
     [
+        pytest.param({"kind": "CiliumNetworkPolicy", "spec": web()}, "policy 1: a whole manifest: give", id="manifest"),
         pytest.param(web(ingres=[]), "policy 1: unknown key 'ingres'", id="unknown section"),
         pytest.param(web(ingress=[{"toEndpoints": []}]), "web: ingress 1: unknown key 'toEndpoints'", id="wrong side"),
         pytest.param(web(ingress=[{"toPorts": ports({"portt": "1"})}]), "unknown key 'portt'", id="deep down"),
