@@ -139,8 +139,11 @@ def _write_page(output: OutputDirectory, file: RunFile) -> None:
 def _verdict(records: Sequence[Record], report: ParallelReport | None) -> tuple[bool, str]:
     """Return whether all is well, and the same in words. A run in which nothing was checked is not well."""
     counts = Counter(record.outcome for record in records)
-    failed, left_out, skipped, passed = counts[FAILED] + counts[ERROR], counts[NOT_RUN], counts[SKIPPED], counts[PASSED]
+    failed, errors, left_out, skipped = counts[FAILED], counts[ERROR], counts[NOT_RUN], counts[SKIPPED]
+    passed = counts[PASSED]
     bad = [plural(failed, "scenario") + " failed"] if failed else []
+    # A scenario without a verdict is one.
+    bad += [plural(errors, "error")] if errors else []
     bad += [f"{left_out} not run"] if left_out else []
     bad += ["parallel reloads failed"] if report is not None and not report.passed else []
     if skipped and not passed and not bad:

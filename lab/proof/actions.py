@@ -33,7 +33,9 @@ class NoSuchSubject(WrongCall):
     """Something to reload that the node to be built will not have."""
 
     def __init__(self, name: str, existing: Sequence[str]) -> None:
-        remedy = f"it takes {_OPTIONS[name]}" if name in _OPTIONS else f"there are {', '.join(existing)}"
+        more = "; --pods N gives it more pods" if name.startswith("pod-") else ""
+        there = f"there are {', '.join(existing)}{more}"
+        remedy = f"it takes {_OPTIONS[name]}" if name in _OPTIONS else there
         super().__init__(f"no subject {name}: {remedy}")
         self.name = name
         self.existing = tuple(existing)

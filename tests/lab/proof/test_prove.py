@@ -252,7 +252,7 @@ def test_a_call_of_another_thread_that_is_under_way_is_told() -> None:
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
-        (["pod-9"], "no subject pod-9: there are host, health, pod-1, pod-2"),
+        (["pod-9"], "no subject pod-9: there are host, health, pod-1, pod-2; --pods N gives it more pods"),
         (["overlay"], "no subject overlay: it takes --tunnel"),
         (["--with", "1x"], "'1x' is not the name of a macro"),
         (["--library", "/nowhere"], "/nowhere holds no bpf_lxc.c"),
