@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"runtime"
 	"time"
 
 	"github.com/vishvananda/netlink"
@@ -162,6 +163,15 @@ func endpointOptions() *option.IntOptions {
 	}
 	options.SetValidated(option.MonitorAggregation, monitorAggregation)
 	return options
+}
+
+// collect closes what a release leaves to the garbage collector: up to 1.15 a map that a load has replaced, with all
+// programs in it; since 1.16 programs that are in an object and that nothing calls. An agent that has nothing else to do
+// collects them after two minutes. The second time is for those to which the request itself still referred at the first.
+func collect() {
+	runtime.GC()
+	time.Sleep(100 * time.Millisecond)
+	runtime.GC()
 }
 
 // phase is a piece of a request of which only the duration is known.

@@ -6,8 +6,6 @@ package main
 
 import (
 	"context"
-	"runtime"
-	"time"
 
 	"github.com/cilium/cilium/pkg/cidr"
 	"github.com/cilium/cilium/pkg/datapath/loader"
@@ -90,14 +88,6 @@ func (a *adapter) reload(ctx context.Context, r *request) ([]span, error) {
 	stats := &metrics.SpanStat{}
 	err = a.loader.ReloadlabReload(ctx, target, stats)
 	return spansOf(begin, "fetch template", phase{"load", stats.BpfLoadProg.Total()}), err
-}
-
-// collect closes programs that are in an object and that nothing calls. An agent that has nothing else to do collects
-// them after two minutes. The second time is for those to which the request itself still referred at the first.
-func collect() {
-	runtime.GC()
-	time.Sleep(100 * time.Millisecond)
-	runtime.GC()
 }
 
 func (a *adapter) unload(r *request) error {

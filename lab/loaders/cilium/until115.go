@@ -95,6 +95,7 @@ func setAddresses(n *node) error {
 }
 
 func (a *adapter) reload(ctx context.Context, r *request) ([]span, error) {
+	defer func() { go collect() }()
 	option.Config.SetDevices(r.Devices)
 	if a.settings.compiles {
 		// Only the loader asks for egress programs: what asks for them is not to be in the headers.
