@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -272,6 +273,17 @@ def test_features_are_tried_and_kept(tmp_path: Path) -> None:
     assert rows["the host's firewall"] == ["not tried"] * 2
     assert done.returncode == 0
     assert features_of(tmp_path, content).stdout == done.stdout
+
+
+@pytest.mark.privileged
+@pytest.mark.slow
+def test_features_prove_and_inject_faults(tmp_path: Path) -> None:
+    """Both commands build a node of their own."""
+    done = features_of(tmp_path, '["ours"]\n', "prove", "faults")
+    rows = {line.split(" | ")[0].lstrip("| "): line.rstrip(" |").split(" | ")[-1] for line in done.stdout.splitlines()}
+    assert re.fullmatch(r"\d+ calls, \d+ packets, none lost|no verdict: .*", rows["packets at every system call"])
+    assert re.fullmatch(r"12 of 12 survived, of \d+ there are.*", rows["a fault at a sample of the calls"])
+    assert done.returncode == 0
 
 
 def test_a_feature_that_there_is_not_is_one_line(tmp_path: Path) -> None:
