@@ -363,6 +363,29 @@ def test_of_two_reloads_that_replace_a_map_of_all_pods_one_fails() -> None:
         scenario.reload("pod-1")
 
 
+@needs_loader
+@needs_tree
+@pytest.mark.privileged
+@pytest.mark.slow
+@NEEDS_TCX
+def test_a_link_whose_pin_is_elsewhere_stays_before_the_new_one() -> None:
+    """#47847: the loader finds a link by its pin alone, and attaches another one behind that which it does not find."""
+    skip_unless(*BY_TCX)
+    spec, library = NodeSpec("cilium-hidden", pods=1), Path(TREE or "")
+    with Scenario(spec, rate=0, loader=find_loader(LOADER or ""), library=library, attach=Attachment.TCX) as scenario:
+        pod = scenario.node.pod("pod-1")
+        hook = pod.ifname, Direction.INGRESS
+        (old,) = take(scenario.node).filters[hook]
+        config = scenario.agent.config
+        (config.endpoint_links(pod.endpoint_id) / "cil_from_container").rename(config.globals / "elsewhere")
+        scenario.agent.reload("pod-1")
+        first, _second = take(scenario.node).filters[hook]
+        assert first.program_id == old.program_id
+        conclude(scenario)
+        # The map through which the first program jumps has lost its pin, and is emptied.
+        assert {each.invariant for each in scenario.findings} == {1, 2, 9}
+
+
 @pytest.mark.skipif(shutil.which("gofmt") is None, reason="there is no gofmt")
 def test_the_adapters_are_formatted() -> None:
     done = subprocess.run(["gofmt", "-l", ADAPTERS], capture_output=True, text=True, timeout=60, check=True)
