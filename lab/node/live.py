@@ -78,8 +78,9 @@ def restore(node: Standing, change: Unfinished) -> None:
         replace_tunnel(node)
     if change.mtu:
         set_mtu(node)
-    if change.node_route:
-        set_node_route(node, not node.spec.endpoint_routes)
+    # One that is there is left: the pods may have lost their own routes by now. A reload of everything removes it.
+    if change.node_route and not node.spec.endpoint_routes:
+        set_node_route(node, True)
 
 
 def add_pod(node: Standing, pod: PodFacts, *, up: bool) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
+from operator import itemgetter
 
 from lab.system.symbols import places
 from lab.watch.checks.drops import HARMLESS, NO_SOCKET, VERDICTS
@@ -23,6 +24,9 @@ SAME_NS = 1_000_000
 
 SHOWN = 3
 """Causes that one text names."""
+
+Cause = Callable[[], str]
+"""Returns what dropped a packet."""
 
 Generations = Callable[[str, int, int], Sequence[int]]
 """Returns which loads of an endpoint packets could meet, by the node's name, the endpoint's id and the time."""
@@ -57,25 +61,29 @@ class Causes:
                 waiting.append(upcoming.pop())
             if waiting and time_ns - waiting[-1] <= UNDER_WAY_NS:
                 waiting.pop()
-                yield cause
+                yield cause()
 
     @cached_property
-    def _by_flow(self) -> Mapping[str, Sequence[tuple[int, str]]]:
-        """The drops of each flow, requests and replies: when, and by what, in order of time."""
-        found: defaultdict[str, list[tuple[int, str]]] = defaultdict(list)
+    def _by_flow(self) -> Mapping[str, Sequence[tuple[int, Cause]]]:
+        """The drops of each flow, requests and replies: when, and by what, in order of time.
+
+        By what is told when it is asked for: of a long run with many reloads, most drops are nobody's loss.
+        """
+        found: defaultdict[str, list[tuple[int, Cause]]] = defaultdict(list)
         for node, events in self._dropped.programs.items():
             for event in events:
-                found[self._flow(event.packet)].append((event.time_ns, self._program(node, event)))
+                found[self._flow(event.packet)].append((event.time_ns, partial(self._program, node, event)))
         told = {flow: sorted(at for at, _ in drops) for flow, drops in found.items()}
         known = [(self._flow(drop.packet), drop) for drop in self._dropped.kernel if drop.reason not in HARMLESS]
         lost = [(flow, drop) for flow, drop in known if flow and not self._has_arrived(drop)]
         names = places(drop.location for _, drop in lost if drop.reason not in VERDICTS)
         for flow, drop in lost:
             if drop.reason not in VERDICTS:
-                found[flow].append((drop.time_ns, f"the kernel, {drop.reason} at {names[drop.location]}"))
+                text = f"the kernel, {drop.reason} at {names[drop.location]}"
+                found[flow].append((drop.time_ns, partial(str, text)))
             elif not _any_near(told.get(flow, ()), drop.time_ns):
-                found[flow].append((drop.time_ns, self._silent(drop)))
-        return {flow: sorted(drops) for flow, drops in found.items()}
+                found[flow].append((drop.time_ns, partial(self._silent, drop)))
+        return {flow: sorted(drops, key=itemgetter(0)) for flow, drops in found.items()}
 
     def _flow(self, packet: Packet | None) -> str:
         """Return the flow to which a packet belongs, or the one that it refuses; empty if there is none."""

@@ -67,8 +67,9 @@ class History:
         """
         found: list[int] = []
         loads = (*self._first.get(node, ()), *self.loads_on(node))
-        for load in sorted(loads, key=lambda load: load.end_ns):
-            if load.endpoint_id == endpoint_id and _exchange_ns(load) <= at_ns:
+        own = (load for load in loads if load.endpoint_id == endpoint_id)
+        for load in sorted(own, key=lambda load: load.end_ns):
+            if _exchange_ns(load) <= at_ns:
                 found = [*(found if at_ns <= load.end_ns else ()), load.generation]
         for failed in self.undone_on(node):
             until = failed.rollback.end_ns if failed.rollback is not None else 0

@@ -114,6 +114,17 @@ def test_a_sample_of_the_cases_of_a_switch_is_survived() -> None:
 
 
 @pytest.mark.privileged
+def test_a_switch_that_fails_at_its_end_leaves_the_pods_a_route() -> None:
+    """Their own are gone by then: the node's route, which is asked for once more, stays."""
+    spec = NodeSpec("sweep-node-route", pods=1)
+    place = Place("RTM_NEWROUTE 10.244.0.1/32 dev cilium_host table 254", 2)
+    result = sweep(spec, switches(spec)[1:], choose=lambda cases: [case for case in cases if case.place == place])
+    assert [title(case) for case in result.cases if not case.survived] == []
+    assert result.holds
+    assert {case.ended.partition(":")[0] for case in result.cases} == {"failed", "killed"}
+
+
+@pytest.mark.privileged
 @NEEDS_TCX
 def test_a_sample_of_the_cases_from_tc_to_tcx_and_back_is_survived() -> None:
     """Among them those in which a link is there and has no pin, or is about to be detached."""

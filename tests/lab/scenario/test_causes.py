@@ -66,6 +66,20 @@ def test_drops_that_do_not_fit_are_not_told() -> None:
     assert told(2, drops=(kernel(2.1, "TCP_OLD_DATA"),)) == ""
 
 
+def test_only_of_losses_it_is_asked_which_loads_there_were() -> None:
+    """A sweep has thousands of drops that are nobody's loss, and tens of thousands of reloads."""
+    asked: list[int] = []
+
+    def generations(node: str, endpoint_id: int, at_ns: int) -> list[int]:
+        asked.append(at_ns)
+        return [12]
+
+    programs = tuple(program(ms) for ms in range(1, 1000))
+    dropped = Dropped(Ownership([FLOW]), {"n": programs}, (), True, {}, {1: Namespace("n", "node")}, ())
+    assert Causes(dropped, generations).text("there", [round(500.5 * MS)]).endswith(":214")
+    assert asked == [501 * MS]
+
+
 def test_a_flow_that_looks_like_another_has_the_drops_of_both() -> None:
     assert told(1, 3, programs=(program(1.1), program(2.1), program(3.1)), flow=ALIKE.name).endswith(":214")
 
