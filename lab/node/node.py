@@ -52,7 +52,7 @@ class Node:
 
     `with Node(spec) as node` builds it and removes it at the end; meanwhile no other process can remove it. `Node.up`
     builds one that stays, `Node.open` opens it, from any process. All constructors are cheap and hold nothing open.
-    Building raises LabExists, NameTaken, LabSystemError, NetlinkError and NetkitMissing; it leaves nothing behind then.
+    Building raises LabExists, LabSystemError, NetlinkError and NetkitMissing, and leaves nothing behind then.
     """
 
     def __init__(self, spec: NodeSpec, *, size: str = registry.DEFAULT_SIZE) -> None:

@@ -92,7 +92,7 @@ class Claim:
 def claim(name: str, size: str = DEFAULT_SIZE, *, cluster: str = "") -> Iterator[Claim]:
     """Make the directory of a new lab, which goes away again unless it is kept; `size` is tmpfs's option of that name.
 
-    `cluster` is the cluster that the lab belongs to, empty for none. Raises LabExists, NameTaken, LabSystemError.
+    `cluster` is the cluster that the lab belongs to, empty for none. Raises LabExists, LabSystemError.
     """
     root = lab_root(name)
     with ExitStack() as stack, system_errors(name):
@@ -100,7 +100,6 @@ def claim(name: str, size: str = DEFAULT_SIZE, *, cluster: str = "") -> Iterator
             if os.path.lexists(root):
                 status.check_mark(root)
                 raise LabExists(name, status.status_of(root).status)
-            _check_cluster(name, cluster)
             try:
                 marks.add(root, cluster)
                 root.mkdir(mode=0o700)
@@ -191,21 +190,19 @@ def members(cluster: str) -> tuple[str, ...]:
     if not run.exists():
         return ()
     with system_errors(str(run)), _run_lock():
-        return _members(cluster)
+        found = [(name, marks.read(run / name)) for name in marks.labs(run)]
+        nodes = [name for name, mark in found if mark is not None and mark.cluster == cluster]
+        return tuple(sorted(nodes, key=_node_order))
 
 
-def _members(cluster: str) -> tuple[str, ...]:
-    run = run_directory()
-    found = [(name, marks.read(run / name)) for name in marks.labs(run)]
-    nodes = [name for name, mark in found if mark is not None and mark.cluster == cluster]
-    return tuple(sorted(nodes, key=_node_order))
+def check_name(name: str, cluster: str) -> None:
+    """Raise NameTaken for a lab called as a cluster is, or a cluster called as a lab is.
 
-
-def _check_cluster(name: str, cluster: str) -> None:
-    """Refuse a lab called as a cluster is, and a cluster called as a lab is: commands would take one for the other."""
+    Commands would take one for the other. Only of labs that stay: nobody names the others to a command.
+    """
     if cluster and os.path.lexists(lab_root(cluster)):
         raise NameTaken(cluster, f"lab {cluster}")
-    if nodes := _members(name):
+    if nodes := members(name):
         raise NameTaken(name, f"a cluster {name}, of {', '.join(nodes)},")
 
 

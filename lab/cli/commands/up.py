@@ -97,6 +97,10 @@ def run(args: argparse.Namespace) -> int:
     check_attach(args.attach)
     if not args.no_programs:
         require_compiler(args.clang)
+    from lab.node import registry
+
+    for spec in specs:
+        registry.check_name(spec.name, spec.cluster)
     with _standing(specs, name, keep=args.keep) as nodes:
         for node in nodes:
             options.keep(node)

