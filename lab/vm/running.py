@@ -98,7 +98,7 @@ def _tell(scratch: Path) -> None:
     """Make TAKEN_DOWN in a directory, if it is one of this user's.
 
     Any process may have named it, and any other directory or link. It may be gone: with the command, whose end is that
-    of the machine as well.
+    of the machine as well. Whatever fails here, a full disk say, must not keep the machine from being ended.
     """
     with suppress(OSError), ExitStack() as stack:
         directory = os.open(scratch, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
