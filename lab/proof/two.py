@@ -23,6 +23,7 @@ from datapath.kernel.inventory import reach
 from datapath.reload.outcome import Outcome
 from lab.gates.call import Call
 from lab.gates.lockstep import InTurns, Lockstep, Order, Within
+from lab.gates.supervisor import Decide
 from lab.node.topology import NodeSpec
 from lab.proof.action import RATE, Action, do_gated
 from lab.proof.cases import Place, note_findings, places_of
@@ -119,14 +120,20 @@ class Two:
     def places(self, pair: Pair) -> list[Place]:
         """Return the calls of the first action that change something, where both are to be done; it is done twice."""
         found: list[Call] = []
+        first, second = pair
         for action in pair:
             action.prepare(self._scenario)
-        for action in pair:
-            action.do(self._scenario, self._cancel or threading.Event())
+        first.do(self._scenario, self._cancel or threading.Event())
+        # In a process of its own, as when they meet: it may be another loader's.
+        self._done(second, lambda call: None)
         for action in pair:
             action.prepare(self._scenario)
-        do_gated(self._scenario, pair[0], found.append, cancel=self._cancel, look_ups=False, forked=True)
+        self._done(first, found.append)
         return [place for call, place in places_of(found) if call.changes]
+
+    def _done(self, action: Action, decide: Decide) -> None:
+        """Do an action in a process of its own, and have each call decided on."""
+        do_gated(self._scenario, action, decide, cancel=self._cancel, look_ups=False, forked=True)
 
     def meet(self, pair: Pair, meeting: Meeting) -> None:
         """Do both at once, and note what does not hold."""
@@ -175,9 +182,7 @@ class Two:
 
         def do(who: int) -> None:
             try:
-                do_gated(
-                    self._scenario, pair[who], lockstep.decide(who), cancel=self._cancel, look_ups=False, forked=True
-                )
+                self._done(pair[who], lockstep.decide(who))
             except Cancelled as error:
                 raised.append(error)
             except ReloadlabError as error:
