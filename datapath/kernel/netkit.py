@@ -18,6 +18,7 @@ TYPES = {Direction.INGRESS: AttachType.NETKIT_PEER, Direction.EGRESS: AttachType
 """The hooks of a primary device, by the direction as the node sees it."""
 
 HOOKS = frozenset(TYPES.values())
+"""The same, of either direction."""
 
 _LOOPBACK = 1
 

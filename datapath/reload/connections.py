@@ -81,8 +81,7 @@ def owner(node: NodeConfig, endpoint: Endpoint | None) -> Owns:
 @lru_cache(maxsize=64)
 def _pods_of(router4: IPv4Address, router6: IPv6Address, prefix4: int) -> tuple[IPv4Network, IPv6Network]:
     """Return the networks of a node's pods: every reload asks for them, and few carry anything over."""
-    networks = IPv4Network((router4, prefix4), strict=False), IPv6Network((router6, _POD_PREFIX6), strict=False)
-    return networks
+    return IPv4Network((router4, prefix4), strict=False), IPv6Network((router6, _POD_PREFIX6), strict=False)
 
 
 def carry_over(before: Mapping[str, int], maps: Mapping[str, Map], owns: Owns) -> dict[str, int]:

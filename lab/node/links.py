@@ -15,7 +15,7 @@ from typing import Any
 from datapath.kernel.netlink import NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, RTM_NEWLINK, MessageTemplate
 from lab.node import netkit
 from lab.node.messages import encode, ifaddrmsg, ifinfmsg, rtmsg
-from lab.node.topology import PEER_IFINDEX, TXQUEUELEN, DeviceFacts, NodeFacts, NodeSpec, PodFacts, VlanDevice
+from lab.node.topology import PEER_IFINDEX, TXQUEUELEN, DeviceFacts, NodeFacts, NodeSpec, PodFacts, VlanDevice, has_macs
 
 RTM_DELLINK, RTM_SETLINK, RTM_NEWADDR, RTM_NEWROUTE, RTM_DELROUTE = 17, 19, 20, 24, 25
 IFF_UP, IFF_NOARP = 0x1, 0x80
@@ -141,14 +141,9 @@ def _pair(spec: NodeSpec, device: DeviceFacts, peer_name: str, netns_fd: int, pe
             "ifindex": struct.pack("=i", device.ifindex),
             "ifname": device.name.encode(),
             "netns": struct.pack("=I", netns_fd),
-            **(macs if _has_macs(mode) else {}),
+            **(macs if has_macs(mode) else {}),
         }
     )
-
-
-def _has_macs(mode: str) -> bool:
-    """Tell whether the devices of pods have Ethernet addresses: those of netkit's mode L3 cannot."""
-    return mode != "netkit"
 
 
 def pod_devices(spec: NodeSpec, pod: PodFacts, netns_fd: int) -> bytes:
@@ -296,7 +291,7 @@ def _vxlan_template(mtu: int, port: int, name: str, ifindex: int) -> MessageTemp
 @lru_cache(maxsize=64)
 def _pair_template(peer_name: str, peer_ifindex: int, mtu: int, name_length: int, mode: str) -> MessageTemplate:
     name = _IFNAME[:name_length]
-    mac, peer_mac = (_MAC, _PEER_MAC) if _has_macs(mode) else (None, None)
+    mac, peer_mac = (_MAC, _PEER_MAC) if has_macs(mode) else (None, None)
     peer = {
         "index": peer_ifindex,
         "attrs": [*_link_attrs(peer_name, peer_mac, mtu), ("IFLA_NET_NS_FD", _FD)],
@@ -320,7 +315,7 @@ def _pair_info(mode: str, peer: dict[str, Any]) -> tuple[str, Any]:
     """Return the kind and the options of a pair of devices in a datapath mode."""
     if mode == "veth":
         return _link_info("veth", [("VETH_INFO_PEER", peer)])
-    return _link_info(netkit.KIND, netkit.options(peer, netkit.L2 if _has_macs(mode) else netkit.L3))
+    return _link_info(netkit.KIND, netkit.options(peer, netkit.L2 if has_macs(mode) else netkit.L3))
 
 
 @lru_cache(maxsize=64)

@@ -457,9 +457,14 @@ def _plan_pod(
     )
 
 
+def has_macs(datapath_mode: str) -> bool:
+    """Tell whether the devices of pods have Ethernet addresses: those of netkit's mode L3 cannot."""
+    return datapath_mode != "netkit"
+
+
 def _pod_macs(spec: NodeSpec, macs: Iterator[str]) -> Iterator[str]:
-    """Yield the MACs of the pods' devices; those of netkit have none, and send frames with this one."""
-    return repeat("00:00:00:00:00:00") if spec.datapath_mode == "netkit" else macs
+    """Yield the MACs of the pods' devices; those without send frames with zeros."""
+    return macs if has_macs(spec.datapath_mode) else repeat("00:00:00:00:00:00")
 
 
 def _distinct_macs(random_bytes: Callable[[int], bytes]) -> Iterator[str]:
