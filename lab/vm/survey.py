@@ -26,8 +26,15 @@ MODES = {
     "plain": (),
     "endpoint-routes": ("--endpoint-routes",),
     "tunnel": ("--tunnel",),
+    "xdp": ("--devices", "eth0", "--xdp", "native"),
+    "tcx": ("--attach", "tcx"),
+    "netkit": ("--datapath-mode", "netkit"),
+    "netkit-l2": ("--datapath-mode", "netkit-l2"),
 }
 """Ways in which a node can be up: the options of `up`."""
+
+NEEDS = {"tcx": "tcx", "netkit": "netkit", "netkit-l2": "netkit"}
+"""The doctor's name of what not every kernel has, by mode: a kernel without it is not tried in that mode."""
 
 _LAB = "survey"
 _OF_THE_SILENCE = 0.9
@@ -123,7 +130,11 @@ class _Guest:
             }
             self._write()
         for mode in modes:
-            self._node(mode)
+            needed = NEEDS.get(mode)
+            if needed is None or self._found["requirements"].get(needed) == "ok":
+                self._node(mode)
+            else:
+                print(f"skip up: {mode}: this kernel has no {needed}", flush=True)
 
     def _node(self, mode: str) -> None:
         """Bring a node up, let one pod reach the other before and after a reload, and take it down."""

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from lab.vm.survey import Survey
 
-MODES = ("plain", "endpoint-routes", "tunnel")
+MODES = ("plain", "endpoint-routes", "tunnel", "xdp", "tcx", "netkit", "netkit-l2")
 """Of a survey: those of lab.vm.survey, which is not imported for a help text."""
 
 RELEASES = ("bookworm", "trixie")
@@ -66,7 +66,7 @@ def add_parser(subparsers: _SubParsersAction[argparse.ArgumentParser]) -> None:
         "--mode",
         action="append",
         choices=MODES,
-        help=f"bring up a node like this alone (each of {', '.join(MODES)})",
+        help=f"bring up a node like this alone (each of {', '.join(MODES)}, where the kernel has it)",
     )
     survey.add_argument(
         "--out",

@@ -18,6 +18,9 @@ class Played(_Guest):
     def _call(self, *words: str) -> tuple[int, str, str]:
         if words[0] in self.failing:
             return 1, "", f"reloadlab: no {words[0]}"
+        if words[0] == "doctor":
+            states = {"tcx": "ok", "netkit": "off"}
+            return 0, json.dumps({"requirements": [{"name": n, "state": s} for n, s in states.items()]}), ""
         return 0, json.dumps([{"pods": [{}, {"ipv4": "10.244.0.4"}]}]) if words[0] == "up" else "{}", ""
 
 
@@ -40,6 +43,13 @@ def test_a_node_that_does_not_go_is_told(tmp_path: Path, failing: tuple[str, ...
     Played(tmp_path / "survey.json", *failing)._node("plain")
     checks = json.loads((tmp_path / "survey.json").read_text())["checks"]
     assert [[check["name"], check["message"]] for check in checks if not check["good"]] == bad
+
+
+def test_what_the_kernel_has_not_is_not_tried(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Played(tmp_path / "survey.json").run(["tcx", "netkit"])
+    tried = {check["name"] for check in json.loads((tmp_path / "survey.json").read_text())["checks"]}
+    assert {name for name in tried if name.startswith("up: ")} == {"up: tcx"}
+    assert "skip up: netkit: this kernel has no netkit" in capsys.readouterr().out.splitlines()
 
 
 def test_a_machine_that_stops_leaves_a_whole_file(tmp_path: Path) -> None:
