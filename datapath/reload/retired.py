@@ -9,7 +9,7 @@ finds it unused removes the pin. A map that a killed reload has left at `<name>:
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from datapath.base.mapnames import KEPT_WHILE_USED, POLICY_ARRAYS
@@ -58,7 +58,7 @@ def release(directory: Path, netlink: NetlinkSocket, netns: Path) -> list[str]:
     if not retired:
         return []
     arrays = {path: map_id(path) for paths in pinned(directory, POLICY_ARRAYS).values() for path in paths}
-    used = _used(attached_programs(netlink, netns), arrays, frozenset(retired.values()))
+    used = _used(_by_interface(netlink, netns), arrays, frozenset(retired.values()))
     unused = sorted(path for path, ident in retired.items() if ident not in used)
     for path in unused:
         path.unlink()
@@ -67,25 +67,39 @@ def release(directory: Path, netlink: NetlinkSocket, netns: Path) -> list[str]:
 
 def attached_programs(netlink: NetlinkSocket, netns: Path) -> set[int]:
     """Return the ids of all programs at the clsact, tcx and XDP hooks of the node, whose namespace is `netns`."""
-    found = {each.program_id for there in xdp.all_attached(netlink).values() for each in there}
-    for link in netlink.interfaces().values():
+    return set().union(*_by_interface(netlink, netns))
+
+
+def _by_interface(netlink: NetlinkSocket, netns: Path) -> Iterator[set[int]]:
+    """Yield the ids of the programs at the hooks of each interface, the newest first, and of those at XDP last."""
+    for link in sorted(netlink.interfaces().values(), key=lambda link: link.ifindex, reverse=True):
+        found: set[int] = set()
         for direction in hooks.Direction:
             found |= {f.program_id for f in hooks.filters(netlink, link.ifindex, direction) if f.program_id}
             found |= {p.entry.program_id for p in tcx.programs_if_there(netns, link.ifindex, direction)}
-    return found
+        yield found
+    yield {each.program_id for there in xdp.all_attached(netlink).values() for each in there}
 
 
-def _used(attached: set[int], arrays: Mapping[Path, int], asked: frozenset[int]) -> frozenset[int]:
+def _used(attached: Iterable[set[int]], arrays: Mapping[Path, int], asked: frozenset[int]) -> frozenset[int]:
     """Return the ids of the maps that packets can meet, through the tail calls and policy programs of `arrays` too.
 
-    To read the slots of an array takes a while: that is left out as soon as all of `asked` are found.
+    Only as many as it takes to find all of `asked`. Of many pods that are reloaded one after the other, the newest is
+    the last that uses a retired map: the hooks of the others need not be read each time. To read the slots of an array
+    takes longer still.
     """
-    found = reach(attached)
+    programs: set[int] = set()
+    maps: set[int] = set()
+    for there in attached:
+        found = reach(there)
+        programs |= found.programs
+        maps |= found.maps
+        if asked <= maps:
+            return frozenset(maps)
     unread = {ident: path for path, ident in arrays.items()}
-    while not asked <= found.maps and (reached := unread.keys() & found.maps):
-        programs: set[int] = set()
+    while not asked <= maps and (reached := unread.keys() & maps):
         for ident in reached:
             with open_pin(unread.pop(ident)) as array:
                 programs |= set(progarray.programs(array.fd).values())
-        found = reach(found.programs | programs)
-    return found.maps
+        maps |= reach(programs).maps
+    return frozenset(maps)

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from datapath.kernel import hooks
 from datapath.kernel.map import open_pin
+from datapath.kernel.netlink import NetlinkSocket
 from datapath.reload import retired
 from datapath.reload.step import Plan, Step
 from datapath.reload.workspace import Workspace
@@ -107,6 +109,22 @@ def test_a_pod_that_comes_meanwhile_is_found(agent: Agent, name: str) -> None:
         assert retired.pin_names(agent.config.globals)
     agent.reload("pod-2")
     assert not retired.pin_names(agent.config.globals)
+
+
+def test_the_hooks_of_the_other_pods_are_not_read_each_time(agent: Agent, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As long as the newest pod uses the old map: on a node of many pods that took longer than the reload."""
+    read = []
+
+    def filters(netlink: NetlinkSocket, ifindex: int, direction: hooks.Direction) -> tuple[hooks.Filter, ...]:
+        read.append(ifindex)
+        return there(netlink, ifindex, direction)
+
+    there = hooks.filters
+    monkeypatch.setattr(hooks, "filters", filters)
+    agent.configure(defines=((MAPS["cilium_lxc"], "4096"),))
+    assert agent.reload("pod-1").migrated == ("cilium_lxc",)
+    assert set(read) == {agent.node.pod(name).ifindex for name in ("pod-1", "pod-2")}
+    assert retired.pin_names(agent.config.globals)
 
 
 def test_a_map_that_was_too_small_does_not_limit_the_new_one(agent: Agent) -> None:
