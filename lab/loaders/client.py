@@ -163,8 +163,10 @@ class LoaderClient:
         process = self._process
         if process is not None and process.has_ended:
             self._process = None
-            process.kill()
-            raise LoaderDied(self.name, "ended between two requests", killed=False)
+            try:
+                raise process.death(" between two requests")
+            finally:
+                process.kill()
         if process is not None and node != self._told:
             process = None
             left = self._end()

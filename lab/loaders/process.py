@@ -179,14 +179,14 @@ class LoaderProcess:
         except BlockingIOError:
             return data
         except BrokenPipeError:
-            raise self._ended() from None
+            raise self.death() from None
 
     def _read_answer(self, *, ended: bool) -> None:
         """Read what it has answered so far; LoaderDied if nothing more will come."""
         closed = self._read_output()
         # Its children may have the other end as well: then there is no end of file.
         if b"\n" not in self._output and (closed or ended):
-            raise self._ended()
+            raise self.death()
 
     def _read_output(self) -> bool:
         """Read what it has answered so far; return whether it can answer no more."""
@@ -211,8 +211,8 @@ class LoaderProcess:
         if not self._read_output() and self._output.strip():
             raise BadAnswer(f"said {bytes(self._output[:60])!r} without being asked")
 
-    def _ended(self) -> LoaderDied:
-        """Return the error for a process that has ended, or has closed its end."""
+    def death(self, when: str = "") -> LoaderDied:
+        """Return the error for a process that has ended, or has closed its end; `when` begins with a space."""
         poll = select.poll()
         poll.register(self._pidfd, select.POLLIN)
         if not poll.poll(STOP_SECONDS * slowness() * 1000):
@@ -221,9 +221,10 @@ class LoaderProcess:
         info = os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED | os.WNOWAIT)
         status = (info.si_code, info.si_status) if info is not None else (os.CLD_EXITED, 0)
         if status[0] == os.CLD_EXITED:
-            return LoaderDied(self.name, self._with_log(f"ended with exit code {status[1]}"), killed=False)
+            return LoaderDied(self.name, self._with_log(f"ended{when} with exit code {status[1]}"), killed=False)
         number = signal.Signals(status[1])
-        return LoaderDied(self.name, self._with_log(f"was killed by {number.name}"), killed=number == signal.SIGKILL)
+        killed = number == signal.SIGKILL
+        return LoaderDied(self.name, self._with_log(f"was killed{when} by {number.name}"), killed=killed)
 
     def _with_log(self, reason: str) -> str:
         """Return a reason with the last line of the log behind it."""

@@ -186,10 +186,10 @@ def test_a_broken_loader_is_started_anew_for_the_next_request(node: Node) -> Non
 
 
 def test_a_loader_that_ends_by_itself_between_requests_is_told(node: Node) -> None:
-    with client(node, HELLO + "exit 0") as loader:
+    with client(node, HELLO + "echo no config >&2; exit 4") as loader:
         while not Path(f"/proc/{loader.pid}/stat").read_text().rpartition(")")[2].startswith(" Z"):
             time.sleep(0.01)
-        with pytest.raises(LoaderDied, match="ended between two requests"):
+        with pytest.raises(LoaderDied, match="ended between two requests with exit code 4: no config"):
             loader.ask(ASK)
 
 
@@ -227,7 +227,7 @@ def test_what_a_loader_of_a_killed_lab_has_started_goes_with_the_node() -> None:
     reader, writer = os.pipe()
     pid = os.fork()
     if pid == 0:
-        with client(node, HELLO + "sleep 1000 & sleep 1000") as loader:
+        with client(node, "sleep 1000 & " + HELLO + "sleep 1000") as loader:
             os.write(writer, str(loader.pid).encode())
             time.sleep(1000)
         os._exit(1)
