@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from datapath.base.statefile import WrongContent, parse_json
+from datapath.errors import ReloadlabError
 from lab.cli.ci import CiFiles
 from lab.cli.job import REPORT_HTML, TRACE_JSON, check
 from lab.cli.report import RUN_JSON, print_reasons
@@ -26,10 +27,9 @@ from lab.report.documents import to_document
 from lab.scenario.records import ERROR, FAILED, NOT_RUN, PASSED, RUNNING, SKIPPED, Record, short_name
 from lab.system.launch import module_argv
 from lab.system.output import OutputDirectory
-from lab.vm.initramfs import needed_modules
 from lab.vm.kernels import Kernel
 from lab.vm.machine import MachineFailed, without_kvm
-from lab.vm.session import GUEST_OUTPUT, TakenDown, run_in
+from lab.vm.session import GUEST_OUTPUT, TakenDown, check_bootable, run_in
 
 KERNELS_JSON = "kernels.json"
 FORMAT = 1
@@ -90,12 +90,14 @@ def do_on_kernels(args: argparse.Namespace) -> int:
     require("root")
     kernels = found(args.kernels)
     for kernel in kernels:
-        # What one of them lacks is told before any of them runs.
-        needed_modules(kernel)
+        # What one of them lacks is told before any of them boots.
+        check_bootable(kernel)
     cpus, silence = machine_of(args)
     results: list[KernelResult] = []
     with OutputDirectory(args.out) as output:
         output.remove(REPORT_HTML)
+        for kernel in kernels:
+            cleared(args.out / kernel.label)
 
         def note(*unfinished: KernelResult, complete: bool = False) -> None:
             text = document([*results, *unfinished], complete=complete)
@@ -161,13 +163,15 @@ def _run(kernel: Kernel, args: argparse.Namespace, results: list[KernelResult], 
         code, boot, seconds, failure = ended.exit_code, ended.boot_seconds, ended.seconds, ""
         if lost:
             code, failure = max(code, _NEVER_RAN), lost[0]
-    except MachineFailed as error:
-        failure = error.reason
-        print(f"reloadlab: {error}", file=sys.stderr)
-        tell_failure(error, place, junit=args.junitxml is not None, summary=args.summary is not None)
     except TakenDown:
         failure = "reloadlab vm down ended it"
         raise
+    except ReloadlabError as error:
+        failure, told = str(error), f"kernel {kernel.label}: {error}"
+        if isinstance(error, MachineFailed):
+            failure, told = error.reason, str(error)
+        print(f"reloadlab: {told}", file=sys.stderr)
+        tell_failure(error, place, junit=args.junitxml is not None, summary=args.summary is not None)
     finally:
         for line in lost:
             print(f"reloadlab: warning: {line}", file=sys.stderr)
@@ -201,11 +205,11 @@ def cleared(place: Path) -> str | None:
         return there.read(RUN_JSON)
 
 
-def tell_failure(error: MachineFailed, place: Path, *, junit: bool, summary: bool) -> None:
+def tell_failure(error: ReloadlabError, place: Path, *, junit: bool, summary: bool) -> None:
     """Write the files for CI servers that a machine should have left and has not: the error is all that they tell."""
     wanted = {_JUNIT: junit, _SUMMARY: summary}
     missing = [place / name if asked and not (place / name).exists() else None for name, asked in wanted.items()]
-    with suppress(MachineFailed), CiFiles(*missing):
+    with suppress(type(error)), CiFiles(*missing):
         raise error
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import lzma
+import re
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from elftools.elf.elffile import ELFFile
 from datapath.errors import ReloadlabError, ToolError
 from lab.system import tools
 from lab.system.scratch import scratch
+from lab.vm.fetch import last_words
 from lab.vm.kernels import Kernel, NoKernel
 
 SHARE = "/run/reloadlab-vm"
@@ -26,6 +29,9 @@ NEEDED = {
 """Modules (or parts of the image) without which the guest cannot reach the host's files."""
 
 _INIT = Path(__file__).with_name("init.sh")
+_INSERTED = re.compile(r"insmod (.+\.ko(?:\.\w+)?)(?: .*)?")
+"""A line of `modprobe --show-depends`: the file of a module, and what the machine's settings tell it."""
+
 _FILE, _PROGRAM, _DIRECTORY = 0o100644, 0o100755, 0o040755
 
 
@@ -39,6 +45,11 @@ class UnfitBusybox(ReloadlabError):
 def write(output: Path, kernel: Kernel, command: Sequence[str]) -> None:
     """Write the initramfs that boots `kernel` and ends in `command`, an argument list of the host's own programs."""
     output.write_bytes(assemble(kernel, _INIT, NEEDED, {"share": [SHARE], "command": command}))
+
+
+def check(kernel: Kernel) -> None:
+    """Raise what `write` would: NoKernel, ToolMissing, UnfitBusybox."""
+    assemble(kernel, _INIT, NEEDED, {})
 
 
 def assemble(kernel: Kernel, init: Path, needed: Mapping[str, str], settings: Mapping[str, Sequence[str]]) -> bytes:
@@ -73,7 +84,7 @@ def needed_modules(kernel: Kernel, needed: Mapping[str, str] = NEEDED) -> list[P
             shown = tools.run(["modprobe", "-d", str(base), "-S", kernel.release, "--show-depends", name])
         except ToolError as error:
             raise NoKernel(f"kernel {kernel.release} has no {name}: it must have {option} (=m or =y)") from error
-        found |= {Path(line.split()[1]): None for line in shown.splitlines() if line.startswith("insmod ")}
+        found |= {Path(line[1]): None for line in map(_INSERTED.fullmatch, shown.splitlines()) if line}
     return list(found)
 
 
@@ -107,7 +118,16 @@ def _padded(data: bytes) -> bytes:
 
 
 def _plain(path: Path) -> bytes:
-    """Return a module as insmod takes it: packages have them compressed."""
+    """Return a module as insmod takes it: packages have them compressed. NoKernel if it is not whole."""
+    try:
+        return _unpacked(path)
+    except (lzma.LZMAError, zlib.error, gzip.BadGzipFile, EOFError) as error:
+        raise NoKernel(f"{path} cannot be unpacked: {error}") from error
+    except ToolError as error:
+        raise NoKernel(f"{path} cannot be unpacked: {last_words(error)}") from error
+
+
+def _unpacked(path: Path) -> bytes:
     if path.suffix == ".xz":
         return lzma.decompress(path.read_bytes())
     if path.suffix == ".gz":

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from datapath.errors import ReloadlabError
+from lab.system import tools
 from lab.system.launch import module_argv
 from lab.system.scratch import scratch
 from lab.vm import guest, initramfs, machine
@@ -34,6 +35,12 @@ class TakenDown(ReloadlabError):
 
     def __init__(self, label: str) -> None:
         super().__init__(f"kernel {label}: reloadlab vm down ended it")
+
+
+def check_bootable(kernel: Kernel) -> None:
+    """Raise what `run_in` would raise before the machine starts: NoKernel, ToolMissing, UnfitBusybox."""
+    tools.find(machine.QEMU)
+    initramfs.check(kernel)
 
 
 def run_in(

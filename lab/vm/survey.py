@@ -14,11 +14,11 @@ from typing import Any
 
 from bpf import LIBRARY
 from datapath.base.statefile import parse_json, typed
+from datapath.errors import ReloadlabError
 from lab.system.launch import module_argv
 from lab.system.pace import calibrate
 from lab.vm.kernels import Kernel, sort_key
-from lab.vm.machine import MachineFailed
-from lab.vm.session import GUEST_OUTPUT, run_in
+from lab.vm.session import GUEST_OUTPUT, TakenDown, run_in
 
 FILE = "survey.json"
 SOURCES = ("bpf_lxc.c", "bpf_host.c", "bpf_overlay.c", "bpf_xdp.c")
@@ -87,7 +87,10 @@ def merged(known: Sequence[Survey], new: Survey) -> list[Survey]:
 
 
 def survey(kernel: Kernel, modes: Sequence[str], *, cpus: int, silence: float, say: Callable[[str], None]) -> Survey:
-    """Find out what works on a kernel, with a node in each of `modes`; `say` gets a line for each thing tried."""
+    """Find out what works on a kernel, with a node in each of `modes`; `say` gets a line for each thing tried.
+
+    TakenDown if the machine's end was wanted.
+    """
     found: dict[str, Any] = {}
 
     def keep(left: Path) -> None:
@@ -100,7 +103,9 @@ def survey(kernel: Kernel, modes: Sequence[str], *, cpus: int, silence: float, s
         argv = module_argv("lab.vm.survey", f"{GUEST_OUTPUT}/{FILE}", f"{silence * _OF_THE_SILENCE:g}", *modes)
         ended = run_in(kernel, argv, cpus=cpus, silence=silence, say=say, keep=keep)
         failure = f"the survey ended with exit code {ended.exit_code}" if ended.exit_code else ""
-    except MachineFailed as error:
+    except TakenDown:
+        raise
+    except ReloadlabError as error:
         failure = str(error)
     checks = tuple(Check(**check) for check in found.pop("checks", ()))
     return Survey(kernel.label, kernel.release, checks, failure=failure, **found)

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from datapath.errors import ReloadlabError
 from lab.cli.targets import BadOption, print_json
 from lab.cli.vm_options import KERNELS_HELP, add_machine_options, found, kernel_list, machine_of, printer
 
@@ -205,12 +206,16 @@ def _down(args: argparse.Namespace) -> int:
 def _survey(args: argparse.Namespace) -> int:
     from lab.cli.survey_file import kept_in
     from lab.doctor.doctor import require
-    from lab.vm.session import TakenDown
+    from lab.vm.session import check_bootable
     from lab.vm.survey import merged, survey
 
     require("root")
     kernels = found(args.kernels)
+    for kernel in kernels:
+        # What one of them lacks is told before any of them boots.
+        check_bootable(kernel)
     cpus, silence = machine_of(args)
+    good = True
     surveys: list[Survey] = []
     with kept_in(args.out, surveys) as keep:
         try:
@@ -218,13 +223,14 @@ def _survey(args: argparse.Namespace) -> int:
                 say = printer(kernel.label, stderr=True)
                 made = survey(kernel, args.mode or MODES, cpus=cpus, silence=silence, say=say)
                 surveys[:] = merged(surveys, made)
+                good = good and made.good
                 keep()
-        except (KeyboardInterrupt, TakenDown):
+        except (KeyboardInterrupt, ReloadlabError, OSError):
             # What was found of the kernels before took its time.
             _print_surveys(args, surveys)
             raise
     _print_surveys(args, surveys)
-    return 0 if all(each.good for each in surveys) else 1
+    return 0 if good else 1
 
 
 def _print_surveys(args: argparse.Namespace, surveys: Sequence[Survey]) -> None:

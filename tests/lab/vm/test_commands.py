@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -148,6 +149,67 @@ run_json(a="passed")
     assert stand_in.left() == []
 
 
+UNFIT = """
+index = pathlib.Path(job["directory"], "kernels", "6.1.0-a", "lib", "modules", "6.1.0-a", "modules.dep")
+index.unlink(missing_ok=True)
+run_json(a="passed")
+(out / "survey.json").write_text(json.dumps({"checks": [], "requirements": {}, "programs": {}}))
+"""
+
+
+def test_a_kernel_that_became_unfit_fails_alone_and_the_next_one_runs(tmp_path: Path) -> None:
+    stand_in = StandIn(tmp_path, UNFIT)
+    call = stand_in.run("run", "--kernel", "newest,6.1,6.12", "--out", "out", "--junitxml", "junit.xml")
+    modules = tmp_path / "kernels" / "6.1.0-a" / "lib" / "modules" / "6.1.0-a"
+    reason = f"{modules} has no modules.dep: depmod --basedir {modules.parents[2]} 6.1.0-a"
+    assert call.code == 1
+    assert rows(stand_in) == [("newest", 0, ""), ("6.1", 1, reason), ("6.12", 0, "")]
+    assert f"reloadlab: kernel 6.1: {reason}" in call.errors.splitlines()
+    assert reason in (stand_in.out / "6.1" / "junit.xml").read_text()
+    assert stand_in.left() == []
+
+
+def test_a_kernel_that_became_unfit_costs_no_survey_of_another(tmp_path: Path) -> None:
+    stand_in = StandIn(tmp_path, UNFIT)
+    call = stand_in.run("vm", "survey", "newest,6.1,6.12", "--json")
+    assert call.code == 1
+    failures = {each["label"]: each["failure"] for each in json.loads(call.out)}
+    assert "has no modules.dep" in failures.pop("6.1")
+    assert failures == {"newest": "", "6.12": ""}
+
+
+@pytest.mark.parametrize("words", [BOTH, ("vm", "survey", "6.1,6.12")], ids=["run", "survey"])
+@pytest.mark.parametrize("lacking", ["busybox", "modules"])
+def test_what_is_missing_is_told_before_the_first_kernel_boots(
+    tmp_path: Path, words: tuple[str, ...], lacking: str
+) -> None:
+    stand_in = StandIn(tmp_path, 'pathlib.Path(job["directory"], "booted").touch()')
+    stand_in.out.mkdir()
+    (stand_in.out / "report.html").write_text("that of the run before")
+    if lacking == "busybox":
+        (tmp_path / "bin" / "busybox").symlink_to(Path(sys.executable).resolve())
+        said = "busybox needs shared libraries: apt-get install busybox-static"
+    else:
+        (tmp_path / "kernels" / "6.12.0-a" / "lib" / "modules" / "6.12.0-a" / "modules.dep").unlink()
+        said = f"has no modules.dep: depmod --basedir {tmp_path}/kernels/6.12.0-a 6.12.0-a"
+    call = stand_in.run(*words)
+    assert call.code == 1
+    assert call.errors.splitlines()[-1].endswith(said)
+    assert not (tmp_path / "booted").exists()
+    assert (stand_in.out / "report.html").read_text() == "that of the run before"
+
+
+def test_no_file_of_the_run_before_stays_for_a_kernel_that_is_not_come_to(tmp_path: Path) -> None:
+    stand_in = StandIn(tmp_path, WAITS)
+    (stand_in.out / "6.12").mkdir(parents=True)
+    (stand_in.out / "6.12" / "junit.xml").write_text("all passed")
+    with stand_in.start(*BOTH) as call:
+        call.wait_for("6.1 | waiting")
+        call.process.send_signal(signal.SIGINT)
+        assert call.end() == 130
+    assert not (stand_in.out / "6.12" / "junit.xml").exists()
+
+
 SURVEYS = """
 name = job["argv"][-1]
 found = {"checks": [{"name": name, "good": True, "message": ""}], "requirements": {}, "programs": {}}
@@ -179,6 +241,16 @@ def test_surveys_are_kept_kernel_by_kernel_and_others_are_added(tmp_path: Path) 
     assert stand_in.run(*words, "6.1", "--mode", "tunnel").code == 0
     assert found() == [("6.1", "tunnel", ""), ("6.12", "tunnel", "")]
     assert stand_in.left() == []
+
+
+def test_a_survey_is_judged_by_its_own_kernels_and_not_by_what_the_file_had(tmp_path: Path) -> None:
+    stand_in = StandIn(tmp_path, SURVEYS.replace('"good": True', '"good": release == "6.12.0-a"'))
+    words = ("vm", "survey", "--out", "found.json", "--mode", "tunnel")
+    assert stand_in.run(*words, "6.1").code == 1
+    call = stand_in.run(*words, "6.12")
+    assert call.code == 0, call.out
+    assert "6.1: tunnel: " in call.out.splitlines()
+    assert stand_in.run(*words, "6.12,6.1").code == 1
 
 
 def test_a_file_of_something_else_is_not_replaced_by_surveys(tmp_path: Path) -> None:

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import gzip
 import lzma
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from datapath.build.compile import find_clang
 from lab.vm.initramfs import UnfitBusybox, archive, busybox, needed_modules
 from lab.vm.kernels import Kernel, NoKernel
 
@@ -56,6 +59,20 @@ def test_a_kernel_that_lacks_a_driver_is_one_line_with_its_option(tmp_path: Path
         needed_modules(Kernel("6.1", "6.1.0", tmp_path / "vmlinuz", modules))
 
 
+@pytest.mark.skipif(shutil.which("depmod") is None, reason="needs depmod (package kmod)")
+def test_modules_are_found_in_a_directory_with_a_space(tmp_path: Path) -> None:
+    base = tmp_path / "my kernels"
+    modules = base / "lib" / "modules" / "6.1.0"
+    modules.mkdir(parents=True)
+    for name in ("modules.order", "modules.builtin"):
+        (modules / name).touch()
+    # depmod reads it: any object will do.
+    subprocess.run([find_clang(), "-c", "-x", "c", "-o", modules / "9p.ko", "/dev/null"], timeout=60, check=True)
+    subprocess.run(["depmod", "--basedir", base, "6.1.0"], capture_output=True, timeout=60, check=True)
+    kernel = Kernel("6.1", "6.1.0", base / "vmlinuz", modules)
+    assert needed_modules(kernel, {"9p": "CONFIG_9P_FS"}) == [modules / "9p.ko"]
+
+
 def test_a_busybox_that_needs_libraries_is_one_line_with_the_remedy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -71,3 +88,15 @@ def test_compressed_modules_are_unpacked(tmp_path: Path) -> None:
     (tmp_path / "m.ko.xz").write_bytes(lzma.compress(b"module"))
     (tmp_path / "m.ko").write_bytes(b"plain")
     assert (_plain(tmp_path / "m.ko.xz"), _plain(tmp_path / "m.ko")) == (b"module", b"plain")
+
+
+@pytest.mark.parametrize("name", ["m.ko.xz", "m.ko.gz", "m.ko.zst", "empty.ko.xz", "short.ko.gz"])
+def test_a_module_that_is_not_whole_is_one_line(tmp_path: Path, name: str) -> None:
+    from lab.vm.initramfs import _plain
+
+    if name.endswith(".zst") and shutil.which("zstd") is None:
+        pytest.skip("needs zstd")
+    content = {"empty.ko.xz": b"", "short.ko.gz": gzip.compress(b"module" * 99)[:20]}.get(name, b"not compressed")
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(NoKernel, match=rf"^{tmp_path / name} cannot be unpacked: \S[^\n]+$"):
+        _plain(tmp_path / name)
