@@ -12,9 +12,10 @@ from pathlib import Path
 
 from lab.box import image, machine, plan, root
 from lab.box.plan import BoxPlan, CannotBuild, Release, check_room, check_tools, content_digest, missing_tools
+from lab.system.output import Caller
 from lab.vm.fetch import alone
 from lab.vm.initramfs import busybox, needed_modules
-from lab.vm.kernels import Kernel
+from lab.vm.kernels import Kernel, why_unsafe
 from lab.vm.machine import EMULATED, without_kvm
 
 BOXES_VARIABLE = "RELOADLAB_BOXES"
@@ -56,10 +57,34 @@ def build(release: Release, kernel: Kernel, lock: Path, *, say: Callable[[str], 
     if not lock.is_file():
         raise CannotBuild(f"{lock} is missing: run this in a checkout, or name the lock by --lock")
     directory = boxes_directory()
-    # Vagrant runs as a user who has to read what is in here.
-    directory.mkdir(parents=True, exist_ok=True, mode=0o755)
+    make_directory(directory)
     with alone(directory):
         return _build(release, kernel, lock, directory, say)
+
+
+def make_directory(directory: Path) -> None:
+    """Make the directory of boxes, unless it is there; CannotBuild if others could put something there.
+
+    Vagrant runs as a user, who has to read what is in there.
+    """
+    places = [place for place in (directory, *directory.parents) if not place.exists()]
+    if directory == DEFAULT_DIRECTORY:
+        # Ours, and maybe made by a command that keeps something there for root alone.
+        places += [directory, directory.parent]
+    directory.mkdir(parents=True, exist_ok=True)
+    for place in places:
+        place.chmod(0o755)
+    caller = Caller.of_sudo()
+    reason = why_unsafe(directory, *(() if caller is None else (caller.uid,)))
+    if reason:
+        raise CannotBuild(f"{directory} {reason}: name another directory in {BOXES_VARIABLE}")
+
+
+def make_private(path: Path) -> None:
+    """Make a directory for root alone, or check that it is one; CannotBuild if it is a link."""
+    path.mkdir(mode=0o700, exist_ok=True)
+    if path.is_symlink():
+        raise CannotBuild(f"{path} is no directory: remove it")
 
 
 def _build(release: Release, kernel: Kernel, lock: Path, directory: Path, say: Callable[[str], None]) -> Box:
@@ -67,7 +92,7 @@ def _build(release: Release, kernel: Kernel, lock: Path, directory: Path, say: C
     shutil.rmtree(work, ignore_errors=True)
     check_room(shutil.disk_usage(directory).free, directory, ROOM, BOXES_VARIABLE)
     for path in (work, kept):
-        path.mkdir(mode=0o700, exist_ok=True)
+        make_private(path)
     try:
         time = root.source_date(int(kernel.image.stat().st_mtime))
         lines = root.sources(release)
@@ -85,8 +110,10 @@ def _build(release: Release, kernel: Kernel, lock: Path, directory: Path, say: C
 def planned(release: Release, kernel: Kernel, versions: list[str], lock: Path, time: int) -> BoxPlan:
     """Return the plan of a box for this machine: without KVM, its kernel does without what QEMU emulates wrongly."""
     options = EMULATED if without_kvm() else ""
-    files = [lock, kernel.image, kernel.modules / "modules.dep", image.INIT, *_BUILDERS]
-    digest = content_digest([*versions, kernel.release, str(time), options], files)
+    modules = sorted(path for path in kernel.modules.rglob("*") if path.is_file() and not path.is_symlink())
+    names = [str(path.relative_to(kernel.modules)) for path in modules]
+    files = [lock, kernel.image, *modules, image.INIT, *_BUILDERS]
+    digest = content_digest([*versions, kernel.release, str(time), options, *names], files)
     return BoxPlan(release, kernel, digest, time, options)
 
 

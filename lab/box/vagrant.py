@@ -40,7 +40,12 @@ def destroy(checkout: Path, names: Sequence[str]) -> None:
     """Let Vagrant end machines, and delete their disks; CannotEnd carries its words."""
     if shutil.which("vagrant") is None:
         raise CannotEnd(f"{', '.join(names)} cannot be ended without vagrant: apt-get install vagrant vagrant-libvirt")
-    owner = pwd.getpwuid((checkout / _STATE).stat().st_uid)
+    user = (checkout / _STATE).stat().st_uid
+    try:
+        owner = pwd.getpwuid(user)
+    except KeyError:
+        reason = f"they are user {user}'s, whom this system does not know: call vagrant destroy as that user"
+        raise CannotEnd(f"{', '.join(names)} cannot be ended: {reason}") from None
     # What Vagrant keeps is that of the user who called it.
     argv = ["runuser", "-u", owner.pw_name, "--", "env", "-C", str(checkout), f"HOME={owner.pw_dir}", "vagrant"]
     try:
@@ -55,6 +60,6 @@ def domains() -> list[str]:
     if shutil.which("virsh") is None:
         return []
     try:
-        return tools.run(["virsh", "--connect", "qemu:///system", "list", "--all", "--name"]).split()
+        return tools.run(["virsh", "--connect", "qemu:///system", "list", "--all", "--name"]).strip().splitlines()
     except ToolError:
         return []

@@ -185,6 +185,12 @@ class Session:
         assert self.ready is not None
         return self.target.workers or min(max(self.ready.cpus, 1), MOST_WORKERS)
 
+    @property
+    def slowness(self) -> float:
+        """By how much it is slower than an ordinary machine; what it says may be no such factor."""
+        assert self.ready is not None
+        return min(max(self.ready.slowness, 1.0), LARGEST)
+
     def start(self) -> None:
         """Connect, and send what is to be done there."""
         source = Path(remote.__file__).read_bytes()
@@ -280,7 +286,7 @@ class Session:
         if self.ready is None:
             return ""
         ended, wrong = False, []
-        deadline = time.monotonic() + FAREWELL * min(self.ready.slowness, LARGEST)
+        deadline = time.monotonic() + FAREWELL * self.slowness
         with selectors.DefaultSelector() as selector:
             selector.register(self.descriptor, selectors.EVENT_READ)
             while not ended and self.failure is None and (left := deadline - time.monotonic()) > 0:
@@ -342,12 +348,12 @@ class Session:
         assert self.ready is not None
         variables = self.order.variables | {
             "PYTEST_ADDOPTS": f"{plugins} @{self.order.directory}/arguments",
-            "RELOADLAB_SLOWNESS": f"{self.ready.slowness:g}",
+            "RELOADLAB_SLOWNESS": f"{self.slowness:g}",
         }
         become_root = "sudo -n " if self.ready.sudo else ""
         python = become_root + shlex.join(["env", *(f"{n}={v}" for n, v in variables.items()), self.order.python])
         parts = {
-            "ssh": " ".join(self.route.options),
+            "ssh": " ".join(self.route.options(self.slowness)),
             "machine": self.label,
             "python": python,
             "chdir": self.order.work,

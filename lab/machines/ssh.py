@@ -14,7 +14,6 @@ from lab.system.pace import slowness
 
 OPTIONS = {
     "BatchMode": "yes",
-    "ConnectTimeout": "10",
     "ServerAliveInterval": "15",
     "ServerAliveCountMax": "4",
     # A connection that others share would outlive its user, or end with theirs.
@@ -28,6 +27,9 @@ OPTIONS = {
     "ForwardX11": "no",
 }
 """Nothing is asked, a machine that is gone is noticed within a minute, and nothing of ours is open to it."""
+
+CONNECT_TIMEOUT = 10
+"""Seconds that a machine that is not slow has to answer, its SSH server's first line included."""
 
 VAGRANT_TIMEOUT = 120
 """Seconds, of a machine that is not slow."""
@@ -56,16 +58,16 @@ class Route:
     config: Path | None
     port: int | None
 
-    @property
-    def options(self) -> list[str]:
-        """The options but for the configuration file, and the host."""
-        options = [word for name, value in OPTIONS.items() for word in ("-o", f"{name}={value}")]
+    def options(self, slowness: float = 1) -> list[str]:
+        """Return the options but for the configuration file, and the host; a slow machine has longer to answer."""
+        values = OPTIONS | {"ConnectTimeout": f"{CONNECT_TIMEOUT * slowness:.0f}"}
+        options = [word for name, value in values.items() for word in ("-o", f"{name}={value}")]
         return [*options, *(() if self.port is None else ("-p", str(self.port))), self.host]
 
     def argv(self, *command: str) -> list[str]:
         """Return the call that runs a command there; its words arrive as they are."""
         own = [] if self.config is None else ["-F", str(self.config)]
-        return [str(tools.find("ssh")), *own, *self.options, shlex.join(command)]
+        return [str(tools.find("ssh")), *own, *self.options(), shlex.join(command)]
 
 
 def route_to(target: Target, directory: Path) -> Route:

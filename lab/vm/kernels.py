@@ -57,11 +57,17 @@ def kernels_directory() -> Path:
 
 def check_owner(directory: Path) -> None:
     """Raise UnsafeKernels if others than the caller and root may write there."""
+    reason = why_unsafe(directory)
+    if reason:
+        raise UnsafeKernels(directory, reason)
+
+
+def why_unsafe(directory: Path, *trusted: int) -> str:
+    """Return why others than the caller, root and the users `trusted` may write to a directory; empty if none may."""
     info = os.stat(directory)
-    if info.st_uid not in (0, os.geteuid()):
-        raise UnsafeKernels(directory, f"belongs to user {info.st_uid}")
-    if info.st_mode & 0o022:
-        raise UnsafeKernels(directory, f"has mode {info.st_mode & 0o7777:04o}, so that others may write")
+    if info.st_uid not in (0, os.geteuid(), *trusted):
+        return f"belongs to user {info.st_uid}"
+    return f"has mode {info.st_mode & 0o7777:04o}, so that others may write" if info.st_mode & 0o022 else ""
 
 
 def fetched() -> list[Kernel]:

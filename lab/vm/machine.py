@@ -88,9 +88,7 @@ def silence_allowed() -> float:
 
 def qemu_argv(kernel: Kernel, initramfs: Path, share: Path, *, cpus: int, kvm: bool) -> list[str]:
     """Return QEMU's command: no devices but the console and three directories, the host's root among them read-only."""
-    append = "console=ttyS0 quiet panic=-1 printk.time=1" + (
-        "" if kvm else f" mitigations=off nokaslr clearcpuid={X86_FEATURE_CX16}"
-    )
+    append = "console=ttyS0 quiet panic=-1 printk.time=1" + ("" if kvm else f" {EMULATED}")
     argv = [str(tools.find(QEMU)), "-machine", "q35", "-nodefaults", "-no-user-config", "-display", "none"]
     argv += ["-accel", "kvm", "-cpu", "host"] if kvm else ["-accel", "tcg,thread=multi", "-cpu", "max"]
     argv += ["-m", str(MEMORY), "-smp", str(cpus), "-no-reboot", "-device", "virtio-rng-pci"]

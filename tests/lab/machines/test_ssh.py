@@ -75,7 +75,7 @@ def test_words_arrive_as_they_are() -> None:
 
 
 def test_nothing_of_ours_is_open_to_a_machine() -> None:
-    options = Route("x", None, 22).options
+    options = Route("x", None, 22).options()
     assert {"ForwardAgent=no", "ForwardX11=no", "ClearAllForwardings=yes", "RemoteCommand=none"} <= set(options)
 
 

@@ -132,6 +132,12 @@ def test_its_cpus_are_no_reason_to_start_any_number_of_workers(tmp_path: Path) -
     assert session.workers == 1024
 
 
+@pytest.mark.parametrize(("slowness", "seconds"), [(1, 10), (12, 120), (10**9, 500), (-1, 10)])
+def test_workers_wait_for_a_slow_machine_as_long_as_it_is_slow(slowness: float, seconds: int, tmp_path: Path) -> None:
+    _, session = run(says({"ready": READY["ready"] | {"slowness": slowness}}), tmp_path)
+    assert f" -o ConnectTimeout={seconds} " in session.spec()
+
+
 @pytest.mark.parametrize("name", ["../mine", "/mine", "", "..", ".hidden", 7])
 def test_packets_are_files_of_their_directory(name: object, tmp_path: Path, packets: Path) -> None:
     said = {"packets": name, "content": "AA=="}
