@@ -28,7 +28,7 @@ def test_the_table_of_costs_is_what_the_formula_makes() -> None:
     rows = re.findall(
         r"^\| (\d+) \| (\d+) \| (\d+) \| (\d+) \| ([\w ]+) \| ([\d.]+) \| ([\d.]+) \|$", TEXT, re.MULTILINE
     )
-    assert len(rows) == 8
+    assert len(rows) == 9
     wrong = []
     for *counts, how, minutes, hours in rows:
         scenarios, kernels, machines, cpus = map(int, counts)
@@ -38,8 +38,8 @@ def test_the_table_of_costs_is_what_the_formula_makes() -> None:
         if (made, cost) != (minutes, hours):
             wrong.append(f"{counts} {how}: {made} {cost}, not {minutes} {hours}")
     assert wrong == []
-    best = math.sqrt(229 * known["CORE_SECONDS"] / known["START"])
-    assert f"{best:.0f} for those 229" in TEXT
+    best = math.sqrt(254 * known["CORE_SECONDS"] / known["START"])
+    assert f"{best:.0f} for those 254" in TEXT
 
 
 @pytest.mark.parametrize("workers", [1, 2, 3, 7, 16, 40])
@@ -91,3 +91,14 @@ def test_the_simulation_has_one_line_for_what_is_no_run(tmp_path: Path, content:
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
     assert done.stderr.startswith(f"machines.py: {tmp_path}/run.json")
     assert reason in done.stderr
+
+
+@pytest.mark.parametrize(
+    "words", [["0"], ["-3"], ["two"], ["1000000"], ["2", "--slowness", "0"], ["2", "--slowness", "nan"]], ids=" ".join
+)
+def test_the_simulation_refuses_numbers_that_are_none(tmp_path: Path, words: list[str]) -> None:
+    (tmp_path / "run.json").write_text(run_document([Record("test_1", "passed", seconds=30.0)]))
+    argv = [sys.executable, str(ROOT / "tools" / "machines.py"), str(tmp_path / "run.json"), *words]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.splitlines()[-1].startswith("machines.py: error: argument ")

@@ -25,6 +25,7 @@ START = 1.5
 """Seconds for each worker to start, one after the other; docs/machines.md."""
 READY = 15.0
 """Seconds before and after: to connect, copy what changed, examine, and report."""
+MOST_WORKERS, SLOWEST = 4096, 50.0
 
 
 class Clock:
@@ -137,12 +138,25 @@ def seconds_of(path: Path) -> list[float]:
     return found
 
 
+def _workers(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= MOST_WORKERS:
+        raise argparse.ArgumentTypeError(f"{text} is no number from 1 to {MOST_WORKERS}")
+    return int(text)
+
+
+def _slowness(text: str) -> float:
+    factor = float(text)
+    if not 1 <= factor <= SLOWEST:
+        raise argparse.ArgumentTypeError(f"{text} is no factor from 1 to {SLOWEST:g}")
+    return factor
+
+
 def main(*words: str) -> int:
     """Print a line for each number of workers."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, metavar="RUN_JSON")
-    parser.add_argument("workers", nargs="*", type=int, default=[1, 2, 4, 8, 16, 32, 64], metavar="WORKERS")
-    parser.add_argument("--slowness", type=float, default=1.0, metavar="FACTOR")
+    parser.add_argument("workers", nargs="*", type=_workers, default=[1, 2, 4, 8, 16, 32, 64], metavar="WORKERS")
+    parser.add_argument("--slowness", type=_slowness, default=1.0, metavar="FACTOR")
     args = parser.parse_args(words)
     seconds = [each * args.slowness for each in seconds_of(args.run)]
     print(
