@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import errno
 import json
 import os
 import sys
@@ -20,7 +19,7 @@ from lab.cli.ci import CiFiles
 from lab.cli.job import REPORT_HTML, TRACE_JSON, check
 from lab.cli.report import RUN_JSON, print_reasons
 from lab.cli.tables import add_row, make_table, print_table
-from lab.cli.targets import BadOption, make_console, warned
+from lab.cli.targets import BadOption, make_console, told, warned
 from lab.cli.vm_options import add_machine_options, found, machine_of, printer
 from lab.doctor.doctor import require
 from lab.report.documents import to_document
@@ -29,7 +28,7 @@ from lab.system.launch import module_argv
 from lab.system.output import OutputDirectory
 from lab.vm.kernels import Kernel
 from lab.vm.machine import MachineFailed, without_kvm
-from lab.vm.session import GUEST_OUTPUT, TakenDown, check_bootable, run_in
+from lab.vm.session import FULL, GUEST_OUTPUT, TakenDown, check_bootable, run_in
 
 KERNELS_JSON = "kernels.json"
 FORMAT = 1
@@ -41,7 +40,6 @@ _FILES = {"--pcap": "pcap", "--junitxml": _JUNIT, "--summary": _SUMMARY}
 
 _NEVER_RAN = 1
 _UNFINISHED = "it has not come to its end: the run was killed, or goes on"
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,11 +165,14 @@ def _run(kernel: Kernel, args: argparse.Namespace, results: list[KernelResult], 
         failure = "reloadlab vm down ended it"
         raise
     except ReloadlabError as error:
-        failure, told = str(error), f"kernel {kernel.label}: {error}"
+        failure, line = str(error), f"kernel {kernel.label}: {error}"
         if isinstance(error, MachineFailed):
-            failure, told = error.reason, str(error)
-        print(f"reloadlab: {told}", file=sys.stderr)
+            failure, line = error.reason, str(error)
+        print(f"reloadlab: {line}", file=sys.stderr)
         tell_failure(error, place, junit=args.junitxml is not None, summary=args.summary is not None)
+    except OSError as error:
+        failure = told(error)
+        raise
     finally:
         for line in lost:
             print(f"reloadlab: warning: {line}", file=sys.stderr)
@@ -235,7 +236,7 @@ def _noted(path: Path, lost: list[str]) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in _FULL:
+        if error.errno not in FULL:
             raise
         lost.append(f"{path} is lost: {error.strerror}")
 

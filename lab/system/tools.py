@@ -23,6 +23,7 @@ PACKAGES = {
     "modprobe": "kmod",
     "depmod": "kmod",
     "setpriv": "util-linux",
+    "ssh": "openssh-client",
 }
 """Debian's package of a tool, where it has another name; there is none for those that are part of every system."""
 

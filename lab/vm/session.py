@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from datapath.errors import ReloadlabError
@@ -30,11 +32,23 @@ _STAYS = ("RELOADLAB_RUN", "RELOADLAB_KERNELS")
 """What concerns this machine alone."""
 
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What the kernel says where there is no room."""
+
+
 class TakenDown(ReloadlabError):
     """A virtual machine that was ended by `reloadlab vm down`, and with it the command that ran in it."""
 
     def __init__(self, label: str) -> None:
         super().__init__(f"kernel {label}: reloadlab vm down ended it")
+
+
+class NoRoom(ReloadlabError):
+    """A directory of temporary files without room for what a machine needs."""
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(f"{directory} has no room for a machine: make room, or name another directory in TMPDIR")
+        self.directory = directory
 
 
 def check_bootable(kernel: Kernel) -> None:
@@ -57,18 +71,19 @@ def run_in(
 
     Its environment has PATH and the variables of ours. It finds the files `before` in GUEST_OUTPUT and may leave others
     there: `keep` is called with that directory at the end, whatever became of the command. MachineFailed if the machine
-    does not tell how it ended, TakenDown if its end was wanted.
+    does not tell how it ended, TakenDown if its end was wanted, NoRoom, and what check_bootable raises.
     """
     with scratch() as directory:
         share, image = directory / "share", directory / "initramfs"
         output = share / OUTPUT
-        output.mkdir(parents=True)
-        for name, content in (before or {}).items():
-            (output / name).write_text(content)
         word = f"vm-{secrets.token_hex(8)}"
         job = {"argv": list(argv), "directory": os.getcwd(), "environment": environment(os.environ), "word": word}
-        (share / guest.JOB).write_text(json.dumps(job))
-        initramfs.write(image, kernel, module_argv("lab.vm.guest", SHARE))
+        with _room(directory.parent):
+            output.mkdir(parents=True)
+            for name, content in (before or {}).items():
+                (output / name).write_text(content)
+            (share / guest.JOB).write_text(json.dumps(job))
+            initramfs.write(image, kernel, module_argv("lab.vm.guest", SHARE))
         command = machine.qemu_argv(kernel, image, share, cpus=cpus, kvm=not machine.without_kvm())
         try:
             return machine.run(command, kernel.label, word, silence=silence, say=say)
@@ -79,6 +94,17 @@ def run_in(
         finally:
             if keep is not None:
                 keep(output)
+
+
+@contextmanager
+def _room(temporary: Path) -> Iterator[None]:
+    """Raise NoRoom if the disk is too full for what is written inside to a directory of temporary files."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        raise NoRoom(temporary) from error
 
 
 def environment(own: Mapping[str, str]) -> dict[str, str]:

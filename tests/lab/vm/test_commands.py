@@ -210,6 +210,31 @@ def test_no_file_of_the_run_before_stays_for_a_kernel_that_is_not_come_to(tmp_pa
     assert not (stand_in.out / "6.12" / "junit.xml").exists()
 
 
+def test_temporary_files_without_room_are_one_line_with_the_remedy(tmp_path: Path) -> None:
+    stand_in = StandIn(tmp_path, 'run_json(a="passed")')
+    temporary = tmp_path / "tmp"
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "full", temporary], timeout=60, check=True)
+    try:
+        call = stand_in.run("run", "--kernel", "6.1", "--out", "out")
+        reason = f"{temporary} has no room for a machine: make room, or name another directory in TMPDIR"
+        assert call.code == 1
+        assert call.errors.splitlines()[-1] == f"reloadlab: kernel 6.1: {reason}"
+        assert rows(stand_in) == [("6.1", 1, reason)]
+        assert stand_in.left() == []
+    finally:
+        subprocess.run(["umount", temporary], timeout=60, check=True)
+
+
+def test_a_run_that_cannot_be_written_is_not_called_interrupted(tmp_path: Path) -> None:
+    stand_in = StandIn(tmp_path, '(out / "pcap").mkdir()')
+    (stand_in.out / "6.1").mkdir(parents=True)
+    (stand_in.out / "6.1" / "pcap").write_text("no directory")
+    call = stand_in.run(*BOTH)
+    assert call.code == 1
+    assert call.errors.splitlines()[-1] == "reloadlab: out/6.1/pcap: Not a directory"
+    assert rows(stand_in) == [("6.1", 1, "out/6.1/pcap: Not a directory")]
+
+
 SURVEYS = """
 name = job["argv"][-1]
 found = {"checks": [{"name": name, "good": True, "message": ""}], "requirements": {}, "programs": {}}
