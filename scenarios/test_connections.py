@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from reloadlab import METRIC_EGRESS, Address, PodFacts, Scenario, bound_socket, conntrack_rows, is_ours
+from reloadlab import METRIC_EGRESS, Address, PodFacts, Scenario, bound_socket, conntrack_rows, is_ours, slowness
 from scenarios.frames import (
     DESTINATION,
     ETH_LEN,
@@ -106,7 +106,7 @@ def sockets(
     scenario: Scenario, kind: socket.SocketKind, version: int, port: int
 ) -> Iterator[tuple[socket.socket, socket.socket]]:
     """Yield a socket of the client at SOURCE_PORT, and one of the server at a port."""
-    deadline = time.monotonic() + 2
+    deadline = time.monotonic() + 2 * slowness()
 
     def opened(pod: PodFacts, number: int) -> socket.socket:
         address = str(pod.ipv4 if version == 4 else pod.ipv6)
@@ -116,14 +116,14 @@ def sockets(
         opened(scenario.node.pod("client"), SOURCE_PORT) as client,
         opened(scenario.node.pod("server"), port) as server,
     ):
-        client.settimeout(5)
-        server.settimeout(5)
+        client.settimeout(5 * slowness())
+        server.settimeout(5 * slowness())
         yield client, server
 
 
-def wait_for(what: Callable[[], bool], timeout: float = 5.0) -> bool:
+def wait_for(what: Callable[[], bool]) -> bool:
     """Wait until something holds."""
-    deadline = time.monotonic() + timeout
+    deadline = time.monotonic() + 5 * slowness()
     while not (done := what()) and time.monotonic() < deadline:
         time.sleep(0.005)
     return done
@@ -193,7 +193,7 @@ def connected(client: socket.socket, listener: socket.socket) -> Iterator[socket
     listener.listen()
     client.connect(listener.getsockname())
     with listener.accept()[0] as server:
-        server.settimeout(5)
+        server.settimeout(5 * slowness())
         yield server
 
 
@@ -272,7 +272,7 @@ def test_answer_that_comes_too_late(scenario: Scenario) -> None:
             remembered = Remembered(scenario, "udp", version)
             remembered.expire()
             server.sendto(b"late", peer)
-            client.settimeout(0.2)
+            client.settimeout(0.2 * slowness())
             with pytest.raises(TimeoutError):
                 client.recv(2000)
     scenario.expect(drops={(POLICY, METRIC_EGRESS): 2})

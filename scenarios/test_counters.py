@@ -28,6 +28,7 @@ from reloadlab import (
     bound_socket,
     ends,
     read_counters,
+    slowness,
 )
 from scenarios.tables import PODS
 
@@ -148,13 +149,13 @@ def follow(cluster: ClusterScenario, path: Path, version: int, replaced: int) ->
     what = f"{path.source} -> {path.target} IPv{version}"
     nodes = dict(enumerate(cluster.cluster.nodes, 1))
     programs = {number: expected_hits(cluster, path.chains.get(number, ()), version, number) for number in nodes}
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + PATIENCE * slowness()
     with ExitStack() as stack:
         sender, receiver = (
             stack.enter_context(bound_socket(address(cluster, end, version), socket.SOCK_DGRAM, deadline))
             for end in (path.source, path.target)
         )
-        receiver.settimeout(PATIENCE)
+        receiver.settimeout(PATIENCE * slowness())
         hits: dict[int, Counter[tuple[int, int]]] = {}
         for _ in range(TRIES):
             before = {number: read_counters(node) for number, node in nodes.items()}

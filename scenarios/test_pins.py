@@ -20,6 +20,7 @@ from reloadlab import (
     exchange,
     open_pin,
     packet_counters,
+    slowness,
 )
 from scenarios.test_map_migration import ENDPOINT_MAP, ONE_WAY, open_connections
 from scenarios.test_rollback import fail_after_every_step
@@ -88,7 +89,7 @@ def test_calls_map_of_the_host_is_lost(scenario: Scenario) -> None:
     assert asked(4) == asked(6) == (1, {})
     lose(scenario, HOST_CALLS)
     # Slot by slot, and each family has one of its own.
-    deadline, missed = time.monotonic() + 5, {4: 0, 6: 0}
+    deadline, missed = time.monotonic() + 5 * slowness(), {4: 0, 6: 0}
     while not all(missed.values()) and time.monotonic() < deadline:
         for version in missed:
             missed[version] += asked(version)[1].get(MISSED, 0)

@@ -73,7 +73,7 @@ def knocking(node: Node, target: PodFacts) -> Iterator[None]:
     """Send packets from a pod to the addresses of another all the time, whether it is there or not (`hear_knocks`)."""
     sender, here = node.pod("pod-1"), str(node.netns("pod-1"))
     pairs = ((sender.ipv4, target.ipv4), (sender.ipv6, target.ipv6))
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 5 * slowness()
     sockets = [
         (bound_socket(Address(here, str(source), 0), socket.SOCK_DGRAM, deadline), (str(ip), KNOCKS))
         for source, ip in pairs
@@ -99,7 +99,7 @@ def knocking(node: Node, target: PodFacts) -> Iterator[None]:
 def hear_knocks(node: Node) -> None:
     """Receive a knock by each IP version in the guest, which is there by now: none is dropped meanwhile."""
     guest, netns = node.pod(GUEST), str(node.netns(GUEST))
-    before, deadline = Counters(packet_counters(node)), time.monotonic() + 5
+    before, deadline = Counters(packet_counters(node)), time.monotonic() + 5 * slowness()
     for ip in (guest.ipv4, guest.ipv6):
         with bound_socket(Address(netns, str(ip), KNOCKS), socket.SOCK_DGRAM, deadline) as receiver:
             receiver.settimeout(PATIENCE * slowness())
@@ -112,7 +112,7 @@ def hear_knocks(node: Node) -> None:
 def leaving(node: Node, target: PodFacts) -> Iterator[list[bytes]]:
     """Send packets from the guest to a pod all the time, also while the guest is removed; yield what arrives."""
     guest, there = node.pod(GUEST), str(node.netns(target.name))
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 5 * slowness()
     pairs = ((guest.ipv4, target.ipv4), (guest.ipv6, target.ipv6))
     arrived: list[bytes] = []
     done = threading.Event()

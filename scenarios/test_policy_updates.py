@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from reloadlab import Cluster, ClusterScenario, Flow, Scenario, Traffic
+from reloadlab import Cluster, ClusterScenario, Flow, Scenario, Traffic, slowness
 from scenarios.test_two_nodes import NETWORKS
 
 ROUNDS = 20
@@ -58,7 +58,7 @@ def test_denied_on_the_other_node(cluster: ClusterScenario, network: str) -> Non
     cluster.expect_on(2, drops={DENIED: 2 * BURST})
     with Traffic(_flows(cluster.cluster), rate=0, warm_up=False) as traffic:
         for flow in traffic.flows:
-            burst = traffic.burst(flow.name, BURST, timeout=0.3)
+            burst = traffic.burst(flow.name, BURST, timeout=0.3 * slowness())
             assert (burst.sent, burst.answered) == (BURST, 0)
             cluster.reload("1/pod-2", "2/pod-1", "2/host")
     assert cluster.silence() == []

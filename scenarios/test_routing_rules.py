@@ -101,7 +101,7 @@ def test_marked_packets_are_answered_while_the_firewall_goes(scenario: Scenario)
 
 def arrives(source: Address, target: Address, *, answered: bool = False) -> bool:
     """Tell whether a marked datagram arrives, and its marked answer."""
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 5 * slowness()
     with (
         bound_socket(source, socket.SOCK_DGRAM, deadline) as sender,
         bound_socket(target, socket.SOCK_DGRAM, deadline) as receiver,

@@ -89,7 +89,7 @@ def test_identities_of_forged_packets(cluster: ClusterScenario) -> None:
     node = cluster.cluster.node(1)
     outside = Address(str(node.netns(OUTSIDE)), str(node.spec.outside4.ip), 0)
     with (
-        bound_socket(outside, socket.SOCK_DGRAM, time.monotonic() + PATIENCE) as sender,
+        bound_socket(outside, socket.SOCK_DGRAM, time.monotonic() + PATIENCE * slowness()) as sender,
         FrameSocket(node.netns("server"), node.pod("server").inner_ifname) as at_server,
     ):
         forger = Forger(cluster, sender, at_server)

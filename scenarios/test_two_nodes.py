@@ -227,7 +227,7 @@ def _fits(cluster: ClusterScenario, size: int) -> bool:
     Tells whether it fits: it must arrive then, and else the sender's kernel must refuse it (EMSGSIZE).
     """
     sender, receiver = cluster.cluster.pod("1/pod-1"), cluster.cluster.pod("2/pod-1")
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 5 * slowness()
     source = Address(str(cluster.cluster.node(1).netns("pod-1")), str(sender.ipv4), 0)
     target = Address(str(cluster.cluster.node(2).netns("pod-1")), str(receiver.ipv4), 7999)
     with (

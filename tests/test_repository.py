@@ -296,3 +296,16 @@ def test_every_room_says_what_lives_there(package: str) -> None:
 @pytest.mark.parametrize("package", ["bpf", "datapath"])
 def test_the_pipeline_knows_no_pytest(package: str) -> None:
     assert [str(path) for path in python_files(package) if "pytest" in imported_packages(path)] == []
+
+
+def test_scenarios_wait_longer_on_a_slow_machine() -> None:
+    """A fixed time would be a verdict on the machine. None is waited for in vain: `timeout=0` only looks."""
+    wait = re.compile(r"settimeout\(|monotonic\(\) \+|\btimeout=(?!0\b)")
+    fixed = [
+        f"{path.name}: {line.strip()}"
+        for path in sorted((ROOT / "scenarios").glob("*.py"))
+        for line in path.read_text().splitlines()
+        if wait.search(line) and "slowness()" not in line
+    ]
+    # It is how long packets are sent, not how long something is waited for.
+    assert fixed == ["test_hitless.py: deadline = time.monotonic() + dwell"]

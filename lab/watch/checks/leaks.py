@@ -63,7 +63,7 @@ def check_descriptors(agent: Agent, before: Descriptors, now: Snapshot) -> Itera
 
 def _lasting_descriptors(agent: Agent, before: Descriptors) -> Descriptors:
     """Return what stays open: another thread of this process, of a capture say, enters a namespace for a moment."""
-    deadline = time.monotonic() + CLOSE_SECONDS
+    deadline = time.monotonic() + CLOSE_SECONDS * slowness()
     while True:
         found = own_descriptors(agent.node, idle_sockets=agent.loader.idle_sockets)
         more = found.netlink > before.netlink or found.namespaces > before.namespaces

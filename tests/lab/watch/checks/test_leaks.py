@@ -18,8 +18,10 @@ from datapath.kernel.netlink import NetlinkSocket
 from datapath.kernel.netns import enter
 from lab.agent.agent import Agent
 from lab.node.topology import NODE
+from lab.system.pace import SLOWNESS_VARIABLE
 from lab.system.tools import run
 from lab.watch import invariants
+from lab.watch.checks.leaks import CLOSE_SECONDS
 from lab.watch.invariants import Expected, baseline
 from lab.watch.journal import Journal
 from tests.datapath.support import NEEDS_TCX, TCX_NEXT, XDP_PASS, program
@@ -119,6 +121,19 @@ def test_a_descriptor_of_a_namespace_that_stays_open_is_found(sound_node: Agent)
         ]
     finally:
         os.close(fd)
+
+
+def test_what_another_thread_opens_for_a_moment_may_take_as_long_as_the_machine_is_slow(
+    sound_node: Agent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = baseline(sound_node)
+    monkeypatch.setenv(SLOWNESS_VARIABLE, "50")
+    closing = threading.Timer(3 * CLOSE_SECONDS, os.close, [os.open(sound_node.node.netns("pod-1"), os.O_RDONLY)])
+    closing.start()
+    try:
+        assert violations(sound_node, before) == []
+    finally:
+        closing.join()
 
 
 def test_a_namespace_that_another_thread_enters_again_and_again_is_no_leak(sound_node: Agent) -> None:
