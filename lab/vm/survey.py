@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -81,9 +81,24 @@ def kept(text: str) -> list[Survey]:
 
 
 def merged(known: Sequence[Survey], new: Survey) -> list[Survey]:
-    """Return the surveys with a new one, which takes the place of the one of its kernel; the oldest kernel first."""
+    """Return the surveys with a new one, which takes the place of the one of its kernel; the oldest kernel first.
+
+    Of that, the modes stay that the new one has not tried.
+    """
     others = [survey for survey in known if survey.label != new.label]
-    return sorted([*others, new], key=lambda survey: sort_key(survey.release))
+    (before,) = [survey for survey in known if (survey.label, survey.release) == (new.label, new.release)] or [new]
+    tried = {_mode(check) for check in new.checks}
+    stays = [check for check in before.checks if _mode(check) not in {None, *tried}]
+    modes = [None, *MODES]
+    # sorted() leaves the checks of a mode in their order.
+    checks = sorted([*new.checks, *stays], key=lambda check: modes.index(_mode(check)))
+    return sorted([*others, replace(new, checks=tuple(checks))], key=lambda survey: sort_key(survey.release))
+
+
+def _mode(check: Check) -> str | None:
+    """Return the mode that a check is of, None if it is of none."""
+    _, colon, mode = check.name.partition(": ")
+    return mode if colon and mode in MODES else None
 
 
 def survey(kernel: Kernel, modes: Sequence[str], *, cpus: int, silence: float, say: Callable[[str], None]) -> Survey:

@@ -73,7 +73,8 @@ def add_parser(subparsers: _SubParsersAction[argparse.ArgumentParser]) -> None:
         "--out",
         type=Path,
         metavar="FILE",
-        help="keep what was found in this file, kernel by kernel; what it has of other kernels stays, and is printed",
+        help="keep what was found in this file, kernel by kernel; what it has of other kernels and modes stays, and is "
+        "printed",
     )
     survey.add_argument("--markdown", action="store_true", help="print tables for a document (docs/kernels.md)")
     survey.add_argument("--json", action="store_true", help="print one JSON object, and the progress on stderr")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from lab.vm.survey import _OF_THE_SILENCE, Check, Survey, _Guest
+from lab.vm.survey import _OF_THE_SILENCE, Check, Survey, _Guest, merged
 
 
 class Played(_Guest):
@@ -29,6 +29,29 @@ def test_a_survey_is_good_if_nothing_failed() -> None:
     assert good.good
     assert not Survey("6.1", "6.1.0", (Check("doctor", True), Check("up", False, "why"))).good
     assert not Survey("6.1", "6.1.0", (), failure="it hung").good
+
+
+def checks(*names: str, good: bool = True) -> tuple[Check, ...]:
+    return tuple(Check(name, good) for name in names)
+
+
+def test_modes_that_a_call_does_not_try_stay_as_they_were() -> None:
+    """Emulated, each takes minutes: the table of a kernel need not come from one machine."""
+    before = Survey(
+        "6.1", "6.1.0", checks("doctor", "up: plain", "down: plain", "up: tunnel", good=False), {"tcx": "off"}
+    )
+    other = Survey("6.12", "6.12.0", checks("doctor", "up: plain"))
+    new = Survey("6.1", "6.1.0", checks("doctor", "up: plain"), {"tcx": "ok"})
+    both = (*checks("doctor", "up: plain"), Check("up: tunnel", False))
+    assert merged([before, other], new) == [Survey("6.1", "6.1.0", both, {"tcx": "ok"}), other]
+    # In the order of modes, whichever was tried first.
+    assert [check.name for check in merged([new], before)[0].checks] == [check.name for check in before.checks]
+
+
+def test_nothing_stays_of_another_release() -> None:
+    before = Survey("newest", "7.2.0", checks("doctor", "up: plain", "up: tunnel"))
+    new = Survey("newest", "7.3.0", checks("doctor", "up: plain"))
+    assert merged([before], new) == [new]
 
 
 @pytest.mark.parametrize(
