@@ -51,15 +51,20 @@ def build(release: Release, kernel: Kernel, lock: Path, *, say: Callable[[str], 
 
     `say` gets a line for each step. CannotBuild, NoKernel, CannotFetch; ToolError carries a tool's own words.
     """
-    check_tools(missing_tools())
-    busybox()
+    check(lock)
     needed_modules(kernel, image.NEEDED)
-    if not lock.is_file():
-        raise CannotBuild(f"{lock} is missing: run this in a checkout, or name the lock by --lock")
     directory = boxes_directory()
     make_directory(directory)
     with alone(directory):
         return _build(release, kernel, lock, directory, say)
+
+
+def check(lock: Path) -> None:
+    """Raise what `build` would, whatever the kernel is: CannotBuild, ToolMissing, UnfitBusybox."""
+    check_tools(missing_tools())
+    busybox()
+    if not lock.is_file():
+        raise CannotBuild(f"{lock} is missing: run this in a checkout, or name the lock by --lock")
 
 
 def make_directory(directory: Path) -> None:

@@ -153,7 +153,7 @@ def _exec(args: argparse.Namespace) -> int:
 
 
 def _box(args: argparse.Namespace) -> int:
-    from lab.box.build import build
+    from lab.box.build import build, check
     from lab.box.plan import RELEASES
     from lab.doctor.doctor import require
     from lab.vm.fetch import fetch
@@ -164,6 +164,7 @@ def _box(args: argparse.Namespace) -> int:
     if "/" not in args.kernel:
         there = [kernel.release for kernel in fetched()]
         if args.kernel == NEWEST or not matching(args.kernel, there):
+            check(args.lock)
             say(f"fetching kernel {args.kernel}")
             fetch([args.kernel])
     box = build(RELEASES[args.release], find(args.kernel), args.lock, say=say)

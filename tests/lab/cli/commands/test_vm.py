@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from lab.box import build
 from lab.cli.commands.vm import MODES
 from lab.cli.main import main
 from lab.vm import survey
@@ -95,3 +96,21 @@ def test_what_a_box_is_built_with_is_named_at_once(
     assert f"apt-get install {packages}" in line
     assert " busybox-static kmod " in line
     assert not (tmp_path / "boxes").exists()
+
+
+@pytest.mark.privileged
+@pytest.mark.parametrize("lacking", ["tools", "lock"])
+def test_what_a_box_lacks_is_told_before_its_kernel_is_fetched(
+    lacking: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(build, "missing_tools", lambda: ["mmdebstrap"] if lacking == "tools" else [])
+    said = {
+        "tools": "a box cannot be built without mmdebstrap: apt-get install mmdebstrap",
+        "lock": f"{tmp_path}/lock is missing: run this in a checkout, or name the lock by --lock",
+    }
+    # A fetch would have nothing to ask with.
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "busybox").symlink_to("/bin/busybox")
+    assert main(["vm", "box", "6.12", "--lock", str(tmp_path / "lock")]) == 1
+    assert capsys.readouterr().err == f"reloadlab: {said[lacking]}\n"
