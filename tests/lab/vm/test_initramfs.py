@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from datapath.build.compile import find_clang
-from lab.vm.initramfs import UnfitBusybox, archive, busybox, needed_modules
+from lab.vm.initramfs import NEEDED, UnfitBusybox, archive, busybox, needed_modules
 from lab.vm.kernels import Kernel, NoKernel
 
 HEAD = 110  # bytes before a name
@@ -71,6 +71,16 @@ def test_modules_are_found_in_a_directory_with_a_space(tmp_path: Path) -> None:
     subprocess.run(["depmod", "--basedir", base, "6.1.0"], capture_output=True, timeout=60, check=True)
     kernel = Kernel("6.1", "6.1.0", base / "vmlinuz", modules)
     assert needed_modules(kernel, {"9p": "CONFIG_9P_FS"}) == [modules / "9p.ko"]
+
+
+@pytest.mark.skipif(shutil.which("depmod") is None, reason="needs depmod (package kmod)")
+def test_a_kernel_with_everything_built_in_needs_no_module(tmp_path: Path) -> None:
+    """As `make modules_install` leaves it without CONFIG_MODULES, and depmod after it."""
+    modules = tmp_path / "lib" / "modules" / "6.1.0"
+    modules.mkdir(parents=True)
+    (modules / "modules.builtin").write_text("".join(f"kernel/{name}.ko\n" for name in NEEDED))
+    subprocess.run(["depmod", "--basedir", tmp_path, "6.1.0"], capture_output=True, timeout=60, check=True)
+    assert needed_modules(Kernel("6.1", "6.1.0", tmp_path / "vmlinuz", modules)) == []
 
 
 def test_a_busybox_that_needs_libraries_is_one_line_with_the_remedy(
