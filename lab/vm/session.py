@@ -13,6 +13,7 @@ from pathlib import Path
 from datapath.errors import ReloadlabError
 from lab.system import tools
 from lab.system.launch import module_argv
+from lab.system.pace import SLOWNESS_VARIABLE
 from lab.system.scratch import scratch
 from lab.vm import guest, initramfs, machine
 from lab.vm.initramfs import SHARE
@@ -76,15 +77,17 @@ def run_in(
     with scratch() as directory:
         share, image = directory / "share", directory / "initramfs"
         output = share / OUTPUT
+        kvm = not machine.without_kvm()
         word = f"vm-{secrets.token_hex(8)}"
-        job = {"argv": list(argv), "directory": os.getcwd(), "environment": environment(os.environ), "word": word}
+        variables = environment(os.environ, emulated=not kvm)
+        job = {"argv": list(argv), "directory": os.getcwd(), "environment": variables, "word": word}
         with _room(directory.parent):
             output.mkdir(parents=True)
             for name, content in (before or {}).items():
                 (output / name).write_text(content)
             (share / guest.JOB).write_text(json.dumps(job))
             initramfs.write(image, kernel, module_argv("lab.vm.guest", SHARE))
-        command = machine.qemu_argv(kernel, image, share, cpus=cpus, kvm=not machine.without_kvm())
+        command = machine.qemu_argv(kernel, image, share, cpus=cpus, kvm=kvm)
         try:
             return machine.run(command, kernel.label, word, silence=silence, say=say)
         except MachineFailed:
@@ -107,7 +110,8 @@ def _room(temporary: Path) -> Iterator[None]:
         raise NoRoom(temporary) from error
 
 
-def environment(own: Mapping[str, str]) -> dict[str, str]:
+def environment(own: Mapping[str, str], *, emulated: bool) -> dict[str, str]:
     """Return the guest's environment: of ours, what concerns the command and not this machine."""
+    stays = (*_STAYS, SLOWNESS_VARIABLE) if emulated else _STAYS
     kept = {name: value for name, value in own.items() if name in _HANDED_ON or name.startswith(_PREFIX)}
-    return {name: value for name, value in kept.items() if name not in _STAYS} | {"HOME": "/root", "LANG": "C.UTF-8"}
+    return {name: value for name, value in kept.items() if name not in stays} | {"HOME": "/root", "LANG": "C.UTF-8"}
