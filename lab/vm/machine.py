@@ -20,7 +20,7 @@ from lab.system.process import end_with_parent
 from lab.vm.guest import ENDED, READY
 from lab.vm.kernels import Kernel
 
-QEMU = "qemu-system-x86_64"
+QEMU, PROCESSOR = "qemu-system-x86_64", "x86_64"
 KVM, CPUINFO = Path("/dev/kvm"), Path("/proc/cpuinfo")
 MEMORY = 4096
 """Megabytes of a guest: its tmpfs holds what the command writes, and the maps of a lab take some hundred."""
@@ -45,6 +45,15 @@ class MachineFailed(ReloadlabError):
         super().__init__(f"kernel {label}: {reason}; the last lines of its console:{lines or ' none'}")
         self.reason = reason
         self.console = tuple(console)
+
+
+class OtherProcessor(ReloadlabError):
+    """A machine whose programs, which the guest has as well, are not for the guest's processor."""
+
+    def __init__(self, processor: str) -> None:
+        super().__init__(
+            f"kernels are booted on {PROCESSOR} alone, and this processor is {processor}: use another machine"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,10 +95,18 @@ def silence_allowed() -> float:
     return 900.0 if without_kvm() else 180.0
 
 
+def find_qemu() -> Path:
+    """Return the path of QEMU; ToolMissing, OtherProcessor."""
+    processor = os.uname().machine
+    if processor != PROCESSOR:
+        raise OtherProcessor(processor)
+    return tools.find(QEMU)
+
+
 def qemu_argv(kernel: Kernel, initramfs: Path, share: Path, *, cpus: int, kvm: bool) -> list[str]:
     """Return QEMU's command: no devices but the console and three directories, the host's root among them read-only."""
     append = "console=ttyS0 quiet panic=-1 printk.time=1" + ("" if kvm else f" {EMULATED}")
-    argv = [str(tools.find(QEMU)), "-machine", "q35", "-nodefaults", "-no-user-config", "-display", "none"]
+    argv = [str(find_qemu()), "-machine", "q35", "-nodefaults", "-no-user-config", "-display", "none"]
     argv += ["-accel", "kvm", "-cpu", "host"] if kvm else ["-accel", "tcg,thread=multi", "-cpu", "max"]
     argv += ["-m", str(MEMORY), "-smp", str(cpus), "-no-reboot", "-device", "virtio-rng-pci"]
     argv += ["-kernel", str(kernel.image), "-initrd", str(initramfs), "-append", append]

@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from datapath.errors import ReloadlabError
-from lab.system import tools
 from lab.system.launch import module_argv
 from lab.system.pace import SLOWNESS_VARIABLE
 from lab.system.scratch import scratch
@@ -53,8 +52,8 @@ class NoRoom(ReloadlabError):
 
 
 def check_bootable(kernel: Kernel) -> None:
-    """Raise what `run_in` would raise before the machine starts: NoKernel, ToolMissing, UnfitBusybox."""
-    tools.find(machine.QEMU)
+    """Raise what `run_in` would before the machine starts: NoKernel, ToolMissing, UnfitBusybox, OtherProcessor."""
+    machine.find_qemu()
     initramfs.check(kernel)
 
 

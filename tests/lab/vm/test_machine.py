@@ -106,6 +106,22 @@ def test_qemu_is_named_with_its_package_where_it_is_missing(tmp_path: Path, monk
         qemu_argv(KERNEL, Path("/i"), Path("/s"), cpus=1, kvm=True)
 
 
+def test_a_machine_of_another_processor_is_one_line() -> None:
+    """The guest runs this machine's programs: on its own, the kernel would only say that it finds no init."""
+    # The kernel then says i686, as another processor's says aarch64.
+    code = "import sys; from lab.vm.machine import find_qemu; find_qemu()"
+    done = subprocess.run(
+        ["setarch", "i686", sys.executable, "-c", code],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    last = done.stderr.splitlines()[-1]
+    assert last.endswith("kernels are booted on x86_64 alone, and this processor is i686: use another machine")
+
+
 @pytest.fixture
 def qemu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "qemu-system-x86_64").touch(mode=0o755)
