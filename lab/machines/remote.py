@@ -66,6 +66,18 @@ def say_last(**message: Any) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
+def told(error: BaseException, base: str) -> str:
+    """Return what the user is told of an error, in one line; what has no name of a file was written below `base`."""
+    if not isinstance(error, OSError):
+        return str(error)
+    if isinstance(error, shutil.Error) and isinstance(error.args[0], list):
+        # It has each file that could not be copied: source, target and reason, which names them again.
+        said = str(error.args[0][0][2]).partition(": '")[0]
+        reason = said.partition("] ")[2] or said
+        return f"{base}: {reason}"
+    return f"{error.filename or base}: {error.strerror or error}"
+
+
 def main() -> None:
     """Make the machine ready, and wait for the end."""
     source = sys.stdin.buffer
@@ -94,7 +106,7 @@ def main() -> None:
         say(ready=examined)
     except (Failed, OSError, ValueError) as error:
         end(base, token)
-        say_last(failed=str(error))
+        say_last(failed=told(error, base))
         return
     wait_for_the_end()
     stop(token, PATIENCE * examined["slowness"])

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import fcntl
+import io
+import json
 import os
 import socket
 import subprocess
 import sys
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -83,3 +86,32 @@ def test_a_server_that_is_killed_ends_the_wait() -> None:
         # The end of a socket with something unread is an error at the other one.
         ours.close()
         assert process.wait(60) == 0
+
+
+@pytest.mark.privileged
+@pytest.mark.parametrize("size", ["512k", "1m"], ids=["tree", "environment"])
+def test_a_full_disk_is_one_line_that_says_where(tmp_path: Path, size: str) -> None:
+    """The tree has 600 kB, and is copied once more for the environment."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        for number in range(60):
+            member = tarfile.TarInfo(f"file-{number}")
+            member.size = 10_000
+            archive.addfile(member, io.BytesIO(os.urandom(10_000)))
+    wanted = {"base": str(tmp_path / "base"), "token": "t", "environment": "e", "trees": ["k"], "files": {}}
+    (tmp_path / "base").mkdir()
+    subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={size},mode=0700", "full", tmp_path / "base"], timeout=60, check=True
+    )
+    try:
+        done = subprocess.run(
+            [sys.executable, remote.__file__],
+            input=json.dumps(wanted).encode() + b"\n%d\n" % len(buffer.getvalue()) + buffer.getvalue(),
+            capture_output=True,
+            timeout=60,
+            check=True,
+        )
+    finally:
+        subprocess.run(["umount", tmp_path / "base"], timeout=60, check=True)
+    *_, last = map(json.loads, done.stdout.splitlines())
+    assert last == {"failed": f"{tmp_path}/base: No space left on device"}
