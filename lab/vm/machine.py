@@ -22,8 +22,9 @@ from lab.vm.kernels import Kernel
 
 QEMU, PROCESSOR = "qemu-system-x86_64", "x86_64"
 KVM, CPUINFO = Path("/dev/kvm"), Path("/proc/cpuinfo")
-MEMORY = 4096
-"""Megabytes of a guest: its tmpfs holds what the command writes, and the maps of a lab take some hundred."""
+MEMORY, MEMORY_OF_A_CPU = 4096, 512
+"""Megabytes of a guest, and of one with many CPUs for each: a scenario runs on each, its processes take 150, the tmpfs
+holds what the command writes."""
 
 LAST_LINES = 20
 """Lines of the console that a machine leaves that did not say how it ended."""
@@ -95,6 +96,15 @@ def silence_allowed() -> float:
     return 900.0 if without_kvm() else 180.0
 
 
+def memory_of(cpus: int, total: int) -> int:
+    """Return the megabytes of a guest with so many CPUs, on a machine with `total`."""
+    return max(MEMORY, min(cpus * MEMORY_OF_A_CPU, total // 2))
+
+
+def _megabytes() -> int:
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") >> 20
+
+
 def find_qemu() -> Path:
     """Return the path of QEMU; ToolMissing, OtherProcessor."""
     processor = os.uname().machine
@@ -108,7 +118,7 @@ def qemu_argv(kernel: Kernel, initramfs: Path, share: Path, *, cpus: int, kvm: b
     append = "console=ttyS0 quiet panic=-1 printk.time=1" + ("" if kvm else f" {EMULATED}")
     argv = [str(find_qemu()), "-machine", "q35", "-nodefaults", "-no-user-config", "-display", "none"]
     argv += ["-accel", "kvm", "-cpu", "host"] if kvm else ["-accel", "tcg,thread=multi", "-cpu", "max"]
-    argv += ["-m", str(MEMORY), "-smp", str(cpus), "-no-reboot", "-device", "virtio-rng-pci"]
+    argv += ["-m", str(memory_of(cpus, _megabytes())), "-smp", str(cpus), "-no-reboot", "-device", "virtio-rng-pci"]
     argv += ["-kernel", str(kernel.image), "-initrd", str(initramfs), "-append", append]
     argv += ["-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console"]
     for tag, path, mode in (

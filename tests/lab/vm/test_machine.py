@@ -14,7 +14,7 @@ import pytest
 from datapath.errors import ToolMissing
 from lab.vm import machine
 from lab.vm.kernels import Kernel
-from lab.vm.machine import MachineFailed, qemu_argv, run, without_kvm
+from lab.vm.machine import MachineFailed, memory_of, qemu_argv, run, without_kvm
 from tests.lab.labs import ROOT
 
 KERNEL = Kernel("6.1", "6.1.0", Path("/k/vmlinuz"), Path("/k/lib/modules/6.1.0"))
@@ -136,11 +136,20 @@ def test_the_hosts_files_are_read_only_but_for_one_directory() -> None:
     assert len(shared) == 3
 
 
+@pytest.mark.parametrize(
+    ("cpus", "total", "memory"), [(1, 2000, 4096), (8, 16000, 4096), (32, 64000, 16384), (64, 32000, 16000)]
+)
+def test_a_machine_of_many_cpus_has_memory_for_a_scenario_on_each(cpus: int, total: int, memory: int) -> None:
+    """But no more than half of what there is: QEMU would not start."""
+    assert memory_of(cpus, total) == memory
+
+
 @pytest.mark.usefixtures("qemu")
 @pytest.mark.parametrize(("kvm", "words"), [(True, ["kvm", "host"]), (False, ["tcg,thread=multi", "max"])])
 def test_emulation_leaves_out_what_qemu_emulates_wrongly(kvm: bool, words: list[str]) -> None:
     argv = qemu_argv(KERNEL, Path("/i"), Path("/s"), cpus=1, kvm=kvm)
     assert [argv[argv.index(option) + 1] for option in ("-accel", "-cpu")] == words
+    assert argv[argv.index("-m") + 1] == "4096"
     words = argv[argv.index("-append") + 1].split()
     assert ("clearcpuid=141" in words) == (not kvm)
     # By it, what the kernel says is told from what the command says.
