@@ -7,7 +7,7 @@ import json
 import os
 import secrets
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -18,7 +18,7 @@ from datapath.base.statefile import WrongContent
 from lab.cli.ci import CiFiles
 from lab.cli.job import about, call_of, check, conclude, paged, run_scenarios, write_trace
 from lab.cli.report import RunFile
-from lab.cli.targets import BadOption, make_console, plural
+from lab.cli.targets import BadOption, make_console, plural, told
 from lab.loaders.command import BUILTIN, TC
 from lab.machines.identity import Identity
 from lab.machines.place import LOST, Place, Spread
@@ -27,7 +27,7 @@ from lab.machines.ssh import MachineUnfit, route_to
 from lab.machines.target import Target, check_different, parse_target
 from lab.machines.tree import Tree, environment_key, our_tree, project_of, tree_of
 from lab.results.machine import Machine
-from lab.system.output import OutputDirectory
+from lab.system.output import BadDirectory, OutputDirectory
 from lab.system.scratch import scratch
 
 if TYPE_CHECKING:
@@ -79,10 +79,11 @@ def _do(args: argparse.Namespace, targets: Sequence[Target], files: CiFiles) -> 
         scratch() as directory,
     ):
         files.run = file
+        packets = Packets(args.pcap)
         console.print("[bold]machines[/]")
         copied = _Files.of(args)
         wanted = [(target, route_to(target, directory), copied.order(args, file.before)) for target in targets]
-        with sessions(wanted, directory, warn=_warn, packets=_packets_to(args.pcap)) as found:
+        with sessions(wanted, directory, warn=_warn, packets=packets.write) as found:
             prepare(found, lambda label, text: console.print(f"  {label}: {text}", markup=False, soft_wrap=True))
             _examine(console, args, found)
             if len(found) == 1:
@@ -102,7 +103,8 @@ def _do(args: argparse.Namespace, targets: Sequence[Target], files: CiFiles) -> 
                 _tell_lost(console, file, directory / LOST)
         file.write(records, complete=True)
         write_trace(args, output, file)
-    return conclude(console, args, file, records)
+    code = conclude(console, args, file, records)
+    return max(code, 1) if packets.lost else code
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,14 +238,24 @@ def _tell_lost(console: Console, file: RunFile, path: Path) -> None:
         console.print(f"\n[bold red]lost[/] {escape(label)}: {escape(reason)}", soft_wrap=True)
 
 
-def _packets_to(pcap: Path | None) -> Callable[[str, str, bytes], None]:
-    def write(label: str, name: str, content: bytes) -> None:
-        if pcap is None:
-            raise WrongContent("it sends packets that were not asked for")
-        with OutputDirectory(_packets_of(pcap, label)) as output:
-            output.write(name, content, mode=0o600)
+class Packets:
+    """Writes the packets that machines send; `lost` are the names of files that could not be written."""
 
-    return write
+    def __init__(self, pcap: Path | None) -> None:
+        self._pcap = pcap
+        self.lost: list[str] = []
+
+    def write(self, label: str, name: str, content: bytes) -> None:
+        """Write a file of a machine's; WrongContent says why that is not possible."""
+        if self._pcap is None:
+            raise WrongContent("it sends packets that were not asked for")
+        try:
+            with OutputDirectory(_packets_of(self._pcap, label)) as output:
+                output.write(name, content, mode=0o600)
+        except (OSError, BadDirectory) as error:
+            # The run is over: nothing else is to be lost.
+            self.lost.append(name)
+            raise WrongContent(f"{name} is lost: {told(error)}") from error
 
 
 def _packets_of(pcap: Path, label: str) -> Path:

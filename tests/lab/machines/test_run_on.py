@@ -265,6 +265,26 @@ def test_what_fails_and_what_is_lost_are_told_and_an_interrupted_run_leaves_noth
     }
 
 
+PACKETS = """
+def test_passes():
+    (pathlib.Path.cwd().parent / "packets" / "a.pcapng").write_bytes(b"packets")
+"""
+
+
+def test_packets_that_cannot_be_written_here_cost_nothing_else(
+    alpha: FarMachine, begin: Callable[..., Run], tmp_path: Path
+) -> None:
+    (tmp_path / "pcap").mkdir()
+    (tmp_path / "pcap" / "ssh-alpha").write_text("no directory")
+    run = begin(PACKETS, *on(alpha), "-k", "passes", "--pcap", "pcap")
+    assert run.end() == 1
+    assert "ssh:alpha: a.pcapng is lost: " in run.errors
+    assert run.errors.rstrip().endswith("pcap/ssh-alpha: Not a directory")
+    assert run.document["complete"]
+    assert run.rows["test_passes"]["outcome"] == "passed"
+    assert nothing_is_left(alpha)
+
+
 def test_a_machine_that_lacks_something_is_told_before_anything_runs(
     alpha: FarMachine, begin: Callable[..., Run]
 ) -> None:

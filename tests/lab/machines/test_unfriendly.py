@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from lab.cli.machines_job import _packets_to
+from lab.cli.machines_job import Packets
 from lab.machines import session as session_module
 from lab.machines.session import MachinesUnfit, Order, Session, prepare, sessions
 from lab.machines.ssh import Route
@@ -60,7 +60,7 @@ def run(script: str, directory: Path, packets: Path | None = None) -> tuple[list
     """Return what is told of a run of a machine that says this, and its session."""
     told: list[str] = []
     wanted = [(Target("ssh", "a"), Local("a", None, None, script), Order("e", (Tree(directory, (), "key"),), "token"))]
-    with sessions(wanted, directory, warn=told.append, packets=_packets_to(packets)) as found:
+    with sessions(wanted, directory, warn=told.append, packets=Packets(packets).write) as found:
         prepare(found, lambda _, text: told.append(text))
     return told, found[0]
 
@@ -122,7 +122,7 @@ def test_one_that_cannot_be_reached_is_told_while_others_get_ready(tmp_path: Pat
         told.append((label, text))
         flag.touch()
 
-    with sessions(wanted, tmp_path, warn=print, packets=_packets_to(None)) as found, pytest.raises(MachinesUnfit):
+    with sessions(wanted, tmp_path, warn=print, packets=Packets(None).write) as found, pytest.raises(MachinesUnfit):
         prepare(found, say)
     assert told == [("ssh:a", "it cannot be reached: no route")]
 
