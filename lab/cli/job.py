@@ -69,7 +69,8 @@ def _do(args: argparse.Namespace, files: CiFiles) -> int:
         find_pace(console)
         registry.sweep()
         records = run_scenarios(console, call_of(args, file), file, stdout=_STDERR if args.json else None)
-        if args.rounds > 0:
+        # Where scenarios are only listed, nothing is measured either.
+        if args.rounds > 0 and any(record.outcome != NOT_RUN for record in records):
             file.parallel = _measure(console, args)
         file.write(records, complete=True)
         write_trace(args, output, file)

@@ -154,8 +154,15 @@ def count(text: str) -> int:
     return int(text)
 
 
+def whole_number(text: str) -> int:
+    """Return a whole number of at least 0."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 0")
+    return int(text)
+
+
 def number(text: str) -> int:
-    """Return a whole number, which may be 0."""
+    """Return a whole number, which may be 0 or negative."""
     try:
         return int(text)
     except ValueError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import median
 from typing import Any
 
 from lab.report.distributions import Sample, box_figure
@@ -151,8 +152,7 @@ def _series(series: Series) -> tuple[str, ...]:
     side, better, count = series.side or "-", str(series.better), f"{len(series.values):,}"
     if not series.values:
         return series.name, side, count, "-", "-", "-", better, note
-    ordered = sorted(series.values)
-    cuts = (ordered[0], ordered[len(ordered) // 2], ordered[-1])
+    cuts = (min(series.values), median(series.values), max(series.values))
     return series.name, side, count, *(_amount(cut, series.unit) for cut in cuts), better, note
 
 

@@ -25,6 +25,9 @@ from lab.results.statistics import (
 ALARM = 1 - CONFIDENCE
 """Probability that a comparison of equal things finds any difference, at most, whatever the number of metrics."""
 
+_FAULTS = frozenset({"packets", "scenarios"})
+"""Units of exact metrics that count what went wrong."""
+
 
 class Verdict(StrEnum):
     """What is said of a metric: `~` where nothing can be said."""
@@ -138,11 +141,12 @@ def _two_results(old: Named, new: Named) -> Comparison:
     found = tuple(differences(old.result, new.result))
     if found:
         return Comparison(old.name, new.name, differences=found)
-    sides = [side for side in old.result.sides if side in new.result.sides]
+    sides = dict.fromkeys((*old.result.sides, *new.result.sides))
     rows = [row for side in sides for row in _rows(old, new, side, side)]
     if not any(row.old and row.new for row in rows):
         return Comparison(old.name, new.name, differences=("they have no metric in common",))
-    return Comparison(old.name, new.name, tuple(rows), about=_about(old, new, sides[0], sides[0]))
+    common = next(side for side in old.result.sides if side in new.result.sides)
+    return Comparison(old.name, new.name, tuple(rows), about=_about(old, new, common, common))
 
 
 def _about(old: Named, new: Named, old_side: str, new_side: str) -> tuple[str, ...]:
@@ -268,11 +272,17 @@ def _judged(drafts: Sequence[Comparison], threshold: float) -> list[Comparison]:
     ]
 
 
+def least_change(unit: str, threshold: float, *, exact: bool) -> float:
+    """Return the smallest change of a metric that counts: of what went wrong, one more is worse."""
+    return 0.0 if exact and unit in _FAULTS else threshold
+
+
 def _judge(row: Row, threshold: float) -> Row:
     if row.why or row.change is None:
         return row
     if row.exact:
-        return replace(row, verdict=_direction(row) if row.change and abs(row.change) >= threshold else Verdict.SAME)
+        counts = row.change and abs(row.change) >= least_change(row.unit, threshold, exact=True)
+        return replace(row, verdict=_direction(row) if counts else Verdict.SAME)
     assert row.difference is not None
     change, significant = row.difference.change, row.p is not None and row.p < ALARM
     if significant and abs(change.middle) >= threshold:

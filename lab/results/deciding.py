@@ -9,7 +9,7 @@ from lab.results.result import RUN
 RELOAD = "reload"
 """The metric of a whole reload."""
 
-_MADE_FOR = {"ab": RELOAD, "releases": RELOAD, RUN: "reload: pod", "reload": "pipeline, "}
+_MADE_FOR = {"ab": RELOAD, "releases": RELOAD, RUN: "reload: pod", "reload": "reload: pipeline, "}
 """By benchmark, how the metrics begin that it is made for. Others, such as the steps of a reload, only explain them."""
 
 _REASONS = 3

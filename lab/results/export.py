@@ -42,14 +42,19 @@ def _benchmark(series: Series, result: Result) -> dict[str, Any]:
     name = f"{series.name}, time of one ({series.unit})" if rate else series.name
     unit = "second" if rate else _PYPERF_UNITS.get(series.unit, "integer")
     first = _warm_up(series, result)
-    warm_up, values = (
-        [1 / value if rate else value for value in part if value > 0]
-        for part in (series.values[:first], series.values[first:])
+    rounds = [series.values[at : at + series.block] for at in range(first, len(series.values), series.block)]
+    warm_up, *kept = (
+        [1 / value if rate else value for value in part if value > 0] for part in (series.values[:first], *rounds)
     )
-    when = {"date": datetime.fromisoformat(result.started).strftime("%Y-%m-%d %H:%M:%S"), "duration": result.seconds}
-    runs: list[dict[str, Any]] = [{"values": [value], "metadata": when} for value in values]
-    if warm_up and runs:
-        runs[0]["warmups"] = [[1, value] for value in warm_up]
+    date = datetime.fromisoformat(result.started).strftime("%Y-%m-%d %H:%M:%S")
+    runs: list[dict[str, Any]] = [
+        {"values": values, "metadata": {"date": date, "duration": 0}} for values in kept if values
+    ]
+    if runs:
+        # pyperf adds up those of all runs.
+        runs[0]["metadata"]["duration"] = result.seconds
+        if warm_up:
+            runs[0]["warmups"] = [[1, value] for value in warm_up]
     return {"metadata": {"name": name, "unit": unit, "loops": 1}, "runs": runs}
 
 

@@ -8,7 +8,7 @@ import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from itertools import groupby
 from pathlib import Path
 from statistics import median
@@ -165,7 +165,8 @@ def one_side(result: Result, side: str, *, commit: str | None = None) -> Result:
 def add(directory: Path, result: Result, time: datetime | None = None) -> Added:
     """Keep a result without sides in a directory, which is made if it is missing; nothing is ever overwritten.
 
-    `time` is its place in the series; that of the measurement if it is None. Raises BadResult, BadDirectory, OSError.
+    `time` is its place in the series, that of the measurement if it is None; where another has it, the next second that
+    is free. Raises BadResult, BadDirectory, OSError.
     """
     text = to_text(result)
     with OutputDirectory(directory) as output:
@@ -173,7 +174,10 @@ def add(directory: Path, result: Result, time: datetime | None = None) -> Added:
         for entry in before:
             if entry.result == result:
                 raise BadResult(f"{directory} has this result already: {entry.name}")
-        name = _name(result, datetime.fromisoformat(result.started) if time is None else time)
+        place = datetime.fromisoformat(result.started) if time is None else time
+        taken = {entry.name for entry in before}
+        while (name := _name(result, place)) in taken:
+            place += timedelta(seconds=1)
         output.write(name, text, replace=False)
     lineages = _lineages(before)
     if not before or any(each.name == _fingerprint(result) for each in lineages):

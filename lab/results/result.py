@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -133,10 +133,10 @@ class Result:
 
 
 def check_time(text: str) -> None:
-    """Raise WrongContent unless a text is a time as datetime.fromisoformat reads it."""
+    """Raise WrongContent unless a text is a time as datetime.fromisoformat reads it, also in UTC."""
     try:
-        datetime.fromisoformat(text)
-    except ValueError as error:
+        datetime.fromisoformat(text).astimezone(UTC)
+    except (ValueError, OverflowError) as error:
         raise WrongContent(f"started: {error}") from error
 
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
-from lab.results.compare import ALARM, Verdict
+from lab.results.compare import ALARM, Verdict, least_change
 from lab.results.deciding import deciding, reasons
 from lab.results.history import Lineage, Track
 from lab.results.result import Better
@@ -113,6 +113,6 @@ def _measured(track: Track, level: float) -> _Steps:
 
 def _verdict(track: Track, change: Interval, threshold: float) -> Verdict | None:
     """Return whether a step is worse or better; None if it does not count."""
-    if abs(change.middle) < threshold:
+    if abs(change.middle) < least_change(track.unit, threshold, exact=track.exact):
         return None
     return Verdict.WORSE if (change.middle > 0) is (track.better is Better.LOWER) else Verdict.BETTER

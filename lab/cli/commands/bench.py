@@ -15,7 +15,7 @@ from datapath.endpoint import Attachment
 from lab.agent.options import check_library
 from lab.cli.compare_options import NOT_COMPARABLE, add_side, add_threshold, chosen_side, percentage
 from lab.cli.datapath import add_attach_option, add_define_option, add_source_options, check_attach
-from lab.cli.targets import BadOption, count, file_path, number
+from lab.cli.targets import BadOption, count, file_path, whole_number
 from lab.doctor.doctor import require
 
 if TYPE_CHECKING:
@@ -142,12 +142,12 @@ def _add_ab(benches: _SubParsersAction[argparse.ArgumentParser]) -> None:
     )
     parser.add_argument(
         "--trials",
-        type=number,
+        type=whole_number,
         default=0,
         metavar="N",
         help="reload everything on a node of each side under traffic, N times: the worst delay, what is lost (0)",
     )
-    parser.add_argument("--seed", type=number, metavar="N", help="the seed of the random order (a new one)")
+    parser.add_argument("--seed", type=whole_number, metavar="N", help="the seed of the random order (a new one)")
     parser.add_argument(
         "--endpoint-routes",
         action=argparse.BooleanOptionalAction,
@@ -276,6 +276,8 @@ def _check_reload(args: argparse.Namespace) -> None:
     """Raise BadOption for options that do not go together."""
     if args.object is not None and args.loaders:
         raise BadOption("--object is not loaded by other loaders: without --loader")
+    if args.object is not None and args.defines:
+        raise BadOption("--object is compiled already: without -D")
     if args.devices and args.subject != "host":
         raise BadOption("--devices are the host's: with --subject host")
     if args.subject != "pod":
@@ -321,6 +323,8 @@ def run_ab(args: argparse.Namespace) -> int:
     from lab.bench.sides import SIDES, checked_out, parse_side
 
     parsed = [parse_side(text) for text in (args.a, args.b)]
+    if args.tree is not None and all(side.revision is None for side in parsed):
+        raise BadOption("--tree is for revisions: with git=REVISION")
     require("root", "clang")
     for side in parsed:
         check_attach(side.attach)

@@ -132,6 +132,6 @@ def run_check(args: argparse.Namespace) -> int:
 def _time(text: str) -> datetime:
     try:
         found = datetime.fromisoformat(text)
-    except ValueError:
+        return found.replace(tzinfo=UTC) if found.tzinfo is None else found.astimezone(UTC)
+    except (ValueError, OverflowError):
         raise argparse.ArgumentTypeError(f"{text!r} is not a time such as 2026-01-31T12:00:00+00:00") from None
-    return found if found.tzinfo is not None else found.replace(tzinfo=UTC)

@@ -51,6 +51,7 @@ def run(args: argparse.Namespace) -> int:
     from lab.report.trace import trace
     from lab.system.output import OutputDirectory
 
+    _check_outputs(args)
     documents = read_documents(args.files)
     old = None if args.compare is None else read_document(args.compare)
     if old is not None and not can_be_compared(old, documents):
@@ -69,3 +70,13 @@ def run(args: argparse.Namespace) -> int:
             output.write(args.trace.name, json.dumps(trace(runs[0].content)))
         print(args.trace)
     return 0
+
+
+def _check_outputs(args: argparse.Namespace) -> None:
+    """Raise BadOption where what is written would take the place of a file that is read, or of the page."""
+    read = [path for path in (*args.files, args.compare) if path is not None and path.exists()]
+    for option, written in (("-o", args.output), ("--trace", args.trace)):
+        if written is not None and written.exists() and any(path.samefile(written) for path in read):
+            raise BadOption(f"{option} {written}: it is one of the files to read")
+    if args.trace is not None and args.trace.absolute() == args.output.absolute():
+        raise BadOption(f"--trace {args.trace}: that is the page")

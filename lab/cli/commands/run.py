@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from lab.cli.datapath import add_attach_option, add_loader_option, add_source_options
 from lab.cli.expressions import expression
-from lab.cli.targets import BadOption, count, file_path
+from lab.cli.targets import BadOption, count, file_path, whole_number
 from lab.cli.vm_options import KERNELS_HELP, add_machine_options, kernel_list
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def add_parser(subparsers: _SubParsersAction[argparse.ArgumentParser]) -> None:
     parser.add_argument("--out", type=Path, default=Path("out"), metavar="DIR", help="where run.json goes (out)")
     parser.add_argument("--pods", type=count, default=PODS, metavar="N", help=f"pods of the measurement ({PODS})")
     parser.add_argument(
-        "--rounds", type=_rounds, metavar="N", help=f"its rounds ({ROUNDS}; 0: none, as always with --on)"
+        "--rounds", type=whole_number, metavar="N", help=f"its rounds ({ROUNDS}; 0: none, as always with --on)"
     )
     parser.add_argument("--keep", action="store_true", help="leave the labs of scenarios that fail, to look at them")
     parser.add_argument(
@@ -102,7 +102,3 @@ def run(args: argparse.Namespace) -> int:
 
 def _workers(text: str) -> str:
     return text if text == "auto" else str(count(text))
-
-
-def _rounds(text: str) -> int:
-    return 0 if text == "0" else count(text)

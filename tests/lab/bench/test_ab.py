@@ -71,6 +71,9 @@ def test_words_that_are_no_side_are_one_line(text: str, said: str, capsys: pytes
         ("--precision=0", "'0' is not a percentage such as 1%"),
         ("--threshold=much", "'much' is not a percentage such as 1%"),
         ("--max-time=0", "'0' is not a whole number of at least 1"),
+        ("--trials=-1", "'-1' is not a whole number of at least 0"),
+        ("--seed=-1", "'-1' is not a whole number of at least 0"),
+        ("--tree=/usr/src", "--tree is for revisions: with git=REVISION"),
     ],
 )
 def test_options_that_make_no_sense_are_one_line(option: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,6 +17,7 @@ from datapath.object.spec import CollectionSpec, MapSpec, ProgramSpec
 from lab.bench.objects import NoEntryProgram, ObjectTemplate, entry_programs
 from lab.cli.main import main
 from lab.node import registry
+from lab.results.deciding import deciding
 from tests.lab.labs import cli, start
 
 
@@ -109,6 +110,9 @@ def test_whole_measurement_leaves_nothing(source: str, tmp_path: Path) -> None:
     assert len(measured) == (4 if source == "ours" else 5)
     assert ("floor: the bare system calls, all programs" in measured) == (source == "object")
     assert all(len(rows[name]["values"]) == 2 and min(rows[name]["values"]) > 0 for name in measured)
+    # What the comparison of two such results depends on, out of all that was measured.
+    decide = deciding("reload", [name for name, each in series.items() if each["values"] and not each["exact"]])
+    assert decide == {f"reload: {name}" for name in measured if name.startswith("pipeline, ")}
     assert 0 <= result["load"]["others"] <= 1
     for row in rows.values():
         assert "maps" in row["refusal"] or row["values"]

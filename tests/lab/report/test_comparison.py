@@ -56,4 +56,6 @@ def test_all_values_of_a_result_are_drawn_by_unit() -> None:
     assert [figure.title for figure in figures] == ["Values in milliseconds"]
     assert len(understood(figures[0]).data) == 2
     rows = result_table(OLD.result).rows
+    (even,) = result_table(result(Series("x", "s", (0.001, 0.004, 0.002, 0.003)))).rows
+    assert even[3:6] == ("1.00 ms", "2.50 ms", "4.00 ms")
     assert rows[2] == ("size", "-", "1", "70.00 B", "70.00 B", "70.00 B", "lower", "exact")

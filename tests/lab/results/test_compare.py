@@ -74,6 +74,30 @@ def test_exact_metrics_need_no_rounds_and_no_test() -> None:
     assert found(1000, 1020).p is None
 
 
+@pytest.mark.parametrize("unit", ["packets", "scenarios"])
+def test_one_more_of_what_went_wrong_is_worse_however_many_there_were(unit: str) -> None:
+    def found(old: float, new: float) -> Verdict:
+        return pair(result(exact("lost", unit, old)), result(exact("lost", unit, new))).rows[0].verdict
+
+    assert [found(1000, new) for new in (1000, 1001, 999)] == [Verdict.SAME, Verdict.WORSE, Verdict.BETTER]
+
+
+def test_of_a_side_that_only_one_result_has_nothing_can_be_said() -> None:
+    def released(*sides: str) -> Result:
+        series = (Series("reload", "s", times(len(side)), side=side) for side in sides)
+        return result(*series, sides=sides, bench="releases")
+
+    found = pair(released("1.16", "1.9"), released("1.9", "1.17.4"))
+    assert [(row.name, row.why) for row in found.rows] == [
+        ("1.16: reload", "not in new.json"),
+        ("1.9: reload", ""),
+        ("1.17.4: reload", "not in old.json"),
+    ]
+    assert found.unsaid == "1.16: reload: not in new.json; 1.17.4: reload: not in old.json"
+    assert found.about[:2] == ("old.json: library our sources", "new.json: library our sources")
+    assert pair(released("1.16"), released("1.17.4")).differences == ("they have no metric in common",)
+
+
 def test_noisy_machine_says_nothing_of_separate_runs() -> None:
     loud = result(Series("x", "s", times(1)), exact("n", "n", 1), load=Load((9.0,), (9.0,), 0.4))
     found = pair(loud, result(Series("x", "s", times(2, middle=0.04)), exact("n", "n", 1)))
@@ -187,8 +211,8 @@ def test_of_two_sides_the_reload_decides_whether_anything_is_said() -> None:
         ("run", ["reload: host", "step: commit"], {"reload: host", "step: commit"}),
         (
             "reload",
-            ["floor: the bare system calls", "pipeline, verifying in 2 threads"],
-            {"pipeline, verifying in 2 threads"},
+            ["reload: floor: the bare system calls", "reload: pipeline, verifying in 2 threads", "many: 2 pods"],
+            {"reload: pipeline, verifying in 2 threads"},
         ),
         ("traffic", ["UDP", "TCP"], {"UDP", "TCP"}),
     ],

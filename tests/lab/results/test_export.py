@@ -19,7 +19,7 @@ def sides() -> Result:
     ]
     rates = [Series("UDP", "packets/s", values, Better.HIGHER, side="A") for values in [times(3, middle=2e6)]]
     others = [exact("size", "bytes", 7000, side="A"), exact("zero", "n", 0, side="A"), Series("tc", "s", (), side="A")]
-    return result(*series, *rates, *others, sides=("A", "B"), course=Course(rounds=15, warm_up=1))
+    return result(*series, *rates, *others, sides=("A", "B"), course=Course(rounds=15, warm_up=1), seconds=125.0)
 
 
 def pyperf(*arguments: str | Path) -> str:
@@ -38,6 +38,9 @@ def test_pyperf_compares_an_export(tmp_path: Path) -> None:
     shown = pyperf("dump", "--quiet", tmp_path / "A.json")
     assert "UDP, time of one (packets/s)" in shown
     assert "7000" in pyperf("show", "--quiet", tmp_path / "A.json")
+    told = pyperf("stats", "--quiet", "--benchmark", "reload", tmp_path / "A.json")
+    assert "Total duration: 2 min 5.0 sec\n" in told, "that of the measurement, once"
+    assert "Number of value per run: 2\n" in told
 
 
 def test_pyperf_gets_values_after_the_warm_up_and_none_of_what_it_refuses() -> None:
@@ -45,7 +48,8 @@ def test_pyperf_gets_values_after_the_warm_up_and_none_of_what_it_refuses() -> N
     runs = {each["metadata"]["name"]: each["runs"] for each in document["benchmarks"]}
     assert runs.keys() == {"reload", "UDP, time of one (packets/s)", "size"}
     assert runs["reload"][0]["warmups"] == [[1, 9.0], [1, 9.0]]
-    assert [run["values"][0] for run in runs["reload"]] == list(times(0))
+    values = times(0)
+    assert [run["values"] for run in runs["reload"]] == [list(values[at : at + 2]) for at in range(0, len(values), 2)]
     assert runs["UDP, time of one (packets/s)"][0]["values"] == [1 / times(3, middle=2e6)[0]]
 
 
@@ -56,7 +60,7 @@ def test_pyperf_gets_no_value_of_the_warm_up_in_place_of_one_that_it_refuses() -
     ]
     (found,) = json.loads(to_pyperf(result(*series, course=Course(rounds=1, warm_up=1)), ""))["benchmarks"]
     assert found["metadata"]["name"] == "some"
-    assert [run["values"] for run in found["runs"]] == [[1.0], [2.0]]
+    assert [run["values"] for run in found["runs"]] == [[1.0, 2.0]]
     assert found["runs"][0]["warmups"] == [[1, 9.0]]
 
 

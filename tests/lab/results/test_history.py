@@ -55,10 +55,11 @@ def test_nothing_is_overwritten(tmp_path: Path) -> None:
     before = (tmp_path / name).read_bytes()
     with pytest.raises(BadResult, match=f"{tmp_path} has this result already: {name}"):
         add(tmp_path, measured(1))
-    # Another result of the same second.
-    with pytest.raises(FileExistsError):
-        add(tmp_path, replace(measured(1), seconds=7.0))
-    assert [path.name for path in tmp_path.iterdir()] == [name]
+    # Another result of the same second, such as of a commit that is measured again, at the time of the commit.
+    again = [add(tmp_path, replace(measured(number), seconds=7.0), START + timedelta(1)) for number in (1, 2)]
+    assert [each.name.partition("-")[0] for each in again] == ["20260102T000001Z", "20260102T000000Z"]
+    assert add(tmp_path, replace(measured(1), seconds=8.0)).name.startswith("20260102T000002Z-")
+    assert len(list(tmp_path.iterdir())) == 4
     assert (tmp_path / name).read_bytes() == before
 
 

@@ -57,6 +57,7 @@ def changed(path: Path, **changes: Any) -> Path:
         ({"seconds": float("inf")}, "holds no result: seconds is not a number"),
         ({"seconds": 10**400}, "holds no result: seconds is not a number"),
         ({"more": 1}, "holds no result: unknown more"),
+        ({"started": "9999-12-31T23:59:59-14:00"}, "holds no result: started: date value out of range"),
         ({"started": "soon"}, "holds no result: started: Invalid isoformat string: 'soon'"),
         ({"subjects": {}}, "holds no result: no subject: it does not say what was measured"),
         ({"subjects": {"B": {}}}, "holds no result: reload: of side 'A', which is none of the subjects"),

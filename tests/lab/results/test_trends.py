@@ -61,6 +61,11 @@ def test_the_threshold_decides_what_counts(lineage: Lineage) -> None:
     assert [each.metric for each in check(lineage, 0.055).findings] == ["size", "maps"]
 
 
+def test_one_more_of_what_went_wrong_is_a_step_however_many_there_were(tmp_path: Path) -> None:
+    filled(tmp_path, [measured(number, exact("packets lost", "packets", 1000 + number // 2)) for number in range(4)])
+    assert found(check(lineages(tmp_path)[0], 0.02)) == [("packets lost", commit(1), commit(2), Verdict.WORSE)]
+
+
 def last(number: int, *of: Lineage) -> list[str]:
     """Return the metrics of the first series that became worse at one of the last commits of all of them."""
     return [each.metric for each in check(of[0], 0.02, newest(of, number)).regressions]
@@ -115,11 +120,11 @@ def test_a_step_of_a_reload_that_came_late_does_not_take_the_word_from_the_reloa
 def test_of_a_series_whose_results_are_all_noisy_nothing_is_said(tmp_path: Path) -> None:
     busy = Load((9.0, 9.0, 9.0), (9.0, 9.0, 9.0), 0.9)
     for number in range(COMMITS):
-        series = (Series("pipeline, 2 threads", "s", times(number)), exact("size", "bytes", 7000))
+        series = (Series("reload: pipeline, 2 threads", "s", times(number)), exact("size", "bytes", 7000))
         filled(tmp_path, [replace(measured(number, *series), load=busy)])
     checked = check(lineages(tmp_path)[0], 0.02)
     assert (checked.metrics, checked.findings) == (2, ())
-    assert checked.unsaid == "pipeline, 2 threads: too noisy in every result"
+    assert checked.unsaid == "reload: pipeline, 2 threads: too noisy in every result"
     assert exit_code([checked]) == 3
 
 

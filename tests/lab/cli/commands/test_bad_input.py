@@ -267,6 +267,8 @@ def compiling(node: Node) -> bool:
         ("faults --kill --errno ENOMEM", "--kill means kills alone"),
         ("faults --life nosuch", "no stage nosuch in the life of a node"),
         ("bench ab own foo", "foo"),
+        ("bench reload --object x.o -D X", "--object is compiled already: without -D"),
+        ("run --rounds -1", "--rounds: '-1' is not a whole number of at least 0"),
         ("prefilter box --deny 192.0.2.1/24", "is not a prefix such as"),
         ("bench gates --pods 2", "unknown --pods; did you mean --rounds?; see: reloadlab bench gates --help"),
         ("vm ls --cpus 2", "unknown --cpus; see: reloadlab vm ls --help"),

@@ -111,6 +111,12 @@ def test_a_directory_that_is_no_history_is_one_line(
     assert err.startswith(f"reloadlab: {tmp_path / name} has format 99")
 
 
+def test_a_time_that_no_file_can_have_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for text in ("yesterday", "0001-01-01T00:00:00+14:00"):
+        assert main(["history", "add", str(tmp_path), "x.json", "--time", text]) == 2
+        assert f"'{text}' is not a time such as 2026-01-31T12:00:00+00:00; see" in capsys.readouterr().err
+
+
 def test_show_has_a_line_per_metric_and_draws_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = history(tmp_path / "h", slower=0.05)
     assert main(["history", "show", path, "-o", str(tmp_path / "plot.svg")]) == 0

@@ -102,13 +102,32 @@ def test_a_directory_that_is_a_link_is_refused(written: Path, capsys: pytest.Cap
         ),
         (["run.json", "run.json", "--trace", "t"], "--trace is of one run: among the files are 2"),
         (["run.json", "-o", "/proc/page.html"], "/proc/page.html: No such file or directory"),
+        (["run.json", "-o", "run.json"], "-o {0}/run.json: it is one of the files to read"),
+        (
+            ["run.json", "--compare", "bench.json", "-o", "bench.json"],
+            "-o {0}/bench.json: it is one of the files to read",
+        ),
+        (["run.json", "--trace", "run.json"], "--trace {0}/run.json: it is one of the files to read"),
+        (["run.json", "--trace", "report.html"], "--trace report.html: that is the page"),
         (["run.json", "-o", "."], "argument -o/--output: '.' names no file; see: reloadlab report --help"),
         (
             ["cut.json"],
             "{0}/cut.json holds no result: not JSON (Unterminated string starting at: line 1 column 9 (char 8))",
         ),
     ],
-    ids=["missing", "compare", "compare killed", "two traces", "unwritable", "no name", "truncated"],
+    ids=[
+        "missing",
+        "compare",
+        "compare killed",
+        "two traces",
+        "unwritable",
+        "over a run",
+        "over a base",
+        "trace over a run",
+        "trace over the page",
+        "no name",
+        "truncated",
+    ],
 )
 def test_what_is_wrong_is_one_line(
     arguments: list[str], said: str, written: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

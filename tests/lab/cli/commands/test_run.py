@@ -265,6 +265,15 @@ def test_pytest_prints_its_own_report_with_its_options(suite: Path) -> None:
     assert (ran.code, ran.outcomes["test_two"]) == (1, "failed")
 
 
+def test_scenarios_that_are_only_listed_are_followed_by_no_measurement(suite: Path) -> None:
+    suite.write_text(THREE)
+    ran = call(suite, [*command(suite)[:-2], "--rounds", "1", "--out", str(suite.with_name("out")), "--", "--co"])
+    assert "<Function test_one>" in ran.out
+    assert (ran.code, set(ran.outcomes.values())) == (1, {"not run"})
+    assert "3 not run; all of it in" in ran.out
+    assert ran.document["parallel"] is None
+
+
 def test_options_that_pytest_does_not_know_are_a_wrong_call(suite: Path) -> None:
     suite.write_text(THREE)
     ran = run(suite, "--bogus")
