@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import statistics
 import time
+from collections import defaultdict
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -13,9 +15,13 @@ from typing import Protocol
 from datapath.errors import ReloadlabError
 from lab.bench.held import HeldArrays
 from lab.results.result import Series
+from lab.system.process import status_fields
 
 WARM_UP = 3
 """Rounds that are not counted, before the first that is, but never more than are counted (`warm_up`)."""
+
+_TIMES = slice(11, 15)
+"""Fields of /proc/PID/stat: the ticks of a process, outside the kernel and inside, then those of its ended children."""
 
 Progress = Callable[[str], None]
 
@@ -82,6 +88,23 @@ class TimedCall:
         return time.perf_counter() - begin
 
 
+def own_time() -> float:
+    """Return the CPU seconds of this process and of all that it has started, directly or not, ended or running."""
+    times = os.times()
+    ticks, children = dict[int, int](), defaultdict[int, list[int]](list)
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        with suppress(FileNotFoundError, ProcessLookupError):
+            fields = status_fields(int(name))
+            children[int(fields[1])].append(int(name))
+            ticks[int(name)] = sum(map(int, fields[_TIMES]))
+    running = children[os.getpid()]
+    # It grows meanwhile, by their own.
+    for pid in running:
+        running += children[pid]
+    ended = times.user + times.system + times.children_user + times.children_system
+    return ended + sum(ticks[pid] for pid in running) / os.sysconf("SC_CLK_TCK")
+
+
 class BackgroundLoad:
     """The load of all other processes since the object was made: it distorts what is measured meanwhile."""
 
@@ -89,7 +112,7 @@ class BackgroundLoad:
         self._total, self._idle, self._own = self._now()
 
     def share(self) -> float:
-        """Return the share of all CPU time (0 to 1) that was neither idle nor used by this process and its children."""
+        """Return the share of all CPU time (0 to 1) that was neither idle nor used for what this process does."""
         total, idle, own = self._now()
         passed = max(total - self._total, 1e-9)
         return min(max(1 - (idle - self._idle + own - self._own) / passed, 0.0), 1.0)
@@ -97,9 +120,8 @@ class BackgroundLoad:
     @staticmethod
     def _now() -> tuple[float, float, float]:
         ticks = [int(word) for word in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]
-        second, times = os.sysconf("SC_CLK_TCK"), os.times()
-        own = times.user + times.system + times.children_user + times.children_system
-        return sum(ticks) / second, (ticks[3] + ticks[4]) / second, own
+        second = os.sysconf("SC_CLK_TCK")
+        return sum(ticks) / second, (ticks[3] + ticks[4]) / second, own_time()
 
 
 def warm_up(rounds: int) -> int:

@@ -277,7 +277,7 @@ class RunFile:
     def write(self, scenarios: Sequence[Record], *, complete: bool = False, error: str | None = None) -> None:
         """Write the file now; OSError tells why it cannot be written."""
         self._scenarios = scenarios
-        # Until the run is over, its own workers count as others.
+        # It is told of the whole run alone.
         others = round(self._background.share(), 4) if complete else None
         options: dict[str, Any] = {"complete": complete, "about": self._about, "error": error, "others": others}
         options["machines"] = self.machines

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 from dataclasses import dataclass, field
 
@@ -7,7 +9,7 @@ import pytest
 
 from datapath.errors import ReloadlabError
 from lab.bench.releases import ReleasesReport
-from lab.bench.rounds import WARM_UP, BackgroundLoad, Measurement, TimedCall, run_in_turns
+from lab.bench.rounds import WARM_UP, BackgroundLoad, Measurement, TimedCall, own_time, run_in_turns
 
 
 def test_ratio_is_the_median_of_the_rounds() -> None:
@@ -34,6 +36,28 @@ def test_own_work_is_no_background_load() -> None:
             pass
         share = busy.share()
     assert 0 <= share <= 0.9
+
+
+BUSY_THEN_WAITING = """
+import sys, time
+while time.process_time() < 0.5:
+    pass
+print("done", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_the_work_of_a_child_is_our_own_before_and_after_it_ends() -> None:
+    """A loader does its part of the work, and lives as long as what is measured."""
+    before = own_time()
+    argv = ["sh", "-c", 'python=$1; shift; "$python" -c "$@"; exit', "sh", sys.executable, BUSY_THEN_WAITING]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "done\n"
+        during = own_time()
+        process.communicate(timeout=60)
+    assert during - before >= 0.45
+    assert during <= own_time() < during + 0.45, "not counted twice"
 
 
 @dataclass
