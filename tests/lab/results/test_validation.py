@@ -1,11 +1,12 @@
 """What a comparison promises, checked on runs of which the truth is known: tests/lab/results/samples.py has the noise.
 
-`make null-runs` does the same with real reloads.
+tests/lab/results/recorded.py has runs that were measured: `make null-runs` and `tools/ab-runs` measure others.
 """
 
 from __future__ import annotations
 
 import math
+from statistics import median
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from lab.bench.sides import SIDES
 from lab.results.compare import ALARM, Named, Verdict, compare
 from lab.results.deciding import RELOAD
 from lab.results.result import Course, Result, Series
+from tests.lab.results.recorded import recorded
 from tests.lab.results.samples import lockstep, result, times
 
 PAIRS = 200
@@ -51,8 +53,28 @@ def test_of_null_runs_at_most_the_promised_share_raises_an_alarm() -> None:
         (found,) = compare([Named("null", made)], 1e-6)
         alarms += any(row.verdict in (Verdict.WORSE, Verdict.BETTER) for row in found.rows)
         uncorrected += any(row.difference is not None and row.difference.p < ALARM for row in found.rows)
-    most = ALARM + 2 * math.sqrt(ALARM * (1 - ALARM) / PAIRS)
-    assert alarms / PAIRS <= most < uncorrected / PAIRS
+    assert alarms / PAIRS <= most(PAIRS) < uncorrected / PAIRS
+
+
+def most(runs: int) -> float:
+    """Return the share of so many runs that may raise an alarm."""
+    return ALARM + 2 * math.sqrt(ALARM * (1 - ALARM) / runs)
+
+
+def test_of_recorded_null_runs_at_most_the_promised_share_raised_an_alarm() -> None:
+    """What made-up noise may lack: the noise of a machine, of a metric with itself and with the others."""
+    found = [each for run in recorded("null") for each in compare([Named("null", run)], 1e-6)]
+    alarms = sum(any(row.verdict in (Verdict.WORSE, Verdict.BETTER) for row in each.rows) for each in found)
+    uncorrected = sum(any(row.difference and row.difference.p < ALARM for row in each.rows) for each in found)
+    assert (len(found), alarms) == (127, 4)
+    assert alarms / len(found) <= most(len(found)) < uncorrected / len(found)
+
+
+def test_a_recorded_slow_down_of_3_to_4_percent_was_found_in_every_run() -> None:
+    found = [each for run in recorded("planted") for each in compare([Named("planted", run)], THRESHOLD)]
+    reloads = [next(row for row in each.rows if row.name == RELOAD) for each in found]
+    assert [row.verdict for row in reloads] == [Verdict.WORSE] * 20
+    assert 0.03 < median(row.change for row in reloads if row.change) < 0.045
 
 
 def test_a_slow_down_of_3_percent_is_found_in_the_promised_share() -> None:
