@@ -22,6 +22,8 @@ class Recording:
     """Collects a result, and keeps it in the file `out` if there is one; a context manager.
 
     The directory is opened, and the file written, before anything is measured: OSError or BadDirectory if it cannot be.
+    If it cannot be written later, such as on a full disk, the end of the block raises that: what was measured is not
+    lost to whoever prints it before.
     """
 
     def __init__(
@@ -36,6 +38,7 @@ class Recording:
         self._output: OutputDirectory | None = None
         self._begin = time.monotonic()
         self._stack = ExitStack()
+        self._failure: OSError | None = None
         self.result = Result(
             bench=bench,
             version=version("reloadlab"),
@@ -56,6 +59,8 @@ class Recording:
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
         self._stack.close()
+        if self._failure is not None and value is None:
+            raise self._failure
 
     def save(
         self,
@@ -76,7 +81,11 @@ class Recording:
             series=tuple(series),
             complete=complete,
         )
-        self._write()
+        try:
+            self._write()
+            self._failure = None
+        except OSError as error:
+            self._failure = error
         return self.result
 
     def _write(self) -> None:

@@ -225,7 +225,7 @@ def run_traffic(args: argparse.Namespace) -> int:
         isolate_mounts()
         report = measure_traffic(TrafficOptions(other, args.rounds), _progress)
         recording.save(report.series(), _course(args), others=report.others)
-    return _finish(args, recording, lambda: show(report))
+        return _finish(args, recording, lambda: show(report))
 
 
 def run_reload(args: argparse.Namespace) -> int:
@@ -269,7 +269,7 @@ def run_reload(args: argparse.Namespace) -> int:
         report = measure_reload(options, _progress)
         notes = {"object": report.object, "hooks": report.hooks, "not traced": report.calls.missing}
         recording.save(report.series(), _course(args), others=report.others, notes=notes)
-    return _finish(args, recording, lambda: show(report))
+        return _finish(args, recording, lambda: show(report))
 
 
 def _check_reload(args: argparse.Namespace) -> None:
@@ -296,7 +296,7 @@ def run_gates(args: argparse.Namespace) -> int:
     with _recording(args, {}, own_code()) as recording:
         report = measure_gates(args.rounds, _progress)
         recording.save(report.series(), _course(args), others=report.others)
-    return _finish(args, recording, lambda: show(report))
+        return _finish(args, recording, lambda: show(report))
 
 
 def run_topology(args: argparse.Namespace) -> int:
@@ -314,7 +314,7 @@ def run_topology(args: argparse.Namespace) -> int:
         series = [Series("start of the interpreter", "s", (start,)), *(each for row in rows for each in row.series())]
         # The kernel still cleans up after one run during the next: the load of others says nothing here.
         recording.save(series, Course(rounds=args.rounds))
-    return _finish(args, recording, lambda: show(rows, start))
+        return _finish(args, recording, lambda: show(rows, start))
 
 
 def run_ab(args: argparse.Namespace) -> int:
@@ -348,10 +348,10 @@ def run_ab(args: argparse.Namespace) -> int:
             recording.save(report.series(), report.course(), others=report.others, notes=notes, complete=complete)
 
         keep(measure_ab(options, _progress, keep), complete=True)
-    comparisons = compare([Named("this run", recording.result)], args.threshold)
-    _finish(args, recording, lambda: show(comparisons))
-    tell_unsaid(comparisons)
-    return exit_code(comparisons)
+        comparisons = compare([Named("this run", recording.result)], args.threshold)
+        _finish(args, recording, lambda: show(comparisons))
+        tell_unsaid(comparisons)
+        return exit_code(comparisons)
 
 
 def run_releases(args: argparse.Namespace) -> int:
@@ -378,8 +378,8 @@ def run_releases(args: argparse.Namespace) -> int:
             recording.save(report.series, report.course(), others=report.others, notes=notes, complete=complete)
 
         keep(measure_releases(options, _progress, keep), complete=True)
-    _finish(args, recording, lambda: show(recording.result))
-    return 0 if any(series.values for series in recording.result.series) else 1
+        _finish(args, recording, lambda: show(recording.result))
+        return 0 if any(series.values for series in recording.result.series) else 1
 
 
 def run_export(args: argparse.Namespace) -> int:

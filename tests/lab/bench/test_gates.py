@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from lab.bench.gates import Calls, measure_gates
 from lab.cli.gates_view import show
+from tests.lab.labs import cli
 
 pytestmark = pytest.mark.privileged
 
@@ -26,6 +28,14 @@ def test_each_call_with_a_filter_and_without(capsys: pytest.CaptureFixture[str])
     assert series[1].name == "getppid: under the filter"
     show(report)
     assert "stopped and let go" in capsys.readouterr().out
+
+
+def test_what_was_measured_is_printed_though_its_file_cannot_be_written(tmp_path: Path) -> None:
+    path = tmp_path / "result.json"
+    argv = cli("bench", "gates", "--rounds", "40", "--out", str(path))
+    done = subprocess.run(["prlimit", "--fsize=5000", *argv], capture_output=True, text=True, timeout=60, check=False)
+    assert "stopped and let go" in done.stdout
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (1, f"reloadlab: {path}: File too large")
 
 
 @pytest.mark.parametrize("gated", [False, True])

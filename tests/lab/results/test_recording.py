@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import os
+import resource
 import shutil
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -57,6 +59,43 @@ def test_a_place_that_cannot_be_written_is_noticed_before_anything_is_measured(t
         pytest.fail("measured")
     with pytest.raises(FileNotFoundError), recording(Path("/proc/none/x.json")):
         pytest.fail("measured")
+
+
+@contextmanager
+def smaller_files(most: int) -> Iterator[None]:
+    """Let the kernel refuse files of more bytes, as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_disk_that_is_full_later_ends_no_measurement_and_is_told_at_its_end(tmp_path: Path) -> None:
+    path, many = tmp_path / "x.json", [Series("x", "s", (1.0,) * 10_000)]
+    printed = []
+
+    def measure() -> None:
+        with recording(path) as under_way:
+            with smaller_files(5000):
+                under_way.save(many, Course())
+            printed.append(under_way.result)
+
+    with pytest.raises(OSError, match="File too large"):
+        measure()
+    assert len(printed[0].series[0].values) == 10_000
+    with pytest.raises(BadResult, match="cut short"):
+        read_result(path)
+
+
+def test_a_disk_that_is_full_for_a_while_costs_nothing(tmp_path: Path) -> None:
+    path, many = tmp_path / "x.json", [Series("x", "s", (1.0,) * 10_000)]
+    with recording(path) as under_way:
+        with smaller_files(5000):
+            under_way.save(many, Course(), complete=False)
+        done = under_way.save(many, Course())
+    assert read_result(path) == done
 
 
 def test_without_a_file_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
