@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from pathlib import Path
 
 from lab.results.compare import Named
@@ -25,7 +25,8 @@ def comparable(files: Sequence[tuple[str, Result | Run]]) -> tuple[list[Named], 
     """Return results and runs, each with its name, as results that can be compared.
 
     Also returns what of them is left out, in words; empty if nothing is. Of runs, only the scenarios that all of them
-    have are in the results, and times only of those that passed in all. BadResult if runs have no scenario in common.
+    have are in the results, and times only of those that passed in all; of a metric, of those that have it in all.
+    BadResult if runs have no scenario in common.
     """
     runs = [each for _, each in files if isinstance(each, Run)]
     names = frozenset[str]().union(*(run.names for run in runs))
@@ -33,7 +34,13 @@ def comparable(files: Sequence[tuple[str, Result | Run]]) -> tuple[list[Named], 
     passed = common.intersection(*(run.passed for run in runs))
     if names and not common:
         raise BadResult(f"{', '.join(name for name, _ in files)}: the runs have no scenario in common")
-    named = [Named(name, each.result(common, passed) if isinstance(each, Run) else each) for name, each in files]
+    measured: dict[str, Set[str]] = {}
+    for run in runs:
+        for metric, times in run.times(passed).items():
+            measured[metric] = measured.get(metric, times.keys()) & times.keys()
+    named = [
+        Named(name, each.result(common, passed, measured) if isinstance(each, Run) else each) for name, each in files
+    ]
     left_out = [f"{len(names - common)} scenarios that are not in all of the runs"] if names != common else []
     left_out += [f"the times of {len(common - passed)} that did not pass in all of them"] if common != passed else []
     return named, " and ".join(left_out)

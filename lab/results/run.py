@@ -109,11 +109,17 @@ class Run:
         """The names of those that passed."""
         return frozenset(scenario.name for scenario in self.scenarios if scenario.outcome == PASSED)
 
-    def result(self, names: Collection[str], passed: Collection[str]) -> Result:
-        """Return the scenarios of these names, and the times of those of `passed`, as a result without sides."""
+    def result(
+        self, names: Collection[str], passed: Collection[str], measured: Mapping[str, Collection[str]] | None = None
+    ) -> Result:
+        """Return the scenarios of these names, and the times of those of `passed`, as a result without sides.
+
+        A metric that `measured` names has the times of these scenarios only.
+        """
         facts, chosen = self.facts, [scenario for scenario in self.scenarios if scenario.name in names]
+        times = self.times(passed)
         series = [
-            *self._times(passed),
+            *(_by_scenario(name, found, (measured or {}).get(name, found)) for name, found in times.items()),
             *self._parallel_series(),
             exact("scenarios that failed", "scenarios", sum(scenario.outcome in BAD for scenario in chosen)),
             exact("packets lost", "packets", sum(scenario.lost for scenario in chosen)),
@@ -132,18 +138,20 @@ class Run:
             complete=True,
         )
 
-    def _times(self, passed: Collection[str]) -> Iterator[Series]:
-        """Yield reloads by their kind, steps, and worst delays: each value is the median of a scenario."""
+    def times(self, passed: Collection[str]) -> dict[str, dict[str, float]]:
+        """Return reloads by their kind, steps, and worst delays: by metric the median of each scenario, in seconds."""
         reloads = [reload for reload in self.reloads if reload.scenario in passed]
-        for kind in dict.fromkeys(reload.kind for reload in reloads):
-            of_kind = ((reload.scenario, sum(reload.steps.values())) for reload in reloads if reload.kind == kind)
-            yield _by_scenario(f"reload: {kind}", of_kind)
-        for step in dict.fromkeys(step for reload in reloads for step in reload.steps):
-            yield _by_scenario(
-                f"step: {step}", ((each.scenario, each.steps[step]) for each in reloads if step in each.steps)
+        found: dict[str, dict[str, list[float]]] = {}
+        for reload in reloads:
+            found.setdefault(f"reload: {reload.kind}", {}).setdefault(reload.scenario, []).append(
+                sum(reload.steps.values())
             )
-        delays = ((each.name, each.worst_delay) for each in self.scenarios if each.name in passed)
-        yield _by_scenario("worst delay", ((name, delay) for name, delay in delays if delay is not None))
+        for reload in reloads:
+            for step, seconds in reload.steps.items():
+                found.setdefault(f"step: {step}", {}).setdefault(reload.scenario, []).append(seconds)
+        delays = {each.name: [each.worst_delay] for each in self.scenarios if each.worst_delay is not None}
+        found["worst delay"] = {name: delay for name, delay in delays.items() if name in passed}
+        return {metric: {name: median(each) for name, each in of_metric.items()} for metric, of_metric in found.items()}
 
     def _parallel_series(self) -> Iterator[Series]:
         if self.parallel is not None:
@@ -153,14 +161,10 @@ class Run:
             yield exact(f"{name}: packets lost", "packets", self.parallel.lost)
 
 
-def _by_scenario(name: str, values: Iterable[tuple[str, float]]) -> Series:
-    """Return a series of the median of each scenario, in order of their names."""
-    found: dict[str, list[float]] = {}
-    for scenario, value in values:
-        found.setdefault(scenario, []).append(value)
-    medians = tuple(median(found[scenario]) for scenario in sorted(found))
+def _by_scenario(name: str, times: Mapping[str, float], scenarios: Collection[str]) -> Series:
+    """Return a series of the times of these scenarios, in order of their names."""
     # Another run has the same group if it has such values of the same scenarios.
-    return Series(name, "s", medians, group=f"scenarios {_digest(found)}")
+    return Series(name, "s", tuple(times[each] for each in sorted(scenarios)), group=f"scenarios {_digest(scenarios)}")
 
 
 def _digest(names: Iterable[str]) -> str:

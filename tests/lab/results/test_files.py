@@ -112,6 +112,22 @@ def test_only_scenarios_of_both_are_compared_and_the_rest_is_said(
     assert capsys.readouterr().err == f"reloadlab: not compared: {left_out}\n"
 
 
+def test_a_step_that_a_scenario_has_in_one_run_only_is_compared_over_the_others(tmp_path: Path) -> None:
+    """The most expensive of them has it: among the others it would pass for a slow-down, and pairs there were none."""
+    old, new = run_document(1), run_document(2, slower=1.05)
+    last = old["scenarios"][-1]["name"]
+    for reload in old["reloads"]:
+        if reload["scenario"] == last:
+            del reload["spans"][1]
+    named, left_out = read_comparable([written(tmp_path / f"{n}.json", run) for n, run in enumerate((old, new))])
+    (found,) = compare(named, 0.02)
+    (commit,) = [row for row in found.rows if row.name == "step: commit"]
+    assert commit.rounds == (SCENARIOS - 1, SCENARIOS - 1)
+    assert commit.difference is not None
+    assert commit.difference.paired
+    assert (commit.verdict, left_out) == (Verdict.WORSE, "")
+
+
 def changed(change: Callable[[dict[str, Any]], object]) -> dict[str, Any]:
     document = copy.deepcopy(run_document(1))
     change(document)
