@@ -170,13 +170,14 @@ def differences(old: Result, new: Result) -> Iterable[str]:
 
 def _rows(old: Named, new: Named, old_side: str, new_side: str) -> Iterable[Row]:
     """Yield a row for each metric that either has."""
-    measured = [
-        series.name
+    both = [
+        series
         for named, side in ((old, old_side), (new, new_side))
         for series in named.result.of_side(side).values()
-        if series.values and not series.exact
+        if not series.exact
     ]
-    decide = deciding(old.result.bench, measured)
+    measured = [series.name for series in both if series.values]
+    decide = deciding(old.result.bench, measured, [series.name for series in both if series.refusal])
     for name, row in _drafts(old, new, old_side, new_side):
         yield replace(row, decides=name in decide)
 

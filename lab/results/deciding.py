@@ -9,17 +9,22 @@ from lab.results.result import RUN
 RELOAD = "reload"
 """The metric of a whole reload."""
 
-_MADE_FOR = {"ab": RELOAD, "releases": RELOAD, RUN: "reload: pod", "reload": "reload: pipeline, "}
+_AB = "ab"
+_MADE_FOR = {_AB: RELOAD, "releases": RELOAD, RUN: "reload: pod", "reload": "reload: pipeline, "}
 """By benchmark, how the metrics begin that it is made for. Others, such as the steps of a reload, only explain them."""
 
 _REASONS = 3
 """Metrics that are named with the reason why nothing can be said of them."""
 
 
-def deciding(bench: str, measured: Collection[str]) -> frozenset[str]:
-    """Return those of the metrics that were measured which decide; all of them where none stands for the others."""
+def deciding(bench: str, measured: Collection[str], refused: Collection[str] = ()) -> frozenset[str]:
+    """Return those of the metrics that were measured which decide; all of them where none stands for the others.
+
+    Of `bench ab` those that were `refused` decide as well: it measures nothing but what it is asked for.
+    """
     prefix = _MADE_FOR.get(bench)
-    return frozenset(name for name in measured if prefix and name.startswith(prefix)) or frozenset(measured)
+    found = frozenset(name for name in measured if prefix and name.startswith(prefix)) or frozenset(measured)
+    return found | frozenset(refused) if bench == _AB else found
 
 
 def reasons(unknown: Mapping[str, str]) -> str:

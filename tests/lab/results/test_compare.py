@@ -221,6 +221,14 @@ def test_what_decides(bench: str, names: list[str], decide: set[str]) -> None:
     assert deciding(bench, names) == decide
 
 
+def test_what_a_side_was_asked_for_and_cannot_do_is_no_success() -> None:
+    """As with --trials: a reload under traffic that fails has no delay, and has lost nothing that anybody counted."""
+    reload, delay = ("reload", times(1), times(2)), "worst delay: all is reloaded"
+    assert sides(reload, (delay, times(3, rounds=2), ())).unsaid == f"{delay}: not measured: no"
+    assert sides(reload, (delay, (), ())).unsaid == f"{delay}: not measured: no"
+    assert sides(reload, (delay, times(3, rounds=2), times(4, rounds=2))).unsaid == ""
+
+
 def test_without_a_metric_that_stands_for_all_every_one_decides() -> None:
     one, two = Series("UDP", "s", times(1)), Series("TCP", "s", times(2))
     both = result(one, two, bench="traffic")
