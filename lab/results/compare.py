@@ -26,7 +26,7 @@ ALARM = 1 - CONFIDENCE
 """Probability that a comparison of equal things finds any difference, at most, whatever the number of metrics."""
 
 _FAULTS = frozenset({"packets", "scenarios"})
-"""Units of exact metrics that count what went wrong."""
+"""Units of metrics that count what went wrong: they are as good as exact."""
 
 
 class Verdict(StrEnum):
@@ -199,7 +199,7 @@ def _drafts(old: Named, new: Named, old_side: str, new_side: str) -> Iterable[tu
             yield name, Row(prefix + name, known.unit, known.exact, known.better, why=f"not in {where}")
         elif before.unit != after.unit or before.exact is not after.exact or before.better is not after.better:
             yield name, Row(prefix + name, before.unit, before.exact, before.better, why="measured in another way")
-        elif before.exact:
+        elif before.exact or before.unit in _FAULTS:
             yield name, _exact_row(prefix + name, before, after)
         else:
             values = counted(before, old.result), counted(after, new.result)
@@ -221,7 +221,10 @@ def counted(series: Series, result: Result) -> list[float]:
 def _exact_row(name: str, old: Series, new: Series) -> Row:
     if not old.values or not new.values:
         return Row(name, old.unit, True, old.better, why=_refusal(old, new))
-    before, after = old.values[-1], new.values[-1]
+    trials = len(old.values), len(new.values)
+    if trials[0] != trials[1]:
+        return Row(name, old.unit, True, old.better, why=f"counted in {trials[0]} and in {trials[1]} trials")
+    before, after = sum(old.values), sum(new.values)
     change = 0.0 if before == after else after / before - 1 if before else math.inf
     pair = Interval(before, before, before), Interval(after, after, after)
     return Row(name, old.unit, True, old.better, *pair, rounds=(1, 1), change=change)

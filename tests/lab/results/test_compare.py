@@ -82,6 +82,19 @@ def test_one_more_of_what_went_wrong_is_worse_however_many_there_were(unit: str)
     assert [found(1000, new) for new in (1000, 1001, 999)] == [Verdict.SAME, Verdict.WORSE, Verdict.BETTER]
 
 
+def test_packets_lost_in_each_of_several_trials_are_added_up() -> None:
+    """As `bench releases` counts them: chance may be in it, and a ratio is not."""
+
+    def found(old: tuple[float, ...], new: tuple[float, ...]) -> tuple[Verdict, str]:
+        before, after = (result(Series("lost", "packets", each), exact("n", "n", 1)) for each in (old, new))
+        row, _ = pair(before, after).rows
+        return row.verdict, row.why
+
+    assert found((0.0, 0.0, 0.0), (0.0, 27.0, 95.0)) == (Verdict.WORSE, "")
+    assert found((0.0, 0.0, 0.0), (0.0, 0.0, 0.0)) == (Verdict.SAME, "")
+    assert found((0.0, 1.0), (0.0, 1.0, 0.0)) == (Verdict.UNKNOWN, "counted in 2 and in 3 trials")
+
+
 def test_of_a_side_that_only_one_result_has_nothing_can_be_said() -> None:
     def released(*sides: str) -> Result:
         series = (Series("reload", "s", times(len(side)), side=side) for side in sides)
