@@ -94,7 +94,7 @@ async function draw(canvas, figure) {
   const style = getComputedStyle(document.documentElement);
   const made = figure.rows ? bars(figure, narrow) : structuredClone({ data: figure.data, layout: figure.layout });
   const axis = { gridcolor: "--line", linecolor: "--line", zerolinecolor: "--line", automargin: true };
-  if (narrow && !figure.rows) for (const trace of made.data) if (trace.y) shorten(trace, made.layout);
+  if (narrow && !figure.rows) shorten(made);
   const layout = {
     ...made.layout, height: figure.height, autosize: true, font: { family: style.fontFamily, size: narrow ? 11 : 12, color: "--ink" },
     paper_bgcolor: "--paper", plot_bgcolor: "--paper", margin: { l: 8, r: 12, t: figure.rows ? 18 : 12, b: 40 }, dragmode: narrow ? false : "zoom",
@@ -107,9 +107,15 @@ async function draw(canvas, figure) {
   drawn.set(canvas, figure);
 }
 
-function shorten(trace, layout) {
-  const cut = (name) => (typeof name === "string" ? short(name, 22) : name);
-  trace.y = trace.y.map(cut);
+// Names lose what is in their middle: many begin alike. Rows of the same name would be one.
+function shorten({ data, layout }) {
+  const cuts = new Map();
+  const cut = (name) => {
+    if (typeof name !== "string") return name;
+    if (!cuts.has(name)) cuts.set(name, (name.length > 22 ? `${name.slice(0, 6)}…${name.slice(-15)}` : name) + "\u200b".repeat(cuts.size));
+    return cuts.get(name);
+  };
+  for (const trace of data) if (trace.y) trace.y = trace.y.map(cut);
   if (layout.yaxis?.categoryarray) layout.yaxis.categoryarray = layout.yaxis.categoryarray.map(cut);
 }
 

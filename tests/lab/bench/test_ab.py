@@ -11,6 +11,7 @@ import sys
 import time
 from contextlib import ExitStack
 from pathlib import Path
+from statistics import median
 
 import pytest
 
@@ -215,7 +216,8 @@ def test_two_versions_of_our_own_loader_are_compared_as_processes(tmp_path: Path
     assert "reload" in out, err
     result = read_result(path)
     a, b = (result.of_side(side)["reload"].values for side in "AB")
-    assert max(a) < 0.5 < min(b)
+    # A busy machine may hold up one of them for as long.
+    assert median(a) < 0.5 < min(b)
     # What a loader prepares by itself is no step of ours.
     assert not any(series.name.startswith("step: ") for series in result.series)
     assert result.subjects["B"]["loader"] == theirs

@@ -153,6 +153,25 @@ def test_on_a_telephone_nothing_is_wider_than_the_screen(page: Page, files: dict
     assert page.run("return [document.documentElement.scrollWidth, innerWidth]") == [390, 390]
 
 
+def test_on_a_telephone_metrics_whose_names_begin_alike_keep_rows_of_their_own(page: Page, tmp_path: Path) -> None:
+    metrics = [f"traced step, outside bpf(2) and netlink: {step}" for step in ("compile", "load programs", "commit")]
+    series = [
+        Series(name, "s", times(number + place), side=side, group="g")
+        for place, side in enumerate("AB")
+        for number, name in enumerate(metrics)
+    ]
+    content = json.loads(json.dumps(to_json(result(*series, sides=("A", "B")))))
+    path = tmp_path / "page.html"
+    path.write_text(PageMaker([to_document(Path("ab.json"), content)]).make())
+    page.emulate("setDeviceMetricsOverride", width=390, height=844, deviceScaleFactor=2, mobile=True)
+    page.open(path)
+    for canvas, rows in zip(page.all(".canvas"), (3, 6), strict=True):
+        page.run("arguments[0].scrollIntoView()", canvas)
+        ticks = page.wait(partial(canvas.find_elements, By.CSS_SELECTOR, ".ytick text"))
+        assert len(ticks) == rows, [tick.text for tick in ticks]
+        assert all(any(f": {step}" in tick.text for tick in ticks) for step in ("compile", "commit"))
+
+
 def test_figures_follow_the_scheme_of_the_system(page: Page, files: dict[str, Path]) -> None:
     page.open(files["all"])
     page.open_scenario(0)
