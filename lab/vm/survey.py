@@ -86,7 +86,7 @@ def merged(known: Sequence[Survey], new: Survey) -> list[Survey]:
     Of that, the modes stay that the new one has not tried.
     """
     others = [survey for survey in known if survey.label != new.label]
-    (before,) = [survey for survey in known if (survey.label, survey.release) == (new.label, new.release)] or [new]
+    before = next((survey for survey in known if (survey.label, survey.release) == (new.label, new.release)), new)
     tried = {_mode(check) for check in new.checks}
     stays = [check for check in before.checks if _mode(check) not in {None, *tried}]
     modes = [None, *MODES]
