@@ -85,10 +85,18 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Skip scenarios that cannot run: without root, or with another C or loader where they need our own."""
-    for item in items:
-        if os.geteuid() != 0 and FIXTURES.intersection(getattr(item, "fixturenames", ())):
+    """Skip scenarios that cannot run: without root, or with another C or loader where they need our own.
+
+    The others get more time on a slow machine.
+    """
+    scenarios = [item for item in items if FIXTURES.intersection(getattr(item, "fixturenames", ()))]
+    lab = config.stash.get(_LAB, None)
+    if lab is not None:
+        lab.give_time(config, scenarios)
+    for item in scenarios:
+        if os.geteuid() != 0:
             item.add_marker(pytest.mark.skip(reason=NEEDS_ROOT))
+    for item in items:
         ours = item.get_closest_marker("reloadlab_own_sources")
         if config.getoption("--reloadlab-library") is not None and ours is not None:
             item.add_marker(pytest.mark.skip(reason=ours.args[0] if ours.args else NEEDS_MACROS))

@@ -30,6 +30,7 @@ from lab.node.topology import NodeSpec
 from lab.scenario import marks
 from lab.scenario.marks import Kinds, MarkOptions
 from lab.scenario.recorder import Recorder
+from lab.scenario.timeouts import give_time as give_time  # for reloadlab.pytest_plugin
 from lab.scenario.tracebacks import shortened, with_notes
 from lab.scenario.verdict import InvariantsViolated, NoVerdict
 from lab.system.output import BadDirectory, OutputDirectory
