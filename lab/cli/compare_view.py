@@ -49,9 +49,12 @@ def show(comparisons: Sequence[Comparison]) -> None:
         print()
 
 
-def markdown(comparisons: Sequence[Comparison]) -> str:
-    """Return the same as Markdown, for the summary of a job: what changed, and the whole table folded."""
-    parts = []
+def markdown(comparisons: Sequence[Comparison], left_out: str = "") -> str:
+    """Return the same as Markdown, for the summary of a job: what changed, and the whole table folded.
+
+    `left_out` is what is not compared, in words.
+    """
+    parts = [f"Not compared: {escaped(left_out)}\n\n"] if left_out else []
     for comparison in comparisons:
         parts.append(f"### {escaped(comparison.old)} → {escaped(comparison.new)}\n\n")
         if comparison.unsaid:

@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print_json(to_json(comparisons))
     elif args.markdown:
-        print(markdown(comparisons), end="")
+        print(markdown(comparisons, left_out), end="")
     else:
         show(comparisons)
     tell_unsaid(comparisons)

@@ -110,6 +110,9 @@ def test_only_scenarios_of_both_are_compared_and_the_rest_is_said(
     assert {row.rounds for row in found.rows if row.name.startswith("step")} == {(SCENARIOS - 1, SCENARIOS - 1)}
     assert main(["compare", *map(str, paths)]) == 1
     assert capsys.readouterr().err == f"reloadlab: not compared: {left_out}\n"
+    # Who reads the summary of a job does not see that.
+    assert main(["compare", *map(str, paths), "--markdown"]) == 1
+    assert f"Not compared: {left_out}\n" in capsys.readouterr().out
 
 
 def test_a_step_that_a_scenario_has_in_one_run_only_is_compared_over_the_others(tmp_path: Path) -> None:
