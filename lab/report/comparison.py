@@ -35,12 +35,14 @@ class Compared:
     @property
     def verdict(self) -> str:
         """What is worse, in a line."""
-        if self.comparison.unsaid:
-            return "not comparable: " + self.comparison.unsaid
+        unsaid = f"not comparable: {self.comparison.unsaid}" if self.comparison.unsaid else ""
+        if unsaid and not self.comparison.regressions:
+            return unsaid
         rows = self.comparison.rows
         counts = {verdict: sum(row.verdict is verdict for row in rows) for verdict in Verdict}
         words = {Verdict.UNKNOWN: "where nothing can be said"}
-        return ", ".join(f"{count} {words.get(verdict, verdict)}" for verdict, count in counts.items() if count)
+        told = ", ".join(f"{count} {words.get(verdict, verdict)}" for verdict, count in counts.items() if count)
+        return f"{told}; {unsaid}" if unsaid else told
 
 
 def comparisons(old: Named | None, results: Sequence[Named], threshold: float) -> list[Compared]:

@@ -46,6 +46,18 @@ def test_what_cannot_be_compared_says_why_and_is_not_drawn() -> None:
     assert compared.verdict.startswith("not comparable: kernel: ")
 
 
+def test_what_is_worse_is_said_though_of_something_else_nothing_can_be() -> None:
+    """As `compare`, which ends with 1 then."""
+    noisy = [Series("noisy", "s", times(seed, noise=0.3)) for seed in (1, 2)]
+    old, new = (
+        Named(each.name, replace(each.result, series=(*each.result.series, more)))
+        for each, more in zip((OLD, NEW), noisy, strict=True)
+    )
+    (compared,) = comparisons(old, [new], 0.02)
+    assert compared.verdict.startswith("1 worse, ")
+    assert "; not comparable: noisy: noise: ±" in compared.verdict
+
+
 def test_sides_are_compared_without_an_old_result() -> None:
     assert [each.title for each in comparisons(None, [AB], 0.02)] == ["ab.json: A → B"]
     assert comparisons(None, [NEW], 0.02) == []
