@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from lab.results.result import Result
 from lab.results.subject import COMMIT, OWN_COMMIT, short
@@ -13,11 +13,11 @@ _SHOWN = ("object", "library", COMMIT, "defines", "loader", "attach", "sleep")
 _HASHES = {"library": "library sha256", "object": "object sha256"}
 
 
-def about(old: tuple[str, Result, str], new: tuple[str, Result, str]) -> tuple[str, ...]:
+def about(compared: Sequence[tuple[str, Result, str]]) -> tuple[str, ...]:
     """Return what is compared, the machine, and how it was measured; each is what it is called, a result, its side."""
-    lines = [f"{name}: {_subject(result, side)}" for name, result, side in (old, new)]
-    results = [result for _, result, _ in (old, new)]
-    machine = results[1].machine
+    lines = [f"{name}: {_subject(result, side)}" for name, result, side in compared]
+    results = [result for _, result, _ in compared]
+    machine = results[-1].machine
     cpu = f"{machine.cpu_model or machine.architecture}, {machine.cpus} CPUs"
     lines.append(", ".join(filter(None, (cpu, f"kernel {machine.kernel}", machine.clang and f"clang {machine.clang}"))))
     return tuple(lines + list(dict.fromkeys("; ".join(_course(result)) for result in results)))

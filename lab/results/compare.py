@@ -128,13 +128,15 @@ def compare(results: Sequence[Named], threshold: float) -> list[Comparison]:
         drafts = [_two_results(old, new) for new in others]
     else:
         first, *sides = old.result.sides
-        drafts = [
-            Comparison(first, side, tuple(_rows(old, old, first, side)), about=_about(old, old, first, side))
-            for side in sides
-        ]
+        drafts = [_two_sides(old, first, side) for side in sides]
         if not sides:
             drafts = [Comparison(old.name, "", differences=("it has no second side: name another result",))]
     return _judged(drafts, threshold)
+
+
+def _two_sides(named: Named, old: str, new: str) -> Comparison:
+    compared = [(side, named.result, side) for side in (old, new)]
+    return Comparison(old, new, tuple(_rows(named, named, old, new)), about=about(compared))
 
 
 def _two_results(old: Named, new: Named) -> Comparison:
@@ -145,16 +147,13 @@ def _two_results(old: Named, new: Named) -> Comparison:
     rows = [row for side in sides for row in _rows(old, new, side, side)]
     if not any(row.old and row.new for row in rows):
         return Comparison(old.name, new.name, differences=("they have no metric in common",))
-    common = next(side for side in old.result.sides if side in new.result.sides)
-    return Comparison(old.name, new.name, tuple(rows), about=_about(old, new, common, common))
-
-
-def _about(old: Named, new: Named, old_side: str, new_side: str) -> tuple[str, ...]:
-    one_run = old.result is new.result
-    return about(
-        (old_side if one_run else old.name, old.result, old_side),
-        (new_side if one_run else new.name, new.result, new_side),
-    )
+    compared = [
+        (f"{named.name}, {side}" if side else named.name, named.result, side)
+        for side in sides
+        if side in old.result.sides and side in new.result.sides
+        for named in (old, new)
+    ]
+    return Comparison(old.name, new.name, tuple(rows), about=about(compared))
 
 
 def differences(old: Result, new: Result) -> Iterable[str]:

@@ -107,8 +107,21 @@ def test_of_a_side_that_only_one_result_has_nothing_can_be_said() -> None:
         ("1.17.4: reload", "not in old.json"),
     ]
     assert found.unsaid == "1.16: reload: not in new.json; 1.17.4: reload: not in old.json"
-    assert found.about[:2] == ("old.json: library our sources", "new.json: library our sources")
+    assert found.about[:2] == ("old.json, 1.9: library our sources", "new.json, 1.9: library our sources")
     assert pair(released("1.16"), released("1.17.4")).differences == ("they have no metric in common",)
+
+
+def test_every_side_of_two_results_is_told_what_it_is() -> None:
+    made = result(*(Series("reload", "s", times(1), side=side) for side in "AB"), sides=("A", "B"))
+    old, new = (
+        replace(made, subjects={"A": {"library": "our sources"}, "B": {"library": library}}) for library in ("/1", "/2")
+    )
+    assert pair(old, new).about[:4] == (
+        "old.json, A: library our sources",
+        "new.json, A: library our sources",
+        "old.json, B: library /1",
+        "new.json, B: library /2",
+    )
 
 
 def test_noisy_machine_says_nothing_of_separate_runs() -> None:
