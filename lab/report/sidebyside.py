@@ -117,6 +117,8 @@ def _figures(result: Result, group: Group) -> Iterator[Figure]:
     units = dict.fromkeys(each.unit for sides in metrics.values() for each in sides.values())
     for unit in units:
         shown = {name: sides for name, sides in metrics.items() if all(each.unit == unit for each in sides.values())}
+        if not shown:
+            continue
         title = group.title or ", ".join(shown)
         yield (_bars if group.title == PARTS else _dots)(result, Group(title, shown))
 

@@ -118,7 +118,12 @@ class Result:
         check_time(self.started)
         if not self.subjects:
             raise WrongContent("no subject: it does not say what was measured")
+        warm = self.course.warm_up
+        if warm < 0:
+            raise WrongContent(f"{warm} rounds of warm-up")
         for series in self.series:
+            if series.group and 0 < len(series.values) <= warm * series.block:
+                raise WrongContent(f"{series.name}: {len(series.values)} values, and {warm} rounds of warm-up")
             if series.side and series.side not in self.subjects:
                 raise WrongContent(f"{series.name}: of side {series.side!r}, which is none of the subjects")
 

@@ -72,6 +72,11 @@ def test_values_that_are_far_apart_have_a_logarithmic_axis_and_others_begin_at_z
     assert axis(0.0, 0.002, 1.0)["rangemode"] == "tozero"  # type: ignore[index]
 
 
+def test_a_metric_whose_sides_have_different_units_is_in_the_table_alone() -> None:
+    series = Series("took: a", "s", (1.0,), side=SIDES[0]), Series("took: a", "packets", (2.0,), side=SIDES[1])
+    assert side_figures(result(*series, sides=SIDES)) == []
+
+
 def test_the_page_shows_all_sides_once_and_says_what_was_not_measured() -> None:
     found = sample()
     text = PageMaker([Document(str(Path("x.json")), "result", to_json(found), found)]).make()

@@ -45,6 +45,9 @@ def changed(path: Path, **changes: Any) -> Path:
     return path
 
 
+WARM = {"rounds": 0, "warm_up": 30, "discarded": 0, "seed": None}
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
@@ -59,6 +62,8 @@ def changed(path: Path, **changes: Any) -> Path:
         ({"more": 1}, "holds no result: unknown more"),
         ({"started": "9999-12-31T23:59:59-14:00"}, "holds no result: started: date value out of range"),
         ({"started": "soon"}, "holds no result: started: Invalid isoformat string: 'soon'"),
+        ({"course": WARM}, "holds no result: reload: 30 values, and 30 rounds of warm-up"),
+        ({"course": {**WARM, "warm_up": -1}}, "holds no result: -1 rounds of warm-up"),
         ({"subjects": {}}, "holds no result: no subject: it does not say what was measured"),
         ({"subjects": {"B": {}}}, "holds no result: reload: of side 'A', which is none of the subjects"),
     ],
