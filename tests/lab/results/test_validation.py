@@ -66,7 +66,7 @@ def test_of_recorded_null_runs_at_most_the_promised_share_raised_an_alarm() -> N
     found = [each for run in recorded("null") for each in compare([Named("null", run)], 1e-6)]
     alarms = sum(any(row.verdict in (Verdict.WORSE, Verdict.BETTER) for row in each.rows) for each in found)
     uncorrected = sum(any(row.difference and row.difference.p < ALARM for row in each.rows) for each in found)
-    assert (len(found), alarms) == (127, 4)
+    assert len(found) == 127
     assert alarms / len(found) <= most(len(found)) < uncorrected / len(found)
 
 
