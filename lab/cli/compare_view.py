@@ -30,8 +30,8 @@ def tell_unsaid(comparisons: Sequence[Comparison]) -> None:
     """Print a line on standard error for each pair of which nothing can be said: why."""
     for comparison in comparisons:
         if comparison.unsaid:
-            words = f"{comparison.old}, {comparison.new}: not comparable: {comparison.unsaid}"
-            print(f"reloadlab: {words}", file=sys.stderr)
+            names = ", ".join(filter(None, (comparison.old, comparison.new)))
+            print(f"reloadlab: {names}: not comparable: {comparison.unsaid}", file=sys.stderr)
 
 
 def show(comparisons: Sequence[Comparison]) -> None:
@@ -56,7 +56,7 @@ def markdown(comparisons: Sequence[Comparison], left_out: str = "") -> str:
     """
     parts = [f"Not compared: {escaped(left_out)}\n\n"] if left_out else []
     for comparison in comparisons:
-        parts.append(f"### {escaped(comparison.old)} → {escaped(comparison.new)}\n\n")
+        parts.append(f"### {' → '.join(map(escaped, filter(None, (comparison.old, comparison.new))))}\n\n")
         if comparison.unsaid:
             parts.append(f"Not comparable: {escaped(comparison.unsaid)}\n\n")
         if comparison.differences:

@@ -56,7 +56,7 @@ def written(directory: Path, *results: Result) -> list[str]:
         ((SAME, OTHER_KERNEL), 3, "{0}, {1}: not comparable: kernel: "),
         ((FEW, FEW), 3, "{0}, {1}: not comparable: reload: 3 of the 6 rounds that are needed\n"),
         ((NOISY,), 3, "A, B: not comparable: reload: noise: ±"),
-        ((SAME,), 3, "{0}, : not comparable: it has no second side: name another result\n"),
+        ((SAME,), 3, "{0}: not comparable: it has no second side: name another result\n"),
         ((SAME, KILLED), 3, "{1} is of a measurement that was cut short: measure again\n"),
         ((EMPTY, SAME), 3, "{0} holds no value: measure again\n"),
     ],
