@@ -29,7 +29,7 @@ from lab.bench.traffic import ROUND_TRIP, UDP, compare_pairs
 from lab.loaders.command import find_loader
 from lab.node.node import Node
 from lab.node.topology import NodeSpec
-from lab.results.result import Course, Series, exact
+from lab.results.result import STARVED, Course, Series, exact
 from lab.results.subject import subject_of
 
 QUIET = 2.0
@@ -267,7 +267,7 @@ def _trials(
         yield worst
         lost, starved = tuple(float(each.lost) for each in found), tuple(each.starved for each in found)
         yield replace(worst, name=f"lost: {what}", unit="packets", values=lost)
-        yield replace(worst, name=f"traffic without CPU: {what}", unit="share", values=starved)
+        yield replace(worst, name=f"{STARVED}: {what}", unit="share", values=starved)
         if what != _NOTHING:
             yield replace(worst, name=f"took: {what}", values=tuple(each.took for each in found))
 

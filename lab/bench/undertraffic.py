@@ -10,7 +10,7 @@ from datapath.errors import ReloadlabError
 from lab.agent.agent import Agent
 from lab.bench.disturbance import Disturbance, disturb
 from lab.bench.rounds import Progress
-from lab.results.result import Series, exact
+from lab.results.result import STARVED, Series, exact
 
 WHAT = "all is reloaded"
 
@@ -44,7 +44,7 @@ def reloads_under_traffic(
         delays, starved = (tuple(getattr(each, key) for each in done[number]) for key in ("worst_delay", "starved"))
         found += [
             Series(f"worst delay: {WHAT}", "s", delays, side=name),
-            Series(f"traffic without CPU: {WHAT}", "share", starved, side=name),
+            Series(f"{STARVED}: {WHAT}", "share", starved, side=name),
             exact(f"lost: {WHAT}", "packets", sum(each.lost for each in done[number]), side=name),
         ]
     return found

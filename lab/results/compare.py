@@ -9,7 +9,7 @@ from enum import StrEnum
 
 from lab.results.about import about
 from lab.results.deciding import deciding, reasons
-from lab.results.result import NOISY, RUN, Better, Result, Series
+from lab.results.result import NOISY, RUN, STARVED, Better, Result, Series
 from lab.results.statistics import (
     CONFIDENCE,
     FEWEST,
@@ -176,9 +176,20 @@ def _rows(old: Named, new: Named, old_side: str, new_side: str) -> Iterable[Row]
         if not series.exact
     ]
     measured = [series.name for series in both if series.values]
-    decide = deciding(old.result.bench, measured, [series.name for series in both if series.refusal])
+    blind = dict(_blind(both))
+    decide = deciding(old.result.bench, measured, [*blind, *(series.name for series in both if series.refusal)])
     for name, row in _drafts(old, new, old_side, new_side):
-        yield replace(row, decides=name in decide)
+        is_lost = row.exact and bool(row.change and row.change > 0)
+        yield replace(row, why=row.why if is_lost else blind.get(name, row.why), decides=name in decide)
+
+
+def _blind(series: Iterable[Series]) -> Iterable[tuple[str, str]]:
+    """Yield metrics of what packets notice, each with why it says nothing: for too long nothing was sent."""
+    for each in series:
+        kind, _, what = each.name.partition(": ")
+        if kind == STARVED and (share := max(each.values, default=0.0)) > NOISY:
+            why = f"the traffic had no CPU for {share:.0%} of a trial"
+            yield from ((f"worst delay: {what}", why), (f"lost: {what}", why))
 
 
 def _drafts(old: Named, new: Named, old_side: str, new_side: str) -> Iterable[tuple[str, Row]]:

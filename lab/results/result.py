@@ -28,6 +28,9 @@ RUN = "run"
 NOISY = 0.25
 """Share of the CPUs from which on other processes distort the figures; kernel threads that clean up are in it."""
 
+STARVED = "traffic without CPU"
+"""Metric of what is done under traffic: the share of each trial in which that could notice nothing."""
+
 LARGEST = 256 << 20
 """Bytes of a file that is read."""
 

@@ -8,7 +8,7 @@ import pytest
 
 from lab.results.compare import Comparison, Named, Row, Verdict, compare
 from lab.results.deciding import deciding
-from lab.results.result import Better, Course, Load, Result, Series, exact
+from lab.results.result import STARVED, Better, Course, Load, Result, Series, exact
 from tests.lab.results.samples import machine, result, times
 
 
@@ -253,6 +253,31 @@ def test_what_a_side_was_asked_for_and_cannot_do_is_no_success() -> None:
     assert sides(reload, (delay, times(3, rounds=2), ())).unsaid == f"{delay}: not measured: no"
     assert sides(reload, (delay, (), ())).unsaid == f"{delay}: not measured: no"
     assert sides(reload, (delay, times(3, rounds=2), times(4, rounds=2))).unsaid == ""
+
+
+def test_of_traffic_that_got_no_cpu_nothing_is_said_but_what_it_lost() -> None:
+    """Packets that were not sent cannot be lost."""
+
+    def found(lost: int, starved: float) -> Comparison:
+        series = [
+            each
+            for number, side in enumerate("AB")
+            for each in (
+                Series("reload", "s", times(number), side=side, group="rounds"),
+                Series("worst delay: all", "s", times(number, rounds=8), side=side),
+                Series(f"{STARVED}: all", "share", (0.0, starved * number), side=side),
+                exact("lost: all", "packets", lost * number, side=side),
+            )
+        ]
+        (both,) = compare([Named("ab.json", result(*series, sides=("A", "B"), bench="ab"))], 0.02)
+        return both
+
+    why = "the traffic had no CPU for 40% of a trial"
+    blind = found(0, 0.4)
+    assert {row.name: row.why for row in blind.rows if row.why == why} == {"worst delay: all": why, "lost: all": why}
+    assert blind.unsaid == f"worst delay: all: {why}; lost: all: {why}"
+    assert [row.name for row in found(2, 0.4).regressions] == ["lost: all"]
+    assert found(0, 0.1).unsaid == ""
 
 
 def test_without_a_metric_that_stands_for_all_every_one_decides() -> None:
