@@ -1,6 +1,6 @@
 """Sweeps: every system call of a reload fails, with each error that it can have, or is where the process dies.
 
-One node serves all cases, traffic running; a case that was not survived is the last of its node, so that what it has
+A node serves many cases, traffic running; a case that was not survived is the last of its node, so that what it has
 left is not taken for the next one's. After each the node is entirely as before, or as after a reload, packets of every
 flow are answered, and the next reload succeeds; what else does not hold is found at the end of the node, and told with
 the case during which it happened.
@@ -39,6 +39,10 @@ from lab.watch.violation import Violation
 
 EVERY_ERRNO = Faults(errnos_of)
 """Each call fails with each error that it can have, and is where the process dies."""
+
+CASES = 250
+"""How many cases a node serves at most. What happens on it is kept until its end, when it is asked what lost packets
+met: up to 200 KB a case, which makes each fork slower."""
 
 _WARNINGS = 11
 """The number of the invariant on warnings."""
@@ -103,7 +107,7 @@ class Sweep:
         self._make = make
         self._faults = faults
         self._cancel = cancel
-        self._settler = Settler()
+        self._settler: Settler
         self._stack = ExitStack()
         self._scenario: Scenario | None = None
         self._cases: list[Case] = []
@@ -137,7 +141,7 @@ class Sweep:
                 if self._faults.cancel:
                     scenario.agent.require(CANCEL, "the cancellation of a reload")
                 self._first = metrics.read(scenario.node).hits
-                self._cases, self._denied = [], Denied.by(scenario)
+                self._cases, self._denied, self._settler = [], Denied.by(scenario), Settler()
                 self._ended = EndedConnections(scenario.agent.config.globals)
                 self._scenario, self._stack = scenario, stack.pop_all()
         if action.other_path:
@@ -188,7 +192,7 @@ class Sweep:
             self._unless_cancelled(error)
             case.ended = case.ended or NOT_REACHED
             case.wrong.append(f"it could not go on: {error}")
-        if case.wrong:
+        if case.wrong or len(self._cases) >= CASES:
             self._give_up(case)
 
     def _run(self, action: Action, case: Case) -> None:

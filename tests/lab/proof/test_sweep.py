@@ -79,6 +79,25 @@ def test_who_interrupts_a_sweep_is_told_how_far_it_was(
 
 
 @pytest.mark.privileged
+def test_a_node_serves_so_many_cases(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is kept of each made every fork of the next ones slower: half a gigabyte after 2,500 cases."""
+    monkeypatch.setattr("lab.proof.sweep.CASES", 2)
+    spec, faults, nodes = NodeSpec("sweep-nodes", pods=1), Faults(lambda call: ()), list[Scenario]()
+
+    def make() -> Scenario:
+        nodes.append(Scenario(spec, bursts="none"))
+        return nodes[-1]
+
+    with Sweep(make, faults) as runner:
+        (action,) = reloads(spec, ["pod-1"], [])
+        cases = cases_of(action, runner.calls(action), faults)[:5]
+        for case in cases:
+            runner.run(action, case)
+    assert [title(case) for case in cases if not case.survived] == []
+    assert (len(nodes), runner.findings) == (3, [])
+
+
+@pytest.mark.privileged
 def test_a_sample_of_the_cases_of_a_migration_is_survived() -> None:
     """There and back, among them those in which a map of the node is neither here nor there."""
     spec = NodeSpec("sweep-migration", pods=1)
