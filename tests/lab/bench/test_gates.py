@@ -32,8 +32,8 @@ def test_each_call_with_a_filter_and_without(capsys: pytest.CaptureFixture[str])
 
 def test_what_was_measured_is_printed_though_its_file_cannot_be_written(tmp_path: Path) -> None:
     path = tmp_path / "result.json"
-    argv = cli("bench", "gates", "--rounds", "40", "--out", str(path))
-    done = subprocess.run(["prlimit", "--fsize=5000", *argv], capture_output=True, text=True, timeout=60, check=False)
+    argv = cli("bench", "gates", "--rounds", "2", "--out", str(path))
+    done = subprocess.run(["prlimit", "--fsize=3000", *argv], capture_output=True, text=True, timeout=60, check=False)
     assert "stopped and let go" in done.stdout
     assert (done.returncode, done.stderr.splitlines()[-1]) == (1, f"reloadlab: {path}: File too large")
 
