@@ -110,10 +110,8 @@ class Node:
 
     def down(self, *, force: bool = False) -> None:
         """Remove the node, with everything that runs in its namespaces; LabBusy if others use it."""
-        if self._held is not None:
-            os.close(self._held)
-            self._held = None
-        registry.remove(self.name, force=force)
+        held, self._held = self._held, None
+        registry.remove(self.name, force=force, held=held)
 
     @property
     def name(self) -> str:

@@ -75,7 +75,9 @@ class Claim:
         """The lab is complete; return a descriptor that holds its lock, shared. Once it is closed the lab is broken."""
         (self.root / status.BORROWED).touch()
         held = os.dup(self._descriptor)
-        fcntl.flock(held, fcntl.LOCK_SH)
+        with _run_lock():
+            # The kernel lets the one lock go before it takes the other.
+            fcntl.flock(held, fcntl.LOCK_SH)
         self._kept = True
         return held
 
@@ -153,7 +155,7 @@ def lock_shared(name: str) -> Iterator[None]:
         with system_errors(name), _run_lock():
             status.check_mark(root)
             descriptor = status.open_root(root)
-            stack.callback(os.close, descriptor)
+            stack.callback(_unlock, descriptor)
             if status.status_of(root).status is not Status.UP or not status.try_lock(descriptor, fcntl.LOCK_SH):
                 raise status.not_ready(root)
         yield
@@ -168,9 +170,7 @@ def changing(name: str) -> Iterator[None]:
     with lock_shared(name), ExitStack() as stack:
         with system_errors(name):
             descriptor = os.open(lab_root(name) / _CHANGES_LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            stack.callback(os.close, descriptor)
-            # A process that was forked meanwhile may have the descriptor too, and would keep the lock.
-            stack.callback(fcntl.flock, descriptor, fcntl.LOCK_UN)
+            stack.callback(_unlock, descriptor)
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
 
@@ -218,16 +218,21 @@ def _node_order(name: str) -> tuple[int, str]:
     return (int(number) if number.isdecimal() else 0, name)
 
 
-def remove(name: str, *, force: bool = False) -> None:
+def remove(name: str, *, force: bool = False, held: int | None = None) -> None:
     """Remove a lab, whatever state it is in: kill what runs in its namespaces, detach its tree.
 
     Returns when the lab is out of sight; the kernel frees its links and namespaces behind us. With `force` also a lab
-    that is in use, or was made in another mount namespace. Raises LabNotFound, LabBusy, LabElsewhere, NotALab,
-    LabSystemError.
+    that is in use, or was made in another mount namespace. `held` is the descriptor that `keep_locked` returned, closed
+    here whatever happens. Raises LabNotFound, LabBusy, LabElsewhere, NotALab, LabSystemError.
     """
     root = lab_root(name)
     with ExitStack() as stack:
+        if held is not None:
+            stack.callback(os.close, held)
         with system_errors(name), _run_lock():
+            if held is not None:
+                # Not before: whoever sweeps would find the lab without a holder, and remove it beside us.
+                fcntl.flock(held, fcntl.LOCK_UN)
             status.check_mark(root)
             if status.status_of(root).status is Status.ELSEWHERE and not force:
                 raise status.not_ready(root)
@@ -316,7 +321,13 @@ def _run_lock() -> Iterator[None]:
             if error.errno not in (errno.ENOTEMPTY, errno.EBUSY):
                 raise
         finally:
-            os.close(descriptor)
+            _unlock(descriptor)
+
+
+def _unlock(descriptor: int) -> None:
+    """Let a lock go, and its descriptor: a process that was forked meanwhile may have that too, and keep the lock."""
+    fcntl.flock(descriptor, fcntl.LOCK_UN)
+    os.close(descriptor)
 
 
 def _check_run(run: Path, found: os.stat_result) -> None:

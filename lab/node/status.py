@@ -96,6 +96,8 @@ def status_of(root: Path) -> LabStatus:
         locked = not try_lock(descriptor, fcntl.LOCK_SH)
         locked_by_owner = locked or not try_lock(descriptor, fcntl.LOCK_EX)
     finally:
+        # A process that was forked meanwhile may have the descriptor too, and would keep the lock.
+        fcntl.flock(descriptor, fcntl.LOCK_UN)
         os.close(descriptor)
     facts = facts_file(root)
     if facts is None:

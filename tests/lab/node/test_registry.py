@@ -30,7 +30,7 @@ from lab.errors import (
 )
 from lab.node import marks, registry
 from lab.node.node import Node
-from lab.node.status import BORROWED, FACTS, LabStatus
+from lab.node.status import BORROWED, FACTS, LabStatus, holders_of
 from lab.node.topology import NodeSpec, plan_node
 from lab.system import mounts, netns
 from tests.lab.labs import ROOT, UP, killed_at, mounts_of, python, removed, start, unique_name
@@ -404,6 +404,70 @@ def test_sweep_passes_over_what_others_remove(
             fcntl.flock(descriptor, fcntl.LOCK_SH)
         patched.setattr(registry, "list_labs", lambda: listed)
         assert registry.sweep() == ("second",)
+
+
+def test_sweep_leaves_a_lab_to_the_process_that_removes_it(empty_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that goes with its process has a holder until it is being removed: nobody else finds it without."""
+    real, swept = registry.remove, []
+
+    def remove(name: str, *, force: bool = False, held: int | None = None) -> None:
+        patched.undo()
+        swept.append(registry.sweep())
+        real(name, force=force, held=held)
+
+    with monkeypatch.context() as patched, Node(NodeSpec("own", pods=0)):
+        patched.setattr(registry, "remove", remove)
+    assert swept == [()]
+    assert not empty_run.exists()
+
+
+def test_a_lab_changes_hands_under_the_lock_of_the_run_directory(
+    empty_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between one lock and the next the kernel has none: whoever looked then would find a lab that was left over."""
+    changes: list[tuple[int, bool]] = []
+    real = fcntl.flock
+
+    def flock(descriptor: int, kind: int) -> None:
+        run = os.open(empty_run, os.O_RDONLY)
+        try:
+            real(run, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            changes.append((kind, True))
+        else:
+            changes.append((kind, False))
+        finally:
+            os.close(run)
+        real(descriptor, kind)
+
+    with registry.claim("own") as claim, monkeypatch.context() as patched:
+        patched.setattr(fcntl, "flock", flock)
+        os.close(claim.keep_locked())
+    assert (fcntl.LOCK_SH, True) in changes
+    assert (fcntl.LOCK_SH, False) not in changes
+    registry.remove("own")
+
+
+def test_a_forked_process_keeps_no_lock(empty_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has the descriptors that were open when it was forked, those of locks that another thread held among them."""
+    inherited: list[int] = []
+    real = holders_of
+
+    def fork(descriptor: int) -> tuple[int, ...]:
+        inherited.append(os.dup(descriptor))
+        return real(descriptor)
+
+    Node.up(NodeSpec("own", pods=0))
+    with ExitStack() as stack, monkeypatch.context() as patched:
+        patched.setattr("lab.node.status.holders_of", fork)
+        assert registry.list_labs()[0].name == "own"
+        with registry.lock_shared("own"):
+            descriptors = [fd for fd in Path("/proc/self/fd").iterdir() if fd.is_symlink()]
+            inherited += [os.dup(int(fd.name)) for fd in descriptors if fd.readlink() == registry.lab_root("own")]
+        for descriptor in inherited:
+            stack.callback(os.close, descriptor)
+        assert len(inherited) >= 3
+        registry.remove("own")
 
 
 def test_remove_all_passes_over_what_others_have_removed(empty_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

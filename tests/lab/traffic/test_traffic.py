@@ -18,6 +18,7 @@ import pytest
 
 from datapath.kernel.netns import enter
 from lab.system.companion import ChildError
+from lab.traffic.engine import AUTOGROUP, NICENESS
 from lab.traffic.flows import Flow, TrafficError
 from lab.traffic.payload import HEADER
 from lab.traffic.report import TrafficReport
@@ -344,6 +345,18 @@ def test_unknown_flows_and_too_large_bursts_are_refused(pair: Pair) -> None:
         with pytest.raises(TrafficError, match="a burst has 1 to 4000 packets"):
             traffic.burst("four", 4001)
         assert traffic.burst("four", 1).complete
+
+
+@pytest.mark.privileged
+def test_the_engine_runs_before_other_sessions_as_well(pair: Pair) -> None:
+    """Where sessions share the CPUs as equals, the niceness of a process that is alone in one says nothing."""
+    with Traffic(flows(pair), rate=100) as traffic:
+        assert os.getpriority(os.PRIO_PROCESS, traffic.pid) == NICENESS
+        group = Path(f"/proc/{traffic.pid}/autogroup")
+        if group.exists():
+            assert group.read_text().endswith(f" nice {NICENESS}\n")
+        ours = AUTOGROUP.read_text() if group.exists() else ""
+    assert f"nice {NICENESS}" not in ours
 
 
 @pytest.mark.privileged
