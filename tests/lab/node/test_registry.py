@@ -408,7 +408,8 @@ def test_sweep_passes_over_what_others_remove(
 
 def test_sweep_leaves_a_lab_to_the_process_that_removes_it(empty_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One that goes with its process has a holder until it is being removed: nobody else finds it without."""
-    real, swept = registry.remove, []
+    real = registry.remove
+    swept: list[tuple[str, ...]] = []
 
     def remove(name: str, *, force: bool = False, held: int | None = None) -> None:
         patched.undo()
