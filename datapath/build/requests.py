@@ -6,7 +6,7 @@ The hash follows pkg/datapath/loader/hash.go: it covers nothing that is substitu
 from __future__ import annotations
 
 import hashlib
-import platform
+import os
 import threading
 from collections.abc import Mapping
 from copy import copy
@@ -47,7 +47,7 @@ class Request:
     @property
     def key(self) -> str:
         """The name of the object among those of all nodes: what it is made of, and by what, and where."""
-        return key_of(self.hash, self.compiler.identity(), platform.machine())
+        return key_of(self.hash, self.compiler.identity(), os.uname().machine)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-import platform
 import struct
 import sys
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from datapath.kernel import uapi
 from datapath.kernel.libc import check, function
 from datapath.kernel.uapi import Cmd, MapBtf, MapInfo, MapTypes, ProgBtf, ProgInfo, TestRun
 
-SYS_BPF = {"x86_64": 321, "aarch64": 280, "riscv64": 280, "ppc64le": 361}.get(platform.machine(), 280)
+SYS_BPF = {"x86_64": 321, "aarch64": 280, "riscv64": 280, "ppc64le": 361}.get(os.uname().machine, 280)
 
 BPF_FS_MAGIC = 0xCAFE4A11
 OBJ_NAME_LEN = 16

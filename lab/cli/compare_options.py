@@ -18,12 +18,12 @@ THRESHOLD = 0.02
 """The smallest change that counts: 2 %."""
 
 
-def add_threshold(parser: argparse.ArgumentParser) -> None:
+def add_threshold(parser: argparse.ArgumentParser, *, default: float | None = THRESHOLD) -> None:
     """Declare from which change on a difference counts."""
     parser.add_argument(
         "--threshold",
         type=percentage,
-        default=THRESHOLD,
+        default=default,
         metavar="PERCENT",
         help="the smallest change that counts (2%%)",
     )

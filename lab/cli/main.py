@@ -7,7 +7,6 @@ import importlib
 import io
 import os
 import sys
-import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from difflib import get_close_matches
@@ -200,6 +199,8 @@ def _run(argv: Sequence[str]) -> int:
         # A bug of ours, which ends with 1: no verdict of a command whose verdicts are exit codes.
         if not hasattr(args, "failure"):
             raise
+        import traceback
+
         with suppress(OSError):
             traceback.print_exc()
         return int(args.failure)

@@ -10,7 +10,6 @@ import ctypes
 import errno
 import fcntl
 import os
-import platform
 import struct
 from dataclasses import dataclass
 
@@ -99,7 +98,7 @@ class Notification:
 
 
 def _machine() -> tuple[int, int, dict[str, int]]:
-    machine = platform.machine()
+    machine = os.uname().machine
     if machine not in _MACHINES:
         raise NoUserNotification(f"the numbers of system calls of {machine} are not known")
     return _MACHINES[machine]

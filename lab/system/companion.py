@@ -27,12 +27,13 @@ from typing import IO, Any, NoReturn
 
 from datapath.errors import ReloadlabError
 from lab.system.launch import module_argv
+from lab.system.pace import slowness
 from lab.system.process import Process, fork
 from lab.system.signals import SIGNALS
 
 _LENGTH = struct.Struct("!I")
 _KILL_AFTER = 2.0
-"""Seconds that a child has to leave after its control socket was closed."""
+"""Seconds that a child has to leave after its control socket was closed, on an ordinary machine."""
 
 _NO_DESCRIPTOR = (1 << 31) - 1
 """No process has a descriptor of this number or a higher one."""
@@ -171,7 +172,7 @@ class Child:
             self._socket = None
         if self._process is not None:
             try:
-                self._process.wait(_KILL_AFTER)
+                self._process.wait(_KILL_AFTER * slowness())
             except TimeoutError:
                 self._kill()
             self._process.close()
@@ -196,7 +197,7 @@ class Child:
 
     def _died(self) -> ChildError:
         try:
-            status = self._process.wait(_KILL_AFTER) if self._process else 0
+            status = self._process.wait(_KILL_AFTER * slowness()) if self._process else 0
         except TimeoutError:
             self._kill()
             status = -signal.SIGKILL

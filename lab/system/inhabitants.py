@@ -9,6 +9,7 @@ import time
 from collections.abc import Collection, Iterator
 from contextlib import ExitStack
 
+from lab.system.pace import slowness
 from lab.system.process import status_fields
 
 KILL_TIMEOUT = 5.0
@@ -27,8 +28,11 @@ def inhabitants(namespaces: Collection[int]) -> Iterator[int]:
 
 
 def kill_inhabitants(namespaces: Collection[int], timeout: float = KILL_TIMEOUT) -> None:
-    """Kill all processes in these namespaces and wait until they are gone, at most `timeout` seconds."""
-    deadline = time.monotonic() + timeout
+    """Kill all processes in these namespaces and wait until they are gone.
+
+    At most `timeout` seconds of an ordinary machine.
+    """
+    deadline = time.monotonic() + timeout * slowness()
     # Again and again: a process may have forked between the look and the signal.
     while pids := list(inhabitants(namespaces)):
         with ExitStack() as stack:

@@ -8,7 +8,6 @@ processes that it starts inherit it.
 from __future__ import annotations
 
 import os
-import statistics
 import time
 
 from datapath.errors import WrongCall
@@ -56,7 +55,10 @@ def calibrate() -> float:
 
 def factor_of(seconds: list[float]) -> float:
     """Return the factor of a machine that took so long for pieces of work."""
-    factor = statistics.median(seconds) / ORDINARY
+    # Every command has this module, and few measure.
+    from statistics import median
+
+    factor = median(seconds) / ORDINARY
     return min(float(round(factor)), LARGEST) if factor >= THRESHOLD else 1.0
 
 

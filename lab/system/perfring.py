@@ -10,7 +10,6 @@ import errno
 import fcntl
 import mmap
 import os
-import platform
 import select
 import struct
 from collections.abc import Iterator
@@ -185,9 +184,9 @@ def _open(cpu: int, *, wakes: bool) -> int:
 
 
 def _open_counting(cpu: int, read_format: int, *, wakes: bool) -> int:
-    number = _SYSCALL.get(platform.machine())
+    number = _SYSCALL.get(os.uname().machine)
     if number is None:
-        raise BpfError("perf_event_open", 0, f"its number on {platform.machine()} is not known here")
+        raise BpfError("perf_event_open", 0, f"its number on {os.uname().machine} is not known here")
     sample = _SAMPLE_TIME | _SAMPLE_RAW
     attributes = struct.pack("<IIQQQ", _TYPE_SOFTWARE, _ATTR_SIZE, _COUNT_SW_BPF_OUTPUT, 1, sample)
     # From here to wakeup_events: flags; then how many messages wake the reader up, 0 for half a ring; far behind, the

@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Self
 
 from datapath.kernel.netns import enter
+from lab.system.pace import slowness
 from lab.system.sockets import BUFFER, SO_RCVBUFFORCE
 
 _ETH_P_ALL, _ETH_P_IP, _ETH_P_IPV6 = 0x0003, 0x0800, 0x86DD
@@ -69,9 +70,9 @@ class TunnelCapture:
     ) -> dict[IPv4Address | IPv6Address, set[int]]:
         """Return the identities captured so far, by inner source address.
 
-        Waits until a packet of every one of `sources` was captured, at most `timeout` seconds.
+        Waits until a packet of every one of `sources` was captured, at most `timeout` seconds of an ordinary machine.
         """
-        deadline = time.monotonic() + timeout
+        deadline = time.monotonic() + timeout * slowness()
         missing = set(sources) - self._seen.keys()
         # Traffic goes on meanwhile: the socket may never be empty.
         while (left := deadline - time.monotonic()) > 0:

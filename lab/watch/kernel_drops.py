@@ -10,7 +10,6 @@ import errno
 import hashlib
 import json
 import os
-import platform
 import socket
 import struct
 from collections.abc import Iterable, Mapping, Sequence
@@ -136,7 +135,7 @@ def _compiled(macros: Mapping[str, str], cache: ObjectCache | None) -> bytes:
     compiler, includes = probe_compiler(), LIBRARY / "include"
     program, sources = _SOURCE.read_text(), SourceTree(includes).read()
     made_of = program, sources.digest, repr(sorted(macros.items()))
-    key = key_of(*made_of, *compiler.flags(), compiler.identity(), platform.machine())
+    key = key_of(*made_of, *compiler.flags(), compiler.identity(), os.uname().machine)
     content = None if cache is None else cache.get(key)
     if content is None:
         with scratch() as directory:

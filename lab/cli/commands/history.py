@@ -8,8 +8,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lab.cli.compare_options import NOT_COMPARABLE, add_side, add_threshold, chosen_side
-from lab.cli.targets import count, file_path, print_json
+from lab.cli.compare_options import NOT_COMPARABLE, THRESHOLD, add_side, add_threshold, chosen_side
+from lab.cli.targets import BadOption, count, file_path, print_json
 
 if TYPE_CHECKING:
     from argparse import _SubParsersAction
@@ -54,7 +54,7 @@ def _add_show(actions: _SubParsersAction[argparse.ArgumentParser]) -> None:
     )
     parser.add_argument("directory", type=Path, metavar="DIR", help="the history")
     parser.add_argument("-o", dest="plot", type=file_path, metavar="FILE.svg", help="draw it, with the steps of check")
-    add_threshold(parser)
+    add_threshold(parser, default=None)
     parser.add_argument("--json", action="store_true", help="print all values as JSON instead")
     parser.set_defaults(run=run_show)
 
@@ -99,9 +99,11 @@ def run_show(args: argparse.Namespace) -> int:
     from lab.results.trends import check
     from lab.system.output import OutputDirectory
 
+    if args.threshold is not None and args.plot is None:
+        raise BadOption("--threshold is for the steps that -o draws: without it there are none")
     found = lineages(args.directory)
     if args.plot is not None:
-        picture = plot([check(lineage, args.threshold) for lineage in found])
+        picture = plot([check(lineage, args.threshold or THRESHOLD) for lineage in found])
         with OutputDirectory(args.plot.parent) as output:
             output.write(args.plot.name, picture)
     if args.json:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING
 
-from lab.cli.targets import add_targets, check_targets, find_targets, make_console, seconds
+from lab.cli.targets import BadOption, add_targets, check_targets, find_targets, make_console, seconds
 from lab.doctor.doctor import require
 
 if TYPE_CHECKING:
@@ -36,7 +36,6 @@ def add_parser(subparsers: _SubParsersAction[argparse.ArgumentParser]) -> None:
     parser.add_argument(
         "--interval",
         type=partial(seconds, least=_SHORTEST, most=86400),
-        default=INTERVAL,
         metavar="S",
         help=f"seconds between two looks ({INTERVAL:g})",
     )
@@ -46,6 +45,8 @@ def add_parser(subparsers: _SubParsersAction[argparse.ArgumentParser]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Look at the nodes again and again, and show what was seen."""
+    if args.once and args.interval is not None:
+        raise BadOption("--interval is the time between two looks: --once is one")
     check_targets([args.target], endpoints=False)
     require("root")
     targets = find_targets([args.target])
@@ -53,6 +54,7 @@ def run(args: argparse.Namespace) -> int:
     from lab.watch.live import Looker
 
     nodes = [(Looker(target.node), Picture()) for target in targets]
+    interval = INTERVAL if args.interval is None else args.interval
     with _shown(as_json=args.json, once=args.once) as show:
         due = time.monotonic()
         while True:
@@ -60,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
             show([picture for _, picture in nodes])
             if args.once:
                 return 0
-            due = max(due + args.interval, time.monotonic())
+            due = max(due + interval, time.monotonic())
             time.sleep(max(due - time.monotonic(), 0))
 
 

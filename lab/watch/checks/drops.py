@@ -26,8 +26,9 @@ HARMLESS = frozenset(
         "PACKET_SOCK_ERROR",
         # The receiver has the data already, or had acknowledged more: TCP sent something twice, which traffic counts.
         *("TCP_OLD_DATA", "TCP_OLD_ACK", "TCP_TOO_OLD_ACK", "TCP_OFOMERGE", "TCP_OLD_SEQUENCE"),
-        # An acknowledgement without data that a later one has overtaken.
-        "TCP_RFC7323_PAWS_ACK",
+        # Overtaken by what was sent later. Data is sent again, which traffic counts, or was already: on a machine that
+        # stands still for the time-out of a retransmission, the first copy comes after the second.
+        *("TCP_RFC7323_PAWS", "TCP_RFC7323_PAWS_ACK"),
     )
 )
 """Reasons for which a flow's packet may die although nothing is lost."""

@@ -117,6 +117,11 @@ def test_a_time_that_no_file_can_have_is_one_line(tmp_path: Path, capsys: pytest
         assert f"'{text}' is not a time such as 2026-01-31T12:00:00+00:00; see" in capsys.readouterr().err
 
 
+def test_a_threshold_without_a_drawing_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["history", "show", str(tmp_path), "--threshold", "3%"]) == 2
+    assert "--threshold is for the steps that -o draws" in capsys.readouterr().err
+
+
 def test_show_has_a_line_per_metric_and_draws_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = history(tmp_path / "h", slower=0.05)
     assert main(["history", "show", path, "-o", str(tmp_path / "plot.svg")]) == 0

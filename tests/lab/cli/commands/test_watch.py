@@ -52,6 +52,7 @@ def test_one_picture_has_a_line_for_each_hook(lab: str, capsys: pytest.CaptureFi
         (["nosuch/pod-1"], 2, "the command takes a whole lab"),
         (["nosuch", "--interval", "0"], 2, "'0' is not a number of seconds from 0.05 to 86400"),
         (["nosuch", "--interval", "nan"], 2, "'nan' is not a number of seconds"),
+        (["nosuch", "--once", "--interval", "2"], 2, "--interval is the time between two looks: --once is one"),
     ],
 )
 def test_a_wrong_call_is_told_in_one_line(

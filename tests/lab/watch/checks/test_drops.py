@@ -31,7 +31,7 @@ from lab.watch.checks.drops import check_kernel, check_uncounted
 from lab.watch.drop_events import DropEvent
 from lab.watch.drops import Dropped, Namespace
 from lab.watch.kernel_drops import KernelDrop
-from lab.watch.packet import UDP, Packet
+from lab.watch.packet import TCP, UDP, Packet
 from lab.watch.violation import Violation
 from tests.lab.labs import unique_name
 from tests.lab.wires import ip
@@ -157,6 +157,16 @@ def test_a_drop_without_a_reason_counts_where_the_kernel_frees_nothing_else_so(p
     reasons = ["NOT_SPECIFIED", "IP_CSUM"] if precise else ["IP_CSUM"]
     assert [reason for violation in found for reason in reasons if reason in violation.what] == reasons
     assert len(found) == len(reasons)
+
+
+@pytest.mark.parametrize("reason", ["TCP_OLD_DATA", "TCP_RFC7323_PAWS", "TCP_RFC7323_PAWS_ACK"])
+def test_a_copy_that_comes_too_late_is_no_violation(reason: str) -> None:
+    flow = Flow("there", "a", "10.0.0.1", "b", "10.0.0.2", "tcp", port=7)
+    packet = Packet(ip_address(flow.source_ip), ip_address(flow.target_ip), TCP, bytes((9, 9, 0, 7)))
+    drops = tuple(KernelDrop(at, 0, 1, why, 0, "", packet) for at, why in ((1, reason), (2, "TCP_CSUM")))
+    dropped = Dropped(Ownership([flow]), {}, drops, True, {}, {1: Namespace("n", "a")}, ())
+    (found,) = check_kernel(dropped, [TrafficReport(0, 3, 0, 0, 0, (), ())])
+    assert "TCP_CSUM" in found.what
 
 
 def test_a_drop_of_a_netkit_device_is_a_verdict_of_its_program(monkeypatch: pytest.MonkeyPatch) -> None:
