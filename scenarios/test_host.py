@@ -9,6 +9,7 @@ from reloadlab import Direction, LinkNotFound, Scenario, host_plan, take_snapsho
 ROUNDS = 30
 
 
+@pytest.mark.own_loader("the loads of each object are steps of our own pipeline")
 @pytest.mark.node(pods=2)
 def test_host(scenario: Scenario) -> None:
     """Each object is loaded once, whatever number of hooks it has."""

@@ -20,6 +20,9 @@ from lab.loaders.requests import describe_node, unload_request
 from lab.node.node import Node
 from lab.node.topology import HOST
 
+ENABLE_HOST_FIREWALL = "ENABLE_HOST_FIREWALL"
+"""The macro with which the host's programs ask its policy."""
+
 KINDS_OF_SUBJECTS = {HOST: protocol.HOST, OVERLAY_SUBJECT: protocol.OVERLAY, XDP_SUBJECT: XDP_SUBJECT}
 """What a subject is to a loader, if it is no pod. XDP is for ours alone."""
 
@@ -45,18 +48,28 @@ class LoadedNode(ExclusiveNode):
         self.refused: list[protocol.NotSupported] = []
         self._on_start: Callable[[int], object] | None = None
 
-    def check_attachment(self, external: LoaderClient) -> None:
-        """Raise NotSupported if the loader does not attach as it should."""
+    def check_abilities(self) -> None:
+        """Raise NotSupported if the loader cannot do what the node is to have."""
+        if self.external is None:
+            return
         if self.config.datapath_mode != "veth":
-            raise protocol.NotSupported(external.name, "pods with netkit devices")
-        if self.config.attach is Attachment.TCX and not external.supports(protocol.TCX):
-            raise protocol.NotSupported(external.name, "tcx")
+            self.refuse("pods with netkit devices")
+        if self.config.attach is Attachment.TCX:
+            self.require(protocol.TCX, "tcx")
+        if self.external.greeting.compiles and ENABLE_HOST_FIREWALL in dict(self.config.defines):
+            self.require(protocol.HOST_FIREWALL, f"the host's firewall ({ENABLE_HOST_FIREWALL})")
+
+    def require_macros(self) -> None:
+        """Raise NotSupported if the macros of the lab do not reach the loader's programs."""
+        if self.external is not None and self.external.greeting.compiles:
+            self.refuse("other macros: it compiles by itself")
 
     def by_loader(self, plan: Plan) -> Plan:
         """Return the plan of the loader that does it: ours, unless another one supports it."""
         external, kind = self.external, KINDS_OF_SUBJECTS.get(plan.subject, protocol.POD)
         if external is None or not external.supports(kind):
             return plan
+        self.check_abilities()
         if self.endpoint_routes and kind == protocol.POD:
             self.require(protocol.ENDPOINT_ROUTES, "endpoint routes")
         return loader_plan(plan, external, self.config)
@@ -124,14 +137,11 @@ class LoadedNode(ExclusiveNode):
 
         For the copy of a reloader in a forked process, where nobody else reloads.
         """
-        before = self.external
         with ExitStack() as stack:
+            stack.callback(setattr, self, "external", self.external)
             self.external = None
             if loader is not None:
                 client = LoaderClient(loader, self._describe, on_start=self._on_start)
-                self.check_attachment(stack.enter_context(client))
-                self.external = client
-            try:
-                yield
-            finally:
-                self.external = before
+                self.external = stack.enter_context(client)
+            self.check_abilities()
+            yield

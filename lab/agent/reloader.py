@@ -52,7 +52,7 @@ class Reloader(PlannedNode):
             stack.enter_context(self.loader)
             if self.external is not None:
                 stack.enter_context(self.external)
-                self.check_attachment(self.external)
+                self.check_abilities()
             self._stack = stack.pop_all()
         return self
 

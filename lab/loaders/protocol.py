@@ -15,8 +15,8 @@ VERSION = 1
 POD, HOST, OVERLAY = KINDS = ("pod", "host", "overlay")
 """What can be reloaded; the health endpoint is a pod."""
 ENDPOINT_ROUTES, UNLOAD, CANCEL, ROLLBACK = "endpoint-routes", "unload", "cancel", "rollback"
-OWN_CALLS_MAPS, TCX = "own-calls-maps", "tcx"
-ABILITIES = (*KINDS, ENDPOINT_ROUTES, UNLOAD, CANCEL, ROLLBACK, OWN_CALLS_MAPS, TCX)
+OWN_CALLS_MAPS, TCX, HOST_FIREWALL = "own-calls-maps", "tcx", "host-firewall"
+ABILITIES = (*KINDS, ENDPOINT_ROUTES, UNLOAD, CANCEL, ROLLBACK, OWN_CALLS_MAPS, TCX, HOST_FIREWALL)
 """What a loader may say that it supports."""
 
 TEMPLATES, LIBBPF, NONE = FORMS = ("templates", "libbpf", "none")

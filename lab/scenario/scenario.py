@@ -82,7 +82,12 @@ class Scenario(Watched):
         return outcomes
 
     def define(self, **macros: str) -> None:
-        """Add these macros to the initial ones for later reloads; without arguments, restore the initial macros."""
+        """Add these macros to the initial ones for later reloads; without arguments, restore the initial macros.
+
+        NotSupported if the loader compiles by itself.
+        """
+        if macros:
+            self.agent.require_macros()
         self.agent.configure(defines=(*self.options.get("defines", ()), *macros.items()))
 
     def reload(self, *subjects: str, gate: Gate | None = None, cancel: threading.Event | None = None) -> list[Outcome]:

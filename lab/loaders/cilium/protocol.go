@@ -138,8 +138,9 @@ func now() int64 {
 
 // handler answers requests, one after the other.
 type handler struct {
-	release release
-	started bool
+	release  release
+	settings settings
+	started  bool
 }
 
 func (h *handler) hello(r *request) (answer, error) {
@@ -157,9 +158,13 @@ func (h *handler) hello(r *request) (answer, error) {
 		return answer{}, err
 	}
 	h.started = true
+	supports := h.release.supports()
+	if h.settings.hostFirewall {
+		supports = append(supports, "host-firewall")
+	}
 	return answer{
 		Name:     h.release.name(),
-		Supports: h.release.supports(),
+		Supports: supports,
 		Compiles: h.release.compiles(),
 		Objects:  h.release.objects(),
 	}, nil
@@ -224,7 +229,7 @@ func main() {
 		"write headers, compile and substitute as well, as releases since 1.16 always do; clang and llc must be in PATH")
 	flag.BoolVar(&s.hostFirewall, "host-firewall", false, "with -compile: the host has its firewall")
 	flag.Parse()
-	h := &handler{release: newRelease(s)}
+	h := &handler{release: newRelease(s), settings: s}
 	if flag.NArg() > 0 || (s.hostFirewall && !h.release.compiles()) {
 		flag.Usage()
 		os.Exit(2)

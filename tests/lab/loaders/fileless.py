@@ -7,10 +7,11 @@ from typing import Any
 
 from datapath.reload.step import Plan
 from lab.loaders import pipeline
-from lab.loaders.protocol import NONE
+from lab.loaders.protocol import HOST_FIREWALL, NONE
 
 
 class Fileless(pipeline.Pipeline):
+    supports = tuple(word for word in pipeline.Pipeline.supports if word != HOST_FIREWALL)
     more: Mapping[str, Any] = {"compiles": True, "objects": NONE}
 
     def plan(self, request: Mapping[str, Any]) -> Plan:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import signal
 import threading
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from datapath.endpoint import Attachment
 from datapath.errors import ReloadlabError
 from datapath.reload.step import Plan
 from lab.agent.agent import Failure
@@ -29,6 +32,7 @@ from lab.proof.sweep import sweep
 from lab.scenario.scenario import Scenario
 from lab.system.forkpool import WorkerDied
 from lab.system.launch import module_argv
+from tests.datapath.support import NEEDS_TCX
 from tests.lab.loaders.living import living_in
 from tests.lab.proof.gaps import gaps_of
 from tests.lab.proof.lost import assert_lost_behind
@@ -216,6 +220,35 @@ def test_what_is_refused_in_a_process_of_its_own_is_known_here() -> None:
         with pytest.raises(NotSupported, match="not supported by loader pipeline: this"):
             do_gated(scenario, action, lambda call: None)
         assert [error.what for error in scenario.refused] == ["this"]
+
+
+@pytest.mark.parametrize(
+    ("module", "options", "what"),
+    [
+        pytest.param("tconly", {"attach": Attachment.TCX}, "tcx", marks=NEEDS_TCX),
+        ("fileless", {"defines": (("ENABLE_HOST_FIREWALL", "1"),)}, "the host's firewall (ENABLE_HOST_FIREWALL)"),
+    ],
+)
+def test_what_a_node_is_to_have_later_is_asked_of_the_loader_as_well(
+    module: str, options: dict[str, Any], what: str
+) -> None:
+    """A scenario demands it when everything is loaded; without, nothing is reloaded as if it were so."""
+    loader = LoaderCommand("own", tuple(module_argv(f"tests.lab.loaders.{module}")))
+    with Scenario(NodeSpec("later", pods=1), rate=0, loader=loader) as scenario:
+        scenario.abandon()
+        scenario.agent.configure(**options)
+        with pytest.raises(NotSupported, match=f"not supported by loader pipeline: {re.escape(what)}"):
+            scenario.reload("pod-1")
+        assert [error.what for error in scenario.refused] == [what]
+
+
+def test_a_scenario_defines_no_macros_for_a_loader_that_compiles() -> None:
+    spec, compiles = NodeSpec("macros", pods=1), LoaderCommand("own", tuple(module_argv("tests.lab.loaders.fileless")))
+    with Scenario(spec, rate=0, loader=compiles) as scenario:
+        scenario.abandon()
+        scenario.define()
+        with pytest.raises(NotSupported, match="other macros: it compiles by itself"):
+            scenario.define(POLICY_MAP_SIZE="4096")
 
 
 def test_macros_that_do_not_reach_a_loader_are_told() -> None:

@@ -137,7 +137,9 @@ def test_runs_on_several_kernels_have_a_table_with_a_column_for_each() -> None:
     first = run(record("a"), record("b")) | {"machine": {"kernel": "6.1.0", "cpus": 2}}
     second = run(record("b", outcome="skipped"), record("c")) | {"machine": {"kernel": "6.12.0", "cpus": 2}}
     text = page(first, second)
-    said = "1 scenario of 3 came out differently on these kernels, 2 others did not end on all of them; they are the first"
+    said = (
+        "1 scenario of 3 came out differently on these kernels, 2 others did not end on all of them; they are the first"
+    )
     assert said in text
     assert '<th scope="col">6.1.0</th><th scope="col">6.12.0</th>' in text
     again = page(first, first)
