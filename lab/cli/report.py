@@ -267,10 +267,13 @@ class RunFile:
         self._about = replace(self._about, machine=machine)
 
     def update(self, scenarios: Sequence[Record], *, changed: bool) -> None:
-        """Write the file if something has changed, unless writing would take more than a small part of the time."""
+        """Write the file if something has changed, unless writing would take more than a small part of the time.
+
+        What fails is written at once: whoever ends the machine of a run then has the reason.
+        """
         self._stale = self._stale or changed
         begun = time.monotonic()
-        if self._stale and begun >= self._next:
+        if self._stale and (begun >= self._next or _bad(scenarios) > _bad(self._scenarios)):
             self.write(scenarios)
             self._next = time.monotonic() + max(_PAUSE, 20 * (time.monotonic() - begun))
 
@@ -285,6 +288,10 @@ class RunFile:
         self.text = json.dumps(self.document, indent=1) + "\n"
         self._output.write(RUN_JSON, self.text)
         self._stale = False
+
+
+def _bad(scenarios: Sequence[Record]) -> int:
+    return sum(scenario.outcome in (FAILED, ERROR) for scenario in scenarios)
 
 
 def _cells(times: Percentiles | None) -> tuple[str, ...]:

@@ -90,6 +90,26 @@ def test_run_json_replaces_what_was_there(tmp_path: Path) -> None:
     assert [item.name for item in path.parent.iterdir()] == ["run.json"]
 
 
+def test_what_fails_is_written_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where writing takes long it is done seldom, and a machine that is ended takes with it what was not written."""
+    path = tmp_path / "run.json"
+    at = 0.0
+
+    def now() -> float:
+        nonlocal at
+        at += 20
+        return at
+
+    records: list[Record] = []
+    with OutputDirectory(tmp_path) as output, monkeypatch.context() as patched:
+        patched.setattr("lab.cli.report.time.monotonic", now)
+        file = RunFile(output)
+        for outcome, written in (("passed", 1), ("passed", 1), ("failed", 3), ("passed", 3)):
+            records.append(replace(RECORD, name=str(len(records)), outcome=outcome))
+            file.update(records.copy(), changed=True)
+            assert len(json.loads(path.read_text())["scenarios"]) == written
+
+
 def test_nodes_of_the_same_kind_have_one_shape() -> None:
     first, other = seen(node_shape(1)), seen(node_shape(2))
     renamed = {**seen(node_shape(1), 2), "names": {"pod-1": "lxc9"}}
