@@ -22,6 +22,7 @@ from reloadlab import (
     packet_counters,
     slowness,
 )
+from scenarios.pinned import pinned
 from scenarios.test_map_migration import ENDPOINT_MAP, ONE_WAY, open_connections
 from scenarios.test_rollback import fail_after_every_step
 
@@ -48,6 +49,7 @@ def lose(scenario: Scenario, *names: str) -> None:
 @pytest.mark.node(pods=2)
 def test_map_of_the_control_plane_is_lost(scenario: Scenario, name: str) -> None:
     """The next reload makes another, filled before a packet reads it; so does a new agent."""
+    name = pinned(scenario, name)
     # A new map begins to count anew; no key of it may differ.
     scenario.expect(migrated=frozenset({name}), changed={name: ()})
     for reload in (scenario.reload, scenario.restart):
@@ -62,7 +64,7 @@ def test_map_of_the_control_plane_is_lost(scenario: Scenario, name: str) -> None
 def test_connections_are_lost(scenario: Scenario, network: str) -> None:
     """Answers that depend on the lost maps go on: what the old programs use is carried over."""
     scenario.agent.apply_policies(ONE_WAY)
-    scenario.expect(changed=frozenset({ENDPOINT_MAP}), migrated=frozenset(CT_MAPS))
+    scenario.expect(changed=frozenset({pinned(scenario, ENDPOINT_MAP)}), migrated=frozenset(CT_MAPS))
     lose(scenario, *CT_MAPS)
     scenario.reload()
 
@@ -126,7 +128,7 @@ def test_pins_of_others_stay(scenario: Scenario, subject: str) -> None:
     scenario.expect(pins=frozenset({"acme"}))
     (directory / "acme").mkdir()
     names = ("acme_flows", "acme/cilium_ipcache", "cilium_calls_acme", "cilium_policy_acme")
-    with open_pin(directory / IPCACHE) as somebodys:
+    with open_pin(directory / pinned(scenario, IPCACHE)) as somebodys:
         for name in names:
             somebodys.pin(directory / name)
     scenario.reload(subject)
