@@ -125,17 +125,18 @@ def test_reload_fails_while_pins_are_lost(scenario: Scenario, subject: str) -> N
 def test_pins_of_others_stay(scenario: Scenario, subject: str) -> None:
     """Whatever they are called: beside our maps, in directories, and under names that look like ours."""
     directory = scenario.agent.config.globals
+    ipcache = directory / pinned(scenario, IPCACHE)
     scenario.expect(pins=frozenset({"acme"}))
     (directory / "acme").mkdir()
     names = ("acme_flows", "acme/cilium_ipcache", "cilium_calls_acme", "cilium_policy_acme")
-    with open_pin(directory / pinned(scenario, IPCACHE)) as somebodys:
+    with open_pin(ipcache) as somebodys:
         for name in names:
             somebodys.pin(directory / name)
     scenario.reload(subject)
     scenario.restart()
     scenario.agent.add_pod("guest")
     scenario.agent.remove_pod("guest")
-    with open_pin(directory / IPCACHE) as ours:
+    with open_pin(ipcache) as ours:
         for name in names:
             with open_pin(directory / name) as theirs:
                 assert theirs.info.id == ours.info.id
