@@ -15,6 +15,7 @@ import pytest
 
 from tests.installed import NOBODY, ROOT, SOURCES, Environment, build_wheel, make_environment
 from tests.test_repository import repository_files
+from tests.verdicts import with_verdict
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -156,7 +157,8 @@ def test_without_root_scenarios_are_skipped(installed: Environment, project: Pat
 def test_suite_with_short_names(installed: Environment, project: Path) -> None:
     """Through the command, and by pytest alone with the one line in conftest.py."""
     write(project, {"mine/test_short.py": SHORT_NAMES})
-    done = installed.run(installed.command("reloadlab"), "run", "--rounds", "0", "mine", cwd=project)
+    words = (installed.command("reloadlab"), "run", "--rounds", "0", "mine")
+    done = with_verdict(lambda: installed.run(*words, cwd=project), lambda done: done.stdout)
     assert (done.returncode, done.stderr) == (0, ""), done.stdout
     assert "2 scenarios" in done.stdout
     write(project, {"conftest.py": 'pytest_plugins = ["reloadlab.short_names"]\n'})
