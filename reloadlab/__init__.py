@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from bpf import is_ours
     from datapath.base.bpftypes import MapType, ProgType
-    from datapath.base.mapnames import CT_MAPS
+    from datapath.base.mapnames import CT_MAPS, map_names
     from datapath.endpoint import HOST_ID, REMOTE_NODE_ID, WORLD_ID, Attachment, XdpMode
     from datapath.errors import Cancelled, LinkNotFound, ReloadlabError, VerifierError
     from datapath.kernel.bpf import prog_load
@@ -124,7 +124,7 @@ _NAMES = {
     "lab.watch.mapview": "conntrack_rows",
     "lab.watch.capture": "TunnelCapture",
     "bpf": "is_ours",
-    "datapath.base.mapnames": "CT_MAPS",
+    "datapath.base.mapnames": "CT_MAPS map_names",
     "lab.abi.layouts": "Program ipcache_key",
     # The kernel: hooks, pinned maps, netlink.
     "datapath.base.bpftypes": "MapType ProgType",
@@ -269,6 +269,7 @@ __all__ = [
     "is_ours",
     "keep_old_egress",
     "keep_old_routes",
+    "map_names",
     "masquerading",
     "netkit_is_supported",
     "never_finalize",

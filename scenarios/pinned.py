@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from reloadlab import Scenario
+from reloadlab import Scenario, map_names
 
 
 def pinned(scenario: Scenario, name: str) -> str:
-    """Return the name of a node's map called `name`, or in later releases of Cilium as this with `_v2` in it.
-
-    That of ipcache is since 1.18, those of policies since 1.17.
-    """
-    newer = (f"{name}_v2", name.replace("cilium_policy_", "cilium_policy_v2_"))
-    there = (each for each in newer if (scenario.agent.config.globals / each).exists())
-    return next(there, name)
+    """Return the name that a map has on this node which the reference commit calls `name`; `name` if it is missing."""
+    directory = scenario.agent.config.globals
+    return next((each for each in map_names(name) if (directory / each).exists()), name)

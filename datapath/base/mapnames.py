@@ -108,9 +108,17 @@ def policy_map(endpoint_id: int) -> str:
     return f"{POLICY}{endpoint_id:05d}"
 
 
+def map_names(name: str) -> tuple[str, ...]:
+    """Return the names that a map may have which the reference commit calls `name`, the newest first."""
+    newer = {IPCACHE: IPCACHE_V2, NODES: NODES_V2}.get(name, name)
+    if name.startswith(POLICY):
+        newer = name.replace(POLICY, POLICY_V2, 1)
+    return (name,) if newer == name else (newer, name)
+
+
 def policy_maps(endpoint_id: int) -> tuple[str, ...]:
     """Return the names that an endpoint's policy map may have, the newest first."""
-    return f"{POLICY_V2}{endpoint_id:05d}", policy_map(endpoint_id)
+    return map_names(policy_map(endpoint_id))
 
 
 def is_policy_map(name: str) -> bool:

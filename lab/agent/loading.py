@@ -56,8 +56,16 @@ class LoadedNode(ExclusiveNode):
             self.refuse("pods with netkit devices")
         if self.config.attach is Attachment.TCX:
             self.require(protocol.TCX, "tcx")
-        if self.external.greeting.compiles and ENABLE_HOST_FIREWALL in dict(self.config.defines):
-            self.require(protocol.HOST_FIREWALL, f"the host's firewall ({ENABLE_HOST_FIREWALL})")
+        if ENABLE_HOST_FIREWALL in self.unreached_macros:
+            self.refuse(f"the host's firewall ({ENABLE_HOST_FIREWALL})")
+
+    @property
+    def unreached_macros(self) -> frozenset[str]:
+        """The names of the macros that do not reach the loader's programs: those of one that compiles by itself."""
+        if self.external is None or not self.external.greeting.compiles:
+            return frozenset()
+        known = {ENABLE_HOST_FIREWALL} if self.external.supports(protocol.HOST_FIREWALL) else set()
+        return frozenset(dict(self.config.defines)) - known
 
     def require_macros(self) -> None:
         """Raise NotSupported if the macros of the lab do not reach the loader's programs."""

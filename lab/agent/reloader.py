@@ -104,7 +104,7 @@ class Reloader(PlannedNode):
         kind = KINDS_OF_SUBJECTS.get(outcome.subject, protocol.POD)
         if self.external is not None and not self.external.supports(kind):
             self.not_supported[f"{kind}: loaded by the built-in loader"] += 1
-        elif self.external is not None and self.external.greeting.compiles and self.config.defines:
+        elif self.unreached_macros:
             self.not_supported["macros: it compiles by itself, and only the lab's maps are made with them"] += 1
         if self.on_outcome is not None:
             self.on_outcome(outcome)

@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.text import Text
 
-from lab.scenario.records import ERROR, FAILED, NOT_RUN, PASSED, RUNNING, SKIPPED, Record, short_name
+from lab.scenario.records import NOT_RUN, PASSED, RUNNING, SKIPPED, Record, short_name
 
 _FEW = 5
 """Scenarios that must have ended before the time that is left can be told."""
@@ -69,7 +69,7 @@ class ScenarioProgress:
 
     def _drawn(self, records: Sequence[Record], seconds: int) -> Group:
         ended = sum(record.outcome not in (NOT_RUN, RUNNING) for record in records)
-        failed = sum(record.outcome in (FAILED, ERROR) for record in records)
+        failed = sum(record.bad for record in records)
         times = _clock(seconds)
         if _FEW <= ended < len(records):
             times += f", about {_clock(round(seconds * (len(records) - ended) / ended))} left"

@@ -110,7 +110,7 @@ def print_skipped(console: Console, records: Sequence[Record]) -> None:
 def print_reasons(console: Console, records: Sequence[Record]) -> None:
     """Print the whole story of every scenario that failed."""
     for record in records:
-        if record.outcome in (FAILED, ERROR):
+        if record.bad:
             console.print(f"\n[bold red]{escape(short_name(record.name))}[/]")
             console.print(record.message, markup=False, highlight=False, soft_wrap=True)
 
@@ -291,7 +291,7 @@ class RunFile:
 
 
 def _bad(scenarios: Sequence[Record]) -> int:
-    return sum(scenario.outcome in (FAILED, ERROR) for scenario in scenarios)
+    return sum(scenario.bad for scenario in scenarios)
 
 
 def _cells(times: Percentiles | None) -> tuple[str, ...]:

@@ -77,6 +77,11 @@ class Record:
         worse = max(self.outcome, outcome, key=_ORDER.__getitem__)
         return replace(self, outcome=worse, message="\n\n".join(filter(None, (self.message, message))))
 
+    @property
+    def bad(self) -> bool:
+        """Whether something went wrong: it failed, or came to no verdict."""
+        return self.outcome in (FAILED, ERROR)
+
     def settled(self, *, ended: bool) -> Self:
         """Return the record of a session that is over: `ended` by itself, or because its process died."""
         if self.outcome != RUNNING:

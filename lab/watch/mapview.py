@@ -62,7 +62,7 @@ def lxc(node: Node) -> list[Row]:
 
 def ipcache(node: Node) -> list[Row]:
     """Return cilium_ipcache: the identity of each address and network, and the tunnel endpoint."""
-    with open_used(node, (mapnames.IPCACHE_V2, mapnames.IPCACHE), HOST_ENDPOINT) as pinned:
+    with open_used(node, mapnames.map_names(mapnames.IPCACHE), HOST_ENDPOINT) as pinned:
         found = []
         for key, info in tables.IDENTITIES.of(pinned).items(pinned):
             network = ip_network((key.address, key.length))

@@ -11,6 +11,7 @@ from datapath.base.mapnames import (
     endpoint_of,
     is_calls_map,
     is_policy_map,
+    map_names,
     policy_maps,
 )
 
@@ -53,3 +54,15 @@ def test_both_names_of_a_policy_map_tell_its_endpoint(name: str) -> None:
 @pytest.mark.parametrize("name", ["cilium_policystats", "cilium_policy_acme", "cilium_policy_v2", "cilium_calls_00101"])
 def test_other_maps_are_no_policy_maps(name: str) -> None:
     assert not is_policy_map(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "names"),
+    [
+        ("cilium_ipcache", ("cilium_ipcache_v2", "cilium_ipcache")),
+        ("cilium_policy_00101", ("cilium_policy_v2_00101", "cilium_policy_00101")),
+        ("cilium_lxc", ("cilium_lxc",)),
+    ],
+)
+def test_names_of_later_releases_come_first(name: str, names: tuple[str, ...]) -> None:
+    assert map_names(name) == names

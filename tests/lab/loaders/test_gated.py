@@ -33,6 +33,7 @@ from lab.scenario.scenario import Scenario
 from lab.system.forkpool import WorkerDied
 from lab.system.launch import module_argv
 from tests.datapath.support import NEEDS_TCX
+from tests.lab.labs import unique_name
 from tests.lab.loaders.living import living_in
 from tests.lab.proof.gaps import gaps_of
 from tests.lab.proof.lost import assert_lost_behind
@@ -234,7 +235,7 @@ def test_what_a_node_is_to_have_later_is_asked_of_the_loader_as_well(
 ) -> None:
     """A scenario demands it when everything is loaded; without, nothing is reloaded as if it were so."""
     loader = LoaderCommand("own", tuple(module_argv(f"tests.lab.loaders.{module}")))
-    with Scenario(NodeSpec("later", pods=1), rate=0, loader=loader) as scenario:
+    with Scenario(NodeSpec(unique_name("later"), pods=1), rate=0, loader=loader) as scenario:
         scenario.abandon()
         scenario.agent.configure(**options)
         with pytest.raises(NotSupported, match=f"not supported by loader pipeline: {re.escape(what)}"):
@@ -243,7 +244,8 @@ def test_what_a_node_is_to_have_later_is_asked_of_the_loader_as_well(
 
 
 def test_a_scenario_defines_no_macros_for_a_loader_that_compiles() -> None:
-    spec, compiles = NodeSpec("macros", pods=1), LoaderCommand("own", tuple(module_argv("tests.lab.loaders.fileless")))
+    spec = NodeSpec(unique_name("macros"), pods=1)
+    compiles = LoaderCommand("own", tuple(module_argv("tests.lab.loaders.fileless")))
     with Scenario(spec, rate=0, loader=compiles) as scenario:
         scenario.abandon()
         scenario.define()
@@ -253,7 +255,17 @@ def test_a_scenario_defines_no_macros_for_a_loader_that_compiles() -> None:
 
 def test_macros_that_do_not_reach_a_loader_are_told() -> None:
     """It compiles by itself; only the lab's maps are made with them. Without macros: test_pipeline.py."""
-    spec, compiles = NodeSpec("macros", pods=1), LoaderCommand("own", tuple(module_argv("tests.lab.loaders.fileless")))
+    spec = NodeSpec(unique_name("macros"), pods=1)
+    compiles = LoaderCommand("own", tuple(module_argv("tests.lab.loaders.fileless")))
     with Scenario(spec, rate=0, loader=compiles, defines=(("POLICY_MAP_SIZE", "4096"),)) as scenario:
         scenario.abandon()
         assert [what for what in scenario.agent.not_supported if what.startswith("macros: ")]
+
+
+def test_the_firewall_of_a_loader_that_declares_it_is_no_macro_that_does_not_reach_it() -> None:
+    loader = LoaderCommand("own", tuple(module_argv("tests.lab.loaders.compiling")))
+    with Scenario(
+        NodeSpec(unique_name("firewall"), pods=1), rate=0, loader=loader, defines=(("ENABLE_HOST_FIREWALL", "1"),)
+    ) as scenario:
+        scenario.abandon()
+        assert not [what for what in scenario.agent.not_supported if what.startswith("macros: ")]
