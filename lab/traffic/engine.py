@@ -1,13 +1,15 @@
-"""The traffic engine: one thread in a process of its own, woken by timer and sockets.
+"""The traffic engine: a process of its own, in which one thread is woken by timer and sockets.
 
-A packet is sent, reflected and taken back by the same thread, so the account needs no locks and is exact. With one
-packet a tick this costs three wake-ups a packet; the time between packets is the resolution with which a gap in the
-path is seen, which is why they are spread evenly and not sent in bulk.
+A packet is sent, reflected and taken back by the same thread, so the account needs no locks and is exact; a second one
+deletes neighbours, and has no part in it (lab.traffic.neighbours). With one packet a tick this costs three wake-ups a
+packet; the time between packets is the resolution with which a gap in the path is seen, which is why they are spread
+evenly and not sent in bulk.
 """
 
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
@@ -31,6 +33,9 @@ SHORTEST_TICK_NS = 1_000_000
 
 NICENESS = -10
 """The probe must run while all cores verify programs, or it does not see the gaps that it is there to see."""
+
+SWITCH_INTERVAL = 0.0005
+"""Seconds for which the thread that deletes neighbours may keep the interpreter from the one that sends."""
 
 AUTOGROUP = Path("/proc/self/autogroup")
 """The niceness of this process's session (sched(7), "The autogroup feature"); missing in kernels without."""
@@ -111,7 +116,6 @@ class Engine:
         self._pauses = Pauses()
         self._streams = Streams(settings, self._pauses, self._poller)
         self._neighbours = Neighbours()
-        self._forget_every_ns = round(settings.forget_every * 1e9)
         self._late_after_ns = 0
         self._turn = _Turn([])
         self._numbers: dict[str, int] = {}
@@ -125,7 +129,6 @@ class Engine:
         self._started_ns = 0
         self._last_tick_ns = 0
         self._ran_ns = 0
-        self._forgot_ns = 0
         self._longest_pause_ns = 0
 
     def open(self, flows: list[Flow]) -> None:
@@ -134,7 +137,7 @@ class Engine:
         self._streams.open(flows, deadline)
         self._numbers = {flow.name: number for number, flow in enumerate(flows)}
         self._turn = _Turn(self._streams.all, self._settings.muted)
-        if self._forget_every_ns:
+        if self._settings.forget_every:
             self._neighbours.open(path for flow in flows for path in (flow.source_ns, flow.target_ns))
         if self._settings.warm_up:
             self._warm_up(deadline)
@@ -182,6 +185,8 @@ class Engine:
             self._tick_ns = round(interval * self._per_tick)
             self._timer = periodic_timer(self._tick_ns)
             self._poller.watch(self._timer, self._tick)
+            if self._settings.forget_every:
+                self._neighbours.start(self._settings.forget_every)
         while True:
             self._serve(-1 if self._burst is None and self._stopped_ns is None else 0.01)
             if self._burst is not None:
@@ -199,9 +204,7 @@ class Engine:
             stream = self._turn.next()
             if stream is not None:
                 self._send(stream)
-        if self._forget_every_ns and now - self._forgot_ns >= self._forget_every_ns:
-            self._forgot_ns = now
-            self._neighbours.forget_one()
+        self._neighbours.check()
 
     def _send(self, stream: Stream, count: int = 1) -> None:
         """Send packets, and note when; a connection that is broken or waits for too many answers sends none."""
@@ -251,6 +254,7 @@ class Engine:
         self._control.send({"bursts": burst.results()})
 
     def _stop(self, drain: float | None) -> None:
+        self._neighbours.stop()
         if self._timer >= 0:
             self._poller.forget(self._timer)
             os.close(self._timer)
@@ -322,6 +326,7 @@ def main(descriptor: int) -> int:
     if message is None:
         return 1
     run_before_others()
+    sys.setswitchinterval(SWITCH_INTERVAL)
     engine = Engine(control, Settings(**message["settings"]))
     try:
         engine.open([Flow(**flow) for flow in message["flows"]])

@@ -2,6 +2,9 @@
 
 A neighbour that was found is not asked for again for minutes. Here one entry at a time is deleted, in one namespace
 after the other; the next packet waits until the neighbour has answered. If it does not, packets are late or lost.
+
+It is done in a thread of its own: the kernel deletes an entry under RTNL, a lock of the whole machine, and whoever
+makes or removes interfaces in any namespace has it for tens of milliseconds. Who sends packets must not wait for it.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from ipaddress import ip_address
 from pathlib import Path
+from threading import Event, Thread
 
 from datapath.errors import NetlinkError
 from datapath.kernel.netlink import NetlinkSocket, attributes, pack_attribute, pack_message
@@ -34,19 +38,45 @@ class Neighbours:
         self._stack = ExitStack()
         self._sockets: list[NetlinkSocket] = []
         self._turn = 0
+        self._enough = Event()
+        self._thread: Thread | None = None
+        self._error: BaseException | None = None
 
     def open(self, namespaces: Iterable[str]) -> None:
         """Open a socket in each of these namespaces; OSError if the kernel refuses."""
         for path in dict.fromkeys(namespaces):
             self._sockets.append(self._stack.enter_context(NetlinkSocket(Path(path))))
 
+    def start(self, every: float) -> None:
+        """Begin to forget one neighbour after the other, every `every` seconds."""
+        self._thread = Thread(target=self._run, args=(every,), name="neighbours", daemon=True)
+        self._thread.start()
+
+    def check(self) -> None:
+        """Raise what has ended the thread, if anything has."""
+        if self._error is not None:
+            raise self._error
+
+    def stop(self) -> None:
+        """Begin no other deletion; does not wait for one under way."""
+        self._enough.set()
+
     def close(self) -> None:
+        """Wait until the thread has ended, and close the sockets."""
+        self.stop()
+        if self._thread is not None:
+            self._thread.join()
         self._stack.close()
 
-    def forget_one(self) -> None:
+    def _run(self, every: float) -> None:
+        try:
+            while self._sockets and not self._enough.wait(every):
+                self._forget_one()
+        except BaseException as error:  # noqa: BLE001 - raised by check(), in the thread that wants to know
+            self._error = error
+
+    def _forget_one(self) -> None:
         """Delete one entry of the next namespace. NetlinkError if the kernel refuses."""
-        if not self._sockets:
-            return
         rounds, place = divmod(self._turn, len(self._sockets))
         self._turn += 1
         sock = self._sockets[place]

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -430,6 +431,31 @@ def test_neighbours_that_are_never_forgotten_hide_it(pair: Pair) -> None:
         run(nsenter(pair.b, "sysctl", "-qw", "net.ipv4.conf.eth0.arp_ignore=8"))
         wait_for_packets(traffic, 150)
         assert traffic.stop().findings() == []
+
+
+INTERFACES_COME_AND_GO = """
+for pair in $(seq 600); do echo "link add a$pair group 7 type veth peer name b$pair"; done >"$1"
+for round in 1 2 3; do
+    ip -batch "$1"
+    date +%s%N
+    ip link del group 7
+    date +%s%N
+done
+"""
+"""With the kernel's lock of all interfaces held for as long as a group of them takes to be deleted."""
+
+
+@pytest.mark.privileged
+def test_interfaces_that_go_elsewhere_do_not_keep_the_traffic_from_running(pair: Pair, tmp_path: Path) -> None:
+    with Traffic([flow(pair)], rate=500, forget_every=0.01) as traffic:
+        wait_for_packets(traffic, 50)
+        script = ("sh", "-c", INTERFACES_COME_AND_GO, "sh", str(tmp_path / "batch"))
+        times = [int(time) for time in run(["unshare", "--net", *script]).split()]
+        report = traffic.stop()
+    held_ns = sum(end - start for start, end in zip(times[::2], times[1::2], strict=True))
+    starved_ns = sum(pause.end_ns - pause.start_ns for pause in report.starved)
+    assert len(times) == 6
+    assert starved_ns < held_ns / 2, f"starved for {starved_ns / 1e6:.0f} ms of {held_ns / 1e6:.0f}"
 
 
 SLOTS = {4: 7, 6: 9}
