@@ -10,10 +10,10 @@ from typing import Any
 from lab.cli.compare_options import NOT_COMPARABLE
 from lab.cli.figures import figure, finite, percent, probability, scale
 from lab.cli.tables import add_row, make_table, print_table
-from lab.cli.targets import plural
 from lab.report.markdown import escaped, folded, table_head, table_row
 from lab.results.compare import Comparison, Row, Verdict
 from lab.results.statistics import Interval
+from lab.system.words import plural
 
 _COLUMNS = ("metric", "old", "new", "change", "95 %", "p", "effect", "rounds", "")
 _FIGURES = _COLUMNS[1:-1]

@@ -15,7 +15,7 @@ from lab.cli.corpus_view import Report, line, listed, print_counts, print_list, 
 from lab.cli.expressions import matches
 from lab.cli.pace import find_pace
 from lab.cli.suites import pytest_arguments
-from lab.cli.targets import BadOption, make_console, plural, print_json
+from lab.cli.targets import BadOption, make_console, print_json
 from lab.corpus.course import NEEDED
 from lab.corpus.fault import Fault
 from lab.corpus.faults import all_faults
@@ -25,6 +25,7 @@ from lab.corpus.verdict import Trial, Verdict
 from lab.node import registry
 from lab.system.pace import slowness
 from lab.system.scratch import scratch
+from lab.system.words import plural
 
 
 def do(args: argparse.Namespace) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from lab.bench.gates import GatesReport
 from lab.cli.tables import make_table, print_table
-from lab.cli.targets import plural
+from lab.system.words import plural
 
 _FIGURES = ("median ns", "best ns", "more than without, ns")
 

@@ -9,11 +9,11 @@ from typing import Any
 from lab.cli.compare_options import NOT_COMPARABLE
 from lab.cli.figures import figure, finite, percent, probability, scale, sparkline
 from lab.cli.tables import add_row, make_table, print_table
-from lab.cli.targets import plural
 from lab.results.compare import Verdict
 from lab.results.history import Lineage, Track
 from lab.results.subject import short
 from lab.results.trends import Checked, Finding
+from lab.system.words import plural
 
 _TRACKS = ("metric", "commits", "first", "last", "change", "course")
 _STEPS = ("metric", "change", "95 %", "p", "between", "and", "")

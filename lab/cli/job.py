@@ -20,7 +20,7 @@ from lab.cli.pace import find_pace
 from lab.cli.progress import ScenarioProgress
 from lab.cli.report import RunFile, print_parallel, print_reasons, print_scenarios
 from lab.cli.suites import Call, Suites
-from lab.cli.targets import BadOption, make_console, plural, warned
+from lab.cli.targets import BadOption, make_console, warned
 from lab.doctor import doctor
 from lab.loaders.command import given_loader
 from lab.node import registry
@@ -31,6 +31,7 @@ from lab.results.subject import subject_of
 from lab.scenario.records import ERROR, FAILED, NOT_RUN, PASSED, SKIPPED, Record
 from lab.system.output import OutputDirectory
 from lab.system.scratch import scratch
+from lab.system.words import plural
 
 if TYPE_CHECKING:
     from rich.console import Console

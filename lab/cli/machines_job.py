@@ -18,7 +18,7 @@ from datapath.base.statefile import WrongContent
 from lab.cli.ci import CiFiles
 from lab.cli.job import about, call_of, check, conclude, paged, run_scenarios, write_trace
 from lab.cli.report import RunFile
-from lab.cli.targets import BadOption, make_console, plural, told
+from lab.cli.targets import BadOption, make_console, told
 from lab.loaders.command import BUILTIN, TC
 from lab.machines.identity import Identity
 from lab.machines.place import LOST, Place, Spread
@@ -29,6 +29,7 @@ from lab.machines.tree import Tree, environment_key, our_tree, project_of, tree_
 from lab.results.machine import Machine
 from lab.system.output import BadDirectory, OutputDirectory
 from lab.system.scratch import scratch
+from lab.system.words import plural
 
 if TYPE_CHECKING:
     from rich.console import Console

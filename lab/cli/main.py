@@ -229,7 +229,7 @@ def _describe_unknown(parser: argparse.ArgumentParser, argv: Sequence[str], unkn
         return f"unknown {first}: {hint}"
     behind = f": {BEHIND[parser.prog]}" if parser.prog in BEHIND else ""
     if not first.startswith("-"):
-        return f"unknown {' '.join(unknown)}{_side_by_side(parser, argv, unknown[0]) or behind}"
+        return f"unexpected argument {' '.join(unknown)}{_side_by_side(parser, argv, unknown[0]) or behind}"
     if first in parser._option_string_actions:
         return f"{first} follows its command: {parser.prog} {first}"
     # Without the dashes, in which all are alike.

@@ -9,11 +9,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from lab.cli.targets import plural
 from lab.proof.cases import Case
 from lab.proof.result import Gated, Proof
 from lab.proof.sweep import SweepResult
 from lab.proof.two import Meeting, Meetings
+from lab.system.words import plural
 
 ENDS = ("failed", "succeeded", "killed", "cancelled", "not reached")
 """How a case can end."""

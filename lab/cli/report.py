@@ -17,11 +17,12 @@ from rich.table import Table
 
 from datapath.base.statefile import WrongContent, parse_json
 from lab.bench.rounds import BackgroundLoad
-from lab.cli.targets import plural, told, warned
+from lab.cli.targets import told, warned
 from lab.results.machine import Machine
 from lab.results.run import RUN_FORMAT, RunFacts
 from lab.scenario.records import ERROR, FAILED, NOT_RUN, PASSED, SKIPPED, Record, short_name
 from lab.system.output import OutputDirectory
+from lab.system.words import plural
 
 if TYPE_CHECKING:
     from lab.bench.parallel import ParallelReport, Percentiles, WorkerReport
@@ -144,7 +145,7 @@ def _steps(rows: Sequence[WorkerReport]) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("milliseconds\nof the step", no_wrap=True)
     for row in rows:
-        title = f"{row.workers} worker{'s' if row.workers > 1 else ''}"
+        title = f"{plural(row.workers, 'worker')}"
         table.add_column(f"{title}\np50/p95/p99", justify="right", no_wrap=True)
         table.add_column("\nsys%", justify="right", no_wrap=True)
     for step in dict.fromkeys(step for row in rows for step in row.steps):

@@ -218,11 +218,6 @@ def make_console(*, stderr: bool = False) -> Console:
     return console if console.is_terminal else Console(width=PLAIN_WIDTH, **plain, stderr=stderr)
 
 
-def plural(number: int, thing: str) -> str:
-    """Return such as "1 pod" or "3 pods"."""
-    return f"{number} {thing}{'' if number == 1 else 's'}"
-
-
 @contextmanager
 def warned() -> Iterator[None]:
     """Print what goes wrong inside, and go on: what has ended a command before is what it ends with."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from lab.bench.topology import TopologyComparison
 from lab.cli.tables import make_table, print_table
-from lab.cli.targets import plural
+from lab.system.words import plural
 
 _FIGURES = ("pods", "lab up ms", "script up ms", "ratio up", "lab down ms", "script down ms", "ratio down")
 

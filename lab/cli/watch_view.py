@@ -16,8 +16,8 @@ from datapath.reload.plans import OVERLAY_SUBJECT
 from lab.abi import reasons
 from lab.abi.layouts import direction_name
 from lab.cli.tables import add_row, make_table
-from lab.cli.targets import plural
 from lab.node.topology import HOST
+from lab.system.words import plural
 from lab.watch.following import Follower, Reloaded, drops, last_reload
 from lab.watch.live import Hook, Interface, Look
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import replace
@@ -100,7 +99,7 @@ class Node:
         registry.keep(self.name)
         self._kept = True
         if self._held is not None:
-            os.close(self._held)
+            registry.unlock(self._held)
             self._held = None
 
     def _check_kernel(self) -> None:

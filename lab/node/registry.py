@@ -155,7 +155,7 @@ def lock_shared(name: str) -> Iterator[None]:
         with system_errors(name), _run_lock():
             status.check_mark(root)
             descriptor = status.open_root(root)
-            stack.callback(_unlock, descriptor)
+            stack.callback(unlock, descriptor)
             if status.status_of(root).status is not Status.UP or not status.try_lock(descriptor, fcntl.LOCK_SH):
                 raise status.not_ready(root)
         yield
@@ -170,7 +170,7 @@ def changing(name: str) -> Iterator[None]:
     with lock_shared(name), ExitStack() as stack:
         with system_errors(name):
             descriptor = os.open(lab_root(name) / _CHANGES_LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            stack.callback(_unlock, descriptor)
+            stack.callback(unlock, descriptor)
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
 
@@ -321,10 +321,10 @@ def _run_lock() -> Iterator[None]:
             if error.errno not in (errno.ENOTEMPTY, errno.EBUSY):
                 raise
         finally:
-            _unlock(descriptor)
+            unlock(descriptor)
 
 
-def _unlock(descriptor: int) -> None:
+def unlock(descriptor: int) -> None:
     """Let a lock go, and its descriptor: a process that was forked meanwhile may have that too, and keep the lock."""
     fcntl.flock(descriptor, fcntl.LOCK_UN)
     os.close(descriptor)

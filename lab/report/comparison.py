@@ -9,10 +9,11 @@ from statistics import median
 from typing import Any
 
 from lab.report.distributions import Sample, box_figure
-from lab.report.figure import Figure, Table, counted, number, plain, readable
+from lab.report.figure import Figure, Table, number, plain, readable
 from lab.results.compare import Comparison, Named, Row, Verdict, compare
 from lab.results.result import Result, Series
 from lab.results.statistics import Interval
+from lab.system.words import plural
 
 _COLOURS = {Verdict.WORSE: "--bad", Verdict.BETTER: "--good", Verdict.SAME: "--s1", Verdict.UNKNOWN: "--idle"}
 _SYMBOLS = {Verdict.WORSE: "diamond", Verdict.BETTER: "square", Verdict.SAME: "circle", Verdict.UNKNOWN: "circle-open"}
@@ -84,7 +85,7 @@ def _forest(title: str, comparison: Comparison, threshold: float) -> Figure | No
         "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom"},
     }
     worse = [row.name for row in rows if row.verdict is Verdict.WORSE]
-    alt = f"Change of {counted(len(rows), 'metric')} with intervals of 95 %. " + (
+    alt = f"Change of {plural(len(rows), 'metric')} with intervals of 95 %. " + (
         f"Worse: {', '.join(worse)}." if worse else "None is worse."
     )
     note = f"The band is the threshold, {threshold:.1%}; a change counts where it is beyond and significant."
@@ -172,5 +173,5 @@ def _values(result: Result, unit: str) -> Figure:
     factor, shown = (1e3, "milliseconds") if unit == "s" else (1, unit)
     measured = [series for series in result.series if series.unit == unit and not series.exact and series.values]
     samples = [Sample(_title(series), [each * factor for each in series.values]) for series in measured]
-    alt = f"Box plots of {counted(len(samples), 'metric')} in {shown}."
+    alt = f"Box plots of {plural(len(samples), 'metric')} in {shown}."
     return box_figure(f"Values in {shown}", alt, samples, shown)

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from lab.report.figure import PREPARE, SWITCH, Bar, Bars, Figure, Table, counted, ms, number, plain
+from lab.report.figure import PREPARE, SWITCH, Bar, Bars, Figure, Table, ms, number, plain
+from lab.system.words import plural
 
 Json = Mapping[str, Any]
 
@@ -101,8 +102,8 @@ def step_figure(run: Json) -> Figure | None:
     samples = [Sample(step, [round(each, 4) for each in found]) for step, found in values.items()]
     slowest = max(samples, key=lambda sample: float(np.median(sample.values)))
     total = sum(len(sample.values) for sample in samples)
-    kinds = counted(len(samples), "kind")
-    alt = f"Box plots of {counted(total, 'step')} of {kinds}; {slowest.name} has the highest median."
+    kinds = plural(len(samples), "kind")
+    alt = f"Box plots of {plural(total, 'step')} of {kinds}; {slowest.name} has the highest median."
     return box_figure("Step times in scenarios", alt, samples, "milliseconds")
 
 
@@ -121,7 +122,7 @@ def parallel_figures(parallel: Json) -> list[Figure]:
 
 
 def _workers(row: Json) -> str:
-    return counted(row["workers"], "worker")
+    return plural(row["workers"], "worker")
 
 
 def _waterfall(row: Json) -> Figure | None:
@@ -151,7 +152,7 @@ def _waterfall(row: Json) -> Figure | None:
     content = Bars(names, "ms since the round began", bars)
     title = f"One round of {_workers(row)}"
     alt = (
-        f"{counted(len(turns), 'reload')} by {_workers(row)} within {number((last - origin) / 1e6)} ms: the round of "
+        f"{plural(len(turns), 'reload')} by {_workers(row)} within {number((last - origin) / 1e6)} ms: the round of "
         f"the middle rate, {number(shown['reloads_per_second'])} reloads/s. Light and dark only tell neighbours apart."
     )
     return Figure(title, alt, content.to_json(), height=90 + 28 * len(lanes))
@@ -160,7 +161,7 @@ def _waterfall(row: Json) -> Figure | None:
 def _steps(row: Json) -> Figure:
     samples = [Sample(step, times["values_ms"]) for step, times in row["steps"].items()]
     title = f"Steps with {_workers(row)}"
-    alt = f"Box plots of the times of {counted(len(samples), 'step')} with {_workers(row)}."
+    alt = f"Box plots of the times of {plural(len(samples), 'step')} with {_workers(row)}."
     return box_figure(title, alt, samples, "milliseconds", folded=True)
 
 

@@ -106,11 +106,6 @@ def readable(value: float, unit: str) -> tuple[float, str]:
     return next(((factor, name) for factor, name in units if abs(value) * factor >= 1), (1e9, "ns"))
 
 
-def counted(count: int, thing: str) -> str:
-    """Return such as `1 reload` or `1,200 reloads`."""
-    return f"{count:,} {thing}{'' if count == 1 else 's'}"
-
-
 def duration(ns: float) -> str:
     """Return a time in words: `12.3 ms`, `4.50 s`."""
     for unit, factor in (("s", 1e9), ("ms", 1e6), ("µs", 1e3)):

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any
 
-from lab.report.figure import counted
 from lab.report.node import Drawing, Hook, Interface, Other
+from lab.system.words import plural
 
 MOST, FOLDED_TO = 8, 6
 """Pods that are drawn at most, and how many if there are more."""
@@ -163,8 +163,8 @@ def _endpoints(drawing: Drawing, picture: Picture) -> int:
     if folded:
         words = f"Not drawn: {', '.join(each.subject for each in folded)}. The tables have all of them."
         lines = [f"{folded[0].subject} … {folded[-1].subject}"] if len(folded) > 1 else [folded[0].subject]
-        pod = picture.put(Box("pod folded", x, y, width, counted(len(folded), "more pod"), lines, words))
-        title = counted(len(folded), "more interface")
+        pod = picture.put(Box("pod folded", x, y, width, plural(len(folded), "more pod"), lines, words))
+        title = plural(len(folded), "more interface")
         end = picture.put(Box("interface folded", end_x, y, end_width, title, ["see the tables"], words))
         picture.lines.append(_across(pod, end))
         y = max(pod.bottom, end.bottom) + _BETWEEN
@@ -272,7 +272,7 @@ def _others(others: Sequence[Other]) -> list[tuple[str, list[str], str]]:
     found = [(each.name, [*each.addresses, f"pods {each.pods[0]}"], each.words) for each in shown]
     if folded := others[len(shown) :]:
         words = "; ".join(each.words for each in folded)
-        found.append((counted(len(folded), "more node"), [f"{folded[0].name} … {folded[-1].name}"], words))
+        found.append((plural(len(folded), "more node"), [f"{folded[0].name} … {folded[-1].name}"], words))
     return found
 
 

@@ -16,8 +16,9 @@ from datapath.reload.outcome import XDP_DIRECTION
 from datapath.reload.plans import CILIUM_HOST, CILIUM_NET, CILIUM_VXLAN, OVERLAY_SUBJECT
 from lab.node.shape import with_names
 from lab.node.topology import HOST, NODE, OUTSIDE
-from lab.report.figure import Table, counted
+from lab.report.figure import Table
 from lab.report.places import end_of
+from lab.system.words import plural
 
 Json = Mapping[str, Any]
 
@@ -54,8 +55,8 @@ class Hook:
         """Everything about the hook in one sentence."""
         if self.program_id is None:
             return f"{self.ifname} {self.direction}: {self.program}, which no reload of this scenario attached"
-        times = f"; attached by {counted(len(self.loads), 'reload')}" if self.loads else ""
-        entered = "" if self.packets is None else f", {counted(self.packets, 'packet')}"
+        times = f"; attached by {plural(len(self.loads), 'reload')}" if self.loads else ""
+        entered = "" if self.packets is None else f", {plural(self.packets, 'packet')}"
         how = f" by {self.attachment}" if self.direction != XDP_DIRECTION else ""
         return (
             f"{self.ifname} {self.direction}: {self.program}{how}, generation {self.generation} of {self.subject}, "
@@ -143,7 +144,7 @@ def _routes(routes: Sequence[str]) -> str:
         return "No route leads here."
     more = len(routes) - _ROUTES_TOLD
     told = "; ".join(routes[:_ROUTES_TOLD]) + (f"; and {more} more in the table" if more > 0 else "")
-    return f"{counted(len(routes), 'route')} here: {told}."
+    return f"{plural(len(routes), 'route')} here: {told}."
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,7 +228,7 @@ class Drawing:
         names = ", ".join(each.name for each in self.devices)
         near = f"; beside it {', '.join(each.name for each in others)}" if others else ""
         return (
-            f"{f'Node {self.name}' if self.name else 'The node'}: {counted(pods, 'endpoint')} in namespaces of their "
+            f"{f'Node {self.name}' if self.name else 'The node'}: {plural(pods, 'endpoint')} in namespaces of their "
             f"own, and the devices {names or 'none'}{near}. The tables below have the same."
         )
 
@@ -236,13 +237,11 @@ class Drawing:
         """The same as tables, each under a few words."""
         found = [("Interfaces as a table", self._interfaces_table())] if self.shape else []
         hooks = sum(len(each.hooks) for each in self.interfaces)
-        found.append((f"{counted(hooks, 'hook')} as a table", self.table))
+        found.append((f"{plural(hooks, 'hook')} as a table", self.table))
         if self.others:
             rows = [(each.name, ", ".join(each.addresses), ", ".join(each.pods), each.port) for each in self.others]
             columns = ("node", "addresses", "pods", "port of the bridge")
-            found.append(
-                (f"{counted(len(rows), 'other node')} as a table", Table(columns, rows, caption="Other nodes"))
-            )
+            found.append((f"{plural(len(rows), 'other node')} as a table", Table(columns, rows, caption="Other nodes")))
         return found
 
     @property

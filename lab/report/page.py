@@ -28,7 +28,7 @@ from lab.report.baseline import Baseline
 from lab.report.comparison import Compared, comparisons, result_figures, result_table
 from lab.report.distributions import parallel_figures, rates_table, step_figure
 from lab.report.documents import Document, of_kind
-from lab.report.figure import Figure, counted, duration, number
+from lab.report.figure import Figure, duration, number
 from lab.report.kernels import ByKernel, by_kernel
 from lab.report.scenarios import LISTED, SIGNS, Scenario, open_scenario, outcomes, scenarios_of
 from lab.report.sidebyside import has_many_sides, overview, refusals, side_figures, tables_without_figure
@@ -37,6 +37,7 @@ from lab.report.trials import sentence, tables
 from lab.results.compare import Named
 from lab.results.result import Result
 from lab.system.cache import keep, kept
+from lab.system.words import plural
 
 TRIALS = {
     "corpus": "Known bugs",
@@ -120,7 +121,7 @@ class Run:
         total = len(self.scenarios)
         if not total:
             return "No scenario was run"
-        words = [f"{len(self.bad)} of {counted(total, 'scenario')} failed"] if self.bad else []
+        words = [f"{len(self.bad)} of {plural(total, 'scenario')} failed"] if self.bad else []
         words += ["parallel reloads failed"] if self.problems else []
         words += [f"{self.left_out} not run"] if self.left_out else []
         if words:
@@ -183,7 +184,7 @@ class PageMaker:
             lstrip_blocks=True,
             bytecode_cache=_Templates(),
         )
-        self._environment.filters |= {"counted": counted, "number": number}
+        self._environment.filters |= {"plural": plural, "number": number}
         self._environment.globals |= {"figure": self._figure, "signs": SIGNS, "listed": LISTED}
 
     def make(self) -> str:

@@ -7,13 +7,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lab.report.figure import Figure, Table, counted, duration, number
+from lab.report.figure import Figure, Table, duration, number
 from lab.report.layout import Picture, pictures
 from lab.report.node import Drawing, drawings
 from lab.report.places import Place, Places, end_of, parts_of, start_of, title
 from lab.report.timeline import MOST_STEPS, origin_of, timeline, waterfall
 from lab.report.wording import headline
 from lab.scenario.records import ERROR, FAILED, NOT_RUN, PASSED, RUNNING, SKIPPED, short_name
+from lab.system.words import plural
 
 Json = Mapping[str, Any]
 
@@ -234,10 +235,10 @@ def _figure(scenario: Scenario) -> Figure | None:
     failed = sum(bool(reload["error"]) for reload in reloads)
     moments = sum(len(finding["at_ns"]) for finding in record["findings"])
     alt = (
-        f"Time line of {scenario.name}: {counted(len(reloads), 'reload')} ({failed} failed) with "
-        f"{counted(steps, 'step')}, "
-        f"{counted(record['sent'], 'packet')} sent, {record['lost']:,} lost, "
-        f"{counted(moments, 'moment')} at which something was found. The tables have the same."
+        f"Time line of {scenario.name}: {plural(len(reloads), 'reload')} ({failed} failed) with "
+        f"{plural(steps, 'step')}, "
+        f"{plural(record['sent'], 'packet')} sent, {record['lost']:,} lost, "
+        f"{plural(moments, 'moment')} at which something was found. The tables have the same."
     )
     note = "" if steps <= MOST_STEPS else f"{steps:,} steps: here are whole reloads, below the steps of each."
     return Figure("Time line", alt, bars.to_json(), height=110 + 34 * len(bars.rows), note=note)

@@ -9,9 +9,10 @@ from statistics import median, quantiles
 from typing import Any
 
 from lab.report.distributions import Sample, value_axis
-from lab.report.figure import Figure, Table, counted, number, plain, readable
+from lab.report.figure import Figure, Table, number, plain, readable
 from lab.results.compare import counted as counted_values
 from lab.results.result import Result, Series
+from lab.system.words import plural
 
 FEWEST_SIDES = 3
 """Sides from which on a result is shown so; two are compared (lab.report.comparison)."""
@@ -139,7 +140,7 @@ def _bars(result: Result, group: Group) -> Figure:
         }
         for place, (name, sides) in enumerate(group.measured.items())
     ]
-    alt = f"{_title(group, unit)} of {counted(len(result.sides), 'side')}, {_ends(result, group)}."
+    alt = f"{_title(group, unit)} of {plural(len(result.sides), 'side')}, {_ends(result, group)}."
     layout = _layout(unit, {}) | {"barmode": "stack"}
     note = "Medians; the pieces of a bar follow each other."
     return _figure(result, group, unit, alt, data, layout, note)
@@ -154,7 +155,7 @@ def _dots(result: Result, group: Group) -> Figure:
         known = {side: cut for side, cut in cuts.items() if cut is not None}
         values += [value for cut in known.values() for value in cut]
         data.append(_markers(name, known, unit, place))
-    alt = f"{_title(group, unit)} of {counted(len(result.sides), 'side')}, {_ends(result, group)}."
+    alt = f"{_title(group, unit)} of {plural(len(result.sides), 'side')}, {_ends(result, group)}."
     exact = all(each.exact for sides in group.measured.values() for each in sides.values())
     note = "These do not depend on chance." if exact else "Mark: the median; line: the middle half of the values."
     return _figure(result, group, unit, alt, data, _layout(unit, _axis(values)), note)

@@ -6,8 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from datapath.reload import prepare
-from lab.report.figure import HELPER, PREPARE, ROLLBACK, STARVED, SWITCH, TRAFFIC, Bar, Bars, counted, duration, ms
+from lab.report.figure import HELPER, PREPARE, ROLLBACK, STARVED, SWITCH, TRAFFIC, Bar, Bars, duration, ms
 from lab.report.places import end_of, parts_of, start_of, title
+from lab.system.words import plural
 
 Json = Mapping[str, Any]
 
@@ -89,7 +90,7 @@ def _traffic(scenario: Json, origin: int) -> Iterator[Bar]:
         sent = sum(flow["sent"] for flow in phase["flows"])
         lost = sum(flow["lost"] for flow in phase["flows"])
         length = phase["stopped_ns"] - phase["started_ns"]
-        text = f"traffic, phase {number}: {counted(sent, 'packet')} sent, {lost:,} lost, {duration(length)}"
+        text = f"traffic, phase {number}: {plural(sent, 'packet')} sent, {lost:,} lost, {duration(length)}"
         yield Bar(0, ms(phase["started_ns"], origin), ms(length), TRAFFIC, text)
         for pause in phase["starved"]:
             length = pause["end_ns"] - pause["start_ns"]
@@ -116,7 +117,7 @@ def _group(reloads: Sequence[Json], row: int, origin: int) -> Bar:
     first, last = start_of(reloads[0]), max(map(end_of, reloads))
     what = f"reload of {title(reloads[0])}"
     if len(reloads) > 1:
-        what = f"{counted(len(reloads), 'reload')} from {title(reloads[0])} to {title(reloads[-1])}"
+        what = f"{plural(len(reloads), 'reload')} from {title(reloads[0])} to {title(reloads[-1])}"
     kind = ROLLBACK if any(reload["error"] for reload in reloads) else SWITCH
     return Bar(row, ms(first, origin), ms(last - first), kind, f"{what}: {duration(last - first)}")
 

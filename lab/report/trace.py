@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from lab.system.words import plural
+
 TRAFFIC = 0
 """The thread of a trace on which the phases of the traffic stand."""
 _NS_PER_US = 1000
@@ -80,7 +82,7 @@ def _reload(reload: Document, number: int) -> Iterator[Event]:
 def _parallel(row: Document, number: int) -> Iterator[Event]:
     """Yield the parallel reloads of a number of workers, each on the thread that did it."""
     workers = row["workers"]
-    yield _name("process_name", f"parallel reloads, {workers} worker{'s' if workers > 1 else ''}", number)
+    yield _name("process_name", f"parallel reloads, {plural(workers, 'worker')}", number)
     for count, done in enumerate(row["rounds"], 1):
         for reload in done["reloads"]:
             yield _piece(f"reload of {reload['subject']}", number, reload["tid"], reload, round=count)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lab.report.figure import Figure, Table, counted, plain, readable
+from lab.report.figure import Figure, Table, plain, readable
 from lab.report.figure import number as shown
 from lab.results.compare import Verdict
 from lab.results.history import Lineage, Track
@@ -14,6 +14,7 @@ from lab.results.result import Better
 from lab.results.steps import LibraryMissing
 from lab.results.subject import short
 from lab.results.trends import Checked, Finding, check
+from lab.system.words import plural
 
 _COLOURS = {Verdict.WORSE: "--bad", Verdict.BETTER: "--good"}
 
@@ -59,15 +60,15 @@ def _trend(checked: Checked) -> Trend:
 
 
 def _sentence(checked: Checked, worse: int) -> str:
-    words = [counted(len(checked.lineage.commits), "commit"), counted(checked.metrics, "metric")]
+    words = [plural(len(checked.lineage.commits), "commit"), plural(checked.metrics, "metric")]
     better = len(checked.findings) - worse
-    words += [f"{counted(worse, 'step')} to the worse"] if worse else []
-    words += [f"{counted(better, 'step')} to the better"] if better else []
+    words += [f"{plural(worse, 'step')} to the worse"] if worse else []
+    words += [f"{plural(better, 'step')} to the better"] if better else []
     words += ["no step"] if not checked.findings and len(checked.unknown) < checked.metrics else []
     why = f" ({next(iter(reasons))})" if len(reasons := set(checked.unknown.values())) == 1 else ""
-    words += [f"nothing can be said of {counted(len(checked.unknown), 'metric')}{why}"] if checked.unknown else []
+    words += [f"nothing can be said of {plural(len(checked.unknown), 'metric')}{why}"] if checked.unknown else []
     noisy = checked.lineage.noisy
-    return ", ".join(words) + (f"; {counted(noisy, 'result')} of a busy machine left out of times" if noisy else "")
+    return ", ".join(words) + (f"; {plural(noisy, 'result')} of a busy machine left out of times" if noisy else "")
 
 
 def _figure(track: Track, checked: Checked) -> Figure:
@@ -75,7 +76,7 @@ def _figure(track: Track, checked: Checked) -> Figure:
     steps = [found for found in checked.findings if found.metric == track.name]
     said = "; ".join(said_of(step) for step in steps)
     better = "lower" if track.better is Better.LOWER else "higher"
-    alt = f"{track.name} of {counted(len(track.values), 'commit')}, {better} is better: {said or 'no step'}."
+    alt = f"{track.name} of {plural(len(track.values), 'commit')}, {better} is better: {said or 'no step'}."
     why = checked.unknown.get(track.name, "")
     factor, unit = readable(max(track.values, key=abs), track.unit)
     values = [value * factor for value in track.values]

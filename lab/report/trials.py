@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from lab.report.documents import Document
-from lab.report.figure import Table, counted
+from lab.report.figure import Table
 from lab.scenario.records import short_name
+from lab.system.words import plural
 
 Json = Mapping[str, Any]
 
@@ -36,8 +37,8 @@ def _corpus(content: Json) -> tuple[bool, str]:
     words = ", ".join(f"{count} {outcome}" for outcome, count in counts.most_common())
     alarms = _alarms(content)
     good = content["complete"] and not alarms and all(outcome in _GOOD for outcome in counts)
-    said = f"{counted(len(content['faults']), 'known bug')} put into the lab: {words or 'none tried'}"
-    said += f"; {counted(len(alarms), 'scenario')} did not pass without a bug" if alarms else ""
+    said = f"{plural(len(content['faults']), 'known bug')} put into the lab: {words or 'none tried'}"
+    said += f"; {plural(len(alarms), 'scenario')} did not pass without a bug" if alarms else ""
     return good, said if content["complete"] else f"{said}; it was cut short"
 
 
@@ -65,7 +66,7 @@ def _fault(fault: Json) -> tuple[str, ...]:
 def _sweep(content: Json) -> tuple[bool, str]:
     cases, survived = content["cases"], content["survived"]
     good = cases == survived and cases > 0 and not content["findings"]
-    return good, f"{counted(cases, 'fault')} at system calls: {survived:,} survived, {cases - survived:,} not"
+    return good, f"{plural(cases, 'fault')} at system calls: {survived:,} survived, {cases - survived:,} not"
 
 
 def _cases(content: Json) -> list[Table]:
@@ -80,9 +81,9 @@ def _cases(content: Json) -> list[Table]:
 
 def _proof(content: Json) -> tuple[bool, str]:
     found = len(content["findings"])
-    sent = f"{counted(content['sent'], 'packet')} sent, {content['lost']:,} lost"
+    sent = f"{plural(content['sent'], 'packet')} sent, {content['lost']:,} lost"
     good = not found and bool(content["calls"])
-    return good, f"packets at {counted(len(content['calls']), 'system call')}: {sent}, {counted(found, 'finding')}"
+    return good, f"packets at {plural(len(content['calls']), 'system call')}: {sent}, {plural(found, 'finding')}"
 
 
 def _calls(content: Json) -> list[Table]:
@@ -105,7 +106,7 @@ def _calls(content: Json) -> list[Table]:
 def _meetings(content: Json) -> tuple[bool, str]:
     wrong = len(content["failures"])
     good = not wrong and not content["findings"] and content["meetings"] > 0
-    return good, f"{counted(content['meetings'], 'meeting')} of two reloads: something was wrong at {wrong:,}"
+    return good, f"{plural(content['meetings'], 'meeting')} of two reloads: something was wrong at {wrong:,}"
 
 
 def _pairs(content: Json) -> list[Table]:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from lab.results.result import Result
 from lab.results.subject import COMMIT, OWN_COMMIT, short
+from lab.system.words import plural
 
 _SHOWN = ("object", "library", COMMIT, "defines", "loader", "attach", "sleep")
 """Words of a subject that are told, in their order; where the sources have no commit their hash is as well."""
@@ -37,7 +38,7 @@ def _subject(result: Result, side: str) -> str:
 
 def _course(result: Result) -> Iterator[str]:
     course, others = result.course, result.load.others
-    rounds = f"{course.rounds} round{'s' if course.rounds != 1 else ''}"
+    rounds = f"{plural(course.rounds, 'round')}"
     yield rounds + (f" after {course.warm_up} of warm-up" if course.warm_up else "")
     if course.seed is not None:
         yield f"seed {course.seed}"

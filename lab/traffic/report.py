@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from datapath.base.shallow import shallow
+from lab.system.words import plural
 from lab.traffic.flows import Protocol
 
 Direction = Literal["request", "reply", "exchange"]
@@ -164,9 +165,10 @@ class FlowReport:
     def _losses(self) -> str:
         first = min(self.lost, key=lambda packet: packet.sent_ns)
         errors = dict.fromkeys(packet.error for packet in self.lost if packet.error)
-        of = "segments" if first.direction != "exchange" and self.protocol == "tcp" else f"of {self.sent} packets"
         reason = f" ({', '.join(errors)})" if errors else ""
-        return f"{len(self.lost)} {of} lost{reason}, the first is {first.direction} {first.number}"
+        is_segment = first.direction != "exchange" and self.protocol == "tcp"
+        lost = plural(len(self.lost), "segment") if is_segment else f"{len(self.lost)} of {plural(self.sent, 'packet')}"
+        return f"{lost} lost{reason}, the first is {first.direction} {first.number}"
 
     def to_json(self) -> dict[str, Any]:
         """Return the report as JSON's own types; `from_json` is the inverse."""

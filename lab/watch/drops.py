@@ -14,6 +14,7 @@ from lab.node import registry
 from lab.node.maps import MapNotLoaded
 from lab.node.node import Node
 from lab.system.repeated import Repeated
+from lab.system.words import plural
 from lab.traffic.defaults import ends
 from lab.traffic.flows import Flow
 from lab.watch.attribution import Ownership
@@ -113,7 +114,7 @@ class Drops:
         self._collect()
         with self._lock:
             lost = self._kernel.lost if self._kernel is not None else 0
-            late = [f"{lost} packets dropped by the kernel came too fast to be read"] if lost else []
+            late = [f"{plural(lost, 'packet')} dropped by the kernel came too fast to be read"] if lost else []
             if any(events.lost for events in self._events.values()):
                 late.append("drop notifications may be missing: programs wrote faster than their rings were read")
             if any(events.unknown for events in self._events.values()):

@@ -22,6 +22,7 @@ from typing import Self
 
 from datapath.kernel.netns import NamespaceNotFound, enter
 from lab.system.repeated import Repeated
+from lab.system.words import plural
 from lab.watch import pcapng
 from lab.watch.pcapng import CapturedPacket, Interface
 
@@ -175,7 +176,7 @@ class PacketRing:
             found.append(f"packets were not captured to the end: {self._emptying.error!r}")
         with self._lock:
             lost = sum(ring.lost for ring in self._rings)
-        return [*found, *([f"{lost} packets were not captured: they came too fast"] if lost else [])]
+        return [*found, *([f"{plural(lost, 'packet')} not captured: too many came at once"] if lost else [])]
 
     def packets(self, around: Sequence[int]) -> list[CapturedPacket]:
         """Return the packets within WINDOW_NS of these times (CLOCK_MONOTONIC), in the order in which they came.

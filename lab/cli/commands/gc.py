@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from lab.cli.targets import BadOption, add_targets, check_targets, find_targets, plural, print_json
+from lab.cli.targets import BadOption, add_targets, check_targets, find_targets, print_json
 from lab.doctor.doctor import require
 from lab.system.cache import CACHE_VARIABLE, cache_directory
+from lab.system.words import plural
 
 if TYPE_CHECKING:
     from argparse import _SubParsersAction

@@ -11,9 +11,10 @@ from datapath.errors import ReloadlabError
 from lab.agent.options import Options, check_library, open_agent
 from lab.cli.datapath import add_datapath_options, check_attach, require_compiler, tell_not_supported, wanted_options
 from lab.cli.networks import add_network_options, network_options
-from lab.cli.targets import DEFAULT_LAB, BadOption, number, plural, print_json
+from lab.cli.targets import DEFAULT_LAB, BadOption, number, print_json
 from lab.doctor.doctor import require
 from lab.system.signals import cancel_on_signals
+from lab.system.words import plural
 
 if TYPE_CHECKING:
     from argparse import _SubParsersAction

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 from datapath.base.statefile import DamagedFile, read_json
 from lab.cli.datapath import define
 from lab.cli.tables import add_row, make_table, print_table
-from lab.cli.targets import BadOption, count, file_path, plural, print_json
+from lab.cli.targets import BadOption, count, file_path, print_json
 from lab.doctor.doctor import require
 from lab.system.output import OutputDirectory
+from lab.system.words import plural
 
 NUMBERS = {
     "instructions": "instructions",
@@ -106,6 +107,8 @@ def _verify(source: Path, defines: Sequence[tuple[str, str]], clang: str | None,
     from datapath.object.reader import read_object
     from lab.system.scratch import scratch
 
+    # What is missing is named as it was given, and not as the compiler's output.
+    source.stat()
     if source.suffix != ".c":
         return verify_object(read_object(source), loads=loads)
     with scratch() as directory:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from lab.abi import reasons
 from lab.system.symbols import places
+from lab.system.words import plural
 from lab.traffic.report import TrafficReport
 from lab.watch import metrics
 from lab.watch.attribution import of_the_kernel
@@ -67,7 +68,9 @@ def check_drops(
         mine = [event for event in events if event.reason == key[0]]
         if not want <= have <= want + sum(event in own for event in mine) + unseen:
             known = _listed(f"{ownership.owner(e.packet)}{f' ({e.place})' if e.place else ''}" for e in mine)
-            what = f"{have} packets dropped as {metrics.describe(*key)} instead of {want}{known and ': '}{known}"
+            what = (
+                f"{plural(have, 'packet')} dropped as {metrics.describe(*key)} instead of {want}{known and ': '}{known}"
+            )
             found.append(Violation(6, what, tuple(event.time_ns for event in mine if event not in own)))
     return found
 
@@ -86,7 +89,8 @@ def check_verdicts(dropped: Dropped, node: str) -> list[Violation]:
         refused = [event for event in events if event.reason == reason]
         if (missing := len(refused) - refusals.get(reason, 0)) > 0:
             known = _listed(dropped.ownership.owner(event.packet) for event in refused)
-            what = f"{missing} of {len(refused)} packets dropped as {reasons.describe(reason)} without a policy verdict"
+            dropped_as = f"{plural(len(refused), 'packet')} dropped as {reasons.describe(reason)}"
+            what = f"{missing} of {dropped_as} without a policy verdict"
             found.append(Violation(6, f"{what}: {known}", tuple(event.time_ns for event in refused)))
     return found
 
@@ -103,7 +107,7 @@ def _untold(counted: Mapping[Key, int], dropped: Dropped, node: str) -> Iterator
     missing = len(shot) - sum(counted.values())
     if missing > 0:
         known = _listed(f"{ownership.owner(d.packet)} ({d.reason} of {d.ifname})" for d in shot)
-        what = f"{missing} packets dropped by a program that cilium_metrics does not count: {known}"
+        what = f"{plural(missing, 'packet')} dropped by a program that cilium_metrics does not count: {known}"
         yield Violation(12, what, tuple(drop.time_ns for drop in shot))
 
 
@@ -121,7 +125,8 @@ def _otherwise(counted: Mapping[Key, int], dropped: Dropped, node: str) -> Itera
         missing = len(events) - sum(count for key, count in counted.items() if key[0] == reason)
         if missing > 0:
             known = _listed(f"{ownership.owner(e.packet)}{f' ({e.place})' if e.place else ''}" for e in events)
-            what = f"{missing} packets dropped as {reasons.describe(reason)} that cilium_metrics does not count so"
+            dropped_as = f"{plural(missing, 'packet')} dropped as {reasons.describe(reason)}"
+            what = f"{dropped_as} that cilium_metrics does not count so"
             yield Violation(12, f"{what}: {known}", tuple(event.time_ns for event in events))
 
 
@@ -149,7 +154,10 @@ def check_kernel(
     """
     if not dropped.kernel_watched:
         moved = sorted(dropped.counters.items())
-        return [Violation(12, f"{place}: the kernel counts {by} lost packets ({name})") for (place, name), by in moved]
+        return [
+            Violation(12, f"{place}: the kernel counts {plural(by, 'lost packet')} ({name})")
+            for (place, name), by in moved
+        ]
     ownership, harmless = (
         dropped.ownership,
         HARMLESS | VERDICTS | expected | (frozenset() if dropped.precise else {NOT_SPECIFIED}),
@@ -166,7 +174,9 @@ def check_kernel(
     names = places(location for _, _, location, _ in found)
     return [
         Violation(
-            12, f"{flow}: {len(at)} packets dropped by the kernel: {reason} at {names[location]}{where}", tuple(at)
+            12,
+            f"{flow}: {plural(len(at), 'packet')} dropped by the kernel: {reason} at {names[location]}{where}",
+            tuple(at),
         )
         for (flow, reason, location, where), at in found.items()
     ]

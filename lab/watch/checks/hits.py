@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
+from lab.system.words import plural
 from lab.watch.metrics import Counters
 from lab.watch.violation import Violation
 
@@ -21,6 +22,5 @@ def check_hits(before: Counters, now: Counters, replaced: Mapping[int, str]) -> 
         met[key[0]] = met.get(key[0], 0) + (packets - earlier if packets >= earlier else packets)
     for generation, subject in sorted(replaced.items()):
         if met.get(generation, 0) > 0:
-            yield Violation(
-                4, f"{met[generation]} packets met generation {generation} of {subject}, which another has replaced"
-            )
+            met_it = f"{plural(met[generation], 'packet')} met generation {generation} of {subject}"
+            yield Violation(4, f"{met_it}, which another has replaced")

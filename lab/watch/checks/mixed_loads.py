@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from lab.abi.layouts import HIT_MIXED_LOADS, Program
+from lab.system.words import plural
 from lab.watch.metrics import Counters
 from lab.watch.violation import Violation
 
@@ -20,4 +21,6 @@ def check_mixed_loads(before: Counters, now: Counters) -> Iterator[Violation]:
         if program & HIT_MIXED_LOADS and met > 0:
             name = Program(program & ~HIT_MIXED_LOADS).name.lower()
             whose = f"endpoint {source}" if source else "host, overlay or XDP"
-            yield Violation(4, f"{whose}: another load's program handed {met} packets to {name} of load {generation}")
+            yield Violation(
+                4, f"{whose}: another load's program handed {plural(met, 'packet')} to {name} of load {generation}"
+            )

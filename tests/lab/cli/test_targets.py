@@ -16,13 +16,13 @@ from lab.cli.targets import (
     near,
     number,
     parse_target,
-    plural,
     seconds,
 )
 from lab.errors import LabNotFound
 from lab.node import registry
 from lab.node.node import Node
 from lab.node.topology import NodeSpec
+from lab.system.words import plural
 from tests.lab.labs import removed, unique_name
 
 

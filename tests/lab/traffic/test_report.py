@@ -58,7 +58,7 @@ def test_findings_name_the_flow_what_happened_and_when() -> None:
         Finding("u", "duplicate", "1 duplicates", (1500,)),
         Finding("u", "detour", "2 took another path", (1550, 1600)),
         Finding("u", "late", "1 held too long: 250 ms", (1,)),
-        Finding("t", "lost", "1 segments lost, the first is reply 6", (2500,)),
+        Finding("t", "lost", "1 segment lost, the first is reply 6", (2500,)),
         Finding("t", "reset", "1 connections broken: ECONNRESET at the target", (3000,)),
         Finding("t", "retransmit", "1 segments retransmitted", (2500,)),
         Finding("d", "lost", "1 of 20 packets lost (ENETUNREACH), the first is request 1", (7,)),

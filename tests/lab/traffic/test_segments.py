@@ -42,7 +42,7 @@ def test_a_lost_acknowledgement_is_a_lost_segment_though_nothing_is_sent_again(t
             time.sleep(0.1)
         assert traffic.burst("flow", 1).complete
         (found,) = traffic.stop().findings()
-    assert (found.kind, found.text.split(",")[0]) == ("lost", "1 segments lost")
+    assert (found.kind, found.text.split(",")[0]) == ("lost", "1 segment lost")
 
 
 def test_segments_that_are_late_and_sent_again_are_not_lost(tapped: Wire) -> None:

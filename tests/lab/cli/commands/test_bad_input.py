@@ -219,7 +219,7 @@ def compiling(node: Node) -> bool:
         ("reload box --parallel 2", "unknown --parallel: it is --workers; see: reloadlab reload --help"),
         ("run -n 2", "unknown -n: it is --workers; see: reloadlab run --help"),
         ("monitor box --from pod-1", "unknown --from: name the endpoint with its lab: monitor demo/pod-1"),
-        ("show box other", "unknown other; see: reloadlab show --help"),
+        ("show box other", "unexpected argument other; see: reloadlab show --help"),
         ("maps box ipcahe", "argument MAP: no ipcahe; did you mean ipcache?; see: reloadlab maps --help"),
         ("bench trafic", "argument WHAT: no trafic; did you mean traffic?; see: reloadlab bench --help"),
         ("monitor box --type events", "argument --type: no events; it is drop, trace, policy-verdict"),
@@ -273,11 +273,17 @@ def compiling(node: Node) -> bool:
         ("bench gates --pods 2", "unknown --pods; did you mean --rounds?; see: reloadlab bench gates --help"),
         ("vm ls --cpus 2", "unknown --cpus; see: reloadlab vm ls --help"),
         ("bench --json traffic", "--json follows its command: reloadlab bench traffic --json"),
-        ("reload box --json demo2", "unknown demo2: name LAB[/ENDPOINT] side by side, options before or after all"),
+        (
+            "reload box --json demo2",
+            "unexpected argument demo2: name LAB[/ENDPOINT] side by side",
+        ),
         ("exec", "required: LAB[/ENDPOINT]; see"),
         ("run -x", "unknown -x: options of pytest follow --, as in reloadlab run -- -x"),
         ("run --lf", "unknown --lf: options of pytest follow --"),
-        ("vm exec 6.12 uname -r", "unknown uname -r: the command follows --, as in reloadlab vm exec 6.12 -- uname -r"),
+        (
+            "vm exec 6.12 uname -r",
+            "unexpected argument uname -r: the command follows --, as in reloadlab vm exec",
+        ),
         ("reload box --loader ./typo", "no loader ./typo: "),
         ("run --kernel-cpus 2", "--kernel-cpus and --kernel-silence are for --kernel"),
         ("run --kernel 6.12 --keep", "--keep has no use with --kernel"),
@@ -307,7 +313,7 @@ def test_wrong_call(capfd: pytest.CaptureFixture[str], arguments: str, words: st
         ("plan no-such/pod-1", "no lab no-such; the labs are: box"),
         ("reload box --clang no-such-clang", "no-such-clang not found"),
         ("up box", "lab box exists already; to remove it: reloadlab down box"),
-        ("verify no-such.c", "no such source file: "),
+        ("verify no-such.c", "No such file or directory"),
     ],
 )
 @pytest.mark.usefixtures("as_before")

@@ -48,7 +48,7 @@ def test_a_kernel_that_was_not_fetched_is_one_line(argv: list[str], capsys: pyte
     ("argv", "said"),
     [
         (["vm"], "the following arguments are required: COMMAND"),
-        (["vm", "exec", "6.12", "true"], "unknown true"),
+        (["vm", "exec", "6.12", "true"], "unexpected argument true"),
         (["vm", "down"], "the following arguments are required: --all"),
         (["vm", "box", "6.12", "--release", "bullseye"], "no bullseye; it is bookworm, trixie"),
         (["run", "--kernel", "6.1,,6.12"], "'6.1,,6.12' is no list of different kernels, such as 6.1,6.12"),

@@ -130,7 +130,7 @@ def test_a_packet_that_a_program_drops_without_counting_it_is_named(library: Pat
             sock.sendto(bytes(ODD_SIZE), (str(pods[1].ipv4), 9))
         (found,) = violations(scenario, 12)
         scenario.abandon()
-    assert found.what.startswith("1 packets dropped by a program that cilium_metrics does not count: ")
+    assert found.what.startswith("1 packet dropped by a program that cilium_metrics does not count: ")
     assert f"of the probe {pods[0].ipv4}:" in found.what
     assert f"(TC_INGRESS of {pods[0].ifname})" in found.what
 
