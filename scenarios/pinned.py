@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from reloadlab import Scenario, map_names
+from reloadlab import Agent, map_names
 
 
-def pinned(scenario: Scenario, name: str) -> str:
+def pinned(agent: Agent, name: str) -> str:
     """Return the name that a map has on this node which the reference commit calls `name`; `name` if it is missing."""
-    directory = scenario.agent.config.globals
-    return next((each for each in map_names(name) if (directory / each).exists()), name)
+    return next((each for each in map_names(name) if (agent.config.globals / each).exists()), name)

@@ -30,7 +30,7 @@ def test_pod_that_ipcache_does_not_know(scenario: Scenario, network: str) -> Non
     """By tail call and through the stack: the receiver's policy sees the sender's identity, not the world."""
     scenario.agent.apply_policies(ONLY_CLIENT)
     client, places = scenario.node.pod("client"), ends(scenario.node)
-    with open_pin(scenario.agent.config.globals / pinned(scenario, "cilium_ipcache")) as ipcache:
+    with open_pin(scenario.agent.config.globals / pinned(scenario.agent, "cilium_ipcache")) as ipcache:
         for address in (client.ipv4, client.ipv6):
             assert ipcache.delete(ipcache_key(address, address.max_prefixlen))
     with known_neighbours([scenario.node], scenario.agent.config.library):

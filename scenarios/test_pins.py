@@ -49,7 +49,7 @@ def lose(scenario: Scenario, *names: str) -> None:
 @pytest.mark.node(pods=2)
 def test_map_of_the_control_plane_is_lost(scenario: Scenario, name: str) -> None:
     """The next reload makes another, filled before a packet reads it; so does a new agent."""
-    name = pinned(scenario, name)
+    name = pinned(scenario.agent, name)
     # A new map begins to count anew; no key of it may differ.
     scenario.expect(migrated=frozenset({name}), changed={name: ()})
     for reload in (scenario.reload, scenario.restart):
@@ -64,7 +64,7 @@ def test_map_of_the_control_plane_is_lost(scenario: Scenario, name: str) -> None
 def test_connections_are_lost(scenario: Scenario, network: str) -> None:
     """Answers that depend on the lost maps go on: what the old programs use is carried over."""
     scenario.agent.apply_policies(ONE_WAY)
-    scenario.expect(changed=frozenset({pinned(scenario, ENDPOINT_MAP)}), migrated=frozenset(CT_MAPS))
+    scenario.expect(changed=frozenset({pinned(scenario.agent, ENDPOINT_MAP)}), migrated=frozenset(CT_MAPS))
     lose(scenario, *CT_MAPS)
     scenario.reload()
 
@@ -125,7 +125,7 @@ def test_reload_fails_while_pins_are_lost(scenario: Scenario, subject: str) -> N
 def test_pins_of_others_stay(scenario: Scenario, subject: str) -> None:
     """Whatever they are called: beside our maps, in directories, and under names that look like ours."""
     directory = scenario.agent.config.globals
-    ipcache = directory / pinned(scenario, IPCACHE)
+    ipcache = directory / pinned(scenario.agent, IPCACHE)
     scenario.expect(pins=frozenset({"acme"}))
     (directory / "acme").mkdir()
     names = ("acme_flows", "acme/cilium_ipcache", "cilium_calls_acme", "cilium_policy_acme")

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 import pytest
 
 from reloadlab import ClusterScenario, Gate, ReloadlabError, Step, ipcache_key, open_pin
+from scenarios.pinned import pinned
 from scenarios.steps import steps_of
 from scenarios.tables import ANYTHING, PING, PODS, allowed, chapter, refused, tcp, udp
 from scenarios.test_policy_wire import MIXED, TCP, UDP, WEB_AND_DNS, label
@@ -140,7 +141,7 @@ def test_endpoint_routes_are_switched(cluster: ClusterScenario, network: str, on
     if network == "tunnel":
         # Who it is comes with the packet alone, and must not get lost between two programs that ask.
         client = cluster.cluster.pod("1/client")
-        with open_pin(agent.config.globals / "cilium_ipcache") as ipcache:
+        with open_pin(agent.config.globals / pinned(agent, "cilium_ipcache")) as ipcache:
             for address in (client.ipv4, client.ipv6):
                 assert ipcache.delete(ipcache_key(address, address.max_prefixlen))
 

@@ -29,7 +29,7 @@ def test_one_node(scenario: Scenario, network: str) -> None:
     """From one policy to the next, with reloads in between, which see whatever state the maps are in."""
     if network == "endpoint-routes":
         scenario.set_endpoint_routes(True)
-    scenario.expect(changed=frozenset({pinned(scenario, "cilium_ipcache")}))
+    scenario.expect(changed=frozenset({pinned(scenario.agent, "cilium_ipcache")}))
     for number in range(ROUNDS):
         scenario.agent.apply_policies(POLICIES[number % len(POLICIES)])
         scenario.reload(scenario.agent.subjects[number % len(scenario.agent.subjects)])
@@ -55,7 +55,8 @@ def test_denied_on_the_other_node(cluster: ClusterScenario, network: str) -> Non
     """One pod is kept out by its labels, wherever it lives; all others are let in by a wider rule; to the packet."""
     document = open_to(EVERYBODY)[0] | {"ingressDeny": [{"fromEndpoints": [{"matchLabels": {"name": "pod-2"}}]}]}
     cluster.cluster.apply_policies(document)
-    cluster.expect(changed=frozenset({"cilium_policy_00101", "cilium_policy_00102", "cilium_ipcache"}))
+    names = ("cilium_policy_00101", "cilium_policy_00102", "cilium_ipcache")
+    cluster.expect(changed=frozenset(pinned(cluster.cluster.agent(1), name) for name in names))
     cluster.expect_on(2, drops={DENIED: 2 * BURST})
     with Traffic(_flows(cluster.cluster), rate=0, warm_up=False) as traffic:
         for flow in traffic.flows:

@@ -13,15 +13,15 @@ import pytest
 
 from reloadlab import (
     OUTSIDE,
-    POLICY_ENTRY_ALLOW,
     REMOTE_NODE_ID,
     VXLAN_OVERHEAD,
+    WORLD_ID,
     Address,
     Cluster,
     ClusterScenario,
     Flow,
     Gate,
-    PolicyEntry,
+    PolicyKey,
     Probe,
     TunnelCapture,
     allow_fragments,
@@ -31,10 +31,11 @@ from reloadlab import (
     exchange,
     ipcache_key,
     open_pin,
-    policy_key_any,
+    rule_counters,
     slowness,
     take_snapshot,
 )
+from scenarios.pinned import pinned
 from scenarios.steps import steps_of
 
 IP_AND_UDP = 28
@@ -100,32 +101,37 @@ def test_identities_in_the_tunnel(cluster: ClusterScenario) -> None:
         assert capture.identities(list(wanted)) == wanted
 
 
+NAMED = {"matchLabels": {"name": "pod-1"}}
+ONE_BY_ONE = {
+    "name": "one-by-one",
+    "endpointSelector": NAMED,
+    "ingress": [{"fromEntities": ["all"]}, {"fromEndpoints": [NAMED]}, {"fromEntities": ["world"]}],
+}
+"""Lets everything pass, and has entries of their own for pod-1 and for the world, which count their packets."""
+
+
 @pytest.mark.parametrize("network", NETWORKS)
 @pytest.mark.cluster(policy=None)
 def test_identities_arrive(cluster: ClusterScenario, network: str) -> None:
     """The receiving pod's policy sees the sender by its own identity, and never as the world."""
     sender, receiver = cluster.cluster.pod("1/pod-1"), cluster.cluster.pod("2/pod-1")
-    name = f"cilium_policy_{receiver.endpoint_id:05d}"
-    keys = {who: policy_key_any(egress=False, identity=who) for who in (sender.identity, 2)}
-    cluster.expect(changed=frozenset({name}))
-    with open_pin(cluster.cluster.agent(2).config.globals / name) as policy:
-        for key in keys.values():
-            policy.update(key, POLICY_ENTRY_ALLOW)
-        cluster.reload("1/host", "2/host", "1/pod-1", "2/pod-1")
-        flow = "1/pod-1 -> 2/pod-1 udp v4"
-        before = _packets(policy.lookup(keys[sender.identity]))
-        assert cluster.traffic.burst(flow, 20).complete
-        assert _packets(policy.lookup(keys[sender.identity])) >= before + 20
-        # The outside of this cluster is the world.
-        world = _packets(policy.lookup(keys[2]))
-        assert world > 0
-        assert cluster.traffic.burst("2/outside -> 2/pod-1 udp v6", 20).complete
-        assert _packets(policy.lookup(keys[2])) >= world + 20
+    agent = cluster.cluster.agent(2)
+    cluster.expect(changed=frozenset({pinned(agent, f"cilium_policy_{receiver.endpoint_id:05d}")}))
+    agent.apply_policies(ONE_BY_ONE)
+    cluster.reload("1/host", "2/host", "1/pod-1", "2/pod-1")
 
+    def let_in(identity: int) -> int:
+        return rule_counters(agent.node, "pod-1")["pod-1", PolicyKey(identity, egress=False)][0]
 
-def _packets(value: bytes | None) -> int:
-    assert value is not None
-    return PolicyEntry.unpack(value).packets
+    before = let_in(sender.identity)
+    assert cluster.traffic.burst("1/pod-1 -> 2/pod-1 udp v4", 20).complete
+    assert let_in(sender.identity) >= before + 20
+    # The outside of this cluster is the world.
+    world = let_in(WORLD_ID)
+    assert world > 0
+    assert cluster.traffic.burst("2/outside -> 2/pod-1 udp v6", 20).complete
+    assert let_in(WORLD_ID) >= world + 20
+    agent.apply_policies([])
 
 
 @pytest.mark.parametrize("network", NETWORKS[::3])
@@ -133,7 +139,7 @@ def _packets(value: bytes | None) -> int:
 def test_pods_come_and_go(cluster: ClusterScenario, network: str) -> None:
     """The other node learns of a pod, and forgets it; what it knew of the others never goes for a moment."""
     cluster.expect(changed=frozenset({"cilium_lxc"}))
-    ipcache = "cilium_ipcache"
+    ipcache = pinned(cluster.cluster.agent(1), "cilium_ipcache")
     before = take_snapshot(cluster.cluster.node(1)).pins[ipcache].content
     cluster.cluster.add_pod("2/late")
     late = cluster.cluster.pod("2/late")
@@ -162,7 +168,8 @@ def _connections(cluster: ClusterScenario, address: IPv4Address) -> set[int]:
 def test_pod_that_ipcache_does_not_know(cluster: ClusterScenario) -> None:
     """The tunnel map leads to its node all the same."""
     pod = cluster.cluster.pod("2/pod-1")
-    with open_pin(cluster.cluster.agent(1).config.globals / "cilium_ipcache") as ipcache:
+    agent = cluster.cluster.agent(1)
+    with open_pin(agent.config.globals / pinned(agent, "cilium_ipcache")) as ipcache:
         for address in (pod.ipv4, pod.ipv6):
             assert ipcache.delete(ipcache_key(address, address.max_prefixlen))
     assert cluster.silence() == []
