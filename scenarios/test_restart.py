@@ -12,10 +12,12 @@ from dataclasses import dataclass, replace
 import pytest
 
 from reloadlab import Agent, Failure, Outcome, Plan, Scenario, Step, Workspace, take_snapshot
+from scenarios.pinned import pinned
 
 WARNINGS = frozenset({"left by a reload that did not end", "a reload died between two attaches"})
 """What a reload says about what a killed one has left."""
 OWN_STEPS = pytest.mark.own_loader("deaths between two steps of our own pipeline")
+IPCACHE, POLICY = "cilium_ipcache", "cilium_policy_00101"
 BURST = 3
 """Packets of each flow after each kill."""
 
@@ -90,9 +92,9 @@ def test_killed_before_each_step(scenario: Scenario, subject: str, network: str)
 def test_killed_while_maps_are_replaced(scenario: Scenario, later: str) -> None:
     """One that all share and one of the pod; the next reload is one of the new build, or of the former."""
     # The other reload, of health, is one of the new build too.
-    maps = frozenset({"cilium_ipcache", "cilium_policy_00101", "cilium_policy_00002"})
+    ipcache, policy, of_health = (pinned(scenario.agent, name) for name in (IPCACHE, POLICY, "cilium_policy_00002"))
     # The control plane fills the policy map anew: its counters begin at 0.
-    scenario.expect(warnings=WARNINGS, migrated=maps, changed={"cilium_policy_00101": ()})
+    scenario.expect(warnings=WARNINGS, migrated=frozenset({ipcache, policy, of_health}), changed={policy: ()})
     names = [step.name for step in scenario.agent.plan("pod-1").steps]
     for number in range(names.index("open maps"), len(names)):
         scenario.define(IPCACHE_MAP_SIZE="4096", POLICY_MAP_SIZE="4096")
@@ -110,9 +112,9 @@ def test_killed_while_maps_are_replaced(scenario: Scenario, later: str) -> None:
 @pytest.mark.node(pods=2)
 def test_killed_while_lost_maps_are_made(scenario: Scenario) -> None:
     """Whatever it has come to: what the next one finds under a map's name has the map's whole content."""
-    maps = frozenset({"cilium_ipcache", "cilium_policy_00101"})
+    maps = frozenset({pinned(scenario.agent, IPCACHE), pinned(scenario.agent, POLICY)})
     # The control plane fills the policy map anew: its counters begin at 0.
-    scenario.expect(warnings=WARNINGS, migrated=maps, changed={"cilium_policy_00101": ()})
+    scenario.expect(warnings=WARNINGS, migrated=maps, changed={pinned(scenario.agent, POLICY): ()})
     names = [step.name for step in scenario.agent.plan("pod-1").steps]
     for number in range(names.index("open maps"), len(names)):
         for name in maps:
