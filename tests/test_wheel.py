@@ -15,7 +15,6 @@ import pytest
 
 from tests.installed import NOBODY, ROOT, SOURCES, Environment, build_wheel, make_environment
 from tests.test_repository import repository_files
-from tests.verdicts import with_verdict
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -158,7 +157,7 @@ def test_suite_with_short_names(installed: Environment, project: Path) -> None:
     """Through the command, and by pytest alone with the one line in conftest.py."""
     write(project, {"mine/test_short.py": SHORT_NAMES})
     words = (installed.command("reloadlab"), "run", "--rounds", "0", "mine")
-    done = with_verdict(lambda: installed.run(*words, cwd=project), lambda done: done.stdout)
+    done = installed.run(*words, cwd=project)
     assert (done.returncode, done.stderr) == (0, ""), done.stdout
     assert "2 scenarios" in done.stdout
     write(project, {"conftest.py": 'pytest_plugins = ["reloadlab.short_names"]\n'})

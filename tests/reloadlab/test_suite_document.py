@@ -12,7 +12,6 @@ import pytest
 
 import reloadlab
 from tests.nested import PYTEST
-from tests.verdicts import with_verdict
 
 pytest_plugins = ["pytester"]
 
@@ -48,7 +47,5 @@ def test_shown_suite_passes(pytester: pytest.Pytester, monkeypatch: pytest.Monke
     pytester.makepyfile(test_mine="\n\n".join(suite))
     number = sum(code.count("def test_") for code in suite)
     assert number == 9
-    result = with_verdict(
-        lambda: pytester.runpytest_subprocess(*PYTEST, "--strict-markers", timeout=180), lambda done: done.stdout.str()
-    )
+    result = pytester.runpytest_subprocess(*PYTEST, "--strict-markers", timeout=180)
     result.assert_outcomes(passed=number)

@@ -13,7 +13,6 @@ import pytest
 from bpf import LIBRARY
 from lab.node import registry
 from tests.nested import SHORT_NAMES
-from tests.verdicts import with_verdict
 
 pytest_plugins = ["pytester"]
 
@@ -165,9 +164,7 @@ def test_other_loader(pytester: pytest.Pytester, tmp_path: Path) -> None:
     loader.write_text(PODS_ALONE)
     pytester.makepyprojecttoml(f"[tool.reloadlab.loaders]\ntheirs = {json.dumps([sys.executable, '-P', str(loader)])}")
     options = ("--reloadlab-loader", "theirs", "--reloadlab-record", str(record))
-    result = with_verdict(
-        lambda: pytester.runpytest_subprocess(*SHORT_NAMES, *options, "-rs", timeout=50), lambda done: done.stdout.str()
-    )
+    result = pytester.runpytest_subprocess(*SHORT_NAMES, *options, "-rs", timeout=50)
     result.assert_outcomes(passed=3, skipped=6)
     refused = ("endpoint routes", "the removal of a pod's programs", "gates at our own steps", "the old state after *")
     reasons = [f"*not supported by loader pipeline: {what}" for what in refused]
