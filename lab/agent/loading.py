@@ -72,6 +72,12 @@ class LoadedNode(ExclusiveNode):
         if self.external is not None and self.external.greeting.compiles:
             self.refuse("other macros: it compiles by itself")
 
+    def require_reached(self, macros: Iterable[str]) -> None:
+        """Raise NotSupported if one of these macros is among those that do not reach the loader's programs."""
+        missing = sorted(self.unreached_macros.intersection(macros))
+        if missing:
+            self.refuse(f"{', '.join(missing)}: it compiles by itself")
+
     def by_loader(self, plan: Plan) -> Plan:
         """Return the plan of the loader that does it: ours, unless another one supports it."""
         external, kind = self.external, KINDS_OF_SUBJECTS.get(plan.subject, protocol.POD)

@@ -68,10 +68,14 @@ class BadMark(ReloadlabError):
 
 @dataclass(frozen=True, slots=True)
 class MarkOptions:
-    """`nodes` for NodeSpec or cluster_specs; `scenario` for Scenario or ClusterScenario, with those of the agents."""
+    """`nodes` for NodeSpec or cluster_specs; `scenario` for Scenario or ClusterScenario, with those of the agents.
+
+    `macros` are the names of those that the mark itself defines.
+    """
 
     nodes: dict[str, Any]
     scenario: dict[str, Any]
+    macros: frozenset[str]
 
     @classmethod
     def parse(cls, mark: str, args: tuple[Any, ...], options: Mapping[str, Any], *, nodes: Kinds) -> Self:
@@ -100,6 +104,7 @@ class MarkOptions:
         return cls(
             {**_tuples({name: value for name, value in options.items() if name in nodes}), **each},
             {**agent, **{name: value for name, value in options.items() if name in SCENARIO}},
+            frozenset(name for name, _ in agent.get("defines", ())),
         )
 
 

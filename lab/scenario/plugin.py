@@ -91,7 +91,10 @@ def scenario(request: pytest.FixtureRequest) -> Iterator[Scenario]:
 
     options = _options(request, "reloadlab_node", marks.NODE)
     spec = NodeSpec(_node_name(request.node.name), **options.nodes)
-    with _supported(Scenario(spec, **options.scenario)) as running, _checked(request, running):
+    with (
+        _supported(Scenario(spec, needed_macros=options.macros, **options.scenario)) as running,
+        _checked(request, running),
+    ):
         _capture(request, running)
         request.node.ihook.pytest_reloadlab_loaded(item=request.node, running=running)
         yield running
@@ -105,7 +108,8 @@ def cluster(request: pytest.FixtureRequest) -> Iterator[ClusterScenario]:
 
     options = _options(request, "reloadlab_cluster", marks.CLUSTER)
     specs = cluster_specs(_node_name(request.node.name), **{"nodes": 2, **options.nodes})
-    with _supported(ClusterScenario(specs, **options.scenario)) as running, _checked(request, running):
+    nodes = ClusterScenario(specs, needed_macros=options.macros, **options.scenario)
+    with _supported(nodes) as running, _checked(request, running):
         _capture(request, running)
         request.node.ihook.pytest_reloadlab_loaded(item=request.node, running=running)
         yield running

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any, Self
 
@@ -30,7 +30,7 @@ class Scenario(Watched):
     `flows` run all the time; by default between the pods, the host, the health endpoint and the outside, UDP and TCP,
     IPv4 and IPv6. Unless `policy` is None, a policy lets exactly these flows pass. `bursts` says which reloads stop
     after each step until a packet of every flow is answered: "first" of each kind, "all" or "none". `options` go to the
-    Agent.
+    Agent. Entering it raises NotSupported if one of the `needed_macros` does not reach the loader's programs.
     """
 
     def __init__(
@@ -41,11 +41,13 @@ class Scenario(Watched):
         rate: float = RATE,
         bursts: Bursts = "first",
         policy: PolicyOption = "flows",
+        needed_macros: Collection[str] = (),
         **options: Any,
     ) -> None:
         super().__init__(rate=rate, bursts=bursts, policy=policy)
         self._spec = spec
         self._flows = flows or default_flows
+        self._needed_macros = needed_macros
         self.options = options
         self.node: Node
         self.agent: Agent
@@ -54,6 +56,7 @@ class Scenario(Watched):
         with ExitStack() as stack:
             self.node = stack.enter_context(Node(self._spec))
             self.agent = stack.enter_context(Agent(self.node, **self.options))
+            self.agent.require_reached(self._needed_macros)
             self._history.hear_first_loads([self.agent])
             self.agent.start()
             self._watch(stack, [self.agent], self._flows(self.node))
@@ -131,7 +134,7 @@ class ClusterScenario(Watched):
     """A scenario on several nodes: `cluster` has them; what lives on one is named such as 2/pod-1.
 
     By default traffic runs across the nodes, between all kinds of endpoints, both ways; on a single node as in a
-    Scenario. `policy` and `bursts` are those of a Scenario. `options` go to every Agent.
+    Scenario. `policy`, `bursts` and `needed_macros` are those of a Scenario. `options` go to every Agent.
     """
 
     def __init__(
@@ -142,16 +145,20 @@ class ClusterScenario(Watched):
         rate: float = RATE,
         bursts: Bursts = "first",
         policy: PolicyOption = "flows",
+        needed_macros: Collection[str] = (),
         **options: Any,
     ) -> None:
         super().__init__(rate=rate, bursts=bursts, policy=policy)
         self._flows = flows or _flows_of
+        self._needed_macros = needed_macros
         self.options = options
         self.cluster = Cluster(specs, **options)
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
             stack.enter_context(self.cluster)
+            for agent in self.cluster.agents:
+                agent.require_reached(self._needed_macros)
             self._history.hear_first_loads(self.cluster.agents)
             self.cluster.start()
             self._watch(stack, self.cluster.agents, self._flows(self.cluster))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 
 from bpf import LIBRARY
 from lab.node import registry
+from lab.system.launch import module_argv
 from tests.nested import SHORT_NAMES
 
 pytest_plugins = ["pytester"]
@@ -171,6 +173,33 @@ def test_other_loader(pytester: pytest.Pytester, tmp_path: Path) -> None:
     result.stdout.fnmatch_lines_random([*reasons, "*steps that only our own loader has", "*theirs fill maps later"])
     gaps = {found["name"].partition("::")[2]: found["gaps"] for found in map(read, record.glob("*.json"))}
     assert "not supported by loader pipeline: host: loaded by the built-in loader" in gaps["test_the_host"]
+
+
+MACROS = """
+import pytest
+
+@pytest.mark.node(pods=1, agent={"defines": (("ENABLE_IPV4_FRAGMENTS", "1"),)})
+def test_fragments(scenario):
+    pass
+
+@pytest.mark.node(pods=1, agent={"defines": (("ENABLE_HOST_FIREWALL", "1"),)})
+def test_firewall(scenario):
+    pass
+
+def test_others(scenario):
+    pass
+"""
+
+
+@pytest.mark.privileged
+def test_macros_that_a_loader_does_not_compile(pytester: pytest.Pytester) -> None:
+    """What a scenario is about is not there without those of its mark; those of the command line are only told."""
+    pytester.makepyfile(test_macros=MACROS)
+    loader = shlex.join(module_argv("tests.lab.loaders.compiling"))
+    options = ("--reloadlab-loader", loader, "--reloadlab-define", "POLICY_MAP_SIZE=4096")
+    result = pytester.runpytest_subprocess(*SHORT_NAMES, *options, "-rs", timeout=100)
+    result.assert_outcomes(passed=2, skipped=1)
+    result.stdout.fnmatch_lines(["*not supported by loader *: ENABLE_IPV4_FRAGMENTS: it compiles by itself"])
 
 
 @pytest.mark.parametrize("loader", ["no-such-loader", "'"])
