@@ -33,6 +33,9 @@ from datapath.reload.sharedpins import is_of_another_device
 from datapath.reload.step import Step
 from datapath.reload.workspace import Workspace
 
+NOTHING = f"{OURS}nothing"
+"""The name of the program that a link runs which is to go: it passes all packets on."""
+
 _TCX_NEXT = -1
 _KERNEL_NAME = 15  # characters of a program's name that the kernel keeps
 
@@ -240,9 +243,9 @@ def _now(work: Workspace, hook: TcxHook) -> tuple[TcxProgram, ...]:
 def _load_nothing(work: Workspace) -> int:
     """Load a program that passes every packet on; a hook takes none twice, so each link has one of its own."""
     insns = struct.pack("<BBhi", 0xB7, 0, 0, _TCX_NEXT) + struct.pack("<BBhi", 0x95, 0, 0, 0)
-    program = bpf.prog_load(ProgType.SCHED_CLS, insns, "GPL", name=f"{OURS}nothing")
+    program = bpf.prog_load(ProgType.SCHED_CLS, insns, "GPL", name=NOTHING)
     if program < 0:
-        raise BpfError("BPF_PROG_LOAD", -program, f"{OURS}nothing: {os.strerror(-program)}")
+        raise BpfError("BPF_PROG_LOAD", -program, f"{NOTHING}: {os.strerror(-program)}")
     return work.keep_open(program)
 
 

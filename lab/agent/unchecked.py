@@ -8,6 +8,8 @@ from datapath.errors import ReloadlabError
 from datapath.kernel import hooks, tcx
 from datapath.kernel.hooks import Direction
 from datapath.kernel.netlink import NetlinkSocket
+from datapath.kernel.tcx import TcxProgram
+from datapath.reload import tcxlinks
 from lab.node.node import Node
 from lab.node.topology import NODE
 
@@ -37,5 +39,10 @@ def unchecked_pods(node: Node) -> tuple[str, ...]:
             for pod in (node.facts.health, *node.pods)
             if (pod.ifindex, pod.node_mac) in there
             and not any(found.is_ours for found in hooks.filters(netlink, pod.ifindex, Direction.EGRESS))
-            and not any(found.is_ours for found in tcx.programs_if_there(config.netns, pod.ifindex, Direction.EGRESS))
+            and not any(map(_checks, tcx.programs_if_there(config.netns, pod.ifindex, Direction.EGRESS)))
         )
+
+
+def _checks(found: TcxProgram) -> bool:
+    """Tell whether a program may enforce a policy; a reload that was killed leaves one that passes all packets on."""
+    return found.is_ours and found.name != tcxlinks.NOTHING
