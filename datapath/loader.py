@@ -184,7 +184,19 @@ class Loader:
         Waits for a reload of the endpoint. Whoever needs the node's maps alone locks them in `forget`: a reload has the
         lock of its endpoint already when it waits for the maps.
         """
-        with self.lock_endpoint(endpoint.id, cancel=cancel), self._socket() as netlink:
+        with self.lock_endpoint(endpoint.id, cancel=cancel):
+            self.unload_locked(endpoint, forget=forget, detach=detach, discard=discard)
+
+    def unload_locked(
+        self,
+        endpoint: Endpoint,
+        *,
+        forget: Callable[[], object],
+        detach: Callable[[], object] | None = None,
+        discard: Callable[[], object] | None = None,
+    ) -> None:
+        """Take a pod out as `unload` does, for a caller that holds the lock of its endpoint."""
+        with self._socket() as netlink:
             unload(self.config, netlink, endpoint, forget, detach=detach, discard=discard)
             self._maps.forget(str(self.config.globals / name) for name in endpoint_maps(endpoint.id))
 

@@ -17,6 +17,7 @@ from lab.agent.policyfile import parse
 from lab.agent.reloader import Reloader
 from lab.agent.reloads import Failure
 from lab.agent.restore import Restored, restore
+from lab.agent.subjectlock import lock_subject
 from lab.node.topology import PodFacts, PodSpec
 
 __all__ = ["Agent", "Change", "Failure"]
@@ -191,21 +192,24 @@ class Agent(Reloader):
         What is killed or fails leaves a pod to which nobody delivers: its next reload brings it back, if it is not
         removed again.
         """
-        with self.reloading(), ExitStack() as updating:
-            pod = self.node.removable_pod(name)
-            self.node.set_loaded(name, False)
+        with self.reloading():
+            self.node.removable_pod(name)
+            with lock_subject(self.loader, self.node, name, self._refresh, None), ExitStack() as updating:
+                # Only now: others may have removed the pod and made another of its name, or have reloaded it, which
+                # drops the mark.
+                pod = self.node.pod(name)
+                self.node.set_loaded(name, False)
 
-            def forget_addresses() -> None:
-                # The endpoint comes before the maps, as in a reload.
-                updating.enter_context(self.updating())
-                self.node.pod(name)  # UnknownTarget if another has removed it meanwhile
-                mapfill.forget(self.config.globals, pod)
+                def forget_addresses() -> None:
+                    # The endpoint comes before the maps, as in a reload.
+                    updating.enter_context(self.updating())
+                    mapfill.forget(self.config.globals, pod)
 
-            def discard() -> None:
-                self.forget_connections(pod)
-                self.node.remove_pod(name)
+                def discard() -> None:
+                    self.forget_connections(pod)
+                    self.node.remove_pod(name)
 
-            self.unload(name, forget=forget_addresses, discard=discard)
+                self.unload(name, forget=forget_addresses, discard=discard)
 
     def collect_connections(self) -> tuple[Collected, ...]:
         """Delete the connections whose lifetime is over; return what was found in each existing map."""

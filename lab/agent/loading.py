@@ -97,26 +97,27 @@ class LoadedNode(ExclusiveNode):
     def unload(self, name: str, *, forget: Callable[[], object], discard: Callable[[], object]) -> None:
         """Take a pod out of the datapath; `forget` is where the control plane drops its own entries.
 
-        `discard` removes the pod, before somebody else can have its lock.
+        `discard` removes the pod, before somebody else can have its lock, which the caller holds.
         """
-        self.unload_endpoint(self.endpoint(name), name, forget=forget, discard=discard)
+        endpoint = self.endpoint(name)
+        self.loader.unload_locked(endpoint, forget=forget, detach=self._detach(endpoint, name), discard=discard)
 
-    def unload_endpoint(
-        self,
-        endpoint: Endpoint,
-        name: str,
-        *,
-        forget: Callable[[], object],
-        discard: Callable[[], object] | None = None,
-    ) -> None:
-        """Do the same with an endpoint that the node may have no more; `name` is what a loader is told."""
+    def unload_endpoint(self, endpoint: Endpoint, name: str, *, forget: Callable[[], object]) -> None:
+        """Do the same with an endpoint that the node has no more; `name` is what a loader is told. Takes the lock."""
+        self.loader.unload(endpoint, forget=forget, detach=self._detach(endpoint, name))
+
+    def require_unload(self) -> None:
+        """Raise NotSupported if the loader cannot remove a pod's programs."""
+        self.require(protocol.UNLOAD, "the removal of a pod's programs")
+
+    def _detach(self, endpoint: Endpoint, name: str) -> Callable[[], object] | None:
+        """Return what removes an endpoint's routes and programs if another loader does that."""
         external = self.external
         if external is None:
-            self.loader.unload(endpoint, forget=forget, discard=discard)
-            return
-        self.require(protocol.UNLOAD, "the removal of a pod's programs")
+            return None
+        self.require_unload()
         request = unload_request(self.config, name, endpoint)
-        self.loader.unload(endpoint, forget=forget, detach=lambda: external.ask(request), discard=discard)
+        return lambda: external.ask(request)
 
     def require(self, ability: str, what: str) -> None:
         """Raise NotSupported for what needs an ability that the loader has not declared; ours has all of them."""

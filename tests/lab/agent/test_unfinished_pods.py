@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
+from typing import Any
 
 import pytest
 
+from datapath.base.mapnames import endpoint_of
 from datapath.errors import CompileError
+from datapath.reload.outcome import Outcome
 from datapath.reload.step import Plan
 from lab.abi import layouts
 from lab.agent.agent import Agent
@@ -162,3 +166,51 @@ def test_a_reload_that_fails_leaves_such_a_pod_down(agent: Agent) -> None:
     assert take(agent.node).datapath() == before
     agent.reload("pod-2")
     assert unreachable(agent, "pod-2") == []
+
+
+def test_a_removal_marks_the_pod_when_its_turn_has_come(agent: Agent, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reload that has the endpoint before it takes a mark that is there already for a former removal's."""
+    lock_endpoint, others = agent.loader.lock_endpoint, list[Outcome]()
+
+    def late(number: int, **options: Any) -> AbstractContextManager[None]:
+        if not others:
+            with Agent(Node.open(agent.node.name)) as other:
+                others.append(other.reload("pod-2"))
+        return lock_endpoint(number, **options)
+
+    def fail(*_: object) -> None:
+        raise CompileError("bpf_lxc.o", ["clang"], "error: on purpose")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(agent.loader, "lock_endpoint", late)
+        patched.setattr(agent, "forget_connections", fail)
+        with pytest.raises(CompileError):
+            agent.remove_pod("pod-2")
+    assert not is_up(agent, "pod-2")
+    assert agent.node.facts.unloaded == ("pod-2",)
+    agent.reload("pod-2")
+    assert is_up(agent, "pod-2")
+    assert unreachable(agent, "pod-2") == []
+
+
+def test_a_removal_that_waited_takes_the_pod_that_is_there_now(agent: Agent, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another process has removed the pod meanwhile, and made one of its name that has another number."""
+    agent.add_pod("twice")
+    agent.add_pod("after")
+    lock_endpoint, others = agent.loader.lock_endpoint, list[int]()
+
+    def late(number: int, **options: Any) -> AbstractContextManager[None]:
+        if not others:
+            with Agent(Node.open(agent.node.name)) as other:
+                other.remove_pod("twice")
+                others.append(other.add_pod("twice").endpoint_id)
+        return lock_endpoint(number, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(agent.loader, "lock_endpoint", late)
+        agent.remove_pod("twice")
+    (number,) = others
+    assert [name for name in os.listdir(agent.config.globals) if endpoint_of(name) == number] == []
+    assert not (agent.config.state / str(number)).exists()
+    assert "twice" not in agent.subjects
+    agent.remove_pod("after")
