@@ -194,6 +194,7 @@ class Agent(Reloader):
         """
         with self.reloading():
             self.node.removable_pod(name)
+            self.require_unload()
             with lock_subject(self.loader, self.node, name, self._refresh, None), ExitStack() as updating:
                 # Only now: others may have removed the pod and made another of its name, or have reloaded it, which
                 # drops the mark.

@@ -27,6 +27,7 @@ from tests.datapath.support import NEEDS_TCX
 
 PIPELINE = LoaderCommand("ours", tuple(module_argv("lab.loaders.pipeline")))
 FILELESS = LoaderCommand("fileless", tuple(module_argv("tests.lab.loaders.fileless")))
+LASTING = LoaderCommand("lasting", tuple(module_argv("tests.lab.loaders.lasting")))
 
 
 def steps(outcome: Outcome) -> list[str]:
@@ -97,6 +98,15 @@ def test_what_is_loaded_without_an_object_file_is_compared_with_none(templates: 
         stale.write_bytes(b"of another release")
     assert any("object files" in gap for gap in scenario.gaps)
     assert not any("macros" in gap for gap in (*scenario.gaps, *scenario.agent.not_supported))
+
+
+def test_a_removal_that_is_not_supported_changes_nothing(templates: Path) -> None:
+    """The pod is not marked as one that is being removed: others go on to deliver to it."""
+    with Scenario(NodeSpec("seam-lasting", pods=1), rate=0, loader=LASTING, templates=templates) as scenario:
+        with pytest.raises(NotSupported, match="the removal of a pod's programs"):
+            scenario.agent.remove_pod("pod-1")
+        assert scenario.node.facts.unloaded == ()
+        scenario.agent.sync()
 
 
 def test_what_was_loaded_is_read_from_the_kernel(templates: Path) -> None:
