@@ -218,12 +218,13 @@ def _node_order(name: str) -> tuple[int, str]:
     return (int(number) if number.isdecimal() else 0, name)
 
 
-def remove(name: str, *, force: bool = False, held: int | None = None) -> None:
+def remove(name: str, *, force: bool = False, held: int | None = None, left_over: bool = False) -> None:
     """Remove a lab, whatever state it is in: kill what runs in its namespaces, detach its tree.
 
     Returns when the lab is out of sight; the kernel frees its links and namespaces behind us. With `force` also a lab
     that is in use, or was made in another mount namespace. `held` is the descriptor that `keep_locked` returned, closed
-    here whatever happens. Raises LabNotFound, LabBusy, LabElsewhere, NotALab, LabSystemError.
+    here whatever happens. With `left_over` only what a killed process has left; LabNotFound for another of that name.
+    Raises LabNotFound, LabBusy, LabElsewhere, NotALab, LabSystemError.
     """
     root = lab_root(name)
     with ExitStack() as stack:
@@ -234,7 +235,10 @@ def remove(name: str, *, force: bool = False, held: int | None = None) -> None:
                 # Not before: whoever sweeps would find the lab without a holder, and remove it beside us.
                 fcntl.flock(held, fcntl.LOCK_UN)
             status.check_mark(root)
-            if status.status_of(root).status is Status.ELSEWHERE and not force:
+            found = status.status_of(root)
+            if left_over and not found.is_left_over:
+                raise LabNotFound(name, ())
+            if found.status is Status.ELSEWHERE and not force:
                 raise status.not_ready(root)
             descriptor = status.open_root(root)
             stack.callback(os.close, descriptor)
@@ -252,17 +256,21 @@ def remove(name: str, *, force: bool = False, held: int | None = None) -> None:
 
 
 def remove_each(
-    names: Iterable[str], *, force: bool = False, ignoring: tuple[type[ReloadlabError], ...] = ()
+    names: Iterable[str],
+    *,
+    force: bool = False,
+    left_over: bool = False,
+    ignoring: tuple[type[ReloadlabError], ...] = (),
 ) -> tuple[tuple[str, ...], ReloadlabError | None]:
     """Remove labs; return (those removed, the first failure): one that cannot be removed does not spare the others.
 
-    What is in `ignoring` is not a failure.
+    What is in `ignoring` is not a failure. The other options are those of `remove`.
     """
     removed: list[str] = []
     failure: ReloadlabError | None = None
     for name in names:
         try:
-            remove(name, force=force)
+            remove(name, force=force, left_over=left_over)
             removed.append(name)
         except ignoring:
             continue
@@ -284,8 +292,8 @@ def remove_all(*, force: bool = False) -> tuple[tuple[str, ...], ReloadlabError 
 def sweep() -> tuple[str, ...]:
     """Remove what killed processes have left over; return the names."""
     names = [lab.name for lab in list_labs() if lab.is_left_over]
-    # Another process may have removed some of them, or be about to.
-    removed, error = remove_each(names, ignoring=(LabNotFound, LabBusy))
+    # Another process may have removed some of them, and made others of their names, or be about to.
+    removed, error = remove_each(names, left_over=True, ignoring=(LabNotFound, LabBusy))
     if error is not None:
         raise error
     return removed

@@ -406,6 +406,20 @@ def test_sweep_passes_over_what_others_remove(
         assert registry.sweep() == ("second",)
 
 
+def test_sweep_leaves_a_lab_that_was_made_anew(empty_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another process removes a leftover between our list and our turn, and makes a lab of its name."""
+    Node.up(NodeSpec("demo", pods=0))
+    (registry.lab_root("demo") / BORROWED).touch()
+    listed = registry.list_labs()
+    assert [lab.is_left_over for lab in listed] == [True]
+    registry.remove("demo")
+    Node.up(NodeSpec("demo", pods=0))
+    with monkeypatch.context() as patched:
+        patched.setattr(registry, "list_labs", lambda: listed)
+        assert registry.sweep() == ()
+    assert status("demo").status is Status.UP
+
+
 def test_sweep_leaves_a_lab_to_the_process_that_removes_it(empty_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One that goes with its process has a holder until it is being removed: nobody else finds it without."""
     real = registry.remove
