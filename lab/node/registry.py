@@ -50,8 +50,8 @@ DEFAULT_SIZE = "1g"
 
 
 def run_directory() -> Path:
-    """Return the directory of all labs."""
-    return Path(os.environ.get(RUN_VARIABLE) or DEFAULT_RUN).absolute()
+    """Return the directory of all labs; of a link, that which it leads to: rmdir(2) takes no link."""
+    return Path(os.path.realpath(os.environ.get(RUN_VARIABLE) or DEFAULT_RUN))
 
 
 def lab_root(name: str) -> Path:

@@ -532,6 +532,21 @@ def test_link_among_the_namespaces_is_not_followed(empty_run: Path) -> None:
         inside.kill()
 
 
+def test_the_directory_of_labs_may_be_named_by_a_link(
+    empty_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    link = tmp_path / "link"
+    link.symlink_to(empty_run)
+    monkeypatch.setenv(registry.RUN_VARIABLE, str(link))
+    assert registry.list_labs() == ()
+    node = Node.up(NodeSpec("demo", pods=0))
+    assert node.root == empty_run / "demo"
+    assert status("demo").status is Status.UP
+    registry.remove("demo")
+    assert link.is_symlink()
+    assert not empty_run.exists()
+
+
 def test_link_in_the_place_of_a_lab_is_none(empty_run: Path, tmp_path: Path) -> None:
     Node.up(NodeSpec("other", pods=0))
     (empty_run / "demo").symlink_to(tmp_path)
