@@ -20,6 +20,7 @@ from datapath.kernel.routes import Installed
 from datapath.load.programs import Program
 from datapath.reload import connections, policyarrays, retired, tcxlinks
 from datapath.reload.filters import Replaced, exists, put_back
+from datapath.reload.interrupts import signals_held_back
 from datapath.reload.outcome import XDP_DIRECTION, Attached
 from datapath.reload.prepare import carry_connections_over, noted_maps
 from datapath.reload.step import Step
@@ -289,8 +290,10 @@ class Commit(Step):
         for item in self.objects:
             work.on_undo(self, item.retract)
             item.publish()
-        work.committed = True
-        self._let_go(work)
+        # From here on nothing is undone: an interruption would leave what was replaced.
+        with signals_held_back():
+            work.committed = True
+            self._let_go(work)
 
     def _let_go(self, work: Workspace) -> None:
         """Remove what nothing needs any more. All is new by now: what cannot be removed is a warning, not a failure."""

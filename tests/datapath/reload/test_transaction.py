@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from datapath.errors import Cancelled, LinkNotFound
+from datapath.kernel.pins import Pin
 from datapath.reload.outcome import FailedReload, Outcome
 from datapath.reload.step import Plan, Step
 from datapath.reload.transaction import Observers, RollbackFailed
@@ -379,6 +380,25 @@ def test_ctrl_c_inside_a_step(rig: Rig) -> None:
         rig.reload("pod-1")
     assert calls == ["fill"]
     assert before.differences(rig.state()) == []
+
+
+def test_ctrl_c_within_the_commit_waits_until_all_is_let_go(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The new programs run, and nothing is undone any more: what was replaced would stay."""
+    for _ in range(2):
+        rig.reload("pod-1")
+    finalize = Pin.finalize
+
+    def interrupted(pin: Pin) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        finalize(pin)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Pin, "finalize", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            rig.reload("pod-1")
+    assert rig.leftovers() == []
+    assert list(rig.config.state.rglob("*.o.*")) == []
+    assert rig.reload("pod-1").warnings == ()
 
 
 def remove_link(rig: Rig, name: str) -> Callable[[Step, Workspace], None]:
