@@ -11,7 +11,7 @@ from pathlib import Path
 from datapath.base.mapnames import KEPT_WHILE_USED, POLICY_ARRAYS, is_calls_map
 from datapath.build.objectfile import ObjectFile
 from datapath.endpoint import Attachment, Endpoint
-from datapath.errors import BpfError, LinkNotFound, LinkReplaced, NetlinkError, ReloadlabError
+from datapath.errors import BpfError, LinkNotFound, LinkReplaced, MapTooSmall, NetlinkError, ReloadlabError
 from datapath.kernel import hooks, linkpins, netkit, progarray, routes, tcx, xdp
 from datapath.kernel.hooks import Direction, Filter, HookBlocked, HookEmptied, HookShared, HookTaken
 from datapath.kernel.map import open_pin
@@ -51,6 +51,9 @@ class InsertPolicy(Step):
             spec = collection.spec.maps.get(name)
             if spec is None or not spec.contents:
                 continue
+            size = collection.maps[name].info.max_entries
+            if beyond := sum(slot >= size for slot in spec.contents):
+                raise MapTooSmall(name, beyond, size)
             arrays = [work.keep_map(open_pin(path)) for path in retired.others(work.config.globals, name)]
             for slot, program in spec.contents.items():
                 for array in (*(a for a in arrays if slot < a.info.max_entries), collection.maps[name]):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from datapath.errors import MapTooSmall
 from datapath.kernel import progarray
 from datapath.kernel.inventory import slots
 from datapath.kernel.map import open_pin
@@ -19,7 +20,7 @@ from datapath.reload.step import Step
 from datapath.reload.workspace import Workspace
 from lab.scenario.gate import Gate
 from tests.datapath import support
-from tests.datapath.support import Injected, Rig
+from tests.datapath.support import Injected, Rig, fails_unchanged
 
 pytestmark = pytest.mark.privileged
 
@@ -111,6 +112,13 @@ def test_slots_beyond_the_end_of_the_new_array_are_a_warning(rig: Rig) -> None:
     outcome = rig.reload("pod-1")
     assert outcome.warnings == (f"map {NAME}: 2 entries do not fit into 102",)
     assert rig.dead_calls() == []
+
+
+def test_an_array_without_the_endpoints_own_slot_is_refused(rig: Rig) -> None:
+    """The kernel's word for it is `Argument list too long`."""
+    rig.configure(defines=(("POLICY_PROG_MAP_SIZE", "102"),))
+    message = fails_unchanged(rig, MapTooSmall, "pod-2")
+    assert message == f"map {NAME} is too small: 1 entry does not fit into 102"
 
 
 @pytest.mark.parametrize("step", ["migrate maps", "insert policy", "attach ingress", "commit"])
