@@ -28,10 +28,10 @@ from lab.node.topology import (
     PodFacts,
     PodSpec,
     check_datapath_mode,
+    next_pod_number,
     next_tunnel_ifindex,
     plan_node,
     plan_pod,
-    pod_number,
 )
 
 
@@ -237,7 +237,7 @@ class Node:
         wanted = PodSpec(pod) if isinstance(pod, str) else pod
         with self._changing():
             spec = replace(self.spec, pods=(*self.spec.pod_specs, wanted))
-            made = plan_pod(spec, wanted, 1 + max((pod_number(p) for p in self.pods), default=-1))
+            made = plan_pod(spec, wanted, next_pod_number(self.pods))
             with self._noting(live.Unfinished(pod=made)):
                 live.add_pod(replace(self._standing, spec=spec), made, up=loaded)
                 names = self.facts.unloaded if loaded else (*self.facts.unloaded, made.name)

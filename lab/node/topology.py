@@ -426,6 +426,16 @@ def pod_number(pod: PodFacts) -> int:
     return pod.endpoint_id - FIRST_ENDPOINT
 
 
+def next_pod_number(pods: Iterable[PodFacts]) -> int:
+    """Return the number of one more pod: a new one as long as there are some, else the first that is free.
+
+    A node has addresses for MAX_PODS, however many pods have come and gone.
+    """
+    taken = {pod_number(pod) for pod in pods}
+    new = 1 + max(taken, default=-1)
+    return new if new < MAX_PODS else next(number for number in range(MAX_PODS) if number not in taken)
+
+
 # Asked for once per pod, and costly to make.
 @cache
 def _pod_cidrs(index: int) -> tuple[IPv4Network, IPv6Network]:

@@ -11,11 +11,13 @@ import pytest
 
 from datapath.errors import InvalidName, ReloadlabError
 from lab.node.topology import (
+    MAX_PODS,
     InvalidSpec,
     NodeFacts,
     NodeSpec,
     PodSpec,
     lxc_ifname,
+    next_pod_number,
     plan_node,
     plan_pod,
     pod_number,
@@ -124,6 +126,17 @@ def test_later_pod_continues_the_numbers() -> None:
     third = plan_pod(spec, PodSpec("late", identity=4711), 2)
     assert (third.endpoint_id, third.identity, str(third.ipv4)) == (103, 4711, "10.244.0.5")
     assert pod_number(third) == 2
+
+
+def test_numbers_of_pods_that_are_gone_are_given_again_when_there_are_no_new_ones() -> None:
+    """Pods that come and go would else leave the node without addresses for the few that it has."""
+    spec = NodeSpec("demo", pods=3)
+    first, _, third = plan_node(spec).pods
+    assert next_pod_number(()) == 0
+    assert next_pod_number((first, third)) == 3
+    last = plan_pod(spec, PodSpec("last"), MAX_PODS - 1)
+    assert last.ipv4 in spec.pod_cidr4
+    assert next_pod_number((first, third, last)) == 1
 
 
 @pytest.mark.parametrize(
