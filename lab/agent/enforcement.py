@@ -12,8 +12,8 @@ from typing import Self
 from datapath.base.statefile import DamagedFile, read_json, write_json
 from datapath.endpoint import LABEL_HOST
 from datapath.errors import ReloadlabError
-from datapath.kernel.inventory import program_maps, read_slots
-from datapath.kernel.map import Map, open_pin
+from datapath.kernel.inventory import reach, read_slots
+from datapath.kernel.map import Map
 from lab.abi import tables
 from lab.abi.policymap import PolicyEntry, PolicyKey
 from lab.agent.policy import Labels, Policy, PolicyError, changes, resolve
@@ -122,8 +122,11 @@ def host_has_firewall(node: Node) -> bool:
     except MapNotLoaded:
         return False
     for path in node.globals.glob(f"{_HOST_CALLS}*"):
-        with open_pin(path) as calls:
-            if any(ident in program_maps(program) for program in (read_slots(calls.fd) or {}).values()):
+        opened = open_if_pinned(path)
+        if opened is None:  # a reload is replacing it
+            continue
+        with opened as calls:
+            if ident in reach((read_slots(calls.fd) or {}).values()).maps:
                 return True
     return False
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from datapath.base.mapnames import calls_map, endpoint_of
 from datapath.errors import BpfError
-from datapath.kernel.inventory import program_maps, read_slots
+from datapath.kernel.inventory import reach, read_slots
 from datapath.kernel.map import Map, open_pin
 from datapath.kernel.pins import map_id
 from lab.errors import LabError
@@ -61,8 +61,7 @@ def _used_by(node: Node, endpoint_id: int) -> frozenset[int]:
     if calls is None:
         return frozenset()
     with calls:
-        programs = read_slots(calls.fd) or {}
-        return frozenset(ident for program in programs.values() for ident in program_maps(program))
+        return reach((read_slots(calls.fd) or {}).values()).maps
 
 
 def find_map(node: Node, name: str) -> Map | None:

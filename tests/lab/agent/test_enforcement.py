@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from ipaddress import IPv4Address, IPv6Address, ip_network
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -59,6 +60,19 @@ def ingress(agent: Agent, pod: str = "web") -> set[int]:
 
 def policy_pin(agent: Agent, pod: str = "web") -> Map:
     return open_pin(agent.config.globals / f"cilium_policy_{agent.node.pod(pod).endpoint_id:05d}")
+
+
+def test_the_host_is_asked_for_its_firewall_while_it_is_reloaded(agent: Agent, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reload moves its calls map aside, and removes the pin: one of those that were listed may be gone."""
+    glob = Path.glob
+
+    def listed(directory: Path, pattern: str) -> list[Path]:
+        found = list(glob(directory, pattern))
+        return [Path(f"{found[0]}:pending"), *found]
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "glob", listed)
+        assert not enforcement.host_has_firewall(agent.node)
 
 
 def test_only_the_endpoints_that_are_selected(agent: Agent) -> None:
