@@ -16,7 +16,7 @@ from ipaddress import IPv4Address, IPv6Address
 
 from datapath.base.mapnames import POLICY
 from datapath.base.names import check_ifname
-from datapath.base.statefile import WrongContent, typed
+from datapath.base.statefile import WrongContent, parse_json, typed
 from datapath.build.headers import TEMPLATE_GENERATION, endpoint_header
 from datapath.endpoint import Endpoint
 from datapath.errors import InvalidName
@@ -51,8 +51,8 @@ def parse_header(content: bytes) -> Endpoint:
     if version != _VERSION:
         raise WrongContent(f"it has version {version!r}, this reloadlab reads version {_VERSION}")
     try:
-        document = json.loads(base64.b64decode(found["text"], validate=True))
-    except (binascii.Error, UnicodeDecodeError, json.JSONDecodeError) as error:
+        document = parse_json(base64.b64decode(found["text"], validate=True))
+    except (binascii.Error, WrongContent) as error:
         raise WrongContent(f"its line {_PREFIX} is damaged") from error
     endpoint = typed(Endpoint, document)
     _check(endpoint)

@@ -52,10 +52,14 @@ LEFT_OUT = "left out"
 
 def encoded(**changes: object) -> bytes:
     """Return a header whose line is damaged in some fields."""
-    line = header_text(POD).split(b"\n")[1]
-    document = json.loads(base64.b64decode(line.partition(b":")[2])) | changes
-    text = json.dumps({name: value for name, value in document.items() if value != LEFT_OUT})
-    return b"/*\n * CILIUM_BASE64_1:" + base64.b64encode(text.encode()) + b"\n */\n"
+    present = header_text(POD).split(b"\n")[1]
+    document = json.loads(base64.b64decode(present.partition(b":")[2])) | changes
+    return line(json.dumps({name: value for name, value in document.items() if value != LEFT_OUT}).encode())
+
+
+def line(document: bytes) -> bytes:
+    """Return a header that says nothing else."""
+    return b"/*\n * CILIUM_BASE64_1:" + base64.b64encode(document) + b"\n */\n"
 
 
 DAMAGED = {
@@ -64,6 +68,8 @@ DAMAGED = {
     "cut-off": (header_text(POD)[:200] + b"\n", "is damaged"),
     "no-base64": (b" * CILIUM_BASE64_1:\xff\xfe\n", "is damaged"),
     "no-json": (b" * CILIUM_BASE64_1:e30\n", "is damaged"),
+    "number-without-end": (line(b"9" * 5000), "is damaged"),
+    "depth-without-end": (line(b"[" * 100_000), "is damaged"),
     "no-endpoint": (b" * CILIUM_BASE64_1:e30=\n", "no id"),
     "field-missing": (encoded(mac=LEFT_OUT), "no mac"),
     "id": (encoded(id=65535), "endpoint id 65535 is not 1 to 65534"),
