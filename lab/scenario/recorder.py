@@ -109,6 +109,10 @@ def _outcome(report: pytest.TestReport) -> str:
 
 
 def _message(report: pytest.TestReport) -> str:
+    expected: str | None = getattr(report, "wasxfail", None)
+    if report.skipped and expected is not None:
+        # What it raised is no reason: that it was expected is.
+        return plain(f"Skipped: expected to fail{f': {expected}' if expected else ''}", keep="\n\t")
     if report.skipped and isinstance(report.longrepr, tuple):
         return str(report.longrepr[2])
     # Not longreprtext, which begins with the worker that ran it.

@@ -51,6 +51,13 @@ def test_skipped_by_mark():
 def test_expected():
     assert False
 
+def test_expected_in_the_body():
+    pytest.xfail("known as well")
+
+@pytest.mark.xfail
+def test_expected_without_a_reason():
+    assert False
+
 @pytest.mark.xfail(strict=True)
 def test_unexpected():
     pass
@@ -95,6 +102,8 @@ def test_every_end_is_told(pytester: pytest.Pytester, directory: Path, workers: 
         "test_skipped": SKIPPED,
         "test_skipped_by_mark": SKIPPED,
         "test_expected": SKIPPED,
+        "test_expected_in_the_body": SKIPPED,
+        "test_expected_without_a_reason": SKIPPED,
         "test_unexpected": FAILED,
     }
     for name, words in {
@@ -104,10 +113,14 @@ def test_every_end_is_told(pytester: pytest.Pytester, directory: Path, workers: 
         "test_fails_twice": ["assert 3 == 4", "ValueError: teardown"],
         "test_skipped": ["Skipped: not here"],
         "test_skipped_by_mark": ["Skipped: not today"],
+        "test_expected": ["Skipped: expected to fail: known"],
+        "test_expected_in_the_body": ["Skipped: expected to fail: known as well"],
+        "test_expected_without_a_reason": ["Skipped: expected to fail"],
         "test_passes": [],
     }.items():
         assert all(word in found[name].message for word in words), found[name].message
     assert found["test_passes"].message == ""
+    assert "\n" not in found["test_expected"].message
     assert (directory / END).read_text() == "finished"
 
 
