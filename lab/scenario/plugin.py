@@ -224,6 +224,9 @@ def pytest_runtest_makereport(
 
         # As text, which every kind of worker can send.
         error = None if call.excinfo is None else call.excinfo.value
+        if report.failed:
+            for running in scenarios:
+                running.note_unchecked()
         report.reloadlab = json.dumps(details(scenarios, error))  # type: ignore[attr-defined]
     if report.when == "teardown" and _SCENARIOS in item.stash:
         # All that they have seen: pytest keeps the item until the session ends.

@@ -444,6 +444,11 @@ class Watched:
         """Check nothing when the block ends: the scenario has failed already, by itself."""
         self._abandoned = True
 
+    def note_unchecked(self) -> None:
+        """Say that the test has failed before anything was checked: without packets sent, none lost says nothing."""
+        if not self._finished:
+            self.leave_out("packets and invariants: the test had failed before")
+
     def expect(self, **changes: Any) -> None:
         """Say what this scenario does on purpose: fields of invariants.Expected; on every node."""
         self._expected = self._expected.and_also(**changes)

@@ -95,6 +95,10 @@ def test_suite_of_a_user(pytester: pytest.Pytester, records: Path, monkeypatch: 
     # What is checked at the end would only hide why this one failed.
     assert "assert 1 == 2" in found["test_fails_by_itself"]["message"]
     assert found["test_fails_by_itself"]["violations"] == []
+    unchecked = "packets and invariants: the test had failed before"
+    assert {name: record["gaps"].count(unchecked) for name, record in found.items()} == {
+        name: int(name == "test_fails_by_itself") for name in outcomes
+    }
 
 
 def read(path: Path) -> dict[str, Any]:
