@@ -62,14 +62,15 @@ class MapSpec:
 
 @dataclass(frozen=True, slots=True)
 class SourceLine:
-    """A line of the source that an instruction was compiled from."""
+    """A line of the source that an instruction was compiled from; objects of templates have no text of it."""
 
     file: str
     line: int
     text: str
 
     def __str__(self) -> str:
-        return f"{self.file.rpartition('/')[2]}:{self.line} `{self.text}`"
+        place = f"{self.file.rpartition('/')[2]}:{self.line}"
+        return f"{place} `{self.text}`" if self.text else place
 
 
 @dataclass(frozen=True, slots=True)

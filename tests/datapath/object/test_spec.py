@@ -10,6 +10,7 @@ from datapath.object.spec import (
     Constant,
     MapSpec,
     ProgramSpec,
+    SourceLine,
     Substitution,
     fill_slots,
     parse_slot,
@@ -143,3 +144,9 @@ def test_lenient_substitution_ignores_only_missing_constants(spec: CollectionSpe
 def test_equality_does_not_look_at_the_path(spec: CollectionSpec) -> None:
     assert replace(spec, path="elsewhere") == spec
     assert replace(spec, license="BSD") != spec
+
+
+def test_a_source_line_without_text_is_a_place_alone() -> None:
+    assert str(SourceLine("library/bpf_lxc.c", 160, "return 0;")) == "bpf_lxc.c:160 `return 0;`"
+    # What a lab compiles has no text: clang does not find a source by the name that the object has for it.
+    assert str(SourceLine("library/bpf_lxc.c", 160, "")) == "bpf_lxc.c:160"
