@@ -7,7 +7,6 @@ import os
 import shlex
 import signal
 import subprocess
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ import lab
 from datapath.endpoint import Attachment
 from datapath.errors import ReloadlabError, WrongCall
 from lab.scenario.records import END, INTERRUPTED, Record, read
+from lab.system.launch import module_argv
 from lab.system.pace import slowness
 from lab.system.process import end_with_parent
 
@@ -56,8 +56,9 @@ class Call:
 
     def argv(self, records: Path) -> list[str]:
         """Return the command line; everything that pytest writes goes below `records`."""
-        # Without -P and its variable, modules of the current directory would take the place of ours, or of Python's.
-        argv = [sys.executable, "-P", "-m", "pytest"]
+        # Modules of the current directory take the place neither of ours nor of Python's (-P and its variable). And it
+        # is our packages that are run, also where the environment has another checkout of them installed.
+        argv = module_argv("pytest")
         if self.machines is not None:
             return [*argv, *self._spread(records)]
         argv += ["-p", "reloadlab.short_names", "-n", self.workers]

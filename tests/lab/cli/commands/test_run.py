@@ -7,8 +7,10 @@ import os
 import pty
 import re
 import select
+import shutil
 import signal
 import subprocess
+import sys
 import time
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator
@@ -79,11 +81,11 @@ def run(suite: Path, *options: str, workers: str = "1", env: dict[str, str] | No
     return call(suite, command(suite, *options, workers=workers), env)
 
 
-def call(suite: Path, argv: list[str], env: dict[str, str] | None = None) -> Ran:
+def call(suite: Path, argv: list[str], env: dict[str, str] | None = None, *, directory: Path = ROOT) -> Ran:
     environment = os.environ | (env or {})
     done = subprocess.run(
         argv,
-        cwd=ROOT,
+        cwd=directory,
         env=environment,
         stdin=subprocess.DEVNULL,
         capture_output=True,
@@ -190,6 +192,18 @@ def test_pytest_that_dies_is_an_error(suite: Path) -> None:
     assert told_in_xml(suite) == {"test_one": [], "test_two": ["error"], "test_three": ["skipped"]}
     assert ran.message("test_two").startswith("pytest died while it ran ")
     assert "1 error, 1 not run" in ran.out
+
+
+def test_a_run_of_another_checkout_runs_the_code_of_that(suite: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    for name in ("bpf", "datapath", "lab", "reloadlab"):
+        shutil.copytree(ROOT / name, other / name, ignore=shutil.ignore_patterns("__pycache__"))
+    lines = [f"    assert {name}.__file__.startswith({str(other)!r})" for name in ("datapath", "lab", "reloadlab")]
+    suite.write_text("\n".join(["import datapath, lab, reloadlab", "def test_where():", *lines]))
+    # The environment has this checkout installed, as that of `make setup` has; the other one is where the user stands.
+    argv = [sys.executable, "-m", "reloadlab", *command(suite)[len(cli()) :]]
+    ran = call(suite, argv, {"PYTHONPATH": ""}, directory=other)
+    assert ran.outcomes == {"test_where": "passed"}, ran.message("test_where")
 
 
 def test_first_failure_stops_the_rest(suite: Path) -> None:
