@@ -49,7 +49,9 @@ def run(args: argparse.Namespace) -> int:
         return 0
     for node in nodes:
         print(f"{node.name}: {', '.join(str(each) for each in prefilter.stored(node)) or 'nothing is denied'}")
-        if node.spec.xdp is None:
+        if not node.spec.devices:
+            print("no program asks for it, and the node has no native device for one: build it with up --xdp native")
+        elif node.spec.xdp is None:
             print(f"no program asks for it: reloadlab reload {node.name} --xdp native")
     return 0
 

@@ -82,6 +82,17 @@ def test_xdp_is_switched_on_in_another_mode_and_off(capsys: pytest.CaptureFixtur
         assert "has no endpoint xdp" in capsys.readouterr().err
 
 
+def test_what_has_programs_ask_for_denied_prefixes_is_possible_on_that_node(capsys: pytest.CaptureFixture[str]) -> None:
+    for devices, words in (
+        ((), "no program asks for it, and the node has no native device for one: build it with up --xdp native\n"),
+        (("eth0",), "no program asks for it: reloadlab reload {name} --xdp native\n"),
+    ):
+        with removed(unique_name()) as name:
+            Node.up(NodeSpec(name, pods=0, devices=devices))
+            assert main(["prefilter", name]) == 0
+            assert capsys.readouterr().out == f"{name}: nothing is denied\n" + words.format(name=name)
+
+
 def test_prefixes_are_denied_and_allowed_again(capsys: pytest.CaptureFixture[str]) -> None:
     """Before there is a program as well: the maps are filled when they are made."""
     with removed(unique_name()) as name:
