@@ -40,23 +40,33 @@ class DamagedFile(ReloadlabError):
         self.reason = reason
 
 
-def read_json(path: Path) -> object:
-    """Return the document of a file; DamagedFile unless it is JSON."""
+def read_json(path: Path, *, keys_once: bool = False) -> object:
+    """Return the document of a file; DamagedFile unless it is JSON, with `keys_once` if an object has a key twice."""
     try:
-        return parse_json(path.read_bytes())
+        return parse_json(path.read_bytes(), keys_once=keys_once)
     except WrongContent as error:
         raise DamagedFile(path, error.reason) from error
 
 
-def parse_json(data: bytes) -> object:
-    """Return a document; WrongContent unless it is JSON."""
+def parse_json(data: bytes, *, keys_once: bool = False) -> object:
+    """Return a document; WrongContent unless it is JSON, with `keys_once` if an object has a key twice."""
     try:
-        document: object = json.loads(data.decode())
+        document: object = json.loads(data.decode(), object_pairs_hook=_keys_once if keys_once else None)
     except UnicodeDecodeError as error:
         raise WrongContent("not UTF-8") from error
     except (ValueError, RecursionError) as error:
         raise WrongContent("empty" if not data.strip() else f"not JSON ({error})") from error
     return document
+
+
+def _keys_once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """Return an object of these pairs; json would take the last value of a key, and drop the others without a word."""
+    found: dict[str, object] = {}
+    for key, value in pairs:
+        if key in found:
+            raise WrongContent(f"the key {key!r} is there twice")
+        found[key] = value
+    return found
 
 
 def read_typed(kind: type[T], path: Path) -> T:

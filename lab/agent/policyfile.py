@@ -46,7 +46,7 @@ _ICMP = {"IPv4": PROTOCOLS["ICMP"], "IPv6": PROTOCOLS["ICMPV6"]}
 def load(path: Path) -> object:
     """Return the document of a JSON file, which `parse` takes; PolicyError if it cannot be read or is wrong."""
     try:
-        document = read_json(path)
+        document = read_json(path, keys_once=True)
     except (DamagedFile, OSError) as error:
         reason = error.strerror if isinstance(error, OSError) else error.reason
         raise PolicyError(str(path), f"cannot be read: {reason}") from error

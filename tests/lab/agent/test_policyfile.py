@@ -135,6 +135,15 @@ def test_files(tmp_path: Path) -> None:
         load(tmp_path / "nope.json")
 
 
+def test_no_rules_are_lost_as_their_key_is_there_twice(tmp_path: Path) -> None:
+    path = tmp_path / "web.json"
+    path.write_text(
+        '{"name": "web", "endpoint": "pod-1", "ingressDeny": [{"fromEntities": ["world"]}], "ingressDeny": []}'
+    )
+    with pytest.raises(PolicyError, match=r"^.*/web\.json: cannot be read: the key 'ingressDeny' is there twice$"):
+        load(path)
+
+
 @pytest.mark.parametrize(
     ("content", "words"),
     [(b"[" * 100_000, "not JSON"), (b"\xff\x00", "not UTF-8"), (b"", "empty")],
