@@ -9,9 +9,13 @@ from reloadlab.home import enter
 
 def main() -> int:
     """Run the command line with our own packages, whatever lies in the current directory or in PYTHONPATH."""
-    enter(first=True)
-    from lab.cli.main import main as command
-
+    try:
+        enter(first=True)
+        from lab.cli.main import main as command
+    except KeyboardInterrupt:
+        # What says so of a command is not there yet.
+        print("reloadlab: interrupted", file=sys.stderr)
+        return 130
     return command()
 
 
