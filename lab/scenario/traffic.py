@@ -5,19 +5,21 @@ from __future__ import annotations
 import time
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 
 from bpf import is_ours
-from lab.abi.reasons import POLICY_DENIED
+from lab.abi.reasons import FIRST_DROP, POLICY_DENIED
 from lab.agent.agent import Agent
 from lab.node.node import Node
 from lab.scenario.ends import meets
 from lab.scenario.flowpolicy import FlowPolicy, PolicyOption, check_policy, flow_policy
 from lab.system.pace import slowness
+from lab.system.words import plural
 from lab.traffic.flows import Flow, TrafficError
 from lab.traffic.report import TrafficReport
 from lab.traffic.traffic import BURST_TIMEOUT, Traffic
+from lab.watch import metrics
 from lab.watch.violation import Violation
 
 STALL_AFTER, LATE_AFTER, START_TIMEOUT = 1.0, 0.5, 10.0
@@ -52,7 +54,10 @@ class ScenarioTraffic:
         self.traffic: Traffic
 
     def start(self, stack: ExitStack, agents: Sequence[Agent], flows: Sequence[Flow]) -> None:
-        """Apply the policy and start the flows, all but the denied ones."""
+        """Apply the policy and start the flows, all but the denied ones.
+
+        TrafficError if they cannot start, with what the nodes' programs have dropped meanwhile.
+        """
         self._stack = stack
         self._nodes = [agent.node for agent in agents]
         self._flows = tuple(flows)
@@ -62,7 +67,12 @@ class ScenarioTraffic:
             self._policy = flow_policy(self._nodes, flows, foreign=foreign)
             for agent in agents:
                 agent.apply_policies(self._policy.documents[agent.node.name])
-        self.traffic = stack.enter_context(self._new_traffic(muted=self._denied_flows))
+        before = [metrics.packets(node) for node in self._nodes]
+        try:
+            self.traffic = stack.enter_context(self._new_traffic(muted=self._denied_flows))
+        except TrafficError as error:
+            dropped = [*map(_dropped_since, before, self._nodes)]
+            raise TrafficError("; ".join(filter(None, (str(error), *dropped)))) from error
 
     def begin(self) -> None:
         """Start the denied flows as well: from here on each of their packets moves a counter that is known."""
@@ -167,3 +177,14 @@ def count_in_parts(times: Iterable[Sequence[int]], start_ns: int, end_ns: int, p
         places = [bisect_left(ordered, bound) for bound in bounds]
         counts = [count + last - first for count, first, last in zip(counts, places, places[1:], strict=False)]
     return counts
+
+
+def _dropped_since(before: Mapping[tuple[int, int], int], node: Node) -> str:
+    """Return what a node's programs have dropped since its counters were `before`, for people; empty if nothing."""
+    more = {key: count - before.get(key, 0) for key, count in metrics.packets(node).items()}
+    found = [
+        f"{plural(count, 'packet')} as {metrics.describe(*key)}"
+        for key, count in sorted(more.items())
+        if count and key[0] >= FIRST_DROP
+    ]
+    return f"{node.name} dropped meanwhile {', '.join(found)}" if found else ""

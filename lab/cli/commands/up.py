@@ -200,6 +200,8 @@ def _commands(nodes: Sequence[Node], name: str, *, bare: bool) -> Iterator[str]:
     first, last = nodes[0], nodes[-1]
     yield f"show {first.name}"
     if not bare and first.pods and last.pods:
-        yield f"exec {first.name}/{first.pods[0].name} -- ping -c 3 {last.pods[-1].ipv4}"
+        alone = first is last and len(first.pods) == 1
+        target = first.spec.outside4.ip if alone else last.pods[-1].ipv4
+        yield f"exec {first.name}/{first.pods[0].name} -- ping -c 3 {target}"
     yield f"reload {name}"
     yield f"down {name}"

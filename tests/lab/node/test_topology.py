@@ -156,7 +156,7 @@ def test_numbers_of_pods_that_are_gone_are_given_again_when_there_are_no_new_one
         ({"devices": ("eth0", "eth0.5", "eth0.5")}, "two native devices are called eth0.5"),
         ({"devices": tuple(f"eth0.{number}" for number in range(1, 7))}, "at most 5 VLAN devices, not 6"),
         ({"xdp": "fast", "devices": ("eth0",)}, "one of native, generic, best-effort, not fast"),
-        ({"xdp": "native"}, "XDP programs are for native devices, and the node has none: give it eth0"),
+        ({"xdp": "native"}, "XDP programs are for native devices, and the node has none: build it with --devices eth0"),
         ({"devices": ("a/b",)}, "invalid interface name 'a/b'"),
         ({"pods": (PodSpec("a"), PodSpec("b"), PodSpec("a"))}, "two pods are called a"),
         ({"name": "a/b"}, "invalid lab name 'a/b'"),

@@ -43,7 +43,7 @@ def test_refused(capsys: pytest.CaptureFixture[str]) -> None:
         assert Node.open(name).spec.mtu == 1500
         assert main(["reload", name, "--xdp", "native"]) == 2
         assert capsys.readouterr().err == (
-            "reloadlab: XDP programs are for native devices, and the node has none: give it eth0\n"
+            "reloadlab: XDP programs are for native devices, and the node has none: build it with --devices eth0\n"
         )
 
 

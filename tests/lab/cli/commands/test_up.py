@@ -31,7 +31,7 @@ def test_options_reach_the_node(name: str, capsys: pytest.CaptureFixture[str]) -
     assert (spec.endpoint_routes, spec.tunnel, spec.mtu, spec.devices) == (True, True, 1400, ("eth0",))
     out = capsys.readouterr().out
     assert f"{name} is up: 1 pod, " in out
-    assert f"reloadlab exec {name}/pod-1 -- ping" in out
+    assert f"reloadlab exec {name}/pod-1 -- ping -c 3 {spec.outside4.ip}\n" in out
     assert main(["up", name]) == 1
     assert capsys.readouterr().err == (f"reloadlab: lab {name} exists already; to remove it: reloadlab down {name}\n")
 
