@@ -76,7 +76,7 @@ def check(node: Node, policies: Sequence[Policy]) -> None:
     for policy in policies:
         if not any(policy.is_for(name, labels) for name, labels in everywhere):
             if policy.endpoint is not None:
-                raise UnknownTarget(node.name, f"endpoint {policy.endpoint}", tuple(here))
+                raise UnknownTarget(node.name, f"endpoint {policy.endpoint} (of policy {policy.name})", tuple(here))
             raise PolicyError(policy.name, "endpointSelector selects no endpoint")
 
 

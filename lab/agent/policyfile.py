@@ -72,6 +72,8 @@ def _policy(item: object, number: int) -> Policy:
         raise PolicyError(place, "a whole manifest: give what is below 'spec', with a name beside it")
     fields = _object(item, place, keys)
     name = _text(fields.get("name", place), place)
+    if not name.isprintable():
+        raise PolicyError(place, f"its name has characters that cannot be printed: {name!r}")
     if ("endpoint" in fields) == ("endpointSelector" in fields):
         raise PolicyError(name, "needs endpointSelector or endpoint, one of them")
     selector = (

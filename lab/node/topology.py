@@ -219,7 +219,9 @@ class NodeSpec:
         if self.xdp is not None:
             check_xdp_mode(self.xdp)
             if not self.devices:
-                raise InvalidSpec(f"XDP programs are for native devices, and the node has none: build it with --devices {UPLINK}")
+                raise InvalidSpec(
+                    f"XDP programs are for native devices, and the node has none: build it with --devices {UPLINK}"
+                )
 
     @property
     def xdp_mode(self) -> XdpMode | None:

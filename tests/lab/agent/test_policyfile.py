@@ -89,6 +89,7 @@ def test_icmp_types_are_ports() -> None:
         pytest.param({"name": "x"}, "needs endpointSelector or endpoint", id="for nobody"),
         pytest.param(web(endpoint="pod-1"), "one of them", id="twice for somebody"),
         pytest.param([web(), web()], "web: the name is taken twice", id="names"),
+        pytest.param(web(name="\x1b[31m"), "policy 1: its name has characters that cannot be printed", id="escape"),
         pytest.param(web(ingress=[{"fromIdentities": [0]}]), "identity 0 is out of range", id="identity 0"),
         pytest.param(web(ingress=[{"fromIdentities": [1 << 25]}]), "out of range: 1 to 33554431", id="identity"),
         pytest.param(web(ingress=[{"toPorts": ports({"port": "65536"})}]), "port '65536' is no number", id="port"),

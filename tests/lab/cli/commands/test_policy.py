@@ -104,7 +104,7 @@ FULL = {**CLOSED, "ingress": [{"fromIdentities": list(range(500, 508))}]}
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        pytest.param({**CLOSED, "endpoint": "pod-9"}, "has no endpoint pod-9", id="endpoint"),
+        pytest.param({**CLOSED, "endpoint": "pod-9"}, "has no endpoint pod-9 (of policy closed)", id="endpoint"),
         pytest.param({**CLOSED, "ingress": [{"fromIdentities": [1 << 25]}]}, "out of range", id="identity"),
         pytest.param({**CLOSED, "sleep": 1}, "unknown key 'sleep'", id="key"),
         pytest.param(
