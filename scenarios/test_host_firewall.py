@@ -195,10 +195,9 @@ NETWORKS = [
 @pytest.mark.parametrize(("devices", "fragments"), NETWORKS)
 def test_policy_of_the_host(cluster: ClusterScenario, devices: bool, fragments: bool) -> None:
     """Ping, TCP, UDP; to the packet."""
-    wire = Wire(cluster, fragments=fragments, firewall=True)
     chapters = [*INGRESS, *EGRESS]
-    wrong = wire.run(chapters if devices else within(chapters))
-    wire.close()
+    with Wire(cluster, fragments=fragments, firewall=True) as wire:
+        wrong = wire.run(chapters if devices else within(chapters))
     assert wire.asked > 100
     assert not wrong, "\n".join(wrong)
 
@@ -210,7 +209,6 @@ UNSEEN_BY_PACKETS = ("compile", "write object", "load programs")
 @pytest.mark.parametrize(("devices", "fragments"), NETWORKS[1:])
 def test_reloaded(cluster: ClusterScenario, devices: bool, fragments: bool) -> None:
     """The policy is another at each gate; the host's programs, or the pod's that call them, are replaced meanwhile."""
-    wire = Wire(cluster, to=[2], fragments=fragments, firewall=True)
     chosen = (INGRESS[1], EGRESS[0], INGRESS[2], EGRESS[2])
     chapters = itertools.cycle(chosen if devices else within(chosen))
     wrong: list[str] = []
@@ -221,8 +219,8 @@ def test_reloaded(cluster: ClusterScenario, devices: bool, fragments: bool) -> N
             asked.append(step.name)
             wrong.extend(f"{step}: {line}" for line in wire.run([next(chapters)]))
 
-    cluster.reload("2/host", "2/client", gate=Gate(ask, after="*"))
-    wire.close()
+    with Wire(cluster, to=[2], fragments=fragments, firewall=True) as wire:
+        cluster.reload("2/host", "2/client", gate=Gate(ask, after="*"))
     plans = [cluster.cluster.agent(2).plan(subject) for subject in ("host", "client")]
     assert len(asked) >= sum(step.name not in UNSEEN_BY_PACKETS for plan in plans for step in plan.steps)
     assert not wrong, "\n".join(wrong)

@@ -54,14 +54,13 @@ def gate_that_asks(
     It must be passed at every step of the second node's `subjects`, at all but the commit if that `fails`.
     """
     steps = steps_of(cluster.cluster.agent(2), *subjects) - fails
-    wire = Wire(cluster, to=[2])
     wrong: list[str] = []
-    gate = Gate(
-        lambda step, _: wrong.extend(f"{step.name}: {line}" for line in ask(wire, step)), before="commit", after="*"
-    )
-    yield gate
-    wrong += wire.run([ONE_BY_ONE, ALL_BUT_ONE])
-    wire.close()
+    with Wire(cluster, to=[2]) as wire:
+        gate = Gate(
+            lambda step, _: wrong.extend(f"{step.name}: {line}" for line in ask(wire, step)), before="commit", after="*"
+        )
+        yield gate
+        wrong += wire.run([ONE_BY_ONE, ALL_BUT_ONE])
     assert gate.passed >= steps
     assert not wrong, "\n".join(wrong)
 
@@ -90,6 +89,7 @@ class Refused(ReloadlabError):
 def test_another_policy_while_its_map_is_migrated(cluster: ClusterScenario, fails: bool) -> None:
     """It is written to both maps: programs use the old one until the end, and for good if the reload fails."""
     agent, chapters = cluster.cluster.agent(2), itertools.cycle([ONE_BY_ONE, ALL_BUT_ONE])
+    agent.require_macros()
     agent.configure(defines=(("POLICY_MAP_SIZE", "4096"),))
 
     def ask(wire: Wire, step: Step) -> list[str]:
@@ -136,31 +136,31 @@ def test_endpoint_routes_are_switched(cluster: ClusterScenario, network: str, on
     if not on:
         agent.set_endpoint_routes(True)
     cluster.expect(other_path=True)
-    wire, wrong, twice = Wire(cluster, to=[2], lenient=True), [], []
-    wrong += wire.run([ALL_BUT_ONE, ONE_BY_ONE])
-    if network == "tunnel":
-        # Who it is comes with the packet alone, and must not get lost between two programs that ask.
-        client = cluster.cluster.pod("1/client")
-        with open_pin(agent.config.globals / pinned(agent, "cilium_ipcache")) as ipcache:
-            for address in (client.ipv4, client.ipv6):
-                assert ipcache.delete(ipcache_key(address, address.max_prefixlen))
+    twice: list[str] = []
+    with Wire(cluster, to=[2], lenient=True) as wire:
+        wrong = wire.run([ALL_BUT_ONE, ONE_BY_ONE])
+        if network == "tunnel":
+            # Who it is comes with the packet alone, and must not get lost between two programs that ask.
+            client = cluster.cluster.pod("1/client")
+            with open_pin(agent.config.globals / pinned(agent, "cilium_ipcache")) as ipcache:
+                for address in (client.ipv4, client.ipv6):
+                    assert ipcache.delete(ipcache_key(address, address.max_prefixlen))
 
-    # Of those whom no question is about, only the whole reload is looked at.
-    quiet = [agent.node.pod(name) for name in ("busy", "idle", "health")]
-    bystanders = {*(pod.ifname for pod in quiet), *(pod.endpoint_id for pod in quiet)}
+        # Of those whom no question is about, only the whole reload is looked at.
+        quiet = [agent.node.pod(name) for name in ("busy", "idle", "health")]
+        bystanders = {*(pod.ifname for pod in quiet), *(pod.endpoint_id for pod in quiet)}
 
-    def ask(step: Step, _: object) -> None:
-        whose = {getattr(step, name, None) for name in ("target", "endpoint_id")}
-        if step.name not in SEEN_BY_PACKETS or whose & bystanders:
-            return
-        before = wire.asked_twice
-        wrong.extend(f"{step.name}: {line}" for case in ONE_BY_ONE.cases for line in wire.ask(ONE_BY_ONE, case))
-        if wire.asked_twice > before:
-            twice.append(step.name)
+        def ask(step: Step, _: object) -> None:
+            whose = {getattr(step, name, None) for name in ("target", "endpoint_id")}
+            if step.name not in SEEN_BY_PACKETS or whose & bystanders:
+                return
+            before = wire.asked_twice
+            wrong.extend(f"{step.name}: {line}" for case in ONE_BY_ONE.cases for line in wire.ask(ONE_BY_ONE, case))
+            if wire.asked_twice > before:
+                twice.append(step.name)
 
-    agent.set_endpoint_routes(on, observer=Gate(ask, after="*"))
-    assert twice == (["attach egress"] if on else ["insert policy", "attach ingress", "remove routes"])
-    wire.lenient = False
-    wrong += wire.run([ALL_BUT_ONE, ONE_BY_ONE])
-    wire.close()
+        agent.set_endpoint_routes(on, observer=Gate(ask, after="*"))
+        assert twice == (["attach egress"] if on else ["insert policy", "attach ingress", "remove routes"])
+        wire.lenient = False
+        wrong += wire.run([ALL_BUT_ONE, ONE_BY_ONE])
     assert not wrong, "\n".join(wrong)

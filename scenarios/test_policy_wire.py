@@ -186,8 +186,7 @@ def network(name: str, **options: Any) -> Any:
 )
 def test_policy(cluster: ClusterScenario, fragments: bool) -> None:
     """Who may, is answered; who may not, is dropped on the right node; each packet is held against one rule, once."""
-    wire = Wire(cluster, fragments=fragments)
-    wrong = wire.run([*INGRESS, *EGRESS])
-    wire.close()
+    with Wire(cluster, fragments=fragments) as wire:
+        wrong = wire.run([*INGRESS, *EGRESS])
     assert wire.asked > 100
     assert not wrong, "\n".join(wrong)

@@ -11,6 +11,8 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
 
 from reloadlab import (
     DROPPED,
@@ -142,7 +144,10 @@ class _Counted:
 
 
 class Wire:
-    """Asks every case of a chapter on a cluster, and keeps the account of all drops for the scenario's end."""
+    """Asks every case of a chapter on a cluster, and keeps the account of all drops for the scenario's end.
+
+    A context manager: everything passes again behind it, and the scenario is held to the drops that were expected.
+    """
 
     def __init__(
         self,
@@ -171,7 +176,19 @@ class Wire:
         self.asked_twice = 0
         self._wrong = 0
         self._stack = ExitStack()
+
+    def __enter__(self) -> Self:
+        cluster = self._cluster
         self._stack.enter_context(known_neighbours(cluster.cluster.nodes, cluster.agents[0].config.library))
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
+        with self._stack:
+            if kind is None:
+                self._cluster.cluster.apply_policies([])
+        if kind is None:
+            for number, drops in self._drops.items():
+                self._cluster.expect_on(number, drops=dict(drops))
 
     def run(self, chapters: Iterable[Chapter]) -> list[str]:
         """Apply each chapter's policy, ask its cases; return a line for each that went otherwise, or the first few."""
@@ -181,13 +198,6 @@ class Wire:
             for case in each.cases:
                 wrong += self.ask(each, case)
         return wrong
-
-    def close(self) -> None:
-        """Let everything pass again, and hold the scenario to the drops that were expected."""
-        self._cluster.cluster.apply_policies([])
-        self._stack.close()
-        for number, drops in self._drops.items():
-            self._cluster.expect_on(number, drops=dict(drops))
 
     def ask(self, each: Chapter, case: Case) -> Iterator[str]:
         """Send a case's packets between all places, IPv4 and IPv6; yield a line for all that was wrong."""
