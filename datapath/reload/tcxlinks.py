@@ -28,6 +28,7 @@ from datapath.kernel.links import AttachType, LinkInfo
 from datapath.kernel.netns import enter
 from datapath.kernel.tcx import TcxProgram
 from datapath.load.programs import Program
+from datapath.reload import devicepins
 from datapath.reload.filters import exists
 from datapath.reload.sharedpins import is_of_another_device
 from datapath.reload.step import Step
@@ -96,9 +97,7 @@ def attach(work: Workspace, step: Step, hook: TcxHook, program: Program, path: P
     pinned, ours = _open(work, path), _links(work, hook)
     if pinned is not None and (not ours or pinned.info.id != ours[0].info.id):
         # Its interface is gone or has another name by now, or another link runs before it.
-        work.on_undo(step, partial(linkpins.pin_again, pinned.fd, pinned.path))
-        pinned.path.unlink(missing_ok=True)
-        pinned = None
+        pinned = _exchange(work, step, pinned, ours)
     if not ours:
         _create(work, step, hook, program, path)
         return
@@ -217,6 +216,19 @@ def _update(work: Workspace, step: Step, hook: TcxHook, link: _Link, program: in
     old = work.keep_program(link.info.program_id)
     work.on_undo(step, partial(_update_back, work, hook, link.fd, old, path))
     links.update(link.fd, program)
+
+
+def _exchange(work: Workspace, step: Step, pinned: _Pinned, ours: list[_Link]) -> _Pinned | None:
+    """Let the first of our links at a hook take the place of one that is pinned there, with that one's pin or without.
+
+    A link of a device that has changed its name stays pinned. Returns the link if it is pinned there now.
+    """
+    former = devicepins.find(work, ours[0].fd, pinned.path.name) if ours else None
+    if former is None or devicepins.device(work, pinned.fd) in (None, step.target):
+        devicepins.unpin(work, step, pinned.fd, pinned.path)
+        return None
+    devicepins.exchange(work, step, pinned.fd, pinned.path, ours[0].fd, former)
+    return _Pinned(ours[0].fd, ours[0].info, pinned.path)
 
 
 def _create(work: Workspace, step: Step, hook: TcxHook, program: Program, path: Path) -> None:

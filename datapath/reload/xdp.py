@@ -21,7 +21,7 @@ from datapath.kernel.inventory import program_name
 from datapath.kernel.links import AttachType
 from datapath.kernel.netns import enter
 from datapath.kernel.xdp import Attached, Mode
-from datapath.reload import outcome
+from datapath.reload import devicepins, outcome
 from datapath.reload.filters import exists
 from datapath.reload.outcome import XDP_DIRECTION
 from datapath.reload.sharedpins import is_of_another_device
@@ -144,7 +144,7 @@ class _Hook:
     def of(cls, work: Workspace, step: Step, ifindex: int) -> _Hook:
         pin = work.config.device_links(step.target) / CIL_XDP_ENTRY
         found = _attached(work, ifindex) if ifindex else ()
-        pinned = _open_pinned(work, pin)
+        pinned = devicepins.open_pinned(work, pin)
         hook = cls(work, step, ifindex, pin, found, pinned, None)
         if pinned is not None and hook._holds(pinned):
             return replace(hook, link=pinned)
@@ -165,16 +165,16 @@ class _Hook:
         """Take over the link of an interface that was renamed: its pin has the former name."""
         for directory in linkpins.directories(self.work.config.devices_links):
             former = directory / CIL_XDP_ENTRY
-            link = _open_pinned(self.work, former)
+            link = devicepins.open_pinned(self.work, former)
             if link is not None and self._holds(link):
                 if self.is_taken:
                     return replace(self, pin=former, pinned=link, link=link)
-                if self.pinned is not None and _device(self.work, self.pinned) is not None:
-                    self._exchange_pins(self.pinned, former, link)
+                if self.pinned is not None and devicepins.device(self.work, self.pinned) is not None:
+                    devicepins.exchange(self.work, self.step, self.pinned, self.pin, link, former)
                 else:
                     if self.pinned is not None:
-                        self._unpin_link(self.pinned)
-                    self._move_pin(former, self.pin)
+                        devicepins.unpin(self.work, self.step, self.pinned, self.pin)
+                    devicepins.move(self.work, self.step, former, self.pin)
                 return replace(self, pinned=link, link=link)
         return self
 
@@ -230,41 +230,16 @@ class _Hook:
             self.unpin()
             return
         if self.pinned is not None:
-            self._unpin_link(self.pinned)
+            devicepins.unpin(self.work, self.step, self.pinned, self.pin)
         self.work.on_undo(self.step, partial(linkpins.unpin, self.pin))
         linkpins.pin(link, self.pin)
 
     def unpin(self) -> None:
         """Remove the pin of a link that is of no use any more, and the directories that are empty then."""
         if self.pinned is not None:
-            self._unpin_link(self.pinned)
+            devicepins.unpin(self.work, self.step, self.pinned, self.pin)
         if self.pinned is not None or not self.ifindex:
             linkpins.remove_empty(self.pin.parent)
-
-    def _unpin_link(self, pinned: int) -> None:
-        """Remove the pin; the link of another device, which had this name before, keeps one under its present name."""
-        while (device := _device(self.work, pinned)) not in (None, self.step.target):
-            to = self.work.config.device_links(str(device)) / CIL_XDP_ENTRY
-            there = _open_pinned(self.work, to)
-            if there is None:
-                self._move_pin(self.pin, to)
-                return
-            if links.info(there).id == links.info(pinned).id:
-                break
-            self._exchange_pins(pinned, to, there)
-            pinned = there
-        self.work.on_undo(self.step, partial(linkpins.pin_again, pinned, self.pin))
-        self.pin.unlink(missing_ok=True)
-
-    def _move_pin(self, pin: Path, to: Path) -> None:
-        self.work.on_undo(self.step, partial(_move_back, to, pin))
-        linkpins.move(pin, to)
-
-    def _exchange_pins(self, pinned: int, other: Path, link: int) -> None:
-        """Let the pin of this hook and another one change their names; each link is pinned all the time."""
-        for each, pin in ((pinned, self.pin), (link, other)):
-            self.work.on_undo(self.step, partial(linkpins.ensure, each, pin))
-        linkpins.exchange(pinned, self.pin, link, other)
 
     def _create(self, mode: Mode, program_fd: int) -> int:
         with enter(self.work.config.netns):
@@ -334,22 +309,3 @@ def _name(found: Attached) -> str | None:
         if error.errno != errno.ENOENT:
             raise
         return None
-
-
-def _device(work: Workspace, link: int) -> str | None:
-    """Return the name of the device that a link belongs to; None if that is gone, or is no device."""
-    ifindex = links.info(link).ifindex
-    names = (each.name for each in work.netlink.interfaces().values() if each.ifindex == ifindex)
-    return next((name for name in names if name in work.config.devices), None)
-
-
-def _open_pinned(work: Workspace, pin: Path) -> int | None:
-    """Open the pinned link, until the end of the reload; None if there is none."""
-    link = links.open_pin(pin)
-    return None if link is None else work.keep_open(link)
-
-
-def _move_back(pin: Path, former: Path) -> None:
-    """Give a pin its former name, unless it has it."""
-    if pin.exists() and not former.exists():
-        linkpins.move(pin, former)

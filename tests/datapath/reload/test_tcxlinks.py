@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -12,7 +12,7 @@ import pytest
 
 from datapath.base.bpftypes import MapType
 from datapath.endpoint import Attachment
-from datapath.kernel import bpf, links, tcx
+from datapath.kernel import bpf, linkpins, links, tcx
 from datapath.kernel.hooks import Direction, HookEmptied
 from datapath.kernel.links import NotALink
 from datapath.kernel.netns import enter
@@ -76,6 +76,32 @@ def attach_by_hand(stack: ExitStack, rig: Rig, ifname: str, *, name: str, first:
 
 def injected(rig: Rig, *, routes: bool = False) -> None:
     fails_unchanged(rig, Injected, routes=routes, gate=Gate(support.inject, before="commit"))
+
+
+def add_devices(rig: Rig, *names: str) -> None:
+    """Make them the node's devices, with programs."""
+    for name in names:
+        ip(str(rig.config.netns), "link", "add", name, "type", "bridge")
+    rig.configure(devices=names)
+    rig.reload("host")
+
+
+def rename(rig: Rig, names: dict[str, str]) -> None:
+    for old, new in names.items():
+        ip(str(rig.config.netns), "link", "set", old, "name", new)
+
+
+def links_of_devices(rig: Rig, *names: str) -> dict[str, int]:
+    """Return the ids of the links that are pinned under the names of devices."""
+    return {name: pinned_id(rig.config.device_links(name) / "cil_from_netdev") for name in names}
+
+
+def all_pinned(rig: Rig, wanted: set[int]) -> Callable[[Step, Workspace], None]:
+    def look(step: Step, work: Workspace) -> None:
+        pinned = {ident for path in linkpins.directories(rig.config.devices_links) for ident in linkpins.ids(path)}
+        assert wanted <= pinned, f"after {step.name} of {step.target}, links without a pin: {wanted - pinned}"
+
+    return look
 
 
 def test_a_link_is_pinned_and_takes_the_next_program_in_place(rig: Rig, lxc: str, pins: Path) -> None:
@@ -344,19 +370,38 @@ def test_a_renamed_device_keeps_its_link(rig: Rig) -> None:
     assert sorted(os.listdir(rig.config.devices_links)) == ["cilium_host", "cilium_net", "eth0", "new0"]
 
 
-def test_devices_that_swap_their_names_keep_their_links(rig: Rig) -> None:
-    netns = str(rig.config.netns)
-    for name in ("one0", "two0"):
-        ip(netns, "link", "add", name, "type", "bridge")
-    rig.configure(devices=("one0", "two0"))
-    rig.reload("host")
-    was = {name: at(rig, name)[0].entry.link_id for name in ("one0", "two0")}
-    for old, new in (("one0", "three0"), ("two0", "one0"), ("three0", "two0")):
-        ip(netns, "link", "set", old, "name", new)
-    rig.reload("host")
-    for name, other in (("one0", "two0"), ("two0", "one0")):
-        (found,) = at(rig, name)
-        assert found.entry.link_id == was[other] == pinned_id(rig.config.device_links(name) / "cil_from_netdev")
+@pytest.mark.parametrize("count", [2, 3])
+def test_devices_that_change_names_keep_their_links(rig: Rig, count: int) -> None:
+    """Each gets the name of the next one. A link is pinned after each step: it lives by that if the reload dies."""
+    names = ("one0", "two0", "three0")[:count]
+    later = dict(zip(names, (*names[1:], names[0]), strict=True))
+    add_devices(rig, *names)
+    was = {name: at(rig, name)[0].entry.link_id for name in names}
+    rename(rig, {**{name: f"x-{name}" for name in names}, **{f"x-{name}": later[name] for name in names}})
+    for target in names:
+        fails_unchanged(rig, Injected, "host", gate=Gate(support.inject, after="attach ingress", target=target))
+        assert links_of_devices(rig, *names) == was
+    rig.reload("host", observer=Gate(all_pinned(rig, set(was.values())), after="*"))
+    for name in names:
+        (found,) = at(rig, later[name])
+        assert found.entry.link_id == was[name]
+    assert links_of_devices(rig, *names) == {later[name]: was[name] for name in names}
+
+
+@pytest.mark.parametrize("devices", [("one0", "two0"), ("two0", "one0")], ids="-".join)
+def test_a_renamed_device_keeps_its_link_while_another_takes_its_name(rig: Rig, devices: tuple[str, ...]) -> None:
+    """Whichever of them comes first: the link of the renamed one is pinned after each step."""
+    add_devices(rig, "one0")
+    (was,) = links_of_devices(rig, "one0").values()
+    ip(str(rig.config.netns), "link", "add", "new0", "type", "bridge")
+    rename(rig, {"one0": "two0", "new0": "one0"})
+    rig.configure(devices=devices)
+    for target in devices:
+        fails_unchanged(rig, Injected, "host", gate=Gate(support.inject, after="attach ingress", target=target))
+        assert links_of_devices(rig, "one0") == {"one0": was}
+    rig.reload("host", observer=Gate(all_pinned(rig, {was}), after="*"))
+    assert links_of_devices(rig, "two0") == {"two0": was}
+    assert [found.entry.link_id for found in at(rig, "one0")] == list(links_of_devices(rig, "one0").values())
 
 
 def test_directories_of_a_killed_reload_go(rig: Rig, pins: Path) -> None:
