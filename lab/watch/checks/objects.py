@@ -23,6 +23,10 @@ class InterfaceObject:
     path: Path
     spec: CollectionSpec | None
 
+    @property
+    def is_xdp(self) -> bool:
+        return self.path.parent.name == XDP_SUBJECT
+
 
 def read_objects(agent: Agent) -> tuple[InterfaceObject, ...]:
     """Read the object file of each interface that may have programs of ours, but for those whose loader writes none.

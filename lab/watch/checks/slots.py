@@ -54,8 +54,9 @@ def _declared_slots(agent: Agent, now: Snapshot, objects: Sequence[InterfaceObje
     attached: dict[str, list[str]] = {}
     for (ifname, _), found in now.filters.items():
         attached.setdefault(ifname, []).extend(item.name for item in found if item.is_ours)
+    at_xdp = {ifname: [each.name for each in found if each.is_ours] for ifname, found in now.xdp.items()}
     for each in objects:
-        names = attached.get(each.ifname, [])
+        names = (at_xdp if each.is_xdp else attached).get(each.ifname, [])
         if each.spec is not None:
             yield from _slots_of(each.spec, names, now)
         elif names:

@@ -5,12 +5,15 @@ from __future__ import annotations
 
 import errno
 import os
+import struct
 from collections.abc import Iterator
 
 import pytest
 
 from datapath.base.bpftypes import ProgType
+from datapath.base.mapnames import calls_map
 from datapath.kernel import bpf, links, xdp
+from datapath.kernel.map import open_pin
 from datapath.kernel.netlink import NetlinkSocket
 from datapath.kernel.xdp import Mode
 from datapath.reload.plans import XDP_SUBJECT
@@ -83,6 +86,16 @@ def test_a_device_without_a_program_is_found(agent: Agent) -> None:
     # Alone: that of leaks would wait for the programs to go, which the link holds.
     found = [str(each) for each in check_xdp(agent, before, take(agent.node))]
     assert found == ["invariant 1: eth0 xdp: 0 programs instead of cil_xdp_entry"]
+
+
+def test_an_empty_slot_is_found(agent: Agent) -> None:
+    before = baseline(agent)
+    with NetlinkSocket(agent.node.netns(NODE)) as netlink:
+        name = calls_map(netlink.ifindex("eth0"), "xdp_")
+    (slot, *_) = before.snapshot.slots[name]
+    with open_pin(agent.config.globals / name) as calls:
+        assert calls.delete(struct.pack("=I", slot))
+    assert f"invariant 4: {name} slot {slot} is empty" in violations(agent, before)
 
 
 def test_a_program_in_another_mode_is_found(agent: Agent) -> None:
