@@ -157,7 +157,9 @@ def xdp_plan(config: DatapathConfig, generation: int, links: Mapping[str, Interf
     for item in items.values():
         steps += _load(item, (CIL_XDP_ENTRY,))
     if config.xdp is not None:
-        steps += [AttachXdp(name, item.name, config.xdp, links[name].ifindex) for name, item in items.items()]
+        steps += [
+            AttachXdp(name, item.name, config.xdp, links[name].ifindex, item.path) for name, item in items.items()
+        ]
     steps += [DetachXdp(name) for name in (*_not_wanted(links, there), *_pinned_devices_gone(config, links))]
     kept = {links[name].ifindex for name in there}
     maps = ((path, xdp_of(path.name)) for path in _entries(config.globals))

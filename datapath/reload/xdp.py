@@ -61,11 +61,12 @@ class XdpUnsupported(ReloadlabError):
 
 @dataclass(frozen=True)
 class AttachXdp(Step):
-    """Replace an interface's XDP program, or attach the first one."""
+    """Replace an interface's XDP program, or attach the first one; `path` is where its object is published."""
 
     object: str
     mode: XdpMode
     ifindex: int  # the object is not for an interface that took the name since
+    path: Path
 
     name = "attach xdp"
 
@@ -85,8 +86,6 @@ class AttachXdp(Step):
             hook.exchange(ours, new, program.fd)
         else:
             if ours is not None:
-                said = f"its XDP mode changed from {ours.mode} to {new.mode}, which the kernel does not do in one step"
-                work.warnings.append(f"device {self.target} had no XDP program for a moment: {said}")
                 hook.take_off(ours)
             try:
                 hook.attach(new, program.fd)
@@ -96,10 +95,20 @@ class AttachXdp(Step):
                 if self.mode != "best-effort":
                     raise XdpUnsupported(self.target, _UNSUPPORTED[error.errno]) from error
                 hook.unpin()
-                said = f"device {self.target} takes no native XDP program, {_UNSUPPORTED[error.errno]}: left out"
-                work.warnings.append(said)
+                self._leave_out(work, _UNSUPPORTED[error.errno])
                 return
+            if ours is not None:
+                said = f"its XDP mode changed from {ours.mode} to {new.mode}, which the kernel does not do in one step"
+                work.warnings.append(f"device {self.target} had no XDP program for a moment: {said}")
         work.attached[self.key] = outcome.Attached(self.target, XDP_DIRECTION, CIL_XDP_ENTRY, program.id)
+
+    def _leave_out(self, work: Workspace, reason: str) -> None:
+        """Have the commit remove what only the device's program would use: its calls map and its object."""
+        work.warnings.append(f"device {self.target} takes no native XDP program, {reason}: left out")
+        unused = work.objects[self.object]
+        unused.loaded = None
+        for path in (*(work.config.globals / name for name in unused.own_maps), self.path):
+            work.let_go(path.name, partial(path.unlink, missing_ok=True))
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ from lab.watch.snapshot import take
 from tests.datapath.support import XDP_PASS, program
 from tests.lab.labs import unique_name
 from tests.lab.watch.faults import leave_out, violations
+from tests.lab.wires import ip
 
 pytestmark = pytest.mark.privileged
 
@@ -96,6 +97,21 @@ def test_an_empty_slot_is_found(agent: Agent) -> None:
     with open_pin(agent.config.globals / name) as calls:
         assert calls.delete(struct.pack("=I", slot))
     assert f"invariant 4: {name} slot {slot} is empty" in violations(agent, before)
+
+
+def test_a_device_that_is_left_out_has_neither_calls_map_nor_object(agent: Agent) -> None:
+    """Best effort is none for a bridge, which has the host's programs and is no finding."""
+    node = str(agent.node.netns(NODE))
+    ip(node, "link", "add", "br0", "type", "bridge")
+    try:
+        agent.configure(xdp="best-effort", devices=("eth0", "br0"))
+        agent.reload("host")
+        before = baseline(agent)
+        assert [each for each in violations(agent, before, agent.reload(XDP_SUBJECT)) if "left out" not in each] == []
+    finally:
+        agent.configure(xdp="native", devices=("eth0",))
+        ip(node, "link", "del", "br0")
+        agent.reload("host")
 
 
 def test_a_program_in_another_mode_is_found(agent: Agent) -> None:
