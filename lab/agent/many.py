@@ -20,6 +20,7 @@ from datapath.reload.transaction import Observer
 from lab.agent.reloads import Failure, reload_by_workers, reload_one_by_one
 from lab.loaders.protocol import NotSupported
 from lab.node.maps import find_map
+from lab.node.node import UnknownTarget
 from lab.node.topology import HOST, HOST_ENDPOINT
 
 if TYPE_CHECKING:
@@ -53,7 +54,8 @@ class HostNotAsked(ReloadlabError):
 class ManyReloads:
     """Reloads by `workers` processes, or in this one if that is one.
 
-    `observer` looks on at what is done here, `on_worker` is called in each worker with its process id.
+    `observer` looks on at what is done here, `on_worker` is called in each worker with its process id. With
+    `skip_gone` pods that are gone by their turn are left out.
     """
 
     reloader: Reloader
@@ -61,6 +63,7 @@ class ManyReloads:
     cancel: threading.Event | None = None
     on_worker: Callable[[int], object] | None = None
     observer: Observer | None = None
+    skip_gone: bool = False
 
     def each(self, names: Sequence[str]) -> list[Outcome | Failure]:
         """Reload all of them; a failure keeps only those from it that would call what has failed (see reload_many)."""
@@ -96,7 +99,12 @@ class ManyReloads:
             done = [self._one(subject) for subject in order]
             endpoints = [name for name in reloader.subjects if name not in (*order, *last) and name not in without]
             rest = reloader.reload_many(
-                endpoints, workers=self.workers, cancel=self.cancel, on_worker=self.on_worker, observer=self.observer
+                endpoints,
+                workers=self.workers,
+                cancel=self.cancel,
+                on_worker=self.on_worker,
+                observer=self.observer,
+                skip_gone=True,
             )
             for result in rest:
                 if isinstance(result, Failure):
@@ -110,6 +118,13 @@ class ManyReloads:
         return self.reloader.reload(subject, observer=self.observer, cancel=self.cancel)
 
     def _reload(self, names: Sequence[str], workers: int) -> list[Outcome | Failure]:
+        results = self._reload_named(names, workers)
+        return [result for result in results if not self._is_left_out(result)]
+
+    def _is_left_out(self, result: Outcome | Failure) -> bool:
+        return self.skip_gone and isinstance(result, Failure) and isinstance(result.error, UnknownTarget)
+
+    def _reload_named(self, names: Sequence[str], workers: int) -> list[Outcome | Failure]:
         reloader, workers = self.reloader, min(workers, len(names))
         if workers <= 1:
             return reload_one_by_one(reloader, names, cancel=self.cancel, observer=self.observer)

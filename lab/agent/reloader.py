@@ -117,8 +117,11 @@ class Reloader(PlannedNode):
         cancel: threading.Event | None = None,
         on_worker: Callable[[int], object] | None = None,
         observer: Observer | None = None,
+        skip_gone: bool = False,
     ) -> list[Outcome | Failure]:
         """Reload by `workers` processes, or here if that is one; one failure does not keep the others from it.
+
+        A pod that another process has removed by its turn is a failure, UnknownTarget; with `skip_gone` it is left out.
 
         `observer` looks on at what is done here. The host waits for the others if it is about to lose its policy
         program, and is left alone (HostStillAsked) if one of them fails: the old programs go on to call that. The
@@ -128,7 +131,7 @@ class Reloader(PlannedNode):
         A worker has its own copy of this agent: what `change` notes in a variable stays there. `on_worker` is called in
         each, with its process id, before it begins.
         """
-        return ManyReloads(self, workers, cancel, on_worker, observer).each(list(subjects))
+        return ManyReloads(self, workers, cancel, on_worker, observer, skip_gone).each(list(subjects))
 
     def reload_all(
         self,
@@ -143,8 +146,9 @@ class Reloader(PlannedNode):
         """Reload what belongs to the node, then the endpoints in parallel; the first failure is raised when they are.
 
         `first` is what comes even before the host, `last` what waits for the endpoints; endpoints in `without` are left
-        out. The host waits if it is about to lose its policy program, which the pods' programs call until they are
-        reloaded; the overlay if the node has endpoint routes, because it leaves the policy to the pods' programs then.
+        out, and pods that another process removes meanwhile. The host waits if it is about to lose its policy program,
+        which the pods' programs call until they are reloaded; the overlay if the node has endpoint routes, because it
+        leaves the policy to the pods' programs then.
         """
         many = ManyReloads(self, workers, cancel, observer=observer)
         return many.all(first=first, last=last, without=without)

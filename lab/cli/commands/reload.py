@@ -180,12 +180,12 @@ def _change(
     if args.xdp is not None:
         done = agent.set_xdp(check_xdp_mode(args.xdp) if args.xdp != "off" else None, cancel=cancel)
         others = [name for name in agent.subjects if name != done.subject]
-        return [done, *agent.reload_many(others, workers=args.workers, cancel=cancel)]
+        return [done, *agent.reload_many(others, workers=args.workers, cancel=cancel, skip_gone=True)]
     if args.mtu is not None:
         return agent.set_mtu(args.mtu, workers=args.workers, cancel=cancel)
     if args.tunnel_port is not None:
         return agent.set_tunnel_port(args.tunnel_port, workers=args.workers, cancel=cancel)
-    return agent.reload_many(endpoints or agent.subjects, workers=args.workers, cancel=cancel)
+    return agent.reload_many(endpoints or agent.subjects, workers=args.workers, cancel=cancel, skip_gone=not endpoints)
 
 
 def _print(results: Results, *, all_steps: bool) -> None:

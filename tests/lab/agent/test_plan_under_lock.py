@@ -6,10 +6,12 @@ import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from datapath.kernel.hooks import Direction
+from datapath.reload.outcome import Outcome
 from datapath.reload.unload import endpoint_lock
 from lab.agent.agent import Agent
 from lab.node.node import Node, UnknownTarget
@@ -72,6 +74,26 @@ def test_a_pod_that_goes_while_its_reload_waits_is_unknown(agents: tuple[Agent, 
         with pytest.raises(UnknownTarget):
             reload.result(20)
     assert not lock.parent.exists()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_pod_that_goes_while_all_is_reloaded_is_left_out(agents: tuple[Agent, Agent], workers: int) -> None:
+    """Nobody has named it. Its turn has not come when another process removes it."""
+    one, other = agents
+    one.add_pod("late")
+    reload = one.reload
+
+    def remove_first(subject: str, **options: Any) -> Outcome:
+        if subject == "health":
+            other.remove_pod("late")
+        if subject == "late":
+            until(lambda: "late" not in [pod.name for pod in Node.open(one.node.name).pods], "the pod is gone")
+        return reload(subject, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(one, "reload", remove_first)
+        outcomes = one.reload_all(workers=workers)
+    assert {outcome.subject for outcome in outcomes} == {"host", "health", "pod-1"}
 
 
 def test_devices_are_those_that_there_are_when_the_reload_begins(agents: tuple[Agent, Agent]) -> None:
