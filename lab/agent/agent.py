@@ -82,11 +82,11 @@ class Agent(Reloader):
         """Let these policies hold from now on, instead of all others: all of them, or none.
 
         `document` is what lab.policyfile.parse takes; an empty list lets everything pass. Raises PolicyError,
-        UnknownTarget, PolicyMapFull. Those that a killed process has put aside are forgotten.
+        UnknownTarget, PolicyMapFull, and PoliciesInUse while another process has put the node's own aside. Those that a
+        killed one has put aside are forgotten.
         """
-        with self.updating(cancel=cancel):
+        with self.updating(cancel=cancel), aside.forgotten(self.node):
             self.exchange_policies(document, cancel=cancel)
-            aside.forget(self.node)
 
     def exchange_policies(self, document: object, *, cancel: threading.Event | None = None) -> object:
         """Do what apply_policies does, but for what is put aside; return what put_back_policies takes to undo it."""

@@ -69,12 +69,20 @@ def recover(agent: Agent) -> None:
                 take_back(agent)
 
 
-def forget(node: Node) -> None:
-    """Drop the policies that a killed process has put aside: others were given instead of them."""
-    if _path(node).exists():
-        with _locked(node) as mine:
-            if mine:
-                _path(node).unlink(missing_ok=True)
+@contextmanager
+def forgotten(node: Node) -> Iterator[None]:
+    """Drop the policies that a killed process has put aside, once the block has given others instead of them.
+
+    PoliciesInUse if the process that has put them aside lives: they would replace what is given here when it ends.
+    """
+    if not _path(node).exists():
+        yield
+        return
+    with _locked(node) as mine:
+        if not mine:
+            raise PoliciesInUse(node.name)
+        yield
+        _path(node).unlink(missing_ok=True)
 
 
 @contextmanager

@@ -153,13 +153,14 @@ class Cluster:
 
 def apply_policies(agents: Sequence[Agent], document: object, *, cancel: threading.Event | None = None) -> None:
     """Let these policies hold on several nodes; if one refuses, all go back to what they had."""
-    with updating(agents, cancel=cancel), ExitStack() as undo:
+    with updating(agents, cancel=cancel), ExitStack() as stack:
+        # Those that a killed process has put aside are the ones that a node has again after a refusal.
         for agent in agents:
-            undo.callback(agent.put_back_policies, agent.exchange_policies(document, cancel=cancel))
-        undo.pop_all()
-        # Only now: those that a killed process has put aside are the ones that a node has again after a refusal.
-        for agent in agents:
-            aside.forget(agent.node)
+            stack.enter_context(aside.forgotten(agent.node))
+        with ExitStack() as undo:
+            for agent in agents:
+                undo.callback(agent.put_back_policies, agent.exchange_policies(document, cancel=cancel))
+            undo.pop_all()
 
 
 def change_denied(

@@ -66,7 +66,7 @@ class ScenarioTraffic:
             foreign = self._foreign or any(not is_ours(agent.config.library) for agent in agents)
             self._policy = flow_policy(self._nodes, flows, foreign=foreign)
             for agent in agents:
-                agent.apply_policies(self._policy.documents[agent.node.name])
+                agent.exchange_policies(self._policy.documents[agent.node.name])
         before = [metrics.packets(node) for node in self._nodes]
         try:
             self.traffic = stack.enter_context(self._new_traffic(muted=self._denied_flows))

@@ -14,7 +14,7 @@ from datapath.base.statefile import DamagedFile
 from lab.agent import aside, enforcement
 from lab.agent.agent import Agent
 from lab.agent.aside import PoliciesInUse
-from lab.agent.cluster import Cluster, cluster_specs
+from lab.agent.cluster import Cluster, apply_policies, cluster_specs
 from lab.agent.enforcement import PolicyMapFull
 from lab.node.node import Node
 from lab.node.topology import NodeSpec
@@ -66,7 +66,7 @@ def killed_under_other_policies(*agents: Agent) -> None:
             for agent in agents:
                 stack.enter_context(aside.put_aside(agent.node))
                 with Agent(Node.open(agent.node.name)) as other:
-                    other.apply_policies(OTHER)
+                    other.exchange_policies(OTHER)
             os.kill(os.getpid(), signal.SIGKILL)
 
     assert in_child(do) == -signal.SIGKILL
@@ -77,7 +77,7 @@ def test_they_come_back(agent: Agent) -> None:
     agent.apply_policies(OWN)
     own = holds(agent)
     with aside.put_aside(agent.node):
-        agent.apply_policies(OTHER)
+        agent.exchange_policies(OTHER)
         assert holds(agent) != own
         aside.take_back(agent)
     assert (enforcement.document_of(agent.node), holds(agent)) == (OWN, own)
@@ -107,7 +107,7 @@ def test_who_comes_next_keeps_the_nodes_own(agent: Agent) -> None:
     agent.apply_policies(OWN)
     killed_under_other_policies(agent)
     with aside.put_aside(agent.node):
-        agent.apply_policies(THIRD)
+        agent.exchange_policies(THIRD)
         aside.take_back(agent)
     assert enforcement.document_of(agent.node) == OWN
 
@@ -144,8 +144,21 @@ def test_a_restore_meanwhile_leaves_the_others_in_force(agent: Agent) -> None:
     """As that of an upgrade, which runs under them."""
     agent.apply_policies(OWN)
     with aside.put_aside(agent.node):
-        agent.apply_policies(OTHER)
+        agent.exchange_policies(OTHER)
         agent.restore()
+        assert enforcement.document_of(agent.node) == OTHER
+        aside.take_back(agent)
+    assert enforcement.document_of(agent.node) == OWN
+
+
+@pytest.mark.parametrize("whole", [False, True], ids=["node", "cluster"])
+def test_nobody_gives_others_meanwhile(agent: Agent, whole: bool) -> None:
+    """They would be lost when the process ends that has put the node's own aside."""
+    agent.apply_policies(OWN)
+    with aside.put_aside(agent.node):
+        agent.exchange_policies(OTHER)
+        with pytest.raises(PoliciesInUse, match="is being upgraded by another process"):
+            apply_policies([agent], THIRD) if whole else agent.apply_policies(THIRD)
         assert enforcement.document_of(agent.node) == OTHER
         aside.take_back(agent)
     assert enforcement.document_of(agent.node) == OWN
