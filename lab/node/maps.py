@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 from datapath.base.mapnames import calls_map, endpoint_of
 from datapath.errors import BpfError
 from datapath.kernel.inventory import reach, read_slots
 from datapath.kernel.map import Map, open_pin
-from datapath.kernel.pins import map_id
 from lab.errors import LabError
 from lab.node.node import Node
 from lab.node.topology import HOST_ENDPOINT
@@ -47,12 +47,18 @@ def open_used(node: Node, names: Sequence[str], endpoint_id: int) -> Map:
     A reload with sources that have another name for it leaves one behind. MapNotLoaded, with the last name, if none is
     pinned. The caller closes it.
     """
-    pins = node.globals
-    there = [name for name in names if (pins / name).exists()]
-    if len(there) > 1:
-        used = _used_by(node, endpoint_id)
-        there.sort(key=lambda name: map_id(pins / name) not in used)
-    return open_map(node, there[0] if there else names[-1])
+    with ExitStack() as stack:
+        # By descriptors: a reload moves pins aside and removes them.
+        there = [stack.enter_context(opened) for name in names if (opened := find_map(node, name)) is not None]
+        if not there:
+            return open_map(node, names[-1])
+        if len(there) > 1:
+            used = _used_by(node, endpoint_id)
+            there.sort(key=lambda opened: opened.info.id not in used)
+        stack.pop_all()
+    for other in there[1:]:
+        other.close()
+    return there[0]
 
 
 def _used_by(node: Node, endpoint_id: int) -> frozenset[int]:

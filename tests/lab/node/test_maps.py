@@ -12,6 +12,7 @@ from datapath.base.bpftypes import MapType
 from datapath.errors import BpfError
 from datapath.kernel import bpf
 from datapath.kernel.map import open_pin
+from lab.node import maps
 from lab.node.maps import MapNotLoaded, find_map, open_if_pinned, open_map, open_used
 from lab.node.node import Node
 from lab.node.topology import NodeSpec
@@ -103,3 +104,22 @@ def test_only_a_missing_pin_is_no_map(tmp_path: Path) -> None:
     with pytest.raises(BpfError) as caught:
         open_if_pinned(tmp_path / "file")
     assert caught.value.errno != errno.ENOENT
+
+
+@pytest.mark.parametrize("gone", ["cilium_policy_v2_00103", "cilium_policy_00103"])
+def test_a_pin_that_goes_while_the_used_map_is_looked_for(
+    node: Node, monkeypatch: pytest.MonkeyPatch, gone: str
+) -> None:
+    """A reload moves it aside, or removes it."""
+    names = ("cilium_policy_v2_00103", "cilium_policy_00103")
+    pins = {name: pin(node, name) for name in names}
+
+    def look(node: Node, endpoint_id: int) -> frozenset[int]:
+        pins[gone].unlink()
+        return frozenset()
+
+    monkeypatch.setattr(maps, "_used_by", look)
+    with open_used(node, names, 103) as opened:
+        assert opened.name == names[0]
+    for path in pins.values():
+        path.unlink(missing_ok=True)
