@@ -42,14 +42,32 @@ class NewConnections:
 
 
 class Source:
-    """A connected socket; `waiting` packets that were sent from it have no answer yet."""
+    """A socket and whom it sends to; `waiting` packets that were sent from it have no answer yet."""
 
-    __slots__ = ("socket", "used", "waiting")
+    __slots__ = ("_connected", "_peer", "socket", "used", "waiting")
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket, peer: tuple[str, int]) -> None:
         self.socket = sock
         self.waiting = 0
         self.used = False
+        self._peer = peer
+        self._connected = False
+
+    def connect(self) -> None:
+        """Connect the socket unless it is; OSError if no way leads to the peer."""
+        if not self._connected:
+            self.socket.connect(self._peer)
+            self._connected = True
+
+    def disconnect(self) -> None:
+        """Give up the port: the next packet is of another connection."""
+        self._connected = False
+        disconnect(self.socket)
+
+    def send(self, packet: bytes) -> None:
+        """Send a packet, of a new connection if there is none; OSError if the kernel refuses."""
+        self.connect()
+        self.socket.send(packet)
 
 
 class Sources:
@@ -66,18 +84,18 @@ class Sources:
         flow = self._flow
         for _ in range(_POOL if flow.fresh else 1):
             sock = bound_socket(Address(flow.source_ns, flow.source_ip, 0), socket.SOCK_DGRAM, deadline)
-            self.all.append(Source(sock))
+            source = Source(sock, self._peer)
+            self.all.append(source)
             sock.setblocking(False)
             # Two sockets that both allow it might get the same port.
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
-            sock.connect(self._peer)
+            source.connect()
 
     def take(self, number: int) -> Source:
-        """Return the socket for this packet, connected anew if the flow is fresh and nothing is under way on it."""
+        """Return the socket for this packet; if the flow is fresh, and nothing under way on it, for a new connection."""
         source = self.all[number % len(self.all)]
         if source.used and not source.waiting and self._new.take():
-            disconnect(source.socket)
-            source.socket.connect(self._peer)
+            source.disconnect()
         source.used = True
         return source
 

@@ -82,7 +82,7 @@ class UdpStream:
     def _send(self, source: Source, packet: bytes) -> str:
         for _ in range(3):
             try:
-                source.socket.send(packet)
+                source.send(packet)
             except ConnectionRefusedError:
                 # The answer to an earlier packet, handed out in place of sending this one: send again.
                 self._refused()

@@ -313,6 +313,21 @@ def test_what_arrives_though_it_is_denied_is_a_finding_with_its_time(tapped: Wir
 
 
 @pytest.mark.privileged
+@pytest.mark.parametrize("protocol", ["udp", "tcp"])
+def test_new_connections_without_a_way_are_lost_with_the_errno(pair: Pair, protocol: str) -> None:
+    """A route that is gone for a moment ends no traffic: what comes behind it is answered."""
+    fresh = flow(pair, protocol=protocol, fresh=True)
+    with Traffic([fresh], rate=0) as traffic:
+        assert traffic.burst(fresh.name, 8).complete
+        ip(pair.a, "route", "add", "prohibit", f"{fresh.target_ip}/32", "table", "77")
+        ip(pair.a, "rule", "add", "pref", "0", "to", fresh.target_ip, "lookup", "77")
+        assert traffic.burst(fresh.name, 8, timeout=0.1).answered == 0
+        ip(pair.a, "rule", "del", "pref", "0", "to", fresh.target_ip, "lookup", "77")
+        assert traffic.burst(fresh.name, 8).complete
+        report = traffic.stop(drain=0).flow(fresh.name)
+    assert [(packet.number, packet.error) for packet in report.lost] == [(n, "EACCES") for n in range(8, 16)]
+
+
 def test_what_is_denied_and_could_not_even_be_sent_was_dropped_by_no_policy(pair: Pair) -> None:
     with Traffic([flow(pair, denied=True)], rate=0) as traffic:
         ip(pair.a, "link", "set", "eth0", "down")
