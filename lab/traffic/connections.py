@@ -102,9 +102,14 @@ class TcpConnections:
         self.sent += count
 
     def _begin(self, number: int) -> None:
-        sock = self._take()
-        link = Link(number, sock, time.monotonic_ns(), self.payloads.of(number))
-        self._way.under_way[number] = link.sent_ns
+        self._way.under_way[number] = time.monotonic_ns()
+        try:
+            sock = self._take()
+        except OSError as refusal:
+            # Its address is gone, maybe for a moment.
+            self._way.errors[number] = errno.errorcode.get(refusal.errno or 0, str(refusal))
+            return
+        link = Link(number, sock, self._way.under_way[number], self.payloads.of(number))
         self._links[number] = link
         disconnect(sock)
         error = sock.connect_ex((self.flow.target_ip, self.flow.port))
@@ -116,7 +121,7 @@ class TcpConnections:
         self._push(link)
 
     def _take(self) -> socket.socket:
-        """Return a socket whose last connection both ends have closed.
+        """Return a socket whose last connection both ends have closed; OSError if one more cannot be bound.
 
         One that is still being closed would be reset, and its port be free at once, while the other end still sends.
         """
@@ -125,7 +130,7 @@ class TcpConnections:
             if is_closed(sock):
                 return sock
             self._spare.append(sock)
-        return self._spare.popleft() if len(self._spare) > _UNDER_WAY else self._socket(time.monotonic() + 1)
+        return self._spare.popleft() if len(self._spare) > _UNDER_WAY else self._socket(time.monotonic())
 
     def _push(self, link: Link) -> None:
         try:

@@ -92,7 +92,7 @@ class Sources:
             source.connect()
 
     def take(self, number: int) -> Source:
-        """Return the socket for this packet; if the flow is fresh, and nothing under way on it, for a new connection."""
+        """Return the socket for this packet; for a new connection if the flow is fresh and nothing under way on it."""
         source = self.all[number % len(self.all)]
         if source.used and not source.waiting and self._new.take():
             source.disconnect()

@@ -328,6 +328,19 @@ def test_new_connections_without_a_way_are_lost_with_the_errno(pair: Pair, proto
     assert [(packet.number, packet.error) for packet in report.lost] == [(n, "EACCES") for n in range(8, 16)]
 
 
+def test_new_connections_of_an_address_that_is_gone_are_lost_with_the_errno(pair: Pair) -> None:
+    """More than there are sockets of connections before."""
+    fresh = flow(pair, protocol="tcp", fresh=True)
+    with Traffic([fresh], rate=0) as traffic:
+        ip(pair.a, "addr", "del", f"{fresh.source_ip}/24", "dev", "eth0")
+        assert traffic.burst(fresh.name, 12, timeout=0.1).answered == 0
+        ip(pair.a, "addr", "add", f"{fresh.source_ip}/24", "dev", "eth0")
+        assert traffic.burst(fresh.name, 8).complete
+        report = traffic.stop(drain=0).flow(fresh.name)
+    assert [packet.number for packet in report.lost] == list(range(12))
+    assert {packet.error for packet in report.lost[8:]} == {"EADDRNOTAVAIL"}
+
+
 def test_what_is_denied_and_could_not_even_be_sent_was_dropped_by_no_policy(pair: Pair) -> None:
     with Traffic([flow(pair, denied=True)], rate=0) as traffic:
         ip(pair.a, "link", "set", "eth0", "down")
