@@ -153,7 +153,7 @@ def check(
         *check_published(agent, now, objects),
         *check_mixed_loads(before.counters, counters),
         *check_routes(agent, now),
-        *check_network(before.snapshot, now, expected.network),
+        *check_network(before.snapshot, now, expected.network, foreign=expected.foreign or agent.external is not None),
         *check_counters(agent, before, expected, drops),
     ]
     # The journal's socket was open at the baseline: closed first, it would make up for one that leaked.

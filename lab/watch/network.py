@@ -16,6 +16,7 @@ from datapath.kernel.netns import enter
 
 _RTM_GETADDR, _RTM_GETROUTE, _RTM_GETNEIGH, _RTM_GETRULE = 22, 26, 30, 34
 _IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_MASTER, _IFLA_AF_SPEC, _IFLA_EXT_MASK, _IFLA_XDP = 1, 3, 4, 10, 26, 29, 43
+_IFLA_QDISC, _IFLA_TXQLEN, _IFLA_GSO_MAX_SIZE, _IFLA_GRO_MAX_SIZE = 6, 13, 41, 58
 _RTEXT_FILTER_SKIP_STATS = 8
 _IFLA_XDP_PROG_ID, _INET_CONF, _INET6_CONF = 4, 1, 2
 _IFA_CACHEINFO, _RTA_CACHEINFO, _RTM_F_CLONED = 6, 12, 0x200
@@ -50,7 +51,11 @@ _SETTINGS = (
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """A link; `mtu` in bytes, `xdp` the ids of its XDP programs, `conf4` and `conf6` the sysctls of the interface."""
+    """A link; `mtu` in bytes, `xdp` the ids of its XDP programs, `conf4` and `conf6` the sysctls of the interface.
+
+    `qdisc` is the kind of the one at its root, `queue` how many packets that may keep; `gso` and `gro` are the largest
+    packets in bytes that are left whole, 0 where the kernel does not tell.
+    """
 
     ifindex: int
     flags: int
@@ -58,6 +63,10 @@ class Link:
     mac: str
     master: int
     xdp: tuple[int, ...]
+    qdisc: str
+    queue: int
+    gso: int
+    gro: int
     conf4: tuple[int, ...]
     conf6: tuple[int, ...]
 
@@ -161,6 +170,10 @@ def _links(netlink: NetlinkSocket) -> dict[str, Link]:
             mac=bytes(said.get(_IFLA_ADDRESS, b"")).hex(":"),
             master=int.from_bytes(said.get(_IFLA_MASTER, b""), "little"),
             xdp=tuple(sorted({program for program in xdp if program})),
+            qdisc=text(said.get(_IFLA_QDISC, memoryview(b""))),
+            queue=int.from_bytes(said.get(_IFLA_TXQLEN, b""), "little"),
+            gso=int.from_bytes(said.get(_IFLA_GSO_MAX_SIZE, b""), "little"),
+            gro=int.from_bytes(said.get(_IFLA_GRO_MAX_SIZE, b""), "little"),
             conf4=conf4,
             conf6=conf6,
         )

@@ -65,6 +65,8 @@ def _link(name: str, old: Link | None, new: Link | None) -> Iterator[Difference]
         return
     values = {"index": (old.ifindex, new.ifindex), "MTU": (old.mtu, new.mtu), "MAC": (old.mac, new.mac)}
     values |= {"master": (old.master, new.master), "XDP programs": (old.xdp, new.xdp)}
+    values |= {"qdisc": (old.qdisc, new.qdisc), "length of the queue": (old.queue, new.queue)}
+    values |= {"largest GSO packet": (old.gso, new.gso), "largest GRO packet": (old.gro, new.gro)}
     values |= {flag: (bool(old.flags & bit), bool(new.flags & bit)) for bit, flag in FLAGS.items()}
     known6 = {place - (place > _IPV6_MTU): text for place, text in IPV6_CONF.items()}
     for family, known, was, has in (

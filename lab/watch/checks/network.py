@@ -18,16 +18,18 @@ _SHOWN = 8
 _MTU = re.compile(r" mtu \d+")
 
 
-def check_network(before: Snapshot, now: Snapshot, expected: Collection[str]) -> Iterator[Violation]:
+def check_network(
+    before: Snapshot, now: Snapshot, expected: Collection[str], *, foreign: bool = False
+) -> Iterator[Violation]:
     """Yield what differs in the network of the node or of a pod, and contains none of the texts in `expected`.
 
-    Declared are the endpoints' own routes (invariant 5), pods that came or went, and what the node's settings say: its
-    routing mode, its MTU, its tunnel device.
+    Declared are pods that came or went, and what the node's settings say: its routing mode, with the endpoints' own
+    routes (invariant 5), its MTU, its tunnel device. A `foreign` loader may install own routes that say more, or less.
     """
     old, new = before.around, now.around
     own_xdp = {f"interface {name}: XDP programs" for name in {*before.xdp, *now.xdp} if _is_ours(name, before, now)}
     differing = (each for each in differences(old.network, new.network) if each.what not in own_xdp)
-    found = [each for each in differing if not _is_declared(each, old, new)]
+    found = [each for each in differing if not _is_declared(each, old, new, foreign=foreign)]
     yield from _told("", _without_mtu(found, old, new), expected)
     for name in old.inside.keys() & new.inside.keys():
         if _pod(old, name) == _pod(new, name):
@@ -61,7 +63,7 @@ def _pods_that_changed(old: Surroundings, new: Surroundings) -> set[PodFacts]:
     return set(old.facts.pods) ^ set(new.facts.pods)
 
 
-def _is_declared(found: Difference, old: Surroundings, new: Surroundings) -> bool:
+def _is_declared(found: Difference, old: Surroundings, new: Surroundings, *, foreign: bool) -> bool:
     changed = _pods_that_changed(old, new)
     if found.ifname in {pod.ifname for pod in changed}:
         return True
@@ -69,11 +71,12 @@ def _is_declared(found: Difference, old: Surroundings, new: Surroundings) -> boo
         return True
     if not found.main or not found.destination:
         return False
+    switched = old.spec.endpoint_routes != new.spec.endpoint_routes
     pods = (*new.facts.pods, new.facts.health, *changed)
     own = {str(ip_network(address)): pod.ifname for pod in pods for address in (pod.ipv4, pod.ipv6)}
     if own.get(found.destination) == found.ifname:
-        return True
-    if found.ifname != CILIUM_HOST or old.spec.endpoint_routes == new.spec.endpoint_routes:
+        return switched or foreign
+    if found.ifname != CILIUM_HOST or not switched:
         return False
     spec = new.spec
     node_route = (spec.pod_cidr4, spec.pod_cidr6, ip_network(spec.router4))

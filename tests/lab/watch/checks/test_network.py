@@ -46,6 +46,21 @@ FAULTS = {
         ["ip", "link", "set", "cilium_net", "mtu", "1500"],
         "interface cilium_net: MTU changed from 1500 to 1400",
     ),
+    "qdisc": (
+        ["tc", "qdisc", "add", "dev", "cilium_net", "root", "pfifo"],
+        ["tc", "qdisc", "del", "dev", "cilium_net", "root"],
+        "interface cilium_net: qdisc changed from noqueue to pfifo",
+    ),
+    "queue": (
+        ["ip", "link", "set", "cilium_net", "txqueuelen", "5"],
+        ["ip", "link", "set", "cilium_net", "txqueuelen", "1000"],
+        "interface cilium_net: length of the queue changed from 1000 to 5",
+    ),
+    "GSO": (
+        ["ip", "link", "set", "cilium_net", "gso_max_size", "20000"],
+        ["ip", "link", "set", "cilium_net", "gso_max_size", "65536"],
+        "interface cilium_net: largest GSO packet changed from 65536 to 20000",
+    ),
     "sysctl": (
         ["sysctl", "-qw", "net.ipv4.conf.cilium_host.rp_filter=1"],
         ["sysctl", "-qw", "net.ipv4.conf.cilium_host.rp_filter=0"],
@@ -131,6 +146,25 @@ def test_the_node_route_of_the_other_mode_is_found(sound_node: Agent) -> None:
     finally:
         sound_node.node.set_node_route(False)
     assert violations(sound_node, baseline(sound_node)) == []
+
+
+@pytest.mark.parametrize("name", ["pod-1", HEALTH])
+def test_an_own_route_that_says_something_else_is_found(sound_node: Agent, name: str) -> None:
+    """It leads where it must, but not as before; a second one to the same place is left over."""
+    before, pod = baseline(sound_node), sound_node.node.pod(name)
+    own = (f"{pod.ipv4}/32", "dev", pod.ifname)
+    (was,) = run(nsenter(sound_node.node.netns(NODE), "ip", "route", "show", *own)).splitlines()
+    ip(sound_node, "ip", "route", "change", *own, "advmss", "1000", "proto", "static", "scope", "link")
+    ip(sound_node, "ip", "route", "append", *own, "metric", "100")
+    try:
+        found = violations(sound_node, before)
+        assert len(found) == 3, found
+        assert f"invariant 14: route {pod.ipv4}/32 dev {pod.ifname} table 254 proto 4 scope 253 is new" in found
+        assert any(line.startswith(f"invariant 14: route {pod.ipv4}/32 dev {pod.ifname} metric 100") for line in found)
+    finally:
+        ip(sound_node, "ip", "route", "del", *own, "metric", "100")
+        ip(sound_node, "ip", "route", "replace", *was.split(), *own[1:])
+    assert violations(sound_node, before) == []
 
 
 def test_what_the_nodes_settings_say_is_declared(sound_node: Agent) -> None:
