@@ -33,7 +33,8 @@ from lab.system.forkpool import WorkerDied
 from lab.system.scratch import scratch
 from lab.watch import metrics
 from lab.watch.checks.mixed_loads import check_mixed_loads
-from lab.watch.invariants import check_unchanged
+from lab.watch.checks.objects import object_files
+from lab.watch.invariants import check_objects, check_unchanged
 from lab.watch.snapshot import take
 from lab.watch.violation import Violation
 
@@ -202,7 +203,7 @@ class Sweep:
         if self._ended is not None:
             self._ended.forget()
         counted = metrics.read(scenario.node)
-        before, done = take(scenario.node), len(scenario.outcomes)
+        before, objects, done = take(scenario.node), object_files(scenario.agent), len(scenario.outcomes)
         case.start_ns = time.monotonic_ns()
         try:
             do_gated(
@@ -222,7 +223,8 @@ class Sweep:
                 if isinstance(error, WorkerDied):
                     case.wrong.append(str(error))
                 if action.whole:
-                    case.wrong += [str(violation) for violation in check_unchanged(before, take(scenario.node))]
+                    case.wrong += map(str, check_unchanged(before, take(scenario.node)))
+                    case.wrong += map(str, check_objects(objects, object_files(scenario.agent)))
         else:
             case.ended = "succeeded"
             action.tell(scenario)

@@ -38,7 +38,7 @@ from lab.traffic.traffic import Traffic
 from lab.watch import metrics
 from lab.watch.checks.hits import check_hits
 from lab.watch.checks.kernel_log import check_kernel_log
-from lab.watch.checks.objects import read_objects
+from lab.watch.checks.objects import object_files, read_objects
 from lab.watch.drops import NOTHING, Drops
 from lab.watch.invariants import (
     Baseline,
@@ -46,6 +46,7 @@ from lab.watch.invariants import (
     baseline,
     check,
     check_kernel_drops,
+    check_objects,
     check_traffic,
     check_unchanged,
     check_warnings,
@@ -395,15 +396,16 @@ class Watched:
         __tracebackhide__ = True
         for agent in self.agents:
             agent.require(ROLLBACK, "the old state after a reload that has failed")
-        before = [(agent, take(agent.node)) for agent in self.agents]
+        before = [(agent, take(agent.node), object_files(agent)) for agent in self.agents]
         # Other loaders have errors of their own.
         external = any(agent.external is not None for agent in self.agents)
         wanted = (error, LoaderFailed) if external else (error,)
         try:
             reload()
         except wanted as raised:
-            for agent, snapshot in before:
+            for agent, snapshot, objects in before:
                 self._found(agent, check_unchanged(snapshot, take(agent.node)))
+                self._found(agent, check_objects(objects, object_files(agent)))
             self.check_fired(gate, names, raised)
             return raised
         self.check_fired(gate, names)

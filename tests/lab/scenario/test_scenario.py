@@ -149,6 +149,23 @@ def test_a_gate_behind_the_expected_failure_is_an_error(scenario: Scenario) -> N
     scenario.reload_fails("pod-1", Injected, gate=Gate(inject, before="commit"))
 
 
+def test_an_object_that_a_failed_reload_has_published_is_found(scenario: Scenario) -> None:
+    """The old programs run on. The next reload would publish its own, and hide it."""
+
+    def publish(step: Step, work: Workspace) -> None:
+        directory = work.config.state / str(scenario.node.pod("pod-1").endpoint_id)
+        shutil.copy(directory / "bpf_lxc.o.new", directory / "bpf_lxc.o")
+        inject(step, work)
+
+    known = len(scenario.violations)
+    scenario.reload_fails("pod-1", Injected, gate=Gate(publish, before="commit"))
+    endpoint = scenario.node.pod("pod-1").endpoint_id
+    found = [str(violation) for violation in scenario.violations[known:]]
+    assert found == [f"invariant 8: object file {endpoint}/bpf_lxc.o is another"]
+    del scenario.violations[known:]
+    scenario.reload("pod-1")
+
+
 def test_an_optional_gate_may_not_fire(scenario: Scenario) -> None:
     scenario.reload("pod-1", gate=Gate(nothing, before="install tunnel", optional=True))
 
