@@ -34,7 +34,7 @@ _POD_PREFIX6 = 96  # bpf/lib/encap.h
 _ON_EVERY_LINK = (*(bytes([first]) for first in range(224, 240)), b"\xff", b"\xa9\xfe", b"\xfe\x80")
 """How multicast and link-local addresses begin, of either family."""
 _TUPLE_F_IN, _PORTS_AND_FLAGS = 1, 6  # bpf/lib/conntrack.h, struct ipv4_ct_tuple and ipv6_ct_tuple
-_LIFETIME = struct.Struct("<32xI")
+_LIFETIME, _BITS = struct.Struct("<32xI"), struct.Struct("<36xH")
 _ENTRY = struct.Struct("<4QI3H2B3I")  # struct ct_entry; a build may append words
 _CLOSING, _SEEN_NON_SYN = 3, 1 << 4
 _CLOSE_TIMEOUT = 10  # CT_CLOSE_TIMEOUT, seconds
@@ -47,6 +47,12 @@ def lifetime_of(value: bytes) -> int:
     """Return until when an entry holds (struct ct_entry: lifetime), in seconds of the monotonic clock."""
     (lifetime,) = _LIFETIME.unpack_from(value)
     return int(lifetime)
+
+
+def is_closing(value: bytes) -> bool:
+    """Tell whether one side of an entry's connection, or both, have closed it."""
+    (bits,) = _BITS.unpack_from(value)
+    return bool(bits & _CLOSING)
 
 
 def seconds() -> int:

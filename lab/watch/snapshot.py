@@ -21,7 +21,7 @@ from datapath.kernel.netlink import NetlinkSocket
 from datapath.kernel.pins import RETIRED
 from datapath.kernel.uapi import ProgInfo
 from datapath.kernel.xdp import Attached, Mode, all_attached, link_of
-from datapath.reload.connections import lifetime_of
+from datapath.reload.connections import is_closing, lifetime_of
 from datapath.reload.xdp import OURS
 from lab.abi import tables
 from lab.abi.record import UnknownLayout
@@ -55,7 +55,8 @@ class PinnedMap:
     """A pinned map: its id, and its content unless it counts packets (None then).
 
     Of connections, the content is the keys alone; `lifetimes` says until when each holds, in seconds of the clock of
-    datapath.reload.connections. Of an endpoint's policy, `counters` are the packets and bytes of each entry.
+    datapath.reload.connections, and `closing` which of them a side has closed. Of an endpoint's policy, `counters` are
+    the packets and bytes of each entry.
     `sizes` are the bytes of a key and of a value.
     """
 
@@ -63,6 +64,7 @@ class PinnedMap:
     type: int
     content: Mapping[bytes, bytes] | None
     lifetimes: Mapping[bytes, int] = field(default_factory=dict)
+    closing: frozenset[bytes] = frozenset()
     counters: Mapping[bytes, tuple[int, int]] = field(default_factory=dict)
     sizes: tuple[int, int] = (0, 0)
 
@@ -211,6 +213,7 @@ def _read_map(pinned: Map, endpoint_ids: Sequence[int], maps: _Maps) -> None:
     name, info = pinned.name, pinned.info
     content: dict[bytes, bytes] | None = None
     lifetimes: dict[bytes, int] = {}
+    closing: frozenset[bytes] = frozenset()
     counters: dict[bytes, tuple[int, int]] = {}
     if info.type == MapType.PROG_ARRAY:
         _read_program_array(pinned, endpoint_ids, maps)
@@ -218,12 +221,14 @@ def _read_map(pinned: Map, endpoint_ids: Sequence[int], maps: _Maps) -> None:
         content = dict(pinned.items())
         if name.startswith(CONNECTIONS):
             lifetimes = {key: lifetime_of(value) for key, value in content.items()}
+            closing = frozenset(key for key, value in content.items() if is_closing(value))
             content = dict.fromkeys(content, b"")  # packets change all of an entry
         elif mapnames.is_policy_map(name):
             # What somebody else pins by such a name may have any size. Whoever works with it says so.
             with suppress(UnknownLayout):
                 content, counters = _policy_entries(pinned, content)
-    maps.pins[name] = PinnedMap(info.id, info.type, content, lifetimes, counters, (info.key_size, info.value_size))
+    sizes = (info.key_size, info.value_size)
+    maps.pins[name] = PinnedMap(info.id, info.type, content, lifetimes, closing, counters, sizes)
 
 
 def _read_program_array(pinned: Map, endpoint_ids: Sequence[int], maps: _Maps) -> None:

@@ -18,7 +18,12 @@ def lost_connections(before: Snapshot, now: Snapshot) -> Iterator[str]:
 
 
 def lost_of(old: PinnedMap, new: PinnedMap) -> str:
-    """Return how many of the connections that are alive are gone, "" for none."""
-    alive = {key for key, until in old.lifetimes.items() if until >= seconds()}
-    lost = alive - new.content.keys() if new.content is not None else ()
+    """Return how many of the connections that are alive are gone, "" for none.
+
+    One whose time is over although it held longer is none to the programs either, unless it was closed meanwhile.
+    """
+    now = seconds()
+    alive = {key for key, until in old.lifetimes.items() if until >= now}
+    there = {key for key, until in new.lifetimes.items() if until >= now or key in new.closing}
+    lost = alive - there if new.content is not None else ()
     return f"{len(lost)} of {len(alive)} connections are gone" if lost else ""
