@@ -34,10 +34,12 @@ def check_bursts(bursts: str) -> None:
 class Stepper:
     """Calls `push` before the first step of a reload and after each one: what a step has left is met before the next.
 
-    An observer of reloads.
+    An observer of reloads. `done` is called when the last step is met.
     """
 
     push: Callable[[], None]
+    last: Step
+    done: Callable[[], None]
     begun: bool = False
 
     def before(self, step: Step, work: Workspace) -> None:
@@ -47,13 +49,16 @@ class Stepper:
 
     def after(self, step: Step, work: Workspace) -> None:
         self.push()
+        if step == self.last:
+            self.done()
 
 
 class Stepping:
     """Decides which reloads are stepped through.
 
     Kinds are the host, the overlay, XDP, the health endpoint and a pod. The first of a kind is one more time the first
-    when the node's mode or its build is another.
+    when the node's mode or its build is another, and until one has come to its last step: what fails before that leaves
+    steps that no packet has met.
     """
 
     def __init__(self, bursts: Bursts, push: Callable[[], None]) -> None:
@@ -66,6 +71,6 @@ class Stepping:
         if self._bursts == "none":
             return None
         kind = plan.subject if plan.subject in (HOST, OVERLAY_SUBJECT, XDP_SUBJECT, HEALTH) else POD
-        first = (kind, config) not in self._known
-        self._known.add((kind, config))
-        return Stepper(self._push) if first or self._bursts == "all" else None
+        if self._bursts == "first" and (kind, config) in self._known:
+            return None
+        return Stepper(self._push, plan.steps[-1], lambda: self._known.add((kind, config)))
