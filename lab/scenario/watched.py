@@ -32,6 +32,7 @@ from lab.scenario.stepping import Bursts, Stepping, check_bursts
 from lab.scenario.timeline import Timeline
 from lab.scenario.traffic import ScenarioTraffic
 from lab.scenario.verdict import InvariantsViolated, NoVerdict
+from lab.system.pace import slowness
 from lab.traffic.flows import Flow
 from lab.traffic.report import TrafficReport
 from lab.traffic.traffic import Traffic
@@ -415,7 +416,11 @@ class Watched:
         """Stop the traffic, before something that interrupts it say; what has gone wrong until then is remembered."""
         report = self._traffic.pause()
         if report is not None:
-            self.violations += check_traffic(report, self._expected)
+            # Packets that wait for CPUs which are kept from running overtake each other, whatever the programs do.
+            in_order = slowness() == 1
+            self.violations += check_traffic(report, self._expected, in_order=in_order)
+            if not in_order and any(flow.count("reordered") for flow in report.flows):
+                self.leave_out("the order of packets: on a slow machine they overtake each other by themselves")
 
     def resume(self) -> None:
         """Start the traffic anew after a pause, with new connections."""

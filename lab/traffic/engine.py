@@ -18,7 +18,6 @@ from itertools import cycle
 from pathlib import Path
 from typing import Any
 
-from datapath.kernel.libc import function
 from lab.system.companion import Control
 from lab.system.sockets import periodic_timer
 from lab.traffic.delays import Pauses, late_bound
@@ -40,8 +39,6 @@ SWITCH_INTERVAL = 0.0005
 
 AUTOGROUP = Path("/proc/self/autogroup")
 """The niceness of this process's session (sched(7), "The autogroup feature"); missing in kernels without."""
-
-_sched_getcpu = function("sched_getcpu")
 
 CALM_ROUNDS = 5
 """Packets of each flow that show how long an undisturbed path takes."""
@@ -322,15 +319,6 @@ def run_before_others() -> None:
         AUTOGROUP.write_text(str(NICENESS))
 
 
-def keep_order() -> None:
-    """Keep this thread, and those that it starts, on the CPU where it runs.
-
-    A packet over a veth waits in the backlog of the CPU that has sent it. One that is sent from another CPU meanwhile
-    overtakes it, whatever the programs do: seen where the CPUs are virtual, and one of them is kept from running.
-    """
-    os.sched_setaffinity(0, {_sched_getcpu()})
-
-
 def main(descriptor: int) -> int:
     """Run the engine on the control socket `descriptor`: the first message says what to do."""
     control = Control(descriptor)
@@ -338,7 +326,6 @@ def main(descriptor: int) -> int:
     if message is None:
         return 1
     run_before_others()
-    keep_order()
     sys.setswitchinterval(SWITCH_INTERVAL)
     engine = Engine(control, Settings(**message["settings"]))
     try:

@@ -171,9 +171,7 @@ def replace_and_fail(agent: Agent, update: PolicyUpdate) -> None:
 @pytest.mark.parametrize(
     ("document", "error", "words"),
     [
-        pytest.param(
-            {"name": "x", "endpoint": "nope"}, UnknownTarget, "no endpoint nope ", id="name"
-        ),
+        pytest.param({"name": "x", "endpoint": "nope"}, UnknownTarget, "no endpoint nope ", id="name"),
         pytest.param(
             {"name": "x", "endpointSelector": {"matchLabels": {"app": "nope"}}}, PolicyError, "selects no", id="labels"
         ),

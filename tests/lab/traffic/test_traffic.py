@@ -360,15 +360,6 @@ def test_the_engine_runs_before_other_sessions_as_well(pair: Pair) -> None:
 
 
 @pytest.mark.privileged
-def test_packets_are_sent_from_one_cpu(pair: Pair) -> None:
-    """From two of them they overtake each other where one is kept from running, as in a busy virtual machine."""
-    with Traffic(flows(pair), rate=100) as traffic:
-        allowed = [os.sched_getaffinity(int(task.name)) for task in Path(f"/proc/{traffic.pid}/task").iterdir()]
-    assert len(allowed) == 2
-    assert set(map(len, allowed)) == {1}
-
-
-@pytest.mark.privileged
 def test_leaving_ends_the_engine_and_closes_everything(pair: Pair) -> None:
     before = set(os.listdir("/proc/self/fd"))
     with Traffic(flows(pair), rate=100) as traffic:

@@ -36,6 +36,13 @@ def test_findings_of_the_traffic_are_violations_with_their_times() -> None:
     assert other.at == (40,)
 
 
+def test_the_order_of_packets_is_a_violation_unless_it_is_not_judged() -> None:
+    flow = FlowReport("t", "udp", 9, 9, 9, 0, events=(Event("reordered", 30), Event("duplicate", 40)))
+    report = TrafficReport(1, 99, 2, 3, 4, (), (flow,))
+    assert [violation.at for violation in check_traffic(report, Expected())] == [(30,), (40,)]
+    assert [violation.at for violation in check_traffic(report, Expected(), in_order=False)] == [(40,)]
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
