@@ -104,7 +104,9 @@ def test_a_drop_of_a_program_is_named_with_its_flow_and_its_line(scenario: Scena
     assert burst.answered == 0
     (found,) = violations(scenario, 6)
     assert "packets dropped as Missed tail call (140, egress) instead of 0: " in found.what
-    assert " of out v4 (bpf_lxc.c:" in found.what
+    # Those of a version whose neighbour is asked for meanwhile wait for the answer, which is dropped as well.
+    assert " of out v" in found.what
+    assert " (bpf_lxc.c:" in found.what
     assert len(found.at) >= 3
 
 

@@ -42,4 +42,4 @@ def test_packets_that_meet_the_load_before_are_found(agent: Agent) -> None:
             assert time.monotonic() < deadline, "the kernel does not empty the old calls map"
         (found,) = check_hits(later, metrics.read(agent.node), replaced)
     assert found.invariant == 4
-    assert f"packets met generation {first.generation} of pod-1" in found.what
+    assert f" met generation {first.generation} of pod-1" in found.what
