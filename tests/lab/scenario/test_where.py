@@ -168,6 +168,6 @@ def test_packets_that_meet_a_replaced_load_are_told_with_it() -> None:
         scenario.agent.change = leave_the_hook_of_pod_2_alone
         scenario.reload("pod-1", "pod-2")
         scenario.agent.change = None
-        found = [line for line in violations(scenario) if " packets met generation " in line]
+        found = [line for line in violations(scenario) if " met generation " in line]
     (line,) = found
-    assert line.endswith(f" packets met generation {second.generation} of pod-2, which another has replaced")
+    assert line.endswith(f" met generation {second.generation} of pod-2, which another has replaced")
