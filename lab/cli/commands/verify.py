@@ -107,10 +107,10 @@ def _verify(source: Path, defines: Sequence[tuple[str, str]], clang: str | None,
     from datapath.object.reader import read_object
     from lab.system.scratch import scratch
 
-    # What is missing is named as it was given, and not as the compiler's output.
-    source.stat()
     if source.suffix != ".c":
         return verify_object(read_object(source), loads=loads)
+    # A source that is missing is named as it was given, and not as the compiler's output.
+    source.stat()
     with scratch() as directory:
         output = directory / f"{source.stem}.o"
         includes = (source.parent, source.parent / "include")
