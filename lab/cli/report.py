@@ -145,7 +145,7 @@ def _steps(rows: Sequence[WorkerReport]) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("milliseconds\nof the step", no_wrap=True)
     for row in rows:
-        title = f"{plural(row.workers, 'worker')}"
+        title = plural(row.workers, "worker")
         table.add_column(f"{title}\np50/p95/p99", justify="right", no_wrap=True)
         table.add_column("\nsys%", justify="right", no_wrap=True)
     for step in dict.fromkeys(step for row in rows for step in row.steps):

@@ -38,7 +38,7 @@ def _subject(result: Result, side: str) -> str:
 
 def _course(result: Result) -> Iterator[str]:
     course, others = result.course, result.load.others
-    rounds = f"{plural(course.rounds, 'round')}"
+    rounds = plural(course.rounds, "round")
     yield rounds + (f" after {course.warm_up} of warm-up" if course.warm_up else "")
     if course.seed is not None:
         yield f"seed {course.seed}"

@@ -255,6 +255,7 @@ class Engine:
 
     def _stop(self, drain: float | None) -> None:
         self._neighbours.stop()
+        self._neighbours.check()
         if self._timer >= 0:
             self._poller.forget(self._timer)
             os.close(self._timer)

@@ -50,7 +50,9 @@ def run(args: argparse.Namespace) -> int:
     for node in nodes:
         print(f"{node.name}: {', '.join(str(each) for each in prefilter.stored(node)) or 'nothing is denied'}")
         if not node.spec.devices:
-            print("no program asks for it, and the node has no native device for one: build it with up --xdp native")
+            print(
+                "no program asks for it, nor has the node a native device: build it with up --devices eth0 --xdp native"
+            )
         elif node.spec.xdp is None:
             print(f"no program asks for it: reloadlab reload {node.name} --xdp native")
     return 0

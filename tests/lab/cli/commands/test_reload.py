@@ -84,7 +84,10 @@ def test_xdp_is_switched_on_in_another_mode_and_off(capsys: pytest.CaptureFixtur
 
 def test_what_has_programs_ask_for_denied_prefixes_is_possible_on_that_node(capsys: pytest.CaptureFixture[str]) -> None:
     for devices, words in (
-        ((), "no program asks for it, and the node has no native device for one: build it with up --xdp native\n"),
+        (
+            (),
+            "no program asks for it, nor has the node a native device: build it with up --devices eth0 --xdp native\n",
+        ),
         (("eth0",), "no program asks for it: reloadlab reload {name} --xdp native\n"),
     ):
         with removed(unique_name()) as name:
