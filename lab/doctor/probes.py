@@ -71,14 +71,17 @@ def _capabilities() -> int:
 def run_directory() -> str:
     """The directory of all labs, or the nearest one above it that exists: it is made when it is needed."""
     run = registry.run_directory()
-    there = next(path for path in (run, *run.parents) if os.path.lexists(path))
-    if not there.is_dir():
-        raise Unmet(f"{there} is not a directory")
-    try:
-        os.rmdir(tempfile.mkdtemp(prefix=".reloadlab-doctor-", dir=there))
-    except OSError as error:
-        raise Unmet(f"{there} takes no directory: {error.strerror}") from error
-    return f"{run} is writable" if there == run else f"{run} can be made"
+    while True:
+        there = next(path for path in (run, *run.parents) if os.path.lexists(path))
+        if not there.is_dir():
+            raise Unmet(f"{there} is not a directory")
+        try:
+            os.rmdir(tempfile.mkdtemp(prefix=".reloadlab-doctor-", dir=there))
+        except OSError as error:
+            if not os.path.lexists(there):
+                continue  # Whoever removes the last lab removes the directory with it.
+            raise Unmet(f"{there} takes no directory: {error.strerror}") from error
+        return f"labs can be made in {run}"
 
 
 def sysctl() -> str:

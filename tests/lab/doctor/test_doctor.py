@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -207,8 +208,8 @@ def test_little_locked_memory_is_missing_only_where_maps_are_counted() -> None:
 @pytest.mark.parametrize(
     ("path", "line"),
     [
-        ("{tmp}/labs", "ok      run: {tmp}/labs can be made"),
-        ("{tmp}", "ok      run: {tmp} is writable"),
+        ("{tmp}/labs", "ok      run: labs can be made in {tmp}/labs"),
+        ("{tmp}", "ok      run: labs can be made in {tmp}"),
         ("{tmp}/file/labs", "missing run: {tmp}/file is not a directory; "),
         (
             "/proc/labs",
@@ -221,6 +222,23 @@ def test_the_run_directory_that_is_named_is_examined(tmp_path: Path, path: str, 
     done = doctor(environment={"RELOADLAB_RUN": path.format(tmp=tmp_path)})
     (found,) = [found for found in done.stdout.splitlines() if " run: " in found]
     assert found.startswith(line.format(tmp=tmp_path))
+
+
+@pytest.mark.privileged
+def test_the_run_directory_may_go_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It goes with the last lab, which another process may remove at any moment."""
+    run = tmp_path / "labs"
+    run.mkdir()
+    make = tempfile.mkdtemp
+
+    def gone_before(*, prefix: str, dir: Path) -> str:
+        if dir == run:
+            run.rmdir()
+        return make(prefix=prefix, dir=dir)
+
+    monkeypatch.setenv("RELOADLAB_RUN", str(run))
+    monkeypatch.setattr(tempfile, "mkdtemp", gone_before)
+    assert probes.run_directory() == f"labs can be made in {run}"
 
 
 def test_fallback_tunnels_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
