@@ -7,6 +7,7 @@ import socket
 import time
 from collections import deque
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import partial
 
 from lab.system.sockets import Address, bound_socket, disconnect, is_closed, tcp_info
@@ -27,10 +28,25 @@ _SETTLED_NS = 1_000_000_000
 _CHUNK = 65536
 
 
-class Link:
-    """One connection."""
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """What became of a connection's segments: how many are `missing` of the request's and of the reply's way.
 
-    __slots__ = ("data", "number", "sent_ns", "source", "target", "unsent")
+    Below zero it is how many have arrived twice. `retransmits` were sent again, `spurious` of them for nothing.
+    """
+
+    missing: tuple[int, int] = (0, 0)
+    retransmits: int = 0
+    spurious: int = 0
+
+
+class Link:
+    """One connection.
+
+    `syns_again` and `syn_acks_again` are how often the two segments of its handshake were sent again.
+    """
+
+    __slots__ = ("data", "number", "sent_ns", "source", "syn_acks_again", "syns_again", "target", "unsent")
 
     def __init__(self, number: int, source: socket.socket, sent_ns: int, record: bytes) -> None:
         self.number = number
@@ -39,14 +55,34 @@ class Link:
         self.target: socket.socket | None = None
         self.unsent = record
         self.data = bytearray()
+        self.syns_again = 0
+        self.syn_acks_again = 0
 
-    def missing(self) -> tuple[int, int]:
-        """Return how many segments of the request and of the reply were sent and have not arrived."""
+    def established(self) -> None:
+        """Note what the source has sent so far: nothing but SYNs."""
+        self.syns_again = tcp_info(self.source).retransmits
+
+    def accepted(self, target: socket.socket) -> None:
+        """Take the other end, which has sent nothing but SYN-ACKs so far."""
+        self.target = target
+        self.syn_acks_again = tcp_info(target).retransmits
+
+    def settled(self) -> Settled:
+        """Compare what both ends have sent with what has arrived.
+
+        A SYN that arrives once more before the connection is open counts nowhere, but is answered, by one more SYN-ACK
+        (tcp_check_req). Of SYN-ACKs the kernel counts those that arrive, and those that were sent again
+        (tcp_create_openreq_child).
+        """
         if self.target is None:
-            return 0, 0
+            return Settled()
         source, target = tcp_info(self.source), tcp_info(self.target)
-        # The kernel counts a SYN at both ends, but a SYN-ACK only where it arrives (tcp_create_openreq_child).
-        return source.segments_out - target.segments_in, target.segments_out + 1 - source.segments_in
+        answered = min(self.syns_again, self.syn_acks_again)
+        requests = source.segments_out - target.segments_in - answered
+        replies = target.segments_out + 1 + self.syn_acks_again - source.segments_in
+        again = source.retransmits + target.retransmits
+        twice = source.duplicates + target.duplicates + answered + max(self.syn_acks_again - max(replies, 0), 0)
+        return Settled((requests, replies), again, min(twice, again))
 
     def close(self) -> None:
         """Close both ends, the source first."""
@@ -147,6 +183,8 @@ class TcpConnections:
 
     def _source_ready(self, link: Link) -> None:
         if link.unsent:
+            # The handshake is over: the buffer takes a record at once.
+            link.established()
             self._push(link)
             return
         try:
@@ -189,25 +227,22 @@ class TcpConnections:
         """Close the connections that were answered and of which every segment has arrived, or had time enough to."""
         for _ in range(len(self._settling)):
             link, answered_ns = self._settling.popleft()
-            missing = link.missing()
-            if any(missing) and not final and time.monotonic_ns() - answered_ns < _SETTLED_NS:
+            settled = link.settled()
+            if any(settled.missing) and not final and time.monotonic_ns() - answered_ns < _SETTLED_NS:
                 self._settling.append((link, answered_ns))
                 continue
-            self._count(link, missing)
+            self._count(link, settled)
             link.close()
             self._spare.append(link.source)
 
-    def _count(self, link: Link, missing: tuple[int, int]) -> None:
-        ends = [tcp_info(sock) for sock in (link.source, link.target) if sock is not None]
-        again = sum(info.retransmits for info in ends)
-        needed = max(again - sum(info.duplicates for info in ends), 0)
+    def _count(self, link: Link, settled: Settled) -> None:
         directions: tuple[Direction, Direction] = ("request", "reply")
-        for direction, count in zip(directions, missing, strict=True):
+        for direction, count in zip(directions, settled.missing, strict=True):
             self._segments += [LostPacket(link.number, link.sent_ns, direction)] * count
             self._events += [Event("duplicate", link.sent_ns)] * -count
-        self._events += [Event("retransmit", link.sent_ns)] * needed
-        self._retransmits += again
-        self._spurious += again - needed
+        self._events += [Event("retransmit", link.sent_ns)] * (settled.retransmits - settled.spurious)
+        self._retransmits += settled.retransmits
+        self._spurious += settled.spurious
 
     def link(self, number: int) -> Link | None:
         """Return the connection with this record, if it waits for its echo."""
@@ -296,8 +331,8 @@ class Acceptor:
             # The source has given up, or is none of ours.
             self._let_go(sock).close()
         elif stream is not None and link is not None and len(data) >= len(stream.payloads.of(number)):
-            link.target = self._let_go(sock)
-            # The buffer takes more than a record: this waits for nobody.
+            link.accepted(self._let_go(sock))
+            # As it takes a record at once: this waits for nobody.
             sock.sendall(data)
 
     def _stream(self, data: bytearray) -> tuple[TcpConnections | None, int]:

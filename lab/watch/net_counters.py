@@ -61,15 +61,19 @@ def _read() -> Iterator[tuple[str, int]]:
         ifname, _, columns = line.partition(":")
         values = columns.split()
         yield from ((f"{ifname.strip()} {_DEVICE[at]}", int(values[at])) for at in _DEVICE)
-    for table in ("snmp", "netstat"):
-        lines = (_PROC / table).read_text().splitlines()
-        # Pairs of lines: names and values, each behind the name of their group.
-        for names, values_line in zip(lines[::2], lines[1::2], strict=True):
-            group, *keys = names.split()
-            numbers = values_line.split()[1:]
-            pairs = ((f"{group.rstrip(':')} {key}", int(value)) for key, value in zip(keys, numbers, strict=True))
-            yield from (pair for pair in pairs if pair[0] in _LOSSES)
+    counters = dict(_counters("snmp")) | dict(_counters("netstat"))
+    # A SYN to an open connection is no packet that is gone: it was sent again, and is answered (tcp_validate_incoming).
+    counters["Tcp InErrs"] -= counters["TcpExt TCPSYNChallenge"]
+    yield from ((name, value) for name, value in counters.items() if name in _LOSSES)
     for line in (_PROC / "snmp6").read_text().splitlines():
         key, value = line.split()
         if key in _LOSSES:
             yield key, int(value)
+
+
+def _counters(table: str) -> Iterator[tuple[str, int]]:
+    lines = (_PROC / table).read_text().splitlines()
+    # Pairs of lines: names and values, each behind the name of their group.
+    for names, values in zip(lines[::2], lines[1::2], strict=True):
+        group, *keys = names.split()
+        yield from ((f"{group.rstrip(':')} {key}", int(n)) for key, n in zip(keys, values.split()[1:], strict=True))

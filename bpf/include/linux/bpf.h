@@ -97,6 +97,7 @@ struct xdp_md {
 	__u32 egress_ifindex;
 };
 
+/* As long as it was before Linux 6.0, which made room for the local address: all kernels take this length. */
 struct bpf_tunnel_key {
 	__u32 tunnel_id;
 	union {
@@ -107,10 +108,6 @@ struct bpf_tunnel_key {
 	__u8 tunnel_ttl;
 	__u16 tunnel_ext;
 	__u32 tunnel_label;
-	union {
-		__u32 local_ipv4;
-		__u32 local_ipv6[4];
-	};
 };
 
 #endif /* RELOADLAB_LINUX_BPF_H */

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import pytest
 
 from lab.traffic.flows import Flow
 from lab.traffic.traffic import Traffic
+from lab.watch import net_counters
 from tests.lab.wires import TCP, Wire, pass_all, payload, rechecked, wire
 
 pytestmark = pytest.mark.privileged
@@ -22,6 +24,11 @@ def tapped() -> Iterator[Wire]:
 
 def connection(tapped: Wire, *, fresh: bool = False) -> Flow:
     return Flow("flow", tapped.pair.a, "10.9.0.1", tapped.pair.b, "10.9.0.2", "tcp", 7008, fresh=fresh)
+
+
+def is_syn(packet: bytes) -> bool:
+    """Tell whether an IPv4 packet without options is the first of a connection or the answer to it."""
+    return packet[9] == TCP and bool(packet[33] & 2)
 
 
 def test_a_lost_acknowledgement_is_a_lost_segment_though_nothing_is_sent_again(tapped: Wire) -> None:
@@ -70,6 +77,55 @@ def test_segments_that_are_late_and_sent_again_are_not_lost(tapped: Wire) -> Non
     found = report.flow("flow").connections
     assert found is not None
     assert found.retransmits == found.spurious >= 1
+
+
+@pytest.mark.parametrize("to_b", [True, False], ids=["SYN", "SYN-ACK"])
+def test_a_handshake_that_is_late_and_sent_again_has_lost_nothing(tapped: Wire, to_b: bool) -> None:
+    """Both ends send theirs again after a second, which counts differently at each of them."""
+    held: list[bytes] = []
+
+    def hold(packet: bytes, packet_to_b: bool) -> Sequence[bytes]:
+        if packet_to_b == to_b and is_syn(packet):
+            held.append(packet)
+            if len(held) < 2:
+                return []
+            tapped.judge = pass_all
+            return held
+        return [packet]
+
+    with Traffic([connection(tapped, fresh=True)], rate=0, late_after=5.0) as traffic:
+        assert traffic.burst("flow", 3).complete
+        before = net_counters.read({"a": Path(tapped.pair.a), "b": Path(tapped.pair.b)})
+        tapped.judge = hold
+        assert traffic.burst("flow", 1, timeout=10).complete
+        assert len(held) == 2
+        assert traffic.burst("flow", 3).complete
+        report = traffic.stop()
+        lost = net_counters.moved(before, net_counters.read({"a": Path(tapped.pair.a), "b": Path(tapped.pair.b)}))
+    assert report.findings() == []
+    found = report.flow("flow").connections
+    assert found is not None
+    assert found.retransmits == found.spurious >= 1
+    assert lost == {}
+
+
+@pytest.mark.parametrize("to_b", [True, False], ids=["SYN", "SYN-ACK"])
+def test_a_handshake_that_is_lost_is_one_segment(tapped: Wire, to_b: bool) -> None:
+    def drop(packet: bytes, packet_to_b: bool) -> Sequence[bytes]:
+        if packet_to_b == to_b and is_syn(packet):
+            tapped.judge = pass_all
+            return []
+        return [packet]
+
+    with Traffic([connection(tapped, fresh=True)], rate=0, late_after=5.0) as traffic:
+        assert traffic.burst("flow", 3).complete
+        tapped.judge = drop
+        assert traffic.burst("flow", 1, timeout=10).complete
+        assert traffic.burst("flow", 3).complete
+        report = traffic.stop()
+    (lost,) = report.flow("flow").lost
+    assert lost.direction == ("request" if to_b else "reply")
+    assert {found.kind for found in report.findings()} == {"lost", "retransmit"}
 
 
 @pytest.mark.parametrize("fresh", [False, True], ids=["old", "fresh"])
