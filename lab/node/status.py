@@ -5,6 +5,7 @@ The caller holds the lock of the run directory, so that no other process meets t
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 from dataclasses import dataclass
@@ -159,7 +160,10 @@ def try_lock(descriptor: int, kind: int) -> bool:
 
 
 def holders_of(descriptor: int) -> tuple[int, ...]:
-    """Return the ids of the processes that hold a lock on an open directory, as /proc/locks tells them."""
+    """Return the ids of the processes that hold a lock on an open directory, as /proc/locks tells them.
+
+    That names who took the lock. If it has ended, those are returned to which it left the descriptor, its children.
+    """
     status = os.fstat(descriptor)
     wanted = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}:{status.st_ino}"
     pids = set()
@@ -168,4 +172,23 @@ def holders_of(descriptor: int) -> tuple[int, ...]:
         # A line with -> in it is a process that waits.
         if fields[1] == "FLOCK" and fields[5] == wanted:
             pids.add(int(fields[4]))
-    return tuple(sorted(pids))
+    alive = {pid for pid in pids if Path(f"/proc/{pid}").exists()}
+    if alive != pids:
+        alive |= _heirs(wanted)
+    return tuple(sorted(alive or pids))
+
+
+def _heirs(wanted: str) -> set[int]:
+    """Return the processes with a descriptor of a lock on this file, whoever took it: fdinfo has a line for each."""
+    found = set()
+    for fdinfo in Path("/proc").glob("[0-9]*/fdinfo"):
+        try:
+            texts = [(fdinfo / name).read_text() for name in os.listdir(fdinfo)]
+        except OSError as error:
+            # It has ended or closed one meanwhile, or not even root may look into it: then it is no child of ours.
+            if error.errno not in (errno.ENOENT, errno.ESRCH, errno.EACCES):
+                raise
+            continue
+        if any(line.startswith("lock:") and wanted in line.split() for text in texts for line in text.splitlines()):
+            found.add(int(fdinfo.parent.name))
+    return found

@@ -4,6 +4,7 @@ import errno
 import fcntl
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import uuid
@@ -483,6 +484,31 @@ def test_a_forked_process_keeps_no_lock(empty_run: Path, monkeypatch: pytest.Mon
             stack.callback(os.close, descriptor)
         assert len(inherited) >= 3
         registry.remove("own")
+
+
+HEIR = """
+import os, signal, sys, time
+from lab.node import registry
+with registry.lock_shared(sys.argv[1]):
+    child = os.fork()
+    if child == 0:
+        os.close(1)
+        time.sleep(60)
+        os._exit(0)
+    print(child, flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_who_has_a_lock_from_a_process_that_was_killed_is_named(name: str) -> None:
+    Node.up(NodeSpec(name, pods=0))
+    killed = subprocess.run([sys.executable, "-c", HEIR, name], cwd=ROOT, stdout=PIPE, text=True, check=False)
+    child = int(killed.stdout)
+    try:
+        with pytest.raises(LabBusy, match=rf"in use by process {child} "):
+            registry.remove(name)
+    finally:
+        os.kill(child, signal.SIGKILL)
 
 
 def test_remove_all_passes_over_what_others_have_removed(empty_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
