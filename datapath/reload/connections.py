@@ -27,7 +27,8 @@ from datapath.kernel.helpers import Helper, is_known
 from datapath.kernel.map import Map
 from datapath.load.content import can_copy, put
 
-_FILE = "connections"
+NOTE = "connections"
+"""The file in the directory of an endpoint that says which maps its programs use."""
 _KERNEL_NAME = 15  # BPF_OBJ_NAME_LEN without the zero at the end
 _CLOCK_MONOTONIC_COARSE = 6  # linux/time.h; Python's time module does not name it
 _POD_PREFIX6 = 96  # bpf/lib/encap.h
@@ -68,7 +69,7 @@ def remember(directory: Path, maps: Iterable[Mapping[str, Map]], known: Mapping[
     """
     used = {name: ident for each in maps for name, ident in _ids(each).items()}
     if used and used != known:
-        write_json(directory / _FILE, used)
+        write_json(directory / NOTE, used)
 
 
 def owner(node: NodeConfig, endpoint: Endpoint | None) -> Owns:
@@ -182,7 +183,7 @@ def tables_in_use(state: Path) -> Iterator[Map]:
     Each is closed when the next one is asked for. A note that says nothing is left out: no reload reads it either.
     """
     used: set[tuple[str, int]] = set()
-    for note in (state / _FILE, *state.glob(f"*/{_FILE}")):
+    for note in (state / NOTE, *state.glob(f"*/{NOTE}")):
         with suppress(DamagedFile):
             used.update(remembered(note.parent).items())
     for name, ident in sorted(used):
@@ -241,7 +242,7 @@ def _ids(maps: Mapping[str, Map]) -> dict[str, int]:
 
 def remembered(directory: Path) -> dict[str, int]:
     """Return the ids of the maps that an endpoint's programs use; DamagedFile if the note says nothing."""
-    path = directory / _FILE
+    path = directory / NOTE
     try:
         found = read_typed(dict[str, int], path)
     except FileNotFoundError:

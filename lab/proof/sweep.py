@@ -33,8 +33,8 @@ from lab.system.forkpool import WorkerDied
 from lab.system.scratch import scratch
 from lab.watch import metrics
 from lab.watch.checks.mixed_loads import check_mixed_loads
-from lab.watch.checks.objects import object_files
-from lab.watch.invariants import check_objects, check_unchanged
+from lab.watch.checks.objects import endpoint_files
+from lab.watch.invariants import check_files, check_unchanged
 from lab.watch.snapshot import take
 from lab.watch.violation import Violation
 
@@ -203,7 +203,7 @@ class Sweep:
         if self._ended is not None:
             self._ended.forget()
         counted = metrics.read(scenario.node)
-        before, objects, done = take(scenario.node), object_files(scenario.agent), len(scenario.outcomes)
+        before, files, done = take(scenario.node), endpoint_files(scenario.agent), len(scenario.outcomes)
         case.start_ns = time.monotonic_ns()
         try:
             do_gated(
@@ -224,7 +224,7 @@ class Sweep:
                     case.wrong.append(str(error))
                 if action.whole:
                     case.wrong += map(str, check_unchanged(before, take(scenario.node)))
-                    case.wrong += map(str, check_objects(objects, object_files(scenario.agent)))
+                    case.wrong += map(str, check_files(files, endpoint_files(scenario.agent)))
         else:
             case.ended = "succeeded"
             action.tell(scenario)

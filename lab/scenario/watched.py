@@ -39,15 +39,15 @@ from lab.traffic.traffic import Traffic
 from lab.watch import metrics
 from lab.watch.checks.hits import check_hits
 from lab.watch.checks.kernel_log import check_kernel_log
-from lab.watch.checks.objects import object_files, read_objects
+from lab.watch.checks.objects import endpoint_files, read_objects
 from lab.watch.drops import NOTHING, Drops
 from lab.watch.invariants import (
     Baseline,
     Expected,
     baseline,
     check,
+    check_files,
     check_kernel_drops,
-    check_objects,
     check_traffic,
     check_unchanged,
     check_warnings,
@@ -397,16 +397,16 @@ class Watched:
         __tracebackhide__ = True
         for agent in self.agents:
             agent.require(ROLLBACK, "the old state after a reload that has failed")
-        before = [(agent, take(agent.node), object_files(agent)) for agent in self.agents]
+        before = [(agent, take(agent.node), endpoint_files(agent)) for agent in self.agents]
         # Other loaders have errors of their own.
         external = any(agent.external is not None for agent in self.agents)
         wanted = (error, LoaderFailed) if external else (error,)
         try:
             reload()
         except wanted as raised:
-            for agent, snapshot, objects in before:
+            for agent, snapshot, files in before:
                 self._found(agent, check_unchanged(snapshot, take(agent.node)))
-                self._found(agent, check_objects(objects, object_files(agent)))
+                self._found(agent, check_files(files, endpoint_files(agent)))
             self.check_fired(gate, names, raised)
             return raised
         self.check_fired(gate, names)

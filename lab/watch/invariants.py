@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
 from typing import Any
 
 from bpf import is_ours
@@ -237,15 +238,15 @@ def check_warnings(outcomes: Iterable[Outcome], expected: Expected) -> list[Viol
     ]
 
 
-def check_objects(before: Objects, now: Objects) -> list[Violation]:
-    """Return the object files that a failed reload has not left as they were (invariant 8)."""
+def check_files(before: Mapping[Path, bytes], now: Mapping[Path, bytes]) -> list[Violation]:
+    """Return the files of endpoints that a failed reload has not left as they were (invariant 8)."""
     differing = sorted(path for path in before.keys() | now.keys() if before.get(path) != now.get(path))
     said = {path: "is new" if path not in before else "is another" if path in now else "is gone" for path in differing}
-    return [Violation(8, f"object file {path.parent.name}/{path.name} {said[path]}") for path in differing]
+    return [Violation(8, f"file {path.parent.name}/{path.name} {said[path]}") for path in differing]
 
 
 def check_unchanged(before: Snapshot, now: Snapshot) -> list[Violation]:
-    """Return what differs after a failed reload (invariant 8), but for the object files."""
+    """Return what differs after a failed reload (invariant 8), but for the files."""
     pairs = zip(DATAPATH, before.datapath(), now.datapath(), strict=True)
     found = [Violation(8, f"{name} differ: {difference(old, new)}") for name, old, new in pairs if old != new]
     return found + [Violation(8, what) for what in lost_connections(before, now)]

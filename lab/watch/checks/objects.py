@@ -6,8 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from datapath.build.epheader import HEADER_FILE
 from datapath.object.reader import ObjectImage, read_object
 from datapath.object.spec import CollectionSpec
+from datapath.reload.connections import NOTE
 from datapath.reload.plans import CILIUM_HOST, CILIUM_NET, CILIUM_VXLAN, XDP_SUBJECT
 from lab.agent.agent import Agent
 from lab.loaders.libbpf import with_slots
@@ -54,6 +56,16 @@ def _spec(path: Path, images: list[ObjectImage]) -> CollectionSpec | None:
 def object_files(agent: Agent) -> dict[Path, bytes]:
     """Return the content of the object files that exist, unread, by path."""
     return {path: path.read_bytes() for _, path in _object_files(agent) if path.exists()}
+
+
+def endpoint_files(agent: Agent) -> dict[Path, bytes]:
+    """Return the content of the files that a reload of an endpoint goes by, or a restart, by path.
+
+    Of another loader the object files alone: what it keeps beside them is its own.
+    """
+    ours = {path.parent for _, path in _object_files(agent)} if agent.external is None else set()
+    paths = [directory / name for directory in ours for name in (HEADER_FILE, NOTE)]
+    return object_files(agent) | {path: path.read_bytes() for path in paths if path.exists()}
 
 
 def _object_files(agent: Agent) -> Iterator[tuple[str, Path]]:

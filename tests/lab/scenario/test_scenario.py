@@ -161,7 +161,26 @@ def test_an_object_that_a_failed_reload_has_published_is_found(scenario: Scenari
     scenario.reload_fails("pod-1", Injected, gate=Gate(publish, before="commit"))
     endpoint = scenario.node.pod("pod-1").endpoint_id
     found = [str(violation) for violation in scenario.violations[known:]]
-    assert found == [f"invariant 8: object file {endpoint}/bpf_lxc.o is another"]
+    assert found == [f"invariant 8: file {endpoint}/bpf_lxc.o is another"]
+    del scenario.violations[known:]
+    scenario.reload("pod-1")
+
+
+@pytest.mark.parametrize("name", ["ep_config.h", "connections"])
+def test_a_file_that_a_failed_reload_has_changed_is_found(scenario: Scenario, name: str) -> None:
+    """After a restart the endpoint would be what the failed reload wanted; its maps would be looked for elsewhere."""
+    endpoint = scenario.node.pod("pod-1").endpoint_id
+
+    def change(step: Step, work: Workspace) -> None:
+        file = work.config.state / str(endpoint) / name
+        file.write_text(f" {file.read_text()}")
+        inject(step, work)
+
+    known = len(scenario.violations)
+    scenario.reload_fails("pod-1", Injected, gate=Gate(change, before="commit"))
+    assert [str(violation) for violation in scenario.violations[known:]] == [
+        f"invariant 8: file {endpoint}/{name} is another"
+    ]
     del scenario.violations[known:]
     scenario.reload("pod-1")
 
