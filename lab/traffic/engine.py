@@ -1,7 +1,7 @@
 """The traffic engine: a process of its own, in which one thread is woken by timer and sockets.
 
 A packet is sent, reflected and taken back by the same thread, so the account needs no locks and is exact; a second one
-deletes neighbours, and has no part in it (lab.traffic.neighbours). With one packet a tick this costs three wake-ups a
+forgets neighbours, and has no part in it (lab.traffic.neighbours). With one packet a tick this costs three wake-ups a
 packet; the time between packets is the resolution with which a gap in the path is seen, which is why they are spread
 evenly and not sent in bulk.
 """
@@ -35,7 +35,7 @@ NICENESS = -10
 """The probe must run while all cores verify programs, or it does not see the gaps that it is there to see."""
 
 SWITCH_INTERVAL = 0.0005
-"""Seconds for which the thread that deletes neighbours may keep the interpreter from the one that sends."""
+"""Seconds for which the thread that forgets neighbours may keep the interpreter from the one that sends."""
 
 AUTOGROUP = Path("/proc/self/autogroup")
 """The niceness of this process's session (sched(7), "The autogroup feature"); missing in kernels without."""

@@ -1,9 +1,11 @@
 """Makes the kernel ask for its neighbours again and again: ARP and neighbour discovery go through every reload.
 
-A neighbour that was found is not asked for again for minutes. Here one entry at a time is deleted, in one namespace
-after the other; the next packet waits until the neighbour has answered. If it does not, packets are late or lost.
+A neighbour that was found is not asked for again for minutes. Here one entry at a time loses its state, in one
+namespace after the other; the next packet waits until the neighbour has answered. If it does not, packets are late or
+lost. The entry is not deleted: who has just looked it up, to send, would find it dead, and the kernel would drop the
+packet (NEIGH_DEAD).
 
-It is done in a thread of its own: the kernel deletes an entry under RTNL, a lock of the whole machine, and whoever
+It is done in a thread of its own: the kernel changes an entry under RTNL, a lock of the whole machine, and whoever
 makes or removes interfaces in any namespace has it for tens of milliseconds. Who sends packets must not wait for it.
 """
 
@@ -19,15 +21,16 @@ from pathlib import Path
 from threading import Event, Thread
 
 from datapath.errors import NetlinkError
-from datapath.kernel.netlink import NetlinkSocket, attributes, pack_attribute, pack_message
+from datapath.kernel.netlink import NLM_F_REPLACE, NetlinkSocket, attributes, pack_attribute, pack_message
 
-_RTM_DELNEIGH, _RTM_GETNEIGH = 29, 30
+_RTM_NEWNEIGH, _RTM_GETNEIGH = 28, 30
 _NDA_DST = 1
 _HEADER = 16
 """Bytes of struct nlmsghdr, with which an answer begins."""
 _NDMSG = struct.Struct("=BxxxiHBB")
 """Family, interface, state, flags and type of struct ndmsg (uapi/linux/neighbour.h)."""
 
+_NUD_NONE = 0
 _FOUND = 0x02 | 0x04 | 0x08 | 0x10
 """NUD_REACHABLE, NUD_STALE, NUD_DELAY and NUD_PROBE: neither what is configured (permanent) nor what is asked for."""
 
@@ -59,7 +62,7 @@ class Neighbours:
             raise self._error
 
     def stop(self) -> None:
-        """Begin no other deletion; does not wait for one under way."""
+        """Forget no other; does not wait for a request under way."""
         self._enough.set()
 
     def close(self) -> None:
@@ -80,7 +83,7 @@ class Neighbours:
             self._error = error
 
     def _forget_one(self) -> None:
-        """Delete one entry of the next namespace. NetlinkError if the kernel refuses."""
+        """Forget one neighbour of the next namespace. NetlinkError if the kernel refuses."""
         rounds, place = divmod(self._turn, len(self._sockets))
         self._turn += 1
         sock = self._sockets[place]
@@ -95,7 +98,7 @@ class Neighbours:
 
 
 def _found(sock: NetlinkSocket) -> Iterator[bytes]:
-    """Yield a request for each neighbour that was asked for and found; it deletes the entry.
+    """Yield a request for each neighbour that was asked for and found; it makes the kernel forget the answer.
 
     Link-local ones are left alone: no flow has such an address.
     """
@@ -104,4 +107,5 @@ def _found(sock: NetlinkSocket) -> Iterator[bytes]:
         address = dict(attributes(answer, _HEADER + _NDMSG.size)).get(_NDA_DST)
         if not state & _FOUND or address is None or ip_address(bytes(address)).is_link_local:
             continue
-        yield pack_message(_RTM_DELNEIGH, _NDMSG.pack(family, ifindex, 0, 0, 0) + pack_attribute(_NDA_DST, address))
+        wanted = _NDMSG.pack(family, ifindex, _NUD_NONE, 0, 0) + pack_attribute(_NDA_DST, address)
+        yield pack_message(_RTM_NEWNEIGH, wanted, NLM_F_REPLACE)

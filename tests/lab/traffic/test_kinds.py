@@ -14,6 +14,7 @@ import pytest
 
 from lab.system.tools import run
 from lab.traffic.flows import Flow
+from lab.traffic.neighbours import Neighbours
 from lab.traffic.report import TrafficReport
 from lab.traffic.traffic import Traffic
 from tests.lab.wires import Pair, Wire, ip, pass_all, rechecked, veth_pair, wire
@@ -459,6 +460,24 @@ def test_neighbours_that_are_never_forgotten_hide_it(pair: Pair) -> None:
         run(nsenter(pair.b, "sysctl", "-qw", "net.ipv4.conf.eth0.arp_ignore=8"))
         wait_for_packets(traffic, 150)
         assert traffic.stop().findings() == []
+
+
+@pytest.mark.privileged
+def test_a_neighbour_that_is_forgotten_is_not_deleted(pair: Pair) -> None:
+    """Whoever has just looked up an entry that is deleted has its packet dropped."""
+    with Traffic([flow(pair)], rate=0, forget_every=0) as traffic:
+        assert traffic.burst("flow", 1).complete
+    neighbours = Neighbours()
+    neighbours.open([pair.a])
+    neighbours.start(0.01)
+    try:
+        deadline = time.monotonic() + 10
+        while not ip(pair.a, "neighbour", "show", "to", "10.9.0.2", "nud", "none"):
+            neighbours.check()
+            assert time.monotonic() < deadline, ip(pair.a, "neighbour", "show", "nud", "all")
+            time.sleep(0.02)
+    finally:
+        neighbours.close()
 
 
 INTERFACES_COME_AND_GO = """
