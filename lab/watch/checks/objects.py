@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from datapath.build.epheader import HEADER_FILE
 from datapath.object.reader import ObjectImage, read_object
 from datapath.object.spec import CollectionSpec
 from datapath.reload.connections import NOTE
@@ -59,13 +58,14 @@ def object_files(agent: Agent) -> dict[Path, bytes]:
 
 
 def endpoint_files(agent: Agent) -> dict[Path, bytes]:
-    """Return the content of the files that a reload of an endpoint goes by, or a restart, by path.
+    """Return the content of the files that say what runs, and that the next reload goes by, by path.
 
-    Of another loader the object files alone: what it keeps beside them is its own.
+    Not of an endpoint's header: it says what the endpoint is to be, and stays if a load fails. Of another loader the
+    object files alone: what it keeps beside them is its own.
     """
     ours = {path.parent for _, path in _object_files(agent)} if agent.external is None else set()
-    paths = [directory / name for directory in ours for name in (HEADER_FILE, NOTE)]
-    return object_files(agent) | {path: path.read_bytes() for path in paths if path.exists()}
+    notes = [directory / NOTE for directory in ours]
+    return object_files(agent) | {path: path.read_bytes() for path in notes if path.exists()}
 
 
 def _object_files(agent: Agent) -> Iterator[tuple[str, Path]]:
