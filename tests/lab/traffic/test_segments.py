@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -24,6 +24,23 @@ def tapped() -> Iterator[Wire]:
 
 def connection(tapped: Wire, *, fresh: bool = False) -> Flow:
     return Flow("flow", tapped.pair.a, "10.9.0.1", tapped.pair.b, "10.9.0.2", "tcp", 7008, fresh=fresh)
+
+
+def hold_until_sent_again(tapped: Wire, concerned: Callable[[bytes, bool], bool]) -> list[bytes]:
+    """Keep the next packet that is concerned until another one is, and let both pass; return those held so far."""
+    held: list[bytes] = []
+
+    def hold(packet: bytes, to_b: bool) -> Sequence[bytes]:
+        if not concerned(packet, to_b):
+            return [packet]
+        held.append(packet)
+        if len(held) < 2:
+            return []
+        tapped.judge = pass_all
+        return held
+
+    tapped.judge = hold
+    return held
 
 
 def is_syn(packet: bytes) -> bool:
@@ -54,22 +71,10 @@ def test_a_lost_acknowledgement_is_a_lost_segment_though_nothing_is_sent_again(t
 
 def test_segments_that_are_late_and_sent_again_are_not_lost(tapped: Wire) -> None:
     """What a busy machine looks like: the kernel sends again what has arrived, and the receiver says so (DSACK)."""
-    held: list[bytes] = []
-
-    def hold(packet: bytes, to_b: bool) -> Sequence[bytes]:
-        # Not an acknowledgement that was still to come.
-        if to_b and payload(packet, TCP):
-            held.append(packet)
-            # The first and what was sent again in its place arrive together.
-            if len(held) < 2:
-                return []
-            tapped.judge = pass_all
-            return held
-        return [packet]
-
     with Traffic([connection(tapped)], rate=0, late_after=5.0) as traffic:
         assert traffic.burst("flow", 3).complete
-        tapped.judge = hold
+        # Not an acknowledgement that was still to come.
+        hold_until_sent_again(tapped, lambda packet, to_b: to_b and bool(payload(packet, TCP)))
         assert traffic.burst("flow", 1, timeout=10).complete
         assert traffic.burst("flow", 3).complete
         report = traffic.stop()
@@ -82,21 +87,10 @@ def test_segments_that_are_late_and_sent_again_are_not_lost(tapped: Wire) -> Non
 @pytest.mark.parametrize("to_b", [True, False], ids=["SYN", "SYN-ACK"])
 def test_a_handshake_that_is_late_and_sent_again_has_lost_nothing(tapped: Wire, to_b: bool) -> None:
     """Both ends send theirs again after a second, which counts differently at each of them."""
-    held: list[bytes] = []
-
-    def hold(packet: bytes, packet_to_b: bool) -> Sequence[bytes]:
-        if packet_to_b == to_b and is_syn(packet):
-            held.append(packet)
-            if len(held) < 2:
-                return []
-            tapped.judge = pass_all
-            return held
-        return [packet]
-
     with Traffic([connection(tapped, fresh=True)], rate=0, late_after=5.0) as traffic:
         assert traffic.burst("flow", 3).complete
         before = net_counters.read({"a": Path(tapped.pair.a), "b": Path(tapped.pair.b)})
-        tapped.judge = hold
+        held = hold_until_sent_again(tapped, lambda packet, way: way == to_b and is_syn(packet))
         assert traffic.burst("flow", 1, timeout=10).complete
         assert len(held) == 2
         assert traffic.burst("flow", 3).complete
