@@ -109,5 +109,6 @@ struct bpf_tunnel_key {
 	__u16 tunnel_ext;
 	__u32 tunnel_label;
 };
+_Static_assert(sizeof(struct bpf_tunnel_key) == 28, "kernels before 6.0 take no more");
 
 #endif /* RELOADLAB_LINUX_BPF_H */
