@@ -92,7 +92,7 @@ def test_identities_of_forged_packets(cluster: ClusterScenario) -> None:
     server = Address(str(node.netns("server")), str(node.pod("server").ipv4), PORT)
     with (
         bound_socket(outside, socket.SOCK_DGRAM, deadline) as sender,
-        # Without it the server refuses what arrives, to an address that nobody has: kernels count that as lost.
+        # It takes what arrives: nobody else does, and the server would refuse it, to an address without a route.
         bound_socket(server, socket.SOCK_DGRAM, deadline),
         FrameSocket(node.netns("server"), node.pod("server").inner_ifname) as at_server,
     ):

@@ -21,21 +21,34 @@ _DEVICE = {2: "rx_errors", 3: "rx_dropped", 10: "tx_errors", 11: "tx_dropped"}
 
 _LOSSES = frozenset(
     (
-        *("Ip InHdrErrors", "Ip InAddrErrors", "Ip InUnknownProtos", "Ip InDiscards"),
+        *("Ip InHdrErrors", "Ip InAddrErrors", "Ip InDiscards"),
         *("Ip OutNoRoutes", "Ip ReasmFails", "Ip FragFails", "IpExt InNoRoutes", "IpExt InTruncatedPkts"),
         *("Icmp InCsumErrors", "Udp InErrors", "Udp RcvbufErrors", "Udp InCsumErrors"),
         *("Tcp InErrs", "Tcp InCsumErrors", "TcpExt TCPBacklogDrop", "TcpExt RcvPruned", "TcpExt ListenDrops"),
         *("TcpExt IPReversePathFilter", "TcpExt TCPRcvQDrop"),
-        *("Ip6InHdrErrors", "Ip6InTooBigErrors", "Ip6InAddrErrors", "Ip6InUnknownProtos", "Ip6InTruncatedPkts"),
+        *("Ip6InHdrErrors", "Ip6InTooBigErrors", "Ip6InAddrErrors", "Ip6InTruncatedPkts"),
         *("Ip6InDiscards", "Ip6InNoRoutes", "Ip6OutNoRoutes", "Ip6ReasmFails", "Ip6FragFails"),
         *("Icmp6InCsumErrors", "Udp6InErrors", "Udp6RcvbufErrors", "Udp6InCsumErrors"),
     )
 )
 """Counters of packets that are gone.
 
-Others count what was answered (Udp NoPorts), or also what a program at the egress of a device has dropped on purpose
-(Ip OutDiscards, Udp SndbufErrors).
+Others count what was answered (Udp NoPorts, Ip InUnknownProtos), or also what a program at the egress of a device has
+dropped on purpose (Ip OutDiscards, Udp SndbufErrors).
 """
+
+BY_REASON: Mapping[str, frozenset[str]] = {
+    "IP_INNOROUTES": frozenset(("IpExt InNoRoutes", "Ip6InNoRoutes")),
+    "IP_OUTNOROUTES": frozenset(("Ip OutNoRoutes", "Ip6OutNoRoutes")),
+    "IP_INADDRERRORS": frozenset(("Ip InAddrErrors", "Ip6InAddrErrors")),
+    "IP_INHDR": frozenset(("Ip InHdrErrors", "Ip6InHdrErrors")),
+    "IP_RPFILTER": frozenset(("TcpExt IPReversePathFilter",)),
+    "PKT_TOO_BIG": frozenset(("Ip FragFails", "Ip6FragFails", "Ip6InTooBigErrors")),
+    "SOCKET_RCVBUFF": frozenset(("Udp InErrors", "Udp RcvbufErrors", "Udp6InErrors", "Udp6RcvbufErrors")),
+    "UDP_CSUM": frozenset(("Udp InErrors", "Udp InCsumErrors", "Udp6InErrors", "Udp6InCsumErrors")),
+    "TCP_CSUM": frozenset(("Tcp InErrs", "Tcp InCsumErrors")),
+}
+"""The counters that a drop for a reason (enum skb_drop_reason) moves; of reasons that are not here, none is known."""
 
 
 def read(namespaces: Mapping[str, Path]) -> NetCounters:

@@ -14,6 +14,7 @@ from lab.watch.attribution import of_the_kernel
 from lab.watch.drop_events import DropEvent
 from lab.watch.drops import Dropped
 from lab.watch.kernel_drops import NETKIT, NOT_SPECIFIED, KernelDrop
+from lab.watch.net_counters import BY_REASON
 from lab.watch.violation import Violation
 
 VERDICTS = frozenset(("TC_INGRESS", "TC_EGRESS", "XDP", NETKIT))
@@ -149,14 +150,16 @@ def check_kernel(
     """Return the packets of flows that the kernel dropped while traffic ran (invariant 12).
 
     `expected` are reasons that are no violation, such as IP_OUTNOROUTES. Where the kernel does not tell of its drops,
-    every counter of losses that has moved is a violation. A kernel that is not precise has drops without a reason that
-    are none: such a drop says only where a packet that did not arrive has gone.
+    every counter of losses that has moved is a violation, whosever the packets were, but for those of these reasons.
+    A kernel that is not precise has drops without a reason that are none: such a drop says only where a packet that
+    did not arrive has gone.
     """
     if not dropped.kernel_watched:
-        moved = sorted(dropped.counters.items())
+        declared = frozenset[str]().union(*(BY_REASON.get(reason, ()) for reason in expected))
         return [
             Violation(12, f"{place}: the kernel counts {plural(by, 'lost packet')} ({name})")
-            for (place, name), by in moved
+            for (place, name), by in sorted(dropped.counters.items())
+            if name not in declared
         ]
     ownership, harmless = (
         dropped.ownership,

@@ -50,6 +50,25 @@ def test_nothing_moves_by_itself_and_a_namespace_that_is_gone_has_no_counters(tm
         assert moved(before, read(namespaces)) == {}
 
 
+@pytest.mark.parametrize("target", ["10.9.0.2", "fd09::2"], ids=["v4", "v6"])
+def test_what_nobody_takes_is_answered_and_not_lost(target: str) -> None:
+    family = socket.AF_INET6 if ":" in target else socket.AF_INET
+    unused = 253  # for experimentation and testing (RFC 3692)
+    with veth_pair() as pair:
+        before = read({"b": Path(pair.b)})
+        with enter(Path(pair.a)):
+            sock = socket.socket(family, socket.SOCK_RAW, unused)
+        with sock:
+            sock.settimeout(5)
+            sock.connect((target, 0))
+            sock.send(b"what is it?")
+            with pytest.raises(OSError, match="Protocol"):  # ENOPROTOOPT, EPROTO
+                sock.recv(100)
+        # A new link may count packets of its own as without a route.
+        counted = {name for _, name in moved(before, read({"b": Path(pair.b)}))}
+        assert counted <= {"Ip6InNoRoutes"}
+
+
 def test_a_new_interface_starts_from_zero() -> None:
     assert moved({("a", "eth0 rx_dropped"): 5}, {("a", "eth0 rx_dropped"): 5, ("a", "eth1 rx_dropped"): 2}) == {
         ("a", "eth1 rx_dropped"): 2

@@ -206,11 +206,14 @@ def test_without_the_tracepoint_a_counter_of_losses_is_a_violation() -> None:
             while not scenario.drops.read().counters and time.monotonic() < deadline:
                 time.sleep(0.02)
         ip(netns, "route", "delete", "unreachable", "2001:db8::/32")
+        dropped = scenario.drops.read()
         found = violations(scenario, 12)
         scenario.abandon()
     assert [what for what in (violation.what for violation in found) if what.startswith("node: the kernel counts ")]
     gap = "kernel drops are not watched, only counted: the kernel has no BTF: CONFIG_DEBUG_INFO_BTF is not set"
     assert details([scenario])["gaps"] == [gap]
+    assert check_kernel(dropped, [], frozenset(("IP_INNOROUTES",))) == []
+    assert check_kernel(dropped, [], frozenset(("UDP_CSUM",))) == found
 
 
 @pytest.mark.usefixtures("without_tracepoint")
