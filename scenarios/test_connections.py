@@ -65,8 +65,8 @@ class Remembered:
     def rows(self) -> dict[str, Row]:
         """Return the entries by the side that they belong to: egress the client's, ingress the server's."""
         pod = self.scenario.node.pod("client")
-        here = f"{pod.ipv4}:{SOURCE_PORT}" if self.version == 4 else f"[{pod.ipv6}]:{SOURCE_PORT}"
-        rows = [row for row in conntrack_rows(self.scenario.node) if here in (row["source"], row["destination"])]
+        here = pod.ipv4 if self.version == 4 else pod.ipv6
+        rows = conntrack_rows(self.scenario.node, address=here, port=SOURCE_PORT)
         return {row["direction"]: row for row in rows if row["protocol"].lower() == self.protocol}
 
     def become(self, egress: Sequence[str], ingress: Sequence[str], seconds: int) -> None:
@@ -349,4 +349,5 @@ def no_connection(scenario: Scenario) -> None:
         scenario.leave_out("ICMP errors about nothing known: other C sources remember them as connections")
         return
     ends = {f"{server.ipv4}:0", f"{stranger.ipv4}:0"}
-    assert not [row for row in conntrack_rows(scenario.node) if {row["source"], row["destination"]} == ends]
+    rows = conntrack_rows(scenario.node, address=server.ipv4, port=0)
+    assert not [row for row in rows if {row["source"], row["destination"]} == ends]

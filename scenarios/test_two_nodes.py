@@ -160,9 +160,9 @@ def test_pods_come_and_go(cluster: ClusterScenario, network: str) -> None:
 
 
 def _connections(cluster: ClusterScenario, address: IPv4Address) -> set[int]:
-    """Return the nodes that know a connection with a pod."""
-    nodes = enumerate(cluster.cluster.nodes, 1)
-    return {n for n, node in nodes if any(f"{address}:" in row["destination"] for row in conntrack_rows(node))}
+    """Return the nodes that know a connection to a pod."""
+    known = ((n, conntrack_rows(node, address=address)) for n, node in enumerate(cluster.cluster.nodes, 1))
+    return {n for n, rows in known if any(row["destination"].startswith(f"{address}:") for row in rows)}
 
 
 @pytest.mark.cluster(pods=2, tunnel=True, policy=None)

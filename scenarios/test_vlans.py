@@ -64,6 +64,8 @@ class TaggedFrames:
         self.node = scenario.node
         self.drops = 0
         self._numbers: Iterator[int] = itertools.count()
+        # A frame that passes ends at its device, as nobody takes the EtherType.
+        scenario.expect(kernel_drops={"UNHANDLED_PROTO"})
 
     def arrive(self) -> bool:
         """Tell whether a frame of the VLAN arrives at its device; it must not be counted as dropped then."""

@@ -13,6 +13,7 @@ from lab.abi.conntrack import TUPLE_F_IN, CtEntry, CtTuple
 from lab.abi.layouts import MetricsKey, MetricsValue
 from lab.abi.notifications import source_files
 from lab.abi.policymap import PolicyEntry, PolicyKey
+from lab.abi.tables import Codec
 from lab.agent import enforcement
 from lab.agent.policy import PROTOCOLS, cidrs
 from lab.agent.policymaps import entries, open_policy
@@ -137,10 +138,17 @@ def _metrics_row(key: MetricsKey, value: MetricsValue, has_places: bool) -> Row:
     return row | {"file": source_files(key.file) or str(key.file), "line": key.line} if has_places else row
 
 
-def conntrack(node: Node, limit: int | None = None) -> list[Row]:
+def conntrack(
+    node: Node,
+    limit: int | None = None,
+    *,
+    address: IPv4Address | IPv6Address | None = None,
+    port: int | None = None,
+) -> list[Row]:
     """Return the connections of all tables, or the first `limit`; `seconds_left` is negative after the lifetime.
 
-    They are sorted by protocol, addresses and ports. Only what is returned is decoded: a table can be large.
+    With an `address`, those of which it is an end, at this `port` if one is given. They are sorted by protocol,
+    addresses and ports. Only what is returned is decoded: a table can be large.
     """
     found: list[tuple[bytes, bytes, tables.Table[CtTuple, CtEntry]]] = []
     loaded = False
@@ -148,7 +156,11 @@ def conntrack(node: Node, limit: int | None = None) -> list[Row]:
         try:
             with open_map(node, name) as pinned:
                 table = tables.CONNECTIONS.of(pinned)
-                found += ((key, value, table) for key, value in pinned.items())
+                found += (
+                    (key, value, table)
+                    for key, value in pinned.items()
+                    if address is None or _has_end(table.key, key, address, port)
+                )
                 loaded = True
         except MapNotLoaded:
             continue
@@ -158,6 +170,15 @@ def conntrack(node: Node, limit: int | None = None) -> list[Row]:
     found.sort(key=lambda item: (item[0][-2], len(item[0]), item[0]))
     now = seconds()
     return [connection(table.key.unpack(key), table.value.unpack(value), now) for key, value, table in found[:limit]]
+
+
+def _has_end(layout: Codec[CtTuple], key: bytes, address: IPv4Address | IPv6Address, port: int | None) -> bool:
+    """Tell whether a connection has this end; the bytes say of most keys that it has not, without decoding them."""
+    if address.packed not in key or (port is not None and port.to_bytes(2, "big") not in key):
+        return False
+    who = layout.unpack(key)
+    ends = (who.source, who.sport), (who.destination, who.dport)
+    return any(ip == address and port in (None, number) for ip, number in ends)
 
 
 def connection(who: CtTuple, entry: CtEntry, now: int) -> Row:

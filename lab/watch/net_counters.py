@@ -5,7 +5,7 @@ They say less than the tracepoint does (lab.watch.kernel_drops), but every kerne
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from datapath.kernel.netns import NamespaceNotFound, enter
@@ -37,7 +37,7 @@ Others count what was answered (Udp NoPorts, Ip InUnknownProtos), or also what a
 dropped on purpose (Ip OutDiscards, Udp SndbufErrors).
 """
 
-BY_REASON: Mapping[str, frozenset[str]] = {
+_BY_REASON: Mapping[str, frozenset[str]] = {
     "IP_INNOROUTES": frozenset(("IpExt InNoRoutes", "Ip6InNoRoutes")),
     "IP_OUTNOROUTES": frozenset(("Ip OutNoRoutes", "Ip6OutNoRoutes")),
     "IP_INADDRERRORS": frozenset(("Ip InAddrErrors", "Ip6InAddrErrors")),
@@ -47,8 +47,12 @@ BY_REASON: Mapping[str, frozenset[str]] = {
     "SOCKET_RCVBUFF": frozenset(("Udp InErrors", "Udp RcvbufErrors", "Udp6InErrors", "Udp6RcvbufErrors")),
     "UDP_CSUM": frozenset(("Udp InErrors", "Udp InCsumErrors", "Udp6InErrors", "Udp6InCsumErrors")),
     "TCP_CSUM": frozenset(("Tcp InErrs", "Tcp InCsumErrors")),
+    "UNHANDLED_PROTO": frozenset(("rx_dropped",)),
 }
-"""The counters that a drop for a reason (enum skb_drop_reason) moves; of reasons that are not here, none is known."""
+"""The counters that a drop for a reason (enum skb_drop_reason) moves; of reasons that are not here, none is known.
+
+Those of devices stand for every device.
+"""
 
 
 def read(namespaces: Mapping[str, Path]) -> NetCounters:
@@ -61,6 +65,12 @@ def read(namespaces: Mapping[str, Path]) -> NetCounters:
         except NamespaceNotFound:
             continue
     return found
+
+
+def by_reasons(name: str, reasons: Iterable[str]) -> bool:
+    """Tell whether drops for one of these reasons move a counter, such as `Ip OutNoRoutes` or `lxc1 rx_dropped`."""
+    known = frozenset[str]().union(*(_BY_REASON.get(reason, ()) for reason in reasons))
+    return name in known or name.rpartition(" ")[2] in known
 
 
 def moved(before: NetCounters, now: NetCounters) -> NetCounters:

@@ -14,7 +14,7 @@ from lab.watch.attribution import of_the_kernel
 from lab.watch.drop_events import DropEvent
 from lab.watch.drops import Dropped
 from lab.watch.kernel_drops import NETKIT, NOT_SPECIFIED, KernelDrop
-from lab.watch.net_counters import BY_REASON
+from lab.watch.net_counters import by_reasons
 from lab.watch.violation import Violation
 
 VERDICTS = frozenset(("TC_INGRESS", "TC_EGRESS", "XDP", NETKIT))
@@ -155,11 +155,10 @@ def check_kernel(
     did not arrive has gone.
     """
     if not dropped.kernel_watched:
-        declared = frozenset[str]().union(*(BY_REASON.get(reason, ()) for reason in expected))
         return [
             Violation(12, f"{place}: the kernel counts {plural(by, 'lost packet')} ({name})")
             for (place, name), by in sorted(dropped.counters.items())
-            if name not in declared
+            if not by_reasons(name, expected)
         ]
     ownership, harmless = (
         dropped.ownership,

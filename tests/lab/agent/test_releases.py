@@ -184,6 +184,14 @@ def test_connections_are_read_and_collected(maps: dict[str, Map], node: Node) ->
     assert {row["source"] for row in rows} == {f"{pod.ipv4}:1", f"{pod.ipv4}:2", f"[{pod.ipv6}]:1", f"[{pod.ipv6}]:2"}
     assert {(row["identity"], *row["state"]) for row in rows} == {(7, "seen_non_syn", "tx_closing")}
     assert {row.get("rx_packets", row.get("packets")) for row in rows} == {11}
+    for address, number, sources in (
+        (pod.ipv4, None, [f"{pod.ipv4}:1", f"{pod.ipv4}:2"]),
+        (pod.ipv6, 2, [f"[{pod.ipv6}]:2"]),
+        (node.spec.router4, 80, [f"{pod.ipv4}:1", f"{pod.ipv4}:2"]),
+        (pod.ipv4, 80, []),
+    ):
+        rows = mapview.conntrack(node, address=address, port=number)
+        assert [row["source"] for row in rows] == sources
     deleted = {found.map: found.deleted for found in collector.collect(node.datapath_config().globals)}
     assert (deleted[CT_MAPS[0]], deleted[CT_MAPS[2]]) == (1, 1)
     collector.forget(node.datapath_config(), {pod.ipv6})

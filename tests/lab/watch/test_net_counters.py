@@ -10,7 +10,7 @@ import pytest
 
 from lab.system.netns import enter
 from lab.system.tools import run
-from lab.watch.net_counters import moved, read
+from lab.watch.net_counters import by_reasons, moved, read
 from tests.lab.wires import ip, veth_pair
 from tests.netns import nsenter
 
@@ -67,6 +67,13 @@ def test_what_nobody_takes_is_answered_and_not_lost(target: str) -> None:
         # A new link may count packets of its own as without a route.
         counted = {name for _, name in moved(before, read({"b": Path(pair.b)}))}
         assert counted <= {"Ip6InNoRoutes"}
+
+
+def test_counters_of_a_reason_are_those_of_the_ip_layer_or_of_every_device() -> None:
+    assert by_reasons("Ip6OutNoRoutes", ["UDP_CSUM", "IP_OUTNOROUTES"])
+    assert not by_reasons("Ip6OutNoRoutes", ["IP_INNOROUTES"])
+    assert by_reasons("lxc1 rx_dropped", ["UNHANDLED_PROTO"])
+    assert not by_reasons("lxc1 rx_errors", ["UNHANDLED_PROTO", "NO_SUCH_REASON"])
 
 
 def test_a_new_interface_starts_from_zero() -> None:
