@@ -22,7 +22,7 @@ from typing import Literal
 
 from datapath.errors import ReloadlabError
 from lab.system.pace import slowness
-from lab.system.sockets import Address, allow_fragments, bound_socket, tcp_info
+from lab.system.sockets import Address, allow_fragments, bound_socket, is_closed, tcp_info
 from lab.traffic import icmp
 
 ETHERNET, IPV4, IPV6, FRAGMENT_HEADER, UDP_OR_ECHO = 14, 20, 40, 8, 8
@@ -212,7 +212,11 @@ def _tcp(
     for sock in (out, into):
         sock.settimeout(max(deadline - time.monotonic(), 0.01))
     try:
-        return Result(1, _talk(out, into, probe), "", tcp_info(out).segments_out)
+        answered = _talk(out, into, probe)
+        # Until the last acknowledgement is there, the kernel may send the FIN again.
+        while not is_closed(out) and time.monotonic() < deadline:
+            time.sleep(_POLL)
+        return Result(1, answered, "", tcp_info(out).segments_out)
     except OSError as error:
         return Result(1, 0, errno.errorcode.get(error.errno or errno.ETIMEDOUT, str(error)), tcp_info(out).segments_out)
 

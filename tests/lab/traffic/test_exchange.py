@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -41,6 +42,11 @@ def seen(shared: Wire) -> list[tuple[bytes, bool]]:
 def is_housekeeping(packet: bytes) -> bool:
     """Router solicitations and multicast reports, of the kernel itself."""
     return packet[0] >> 4 == 6 and packet[24] == 0xFF
+
+
+def is_fin(packet: bytes) -> bool:
+    """Tell whether a TCP segment over IPv4 says that its sender is done."""
+    return bool(packet[33] & 1)
 
 
 def ask(shared: Wire, probe: Probe, version: int = 4, **options: object) -> Result:
@@ -85,6 +91,29 @@ def test_segments_are_those_on_the_wire(shared: Wire, seen: list[tuple[bytes, bo
     result = ask(shared, Probe("tcp", 80, count=3), version)
     assert result == Result(1, 3, "", sum(to_b for _, to_b in seen))
     assert result.segments > 4
+
+
+def test_a_last_segment_that_is_sent_again_is_one_of_them(shared: Wire) -> None:
+    seen: list[bytes] = []
+    held: list[bytes] = []
+
+    def judge(packet: bytes, to_b: bool) -> Sequence[bytes]:
+        if is_housekeeping(packet):
+            return [packet]
+        if to_b:
+            seen.append(packet)
+        elif is_fin(seen[-1]) and not held:
+            # The answer to its FIN, which the source then sends again.
+            held.append(packet)
+            return []
+        return [packet]
+
+    shared.judge = judge
+    result = ask(shared, Probe("tcp", 80))
+    time.sleep(0.5)
+    assert is_fin(seen[-2])
+    assert is_fin(seen[-1])
+    assert result.segments == len(seen)
 
 
 @pytest.mark.parametrize("probe", [Probe("icmp"), Probe("udp", 53), Probe("tcp", 80)], ids=str)
