@@ -116,12 +116,16 @@ def totals(metrics_map: Map) -> dict[MetricsKey, MetricsValue]:
 
 
 def by_place(metrics_map: Map) -> dict[MetricsKey, MetricsValue]:
-    """Return the content of cilium_metrics, the sum over all CPUs, of each place of the source by itself."""
+    """Return the content of cilium_metrics, the sum over all CPUs, of each place of the source by itself.
+
+    A map that a release without places has made does not tell them, though a later one that found it counts by them.
+    """
     table = tables.METRICS.of(metrics_map)
-    return {
-        table.key.unpack(packed): sum(map(table.value.unpack, values), MetricsValue(0, 0))
-        for packed, values in metrics_map.items_percpu()
-    }
+    found: dict[MetricsKey, MetricsValue] = {}
+    for packed, values in metrics_map.items_percpu():
+        key = table.key.unpack(packed)
+        found[key] = sum(map(table.value.unpack, values), found.get(key, MetricsValue(0, 0)))
+    return found
 
 
 def rules(node: Node, *endpoints: str) -> dict[tuple[str, PolicyKey], tuple[int, int]]:

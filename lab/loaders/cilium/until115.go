@@ -8,6 +8,7 @@ import (
 	"bytes"
 	"context"
 	"debug/elf"
+	"errors"
 	"os"
 	"path/filepath"
 
@@ -15,6 +16,7 @@ import (
 	"github.com/cilium/cilium/pkg/datapath/loader"
 	"github.com/cilium/cilium/pkg/datapath/loader/metrics"
 	datapath "github.com/cilium/cilium/pkg/datapath/types"
+	"github.com/cilium/cilium/pkg/defaults"
 	"github.com/cilium/cilium/pkg/identity"
 	"github.com/cilium/cilium/pkg/maps/policymap"
 	ciliumnode "github.com/cilium/cilium/pkg/node"
@@ -126,6 +128,12 @@ func (a *adapter) reload(ctx context.Context, r *request) ([]span, error) {
 	if !a.settings.compiles {
 		err = a.loader.ReloadDatapath(ctx, target, stats)
 		return spansOf(begin, "load"), err
+	}
+	// An agent's regeneration has a new directory. Here a link to the template of another process is in it, and may lead
+	// nowhere: the loader takes that for no link, and fails to make its own.
+	link := filepath.Join(target.StateDir(), defaults.TemplatePath)
+	if err := os.Remove(link); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, err
 	}
 	err = a.loader.CompileOrLoad(ctx, target, stats)
 	return spansOf(begin, "fetch template",

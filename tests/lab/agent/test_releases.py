@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
@@ -217,6 +218,18 @@ def test_metrics_have_the_places_that_the_release_counts_by(
     known = {("bpf_lxc.c", 5), ("conntrack.h", 300)} if has_places else {(None, None)}
     assert {(row.get("file"), row.get("line")) for row in rows} == known
     assert metrics.packets(node) == {(133, 1): count * len(places)}
+
+
+def test_metrics_that_a_later_release_counts_in_a_map_of_an_earlier_one_are_one_sum(
+    maps: dict[str, Map], node: Node
+) -> None:
+    """Since 1.16 a key has line and file, where the releases before have reserved bytes."""
+    opened = maps["cilium_metrics"]
+    for place in (0, 1, 300):
+        opened.update(struct.pack("=BBH4x", 133, 1, place), struct.pack("=QQ", 2, 200) * (opened.value_bytes // 16))
+    (count,) = {sum(MetricsValue.unpack(v).count for v in opened.lookup_percpu(each)) for each in opened.keys()}  # noqa: SIM118 - no dict
+    assert metrics.packets(node) == {(133, 1): 3 * count}
+    assert sum(row["packets"] for row in mapview.metrics(node)) == 3 * count
 
 
 def test_nodes_have_their_ids_in_all_maps_of_them(maps: dict[str, Map], node: Node) -> None:
