@@ -6,6 +6,7 @@ import pty
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -141,9 +142,9 @@ def test_the_machine_keeps_its_mounts(node: Node) -> None:
 
 
 def mounts() -> list[str]:
-    """Return the mounts of this mount namespace, without those of labs, which come and go."""
+    """Return the mounts of this mount namespace, without those of labs and of other tests, which come and go."""
     points = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
-    return [point for point in points if not point.startswith("/run/")]
+    return [point for point in points if not point.startswith(("/run/", f"{tempfile.gettempdir()}/"))]
 
 
 def test_other_file_systems_below_sysfs_stay(node: Node) -> None:
