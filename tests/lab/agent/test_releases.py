@@ -212,7 +212,7 @@ def test_metrics_have_the_places_that_the_release_counts_by(
     places = ((5, 2), (300, 109)) if has_places else ((0, 0),)
     for line, file in places:
         write(opened, tables.METRICS, MetricsKey(133, 1, line, file), MetricsValue(2, 200))
-    (count,) = {sum(MetricsValue.unpack(v).count for v in opened.lookup_percpu(each)) for each in opened.keys()}  # noqa: SIM118 - no dict
+    (count,) = {sum(MetricsValue.unpack(v).count for v in values) for _, values in opened.items_percpu()}
     rows = mapview.metrics(node)
     assert {(row["reason"], row["direction"], row["packets"]) for row in rows} == {(133, "ingress", count)}
     known = {("bpf_lxc.c", 5), ("conntrack.h", 300)} if has_places else {(None, None)}
@@ -227,7 +227,7 @@ def test_metrics_that_a_later_release_counts_in_a_map_of_an_earlier_one_are_one_
     opened = maps["cilium_metrics"]
     for place in (0, 1, 300):
         opened.update(struct.pack("=BBH4x", 133, 1, place), struct.pack("=QQ", 2, 200) * (opened.value_bytes // 16))
-    (count,) = {sum(MetricsValue.unpack(v).count for v in opened.lookup_percpu(each)) for each in opened.keys()}  # noqa: SIM118 - no dict
+    (count,) = {sum(MetricsValue.unpack(v).count for v in values) for _, values in opened.items_percpu()}
     assert metrics.packets(node) == {(133, 1): 3 * count}
     assert sum(row["packets"] for row in mapview.metrics(node)) == 3 * count
 
