@@ -147,8 +147,8 @@ def conntrack(
 ) -> list[Row]:
     """Return the connections of all tables, or the first `limit`; `seconds_left` is negative after the lifetime.
 
-    With an `address`, those of which it is an end, at this `port` if one is given. They are sorted by protocol,
-    addresses and ports. Only what is returned is decoded: a table can be large.
+    With an `address` or a `port`, those that have an end there. They are sorted by protocol, addresses and ports. Only
+    what is returned is decoded: a table can be large.
     """
     found: list[tuple[bytes, bytes, tables.Table[CtTuple, CtEntry]]] = []
     loaded = False
@@ -157,9 +157,7 @@ def conntrack(
             with open_map(node, name) as pinned:
                 table = tables.CONNECTIONS.of(pinned)
                 found += (
-                    (key, value, table)
-                    for key, value in pinned.items()
-                    if address is None or _has_end(table.key, key, address, port)
+                    (key, value, table) for key, value in pinned.items() if _has_end(table.key, key, address, port)
                 )
                 loaded = True
         except MapNotLoaded:
@@ -172,13 +170,16 @@ def conntrack(
     return [connection(table.key.unpack(key), table.value.unpack(value), now) for key, value, table in found[:limit]]
 
 
-def _has_end(layout: Codec[CtTuple], key: bytes, address: IPv4Address | IPv6Address, port: int | None) -> bool:
+def _has_end(layout: Codec[CtTuple], key: bytes, address: IPv4Address | IPv6Address | None, port: int | None) -> bool:
     """Tell whether a connection has this end; the bytes say of most keys that it has not, without decoding them."""
-    if address.packed not in key or (port is not None and port.to_bytes(2, "big") not in key):
+    if address is None and port is None:
+        return True
+    parts = (b"" if address is None else address.packed, b"" if port is None else port.to_bytes(2, "big"))
+    if not all(part in key for part in parts):
         return False
     who = layout.unpack(key)
     ends = (who.source, who.sport), (who.destination, who.dport)
-    return any(ip == address and port in (None, number) for ip, number in ends)
+    return any(address in (None, ip) and port in (None, number) for ip, number in ends)
 
 
 def connection(who: CtTuple, entry: CtEntry, now: int) -> Row:

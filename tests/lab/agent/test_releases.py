@@ -190,6 +190,7 @@ def test_connections_are_read_and_collected(maps: dict[str, Map], node: Node) ->
         (pod.ipv6, 2, [f"[{pod.ipv6}]:2"]),
         (node.spec.router4, 80, [f"{pod.ipv4}:1", f"{pod.ipv4}:2"]),
         (pod.ipv4, 80, []),
+        (None, 2, [f"{pod.ipv4}:2", f"[{pod.ipv6}]:2"]),
     ):
         rows = mapview.conntrack(node, address=address, port=number)
         assert [row["source"] for row in rows] == sources
